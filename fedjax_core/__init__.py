@@ -1,0 +1,42 @@
+"""fedjax_core: federated learning on JAX, one algorithm definition for simulated lanes, many devices, and real sites.
+
+>>> import fedjax_core as fc, numpy as np, optax, jax
+>>> clients = fc.Clients.from_list([{"x": np.eye(3, dtype=np.float32)[:n], "y": np.zeros(n, np.int32)} for n in (1, 3, 2)])
+>>> algorithm = fc.algorithms.fedavg(fc.models.logistic(features=3, classes=2), local=optax.sgd(0.1))
+>>> simulator = fc.Simulator(fc.compose(algorithm), clients, batch_size=2, epochs=1)
+>>> state, metrics = simulator.run(simulator.init(jax.random.key(0)), [0, 1, 2])
+>>> round(float(metrics["loss"]), 4) < 0.6932
+True
+"""
+
+from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
+from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
+from fedjax_core.lanes import Evaluation, Simulator, evaluate, predict
+from fedjax_core.round import Round, State, compose
+from fedjax_core.task import Task
+from fedjax_core.types import Batch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Clients",
+    "Cohort",
+    "Evaluation",
+    "Round",
+    "Simulator",
+    "State",
+    "Task",
+    "aggregators",
+    "algorithms",
+    "cohorts",
+    "compose",
+    "evaluate",
+    "metrics",
+    "models",
+    "partition",
+    "predict",
+    "synthetic",
+    "tree",
+    "uplink",
+]

@@ -1,0 +1,55 @@
+"""Randomness with an address: every key is derived from what it is for, never from what was drawn before.
+
+    client = fold(key, CLIENT, round, id)          step t of exchange e = fold(client, STEP, e, t)
+
+So nothing depends on the lane, the order, the worker or the machine that does the work, and any round can be computed alone.
+
+>>> import jax, numpy as np
+>>> run = jax.random.key(0)
+>>> a = step(client(run, 3, np.array([0, 17], np.uint32)), 0, 5)
+>>> bool(a == step(client(run, 3, np.array([0, 17], np.uint32)), 0, 5))
+True
+"""
+
+import jax
+
+from fedjax_core.types import Array, Key
+
+_CLIENT, _SERVER, _INIT = range(3)  # what a run's key is for
+_STEP, _BEGIN, _ENCODE = range(3)  # what a client's key is for
+
+
+def _fold(key: Key, *address: Array | int) -> Key:
+    for part in address:
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+def init(key: Key) -> Key:
+    """For the first parameters."""
+    return _fold(key, _INIT)
+
+
+def server(key: Key, round: Array | int, exchange: int) -> Key:
+    """For the server's own draws in one exchange of a round (noise added to a sum)."""
+    return _fold(key, _SERVER, round, exchange)
+
+
+def client(key: Key, round: Array | int, id: Array) -> Key:
+    """For one client in one round; `id` is [2] uint32, the client's address (`Clients.addresses`)."""
+    return _fold(key, _CLIENT, round, id[0], id[1])
+
+
+def begin(client_key: Key, exchange: int) -> Key:
+    """For a client's beginning of an exchange."""
+    return _fold(client_key, _BEGIN, exchange)
+
+
+def step(client_key: Key, exchange: int, t: Array | int) -> Key:
+    """For a client's local step `t` of an exchange."""
+    return _fold(client_key, _STEP, exchange, t)
+
+
+def encode(client_key: Key, exchange: int) -> Key:
+    """For what a client draws to encode its report (stochastic rounding)."""
+    return _fold(client_key, _ENCODE, exchange)

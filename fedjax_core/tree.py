@@ -1,0 +1,79 @@
+"""Arithmetic on pytrees of arrays: what updates, accumulators and states need, and no more.
+
+>>> import jax.numpy as jnp
+>>> a, b = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([1.0, 1.0])}
+>>> sub(a, b)["w"].tolist(), float(norm(a))
+([2.0, 3.0], 5.0)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_core.types import Array
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    """a - b, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(factor: Array | float, a: Any) -> Any:
+    """factor * a, each leaf in its own dtype."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), a)
+
+
+def zeros_like(a: Any) -> Any:
+    """Zeros with the shapes and dtypes of `a`, whose leaves may be arrays or `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), a)
+
+
+def norm(a: Any) -> Array:
+    """The l2 norm over all leaves together, accumulated in float32."""
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(a)), jnp.float32(0)))
+
+
+def where(condition: Array, a: Any, b: Any) -> Any:
+    """`a` where the condition holds, else `b`; a condition [L] chooses rows of leaves [L, ...]."""
+
+    def choose(x: Array, y: Array) -> Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+
+    return jax.tree.map(choose, a, b)
+
+
+def take(a: Any, index: Array) -> Any:
+    """Rows `index` of every leaf; an index past the end gives the last row."""
+    return jax.tree.map(lambda x: x.at[index].get(mode="clip"), a)
+
+
+def put(a: Any, index: Array, rows: Any) -> Any:
+    """`a` with rows `index` replaced; an index past the end is left out."""
+    return jax.tree.map(lambda x, r: x.at[index].set(r, mode="drop"), a, rows)
+
+
+def finite(a: Any) -> Array:
+    """Whether every number in every floating leaf is finite: a scalar bool."""
+    found = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(found)) if found else jnp.bool_(True)
+
+
+def size(a: Any) -> int:
+    """How many numbers the leaves hold."""
+    return sum(int(x.size) for x in jax.tree.leaves(a))
+
+
+def nbytes(a: Any) -> int:
+    """How many bytes the leaves take; leaves may be `jax.ShapeDtypeStruct`s."""
+    return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(a))
+
+
+def shapes(a: Any) -> Any:
+    """The tree with each array replaced by its `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), a)

@@ -1,0 +1,50 @@
+"""The nouns every part shares: names for pytrees, and the `Batch` a client trains on.
+
+Letters mean the same everywhere: `N` clients in the population, `K` in a cohort, `L` lanes, `S` slots, `B` examples in a
+batch, `R` rounds, `P` parameters. The client-like axis comes first.
+
+>>> import jax.numpy as jnp
+>>> batch = Batch({"x": jnp.ones((4, 2))}, mask=jnp.array([1.0, 1.0, 1.0, 0.0]))
+>>> batch["x"].shape, float(batch.mask.sum())
+((4, 2), 3.0)
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, as from jax.random.key
+
+Params = Any  # pytree of arrays: the model
+Server = Any  # pytree with a field `params`: what the server keeps between rounds
+Message = Any  # pytree: what the server broadcasts in one exchange
+Own = Any  # pytree: what a client keeps between rounds
+Carry = Any  # pytree: what a client carries from one local step to the next
+Update = Any  # pytree: what a client reports; it need not have the shape of the parameters
+Columns = Any  # pytree of arrays whose first axis is the example
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Batch(Mapping[str, Any]):
+    """One batch of a client's examples; reads like its columns: `batch["x"]`, `batch.columns`.
+
+    The last batch of a client is padded to the fixed size with copies of the client's own examples. A loss that returns one
+    value an example needs no care, for the engine masks the copies; a loss in which examples meet (a Cox risk set) must
+    respect `mask`.
+    """
+
+    columns: Columns  # each leaf [B, ...]
+    mask: Array  # [B] float32: 1 for an example, 0 for padding
+
+    def __getitem__(self, name: Any) -> Any:
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
