@@ -1,0 +1,27 @@
+"""An aggregator: how reports meet.
+
+    acc = add(zero(shapes, K), updates, weights, positions)      value(merge(acc, acc'))
+
+Reports arrive a few at a time, [n, ...]: from the lanes that end a client in the same slot, or one from a hospital. Accumulators
+made apart (devices, workers, sites) merge into the one that all reports together would have made.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fedjax_core import tree
+from fedjax_core.types import Array, Update
+
+
+class Aggregator(NamedTuple):
+    """A way to make one value of many reports. A report of weight 0 is not there: its update is zeros and it must not count."""
+
+    name: str
+    zero: Callable[[Update, int], Any]  # (the update's shapes, K places in the cohort) -> empty accumulator
+    add: Callable[[Any, Update, Array, Array], Any]
+    """(acc, updates [n, ...], weights [n], positions [n] int32) -> acc; a position is the client's place in the cohort, each filled once,
+    and K (past the end) where the weight is 0."""
+    value: Callable[[Any], Update]  # zeros where nothing was added
+    additive: bool
+    """Only sums are kept, whatever the cohort's size; otherwise every report is, K times the memory."""
+    merge: Callable[[Any, Any], Any] = tree.add

@@ -1,0 +1,42 @@
+"""The weighted mean of the reports, sum_i w_i u_i / sum_i w_i: an accumulator of one update's size.
+
+>>> import jax.numpy as jnp
+>>> m = mean()
+>>> acc = m.add(m.zero(jnp.zeros(1), 2), jnp.array([[1.0], [4.0]]), jnp.array([2.0, 1.0]), jnp.arange(2))
+>>> m.value(acc).tolist()
+[2.0]
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_core import tree
+from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.types import Array, Update
+
+
+class Weighted(NamedTuple):
+    """Sums of weight * update, and of the weights."""
+
+    total: Update
+    weight: Array
+
+
+def mean() -> Aggregator:
+    """Averages reports by their weight; zeros when nobody reported."""
+
+    def zero(shapes: Update, cohort: int) -> Weighted:
+        return Weighted(tree.zeros_like(shapes), jnp.float32(0))
+
+    def add(acc: Weighted, updates: Update, weights: Array, positions: Array) -> Weighted:
+        def meet(total: Array, rows: Array) -> Array:
+            return total + jnp.tensordot(weights.astype(rows.dtype), rows, axes=1)
+
+        return Weighted(jax.tree.map(meet, acc.total, updates), acc.weight + jnp.sum(weights))
+
+    def value(acc: Weighted) -> Update:
+        return tree.scale(jnp.where(acc.weight > 0, 1 / jnp.where(acc.weight > 0, acc.weight, 1), 0), acc.total)
+
+    return Aggregator("mean", zero, add, value, additive=True)

@@ -1,0 +1,27 @@
+"""Federated algorithms: one paper, one file. Each is a value, an `Algorithm`, and knows no backend."""
+
+from fedjax_core.algorithms import fedopt
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, uniform
+from fedjax_core.algorithms.fedavg import fedavg
+from fedjax_core.algorithms.fedprox import add_proximal, fedprox
+from fedjax_core.algorithms.ifca import ifca
+from fedjax_core.algorithms.mime import mime
+from fedjax_core.algorithms.scaffold import scaffold
+
+__all__ = [
+    "Aggregate",
+    "Algorithm",
+    "Client",
+    "Exchange",
+    "Report",
+    "Seen",
+    "add_proximal",
+    "by_examples",
+    "fedavg",
+    "fedopt",
+    "fedprox",
+    "ifca",
+    "mime",
+    "scaffold",
+    "uniform",
+]

@@ -1,0 +1,106 @@
+"""What an algorithm is: a server, and for each exchange of a round what it broadcasts, what a client does, what it learns.
+
+    server --broadcast--> message --begin/step.../finish--> Report --(uplink, aggregator)--> Aggregate --update--> server
+
+Most algorithms have one exchange a round. Mime has two that cross the wire; IFCA has one in which clients only look (`silent`:
+nothing goes up) and one in which they train. All are pure functions over pytrees, so that a backend may vmap, scan, shard or send them.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_core.metrics import Mean
+from fedjax_core.task import Task
+from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update
+
+
+class Seen(NamedTuple):
+    """What a client had to work on in one exchange."""
+
+    examples: Array  # float32: the client's examples, however often it went through them
+    steps: Array  # float32: its local steps
+
+
+class Report(NamedTuple):
+    """What a client brings back: an update and its weight for the aggregator, and what it keeps itself."""
+
+    update: Update
+    weight: Array  # float32 scalar >= 0
+    own: Own
+
+
+class Aggregate(NamedTuple):
+    """What the server learns from one exchange."""
+
+    value: Update  # the reports as the aggregator and the uplink's stages made one of them
+    weight: Array  # float32: sum of the weights
+    clients: Array  # float32: how many clients are in it
+
+
+class Client(NamedTuple):
+    """What one client does in one exchange. Messages are shared by all clients, so nothing of them need go into the carry."""
+
+    begin: Callable[[Message, Own, Key], Carry]
+    step: Callable[[Message, Carry, Batch, Key], tuple[Carry, dict[str, Mean]]]
+    finish: Callable[[Message, Carry, Seen], Report]
+
+
+class Exchange(NamedTuple):
+    """One trip from the server to the clients of a cohort and back."""
+
+    broadcast: Callable[[Server], Message]
+    client: Client
+    update: Callable[[Server, Aggregate], Server] | None
+    """None makes the exchange silent: clients change only what they keep, and no report leaves them."""
+    work: Literal["train", "once"] = "train"
+    """`train` follows the run's epochs or steps; `once` goes over each example exactly once, in the order stored."""
+    needs_mean: bool = False
+    """The report has a meaning only when averaged (IFCA's one model of k): `compose` refuses any other aggregator."""
+
+
+class Algorithm(NamedTuple):
+    """A client and the server around it."""
+
+    task: Task
+    init_params: Callable[[Key], Params]
+    init: Callable[[Params], Server]  # the result has a field `params`, the global model
+    init_client: Callable[[Params], Own]  # what a client keeps before its first round; () for nothing
+    exchanges: tuple[Exchange, ...]
+    personal: Callable[[Server, Own], Params] | None = None
+    """The model a client would use; None: the global one."""
+
+
+def nothing(params: Params) -> Own:
+    """`init_client` of an algorithm whose clients keep nothing."""
+    return ()
+
+
+def by_examples(seen: Seen) -> Array:
+    """Weighs a report by the client's examples: the objective is the mean over all examples."""
+    return seen.examples
+
+
+def uniform(seen: Seen) -> Array:
+    """Weighs all reports alike: the objective is the mean over clients."""
+    return jnp.ones_like(seen.examples)
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
+    """`optimizer` itself; raises where it is no optax optimiser."""
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(
+            f"{name}= must be an optax optimiser (an optax.GradientTransformation), got {type(optimizer).__name__} {optimizer!r}. "
+            f"For a learning rate of 0.1 write {name}=optax.sgd(0.1)."
+        )
+    return optimizer
+
+
+def gradient(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
+    """The gradient of the batch's mean loss, and the loss as a metric weighed by the examples in it."""
+    value, grads = jax.value_and_grad(task.mean_loss)(params, batch, key)
+    examples = jnp.sum(batch.mask)
+    return grads, {"loss": Mean(value.astype(jnp.float32) * examples, examples)}

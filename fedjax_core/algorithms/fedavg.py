@@ -1,0 +1,84 @@
+"""FedAvg and FedOpt: clients take local steps from the global model; the server treats their mean change as a gradient.
+
+    y <- y - local(g(y))        each local step, from y = x
+    x <- x - server(-sum_i w_i (y_i - x) / sum_i w_i)
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017; with another server
+optimiser, Reddi et al., "Adaptive Federated Optimization", ICLR 2021 (`fedjax_core.algorithms.fedopt` has its rules).
+
+>>> import optax
+>>> from fedjax_core import models
+>>> task = models.linear(features=3)
+>>> averaging = fedavg(task, local=optax.sgd(0.1))
+>>> with_momentum = fedavg(task, local=optax.sgd(0.1), server=optax.sgd(1.0, momentum=0.9))
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from fedjax_core import tree
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    by_examples,
+    check_optimizer,
+    gradient,
+    nothing,
+)
+from fedjax_core.metrics import Mean
+from fedjax_core.task import Task
+from fedjax_core.types import Array, Batch, Key, Own, Params
+
+
+class Global(NamedTuple):
+    """The model, and the server optimiser's state."""
+
+    params: Params
+    opt: optax.OptState
+
+
+class Local(NamedTuple):
+    """A client's copy of the model, and its optimiser's state, fresh in each round."""
+
+    params: Params
+    opt: optax.OptState
+
+
+def fedavg(
+    task: Task,
+    local: optax.GradientTransformation,
+    server: optax.GradientTransformation | None = None,
+    *,
+    weighting: Callable[[Seen], Array] = by_examples,
+) -> Algorithm:
+    """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`, plain averaging) is given the mean change, negated.
+
+    `weighting` says how much a client counts: `by_examples` (default) or `uniform`.
+    """
+    local = check_optimizer(local, "local")
+    server = check_optimizer(optax.sgd(1.0) if server is None else server, "server")
+
+    def begin(params: Params, own: Own, key: Key) -> Local:
+        return Local(params, local.init(params))
+
+    def step(params: Params, carry: Local, batch: Batch, key: Key) -> tuple[Local, dict[str, Mean]]:
+        grads, seen = gradient(task, carry.params, batch, key)
+        change, opt = local.update(grads, carry.opt, carry.params)
+        return Local(optax.apply_updates(carry.params, change), opt), seen
+
+    def finish(params: Params, carry: Local, seen: Seen) -> Report:
+        return Report(tree.sub(carry.params, params), weighting(seen), own=())
+
+    def update(state: Global, reports: Aggregate) -> Global:
+        change, opt = server.update(jax.tree.map(lambda x: -x, reports.value), state.opt, state.params)
+        return Global(optax.apply_updates(state.params, change), opt)
+
+    exchange = Exchange(lambda state: state.params, Client(begin, step, finish), update)
+    return Algorithm(task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,))

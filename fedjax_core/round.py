@@ -1,0 +1,176 @@
+"""`compose` joins an algorithm, what happens on the way up, and how reports meet into a `Round`: all that a backend ever sees.
+
+A round is one or more exchanges. For each, every backend does the same five things; only where they run differs:
+
+    message         = exchange.broadcast(server)                       server
+    carry           = begin; step, step, ...                           client
+    sent, kept      = round.report(...)                                client: finish, then encode
+    update, ok      = round.receive(...)                               server: expand, and refuse what is not finite
+    state           = round.conclude(...)                              server: aggregate, finish, update
+
+>>> import optax
+>>> from fedjax_core import aggregators, algorithms, models, uplink
+>>> algorithm = algorithms.fedavg(models.linear(features=3), local=optax.sgd(0.1))
+>>> composed = compose(algorithm, uplink=uplink.chain(uplink.clip(1.0), uplink.quantize(bits=8)))
+>>> composed.uplink.name, composed.aggregator.name
+('chain(clip, quantize)', 'mean')
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_core import keys, tree
+from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.aggregators.mean import mean
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Report, Seen
+from fedjax_core.types import Array, Carry, Key, Message, Own, Params, Server, Update
+from fedjax_core.uplink.base import Info, Stage, chain, stage
+
+
+class Kept(NamedTuple):
+    """What clients keep between rounds; every leaf is [N, ...]."""
+
+    own: Own  # for the algorithm
+    uplink: tuple[Any, ...]  # for the stages, one entry an exchange
+
+
+class State(NamedTuple):
+    """All that crosses a round: the carry of a scan, the checkpoint, and what tests compare."""
+
+    server: Server
+    uplink: tuple[Any, ...]  # the server's half of the stages, one entry an exchange
+    clients: Kept
+    round: Array  # int32 scalar: rounds done
+    key: Key  # never changes: every draw has an address under it
+
+    @property
+    def params(self) -> Params:
+        """The global model."""
+        return self.server.params
+
+
+class Round(NamedTuple):
+    """One algorithm with its uplink and aggregator, checked to fit. Build it with `compose`."""
+
+    algorithm: Algorithm
+    uplink: Stage
+    aggregator: Aggregator
+
+    def init(self, key: Key, population: int, params: Params | None = None) -> State:
+        """The state before the first round, for `population` clients; from `params` where given, else as the task begins."""
+        params = self.algorithm.init_params(keys.init(key)) if params is None else params
+        server = self.algorithm.init(params)
+        own = self.algorithm.init_client(params)
+        reports = [self.report_shapes(e, server, own) for e in range(len(self.algorithm.exchanges))]
+        kept = Kept(own, tuple(self._stage(e).init_client(r.update) for e, r in enumerate(reports)))
+        return State(
+            server=server,
+            uplink=tuple(self._stage(e).init(r.update) for e, r in enumerate(reports)),
+            clients=jax.tree.map(lambda x: jnp.broadcast_to(x, (population, *jnp.shape(x))), kept),
+            round=jnp.int32(0),
+            key=key,
+        )
+
+    def report_shapes(self, e: int, server: Server, own: Own) -> Report:
+        """The shapes of what a client reports in exchange `e`, before any stage."""
+
+        def visit(server: Server, own: Own, key: Key) -> Report:
+            exchange = self.algorithm.exchanges[e]
+            message = exchange.broadcast(server)
+            carry = exchange.client.begin(message, own, key)
+            return exchange.client.finish(message, carry, Seen(jnp.float32(1), jnp.float32(1)))
+
+        return jax.eval_shape(visit, server, own, jax.eval_shape(lambda: jax.random.key(0)))
+
+    def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> tuple[Any, Array, Kept]:
+        """The client's end of an exchange: (what goes on the wire, its weight, what the client keeps)."""
+        report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
+        sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, keys.encode(key, e))
+        return sent, report.weight, Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
+
+    def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
+        """The server's reading of one report: (update, whether it may be used). Numbers that are not finite never spread."""
+        update = self._stage(e).expand(uplink, sent)
+        return update, tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
+
+    def conclude(self, e: int, state: State, acc: Any, weight: Array, clients: Array) -> State:
+        """The server's end of an exchange, once all reports are in `acc`."""
+        update = self.algorithm.exchanges[e].update
+        if update is None:
+            return state
+        key = keys.server(state.key, state.round, e)
+        value, mine = self._stage(e).finish(state.uplink[e], self.aggregator.value(acc), Info(weight, clients), key)
+        server = update(state.server, Aggregate(value, weight, clients))
+        return state._replace(server=server, uplink=(*state.uplink[:e], mine, *state.uplink[e + 1 :]))
+
+    def _stage(self, e: int) -> Stage:
+        """The uplink of exchange `e`: nothing for one from which no report leaves."""
+        return self.uplink if self.algorithm.exchanges[e].update is not None else _SILENT
+
+
+_SILENT = stage("silent", encode=lambda state, own, update, key: ((), own))
+
+
+def compose(algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggregator | None = None) -> Round:
+    """The pieces as one Round; raises, naming the piece and the way out, where they do not fit.
+
+    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight.
+    """
+    uplink = chain() if uplink is None else uplink
+    aggregator = mean() if aggregator is None else aggregator
+    for value, kind, name in ((algorithm, Algorithm, "algorithm"), (uplink, Stage, "uplink"), (aggregator, Aggregator, "aggregator")):
+        if not isinstance(value, kind):
+            way_out = "join several stages with fc.uplink.chain(a, b)" if name == "uplink" else f"build one with fc.{name}s"
+            raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
+    for e, exchange in enumerate(algorithm.exchanges):
+        if exchange.needs_mean and aggregator.name != "mean":
+            raise ValueError(
+                f"{aggregator.name}() cannot take what clients report in exchange {e} of this algorithm, which has a meaning only as "
+                "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
+            )
+    composed = Round(algorithm, uplink, aggregator)
+    _check_shapes(composed)
+    return composed
+
+
+def _check_shapes(composed: Round) -> None:
+    """Raises where a stage or the server's update does not give back the structure it was given."""
+    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    params = jax.eval_shape(lambda: composed.algorithm.init_params(jax.random.key(0)))
+    own = jax.eval_shape(composed.algorithm.init_client, params)
+    for e, exchange in enumerate(composed.algorithm.exchanges):
+        report = composed.report_shapes(e, state.server, own)
+        _same(report.own, own, f"what a client keeps after exchange {e}")
+        if exchange.update is None:
+            continue
+
+        acc, value = jax.eval_shape(partial(_meet, composed), report.update)
+        _same(value, report.update, f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}")
+        one = jnp.float32(1)
+        after = jax.eval_shape(lambda state, acc, e=e: composed.conclude(e, state, acc, one, one), state, acc)
+        _same(after, state, f"the state after exchange {e}")
+
+
+def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
+    """One update on its way up: (the aggregator's accumulator, the value that comes of it)."""
+    uplink, mine = composed.uplink.init(update), composed.uplink.init_client(update)
+    sent, _ = composed.uplink.encode(uplink, mine, update, jax.random.key(0))
+    expanded = composed.uplink.expand(uplink, sent)
+    rows = jax.tree.map(lambda x: x[None], expanded)
+    acc = composed.aggregator.add(composed.aggregator.zero(tree.shapes(expanded), 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
+    value, _ = composed.uplink.finish(uplink, composed.aggregator.value(acc), Info(jnp.float32(1), jnp.float32(1)), jax.random.key(0))
+    return acc, value
+
+
+def _same(got: Any, expected: Any, what: str) -> None:
+    if jax.tree.structure(got) != jax.tree.structure(expected):
+        raise ValueError(f"{what} changed its structure, from {jax.tree.structure(expected)} to {jax.tree.structure(got)}")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            raise ValueError(
+                f"{what} changed {jax.tree_util.keystr(path)} from {b.dtype}{list(b.shape)} to {a.dtype}{list(a.shape)}; "
+                "every piece must give back the shapes and dtypes it was given"
+            )

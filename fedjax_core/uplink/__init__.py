@@ -1,0 +1,8 @@
+"""What happens to a report on its way up: stages with a client's half and a server's half, joined by `chain`."""
+
+from fedjax_core.uplink.base import Stage, chain, message_shapes, stage
+from fedjax_core.uplink.clip import clip
+from fedjax_core.uplink.feedback import feedback
+from fedjax_core.uplink.quantize import quantize
+
+__all__ = ["Stage", "chain", "clip", "feedback", "message_shapes", "quantize", "stage"]

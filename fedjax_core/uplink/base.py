@@ -1,0 +1,94 @@
+"""A stage: one promise kept on the way up, with its client's half and its server's half in one value.
+
+    client: message, own = encode(state, own, update, key)          (what crosses the wire is the message)
+    server: update = expand(state, message)                         (one a client, before the aggregator)
+            value, state = finish(state, value, aggregate, key)     (once an exchange, after it)
+
+`chain` puts stages one after another: encode from first to last, expand and finish from last to first.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax_core.types import Array, Key, Message, Own, Update
+
+
+class Info(NamedTuple):
+    """What `finish` may know of an exchange besides the value."""
+
+    weight: Array  # float32: sum of the weights
+    clients: Array  # float32: how many clients are in the value
+
+
+class Stage(NamedTuple):
+    """One wrapper on the way up. Build it with `stage`, which fills in halves that do nothing."""
+
+    name: str
+    init: Callable[[Update], Any]  # the update's shapes -> what the server keeps for this stage; clients may read it
+    init_client: Callable[[Update], Own]  # the update's shapes -> what each client keeps for it
+    encode: Callable[[Any, Own, Update, Key], tuple[Message, Own]]
+    expand: Callable[[Any, Message], Update]
+    finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]]
+
+
+def stage(
+    name: str,
+    init: Callable[[Update], Any] = lambda shapes: (),
+    init_client: Callable[[Update], Own] = lambda shapes: (),
+    encode: Callable[[Any, Own, Update, Key], tuple[Message, Own]] = lambda state, own, update, key: (update, own),
+    expand: Callable[[Any, Message], Update] = lambda state, message: message,
+    finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = lambda state, value, info, key: (value, state),
+) -> Stage:
+    """A stage from the halves that do something."""
+    return Stage(name, init, init_client, encode, expand, finish)
+
+
+def chain(*stages: Stage) -> Stage:
+    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. `chain()` sends updates as they are."""
+    for i, s in enumerate(stages):
+        if not isinstance(s, Stage):
+            raise TypeError(f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like")
+
+    def shapes_between(update: Update) -> list[Update]:
+        """The shapes each stage is given: those of the message of the one before."""
+        given = [update]
+        for s in stages[:-1]:
+            given.append(message_shapes(s, given[-1]))
+        return given
+
+    def init(update: Update) -> Any:
+        return tuple(s.init(u) for s, u in zip(stages, shapes_between(update), strict=True)) if stages else ()
+
+    def init_client(update: Update) -> Own:
+        return tuple(s.init_client(u) for s, u in zip(stages, shapes_between(update), strict=True)) if stages else ()
+
+    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+        kept = []
+        for i, s in enumerate(stages):
+            update, mine = s.encode(state[i], own[i], update, jax.random.fold_in(key, i))
+            kept.append(mine)
+        return update, tuple(kept)
+
+    def expand(state: Any, message: Message) -> Update:
+        for s, mine in zip(reversed(stages), reversed(state), strict=True):
+            message = s.expand(mine, message)
+        return message
+
+    def finish(state: Any, value: Update, info: Info, key: Key) -> tuple[Update, Any]:
+        kept = list(state)
+        for i in reversed(range(len(stages))):
+            value, kept[i] = stages[i].finish(state[i], value, info, jax.random.fold_in(key, i))
+        return value, tuple(kept)
+
+    return Stage(f"chain({', '.join(s.name for s in stages)})", init, init_client, encode, expand, finish)
+
+
+def message_shapes(stage: Stage, update: Update) -> Message:
+    """The shapes of what `stage` puts on the wire for an update of these shapes; `tree.nbytes` of it is its cost a report."""
+
+    def send(update: Update, key: Key) -> Message:
+        return stage.encode(stage.init(update), stage.init_client(update), update, key)[0]
+
+    return jax.eval_shape(send, update, jax.eval_shape(lambda: jax.random.key(0)))

@@ -1,0 +1,33 @@
+"""Clips a report's l2 norm, over all its leaves together: u <- u min(1, bound / |u|).
+
+It bounds what any one client can add, and is the first half of every differentially private sum. A promise, so it is kept at both
+ends: a lossy stage nearer the wire may have grown the norm again.
+
+>>> import jax, jax.numpy as jnp
+>>> sent, _ = clip(1.0).encode((), (), jnp.array([3.0, 4.0]), jax.random.key(0))
+>>> sent.round(3).tolist()
+[0.6000000238418579, 0.800000011920929]
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from fedjax_core import tree
+from fedjax_core.types import Key, Message, Own, Update
+from fedjax_core.uplink.base import Stage, stage
+
+
+def clip(bound: float) -> Stage:
+    """Reports of norm at most `bound` > 0; shorter ones are left as they are."""
+    if not bound > 0:
+        raise ValueError(f"clip needs a bound > 0 on the norm, got {bound}")
+
+    def shorten(update: Update) -> Update:
+        norm = tree.norm(update)
+        return tree.scale(jnp.where(norm > bound, bound / jnp.where(norm > bound, norm, 1), 1), update)
+
+    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+        return shorten(update), own
+
+    return stage("clip", encode=encode, expand=lambda state, message: shorten(message))

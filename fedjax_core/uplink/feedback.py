@@ -1,0 +1,34 @@
+"""Error feedback: what a lossy stage drops in one round is added to what the client sends in its next.
+
+    sent = encode(u + e),    e <- (u + e) - expand(sent)
+
+The residual e stays with the client between rounds, so that nothing is lost, only late; it makes biased stages (top-k, sign)
+converge. Seide et al., Interspeech 2014; Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019.
+
+>>> from fedjax_core.uplink.quantize import quantize
+>>> feedback(quantize(bits=4)).name
+'feedback(quantize)'
+"""
+
+from typing import Any
+
+from fedjax_core import tree
+from fedjax_core.types import Key, Message, Own, Update
+from fedjax_core.uplink.base import Stage
+
+
+def feedback(inner: Stage) -> Stage:
+    """`inner` with the client keeping what it loses; one float copy of the update a client."""
+    if not isinstance(inner, Stage):
+        raise TypeError(f"feedback() wraps a stage, got {type(inner).__name__}: write feedback(quantize(bits=4))")
+
+    def init_client(shapes: Update) -> Own:
+        return tree.zeros_like(shapes), inner.init_client(shapes)
+
+    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+        residual, rest = own
+        wanted = tree.add(update, residual)
+        sent, rest = inner.encode(state, rest, wanted, key)
+        return sent, (tree.sub(wanted, inner.expand(state, sent)), rest)
+
+    return Stage(f"feedback({inner.name})", inner.init, init_client, encode, inner.expand, inner.finish)
