@@ -1,0 +1,190 @@
+"""Which examples make which batch of which client: decided on the host, by address, the same for every backend.
+
+A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of round r are numbered
+(r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round r takes steps r*T to (r+1)*T of an endless
+walk whose pass p has its own permutation. The last batch of a pass is short and kept. `order` gives the batches outright.
+Nothing depends on who else takes part, so any round of any client can be recomputed alone.
+
+A batch is a row of `rows` [T, B]: the example's position in the flat columns, or for padding the bitwise complement (negative) of a
+position in the same client, so that padding reads the client's own data and a mask is a sign.
+
+>>> import numpy as np
+>>> plan = Plan(batch_size=2, epochs=1)
+>>> clients = np.array([0, 1]); offsets = np.array([0, 3, 4]); addresses = np.array([[0, 0], [0, 1]], np.uint32)
+>>> rows, steps = plan.batches(clients, offsets, addresses, round=0)
+>>> steps.tolist(), sorted(rows[rows >= 0].tolist()), (rows < 0).sum()
+([2, 1], [0, 1, 2, 3], np.int64(2))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Order = np.ndarray | Callable[[int, int], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How clients go through their data: `epochs` whole passes a round, or `steps` batches a round; by `order` where given.
+
+    `order` is an int array [N, T, B] of examples within each client (-1: unused), of which round r takes rows r*steps to
+    (r+1)*steps, or all of them each round without `steps`; or a function (round, client) -> [T, B].
+    """
+
+    batch_size: int
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    order: Order | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"give epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
+        if self.order is None and self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
+        if self.order is not None and not callable(self.order):
+            order = np.asarray(self.order)
+            if order.ndim != 3 or order.shape[2] != self.batch_size or not np.issubdtype(order.dtype, np.integer):
+                raise ValueError(
+                    f"order must be an integer array [clients, updates, batch_size={self.batch_size}], got {order.dtype}{list(order.shape)}"
+                )
+
+    def steps_of(self, sizes: np.ndarray) -> np.ndarray:
+        """How many local steps clients of these sizes take a round, [K] int64; none for a client with no examples."""
+        per_pass = -(-sizes // self.batch_size)
+        if self.order is not None:
+            known = self.steps if callable(self.order) or self.steps is not None else np.asarray(self.order).shape[1]
+            if known is None:
+                raise ValueError("an order function needs steps=, the number of batches that it gives a round")
+            return np.where(sizes > 0, known, 0)
+        return per_pass * self.epochs if self.epochs is not None else np.where(sizes > 0, self.steps, 0)
+
+    def batches(self, clients: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """The batches of these clients (positions [K]) in a round, client after client: (rows [T, B] int32, steps [K] with sum T)."""
+        starts, sizes = offsets[clients], offsets[clients + 1] - offsets[clients]
+        steps = self.steps_of(sizes)
+        if self.order is not None:
+            return self._ordered(clients, starts, sizes, steps, round), steps
+        per_pass = -(-sizes // self.batch_size)
+        first = np.zeros_like(steps) if self.epochs is not None else round * steps  # where in its walk the client is
+        whole = np.maximum(per_pass, 1)
+        pass_from, pass_to = first // whole, -(-(first + steps) // whole)
+        passes = np.where(steps > 0, pass_to - pass_from, 0)
+        owner = np.repeat(np.arange(len(clients)), passes)  # the client of each pass
+        number = pass_from[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(passes) - passes, passes)
+        stream = (round, number) if self.epochs is not None else (-1, number)
+        return self._shuffled(owner, number, stream, starts, sizes, steps, first, whole, addresses[clients]), steps
+
+    def _shuffled(
+        self,
+        owner: np.ndarray,
+        number: np.ndarray,
+        stream: tuple[int, np.ndarray],
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        steps: np.ndarray,
+        first: np.ndarray,
+        whole: np.ndarray,
+        addresses: np.ndarray,
+    ) -> np.ndarray:
+        """The rows of all passes, each shuffled, cut to the batches that the round takes."""
+        lengths = sizes[owner]
+        of = np.repeat(np.arange(len(owner)), lengths)  # the pass of each place
+        place = np.arange(len(of)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        who = addresses[owner].astype(np.uint64)
+        draws = _draws(_address(self.seed, stream[0], who[:, 0], who[:, 1], stream[1]), of, place)
+        local = _sort_within(of, draws, place)
+        begin = np.cumsum(steps) - steps  # each client's first batch in the result
+        batch = number[of] * whole[owner][of] + place // self.batch_size - first[owner][of]
+        at = begin[owner][of] + batch
+        rows = np.repeat(~starts, steps)[:, None].repeat(self.batch_size, axis=1).astype(np.int32)
+        value = (starts[owner][of] + local).astype(np.int32)
+        if self.steps is not None:  # a walk may enter or leave a pass midway
+            taken = (batch >= 0) & (batch < steps[owner][of])
+            at, place, value = at[taken], place[taken], value[taken]
+        rows[at, place % self.batch_size] = value
+        return rows
+
+    def _ordered(self, clients: np.ndarray, starts: np.ndarray, sizes: np.ndarray, steps: np.ndarray, round: int) -> np.ndarray:
+        found = []
+        for client, start, size, count in zip(clients, starts, sizes, steps, strict=True):
+            if not count:
+                continue
+            local = self._order_of(round, int(client), int(count))
+            if (local >= size).any() or (local < 0).all(axis=1).any():
+                raise ValueError(
+                    f"order for client {int(client)} in round {round} must name examples 0 to {size - 1}, at least one a batch "
+                    f"(-1 for an unused place); got values from {local.min()} to {local.max()}"
+                )
+            own = local.max(axis=1, keepdims=True)  # padding reads an example of the same batch
+            found.append(np.where(local >= 0, start + local, ~(start + own)).astype(np.int32))
+        return np.concatenate(found) if found else np.zeros((0, self.batch_size), np.int32)
+
+    def _order_of(self, round: int, client: int, count: int) -> np.ndarray:
+        if callable(self.order):
+            local = np.asarray(self.order(round, client))
+        else:
+            order = np.asarray(self.order)
+            begin = round * count if self.steps is not None else 0
+            if client >= len(order) or begin + count > order.shape[1]:
+                raise ValueError(
+                    f"order holds {order.shape[1]} batches for {len(order)} clients; round {round} of client {client} needs {begin + count}"
+                )
+            local = order[client, begin : begin + count]
+        if local.shape != (count, self.batch_size):
+            raise ValueError(f"order for client {client} in round {round} must be [{count}, {self.batch_size}], got {list(local.shape)}")
+        return local
+
+
+def in_order(clients: np.ndarray, offsets: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every example of these clients once, as stored: (rows [T, B] int32, steps [K])."""
+    starts, sizes = offsets[clients], offsets[clients + 1] - offsets[clients]
+    steps = -(-sizes // batch_size)
+    owner = np.repeat(np.arange(len(clients)), steps)
+    batch = np.arange(len(owner)) - np.repeat(np.cumsum(steps) - steps, steps)
+    place = batch[:, None] * batch_size + np.arange(batch_size)
+    start = starts[owner][:, None]
+    return np.where(place < sizes[owner][:, None], start + place, ~start).astype(np.int32), steps
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every bit of the input moves every bit of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _address(*parts: Any) -> np.ndarray:
+    """One 64-bit word for an address of several parts, which broadcast."""
+    word = np.zeros(1, np.uint64)
+    for part in parts:
+        word = _mix((word ^ np.asarray(part).astype(np.int64).astype(np.uint64)) * np.uint64(3) + _GOLDEN)
+    return word
+
+
+def _draws(words: np.ndarray, of: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """32 random bits for each place of each stream, as uint64: splitmix64 started at the stream's word."""
+    return _mix(words[of] + (place.astype(np.uint64) + np.uint64(1)) * _GOLDEN) >> np.uint64(32)
+
+
+def _sort_within(of: np.ndarray, draws: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """`place` reordered inside each group `of` (ascending) by its draw, ties by place."""
+    if not len(of):
+        return place
+    place_bits = int(place.max()).bit_length()
+    if int(of[-1]).bit_length() + place_bits > 32:
+        return place[np.lexsort((place, draws, of))]
+    # One word holds group, draw and place, so that a plain sort does it: 3 times faster than argsort for 60,000 examples.
+    low = np.uint64(place_bits)
+    word = (of.astype(np.uint64) << (np.uint64(32) + low)) | (draws << low) | place.astype(np.uint64)
+    word.sort()
+    return (word & np.uint64((1 << place_bits) - 1)).astype(np.int64)

@@ -1,0 +1,274 @@
+"""The data of a population: every client's examples in flat columns, cut by offsets.
+
+    client i is rows offsets[i]:offsets[i+1] of every column
+
+Clients are ragged without padding, the columns are any pytree of arrays, and they lie in memory or in memory-mapped files. Data is
+checked where it comes in, because a NaN in one client's example is the whole federation's NaN a hundred rounds later.
+
+>>> clients = Clients.from_list([{"x": np.ones((3, 2)), "y": np.array([0, 1, 1])}, {"x": np.zeros((1, 2)), "y": np.array([1])}])
+>>> clients
+Clients(2 clients, 4 examples, sizes 1 to 3 (median 2), x: float64[2], y: int64[], 96 B)
+>>> clients.sizes.tolist(), clients[0]["y"].tolist()
+([3, 1], [0, 1, 1])
+>>> first, rest = clients.split(0.7, seed=0)
+>>> first.sizes.tolist(), rest.sizes.tolist()
+([2, 1], [1, 0])
+"""
+
+import hashlib
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.data import checks, draws, storage
+from fedjax_core.data.fingerprint import fingerprint
+from fedjax_core.types import Columns
+
+
+class Clients:
+    """N clients' examples. Build it with `from_list`, `from_arrays`, `from_parts` or `open`; it and its arrays do not change."""
+
+    def __init__(self, columns: Columns, offsets: Any, ids: Any = None) -> None:
+        """Like `from_arrays`, without looking for NaN."""
+        self._leaves, self._structure, self._names = checks.flat(columns)
+        self.offsets: np.ndarray = checks.offsets_of(offsets, checks.rows(self._leaves, self._names))
+        """[N+1] int64: client i is rows offsets[i]:offsets[i+1]."""
+        self.ids: np.ndarray = checks.ids_of(ids, len(self.offsets) - 1)
+        """[N] integers or strings: the clients' names, which address their randomness."""
+        if not self.examples:
+            raise ValueError(f"the dataset is empty: there are {len(self)} clients, but not one example; give at least one client data")
+
+    @classmethod
+    def from_list(cls, columns: Iterable[Columns], ids: Any = None, *, allow_nan: bool = False) -> "Clients":
+        """Clients from each one's columns: [{"x": x0, "y": y0}, {"x": x1, "y": y1}, ...]. A client may have no examples."""
+        each = list(columns)
+        if not each:
+            raise ValueError("the dataset is empty: the list holds no clients; give one entry of columns for each client")
+        ids = checks.ids_of(ids, len(each))
+        joined, offsets = _join(each, ids)
+        return cls.from_arrays(joined, offsets, ids, allow_nan=allow_nan)
+
+    @classmethod
+    def from_arrays(cls, columns: Columns, offsets: Any, ids: Any = None, *, allow_nan: bool = False) -> "Clients":
+        """Clients from flat columns, of which client i has rows offsets[i]:offsets[i+1]. Nothing is copied."""
+        clients = cls(columns, offsets, ids)
+        if not allow_nan:
+            clients.check_finite()
+        return clients
+
+    @classmethod
+    def from_parts(cls, columns: Columns, parts: Sequence[Any], ids: Any = None, *, allow_nan: bool = False) -> "Clients":
+        """Clients from flat columns and each one's row numbers, as the functions of `partition` return them. Copies the rows."""
+        leaves, structure, names = checks.flat(columns)
+        rows = _rows_of(parts, checks.rows(leaves, names))
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
+        return cls.from_arrays(structure.unflatten([leaf[rows] for leaf in leaves]), offsets, ids, allow_nan=allow_nan)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, check: bool = False) -> "Clients":
+        """The clients that `save` wrote to a folder, memory-mapped: rows are read when used. `check` looks for NaN, in all of them."""
+        clients = cls(*storage.read(folder))
+        if check:
+            clients.check_finite()
+        return clients
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the clients to a folder that does not exist yet: whole, or not at all. Columns must be dicts, lists and tuples."""
+        storage.write(folder, self.columns, self.offsets, self.ids)
+
+    @property
+    def columns(self) -> Columns:
+        """The flat columns: each leaf [examples, ...]."""
+        return self._structure.unflatten(self._leaves)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """[N] int64: how many examples each client has."""
+        sizes = np.diff(self.offsets)
+        sizes.flags.writeable = False
+        return sizes
+
+    @cached_property
+    def addresses(self) -> np.ndarray:
+        """[N, 2] uint32: each client's address for randomness, (high, low) words of its id.
+
+        For a string the id's 64 bits are its BLAKE2b digest (8 bytes, big-endian), so that an address needs no list of all clients.
+        """
+        words = self._words
+        addresses = np.stack([words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
+        addresses.flags.writeable = False
+        return addresses
+
+    @property
+    def examples(self) -> int:
+        """How many examples all clients have together."""
+        return int(self.offsets[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the columns take."""
+        return sum(leaf.nbytes for leaf in self._leaves)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, position: int) -> Columns:
+        """The columns of the client at this position: views of the flat columns."""
+        try:
+            i = operator.index(position)
+        except TypeError:
+            raise TypeError(
+                f"clients[{position!r}]: one client is taken by its position, an integer; "
+                "for several use clients.select(positions), for a flat column clients.columns[name]"
+            ) from None
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"there is no client {i}: there are {len(self)}, at positions 0 to {len(self) - 1}")
+        start, stop = self.offsets[i % len(self)], self.offsets[i % len(self) + 1]
+        return self._structure.unflatten([leaf[start:stop] for leaf in self._leaves])
+
+    def __iter__(self) -> Iterator[Columns]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        columns = ", ".join(
+            f"{name}: {leaf.dtype.name}{list(leaf.shape[1:])}" for name, leaf in zip(self._names, self._leaves, strict=True)
+        )
+        sizes = f"sizes {self.sizes.min():,} to {self.sizes.max():,} (median {np.median(self.sizes):,.0f})"
+        return f"Clients({len(self):,} clients, {self.examples:,} examples, {sizes}, {columns}, {_in_words(self.nbytes)})"
+
+    def select(self, positions: Any) -> "Clients":
+        """The clients at these positions, in this order, with their ids. Copies their rows, unless they lie next to each other."""
+        positions = np.asarray(positions)
+        if positions.ndim != 1 or (positions.size and not np.issubdtype(positions.dtype, np.integer)):
+            raise TypeError(
+                f"positions must be a one-dimensional integer array, got {positions.dtype}{list(positions.shape)}; "
+                "for a mask use np.flatnonzero(mask)"
+            )
+        if not positions.size:
+            raise ValueError("select() got no positions, and a population needs at least one client")
+        if (outside := positions[(positions < -len(self)) | (positions >= len(self))]).size:
+            raise IndexError(f"there is no client {outside[0]}: there are {len(self)}, at positions 0 to {len(self) - 1}")
+        positions = positions.astype(np.int64) % len(self)
+        offsets = np.concatenate([[0], np.cumsum(self.sizes[positions])])
+        if (np.diff(positions) == 1).all():
+            rows: Any = slice(self.offsets[positions[0]], self.offsets[positions[-1] + 1])
+        else:
+            rows = np.arange(offsets[-1]) + np.repeat(self.offsets[positions] - offsets[:-1], self.sizes[positions])
+        return self._with([leaf[rows] for leaf in self._leaves], offsets, self.ids[positions])
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["Clients", "Clients"]:
+        """(first, rest): each client's examples divided at random, `fraction` of them (to the nearest, half up) in `first`.
+
+        Drawn by (seed, client's id): a client's division does not depend on the other clients or their order. Both parts have all
+        clients, some perhaps without examples, and keep the order of the rows. Copies the rows.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(
+                f"fraction must lie between 0 and 1, got {fraction!r}; it is the share of each client's examples in the first part"
+            )
+        draws.check_seed(seed)
+        chosen = np.zeros(self.examples, bool)
+        for start, size, word in zip(self.offsets[:-1], self.sizes, self._words, strict=True):
+            order = draws.generator(draws.SPLIT, seed, word).permutation(size)
+            chosen[start + order[: int(fraction * size + 0.5)]] = True
+        if chosen.all() or not chosen.any():
+            raise ValueError(
+                f"split({fraction}) leaves one part without examples: the largest client has {self.sizes.max()}. "
+                "Choose a fraction nearer to a half."
+            )
+        return self._keep(chosen), self._keep(~chosen)
+
+    def map(self, fn: Callable[[Columns], Columns], *, allow_nan: bool = False) -> "Clients":
+        """The clients with fn(one client's columns) for columns: a site's own standardisation, new features, rows left out.
+
+        Clients without examples are mapped too, so that every client has the same columns.
+        """
+        return type(self).from_list((fn(columns) for columns in self), self.ids, allow_nan=allow_nan)
+
+    def check_finite(self) -> None:
+        """Raises where a floating column holds NaN or an infinity, and names column, client and row. Reads all data."""
+        checks.finite(self._leaves, self._names, self.offsets, self.ids)
+
+    def check_labels(self, name: str, classes: int) -> None:
+        """Raises unless the column holds integers from 0 to classes - 1; names label, client and row. Reads the column."""
+        if name not in self._names:
+            raise ValueError(f"there is no column {name!r} to hold labels; the columns are {', '.join(self._names)}")
+        checks.labels(self._leaves[self._names.index(name)], name, classes, self.offsets, self.ids)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name structure, dtypes, shapes, offsets, ids and contents, alike in memory and memory-mapped.
+
+        Of data larger than 64 MB only evenly spaced blocks of rows are read, 64 MB in all: a change between them goes unseen.
+        """
+        return fingerprint(self._leaves, self._names, self.offsets, self.addresses)
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        if self.ids.dtype.kind != "U":
+            return self.ids.astype(np.uint64)
+        digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in self.ids.tolist())
+        return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+    def _keep(self, chosen: np.ndarray) -> "Clients":
+        offsets = np.concatenate([[0], np.cumsum(chosen)])[self.offsets]
+        return self._with([leaf[chosen] for leaf in self._leaves], offsets, self.ids)
+
+    def _with(self, leaves: list[np.ndarray], offsets: np.ndarray, ids: np.ndarray) -> "Clients":
+        return type(self)(self._structure.unflatten(leaves), offsets, ids)
+
+
+def _join(each: list[Columns], ids: np.ndarray) -> tuple[Columns, np.ndarray]:
+    """The clients' columns one after another, and the offsets, once they are known to be alike."""
+    found, sizes = [], np.zeros(len(each) + 1, np.int64)
+    first, structure, names = checks.flat(each[0], _whose(0, ids))
+    for i, columns in enumerate(each):
+        leaves, own_structure, own_names = checks.flat(columns, _whose(i, ids))
+        if own_structure != structure:
+            raise ValueError(
+                f"{_whose(i, ids)}has columns {', '.join(own_names)}, but client 0 has {', '.join(names)}; "
+                "all clients need the same columns in the same structure"
+            )
+        sizes[i + 1] = checks.rows(leaves, names, _whose(i, ids))
+        for leaf, other, name in zip(leaves, first, names, strict=True):
+            if leaf.dtype != other.dtype or leaf.shape[1:] != other.shape[1:]:
+                raise ValueError(
+                    f"{_whose(i, ids)}column {name!r} is {leaf.dtype}{list(leaf.shape)}, "
+                    f"but client 0's is {other.dtype}{list(other.shape)}; all clients need one dtype and one shape after the first axis"
+                )
+        found.append(leaves)
+    return structure.unflatten([np.concatenate(column) for column in zip(*found, strict=True)]), np.cumsum(sizes)
+
+
+def _whose(i: int, ids: np.ndarray) -> str:
+    return f"client {i} (id {ids[i].item()!r}): "
+
+
+def _rows_of(parts: Sequence[Any], examples: int) -> np.ndarray:
+    """All clients' row numbers one after another."""
+    if not len(parts):
+        raise ValueError("the dataset is empty: parts holds no clients; give one index array for each client")
+    found = []
+    for i, part in enumerate(parts):
+        rows = np.asarray(part)
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise TypeError(
+                f"part {i} must be a one-dimensional integer array of row numbers, got {rows.dtype}{list(rows.shape)}; "
+                "for a mask use np.flatnonzero(mask)"
+            )
+        if (outside := rows[(rows < 0) | (rows >= examples)]).size:
+            raise ValueError(
+                f"part {i} names row {outside[0]}, but the columns have rows 0 to {examples - 1}; were they partitioned together?"
+            )
+        found.append(rows.astype(np.int64))
+    return np.concatenate(found)
+
+
+def _in_words(nbytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes} B"

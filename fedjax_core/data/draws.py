@@ -1,0 +1,37 @@
+"""Host randomness with an address: a numpy generator for (purpose, seed, who), not a stream that earlier draws have moved on.
+
+The address is the key of a Philox counter generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the
+purpose the top word of its counter, so that generators of different address or purpose never meet.
+
+>>> generator(COHORT, 0, 7).integers(100) == generator(COHORT, 0, 7).integers(100)
+np.True_
+"""
+
+import operator
+
+import numpy as np
+
+COHORT, SPLIT, PARTITION, SYNTHETIC = range(1, 5)  # what a generator is for
+
+
+def generator(purpose: int, seed: int, who: int = 0) -> np.random.Generator:
+    """The generator for this purpose, seed and address (a round, a client's address): about 10 microseconds to make."""
+    counter = np.array([0, 0, 0, purpose], np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, who], np.uint64)))
+
+
+def check_seed(seed: int) -> None:
+    """Raises unless the seed is a whole number that a 64-bit word holds."""
+    check_whole("seed", seed, least=0)
+    if seed >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raises unless the value is a whole number of at least `least`."""
+    try:
+        whole = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None or whole < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
