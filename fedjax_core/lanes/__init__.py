@@ -1,0 +1,6 @@
+"""The lane simulator: clients queued in vmapped lanes, whole rounds in one compiled program."""
+
+from fedjax_core.lanes.evaluate import Evaluation, evaluate, predict
+from fedjax_core.lanes.simulator import Simulator
+
+__all__ = ["Evaluation", "Simulator", "evaluate", "predict"]

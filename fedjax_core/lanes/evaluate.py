@@ -1,0 +1,96 @@
+"""Evaluation of a model on every client's examples: pooled, and client by client, from the same sums.
+
+Batches never mix clients, so that a loss in which examples meet is right too; many batches go through the model at once.
+
+>>> import jax, numpy as np
+>>> from fedjax_core import models
+>>> from fedjax_core.data import Clients
+>>> clients = Clients.from_list([{"x": np.ones((n, 2), np.float32), "y": np.full(n, n, np.float32)} for n in (1, 3)])
+>>> task = models.linear(features=2)
+>>> found = evaluate(task, task.init(jax.random.key(0)), clients)
+>>> found.pooled["loss"], found.clients["loss"].tolist()
+(7.0, [1.0, 9.0])
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core.data.batches import in_order
+from fedjax_core.data.clients import Clients
+from fedjax_core.task import Task
+from fedjax_core.types import Batch, Params
+
+_ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough for any image
+
+
+class Evaluation(NamedTuple):
+    """Every metric as a person reads it, {name: value}."""
+
+    pooled: dict[str, float]  # over all examples
+    clients: dict[str, np.ndarray]  # [N] float64, over each client's examples; NaN for a client with none
+    sizes: np.ndarray  # [N] examples behind each
+
+
+def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:
+    """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a model of its own instead."""
+    totals: dict[str, np.ndarray] = {}
+    for rows, owner, batches in _chunks(clients):
+        mine = jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal) if personal is not None else params
+        for name, sums in jax.device_get(_totals(task, personal is not None)(mine, batches)).items():
+            into = totals.setdefault(name, np.zeros(len(clients)))
+            np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
+    sizes = clients.sizes
+    each = {name: np.divide(total, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0) for name, total in totals.items()}
+    return Evaluation({name: float(total.sum() / sizes.sum()) for name, total in totals.items()}, each, sizes)
+
+
+def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
+    """The model's outputs for every example in the order stored, [examples, ...]: for metrics made on the host (AUROC, concordance)."""
+    if task.predict is None:
+        raise ValueError("this task has no predict=: give fc.Task(..., predict=lambda params, batch: outputs)")
+    found: np.ndarray | None = None
+    for rows, _, batches in _chunks(clients):
+        outputs = np.asarray(_outputs(task)(params, batches))
+        if found is None:
+            found = np.zeros((clients.examples, *outputs.shape[2:]), outputs.dtype)
+        found[rows[rows >= 0]] = outputs[rows >= 0]
+    assert found is not None  # Clients refuses to hold no examples
+    return found
+
+
+def _chunks(clients: Clients) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+    """(rows [G, B], client of each batch [G], the batches with leaves [G, B, ...]), padded to one shape."""
+    sizes = clients.sizes
+    size = int(np.clip(2 ** np.ceil(np.log2(max(1.0, np.median(sizes[sizes > 0])))), 8, 512))
+    rows, steps = in_order(np.arange(len(clients)), clients.offsets, size)
+    owner = np.repeat(np.arange(len(clients)), steps)
+    group = min(max(1, _ROWS // size), len(rows))
+    for begin in range(0, len(rows), group):
+        part, who = rows[begin : begin + group], owner[begin : begin + group]
+        short = group - len(part)
+        part, who = np.pad(part, ((0, short), (0, 0)), constant_values=-1), np.pad(who, (0, short))
+        part[group - short :] = ~clients.offsets[who[0]]  # padding reads an example that is there
+        examples = jax.tree.map(lambda x, part=part: jnp.asarray(x[np.where(part < 0, ~part, part)]), clients.columns)
+        yield part, who, Batch(examples, jnp.asarray(part >= 0, jnp.float32))
+
+
+@lru_cache(maxsize=32)
+def _totals(task: Task, personal: bool) -> Any:
+    """(params, batches) -> the sum of each metric over each batch, {name: [G]}."""
+
+    def one(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        found = task.evaluation(params, batch)
+        return {name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()}
+
+    return jax.jit(jax.vmap(one, in_axes=(0 if personal else None, 0)))
+
+
+@lru_cache(maxsize=32)
+def _outputs(task: Task) -> Any:
+    assert task.predict is not None
+    return jax.jit(jax.vmap(task.predict, in_axes=(None, 0)))
