@@ -1,0 +1,10 @@
+"""Models as tasks: small ones as plain matrix products, and any Flax module by `from_flax`."""
+
+from fedjax_core.models.base import accuracy, binary_cross_entropy, cross_entropy
+from fedjax_core.models.cnn import cnn
+from fedjax_core.models.cox import cox
+from fedjax_core.models.from_flax import from_flax
+from fedjax_core.models.linear import linear, logistic
+from fedjax_core.models.mlp import mlp
+
+__all__ = ["accuracy", "binary_cross_entropy", "cnn", "cox", "cross_entropy", "from_flax", "linear", "logistic", "mlp"]
