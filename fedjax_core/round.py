@@ -149,8 +149,8 @@ def _check_shapes(composed: Round) -> None:
 
         acc, value = jax.eval_shape(partial(_meet, composed), report.update)
         _same(value, report.update, f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}")
-        one = jnp.float32(1)
-        after = jax.eval_shape(lambda state, acc, e=e: composed.conclude(e, state, acc, one, one), state, acc)
+        one = jax.ShapeDtypeStruct((), jnp.float32)
+        after = jax.eval_shape(partial(composed.conclude, e), state, acc, one, one)
         _same(after, state, f"the state after exchange {e}")
 
 
@@ -166,8 +166,10 @@ def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
 
 
 def _same(got: Any, expected: Any, what: str) -> None:
-    if jax.tree.structure(got) != jax.tree.structure(expected):
-        raise ValueError(f"{what} changed its structure, from {jax.tree.structure(expected)} to {jax.tree.structure(got)}")
+    was: Any = jax.tree.structure(expected)
+    now: Any = jax.tree.structure(got)
+    if now != was:
+        raise ValueError(f"{what} changed its structure, from {was} to {now}")
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(

@@ -26,6 +26,8 @@ class Task(NamedTuple):
     """(params, batch) -> a value an example, {name: [B]}, for evaluation. Where it has no `loss`, that is `loss` with a fixed key."""
     predict: Callable[[Params, Batch], Array] | None = None
     """(params, batch) -> [B, ...]: the model's outputs in evaluation (logits, log risks), for metrics made on the host."""
+    check: Callable[[Any], None] | None = None
+    """(clients) -> None: raises where the data cannot be meant for this model (a label out of range). Simulators call it once."""
 
     def mean_loss(self, params: Params, batch: Batch, key: Key) -> Array:
         """The mean loss over the examples that are not padding: what a local step differentiates."""
@@ -44,7 +46,8 @@ def check_task(task: Task, columns: Columns, batch_size: int) -> None:
     if not isinstance(task, Task):
         raise TypeError(f"expected a Task, got {type(task).__name__}: build one with fc.Task(init=..., loss=...) or fc.models")
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), columns)
-    batch = Batch(rows, jax.ShapeDtypeStruct((batch_size,), jnp.float32))
+    mask: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    batch = Batch(rows, mask)
     key = jax.eval_shape(lambda: jax.random.key(0))
     check_losses(jax.eval_shape(task.loss, jax.eval_shape(task.init, key), batch, key), batch_size)
 

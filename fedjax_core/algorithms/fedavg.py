@@ -58,7 +58,7 @@ def fedavg(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`, plain averaging) is given the mean change, negated.
+    """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging) gets the mean change, negated.
 
     `weighting` says how much a client counts: `by_examples` (default) or `uniform`.
     """

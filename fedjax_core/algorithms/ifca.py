@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_core import tree
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, check_optimizer, gradient
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task

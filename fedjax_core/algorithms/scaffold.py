@@ -44,9 +44,7 @@ class Change(NamedTuple):
     control: Any
 
 
-def scaffold(
-    task: Task, lr: float, population: int, server_lr: float = 1.0, *, weighting: Callable[[Seen], Array] = uniform
-) -> Algorithm:
+def scaffold(task: Task, lr: float, population: int, server_lr: float = 1.0, *, weighting: Callable[[Seen], Array] = uniform) -> Algorithm:
     """SCAFFOLD with local step size `lr` for `population` clients; reports count alike, as in the paper, or by `by_examples`."""
     if population < 1 or lr <= 0:
         raise ValueError(f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}")

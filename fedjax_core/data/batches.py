@@ -59,11 +59,11 @@ class Plan:
         """How many local steps clients of these sizes take a round, [K] int64; none for a client with no examples."""
         per_pass = -(-sizes // self.batch_size)
         if self.order is not None:
-            known = self.steps if callable(self.order) or self.steps is not None else np.asarray(self.order).shape[1]
+            known = np.asarray(self.order).shape[1] if self.steps is None and not callable(self.order) else self.steps
             if known is None:
                 raise ValueError("an order function needs steps=, the number of batches that it gives a round")
             return np.where(sizes > 0, known, 0)
-        return per_pass * self.epochs if self.epochs is not None else np.where(sizes > 0, self.steps, 0)
+        return np.where(sizes > 0, self.steps, 0) if self.steps is not None else per_pass * (self.epochs or 1)
 
     def batches(self, clients: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
         """The batches of these clients (positions [K]) in a round, client after client: (rows [T, B] int32, steps [K] with sum T)."""
@@ -71,45 +71,21 @@ class Plan:
         steps = self.steps_of(sizes)
         if self.order is not None:
             return self._ordered(clients, starts, sizes, steps, round), steps
-        per_pass = -(-sizes // self.batch_size)
-        first = np.zeros_like(steps) if self.epochs is not None else round * steps  # where in its walk the client is
-        whole = np.maximum(per_pass, 1)
-        pass_from, pass_to = first // whole, -(-(first + steps) // whole)
-        passes = np.where(steps > 0, pass_to - pass_from, 0)
+        whole = np.maximum(-(-sizes // self.batch_size), 1)  # batches in a pass
+        first = np.zeros_like(steps) if self.steps is None else round * steps  # where in its walk each client is
+        passes = np.where(steps > 0, -(-(first + steps) // whole) - first // whole, 0)
         owner = np.repeat(np.arange(len(clients)), passes)  # the client of each pass
-        number = pass_from[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(passes) - passes, passes)
-        stream = (round, number) if self.epochs is not None else (-1, number)
-        return self._shuffled(owner, number, stream, starts, sizes, steps, first, whole, addresses[clients]), steps
-
-    def _shuffled(
-        self,
-        owner: np.ndarray,
-        number: np.ndarray,
-        stream: tuple[int, np.ndarray],
-        starts: np.ndarray,
-        sizes: np.ndarray,
-        steps: np.ndarray,
-        first: np.ndarray,
-        whole: np.ndarray,
-        addresses: np.ndarray,
-    ) -> np.ndarray:
-        """The rows of all passes, each shuffled, cut to the batches that the round takes."""
-        lengths = sizes[owner]
-        of = np.repeat(np.arange(len(owner)), lengths)  # the pass of each place
-        place = np.arange(len(of)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        who = addresses[owner].astype(np.uint64)
-        draws = _draws(_address(self.seed, stream[0], who[:, 0], who[:, 1], stream[1]), of, place)
-        local = _sort_within(of, draws, place)
-        begin = np.cumsum(steps) - steps  # each client's first batch in the result
-        batch = number[of] * whole[owner][of] + place // self.batch_size - first[owner][of]
-        at = begin[owner][of] + batch
-        rows = np.repeat(~starts, steps)[:, None].repeat(self.batch_size, axis=1).astype(np.int32)
-        value = (starts[owner][of] + local).astype(np.int32)
+        number = first[owner] // whole[owner] + _within(passes)
+        high, low = addresses[clients][owner].astype(np.int64).T
+        of, place, local = _shuffle(_address(self.seed, round if self.steps is None else -1, high, low, number), sizes[owner])
+        client = owner[of]
+        batch = number[of] * whole[client] + place // self.batch_size - first[client]
         if self.steps is not None:  # a walk may enter or leave a pass midway
-            taken = (batch >= 0) & (batch < steps[owner][of])
-            at, place, value = at[taken], place[taken], value[taken]
-        rows[at, place % self.batch_size] = value
-        return rows
+            taken = (batch >= 0) & (batch < steps[client])
+            client, batch, place, local = client[taken], batch[taken], place[taken], local[taken]
+        rows = np.repeat(~starts, steps)[:, None].repeat(self.batch_size, axis=1).astype(np.int32)
+        rows[(np.cumsum(steps) - steps)[client] + batch, place % self.batch_size] = starts[client] + local
+        return rows, steps
 
     def _ordered(self, clients: np.ndarray, starts: np.ndarray, sizes: np.ndarray, steps: np.ndarray, round: int) -> np.ndarray:
         found = []
@@ -147,10 +123,20 @@ def in_order(clients: np.ndarray, offsets: np.ndarray, batch_size: int) -> tuple
     starts, sizes = offsets[clients], offsets[clients + 1] - offsets[clients]
     steps = -(-sizes // batch_size)
     owner = np.repeat(np.arange(len(clients)), steps)
-    batch = np.arange(len(owner)) - np.repeat(np.cumsum(steps) - steps, steps)
-    place = batch[:, None] * batch_size + np.arange(batch_size)
+    place = _within(steps)[:, None] * batch_size + np.arange(batch_size)
     start = starts[owner][:, None]
     return np.where(place < sizes[owner][:, None], start + place, ~start).astype(np.int32), steps
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ..., count - 1 for each count, one after another."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _shuffle(words: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A permutation for each word, of 0 to its length - 1, one after another: (which permutation, place, value at that place)."""
+    of, place = np.repeat(np.arange(len(lengths)), lengths), _within(lengths)
+    return of, place, _sort_within(of, _draws(words, of, place), place)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

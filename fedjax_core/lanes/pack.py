@@ -10,18 +10,18 @@ What is padding is only the tail of a lane and the last batch of a client; `fill
 """
 
 import heapq
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Schedule(NamedTuple):
-    """Which batch of which client each lane works on at each slot; R rounds are stacked in front where there are several."""
+    """Which batch of which client each lane works on at each slot: arrays of numpy or JAX; rounds are stacked in front."""
 
-    rows: np.ndarray  # [S, L, B] int32: the example at each place, its complement for padding
-    client: np.ndarray  # [S, L] int32: place in the cohort, K where the lane idles
-    step: np.ndarray  # [S, L] int32: which of that client's local steps
-    slots: np.ndarray  # [L] int32: slots that the lane's device works through, the same for all lanes of a device
+    rows: Any  # [S, L, B] int32: the example at each place, its complement for padding
+    client: Any  # [S, L] int32: place in the cohort, K where the lane idles
+    step: Any  # [S, L] int32: which of that client's local steps
+    slots: Any  # [L] int32: slots that the lane's device works through, the same for all lanes of a device
 
 
 def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,35 +36,44 @@ def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     return lane, start
 
 
-def pack(rows: np.ndarray, steps: np.ndarray, cohort: int, lanes: int, devices: int, capacity: int) -> Schedule:
-    """The schedule of batches `rows` [T, B], given client after client, `steps[k]` for client k.
+class Layout(NamedTuple):
+    """Batches given client after client, and where each client's go."""
 
-    `capacity` slots are laid out (at least what `slots_needed` says); `cohort` is the K that marks an idle lane.
-    """
-    lane, start = assign(steps, lanes)
+    rows: np.ndarray  # [T, B] int32
+    steps: np.ndarray  # [K] int64, sum T
+    lane: np.ndarray  # [K] int64
+    start: np.ndarray  # [K] int64: the client's first slot
+
+    @property
+    def slots(self) -> int:
+        """How many slots the fullest lane takes."""
+        return int((self.start + self.steps).max(initial=0))
+
+
+def lay_out(rows: np.ndarray, steps: np.ndarray, lanes: int) -> Layout:
+    """The batches `rows` [T, B] of clients with these numbers of steps, in so many lanes."""
+    return Layout(rows, steps, *assign(steps, lanes))
+
+
+def pack(layout: Layout, cohort: int, lanes: int, devices: int, capacity: int) -> Schedule:
+    """The layout as a schedule with room for `capacity` slots, at least `layout.slots`; `cohort` is the K that marks an idle lane."""
+    rows, steps, lane, start = layout
+    if layout.slots > capacity:
+        raise ValueError(f"{layout.slots} slots do not fit a capacity of {capacity}")
     owner = np.repeat(np.arange(len(steps)), steps)
     step = np.arange(len(owner)) - np.repeat(np.cumsum(steps) - steps, steps)
     slot, at = start[owner] + step, lane[owner]
-    used = int(slot.max(initial=-1)) + 1
     schedule = Schedule(
         rows=np.full((capacity, lanes, rows.shape[1]), -1, np.int32),
         client=np.full((capacity, lanes), cohort, np.int32),
         step=np.zeros((capacity, lanes), np.int32),
         slots=np.zeros(lanes, np.int32),
     )
-    if used > capacity:
-        raise ValueError(f"{used} slots do not fit a capacity of {capacity}")
     schedule.rows[slot, at], schedule.client[slot, at], schedule.step[slot, at] = rows, owner, step
     ends = np.zeros(lanes, np.int64)
     np.maximum.at(ends, lane, start + steps)
     schedule.slots[:] = ends.reshape(devices, -1).max(axis=1).repeat(lanes // devices)
     return schedule
-
-
-def slots_needed(steps: np.ndarray, lanes: int) -> int:
-    """How many slots the fullest lane takes."""
-    lane, start = assign(steps, lanes)
-    return int((start + steps).max(initial=0))
 
 
 def slots_bound(steps: np.ndarray, cohort: int, lanes: int) -> int:

@@ -23,13 +23,13 @@ from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Batch, Columns
 
 
-class Cohort(NamedTuple):
-    """Who takes part; K places, of which the last may be empty (position N, count 0)."""
+class Places(NamedTuple):
+    """A cohort as arrays: K places, of which the last may be empty (position N, drawn 0 times)."""
 
-    position: Array  # [K] int32
-    address: Array  # [K, 2] uint32
-    examples: Array  # [K] float32
-    count: Array  # [K] float32: how often the client was drawn; its report counts that often
+    position: Any  # [K] int32
+    address: Any  # [K, 2] uint32
+    examples: Any  # [K] float32
+    times: Any  # [K] float32: how often the client was drawn; its report counts that often
 
 
 class Collected(NamedTuple):
@@ -52,32 +52,32 @@ class Lanes(NamedTuple):
 
 
 def run_round(
-    composed: Round, data: Columns, state: State, cohort: Cohort, schedules: dict[str, Schedule], axis: str | None
+    composed: Round, data: Columns, state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     """One round: (state, metrics). `schedules` has an entry for each kind of work; `axis` names the mesh axis that lanes lie on."""
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     for e, exchange in enumerate(composed.algorithm.exchanges):
-        kept = tree.take(state.clients, cohort.position)
-        collected = _collect(composed, e, data, state, kept, cohort, schedules[exchange.work])
+        kept = tree.take(state.clients, places.position)
+        collected = _collect(composed, e, data, state, kept, places, schedules[exchange.work])
         if axis is not None:
             collected = _merge(composed, collected, axis)
         kept = tree.where(collected.touched, collected.kept, kept)
         state = composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
-        state = state._replace(clients=tree.put(state.clients, cohort.position, kept))
+        state = state._replace(clients=tree.put(state.clients, places.position, kept))
         found = {**collected.metrics, "refused": Sum(collected.refused)}
         metrics = {**metrics, **{name: metrics[name] + m if name in metrics else m for name, m in found.items()}}
-    here = cohort.count > 0
-    metrics["clients"] = Sum(jnp.sum(here & (cohort.examples > 0), dtype=jnp.float32))
-    metrics["examples"] = Sum(jnp.sum(jnp.where(here, cohort.examples, 0)))
+    here = places.times > 0
+    metrics["clients"] = Sum(jnp.sum(here & (places.examples > 0), dtype=jnp.float32))
+    metrics["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
     return state._replace(round=state.round + 1), metrics
 
 
-def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, cohort: Cohort, schedule: Schedule) -> Collected:
+def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
     """All the clients of the schedule, worked through by this device's lanes."""
     exchange = composed.algorithm.exchanges[e]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
-    K = cohort.position.shape[0]
-    client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(cohort.address)
+    K = places.position.shape[0]
+    client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
 
     def begin(k: Array, kept: Kept) -> Any:
@@ -89,7 +89,7 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, c
         return client.step(message, carry, batch, keys.step(client_keys[k], e, t))
 
     def report(k: Array, carry: Any, kept: Kept) -> tuple[Any, Array, Kept, Array]:
-        seen = Seen(cohort.examples[k], steps[k].astype(jnp.float32))
+        seen = Seen(places.examples[k], steps[k].astype(jnp.float32))
         sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
         update, usable = composed.receive(e, uplink, sent, weight)
         return update, weight, kept, usable & tree.finite(kept)
@@ -107,7 +107,7 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, c
     def gather(lanes: Lanes, ends: Array, k: Array, at: Array, so_far: Collected) -> Collected:
         updates, weights, now, usable = jax.vmap(report)(at, lanes.carry, tree.take(so_far.kept, at))
         good = ends & usable
-        count = jnp.where(good, cohort.count[at], 0)
+        count = jnp.where(good, places.times[at], 0)
         weights = jnp.where(good, weights, 0) * count
         place = jnp.where(good, k, K)
         acc = so_far.acc
@@ -175,6 +175,3 @@ def _merge(composed: Round, mine: Collected, axis: str) -> Collected:
 def _sum_bits(rows: Array, axis: str) -> Array:
     """The sum over devices of rows of which all but one are zero; booleans too."""
     return lax.psum(rows.astype(jnp.int32), axis).astype(bool) if rows.dtype == bool else lax.psum(rows, axis)
-
-
-

@@ -46,7 +46,7 @@ def stage(
 
 
 def chain(*stages: Stage) -> Stage:
-    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. `chain()` sends updates as they are."""
+    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty, it changes nothing."""
     for i, s in enumerate(stages):
         if not isinstance(s, Stage):
             raise TypeError(f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like")

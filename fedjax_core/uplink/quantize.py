@@ -36,6 +36,7 @@ def quantize(bits: int) -> Stage:
     small = jnp.int8 if bits <= 8 else jnp.int16
 
     def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+        structure: Any
         leaves, structure = jax.tree.flatten(update)
         scales = [jnp.max(jnp.abs(x), initial=0) / most for x in leaves]
 

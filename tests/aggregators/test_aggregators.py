@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from fedjax_core import aggregators
+
+REPORTS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+
+
+def fold(aggregator, reports, weights, parts=1):
+    """The value of reports added in several accumulators that merge."""
+    K, accs = len(reports), []
+    for places in np.array_split(np.arange(K), parts):
+        acc = aggregator.zero(jax.ShapeDtypeStruct(reports.shape[1:], jnp.float32), K)
+        here = jnp.asarray(weights[places] > 0)
+        rows = jnp.where(here[:, None], jnp.asarray(reports[places]), 0)
+        accs.append(aggregator.add(acc, rows, jnp.asarray(weights[places]), jnp.where(here, jnp.asarray(places), K)))
+    merged = accs[0]
+    for acc in accs[1:]:
+        merged = aggregator.merge(merged, acc)
+    return np.asarray(aggregator.value(merged))
+
+
+@pytest.mark.parametrize("parts", [1, 3, 10])
+def test_mean_is_the_weighted_mean(parts):
+    weights = np.arange(10, dtype=np.float32)
+    assert np.allclose(fold(aggregators.mean(), REPORTS, weights, parts), np.average(REPORTS, axis=0, weights=weights), atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 10])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.49])
+def test_trimmed_mean_is_scipys(fraction, parts):
+    expected = scipy.stats.trim_mean(REPORTS, fraction, axis=0)
+    assert np.allclose(fold(aggregators.trimmed_mean(fraction), REPORTS, np.ones(10, np.float32), parts), expected, atol=1e-6)
+
+
+def test_trimmed_mean_counts_only_those_who_reported():
+    weights = np.array([1, 0, 1, 1, 0, 1, 1, 0, 0, 1], np.float32)
+    expected = scipy.stats.trim_mean(REPORTS[weights > 0], 0.2, axis=0)
+    assert np.allclose(fold(aggregators.trimmed_mean(0.2), REPORTS, weights), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [1e30, -1e30])
+def test_trimmed_mean_withstands_wild_reports(bad):
+    reports = REPORTS.copy()
+    reports[:2] = bad
+    got = fold(aggregators.trimmed_mean(0.2), reports, np.ones(10, np.float32))
+    assert (got >= REPORTS[2:].min(axis=0)).all() and (got <= REPORTS[2:].max(axis=0)).all()
+
+
+@pytest.mark.parametrize("aggregator", [aggregators.mean(), aggregators.trimmed_mean(0.2)], ids=lambda a: a.name)
+def test_nobody_gives_zeros(aggregator):
+    assert fold(aggregator, REPORTS, np.zeros(10, np.float32)).tolist() == [0.0] * 4
+
+
+def test_fraction_is_checked():
+    with pytest.raises(ValueError, match=r"0 <= fraction < 0.5 .* got 0.5"):
+        aggregators.trimmed_mean(0.5)

@@ -1,0 +1,222 @@
+"""The contracts that every piece of the zoo passes: the engine against plain loops, and against itself run another way.
+
+jit = eager; traced once over rounds; the state keeps its structure; one lane = many = plain loops; one device = eight; many rounds in
+one dispatch = one by one; the order of clients, the room for more of them, and padding change nothing; saved and restored in the
+middle = uninterrupted, bit for bit. The cohorts hold an empty client, one with a single example, and one larger than all others.
+"""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_core import Clients, Simulator, State, metrics
+from fedjax_core.run.checkpoint import Checkpoints
+from tests.reference import Reference
+from tests.zoo import SIZES, ZOO, clients
+
+ROUNDS, BATCH = 5, 4
+COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
+entries = pytest.mark.parametrize("name", ZOO)
+
+
+@cache
+def built(name: str):
+    return ZOO[name].build(), clients(ZOO[name].data)
+
+
+def simulator(name: str, **settings) -> Simulator:
+    composed, data = built(name)
+    return Simulator(composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, **settings})
+
+
+def run(sim, cohorts=COHORTS, state=None):
+    state, seen = sim.init(jax.random.key(1)) if state is None else state, []
+    for cohort in cohorts:
+        state, found = sim.run(state, cohort)
+        seen.append(found)
+    return state, seen
+
+
+@cache
+def usual(name: str):
+    """What three lanes do in five rounds: (simulator, state, metrics)."""
+    sim = simulator(name)
+    return (sim, *run(sim))
+
+
+@cache
+def by_plain_loops(name: str):
+    return run(Reference(*built(name), batch_size=BATCH, epochs=2))
+
+
+def assert_close(got: State, expected: State):
+    """The model to 1e-6 of its norm; what the server and the clients keep besides to 2e-5.
+
+    Control variates and residuals are small differences of larger numbers, so float32 leaves fewer digits in them: a change of 1e-7
+    in a model is one of 1e-7 / (T lr) in a control variate, and of 1e-7 * 2^bits in what a quantiser left over.
+    """
+    assert_norm(got.params, expected.params, 1e-6)
+    for part in ("server", "uplink", "clients", "round"):
+        assert_norm(getattr(got, part), getattr(expected, part), 2e-5)
+
+
+def assert_norm(got, expected, bound: float):
+    x, y = (np.concatenate([[0.0], *(np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(t))]) for t in (got, expected))
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert np.linalg.norm(x - y) <= bound * np.linalg.norm(y)
+
+
+def assert_equal(got: State, expected: State):
+    """Every bit."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(bits(got)), jax.tree.leaves(bits(expected)), strict=True):
+        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+def bits(state: State):
+    return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
+
+
+@entries
+def test_three_lanes_are_plain_loops(name):
+    assert_close(usual(name)[1], by_plain_loops(name)[0])
+
+
+@entries
+def test_metrics_are_the_sums_of_plain_loops(name):
+    _, _, got = usual(name)
+    _, steps = by_plain_loops(name)
+    for now, expected in zip(got, steps, strict=True):
+        for metric in expected[-1]:
+            assert float(now[metric]) == pytest.approx(float(sum(s[metric] for s in expected if metric in s)), rel=1e-5)
+
+
+@entries
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_any_number_of_lanes(name, lanes):
+    state, _ = run(simulator(name, lanes=lanes))
+    assert_close(state, usual(name)[1])
+
+
+@entries
+def test_64_lanes_with_the_cohort_in_another_order_and_room_for_more(name):
+    sim = simulator(name, lanes=64)
+    sim.reserve(len(SIZES))
+    assert_close(run(sim, [cohort[::-1] for cohort in COHORTS])[0], usual(name)[1])
+
+
+@entries
+def test_eight_devices(name):
+    sim = simulator(name, lanes=8, mesh=jax.make_mesh((8,), ("lanes",)))
+    state, seen = run(sim)
+    assert_close(state, usual(name)[1])
+    assert metrics.summary(seen[-1]) == pytest.approx(metrics.summary(usual(name)[2][-1]), rel=1e-5)
+    assert sim.traces == 1
+
+
+@entries
+def test_one_trace_for_all_rounds_and_the_state_keeps_its_shape(name):
+    sim, state, _ = usual(name)
+    assert sim.traces == 1
+    fresh = jax.eval_shape(lambda: sim.round.init(jax.random.key(0), len(SIZES)))
+    assert jax.tree.structure(state) == jax.tree.structure(fresh)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(fresh), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+@entries
+def test_many_rounds_in_one_dispatch_are_the_same_bit_for_bit(name):
+    _, expected, one_by_one = usual(name)
+    again = simulator(name)
+    state, seen = again.run_many(again.init(jax.random.key(1)), COHORTS)
+    assert_equal(state, expected)
+    for metric, stacked in seen.items():
+        assert np.asarray(stacked.total).tolist() == [float(found[metric].total) for found in one_by_one]
+
+
+@entries
+def test_restored_in_the_middle_is_bit_for_bit_uninterrupted(name, tmp_path):
+    sim, expected, _ = usual(name)
+    middle, _ = run(sim, COHORTS[:2])
+    with Checkpoints(tmp_path) as saved:
+        saved.save(2, middle, {})
+    with Checkpoints(tmp_path) as saved:
+        restored = saved.newest().place(sim.init(jax.random.key(0)))
+    assert_equal(restored, middle)
+    assert_equal(run(sim, COHORTS[2:], restored)[0], expected)
+
+
+@entries
+def test_jit_is_eager(name):
+    few = [1, 4]  # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
+    assert SIZES[1] == 1 and SIZES[4] == BATCH
+    compiled, _ = run(Reference(*built(name), batch_size=BATCH, epochs=1), [few])
+    with jax.disable_jit():
+        eager, _ = run(Reference(*built(name), jit=False, batch_size=BATCH, epochs=1), [few])
+    assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "linen dropout", "ifca"])
+def test_order_of_the_population_changes_nothing(name):
+    """Clients are who they say, wherever they stand: the same ids in another order end at the same model."""
+    ids = np.random.default_rng(9).permutation(len(SIZES)).tolist()
+    where = np.argsort(ids)
+    sim = Simulator(built(name)[0], clients(ZOO[name].data, ids=ids), batch_size=BATCH, epochs=2, lanes=3)
+    state, _ = run(sim, [where[cohort] for cohort in COHORTS])
+    kept = jax.tree.map(lambda x: x[where], state.clients)
+    assert_close(state._replace(clients=kept), usual(name)[1])
+
+
+@pytest.mark.parametrize("name", ["fedavg", "mime", "cox"])
+def test_a_larger_batch_only_pads(name):
+    """Batches larger than any client hold the same examples, however much padding comes with them."""
+    results = [run(simulator(name, batch_size=b, epochs=1), COHORTS[:2])[0] for b in (max(SIZES), 3 * max(SIZES))]
+    assert_close(*results)
+
+
+def test_a_client_drawn_twice_counts_twice():
+    from fedjax_core import Cohort
+
+    sim = simulator("fedavg")
+    state, _ = sim.run(sim.init(jax.random.key(1)), Cohort(np.array([3, 5]), np.array([2, 1])))
+    loops = Reference(*built("fedavg"), batch_size=BATCH, epochs=2)
+    assert_close(state, loops.run(loops.init(jax.random.key(1)), [3, 5], counts=[2.0, 1.0])[0])
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "trimmed mean", "quantize", "mime"])
+def test_a_client_whose_numbers_overflow_is_refused_and_counted(name):
+    composed, good = built(name)
+    columns = [dict(good[i]) for i in range(len(good))]
+    columns[5]["x"] = np.resize([3e38, -3e38, 3e38], columns[5]["x"].shape).astype(
+        np.float32
+    )  # finite, as data must be; its products are not
+    bad = Clients.from_list(columns)
+    sim = Simulator(composed, bad, batch_size=BATCH, epochs=2, lanes=3)
+    state, seen = sim.run(sim.init(jax.random.key(1)), [3, 5, 7])
+    assert float(seen["refused"]) >= 1
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state._replace(key=())))
+    assert np.isfinite(float(seen["loss"]))
+
+
+def test_a_round_of_empty_clients_leaves_the_model_alone():
+    sim = simulator("fedavg")
+    before = sim.init(jax.random.key(1))
+    after, seen = sim.run(before, [2])
+    assert_equal(after._replace(round=before.round), before)
+    assert float(seen["examples"]) == 0 and np.isnan(float(seen["loss"]))
+
+
+def test_steps_go_on_across_rounds():
+    """Five rounds of three steps are the plain loops' too, with clients whose epoch is shorter and longer than that."""
+    settings = {"batch_size": BATCH, "steps": 3}
+    state, _ = run(Simulator(*built("fedavg"), lanes=3, **settings))
+    assert_close(state, run(Reference(*built("fedavg"), **settings))[0])
+
+
+def test_explicit_batches():
+    order = np.random.default_rng(0).integers(0, 4, (2, 6, BATCH))
+    data = clients(sizes=(4, 4))
+    settings = {"batch_size": BATCH, "steps": 3, "order": order}
+    state, _ = run(Simulator(built("fedavg")[0], data, lanes=1, **settings), [[0, 1], [0, 1]])
+    assert_close(state, run(Reference(built("fedavg")[0], data, **settings), [[0, 1], [0, 1]])[0])

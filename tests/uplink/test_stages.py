@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_core import algorithms, compose, tree, uplink
+from tests.quadratic import MEANS, START, TASK, simulate
+
+UPDATE = {"w": jnp.array([3.0, 0.0, -4.0]), "b": jnp.array([12.0])}  # norm 13
+
+
+def send(stage, update, key=0, own=None):
+    """One update to the wire and back: (what the server reads, what the client keeps)."""
+    state = stage.init(tree.shapes(update))
+    own = stage.init_client(tree.shapes(update)) if own is None else own
+    sent, own = stage.encode(state, own, update, jax.random.key(key))
+    return stage.expand(state, sent), own
+
+
+def test_clip_scales_all_leaves_by_one_factor():
+    got, _ = send(uplink.clip(6.5), UPDATE)
+    assert np.allclose(got["w"], [1.5, 0.0, -2.0]) and np.allclose(got["b"], [6.0])
+    assert float(tree.norm(got)) == pytest.approx(6.5)
+    unchanged, _ = send(uplink.clip(13.0), UPDATE)
+    assert np.array_equal(unchanged["w"], UPDATE["w"])
+
+
+def test_clip_holds_again_after_a_lossy_stage():
+    stage = uplink.chain(uplink.clip(1.0), uplink.quantize(bits=2))
+    for key in range(20):
+        got, _ = send(stage, UPDATE, key)
+        assert float(tree.norm(got)) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 12])
+def test_quantize_is_unbiased_within_its_step(bits):
+    update = {"w": jnp.linspace(-1, 0.9, 20)}
+    step = 1 / (2 ** (bits - 1) - 1)
+    got = jax.vmap(lambda k: send_key(uplink.quantize(bits), update, k)["w"])(jax.random.split(jax.random.key(0), 4000))
+    got, meant = np.asarray(got, np.float64), np.asarray(update["w"])
+    assert np.abs(got - meant).max() <= step * 1.0001
+    error = np.abs(got.mean(axis=0) - meant)
+    assert error.max() <= 5 * (step / 2) / np.sqrt(4000) + 1e-6  # five standard errors, each at most half a step
+
+
+def send_key(stage, update, key):
+    return stage.expand((), stage.encode((), (), update, key)[0])
+
+
+@pytest.mark.parametrize(("bits", "size"), [(4, 1), (8, 1), (9, 2), (16, 2)])
+def test_bytes_on_the_wire(bits, size):
+    update = {"w": jnp.zeros((10, 3)), "b": jnp.zeros(5)}
+    assert tree.nbytes(uplink.message_shapes(uplink.quantize(bits), update)) == 35 * size + 2 * 4
+
+
+def test_an_update_that_is_not_finite_stays_so_on_the_wire():
+    got, _ = send(uplink.quantize(8), {"w": jnp.array([1.0, jnp.inf])})
+    assert not bool(tree.finite(got))
+
+
+def test_feedback_sends_everything_in_the_end():
+    """What is sent over many rounds differs from what was meant by no more than one residual."""
+    stage, own, sent = uplink.feedback(uplink.quantize(bits=2)), None, 0.0
+    for key in range(50):
+        got, own = send(stage, UPDATE, key, own)
+        sent += np.asarray(got["w"])
+    residual = np.asarray(own[0]["w"])
+    assert np.allclose(sent + residual, 50 * np.asarray(UPDATE["w"]), rtol=1e-4)
+    assert np.abs(residual).max() <= 24 + 1e-4  # one step of the coarsest level seen
+
+
+def test_a_chain_expands_in_reverse():
+    double = uplink.stage("double", encode=lambda s, o, u, k: (tree.scale(2.0, u), o), expand=lambda s, m: tree.scale(0.5, m))
+    add = uplink.stage(
+        "add",
+        encode=lambda s, o, u, k: (jax.tree.map(lambda x: x + 1, u), o),
+        expand=lambda s, m: jax.tree.map(lambda x: x - 1, m),
+    )
+    stage = uplink.chain(double, add)
+    sent, _ = stage.encode(stage.init(UPDATE), stage.init_client(UPDATE), UPDATE, jax.random.key(0))
+    assert np.allclose(sent["w"], 2 * UPDATE["w"] + 1)
+    assert np.allclose(stage.expand(stage.init(UPDATE), sent)["w"], UPDATE["w"])
+
+
+def test_clip_in_a_round_bounds_each_client():
+    state = simulate(algorithms.fedavg(TASK, optax.sgd(1.0), weighting=algorithms.uniform), pieces={"uplink": uplink.clip(1.0)})
+    assert float(state.params[0]) == pytest.approx(START + np.clip(MEANS - START, -1, 1).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: uplink.clip(0), "clip needs a bound > 0 on the norm, got 0"),
+        (lambda: uplink.clip(float("nan")), "clip needs a bound > 0"),
+        (lambda: uplink.quantize(1), "2 <= bits <= 16, got 1"),
+    ],
+)
+def test_settings_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_pieces_that_do_not_fit_are_named():
+    algorithm = algorithms.fedavg(TASK, optax.sgd(0.1))
+    with pytest.raises(TypeError, match=r"uplink= to be of type Stage, got list: join several stages with fc.uplink.chain"):
+        compose(algorithm, uplink=[uplink.clip(1.0)])
+    with pytest.raises(TypeError, match=r"aggregator= to be of type Aggregator, got str"):
+        compose(algorithm, aggregator="mean")
+    with pytest.raises(TypeError, match=r"algorithm= to be of type Algorithm, got Task"):
+        compose(TASK)
+    with pytest.raises(TypeError, match=r"chain\(\) takes stages, but argument 1 is a float"):
+        uplink.chain(uplink.clip(1.0), 8.0)
+    with pytest.raises(TypeError, match=r"feedback\(\) wraps a stage, got int"):
+        uplink.feedback(8)
+    half = uplink.stage("half", expand=lambda s, m: jax.tree.map(lambda x: x.astype(jnp.float16), m))
+    with pytest.raises(ValueError, match=r"the update of exchange 0 after half and mean changed .* from float32\[1\] to float16\[1\]"):
+        compose(algorithm, uplink=half)

@@ -1,0 +1,124 @@
+"""Every algorithm, stage, aggregator and model, once: a new one joins all contracts (`test_contracts.py`) by adding one line.
+
+An entry is a function of the number of clients that gives a `Round`; models bring the columns that they need.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import numpy as np
+import optax
+from flax import nnx
+
+from fedjax_core import Clients, aggregators, algorithms, compose, models, uplink
+from fedjax_core.round import Round
+
+SIZES = (5, 1, 0, 23, 4, 7, 2, 8, 3, 6, 1, 4)  # one example, none, and one client larger than all others
+SGD = optax.sgd(0.1)
+
+
+class Entry(NamedTuple):
+    """One line of the zoo."""
+
+    build: Callable[[], Round]
+    data: str = "classes"
+
+
+def clients(kind: str = "classes", sizes=SIZES, ids=None) -> Clients:
+    """Twelve unequal clients with columns x [3], y and, for survival, time and event; the same rows for the same ids."""
+    made = []
+    for name in range(len(sizes)) if ids is None else ids:
+        rng, n = np.random.default_rng(name), sizes[name]
+        shape = (n, 6, 6, 1) if kind == "images" else (n, 3)
+        columns = {"x": rng.normal(size=shape).astype(np.float32)}
+        if kind == "images":
+            columns["x"] = rng.integers(0, 256, shape).astype(np.uint8)
+        if kind == "survival":
+            columns |= {"time": rng.exponential(size=n).astype(np.float32), "event": (rng.random(n) < 0.7).astype(np.float32)}
+        elif kind == "numbers":
+            columns["y"] = rng.normal(size=n).astype(np.float32)
+        else:
+            columns["y"] = rng.integers(0, 3, n).astype(np.int32)
+        made.append(columns)
+    return Clients.from_list(made, ids=ids)
+
+
+class Dropped(nn.Module):
+    """A linen module with dropout."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        return nn.Dense(3)(nn.Dropout(0.3, deterministic=not train)(nn.relu(nn.Dense(4)(x))))
+
+
+class Small(nn.Module):
+    """An ordinary convolutional linen module."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.GroupNorm(num_groups=2)(nn.Conv(2, (3, 3))(x))
+        return nn.Dense(3)(nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2)).reshape(len(x), -1))
+
+
+class Twin(nnx.Module):
+    """An nnx module with dropout."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.inner, self.dropout, self.outer = nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.3, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.outer(self.dropout(nnx.relu(self.inner(x))))
+
+
+def cross_entropy(outputs, batch):
+    """One loss an example."""
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["y"])
+
+
+def task():
+    """The model of every entry that is not about models."""
+    return models.mlp(features=3, hidden=(4,), classes=3)
+
+
+def flax_task(module, kind="classes"):
+    """A Flax module as a task."""
+    return models.from_flax(module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy)
+
+
+def fedavg(**arguments) -> Round:
+    """FedAvg around which one piece is varied."""
+    return compose(algorithms.fedavg(task(), local=SGD), **arguments)
+
+
+def lossy():
+    """Stages one inside another, with something for every client to keep."""
+    return uplink.chain(uplink.clip(0.5), uplink.feedback(uplink.quantize(bits=4)))
+
+
+N = len(SIZES)
+ZOO: dict[str, Entry] = {
+    # algorithms
+    "fedavg": Entry(lambda: fedavg()),
+    "fedavg, momentum": Entry(lambda: compose(algorithms.fedavg(task(), optax.sgd(0.1, momentum=0.9), optax.sgd(1.0, momentum=0.9)))),
+    "fedyogi": Entry(lambda: compose(algorithms.fedavg(task(), SGD, algorithms.fedopt.yogi(0.01, tau=1e-3)))),
+    "fedprox": Entry(lambda: compose(algorithms.fedprox(task(), 0.5, SGD))),
+    "scaffold": Entry(lambda: compose(algorithms.scaffold(task(), 0.1, N))),
+    "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
+    "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
+    # stages; few bits, for the more levels, the likelier that float32's last digit tips one of them over
+    "clip": Entry(lambda: fedavg(uplink=uplink.clip(0.1))),
+    "quantize": Entry(lambda: fedavg(uplink=uplink.quantize(bits=4))),
+    "feedback": Entry(lambda: fedavg(uplink=uplink.feedback(uplink.quantize(bits=4)))),
+    "scaffold, clip, feedback": Entry(lambda: compose(algorithms.scaffold(task(), 0.1, N), uplink=lossy())),
+    "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
+    # aggregators
+    "trimmed mean": Entry(lambda: fedavg(aggregator=aggregators.trimmed_mean(0.2))),
+    # models
+    "logistic": Entry(lambda: compose(algorithms.fedavg(models.logistic(features=3, classes=3), SGD))),
+    "linear": Entry(lambda: compose(algorithms.fedavg(models.linear(features=3), SGD)), "numbers"),
+    "cox": Entry(lambda: compose(algorithms.fedavg(models.cox(features=3), SGD)), "survival"),
+    "linen dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Dropped()), SGD))),
+    "linen convolution": Entry(lambda: compose(algorithms.fedavg(flax_task(Small(), "images"), SGD)), "images"),
+    "nnx dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Twin), SGD))),
+}
