@@ -13,6 +13,7 @@ from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
 from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
 from fedjax_core.lanes import Evaluation, Simulator, evaluate, predict
 from fedjax_core.round import Round, State, compose
+from fedjax_core.run import History, fit
 from fedjax_core.task import Task
 from fedjax_core.types import Batch
 
@@ -23,6 +24,7 @@ __all__ = [
     "Clients",
     "Cohort",
     "Evaluation",
+    "History",
     "Round",
     "Simulator",
     "State",
@@ -32,6 +34,7 @@ __all__ = [
     "cohorts",
     "compose",
     "evaluate",
+    "fit",
     "metrics",
     "models",
     "partition",

@@ -1,0 +1,56 @@
+"""One process at a time owns a run's folder: `claim` makes it, checks that it can be written, and locks it.
+
+The lock belongs to the process and goes when it dies, however it dies, so that nothing has to be removed by hand.
+
+>>> import pathlib, tempfile
+>>> with tempfile.TemporaryDirectory() as parent, claim(pathlib.Path(parent) / "runs" / "x") as folder:
+...     folder.is_dir()
+True
+"""
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger("fedjax_core")
+
+LOCK = "lock"
+
+
+@contextmanager
+def claim(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder, made with its parents and held until the end of the `with`; raises where it cannot be had."""
+    folder = Path(run_dir).expanduser().absolute()
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise NotADirectoryError(f"run_dir {str(run_dir)!r} cannot be a folder, for {part} is a file. Choose another run_dir.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / LOCK, "a+")  # noqa: SIM115  closed below, after everything that needs the lock
+    except OSError as error:
+        raise PermissionError(
+            f"run_dir {str(run_dir)!r} cannot be written ({error}). Choose a folder that you may write to, or run_dir=None to keep nothing."
+        ) from error
+    with handle:
+        _lock(handle.fileno(), folder, run_dir)
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield folder
+
+
+def _lock(descriptor: int, folder: Path, run_dir: object) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = (folder / LOCK).read_text() or "another process"
+        raise RuntimeError(
+            f"run_dir {str(run_dir)!r} is in use by {owner}; two runs in one folder would overwrite each other. "
+            "Wait for it, stop it, or choose another run_dir."
+        ) from error
+    except OSError as error:  # some cluster file systems are mounted without locks
+        log.warning("the file system of %s has no locks (%s): make sure that no other process uses this run_dir", folder, error)

@@ -1,0 +1,76 @@
+"""The judge: when a state is evaluated, which of two is better, and so what the best is and when patience ends.
+
+>>> judge = Judge(every=5, metric="accuracy", mode="max")
+>>> judge.better(0.8, None), judge.better(0.8, Best(10, 0.9)), judge.better(float("nan"), None)
+(True, False, False)
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fedjax_core.data.clients import Clients
+
+Evaluate = Clients | Callable[[Any, Any], Mapping[str, float]]
+"""What to evaluate on, or (sim, state) -> {name: value}."""
+
+
+class Best(NamedTuple):
+    """The best evaluation."""
+
+    round: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """When a state is evaluated, on what, and which of two is better."""
+
+    every: int  # rounds; 0: never
+    evaluate: Evaluate | None = None  # None: on the clients trained on
+    metric: str = "loss"
+    mode: str = "min"
+    patience: int | None = None  # evaluations without a better one that end the run
+
+    def __post_init__(self) -> None:
+        check_counts(least=0, evaluate_every=self.every)
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'mode= says whether a small or a large {self.metric!r} is best: "min" or "max", got {self.mode!r}')
+        if self.evaluate is not None and not isinstance(self.evaluate, Clients) and not callable(self.evaluate):
+            raise TypeError(
+                f"evaluate= must be fc.Clients or a function (sim, state) -> {{name: value}}, got {type(self.evaluate).__name__}; "
+                "leave it out to evaluate on the clients trained on"
+            )
+        if self.patience is not None:
+            check_counts(patience=self.patience)
+        if not self.every and (self.evaluate is not None or self.patience is not None):
+            given = "evaluate" if self.evaluate is not None else "patience"
+            raise ValueError(f"{given}= is given, but evaluate_every=0 never evaluates: set evaluate_every= to a number of rounds")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it changes the answer: nothing where it cannot end the run."""
+        if self.patience is None:
+            return {}
+        return {"metric": self.metric, "mode": self.mode, "every": self.every, "patience": self.patience, "on": self.evaluate}
+
+    def __call__(self, sim: Any, state: Any) -> dict[str, float]:
+        """Every metric of the state; raises where the one that decides is not among them."""
+        found = self.evaluate(sim, state) if callable(self.evaluate) else sim.evaluate(state, self.evaluate).pooled
+        if self.metric not in found:
+            raise ValueError(f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(found)}")
+        return {str(name): float(value) for name, value in found.items()}
+
+    def better(self, value: float, than: Best | None) -> bool:
+        """Whether the value is a new best; one that is not finite never is."""
+        if not math.isfinite(value) or than is None:
+            return math.isfinite(value)
+        return value < than.value if self.mode == "min" else value > than.value
+
+
+def check_counts(least: int = 1, **values: Any) -> None:
+    """Raises, naming the argument, where one is not a whole number of at least `least`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+            raise ValueError(f"{name}= must be a whole number of at least {least}, got {value!r}")

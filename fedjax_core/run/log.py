@@ -1,0 +1,201 @@
+"""What a run says of itself: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`, and a progress bar.
+
+    {"round": 20, "kind": "train", "loss": 0.31, "examples": 640.0, "clients": 10.0, "refused": 0.0}
+    {"round": 20, "kind": "eval", "loss": 0.33, "accuracy": 0.87}
+
+A number that is not finite is written as null. On resume the lines after the checkpoint's round are cut, and TensorBoard is told to
+forget them, so that no round is there twice and none is missing.
+
+>>> with Log(None, rounds=2, progress=False) as log:
+...     log.write(1, "train", {"loss": 0.5, "examples": 10.0})
+>>> log.records
+[{'round': 1, 'kind': 'train', 'loss': 0.5, 'examples': 10.0}]
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedjax_core.run.checkpoint import write_whole
+
+log = logging.getLogger("fedjax_core")
+
+METRICS, EVENTS = "metrics.jsonl", "events"
+_LINE_EVERY_SECONDS = 30.0
+
+Record = dict[str, Any]
+
+
+class Log:
+    """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it in a `with`."""
+
+    def __init__(self, run_dir: Path | None, *, rounds: int, done: int = 0, progress: bool = True) -> None:
+        self.records: list[Record] = []
+        self._run_dir, self._done = run_dir, done
+        self._file: TextIO | None = None
+        self._events: _Events | None = None
+        self._shown = _Bar(rounds, done) if progress and sys.stderr.isatty() else _Lines(rounds) if progress else None
+
+    def __enter__(self) -> "Log":
+        if self._run_dir is not None:
+            path = self._run_dir / METRICS
+            self.records = read_records(path, self._done)
+            write_whole(path, "".join(map(_line, self.records)))
+            self._file = open(path, "a", buffering=1)
+            self._events = _Events(self._run_dir / EVENTS, forget=self._done + 1 if self._done else 0)
+            missing = self._done - sum(record["kind"] == "train" for record in self.records)
+            if missing:
+                log.warning("%s lacks %d of the %d rounds done: it was edited or damaged", path, missing, self._done)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # Closing writes what is left, which on a full disk fails once more: what ended the `with` says so already.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+            for part in (self._file, self._events, self._shown):
+                if part is not None:
+                    stack.callback(part.close)
+
+    def write(self, round: int, kind: Literal["train", "eval"], values: dict[str, float]) -> None:
+        """Adds one record, of the state after `round` rounds."""
+        record = {"round": round, "kind": kind, **values}
+        self.records.append(record)
+        if self._file is not None and self._events is not None:
+            with _explained(self._file.name):
+                self._file.write(_line(record))
+                self._events.write(round, kind, values)
+        if kind == "train" and self._shown is not None:
+            self._shown.update(round, values.get("loss", math.nan), values.get("examples", 0.0))
+
+    def sync(self) -> None:
+        """Returns when all records are on the disk: before a checkpoint, which must not know of rounds that the log lacks."""
+        if self._file is not None and self._events is not None:
+            with _explained(self._file.name):
+                os.fsync(self._file.fileno())
+                self._events.sync()
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {name} or the events beside it: {error}. The checkpoints are as they were: "
+            "free some space and start again with the same run_dir.",
+        ) from error
+
+
+def read_records(path: Path, until: int | None = None) -> list[Record]:
+    """The records in a metrics.jsonl up to round `until`; ends at a line that a crash cut short."""
+    records: list[Record] = []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+                round = record["round"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if until is None or round <= until:
+                records.append({name: math.nan if value is None else value for name, value in record.items()})
+    return records
+
+
+def _line(record: Record) -> str:
+    plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+    return json.dumps(plain) + "\n"
+
+
+class _Events:
+    """TensorBoard's event file, whose steps from `forget` on replace those of earlier files in the folder.
+
+    Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the next scalar then waits for it forever.
+    """
+
+    def __init__(self, folder: Path, forget: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import, and only needed here
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        folder.mkdir(exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._writer.write_event(Event(wall_time=time.time(), step=forget, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, round: int, kind: str, values: dict[str, float]) -> None:
+        scalars = [self._summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
+        self._writer.write_event(self._event(wall_time=time.time(), step=round, summary=self._summary(value=scalars)))
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Speed:
+    """Examples a second, from the first record on: the round before it holds the compilation."""
+
+    def __init__(self) -> None:
+        self._start, self._examples = 0.0, -1.0
+
+    def update(self, examples: float) -> float:
+        now = time.monotonic()
+        if self._examples < 0:
+            self._start, self._examples = now, 0.0
+            return math.nan
+        self._examples += examples
+        return self._examples / max(now - self._start, 1e-9)
+
+
+class _Bar:
+    """The progress bar of a terminal."""
+
+    def __init__(self, rounds: int, done: int) -> None:
+        columns = (
+            TextColumn("rounds"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        self._task = self._progress.add_task("rounds", total=rounds, completed=done, loss="-", speed="-")
+        self._speed = _Speed()
+        self._progress.start()
+
+    def update(self, round: int, loss: float, examples: float) -> None:
+        speed = self._speed.update(examples)
+        shown = "-" if math.isnan(speed) else f"{speed:,.0f}"
+        self._progress.update(self._task, completed=round, loss=f"{loss:.4g}", speed=shown)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    """A line now and then through `logging`, where there is no terminal."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds, self._speed, self._last = rounds, _Speed(), time.monotonic()
+
+    def update(self, round: int, loss: float, examples: float) -> None:
+        speed = self._speed.update(examples)
+        if time.monotonic() - self._last >= _LINE_EVERY_SECONDS:
+            self._last = time.monotonic()
+            log.info("round %d of %d: loss %.4g, %.0f examples/s", round, self._rounds, loss, speed)
+
+    def close(self) -> None: ...

@@ -1,0 +1,213 @@
+"""What a clinician reads of a model with a yes-or-no outcome: how good it is, hospital by hospital, and how sure one can be.
+
+    auroc        the chance that a patient with the outcome was given a higher risk than one without; ties count half
+    accuracy     right at the threshold (default 0.5)
+    brier        mean squared gap between risk and outcome
+    calibration  expected calibration error: patients in ten equal-width bins of risk, |mean risk - share with the outcome| in each,
+                 averaged over patients
+
+Each comes with a 95 % interval: the middle 95 % over patients drawn again with replacement (Efron & Tibshirani, "An Introduction to
+the Bootstrap", 1993). Where every drawn set says the same (14 right of 14) that interval would be a point, as if 14 patients
+proved a perfect model; Wilson's score interval for a share and Newcombe's for an AUROC (Statistics in Medicine 25, 2006) then
+take its place, marked *. The calibration error leans upwards where patients are few, and its interval too: compare methods on the
+same patients, not hospitals of different size.
+
+>>> found = assess(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9]), resamples=200)
+>>> found["auroc"].value, found["accuracy"].value
+(0.75, 0.5)
+>>> print(assess(np.ones(3), np.full(3, 0.8))["auroc"])
+-
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.evaluate import predict
+from fedjax_core.task import Task
+from fedjax_core.types import Params
+
+METRICS = {"auroc": "AUROC", "accuracy": "accuracy", "brier": "Brier score", "calibration": "calibration error"}
+ALL = "all hospitals"
+_Z = 1.959964  # of the normal distribution, for 95 %
+
+
+class Predictions(NamedTuple):
+    """What a model said about some patients, and what was so."""
+
+    outcome: np.ndarray  # [n], 0 or 1
+    risk: np.ndarray  # [n], probability of 1
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval; NaN where there is none. `note` says why, or where the interval is from if not the bootstrap."""
+
+    value: float
+    low: float
+    high: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "-"
+        interval = "" if np.isnan(self.low) else f" ({self.low:.3f}-{self.high:.3f})"
+        return f"{self.value:.3f}{interval}{'*' if self.note else ''}"
+
+
+Assessment = Mapping[str, Mapping[str, Estimate]]  # {hospital: {metric: Estimate}}, `ALL` comes last
+
+
+def predictions(task: Task, params: Params, clients: Clients) -> dict[str, Predictions]:
+    """Each hospital's patients, by its id, as the model `params` sees them; `task` predicts one logit a patient (`models.logistic`)."""
+    logits = np.asarray(predict(task, params, clients), np.float64)
+    if logits.ndim != 1:
+        raise ValueError(f"the report is for one logit a patient, but the task predicts {logits.shape[1:]}: use classes=1")
+    parts = np.split(1 / (1 + np.exp(-logits)), clients.offsets[1:-1])
+    return {str(id): Predictions(clients[i]["y"], risk) for i, (id, risk) in enumerate(zip(clients.ids, parts, strict=True))}
+
+
+def by_hospital(found: Mapping[str, Predictions], *, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, Estimate]]:
+    """`assess` for each hospital, then for all their patients together under `ALL`."""
+    return {name: assess(*each, resamples=resamples, seed=seed) for name, each in {**found, ALL: joined(found)}.items()}
+
+
+def joined(found: Mapping[str, Predictions]) -> Predictions:
+    """The patients of all hospitals together."""
+    return Predictions(*(np.concatenate(parts) for parts in zip(*found.values(), strict=True)))
+
+
+def assess(
+    outcome: np.ndarray, risk: np.ndarray, *, threshold: float = 0.5, bins: int = 10, resamples: int = 2000, seed: int = 0
+) -> dict[str, Estimate]:
+    """The four metrics of one group of patients, each with its interval; the same seed draws the same patients for every model."""
+    outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
+    _check(outcome, risk)
+    drawn = np.random.default_rng(seed).multinomial(len(risk), np.full(len(risk), 1 / len(risk)), size=resamples)
+    rows: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "auroc": lambda counts: _auroc(outcome, risk, counts),
+        "accuracy": lambda counts: counts @ ((risk > threshold) == outcome) / len(risk),
+        "brier": lambda counts: counts @ (risk - outcome) ** 2 / len(risk),
+        "calibration": lambda counts: _calibration(outcome, risk, counts, bins),
+    }
+    once = np.ones((1, len(risk)), int)
+    found = {name: _estimate(float(metric(once)[0]), metric(drawn)) for name, metric in rows.items()}
+    ill, well = int(outcome.sum()), int(len(outcome) - outcome.sum())  # both variances are the same at 1 - share
+    found["accuracy"] = _or_score(found["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome))
+    found["auroc"] = _or_score(found["auroc"], "Newcombe", lambda off: off**2 - _Z**2 * _auroc_variance(off, ill, well))
+    return found
+
+
+def calibration_curve(found: Predictions, groups: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean risk, share with the outcome, patients) [groups], patients sorted by risk and cut into groups of nearly equal size."""
+    parts = [part for part in np.array_split(np.argsort(found.risk, kind="stable"), groups) if len(part)]
+    risk, share = ([float(values[part].mean()) for part in parts] for values in (found.risk, found.outcome))
+    return np.array(risk), np.array(share), np.array([len(part) for part in parts])
+
+
+def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval (low, high) for shares found in `count` patients each."""
+    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+    return middle - half, middle + half
+
+
+def table(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> Table:
+    """To print in a terminal: for each hospital a row a method, a column a metric; `sizes` adds how many patients stand behind it."""
+    made = Table(title="test patients, 95 % intervals", title_justify="left")
+    for head in ("hospital", "method"):
+        made.add_column(head, no_wrap=True)
+    for metric in metrics:
+        made.add_column(METRICS[metric], no_wrap=True, justify="right")
+    for group, rows in _rows(results, metrics, sizes):
+        for i, (method, cells) in enumerate(rows):
+            made.add_row(group if i == 0 else "", method, *cells, end_section=i == len(rows) - 1)
+    return made
+
+
+def markdown(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> str:
+    """The same table as text for a README or a paper, and what its - and * stand for."""
+    heads = ["hospital", "method", *(METRICS[metric] for metric in metrics)]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(metrics) + "|"]
+    for group, rows in _rows(results, metrics, sizes):
+        lines += ["| " + " | ".join([group, method, *cells]) + " |" for method, cells in rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(results, metrics))]).rstrip() + "\n"
+
+
+def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS)) -> list[str]:
+    """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it concerns."""
+    where: dict[tuple[str, str], dict[str, None]] = {}
+    for found in results.values():
+        for hospital, estimates in found.items():
+            for metric in metrics:
+                if estimates[metric].note:
+                    where.setdefault((metric, estimates[metric].note), {})[hospital] = None
+    return [
+        f"{'*' if 'score interval' in note else '-'} {METRICS[metric]} ({', '.join(hospitals)}): {note}"
+        for (metric, note), hospitals in where.items()
+    ]
+
+
+def _rows(
+    results: Mapping[str, Assessment], metrics: Sequence[str], sizes: Mapping[str, int] | None
+) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """Each hospital's name, and for each method its cells."""
+    for group in next(iter(results.values())):
+        name = f"{group} (n = {sizes[group]})" if sizes and group in sizes else group
+        yield name, [(method, [str(found[group][metric]) for metric in metrics]) for method, found in results.items()]
+
+
+def _check(outcome: np.ndarray, risk: np.ndarray) -> None:
+    if outcome.shape != risk.shape or outcome.ndim != 1 or not len(outcome):
+        raise ValueError(f"outcome and risk must be [n] for the same n > 0 patients, got shapes {outcome.shape} and {risk.shape}")
+    if not np.isin(outcome, (0, 1)).all():
+        raise ValueError(f"outcome must be 0 or 1, found {sorted(set(np.unique(outcome)) - {0.0, 1.0})[:5]}")
+    if not ((risk >= 0) & (risk <= 1)).all():  # also NaN
+        raise ValueError(f"risk must be a probability between 0 and 1, found {risk[~((risk >= 0) & (risk <= 1))][:5]}: pass sigmoid(logit)")
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+    if np.isnan(value):
+        return Estimate(value, np.nan, np.nan, "not defined where all patients have the same outcome")
+    low, high = (float(end) for end in np.nanpercentile(drawn, [2.5, 97.5]))
+    if low == high:
+        return Estimate(value, np.nan, np.nan, "no interval, for every drawn set of patients gives the same value")
+    return Estimate(value, min(low, value), max(high, value))  # all drawn calibration errors may lie above the value
+
+
+def _or_score(found: Estimate, name: str, outside: Callable[[float], float]) -> Estimate:
+    """Where the bootstrap failed at 0 or 1: the interval from there to the nearest share that the value is 1.96 deviations from.
+
+    `outside` gives, for the distance of a share from the value, that distance squared less 1.96^2 times the variance at the share.
+    """
+    if not np.isnan(found.low) or found.value not in (0.0, 1.0):
+        return found
+    low, high = 0.0, 1.0  # of the distance, halved until float64 has no more to give
+    for _ in range(53):
+        middle = (low + high) / 2
+        low, high = (low, middle) if outside(middle) > 0 else (middle, high)
+    note = f"{name}'s score interval (a wider kind), for every drawn set of patients gives the same value"
+    return Estimate(found.value, max(0.0, found.value - high), min(1.0, found.value + high), note)
+
+
+def _auroc_variance(share: float, ill: int, well: int) -> float:
+    half = (ill + well) / 2 - 1
+    return share * (1 - share) * (1 + half * (1 - share) / (2 - share) + half * share / (1 + share)) / (ill * well)
+
+
+def _auroc(outcome: np.ndarray, risk: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[S] for counts [S, n] of how often each patient is drawn; NaN where a drawn set has one outcome only."""
+    order = np.argsort(risk)
+    starts = np.flatnonzero(np.r_[True, np.diff(risk[order]) > 0])  # of groups with equal risk
+    ill = np.add.reduceat(counts[:, order] * outcome[order].astype(int), starts, axis=1)
+    well = np.add.reduceat(counts[:, order], starts, axis=1) - ill
+    below = np.cumsum(well, axis=1) - well
+    pairs = (ill.sum(axis=1) * well.sum(axis=1)).astype(float)
+    return np.sum(ill * (below + well / 2), axis=1) / np.where(pairs > 0, pairs, np.nan)
+
+
+def _calibration(outcome: np.ndarray, risk: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
+    member = np.minimum((risk * bins).astype(int), bins - 1)[:, None] == np.arange(bins)  # [n, bins]
+    return np.abs(counts @ (member * (risk - outcome)[:, None])).sum(axis=1) / len(risk)

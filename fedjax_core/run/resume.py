@@ -1,0 +1,65 @@
+"""Whether a run may go on from a checkpoint: only as the run that wrote it, or the answer would be neither's.
+
+What may change is what leaves the answer alone: more rounds, how often to save and to log, how much to keep, and evaluation where
+it cannot end the run. Another version of Python, of a library or of this package, or another device, is told and not refused.
+"""
+
+import logging
+from typing import Any
+
+from fedjax_core.run import config
+from fedjax_core.run.checkpoint import CheckpointError, Checkpoints, Saved
+from fedjax_core.run.log import METRICS, read_records
+
+log = logging.getLogger("fedjax_core")
+
+
+def resumable(checkpoints: Checkpoints, about: dict[str, Any], *, rounds: int, override: bool) -> Saved | None:
+    """The checkpoint to go on from, None for a fresh start; raises where it is not a checkpoint of this run.
+
+    `about` has this run's `config` (as `config.describe` gives it) and `versions`.
+    """
+    saved = checkpoints.newest()
+    if saved is None:
+        _check_unused(checkpoints)
+        return None
+    _compare(checkpoints, saved, about, override)
+    if saved.round > rounds:
+        raise ValueError(
+            f"run_dir {str(checkpoints.run_dir)!r} has {saved.round} rounds done already, but rounds={rounds}. "
+            "Ask for at least as many, or choose another run_dir."
+        )
+    return saved
+
+
+def _check_unused(checkpoints: Checkpoints) -> None:
+    """A fresh start must not write over what is left of a run whose checkpoints are lost."""
+    records = read_records(checkpoints.run_dir / METRICS)
+    if records and records[-1]["round"] > 0:
+        raise CheckpointError(
+            f"{checkpoints.run_dir / METRICS} knows of {records[-1]['round']} rounds, but {checkpoints.folder} has no checkpoint. "
+            "Bring the checkpoints back, or begin afresh in another run_dir; nothing was removed."
+        )
+
+
+def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], override: bool) -> None:
+    then, now = saved.about["config"], about["config"]
+    versions = config.difference(saved.about["versions"], about["versions"])
+    if versions:
+        log.warning("the run so far was made with other versions, so last bits may differ: %s", "; ".join(versions))
+    if _minor(saved.about["versions"]) != _minor(about["versions"]):
+        then, now = config.without_code(then), config.without_code(now)
+    changed = config.difference(then, now)
+    if not changed:
+        return
+    shown = "\n  ".join(changed[:20] + ([f"and {len(changed) - 20} more"] if len(changed) > 20 else []))
+    if not override:
+        raise ValueError(
+            f"run_dir {str(checkpoints.run_dir)!r} holds a run with another configuration:\n  {shown}\n"
+            "Choose another run_dir, or go on with the changed one by override=True."
+        )
+    log.warning("going on from round %d with a changed configuration, as override=True asks:\n  %s", saved.round, shown)
+
+
+def _minor(versions: dict[str, Any]) -> list[str]:
+    return str(versions["python"]).split(".")[:2]

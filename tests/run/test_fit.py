@@ -1,0 +1,255 @@
+"""`fit` ends where plain rounds end, judges as told, stops when asked, and refuses what cannot be right."""
+
+import logging
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.metrics import Mean, Sum
+from fedjax_core.run import Best, fit, load_best
+from fedjax_core.run.folder import claim
+from tests.run.small import averaging, bits, clients, cohorts
+
+
+@pytest.fixture(scope="module")
+def sim():
+    return averaging()
+
+
+class Altered:
+    """A simulator whose metrics are made up by `alter(round, metrics)`, and which notes what is asked of it."""
+
+    def __init__(self, sim, alter=lambda round, metrics: metrics):
+        self.sim, self.alter, self.calls = sim, alter, []
+
+    def __getattr__(self, name):
+        return getattr(self.sim, name)
+
+    def run(self, state, cohort):
+        round = int(state.round) + 1
+        self.calls.append(("run", round))
+        state, metrics = self.sim.run(state, cohort)
+        return state, self.alter(round, metrics)
+
+
+def scripted(values):
+    """An evaluation that says values[round]."""
+    return lambda sim, state: {"score": values[int(state.round)], "round": float(state.round)}
+
+
+def trained(history):
+    return [record["round"] for record in history.records if record["kind"] == "train"]
+
+
+def test_it_is_the_rounds_one_after_another(sim, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = cohorts()
+    state = sim.init(jax.random.key(4))
+    losses = []
+    for round in range(5):
+        state, metrics = sim.run(state, draw(round))
+        losses.append(float(metrics["loss"]))
+    history = fit(sim, 5, draw, key=jax.random.key(4))
+    assert bits(history.state) == bits(state)
+    np.testing.assert_array_equal([record["loss"] for record in history.records], losses)
+    assert trained(history) == [1, 2, 3, 4, 5] and (history.stopped, history.best) == ("finished", None)
+    assert list(tmp_path.iterdir()) == []  # nothing is written without a run_dir
+
+
+def test_groups_of_rounds_log_the_same(sim):
+    one, four = (fit(sim, 6, cohorts(), rounds_per_dispatch=group) for group in (1, 4))
+    assert trained(one) == trained(four)
+    np.testing.assert_allclose([r["loss"] for r in one.records], [r["loss"] for r in four.records], rtol=1e-6)
+
+
+def test_given_params_are_where_it_starts(sim):
+    params = jax.tree.map(jnp.ones_like, sim.init(jax.random.key(0)).params)
+    history = fit(sim, 1, lambda round: [], params=params)
+    assert bits(history.state.params) == bits(params)
+
+
+def test_metrics_are_read_while_the_next_round_is_at_work(sim, monkeypatch):
+    noted = Altered(sim)
+    get = jax.device_get
+
+    def device_get(x):
+        if isinstance(x, dict) and "loss" in x:
+            noted.calls.append(("read", None))
+        return get(x)
+
+    monkeypatch.setattr(jax, "device_get", device_get)
+    fit(noted, 4, cohorts())
+    assert [call for call, _ in noted.calls] == ["run", "run", "read", "run", "read", "run", "read", "read"]
+
+
+def test_best_is_the_first_lowest_and_is_kept(sim, tmp_path):
+    values = {0: 9.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0, 10: math.nan}
+    history = fit(sim, 10, cohorts(), tmp_path, checkpoint_every=5, keep=1, evaluate_every=2, evaluate=scripted(values), best="score")
+    assert history.best == Best(4, 3.0)
+    assert [r["score"] for r in history.records if r["kind"] == "eval"][:-1] == list(values.values())[:-1]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000004", "00000010"]
+    expected = fit(sim, 4, cohorts())
+    assert bits(load_best(tmp_path, sim)) == bits(expected.state)
+
+
+def test_mode_max_and_default_evaluation(sim):
+    history = fit(sim, 4, cohorts(), evaluate_every=2, best="accuracy", mode="max")
+    pooled = sim.evaluate(history.state).pooled
+    last = history.records[-1]
+    assert {name: last[name] for name in pooled} == pooled
+    assert history.best.value == max(r["accuracy"] for r in history.records if r["kind"] == "eval")
+
+
+def test_evaluation_on_other_clients(sim):
+    other = fc.Clients.from_list([clients()[0]])
+    history = fit(sim, 1, cohorts(), evaluate_every=1, evaluate=other)
+    assert history.records[-1]["loss"] == sim.evaluate(history.state, other).pooled["loss"]
+
+
+@pytest.mark.parametrize("stop_after", [None, 1, 3, 4, 7])
+def test_patience_ends_the_run_at_the_same_round_however_often_it_is_interrupted(sim, tmp_path, stop_after):
+    values = [9.0, 8.0, 7.0, 7.5, 6.0, 6.5, 6.4, 6.3, 5.0, 4.0, 3.0, 2.0]
+    settings = {"evaluate_every": 1, "evaluate": scripted(values), "best": "score", "patience": 3, "checkpoint_every": 5}
+    if stop_after is not None:
+        fit(sim, stop_after, cohorts(), tmp_path, **settings)
+    history = fit(sim, 11, cohorts(), tmp_path, **settings)
+    assert (history.stopped, history.best, int(history.state.round)) == ("early stop", Best(4, 6.0), 7)
+    again = fit(sim, 11, cohorts(), tmp_path, **settings)
+    assert (again.stopped, again.best, again.records) == ("early stop", history.best, history.records)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_the_round_and_puts_handlers_back(sim, tmp_path, number):
+    draw, before = cohorts(), signal.getsignal(number)
+
+    def interrupting(round):
+        if round == 2:
+            os.kill(os.getpid(), number)
+        return draw(round)
+
+    history = fit(sim, 9, interrupting, tmp_path)
+    assert (history.stopped, int(history.state.round), trained(history)) == ("interrupted", 3, [1, 2, 3])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000000", "00000003"]
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_is_keyboard_interrupt(sim):
+    def impatient(round):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return [0]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(sim, 9, impatient)
+
+
+def test_in_another_thread_signals_are_left_alone(sim):
+    found = []
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(
+        target=lambda: found.append(fit(sim, 2, lambda round: [0] if signal.getsignal(signal.SIGINT) is before else 1 / 0))
+    )
+    thread.start()
+    thread.join()
+    assert found[0].stopped == "finished"
+
+
+def test_a_loss_that_is_not_finite_is_told_once(sim, caplog):
+    def alter(round, metrics):
+        return {**metrics, "loss": Mean(jnp.float32(jnp.nan if round >= 3 else 1), jnp.float32(1))}
+
+    history = fit(Altered(sim, alter), 5, cohorts())
+    assert [m.getMessage() for m in caplog.records] == [
+        "the training loss is nan in round 3: a smaller learning rate or clipping may help",
+    ]
+    assert math.isnan(history.records[-1]["loss"])
+
+
+def test_a_round_without_examples_has_no_loss_and_is_no_alarm(sim, caplog):
+    history = fit(sim, 1, lambda round: [])
+    assert math.isnan(history.records[0]["loss"]) and not caplog.records
+
+
+def test_refused_reports_are_told(sim, caplog):
+    history = fit(Altered(sim, lambda round, m: {**m, "refused": Sum(jnp.float32(2 * (round > 1)))}), 4, cohorts())
+    assert [m.getMessage() for m in caplog.records] == [
+        "round 2 refused 2 reports that were not finite, and went on without them",
+        "reports were refused in 3 rounds: see `refused` in the records",
+    ]
+    assert [r["refused"] for r in history.records] == [0, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "settings, error, said",
+    [
+        ({"rounds": 0}, ValueError, r"rounds= must be a whole number of at least 1, got 0"),
+        ({"rounds": 2.5}, ValueError, r"rounds= must be a whole number of at least 1, got 2\.5"),
+        ({"checkpoint_every": 0}, ValueError, r"checkpoint_every= must be a whole number of at least 1, got 0"),
+        ({"keep": 0}, ValueError, r"keep= must be .* at least 1, got 0"),
+        ({"rounds_per_dispatch": True}, ValueError, r"rounds_per_dispatch= must be .* at least 1, got True"),
+        ({"evaluate_every": -1}, ValueError, r"evaluate_every= must be .* at least 0, got -1"),
+        ({"patience": 0, "evaluate_every": 1}, ValueError, r"patience= must be .* at least 1, got 0"),
+        ({"patience": 2}, ValueError, r"patience= is given, but evaluate_every=0 never evaluates: set evaluate_every="),
+        ({"evaluate": scripted([1.0])}, ValueError, r"evaluate= is given, but evaluate_every=0 never evaluates"),
+        ({"evaluate": [1], "evaluate_every": 1}, TypeError, r"evaluate= must be fc\.Clients or a function .* got list; leave it out"),
+        ({"mode": "least"}, ValueError, r"mode= says whether .*'loss' is best: \"min\" or \"max\", got 'least'"),
+        ({"best": "auroc", "evaluate_every": 1}, ValueError, r"best='auroc' is not among .*: choose one of \['accuracy', 'loss'\]"),
+        ({"cohorts": np.zeros((3, 2), int)}, TypeError, r"cohorts= must be a function of the round, got ndarray: .* table\[round\]"),
+        ({"cohorts": fc.cohorts.uniform(7, 2)}, ValueError, r"cohorts= draws from 7 clients, but the simulation has 6; build both"),
+        ({"key": 3}, TypeError, r"key= must be one typed key, such as jax\.random\.key\(0\), got 3"),
+        ({"key": jax.random.split(jax.random.key(0))}, TypeError, r"key= must be one typed key"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_the_way_out(sim, settings, error, said):
+    with pytest.raises(error, match=said):
+        fit(sim, **{"rounds": 1, "cohorts": cohorts(), **settings})
+
+
+def test_a_run_dir_that_cannot_be_had(sim, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"run_dir .*file' cannot be a folder, for .*/file is a file\. Choose another run_dir"):
+        fit(sim, 1, cohorts(), tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match=r"below' cannot be a folder, for .*/file is a file\. Choose another"):
+        fit(sim, 1, cohorts(), tmp_path / "file" / "runs" / "below")
+    with (
+        claim(tmp_path / "x"),
+        pytest.raises(RuntimeError, match=rf"x' is in use by process {os.getpid()} on .*; .* choose another run_dir"),
+    ):
+        fit(sim, 1, cohorts(), tmp_path / "x")
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refuse)
+        with pytest.raises(PermissionError, match=r"run_dir .*y' cannot be written .*Read-only.* or run_dir=None to keep nothing"):
+            fit(sim, 1, cohorts(), tmp_path / "y")
+
+
+def test_parents_are_made_and_a_relative_run_dir_stays_where_it_was(sim, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(sim, 1, cohorts(), "runs/deep/x")
+    assert (tmp_path / "runs" / "deep" / "x" / "metrics.jsonl").exists()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def unsupported(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with caplog.at_level(logging.WARNING), claim(tmp_path):
+        assert "has no locks" in caplog.text
+
+
+def test_load_best_needs_an_evaluation(sim, tmp_path):
+    fit(sim, 1, cohorts(), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"best does not exist: fit\(\) keeps a best model where evaluate_every= is above 0"):
+        load_best(tmp_path, sim)

@@ -1,0 +1,131 @@
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.metrics import accuracy_score, brier_score_loss, roc_auc_score
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.run import figures, report
+from fedjax_core.task import Task
+
+
+@pytest.fixture
+def patients():
+    """Sixty patients with rounded risks, so that many are tied."""
+    rng = np.random.default_rng(1)
+    outcome = (rng.random(60) < 0.4).astype(int)
+    return report.Predictions(outcome, np.clip(0.3 * outcome + rng.random(60) * 0.7, 0, 1).round(1))
+
+
+def test_metrics_equal_scikit_learn(patients):
+    found = report.assess(*patients)
+    assert found["auroc"].value == pytest.approx(roc_auc_score(*patients))
+    assert found["accuracy"].value == pytest.approx(accuracy_score(patients.outcome, patients.risk > 0.5))
+    assert found["brier"].value == pytest.approx(brier_score_loss(*patients))
+
+
+def test_intervals_are_the_middle_of_the_same_metrics_on_drawn_patients(patients):
+    draws = np.random.default_rng(7).multinomial(60, np.full(60, 1 / 60), size=300)
+    sets = [np.repeat(np.arange(60), counts) for counts in draws]
+    for name, metric in {
+        "auroc": roc_auc_score,
+        "brier": brier_score_loss,
+        "calibration": lambda outcome, risk: report.assess(outcome, risk, resamples=1)["calibration"].value,
+    }.items():
+        expected = np.percentile([metric(patients.outcome[rows], patients.risk[rows]) for rows in sets], [2.5, 97.5])
+        found = report.assess(*patients, resamples=300, seed=7)[name]
+        np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-9)
+
+
+def test_calibration_error_by_hand():
+    # Bin 0.2-0.3: two patients, mean risk 0.25, none ill. Bin 0.9-1.0: three, mean risk 0.95, two ill.
+    outcome, risk = np.array([0, 0, 1, 1, 0]), np.array([0.22, 0.28, 0.95, 0.9, 1.0])
+    assert report.assess(outcome, risk)["calibration"].value == pytest.approx(2 / 5 * 0.25 + 3 / 5 * abs(0.95 - 2 / 3))
+
+
+def test_one_outcome_has_no_auroc_and_a_reason():
+    found = report.assess(np.ones(5), np.array([0.4, 0.6, 0.7, 0.8, 0.9]))
+    assert str(found["auroc"]) == "-" and "same outcome" in found["auroc"].note
+    assert found["accuracy"].value == pytest.approx(4 / 5)
+
+
+def test_a_perfect_model_on_few_patients_is_not_certain():
+    found = report.assess(np.repeat([0, 1], 7), np.repeat([0.1, 0.9], 7))
+    assert found["accuracy"].low == pytest.approx(14 / (14 + 1.959964**2), abs=1e-6)  # Wilson's bound, in closed form at 1
+    assert str(found["accuracy"]) == "1.000 (0.785-1.000)*" and "Wilson" in found["accuracy"].note
+    low = found["auroc"].low  # Newcombe: 1 - low is 1.96 deviations, with the variance taken at low
+    variance = low * (1 - low) * (1 + 6 * ((1 - low) / (2 - low) + low / (1 + low))) / 49
+    assert 0.6 < low < 1 and found["auroc"].high == 1
+    assert (1 - low) / np.sqrt(variance) == pytest.approx(1.959964, abs=1e-6)
+    reversed_model = report.assess(np.repeat([0, 1], 7), np.repeat([0.9, 0.1], 7))
+    assert reversed_model["auroc"].value == 0 and reversed_model["auroc"].high == pytest.approx(1 - low)
+
+
+def test_the_interval_holds_the_value(patients):
+    for estimate in report.assess(patients.outcome[:20], patients.risk[:20]).values():
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+@pytest.mark.parametrize(
+    ("outcome", "risk", "message"),
+    [
+        ([0, 1], [0.5], "same n > 0 patients"),
+        ([], [], "same n > 0 patients"),
+        ([0, 2], [0.5, 0.5], "outcome must be 0 or 1"),
+        ([0, 1], [0.5, 3.0], "sigmoid"),
+        ([0, 1], [0.5, np.nan], "sigmoid"),
+    ],
+)
+def test_bad_input_is_named(outcome, risk, message):
+    with pytest.raises(ValueError, match=message):
+        report.assess(np.array(outcome), np.array(risk))
+
+
+def test_pooled_is_all_patients_and_tables_hold_every_cell(patients):
+    rows = {"north": slice(30), "south": slice(30, None)}
+    halves = {name: report.Predictions(patients.outcome[part], patients.risk[part]) for name, part in rows.items()}
+    results = {"FedAvg": report.by_hospital(halves), "local": report.by_hospital(halves, seed=1)}
+    assert results["FedAvg"][report.ALL]["auroc"] == report.assess(*patients)["auroc"]
+    text = report.markdown(results)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.table(results, ["brier"]))
+    shown = console.export_text()
+    for found in results.values():
+        for metrics in found.values():
+            assert all(str(estimate) in text for estimate in metrics.values())
+            assert str(metrics["brier"]) in shown
+
+
+def test_predictions_are_the_sigmoid_of_the_tasks_logits():
+    task = Task(init=lambda key: jnp.ones(2), loss=lambda w, batch, key: batch["x"] @ w, predict=lambda w, batch: batch["x"] @ w)
+    x = np.array([[0.5, 1.0], [-2.0, 1.0], [0.0, 0.0]], np.float32)
+    y = np.array([1, 0, 1], np.int32)
+    clients = Clients.from_arrays({"x": x, "y": y}, offsets=[0, 1, 3], ids=["a", "b"])
+    found = report.predictions(task, jnp.ones(2), clients)
+    assert list(found) == ["a", "b"]
+    np.testing.assert_allclose(np.concatenate([each.risk for each in found.values()]), 1 / (1 + np.exp([-1.5, 1.0, 0.0])), rtol=1e-6)
+    assert [each.outcome.tolist() for each in found.values()] == [[1], [0, 1]]
+    with pytest.raises(ValueError, match="one logit"):
+        report.predictions(task._replace(predict=lambda w, batch: batch["x"]), jnp.ones(2), clients)
+
+
+def test_calibration_curve_by_hand():
+    risk, share, count = report.calibration_curve(report.Predictions(np.array([1, 0, 0, 1]), np.array([0.9, 0.1, 0.2, 0.7])), groups=2)
+    np.testing.assert_allclose((risk, share, count), [(0.15, 0.8), (0.0, 1.0), (2, 2)])
+
+
+def test_wilson_in_closed_form():
+    low, high = report.wilson(np.array([0.0, 1.0]), np.array([10, 10]))
+    np.testing.assert_allclose((low, high), [(0, 10 / (10 + 1.959964**2)), (1.959964**2 / (10 + 1.959964**2), 1)], atol=1e-12)
+
+
+def test_figures_are_written(patients, tmp_path):
+    results = {"FedAvg": report.by_hospital({"north": patients, "south": report.Predictions(np.ones(3, int), np.full(3, 0.7))})}
+    made = [
+        figures.convergence({"FedAvg": [0.7, 0.5]}, tmp_path / "new" / "convergence.png", ylabel="loss", level={"pooled": 0.4}),
+        figures.hospitals(results, "auroc", tmp_path / "hospitals.png"),
+        figures.calibration({"FedAvg": patients}, tmp_path / "calibration.png"),
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
