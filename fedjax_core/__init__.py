@@ -5,8 +5,8 @@
 >>> algorithm = fc.algorithms.fedavg(fc.models.logistic(features=3, classes=2), local=optax.sgd(0.1))
 >>> simulator = fc.Simulator(fc.compose(algorithm), clients, batch_size=2, epochs=1)
 >>> state, metrics = simulator.run(simulator.init(jax.random.key(0)), [0, 1, 2])
->>> round(float(metrics["loss"]), 4) < 0.6932
-True
+>>> f"{float(metrics['loss']):.4f}"
+'0.6850'
 """
 
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink

@@ -73,4 +73,5 @@ def mean(values: Array, weight: Array | float = 1.0) -> Mean:
 
 def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
     """Plain floats to read and log, in one transfer from the device. Stacked rounds must be added first."""
-    return {name: float(np.asarray(metric.value)) for name, metric in jax.device_get(dict(metrics)).items()}
+    found = jax.device_get(dict(metrics))  # comes back in alphabetical order
+    return {name: float(np.asarray(found[name].value)) for name in metrics}
