@@ -1,0 +1,67 @@
+"""What was measured on this machine, remembered on disk: how many lanes, which rule for a convolution.
+
+    $FEDJAX_CORE_CACHE/measured/<machine>/<digest of the question>.json         one small file an answer, written whole
+
+An answer is only ever about speed, so one that is lost, unreadable or old is measured again, and a disk that cannot be written
+to costs nothing but the time. A question names all that the answer depends on besides the machine and the version of JAX.
+
+>>> import os, tempfile
+>>> os.environ["FEDJAX_CORE_CACHE"] = tempfile.mkdtemp()
+>>> recall("how many lanes for this step?")
+>>> note("how many lanes for this step?", {"lanes": 8})
+>>> recall("how many lanes for this step?")
+{'lanes': 8}
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_core.data.sources.base import cache_folder
+
+log = logging.getLogger("fedjax_core")
+
+
+def recall(question: str) -> Any | None:
+    """The answer noted for this question on this machine, None where there is none."""
+    try:
+        found = json.loads(_place(question).read_text())
+    except (OSError, ValueError):
+        return None
+    return found["answer"] if isinstance(found, dict) and found.get("question") == question else None
+
+
+def note(question: str, answer: Any) -> None:
+    """Remembers the answer, which must be plain JSON; says so and goes on where it cannot be written."""
+    place = _place(question)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, fresh = tempfile.mkstemp(dir=place.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump({"question": question, "answer": answer}, file)
+        os.replace(fresh, place)
+    except OSError as error:
+        log.info("what was measured is not remembered: %s", error)
+
+
+@cache
+def machine() -> str:
+    """A name for this kind of device, processor and version of JAX: where what was measured, or compiled, holds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    said = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or not cpuinfo.exists()})
+    device = jax.devices()[0]
+    parts = [platform.machine(), *said, str(os.cpu_count()), device.platform, device.device_kind, jax.__version__]
+    return f"{device.platform}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
+
+
+def _place(question: str) -> Path:
+    return cache_folder() / "measured" / machine() / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
