@@ -52,13 +52,13 @@ class Lanes(NamedTuple):
 
 
 def run_round(
-    composed: Round, data: Columns, state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
+    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
-    """One round: (state, metrics). `schedules` has an entry for each kind of work; `axis` names the mesh axis that lanes lie on."""
+    """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     for e, exchange in enumerate(composed.algorithm.exchanges):
         kept = tree.take(state.clients, places.position)
-        collected = _collect(composed, e, data, state, kept, places, schedules[exchange.work])
+        collected = collect(composed, e, data[exchange.work], state, kept, places, schedules[exchange.work])
         if axis is not None:
             collected = _merge(composed, collected, axis)
         kept = tree.where(collected.touched, collected.kept, kept)
@@ -72,7 +72,7 @@ def run_round(
     return state._replace(round=state.round + 1), metrics
 
 
-def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
+def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
     """All the clients of the schedule, worked through by this device's lanes."""
     exchange = composed.algorithm.exchanges[e]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
@@ -108,9 +108,12 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, p
         return tree.where(begins, jax.vmap(fresh)(k), lanes)
 
     def leave(ends: Array, k: Array, lanes: Lanes, collected: Collected) -> Collected:
+        def one(lane: Array, so_far: Collected) -> Collected:
+            mine = jax.tree.map(lambda x: x[lane][None], lanes)
+            return gather(ends[lane][None], k[lane][None], mine, so_far)
+
         if singly:
-            mine = (ends, k, lanes)
-            return _for_each(ends, lambda lane, so_far: gather(*jax.tree.map(lambda x: x[lane][None], mine), so_far), collected)
+            return _for_each(ends, one, collected)
         return gather(ends, k, lanes, collected)
 
     def gather(ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
