@@ -28,7 +28,9 @@ from fedjax_core.sites.guard import WrongRound, WrongRun
 from fedjax_core.sites.tensors import Kind, check_kinds
 from fedjax_core.sites.wire import Envelope, Header
 
-_CHUNK = 1 << 20  # numbers widened to float64 at a time
+# Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts threads. 25 M float32 then take
+# 50 ms on a busy 2-core x86 machine, and 150 to 850 ms with 2^14 to 2^20.
+_CHUNK = 1 << 13
 
 
 class WrongKind(Refused):

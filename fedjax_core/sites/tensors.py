@@ -178,7 +178,7 @@ def pack(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 def unpack(body: bytes | memoryview, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
     """The tensors in these bytes, as read-only views; raises a `Refused` for anything that is not exactly the format within the limits."""
-    view = memoryview(body).toreadonly()
+    view = memoryview(body).cast("B").toreadonly()
     check_no_pickle(view)
     if len(view) > limits.message_bytes:
         raise Oversize(f"the tensors take {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")

@@ -133,7 +133,7 @@ def decode(message: bytes | memoryview, roster: Roster, *, recipient: str, limit
     Whether it comes at the right time is the `Guard`'s to say, and whether it may be used the `gate`'s. No tensor is copied: the
     message stays in memory as long as its tensors do.
     """
-    view = memoryview(message).toreadonly()
+    view = memoryview(message).cast("B").toreadonly()
     if len(view) > limits.message_bytes:
         raise Oversize(f"the message has {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
     head, start = _read_head(view, limits)
