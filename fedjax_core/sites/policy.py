@@ -198,7 +198,7 @@ class Policy:
             )
         if not (leave := self.may_leave(request.fields, 0.0)).allowed:
             yield leave.code, leave.reason.removeprefix(f"{self.site} ")
-        if self.leaving.clip is not None and not (request.clip is not None and request.clip <= self.leaving.clip):
+        if self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
             yield (
                 "clip",
                 f"asks for updates clipped to {self.leaving.clip:g} or less: add fc.uplink.clip({self.leaving.clip:g}) (leaving.clip)",
@@ -207,7 +207,7 @@ class Policy:
             yield "noise", f"asks for noise of at least {self.leaving.noise:g} times the clip (leaving.noise)"
         for cap in dataclasses.fields(Caps):
             most, used = getattr(self.caps, cap.name), getattr(request.uses, cap.name)
-            if most is not None and not (used is not None and used <= most):
+            if most is not None and not (used is not None and 0 <= used <= most):
                 yield "caps", f"gives at most {most:g} {cap.name}, and a request must say that it stays below (caps.{cap.name})"
 
 

@@ -68,6 +68,7 @@ def test_a_request_within_the_policy_is_allowed():
         ({}, {"fields": ("weight", "ages")}, NIGHT, "field", "charite does not let 'ages' leave (leaving.fields)"),
         ({}, {"clip": 1.5}, NIGHT, "clip", "charite asks for updates clipped to 1 or less: add fc.uplink.clip(1) (leaving.clip)"),
         ({}, {"clip": None}, NIGHT, "clip", "charite asks for updates clipped to 1 or less"),
+        ({}, {"clip": -1.0}, NIGHT, "clip", "charite asks for updates clipped to 1 or less"),
         ({}, {"clip": float("nan")}, NIGHT, "clip", "charite asks for updates clipped to 1 or less"),
         ({}, {"noise": 0.7}, NIGHT, "noise", "charite asks for noise of at least 0.8 times the clip (leaving.noise)"),
         ({}, {"noise": None}, NIGHT, "noise", "charite asks for noise of at least 0.8"),
