@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 CHARACTERS = 90  # Shakespeare's 86, and the four signs for padding, beginning, end and anything else
 
 
