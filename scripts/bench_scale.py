@@ -187,7 +187,7 @@ def starts(settings: Settings) -> list[float]:
 
 def growth(title: str, seconds: dict[str, np.ndarray], most: float | None = None, times: int = 1) -> Table:
     """A table in which each row's time for `times` the examples stands beside the row's before."""
-    against = "time / the row before" if times == 1 else f"time for {times} times the examples / the row before"
+    against = "time / the row before" if times == 1 else f"time of {times} times the work / the row before"
     table = Table(title, "examples/s", "spread", against, "spread of that", "target")
     before: np.ndarray | None = None
     for name, taken in seconds.items():

@@ -255,7 +255,7 @@ WORKLOADS = {
         _lstm,
     ),
     "transformer": Workload(
-        "decoder-only transformer: 4 layers of 128, 0.82 M parameters, 32 characters, 20 clients a round",
+        "decoder-only transformer: 4 layers of 128, 0.81 M parameters, 32 characters, 20 clients a round",
         8,
         0.1,
         20,
