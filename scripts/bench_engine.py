@@ -137,6 +137,7 @@ def fedjax(name: str) -> Iterator[tuple[str, timing.Turn]]:
         wanted = ["fedjax==0.0.17", f"jax=={jax.__version__}", "numpy"]
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared with ours
     script = [python, ROOT / "scripts" / "bench_fedjax.py", name]
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment) as peer:
 
