@@ -120,7 +120,7 @@ def test_points_that_cannot_be_are_refused_with_their_number():
         sweep_of(build_prox, {"lr": [0.1, 0.1], "mu": [0.5, -2], "server_lr": [1, 1]})
     with pytest.raises(ValueError, match=r"equally many numbers each, .*'lr': \(2,\), 'mu': \(1,\)"):
         sweep_of(build_prox, {"lr": [0.1, 0.1], "mu": [0.5]})
-    with pytest.raises(ValueError, match="at least one, got shapes {}"):
+    with pytest.raises(ValueError, match=r"at least one, got shapes \{\}"):
         sweep_of(build_prox, {})
     with pytest.raises(TypeError, match=r"only numbers can be swept, but 'mu' has \['a'\]"):
         sweep_of(build_prox, {"lr": [0.1], "mu": ["a"]})
