@@ -39,7 +39,8 @@ def remat(task: Task, segments: int) -> Task:
     """The task with its loss cut into `segments` of about equal activations, all but the last of which the gradient computes again.
 
     About the square root of the model's depth needs the least. It costs at most one more forward pass; losses and gradients are
-    the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4 segments. For reverse mode only. A loop (`lax.scan`) or a jitted function within the loss is never cut.
+    the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4 segments. For reverse mode only. A loop
+    (`lax.scan`) or a jitted function within the loss is never cut.
     """
     _check("remat", "segments", segments)
 
