@@ -49,7 +49,7 @@ PYTHON
     echo "setup: installing fedjax-core and its tools into $venv (the first time takes a few minutes)"
     touch "$venv/installing"
     rm -f "$venv/stamp"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$repository/constraints.txt" -e "$repository[dev]" || {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$repository/constraints.txt" -e "$repository[dev,cluster]" || {
         echo "error: the installation failed; what pip said is above. Run the same command to try again." >&2
         return 1
     }

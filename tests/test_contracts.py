@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_core import Clients, Simulator, State, metrics
+from fedjax_core.lanes import program
 from fedjax_core.run.checkpoint import Checkpoints
 from tests.reference import Reference
 from tests.zoo import SIZES, ZOO, clients
@@ -166,6 +167,14 @@ def test_order_of_the_population_changes_nothing(name):
     state, _ = run(sim, [where[cohort] for cohort in COHORTS])
     kept = jax.tree.map(lambda x: x[where], state.clients)
     assert_close(state._replace(clients=kept), usual(name)[1])
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("name", ["fedavg, momentum", "scaffold, clip, feedback", "ifca", "trimmed mean"])
+def test_lanes_that_begin_and_end_one_by_one_change_nothing(name, lanes, monkeypatch):
+    """As those of a large model do."""
+    monkeypatch.setattr(program, "_LARGE", 0)
+    assert_close(run(simulator(name, lanes=lanes))[0], by_plain_loops(name)[0])
 
 
 @pytest.mark.parametrize("name", ["fedavg", "mime", "cox"])

@@ -53,6 +53,14 @@ def note(question: str, answer: Any) -> None:
 
 
 @cache
+def keep_programs() -> None:
+    """Has JAX keep what it compiles from now on, beside what was measured, unless somebody has said already where or not to."""
+    if jax.config.values["jax_compilation_cache_dir"] is None and jax.config.values["jax_enable_compilation_cache"]:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / machine()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@cache
 def machine() -> str:
     """A name for this kind of device, processor and version of JAX: where what was measured, or compiled, holds."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -79,11 +79,11 @@ def pack(layout: Layout, cohort: int, lanes: int, devices: int, capacity: int) -
 def slots_bound(steps: np.ndarray, cohort: int, lanes: int) -> int:
     """Slots that hold any cohort of this size drawn from clients with these numbers of steps [N], all but surely.
 
-    Longest-first packing ends by total / L + max. The total is at most that of the K largest clients; where that would be far
+    Longest-first packing ends by total / L + (1 - 1 / L) max. The total is at most that of the K largest clients; where that would be far
     above what cohorts have in practice, it is taken as 8 standard deviations above the mean of a random cohort.
     """
     if not len(steps) or not cohort:
         return 1
     largest = np.sort(steps)[::-1][:cohort].sum()
     likely = cohort * steps.mean() + 8 * steps.std() * np.sqrt(cohort)
-    return max(1, int(min(largest, likely) / lanes) + int(steps.max()))
+    return max(1, int(np.ceil(min(largest, likely) / lanes + (1 - 1 / lanes) * steps.max())))

@@ -1,12 +1,12 @@
 """A round as one compiled program: every lane takes one local step a slot, begins clients where their turn comes, reports where it ends.
 
-    for slot in range(slots):                       the number is data, so a new cohort runs the same program
+    from the slot where some lane begins a client to the next slot where some lane ends one, again and again:
         lanes beginning a client: carry = begin(message, own)
-        carry = step(message, carry, batch)         vmapped over lanes
+        carry = step(message, carry, batch)         slot after slot, vmapped over lanes, nothing else in that loop
         lanes ending a client: report, add it to the accumulator, keep what the client keeps
 
-On several devices each runs its share of the lanes in its own loop, and one sum merges the accumulators. An idle lane works on masked
-copies of an example and reports nothing.
+How many slots there are is data, so a new cohort runs the same program. On several devices each runs its share of the lanes in its own
+loop, and one sum merges the accumulators. An idle lane works on masked copies of an example and reports nothing.
 """
 
 from typing import Any, NamedTuple
@@ -52,19 +52,19 @@ class Lanes(NamedTuple):
 
 
 def run_round(
-    composed: Round, data: Columns, state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
+    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
-    """One round: (state, metrics). `schedules` has an entry for each kind of work; `axis` names the mesh axis that lanes lie on."""
+    """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
     return composed.each(lambda one, state: _run_one(one, data, state, places, schedules, axis), state)
 
 
 def _run_one(
-    composed: Round, data: Columns, state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
+    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     for e, exchange in enumerate(composed.algorithm.exchanges):
         kept = tree.take(state.clients, places.position)
-        collected = _collect(composed, e, data, state, kept, places, schedules[exchange.work])
+        collected = collect(composed, e, data[exchange.work], state, kept, places, schedules[exchange.work])
         if axis is not None:
             collected = _merge(composed, collected, axis)
         kept = tree.where(collected.touched, collected.kept, kept)
@@ -78,18 +78,21 @@ def _run_one(
     return state._replace(round=state.round + 1), metrics
 
 
-def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
+def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
     """All the clients of the schedule, worked through by this device's lanes."""
     exchange = composed.algorithm.exchanges[e]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
-    K = places.position.shape[0]
+    K, (S, L) = places.position.shape[0], schedule.client.shape
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
+    ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
+    until = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)  # [S]
 
     def begin(k: Array, kept: Kept) -> Any:
         return client.begin(message, kept.own, keys.begin(client_keys[k], e))
 
     def step(carry: Any, rows: Array, k: Array, t: Array) -> tuple[Any, dict[str, Any]]:
+        k = jnp.minimum(k, K - 1)
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
         return client.step(message, carry, batch, keys.step(client_keys[k], e, t))
@@ -100,17 +103,27 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, p
         update, usable = composed.receive(e, uplink, sent, weight)
         return update, weight, kept, usable & tree.finite(kept)
 
-    def at_slot(s: Array, loop: tuple[Lanes, Collected]) -> tuple[Lanes, Collected]:
-        lanes, collected = loop
-        k, t = schedule.client[s], schedule.step[s]
-        at = jnp.minimum(k, K - 1)
-        lanes = _begin(lanes, (k < K) & (t == 0), lambda: jax.vmap(begin)(at, tree.take(kept, at)))
-        carry, seen = jax.vmap(step)(lanes.carry, schedule.rows[s], at, t)
-        lanes = Lanes(carry, tree.add(lanes.metrics, seen))
-        ends = (k < K) & (t + 1 == steps[at])
-        return lanes, lax.cond(jnp.any(ends), lambda: gather(lanes, ends, k, at, collected), lambda: collected)
+    def fresh(k: Array) -> Lanes:
+        """A lane where client k has just begun."""
+        k = jnp.minimum(k, K - 1)
+        return Lanes(begin(k, tree.take(kept, k)), tree.zeros_like(one))
 
-    def gather(lanes: Lanes, ends: Array, k: Array, at: Array, so_far: Collected) -> Collected:
+    def enter(begins: Array, k: Array, lanes: Lanes) -> Lanes:
+        if singly:
+            return _for_each(begins, lambda lane, lanes: jax.tree.map(lambda x, y: x.at[lane].set(y), lanes, fresh(k[lane])), lanes)
+        return tree.where(begins, jax.vmap(fresh)(k), lanes)
+
+    def leave(ends: Array, k: Array, lanes: Lanes, collected: Collected) -> Collected:
+        def one(lane: Array, so_far: Collected) -> Collected:
+            mine = jax.tree.map(lambda x: x[lane][None], lanes)
+            return gather(ends[lane][None], k[lane][None], mine, so_far)
+
+        if singly:
+            return _for_each(ends, one, collected)
+        return gather(ends, k, lanes, collected)
+
+    def gather(ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
+        at = jnp.minimum(k, K - 1)
         updates, weights, now, usable = jax.vmap(report)(at, lanes.carry, tree.take(so_far.kept, at))
         good = ends & usable
         count = jnp.where(good, places.times[at], 0)
@@ -130,11 +143,19 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, p
             metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), reported)),
         )
 
+    def stretch(loop: tuple[Array, Lanes, Collected]) -> tuple[Array, Lanes, Collected]:
+        """From slot `s` on to the next at which a client ends: no lane begins or ends in between."""
+        s, lanes, collected = loop
+        lanes = enter((schedule.client[s] < K) & (schedule.step[s] == 0), schedule.client[s], lanes)
+        last = until[s]
+        lanes = _work(step, schedule, s, last, lanes)
+        return last + 1, lanes, leave(ends[last], schedule.client[last], lanes, collected)
+
     at = jnp.minimum(schedule.client[0], K - 1)
     carry = jax.vmap(begin)(at, tree.take(kept, at))
     shapes = jax.eval_shape(jax.vmap(step), carry, schedule.rows[0], at, at)[1]
-    lanes = Lanes(carry, tree.zeros_like(shapes))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+    singly = tree.nbytes(carry) >= _LARGE * L
     collected = Collected(
         acc=_zero(composed, e, jax.eval_shape(jax.vmap(report), at, carry, tree.take(kept, at))[0], K),
         kept=kept,
@@ -144,16 +165,39 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, p
         refused=jnp.float32(0),
         metrics=tree.zeros_like(one),
     )
-    return lax.fori_loop(0, schedule.slots[0], at_slot, (lanes, collected))[1]
+    lanes = Lanes(carry, tree.zeros_like(shapes))
+    return lax.while_loop(lambda loop: loop[0] < schedule.slots[0], stretch, (jnp.int32(0), lanes, collected))[2]
 
 
-def _begin(lanes: Lanes, begins: Array, begin: Any) -> Lanes:
-    """The lanes, with those where a client begins set to its beginning."""
+# Bytes of a lane's carry from which lanes begin and end one by one, without touching the others. MLP of 199,000 parameters: 118,000
+# examples/s so and 108,000 all at once (8 lanes); logistic regression 60x10: 2.9 million so and 3.3 million all at once (64; 2-core x86).
+_LARGE = 1 << 15
 
-    def renew() -> Lanes:
-        return Lanes(tree.where(begins, begin(), lanes.carry), tree.where(begins, tree.zeros_like(lanes.metrics), lanes.metrics))
 
-    return lax.cond(jnp.any(begins), renew, lambda: lanes)
+def _work(step: Any, schedule: Schedule, first: Array, last: Array, lanes: Lanes) -> Lanes:
+    """The lanes after slots `first` to `last`."""
+
+    def slot(s: Array, lanes: Lanes) -> Lanes:
+        carry, seen = jax.vmap(step)(lanes.carry, schedule.rows[s], schedule.client[s], schedule.step[s])
+        return Lanes(carry, tree.add(lanes.metrics, seen))
+
+    def alone(s: Array, lane: Lanes) -> Lanes:
+        carry, seen = step(lane.carry, schedule.rows[s, 0], schedule.client[s, 0], schedule.step[s, 0])
+        return Lanes(carry, tree.add(lane.metrics, seen))
+
+    if schedule.client.shape[1] > 1:
+        return lax.fori_loop(first, last + 1, slot, lanes)
+    # A lane by itself is no batch: with an axis of one, XLA copies the whole carry in every slot.
+    lane = lax.fori_loop(first, last + 1, alone, jax.tree.map(lambda x: x[0], lanes))
+    return jax.tree.map(lambda x: x[None], lane)
+
+
+def _for_each(chosen: Array, do: Any, carry: Any) -> Any:
+    """`do(lane, carry)` for each chosen lane, one after another."""
+    if chosen.shape[0] == 1:  # a loop over the only lane would be loop-invariant, and XLA would do its work in every slot
+        return lax.cond(chosen[0], lambda: do(0, carry), lambda: carry)
+    order = jnp.argsort(~chosen)
+    return lax.fori_loop(0, jnp.sum(chosen, dtype=jnp.int32), lambda i, carry: do(order[i], carry), carry)
 
 
 def _zero(composed: Round, e: int, updates: Any, cohort: int) -> Any:

@@ -5,15 +5,18 @@
 >>> from fedjax_core.data import Clients
 >>> clients = Clients.from_list([{"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for n in (2, 3, 1)])
 >>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
->>> simulator = Simulator(composed, clients, batch_size=2, epochs=1)
+>>> simulator = Simulator(composed, clients, batch_size=2, epochs=1, lanes=2)
 >>> state, metrics = simulator.run(simulator.init(jax.random.key(0)), [0, 2])
 >>> int(state.round), float(metrics["examples"])
 (1, 3.0)
 """
 
 import logging
+import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -24,25 +27,34 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
-from fedjax_core.data.batches import Order, Plan, in_order
+from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes import program
+from fedjax_core.lanes import memory, notebook, program, tune
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
-from fedjax_core.lanes.pack import Schedule, lay_out, pack, slots_bound
-from fedjax_core.lanes.plan import MemoryPlan, bytes_of, draws
+from fedjax_core.lanes.feed import Feed, Packed, mapped, narrow
+from fedjax_core.lanes.meter import Meter
+from fedjax_core.lanes.pack import Schedule
+from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.task import check_task
 from fedjax_core.types import Array, Columns, Key, Params
 
 log = logging.getLogger("fedjax_core")
 
+_STREAMED_BYTES = 1 << 28  # of examples in one dispatch of several rounds
+
 
 class Simulator:
     """Runs rounds of `composed` over `clients`; everything that changes from round to round is in the `State` it is given.
 
     A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that goes on across rounds,
-    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). `seed` draws the shuffles. `lanes` (an int, or "auto")
-    and `mesh` (a one-dimensional `jax.sharding.Mesh`) change only how fast: the answer is the same beyond rounding.
+    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). `seed` draws the shuffles.
+
+    The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
+    lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over; a
+    second one splits the model inside each lane. `stream`: whether a dispatch brings its cohorts' examples, instead of all examples
+    being on the device from the start; by default where the data is memory-mapped, or takes more than half of the device's memory.
+    `client_state`: where what clients keep between rounds is held, "device", "host", or a folder; see `fedjax_core.lanes.tiers`.
     """
 
     def __init__(
@@ -57,6 +69,8 @@ class Simulator:
         mesh: Mesh | None = None,
         seed: int = 0,
         order: Order | None = None,
+        stream: bool | None = None,
+        client_state: str | Path = "device",
     ) -> None:
         if not isinstance(composed, Round):
             raise TypeError(f"Simulator needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
@@ -64,28 +78,32 @@ class Simulator:
             raise TypeError(f"Simulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
         if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
             raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
-        if mesh is not None and len(mesh.axis_names) != 1:
-            raise ValueError(f"mesh must have one axis, over which lanes are spread; this one has {mesh.axis_names}")
+        if mesh is not None and len(mesh.axis_names) > 2:
+            raise ValueError(f"mesh must have one axis, for lanes, or a second one, for the model; this one has {mesh.axis_names}")
+        notebook.keep_programs()
         self.round = composed
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         self.mesh = mesh
+        self.meter = Meter()
+        """How fast it goes: `meter.report()`."""
         self.traces = 0
-        """How many programs were compiled; more than one for each number of rounds a dispatch means a cohort outgrew its buffers."""
-        columns = _narrow(clients.columns)
-        check_task(composed.algorithm.task, columns, batch_size)
+        """How many programs were made; more than one for each number of rounds a dispatch means a cohort outgrew its buffers."""
+        self._lanes: int | None = None if lanes == "auto" else int(lanes)
+        self._everywhere = NamedSharding(mesh, PartitionSpec()) if mesh is not None else None
+        self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
+        """Whether a dispatch brings its own examples."""
+        self._data: Columns = () if self.streams else jax.device_put(narrow(clients.columns), self._everywhere)
+        check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
         if composed.algorithm.task.check is not None:
             composed.algorithm.task.check(clients)
-        self._lanes = lanes
-        self._replicated = NamedSharding(mesh, PartitionSpec()) if mesh is not None else None
-        self._data: Columns = jax.device_put(columns, self._replicated)
-        self._steps = {"train": self.plan_of_batches.steps_of(clients.sizes), "once": -(-clients.sizes // batch_size)}
-        self._capacity: dict[str, int] = {}
-        self._kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
-        self._cohort_size = 0
+        self._rows = self._tier(client_state)
+        kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
+        self._feed = Feed(clients, self.plan_of_batches, kinds, streamed=self.streams)
         self._most_rounds = 1
-        self._program = jax.jit(self._rounds())
+        self._programs: dict[bool, Any] = {}
         self._known_round: tuple[Any, int] = (None, 0)
+        self._in_flight: deque[Any] = deque(maxlen=2)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,78 +121,92 @@ class Simulator:
 
     @property
     def lanes(self) -> int:
-        """The number of lanes, over all devices."""
-        wanted = auto_lanes(self.round) if self._lanes == "auto" else int(self._lanes)
-        return -(-wanted // self._devices) * self._devices
+        """The number of lanes, over all devices; where it was left to be chosen, that is done when first asked for."""
+        if self._lanes is None:
+            B, sizes = self.plan_of_batches.batch_size, self.clients.sizes
+            first = int(np.argmax(sizes > 0))
+            rows = np.arange(B) % sizes[first] + self.clients.offsets[first]
+            examples = jax.tree.map(jnp.asarray, narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)))
+            steps = self._feed.steps[self._feed.kinds[-1]]
+            typical = int(np.median(steps[steps > 0])) if (steps > 0).any() else 1
+            self._lanes = tune.choose(self.round, examples, typical, max(1, len(self.clients) // self._devices)) * self._devices
+        return -(-self._lanes // self._devices) * self._devices
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the number of lanes is still to be chosen."""
+        return self._lanes is None
+
+    def adopt(self, lanes: int) -> None:
+        """Takes this number of lanes where it was left to be chosen: a run that is resumed must go on as it was begun."""
+        if self._lanes is None:
+            self._lanes = lanes
 
     @property
     def _devices(self) -> int:
-        return 1 if self.mesh is None else self.mesh.size
+        """How many devices the lanes are spread over."""
+        return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
-        make = jax.jit(partial(self.round.init, population=len(self.clients)), out_shardings=self._replicated)
-        return make(key, params=None if params is None else jax.tree.map(jnp.asarray, params))
+        population = len(self.clients) if self._rows is None else 1
+        params = None if params is None else jax.tree.map(jnp.asarray, params)
+        make = partial(self.round.init, population=population)
+        placed = self._placement(jax.eval_shape(make, key, params=params))
+        state = jax.jit(make, out_shardings=placed)(key, params=params)
+        if self._rows is None:
+            return state
+        first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
+        self._rows = Rows(first, len(self.clients), self._rows.folder)
+        return state._replace(clients=self._rows)
 
-    def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
+    def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add)."""
-        state, metrics = self.run_many(state, [cohort])
+        state, metrics = self.run_many(state, [cohort], donate=donate)
         return state, jax.tree.map(lambda x: x[0], metrics)
 
-    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray) -> tuple[State, dict[str, Any]]:
-        """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R])."""
+    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+        """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R]).
+
+        With `donate`, the state given is used up: its memory holds the new one. Streamed rounds go in as many dispatches as they need.
+        """
         checked = [sampling.as_cohort(c, len(self.clients)) for c in cohorts]
         if not checked:
             raise ValueError("run_many needs at least one cohort, got none")
-        first = self._round_of(state)
         self.reserve(max(len(c.clients) for c in checked), len(checked))
-        packed = self._pack(checked, first)
-        if self.mesh is not None:
-            state, packed = jax.device_put(state, self._replicated), jax.device_put(packed, self._placed)
-        state, metrics = self._program(self._data, np.int32(len(checked)), state, packed)
-        self._known_round = (state.round, first + len(checked))
-        return state, metrics if len(checked) == self._rounds_held(len(checked)) else jax.tree.map(lambda x: x[: len(checked)], metrics)
+        group, found = self._rounds_held(len(checked)), []
+        for begin in range(0, len(checked), group):
+            state, metrics = self._dispatch(state, checked[begin : begin + group], group, donate)
+            found.append(metrics)
+        return state, found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
         """Makes room for cohorts of up to this size, and so many rounds in a dispatch, so that smaller ones run the same program.
 
-        Called before the first round at best: a cohort or a dispatch that outgrows its room compiles a larger program.
+        Called before the first round at best: a cohort or a dispatch that outgrows its room compiles a larger program. Raises where the
+        device has not the memory, with the numbers and what to change.
         """
         self._most_rounds, cohort_size = max(self._most_rounds, rounds), max(1, cohort_size)
-        if cohort_size <= self._cohort_size:
+        if cohort_size <= self._feed.cohort_size:
             return
-        if self._cohort_size:
+        if self._feed.cohort_size:
             log.warning(
                 "a cohort of %d clients outgrows the %d that the program was compiled for, which compiles it again; "
                 "call reserve(%d) before the first round to avoid it",
                 cohort_size,
-                self._cohort_size,
+                self._feed.cohort_size,
                 cohort_size,
             )
-        self._cohort_size = cohort_size
-        lanes = self._lanes_for(cohort_size)
-        self._capacity = {kind: slots_bound(self._steps[kind], cohort_size, lanes) for kind in self._kinds}
+        self._feed.reserve(cohort_size, lanes=self._lanes_for(cohort_size), devices=self._devices)
+        memory.check_fits(self._planned(cohort_size), self._kept_on_device(cohort_size))
 
-    def plan(self, cohort_size: int) -> MemoryPlan:
-        """What rounds with so many clients will hold on each device, and how full the lanes will be; see `MemoryPlan`."""
+    def plan(self, cohort_size: int) -> memory.MemoryPlan:
+        """What rounds with so many clients will hold on each device, and how full the lanes will be; compiles the program for it."""
         if not 1 <= cohort_size <= len(self.clients):
             raise ValueError(f"cohort_size must be from 1 to {len(self.clients)}, the number of clients, got {cohort_size}")
-        lanes, batch = self._lanes_for(cohort_size), self.plan_of_batches.batch_size
-        cohorts = draws(len(self.clients), cohort_size)
-        slots = [lay_out(np.zeros((0, batch)), self._steps["train"][cohort], lanes).slots for cohort in cohorts]
-        worked = sum(
-            int((self._steps["train"][c] * self.clients.sizes[c] / np.maximum(1, -(-self.clients.sizes[c] // batch))).sum())
-            for c in cohorts
-        )
-        laid_out = sum(slots_bound(self._steps[kind], cohort_size, lanes) for kind in self._kinds)
-        return MemoryPlan(
-            data=tree.nbytes(self._data),
-            **bytes_of(self.round, len(self.clients), cohort_size, lanes // self._devices),
-            schedule=laid_out * lanes // self._devices * (batch + 2) * 4,
-            lanes=lanes,
-            slots=max(slots),
-            fill=worked / max(1, sum(slots) * lanes * batch),
-        )
+        if cohort_size > self._feed.cohort_size:
+            self.reserve(cohort_size)
+        return memory.with_program(self._planned(cohort_size), self._compile())
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on); where clients keep a model of their own, each on its own."""
@@ -185,8 +217,59 @@ class Simulator:
                 raise ValueError(
                     f"each client is evaluated on its own model, so clients must be the same {len(self.clients)}, got {len(clients)}"
                 )
-            personal = jax.jit(jax.vmap(self.round.algorithm.personal, in_axes=(None, 0)))(state.server, state.clients.own)
+            kept = state.clients if self._rows is None else self._rows.read(np.arange(len(clients)))
+            personal = jax.jit(jax.vmap(self.round.algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
         return evaluate(self.round.algorithm.task, state.params, clients, personal=personal)
+
+    def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
+        """These rounds in one call of the program, in buffers that hold so many."""
+        first, packing = self._round_of(state), time.perf_counter()
+        who, positions = self._union(cohorts)
+        packed, work = self._feed.pack(cohorts, first, held, positions)
+        if self._rows is not None:
+            state = self._with_rows(self._rows, state, first, who, held)
+        if self.mesh is not None:
+            state, packed = jax.device_put(state, self._placement(state)), jax.device_put(packed, self._placed(packed))
+        if self.streams and len(self._in_flight) == 2:
+            jax.block_until_ready(self._in_flight[0])  # the examples of two dispatches are enough to hold
+        traces, start = self.traces, time.perf_counter()
+        state, metrics = self._program(donate)(self._data, np.int32(len(cohorts)), state, packed)
+        if self.traces > traces:
+            self.meter.compiled(time.perf_counter() - start)
+        else:
+            self.meter.dispatched(work, packing, metrics["clients"].total)
+        self._in_flight.append(metrics["clients"].total)
+        self._known_round = (state.round, first + len(cohorts))
+        if self._rows is not None:
+            self._rows.write(who, state.clients, first + len(cohorts))
+            state = state._replace(clients=self._rows)  # type: ignore[arg-type]
+        return state, metrics if len(cohorts) == held else jax.tree.map(lambda x: x[: len(cohorts)], metrics)
+
+    def _tier(self, client_state: str | Path) -> Rows | None:
+        """The store of what clients keep, None where that is in the state."""
+        if client_state == "device":
+            return None
+        if self.mesh is not None:
+            raise ValueError('client_state must be "device" on a mesh: the host holds rows for one device')
+        return Rows((), len(self.clients), None if client_state == "host" else Path(client_state))
+
+    def _union(self, cohorts: Sequence[sampling.Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """All who take part in these rounds, and where each cohort's clients are among them; for a store of rows only."""
+        if self._rows is None:
+            return np.zeros(0, np.int64), None
+        who = np.unique(np.concatenate([np.asarray(c.clients, np.int64) for c in cohorts]))
+        return who, [np.searchsorted(who, np.asarray(c.clients, np.int64)) for c in cohorts]
+
+    def _with_rows(self, rows: Rows, state: State, first: int, who: np.ndarray, held: int) -> State:
+        """The state with the rows of those who take part, in the room that any such dispatch has."""
+        if rows.round != first:
+            raise ValueError(
+                f"this state is of round {first}, but what clients keep is of round {rows.round}: with client_state= on the host "
+                "a state goes forward only. Begin from init(), or keep client state on the device to go back."
+            )
+        room = min(len(self.clients), held * self._feed.cohort_size)
+        padded = np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
+        return state._replace(clients=rows.read(padded))
 
     def _lanes_for(self, cohort_size: int) -> int:
         """More lanes than clients would only idle."""
@@ -199,100 +282,116 @@ class Simulator:
 
     def _rounds_held(self, rounds: int) -> int:
         """How many rounds the buffers of a dispatch of `rounds` hold: one program for single rounds, and one for all longer runs."""
-        return 1 if rounds == 1 else self._most_rounds
+        if rounds == 1:
+            return 1
+        if not self.streams:
+            return self._most_rounds
+        return max(1, min(self._most_rounds, _STREAMED_BYTES // max(1, self._feed.bytes_a_round())))
 
-    def _pack(self, cohorts: Sequence[sampling.Cohort], first: int) -> tuple[program.Places, dict[str, Schedule]]:
-        """What the program needs to know of these rounds, leaves [R, ...]."""
-        who = [np.asarray(cohort.clients, np.int64) for cohort in cohorts]
-        rounds, lanes, K = range(self._rounds_held(len(who))), self._lanes_for(self._cohort_size), self._cohort_size
-        places = [self._places(w, cohort.counts) for w, cohort in zip(who, cohorts, strict=True)]
-        schedules: dict[str, Any] = {}
-        for kind in self._kinds:
-            layouts = [lay_out(*self._batches(kind, w, first + r), lanes) for r, w in enumerate(who)]
-            needed = max(layout.slots for layout in layouts)
-            if needed > self._capacity[kind]:
-                log.warning("a cohort needs %d slots of work, more than the %d foreseen: compiling again", needed, self._capacity[kind])
-                self._capacity[kind] = int(needed * 1.25)
-            packed = [pack(layout, K, lanes, self._devices, self._capacity[kind]) for layout in layouts]
-            schedules[kind] = jax.tree.map(lambda *x: _stack(x, len(rounds)), *packed)
-        return jax.tree.map(lambda *x: _stack(x, len(rounds)), *places), schedules
+    def _placement(self, state: Any) -> Any:
+        """Where each leaf of a state lies: the same on all devices, or split over the mesh's second axis."""
+        if self.mesh is None or len(self.mesh.axis_names) == 1:
+            return jax.tree.map(lambda x: self._everywhere, state)
+        mesh, axis = self.mesh, self.mesh.axis_names[1]
+        return jax.tree.map(lambda x: NamedSharding(mesh, split(jnp.shape(x), axis, mesh.shape[axis])), state)
 
-    def _batches(self, kind: str, who: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
-        if kind == "once":
-            return in_order(who, self.clients.offsets, self.plan_of_batches.batch_size)
-        return self.plan_of_batches.batches(who, self.clients.offsets, self.clients.addresses, round)
+    def _placed(self, packed: Packed) -> Any:
+        mesh = self.mesh
+        assert mesh is not None
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), self._specs(packed))
 
-    def _places(self, who: np.ndarray, counts: np.ndarray) -> program.Places:
-        short = self._cohort_size - len(who)
-        return program.Places(
-            position=np.pad(who, (0, short), constant_values=len(self.clients)).astype(np.int32),
-            address=np.pad(self.clients.addresses[who], ((0, short), (0, 0))),
-            examples=np.pad(self.clients.sizes[who], (0, short)).astype(np.float32),
-            times=np.pad(counts, (0, short)).astype(np.float32),
+    def _specs(self, packed: Packed) -> Packed:
+        """How the arrays of a dispatch are spread over the axis of lanes."""
+        assert self.mesh is not None
+        axis = self.mesh.axis_names[0]
+        every: Any = PartitionSpec()
+        by_slot, by_lane, by_device = PartitionSpec(None, None, axis), PartitionSpec(None, axis), PartitionSpec(None, axis)
+        return Packed(
+            places=program.Places(every, every, every, every),
+            schedules={kind: Schedule(by_slot, by_slot, by_slot, by_lane) for kind in packed.schedules},
+            streamed=jax.tree.map(lambda x: by_device, packed.streamed),
         )
 
-    def _rounds(self) -> Any:
-        """The program of several rounds, one after another, on every device of the mesh."""
-        mesh = self.mesh
-        axis = None if mesh is None else mesh.axis_names[0]
+    def _program(self, donate: bool) -> Any:
+        """The program of several rounds, compiled once for each shape of what it is given."""
+        if donate not in self._programs:
+            self._programs[donate] = jax.jit(self._rounds, donate_argnums=(2,) if donate else ())
+        return self._programs[donate]
 
-        def rounds(data: Columns, count: Array, state: State, packed: Any) -> tuple[State, dict[str, Any]]:
+    def _rounds(self, data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
+        """Several rounds, one after another, on every device of the mesh."""
+        self.traces += 1
+        axis = None if self.mesh is None else self.mesh.axis_names[0]
+
+        def rounds(data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
             def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
-                places, schedules = tree.take(packed, r)
-                return program.run_round(self.round, data, state, places, schedules, axis)
+                places, schedules = tree.take((packed.places, packed.schedules), r)
+                here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
+                return program.run_round(self.round, here, state, places, schedules, axis)
 
             def next_round(r: Array, loop: tuple[State, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
                 state, metrics = one(r, loop[0])
                 return state, tree.put(loop[1], r, metrics)
 
-            self.traces += 1
             shapes = jax.eval_shape(one, 0, state)[1]
-            none = jax.tree.map(lambda x: jnp.zeros((packed[0].position.shape[0], *x.shape), x.dtype), shapes)
+            none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
             # The number of rounds is data: a loop known to run once is dissolved, and then rounds otherwise than a longer one.
             return lax.fori_loop(0, count, next_round, (state, none))
 
-        if mesh is None:
-            return rounds
-        everywhere: Any = PartitionSpec()
-        by_slot: Any = PartitionSpec(None, None, axis)
-        by_lane: Any = PartitionSpec(None, axis)
-        on_lanes = {kind: Schedule(by_slot, by_slot, by_slot, by_lane) for kind in self._kinds}
-        packed = (program.Places(everywhere, everywhere, everywhere, everywhere), on_lanes)
-        self._placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), packed)
-        return jax.shard_map(
-            rounds, mesh=mesh, in_specs=(everywhere, everywhere, everywhere, packed), out_specs=everywhere, check_vma=False
+        if self.mesh is None:
+            return rounds(data, count, state, packed)
+        every: Any = PartitionSpec()
+        placed = jax.shard_map(
+            rounds,
+            mesh=self.mesh,
+            in_specs=(every, every, every, self._specs(packed)),
+            out_specs=every,
+            axis_names={axis},
+            check_vma=False,
+        )
+        state, metrics = placed(data, count, state, packed)
+        if len(self.mesh.axis_names) == 2:
+            state = lax.with_sharding_constraint(state, self._placement(state))
+        return state, metrics
+
+    def _kept_on_device(self, cohort_size: int) -> int:
+        """How many clients' rows are on the device."""
+        return len(self.clients) if self._rows is None else min(len(self.clients), cohort_size * self._most_rounds)
+
+    def _planned(self, cohort_size: int) -> memory.MemoryPlan:
+        batch, lanes = self.plan_of_batches.batch_size, self._lanes_for(cohort_size)
+        slots = {kind: self._feed.capacity[kind] for kind in self._feed.kinds}
+        return memory.predict(
+            self.round,
+            self.clients,
+            self._feed.steps[self._feed.kinds[-1]],
+            cohort_size,
+            population=self._kept_on_device(cohort_size),
+            data=self._feed.bytes_a_round() if self.streams else tree.nbytes(self._data),
+            schedule=sum(slots.values()) * lanes // self._devices * (batch + 2) * 4,
+            lanes=lanes,
+            devices=self._devices,
+            batch_size=batch,
         )
 
-
-def auto_lanes(composed: Round) -> int:
-    """Lanes by the size of the model: many for a small one, whose step is all overhead; few for a large one, which fills the device."""
-    params = jax.eval_shape(composed.algorithm.init_params, jax.eval_shape(lambda: jax.random.key(0)))
-    numbers = tree.size(params)
-    return next((lanes for most, lanes in ((10_000, 64), (50_000, 16), (500_000, 4)) if numbers <= most), 1)
-
-
-def _stack(rounds: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The rounds' arrays one above another, with nothing where there are fewer than `count`."""
-    stacked = np.zeros((count, *rounds[0].shape), rounds[0].dtype)
-    for r, array in enumerate(rounds):
-        stacked[r] = array
-    return stacked
+    def _compile(self) -> Any:
+        """The program for single rounds, compiled for the shapes that a dispatch has."""
+        nobody = [sampling.as_cohort(np.zeros(0, np.int64), len(self.clients))]
+        state = jax.eval_shape(partial(self.round.init, population=self._kept_on_device(self._feed.cohort_size)), jax.random.key(0))
+        packed, _ = self._feed.pack(nobody, 0, 1, None if self._rows is None else [np.zeros(0, np.int64)])
+        if self.mesh is not None:
+            state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placement(state))
+            packed = jax.device_put(packed, self._placed(packed))
+        traces = self.traces
+        compiled = self._program(True).lower(self._data, np.int32(1), state, packed).compile()
+        self.traces = traces
+        return compiled
 
 
-def _narrow(columns: Columns) -> Columns:
-    """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
-
-    def narrow(path: Any, x: np.ndarray) -> np.ndarray:
-        target = jax.dtypes.canonicalize_dtype(x.dtype)
-        if target == x.dtype:
-            return x
-        if np.issubdtype(x.dtype, np.integer):
-            limits, least, most = np.iinfo(target), x.min(initial=0), x.max(initial=0)
-            if least < limits.min or most > limits.max:
-                raise ValueError(
-                    f"column {jax.tree_util.keystr(path)} holds whole numbers from {least} to {most}, which do not fit {target}; "
-                    "renumber them, or store them as two columns"
-                )
-        return x.astype(target)
-
-    return jax.tree_util.tree_map_with_path(narrow, columns)
+def split(shape: tuple[int, ...], axis: str, parts: int) -> PartitionSpec:
+    """How an array of the model is split over `parts` devices: along its longest dimension that can be; small ones are not."""
+    fits = [d for d, n in enumerate(shape) if n % parts == 0 and n >= parts]
+    if len(shape) < 2 or not fits:
+        return PartitionSpec()
+    longest = max(fits, key=lambda d: (shape[d], d))
+    return PartitionSpec(*(axis if d == longest else None for d in range(len(shape))))

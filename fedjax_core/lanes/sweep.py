@@ -30,7 +30,9 @@ import numpy as np
 
 from fedjax_core import tree
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.memory import MemoryPlan
 from fedjax_core.lanes.simulator import Simulator
+from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
 
@@ -57,6 +59,7 @@ class Sweep:
     Results are those of J simulators, one after another, to rounding. Every point is built once beforehand with its own numbers, so
     that one which cannot be is refused by name. As lanes do, it pays where a step is all overhead: 16 learning rates of a logistic
     regression with 610 parameters take 0.29 of their time one by one, 8 of an MLP with 199,210 take 1.6 times it (2-core x86).
+    `lanes="auto"` goes by the numbers that a model holds, without measuring.
     """
 
     def __init__(
@@ -65,13 +68,12 @@ class Sweep:
         self.points = _check_points(points)
         """{name: [J]}."""
         self._runs = _Runs(build, self.points)
-        # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1 lane and 1,028
-        # in 4. So "auto" stops where the models at work hold as many numbers as 64 lanes of 10,000.
-        numbers = tree.size(jax.eval_shape(self._runs.algorithm.init_params, jax.random.key(0)))
-        most = 640_000 // max(1, len(self) * numbers)
-        if settings.get("lanes", "auto") == "auto" and most < 64:
-            settings["lanes"] = max(1, most)
         self._simulator = Simulator(self._runs, clients, batch_size=batch_size, **settings)
+        if self._simulator.undecided:
+            # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1 lane and 1,028
+            # in 4. So up to 64 lanes, while the models at work hold no more numbers than 64 of 10,000 do.
+            numbers = tree.size(jax.eval_shape(self._runs.algorithm.init_params, jax.random.key(0)))
+            self._simulator.adopt(max(1, min(64, 640_000 // max(1, len(self) * numbers))))
 
     def __len__(self) -> int:
         """J, the number of runs."""
@@ -88,20 +90,24 @@ class Sweep:
             raise ValueError(f"a sweep of {len(self)} runs begins from one key, or from as many as there are runs, got keys of {key.shape}")
         return self._simulator.init(key, params)
 
-    def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
+    def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round of every run with the clients at these positions: (state, metrics with leaves [J]).
 
         The state's server and uplink have leaves [J, ...], its clients [N, J, ...], and there is one key a run.
         """
-        return self._simulator.run(state, cohort)
+        return self._simulator.run(state, cohort, donate=donate)
 
-    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray) -> tuple[State, dict[str, Any]]:
+    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R, J])."""
-        return self._simulator.run_many(state, cohorts)
+        return self._simulator.run_many(state, cohorts, donate=donate)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
         """Makes room for cohorts of up to this size, and so many rounds in a dispatch; see `Simulator.reserve`."""
         self._simulator.reserve(cohort_size, rounds)
+
+    def plan(self, cohort_size: int) -> MemoryPlan:
+        """What rounds of all runs will hold on each device; see `Simulator.plan`."""
+        return self._simulator.plan(cohort_size)
 
     def point(self, j: int) -> dict[str, float]:
         """The numbers of run j."""
@@ -109,8 +115,10 @@ class Sweep:
 
     def result(self, state: State, j: int) -> State:
         """The state of run j by itself, with which a `Simulator` of `build(**sweep.point(j))` goes on where the sweep stands."""
+        kept: Any = state.clients
+        kept = kept.read(np.arange(kept.population)) if isinstance(kept, Rows) else kept
         server, uplink, key = jax.tree.map(lambda x: x[j], (state.server, state.uplink, state.key))
-        return State(server, uplink, jax.tree.map(lambda x: x[:, j], state.clients), state.round, key)
+        return State(server, uplink, jax.tree.map(lambda x: x[:, j], kept), state.round, key)
 
 
 class _Runs(Round):

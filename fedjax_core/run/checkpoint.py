@@ -74,8 +74,16 @@ class Saved:
     arrays: list[np.ndarray]
 
     def place(self, like: Any) -> Any:
-        """The saved state in the structure and on the devices of `like`; raises, naming the leaf, where they do not fit."""
-        expected, structure = jax.tree_util.tree_flatten_with_path(like)
+        """The saved state in the structure and on the devices of `like`; raises, naming the leaf, where they do not fit.
+
+        A store of clients' rows in `like` (`fedjax_core.lanes.tiers`) takes back however many rows were saved.
+        """
+        sizes = {leaf.name: leaf.shape for leaf in self.leaves}
+
+        def room(path: Any, x: Any) -> Any:
+            return x.shapes(sizes.get(_name(path) + "['who']", (0,))[0]) if hasattr(x, "restored") else x
+
+        expected, structure = jax.tree_util.tree_flatten_with_path(jax.tree_util.tree_map_with_path(room, like))
         saved, now = {leaf.name: leaf.kind for leaf in self.leaves}, {_name(path): _kind(x) for path, x in expected}
         wrong = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
         if wrong or list(saved) != list(now):
@@ -87,7 +95,8 @@ class Saved:
                 "Build the same model and algorithm, or choose another run_dir."
             )
         placed = [_place(leaf, array, x) for leaf, array, (_, x) in zip(self.leaves, self.arrays, expected, strict=True)]
-        return jax.tree.unflatten(structure, placed)
+        stored = jax.tree.unflatten(structure, placed)
+        return jax.tree.map(lambda x, found: x.restored(jax.device_get(found)) if hasattr(x, "restored") else found, like, stored)
 
 
 class Checkpoints:
@@ -126,7 +135,7 @@ class Checkpoints:
         `about["best"]`, where there is one, is the round of the checkpoint to keep as the best.
         """
         self.wait()
-        leaves = jax.tree_util.tree_leaves_with_path(state)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: x.saved() if hasattr(x, "saved") else x, state))
         data = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for _, x in leaves])
         arrays = [np.array(x) for x in data]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
         described = [(_name(path), str(jax.random.key_impl(x)) if _is_key(x) else None) for path, x in leaves]
@@ -300,6 +309,8 @@ def _kind(x: Any) -> str:
 
 
 def _place(leaf: Leaf, array: np.ndarray, like: Any) -> Any:
+    if isinstance(like, (np.ndarray, np.generic)):
+        return array
     value = jax.random.wrap_key_data(jnp.array(array), impl=leaf.key) if leaf.key else array
     if isinstance(like, jax.Array) and like.committed:
         return jax.device_put(value, like.sharding)

@@ -56,8 +56,8 @@ class Simulation(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...  # all that changes the answer to the last bit, besides round and clients
     def init(self, key: Key, params: Params | None = None) -> Any: ...
-    def run(self, state: Any, cohort: Any) -> tuple[Any, Mapping[str, Any]]: ...
-    def run_many(self, state: Any, cohorts: Sequence[Any]) -> tuple[Any, Mapping[str, Any]]: ...
+    def run(self, state: Any, cohort: Any, *, donate: bool = False) -> tuple[Any, Mapping[str, Any]]: ...
+    def run_many(self, state: Any, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[Any, Mapping[str, Any]]: ...
     def evaluate(self, state: Any, clients: Any = None) -> Any: ...
 
 
@@ -71,6 +71,9 @@ class History(NamedTuple):
     records: list[Record]  # {"round", "kind": "train" or "eval", and the metrics}, as in metrics.jsonl
     best: Best | None  # None without evaluation
     stopped: Stopped
+    speed: dict[str, float]
+    """Since it was last started: client updates, local steps and examples a second, fill, share of time waiting for data, programs,
+    compile seconds; empty where the backend has no meter. Also the last line of the log."""
 
 
 def fit(
@@ -106,24 +109,28 @@ def fit(
     _check(sim, cohorts, key)
     check_counts(rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
     judge = Judge(evaluate_every, evaluate, best, mode, patience)
-    described = config.describe(
-        {
-            "settings": sim.settings,
-            "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint()},
-            "round": sim.round,
-            "cohorts": cohorts,
-            "key": key,
-            "params": params,
-            "rounds_per_dispatch": rounds_per_dispatch,
-            "evaluation": judge.settings,
-        }
-        if run_dir is not None
-        else {}
-    )
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         folder = stack.enter_context(claim(run_dir)) if run_dir is not None else None
         checkpoints = stack.enter_context(Checkpoints(folder, keep)) if folder is not None else None
+        if checkpoints is not None and getattr(sim, "undecided", False):
+            _adopt(sim, checkpoints)
+        described = (
+            {}
+            if run_dir is None
+            else config.describe(
+                {
+                    "settings": sim.settings,
+                    "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint()},
+                    "round": sim.round,
+                    "cohorts": cohorts,
+                    "key": key,
+                    "params": params,
+                    "rounds_per_dispatch": rounds_per_dispatch,
+                    "evaluation": judge.settings,
+                }
+            )
+        )
         about = {"config": described, "versions": config.versions()}
         saved = None if checkpoints is None else resumable(checkpoints, about, rounds=rounds, override=override)
         state = sim.init(key, params)
@@ -133,7 +140,10 @@ def fit(
             run.resume(saved)
         run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, progress=progress))
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
-        return History(state, run.log.records, run.best, stopped)
+        speed = dict(sim.meter.report()) if hasattr(sim, "meter") else {}
+        if speed and progress:
+            log.info("%s", ", ".join(f"{name} {value:,.3g}" for name, value in speed.items()))
+        return History(state, run.log.records, run.best, stopped, speed)
 
 
 def load_best(run_dir: str | os.PathLike[str], sim: Simulation) -> Any:
@@ -228,8 +238,8 @@ class _Run:
         drawn = [self.cohorts(round) for round in range(start, stop)]
         self.cohort_size = max(self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn))
         if group > 1:
-            return self.sim.run_many(state, drawn)
-        return self.sim.run(state, drawn[0])
+            return self.sim.run_many(state, drawn, donate=True)
+        return self.sim.run(state, drawn[0], donate=True)
 
     def _read(self, unread: tuple[int, Any] | None) -> None:
         """Fetches and logs the metrics of rounds that were dispatched."""
@@ -276,6 +286,14 @@ class _Run:
             "cohort_size": self.cohort_size,
         }
         self.checkpoints.save(self.done, state, {**self.about, "progress": progress, "best": self.best.round if self.best else None})
+
+
+def _adopt(sim: Any, checkpoints: Checkpoints) -> None:
+    """The number of lanes that the run was begun with, where that is still to be chosen: it decides the answer's last bits."""
+    saved = checkpoints.newest()
+    lanes = None if saved is None else saved.about["config"].get("settings.lanes")
+    if isinstance(lanes, int):
+        sim.adopt(lanes)
 
 
 def _next(done: int, every: int) -> int:

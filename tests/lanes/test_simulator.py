@@ -38,8 +38,8 @@ def test_pieces_are_checked():
         Simulator(algorithms.fedavg(TASK, optax.sgd(0.1)), CLIENTS, batch_size=1)
     with pytest.raises(TypeError, match=r"needs Clients, got list: make them with fc.Clients.from_list"):
         Simulator(COMPOSED, [{"x": np.ones(3)}], batch_size=1)
-    with pytest.raises(ValueError, match="mesh must have one axis"):
-        simulator(mesh=jax.make_mesh((2, 2), ("lanes", "model")))
+    with pytest.raises(ValueError, match="mesh must have one axis, for lanes, or a second one"):
+        simulator(mesh=jax.make_mesh((2, 2, 2), ("lanes", "model", "more")))
 
 
 def test_a_loss_that_is_a_scalar_is_refused():

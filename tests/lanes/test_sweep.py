@@ -111,6 +111,18 @@ def test_a_result_goes_on_by_itself():
     assert_close(went_on, sweep.result(end, 1))
 
 
+def test_the_plan_counts_every_run():
+    one, two = (fc.Sweep(build_scaffold, {"lr": [0.1] * n, "seed": range(n)}, clients(), **SETTINGS).plan(7) for n in (1, 2))
+    assert (two.state - 4, two.carries) == (2 * (one.state - 4), 2 * one.carries)  # 4: the number of the round is that of all
+    assert two.data == one.data and two.schedule == one.schedule
+
+
+def test_what_clients_keep_may_lie_on_the_host():
+    sweep = new_sweep("scaffold", client_state="host")
+    state, _ = sweep.run_many(sweep.init(KEYS["scaffold"]), COHORTS, donate=True)
+    assert_close(sweep.result(state, 1), alone("scaffold", 1)[1])
+
+
 def sweep_of(build, points):
     return fc.Sweep(build, points, clients(), batch_size=4)
 

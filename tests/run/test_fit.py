@@ -33,10 +33,10 @@ class Altered:
     def __getattr__(self, name):
         return getattr(self.sim, name)
 
-    def run(self, state, cohort):
+    def run(self, state, cohort, **how):
         round = int(state.round) + 1
         self.calls.append(("run", round))
-        state, metrics = self.sim.run(state, cohort)
+        state, metrics = self.sim.run(state, cohort, **how)
         return state, self.alter(round, metrics)
 
 

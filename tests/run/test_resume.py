@@ -35,13 +35,13 @@ class Crashing:
         if int(state.round) <= self.at < int(state.round) + rounds:
             raise Crash
 
-    def run(self, state, cohort):
+    def run(self, state, cohort, **how):
         self._crash_at(state, 1)
-        return self.sim.run(state, cohort)
+        return self.sim.run(state, cohort, **how)
 
-    def run_many(self, state, cohorts):
+    def run_many(self, state, cohorts, **how):
         self._crash_at(state, len(cohorts))
-        return self.sim.run_many(state, cohorts)
+        return self.sim.run_many(state, cohorts, **how)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,123 @@
+"""The command line: `fedjax-core keys ...` and `fedjax-core audit ...`.
+
+    fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
+    fedjax-core keys show keys/charite.pub               its line for the roster, and the fingerprint to compare by telephone
+    fedjax-core audit head logs                          the line to give to somebody else now and then
+    fedjax-core audit verify logs --keys roster.toml --head 17:9f...
+    fedjax-core audit show logs --what left              the ledger of what left this site
+
+Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it
+was not understood.
+
+>>> main(["audit", "head", "/nowhere"])
+1
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from fedjax_core.sites import audit, identity
+from fedjax_core.sites.base import dumps
+
+_keys, _audit, _app = SubcommandApp(), SubcommandApp(), SubcommandApp()
+_app.command(_keys, name="keys", help="Make a site's key, and show its public half.")
+_app.command(_audit, name="audit", help="Read audit logs, and prove that nobody changed them.")
+
+
+@_keys.command
+def make(name: Positional[str], folder: Path = Path(".")) -> None:
+    """Makes a site's key: FOLDER/NAME.key, which never leaves the site, and FOLDER/NAME.pub, whose line goes into the roster.
+
+    Args:
+        name: What the site is called by everybody.
+        folder: Where the two files go.
+    """
+    key = identity.SiteKey.make(name)
+    path = key.save(folder)
+    print(f"{path} is private: back it up, and let it never leave this site.")
+    print(f"{path.with_suffix('.pub')} is public: send it to the coordinator, and compare the fingerprint by telephone.")
+    _show(name, key.public)
+
+
+@_keys.command(name="show")
+def show_key(path: Positional[Path]) -> None:
+    """Shows the public half of a .key or .pub file.
+
+    Args:
+        path: The file.
+    """
+    if path.suffix == ".key":
+        key = identity.SiteKey.load(path)
+        _show(key.name, key.public)
+    else:
+        _show(*identity.read_public(path))
+
+
+@_audit.command
+def verify(folder: Positional[Path], keys: tuple[Path, ...], head: str | None = None) -> None:
+    """Proves that a log is as it was written, or says where it is not.
+
+    Args:
+        folder: The log's folder.
+        keys: The .pub files of who wrote it, former ones too, or a roster's .toml.
+        head: What `audit head` printed before: finds entries cut off since, and a log written anew.
+    """
+    found = audit.verify(folder, [key for path in keys for key in _read_keys(path)], audit.Head.parse(head) if head else None)
+    print(f"{folder}: {found.n + 1} entries, all as they were written" + (", and the exported head is among them." if head else "."))
+    print(f"head {found}")
+
+
+@_audit.command
+def show(
+    folder: Positional[Path], who: str | None = None, what: str | None = None, run: str | None = None, round: int | None = None
+) -> None:
+    """Shows the entries of a log, oldest first.
+
+    Args:
+        folder: The log's folder.
+        who: Only what this site or person did.
+        what: Only this kind of event; `left` is the ledger of what left the site.
+        run: Only of this run.
+        round: Only of this round.
+    """
+    for entry in audit.show(folder, who=who, what=what, run=run, round=round):
+        when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
+        where = f"{entry.run or '-'}/{'-' if entry.round is None else entry.round}"
+        print(f"{entry.n} {when} {entry.who} {entry.what} {where} {dumps(dict(entry.about)).decode()}")
+
+
+@_audit.command
+def head(folder: Positional[Path]) -> None:
+    """Prints the head of a log, to be kept by somebody else.
+
+    Args:
+        folder: The log's folder.
+    """
+    print(audit.head_of(folder))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command, and returns its exit code."""
+    try:
+        _app.cli(prog="fedjax-core", description="Federated learning between sites: keys and audit logs.", args=args)
+    except (audit.AuditError, OSError, ValueError, RuntimeError) as error:
+        print(f"fedjax-core: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show(name: str, key: identity.PublicKey) -> None:
+    print(f'{name} = "{key.text}"')
+    print(f"fingerprint {key.fingerprint}")
+
+
+def _read_keys(path: Path) -> list[identity.PublicKey]:
+    if path.suffix == ".toml":
+        roster = identity.Roster.read(path)
+        return [*roster.keys.values(), *roster.revoked]
+    return [identity.read_public(path)[1]]

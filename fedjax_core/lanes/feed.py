@@ -1,0 +1,202 @@
+"""What a dispatch of rounds needs from the host: who takes part, which batch is whose turn, and, streamed, the examples themselves.
+
+    resident    every example is on the device; a schedule names rows of the whole data
+    streamed    a dispatch brings its cohorts' examples, read from memory or memory-mapped files; a schedule names rows of those
+
+Shapes depend on how much room was reserved, not on the cohort, so that a new cohort runs the same program. While the device computes,
+the host packs and reads what comes next.
+
+>>> from fedjax_core.data.cohorts import as_cohort
+>>> clients = Clients.from_list([{"x": np.arange(n, dtype=np.float32)} for n in (2, 3, 1)])
+>>> feed = Feed(clients, Plan(batch_size=2, epochs=1), ["train"], streamed=True)
+>>> feed.reserve(2, lanes=1, devices=1)
+>>> packed, work = feed.pack([as_cohort([0, 2], 3)], first=0, held=1)
+>>> packed.streamed["train"]["x"].shape, work.clients, work.steps, work.examples
+((1, 1, 5), 2, 2, 3)
+"""
+
+import logging
+import mmap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.cohorts import Cohort
+from fedjax_core.lanes.pack import Layout, Schedule, lay_out, pack, slots_bound
+from fedjax_core.lanes.program import Places
+from fedjax_core.types import Columns
+
+log = logging.getLogger("fedjax_core")
+
+
+class Packed(NamedTuple):
+    """R rounds as arrays, leaves [R, ...]."""
+
+    places: Places
+    schedules: dict[str, Schedule]  # one a kind of work
+    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
+
+
+class Work(NamedTuple):
+    """How much there is to do in some rounds."""
+
+    clients: int
+    steps: int
+    examples: int  # that a local step looks at, once for each step
+    room: int  # places for examples in all lanes until the last one ends
+
+
+class Feed:
+    """Packs rounds of `clients` who go through their data by `plan`; `kinds` are those of the algorithm's exchanges."""
+
+    def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[str], *, streamed: bool) -> None:
+        self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
+        self.steps = {"train": plan.steps_of(clients.sizes), "once": -(-clients.sizes // plan.batch_size)}
+        self.cohort_size, self.lanes, self.devices = 0, 1, 1
+        self.capacity: dict[str, int] = {}  # slots
+        self.room: dict[str, int] = {}  # examples on a device
+
+    def reserve(self, cohort_size: int, *, lanes: int, devices: int) -> None:
+        """Makes room for cohorts of up to this size."""
+        self.cohort_size, self.lanes, self.devices = cohort_size, lanes, devices
+        self.capacity = {kind: slots_bound(self.steps[kind], cohort_size, lanes) for kind in self.kinds}
+        self.room = {kind: slots_bound(self.clients.sizes, cohort_size, devices) for kind in self.kinds} if self.streamed else {}
+
+    def bytes_a_round(self) -> int:
+        """Bytes of the streamed examples of one round, on one device."""
+        row = sum(_target(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns))
+        return row * sum(self.room.values())
+
+    def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Work]:
+        """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much work they are.
+
+        `positions` says where each client's row of what clients keep is, where that is not the client's own position.
+        """
+        who = [np.asarray(cohort.clients, np.int64) for cohort in cohorts]
+        at = who if positions is None else positions
+        nowhere = len(self.clients) if positions is None else min(len(self.clients), held * self.cohort_size)
+        places = [self._places(w, a, cohort.counts, nowhere) for w, a, cohort in zip(who, at, cohorts, strict=True)]
+        schedules: dict[str, Any] = {}
+        streamed: dict[str, Any] = {}
+        work = Work(sum(int((self.clients.sizes[w] > 0).sum()) for w in who), 0, 0, 0)
+        for kind in self.kinds:
+            layouts = [lay_out(*self._batches(kind, w, first + r), self.lanes) for r, w in enumerate(who)]
+            if self.streamed:
+                local = [self._stream(kind, w, layout) for w, layout in zip(who, layouts, strict=True)]
+                layouts = [layout._replace(rows=rows) for layout, (rows, _) in zip(layouts, local, strict=True)]
+                room = self._grown(self.room, kind, max(int(owners[1].max(initial=1)) for _, owners in local), "examples")
+                streamed[kind] = self._read(who, [owners[0] for _, owners in local], room, held)
+            capacity = self._grown(self.capacity, kind, max(layout.slots for layout in layouts), "slots of work")
+            packed = [pack(layout, self.cohort_size, self.lanes, self.devices, capacity) for layout in layouts]
+            schedules[kind] = jax.tree.map(lambda *x: _stack(x, held), *packed)
+            work = work._replace(
+                steps=work.steps + sum(len(layout.rows) for layout in layouts),
+                examples=work.examples + sum(int((layout.rows >= 0).sum()) for layout in layouts),
+                room=work.room + sum(layout.slots for layout in layouts) * self.lanes * self.plan.batch_size,
+            )
+        return Packed(jax.tree.map(lambda *x: _stack(x, held), *places), schedules, streamed), work
+
+    def _grown(self, room: dict[str, int], kind: str, needed: int, what: str) -> int:
+        """The room for this kind of work, made larger where it does not do."""
+        if needed > room[kind]:
+            log.warning("a cohort needs %d %s, more than the %d foreseen: compiling again", needed, what, room[kind])
+            room[kind] = int(needed * 1.25)
+        return room[kind]
+
+    def _batches(self, kind: str, who: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
+        if kind == "once":
+            return in_order(who, self.clients.offsets, self.plan.batch_size)
+        return self.plan.batches(who, self.clients.offsets, self.clients.addresses, round)
+
+    def _places(self, who: np.ndarray, at: np.ndarray, counts: np.ndarray, nowhere: int) -> Places:
+        short = self.cohort_size - len(who)
+        return Places(
+            position=np.pad(at, (0, short), constant_values=nowhere).astype(np.int32),
+            address=np.pad(self.clients.addresses[who], ((0, short), (0, 0))),
+            examples=np.pad(self.clients.sizes[who], (0, short)).astype(np.float32),
+            times=np.pad(counts, (0, short)).astype(np.float32),
+        )
+
+    def _stream(self, kind: str, who: np.ndarray, layout: Layout) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """(the rows counted within the device's own examples, (device and first place there of each client [K, 2], examples a device))."""
+        sizes = np.where(layout.steps > 0, self.clients.sizes[who], 0)
+        device = layout.lane // (self.lanes // self.devices)
+        begin, used = np.zeros(len(who), np.int64), np.zeros(self.devices, np.int64)
+        for d in range(self.devices):
+            mine = device == d
+            begin[mine] = np.cumsum(sizes[mine]) - sizes[mine]
+            used[d] = sizes[mine].sum()
+        shift = np.repeat(begin - self.clients.offsets[who], layout.steps).astype(np.int32)[:, None]
+        rows = np.where(layout.rows >= 0, layout.rows + shift, layout.rows - shift)
+        return rows, (np.stack([device, begin], axis=1), used)
+
+    def _read(self, who: Sequence[np.ndarray], owners: Sequence[np.ndarray], room: int, held: int) -> Columns:
+        """The cohorts' examples, leaves [held, devices, room, ...]."""
+        offsets = self.clients.offsets
+
+        def column(path: Any, x: np.ndarray) -> np.ndarray:
+            out = np.zeros((held, self.devices, room, *x.shape[1:]), _target(x))
+            for r, (clients, at) in enumerate(zip(who, owners, strict=True)):
+                for i, (device, begin) in zip(clients, at, strict=True):
+                    rows = x[offsets[i] : offsets[i + 1]]
+                    out[r, device, begin : begin + len(rows)] = narrow_column(path, rows)
+            _forget(x)
+            return out
+
+        return jax.tree_util.tree_map_with_path(column, self.clients.columns)
+
+
+def narrow(columns: Columns) -> Columns:
+    """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
+    return jax.tree_util.tree_map_with_path(narrow_column, columns)
+
+
+def narrow_column(path: Any, x: np.ndarray) -> np.ndarray:
+    """One column of `narrow`, or some of its rows."""
+    target = _target(x)
+    if target == x.dtype:
+        return x
+    if np.issubdtype(x.dtype, np.integer):
+        limits, least, most = np.iinfo(target), x.min(initial=0), x.max(initial=0)
+        if least < limits.min or most > limits.max:
+            raise ValueError(
+                f"column {jax.tree_util.keystr(path)} holds whole numbers from {least} to {most}, which do not fit {target}; "
+                "renumber them, or store them as two columns"
+            )
+    return x.astype(target)
+
+
+def mapped(columns: Columns) -> bool:
+    """Whether any column lies in a memory-mapped file."""
+    return any(_map_of(x) is not None for x in jax.tree.leaves(columns))
+
+
+def _target(x: np.ndarray) -> np.dtype:
+    return np.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _map_of(x: Any) -> mmap.mmap | None:
+    while isinstance(x, np.ndarray):
+        if isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None:
+            return x._mmap  # type: ignore[attr-defined]
+        x = x.base
+    return x if isinstance(x, mmap.mmap) else None
+
+
+def _forget(x: np.ndarray) -> None:
+    """Gives the pages of a memory-mapped column back: what was read stays in the system's cache, not in this process."""
+    found = _map_of(x)
+    if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        found.madvise(mmap.MADV_DONTNEED)
+
+
+def _stack(rounds: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """The rounds' arrays one above another, with nothing where there are fewer than `count`."""
+    stacked = np.zeros((count, *rounds[0].shape), rounds[0].dtype)
+    for r, array in enumerate(rounds):
+        stacked[r] = array
+    return stacked

@@ -1,0 +1,163 @@
+"""The memory plan: what a run will hold on each device, before it begins, and how full its lanes will be.
+
+What goes in and out is counted from shapes: data, state, schedule. What the program needs while it works (the lanes' carries, gradients,
+activations, accumulators) is the compiler's own account of it. A run that cannot fit is refused before it is compiled, by the shapes alone.
+
+>>> import numpy as np, optax
+>>> from fedjax_core import algorithms, compose, models
+>>> from fedjax_core.data import Clients
+>>> from fedjax_core.lanes import Simulator
+>>> clients = Clients.from_list([{"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for n in (4, 4, 8)])
+>>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
+>>> plan = Simulator(composed, clients, batch_size=4, lanes=2).plan(3)
+>>> plan.data, plan.lanes, plan.slots, plan.fill
+(192, 2, 2, 1.0)
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.pack import lay_out
+from fedjax_core.round import Round, State
+
+
+class MemoryPlan(NamedTuple):
+    """Bytes on each device, and how the work is laid out. Prints as a table."""
+
+    data: int  # the examples
+    state: int  # what the server keeps between rounds, and the clients as far as that is on the device
+    schedule: int  # which batch of which client, for one round
+    carries: int  # what the lanes of one device carry from step to step
+    accumulators: int  # the reports so far, and the cohort's rows of what clients keep
+    working: int  # all that the program needs while it works, carries and accumulators too; 0 before it is compiled
+    limit: int  # what the device has
+    lanes: int  # over all devices
+    lanes_that_fit: int  # over all devices, by carries alone
+    slots: int  # local steps that a lane takes in a round
+    fill: float  # the share of the lanes' places that hold an example, for cohorts drawn at random
+    programs: int  # that a run of single rounds compiles
+
+    @property
+    def total(self) -> int:
+        """All bytes together."""
+        return self.data + self.state + self.schedule + max(self.working, self.carries + self.accumulators)
+
+    def __str__(self) -> str:
+        rows = [
+            (name, getattr(self, name)) for name in ("data", "state", "schedule", "carries", "accumulators", "working", "total", "limit")
+        ]
+        table = "\n".join(f"{name:<14}{nbytes / 1e6:>12,.2f} MB" for name, nbytes in rows)
+        return (
+            f"{table}\n{self.lanes} lanes of {self.slots} slots, {self.fill:.0%} full; {self.lanes_that_fit} lanes would fit; "
+            f"{self.programs} program"
+        )
+
+
+def predict(
+    composed: Round,
+    clients: Clients,
+    steps: np.ndarray,
+    cohort_size: int,
+    *,
+    population: int,
+    data: int,
+    schedule: int,
+    lanes: int,
+    devices: int,
+    batch_size: int,
+) -> MemoryPlan:
+    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device."""
+    bytes_ = bytes_of(composed, population, cohort_size, 1)
+    cohorts = draws(len(clients), cohort_size)
+    slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
+    per_pass = np.maximum(1, -(-clients.sizes // batch_size))
+    worked = sum(int((steps[c] * clients.sizes[c] / per_pass[c]).sum()) for c in cohorts)
+    free = device_bytes() - data - bytes_["state"] - schedule - bytes_["accumulators"]
+    return MemoryPlan(
+        data=data,
+        state=bytes_["state"],
+        schedule=schedule,
+        carries=bytes_["carries"] * lanes // devices,
+        accumulators=bytes_["accumulators"],
+        working=0,
+        limit=device_bytes(),
+        lanes=lanes,
+        lanes_that_fit=max(0, free // max(1, bytes_["carries"])) * devices,
+        slots=max(slots),
+        fill=worked / max(1, sum(slots) * lanes * batch_size),
+        programs=1,
+    )
+
+
+def with_program(plan: MemoryPlan, compiled: Any) -> MemoryPlan:
+    """The plan with what the compiler says that the program needs beside its arguments."""
+    found = compiled.memory_analysis()
+    extra = found.output_size_in_bytes - found.alias_size_in_bytes
+    return plan._replace(working=int(found.temp_size_in_bytes + max(0, extra)))
+
+
+def check_fits(plan: MemoryPlan, rows: int) -> None:
+    """Raises, with the numbers and what to change, where the run cannot fit the device."""
+    if plan.total <= plan.limit:
+        return
+    fewer = f"lanes={plan.lanes_that_fit} would fit" if plan.lanes_that_fit else "a mesh with a second axis splits the model"
+    ways = {
+        "data": "stream=True brings only the examples of each round's cohort",
+        "state": f'client_state="host" keeps the rows of {rows} clients off the device',
+        "carries": fewer,
+        "accumulators": "a smaller cohort, or an aggregator that only sums (mean), holds fewer reports at once",
+        "schedule": "fewer clients a round, or fewer local steps, make a shorter schedule",
+    }
+    largest = max(ways, key=lambda name: getattr(plan, name))
+    raise ValueError(
+        f"this run needs at least {plan.total / 1e6:,.0f} MB on each device, which has {plan.limit / 1e6:,.0f} MB:\n{plan}\n"
+        f"Most of it is {largest}: {ways[largest]}."
+    )
+
+
+def streams(clients: Clients, mapped: bool) -> bool:
+    """Whether the examples are better brought dispatch by dispatch: from files, or where they would fill half of the device."""
+    return mapped or clients.nbytes > device_bytes() // 2
+
+
+def device_bytes() -> int:
+    """The memory of the first device; for a CPU what the system has available."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):  # a system that does not say
+        return 1 << 62
+
+
+def bytes_of(composed: Round, population: int, cohort: int, lanes: int) -> dict[str, int]:
+    """The bytes of state, carries and accumulators, for this many lanes on a device."""
+
+    def shapes(key: Any) -> tuple[Any, Any]:
+        def one(composed: Round, state: State) -> tuple[State, Any]:
+            kept = tree.take(state.clients, jax.numpy.zeros(cohort, jax.numpy.int32))
+            own = jax.tree.map(lambda x: x[0], kept.own)
+            carries, accumulators = [], [kept]
+            for e, exchange in enumerate(composed.algorithm.exchanges):
+                carries.append(exchange.client.begin(exchange.broadcast(state.server), own, key))
+                if exchange.update is not None:
+                    accumulators.append(composed.aggregator.zero(composed.report_shapes(e, state.server, own).update, cohort))
+            return state, (carries, accumulators)
+
+        return composed.each(one, composed.init(key, population))
+
+    state, (carries, accumulators) = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
+    largest = max(tree.nbytes(carry) for carry in carries)  # exchanges follow one another
+    return {"state": tree.nbytes(state._replace(key=())), "carries": lanes * largest, "accumulators": tree.nbytes(accumulators)}
+
+
+def draws(population: int, cohort: int, times: int = 3) -> list[np.ndarray]:
+    """A few cohorts drawn at random, always the same ones."""
+    rng = np.random.default_rng(0)
+    return [rng.choice(population, cohort, replace=False) for _ in range(times)]

@@ -1,0 +1,81 @@
+"""How fast a run goes: client updates, local steps and examples a second, how full the lanes are, and how long the device waited.
+
+    waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to pack))
+
+Counted on the host while the device works; nothing in a round is slowed by it. The first dispatch of each program is left out of the
+rates, since it holds the compilation.
+
+>>> meter = Meter()
+>>> meter.report()["examples/s"]
+nan
+"""
+
+import math
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from fedjax_core.lanes.feed import Work
+
+
+class Meter:
+    """Adds up the dispatches of a simulator; `report` says how it went, `reset` begins anew."""
+
+    def __init__(self) -> None:
+        self.programs, self.compile_seconds = 0, 0.0
+        self._watcher: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all dispatches, but not how many programs were compiled."""
+        self._clients = self._steps = self._examples = self._room = 0
+        self._busy, self._waited, self._done = 0.0, 0.0, -math.inf
+        self._last: Future[None] | None = None
+
+    def compiled(self, seconds: float) -> None:
+        """A program was made ready in this time."""
+        self.programs += 1
+        self.compile_seconds += seconds
+
+    def dispatched(self, work: Work, packing: float, result: Any) -> None:
+        """This work is under way: the host began to pack it at `packing` (by `time.perf_counter`), `result` is an array that it gives."""
+        if self._watcher is None:
+            self._watcher = ThreadPoolExecutor(1, thread_name_prefix="meter")
+        self._last = self._watcher.submit(self._watch, work, packing, time.perf_counter(), result)
+
+    def report(self) -> dict[str, float]:
+        """Rates over the dispatches so far, once they are done; NaN where there was none."""
+        if self._last is not None:
+            self._last.result()
+        with self._lock:
+            seconds = self._busy + self._waited
+            rate = (lambda n: n / seconds) if seconds else (lambda n: math.nan)
+            return {
+                "client updates/s": rate(self._clients),
+                "local steps/s": rate(self._steps),
+                "examples/s": rate(self._examples),
+                "fill": self._examples / self._room if self._room else math.nan,
+                "waiting for data": self._waited / seconds if seconds else math.nan,
+                "programs": float(self.programs),
+                "compile seconds": self.compile_seconds,
+            }
+
+    def _watch(self, work: Work, packing: float, start: float, result: Any) -> None:
+        try:
+            jax.block_until_ready(result)
+        except Exception:  # whoever reads the result is told
+            return
+        now = time.perf_counter()
+        with self._lock:
+            self._clients += work.clients
+            self._steps += work.steps
+            self._examples += work.examples
+            self._room += work.room
+            if self._done > -math.inf:
+                self._waited += max(0.0, start - max(self._done, packing))
+            self._busy += now - max(start, self._done)
+            self._done = now

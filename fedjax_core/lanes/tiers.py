@@ -1,0 +1,94 @@
+"""What clients keep between rounds, for populations too large for the device: in host memory, or in files.
+
+    device          every client's row in the `State`, on the device
+    host, folder    a row is made when its client first takes part; a dispatch brings the rows of its cohorts and takes them back
+
+The rows are one mutable store beside the `State`, which therefore goes forward only: a round begun from a state that the store has
+left behind is refused. A checkpoint holds the rows of those who ever took part; the files of a folder are working storage.
+
+>>> rows = Rows({"c": np.zeros(2, np.float32)}, population=1000)
+>>> rows.write(np.array([7]), {"c": np.ones((1, 2), np.float32)}, round=1)
+>>> rows.read(np.array([6, 7]))["c"].tolist(), rows.touched
+([[0.0, 0.0], [1.0, 1.0]], 1)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.types import Own
+
+
+class Rows:
+    """One row a client of a population, each like `first` until it is written; in `folder` where given, else in memory."""
+
+    def __init__(self, first: Own, population: int, folder: Path | None = None) -> None:
+        self.population, self.folder, self.round = population, folder, 0
+        self._first = jax.tree.map(np.asarray, first)
+        self._structure: Any
+        leaves, self._structure = jax.tree.flatten(self._first)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        # Neither takes room before it is written: memory from calloc, and files with holes.
+        self._leaves = [
+            np.zeros((population, *x.shape), x.dtype)
+            if folder is None or not x.size
+            else np.memmap(folder / f"rows_{i}.bin", x.dtype, "w+", shape=(population, *x.shape))
+            for i, x in enumerate(leaves)
+        ]
+        self._written = np.zeros(population, bool)
+        self._pending: tuple[np.ndarray, Own] | None = None
+
+    @property
+    def touched(self) -> int:
+        """How many clients have a row of their own."""
+        self._settle()
+        return int(self._written.sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one client's row."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._first))
+
+    def read(self, who: np.ndarray) -> Own:
+        """The rows of these clients [K], leaves [K, ...]."""
+        self._settle()
+        known = self._written[who]
+
+        def rows(first: np.ndarray, stored: np.ndarray) -> np.ndarray:
+            return np.where(known.reshape((-1,) + (1,) * first.ndim), stored[who], first)
+
+        return self._structure.unflatten([rows(x, s) for x, s in zip(jax.tree.leaves(self._first), self._leaves, strict=True)])
+
+    def write(self, who: np.ndarray, rows: Own, round: int) -> None:
+        """The rows of these clients are now these, [at least K, ...], after `round` rounds; fetched from the device when next needed."""
+        self._settle()
+        self._pending, self.round = (who, rows), round
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must hold: the rows that were ever written, and whose they are."""
+        self._settle()
+        who = np.flatnonzero(self._written)
+        return {"round": np.int64(self.round), "who": who, "rows": self.read(who)}
+
+    def shapes(self, touched: int) -> dict[str, Any]:
+        """The shapes of `saved` for so many clients."""
+        rows = jax.tree.map(lambda x: np.broadcast_to(x, (touched, *x.shape)), self._first)
+        return {"round": np.int64(0), "who": np.zeros(touched, np.int64), "rows": rows}
+
+    def restored(self, saved: dict[str, Any]) -> "Rows":
+        """This store, with what was `saved` and nothing else."""
+        self._pending, self._written[:] = None, False
+        self.write(np.asarray(saved["who"]), saved["rows"], int(saved["round"]))
+        self._settle()
+        return self
+
+    def _settle(self) -> None:
+        if self._pending is None:
+            return
+        (who, rows), self._pending = self._pending, None
+        for stored, x in zip(self._leaves, jax.tree.leaves(jax.device_get(rows)), strict=True):
+            stored[who] = x[: len(who)]
+        self._written[who] = True

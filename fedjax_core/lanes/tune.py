@@ -1,0 +1,133 @@
+"""How many lanes: chosen by timing real steps of this model on this device, and remembered.
+
+    from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
+
+Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit the cache. What is timed is
+one exchange as the simulator runs it, over made-up clients of the typical number of steps.
+
+>>> best({1: 4.0, 2: 3.0, 4: 3.5})
+2
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.lanes import notebook, program
+from fedjax_core.lanes.pack import lay_out, pack
+from fedjax_core.round import Round, State
+from fedjax_core.types import Batch, Columns
+
+log = logging.getLogger("fedjax_core")
+
+_BUDGET_SECONDS = 4.0  # no candidate is begun that would end later
+_RUN_SECONDS = 0.06  # how long a candidate is run at least
+_VISITS = 4  # made-up clients a lane
+
+_CLOSE = 1.03  # fewer lanes are taken where more are no faster than this
+
+
+def choose(composed: Round, examples: Columns, steps: int, most: int) -> int:
+    """The number of lanes for one device, at most `most`; `examples` is one batch [B, ...], `steps` the local steps of a typical client."""
+    steps = int(np.clip(steps, 1, 16))
+    question = f"lanes {_fingerprint(composed, examples)} steps {steps} most {most}"
+    known = notebook.recall(question)
+    if known is None:
+        start = time.perf_counter()
+        seconds = climb(guess(composed), most, lambda lanes: _time(composed, examples, steps, lanes))
+        known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
+        log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
+        notebook.note(question, known)
+    return int(known["lanes"])
+
+
+def guess(composed: Round) -> int:
+    """Lanes by the size of the model alone."""
+    params = jax.eval_shape(composed.algorithm.init_params, jax.eval_shape(lambda: jax.random.key(0)))
+    numbers = tree.size(params)
+    return next((lanes for limit, lanes in ((10_000, 64), (50_000, 16), (500_000, 8)) if numbers <= limit), 1)
+
+
+def climb(begin: int, most: int, measure: Callable[[int], float], budget: float = _BUDGET_SECONDS) -> dict[int, float]:
+    """Seconds a step for the numbers of lanes tried: `begin`, then double and half, and on where it gets better."""
+    start, cost = time.perf_counter(), 0.0
+    found: dict[int, float] = {}
+
+    def tried(lanes: int) -> bool:
+        nonlocal cost
+        if lanes in found or not 1 <= lanes <= most or (found and time.perf_counter() - start + cost > budget):
+            return False
+        begun = time.perf_counter()
+        found[lanes] = measure(lanes)
+        cost = time.perf_counter() - begun
+        return True
+
+    tried(max(1, min(begin, most)))
+    while True:
+        lanes = min(found, key=found.__getitem__)
+        fresh = [n for n in (2 * lanes, max(1, lanes // 2)) if tried(n)]
+        if not fresh:
+            return found
+
+
+def best(seconds: dict[int, float]) -> int:
+    """The fewest lanes that are as good as the best."""
+    limit = min(seconds.values()) * _CLOSE
+    return min(lanes for lanes, s in seconds.items() if s <= limit)
+
+
+def _time(composed: Round, examples: Columns, steps: int, lanes: int) -> float:
+    """Seconds for one local step of one client, in so many lanes."""
+    K, B = lanes * _VISITS, jax.tree.leaves(examples)[0].shape[0]
+    rows = np.tile(np.arange(B, dtype=np.int32), (K * steps, 1))
+    schedule = pack(lay_out(rows, np.full(K, steps), lanes), K, lanes, 1, _VISITS * steps)
+    places = program.Places(
+        np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), np.full(K, B * steps, np.float32), np.ones(K, np.float32)
+    )
+    e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "train"), 0)
+
+    def exchange(state: State, times: Any) -> Any:
+        def again(i: Any, state: State) -> State:
+            kept = tree.take(state.clients, places.position)
+            collected = program.collect(composed, e, examples, state, kept, jax.tree.map(jnp.asarray, places), schedule)
+            return composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
+
+        return jax.lax.fori_loop(0, times, again, state)
+
+    state = jax.jit(composed.init, static_argnums=1)(jax.random.key(0), K)
+    schedule = jax.tree.map(jnp.asarray, schedule)
+    run = jax.jit(exchange).lower(state, np.int32(1)).compile()
+
+    def seconds(times: int) -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(run(state, np.int32(times)))
+        return time.perf_counter() - begun
+
+    seconds(1)
+    times = max(1, int(_RUN_SECONDS / 3 / seconds(1)))
+    return min(seconds(times) for _ in range(3)) / (times * K * steps)
+
+
+def _fingerprint(composed: Round, examples: Columns) -> str:
+    """A digest of all the computation that a client does."""
+
+    def client(key: Any, batch: Any) -> Any:
+        state = composed.init(key, 1)
+        kept = jax.tree.map(lambda x: x[0], state.clients)
+        found = []
+        for exchange in composed.algorithm.exchanges:
+            message = exchange.broadcast(state.server)
+            carry = exchange.client.begin(message, kept.own, key)
+            found.append(exchange.client.step(message, carry, Batch(batch, jnp.ones(jax.tree.leaves(batch)[0].shape[0])), key))
+        return found
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
+    traced = str(jax.make_jaxpr(client)(jax.eval_shape(lambda: jax.random.key(0)), shapes))
+    return hashlib.sha256(f"{traced} {composed.uplink.name} {composed.aggregator.name}".encode()).hexdigest()[:16]

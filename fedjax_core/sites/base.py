@@ -1,0 +1,123 @@
+"""What everything between sites shares: `Refused`, with a code and a reason, and the one way a value is written as text.
+
+Signatures and chains are over bytes, so a value may have only one spelling: JSON with sorted keys, no spaces, ASCII, no NaN. `loads`
+refuses every other spelling, a key that is there twice, and nesting that would exhaust the stack. The texts of refusals
+travel and are kept, so they name settings, sizes and names, and never a value of somebody's data.
+
+>>> dumps({"weight": 3.0, "round": 3})
+b'{"round":3,"weight":3.0}'
+>>> loads(b'{"round": 3}')
+Traceback (most recent call last):
+fedjax_core.sites.base.NonCanonical: the text is not in canonical form (sorted keys, no spaces, ASCII, finite numbers)...
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+Scalar = bool | int | float | str | None  # what a header, an audit entry and a request may hold
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""What a site, and all else that is named in these messages, may be called: it goes into file names, TOML keys and terminals."""
+
+
+class Refused(ValueError):
+    """Something that came in was not accepted. The text says why and what to do, and holds no values of anybody's data."""
+
+    code: ClassVar[str] = "refused"
+    """The reason in one word, for audit entries and counts."""
+
+
+class NonCanonical(Refused):
+    """The same value could be spelt in another way, so a signature over it would not mean one thing."""
+
+    code = "non-canonical"
+
+
+class DuplicateKey(Refused):
+    """An object has one key twice: readers would differ on which counts."""
+
+    code = "duplicate-key"
+
+
+class TooDeep(Refused):
+    """More levels than the format has."""
+
+    code = "too-deep"
+
+
+def dumps(value: Any) -> bytes:
+    """The value as canonical JSON; raises ValueError where it holds a number that is not finite."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
+    """The value of canonical JSON; raises a `Refused` that calls it `what` for anything else, and for more levels of nesting."""
+    value = loads_loosely(raw, what, levels)
+    try:
+        same = dumps(value) == raw
+    except ValueError:  # NaN or an infinity
+        same = False
+    if not same:
+        raise NonCanonical(
+            f"{what} is not in canonical form (sorted keys, no spaces, ASCII, finite numbers), so what was signed is not what is read; "
+            "write it with fedjax_core.sites"
+        )
+    return value
+
+
+def loads_loosely(raw: bytes, what: str, levels: int) -> Any:
+    """The value of JSON in any spelling, but without duplicate keys and with no more levels of nesting."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise DuplicateKey(f"{what} has a key twice, and readers would differ on which counts; write it with fedjax_core.sites")
+        return found
+
+    too_deep = TooDeep(f"{what} is nested more deeply than the {levels} levels that it may have; it was not written by fedjax_core.sites")
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except RecursionError:
+        raise too_deep from None
+    except Refused:
+        raise
+    except ValueError:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise NonCanonical(f"{what} is not JSON: it is damaged, or was not written by fedjax_core.sites") from None
+    if _deeper(value, levels):
+        raise too_deep
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_deeper(part, levels - 1) for part in inner))
+
+
+def check_name(name: str, what: str) -> str:
+    """`name` itself; raises where it could not be a name of ours."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{what} {shown(name)} is not a name: use 1 to 64 letters, digits, '-' and '_', beginning with a letter or digit")
+    return name
+
+
+def is_scalar(value: object) -> bool:
+    """Whether the value may stand in a header or an audit entry: one short line of text, or a number of ordinary size."""
+    if isinstance(value, str):
+        return len(value) <= 1024 and value.isprintable()
+    if type(value) is int:
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, bool | float)
+
+
+def shown(value: object) -> str:
+    """A value that somebody else sent, safe to print: its repr, cut after 60 characters."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for a message, the first five of them."""
+    every = [shown(name) for name in names]
+    return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")

@@ -1,0 +1,83 @@
+"""Said once, and in time: `Guard` admits each message a single time, in its own run and round.
+
+An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders number their messages, and
+the receiver remembers what it heard. The guard is a value: hearing gives another one, and its `state` goes into a checkpoint, since what
+was heard before a crash must stay heard.
+
+>>> guard = Guard(run="heart-1", round=3).admit(sender="charite", run="heart-1", round=3, sequence=17)
+>>> guard.admit(sender="charite", run="heart-1", round=3, sequence=17)
+Traceback (most recent call last):
+fedjax_core.sites.guard.Replayed: message 17 of 'charite' was accepted before; a repeat changes nothing
+>>> Guard.restore(guard.state()) == guard
+True
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedjax_core.sites.base import Refused, shown
+
+_WINDOW = 256  # sequence numbers remembered of each sender: how far messages may overtake one another
+
+
+class Replayed(Refused):
+    """The message was accepted before."""
+
+    code = "replayed"
+
+
+class WrongRun(Refused):
+    """The message belongs to another run."""
+
+    code = "wrong-run"
+
+
+class WrongRound(Refused):
+    """The message belongs to a round that is over or has not begun."""
+
+    code = "wrong-round"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What has been heard in a run: admits every message once, and only in its round.
+
+    Sequence numbers of one sender grow, across its restarts too (a clock in nanoseconds will do). The last 256 of each are kept, so
+    messages may overtake one another by that many.
+    """
+
+    run: str
+    round: int
+    seen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # sender -> the last sequence numbers, ascending
+
+    def admit(self, *, sender: str, run: str, round: int, sequence: int) -> "Guard":
+        """The guard that has heard this message too; raises a `Refused` where it must not be heard."""
+        if run != self.run:
+            raise WrongRun(f"{sender!r} speaks of run {shown(run)}, but this is {self.run!r}; it should join the present run")
+        if round != self.round:
+            when = "is over" if round < self.round else "has not begun"
+            raise WrongRound(
+                f"{sender!r} speaks of round {round}, which {when}: this is round {self.round}; it should wait for the next broadcast"
+            )
+        seen = self.seen.get(sender, ())
+        if sequence in seen:
+            raise Replayed(f"message {sequence} of {sender!r} was accepted before; a repeat changes nothing")
+        if len(seen) == _WINDOW and sequence < seen[0]:
+            raise Replayed(
+                f"message {sequence} of {sender!r} is older than the last {_WINDOW} accepted ones, so it may be a repeat; send it anew"
+            )
+        return replace(self, seen={**self.seen, sender: tuple(sorted((*seen, sequence)))[-_WINDOW:]})
+
+    def at(self, round: int) -> "Guard":
+        """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run resumes from an earlier round."""
+        return replace(self, round=round)
+
+    def state(self) -> dict[str, Any]:
+        """The guard as plain values, for a checkpoint."""
+        return {"run": self.run, "round": self.round, "seen": {name: list(numbers) for name, numbers in self.seen.items()}}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> "Guard":
+        """The guard that gave this `state`."""
+        return cls(state["run"], state["round"], {name: tuple(numbers) for name, numbers in state["seen"].items()})

@@ -1,0 +1,282 @@
+"""A site's policy: what it takes part in and what may leave it, in one file at the site that nothing outside can override.
+
+    site = "charite"
+    paused = false
+
+    [tasks]                       # which configurations, by hash
+    mode = "list"                 # or "first-use": the first one asked for is pinned, and every other refused
+    allowed = ["3f9a..."]
+
+    [minimum]                     # of examples in a request
+    examples = 50
+    per_class = 5
+
+    [leaving]
+    fields = ["weight", "examples", "data", "loss"]
+    max_norm = 10.0               # of what leaves
+    clip = 1.0                    # the run must clip each update to this or less
+    noise = 0.8                   # and add at least this multiple of it
+
+    [hours]
+    zone = "Europe/Berlin"
+    windows = ["Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00"]
+
+    [caps]                        # a request must say that it stays below
+    memory_gb = 16.0
+
+What is not set is not demanded, but for tasks: nothing is allowed that is not named. A refusal travels to the coordinator, so it
+says what the policy asks for, and not how many examples there are.
+
+>>> from datetime import UTC
+>>> policy = Policy(site="charite", tasks=Tasks(allowed=("3f9a",)), minimum=Minimum(examples=50))
+>>> monday = datetime(2026, 1, 5, 12, tzinfo=UTC)
+>>> policy.allows(Request(task="3f9a", examples=303), monday).allowed
+True
+>>> print(policy.allows(Request(task="3f9a", examples=49), monday).reason)
+charite has fewer than the 50 examples that its policy asks for (minimum.examples)
+"""
+
+import dataclasses
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from fedjax_core.sites.base import check_name, listed, shown
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_WINDOW = re.compile(r"(?:([A-Za-z,-]+) )?([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
+_DAY, _WEEK = 24 * 60, 7 * 24 * 60  # minutes
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which configurations may run, by the hash that requests name them with."""
+
+    mode: Literal["list", "first-use"] = "list"
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Fewer examples than this are not trained or counted on."""
+
+    examples: int = 0
+    per_class: int = 0
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What may go out with an update, and how it has to be treated before."""
+
+    fields: tuple[str, ...] = ("weight", "examples", "data")
+    max_norm: float | None = None
+    clip: float | None = None
+    noise: float | None = None
+
+
+@dataclass(frozen=True)
+class Hours:
+    """When the site works for the federation; without windows always."""
+
+    zone: str = "UTC"
+    windows: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.zone)
+        except (OSError, ValueError):  # a missing zone is a KeyError of zoneinfo's own
+            raise ValueError(f"zone {self.zone!r} is not a time zone: use a name such as 'Europe/Berlin'") from None
+        except KeyError:
+            raise ValueError(
+                f"zone {self.zone!r} is not known here: use a name such as 'Europe/Berlin', or install the tzdata package"
+            ) from None
+        for window in self.windows:
+            list(_spans(window))
+
+    def open(self, now: datetime) -> bool:
+        """Whether a window is open."""
+        local = now.astimezone(ZoneInfo(self.zone))
+        minute = local.weekday() * _DAY + local.hour * 60 + local.minute
+        return not self.windows or any((minute - start) % _WEEK < length for window in self.windows for start, length in _spans(window))
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What a request may use at most; where a cap is set, a request must say what it uses."""
+
+    cpus: float | None = None
+    gpus: float | None = None
+    memory_gb: float | None = None
+    seconds_per_round: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the coordinator asks of a site, as far as the site's policy has a say in it; examples are counted at the site."""
+
+    task: str  # hash of the configuration
+    examples: int
+    per_class: Mapping[Any, int] | None = None
+    fields: tuple[str, ...] = ()  # that would leave
+    clip: float | None = None
+    noise: float | None = None
+    uses: Caps = Caps()
+
+
+class Decision(NamedTuple):
+    """What the policy says; the reason may travel."""
+
+    allowed: bool
+    code: str
+    reason: str = ""
+    pin: str | None = None  # a task that is to be pinned, by `pin`, before work begins
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One site's policy. Read it from its file with `read`."""
+
+    site: str
+    paused: bool = False
+    withdrawn: bool = False
+    tasks: Tasks = Tasks()
+    minimum: Minimum = Minimum()
+    leaving: Leaving = Leaving()
+    hours: Hours = field(default_factory=Hours)
+    caps: Caps = Caps()
+
+    def __post_init__(self) -> None:
+        check_name(self.site, "site")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "Policy":
+        """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have or of another type."""
+        try:
+            return _build(cls, tomllib.loads(Path(path).read_text()), "")
+        except ValueError as error:  # what tomllib raises is one, too
+            raise ValueError(f"{path}: {error}") from None
+
+    def allows(self, request: Request, now: datetime, pinned: str | None = None) -> Decision:
+        """Whether the site takes part; `pinned` is the task pinned before, under tasks.mode = "first-use"."""
+        for code, reason in self._objections(request, now, pinned):
+            return Decision(False, code, f"{self.site} {reason}")
+        return Decision(True, "allowed", pin=request.task if self.tasks.mode == "first-use" and pinned is None else None)
+
+    def may_leave(self, fields: typing.Iterable[str], norm: float) -> Decision:
+        """Whether a message with these fields and this l2 norm may go out: asked of every message, when it is ready."""
+        if extra := sorted(set(fields) - set(self.leaving.fields)):
+            return Decision(False, "field", f"{self.site} does not let {listed(extra)} leave (leaving.fields)")
+        if self.leaving.max_norm is not None and not norm <= self.leaving.max_norm:
+            return Decision(False, "norm", f"{self.site} lets nothing leave with a norm above {self.leaving.max_norm:g} (leaving.max_norm)")
+        return Decision(True, "allowed")
+
+    def _objections(self, request: Request, now: datetime, pinned: str | None) -> Iterator[tuple[str, str]]:
+        if self.withdrawn:
+            yield "withdrawn", "has withdrawn from the federation (withdrawn)"
+        if self.paused:
+            yield "paused", "is paused by its staff (paused)"
+        if not self.hours.open(now):
+            yield "hours", f"takes part only at {', '.join(self.hours.windows)} {self.hours.zone} (hours.windows)"
+        if self.tasks.mode == "list" and request.task not in self.tasks.allowed:
+            yield "task", f"has not allowed the task {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
+        if self.tasks.mode == "first-use" and pinned not in (None, request.task) and request.task not in self.tasks.allowed:
+            yield "task", f"has pinned another task than {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
+        if request.examples < self.minimum.examples:
+            yield "examples", f"has fewer than the {self.minimum.examples} examples that its policy asks for (minimum.examples)"
+        if self.minimum.per_class and min((request.per_class or {}).values(), default=0) < self.minimum.per_class:
+            yield (
+                "per-class",
+                f"does not have the {self.minimum.per_class} examples of each class that its policy asks for (minimum.per_class)",
+            )
+        if not (leave := self.may_leave(request.fields, 0.0)).allowed:
+            yield leave.code, leave.reason.removeprefix(f"{self.site} ")
+        if self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
+            yield (
+                "clip",
+                f"asks for updates clipped to {self.leaving.clip:g} or less: add fc.uplink.clip({self.leaving.clip:g}) (leaving.clip)",
+            )
+        if self.leaving.noise is not None and not (request.noise is not None and request.noise >= self.leaving.noise):
+            yield "noise", f"asks for noise of at least {self.leaving.noise:g} times the clip (leaving.noise)"
+        for cap in dataclasses.fields(Caps):
+            most, used = getattr(self.caps, cap.name), getattr(request.uses, cap.name)
+            if most is not None and not (used is not None and 0 <= used <= most):
+                yield "caps", f"gives at most {most:g} {cap.name}, and a request must say that it stays below (caps.{cap.name})"
+
+
+def pinned(path: str | os.PathLike[str]) -> str | None:
+    """The task that `pin` wrote to this file, None where there is none yet."""
+    return Path(path).read_text().strip() if Path(path).exists() else None
+
+
+def pin(path: str | os.PathLike[str], task: str) -> None:
+    """Pins a task for good; raises where another is pinned, and where two try at once for one of them."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{path} pins a task already; remove the file to let the next one in, or add its hash to tasks.allowed"
+        ) from None
+    with open(descriptor, "w") as file:
+        file.write(task + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _spans(window: str) -> Iterator[tuple[int, int]]:
+    """(first minute of the week, minutes) of a window on each of its days, which are those on which it begins."""
+    found = _WINDOW.fullmatch(window)
+    if not found:
+        raise ValueError(f"window {shown(window)} should read like 'Mon-Fri 19:00-06:00', 'Sat,Sun 00:00-24:00' or '19:00-06:00'")
+    days, hour, minute, until_hour, until_minute = found.groups()
+    start = int(hour) * 60 + int(minute)
+    end = _DAY if until_hour is None else int(until_hour) * 60 + int(until_minute)
+    for part in (days or "Mon-Sun").split(","):
+        first, _, last = part.partition("-")
+        if first not in _DAYS or (last or first) not in _DAYS:
+            raise ValueError(f"window {shown(window)} names a day other than {', '.join(_DAYS)}")
+        begin = _DAYS.index(first)
+        for day in range(begin, begin + (_DAYS.index(last or first) - begin) % 7 + 1):
+            yield day % 7 * _DAY + start, (end - start - 1) % _DAY + 1
+
+
+def _build(cls: Any, table: Mapping[str, Any], prefix: str) -> Any:
+    """The dataclass with a table's values; raises, naming the key, where they do not fit."""
+    kinds = typing.get_type_hints(cls)
+    if unknown := [key for key in table if key not in kinds]:
+        raise ValueError(
+            f"{listed(prefix + key for key in unknown)} is not a setting of a policy; there are {', '.join(prefix + k for k in kinds)}"
+        )
+    if missing := [
+        f.name for f in dataclasses.fields(cls) if f.name not in table and f.default is f.default_factory is dataclasses.MISSING
+    ]:
+        raise ValueError(f"{listed(prefix + key for key in missing)} is missing from the policy")
+    return cls(**{key: _value(kinds[key], value, prefix + key) for key, value in table.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _build(kind, value, f"{name}.")
+    if typing.get_origin(kind) is types.UnionType:  # float | None: absent is None
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise ValueError(f"{name} is {shown(value)}; it should be one of {', '.join(typing.get_args(kind))}")
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        raise ValueError(f"{name} is {shown(value)}; it should be a list of texts")
+    if kind is float and type(value) in (int, float) and value >= 0:
+        return float(value)
+    if type(value) is kind and kind is not float and not (kind is int and value < 0):
+        return value
+    wanted = {bool: "true or false", int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a text"}.get(kind, "a table")
+    raise ValueError(f"{name} is {shown(value)}; it should be {wanted}")

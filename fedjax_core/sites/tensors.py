@@ -1,0 +1,254 @@
+"""A pytree as named tensors in the safetensors format, and back into a structure that the reader already has.
+
+    pytree  --named-->  {"['w']": array, ".bias[0]": array}  --pack-->  bytes  --unpack-->  {name: array}  --place-->  pytree
+
+A leaf is called by its path, as JAX writes it. What is read is bytes with a dtype and a shape and nothing more: no code, and the
+structure comes from the reader (`eval_shape` of the report), never from the message. `unpack` copies nothing: its arrays are
+read-only views of the bytes. It checks all that it reads, as whoever signed the bytes may still mean harm.
+
+>>> import numpy as np
+>>> tree = {"w": np.ones((2, 3), np.float32), "steps": np.int32(7)}
+>>> body = pack(named(tree))
+>>> back = place(unpack(body), like=tree)
+>>> back["w"].shape, back["steps"]
+((2, 3), array(7, dtype=int32))
+>>> place(unpack(body), like={"w": np.ones((2, 4), np.float32)})
+Traceback (most recent call last):
+fedjax_core.sites.tensors.WrongStructure: the tensors are not those of this round: unexpected "['steps']"...
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from fedjax_core.sites.base import Refused, listed, loads_loosely, shown
+
+DTYPES: Mapping[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{name}{bits}") for kind, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "C64": np.dtype(np.complex64),
+}
+"""The dtypes that travel, by their names in the format."""
+
+
+class Oversize(Refused):
+    """Larger than the reader allows."""
+
+    code = "oversize"
+
+
+class BadTensors(Refused):
+    """The bytes are not tensors in the safetensors format."""
+
+    code = "bad-tensors"
+
+
+class PicklePayload(Refused):
+    """The bytes are a pickle: reading one runs code of its sender's choice."""
+
+    code = "pickle-payload"
+
+
+class UnknownDtype(Refused):
+    """A dtype that does not travel."""
+
+    code = "unknown-dtype"
+
+
+class TooManyTensors(Refused):
+    """More tensors than the reader allows."""
+
+    code = "too-many-tensors"
+
+
+class TrailingBytes(Refused):
+    """Bytes after the end, which nobody would read."""
+
+    code = "trailing-bytes"
+
+
+class WrongStructure(Refused):
+    """Other tensors than the reader expects."""
+
+    code = "wrong-structure"
+
+
+class WrongShape(Refused):
+    """A tensor has another shape than the reader expects."""
+
+    code = "wrong-shape"
+
+
+class WrongDtype(Refused):
+    """A tensor has another dtype than the reader expects."""
+
+    code = "wrong-dtype"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader is ready to read; checked before memory is taken."""
+
+    message_bytes: int = 2 << 30
+    header_bytes: int = 64 << 10
+    index_bytes: int = 4 << 20  # of the names, dtypes and shapes
+    tensors: int = 10_000
+    axes: int = 8
+    name_characters: int = 512
+
+
+LIMITS = Limits()
+
+
+class Kind(NamedTuple):
+    """What has to agree for a tensor to stand for a leaf."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves on the host, each called by its path; raises where a leaf cannot travel or two have one name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in leaves:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise TypeError(f"{_name(path)} is a random key, which never travels: send jax.random.key_data of it, if it must")
+    found = {_name(path): np.asarray(leaf) for path, leaf in leaves}
+    if len(found) != len(leaves):
+        raise ValueError("two leaves of the tree have one path, so their names say nothing: use dictionary keys that print differently")
+    return found
+
+
+def kinds(tree: Any) -> dict[str, Kind]:
+    """{name: (dtype, shape)} of the leaves, which may be `jax.ShapeDtypeStruct`s."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        found[_name(path)] = Kind(np.dtype(leaf.dtype).name, tuple(leaf.shape))
+    return found
+
+
+def place(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
+    """The tensors in the structure of `like`, whose leaves may be `jax.ShapeDtypeStruct`s; raises a `Refused` where they do not fit."""
+    expected = kinds(like)
+    check_kinds(tensors, expected)
+    return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in expected])
+
+
+def check_kinds(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Kind]) -> None:
+    """Returns where the tensors are those expected, in name, shape and dtype; else raises a `Refused` that names what is not."""
+    missing, unexpected = [n for n in expected if n not in tensors], [n for n in tensors if n not in expected]
+    if missing or unexpected:
+        said = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        raise WrongStructure(
+            f"the tensors are not those of this round: {'; '.join(said)}. Both ends need the same model, algorithm, uplink and version."
+        )
+    for name, (dtype, shape) in expected.items():
+        if tensors[name].shape != shape:
+            raise WrongShape(f"tensor {name} has shape {list(tensors[name].shape)} instead of {list(shape)}; both ends need the same model")
+        if tensors[name].dtype.name != dtype:
+            raise WrongDtype(f"tensor {name} is {tensors[name].dtype.name} instead of {dtype}; both ends need the same model and uplink")
+
+
+def pack(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The tensors in the safetensors format: the same bytes for the same tensors. Raises TypeError for a dtype that does not travel."""
+    specs, held = {}, []  # held: the format's writer takes addresses, so the arrays must live until it is done
+    for name, tensor in tensors.items():
+        if tensor.dtype.newbyteorder("=") not in DTYPES.values():
+            known = ", ".join(dtype.name for dtype in DTYPES.values())
+            raise TypeError(f"tensor {name} is {tensor.dtype}, which does not travel; convert it to one of {known}")
+        if problem := _bad_name(name, LIMITS):
+            raise ValueError(problem)
+        array = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        held.append(array)
+        specs[name] = safetensors.TensorSpec(dtype=array.dtype.name, shape=tensor.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
+    return safetensors.serialize(specs)
+
+
+def unpack(body: bytes | memoryview, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
+    """The tensors in these bytes, as read-only views; raises a `Refused` for anything that is not exactly the format within the limits."""
+    view = memoryview(body).cast("B").toreadonly()
+    check_no_pickle(view)
+    if len(view) > limits.message_bytes:
+        raise Oversize(f"the tensors take {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+    size = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or 8 + size > len(view):
+        raise BadTensors("the tensors are not in the safetensors format: their index does not fit into the bytes; they are damaged")
+    if size > limits.index_bytes:
+        raise Oversize(
+            f"the index of the tensors takes {size:,} bytes, and at most {limits.index_bytes:,} are read; raise Limits.index_bytes"
+        )
+    index = loads_loosely(bytes(view[8 : 8 + size]), "the index of the tensors", levels=3)
+    if not isinstance(index, dict):
+        raise BadTensors("the index of the tensors is no table; they were not written by fedjax_core.sites")
+    if len(index) > limits.tensors:
+        raise TooManyTensors(f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors")
+    data = view[8 + size :]
+    found, end = {}, 0
+    for name, entry in sorted(index.items(), key=_begin):
+        dtype, shape = _read_entry(name, entry, end, limits)
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        if entry["data_offsets"] != [begin, end] or end > len(data):
+            raise BadTensors(f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged")
+        found[name] = np.ndarray(shape, dtype, data, begin)
+        if dtype == np.bool_ and np.any(found[name].view(np.uint8) > 1):
+            raise BadTensors(f"tensor {shown(name)} is of truth values, but holds bytes that are neither; it is damaged")
+    if end != len(data):
+        raise TrailingBytes(f"there are {len(data) - end:,} bytes after the last tensor, which nobody would read; send the tensors alone")
+    return {name: found[name] for name in index}
+
+
+def check_no_pickle(view: memoryview) -> None:
+    """Raises where the bytes begin as a pickle or a zip archive (as torch and numpy save them) does."""
+    start = bytes(view[:2])
+    if (start[:1] == b"\x80" and start[1:] <= b"\x05" and bytes(view[-1:]) == b".") or start == b"PK":
+        raise PicklePayload(
+            "the bytes are a pickle or an archive, which is never opened here: it could run code. Send them with fedjax_core.sites"
+        )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path)
+
+
+def _bad_name(name: str, limits: Limits) -> str | None:
+    if len(name) > limits.name_characters or not name.isprintable():
+        return f"tensor name {shown(name)} is not printable or longer than {limits.name_characters} characters; rename the leaf"
+    return None
+
+
+def _begin(item: tuple[str, Any]) -> tuple[int, int]:
+    """Where a tensor says that it begins and ends; what is malformed comes first, and is then refused."""
+    offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+    if isinstance(offsets, list) and len(offsets) == 2 and all(type(x) is int for x in offsets):
+        return offsets[0], offsets[1]
+    return -1, -1
+
+
+def _read_entry(name: str, entry: Any, begin: int, limits: Limits) -> tuple[np.dtype, tuple[int, ...]]:
+    if problem := _bad_name(name, limits):
+        raise BadTensors(problem)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise BadTensors(f"tensor {shown(name)} is not described by dtype, shape and data_offsets; it was not written by fedjax_core.sites")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        raise UnknownDtype(
+            f"tensor {shown(name)} is {shown(entry['dtype'])}, which does not travel; convert it to one of {', '.join(DTYPES)}"
+        )
+    shape = entry["shape"]
+    if not isinstance(shape, list) or len(shape) > limits.axes or not all(type(n) is int and 0 <= n <= limits.message_bytes for n in shape):
+        raise BadTensors(f"tensor {shown(name)} has no shape of at most {limits.axes} axes of ordinary length; it is damaged or forged")
+    dtype = DTYPES[entry["dtype"]]
+    if math.prod(shape) * dtype.itemsize > limits.message_bytes - begin:
+        raise Oversize(f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes")
+    return dtype, tuple(shape)

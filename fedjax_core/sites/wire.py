@@ -1,0 +1,212 @@
+"""The envelope: all that passes between sites and the coordinator, a signed header and tensors.
+
+    offset  size
+    0       8        magic "fjx-env\\x01"
+    8       4        n, length of the header, little-endian
+    12      n        header: canonical JSON; has the size and the SHA-256 of the body
+    12 + n  64       Ed25519 signature over the header, by the sender's key
+    ...     0-15     zeros, up to a multiple of 16, so that arrays can be used where they lie
+    ...     size     body: tensors in the safetensors format
+
+Signing the header signs all, as the body's digest is in it. The order of checks is fixed: size, form, sender, signature, digest,
+and only then the tensors. Each failure is a `Refused` of its own class; nothing else is ever raised over bytes, whatever they hold.
+Nothing in a message is executed, and no pickle is opened.
+
+>>> import numpy as np
+>>> key = SiteKey.make("charite")
+>>> header = Header(kind="update", run="heart-1", round=3, exchange=0, sender="charite", recipient="coordinator", sequence=17,
+...                 created_unix_ms=1_700_000_000_000, config="ab12", fields={"weight": 303.0, "examples": 303})
+>>> message = encode(header, {"['w']": np.ones(3, np.float32)}, key)
+>>> envelope = decode(message, Roster({"charite": key.public}), recipient="coordinator")
+>>> envelope.header.fields["examples"], envelope.tensors["['w']"].tolist()
+(303, [1.0, 1.0, 1.0])
+>>> decode(message[:-1] + b"!", Roster({"charite": key.public}), recipient="coordinator")
+Traceback (most recent call last):
+fedjax_core.sites.wire.TamperedBody: the tensors of message 17 from 'charite' are not those that it signed...
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_core.sites.base import NAME, Refused, Scalar, dumps, is_scalar, loads, shown
+from fedjax_core.sites.identity import Roster, SiteKey
+from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, pack, unpack
+
+SCHEMA = 1
+MAGIC = b"fjx-env\x01"
+_PURPOSE, _SIGNATURE, _ALIGN = "envelope", 64, 16
+_DIGEST = re.compile(r"[0-9a-f]{0,64}")
+_FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+_FIELDS = 256  # at most so many small values
+
+
+class NotAnEnvelope(Refused):
+    """The bytes do not begin as an envelope does."""
+
+    code = "not-an-envelope"
+
+
+class WrongSchema(Refused):
+    """Written in another version of the format."""
+
+    code = "wrong-schema"
+
+
+class BadHeader(Refused):
+    """The header lacks an entry, has one too many, or one of the wrong type."""
+
+    code = "bad-header"
+
+
+class Truncated(Refused):
+    """The message ends before its header says."""
+
+    code = "truncated"
+
+
+class TamperedBody(Refused):
+    """The tensors are not those that the sender signed."""
+
+    code = "tampered-body"
+
+
+class WrongRecipient(Refused):
+    """The message is for somebody else."""
+
+    code = "wrong-recipient"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a message says of itself. `encode` fills in the last four."""
+
+    kind: str  # what it is: update, broadcast, metrics, ...
+    run: str
+    round: int
+    exchange: int
+    sender: str
+    recipient: str
+    sequence: int  # grows with each message of the sender; see guard.py
+    created_unix_ms: int
+    config: str  # hash of the run's configuration: both ends must mean the same run
+    answers: str = ""  # digest of the tensors this answers: an update counts only for the model it was computed from
+    fields: Mapping[str, Scalar] = field(default_factory=dict)  # small typed values: weight, examples, losses
+    schema: int = SCHEMA
+    key: str = ""  # fingerprint of the sender's key
+    size: int = 0  # bytes of the body
+    digest: str = ""  # SHA-256 of the body
+
+
+class Envelope(NamedTuple):
+    """A message that was accepted."""
+
+    header: Header
+    tensors: dict[str, np.ndarray]  # read-only views of the message
+
+
+def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> bytes:
+    """The message, signed by its sender; raises where the header could not be read back, or names another sender than the key."""
+    if key.name != header.sender:
+        raise ValueError(f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone")
+    body = pack(tensors)
+    header = replace(header, key=key.public.fingerprint, size=len(body), digest=hashlib.sha256(body).hexdigest())
+    if bad := _problem(found := _as_dict(header)):
+        raise ValueError(f"the message cannot be sent: {bad}")
+    return seal(dumps(found), body, key)
+
+
+def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:
+    """The message made of these two, signed as they are: what `encode` ends with, and what tests forge messages with."""
+    padding = -(len(MAGIC) + 4 + len(head) + _SIGNATURE) % _ALIGN
+    return b"".join([MAGIC, len(head).to_bytes(4, "little"), head, key.sign(_PURPOSE, head), bytes(padding), body])
+
+
+def decode(message: bytes | memoryview, roster: Roster, *, recipient: str, limits: Limits = LIMITS) -> Envelope:
+    """The message, once it is known to be whole, meant for `recipient`, and its sender's; raises a `Refused` otherwise.
+
+    Whether it comes at the right time is the `Guard`'s to say, and whether it may be used the `gate`'s. No tensor is copied: the
+    message stays in memory as long as its tensors do.
+    """
+    view = memoryview(message).cast("B").toreadonly()
+    if len(view) > limits.message_bytes:
+        raise Oversize(f"the message has {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+    head, start = _read_head(view, limits)
+    header = _parse(head)
+    roster.verify(header.sender, header.key, _PURPOSE, head, bytes(view[start : start + _SIGNATURE]))
+    whose = f"message {header.sequence} from {header.sender!r}"
+    if header.recipient != recipient:
+        raise WrongRecipient(f"{whose} is for {header.recipient!r}, not for {recipient!r}; it was delivered to the wrong place")
+    begin = start + _SIGNATURE + -(start + _SIGNATURE) % _ALIGN
+    body = view[begin:]
+    if len(body) < header.size:
+        raise Truncated(f"{whose} ends {header.size - len(body):,} bytes early; ask for it again")
+    if len(body) > header.size:
+        raise TrailingBytes(f"{whose} has {len(body) - header.size:,} bytes after its end, which nobody signed; ask for it again")
+    if any(view[start + _SIGNATURE : begin]) or hashlib.sha256(body).hexdigest() != header.digest:
+        raise TamperedBody(f"the tensors of {whose} are not those that it signed: they were changed on their way; ask for it again")
+    return Envelope(header, unpack(body, limits))
+
+
+def _read_head(view: memoryview, limits: Limits) -> tuple[bytes, int]:
+    """(the header's bytes, where the signature begins)."""
+    if view[: len(MAGIC) - 1] != MAGIC[:-1]:
+        check_no_pickle(view)
+        raise NotAnEnvelope("the bytes do not begin as a message of fedjax_core does; something else was sent, or sent to the wrong place")
+    if view[: len(MAGIC)] != MAGIC:
+        raise WrongSchema("the message is in another version of the envelope than is read here; install one version at all sites")
+    size = int.from_bytes(view[len(MAGIC) : len(MAGIC) + 4], "little")
+    if size > limits.header_bytes:
+        raise Oversize(f"the header has {size:,} bytes, and at most {limits.header_bytes:,} are read; raise Limits.header_bytes")
+    start = len(MAGIC) + 4 + size
+    if len(view) < start + _SIGNATURE:
+        raise Truncated("the message ends within its header or signature; ask for it again")
+    return bytes(view[start - size : start]), start
+
+
+def _parse(head: bytes) -> Header:
+    found = loads(head, "the header", levels=2)
+    if not isinstance(found, dict):
+        raise BadHeader("the header is no table; the message was not written by fedjax_core.sites")
+    if found.get("schema") != SCHEMA:
+        theirs = shown(found.get("schema"))
+        raise WrongSchema(f"the message is of schema {theirs}, and {SCHEMA} is read here; install one version at all sites")
+    if bad := _problem(found):
+        raise BadHeader(f"the header is not in order: {bad}")
+    return Header(**found)
+
+
+def _problem(found: dict[str, Any]) -> str | None:
+    """What is wrong with a header's entries, None for nothing."""
+    if odd := set(found) ^ set(_TYPES):
+        return f"{shown(min(odd))} is {'missing' if min(odd) in _TYPES else 'unknown'}"
+    for name, kind in _TYPES.items():
+        value: object = found[name]
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
+            return f"{name} is {shown(value)}, and should be {'a count' if kind is int else f'of type {kind.__name__}'}"
+    for name in ("kind", "run", "sender", "recipient"):
+        if not NAME.fullmatch(found[name]):
+            return f"{name} is {shown(found[name])}; it should be a name of 1 to 64 letters, digits, '-' and '_'"
+    for name in ("config", "answers", "key", "digest"):
+        if not _DIGEST.fullmatch(found[name]):
+            return f"{name} is {shown(found[name])}; it should be hexadecimal digits, at most 64"
+    if len(found["fields"]) > _FIELDS:
+        return f"there are {len(found['fields'])} fields, and at most {_FIELDS} are read; send many values as a tensor"
+    for name, value in found["fields"].items():
+        if not isinstance(name, str) or not _FIELD.fullmatch(name):
+            return f"field {shown(name)} has no proper name: use up to 64 lower-case letters, digits, '_', '-' and '.'"
+        if not is_scalar(value) or (isinstance(value, float) and not math.isfinite(value)):
+            return f"field {name} is no finite number of 64 bits, truth value, or line of text; send other things as a tensor"
+    return None
+
+
+def _as_dict(header: Header) -> dict[str, Any]:
+    return {**{name: getattr(header, name) for name in _TYPES}, "fields": dict(header.fields)}
+
+
+_TYPES: dict[str, type] = {f.name: dict if f.name == "fields" else f.type for f in fields(Header)}  # type: ignore[misc]

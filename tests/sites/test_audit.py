@@ -1,0 +1,261 @@
+"""No entry can be changed, removed, moved or cut off without `verify` saying where; a crash costs the entry that was being written."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedjax_core.sites.audit import NOTHING, AuditError, Head, Log, files, head_of, show, verify
+from tests.sites.parties import CHARITE, MAYO, TENSORS, envelope, message
+
+KEYS = [CHARITE.public]
+
+
+def write(folder, entries=6, key=CHARITE, **rest):
+    with Log(folder, key, **rest) as log:
+        for i in range(entries):
+            log.record("charite", "trained", run="heart-1", round=i, about={"examples": 303, "norm": 1.5})
+        return log.head
+
+
+def lines(path):
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A log of ten entries in several files."""
+    write(tmp_path, 10, file_bytes=1000)
+    assert len(files(tmp_path)) == 4
+    return tmp_path
+
+
+def test_a_log_verifies_and_goes_on_where_it_was(tmp_path):
+    first = write(tmp_path)
+    assert verify(tmp_path, KEYS) == first == head_of(tmp_path) == Head.parse(f" {first}\n") and first.n == 5
+    second = write(tmp_path)
+    assert verify(tmp_path, KEYS, head=first) == second and second.n == 11
+    assert [entry.n for entry in show(tmp_path)] == list(range(12))
+
+
+def test_files_follow_one_another_without_a_break(folder):
+    assert verify(folder, KEYS).n == 9
+    assert [path.name for path in files(folder)] == [f"audit-{i:06d}.jsonl" for i in range(1, 5)]
+    write(folder, 1)
+    assert verify(folder, KEYS).n == 10 and len(files(folder)) == 4
+
+
+def test_every_changed_byte_is_found(tmp_path):
+    write(tmp_path, 2)
+    path, head = files(tmp_path)[0], head_of(tmp_path)
+    raw = path.read_bytes()
+    for at in range(len(raw)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
+        with pytest.raises(AuditError, match=f"{path}, line [12], "):
+            verify(tmp_path, KEYS, head)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda old: old[:2] + old[3:], r"line 3, is entry 3, and entry 2 should be there: entries 2 to 2 are missing"),
+        (lambda old: old[1:], r"line 1, is entry 1, and entry 0 should be there: entries 0 to 0 are missing"),
+        (lambda old: [old[0], old[2], old[1], *old[3:]], r"line 2, is entry 2, and entry 1 should be there"),
+        (lambda old: [*old[:3], old[2], *old[3:]], r"line 4, is entry 2, and entry 3 should be there: an entry was moved or repeated"),
+        (lambda old: old[:-2], r"ends with entry 3, but the exported head is entry 5: 2 entries were cut off"),
+        (lambda old: [], r"ends with entry -1, but the exported head is entry 5"),
+        (lambda old: [*old[:-1], old[-1][:50]], r"line 6, has no end: a crash tore it, or it was cut"),
+        (lambda old: [old[0].replace(b"303", b"304"), *old[1:]], r"line 1, was edited: its signature does not fit entry 0"),
+        (lambda old: [old[0].replace(b'{"entry"', b'{ "entry"'), *old[1:]], r"line 1, was edited or damaged: the line is not in canonical"),
+        (lambda old: [old[0][:-2] + b',"x":1}\n', *old[1:]], r"line 1, was edited: it is not spelt as an entry"),
+        (lambda old: [old[0].replace(b'"n":0', b'"m":0'), *old[1:]], r"line 1, was edited or damaged: it is no entry"),
+        (lambda old: [b"\n", *old], r"line 1, was edited or damaged: the line is not JSON"),
+        (lambda old: [b"7\n", *old], r"line 1, was edited or damaged: it is no entry"),
+        (lambda old: [*old, b"\0" * 10], r"line 7, has no end"),
+    ],
+)  # fmt: skip
+def test_each_way_of_changing_a_log_is_found(tmp_path, change, said):
+    head = write(tmp_path)
+    path = files(tmp_path)[0]
+    path.write_bytes(b"".join(change(lines(path))))
+    with pytest.raises(AuditError, match=said):
+        verify(tmp_path, KEYS, head)
+
+
+def test_changed_files_are_found(folder):
+    first, second, third, last = files(folder)
+    kept = {path: path.read_bytes() for path in files(folder)}
+    head = head_of(folder)
+    for path, said in ((first, "entries 0 to 2 are missing"), (second, "entries 3 to 5 are missing"), (last, "1 entries were cut off")):
+        path.unlink()
+        with pytest.raises(AuditError, match=said):
+            verify(folder, KEYS, head)
+        path.write_bytes(kept[path])
+    second.write_bytes(kept[third])
+    third.write_bytes(kept[second])
+    with pytest.raises(AuditError, match=r"audit-000002.jsonl, line 1, is entry 6, and entry 3 should be there"):
+        verify(folder, KEYS, head)
+
+
+def test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head(tmp_path):
+    head = write(tmp_path / "old")
+    write(tmp_path / "new", 12)
+    assert verify(tmp_path / "new", KEYS).n == 11
+    with pytest.raises(AuditError, match="line 6, is entry 5, but not the one that the exported head names: the log was written anew"):
+        verify(tmp_path / "new", KEYS, head)
+
+
+def test_an_entry_of_another_log_does_not_follow(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name)
+    one, two = (files(tmp_path / name)[0] for name in ("one", "two"))
+    one.write_bytes(b"".join([*lines(one)[:3], *lines(two)[3:]]))
+    with pytest.raises(AuditError, match="line 4, does not follow from the entry before it, number 2, which was replaced"):
+        verify(tmp_path / "one", KEYS)
+
+
+def test_the_keys_of_others_do_not_count(tmp_path):
+    write(tmp_path)
+    with pytest.raises(AuditError, match=r"line 1, is signed with the key .* which is not among those given"):
+        verify(tmp_path, [MAYO.public])
+    with pytest.raises(AuditError, match="line 6, is signed with the key"), Log(tmp_path, MAYO):
+        pass
+
+
+def test_a_log_goes_on_with_a_new_key(tmp_path):
+    write(tmp_path, 2)
+    write(tmp_path, 2, key=MAYO, former=KEYS)
+    assert verify(tmp_path, [MAYO.public, *KEYS]).n == 3
+
+
+@pytest.mark.parametrize("keep", [1, 2, 50, -2, -1])
+def test_a_torn_last_line_is_cut_off_and_recorded(tmp_path, keep):
+    write(tmp_path, 3)
+    path = files(tmp_path)[0]
+    raw = lines(path)
+    torn = raw[-1][:keep]
+    path.write_bytes(b"".join(raw[:-1]) + torn)
+    head = write(tmp_path, 1)
+    found = list(show(tmp_path))
+    assert verify(tmp_path, KEYS) == head and [entry.what for entry in found] == ["trained", "trained", "recovered", "trained"]
+    assert found[2].about["file"] == path.name and found[2].about["bytes"] == len(torn)
+
+
+def test_a_file_of_which_only_a_torn_line_was_written_is_recovered_too(folder):
+    last = files(folder)[-1]
+    last.write_bytes(b'{"entry":')
+    write(folder, 1, file_bytes=1000)
+    assert [entry.what for entry in show(folder)][-2:] == ["recovered", "trained"] and verify(folder, KEYS).n == 10
+
+
+def test_a_torn_line_in_an_older_file_is_no_crash_and_stays(folder):
+    second, last = files(folder)[1], files(folder)[-1]
+    before = second.read_bytes()[:-5]
+    second.write_bytes(before)
+    last.write_bytes(b"".join(lines(last)[:-1]) + b'{"entry":')
+    write(folder, 1)
+    assert second.read_bytes() == before
+    with pytest.raises(AuditError, match=r"audit-000002.jsonl, line 3, has no end"):
+        verify(folder, KEYS)
+
+
+def test_a_damaged_last_line_is_not_built_upon(tmp_path):
+    write(tmp_path, 2)
+    path = files(tmp_path)[0]
+    path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":7'))
+    with pytest.raises(AuditError, match="line 2, was edited"), Log(tmp_path, CHARITE):
+        pass
+
+
+def test_a_killed_writer_loses_nothing_that_was_recorded(tmp_path):
+    script = (
+        "import sys; from fedjax_core.sites.audit import Log; from fedjax_core.sites.identity import SiteKey\n"
+        "with Log(sys.argv[1], SiteKey.load(sys.argv[2])) as log:\n"
+        "    for i in range(10**9):\n"
+        "        log.record('charite', 'trained', round=i); print(i, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "log", CHARITE.save(tmp_path)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as writer:
+        said = [writer.stdout.readline() for _ in range(20)]
+        writer.kill()
+        said += writer.stdout.readlines()
+    promised = max(int(line) for line in said if line.endswith("\n"))
+    write(tmp_path / "log", 1)
+    rounds = [entry.round for entry in show(tmp_path / "log", who="charite", what="trained")][:-1]
+    assert rounds == list(range(len(rounds))) and len(rounds) >= promised + 1
+    verify(tmp_path / "log", KEYS)
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    with Log(tmp_path, CHARITE), pytest.raises(RuntimeError, match="is being written by another process"), Log(tmp_path, CHARITE):
+        pass
+    with pytest.raises(RuntimeError, match="is not open"):
+        Log(tmp_path, CHARITE).record("charite", "trained")
+
+
+def test_a_full_disk_stops_the_work_and_leaves_the_log_whole(tmp_path, monkeypatch):
+    with Log(tmp_path, CHARITE) as log:
+        log.record("charite", "first")
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match=r"could not write to the audit log .* Nothing may go on unrecorded"):
+                log.record("charite", "second")
+        log.record("charite", "third")
+    assert verify(tmp_path, KEYS).n == 1 and [entry.what for entry in show(tmp_path)] == ["first", "third"]
+
+
+@pytest.mark.parametrize("about", [{"rows": np.ones(3)}, {"rows": [1, 2]}, {"text": "a\nb"}, {"raw": b"x"}, {"long": "x" * 2000}])
+def test_entries_hold_small_values_only(tmp_path, about):
+    with Log(tmp_path, CHARITE) as log, pytest.raises(ValueError, match="or no single line; record a digest of it instead"):
+        log.record("charite", "trained", about=about)
+    assert log.head == NOTHING
+
+
+def test_numbers_that_are_not_finite_are_kept_as_text(tmp_path):
+    with Log(tmp_path, CHARITE) as log:
+        log.record("charite", "quarantined", about={"norm": float("inf"), "weight": float("nan")})
+    assert next(show(tmp_path)).about == {"norm": "inf", "weight": "nan"}
+
+
+def test_the_ledger_tells_what_left(tmp_path):
+    raw = message()
+    with Log(tmp_path, CHARITE) as log:
+        log.record_sent(envelope(), len(raw))
+        log.record_sent(envelope(TENSORS | {"['w']": np.full((2, 2), np.nan, np.float32)}), 10, decision="withheld")
+    first, second = show(tmp_path, what="left")
+    assert (first.who, first.run, first.round) == ("charite", "heart-1", 3)
+    assert first.about["bytes"] == len(raw) and first.about["tensors"] == 2 and first.about["numbers"] == 6
+    assert first.about["norm"] == pytest.approx(55.25**0.5) and first.about["recipient"] == "coordinator"
+    assert first.about["fields"] == "data examples weight" and second.about["norm"] == "nan" and second.about["decision"] == "withheld"
+    assert not {303, "f00d"} & set(first.about.values())  # names of fields, and not what is in them
+
+
+def test_show_filters(tmp_path):
+    with Log(tmp_path, CHARITE) as log:
+        for who in ("charite", "mayo"):
+            for what in ("trained", "left"):
+                for round in (1, 2):
+                    log.record(who, what, run="heart-1" if round == 1 else "heart-2", round=round)
+    assert len(list(show(tmp_path))) == 8
+    assert [entry.n for entry in show(tmp_path, who="mayo", what="left")] == [6, 7]
+    assert [entry.n for entry in show(tmp_path, run="heart-2", what="left")] == [3, 7]
+    assert [entry.n for entry in show(tmp_path, round=1, who="charite")] == [0, 2]
+
+
+@pytest.mark.parametrize("text", ["", "17", "17:abc", "x:" + "0" * 64, "17:" + "g" * 64, "-1:" + "0" * 64])
+def test_text_that_is_no_head_is_refused(text):
+    with pytest.raises(ValueError, match="is not the head of a log: it reads like 17:"):
+        Head.parse(text)
+
+
+def test_a_folder_without_a_log_verifies_as_nothing(tmp_path):
+    for reader in (lambda: verify(tmp_path, KEYS), lambda: head_of(tmp_path)):
+        with pytest.raises(AuditError, match="holds no audit log"):
+            reader()
