@@ -127,7 +127,7 @@ def streams(clients: Clients, mapped: bool) -> bool:
 
 def device_bytes() -> int:
     """The memory of the first device; for a CPU what the system has available."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     try:
