@@ -11,10 +11,10 @@ from tests.zoo import SIZES, ZOO, clients
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(3)]
 
 
-def train(mesh=None):
+def train(mesh=None, lanes=4):
     """(the model, the rest of the state and the last metrics): each as one array, after a round by itself and two in one dispatch."""
     composed = ZOO["scaffold, clip, feedback"].build()
-    simulator = fc.Simulator(composed, clients(), batch_size=4, epochs=2, lanes=4, mesh=mesh)
+    simulator = fc.Simulator(composed, clients(), batch_size=4, epochs=2, lanes=lanes, mesh=mesh)
     state, _ = simulator.run(simulator.init(jax.random.key(1)), COHORTS[0])
     state, metrics = simulator.run_many(state, COHORTS[1:])
     assert int(state.round) == 3 and simulator.traces == 2
@@ -25,7 +25,7 @@ def train(mesh=None):
 def main(process, processes, port, file):
     jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
     assert jax.process_count() == int(processes) and len(jax.devices()) == 2 * len(jax.local_devices())
-    model, rest = train(jax.make_mesh((jax.device_count(),), ("lanes",)))
+    model, rest = train(jax.make_mesh((jax.device_count(),), ("lanes",)), lanes="auto")  # each measures, all take what the first found
     if int(process) == 0:
         np.savez(file, model=model, rest=rest)
 

@@ -23,6 +23,7 @@ def test_two_hosts_of_two_devices_are_one_device(tmp_path):
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
+        "FEDJAX_CORE_CACHE": str(tmp_path),
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
