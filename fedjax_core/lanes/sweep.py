@@ -58,7 +58,8 @@ class Sweep:
 
     Results are those of J simulators, one after another, to rounding. Every point is built once beforehand with its own numbers, so
     that one which cannot be is refused by name. As lanes do, it pays where a step is all overhead: 16 learning rates of a logistic
-    regression with 610 parameters take 0.29 of their time one by one, 8 of an MLP with 199,210 take 1.6 times it (2-core x86).
+    regression with 610 parameters take 0.25 to 0.46 of their time one by one, 8 of an MLP with 199,210 take 1.2 to 1.6 times it
+    (2-core x86, busy).
     `lanes="auto"` goes by the numbers that a model holds, without measuring.
     """
 
