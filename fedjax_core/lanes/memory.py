@@ -69,10 +69,14 @@ def predict(
     schedule: int,
     lanes: int,
     devices: int,
+    parts: int,
     batch_size: int,
 ) -> MemoryPlan:
-    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device."""
-    bytes_ = bytes_of(composed, population, cohort_size, 1)
+    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device.
+
+    Lanes are spread over `devices`, and the model inside each is split in `parts`.
+    """
+    bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(composed, population, cohort_size, 1).items()}
     cohorts = draws(len(clients), cohort_size)
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))

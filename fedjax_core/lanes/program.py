@@ -166,7 +166,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
         metrics=tree.zeros_like(one),
     )
     lanes = Lanes(carry, tree.zeros_like(shapes))
-    return lax.while_loop(lambda loop: loop[0] < schedule.slots[0], stretch, (jnp.int32(0), lanes, collected))[2]
+    return lax.while_loop(lambda loop: loop[0] < jnp.max(schedule.slots), stretch, (jnp.int32(0), lanes, collected))[2]
 
 
 # Bytes of a lane's carry from which lanes begin and end one by one, without touching the others. MLP of 199,000 parameters: 118,000

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
@@ -84,7 +84,8 @@ class Simulator:
         self.round = composed
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
-        self.mesh = mesh
+        # Of its axes XLA decides what lies where: a model is written without knowing of them.
+        self.mesh = mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
         self.meter = Meter()
         """How fast it goes: `meter.report()`."""
         self.traces = 0
@@ -147,6 +148,11 @@ class Simulator:
         """How many devices the lanes are spread over."""
         return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
 
+    @property
+    def _model_parts(self) -> int:
+        """Over how many devices the model inside a lane is split."""
+        return 1 if self.mesh is None or len(self.mesh.axis_names) == 1 else self.mesh.shape[self.mesh.axis_names[1]]
+
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         population = len(self.clients) if self._rows is None else 1
@@ -197,7 +203,8 @@ class Simulator:
                 self._feed.cohort_size,
                 cohort_size,
             )
-        self._feed.reserve(cohort_size, lanes=self._lanes_for(cohort_size), devices=self._devices)
+        apart = 1 if self._model_parts > 1 else self._devices  # a program over all lanes has all their examples in one place
+        self._feed.reserve(cohort_size, lanes=self._lanes_for(cohort_size), devices=apart)
         memory.check_fits(self._planned(cohort_size), self._kept_on_device(cohort_size))
 
     def plan(self, cohort_size: int) -> memory.MemoryPlan:
@@ -290,7 +297,7 @@ class Simulator:
 
     def _placement(self, state: Any) -> Any:
         """Where each leaf of a state lies: the same on all devices, or split over the mesh's second axis."""
-        if self.mesh is None or len(self.mesh.axis_names) == 1:
+        if self.mesh is None or self._model_parts == 1:
             return jax.tree.map(lambda x: self._everywhere, state)
         mesh, axis = self.mesh, self.mesh.axis_names[1]
         return jax.tree.map(lambda x: NamedSharding(mesh, split(jnp.shape(x), axis, mesh.shape[axis])), state)
@@ -305,7 +312,8 @@ class Simulator:
         assert self.mesh is not None
         axis = self.mesh.axis_names[0]
         every: Any = PartitionSpec()
-        by_slot, by_lane, by_device = PartitionSpec(None, None, axis), PartitionSpec(None, axis), PartitionSpec(None, axis)
+        by_slot, by_lane = PartitionSpec(None, None, axis), PartitionSpec(None, axis)
+        by_device = PartitionSpec(None, axis) if self._model_parts == 1 else every
         return Packed(
             places=program.Places(every, every, every, every),
             schedules={kind: Schedule(by_slot, by_slot, by_slot, by_lane) for kind in packed.schedules},
@@ -321,7 +329,7 @@ class Simulator:
     def _rounds(self, data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
-        axis = None if self.mesh is None else self.mesh.axis_names[0]
+        axis = self.mesh.axis_names[0] if self.mesh is not None and self._model_parts == 1 else None
 
         def rounds(data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
             def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
@@ -340,6 +348,10 @@ class Simulator:
 
         if self.mesh is None:
             return rounds(data, count, state, packed)
+        if self._model_parts > 1:
+            # One program over all lanes, which XLA partitions both ways by where its arguments lie.
+            state, metrics = rounds(data, count, state, packed)
+            return lax.with_sharding_constraint(state, self._placement(state)), metrics
         every: Any = PartitionSpec()
         placed = jax.shard_map(
             rounds,
@@ -349,10 +361,7 @@ class Simulator:
             axis_names={axis},
             check_vma=False,
         )
-        state, metrics = placed(data, count, state, packed)
-        if len(self.mesh.axis_names) == 2:
-            state = lax.with_sharding_constraint(state, self._placement(state))
-        return state, metrics
+        return placed(data, count, state, packed)
 
     def _kept_on_device(self, cohort_size: int) -> int:
         """How many clients' rows are on the device."""
@@ -371,6 +380,7 @@ class Simulator:
             schedule=sum(slots.values()) * lanes // self._devices * (batch + 2) * 4,
             lanes=lanes,
             devices=self._devices,
+            parts=self._model_parts,
             batch_size=batch,
         )
 
