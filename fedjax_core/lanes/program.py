@@ -55,6 +55,12 @@ def run_round(
     composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
+    return composed.each(lambda one, state: _run_one(one, data, state, places, schedules, axis), state)
+
+
+def _run_one(
+    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
+) -> tuple[State, dict[str, Any]]:
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     for e, exchange in enumerate(composed.algorithm.exchanges):
         kept = tree.take(state.clients, places.position)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from fedjax_core import tree
 from fedjax_core.lanes import notebook, program
@@ -47,7 +48,10 @@ def choose(composed: Round, examples: Columns, steps: int, most: int) -> int:
         known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
         log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
         notebook.note(question, known)
-    return int(known["lanes"])
+    lanes = int(known["lanes"])
+    if jax.process_count() > 1:  # hosts that measured otherwise would not run the same program
+        lanes = int(multihost_utils.broadcast_one_to_all(np.int32(lanes)))
+    return lanes
 
 
 def guess(composed: Round) -> int:
