@@ -32,6 +32,14 @@ class Places(NamedTuple):
     times: Any  # [K] float32: how often the client was drawn; its report counts that often
 
 
+class Packed(NamedTuple):
+    """R rounds as arrays, leaves [R, ...]."""
+
+    places: Places
+    schedules: dict[str, Schedule]  # one a kind of work
+    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
+
+
 class Collected(NamedTuple):
     """What the lanes of a device bring together in one exchange."""
 
@@ -49,6 +57,26 @@ class Lanes(NamedTuple):
 
     carry: Any
     metrics: dict[str, Any]  # of the client so far: they count only if its report does
+
+
+def run_rounds(
+    composed: Round, data: Columns, count: Array, state: State, packed: Packed, axis: str | None
+) -> tuple[State, dict[str, Any]]:
+    """The first `count` rounds of those packed, one after another: (state, metrics with leaves [R])."""
+
+    def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
+        places, schedules = tree.take((packed.places, packed.schedules), r)
+        here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
+        return run_round(composed, here, state, places, schedules, axis)
+
+    def next_round(r: Array, loop: tuple[State, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
+        state, metrics = one(r, loop[0])
+        return state, tree.put(loop[1], r, metrics)
+
+    shapes = jax.eval_shape(one, 0, state)[1]
+    none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
+    # The number of rounds is data: a loop known to run once is dissolved, and then rounds otherwise than a longer one.
+    return lax.fori_loop(0, count, next_round, (state, none))
 
 
 def run_round(

@@ -92,6 +92,7 @@ def best(seconds: dict[int, float]) -> int:
 def _time(composed: Round, examples: Columns, steps: int, lanes: int) -> float:
     """Seconds for one local step of one client, in so many lanes."""
     K, B = lanes * _VISITS, jax.tree.leaves(examples)[0].shape[0]
+    examples = jax.tree.map(jnp.asarray, examples)
     rows = np.tile(np.arange(B, dtype=np.int32), (K * steps, 1))
     schedule = pack(lay_out(rows, np.full(K, steps), lanes), K, lanes, 1, _VISITS * steps)
     places = program.Places(

@@ -6,7 +6,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.lanes import memory
-from fedjax_core.lanes.simulator import split
+from fedjax_core.lanes.mesh import split
 from tests.test_contracts import assert_norm, by_plain_loops, run, simulator
 
 
