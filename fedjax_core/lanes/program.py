@@ -17,6 +17,7 @@ from jax import lax
 
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
+from fedjax_core.lanes.convolutions import rewrite
 from fedjax_core.lanes.pack import Schedule
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
@@ -77,6 +78,7 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, p
     exchange = composed.algorithm.exchanges[e]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
     K = places.position.shape[0]
+    client_step = rewrite(client.step, lanes=schedule.client.shape[1])
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
 
@@ -86,7 +88,7 @@ def _collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, p
     def step(carry: Any, rows: Array, k: Array, t: Array) -> tuple[Any, dict[str, Any]]:
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
-        return client.step(message, carry, batch, keys.step(client_keys[k], e, t))
+        return client_step(message, carry, batch, keys.step(client_keys[k], e, t))
 
     def report(k: Array, carry: Any, kept: Kept) -> tuple[Any, Array, Kept, Array]:
         seen = Seen(places.examples[k], steps[k].astype(jnp.float32))

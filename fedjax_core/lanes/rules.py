@@ -1,0 +1,314 @@
+"""The forms of one convolution, and which of them is fastest in a compiled loop on this machine.
+
+    plain       as it is
+    ordered     axes brought to the one order first for which XLA has a fast convolution on CPU: examples, space, channels
+    whole       patches, what the kernel sees from each place, put side by side, times a matrix
+    rows        for the gradient of a kernel, whose output is small: a product for each row of it
+    spread      for the gradient of the input of a convolution that strides: a product for each place of the kernel, spread out to where it
+                belongs; the convolution itself would multiply mostly zeros
+
+One lane has one kernel. In several, a convolution with a kernel for each becomes a grouped one, which is slow; instead a form is taken
+lane by lane, or its product for all lanes at once. Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
+
+    one lane                   plain    ordered    whole    rows
+    forward                    2.1      2.1        3.5
+    gradient of the input      20       1.5        9
+    gradient of the kernel     361      4.1        2.5      1.9
+
+A network of two convolutions of 4 and 8 channels (16 and 32), 10 images of 28x28, ms a step and lane: in one lane 0.9 (1.7) ordered; in 16
+lanes 0.75 (1.0) ordered, lane by lane, 0.6 (1.9) whole.
+"""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from fedjax_core.lanes import notebook
+from fedjax_core.types import Array
+
+log = logging.getLogger("fedjax_core")
+
+_BUDGET_SECONDS = 5.0  # for measuring the convolutions of one step; those left over take the usual rule
+_WORTH_MEASURING = 2e6  # multiplications over all lanes: about 0.1 ms on a 2-core x86
+_CLEARLY = 0.85  # of the usual rule's time: a loop of one convolution is not the whole step
+_MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by one
+_MOST_LANES = 16  # that are done one after another
+_APART = ", lane by lane"
+
+
+def choose(wanted: Iterable["Convolution"], lanes: int) -> dict["Convolution", str]:
+    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one."""
+    chosen, unknown = {}, []
+    for c in sorted(set(wanted), key=lambda c: -c.multiplications):
+        rules = c.rules(lanes)
+        answer = _known(c, lanes) if len(rules) > 1 and c.multiplications * lanes >= _WORTH_MEASURING else rules[0]
+        chosen[c] = answer if answer in rules else rules[0]
+        if answer not in rules:
+            unknown.append(c)
+    if not unknown or jax.process_count() > 1:  # processes must run the same program
+        return chosen
+    # A thread of its own has no part in the trace that is under way here.
+    with ThreadPoolExecutor(1) as thread:
+        return chosen | thread.submit(_measure, unknown, lanes).result()
+
+
+class Convolution(NamedTuple):
+    """An equation `conv_general_dilated` as a value: `y[p] = sum_t x[(p * stride + t * kernel_dilation - low) / dilation] k[t]`."""
+
+    x: tuple[int, ...]
+    k: tuple[int, ...]
+    dtype: str
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    axes: Any  # where in x, k and y the axes are: (examples, channels, *space), (outputs, inputs, *space), (examples, outputs, *space)
+    groups: tuple[int, int]
+    precision: Any
+    preferred: Any
+
+    @classmethod
+    def of(cls, eqn: core.JaxprEqn) -> "Convolution":
+        """The convolution of an equation."""
+        x: Any
+        k: Any
+        (x, k), p = (v.aval for v in eqn.invars), eqn.params
+        axes = tuple(tuple(axis) for axis in p["dimension_numbers"])
+        geometry = (tuple(p["window_strides"]), tuple(map(tuple, p["padding"])), tuple(p["lhs_dilation"]), tuple(p["rhs_dilation"]))
+        groups = (p["feature_group_count"], p["batch_group_count"])
+        return cls(x.shape, k.shape, str(x.dtype), *geometry, axes, groups, p["precision"], p["preferred_element_type"])
+
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """The kernel's places."""
+        return list(itertools.product(*(range(self.k[a]) for a in self.axes[1][2:])))
+
+    @property
+    def extent(self) -> list[int]:
+        """The output's size in space."""
+        return [
+            (lo + hi + (self.x[a] - 1) * d - (self.k[b] - 1) * kd) // s + 1
+            for a, b, s, (lo, hi), d, kd in zip(
+                self.axes[0][2:], self.axes[1][2:], self.stride, self.padding, self.dilation, self.kernel_dilation, strict=True
+            )
+        ]
+
+    @property
+    def multiplications(self) -> int:
+        """For one lane, zeros between the input's numbers left out."""
+        within = math.prod(self.k) * self.x[self.axes[0][0]] // self.groups[1]
+        return within * math.prod(self.extent) // math.prod(self.dilation)
+
+    def rules(self, lanes: int) -> list[str]:
+        """The rules that apply, the usual one first: it is taken where nothing is measured."""
+        product = "rows" if self.to_kernel and lanes == 1 else "whole"
+        if max(self.dilation) > 1:  # in less than float32 a sum of products would round in between
+            product = "spread" if max(self.stride) == 1 and self.dtype in ("float32", "float64") else ""
+        written_out = math.prod(self.extent) if self.to_kernel and product != "spread" else len(self.places)
+        if self.groups != (1, 1) or min(self.x) == 0 or written_out > _MOST_PLACES:
+            product = ""
+        products = [product] if product else []
+        if jax.default_backend() != "cpu":  # fast for any order of axes; not measured so far
+            return ["plain"] if lanes == 1 else [*products, "plain"]
+        if lanes == 1:
+            return ["ordered", *products]
+        apart = ["ordered" + _APART] if lanes <= _MOST_LANES else []
+        small = self.multiplications * lanes < _WORTH_MEASURING
+        return [*products, *apart, "plain"][:2] if small else [*apart, *products] or ["plain"]
+
+    @property
+    def to_kernel(self) -> bool:
+        """Whether the output is the smaller side, as in the gradient of a kernel."""
+        return math.prod(self.extent) < len(self.places)
+
+    def by(self, rule: str, x: Array, k: Array) -> Array:
+        """The convolution of x and k by this rule."""
+        if rule.endswith(_APART):
+            return _lane_by_lane(partial(self.by, rule.removesuffix(_APART)), x, k)
+        if rule in ("rows", "whole") and self.to_kernel:
+            return self._positions(x, k, 1 if rule == "rows" else len(self.stride))
+        return {"plain": self._plain, "ordered": self._ordered, "whole": self._patches, "spread": self._spread}[rule](x, k)
+
+    def _plain(self, x: Array, k: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            k,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.kernel_dilation,
+            lax.ConvDimensionNumbers(*self.axes),
+            *self.groups,
+            precision=self.precision,
+            preferred_element_type=self.preferred,
+        )
+
+    def _ordered(self, x: Array, k: Array) -> Array:
+        (n, c, *space), (o, i, *places), _ = self.axes
+        x, k, last = lax.transpose(x, (n, *space, c)), lax.transpose(k, (*places, i, o)), len(space) + 1
+        order = (0, last, *range(1, last))
+        ordered = self._replace(axes=(order, (last, last - 1, *range(last - 1)), order))
+        if min(map(min, self.padding)) < 0:  # XLA on CPU reads beyond the input there (jax 0.10.2)
+            x = self._padded(x, list(range(1, last)), self.dilation)
+            ordered = ordered._replace(padding=((0, 0),) * len(space), dilation=(1,) * len(space))
+        return self._output(ordered._plain(x, k))
+
+    def _patches(self, x: Array, k: Array) -> Array:
+        (n, c, *space), (o, i, *places), _ = self.axes
+        x = self._padded(lax.transpose(x, (n, *space, c)), [1 + a for a in range(len(space))])
+        seen = jnp.concatenate([self._window(x, place) for place in self.places], axis=-1)
+        matrix = lax.transpose(k, (*places, i, o)).reshape(-1, k.shape[o])
+        return self._output(self._product(seen, matrix, (x.ndim - 1,), (0,)))
+
+    def _spread(self, x: Array, k: Array) -> Array:
+        (n, c, *space), (o, i, *_), _ = self.axes
+        order = [n, *space]  # the product has x's axes without channels, as they stood, then the outputs
+        stood = sorted(order)
+
+        def at(place: tuple[int, ...]) -> Array:
+            y = self._product(x, self._matrix(k, place), (c,), (1 if i > o else 0,))
+            y = lax.transpose(y, (*(stood.index(a) for a in order), len(order)))
+            pads = [(0, 0, 0)]
+            for t, a, wide, (lo, _), d, kd in zip(
+                place, space, self.extent, self.padding, self.dilation, self.kernel_dilation, strict=True
+            ):
+                low = lo - t * kd
+                pads.append((low, wide - low - (self.x[a] - 1) * d - 1, d - 1))
+            return lax.pad(y, jnp.zeros((), y.dtype), [*pads, (0, 0, 0)])
+
+        return self._output(reduce(jnp.add, map(at, self.places)))
+
+    def _positions(self, x: Array, k: Array, beside: int) -> Array:
+        (n, c, *space), (_, i, *places), _ = self.axes
+        x, parts, cut = self._padded(x, space), [], len(space) - beside
+        for first in itertools.product(*map(range, self.extent[:cut])):
+            seen = [self._seen(x, (*first, *last)) for last in itertools.product(*map(range, self.extent[cut:]))]
+            parts.append(self._product(jnp.concatenate(seen, axis=n), k, (c, *space), (i, *places)))
+        y = jnp.stack(parts).reshape(*self.extent, self.x[n], -1)
+        return self._output(jnp.moveaxis(y, -2, 0))
+
+    def _product(self, x: Array, k: Array, over_x: tuple[int, ...], over_k: tuple[int, ...]) -> Array:
+        dims = ((over_x, over_k), ((), ()))
+        return lax.dot_general(x, k, dims, precision=self.precision, preferred_element_type=self.preferred)
+
+    def _output(self, y: Array) -> Array:
+        """[examples, *space, outputs] in the order of the equation."""
+        axes = self.axes[2]
+        now = dict(zip(axes, (0, y.ndim - 1, *range(1, y.ndim - 1)), strict=True))
+        return lax.transpose(y, tuple(now[a] for a in range(y.ndim)))
+
+    def _matrix(self, k: Array, place: tuple[int, ...]) -> Array:
+        """The kernel at one place: its input and output axis, in the order in which they stood."""
+        where = dict(zip(self.axes[1][2:], place, strict=True))
+        return k[tuple(where.get(a, slice(None)) for a in range(k.ndim))]
+
+    def _padded(self, x: Array, space: list[int], dilation: tuple[int, ...] | None = None) -> Array:
+        within = dilation or (1,) * len(space)
+        pads = {a: (*pad, d - 1) for a, pad, d in zip(space, self.padding, within, strict=True)}
+        return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(a, (0, 0, 0)) for a in range(x.ndim)])
+
+    def _window(self, x: Array, place: tuple[int, ...]) -> Array:
+        """What one place of the kernel sees, for all places of the output, of x as [examples, *space, channels]."""
+        at = [slice(None)]
+        for t, wide, s, kd in zip(place, self.extent, self.stride, self.kernel_dilation, strict=True):
+            at.append(slice(t * kd, t * kd + (wide - 1) * s + 1, s))
+        return x[tuple(at)]
+
+    def _seen(self, x: Array, corner: tuple[int, ...]) -> Array:
+        """What the whole kernel sees from one place of the output."""
+        at = [slice(None)] * x.ndim
+        for p, a, b, s, kd in zip(corner, self.axes[0][2:], self.axes[1][2:], self.stride, self.kernel_dilation, strict=True):
+            at[a] = slice(p * s, p * s + (self.k[b] - 1) * kd + 1, kd)
+        return x[tuple(at)]
+
+
+def _lane_by_lane(rule: Callable[[Array, Array], Array], x: Array, k: Array) -> Array:
+    """rule(x, k), which under vmap is done for one lane after another."""
+    one = jax.custom_batching.custom_vmap(rule)
+
+    @one.def_vmap
+    def every(size: int, batched: Any, x: Array, k: Array) -> tuple[Array, bool]:
+        of = [(x[i] if batched[0] else x, k[i] if batched[1] else k) for i in range(size)]
+        return jnp.stack([rule(*pair) for pair in of]), True
+
+    return one(x, k)
+
+
+_here: dict[str, str] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
+
+
+def _question(c: Convolution, lanes: int) -> str:
+    return f"rule for a convolution in a compiled loop, {lanes} lanes: {tuple(c)}"
+
+
+def _known(c: Convolution, lanes: int) -> str | None:
+    question = _question(c, lanes)
+    if question not in _here:
+        answer = notebook.recall(question)
+        if not isinstance(answer, dict) or not isinstance(answer.get("rule"), str):
+            return None
+        _here[question] = answer["rule"]
+    return _here[question]
+
+
+def _measure(unknown: list[Convolution], lanes: int) -> dict[Convolution, str]:
+    chosen, start = {}, time.perf_counter()
+    for c in unknown:
+        usual, seconds = c.rules(lanes)[0], dict[str, float]()
+        if time.perf_counter() - start < _BUDGET_SECONDS:
+            seconds = _times(c, lanes)
+        best = min(seconds, key=lambda rule: seconds[rule], default=usual)
+        chosen[c] = best if usual not in seconds or seconds[best] < _CLEARLY * seconds[usual] else usual
+        _here[_question(c, lanes)] = chosen[c]
+        if seconds:
+            notebook.note(_question(c, lanes), {"rule": chosen[c], "seconds": seconds})
+        times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
+        log.info("convolution of %s with %s in %d lanes: %s (%s)", c.x, c.k, lanes, chosen[c], times or "not measured")
+    return chosen
+
+
+def _times(c: Convolution, lanes: int) -> dict[str, float]:
+    """Seconds that the convolution takes by each rule in a compiled loop, those that this device cannot run left out."""
+    rng = np.random.default_rng(0)
+    x, k = (jnp.asarray(rng.standard_normal((lanes, *shape)), c.dtype) for shape in (c.x, c.k))
+
+    def compiled(rule: str) -> Any:
+        def turn(_: Any, both: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, k = both
+            y = lax.optimization_barrier(jax.vmap(partial(c.by, rule))(x, k))
+            last = (0 * y.ravel()[-1]).astype(x.dtype)  # each turn waits for the one before
+            return x.at[(0,) * x.ndim].add(last), k.at[(0,) * k.ndim].add(last)
+
+        try:
+            return jax.jit(lambda count, x, k: lax.fori_loop(0, count, turn, (x, k))).lower(np.int32(1), x, k).compile()
+        except Exception as error:
+            log.info("the rule %r cannot be compiled: %s", rule, error)
+            return None
+
+    def run(loop: Any, count: int) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(loop(np.int32(count), x, k))
+        return (time.perf_counter() - start) / count
+
+    rules = c.rules(lanes)
+    with ThreadPoolExecutor(2) as threads:
+        loops = {rule: loop for rule, loop in zip(rules, threads.map(compiled, rules), strict=True) if loop is not None}
+    seconds = {rule: min(run(loop, 1), run(loop, 1)) for rule, loop in loops.items()}
+    least = min(seconds.values(), default=0.0)
+    close = {rule: loop for rule, loop in loops.items() if seconds[rule] < 4 * least}
+    count = int(np.clip(0.01 / max(least, 1e-9), 1, 20))
+    for _ in range(4):  # in turn, for a machine's speed drifts
+        for rule, loop in close.items():
+            seconds[rule] = min(seconds[rule], run(loop, count))
+    return seconds
