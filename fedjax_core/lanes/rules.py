@@ -7,23 +7,26 @@
     spread      for the gradient of the input of a convolution that strides: a product for each place of the kernel, spread out to where it
                 belongs; the convolution itself would multiply mostly zeros
 
-One lane has one kernel. In several, a convolution with a kernel for each becomes a grouped one, which is slow; instead a form is taken
-lane by lane, or its product for all lanes at once. Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
+Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
 
     one lane                   plain    ordered    whole    rows
     forward                    2.1      2.1        3.5
     gradient of the input      20       1.5        9
     gradient of the kernel     361      4.1        2.5      1.9
 
-A network of two convolutions of 4 and 8 channels (16 and 32), 10 images of 28x28, ms a step and lane: in one lane 0.9 (1.7) ordered; in 16
-lanes 0.75 (1.0) ordered, lane by lane, 0.6 (1.9) whole.
+Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take turns ("lane by lane"), or
+there is one product for all. Which is better depends: a network of two convolutions, 10 images of 28x28, ms a step and lane in 16 lanes:
+
+    channels                   ordered, lane by lane    whole    in one lane, ordered
+    4, 8                       0.75                     0.6      0.9
+    16, 32                     1.0                      1.9      1.7
 """
 
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -43,20 +46,18 @@ _BUDGET_SECONDS = 5.0  # for measuring the convolutions of one step; those left 
 _WORTH_MEASURING = 2e6  # multiplications over all lanes: about 0.1 ms on a 2-core x86
 _CLEARLY = 0.85  # of the usual rule's time: a loop of one convolution is not the whole step
 _MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by one
-_MOST_LANES = 16  # that are done one after another
 _APART = ", lane by lane"
 
 
 def choose(wanted: Iterable["Convolution"], lanes: int) -> dict["Convolution", str]:
     """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one."""
-    chosen, unknown = {}, []
-    for c in sorted(set(wanted), key=lambda c: -c.multiplications):
-        rules = c.rules(lanes)
-        answer = _known(c, lanes) if len(rules) > 1 and c.multiplications * lanes >= _WORTH_MEASURING else rules[0]
-        chosen[c] = answer if answer in rules else rules[0]
-        if answer not in rules:
-            unknown.append(c)
-    if not unknown or jax.process_count() > 1:  # processes must run the same program
+    chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
+    if jax.process_count() > 1:  # processes must run the same program
+        return chosen
+    worth = [c for c in chosen if len(c.rules(lanes)) > 1 and c.multiplications * lanes >= _WORTH_MEASURING]
+    chosen |= {c: rule for c in worth if (rule := _known(c, lanes)) is not None}
+    unknown = [c for c in worth if _known(c, lanes) is None]
+    if not unknown:
         return chosen
     # A thread of its own has no part in the trace that is under way here.
     with ThreadPoolExecutor(1) as thread:
@@ -123,9 +124,9 @@ class Convolution(NamedTuple):
             return ["plain"] if lanes == 1 else [*products, "plain"]
         if lanes == 1:
             return ["ordered", *products]
-        apart = ["ordered" + _APART] if lanes <= _MOST_LANES else []
+        # A small convolution is all overhead, which a product for all lanes has once.
         small = self.multiplications * lanes < _WORTH_MEASURING
-        return [*products, *apart, "plain"][:2] if small else [*apart, *products] or ["plain"]
+        return sorted(["ordered" + _APART, *products], key=lambda rule: (rule in products) != small)
 
     @property
     def to_kernel(self) -> bool:
@@ -135,7 +136,7 @@ class Convolution(NamedTuple):
     def by(self, rule: str, x: Array, k: Array) -> Array:
         """The convolution of x and k by this rule."""
         if rule.endswith(_APART):
-            return _lane_by_lane(partial(self.by, rule.removesuffix(_APART)), x, k)
+            return jax.custom_batching.sequential_vmap(partial(self.by, rule.removesuffix(_APART)))(x, k)
         if rule in ("rows", "whole") and self.to_kernel:
             return self._positions(x, k, 1 if rule == "rows" else len(self.stride))
         return {"plain": self._plain, "ordered": self._ordered, "whole": self._patches, "spread": self._spread}[rule](x, k)
@@ -233,18 +234,6 @@ class Convolution(NamedTuple):
         return x[tuple(at)]
 
 
-def _lane_by_lane(rule: Callable[[Array, Array], Array], x: Array, k: Array) -> Array:
-    """rule(x, k), which under vmap is done for one lane after another."""
-    one = jax.custom_batching.custom_vmap(rule)
-
-    @one.def_vmap
-    def every(size: int, batched: Any, x: Array, k: Array) -> tuple[Array, bool]:
-        of = [(x[i] if batched[0] else x, k[i] if batched[1] else k) for i in range(size)]
-        return jnp.stack([rule(*pair) for pair in of]), True
-
-    return one(x, k)
-
-
 _here: dict[str, str] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
 
 
@@ -256,9 +245,10 @@ def _known(c: Convolution, lanes: int) -> str | None:
     question = _question(c, lanes)
     if question not in _here:
         answer = notebook.recall(question)
-        if not isinstance(answer, dict) or not isinstance(answer.get("rule"), str):
+        rule = answer.get("rule") if isinstance(answer, dict) else None
+        if rule not in c.rules(lanes):
             return None
-        _here[question] = answer["rule"]
+        _here[question] = rule
     return _here[question]
 
 
@@ -267,19 +257,23 @@ def _measure(unknown: list[Convolution], lanes: int) -> dict[Convolution, str]:
     for c in unknown:
         usual, seconds = c.rules(lanes)[0], dict[str, float]()
         if time.perf_counter() - start < _BUDGET_SECONDS:
-            seconds = _times(c, lanes)
+            try:
+                seconds = _times(c, lanes)
+            except Exception as error:  # what cannot be measured, for want of memory say, must not stop a run
+                log.info("a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error)
         best = min(seconds, key=lambda rule: seconds[rule], default=usual)
-        chosen[c] = best if usual not in seconds or seconds[best] < _CLEARLY * seconds[usual] else usual
+        chosen[c] = best if best == usual or seconds[best] < _CLEARLY * seconds[usual] else usual
         _here[_question(c, lanes)] = chosen[c]
         if seconds:
             notebook.note(_question(c, lanes), {"rule": chosen[c], "seconds": seconds})
-        times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
-        log.info("convolution of %s with %s in %d lanes: %s (%s)", c.x, c.k, lanes, chosen[c], times or "not measured")
+            times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
+            log.info("convolution of %s with %s, lanes %d: %s (%s)", c.x, c.k, lanes, chosen[c], times)
+    log.info("the rules for %d convolutions took %.1f s to choose", len(unknown), time.perf_counter() - start)
     return chosen
 
 
 def _times(c: Convolution, lanes: int) -> dict[str, float]:
-    """Seconds that the convolution takes by each rule in a compiled loop, those that this device cannot run left out."""
+    """Seconds that the convolution takes by each rule in a compiled loop."""
     rng = np.random.default_rng(0)
     x, k = (jnp.asarray(rng.standard_normal((lanes, *shape)), c.dtype) for shape in (c.x, c.k))
 
@@ -290,11 +284,7 @@ def _times(c: Convolution, lanes: int) -> dict[str, float]:
             last = (0 * y.ravel()[-1]).astype(x.dtype)  # each turn waits for the one before
             return x.at[(0,) * x.ndim].add(last), k.at[(0,) * k.ndim].add(last)
 
-        try:
-            return jax.jit(lambda count, x, k: lax.fori_loop(0, count, turn, (x, k))).lower(np.int32(1), x, k).compile()
-        except Exception as error:
-            log.info("the rule %r cannot be compiled: %s", rule, error)
-            return None
+        return jax.jit(lambda count, x, k: lax.fori_loop(0, count, turn, (x, k))).lower(np.int32(1), x, k).compile()
 
     def run(loop: Any, count: int) -> float:
         start = time.perf_counter()
@@ -303,9 +293,9 @@ def _times(c: Convolution, lanes: int) -> dict[str, float]:
 
     rules = c.rules(lanes)
     with ThreadPoolExecutor(2) as threads:
-        loops = {rule: loop for rule, loop in zip(rules, threads.map(compiled, rules), strict=True) if loop is not None}
+        loops = dict(zip(rules, threads.map(compiled, rules), strict=True))
     seconds = {rule: min(run(loop, 1), run(loop, 1)) for rule, loop in loops.items()}
-    least = min(seconds.values(), default=0.0)
+    least = min(seconds.values())
     close = {rule: loop for rule, loop in loops.items() if seconds[rule] < 4 * least}
     count = int(np.clip(0.01 / max(least, 1e-9), 1, 20))
     for _ in range(4):  # in turn, for a machine's speed drifts

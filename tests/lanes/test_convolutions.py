@@ -69,7 +69,7 @@ def test_every_form_of_a_convolution_and_of_its_gradients(geometry, layout):
         padded = c._padded(x, c.axes[0][2:], c.dilation)
         ones = (1,) * len(c.stride)
         by_hand = c._replace(x=padded.shape, padding=((0, 0),) * len(ones), dilation=ones)
-        forms = {*c.rules(1), *c.rules(2), *c.rules(64)} - {"plain"}
+        forms = {*c.rules(1), *c.rules(2)}
 
         @jax.jit
         def one(x, k, padded, by_hand=by_hand, forms=forms, c=c):
@@ -81,7 +81,7 @@ def test_every_form_of_a_convolution_and_of_its_gradients(geometry, layout):
         close(many(jnp.stack([x, 2 * x]), jnp.stack([k, k])), dict.fromkeys(forms, jnp.stack([expected, 2 * expected])))
 
 
-def test_which_forms_apply():
+def test_which_forms_apply(monkeypatch):
     def found(*shapes, **settings):
         forward = partial(lax.conv_general_dilated, padding=((1, 1), (1, 1)), dimension_numbers=NHWC, **settings)
         (eqn,) = equations(jax.make_jaxpr(forward)(*(jnp.zeros(shape) for shape in shapes)))
@@ -91,11 +91,12 @@ def test_which_forms_apply():
     assert one.multiplications == 2 * 64 * 9 * 3 * 4
     assert one.rules(1) == ["ordered", "whole"]
     assert one.rules(2) == ["whole", "ordered, lane by lane"]
-    assert one.rules(64) == ["whole", "plain"]
+    monkeypatch.setattr(rules, "_WORTH_MEASURING", 0)
+    assert one.rules(64) == ["ordered, lane by lane", "whole"]
     assert found((2, 8, 8, 3), (1, 1, 3, 4), window_strides=(1, 1), lhs_dilation=(2, 2)).rules(1) == ["ordered", "spread"]
     by_channel = found((2, 8, 8, 4), (3, 3, 1, 4), window_strides=(1, 1), feature_group_count=4)
     assert by_channel.rules(1) == ["ordered"]
-    assert by_channel.rules(64) == ["plain"]
+    assert by_channel.rules(64) == ["ordered, lane by lane"]
 
 
 def test_a_convolution_in_groups_and_its_gradients():
@@ -219,7 +220,7 @@ def network(request):
     return step, params
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 20])
+@pytest.mark.parametrize("lanes", [1, 3])
 def test_a_network_learns_the_same_in_a_loop(network, lanes):
     step, params = network
     params = jax.tree.map(lambda p: jnp.stack([p] * lanes), params)
@@ -260,7 +261,7 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
     close(got, lax.conv(x, k, (1, 1), "SAME"))
-    assert "1 lanes: ordered (ordered" in caplog.text or "1 lanes: whole (ordered" in caplog.text
+    assert "lanes 1: ordered (ordered" in caplog.text or "lanes 1: whole (ordered" in caplog.text
     monkeypatch.setattr(rules, "_here", {})
     monkeypatch.setattr(rules, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)
