@@ -4,8 +4,6 @@
     ordered     axes brought to the one order first for which XLA has a fast convolution on CPU: examples, space, channels
     whole       patches, what the kernel sees from each place, put side by side, times a matrix
     rows        for the gradient of a kernel, whose output is small: a product for each row of it
-    spread      for the gradient of the input of a convolution that strides: a product for each place of the kernel, spread out to where it
-                belongs; the convolution itself would multiply mostly zeros
 
 Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
 
@@ -28,7 +26,7 @@ import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -113,13 +111,9 @@ class Convolution(NamedTuple):
 
     def rules(self, lanes: int) -> list[str]:
         """The rules that apply, the usual one first: it is taken where nothing is measured."""
-        product = "rows" if self.to_kernel and lanes == 1 else "whole"
-        if max(self.dilation) > 1:  # in less than float32 a sum of products would round in between
-            product = "spread" if max(self.stride) == 1 and self.dtype in ("float32", "float64") else ""
-        written_out = math.prod(self.extent) if self.to_kernel and product != "spread" else len(self.places)
-        if self.groups != (1, 1) or min(self.x) == 0 or written_out > _MOST_PLACES:
-            product = ""
-        products = [product] if product else []
+        products = ["rows" if self.to_kernel and lanes == 1 else "whole"]
+        if self.groups != (1, 1) or not 0 < min(math.prod(self.extent), len(self.places)) <= _MOST_PLACES:
+            products = []
         if jax.default_backend() != "cpu":  # fast for any order of axes; not measured so far
             return ["plain"] if lanes == 1 else [*products, "plain"]
         if lanes == 1:
@@ -139,7 +133,7 @@ class Convolution(NamedTuple):
             return jax.custom_batching.sequential_vmap(partial(self.by, rule.removesuffix(_APART)))(x, k)
         if rule in ("rows", "whole") and self.to_kernel:
             return self._positions(x, k, 1 if rule == "rows" else len(self.stride))
-        return {"plain": self._plain, "ordered": self._ordered, "whole": self._patches, "spread": self._spread}[rule](x, k)
+        return {"plain": self._plain, "ordered": self._ordered, "whole": self._patches}[rule](x, k)
 
     def _plain(self, x: Array, k: Array) -> Array:
         return lax.conv_general_dilated(
@@ -160,8 +154,8 @@ class Convolution(NamedTuple):
         x, k, last = lax.transpose(x, (n, *space, c)), lax.transpose(k, (*places, i, o)), len(space) + 1
         order = (0, last, *range(1, last))
         ordered = self._replace(axes=(order, (last, last - 1, *range(last - 1)), order))
-        if min(map(min, self.padding)) < 0:  # XLA on CPU reads beyond the input there (jax 0.10.2)
-            x = self._padded(x, list(range(1, last)), self.dilation)
+        if min(map(min, self.padding), default=0) < 0:  # XLA on CPU reads beyond the input there (jax 0.10.2)
+            x = self._padded(x, list(range(1, last)))
             ordered = ordered._replace(padding=((0, 0),) * len(space), dilation=(1,) * len(space))
         return self._output(ordered._plain(x, k))
 
@@ -171,24 +165,6 @@ class Convolution(NamedTuple):
         seen = jnp.concatenate([self._window(x, place) for place in self.places], axis=-1)
         matrix = lax.transpose(k, (*places, i, o)).reshape(-1, k.shape[o])
         return self._output(self._product(seen, matrix, (x.ndim - 1,), (0,)))
-
-    def _spread(self, x: Array, k: Array) -> Array:
-        (n, c, *space), (o, i, *_), _ = self.axes
-        order = [n, *space]  # the product has x's axes without channels, as they stood, then the outputs
-        stood = sorted(order)
-
-        def at(place: tuple[int, ...]) -> Array:
-            y = self._product(x, self._matrix(k, place), (c,), (1 if i > o else 0,))
-            y = lax.transpose(y, (*(stood.index(a) for a in order), len(order)))
-            pads = [(0, 0, 0)]
-            for t, a, wide, (lo, _), d, kd in zip(
-                place, space, self.extent, self.padding, self.dilation, self.kernel_dilation, strict=True
-            ):
-                low = lo - t * kd
-                pads.append((low, wide - low - (self.x[a] - 1) * d - 1, d - 1))
-            return lax.pad(y, jnp.zeros((), y.dtype), [*pads, (0, 0, 0)])
-
-        return self._output(reduce(jnp.add, map(at, self.places)))
 
     def _positions(self, x: Array, k: Array, beside: int) -> Array:
         (n, c, *space), (_, i, *places), _ = self.axes
@@ -209,14 +185,9 @@ class Convolution(NamedTuple):
         now = dict(zip(axes, (0, y.ndim - 1, *range(1, y.ndim - 1)), strict=True))
         return lax.transpose(y, tuple(now[a] for a in range(y.ndim)))
 
-    def _matrix(self, k: Array, place: tuple[int, ...]) -> Array:
-        """The kernel at one place: its input and output axis, in the order in which they stood."""
-        where = dict(zip(self.axes[1][2:], place, strict=True))
-        return k[tuple(where.get(a, slice(None)) for a in range(k.ndim))]
-
-    def _padded(self, x: Array, space: list[int], dilation: tuple[int, ...] | None = None) -> Array:
-        within = dilation or (1,) * len(space)
-        pads = {a: (*pad, d - 1) for a, pad, d in zip(space, self.padding, within, strict=True)}
+    def _padded(self, x: Array, space: list[int]) -> Array:
+        """x with all its padding and dilation in it, where space is these axes of it."""
+        pads = {a: (*pad, d - 1) for a, pad, d in zip(space, self.padding, self.dilation, strict=True)}
         return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(a, (0, 0, 0)) for a in range(x.ndim)])
 
     def _window(self, x: Array, place: tuple[int, ...]) -> Array:
