@@ -18,6 +18,7 @@ True
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import reduce, wraps
@@ -37,6 +38,7 @@ Chosen = dict[Convolution, str]
 # A product of at least so many numbers: 9216x128 as the gradient of a dense layer takes 0.9 ms with its SGD step, transposed 1.5 to 2.5 ms
 # (2-core x86, one lane); 784x200 gains a tenth of that, and in several lanes there is no difference.
 _LARGE_PRODUCT = 100_000
+_LARGE_WINDOW = 64  # places, each of which is written out
 
 
 def rewrite(step: Callable[..., Any], lanes: int) -> Callable[..., Any]:
@@ -155,7 +157,7 @@ def _separate_windows(eqn: core.JaxprEqn) -> bool:
         return False
     p: Any = eqn.params
     x: Any = eqn.invars[1].aval
-    separate = tuple(p["window_dimensions"]) == tuple(p["window_strides"])
+    separate = tuple(p["window_dimensions"]) == tuple(p["window_strides"]) and math.prod(p["window_dimensions"]) <= _LARGE_WINDOW
     return separate and p["select_prim"].name == "ge" and jnp.issubdtype(x.dtype, jnp.floating)
 
 

@@ -265,7 +265,7 @@ def _times(c: Convolution, lanes: int) -> dict[str, float]:
     rules = c.rules(lanes)
     with ThreadPoolExecutor(2) as threads:
         loops = dict(zip(rules, threads.map(compiled, rules), strict=True))
-    seconds = {rule: min(run(loop, 1), run(loop, 1)) for rule, loop in loops.items()}
+    seconds = {rule: min(run(loop, 3), run(loop, 3)) for rule, loop in loops.items()}
     least = min(seconds.values())
     close = {rule: loop for rule, loop in loops.items() if seconds[rule] < 4 * least}
     count = int(np.clip(0.01 / max(least, 1e-9), 1, 20))

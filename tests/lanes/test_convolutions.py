@@ -253,6 +253,20 @@ def test_loops_and_branches_inside_a_step():
         close(rewrite(step, lanes=1)(k, x, jnp.array(many)), step(k, x, jnp.array(many)))
 
 
+def test_a_derivative_of_ones_own_is_kept():
+    @jax.custom_vjp
+    def layer(k, x):
+        return lax.conv(x, k, (1, 1), "SAME")
+
+    layer.defvjp(lambda k, x: (layer(k, x), (k, x)), lambda kept, g: (7 * kept[0], lax.conv(g, kept[0], (1, 1), "SAME")))
+
+    def step(k, x):
+        return layer(k, x), jax.grad(lambda k, x: jnp.sum(layer(k, jnp.tanh(layer(k, x)))), (0, 1))(k, x)
+
+    k, x = normal(0, 2, 2, 3, 3), normal(1, 1, 2, 4, 4)
+    close(rewrite(step, lanes=1)(k, x), step(k, x))
+
+
 def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(rules, "_WORTH_MEASURING", 0)
