@@ -17,6 +17,7 @@ from jax import lax
 
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
+from fedjax_core.lanes.convolutions import rewrite
 from fedjax_core.lanes.pack import Schedule
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
@@ -111,6 +112,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
     exchange = composed.algorithm.exchanges[e]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
     K, (S, L) = places.position.shape[0], schedule.client.shape
+    client_step = rewrite(client.step, lanes=L)
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
     ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
@@ -123,7 +125,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
         k = jnp.minimum(k, K - 1)
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
-        return client.step(message, carry, batch, keys.step(client_keys[k], e, t))
+        return client_step(message, carry, batch, keys.step(client_keys[k], e, t))
 
     def report(k: Array, carry: Any, kept: Kept) -> tuple[Any, Array, Kept, Array]:
         seen = Seen(places.examples[k], steps[k].astype(jnp.float32))

@@ -29,10 +29,10 @@ _MOST_KEPT = 8  # times the gradient's size that what is kept may take
 
 
 class Product(NamedTuple):
-    """What a carry gains in every step: the product of two of the body's values, perhaps transposed."""
+    """What a carry gains in every step: the product of two of the body's values, perhaps transposed, reshaped, or a part of it."""
 
     eqn: Any
-    permutation: tuple[int, ...] | None
+    then: tuple[Any, ...]  # (equation, which of its results), from the product on
 
 
 def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
@@ -51,18 +51,24 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
         if gains is None or gains.primitive.name not in ("add", "add_any") or used[before] != 1 or used[after] != 1:
             continue
         gained = [v for v in gains.invars if v is not before]
-        product = _product(made, used, gained[0]) if len(gained) == 1 else None
+        product = _product(made, gained[0]) if len(gained) == 1 else None
         if product is not None and _pays(product.eqn, params["length"], set(body.invars[:first])):
             found[c] = product
     return found
 
 
-def _product(made: dict[Any, Any], used: Counter[Any], v: Any) -> Product | None:
-    eqn, permutation = made.get(v) if isinstance(v, core.Var) and used[v] == 1 else None, None
-    if eqn is not None and eqn.primitive.name == "transpose":
-        permutation, inner = tuple(eqn.params["permutation"]), eqn.invars[0]
-        eqn = made.get(inner) if isinstance(inner, core.Var) and used[inner] == 1 else None
-    return None if eqn is None or eqn.primitive.name != "dot_general" else Product(eqn, permutation)
+def _product(made: dict[Any, Any], v: Any) -> Product | None:
+    """The product that v is made of by nothing but moving numbers, None where it is something else."""
+    then: list[Any] = []
+    while isinstance(v, core.Var) and v in made:
+        eqn = made[v]
+        if eqn.primitive.name == "dot_general":
+            return Product(eqn, tuple(reversed(then)))
+        if eqn.primitive.name not in ("transpose", "reshape", "slice", "split", "squeeze"):
+            return None
+        then.append((eqn, eqn.outvars.index(v)))
+        v = eqn.invars[0]
+    return None
 
 
 def _pays(eqn: Any, steps: int, constant: set[Any]) -> bool:
@@ -81,7 +87,8 @@ def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]
     consts, start, xs = args[:first], args[first:last], args[last:]
     carried = [c for c in range(len(start)) if c not in late]
     outs = body.jaxpr.outvars
-    wanted = [outs[c] for c in carried] + outs[len(start) :] + [v for product in late.values() for v in product.eqn.invars]
+    sides = list(dict.fromkeys(v for product in late.values() for v in product.eqn.invars))
+    wanted = [outs[c] for c in carried] + outs[len(start) :] + sides
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         here = list(start)  # of a late carry nothing is asked
@@ -93,16 +100,19 @@ def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]
     how = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, stacked = lax.scan(step, [start[c] for c in carried], xs, **how)
     ends: dict[int, Any] = dict(zip(carried, carry, strict=True))
-    kept = iter(stacked[len(outs) - len(start) :])
+    kept = dict(zip(sides, stacked[len(outs) - len(start) :], strict=True))
     for c, product in late.items():
-        ends[c] = start[c] + _sum_of_products(product, next(kept), next(kept))
+        ends[c] = start[c] + _sum_of_products(product, *(kept[v] for v in product.eqn.invars))
     return [ends[c] for c in range(len(start))] + stacked[: len(outs) - len(start)]
 
 
 def _sum_of_products(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
     """The sum over time of the products of x [T, ...] and y [T, ...]: one product over time and what each was over."""
     params = product.eqn.params
-    over = tuple((0, *(axis + 1 for axis in axes)) for axes in params["dimension_numbers"][0])
+    left, right = ((0, *(axis + 1 for axis in axes)) for axes in params["dimension_numbers"][0])
     precision, dtype = params["precision"], params["preferred_element_type"]
-    found = lax.dot_general(x, y, (over, ((), ())), precision=precision, preferred_element_type=dtype)
-    return found if product.permutation is None else lax.transpose(found, product.permutation)
+    found = lax.dot_general(x, y, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype)
+    for eqn, result in product.then:
+        out = eqn.primitive.bind(found, **eqn.params)
+        found = out[result] if eqn.primitive.multiple_results else out
+    return found
