@@ -131,7 +131,7 @@ class Simulator:
         return self._lanes is None
 
     def adopt(self, lanes: int) -> None:
-        """Takes this number of lanes where it was left to be chosen: a run that is resumed must go on as it was begun."""
+        """Takes this number of lanes where it was left to be chosen."""
         if self._lanes is None:
             self._lanes = lanes
 

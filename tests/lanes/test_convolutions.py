@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fedjax_core.lanes import notebook, rules
-from fedjax_core.lanes.convolutions import rewrite
-from fedjax_core.lanes.rules import Convolution
+from fedjax_core.lanes import convolutions, notebook
+from fedjax_core.lanes.convolutions import Convolution
+from fedjax_core.lanes.rewrite import rewrite
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 GEOMETRIES = {
@@ -29,7 +29,7 @@ GEOMETRIES = {
 
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch):
-    monkeypatch.setattr(rules, "_WORTH_MEASURING", np.inf)
+    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", np.inf)
 
 
 def normal(seed, *shape):
@@ -91,7 +91,7 @@ def test_which_forms_apply(monkeypatch):
     assert one.multiplications == 2 * 64 * 9 * 3 * 4
     assert one.rules(1) == ["ordered", "whole"]
     assert one.rules(2) == ["whole", "ordered, lane by lane"]
-    monkeypatch.setattr(rules, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
     assert one.rules(64) == ["ordered, lane by lane", "whole"]
     assert found((2, 8, 8, 3), (1, 1, 3, 4), window_strides=(1, 1), lhs_dilation=(2, 2)).rules(1) == ["ordered", "whole"]
     by_channel = found((2, 8, 8, 4), (3, 3, 1, 4), window_strides=(1, 1), feature_group_count=4)
@@ -156,7 +156,7 @@ def test_a_step_with_nothing_to_write_anew_is_called_itself():
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_large_product_is_made_the_way_it_is_wanted(lanes, monkeypatch):
-    monkeypatch.setattr("fedjax_core.lanes.convolutions._LARGE_PRODUCT", 12)
+    monkeypatch.setattr("fedjax_core.lanes.rewrite._LARGE_PRODUCT", 12)
 
     def step(w, x):
         return jax.grad(lambda w: jnp.sum(jnp.sin(x @ w)))(w)
@@ -269,26 +269,26 @@ def test_a_derivative_of_ones_own_is_kept():
 
 def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(rules, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(rules, "_here", {})
+    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(convolutions, "_here", {})
     new, (k, x) = rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1), (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6))
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
     close(got, lax.conv(x, k, (1, 1), "SAME"))
     assert "lanes 1: ordered (ordered" in caplog.text or "lanes 1: whole (ordered" in caplog.text
-    monkeypatch.setattr(rules, "_here", {})
-    monkeypatch.setattr(rules, "_times", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(convolutions, "_here", {})
+    monkeypatch.setattr(convolutions, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)
-    (question,) = rules._here
+    (question,) = convolutions._here
     assert set(notebook.recall(question)["seconds"]) == {"ordered", "whole"}
 
 
 def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(rules, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(rules, "_here", {})
-    monkeypatch.setattr(rules, "_BUDGET_SECONDS", 0)
+    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(convolutions, "_here", {})
+    monkeypatch.setattr(convolutions, "_BUDGET_SECONDS", 0)
     (eqn,) = equations(jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)))
     c = Convolution.of(eqn)
-    assert rules.choose([c, c], 1) == {c: "ordered"}
+    assert convolutions.choose([c, c], 1) == {c: "ordered"}
     assert not list(tmp_path.rglob("*.json"))

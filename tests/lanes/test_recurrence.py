@@ -7,7 +7,7 @@ from flax import nnx
 from jax.extend import core
 
 from fedjax_core.lanes import recurrence
-from fedjax_core.lanes.convolutions import rewrite
+from fedjax_core.lanes.rewrite import rewrite
 
 T, B, H = 9, 2, 6
 

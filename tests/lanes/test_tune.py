@@ -35,6 +35,7 @@ def test_of_equals_the_fewest_lanes_are_taken():
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(notebook, "_answers", {})
     monkeypatch.setattr(tune, "_BUDGET_SECONDS", 2.0)
     monkeypatch.setattr(tune, "_RUN_SECONDS", 0.002)
 
@@ -68,21 +69,28 @@ def test_what_was_adopted_is_not_measured(measured, monkeypatch):
     assert sim.lanes == 5
 
 
-def test_a_resumed_run_keeps_its_lanes(measured, monkeypatch, tmp_path):
+def test_a_resumed_run_goes_by_what_was_measured_then(measured, monkeypatch, tmp_path):
     draw = fc.cohorts.uniform(12, size=5, seed=0)
-    monkeypatch.setattr(tune, "choose", lambda *args: 3)
-    fc.fit(build(), 2, draw, tmp_path / "run", progress=False)
-    monkeypatch.setattr(tune, "choose", lambda *args: 6)
+    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes: abs(lanes - 4) + 1.0)
+    first = build()
+    fc.fit(first, 2, draw, tmp_path / "run", progress=False)
+    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes: abs(lanes - 1) + 1.0)
+    monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path / "another machine's"))
+    monkeypatch.setattr(notebook, "_answers", {})
     sim = build()
-    assert fc.fit(sim, 4, draw, tmp_path / "run", progress=False).stopped == "finished" and sim.lanes == 3
+    assert fc.fit(sim, 4, draw, tmp_path / "run", progress=False).stopped == "finished"
+    assert sim.lanes == first.lanes != 1
 
 
 def test_answers_are_for_one_question_and_survive_bad_files(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(notebook, "_answers", {})
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     notebook.note("a", 1)
     assert notebook.recall("a") == 1 and notebook.recall("b") is None
     (file,) = (tmp_path / "measured").rglob("*.json")
     file.write_text("{")
+    assert notebook.recall("a") == 1  # as it was in this process
+    notebook._answers.clear()
     assert notebook.recall("a") is None
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(file))  # a file where a folder should be
     with caplog.at_level(logging.INFO, "fedjax_core"):
