@@ -144,7 +144,7 @@ class Feed:
                 for i, (device, begin) in zip(clients, at, strict=True):
                     rows = x[offsets[i] : offsets[i + 1]]
                     out[r, device, begin : begin + len(rows)] = narrow_column(path, rows)
-            _forget(x)
+            forget(x)
             return out
 
         return jax.tree_util.tree_map_with_path(column, self.clients.columns)
@@ -187,11 +187,12 @@ def _map_of(x: Any) -> mmap.mmap | None:
     return x if isinstance(x, mmap.mmap) else None
 
 
-def _forget(x: np.ndarray) -> None:
-    """Gives the pages of a memory-mapped column back: what was read stays in the system's cache, not in this process."""
-    found = _map_of(x)
-    if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-        found.madvise(mmap.MADV_DONTNEED)
+def forget(columns: Columns) -> None:
+    """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this process."""
+    for x in jax.tree.leaves(columns):
+        found = _map_of(x)
+        if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            found.madvise(mmap.MADV_DONTNEED)
 
 
 def _stack(rounds: Sequence[np.ndarray], count: int) -> np.ndarray:

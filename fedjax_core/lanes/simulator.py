@@ -30,7 +30,7 @@ from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook, program, tune
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
-from fedjax_core.lanes.feed import Feed, mapped, narrow
+from fedjax_core.lanes.feed import Feed, forget, mapped, narrow
 from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.program import Packed
@@ -94,6 +94,7 @@ class Simulator:
         check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
         if composed.algorithm.task.check is not None:
             composed.algorithm.task.check(clients)
+            forget(clients.columns)
         self._rows = self._tier(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
         self._feed = Feed(clients, self.plan_of_batches, kinds, streamed=self.streams)
