@@ -100,6 +100,9 @@ class SiteFile:
     coordinator: Path | None = None
     labels: str | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    """Of Ray, that the site takes up: a node that has them is where its actor runs."""
+    node: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the Ray node on which the actor runs."""
     order: Order | None = None
     """Batches outright, [1, updates, batch size] of the site's own rows."""
 
