@@ -211,7 +211,7 @@ class Federation:
         self._guard = self._guard.at(number)
         self._sweep()
         places = list(range(len(chosen.clients)))
-        found: dict[str, Any] = {"refused": Sum(np.float32(0)), "missing": Sum(np.float32(0))}
+        found: dict[str, Any] = {"refused": _sum(0), "missing": _sum(0)}
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
         for e in range(exchanges):
             result = self._exchange(e, state, number, version, chosen, places)
@@ -220,7 +220,7 @@ class Federation:
             for name, metric in result.metrics.items():
                 found[name] = found[name] + metric if name in found else metric
         here = chosen.clients[places]
-        found |= {"clients": Sum(np.float32(len(here))), "examples": Sum(np.float32(self.clients.sizes[here].sum()))}
+        found |= {"clients": _sum(len(here)), "examples": _sum(self.clients.sizes[here].sum())}
         self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total)})
         after: Any = Versions(jnp.asarray(version))
         return state._replace(round=state.round + 1, clients=after), found
@@ -255,7 +255,7 @@ class Federation:
         for place_, heard in replies.items():
             for name, value in heard.header.fields.items():
                 if name not in ("examples", "data", "weight"):
-                    totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = math.nan if value is None else float(value)
+                    totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = _float(value)
         here = np.isin(np.arange(len(sizes)), list(replies))
         pooled = {name: float(total[here].sum() / sizes[here].sum()) for name, total in totals.items()}
         return Evaluation(pooled, {name: total / sizes for name, total in totals.items()}, sizes)
@@ -294,7 +294,8 @@ class Federation:
         declined = sum(1 for at in position.values() if at not in replies) - refused
         here = [p for p in places if position[p] in updates]
         self._check_quorum(number, cohort.clients, [position[p] for p in here], f"exchange {e}")
-        acc, weight, count, metrics = None, np.float32(0), np.float32(0), {}
+        acc, weight, count = None, np.float32(0), np.float32(0)
+        metrics: dict[str, Any] = {}
         for p in here:  # in the order of the cohort, whoever came first
             update, its = updates.pop(position[p])
             times = np.float32(cohort.counts[p])
@@ -305,7 +306,7 @@ class Federation:
             for name, metric in _metrics(replies[position[p]].header).items():
                 metrics[name] = metrics[name] + metric if name in metrics else metric
         state = self._conclude[e](state._replace(clients=()), acc, weight, count)  # type: ignore[arg-type]
-        metrics |= {"refused": Sum(np.float32(refused)), "missing": Sum(np.float32(declined))}
+        metrics |= {"refused": _sum(refused), "missing": _sum(declined)}
         return _Result(state, here, metrics)
 
     def _collect(self, request: bytes, number: int, positions: list[int], how: Mapping[str, Any]) -> dict[int, Envelope]:
@@ -446,11 +447,10 @@ class Federation:
         if missing := [name for name in self._names if name not in now and name not in known]:
             raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why")
         for name, about in now.items():
-            if not (
-                type(about.get("examples")) is int and about["examples"] > 0 and type(about.get("data")) is type(about.get("schema")) is str
-            ):
+            examples: Any = about.get("examples")
+            if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
                 raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
-        found = {name: known.get(name, now.get(name)) for name in self._names}
+        found = {name: known[name] if name in known else now[name] for name in self._names}
         schemas = {name: about["schema"] for name, about in {**found, **now}.items()}
         if odd := [name for name, schema in schemas.items() if schema != schemas[self._names[0]]]:
             raise ValueError(f"{', '.join(odd)} have other columns, shapes or dtypes than {self._names[0]}; all sites need the same")
@@ -511,13 +511,24 @@ class _Result(NamedTuple):
 
 def _metrics(header: Header) -> dict[str, Any]:
     """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `clients` alone is a sum."""
-    fields = {k: math.nan if v is None else float(v) for k, v in header.fields.items() if k not in ("weight", "examples", "data")}  # type: ignore[arg-type]
+    fields = {name: _float(value) for name, value in header.fields.items() if name not in ("weight", "examples", "data")}
     found: dict[str, Any] = {}
     for name, value in fields.items():
+        weight: Any = np.float32(fields.get(f"{name}.weight", 0))
         if "." not in name:
-            weight = fields.get(f"{name}.weight")
-            found[name] = Sum(np.float32(value)) if weight is None else Mean(np.float32(value), np.float32(weight))
+            total: Any = np.float32(value)
+            found[name] = Mean(total, weight) if f"{name}.weight" in fields else Sum(total)
     return found
+
+
+def _float(value: Any) -> float:
+    """A field that should be a number; NaN where it is none."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _sum(value: Any) -> Sum:
+    total: Any = np.float32(value)
+    return Sum(total)
 
 
 def _own_key(folder: Path | None) -> SiteKey:

@@ -1,4 +1,4 @@
-"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again, and carries bytes; it is trusted with nothing else.
+"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and carries bytes.
 
 A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a consortium that agreed to be
 one domain; between others the transport is another. What crosses is signed envelopes and nothing else, but at construction:
@@ -122,7 +122,7 @@ def preflight(insecure_local: bool = False) -> None:
 
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
     if ray.is_initialized():
         preflight(insecure_local)
         return False

@@ -35,7 +35,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_core import keys, metrics
+from fedjax_core import keys
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
@@ -234,7 +234,7 @@ class Site:
             raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
         fields: dict[str, Scalar] = {"weight": weight, "examples": self.clients.examples, "data": self._data}
         for name, metric in found_metrics.items():
-            fields |= self._metric(name, metric)
+            fields |= self._metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
         reply = self._reply("update", header, fields, tensors)
         keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
         return reply
@@ -256,7 +256,7 @@ class Site:
         sums = local.totals(algorithm.task, params, self.clients, batch)
         fields: dict[str, Scalar] = {"examples": self.clients.examples}
         for name, total in sums.items():
-            fields |= self._metric(name, metrics.Sum(np.float64(total)))
+            fields |= self._metric(name, {"total": total})
         return self._reply("metrics", header, fields, {})
 
     def _describe(self, envelope: Envelope) -> bytes:
@@ -264,12 +264,11 @@ class Site:
         fields: dict[str, Scalar] = {"examples": self.clients.examples, "data": self._data, "schema": self._schema}
         return self._reply("description", envelope.header, fields, {})
 
-    def _metric(self, name: str, metric: Any) -> dict[str, Scalar]:
+    def _metric(self, name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
         """A metric's sums as fields, where the policy lets it leave; what is not finite goes as nothing."""
         if not self.policy.may_leave([name], 0.0).allowed:
             return {}
-        plain = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
-        return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in plain.items()}
+        return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}
 
     def _ask_policy(self, header: Header) -> None:
         """Returns where the policy lets the site work on this; the task is then pinned where it is the first one."""
@@ -370,7 +369,7 @@ def _run_key(header: Header) -> Any:
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
     try:
-        return jax.random.wrap_key_data(np.frombuffer(bytes.fromhex(text), "<u4"), impl=kind)
+        return jax.random.wrap_key_data(jax.numpy.asarray(np.frombuffer(bytes.fromhex(text), "<u4")), impl=kind)
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
 

@@ -6,12 +6,14 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.metrics import summary
-from tests.sites.federations import NAMES, federation, simulator, whole
-from tests.test_contracts import assert_close, assert_equal
+from tests.sites.federations import federation, simulator, whole
+from tests.test_contracts import assert_close
 from tests.zoo import ZOO
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
-ZOO_HERE = [name for name in ZOO if name not in ("logistic", "fedyogi", "clip", "quantize", "linen dropout", "linear")]  # others have it all
+ZOO_HERE = [
+    name for name in ZOO if name not in ("logistic", "fedyogi", "clip", "quantize", "linen dropout", "linear")
+]  # others have it all
 
 
 @pytest.mark.parametrize("name", ZOO_HERE)
@@ -36,5 +38,12 @@ def test_sites_end_where_the_simulator_ends(name):
 
 def fit(fed, rounds, run_dir):
     return fc.fit(
-        fed, rounds, cohorts=lambda r: COHORTS[r], run_dir=run_dir, key=jax.random.key(1), checkpoint_every=2, evaluate_every=2, progress=False
+        fed,
+        rounds,
+        cohorts=lambda r: COHORTS[r],
+        run_dir=run_dir,
+        key=jax.random.key(1),
+        checkpoint_every=2,
+        evaluate_every=2,
+        progress=False,
     )

@@ -1,4 +1,4 @@
-"""Four hospitals as four processes under Ray follow the stored trajectory of the heart study; and a Ray that anybody could enter is refused."""
+"""Four hospitals as four processes under Ray follow the stored trajectory of the heart study; an open Ray is refused."""
 
 import jax
 import numpy as np
