@@ -35,7 +35,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -174,7 +174,7 @@ class Federation:
             self._said = 0
             self._late: dict[Future[bytes], str] = {}
             self._first: Any = None
-            self._compile()
+            self._server = _server(composed)
             self.clients = Sites(self._names, self._describe())
         except BaseException:
             self._exit.close()
@@ -262,11 +262,11 @@ class Federation:
 
     def _exchange(self, e: int, state: State, number: int, version: np.ndarray, cohort: sampling.Cohort, places: list[int]) -> "_Result":
         """One exchange with the sites at these places of the cohort: who of them counted, and the state that comes of it."""
-        message = self._broadcast[e](state.server)
+        message = self._server.broadcast[e](state.server)
         body = {"message": message, "uplink": state.uplink[e]}
         request = self._request("train", number, e, state, version, body, {})
         expected = gate.Expected(
-            run=self.run_name, round=number, exchange=e, config=self.study.hash, kinds=kinds(self._sent[e]), data=self.clients.data,
+            run=self.run_name, round=number, exchange=e, config=self.study.hash, kinds=kinds(self._server.sent[e]), data=self.clients.data,
             answers=header_of(request).digest, max_weight=math.inf, max_norm=self.rules.max_norm,
         )  # fmt: skip
         position = {p: int(cohort.clients[p]) for p in places}
@@ -280,8 +280,8 @@ class Federation:
             verdict = gate.check(heard, replace(expected, max_weight=bound))
             usable, about = verdict.accepted, dict(verdict._asdict())
             if usable:
-                sent = place(heard.tensors, self._sent[e])
-                update, fine = self._receive[e](state.uplink[e], sent, np.float32(heard.header.fields["weight"]))
+                sent = place(heard.tensors, self._server.sent[e])
+                update, fine = self._server.receive[e](state.uplink[e], sent, np.float32(heard.header.fields["weight"]))
                 usable = bool(fine)
                 about |= {} if usable else {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
             if usable:
@@ -300,12 +300,12 @@ class Federation:
             update, its = updates.pop(position[p])
             times = np.float32(cohort.counts[p])
             if self.round.algorithm.exchanges[e].update is not None:
-                acc = self._zero(update, len(cohort.clients)) if acc is None else acc
-                acc = self._add(acc, update, np.float32(its) * times, np.int32(p))
+                acc = self._server.zero(update, len(cohort.clients)) if acc is None else acc
+                acc = self._server.add(acc, update, np.float32(its) * times, np.int32(p))
             weight, count = weight + np.float32(its) * times, count + times
             for name, metric in _metrics(replies[position[p]].header).items():
                 metrics[name] = metrics[name] + metric if name in metrics else metric
-        state = self._conclude[e](state._replace(clients=()), acc, weight, count)  # type: ignore[arg-type]
+        state = self._server.conclude[e](state._replace(clients=()), acc, weight, count)  # type: ignore[arg-type]
         metrics |= {"refused": _sum(refused), "missing": _sum(declined)}
         return _Result(state, here, metrics)
 
@@ -478,27 +478,42 @@ class Federation:
             return found, found.keys
         return transport, {}
 
-    def _compile(self) -> None:
-        """The server's parts of each exchange, compiled, and the shapes of what sites send."""
-        composed = self.round
-        state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
-        kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
-        self._sent = []
-        for e, exchange in enumerate(composed.algorithm.exchanges):
 
-            def sent(server: Any, uplink: Any, kept: Any, key: Key, e: int = e, exchange: Any = exchange) -> Any:
-                message = exchange.broadcast(server)
-                carry = exchange.client.begin(message, kept.own, key)
-                return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
+class _Server(NamedTuple):
+    """The server's part of a round, compiled; all but the last two by exchange."""
 
-            key = jax.eval_shape(lambda: jax.random.key(0))
-            self._sent.append(jax.eval_shape(sent, state.server, state.uplink[e], kept, key))
-        exchanges = range(len(composed.algorithm.exchanges))
-        self._broadcast = [jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges]
-        self._receive = [jax.jit(partial(composed.receive, e)) for e in exchanges]
-        self._conclude = [jax.jit(partial(composed.conclude, e)) for e in exchanges]
-        self._zero = jax.jit(composed.aggregator.zero, static_argnums=1)
-        self._add = jax.jit(lambda acc, u, w, p: composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], u), w[None], p[None]))
+    sent: list[Any]  # the shapes of what a site sends
+    broadcast: list[Any]
+    receive: list[Any]
+    conclude: list[Any]
+    zero: Any
+    add: Any
+
+
+@lru_cache(maxsize=16)
+def _server(composed: Round) -> _Server:
+    exchanges = range(len(composed.algorithm.exchanges))
+    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
+
+    def sent(e: int, server: Any, uplink: Any, kept: Any, key: Key) -> Any:
+        exchange = composed.algorithm.exchanges[e]
+        message = exchange.broadcast(server)
+        carry = exchange.client.begin(message, kept.own, key)
+        return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
+
+    def add(acc: Any, update: Any, weight: Array, place: Array) -> Any:
+        return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return _Server(
+        sent=[jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges],
+        broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
+        receive=[jax.jit(partial(composed.receive, e)) for e in exchanges],
+        conclude=[jax.jit(partial(composed.conclude, e)) for e in exchanges],
+        zero=jax.jit(composed.aggregator.zero, static_argnums=1),
+        add=jax.jit(add),
+    )
 
 
 class _Result(NamedTuple):
