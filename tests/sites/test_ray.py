@@ -1,21 +1,27 @@
 """Four hospitals as four processes under Ray follow the stored trajectory of the heart study; an open Ray is refused."""
 
+import os
+import signal
+
 import jax
 import numpy as np
+import optax
 import pytest
+import ray
 
 import fedjax_core as fc
 from fedjax_core.data.sources.heart_disease import HOSPITALS
-from fedjax_core.sites.coordinator import Federation
+from fedjax_core.sites.ray_transport import NAMESPACE, InsecureRay, preflight
 from fedjax_core.sites.site import SiteFile
 from tests.experiments.test_heart_golden import STEPS, golden, study
 
 __all__ = ["golden", "study"]
 
 
-@pytest.mark.parametrize("strategy", ["Scaffold"])
-def test_four_site_processes_follow_the_stored_weights(golden, study, strategy, tmp_path):
-    composed = fc.compose(study.strategies(fc.models.logistic(features=13, classes=1))[strategy])
+@pytest.mark.parametrize("killed_before", [None, pytest.param(6, marks=pytest.mark.slow)])
+def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, killed_before):
+    """SCAFFOLD, where a site that forgot its control variate would leave the trajectory."""
+    composed = fc.compose(study.strategies(fc.models.logistic(features=13, classes=1))["Scaffold"])
     sites = [
         SiteFile(
             name=name,
@@ -25,9 +31,35 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, strategy, 
         )
         for i, name in enumerate(HOSPITALS)
     ]
-    with Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator") as fed:
+    with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator") as fed:
         state = fed.init(jax.random.key(0), params=study.unflat(golden["init"]))
-        for expected in golden[f"traj_{strategy}"][1:]:
+        for r, expected in enumerate(golden["traj_Scaffold"][1:]):
+            if r == killed_before:
+                kill(HOSPITALS[1])
             state, seen = fed.run(state, np.arange(4))
             np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
-        assert float(seen["clients"]) == 4
+            assert float(seen["clients"]) == 4
+    assert not ray.is_initialized()
+
+
+def kill(site):
+    """SIGKILL to the process of a site."""
+    actor = ray.get_actor(f"site-{site}", namespace=NAMESPACE)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+
+
+def test_a_ray_that_anybody_could_enter_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(InsecureRay, match=r"RAY_AUTH_MODE=token\) and TLS"):
+        preflight()
+    preflight(insecure_local=True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(InsecureRay, match="lacks TLS"):
+        preflight()
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    preflight()
+    composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=1), local=optax.sgd(0.1)))
+    monkeypatch.delenv("RAY_USE_TLS")
+    with pytest.raises(InsecureRay, match="lacks TLS"):
+        fc.Federation(composed, [SiteFile(name="charite", data={})], batch_size=1, address="10.0.0.1:6379")
