@@ -32,7 +32,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -61,6 +61,9 @@ from fedjax_core.sites.wire import Envelope, Header, decode, encode, header_of
 from fedjax_core.types import Array, Key, Params
 
 log = logging.getLogger("fedjax_core")
+
+
+_NO_METRICS = ("weight", "examples", "data", "data_was")  # of the fields in a reply
 
 
 class Paused(RuntimeError):
@@ -192,9 +195,9 @@ class Federation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that changes the answer, to the last bit, besides the `Round` and the data."""
+        """All that changes the answer, to the last bit, besides the `Round`, the data, and who reported in time."""
         study = self.study
-        return {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed, "rules": self.rules}
+        return {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
@@ -249,12 +252,12 @@ class Federation:
         # The simulator's batches, for losses in which examples meet.
         batch = int(np.clip(2 ** np.ceil(np.log2(np.median(sizes))), 8, 512))
         request = self._request("evaluate", number, 0, state, np.asarray(state.clients.version), body, {"batch": batch})  # type: ignore[attr-defined]
-        replies = self._collect(request, number, list(range(len(self._names))), {})
+        replies = self._collect(request, number, list(range(len(self._names))))
         self._check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
         totals: dict[str, np.ndarray] = {}
         for place_, heard in replies.items():
             for name, value in heard.header.fields.items():
-                if name not in ("examples", "data", "weight"):
+                if name not in _NO_METRICS:
                     totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = _float(value)
         here = np.isin(np.arange(len(sizes)), list(replies))
         pooled = {name: float(total[here].sum() / sizes[here].sum()) for name, total in totals.items()}
@@ -290,7 +293,7 @@ class Federation:
             self._record(heard.header.sender, "update", number, about | {"exchange": e, "digest": heard.header.digest})
             return usable
 
-        replies = self._collect(request, number, list(position.values()), {"use": use})
+        replies = self._collect(request, number, list(position.values()), use)
         declined = sum(1 for at in position.values() if at not in replies) - refused
         here = [p for p in places if position[p] in updates]
         self._check_quorum(number, cohort.clients, [position[p] for p in here], f"exchange {e}")
@@ -309,9 +312,11 @@ class Federation:
         metrics |= {"refused": _sum(refused), "missing": _sum(declined)}
         return _Result(state, here, metrics)
 
-    def _collect(self, request: bytes, number: int, positions: list[int], how: Mapping[str, Any]) -> dict[int, Envelope]:
-        """The replies that count, by the sites' positions."""
-        rules, use = self.rules, how.get("use", lambda at, heard: True)
+    def _collect(
+        self, request: bytes, number: int, positions: list[int], use: Callable[[int, Envelope], bool] | None = None
+    ) -> dict[int, Envelope]:
+        """The replies that count, by the sites' positions: all of them, or reports that are of `use`."""
+        rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
         good: dict[int, Envelope] = {}
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
@@ -325,7 +330,7 @@ class Federation:
             ask(at)
         for turn in range(rules.attempts):
             until = time.monotonic() + rules.deadline_seconds
-            while waiting and len(good) < (rules.enough or len(positions)):
+            while waiting and len(good) < most:
                 left = until - time.monotonic()
                 done, _ = wait(waiting, max(0.0, left if rules.idle_seconds is None else min(left, rules.idle_seconds)), FIRST_COMPLETED)
                 if not done:
@@ -340,7 +345,7 @@ class Federation:
                         ask(at)
                     elif heard is not None:
                         settled.add(at)
-                        if heard.header.kind != "refusal" and use(at, heard):
+                        if heard.header.kind != "refusal" and (use is None or use(at, heard)):
                             good[at] = heard
             missing = [at for at in positions if at not in settled and at in waiting.values()]
             if not missing or turn + 1 == rules.attempts or self._quorate(positions, list(good)):
@@ -443,7 +448,7 @@ class Federation:
         known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
         request = self._request("describe", 0, 0, None, np.zeros(0), {}, {})
         self.clients = Sites(self._names, [{"examples": 1, "data": ""}] * len(self._names))
-        now = {self._names[at]: dict(h.header.fields) for at, h in self._collect(request, 0, list(range(len(self._names))), {}).items()}
+        now = {self._names[at]: dict(h.header.fields) for at, h in self._collect(request, 0, list(range(len(self._names)))).items()}
         if missing := [name for name in self._names if name not in now and name not in known]:
             raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why")
         for name, about in now.items():
@@ -526,7 +531,7 @@ class _Result(NamedTuple):
 
 def _metrics(header: Header) -> dict[str, Any]:
     """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `clients` alone is a sum."""
-    fields = {name: _float(value) for name, value in header.fields.items() if name not in ("weight", "examples", "data")}
+    fields = {name: _float(value) for name, value in header.fields.items() if name not in _NO_METRICS}
     found: dict[str, Any] = {}
     for name, value in fields.items():
         weight: Any = np.float32(fields.get(f"{name}.weight", 0))

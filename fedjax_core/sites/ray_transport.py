@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import traceback
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -135,10 +136,12 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
     for about in files:
         for name, amount in about.resources.items():
             resources[name] = resources.get(name, 0.0) + amount
-    ray.init(
-        address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
-        resources=resources, **quiet,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        ray.init(
+            address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
+            resources=resources, **quiet,
+        )  # fmt: skip
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not insecure_local:
         ray.shutdown()
         raise InsecureRay("this Ray runs without token authentication: unset RAY_AUTH_MODE, or give insecure_local=True to go without")

@@ -5,7 +5,8 @@
 A request is for training in one exchange (`train`), for sums of metrics (`evaluate`), or for what the coordinator must know of the
 site (`describe`). The policy is asked before any work and before anything leaves. What leaves is recorded in the site's ledger first.
 Requests may come twice: the same bytes get the same bytes back, and the same request anew gets the same numbers, as all that a site
-computes from is in its folder and in the request. A refusal carries a code and names of settings, never a value of the data;
+computes from is in its folder and in the request. What was answered is remembered by the process only, so that a site that died at work
+can be asked again. A refusal carries a code and names of settings, never a value of the data;
 what went wrong in full is in `errors.log` in the site's folder.
 
     name = "charite"                      site.toml
@@ -53,6 +54,8 @@ from fedjax_core.sites.tensors import place
 from fedjax_core.sites.wire import Envelope, Header, decode, encode, header_of
 from fedjax_core.types import Batch
 
+_client_key = jax.jit(keys.client)
+
 COORDINATOR, SITES = "coordinator", "sites"
 """The names of who asks and of whom is asked: a broadcast is one message for all sites."""
 
@@ -88,6 +91,8 @@ class SiteFile:
     name: str
     data: Any
     """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients` themselves."""
+    data_was: str | None = None
+    """The fingerprint that the data had before, where they have changed in the middle of a run and are meant to have."""
     folder: Path | None = None
     """Where state, ledger and errors are kept; None keeps nothing, for tries in memory."""
     study: str | None = None
@@ -143,9 +148,8 @@ class Site:
         self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
         self.key = _key(about)
         self.clients = _data(about)
-        self.policy = _usual(self.name, study, self.clients) if about.policy is None else Policy.read(about.policy)
-        if self.policy.site != self.name:
-            raise ValueError(f"{about.policy} is the policy of {self.policy.site!r}, not of {self.name!r}")
+        self.policy = _usual(self.name, study, self.clients)
+        self._read_policy()
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self._roster = Roster({COORDINATOR: coordinator})
         self._data = fingerprint(self.clients, about.order)
@@ -208,6 +212,7 @@ class Site:
             raise WrongConfig("the site has another study than the run; both ends need the same algorithm, settings and versions")
         guard = self._guards.get(header.run, Guard(header.run, 0)).at(header.round)
         self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+        self._read_policy()
         self._ask_policy(header)
         return answer(envelope)
 
@@ -226,13 +231,15 @@ class Site:
                 raise BadRequest("the request does not say what a site keeps before its first round")
             keep.write(0, found["first"])
         kept = keep.read(version, self._kept)
-        client_key = keys.client(_run_key(header), header.round, self.clients.addresses[0])
+        client_key = _client_key(_run_key(header), np.int32(header.round), self.clients.addresses[0])
         seen = local.visit(composed, e, self._plan, self.clients, found["message"], found["uplink"], kept, client_key, header.round)
         sent, weight, now, fine, found_metrics = jax.device_get(tuple(seen))
         tensors, weight = as_tensors(sent), float(weight)
         if not (fine and math.isfinite(weight)):
             raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
         fields: dict[str, Scalar] = {"weight": weight, "examples": self.clients.examples, "data": self._data}
+        if self.about.data_was is not None:
+            fields["data_was"] = self.about.data_was
         for name, metric in found_metrics.items():
             fields |= self._metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
         reply = self._reply("update", header, fields, tensors)
@@ -269,6 +276,13 @@ class Site:
         if not self.policy.may_leave([name], 0.0).allowed:
             return {}
         return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}
+
+    def _read_policy(self) -> None:
+        """The policy as it is in its file now: staff may pause the site at any time."""
+        if self.about.policy is not None:
+            self.policy = Policy.read(self.about.policy)
+        if self.policy.site != self.name:
+            raise ValueError(f"{self.about.policy} is the policy of {self.policy.site!r}, not of {self.name!r}")
 
     def _ask_policy(self, header: Header) -> None:
         """Returns where the policy lets the site work on this; the task is then pinned where it is the first one."""

@@ -198,3 +198,14 @@ def test_with_enough_reports_the_others_are_not_waited_for():
     with federation(COMPOSED, fault=fault, rules=replace(RULES, enough=3)) as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert float(seen["clients"]) == 3
+
+
+def test_waiting_ends_when_nothing_comes_for_a_while():
+    def fault(send, site, request, n):
+        return Future() if train(request) and site == NAMES[0] else send(site, request)
+
+    with federation(COMPOSED, fault=fault, rules=RULES) as (fed, _, _):
+        state = run(fed, [ALL])
+        fed.rules = replace(RULES, idle_seconds=1.0)
+        _, seen = fed.run(state, ALL)
+        assert float(seen["clients"]) == 3

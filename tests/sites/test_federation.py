@@ -11,9 +11,8 @@ import fedjax_core as fc
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Paused
-from fedjax_core.sites.policy import Leaving, Minimum, Policy, Tasks
 from fedjax_core.sites.wire import header_of
-from tests.sites.federations import NAMES, federation, simulator, site_files, whole
+from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
 from tests.test_contracts import assert_close, assert_equal
 from tests.zoo import ZOO, lossy, task
 
@@ -122,19 +121,30 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
         path = tmp_path / f"{one.name}.toml"
         path.write_text(f'site = "{one.name}"\n[tasks]\nmode = "first-use"\n')
         files.append(dataclasses.replace(one, policy=path))
-    with federation(stateful, files=files, folder=tmp_path) as (fed, sites, _):
-        first = Tasks("first-use")
-        sites[1].policy = Policy(NAMES[1])  # with which no task is allowed
-        sites[2].policy = Policy(NAMES[2], tasks=first, minimum=Minimum(examples=2))
-        sites[3].policy = Policy(NAMES[3], tasks=first, leaving=Leaving(max_norm=1e-9))
+    with federation(stateful, files=files, folder=tmp_path) as (fed, _, _):
+        changes = {1: "paused = true", 2: "[minimum]\nexamples = 2", 3: "[leaving]\nmax_norm = 1e-9"}
+        for i, change in changes.items():  # by their staff, while the run goes on
+            files[i].policy.write_text(f'site = "{NAMES[i]}"\n{change}\n[tasks]\nmode = "first-use"\n')
         state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
         assert state.clients.version.tolist() == [1, 0, 0, 0]
         assert set(seen) == {"refused", "missing", "clients", "examples"}  # the loss is not among the fields that may leave
         said = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
-    assert "tasks.allowed" in said[NAMES[1]] and "minimum.examples" in said[NAMES[2]] and "leaving.max_norm" in said[NAMES[3]]
+    assert "(paused)" in said[NAMES[1]] and "minimum.examples" in said[NAMES[2]] and "leaving.max_norm" in said[NAMES[3]]
     ledger = [entry.about["kind"] for entry in show(tmp_path / NAMES[0] / "audit") if entry.what == "left"]
     assert ledger == ["description", "update"]
     assert "update" not in [entry.about.get("kind") for entry in show(tmp_path / NAMES[3] / "audit")]
+
+
+def test_a_change_of_data_must_be_declared(stateful, tmp_path):
+    with federation(stateful, folder=tmp_path) as (fed, _, _):
+        state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+        was = fed.clients.data[NAMES[0]]
+    more = dataclasses.replace(site_files(folder=tmp_path)[0], data=jax.tree.map(lambda x: x[:-1], columns()[0]))
+    for declared, count in ((None, 3), (was, 4)):
+        files = [dataclasses.replace(more, data_was=declared), *site_files(folder=tmp_path)[1:]]
+        with federation(stateful, files=files, folder=tmp_path) as (fed, _, _):
+            fed.init(jax.random.key(1))
+            assert float(fed.run(state, [0, 1, 2, 3])[1]["clients"]) == count
 
 
 def test_no_value_of_the_data_is_anywhere_but_at_its_site(tmp_path):
