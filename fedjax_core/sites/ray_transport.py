@@ -16,12 +16,13 @@ import os
 import secrets
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from fedjax_core.sites.identity import PublicKey
 from fedjax_core.sites.site import Site, SiteFile
@@ -136,16 +137,32 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
     for about in files:
         for name, amount in about.resources.items():
             resources[name] = resources.get(name, 0.0) + amount
-    with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
-        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+    with _on_loopback():
         ray.init(
             address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
             resources=resources, **quiet,
         )  # fmt: skip
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not insecure_local:
+    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["without token authentication: unset RAY_AUTH_MODE"]
+    lacking += (
+        [] if ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1" else ["on all networks of this machine: use another version of Ray"]
+    )
+    if lacking and not insecure_local:
         ray.shutdown()
-        raise InsecureRay("this Ray runs without token authentication: unset RAY_AUTH_MODE, or give insecure_local=True to go without")
+        raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
     return True
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's address and listens everywhere."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _note(folder: Path | None, error: Exception) -> None:

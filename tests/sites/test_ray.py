@@ -6,6 +6,7 @@ import signal
 import jax
 import numpy as np
 import optax
+import psutil
 import pytest
 import ray
 
@@ -32,6 +33,7 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
         for i, name in enumerate(HOSPITALS)
     ]
     with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator") as fed:
+        assert listening() == {"127.0.0.1"}
         state = fed.init(jax.random.key(0), params=study.unflat(golden["init"]))
         for r, expected in enumerate(golden["traj_Scaffold"][1:]):
             if r == killed_before:
@@ -40,6 +42,13 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
             np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
             assert float(seen["clients"]) == 4
     assert not ray.is_initialized()
+
+
+def listening():
+    """The addresses at which this process and those that it started wait for connections."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [c.laddr.ip for process in tree for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return {ip.removeprefix("::ffff:") for ip in found}
 
 
 def kill(site):
