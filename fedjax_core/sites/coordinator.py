@@ -86,8 +86,8 @@ class WrongReply(Refused):
 class Rules:
     """How long an exchange waits, and for how many."""
 
-    quorum: int = 1
-    """So many sites must report."""
+    quorum: int | None = None
+    """So many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
     share: float = 0.0
     """And they must have this share of the cohort's examples."""
     deadline_seconds: float = 3600.0
@@ -402,19 +402,23 @@ class Federation:
 
     def _quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
         sizes = self.clients.sizes
-        return len(here) >= min(self.rules.quorum, len(positions)) and bool(
+        return len(here) >= self._needed(len(positions)) and bool(
             sizes[list(here)].sum() >= self.rules.share * sizes[list(positions)].sum()
         )
+
+    def _needed(self, sites: int) -> int:
+        """How many of so many sites must report."""
+        return sites // 2 + 1 if self.rules.quorum is None else min(self.rules.quorum, sites)
 
     def _check_quorum(self, number: int, positions: Any, here: list[int], what: str) -> None:
         """Raises `Paused` where those here are too few."""
         positions = [int(p) for p in positions]
         if here and self._quorate(positions, here):
             return
-        missing = ", ".join(self._names[p] for p in positions if p not in here)
+        missing, needed = ", ".join(self._names[p] for p in positions if p not in here), self._needed(len(positions))
         self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions)})
         raise Paused(
-            f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {self.rules.quorum} with {self.rules.share:.0%} "
+            f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "
             f"of the examples must. Missing: {missing[:500]}. The state is unchanged: see the audit log, and run the round again."
         )
 

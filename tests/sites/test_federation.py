@@ -10,7 +10,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
-from fedjax_core.sites.coordinator import Paused
+from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.wire import header_of
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
 from tests.test_contracts import assert_close, assert_equal
@@ -121,7 +121,7 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
         path = tmp_path / f"{one.name}.toml"
         path.write_text(f'site = "{one.name}"\n[tasks]\nmode = "first-use"\n')
         files.append(dataclasses.replace(one, policy=path))
-    with federation(stateful, files=files, folder=tmp_path) as (fed, _, _):
+    with federation(stateful, files=files, folder=tmp_path, rules=Rules(quorum=1)) as (fed, _, _):
         changes = {1: "paused = true", 2: "[minimum]\nexamples = 2", 3: "[leaving]\nmax_norm = 1e-9"}
         for i, change in changes.items():  # by their staff, while the run goes on
             files[i].policy.write_text(f'site = "{NAMES[i]}"\n{change}\n[tasks]\nmode = "first-use"\n')
