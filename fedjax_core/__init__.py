@@ -9,6 +9,8 @@
 '0.6850'
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
 from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
 from fedjax_core.lanes import Evaluation, Simulator, Sweep, evaluate, grid, predict
@@ -17,6 +19,9 @@ from fedjax_core.run import History, fit
 from fedjax_core.task import Task
 from fedjax_core.types import Batch
 
+if TYPE_CHECKING:
+    from fedjax_core.sites.coordinator import Federation
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "Clients",
     "Cohort",
     "Evaluation",
+    "Federation",
     "History",
     "Round",
     "Simulator",
@@ -45,3 +51,12 @@ __all__ = [
     "tree",
     "uplink",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs libraries that not everybody has is imported when first asked for."""
+    if name == "Federation":
+        from fedjax_core.sites.coordinator import Federation
+
+        return Federation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ Lanes, devices, workers and sites then merge by `+`, and a mean of means cannot 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,14 @@ class Sum(_Addable):
     def value(self) -> Array:
         """The total."""
         return jnp.asarray(self.total)
+
+
+class Evaluation(NamedTuple):
+    """Every metric as a person reads it, {name: value}."""
+
+    pooled: dict[str, float]  # over all examples
+    clients: dict[str, np.ndarray]  # [N] float64, over each client's examples; NaN for a client with none
+    sizes: np.ndarray  # [N] examples behind each
 
 
 def mean(values: Array, weight: Array | float = 1.0) -> Mean:

@@ -14,7 +14,7 @@ Batches never mix clients, so that a loss in which examples meet is right too; m
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,11 @@ import numpy as np
 
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.metrics import Evaluation as Evaluation
 from fedjax_core.task import Task
 from fedjax_core.types import Batch, Params
 
 _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough for any image
-
-
-class Evaluation(NamedTuple):
-    """Every metric as a person reads it, {name: value}."""
-
-    pooled: dict[str, float]  # over all examples
-    clients: dict[str, np.ndarray]  # [N] float64, over each client's examples; NaN for a client with none
-    sizes: np.ndarray  # [N] examples behind each
 
 
 def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:

@@ -36,6 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fedjax_core.describe import digest as digest
+
 log = logging.getLogger("fedjax_core")
 
 _ABOUT, _STATE, _WRITING, _DAMAGED = "checkpoint.json", "state", "writing-", "damaged-"
@@ -233,11 +235,6 @@ def read(path: Path) -> Saved:
             return reader.submit(_read, path).result()
         except _Damaged as reason:
             raise CheckpointError(f"the checkpoint in {path} is damaged: {reason}") from reason
-
-
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of the array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,8 +1,5 @@
 """A run's configuration as dotted names and plain values, so that a changed one can be told, and told by name.
 
-An optax optimiser, a task or an algorithm is a tuple of functions: what was set is in their closures, defaults and constants. So
-`describe` walks values and functions alike, and gives the same answer in another process: no addresses, no order of hashing.
-
 >>> def scaled(factor):
 ...     return lambda x: factor * x + 1
 >>> difference(describe({"f": scaled(0.1)}), describe({"f": scaled(0.2)}))
@@ -11,41 +8,16 @@ An optax optimiser, a task or an algorithm is a tuple of functions: what was set
 True
 """
 
-import dataclasses
-import dis
-import enum
-import functools
 import hashlib
 import importlib.metadata
-import math
 import platform
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from fedjax_core.run.checkpoint import digest
-
-Scalar = bool | int | float | str | None
-
-_DEPTH = 40
-_NAMED = {"jax", "jaxlib", "numpy", "builtins", "ml_dtypes", "functools", "typing"}  # of these a function's name says enough
-_VERSIONED = {"fedjax_core", "optax", "flax"}  # of these what is closed over counts, and `versions` tells of changed code
-
-
-def describe(value: Any) -> dict[str, Scalar]:
-    """The value flattened, {dotted name: JSON scalar}: equal for equal builds in any process, else different by a telling name.
-
-    Functions are named, with the values they close over and their defaults; a user's own also with their code, its constants, and
-    the plain values and functions of their file that they mention. Other objects count by their public attributes, arrays by a digest.
-    """
-    walk = _Walk()
-    walk.visit("", value, 0)
-    return walk.found
+from fedjax_core.describe import Scalar as Scalar
+from fedjax_core.describe import describe as describe
 
 
 def difference(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[str]:
@@ -78,167 +50,3 @@ def versions() -> dict[str, Scalar]:
 
 def _same(a: Scalar, b: Scalar) -> bool:
     return type(a) is type(b) and a == b
-
-
-class _Walk:
-    """One walk over a value; what was met before is named by where, which ends cycles and keeps shared parts short."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Scalar] = {}
-        self._met: dict[int, tuple[str, Any]] = {}  # holds the objects, so that an id is not used twice
-
-    def visit(self, name: str, value: Any, depth: int) -> None:
-        plain = _plain(value)
-        if plain is not None or value is None:
-            self.found[name or "value"] = plain
-            return
-        if id(value) in self._met:
-            self.found[name] = f"the same as {self._met[id(value)][0] or 'the whole'}"
-            return
-        self._met[id(value)] = name, value
-        kind = _kind(value)
-        if depth >= _DEPTH:
-            self.found[name] = f"{kind}, too deep to describe"
-            return
-        parts = self._parts(value)
-        if kind not in ("dict", "list", "tuple") or not parts:
-            self.found[name or "value"] = kind
-        for part, inner in parts:
-            self.visit(f"{name}{part}" if part.startswith("[") or not name else f"{name}.{part}", inner, depth + 1)
-
-    def _parts(self, value: Any) -> list[tuple[str, Any]]:
-        """(name, value) of all that makes this one what it is."""
-        if isinstance(value, types.FunctionType):
-            return _function_parts(value)
-        if isinstance(value, functools.partial):
-            return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
-        if isinstance(value, types.MethodType):
-            return [("func", value.__func__), ("self", value.__self__)]
-        if _root(value) in _NAMED and callable(value) and not isinstance(value, Mapping):
-            wrapped = getattr(value, "__wrapped__", None)  # jax.jit(f) is f
-            return [("wrapped", wrapped)] if wrapped is not None else []
-        if isinstance(value, Mapping):
-            return sorted((str(k), v) for k, v in value.items()) if _sortable(value) else [(str(k), v) for k, v in value.items()]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return list(zip(value._fields, value, strict=True))
-        if isinstance(value, (list, tuple)):
-            return [(f"[{i}]", v) for i, v in enumerate(value)]
-        if isinstance(value, (set, frozenset)):
-            return [(f"[{i}]", v) for i, v in enumerate(sorted(value, key=repr))]
-        if dataclasses.is_dataclass(value):
-            # Fields that do not print are left out, as they are caches and links to parents (Flax modules), not settings.
-            return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr and hasattr(value, f.name)]
-        if hasattr(value, "__wrapped__"):
-            return [("wrapped", value.__wrapped__)]
-        return sorted((k, v) for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_"))
-
-
-def _plain(value: Any) -> Scalar:
-    """The value as one JSON scalar, None where it has parts (or is None)."""
-    if isinstance(value, enum.Enum):
-        return f"{_kind(value)}.{value.name}"
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else str(float(value))  # nan differs from itself, and JSON has no inf
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (complex, bytes, types.EllipsisType, range, slice, np.dtype)):
-        return repr(value)
-    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
-        return f"{getattr(value, '__module__', None) or 'module'}.{getattr(value, '__qualname__', value.__name__)}"
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return _array(value)
-    fingerprint = getattr(value, "fingerprint", None)
-    if isinstance(value, types.CodeType) or not callable(fingerprint):
-        return None
-    return f"{_kind(value)} {fingerprint()}"
-
-
-def _array(value: np.ndarray | jax.Array) -> Scalar:
-    if isinstance(value, jax.core.Tracer):
-        return f"traced {value.dtype}{list(value.shape)}"
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return f"key<{jax.random.key_impl(value)}> {np.asarray(jax.random.key_data(value)).tolist()}"
-    array = np.asarray(value)
-    if array.ndim == 0 and array.dtype.kind in "biuf":
-        return _plain(array[()])
-    contents = hashlib.sha256(repr(array.tolist()).encode()).hexdigest() if array.dtype.kind in "OUSM" else digest(array)
-    return f"{array.dtype}{list(array.shape)} {contents[:16]}"
-
-
-def _kind(value: Any) -> str:
-    """module.name of a function, or of another value's type."""
-    if isinstance(value, types.FunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
-    kind = type(value)
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    if _root(value) in _NAMED and callable(value) and hasattr(value, "__name__"):  # jnp.sin, jax.nn.relu
-        return f"{getattr(value, '__module__', None) or kind.__module__}.{value.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _root(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
-
-
-def _function_parts(f: types.FunctionType) -> list[tuple[str, Any]]:
-    if (f.__module__ or "").partition(".")[0] in _NAMED:
-        return [("wrapped", f.__wrapped__)] if hasattr(f, "__wrapped__") else []
-    parts: list[tuple[str, Any]] = [(f"closure.{k}", v) for k, v in _cells(f)]
-    names = f.__code__.co_varnames[: f.__code__.co_argcount]
-    defaults = f.__defaults__ or ()
-    parts += [(f"defaults.{k}", v) for k, v in zip(names[len(names) - len(defaults) :], defaults, strict=True)]
-    parts += [(f"defaults.{k}", v) for k, v in sorted((f.__kwdefaults__ or {}).items())]
-    if (f.__module__ or "").partition(".")[0] in _VERSIONED:
-        return parts
-    mentioned, constants, listing = _read_code(f.__code__, f.__doc__)
-    for name in sorted(mentioned):
-        other = f.__globals__.get(name)
-        if isinstance(other, (bool, int, float, str, np.ndarray)) or (_is_function(other) and other.__module__ == f.__module__):
-            parts.append((f"globals.{name}", other))
-    parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]
-    return [*parts, ("code", hashlib.sha256(listing.encode()).hexdigest()[:16])]
-
-
-def _cells(f: types.FunctionType) -> list[tuple[str, Any]]:
-    found = []
-    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        try:
-            found.append((name, cell.cell_contents))
-        except ValueError:  # a name not bound yet
-            found.append((name, "unbound"))
-    return found
-
-
-def _read_code(code: types.CodeType, doc: str | None) -> tuple[set[str], list[Any], str]:
-    """(names it mentions, its constants, its instructions in words): unmoved by comments, line numbers and docstrings."""
-    mentioned, constants, lines = set(code.co_names), [], []
-    for op in dis.get_instructions(code):
-        if isinstance(op.argval, types.CodeType):  # a function within
-            inner = _read_code(op.argval, _doc_of(op.argval))
-            mentioned |= inner[0]
-            constants += inner[1]
-            lines.append(inner[2])
-        elif op.opname in ("LOAD_CONST", "RETURN_CONST", "LOAD_SMALL_INT", "KW_NAMES"):
-            lines.append(op.opname)
-            if isinstance(op.argval, (bool, int, float, complex, str, bytes, tuple, frozenset)) and op.argval != doc:
-                constants.append(op.argval)
-        else:
-            lines.append(f"{op.opname} {op.argval if isinstance(op.argval, (str, int, tuple)) else op.argrepr}")
-    return mentioned, constants, "\n".join(lines)
-
-
-def _doc_of(code: types.CodeType) -> str | None:
-    return code.co_consts[0] if code.co_consts and isinstance(code.co_consts[0], str) else None
-
-
-def _is_function(value: Any) -> bool:
-    return isinstance(value, types.FunctionType)
-
-
-def _sortable(value: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) for k in value)

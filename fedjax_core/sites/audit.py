@@ -89,7 +89,7 @@ class Entry:
 class Log:
     """A log that is open for writing, by one process at a time. Use it in a `with`.
 
-    `record` returns when the entry is on the disk. What a crash left of a last line is cut off, and recorded as cut off.
+    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line is cut off, and recorded.
     """
 
     def __init__(
@@ -119,13 +119,27 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
         for part in (self._file, self._lock):
             if part is not None:
                 part.close()
         self._file = self._lock = None
 
-    def record(self, who: str, what: str, *, run: str = "", round: int | None = None, about: Mapping[str, Scalar] | None = None) -> None:
-        """Adds one entry. `about` holds small values: digests, sizes, codes, norms; one that is not finite is kept as text."""
+    def record(
+        self,
+        who: str,
+        what: str,
+        *,
+        run: str = "",
+        round: int | None = None,
+        about: Mapping[str, Scalar] | None = None,
+        wait: bool = True,
+    ) -> None:
+        """Adds one entry. `about` holds small values: digests, sizes, codes, norms; one that is not finite is kept as text.
+
+        Without `wait` the entry may reach the disk with the next one that waits: for what nothing is yet concluded from.
+        """
         plain = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in (about or {}).items()}
         for name, value in (*plain.items(), ("who", who), ("what", what), ("run", run), ("round", round)):
             if not is_scalar(value):
@@ -143,7 +157,8 @@ class Log:
         try:
             if file.write(line + b"\n") <= len(line):
                 raise OSError(errno.ENOSPC, "only a part of the entry was taken")
-            os.fsync(file.fileno())
+            if wait:
+                os.fsync(file.fileno())
         except OSError as error:  # a full disk: what it took of the line must not stay before the next one
             file.truncate(start)
             file.seek(start)
@@ -182,6 +197,7 @@ class Log:
         if self._lock is None:
             raise RuntimeError(f"the audit log {self.folder} is not open: use it in a `with`")
         if self._file is not None and self._file.tell() >= self._file_bytes:
+            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
         if self._file is None:

@@ -1,0 +1,143 @@
+"""One client's work in one exchange, alone: begin, as many steps as there are batches, finish and encode.
+
+The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on the host some at a time:
+memory does not grow with the data, and the compiled loop knows their number only as data.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_core import keys, tree
+from fedjax_core.algorithms.base import Seen
+from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.data.clients import Clients
+from fedjax_core.round import Kept, Round
+from fedjax_core.task import Task
+from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
+
+_BYTES = 16 << 20  # of examples that go to the device at a time
+_ROWS = 4096  # examples evaluated at a time
+
+
+class Visit(NamedTuple):
+    """What a client brings back from one exchange."""
+
+    sent: Any
+    weight: Array
+    kept: Kept
+    fine: Array  # bool: what it keeps is finite
+    metrics: dict[str, Any]
+
+
+def visit(composed: Round, e: int, plan: Plan, clients: Clients, message: Message, uplink: Any, kept: Kept, key: Key, round: int) -> Visit:
+    """Exchange `e` of a round at the only client of `clients`; `key` is the client's in this round."""
+    who, client = np.zeros(1, np.int64), _client(composed, e)
+    if composed.algorithm.exchanges[e].work == "train":
+        rows, _ = plan.batches(who, clients.offsets, clients.addresses, round)
+    else:
+        rows, _ = in_order(who, clients.offsets, plan.batch_size)
+    carry = client.begin(message, kept, key)
+    metrics = None
+    for first, count, columns, mask in _chunks(clients.columns, rows):
+        metrics = client.nothing(message, carry, columns, mask, key) if metrics is None else metrics
+        carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(count))
+    seen = Seen(jnp.float32(clients.examples), jnp.float32(len(rows)))
+    sent, weight, kept, fine = client.finish(message, uplink, kept, carry, seen, key)
+    return Visit(sent, weight, kept, fine, metrics or {})
+
+
+def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
+    """The sum of each metric over the client's examples, which meet in batches of this size."""
+    found: dict[str, float] = {}
+    rows, _ = in_order(np.zeros(1, np.int64), clients.offsets, batch_size)
+    group = max(1, min(_ROWS // batch_size, 1 << max(4, (len(rows) - 1).bit_length())))
+    for begin in range(0, len(rows), group):
+        part = _padded(rows[begin : begin + group], group)
+        sums = _evaluation(task)(params, _gather(clients.columns, part), (part >= 0).astype(np.float32))
+        for name, value in jax.device_get(sums).items():
+            found[name] = found.get(name, 0.0) + float(np.sum(value[: len(rows) - begin], dtype=np.float64))
+    return found
+
+
+class _Client(NamedTuple):
+    begin: Any
+    nothing: Any
+    work: Any
+    finish: Any
+
+
+@lru_cache(maxsize=64)
+def _client(composed: Round, e: int) -> _Client:
+    """The compiled parts of exchange `e`."""
+    client = composed.algorithm.exchanges[e].client
+
+    def begin(message: Message, kept: Kept, key: Key) -> Carry:
+        return client.begin(message, kept.own, keys.begin(key, e))
+
+    def step(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key, t: Array) -> tuple[Carry, Any]:
+        return client.step(message, carry, Batch(columns, mask), keys.step(key, e, t))
+
+    def nothing(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key) -> Any:
+        one = jax.tree.map(lambda x: x[0], columns)
+        return tree.zeros_like(jax.eval_shape(step, message, carry, one, mask[0], key, jnp.int32(0))[1])
+
+    def work(message: Message, carry: Carry, metrics: Any, columns: Columns, mask: Array, key: Key, first: Array, count: Array) -> Any:
+        def one(i: Array, loop: tuple[Carry, Any]) -> tuple[Carry, Any]:
+            carry, seen = step(message, loop[0], tree.take(columns, i), mask[i], key, first + i)
+            return carry, tree.add(loop[1], seen)
+
+        return lax.fori_loop(0, count, one, (carry, metrics))
+
+    def finish(message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Any:
+        sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, key)
+        return sent, weight, kept, tree.finite(kept)
+
+    return _Client(*(jax.jit(f) for f in (begin, nothing, work, finish)))
+
+
+@lru_cache(maxsize=32)
+def _evaluation(task: Task) -> Any:
+    """(params, columns, masks) -> the sum of each metric over each batch, {name: [G]}."""
+
+    def one(params: Params, columns: Columns, mask: Array) -> dict[str, Array]:
+        found = task.evaluation(params, Batch(columns, mask))
+        return {name: jnp.sum(jnp.where(mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()}
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+
+
+def _chunks(columns: Columns, rows: np.ndarray) -> Iterator[tuple[int, int, Columns, np.ndarray]]:
+    """(first step, steps, columns [C, B, ...], mask [C, B]): C is a power of two, so that few programs serve clients of all sizes."""
+    row = sum(x.nbytes // max(1, len(x)) for x in jax.tree.leaves(columns)) * rows.shape[1]
+    size = 1 << max(0, min(max(4, (len(rows) - 1).bit_length()), (_BYTES // max(1, row)).bit_length() - 1))
+    for first in range(0, len(rows), size):
+        part = _padded(rows[first : first + size], size)
+        yield first, min(size, len(rows) - first), _gather(columns, part), (part >= 0).astype(np.float32)
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(rows, ((0, size - len(rows)), (0, 0)), constant_values=-1)
+
+
+def _gather(columns: Columns, rows: np.ndarray) -> Columns:
+    """The rows of every column."""
+    at = np.where(rows < 0, ~rows, rows)
+    return narrow(jax.tree.map(lambda x: x[at], columns))
+
+
+def narrow(columns: Columns) -> Columns:
+    """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
+
+    def one(x: np.ndarray) -> np.ndarray:
+        found = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+        if found.dtype != x.dtype and np.issubdtype(x.dtype, np.integer) and not np.array_equal(found, x):
+            raise ValueError(f"a column holds whole numbers that do not fit {found.dtype}; renumber them, or store them as two columns")
+        return found
+
+    return jax.tree.map(one, columns)

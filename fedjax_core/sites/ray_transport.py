@@ -1,0 +1,173 @@
+"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and carries bytes.
+
+A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a consortium that agreed to be
+one domain; between others the transport is another. What crosses is signed envelopes and nothing else, but at construction:
+where a site's file names no study, the coordinator's is handed over, which is code. With a `study` in every file, none is.
+
+    no address    Ray is started on this machine: loopback, no dashboard, a token of this process
+    an address    a cluster that runs already: refused without token authentication and TLS, unless insecure_local=True
+
+A site is pinned to its node by its `resources` (`ray start --resources '{"charite": 1}'`) or by labels of the node (`node`).
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+from fedjax_core.sites.identity import PublicKey
+from fedjax_core.sites.site import Site, SiteFile
+from fedjax_core.sites.study import Study
+
+NAMESPACE = "fedjax_core"
+_START_SECONDS = 300.0
+
+
+class InsecureRay(RuntimeError):
+    """The Ray cluster lacks a protection that the federation needs."""
+
+
+class RayTransport:
+    """Starts an actor for every site, and ends them when closed; a Ray that it started ends too."""
+
+    def __init__(
+        self,
+        files: Sequence[SiteFile],
+        study: Study,
+        coordinator: PublicKey,
+        *,
+        address: str | None = None,
+        insecure_local: bool = False,
+    ) -> None:
+        self._started = _start(files, address, insecure_local)
+        self._actors: dict[str, Any] = {}
+        self._last: tuple[bytes, Any] = b"", None
+        self.keys: dict[str, PublicKey] = {}
+        """What each site says is its key: for a first meeting, where no roster is at hand."""
+        try:
+            for about in files:
+                options: dict[str, Any] = {"name": f"site-{about.name}", "namespace": NAMESPACE, "num_cpus": 0}
+                options |= {"resources": dict(about.resources)} if about.resources else {}
+                options |= {"label_selector": dict(about.node)} if about.node else {}
+                # A retry is the same bytes, which a site answers with the same bytes.
+                actor = ray.remote(_Actor).options(max_restarts=-1, max_task_retries=1, **options)
+                self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
+            said = ray.get([actor.key.remote() for actor in self._actors.values()], timeout=_START_SECONDS)
+            for name, text in zip(self._actors, said, strict=True):
+                if not text.startswith("ed25519:"):
+                    raise RuntimeError(f"site {name} could not start: {text}; errors.log in its folder says more")
+                self.keys[name] = PublicKey.parse(text)
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, site: str, request: bytes) -> "Future[bytes]":
+        """The request goes into the object store once, for all sites of a node."""
+        if self._last[0] is not request:
+            self._last = request, ray.put(request)
+        reply: Future[bytes] = self._actors[site].handle.remote(self._last[1]).future()
+        return reply
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self._last = b"", None
+        if not ray.is_initialized():
+            return
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors = {}
+        if self._started:
+            ray.shutdown()
+
+
+class _Actor:
+    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text."""
+
+    def __init__(self, about: SiteFile, study: Study | None, coordinator: str) -> None:
+        self._site: Site | None = None
+        try:
+            self._site = Site(about, study, PublicKey.parse(coordinator))
+            self._site.__enter__()
+            self._key = self._site.key.public.text
+        except Exception as error:
+            self._site, self._key = None, type(error).__name__
+            _note(about.folder, error)
+
+    def key(self) -> str:
+        """The site's public key, or why there is none."""
+        return self._key
+
+    def handle(self, request: bytes) -> bytes:
+        """The site's reply; nothing from a site that could not start."""
+        return b"" if self._site is None else self._site.handle(request)
+
+
+def preflight(insecure_local: bool = False) -> None:
+    """Raises `InsecureRay` where this process would talk to Ray without a token or without TLS."""
+    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["token authentication (RAY_AUTH_MODE=token)"]
+    lacking += [] if os.environ.get("RAY_USE_TLS", "") in ("1", "true") else ["TLS (RAY_USE_TLS=1, with RAY_TLS_* naming certificates)"]
+    if lacking and not insecure_local:
+        raise InsecureRay(
+            f"this Ray cluster lacks {' and '.join(lacking)}: whoever reaches it can run code at every site. Set them on all its nodes, "
+            "or give insecure_local=True where nobody else can reach it."
+        )
+
+
+def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
+    """Whether Ray was started here."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
+    if ray.is_initialized():
+        preflight(insecure_local)
+        return False
+    if address is not None:
+        preflight(insecure_local)
+        ray.init(address=address, namespace=NAMESPACE, **quiet)
+        return True
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    resources: dict[str, float] = {}
+    for about in files:
+        for name, amount in about.resources.items():
+            resources[name] = resources.get(name, 0.0) + amount
+    with _on_loopback():
+        ray.init(
+            address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
+            resources=resources, **quiet,
+        )  # fmt: skip
+    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["without token authentication: unset RAY_AUTH_MODE"]
+    lacking += (
+        [] if ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1" else ["on all networks of this machine: use another version of Ray"]
+    )
+    if lacking and not insecure_local:
+        ray.shutdown()
+        raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
+    return True
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's address and listens everywhere."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _note(folder: Path | None, error: Exception) -> None:
+    """Why a site could not start, in full, where only its staff reads it."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "errors.log").write_text("".join(traceback.format_exception(error)))

@@ -1,0 +1,67 @@
+"""A study: what is computed at every site, and the short hash by which everybody knows that it is the same.
+
+A coordinator sends numbers, never code. So a site builds the study itself, from a function that is installed there and that its
+staff can read; the hash of what came out is in every message, and the site's policy says which hashes it takes part in.
+
+    study = "heart.study:scaffold"      in the site's file: the function `scaffold` of the module `heart.study`
+    arguments = { lr = 0.001 }
+
+>>> import optax
+>>> from fedjax_core import algorithms, compose, models
+>>> def study(lr):
+...     return Study(compose(algorithms.fedavg(models.linear(features=3), local=optax.sgd(lr))), batch_size=4, epochs=1)
+>>> study(0.1).hash == study(0.1).hash, study(0.1).hash == study(0.2).hash
+(True, False)
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedjax_core.data.batches import Order, Plan
+from fedjax_core.describe import identity
+from fedjax_core.round import Round
+
+
+@dataclass(frozen=True)
+class Study:
+    """A `Round`, and how a site goes through its data for it: `epochs` or `steps` as of a simulator."""
+
+    round: Round
+    batch_size: int
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    clip: float | None = None
+    """The norm to which the round's uplink clips, for the policies that ask for one."""
+    noise: float | None = None
+    """The noise that is added, in multiples of the clip, for the policies that ask for some."""
+
+    @cached_property
+    def hash(self) -> str:
+        """32 hexadecimal digits: what must be the same at all sites. The order in which a site takes its rows is its own."""
+        said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise")}
+        return identity(said)
+
+    def plan(self, order: Order | None = None) -> Plan:
+        """How a client goes through its data."""
+        return Plan(self.batch_size, self.epochs, self.steps, self.seed, order)
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> Study:
+    """The study that the installed function `module:function` makes of the arguments."""
+    found = named(name)(**arguments)
+    if not isinstance(found, Study):
+        raise TypeError(f"{name} must return a fedjax_core.sites.study.Study, got {type(found).__name__}")
+    return found
+
+
+def named(name: str) -> Callable[..., Any]:
+    """The function `module:function`, installed here."""
+    module, _, function = name.partition(":")
+    found = getattr(importlib.import_module(module), function, None) if module and function else None
+    if not callable(found):
+        raise ValueError(f"{name!r} names no function: write module:function, and install the module at the site")
+    return found

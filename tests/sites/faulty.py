@@ -1,0 +1,54 @@
+"""A transport that does to messages what networks do."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+Send = Callable[[str, bytes], "Future[bytes]"]
+Fault = Callable[[Send, str, bytes, int], "Future[bytes]"]
+"""(send, site, request, how many requests this site had before) -> the reply: what becomes of one message."""
+
+
+class Faulty:
+    """A transport with faults."""
+
+    def __init__(self, inner, fault: Fault) -> None:
+        self.inner, self.fault = inner, fault
+        self.sent: list[bytes] = []
+        self.received: list[bytes] = []
+        self._count: dict[str, int] = {}
+
+    def send(self, site: str, request: bytes) -> "Future[bytes]":
+        """Through the fault; all that goes either way is kept in `sent` and `received`."""
+        n = self._count[site] = self._count.get(site, -1) + 1
+        self.sent.append(request)
+        return self.fault(self._inner, site, request, n)
+
+    def close(self) -> None:
+        """Closes the transport within."""
+        self.inner.close()
+
+    def _inner(self, site: str, request: bytes) -> "Future[bytes]":
+        found = self.inner.send(site, request)
+        found.add_done_callback(lambda f: self.received.append(f.result()) if not f.cancelled() and f.exception() is None else None)
+        return found
+
+
+def changed(found: "Future[bytes]", change: Callable[[bytes], bytes]) -> "Future[bytes]":
+    """The reply, changed on its way."""
+    after: Future[bytes] = Future()
+    found.add_done_callback(lambda f: after.set_result(change(f.result())))
+    return after
+
+
+def delayed(found: "Future[bytes]", seconds: float) -> "Future[bytes]":
+    """The reply, so much later."""
+    after: Future[bytes] = Future()
+
+    def later(f: "Future[bytes]") -> None:
+        timer = threading.Timer(seconds, lambda: after.set_result(f.result()))
+        timer.daemon = True
+        timer.start()
+
+    found.add_done_callback(later)
+    return after

@@ -1,0 +1,66 @@
+"""A federation in this process over the zoo's clients, one a site, and the simulator over the same."""
+
+import contextlib
+
+import jax
+import numpy as np
+
+from fedjax_core import Clients, Simulator
+from fedjax_core.round import Kept
+from fedjax_core.sites.coordinator import Federation
+from fedjax_core.sites.identity import Roster, SiteKey
+from fedjax_core.sites.site import Site, SiteFile
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.transport import InProcess
+from tests.sites.faulty import Faulty
+from tests.zoo import ZOO, clients
+
+NAMES = ("charite", "mayo", "oslo", "kyoto")
+BATCH, EPOCHS = 4, 2
+COORDINATOR = SiteKey.make("coordinator")
+
+
+def columns(kind: str = "classes"):
+    """The examples of four institutions: 23, 5, 1 and 4."""
+    data = clients(kind)
+    return [data[i] for i in (3, 0, 1, 4)]
+
+
+def site_files(kind="classes", folder=None):
+    return [
+        SiteFile(name=name, data=data, folder=None if folder is None else folder / name)
+        for name, data in zip(NAMES, columns(kind), strict=True)
+    ]
+
+
+def simulator(composed, kind="classes", **plan):
+    everyone = Clients.from_list(columns(kind), ids=list(NAMES))
+    return Simulator(composed, everyone, lanes=2, **{"batch_size": BATCH, "epochs": EPOCHS, **plan})
+
+
+@contextlib.contextmanager
+def federation(composed, kind="classes", *, fault=None, files=None, folder=None, **settings):
+    """(the federation, its sites, its transport); with a `fault`, of every message between them."""
+    files = site_files(kind, folder) if files is None else files
+    study = Study(composed, BATCH, EPOCHS)
+    with contextlib.ExitStack() as stack:
+        sites = [stack.enter_context(Site(one, study, COORDINATOR.public)) for one in files]
+        transport = Faulty(InProcess(sites), fault or (lambda send, site, request, n: send(site, request)))
+        roster = Roster({site.name: site.key.public for site in sites})
+        home = None if folder is None else folder / "coordinator"
+        fed = Federation(
+            composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, roster=roster, key=COORDINATOR, folder=home, **settings
+        )
+        stack.enter_context(fed)
+        yield fed, sites, transport
+
+
+def whole(fed, sites, state):
+    """The state with what sites keep in the place of its versions: what the simulator's state is."""
+    versions = np.asarray(state.clients.version)
+    first = fed._first
+    rows = [site.kept(fed.run_name, int(v)) if v else first for site, v in zip(sites, versions, strict=True)]
+    return state._replace(clients=Kept(*jax.tree.map(lambda *x: np.stack(x), *rows)))
+
+
+__all__ = ["ZOO"]

@@ -1,0 +1,174 @@
+"""A federation is the simulator with its clients elsewhere: the same numbers, for all that the zoo has, and after any interruption."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.metrics import summary
+from fedjax_core.sites.audit import show
+from fedjax_core.sites.coordinator import Paused, Rules
+from fedjax_core.sites.wire import header_of
+from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
+from tests.test_contracts import assert_close, assert_equal
+from tests.zoo import ZOO, lossy, task
+
+COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
+# One for each way that a round can be: the others differ in what is in the functions, and run with --slow.
+FAST = ("fedprox", "scaffold, clip, feedback", "mime, clip, feedback", "ifca", "trimmed mean", "cox")
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+def test_sites_end_where_the_simulator_ends(name):
+    entry = ZOO[name]
+    composed = entry.build()
+    sim = simulator(composed, entry.data)
+    expected = sim.init(jax.random.key(1))
+    with federation(composed, entry.data) as (fed, sites, _):
+        state = fed.init(jax.random.key(1))
+        for cohort in COHORTS:
+            state, got = fed.run(state, cohort)
+            expected, seen = sim.run(expected, cohort)
+        assert_close(whole(fed, sites, state), expected)
+        numbers = summary(got)
+        assert numbers == pytest.approx({**summary(seen), "missing": 0.0}, rel=1e-5)
+        at_sites, at_hand = fed.evaluate(state), sim.evaluate(expected)
+    assert at_sites.pooled == pytest.approx(at_hand.pooled, rel=1e-5)
+    for metric, values in at_hand.clients.items():
+        np.testing.assert_allclose(at_sites.clients[metric], values, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stateful():
+    return fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+
+
+def fit(fed, rounds, run_dir, every=2):
+    keeping = {"run_dir": run_dir, "checkpoint_every": every, "evaluate_every": every, "progress": False}
+    return fc.fit(fed, rounds, cohorts=lambda r: COHORTS[r], key=jax.random.key(1), **keeping)
+
+
+def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_path):
+    with federation(stateful, folder=tmp_path / "whole") as (fed, sites, _):
+        expected = fit(fed, 5, tmp_path / "whole" / "run").state
+        rows = whole(fed, sites, expected)
+
+    class Killed(Exception):
+        """Where the process ends."""
+
+    for at in ("before the fourth round", "after a site has done its part"):
+        folder = tmp_path / at
+
+        def fault(send, site, request, n, at=at):
+            header = header_of(request)
+            if header.kind == "train" and header.round == 3 and (at.startswith("before") or site == NAMES[2]):
+                raise Killed
+            return send(site, request)
+
+        with pytest.raises(Killed), federation(stateful, folder=folder, fault=fault) as (fed, _, _):
+            fit(fed, 5, folder / "run")
+        with federation(stateful, folder=folder) as (fed, sites, _):  # coordinator and sites anew, from what is on their disks
+            state = fit(fed, 5, folder / "run").state
+            assert_equal(state, expected)
+            assert_equal(whole(fed, sites, state), rows)
+
+
+def test_a_coordinator_that_falls_back_takes_its_sites_back(stateful, tmp_path):
+    with federation(stateful, folder=tmp_path) as (fed, sites, _):
+        state = fed.init(jax.random.key(1))
+        for cohort in COHORTS[:2]:
+            state, _ = fed.run(state, cohort)
+        after, _ = fed.run(state, COHORTS[2])
+        fed.run(after, COHORTS[3])
+        again, _ = fed.run(state, COHORTS[2])  # as from a checkpoint of round 2
+        assert_equal(again, after)
+        assert_equal(whole(fed, sites, again), whole(fed, sites, after))
+
+
+def test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused(stateful):
+    with federation(stateful) as (fed, sites, transport):
+        state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+        old = next(raw for raw in transport.sent if header_of(raw).kind == "train")
+        reply = sites[1].handle(old)
+        assert reply == sites[1].handle(old) and header_of(reply).kind == "update"
+        fed.run(state, [0, 1, 2, 3])
+        assert header_of(sites[1].handle(old)).fields["code"] == "replayed"
+
+
+def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
+    with federation(stateful, folder=tmp_path) as (fed, sites, transport):
+        fed.init(jax.random.key(1))
+        state = fed.init(jax.random.key(1))
+        raw = fed._request("train", 0, 0, state, np.zeros(4, np.int32), {"message": 1}, {})
+        cases = {
+            "not-an-envelope": b"hello, site",
+            "pickle-payload": b"\x80\x04N.",
+            "bad-signature": transport.sent[0].replace(b'"exchange":0', b'"exchange":1'),
+            "wrong-structure": raw,
+            "wrong-kind": fed._request("shell", 0, 0, None, np.zeros(0), {}, {}),
+        }
+        for code, request in cases.items():
+            answer = header_of(sites[0].handle(request))
+            assert (answer.kind, answer.fields["code"]) == ("refusal", code)
+
+
+def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_path):
+    files = []
+    for one in site_files(folder=tmp_path):
+        path = tmp_path / f"{one.name}.toml"
+        path.write_text(f'site = "{one.name}"\n[tasks]\nmode = "first-use"\n')
+        files.append(dataclasses.replace(one, policy=path))
+    with federation(stateful, files=files, folder=tmp_path, rules=Rules(quorum=1)) as (fed, _, _):
+        changes = {1: "paused = true", 2: "[minimum]\nexamples = 2", 3: "[leaving]\nmax_norm = 1e-9"}
+        for i, change in changes.items():  # by their staff, while the run goes on
+            files[i].policy.write_text(f'site = "{NAMES[i]}"\n{change}\n[tasks]\nmode = "first-use"\n')
+        state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+        assert state.clients.version.tolist() == [1, 0, 0, 0]
+        assert set(seen) == {"refused", "missing", "clients", "examples"}  # the loss is not among the fields that may leave
+        said = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
+    assert "(paused)" in said[NAMES[1]] and "minimum.examples" in said[NAMES[2]] and "leaving.max_norm" in said[NAMES[3]]
+    ledger = [entry.about["kind"] for entry in show(tmp_path / NAMES[0] / "audit") if entry.what == "left"]
+    assert ledger == ["description", "update"]
+    assert "update" not in [entry.about.get("kind") for entry in show(tmp_path / NAMES[3] / "audit")]
+
+
+def test_a_change_of_data_must_be_declared(stateful, tmp_path):
+    with federation(stateful, folder=tmp_path) as (fed, _, _):
+        state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+        was = fed.clients.data[NAMES[0]]
+    more = dataclasses.replace(site_files(folder=tmp_path)[0], data=jax.tree.map(lambda x: x[:-1], columns()[0]))
+    for declared, count in ((None, 3), (was, 4)):
+        files = [dataclasses.replace(more, data_was=declared), *site_files(folder=tmp_path)[1:]]
+        with federation(stateful, files=files, folder=tmp_path) as (fed, _, _):
+            fed.init(jax.random.key(1))
+            assert float(fed.run(state, [0, 1, 2, 3])[1]["clients"]) == count
+
+
+def test_no_value_of_the_data_is_anywhere_but_at_its_site(tmp_path):
+    """Canaries: a number in the data and a text in an error, in every form in which they might be written."""
+    number, text = 77_123.5, "PATIENT-4711"
+    rng = np.random.default_rng(0)
+    files = [
+        dataclasses.replace(one, data={"x": rng.normal(size=(5, 3)).astype(np.float32), "y": np.full(5, number, np.float32)})
+        for one in site_files(folder=tmp_path)
+    ]
+
+    def fails(*arguments, **named):
+        raise ValueError(f"could not use {text} {number}")
+
+    composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=3), optax.sgd(1e-3)))
+    with federation(composed, files=files, folder=tmp_path) as (fed, _, transport):
+        state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+        fed.evaluate(state)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Paused) as paused:
+            patch.setattr("fedjax_core.sites.local.visit", fails)
+            fed.run(state, [0, 1, 2, 3])
+    written = [path.read_bytes() for path in (tmp_path / "coordinator").rglob("*") if path.is_file()]
+    seen = b"".join([*transport.sent, *transport.received, *written, str(paused.value).encode()])
+    assert b"ValueError" in seen and len(transport.received) == 16
+    assert text in (tmp_path / NAMES[0] / "errors.log").read_text()  # where the site's own staff finds it
+    for canary in (text.encode(), str(number).encode(), np.float32(number).tobytes(), np.float64(number).tobytes()):
+        assert canary not in seen

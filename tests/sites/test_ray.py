@@ -1,0 +1,74 @@
+"""Four hospitals as four processes under Ray follow the stored trajectory of the heart study; an open Ray is refused."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import optax
+import psutil
+import pytest
+import ray
+
+import fedjax_core as fc
+from fedjax_core.data.sources.heart_disease import HOSPITALS
+from fedjax_core.sites.ray_transport import NAMESPACE, InsecureRay, preflight
+from fedjax_core.sites.site import SiteFile
+from tests.experiments.test_heart_golden import STEPS, golden, study
+
+__all__ = ["golden", "study"]
+
+
+@pytest.mark.parametrize("killed_before", [None, pytest.param(6, marks=pytest.mark.slow)])
+def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, killed_before):
+    """SCAFFOLD, where a site that forgot its control variate would leave the trajectory."""
+    composed = fc.compose(study.strategies(fc.models.logistic(features=13, classes=1))["Scaffold"])
+    sites = [
+        SiteFile(
+            name=name,
+            data={"x": golden[f"x_train_{i}"], "y": golden[f"y_train_{i}"][:, 0].astype(np.int32)},
+            order=golden["order"][i : i + 1],
+            folder=tmp_path / name,
+        )
+        for i, name in enumerate(HOSPITALS)
+    ]
+    with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator") as fed:
+        assert listening() == {"127.0.0.1"}
+        state = fed.init(jax.random.key(0), params=study.unflat(golden["init"]))
+        for r, expected in enumerate(golden["traj_Scaffold"][1:]):
+            if r == killed_before:
+                kill(HOSPITALS[1])
+            state, seen = fed.run(state, np.arange(4))
+            np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
+            assert float(seen["clients"]) == 4
+    assert not ray.is_initialized()
+
+
+def listening():
+    """The addresses at which this process and those that it started wait for connections."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [c.laddr.ip for process in tree for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return {ip.removeprefix("::ffff:") for ip in found}
+
+
+def kill(site):
+    """SIGKILL to the process of a site."""
+    actor = ray.get_actor(f"site-{site}", namespace=NAMESPACE)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+
+
+def test_a_ray_that_anybody_could_enter_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(InsecureRay, match=r"RAY_AUTH_MODE=token\) and TLS"):
+        preflight()
+    preflight(insecure_local=True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(InsecureRay, match="lacks TLS"):
+        preflight()
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    preflight()
+    composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=1), local=optax.sgd(0.1)))
+    monkeypatch.delenv("RAY_USE_TLS")
+    with pytest.raises(InsecureRay, match="lacks TLS"):
+        fc.Federation(composed, [SiteFile(name="charite", data={})], batch_size=1, address="10.0.0.1:6379")

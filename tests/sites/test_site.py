@@ -1,0 +1,74 @@
+"""A site from its file: what is installed there is what runs there."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.sites.coordinator import Federation
+from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.keep import Keep, LostState
+from fedjax_core.sites.site import SiteFile
+from fedjax_core.sites.study import Study, build
+
+FILE = """
+name = "charite"
+folder = "state"
+data = "data"
+study = "tests.sites.test_site:study"
+arguments = { lr = 0.1 }
+key = "charite.key"
+coordinator = "coordinator.pub"
+policy = "policy.toml"
+labels = "y"
+resources = { charite = 1.0 }
+"""
+
+
+def study(lr):
+    return Study(fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=2, classes=2), local=optax.sgd(lr))), batch_size=2)
+
+
+def test_a_federation_of_files(tmp_path):
+    coordinator, site = SiteKey.make("coordinator"), SiteKey.make("charite")
+    coordinator.save(tmp_path)
+    site.save(tmp_path)
+    fc.Clients.from_list([{"x": np.eye(2, dtype=np.float32), "y": np.array([0, 1])}]).save(tmp_path / "data")
+    (tmp_path / "site.toml").write_text(FILE)
+    mine = study(0.1)
+    allowed = f'[tasks]\nallowed = ["{mine.hash}"]\n[minimum]\nper_class = 1\n'
+    (tmp_path / "policy.toml").write_text(f'site = "charite"\n{allowed}')
+    with Federation(mine.round, [tmp_path / "site.toml"], batch_size=2, transport="in-process", key=coordinator) as fed:
+        state, seen = fed.run(fed.init(jax.random.key(0)), [0])
+    assert int(state.round) == 1 and float(seen["examples"]) == 2
+
+
+def test_a_site_file_is_checked(tmp_path):
+    (tmp_path / "site.toml").write_text('name = "charite"\ndata = "data"\nstudie = "a:b"')
+    with pytest.raises(ValueError, match="'studie' is unknown or missing"):
+        SiteFile.read(tmp_path / "site.toml")
+    (tmp_path / "site.toml").write_text('name = "charite"')
+    with pytest.raises(ValueError, match="'data' is unknown or missing"):
+        SiteFile.read(tmp_path / "site.toml")
+
+
+def test_a_study_is_built_from_what_is_installed():
+    assert build("tests.sites.test_site:study", {"lr": 0.1}).hash == study(0.1).hash != study(0.2).hash
+    with pytest.raises(ValueError, match="names no function"):
+        build("tests.sites.test_site", {})
+    with pytest.raises(TypeError, match=r"must return a .*Study"):
+        build("builtins:dict", {})
+
+
+def test_what_a_site_keeps_is_whole_or_not_there(tmp_path):
+    keep, like = Keep(tmp_path, versions=2), {"c": np.zeros(2, np.float32)}
+    for version in (5, 6, 3):  # the last as after a fall back to a checkpoint
+        keep.write(version, {"c": np.full(2, version, np.float32)})
+    assert Keep(tmp_path).read(3, like)["c"].tolist() == [3, 3]
+    with pytest.raises(LostState, match=r"version 5 .* is not there"):
+        keep.read(5, like)
+    path = tmp_path / "kept-000000000006"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(LostState, match="damaged"):
+        keep.read(6, like)
