@@ -10,6 +10,7 @@
 """
 
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
+from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
 from fedjax_core.lanes import Evaluation, Simulator, evaluate, predict
 from fedjax_core.round import Round, State, compose
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Clients",
+    "ClusterSimulator",
     "Cohort",
     "Evaluation",
     "History",
