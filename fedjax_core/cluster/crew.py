@@ -107,7 +107,7 @@ class Crew:
     ) -> None:
         self.cpus, self.gpus, self.retries = cpus, gpus, retries
         settings = {name: jax.config.values[name] for name in _NUMERICS + (_CACHE if _connections.started else ())}
-        self._setup = ray.put(Setup(ray.cloudpickle.dumps((composed, plan)), source, streamed, settings, [p for p in sys.path if p]))
+        self._setup = ray.put(Setup(ray.cloudpickle.dumps((composed, plan)), source, streamed, settings, _path()))
         self._class = ray.remote(Actor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": self._environment()}
         )
@@ -115,6 +115,7 @@ class Crew:
         self._coming: list[Member] = []
         self.deaths = 0
         """How many workers died so far."""
+        self.size = 0
         self.resize(workers)
 
     def resize(self, workers: int) -> None:
@@ -126,10 +127,11 @@ class Crew:
                     f"{workers} workers of {each:g} {what} each need {workers * each:g}, but the cluster has {have.get(what, 0):g}: "
                     f"use fewer workers, or {what.lower()}s_per_worker= of at most {have.get(what, 0) / workers:g}"
                 )
-        for leaving in self.members[workers:]:
+        more = max(0, workers - len(self.members))  # of those who are on their way
+        for leaving in self.members[workers:] + self._coming[more:]:
             _kill(leaving)
-        self.members = self.members[:workers]
-        self._coming += [self._start() for _ in range(workers - len(self.members) - len(self._coming))]
+        self.members, self._coming, self.size = self.members[:workers], self._coming[:more], workers
+        self._fill()
         while self._coming:
             self._welcome(wait=True)
 
@@ -142,9 +144,9 @@ class Crew:
         done: dict[int, Done] = {}
         waiting: dict[Any, tuple[int, Member]] = {}
         tries, todo = [0] * len(shares), list(range(len(shares)))
-        self._welcome(wait=False)
         while todo or waiting:
             if todo:
+                self._fill()
                 self._welcome(wait=not self.members)
                 busy = [sum(loads[s] for s, at_work in waiting.values() if at_work is m) for m in self.members]
                 chosen = hand_out([loads[s] for s in todo], self._speeds(), busy)
@@ -175,8 +177,9 @@ class Crew:
             _kill(member)
         self.members, self._coming = [], []
 
-    def _start(self) -> Member:
-        return Member(self._class.remote(self._setup))
+    def _fill(self) -> None:
+        """Has workers start in the places of those who died."""
+        self._coming += [Member(self._class.remote(self._setup)) for _ in range(self.size - len(self.members) - len(self._coming))]
 
     def _welcome(self, *, wait: bool) -> None:
         """Takes in workers that are ready; where asked to, waits for one."""
@@ -202,7 +205,7 @@ class Crew:
             self.members.append(member)
 
     def _lost(self, member: Member, error: Exception, tries: int) -> None:
-        """Has another worker start in this one's place; raises where a share has killed too many."""
+        """Does without this worker; raises where a share has killed too many."""
         self.deaths += 1
         self.members = [m for m in self.members if m is not member]
         _kill(member)
@@ -212,7 +215,6 @@ class Crew:
                 "Most often memory is short: use fewer workers, fewer lanes, or stream=True. The state before this round is still good."
             ) from error
         log.warning("%s died; its share is done again: %s", member, _last_line(error))
-        self._coming.append(self._start())
 
     def _speeds(self) -> list[float]:
         """Local steps a second of each member; one not measured yet is taken for an average one."""
@@ -229,7 +231,7 @@ class Crew:
         if not self.gpus:
             found["JAX_PLATFORMS"] = "cpu"
         if _connections.started:  # this machine only: elsewhere the package is installed in its own place
-            found["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+            found["PYTHONPATH"] = os.pathsep.join(_path())
         return found
 
 
@@ -276,6 +278,11 @@ _connections = _Connections()
 connect, disconnect = _connections.open, _connections.close
 
 
+def _path() -> list[str]:
+    """Where this process finds modules."""
+    return [folder or os.getcwd() for folder in sys.path]
+
+
 def _kill(member: Member) -> None:
     with contextlib.suppress(Exception):
         ray.kill(member.actor)
@@ -285,4 +292,4 @@ def _last_line(error: BaseException) -> str:
     """What went wrong, without the way there."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     told = [line for line in lines if "Error" in line.split(":")[0]]
-    return (told or lines or [type(error).__name__])[-1]
+    return (told or lines or [type(error).__name__])[-1].split(" Some common causes")[0]

@@ -8,7 +8,7 @@ How many shares there are decides the answer's last bits, as the order of a sum 
 >>> deal(np.array([5, 1, 0, 4]), shares=2)
 [array([0]), array([1, 3])]
 >>> hand_out([40, 40, 40], speeds=[2.0, 1.0])
-[0, 1, 0]
+[0, 0, 1]
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core import tree
 from fedjax_core.cluster.deal import Room
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
@@ -28,7 +29,7 @@ from fedjax_core.types import Array, Columns, Message
 
 
 class Broadcast(NamedTuple):
-    """What all workers are told in one exchange; on the host."""
+    """What all workers are told in one exchange; on the host, as `to_host` puts it there."""
 
     exchange: int
     message: Message
@@ -82,7 +83,7 @@ class Worker:
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
         kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept)
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
-        told = from_host(broadcast._replace(exchange=()))
+        told = from_host(tuple(broadcast[1:]))
         collected = jax.device_get(self._programs[e](K, self._data, told, kept, place, packed))
         collected = collected._replace(kept=jax.tree.map(lambda x: x[:k], collected.kept), touched=collected.touched[:k])
         return Done(collected, work, time.perf_counter() - begun, max(self.traces), sum(self.traces) > traces)
@@ -108,14 +109,15 @@ class Worker:
                 feed.room[kind] = room.examples[kind]
         return feed
 
-    def _collect(self, e: int, cohort: int, data: Columns, told: Broadcast, kept: Kept, place: Array, packed: Packed) -> Collected:
-        """The program of an exchange, traced once."""
+    def _collect(self, e: int, cohort: int, data: Columns, told: Any, kept: Kept, place: Array, packed: Packed) -> Collected:
+        """The program of an exchange, traced once; `told` is what a `Broadcast` says after which exchange it is."""
         self.traces[e] += 1
         kind = self.round.algorithm.exchanges[e].work
         data = jax.tree.map(lambda x: x[0, 0], packed.streamed[kind]) if packed.streamed else data
         places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
-        uplink = tuple(told.uplink if i == e else () for i in range(len(self.traces)))
-        state = State(told.message, uplink, Kept((), ()), told.round, told.key)
+        message, mine, round, key = told
+        uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
+        state = State(message, uplink, Kept((), ()), round, key)
         return program.collect(part_of(self.round, cohort, place), e, data, state, jax.tree.map(jnp.asarray, kept), places, schedule)
 
 
@@ -132,7 +134,7 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
     """What the shares collected as one, in pairs, in the order given; rows of what clients keep are left to their places."""
-    level = [part._replace(kept=(), touched=()) for part in parts]
+    level = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool)) for part in parts]
     while len(level) > 1:
         pairs = [_meet(composed.aggregator.merge, a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[2 * len(pairs) :]
@@ -141,8 +143,9 @@ def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
 
 @partial(jax.jit, static_argnums=0)
 def _meet(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> Collected:
-    rest = jax.tree.map(jnp.add, a._replace(acc=()), b._replace(acc=()))
-    return rest._replace(acc=merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc)
+    weight, clients, refused, metrics = tree.add(a[3:], b[3:])
+    acc = merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc
+    return Collected(acc, a.kept, a.touched, weight, clients, refused, metrics)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class _HostKey:
     implementation: str
 
 
-def to_host(tree: Any) -> Any:
+def to_host(values: Any) -> Any:
     """The tree with its arrays on the host, where another process can be sent them."""
 
     def plain(x: Any) -> Any:
@@ -161,9 +164,13 @@ def to_host(tree: Any) -> Any:
             return _HostKey(np.asarray(jax.random.key_data(x)), str(jax.random.key_impl(x)))
         return x
 
-    return jax.device_get(jax.tree.map(plain, tree))
+    return jax.device_get(jax.tree.map(plain, values))
 
 
-def from_host(tree: Any) -> Any:
+def from_host(values: Any) -> Any:
     """What `to_host` was given."""
-    return jax.tree.map(lambda x: jax.random.wrap_key_data(x.data, impl=x.implementation) if isinstance(x, _HostKey) else x, tree)
+
+    def typed(x: Any) -> Any:
+        return jax.random.wrap_key_data(jnp.asarray(x.data), impl=x.implementation) if isinstance(x, _HostKey) else x
+
+    return jax.tree.map(typed, values)

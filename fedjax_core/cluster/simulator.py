@@ -82,7 +82,9 @@ class ClusterSimulator:
         if not isinstance(composed, Round):
             raise TypeError(f"ClusterSimulator needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
         if not isinstance(clients, Clients):
-            raise TypeError(f"ClusterSimulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
+            raise TypeError(
+                f"ClusterSimulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays"
+            )
         for name, value, least in (("workers", workers, 1), ("shares", shares, 1), ("retries", retries, 0)):
             if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -105,7 +107,7 @@ class ClusterSimulator:
         self._rows = None if client_state == "device" else Rows((), len(clients), None if client_state == "host" else Path(client_state))
         known = {"train": self.plan_of_batches.steps_of(clients.sizes), "once": -(-clients.sizes // batch_size)}
         works = [exchange.work for exchange in composed.algorithm.exchanges]
-        self._steps = {kind: known[kind] for kind in sorted(set(works))}
+        self._steps: dict[str, np.ndarray] = {kind: known[kind] for kind in sorted(set(works))}
         self._load = np.asarray(sum(known[work] for work in works))
         self._room: Room | None = None
         self._programs: dict[tuple[Any, ...], Any] = {}
@@ -235,7 +237,7 @@ class ClusterSimulator:
             metrics |= {name: metrics[name] + m if name in metrics else m for name, m in seen.items()}
             done += found
         sizes = self.clients.sizes[who]
-        metrics["clients"], metrics["examples"] = Sum(np.float32((sizes > 0).sum())), Sum(np.float32(sizes.sum()))
+        metrics["clients"], metrics["examples"] = Sum(jnp.float32((sizes > 0).sum())), Sum(jnp.float32(sizes.sum()))
         state = self._write(half._replace(round=half.round + 1), state, who, kept, first, donate)
         self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members))
         return state, metrics
@@ -276,7 +278,7 @@ class ClusterSimulator:
         """What comes of the shares in one exchange."""
         crew = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
-        told = Broadcast(e, *to_host((message, uplink)), np.int32(first), to_host(half.key))
+        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key))
         loads = [float(self._load[share.clients].sum()) for share in shares]
         found = crew.do(crew.put(told), [share.of(kept) for share in shares], loads)
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))

@@ -59,5 +59,5 @@ def _file_of(x: Any) -> str | None:
     while isinstance(x, np.ndarray):
         if isinstance(x, np.memmap) and x.filename is not None:
             return str(x.filename)
-        x = x.base  # type: ignore[assignment]
+        x = x.base
     return None

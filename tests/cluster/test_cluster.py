@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
-from tests.cluster.in_process import InProcess
 from tests.run import small
-from tests.test_contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
-from tests.zoo import ZOO
+from tests.test_contracts import BATCH, assert_close, assert_equal, built, run, usual
+from tests.zoo import ZOO, clients
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -45,17 +44,15 @@ class Trap:
     """Batches of three steps; where `file` says which round and client, their worker dies as it packs them, once for each line."""
 
     def __init__(self, file, kill=True):
-        self.file, self.kill = str(file), kill
+        self.file, self.kill = file, kill
 
     def set(self, round, client, times=1):
-        with open(self.file, "w") as file:
-            file.write(f"{round} {client}\n" * times)
+        self.file.write_text(f"{round} {client}\n" * times)
 
     def __call__(self, round, client):
-        lines = open(self.file).read().splitlines() if os.path.exists(self.file) else []
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
         if lines and lines[0] == f"{round} {client}":
-            with open(self.file, "w") as file:
-                file.write("\n".join(lines[1:]))
+            self.file.write_text("\n".join(lines[1:]))
             if not self.kill:
                 raise ValueError(f"client {client} has no batches in round {round}")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -67,8 +64,6 @@ ALL = np.arange(len(SAME_SIZES))
 
 
 def trapped(trap, name=KEPT, **settings):
-    from tests.zoo import clients
-
     return fc.ClusterSimulator(
         ZOO[name].build(),
         clients(ZOO[name].data, SAME_SIZES + (4,) * 6),
@@ -141,7 +136,7 @@ def test_fit_resumed_by_other_workers_is_uninterrupted_bit_for_bit(tmp_path):
     assert_close(whole.state, alone.state)
 
 
-def test_memory_mapped_clients_are_opened_by_the_worker(tmp_path, monkeypatch):
+def test_memory_mapped_clients_are_opened_by_the_worker(tmp_path):
     composed, data = built("fedavg")
     data.save(tmp_path / "data")
     opened = fc.Clients.open(tmp_path / "data")
@@ -150,9 +145,8 @@ def test_memory_mapped_clients_are_opened_by_the_worker(tmp_path, monkeypatch):
         assert sim.traces == 1
 
 
-def test_what_cannot_start_says_why(tmp_path):
+def test_what_cannot_start_says_why():
     with pytest.raises(ValueError, match=r"9 workers of 1 CPU each need 9, but the cluster has 8"):
         cluster("fedavg", workers=9, cpus_per_worker=1)
     with pytest.raises(ValueError, match=r"1 workers of 1 GPU each need 1, but the cluster has 0"):
         cluster("fedavg", workers=1, gpus_per_worker=1)
-    assert not InProcess.deaths

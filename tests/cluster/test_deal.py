@@ -33,6 +33,6 @@ def test_any_share_of_any_cohort_fits_the_room():
             who = cohort[at]
             assert sizes[who].sum() <= room.examples["train"]
             for kind, each in steps.items():
-                lane, start = assign(each[who], room.lanes)
+                _, start = assign(each[who], room.lanes)
                 assert (start + each[who]).max(initial=0) <= room.slots[kind]
     assert room.slots["train"] < slots_bound(steps["train"], 40, 5)  # and is less than that of the whole cohort

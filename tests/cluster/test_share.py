@@ -12,6 +12,8 @@ from tests.cluster.in_process import InProcess
 from tests.test_contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO
 
+FEW = ["fedyogi", "scaffold", "mime, clip, feedback", "ifca", "trimmed mean", "cox", "linen dropout"]
+
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch):
@@ -25,7 +27,7 @@ def cluster(name: str, **settings) -> fc.ClusterSimulator:
     return fc.ClusterSimulator(composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, **settings})
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
 def test_two_shares_are_the_whole_cohort(name):
     sim = cluster(name)
     state, seen = run(sim)
@@ -36,7 +38,7 @@ def test_two_shares_are_the_whole_cohort(name):
 
 
 @pytest.mark.parametrize("shares", [1, 5])
-@pytest.mark.parametrize("name", ["fedavg", "scaffold, clip, feedback", "trimmed mean", "ifca"])
+@pytest.mark.parametrize("name", ["scaffold, clip, feedback", "trimmed mean", pytest.param("ifca", marks=pytest.mark.slow)])
 def test_any_number_of_shares(name, shares):
     assert_close(run(cluster(name, shares=shares))[0], usual(name)[1])
 
@@ -110,7 +112,8 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     state = sim.init(jax.random.key(1))
     sim.reserve(9)
     share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1].of(jax.tree.map(lambda x: np.asarray(x[COHORTS[0]]), state.clients))
-    told = Broadcast(0, *to_host((composed.algorithm.exchanges[0].broadcast(state.server), state.uplink[0])), np.int32(0), to_host(state.key))
+    message = composed.algorithm.exchanges[0].broadcast(state.server)
+    told = to_host(Broadcast(0, message, state.uplink[0], np.int32(0), state.key))
     one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).do(told, share) for _ in range(2))
     for x, y in zip(jax.tree.leaves(one.collected), jax.tree.leaves(two.collected), strict=True):
         assert x.tobytes() == y.tobytes()
