@@ -95,6 +95,10 @@ class Member:
             pace = done.work.steps / done.seconds
             self.speed = pace if math.isnan(self.speed) else 0.7 * self.speed + 0.3 * pace
 
+    def rested(self, best: float) -> None:
+        """Had no share: a worker once found slow is believed faster and faster, until it gets one and is measured again."""
+        self.speed += 0.2 * max(0.0, best - self.speed)
+
     def __str__(self) -> str:
         return f"worker {self.about.get('pid', '(starting)')} on node {str(self.about.get('node', '?'))[:8]}"
 
@@ -144,11 +148,12 @@ class Crew:
         done: dict[int, Done] = {}
         waiting: dict[Any, tuple[int, Member]] = {}
         tries, todo = [0] * len(shares), list(range(len(shares)))
+        at_work: set[Member] = set()
         while todo or waiting:
             if todo:
                 self._fill()
                 self._welcome(wait=not self.members)
-                busy = [sum(loads[s] for s, at_work in waiting.values() if at_work is m) for m in self.members]
+                busy = [sum(loads[s] for s, who in waiting.values() if who is m) for m in self.members]
                 chosen = hand_out([loads[s] for s in todo], self._speeds(), busy)
                 for s, w in sorted(zip(todo, chosen, strict=True), key=lambda pair: -loads[pair[0]]):
                     tries[s] += 1
@@ -159,12 +164,17 @@ class Crew:
             try:
                 done[s] = ray.get(ready)
                 member.worked(done[s])
+                at_work.add(member)
             except failures.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
             except failures.RayError as error:  # the worker is gone, or its node, or the result with it
-                todo = [s, *(other for other, at_work in waiting.values() if at_work is member)]
+                todo = [s, *(other for other, who in waiting.values() if who is member)]
                 waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
                 self._lost(member, error, tries[s])
+        best = max(self._speeds(), default=math.nan)
+        for member in self.members:
+            if member not in at_work:
+                member.rested(best)
         return [done[s] for s in range(len(shares))]
 
     def choose_lanes(self, most: int) -> int:

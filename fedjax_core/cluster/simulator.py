@@ -11,6 +11,7 @@ which worker did them, how fast, or whether one died on the way. All that crosse
 The round is sent to workers by cloudpickle, with the user's own functions in it: a cluster must be one trust domain.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ from fedjax_core.types import Array, Key, Params
 
 if TYPE_CHECKING:
     from fedjax_core.cluster.crew import Crew
+
+log = logging.getLogger("fedjax_core")
 
 
 class ClusterSimulator:
@@ -206,6 +209,14 @@ class ClusterSimulator:
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
         """Makes room for cohorts of up to this size, so that smaller ones run the same program."""
         if self._room is None or cohort_size > self._room.cohort:
+            if self._room is not None:
+                log.warning(
+                    "a cohort of %d clients outgrows the %d that workers have room for, which compiles their programs again; "
+                    "call reserve(%d) before the first round to avoid it",
+                    cohort_size,
+                    self._room.cohort,
+                    cohort_size,
+                )
             self._room = self._room_for(max(1, cohort_size))
 
     def init(self, key: Key, params: Params | None = None) -> State:

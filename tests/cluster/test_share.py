@@ -120,11 +120,11 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     assert one.work == two.work and one.work.clients == len(share.clients)
 
 
-def test_a_larger_cohort_makes_room():
+def test_a_larger_cohort_makes_room(caplog):
     sim = cluster("fedavg")
     state, _ = sim.run(sim.init(jax.random.key(1)), [3])
     run(sim, COHORTS[1:], state)
-    assert sim.traces == 2
+    assert sim.traces == 2 and "call reserve(9) before the first round" in caplog.text
 
 
 def test_evaluation_is_that_of_the_simulator():
