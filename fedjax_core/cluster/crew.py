@@ -110,8 +110,12 @@ class Crew:
         self, composed: Round, plan: Plan, source: Sent | Folder, *, workers: int, streamed: bool, cpus: float, gpus: float, retries: int
     ) -> None:
         self.cpus, self.gpus, self.retries = cpus, gpus, retries
+        if gpus and jax.default_backend() != "cpu":
+            log.warning(
+                "this process holds memory of a GPU that a worker may be given: start it with JAX_PLATFORMS=cpu to leave GPUs to workers"
+            )
         settings = {name: jax.config.values[name] for name in _NUMERICS + (_CACHE if _connections.started else ())}
-        self._setup = ray.put(Setup(ray.cloudpickle.dumps((composed, plan)), source, streamed, settings, _path()))
+        self._setup = ray.put(Setup(_pickled(composed, plan), source, streamed, settings, _path()))
         self._class = ray.remote(Actor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": self._environment()}
         )
@@ -238,8 +242,9 @@ class Crew:
             flags.append("--xla_cpu_multi_thread_eigen=false")
         threads = str(max(1, int(self.cpus)))
         found = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
-        if not self.gpus:
-            found["JAX_PLATFORMS"] = "cpu"
+        found["JAX_PLATFORMS"] = "" if self.gpus else "cpu"  # empty: whatever is there, even if this process keeps to the CPU
+        if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone
         if _connections.started:  # this machine only: elsewhere the package is installed in its own place
             found["PYTHONPATH"] = os.pathsep.join(_path())
         return found
@@ -286,6 +291,16 @@ class _Connections:
 
 _connections = _Connections()
 connect, disconnect = _connections.open, _connections.close
+
+
+def _pickled(composed: Round, plan: Plan) -> bytes:
+    try:
+        return ray.cloudpickle.dumps((composed, plan))
+    except Exception as error:
+        raise TypeError(
+            f"this round cannot be sent to workers: {error}. Functions of an algorithm, task or order must not hold on to open files, "
+            "locks, devices and the like: open them inside the function, or pass plain values."
+        ) from error
 
 
 def _path() -> list[str]:

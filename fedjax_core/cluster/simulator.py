@@ -55,7 +55,8 @@ class ClusterSimulator:
     what clients keep between rounds, "device", "host", or a folder.
 
     Without an `address`, Ray is started on this machine and ended by `close`, unless this process is connected to a cluster already.
-    A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU.
+    A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU; start this process with JAX_PLATFORMS=cpu
+    where workers have GPUs, so that it takes none of their memory.
 
     `shares`: how many parts a cohort is dealt in, by default one a worker. It decides last bits as `lanes` does. With it fixed, say at
     16, runs of any number of workers agree to the last bit, and faster workers do more shares. Each share may be begun

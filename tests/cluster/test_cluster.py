@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -145,7 +146,22 @@ def test_memory_mapped_clients_are_opened_by_the_worker(tmp_path):
         assert sim.traces == 1
 
 
+class Missing:
+    """Can be sent and not be opened, as what a worker has no module for."""
+
+    def __reduce__(self):
+        return __import__, ("a_module_that_is_not_there",)
+
+    def __call__(self, round, client):
+        return np.zeros((1, BATCH), int)
+
+
 def test_what_cannot_start_says_why():
+    with pytest.raises(RuntimeError, match=r"a worker could not start: ModuleNotFoundError.*a_module_that_is_not_there"):
+        cluster("fedavg", workers=1, epochs=None, steps=1, order=Missing())
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"this round cannot be sent to workers: cannot pickle '_thread.lock'"):
+        cluster("fedavg", workers=1, epochs=None, steps=1, order=lambda round, client: lock)
     with pytest.raises(ValueError, match=r"9 workers of 1 CPU each need 9, but the cluster has 8"):
         cluster("fedavg", workers=9, cpus_per_worker=1)
     with pytest.raises(ValueError, match=r"1 workers of 1 GPU each need 1, but the cluster has 0"):

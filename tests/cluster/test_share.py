@@ -50,6 +50,7 @@ def test_streamed_examples_are_the_same(name):
     assert sim.traces == 1
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_bit():
     one, three = (run(cluster("scaffold, clip, feedback", workers=w, shares=3))[0] for w in (1, 3))
     assert_equal(one, three)
