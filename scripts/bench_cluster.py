@@ -80,14 +80,13 @@ def main(settings: Settings) -> None:
         batch = workload.batch_size if workload else 1
         composed, clients, cohorts = real_work(workload, settings.rounds * (settings.turns + 1)) if workload else idle_clients()
         one = fc.Simulator(composed, clients, batch_size=batch, epochs=1)
-        with fc.ClusterSimulator(composed, clients, workers=settings.workers, batch_size=batch, epochs=1) as many:
+        with fc.ClusterSimulator(composed, clients, workers=settings.workers, batch_size=batch, epochs=1, lanes=one.lanes) as many:
             seconds = turns([one, many], cohorts, settings)
-            lanes = f"{one.lanes} and {many.lanes}"
         examples = float(np.mean([clients.sizes[cohort].sum() for cohort in cohorts]))
         milliseconds = [f"{np.median(s) * 1e3:,.1f} ({s.min() * 1e3:,.1f} to {s.max() * 1e3:,.1f})" for s in seconds]
         ratio = seconds[0] / seconds[1]
         against = f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
-        table.add_row(f"{len(cohorts[0]):,} {name}", lanes, *milliseconds, f"{examples / np.median(seconds[1]):,.0f}", against)
+        table.add_row(f"{len(cohorts[0]):,} {name}", str(one.lanes), *milliseconds, f"{examples / np.median(seconds[1]):,.0f}", against)
     Console(width=140).print(table)
 
 
