@@ -12,7 +12,7 @@
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
-from fedjax_core.lanes import Evaluation, Simulator, evaluate, predict
+from fedjax_core.lanes import Evaluation, Simulator, Sweep, evaluate, grid, predict
 from fedjax_core.round import Round, State, compose
 from fedjax_core.run import History, fit
 from fedjax_core.task import Task
@@ -30,6 +30,7 @@ __all__ = [
     "Round",
     "Simulator",
     "State",
+    "Sweep",
     "Task",
     "aggregators",
     "algorithms",
@@ -37,6 +38,7 @@ __all__ = [
     "compose",
     "evaluate",
     "fit",
+    "grid",
     "metrics",
     "models",
     "partition",

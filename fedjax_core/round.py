@@ -16,6 +16,7 @@ A round is one or more exchanges. For each, every backend does the same five thi
 ('chain(clip, quantize)', 'mean')
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -73,6 +74,10 @@ class Round(NamedTuple):
             round=jnp.int32(0),
             key=key,
         )
+
+    def each(self, run: Callable[["Round", State], tuple[State, Any]], state: State) -> tuple[State, Any]:
+        """`run(round, state)`; where this stands for several rounds (`Sweep`), of each on its part of the state, side by side."""
+        return run(self, state)
 
     def report_shapes(self, e: int, server: Server, own: Own) -> Report:
         """The shapes of what a client reports in exchange `e`, before any stage."""

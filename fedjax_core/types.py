@@ -27,6 +27,11 @@ Update = Any  # pytree: what a client reports; it need not have the shape of the
 Columns = Any  # pytree of arrays whose first axis is the example
 
 
+def known(*numbers: Any) -> bool:
+    """Whether these are numbers by now, whose bounds can be checked: not those of a sweep, which are filled in as the program runs."""
+    return not any(isinstance(number, jax.core.Tracer) for number in numbers)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Batch(Mapping[str, Any]):

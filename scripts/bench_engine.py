@@ -1,155 +1,231 @@
 """How fast is the engine? Examples a second of FedAvg, beside the limit and beside FedJAX, in turn in one run.
 
-    python scripts/bench_engine.py                        synth and mlp
-    python scripts/bench_engine.py --workloads emnist --no-fedjax
+    python scripts/bench_engine.py                                             everything: 5 minutes on two idle cores
+    python scripts/bench_engine.py --workloads synth mlp --turns 15
+    python scripts/bench_engine.py --workloads emnist --no-fedjax --lanes 4
 
-The limit is the same number of SGD steps of one model with full batches in one compiled loop, without any client. FedJAX runs in a process
-of its own, in an environment that is made the first time (.venv-fedjax). Each turn gives ours, the limit and the peer some rounds; the
-ratio is taken turn by turn, so that a machine whose speed drifts does not decide it. Compilation and warm-up are not counted.
+The limit is SGD steps of one model with full batches in one compiled loop, without any client. FedJAX runs in a process of its own, in an
+environment that is made the first time (.venv-fedjax). All three take turns and ratios are formed turn by turn, so that a machine whose
+speed drifts does not decide them; compilation and warm-up are not counted. For emnist ours trains an ordinary Flax module, the others the
+same network as a pure function, the limit in the form that compiles best.
+
+`skew` gives one client 100 times the median's work, and asks how full the lanes are and what a step costs beside clients of equal size.
 """
 
+import itertools
 import json
 import os
-import platform
 import subprocess
-import sys
-import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_timing as timing
 import bench_workloads as bench
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import fedjax_core as fc
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# (workload, engine) -> how many times its examples a second ours does at least.
+TARGETS = {
+    ("synth", "limit"): 0.85,
+    ("synth", "FedJAX"): 25,
+    ("mlp", "limit"): 1.0,
+    ("mlp", "FedJAX"): 2.3,
+    ("emnist", "FedJAX"): 1.8,
+    ("char-lstm", "limit"): 0.8,
+    ("char-lstm", "FedJAX"): 2,
+    ("transformer", "limit"): 0.8,
+    ("transformer", "FedJAX"): 2,
+}
+FILL, OVER_BALANCED = 0.9, 1.15
+
 
 @dataclass(frozen=True)
 class Settings:
     """What to measure, and how often."""
 
-    workloads: tuple[str, ...] = ("synth", "mlp")
-    """Any of synth, mlp, emnist."""
+    workloads: tuple[str, ...] = (*bench.WORKLOADS, "skew")
+    """Any of synth, mlp, emnist, char-lstm, transformer, skew."""
     turns: int = 7
     """How often each engine has its turn."""
-    rounds: int = 4
-    """Rounds in a turn of ours, dispatched one after another as a run would; FedJAX and the limit have one."""
+    seconds: float = 0.5
+    """How long a turn of ours and of the limit is at least; FedJAX has one round."""
     lanes: int = 0
-    """0: chosen by the engine."""
+    """0: chosen by the engine; skew has 16."""
     fedjax: bool = True
     """Measure FedJAX too."""
 
 
-Turn = Callable[[], float]
-"""Runs some rounds: seconds a round."""
+def task(name: str, workload: bench.Workload) -> tuple[fc.Task, Callable[[Any], Any]]:
+    """What ours trains, and the workload's parameters as it names them: for emnist the Flax module as it comes."""
+    if name == "emnist":
+        return fc.models.cnn(), in_flax
+    return fc.Task(workload.init, lambda params, batch, key: bench.losses(workload.logits(params, batch["x"]), batch["y"])), lambda p: p
 
 
-def ours(workload: bench.Workload, data: bench.Data, cohorts: list[np.ndarray], settings: Settings) -> tuple[Turn, int]:
-    """A turn of this engine by its public calls, and the number of lanes."""
-    task = fc.Task(workload.init, lambda params, batch, key: bench.losses(workload.logits(params, batch["x"]), batch["y"]))
+def in_flax(params: Any) -> Any:
+    """The parameters of the pure CNN under the names of `fc.models.cnn()`."""
+    layers = {"Conv": params["conv"], "Dense": params["dense"]}
+    return {f"{kind}_{i}": {"kernel": p["w"], "bias": p["b"]} for kind, these in layers.items() for i, p in enumerate(these)}
+
+
+def simulator(name: str, workload: bench.Workload, data: bench.Data, lanes: int, **settings: Any) -> tuple[fc.Simulator, Any]:
+    """This engine by its public calls, and its first state; `lanes` of 0 leaves them to it."""
+    learnt, renamed = task(name, workload)
     clients = fc.Clients.from_arrays({"x": data.x, "y": data.y}, offsets=data.offsets)
-    algorithm = fc.algorithms.fedavg(task, local=optax.sgd(workload.lr))
-    simulator = fc.Simulator(fc.compose(algorithm), clients, batch_size=workload.batch_size, epochs=1, lanes=settings.lanes or "auto")
-    state, drawn = simulator.init(jax.random.key(0)), iter(cohorts)
+    composed = fc.compose(fc.algorithms.fedavg(learnt, local=optax.sgd(workload.lr)))
+    made = fc.Simulator(composed, clients, batch_size=workload.batch_size, epochs=1, lanes=lanes or "auto", **settings)
+    return made, made.init(jax.random.key(0), params=renamed(workload.init(jax.random.key(0))))
 
-    def turn() -> float:
+
+def rounds(simulator: fc.Simulator, state: Any, cohort: int) -> timing.Dispatch:
+    """Each call a round with clients drawn at random, beforehand."""
+    drawn = itertools.islice(bench.cohorts(cohort, len(simulator.clients)), 50)
+    turns = itertools.cycle([(who, float(simulator.clients.sizes[who].sum())) for who in drawn])
+
+    def dispatch() -> tuple[Any, float]:
         nonlocal state
-        start = time.perf_counter()
-        for _ in range(settings.rounds):
-            state, _ = simulator.run(state, next(drawn))
-        jax.block_until_ready(state)
-        return (time.perf_counter() - start) / settings.rounds
+        who, examples = next(turns)
+        state, _ = simulator.run(state, who)
+        return state, examples
 
-    return turn, simulator.lanes
+    return dispatch
 
 
-def limit(workload: bench.Workload, data: bench.Data, examples: float) -> Turn:
-    """A turn of plain SGD on one model: as many steps as a round has full batches."""
-    batch, steps = workload.batch_size, int(examples) // workload.batch_size
-    x, y = jnp.asarray(data.x[: steps * batch]), jnp.asarray(data.y[: steps * batch])
-    logits = workload.quick or workload.logits
+def sgd(logits: Callable[[Any, Any], Any], lr: float, batch_size: int) -> Callable[[Any, Any, Any], Any]:
+    """(params, x, y) -> params after one pass in batches, the rows that fill none left out: one compiled loop."""
 
     @jax.jit
     def run(params: Any, x: Any, y: Any) -> Any:
         def step(i: Any, params: Any) -> Any:
-            rows = [jax.lax.dynamic_slice_in_dim(a, i * batch, batch) for a in (x, y)]
+            rows = [jax.lax.dynamic_slice_in_dim(a, i * batch_size, batch_size) for a in (x, y)]
             grads = jax.grad(lambda p: jnp.mean(bench.losses(logits(p, rows[0]), rows[1])))(params)
-            return jax.tree.map(lambda p, g: p - workload.lr * g, params, grads)
+            return jax.tree.map(lambda p, g: p - lr * g, params, grads)
 
-        return jax.lax.fori_loop(0, steps, step, params)
+        return jax.lax.fori_loop(0, len(x) // batch_size, step, params)
 
-    params = workload.init(jax.random.key(0))
-
-    def turn() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(run(params, x, y))
-        return (time.perf_counter() - start) * examples / (steps * batch)
-
-    return turn
+    return run
 
 
-def fedjax(name: str) -> Turn:
-    """A turn of FedJAX, one round, in its own process."""
+def limit(workload: bench.Workload, data: bench.Data) -> timing.Dispatch:
+    """Each call as many steps of plain SGD on one model as a round has full batches."""
+    batches = int(np.diff(data.offsets).mean() * workload.cohort) // workload.batch_size
+    examples = max(1, batches) * workload.batch_size
+    x, y, params = jnp.asarray(data.x[:examples]), jnp.asarray(data.y[:examples]), workload.init(jax.random.key(0))
+    run = sgd(workload.quick or workload.logits, workload.lr, workload.batch_size)
+    return lambda: (run(params, x, y), examples)
+
+
+@contextmanager
+def fedjax(name: str) -> Iterator[tuple[str, timing.Turn]]:
+    """(the platform it runs on, a turn of one round): FedJAX in its own process."""
     python = ROOT / ".venv-fedjax" / "bin" / "python"
     if not python.exists():
-        print(f"making {python.parents[1]}")
+        timing.say(f"making {python.parents[1]}")
         venv.create(python.parents[1], with_pip=True)
         wanted = ["fedjax==0.0.17", f"jax=={jax.__version__}", "numpy"]
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared with ours
     script = [python, ROOT / "scripts" / "bench_fedjax.py", name]
-    process = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment)
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment) as peer:
 
-    def turn() -> float:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write("go\n")
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"FedJAX stopped with status {process.wait()}; run {' '.join(map(str, script))} to see why")
-        return float(line)
+        def read() -> str:
+            assert peer.stdout is not None
+            if not (line := peer.stdout.readline().strip()):
+                raise RuntimeError(f"FedJAX stopped with status {peer.wait()}; run {' '.join(map(str, script))} to see why")
+            return line
 
-    return turn
+        def turn() -> float:
+            assert peer.stdin is not None
+            peer.stdin.write("go\n")
+            return float(read())
+
+        yield read(), turn
+
+
+def compare(name: str, settings: Settings, table: Table) -> None:
+    """A workload's rows: ours, the limit and FedJAX."""
+    workload = bench.WORKLOADS[name]
+    timing.say(f"{name}: {workload.title}")
+    data = workload.data()
+    made, state = simulator(name, workload, data, settings.lanes)
+    with ExitStack() as stack:
+        timing.say(f"{name}: compiling ours and the limit")
+        engines = {"ours": timing.turn_of(rounds(made, state, workload.cohort), settings.seconds)}
+        engines["limit"] = timing.turn_of(limit(workload, data), settings.seconds)
+        if settings.fedjax:
+            platform, turn = stack.enter_context(fedjax(name))
+            engines["FedJAX" if platform == jax.default_backend() else f"FedJAX on {platform}"] = turn
+        timing.say(f"{name}: {settings.turns} turns of {', '.join(engines)}")
+        seconds = timing.alternate(engines, settings.turns)
+    for engine, taken in seconds.items():
+        row = [name, str(made.lanes) if engine == "ours" else "", engine, *timing.spread(1 / taken, ",.0f")]
+        if engine != "ours":
+            ratio = taken / seconds["ours"]
+            row += [*timing.spread(ratio, ".2f"), timing.verdict(float(np.median(ratio)), least=TARGETS.get((name, engine)))]
+        table.add_row(*row)
+    table.add_section()
+    print(json.dumps({"workload": name, "lanes": made.lanes, "seconds_an_example": {k: v.tolist() for k, v in seconds.items()}}))
+
+
+def uneven(clients: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(sizes of clients of whole batches of which one has 100 times the median, sizes of equal clients with as many batches in all)."""
+    steps = np.maximum(1, np.random.default_rng(0).lognormal(np.log(2), 0.5, clients).round().astype(int))
+    median = int(np.median(steps))
+    steps[0] = 100 * median
+    steps[1] += -steps.sum() % median
+    return steps * batch_size, np.full(steps.sum() // median, median * batch_size)
+
+
+def skew(clients: int, settings: Settings, table: Table) -> None:
+    """The row of a cohort in which one client has 100 times the median's work."""
+    lanes, workload = settings.lanes or 16, bench.WORKLOADS["synth"]
+    timing.say(f"skew: {clients} clients in {lanes} lanes")
+    engines, fills = {}, []
+    for name, sizes in zip(("skewed", "balanced"), uneven(clients, workload.batch_size), strict=True):
+        offsets = np.concatenate([[0], sizes.cumsum()])
+        rng = np.random.default_rng(0)
+        data = bench.Data(rng.random((offsets[-1], 60), np.float32), rng.integers(0, 10, offsets[-1]).astype(np.int32), offsets)
+        made, state = simulator("synth", workload, data, lanes)
+        fills.append((made.plan(len(sizes)).fill, min(1.0, sizes.sum() / sizes.max() / lanes)))
+        engines[name] = timing.turn_of(rounds(made, state, len(sizes)), settings.seconds)
+    seconds = timing.alternate(engines, settings.turns)
+    (fill, at_best), ratio = fills[0], seconds["skewed"] / seconds["balanced"]
+    reachable = at_best >= FILL
+    judged = timing.verdict(fill, least=FILL if reachable else None)
+    judged_time = timing.verdict(float(np.median(ratio)), most=OVER_BALANCED if reachable else None)
+    table.add_row(f"{clients:,}", str(lanes), f"{fill:.3f}", f"{at_best:.3f}", judged, *timing.spread(ratio, ".2f"), judged_time)
 
 
 def main(settings: Settings) -> None:
-    """Measures each workload and prints the table."""
-    device = jax.devices()[0]
-    print(f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}, jax {jax.__version__}")
-    table = Table("workload", "lanes", "engine", "examples/s", "spread", "ours / it", "spread of that")
-    for name in settings.workloads:
-        workload = bench.WORKLOADS[name]
-        data = workload.data()
-        cohorts = bench.cohorts(workload, len(data.offsets) - 1, settings.rounds * (settings.turns + 1))
-        examples = float(np.mean([np.diff(data.offsets)[cohort].sum() for cohort in cohorts]))
-        first, lanes = ours(workload, data, cohorts, settings)
-        engines: dict[str, Turn] = {"ours": first, "limit": limit(workload, data, examples)}
-        if settings.fedjax:
-            engines["FedJAX"] = fedjax(name)
-        for turn in engines.values():
-            turn()
-        seconds: dict[str, list[float]] = {engine: [] for engine in engines}
-        for _ in range(settings.turns):
-            for engine, turn in engines.items():
-                seconds[engine].append(turn())
-        for engine, times in seconds.items():
-            speed, ratio = examples / np.array(times), np.array(times) / np.array(seconds["ours"])
-            against = (f"{np.median(ratio):.2f}", f"{ratio.min():.2f} to {ratio.max():.2f}") if engine != "ours" else ("", "")
-            spread = f"{speed.min():,.0f} to {speed.max():,.0f}"
-            table.add_row(name, str(lanes) if engine == "ours" else "", engine, f"{np.median(speed):,.0f}", spread, *against)
-        table.add_section()
-        print(json.dumps({"workload": name, "lanes": lanes, "seconds_per_round": seconds, "examples_per_round": examples}))
-    Console(width=140).print(table)
+    """Measures each workload and prints the tables."""
+    print(timing.header())
+    names = [name for name in settings.workloads if name != "skew"]
+    speeds = Table("workload", "lanes", "engine", "examples/s", "spread", "ours / it", "spread of that", "target")
+    for name in names:
+        compare(name, settings, speeds)
+    if names:
+        timing.show(speeds)
+    if "skew" in settings.workloads:
+        shape = Table(
+            "clients", "lanes", "fill", "at best", "target", "time / balanced", "spread", "target", title="one of 100 times the median"
+        )
+        for clients in (2000, 200):  # of 200, one client is a longer lane than arithmetic can fill
+            skew(clients, settings, shape)
+        timing.show(shape)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Settings)))
+    main(tyro.cli(Settings))

@@ -1,4 +1,7 @@
-"""FedJAX's FedAvg on a workload, one round for each line on standard input; prints the seconds it took. Started by bench_engine.py."""
+"""FedJAX's FedAvg on a workload: prints its platform, then for each line on standard input the seconds an example of one round.
+
+Started by bench_engine.py, in FedJAX's own environment.
+"""
 
 import sys
 import time
@@ -24,16 +27,17 @@ def main(name: str) -> None:
     hparams = fedjax.ShuffleRepeatBatchHParams(batch_size=workload.batch_size, num_epochs=1, drop_remainder=False)
     algorithm = fed_avg.federated_averaging(gradient, fedjax.optimizers.sgd(workload.lr), fedjax.optimizers.sgd(1.0), hparams)
     state = algorithm.init(workload.init(jax.random.key(0)))
-    cohorts = bench_workloads.cohorts(workload, len(offsets) - 1, 1000)
-    for r, _ in enumerate(sys.stdin):
+    print(jax.default_backend(), flush=True)
+    cohorts = bench_workloads.cohorts(workload.cohort, len(offsets) - 1)
+    for r, (_, cohort) in enumerate(zip(sys.stdin, cohorts, strict=False)):
         clients = []
-        for i in cohorts[r]:
+        for i in cohort:
             rows = slice(offsets[i], offsets[i + 1])
             clients.append((int(i), fedjax.ClientDataset({"x": x[rows], "y": y[rows]}), jax.random.PRNGKey(int(i) + r)))
         start = time.perf_counter()
         state, _ = algorithm.apply(state, clients)
         jax.block_until_ready(state.params)
-        print(time.perf_counter() - start, flush=True)
+        print((time.perf_counter() - start) / sum(len(dataset) for _, dataset, _ in clients), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Strict settings for every test, eight fake devices, `--slow`, and where the real data lies."""
 
-import hashlib
 import os
-import platform
 from pathlib import Path
 
 # Before JAX is imported: it reads them once.
@@ -12,23 +10,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from fedjax_core.lanes import notebook, tune
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+tune._BUDGET_SECONDS = 0.0  # lanes by the size of the model: measuring takes seconds, and differs from machine to machine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def processor() -> str:
-    """A name for this kind of processor, whose programs another kind may not be able to run."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    said = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or not cpuinfo.exists()})
-    return hashlib.sha256("\n".join([platform.machine(), *said]).encode()).hexdigest()[:12]
-
-
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
-# of an entry has the program, the flags and the version of XLA, but not the processor. Processes that tests start compile for themselves.
-jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / f"xla-{processor()}"))
+# of an entry has the program and the flags, but not the processor. Processes that tests start compile for themselves.
+jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / f"xla-{notebook.machine()}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

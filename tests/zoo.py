@@ -121,4 +121,8 @@ ZOO: dict[str, Entry] = {
     "linen dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Dropped()), SGD))),
     "linen convolution": Entry(lambda: compose(algorithms.fedavg(flax_task(Small(), "images"), SGD)), "images"),
     "nnx dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Twin), SGD))),
+    # what makes models fit
+    "remat": Entry(lambda: compose(algorithms.fedavg(models.remat(task(), 2), SGD))),
+    "accumulate": Entry(lambda: compose(algorithms.fedavg(models.accumulate(task(), 3), SGD))),
+    "bfloat16": Entry(lambda: compose(algorithms.fedavg(models.bfloat16(task()), SGD))),
 }

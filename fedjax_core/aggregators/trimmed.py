@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.aggregators.base import Aggregator
-from fedjax_core.types import Array, Update
+from fedjax_core.types import Array, Update, known
 
 
 class Reports(NamedTuple):
@@ -31,7 +31,7 @@ class Reports(NamedTuple):
 
 def trimmed_mean(fraction: float) -> Aggregator:
     """Leaves out the `fraction` largest and the `fraction` smallest of each coordinate, 0 <= fraction < 0.5, and averages the rest."""
-    if not 0 <= fraction < 0.5:
+    if known(fraction) and not 0 <= fraction < 0.5:
         raise ValueError(f"trimmed_mean needs 0 <= fraction < 0.5 (it trims that share at both ends), got {fraction}")
 
     def zero(shapes: Update, cohort: int) -> Reports:

@@ -17,6 +17,7 @@ import optax
 from fedjax_core.algorithms.base import Algorithm, check_optimizer
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.task import Task
+from fedjax_core.types import known
 
 
 def add_proximal(mu: float) -> optax.GradientTransformation:
@@ -30,6 +31,6 @@ def add_proximal(mu: float) -> optax.GradientTransformation:
 
 def fedprox(task: Task, mu: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
     """`fedavg` whose local gradients are pulled back with strength `mu` >= 0; the rest of the arguments are fedavg's."""
-    if mu < 0:
+    if known(mu) and mu < 0:
         raise ValueError(f"mu must be at least 0, got {mu}: a negative pull pushes clients apart")
     return fedavg(task, optax.chain(add_proximal(mu), check_optimizer(local, "local")), **rest)

@@ -20,7 +20,7 @@ from fedjax_core import tree
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, gradient, uniform
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
-from fedjax_core.types import Array, Batch, Key, Params
+from fedjax_core.types import Array, Batch, Key, Params, known
 
 
 class Global(NamedTuple):
@@ -46,7 +46,7 @@ class Change(NamedTuple):
 
 def scaffold(task: Task, lr: float, population: int, server_lr: float = 1.0, *, weighting: Callable[[Seen], Array] = uniform) -> Algorithm:
     """SCAFFOLD with local step size `lr` for `population` clients; reports count alike, as in the paper, or by `by_examples`."""
-    if population < 1 or lr <= 0:
+    if known(population, lr) and (population < 1 or lr <= 0):
         raise ValueError(f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}")
 
     def begin(message: Global, own: Params, key: Key) -> Local:

@@ -22,8 +22,8 @@ from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.lanes import notebook, program, tune
-from fedjax_core.lanes.feed import Feed, Packed, Work, narrow
-from fedjax_core.lanes.program import Collected
+from fedjax_core.lanes.feed import Feed, Work, narrow
+from fedjax_core.lanes.program import Collected, Packed
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Columns, Message
 
@@ -90,13 +90,7 @@ class Worker:
 
     def choose_lanes(self, most: int) -> int:
         """The fastest number of lanes for this model on this device, at most `most`."""
-        B, sizes, feed = self.plan.batch_size, self.clients.sizes, self._feeds[max(self._feeds)]
-        first = int(np.argmax(sizes > 0))
-        rows = np.arange(B) % sizes[first] + self.clients.offsets[first]
-        examples = jax.tree.map(jnp.asarray, narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)))
-        steps = feed.steps[feed.kinds[-1]]
-        typical = int(np.median(steps[steps > 0])) if (steps > 0).any() else 1
-        return tune.choose(self.round, examples, typical, most)
+        return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most)
 
     def _feed(self, e: int, room: Room) -> Feed:
         """Packs for this exchange, with at least so much room."""

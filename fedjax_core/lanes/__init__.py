@@ -2,5 +2,6 @@
 
 from fedjax_core.lanes.evaluate import Evaluation, evaluate, predict
 from fedjax_core.lanes.simulator import Simulator
+from fedjax_core.lanes.sweep import Sweep, grid
 
-__all__ = ["Evaluation", "Simulator", "evaluate", "predict"]
+__all__ = ["Evaluation", "Simulator", "Sweep", "evaluate", "grid", "predict"]

@@ -26,19 +26,11 @@ import numpy as np
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
-from fedjax_core.lanes.pack import Layout, Schedule, lay_out, pack, slots_bound
-from fedjax_core.lanes.program import Places
+from fedjax_core.lanes.pack import Layout, lay_out, pack, slots_bound
+from fedjax_core.lanes.program import Packed, Places
 from fedjax_core.types import Columns
 
 log = logging.getLogger("fedjax_core")
-
-
-class Packed(NamedTuple):
-    """R rounds as arrays, leaves [R, ...]."""
-
-    places: Places
-    schedules: dict[str, Schedule]  # one a kind of work
-    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
 
 
 class Work(NamedTuple):
@@ -70,6 +62,14 @@ class Feed:
         """Bytes of the streamed examples of one round, on one device."""
         row = sum(_target(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns))
         return row * sum(self.room.values())
+
+    def typical(self) -> tuple[Columns, int]:
+        """A batch of examples [B, ...] that somebody has, and the median client's number of local steps."""
+        sizes, steps = self.clients.sizes, self.steps[self.kinds[-1]]
+        first = int(np.argmax(sizes > 0))
+        rows = np.arange(self.plan.batch_size) % sizes[first] + self.clients.offsets[first]
+        examples = narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns))
+        return examples, int(np.median(steps[steps > 0], overwrite_input=True)) if (steps > 0).any() else 1
 
     def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Work]:
         """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much work they are.
@@ -144,7 +144,7 @@ class Feed:
                 for i, (device, begin) in zip(clients, at, strict=True):
                     rows = x[offsets[i] : offsets[i + 1]]
                     out[r, device, begin : begin + len(rows)] = narrow_column(path, rows)
-            _forget(x)
+            forget(x)
             return out
 
         return jax.tree_util.tree_map_with_path(column, self.clients.columns)
@@ -187,11 +187,12 @@ def _map_of(x: Any) -> mmap.mmap | None:
     return x if isinstance(x, mmap.mmap) else None
 
 
-def _forget(x: np.ndarray) -> None:
-    """Gives the pages of a memory-mapped column back: what was read stays in the system's cache, not in this process."""
-    found = _map_of(x)
-    if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-        found.madvise(mmap.MADV_DONTNEED)
+def forget(columns: Columns) -> None:
+    """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this process."""
+    for x in jax.tree.leaves(columns):
+        found = _map_of(x)
+        if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            found.madvise(mmap.MADV_DONTNEED)
 
 
 def _stack(rounds: Sequence[np.ndarray], count: int) -> np.ndarray:

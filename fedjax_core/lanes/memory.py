@@ -23,7 +23,7 @@ import numpy as np
 from fedjax_core import tree
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.pack import lay_out
-from fedjax_core.round import Round
+from fedjax_core.round import Round, State
 
 
 class MemoryPlan(NamedTuple):
@@ -69,10 +69,14 @@ def predict(
     schedule: int,
     lanes: int,
     devices: int,
+    parts: int,
     batch_size: int,
 ) -> MemoryPlan:
-    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device."""
-    bytes_ = bytes_of(composed, population, cohort_size, 1)
+    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device.
+
+    Lanes are spread over `devices`, and the model inside each is split in `parts`.
+    """
+    bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(composed, population, cohort_size, 1).items()}
     cohorts = draws(len(clients), cohort_size)
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))
@@ -127,7 +131,7 @@ def streams(clients: Clients, mapped: bool) -> bool:
 
 def device_bytes() -> int:
     """The memory of the first device; for a CPU what the system has available."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     try:
@@ -139,18 +143,20 @@ def device_bytes() -> int:
 def bytes_of(composed: Round, population: int, cohort: int, lanes: int) -> dict[str, int]:
     """The bytes of state, carries and accumulators, for this many lanes on a device."""
 
-    def shapes(key: Any) -> tuple[Any, Any, Any]:
-        state = composed.init(key, population)
-        kept = tree.take(state.clients, jax.numpy.zeros(cohort, jax.numpy.int32))
-        own = jax.tree.map(lambda x: x[0], kept.own)
-        carries, accumulators = [], [kept]
-        for e, exchange in enumerate(composed.algorithm.exchanges):
-            carries.append(exchange.client.begin(exchange.broadcast(state.server), own, key))
-            if exchange.update is not None:
-                accumulators.append(composed.aggregator.zero(composed.report_shapes(e, state.server, own).update, cohort))
-        return state, carries, accumulators
+    def shapes(key: Any) -> tuple[Any, Any]:
+        def one(composed: Round, state: State) -> tuple[State, Any]:
+            kept = tree.take(state.clients, jax.numpy.zeros(cohort, jax.numpy.int32))
+            own = jax.tree.map(lambda x: x[0], kept.own)
+            carries, accumulators = [], [kept]
+            for e, exchange in enumerate(composed.algorithm.exchanges):
+                carries.append(exchange.client.begin(exchange.broadcast(state.server), own, key))
+                if exchange.update is not None:
+                    accumulators.append(composed.aggregator.zero(composed.report_shapes(e, state.server, own).update, cohort))
+            return state, (carries, accumulators)
 
-    state, carries, accumulators = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
+        return composed.each(one, composed.init(key, population))
+
+    state, (carries, accumulators) = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
     largest = max(tree.nbytes(carry) for carry in carries)  # exchanges follow one another
     return {"state": tree.nbytes(state._replace(key=())), "carries": lanes * largest, "accumulators": tree.nbytes(accumulators)}
 

@@ -3,7 +3,8 @@
     $FEDJAX_CORE_CACHE/measured/<machine>/<digest of the question>.json         one small file an answer, written whole
 
 An answer is only ever about speed, so one that is lost, unreadable or old is measured again, and a disk that cannot be written
-to costs nothing but the time. A question names all that the answer depends on besides the machine and the version of JAX.
+to costs nothing but the time. A question names all that the answer depends on besides the machine and the version of JAX. What was
+chosen may still decide a result's last bits, so a run keeps the answers it went by (`answers`) in its checkpoints and goes on by them.
 
 >>> import os, tempfile
 >>> os.environ["FEDJAX_CORE_CACHE"] = tempfile.mkdtemp()
@@ -30,8 +31,30 @@ from fedjax_core.data.sources.base import cache_folder
 log = logging.getLogger("fedjax_core")
 
 
+_answers: dict[str, Any] = {}  # of this process, which come before those on disk
+
+
+def answers() -> dict[str, Any]:
+    """Every question that was answered in this process, and how."""
+    return dict(_answers)
+
+
+def go_by(answers: dict[str, Any]) -> None:
+    """Takes these answers, wherever they were found, before any others."""
+    _answers.update(answers)
+
+
 def recall(question: str) -> Any | None:
     """The answer noted for this question on this machine, None where there is none."""
+    if question not in _answers:
+        found = _read(question)
+        if found is None:
+            return None
+        _answers[question] = found
+    return _answers[question]
+
+
+def _read(question: str) -> Any | None:
     try:
         found = json.loads(_place(question).read_text())
     except (OSError, ValueError):
@@ -41,6 +64,7 @@ def recall(question: str) -> Any | None:
 
 def note(question: str, answer: Any) -> None:
     """Remembers the answer, which must be plain JSON; says so and goes on where it cannot be written."""
+    _answers[question] = answer
     place = _place(question)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from jax import lax
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.lanes.pack import Schedule
+from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Batch, Columns
@@ -30,6 +31,14 @@ class Places(NamedTuple):
     address: Any  # [K, 2] uint32
     examples: Any  # [K] float32
     times: Any  # [K] float32: how often the client was drawn; its report counts that often
+
+
+class Packed(NamedTuple):
+    """R rounds as arrays, leaves [R, ...]."""
+
+    places: Places
+    schedules: dict[str, Schedule]  # one a kind of work
+    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
 
 
 class Collected(NamedTuple):
@@ -51,10 +60,36 @@ class Lanes(NamedTuple):
     metrics: dict[str, Any]  # of the client so far: they count only if its report does
 
 
+def run_rounds(
+    composed: Round, data: Columns, count: Array, state: State, packed: Packed, axis: str | None
+) -> tuple[State, dict[str, Any]]:
+    """The first `count` rounds of those packed, one after another: (state, metrics with leaves [R])."""
+
+    def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
+        places, schedules = tree.take((packed.places, packed.schedules), r)
+        here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
+        return run_round(composed, here, state, places, schedules, axis)
+
+    def next_round(r: Array, loop: tuple[State, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
+        state, metrics = one(r, loop[0])
+        return state, tree.put(loop[1], r, metrics)
+
+    shapes = jax.eval_shape(one, 0, state)[1]
+    none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
+    # The number of rounds is data: a loop known to run once is dissolved, and then rounds otherwise than a longer one.
+    return lax.fori_loop(0, count, next_round, (state, none))
+
+
 def run_round(
     composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
+    return composed.each(lambda one, state: _run_one(one, data, state, places, schedules, axis), state)
+
+
+def _run_one(
+    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
+) -> tuple[State, dict[str, Any]]:
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     for e, exchange in enumerate(composed.algorithm.exchanges):
         kept = tree.take(state.clients, places.position)
@@ -77,6 +112,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
     exchange = composed.algorithm.exchanges[e]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
     K, (S, L) = places.position.shape[0], schedule.client.shape
+    client_step = rewrite(client.step, lanes=L)
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
     ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
@@ -89,7 +125,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
         k = jnp.minimum(k, K - 1)
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
-        return client.step(message, carry, batch, keys.step(client_keys[k], e, t))
+        return client_step(message, carry, batch, keys.step(client_keys[k], e, t))
 
     def report(k: Array, carry: Any, kept: Kept) -> tuple[Any, Array, Kept, Array]:
         seen = Seen(places.examples[k], steps[k].astype(jnp.float32))
@@ -160,7 +196,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
         metrics=tree.zeros_like(one),
     )
     lanes = Lanes(carry, tree.zeros_like(shapes))
-    return lax.while_loop(lambda loop: loop[0] < schedule.slots[0], stretch, (jnp.int32(0), lanes, collected))[2]
+    return lax.while_loop(lambda loop: loop[0] < jnp.max(schedule.slots), stretch, (jnp.int32(0), lanes, collected))[2]
 
 
 # Bytes of a lane's carry from which lanes begin and end one by one, without touching the others. MLP of 199,000 parameters: 118,000

@@ -22,8 +22,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
@@ -31,9 +30,10 @@ from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook, program, tune
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
-from fedjax_core.lanes.feed import Feed, Packed, mapped, narrow
+from fedjax_core.lanes.feed import Feed, forget, mapped, narrow
+from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
-from fedjax_core.lanes.pack import Schedule
+from fedjax_core.lanes.program import Packed
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.task import check_task
@@ -78,25 +78,23 @@ class Simulator:
             raise TypeError(f"Simulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
         if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
             raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
-        if mesh is not None and len(mesh.axis_names) > 2:
-            raise ValueError(f"mesh must have one axis, for lanes, or a second one, for the model; this one has {mesh.axis_names}")
         notebook.keep_programs()
         self.round = composed
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
-        self.mesh = mesh
+        self._placing = Placing(mesh)
         self.meter = Meter()
         """How fast it goes: `meter.report()`."""
         self.traces = 0
         """How many programs were made; more than one for each number of rounds a dispatch means a cohort outgrew its buffers."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
-        self._everywhere = NamedSharding(mesh, PartitionSpec()) if mesh is not None else None
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
         """Whether a dispatch brings its own examples."""
-        self._data: Columns = () if self.streams else jax.device_put(narrow(clients.columns), self._everywhere)
+        self._data: Columns = () if self.streams else jax.device_put(narrow(clients.columns), self._placing.everywhere)
         check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
         if composed.algorithm.task.check is not None:
             composed.algorithm.task.check(clients)
+            forget(clients.columns)
         self._rows = self._tier(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
         self._feed = Feed(clients, self.plan_of_batches, kinds, streamed=self.streams)
@@ -116,21 +114,17 @@ class Simulator:
             "seed": plan.seed,
             "order": plan.order,
             "lanes": self.lanes,
-            "devices": self._devices,
+            "devices": self._placing.devices,
         }
 
     @property
     def lanes(self) -> int:
         """The number of lanes, over all devices; where it was left to be chosen, that is done when first asked for."""
+        devices = self._placing.devices
         if self._lanes is None:
-            B, sizes = self.plan_of_batches.batch_size, self.clients.sizes
-            first = int(np.argmax(sizes > 0))
-            rows = np.arange(B) % sizes[first] + self.clients.offsets[first]
-            examples = jax.tree.map(jnp.asarray, narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)))
-            steps = self._feed.steps[self._feed.kinds[-1]]
-            typical = int(np.median(steps[steps > 0])) if (steps > 0).any() else 1
-            self._lanes = tune.choose(self.round, examples, typical, max(1, len(self.clients) // self._devices)) * self._devices
-        return -(-self._lanes // self._devices) * self._devices
+            most = max(1, len(self.clients) // devices)
+            self._lanes = devices * tune.choose(self.round, *self._feed.typical(), most)
+        return -(-self._lanes // devices) * devices
 
     @property
     def undecided(self) -> bool:
@@ -138,21 +132,16 @@ class Simulator:
         return self._lanes is None
 
     def adopt(self, lanes: int) -> None:
-        """Takes this number of lanes where it was left to be chosen: a run that is resumed must go on as it was begun."""
+        """Takes this number of lanes where it was left to be chosen."""
         if self._lanes is None:
             self._lanes = lanes
-
-    @property
-    def _devices(self) -> int:
-        """How many devices the lanes are spread over."""
-        return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         population = len(self.clients) if self._rows is None else 1
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         make = partial(self.round.init, population=population)
-        placed = self._placement(jax.eval_shape(make, key, params=params))
+        placed = self._placing.state(jax.eval_shape(make, key, params=params))
         state = jax.jit(make, out_shardings=placed)(key, params=params)
         if self._rows is None:
             return state
@@ -197,7 +186,7 @@ class Simulator:
                 self._feed.cohort_size,
                 cohort_size,
             )
-        self._feed.reserve(cohort_size, lanes=self._lanes_for(cohort_size), devices=self._devices)
+        self._feed.reserve(cohort_size, lanes=self._lanes_for(cohort_size), devices=self._placing.loops)
         memory.check_fits(self._planned(cohort_size), self._kept_on_device(cohort_size))
 
     def plan(self, cohort_size: int) -> memory.MemoryPlan:
@@ -228,8 +217,7 @@ class Simulator:
         packed, work = self._feed.pack(cohorts, first, held, positions)
         if self._rows is not None:
             state = self._with_rows(self._rows, state, first, who, held)
-        if self.mesh is not None:
-            state, packed = jax.device_put(state, self._placement(state)), jax.device_put(packed, self._placed(packed))
+        state, packed = self._placing.place(state, packed)
         if self.streams and len(self._in_flight) == 2:
             jax.block_until_ready(self._in_flight[0])  # the examples of two dispatches are enough to hold
         traces, start = self.traces, time.perf_counter()
@@ -249,7 +237,7 @@ class Simulator:
         """The store of what clients keep, None where that is in the state."""
         if client_state == "device":
             return None
-        if self.mesh is not None:
+        if self._placing.mesh is not None:
             raise ValueError('client_state must be "device" on a mesh: the host holds rows for one device')
         return Rows((), len(self.clients), None if client_state == "host" else Path(client_state))
 
@@ -273,7 +261,7 @@ class Simulator:
 
     def _lanes_for(self, cohort_size: int) -> int:
         """More lanes than clients would only idle."""
-        return min(self.lanes, -(-cohort_size // self._devices) * self._devices)
+        return min(self.lanes, -(-cohort_size // self._placing.devices) * self._placing.devices)
 
     def _round_of(self, state: State) -> int:
         """The round a state is at; for the state that the last call gave back, without waiting for the device."""
@@ -288,30 +276,6 @@ class Simulator:
             return self._most_rounds
         return max(1, min(self._most_rounds, _STREAMED_BYTES // max(1, self._feed.bytes_a_round())))
 
-    def _placement(self, state: Any) -> Any:
-        """Where each leaf of a state lies: the same on all devices, or split over the mesh's second axis."""
-        if self.mesh is None or len(self.mesh.axis_names) == 1:
-            return jax.tree.map(lambda x: self._everywhere, state)
-        mesh, axis = self.mesh, self.mesh.axis_names[1]
-        return jax.tree.map(lambda x: NamedSharding(mesh, split(jnp.shape(x), axis, mesh.shape[axis])), state)
-
-    def _placed(self, packed: Packed) -> Any:
-        mesh = self.mesh
-        assert mesh is not None
-        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), self._specs(packed))
-
-    def _specs(self, packed: Packed) -> Packed:
-        """How the arrays of a dispatch are spread over the axis of lanes."""
-        assert self.mesh is not None
-        axis = self.mesh.axis_names[0]
-        every: Any = PartitionSpec()
-        by_slot, by_lane, by_device = PartitionSpec(None, None, axis), PartitionSpec(None, axis), PartitionSpec(None, axis)
-        return Packed(
-            places=program.Places(every, every, every, every),
-            schedules={kind: Schedule(by_slot, by_slot, by_slot, by_lane) for kind in packed.schedules},
-            streamed=jax.tree.map(lambda x: by_device, packed.streamed),
-        )
-
     def _program(self, donate: bool) -> Any:
         """The program of several rounds, compiled once for each shape of what it is given."""
         if donate not in self._programs:
@@ -321,38 +285,8 @@ class Simulator:
     def _rounds(self, data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
-        axis = None if self.mesh is None else self.mesh.axis_names[0]
-
-        def rounds(data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
-            def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
-                places, schedules = tree.take((packed.places, packed.schedules), r)
-                here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
-                return program.run_round(self.round, here, state, places, schedules, axis)
-
-            def next_round(r: Array, loop: tuple[State, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
-                state, metrics = one(r, loop[0])
-                return state, tree.put(loop[1], r, metrics)
-
-            shapes = jax.eval_shape(one, 0, state)[1]
-            none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
-            # The number of rounds is data: a loop known to run once is dissolved, and then rounds otherwise than a longer one.
-            return lax.fori_loop(0, count, next_round, (state, none))
-
-        if self.mesh is None:
-            return rounds(data, count, state, packed)
-        every: Any = PartitionSpec()
-        placed = jax.shard_map(
-            rounds,
-            mesh=self.mesh,
-            in_specs=(every, every, every, self._specs(packed)),
-            out_specs=every,
-            axis_names={axis},
-            check_vma=False,
-        )
-        state, metrics = placed(data, count, state, packed)
-        if len(self.mesh.axis_names) == 2:
-            state = lax.with_sharding_constraint(state, self._placement(state))
-        return state, metrics
+        rounds = partial(program.run_rounds, self.round, axis=self._placing.axis)
+        return self._placing.spread(rounds, packed)(data, count, state, packed)
 
     def _kept_on_device(self, cohort_size: int) -> int:
         """How many clients' rows are on the device."""
@@ -368,9 +302,10 @@ class Simulator:
             cohort_size,
             population=self._kept_on_device(cohort_size),
             data=self._feed.bytes_a_round() if self.streams else tree.nbytes(self._data),
-            schedule=sum(slots.values()) * lanes // self._devices * (batch + 2) * 4,
+            schedule=sum(slots.values()) * lanes // self._placing.devices * (batch + 2) * 4,
             lanes=lanes,
-            devices=self._devices,
+            devices=self._placing.devices,
+            parts=self._placing.parts,
             batch_size=batch,
         )
 
@@ -379,19 +314,9 @@ class Simulator:
         nobody = [sampling.as_cohort(np.zeros(0, np.int64), len(self.clients))]
         state = jax.eval_shape(partial(self.round.init, population=self._kept_on_device(self._feed.cohort_size)), jax.random.key(0))
         packed, _ = self._feed.pack(nobody, 0, 1, None if self._rows is None else [np.zeros(0, np.int64)])
-        if self.mesh is not None:
-            state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placement(state))
-            packed = jax.device_put(packed, self._placed(packed))
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))
+        _, packed = self._placing.place((), packed)
         traces = self.traces
         compiled = self._program(True).lower(self._data, np.int32(1), state, packed).compile()
         self.traces = traces
         return compiled
-
-
-def split(shape: tuple[int, ...], axis: str, parts: int) -> PartitionSpec:
-    """How an array of the model is split over `parts` devices: along its longest dimension that can be; small ones are not."""
-    fits = [d for d, n in enumerate(shape) if n % parts == 0 and n >= parts]
-    if len(shape) < 2 or not fits:
-        return PartitionSpec()
-    longest = max(fits, key=lambda d: (shape[d], d))
-    return PartitionSpec(*(axis if d == longest else None for d in range(len(shape))))

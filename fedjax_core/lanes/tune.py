@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from fedjax_core import tree
 from fedjax_core.lanes import notebook, program
@@ -27,7 +28,7 @@ from fedjax_core.types import Batch, Columns
 
 log = logging.getLogger("fedjax_core")
 
-_BUDGET_SECONDS = 4.0  # no candidate is begun that would end later
+_BUDGET_SECONDS = 4.0  # no candidate is begun that would end later; with none, the guess it is
 _RUN_SECONDS = 0.06  # how long a candidate is run at least
 _VISITS = 4  # made-up clients a lane
 
@@ -36,6 +37,8 @@ _CLOSE = 1.03  # fewer lanes are taken where more are no faster than this
 
 def choose(composed: Round, examples: Columns, steps: int, most: int) -> int:
     """The number of lanes for one device, at most `most`; `examples` is one batch [B, ...], `steps` the local steps of a typical client."""
+    if not _BUDGET_SECONDS:
+        return max(1, min(guess(composed), most))
     steps = int(np.clip(steps, 1, 16))
     question = f"lanes {_fingerprint(composed, examples)} steps {steps} most {most}"
     known = notebook.recall(question)
@@ -45,7 +48,10 @@ def choose(composed: Round, examples: Columns, steps: int, most: int) -> int:
         known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
         log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
         notebook.note(question, known)
-    return int(known["lanes"])
+    lanes = int(known["lanes"])
+    if jax.process_count() > 1:  # hosts that measured otherwise would not run the same program
+        lanes = int(multihost_utils.broadcast_one_to_all(np.int32(lanes)))
+    return lanes
 
 
 def guess(composed: Round) -> int:
@@ -86,6 +92,7 @@ def best(seconds: dict[int, float]) -> int:
 def _time(composed: Round, examples: Columns, steps: int, lanes: int) -> float:
     """Seconds for one local step of one client, in so many lanes."""
     K, B = lanes * _VISITS, jax.tree.leaves(examples)[0].shape[0]
+    examples = jax.tree.map(jnp.asarray, examples)
     rows = np.tile(np.arange(B, dtype=np.int32), (K * steps, 1))
     schedule = pack(lay_out(rows, np.full(K, steps), lanes), K, lanes, 1, _VISITS * steps)
     places = program.Places(

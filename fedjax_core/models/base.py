@@ -22,6 +22,24 @@ def images(x: Array) -> Array:
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
+def wide(x: Any) -> Any:
+    """Floating numbers of fewer than 32 bits brought to float32, in which losses are taken; all others as they are."""
+
+    def widen(x: Array) -> Array:
+        return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
+
+    return jax.tree.map(widen, x)
+
+
+def like(params: Params, x: Any) -> Any:
+    """`x` with its floating leaves in the one dtype of the floating parameters, in which the model is computed."""
+    dtypes = {p.dtype for p in jax.tree.leaves(params) if jnp.issubdtype(p.dtype, jnp.floating)}
+    if len(dtypes) != 1:
+        return x
+    (dtype,) = dtypes
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, x)
+
+
 def flat(x: Array, features: int) -> Array:
     """`x` [B, ...] as float32 [B, features], uint8 scaled to [0, 1]; raises where the number of features differs."""
     found = x.size // max(x.shape[0], 1)
@@ -67,7 +85,7 @@ def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], 
         return (binary_cross_entropy if outputs.ndim == 1 else cross_entropy)(outputs, batch["y"])
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
-        return losses(logits(params, batch), batch)
+        return losses(wide(logits(params, batch)), batch)
 
     def metrics(params: Params, batch: Batch) -> dict[str, Array]:
         outputs = logits(params, batch)

@@ -18,7 +18,7 @@ Cox, "Regression models and life-tables", Journal of the Royal Statistical Socie
 import jax
 import jax.numpy as jnp
 
-from fedjax_core.models.base import flat
+from fedjax_core.models.base import flat, like, wide
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -36,7 +36,7 @@ def cox(features: int) -> Task:
         return {"w": jnp.zeros(features), "b": jnp.zeros(())}
 
     def predict(params: Params, batch: Batch) -> Array:
-        return flat(batch["x"], features) @ params["w"] + params["b"]
+        return wide(like(params, flat(batch["x"], features)) @ params["w"] + params["b"])
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         return partial_likelihood(predict(params, batch), batch["time"], batch["event"], batch.mask)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from fedjax_core.models.base import images
+from fedjax_core.models.base import images, like, wide
 from fedjax_core.task import Task, check_losses
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -58,7 +58,7 @@ def from_flax(
     init, apply = _linen(module, inputs, example) if isinstance(module, linen.Module) else _nnx(module)
 
     def train_loss(params: Params, batch: Batch, key: Key) -> Array:
-        return loss(apply(params, inputs(batch), key), batch)
+        return loss(wide(apply(params, like(params, inputs(batch)), key)), batch)
 
     def evaluate(params: Params, batch: Batch) -> dict[str, Array]:
         outputs = apply(params, inputs(batch), None)

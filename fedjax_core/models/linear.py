@@ -12,7 +12,7 @@ All begin at zero, where the loss is the same for everyone and the problem is co
 
 import jax.numpy as jnp
 
-from fedjax_core.models.base import classifier, flat
+from fedjax_core.models.base import classifier, flat, like, wide
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -29,7 +29,7 @@ def logistic(features: int, classes: int) -> Task:
         return {"w": jnp.zeros((features, classes)), "b": jnp.zeros(classes)}
 
     def logits(params: Params, batch: Batch) -> Array:
-        outputs = flat(batch["x"], features) @ params["w"] + params["b"][None, :]
+        outputs = like(params, flat(batch["x"], features)) @ params["w"] + params["b"][None, :]
         return outputs[:, 0] if classes == 1 else outputs
 
     return classifier(init, logits, classes)
@@ -44,7 +44,7 @@ def linear(features: int) -> Task:
         return {"w": jnp.zeros(features), "b": jnp.zeros(())}
 
     def predict(params: Params, batch: Batch) -> Array:
-        return flat(batch["x"], features) @ params["w"] + params["b"]
+        return wide(like(params, flat(batch["x"], features)) @ params["w"] + params["b"])
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         return jnp.square(predict(params, batch) - batch["y"].astype(jnp.float32))

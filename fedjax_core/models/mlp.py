@@ -12,7 +12,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from fedjax_core.models.base import classifier, flat
+from fedjax_core.models.base import classifier, flat, like
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -32,7 +32,7 @@ def mlp(features: int, hidden: Sequence[int] = (32,), *, classes: int) -> Task:
         return [{"w": weights(k, (m, n)), "b": jnp.zeros(n)} for k, (m, n) in zip(keys, pairwise(sizes), strict=True)]
 
     def logits(params: Params, batch: Batch) -> Array:
-        x = flat(batch["x"], features)
+        x = like(params, flat(batch["x"], features))
         for layer in params[:-1]:
             x = jax.nn.relu(x @ layer["w"] + layer["b"][None, :])
         x = x @ params[-1]["w"] + params[-1]["b"][None, :]

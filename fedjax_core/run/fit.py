@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.lanes import notebook
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, Saved, read
@@ -113,26 +114,22 @@ def fit(
         interruption = stack.enter_context(Interruption())
         folder = stack.enter_context(claim(run_dir)) if run_dir is not None else None
         checkpoints = stack.enter_context(Checkpoints(folder, keep)) if folder is not None else None
-        if checkpoints is not None and getattr(sim, "undecided", False):
-            _adopt(sim, checkpoints)
-        described = (
-            {}
-            if run_dir is None
-            else config.describe(
-                {
-                    "settings": sim.settings,
-                    "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint()},
-                    "round": sim.round,
-                    "cohorts": cohorts,
-                    "key": key,
-                    "params": params,
-                    "rounds_per_dispatch": rounds_per_dispatch,
-                    "evaluation": judge.settings,
-                }
-            )
-        )
+        newest = None if checkpoints is None else checkpoints.newest()
+        if newest is not None:  # how many lanes, and the like: measured anew, it might come out otherwise, and so the last bits
+            notebook.go_by(newest.about.get("measured", {}))
+        configuration = {
+            "settings": sim.settings,
+            "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if run_dir is not None else None},
+            "round": sim.round,
+            "cohorts": cohorts,
+            "key": key,
+            "params": params,
+            "rounds_per_dispatch": rounds_per_dispatch,
+            "evaluation": judge.settings,
+        }
+        described = config.describe(configuration) if run_dir is not None else {}
         about = {"config": described, "versions": config.versions()}
-        saved = None if checkpoints is None else resumable(checkpoints, about, rounds=rounds, override=override)
+        saved = None if checkpoints is None else resumable(checkpoints, newest, about, rounds=rounds, override=override)
         state = sim.init(key, params)
         run = _Run(sim, cohorts, judge, checkpoints, about, interruption)
         if saved is not None:
@@ -285,15 +282,8 @@ class _Run:
             "judged_by": [self.judge.metric, self.judge.mode],
             "cohort_size": self.cohort_size,
         }
-        self.checkpoints.save(self.done, state, {**self.about, "progress": progress, "best": self.best.round if self.best else None})
-
-
-def _adopt(sim: Any, checkpoints: Checkpoints) -> None:
-    """The number of lanes that the run was begun with, where that is still to be chosen: it decides the answer's last bits."""
-    saved = checkpoints.newest()
-    lanes = None if saved is None else saved.about["config"].get("settings.lanes")
-    if isinstance(lanes, int):
-        sim.adopt(lanes)
+        best = self.best.round if self.best else None
+        self.checkpoints.save(self.done, state, {**self.about, "progress": progress, "best": best, "measured": notebook.answers()})
 
 
 def _next(done: int, every: int) -> int:

@@ -14,12 +14,11 @@ from fedjax_core.run.log import METRICS, read_records
 log = logging.getLogger("fedjax_core")
 
 
-def resumable(checkpoints: Checkpoints, about: dict[str, Any], *, rounds: int, override: bool) -> Saved | None:
-    """The checkpoint to go on from, None for a fresh start; raises where it is not a checkpoint of this run.
+def resumable(checkpoints: Checkpoints, saved: Saved | None, about: dict[str, Any], *, rounds: int, override: bool) -> Saved | None:
+    """`saved`, the newest checkpoint, to go on from, None for a fresh start; raises where it is not a checkpoint of this run.
 
     `about` has this run's `config` (as `config.describe` gives it) and `versions`.
     """
-    saved = checkpoints.newest()
     if saved is None:
         _check_unused(checkpoints)
         return None

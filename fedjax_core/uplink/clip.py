@@ -14,13 +14,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.types import Key, Message, Own, Update
+from fedjax_core.types import Key, Message, Own, Update, known
 from fedjax_core.uplink.base import Stage, stage
 
 
 def clip(bound: float) -> Stage:
     """Reports of norm at most `bound` > 0; shorter ones are left as they are."""
-    if not bound > 0:
+    if known(bound) and not bound > 0:
         raise ValueError(f"clip needs a bound > 0 on the norm, got {bound}")
 
     def shorten(update: Update) -> Update:

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from fedjax_core import Clients, Simulator, Task, algorithms, cohorts, compose, models
+from fedjax_core.lanes import memory
 from tests.quadratic import CLIENTS, TASK
 from tests.zoo import clients
 
@@ -126,6 +127,27 @@ def test_a_state_is_not_consumed():
     state = sim.init(jax.random.key(0))
     sim.run(state, [0])
     assert np.isfinite(float(state.params[0]))
+
+
+def test_a_donated_state_is_used_up_and_what_it_was_made_from_is_not():
+    sim = Simulator(compose(algorithms.fedavg(models.logistic(features=3, classes=3), optax.sgd(0.1))), clients(), batch_size=4, lanes=2)
+    key, params = jax.random.key(0), {"w": jnp.ones((3, 3)), "b": jnp.zeros(3)}
+    kept, _ = sim.run(sim.init(key, params), [0, 3])
+    state = sim.init(key, params)
+    after, _ = sim.run(state, [0, 3], donate=True)
+    assert state.params["w"].is_deleted() and not params["w"].is_deleted() and not jax.random.key_data(key).is_deleted()
+    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(after.params), jax.tree.leaves(kept.params), strict=True))
+    with pytest.raises(RuntimeError, match="deleted"):
+        sim.run(state, [0, 3])
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_numbers(monkeypatch):
+    monkeypatch.setattr(memory, "device_bytes", lambda: 2000)
+    sim = Simulator(compose(algorithms.scaffold(models.mlp(features=3, hidden=(4,), classes=3), 0.1, 12)), clients(), batch_size=4, lanes=3)
+    with pytest.raises(
+        ValueError, match=r'needs at least .* MB on each device.*Most of it is state: client_state="host" keeps the rows of 12'
+    ):
+        sim.run(sim.init(jax.random.key(0)), [0, 1])
 
 
 def test_the_plan_counts_what_is_there():

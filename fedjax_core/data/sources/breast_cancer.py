@@ -14,7 +14,6 @@ Street, Wolberg, Mangasarian, "Nuclear feature extraction for breast tumor diagn
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer
 
 from fedjax_core.data.clients import Clients
 
@@ -38,6 +37,8 @@ class BreastCancer(NamedTuple):
 
 def breast_cancer(seed: int = 0) -> BreastCancer:
     """Five hospitals of unequal size and case mix, training and test apart; the training patients also pooled."""
+    from sklearn.datasets import load_breast_cancer  # takes a second to import, and only those who ask need it
+
     x, y = load_breast_cancer(return_X_y=True)
     y = (y == 0).astype(np.int32)  # scikit-learn codes malignant as 0
     train, test = deal(y, seed)

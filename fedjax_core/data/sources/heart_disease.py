@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.sources.base import Remote, find
@@ -78,6 +77,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def split(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (train, test) of one hospital in increasing order; by outcome where each has more than two patients."""
+    from sklearn.model_selection import train_test_split  # takes a second to import, and only those who ask need it
+
     counts = np.unique(y, return_counts=True)[1]
     stratify = y if len(counts) > 1 and counts.min() > 2 else None
     train, test = train_test_split(np.arange(len(y)), train_size=0.66, test_size=1 - 0.66, random_state=43, shuffle=True, stratify=stratify)

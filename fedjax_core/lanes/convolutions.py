@@ -1,0 +1,279 @@
+"""The forms of one convolution, and which of them is fastest in a compiled loop on this machine.
+
+    plain       as it is
+    ordered     axes brought to the one order first for which XLA has a fast convolution on CPU: examples, space, channels
+    whole       patches, what the kernel sees from each place, put side by side, times a matrix
+    rows        for the gradient of a kernel, whose output is small: a product for each row of it
+
+Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
+
+    one lane                   plain    ordered    whole    rows
+    forward                    2.1      2.1        3.5
+    gradient of the input      20       2.8        9
+    gradient of the kernel     361      4.1        2.5      1.9        (both 4 to 5 where other work holds one core)
+
+Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take turns ("lane by lane"), or
+there is one product for all. Which is better depends: a network of two convolutions, 10 images of 28x28, ms a step and lane in 16 lanes:
+
+    channels                   ordered, lane by lane    whole    in one lane, ordered
+    4, 8                       0.75                     0.6      0.9
+    16, 32                     1.0                      1.9      1.7
+"""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from fedjax_core.lanes import notebook
+from fedjax_core.types import Array
+
+log = logging.getLogger("fedjax_core")
+
+_BUDGET_SECONDS = 5.0  # for measuring the convolutions of one step; those left over take the usual rule
+_WORTH_MEASURING = 2e6  # multiplications over all lanes: about 0.1 ms on a 2-core x86
+# Of the usual rule's time, for a loop of one convolution is not the whole step; of that of rows, where they apply: those are products that
+# run beside one another. In turn in one run, a step of EMNIST's CNN takes 8.1 ms with them for 9.7 (medians, 2-core x86), though where
+# other work holds one core a loop of the convolution alone is a quarter slower by rows.
+_CLEARLY = (0.85, 0.75)
+_MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by one
+_APART = ", lane by lane"
+
+
+def choose(wanted: Iterable["Convolution"], lanes: int) -> dict["Convolution", str]:
+    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one."""
+    chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
+    if jax.process_count() > 1:  # processes must run the same program
+        return chosen
+    worth = [c for c in chosen if len(c.rules(lanes)) > 1 and c.multiplications * lanes >= _WORTH_MEASURING]
+    chosen |= {c: rule for c in worth if (rule := _known(c, lanes)) is not None}
+    unknown = [c for c in worth if _known(c, lanes) is None]
+    if not unknown:
+        return chosen
+    # A thread of its own has no part in the trace that is under way here.
+    with ThreadPoolExecutor(1) as thread:
+        return chosen | thread.submit(_measure, unknown, lanes).result()
+
+
+class Convolution(NamedTuple):
+    """An equation `conv_general_dilated` as a value: `y[p] = sum_t x[(p * stride + t * kernel_dilation - low) / dilation] k[t]`."""
+
+    x: tuple[int, ...]
+    k: tuple[int, ...]
+    dtype: str
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    axes: Any  # where in x, k and y the axes are: (examples, channels, *space), (outputs, inputs, *space), (examples, outputs, *space)
+    groups: tuple[int, int]
+    precision: Any
+    preferred: Any
+
+    @classmethod
+    def of(cls, eqn: core.JaxprEqn) -> "Convolution":
+        """The convolution of an equation."""
+        x: Any
+        k: Any
+        (x, k), p = (v.aval for v in eqn.invars), eqn.params
+        axes = tuple(tuple(axis) for axis in p["dimension_numbers"])
+        geometry = (tuple(p["window_strides"]), tuple(map(tuple, p["padding"])), tuple(p["lhs_dilation"]), tuple(p["rhs_dilation"]))
+        groups = (p["feature_group_count"], p["batch_group_count"])
+        return cls(x.shape, k.shape, str(x.dtype), *geometry, axes, groups, p["precision"], p["preferred_element_type"])
+
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """The kernel's places."""
+        return list(itertools.product(*(range(self.k[a]) for a in self.axes[1][2:])))
+
+    @property
+    def extent(self) -> list[int]:
+        """The output's size in space."""
+        return [
+            (lo + hi + (self.x[a] - 1) * d - (self.k[b] - 1) * kd) // s + 1
+            for a, b, s, (lo, hi), d, kd in zip(
+                self.axes[0][2:], self.axes[1][2:], self.stride, self.padding, self.dilation, self.kernel_dilation, strict=True
+            )
+        ]
+
+    @property
+    def multiplications(self) -> int:
+        """For one lane, zeros between the input's numbers left out."""
+        within = math.prod(self.k) * self.x[self.axes[0][0]] // self.groups[1]
+        return within * math.prod(self.extent) // math.prod(self.dilation)
+
+    def rules(self, lanes: int) -> list[str]:
+        """The rules that apply, the usual one first: it is taken where nothing is measured."""
+        products = ["rows" if self.to_kernel and lanes == 1 else "whole"]
+        if self.groups != (1, 1) or not 0 < min(math.prod(self.extent), len(self.places)) <= _MOST_PLACES:
+            products = []
+        if jax.default_backend() != "cpu":  # fast for any order of axes; not measured so far
+            return ["plain"] if lanes == 1 else [*products, "plain"]
+        if lanes == 1:
+            return ["ordered", *products]
+        # A small convolution is all overhead, which a product for all lanes has once.
+        small = self.multiplications * lanes < _WORTH_MEASURING
+        return sorted(["ordered" + _APART, *products], key=lambda rule: (rule in products) != small)
+
+    @property
+    def to_kernel(self) -> bool:
+        """Whether the output is the smaller side, as in the gradient of a kernel."""
+        return math.prod(self.extent) < len(self.places)
+
+    def by(self, rule: str, x: Array, k: Array) -> Array:
+        """The convolution of x and k by this rule."""
+        if rule.endswith(_APART):
+            return jax.custom_batching.sequential_vmap(partial(self.by, rule.removesuffix(_APART)))(x, k)
+        if rule in ("rows", "whole") and self.to_kernel:
+            return self._positions(x, k, 1 if rule == "rows" else len(self.stride))
+        return {"plain": self._plain, "ordered": self._ordered, "whole": self._patches}[rule](x, k)
+
+    def _plain(self, x: Array, k: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            k,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.kernel_dilation,
+            lax.ConvDimensionNumbers(*self.axes),
+            *self.groups,
+            precision=self.precision,
+            preferred_element_type=self.preferred,
+        )
+
+    def _ordered(self, x: Array, k: Array) -> Array:
+        (n, c, *space), (o, i, *places), _ = self.axes
+        x, k, last = lax.transpose(x, (n, *space, c)), lax.transpose(k, (*places, i, o)), len(space) + 1
+        order = (0, last, *range(1, last))
+        ordered = self._replace(axes=(order, (last, last - 1, *range(last - 1)), order))
+        if min(map(min, self.padding), default=0) < 0:  # XLA on CPU reads beyond the input there (jax 0.10.2)
+            x = self._padded(x, list(range(1, last)))
+            ordered = ordered._replace(padding=((0, 0),) * len(space), dilation=(1,) * len(space))
+        return self._output(ordered._plain(x, k))
+
+    def _patches(self, x: Array, k: Array) -> Array:
+        (n, c, *space), (o, i, *places), _ = self.axes
+        x = self._padded(lax.transpose(x, (n, *space, c)), [1 + a for a in range(len(space))])
+        seen = jnp.concatenate([self._window(x, place) for place in self.places], axis=-1)
+        matrix = lax.transpose(k, (*places, i, o)).reshape(-1, k.shape[o])
+        return self._output(self._product(seen, matrix, (x.ndim - 1,), (0,)))
+
+    def _positions(self, x: Array, k: Array, beside: int) -> Array:
+        (n, c, *space), (_, i, *places), _ = self.axes
+        x, parts, cut = self._padded(x, space), [], len(space) - beside
+        for first in itertools.product(*map(range, self.extent[:cut])):
+            seen = [self._seen(x, (*first, *last)) for last in itertools.product(*map(range, self.extent[cut:]))]
+            parts.append(self._product(jnp.concatenate(seen, axis=n), k, (c, *space), (i, *places)))
+        y = jnp.stack(parts).reshape(*self.extent, self.x[n], -1)
+        return self._output(jnp.moveaxis(y, -2, 0))
+
+    def _product(self, x: Array, k: Array, over_x: tuple[int, ...], over_k: tuple[int, ...]) -> Array:
+        dims = ((over_x, over_k), ((), ()))
+        return lax.dot_general(x, k, dims, precision=self.precision, preferred_element_type=self.preferred)
+
+    def _output(self, y: Array) -> Array:
+        """[examples, *space, outputs] in the order of the equation."""
+        axes = self.axes[2]
+        now = dict(zip(axes, (0, y.ndim - 1, *range(1, y.ndim - 1)), strict=True))
+        return lax.transpose(y, tuple(now[a] for a in range(y.ndim)))
+
+    def _padded(self, x: Array, space: list[int]) -> Array:
+        """x with all its padding and dilation in it, where space is these axes of it."""
+        pads = {a: (*pad, d - 1) for a, pad, d in zip(space, self.padding, self.dilation, strict=True)}
+        return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(a, (0, 0, 0)) for a in range(x.ndim)])
+
+    def _window(self, x: Array, place: tuple[int, ...]) -> Array:
+        """What one place of the kernel sees, for all places of the output, of x as [examples, *space, channels]."""
+        at = [slice(None)]
+        for t, wide, s, kd in zip(place, self.extent, self.stride, self.kernel_dilation, strict=True):
+            at.append(slice(t * kd, t * kd + (wide - 1) * s + 1, s))
+        return x[tuple(at)]
+
+    def _seen(self, x: Array, corner: tuple[int, ...]) -> Array:
+        """What the whole kernel sees from one place of the output."""
+        at = [slice(None)] * x.ndim
+        for p, a, b, s, kd in zip(corner, self.axes[0][2:], self.axes[1][2:], self.stride, self.kernel_dilation, strict=True):
+            at[a] = slice(p * s, p * s + (self.k[b] - 1) * kd + 1, kd)
+        return x[tuple(at)]
+
+
+_here: dict[str, str] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
+
+
+def _question(c: Convolution, lanes: int) -> str:
+    return f"rule for a convolution in a compiled loop, {lanes} lanes: {tuple(c)}"
+
+
+def _known(c: Convolution, lanes: int) -> str | None:
+    question = _question(c, lanes)
+    if question not in _here:
+        answer = notebook.recall(question)
+        rule = answer.get("rule") if isinstance(answer, dict) else None
+        if rule not in c.rules(lanes):
+            return None
+        _here[question] = rule
+    return _here[question]
+
+
+def _measure(unknown: list[Convolution], lanes: int) -> dict[Convolution, str]:
+    chosen, start = {}, time.perf_counter()
+    for c in unknown:
+        usual, seconds = c.rules(lanes)[0], dict[str, float]()
+        if time.perf_counter() - start < _BUDGET_SECONDS:
+            try:
+                seconds = _times(c, lanes)
+            except Exception as error:  # what cannot be measured, for want of memory say, must not stop a run
+                log.info("a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error)
+        best = min(seconds, key=lambda rule: seconds[rule], default=usual)
+        safe = "rows" if "rows" in seconds else usual
+        chosen[c] = best if not seconds or seconds[best] < _CLEARLY[safe == "rows"] * seconds[safe] else safe
+        _here[_question(c, lanes)] = chosen[c]
+        if seconds:
+            notebook.note(_question(c, lanes), {"rule": chosen[c], "seconds": seconds})
+            times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
+            log.info("convolution of %s with %s, lanes %d: %s (%s)", c.x, c.k, lanes, chosen[c], times)
+    log.info("the rules for %d convolutions took %.1f s to choose", len(unknown), time.perf_counter() - start)
+    return chosen
+
+
+def _times(c: Convolution, lanes: int) -> dict[str, float]:
+    """Seconds that the convolution takes by each rule in a compiled loop."""
+    rng = np.random.default_rng(0)
+    x, k = (jnp.asarray(rng.standard_normal((lanes, *shape)), c.dtype) for shape in (c.x, c.k))
+
+    def compiled(rule: str) -> Any:
+        def turn(_: Any, both: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, k = both
+            y = lax.optimization_barrier(jax.vmap(partial(c.by, rule))(x, k))
+            last = (0 * y.ravel()[-1]).astype(x.dtype)  # each turn waits for the one before
+            return x.at[(0,) * x.ndim].add(last), k.at[(0,) * k.ndim].add(last)
+
+        return jax.jit(lambda count, x, k: lax.fori_loop(0, count, turn, (x, k))).lower(np.int32(1), x, k).compile()
+
+    def run(loop: Any, count: int) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(loop(np.int32(count), x, k))
+        return (time.perf_counter() - start) / count
+
+    rules = c.rules(lanes)
+    with ThreadPoolExecutor(2) as threads:
+        loops = dict(zip(rules, threads.map(compiled, rules), strict=True))
+    seconds = {rule: min(run(loop, 3), run(loop, 3)) for rule, loop in loops.items()}
+    least = min(seconds.values())
+    close = {rule: loop for rule, loop in loops.items() if seconds[rule] < 4 * least}
+    count = int(np.clip(0.01 / max(least, 1e-9), 1, 20))
+    for _ in range(4):  # in turn, for a machine's speed drifts
+        for rule, loop in close.items():
+            seconds[rule] = min(seconds[rule], run(loop, count))
+    return seconds

@@ -1,0 +1,78 @@
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.lanes import memory
+from fedjax_core.lanes.mesh import split
+from tests.test_contracts import assert_norm, by_plain_loops, run, simulator
+
+
+class Block(nn.Module):
+    """A transformer of one block on tokens [B, 8]: logits [B, 16]."""
+
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(16, self.width)(tokens)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
+        x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(8 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(16)(x.mean(axis=1))
+
+
+def transformer(mesh=None, lanes=2, **settings):
+    rng = np.random.default_rng(0)
+    data = fc.Clients.from_list(
+        [{"x": rng.integers(0, 16, (n, 8)).astype(np.int32), "y": rng.integers(0, 16, n).astype(np.int32)} for n in (5, 1, 9, 4)]
+    )
+    example = {"x": np.zeros((2, 8), np.int32), "y": np.zeros(2, np.int32)}
+    task = fc.models.from_flax(
+        Block(),
+        example,
+        loss=lambda outputs, batch: optax.softmax_cross_entropy_with_integer_labels(outputs, batch["y"]),
+        inputs=lambda batch: batch["x"],
+    )
+    algorithm = fc.algorithms.scaffold(task, 0.1, len(data))
+    return fc.Simulator(fc.compose(algorithm), data, batch_size=4, epochs=1, lanes=lanes, mesh=mesh, **settings)
+
+
+def after_two_rounds(sim):
+    state = sim.init(jax.random.key(0))
+    for cohort in ([0, 1, 2], [3, 2, 0]):
+        state, _ = sim.run(state, cohort)
+    return state
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (4, 2)])
+def test_a_model_split_inside_its_lanes_learns_the_same(shape):
+    mesh = jax.make_mesh(shape, ("lanes", "model"))
+    one, split_up = after_two_rounds(transformer()), after_two_rounds(transformer(mesh, lanes=max(2, shape[0])))
+    assert_norm(split_up.params, one.params, 1e-6)
+    wide = [x for x in jax.tree.leaves(split_up.params) if x.size > 10_000]
+    assert wide and all(x.addressable_shards[0].data.size * shape[1] == x.size for x in wide)
+
+
+def test_a_model_that_does_not_fit_one_device_fits_eight(monkeypatch):
+    needed = transformer().plan(3)
+    monkeypatch.setattr(memory, "device_bytes", lambda: needed.total // 2)
+    with pytest.raises(ValueError, match=r"needs at least .* MB on each device, which has .* MB"):
+        transformer().plan(3)
+    mesh = jax.make_mesh((1, 8), ("lanes", "model"))
+    sim = transformer(mesh)
+    assert sim.plan(3).working < needed.working / 3
+    after_two_rounds(sim)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_axes_for_any_algorithm(stream):
+    mesh = jax.make_mesh((2, 4), ("lanes", "model"))
+    state, _ = run(simulator("mime, clip, feedback", mesh=mesh, lanes=4, stream=stream))
+    assert_norm(state.params, by_plain_loops("mime, clip, feedback")[0].params, 1e-6)
+
+
+def test_how_arrays_are_split():
+    assert split((10, 64, 32), "model", 8) == jax.sharding.PartitionSpec(None, "model", None)
+    assert split((64,), "model", 8) == split((3, 5), "model", 8) == split((), "model", 8) == jax.sharding.PartitionSpec()

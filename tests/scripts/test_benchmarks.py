@@ -1,0 +1,138 @@
+"""The benchmarks on tiny sizes: the workloads are what they say, the engines do the same work, and the tables are printed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_core as fc
+
+PARAMETERS = {"synth": 610, "mlp": 199_210, "emnist": 1_206_590, "char-lstm": 820_522, "transformer": 814_720}
+
+
+@pytest.fixture
+def bench():
+    import bench_workloads
+
+    return bench_workloads
+
+
+@pytest.fixture
+def engine():
+    import bench_engine
+
+    return bench_engine
+
+
+@pytest.fixture
+def tiny(bench, monkeypatch):
+    """Every workload on a perceptron of a few numbers and clients of a few examples."""
+    small = replace(
+        bench.WORKLOADS["mlp"], batch_size=2, cohort=3, data=bench.noise((4,), 3, 5, 10), init=bench.layers(4, 5, 3), quick=None
+    )
+    monkeypatch.setattr(bench, "WORKLOADS", dict.fromkeys(("synth", "mlp"), small))
+    return small
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_workload_has_its_published_size_and_one_loss_an_example(bench, name):
+    workload = bench.WORKLOADS[name]
+    params = jax.eval_shape(workload.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+    data = workload.data()
+    assert len(data.x) == len(data.y) == data.offsets[-1] and len(data.offsets) > workload.cohort
+    x, y = data.x[: workload.batch_size], data.y[: workload.batch_size]
+    found = jax.eval_shape(lambda p: bench.losses(workload.logits(p, x), y), params)
+    assert (found.shape, found.dtype) == ((workload.batch_size,), jnp.float32)
+
+
+def test_the_loss_of_a_text_is_the_mean_over_its_characters(bench):
+    logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]]))
+    np.testing.assert_allclose(bench.losses(logits, jnp.array([[0, 1]])), [-(np.log(0.5) + np.log(0.75)) / 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["char-lstm", "transformer"])
+def test_no_character_sees_a_later_one(bench, name):
+    logits = jax.jit({"char-lstm": bench._lstm, "transformer": bench._transformer(2)}[name])
+    params = {"char-lstm": bench._lstm_init(3, 4, 2), "transformer": bench._transformer_init(4, 1, 6)}[name](jax.random.key(0))
+    x = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+    changed = logits(params, x.at[:, 4].set(50)) != logits(params, x)
+    assert not changed[:, :4].any() and changed[:, 4:].any(axis=-1).all()
+
+
+def test_the_cnn_as_a_pure_function_and_as_a_flax_module_agree(bench, engine):
+    workload = bench.WORKLOADS["emnist"]
+    params, x = workload.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
+    batch = fc.Batch({"x": x, "y": jnp.zeros(2, jnp.int32)}, jnp.ones(2))
+    task, renamed = engine.task("emnist", workload)
+    assert jax.tree.map(jnp.shape, renamed(params)) == jax.tree.map(jnp.shape, jax.eval_shape(task.init, jax.random.key(0)))
+    expected = jax.jit(task.predict)(renamed(params), batch)
+    for logits in (workload.logits, workload.quick):
+        np.testing.assert_allclose(jax.jit(logits)(params, x), expected, atol=1e-5)
+
+
+def test_ours_and_the_limit_take_the_same_steps(engine, tiny):
+    """A client of eight equal examples, so that order does not matter: four steps of two."""
+    x, y = np.ones((8, 4), np.float32), np.ones(8, np.int32)
+    simulator, state = engine.simulator("mlp", tiny, engine.bench.Data(x, y, np.array([0, 8])), lanes=1)
+    after, examples = engine.rounds(simulator, state, 1)()
+    expected = engine.sgd(tiny.logits, tiny.lr, 2)(tiny.init(jax.random.key(0)), x, y)
+    assert examples == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params, expected)
+
+
+def test_uneven_clients_have_one_of_100_times_the_median_and_equal_ones_as_much_work(engine):
+    skewed, balanced = engine.uneven(50, batch_size=10)
+    assert skewed.max() == 100 * np.median(skewed) and (np.sort(skewed)[:-1] < skewed.max() / 10).all()
+    assert skewed.sum() == balanced.sum() and set(balanced) == {np.median(skewed)}
+
+
+def test_the_engines_table(engine, tiny, capsys):
+    engine.main(engine.Settings(workloads=("mlp",), turns=2, seconds=0.001, lanes=2, fedjax=False))
+    out = capsys.readouterr().out
+    assert "examples/s" in out and "ours" in out and "limit" in out and "(>= 1)" in out
+
+
+@pytest.mark.slow  # processes of their own
+def test_scales_tables(tiny, capsys):
+    import bench_scale
+
+    small = {"cohorts": (2, 4), "populations": (10, 20), "widths": (4,), "devices": (1, 2), "rounds": 12, "started": "synth"}
+    bench_scale.main(bench_scale.Settings(turns=1, seconds=0.001, **small))
+    out = capsys.readouterr().out
+    for title in ("clients a round", "clients altogether", "resident MB", "hidden layers of", "devices", "started again"):
+        assert title in out
+
+
+def test_rounds_of_random_cohorts_run_two_programs(tiny):
+    import bench_scale
+
+    assert bench_scale.programs(bench_scale.Settings(rounds=12, lanes=2)) <= 2
+
+
+def test_a_population_written_to_files_is_read_back_and_run(tmp_path):
+    import bench_scale
+
+    bench_scale.write(tmp_path / "data", 30)
+    result, examples = bench_scale.from_files(tmp_path / "data", 3, lanes=2)()
+    assert len(fc.Clients.open(tmp_path / "data")) == 30 and examples > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+
+
+def test_memory_is_measured_beside_the_plan(bench, tiny, monkeypatch):
+    import bench_memory
+
+    monkeypatch.setitem(bench_memory.CASES, "data", bench_memory.CASES["data"]._replace(workload="mlp", data=None, cohort=3, lanes=2))
+    lanes, plan, found = bench_memory.grown("data", rounds=1)
+    assert lanes == 2 and plan["total"] >= plan["data"] > 0 and found > 0
+
+
+def test_a_profile_names_operations(tiny, tmp_path: Path, capsys):
+    import profile_round
+
+    profile_round.main(profile_round.Settings(workload="mlp", rounds=1, lanes=2, out=tmp_path))
+    assert "1 rounds of mlp in 2 lanes" in capsys.readouterr().out
+    assert list(tmp_path.glob("mlp/plugins/profile/*/*.trace.json.gz"))
