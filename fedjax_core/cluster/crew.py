@@ -75,9 +75,13 @@ class Actor:
         """A share worked through."""
         return self.worker.do(broadcast, share)
 
-    def choose_lanes(self, most: int) -> int:
+    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+        """What the program of an exchange has to measure."""
+        return self.worker.measure(broadcast, share)
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """The fastest number of lanes here."""
-        return self.worker.choose_lanes(most)
+        return self.worker.choose_lanes(most, measured)
 
 
 class Member:
@@ -181,9 +185,19 @@ class Crew:
                 member.rested(best)
         return [done[s] for s in range(len(shares))]
 
-    def choose_lanes(self, most: int) -> int:
-        """The fastest number of lanes on the first worker."""
-        return int(ray.get(self.members[0].actor.choose_lanes.remote(most)))
+    def measure(self, broadcast: Any, share: Share) -> dict[str, Any]:
+        """What the first worker measures for the program of an exchange; nothing where it dies, or fails, as others then will too."""
+        self._fill()
+        self._welcome(wait=not self.members)
+        try:
+            return dict(ray.get(self.members[0].actor.measure.remote(broadcast, share)))
+        except failures.RayError:
+            return {}
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """(the fastest number of lanes on the first worker, what was measured for that)."""
+        lanes, news = ray.get(self.members[0].actor.choose_lanes.remote(most, measured))
+        return lanes, news
 
     def close(self) -> None:
         """Ends all workers."""

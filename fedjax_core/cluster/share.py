@@ -36,6 +36,9 @@ class Broadcast(NamedTuple):
     uplink: Any  # the server's half of the stages, which clients may read
     round: np.ndarray  # int32
     key: Any
+    measured: dict[
+        str, Any
+    ]  # what is known of how to compute fast (`notebook.answers`): all workers go by the same, as it decides last bits
 
 
 class Share(NamedTuple):
@@ -60,6 +63,7 @@ class Done(NamedTuple):
     seconds: float
     traces: int  # of this worker's programs so far, the most of any
     compiled: bool  # whether the seconds hold a compilation
+    measured: dict[str, Any]  # what was measured beyond what the broadcast knew
 
 
 class Worker:
@@ -71,26 +75,39 @@ class Worker:
         kinds = {exchange.work for exchange in composed.algorithm.exchanges}
         self._feeds = {kind: Feed(clients, plan, [kind], streamed=streamed) for kind in kinds}
         self._data: Columns = () if streamed else jax.device_put(narrow(clients.columns))
-        self._programs: list[Callable[..., Collected]] = [
+        self._programs: list[Any] = [
             jax.jit(partial(self._collect, e), static_argnums=(0,)) for e in range(len(composed.algorithm.exchanges))
         ]
         self.traces = [0] * len(self._programs)
 
     def do(self, broadcast: Broadcast, share: Share) -> Done:
         """The share worked through."""
-        begun, e, traces = time.perf_counter(), broadcast.exchange, sum(self.traces)
-        feed, K, k = self._feed(e, share.room), share.room.cohort, len(share.clients)
+        begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
+        arguments, work = self._arguments(broadcast, share)
+        collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
+        collected = collected._replace(kept=jax.tree.map(lambda x: x[:k], collected.kept), touched=collected.touched[:k])
+        seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
+        return Done(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
+
+    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+        """What the program of this exchange has to measure, done by tracing it: one worker does so before all make the program."""
+        self._programs[broadcast.exchange].lower(*self._arguments(broadcast, share)[0])
+        return _news(broadcast.measured)
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
+        notebook.go_by(measured)
+        return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most), _news(measured)
+
+    def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Work]:
+        """(what the program of the exchange is called with, how much work that is)."""
+        notebook.go_by(broadcast.measured)
+        feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
         kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept)
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
-        told = from_host(tuple(broadcast[1:]))
-        collected = jax.device_get(self._programs[e](K, self._data, told, kept, place, packed))
-        collected = collected._replace(kept=jax.tree.map(lambda x: x[:k], collected.kept), touched=collected.touched[:k])
-        return Done(collected, work, time.perf_counter() - begun, max(self.traces), sum(self.traces) > traces)
-
-    def choose_lanes(self, most: int) -> int:
-        """The fastest number of lanes for this model on this device, at most `most`."""
-        return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most)
+        told = from_host((broadcast.message, broadcast.uplink, broadcast.round, broadcast.key))
+        return (K, self._data, told, kept, place, packed), work
 
     def _feed(self, e: int, room: Room) -> Feed:
         """Packs for this exchange, with at least so much room."""
@@ -113,6 +130,11 @@ class Worker:
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
         state = State(message, uplink, Kept((), ()), round, key)
         return program.collect(part_of(self.round, cohort, place), e, data, state, jax.tree.map(jnp.asarray, kept), places, schedule)
+
+
+def _news(known: dict[str, Any]) -> dict[str, Any]:
+    """What this process has measured that is not known yet."""
+    return {question: answer for question, answer in notebook.answers().items() if question not in known}
 
 
 def part_of(composed: Round, cohort: int, place: Array) -> Round:

@@ -31,7 +31,7 @@ from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes import memory
+from fedjax_core.lanes import memory, notebook
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
 from fedjax_core.lanes.feed import mapped, narrow
 from fedjax_core.lanes.program import Collected
@@ -115,6 +115,7 @@ class ClusterSimulator:
         self._load = np.asarray(sum(known[work] for work in works))
         self._room: Room | None = None
         self._programs: dict[tuple[Any, ...], Any] = {}
+        self._measured: set[int] = set()  # exchanges
         self._traced: dict[tuple[Any, ...], int] = {}  # how often each was made, here and on the workers
 
         from fedjax_core.cluster import crew
@@ -169,7 +170,9 @@ class ClusterSimulator:
     def lanes(self) -> int:
         """The number of lanes of a worker; where it was left to be chosen, a worker does that when first asked for."""
         if self._lanes is None:
-            self._lanes = self._open_crew().choose_lanes(max(1, len(self.clients) // self.shares))
+            most = max(1, len(self.clients) // self.shares)
+            self._lanes, measured = self._open_crew().choose_lanes(most, notebook.answers())
+            notebook.go_by(measured)  # which a run keeps in its checkpoints
         return self._lanes
 
     @property
@@ -178,7 +181,7 @@ class ClusterSimulator:
         return self._lanes is None
 
     def adopt(self, lanes: int) -> None:
-        """Takes this number of lanes where it was left to be chosen: a run that is resumed must go on as it was begun."""
+        """Takes this number of lanes where it was left to be chosen."""
         if self._lanes is None:
             self._lanes = lanes
 
@@ -290,9 +293,15 @@ class ClusterSimulator:
         """What comes of the shares in one exchange."""
         crew = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
-        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key))
-        loads = [float(self._load[share.clients].sum()) for share in shares]
-        found = crew.do(crew.put(told), [share.of(kept) for share in shares], loads)
+        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), notebook.answers())
+        shares, loads = [share.of(kept) for share in shares], [float(self._load[share.clients].sum()) for share in shares]
+        if e not in self._measured and len(shares) > 1:
+            notebook.go_by(crew.measure(crew.put(told), shares[0]))
+            told = told._replace(measured=notebook.answers())
+        self._measured.add(e)
+        found = crew.do(crew.put(told), shares, loads)
+        for part in reversed(found):  # where two know of an answer, the first counts
+            notebook.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found
 

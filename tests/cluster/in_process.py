@@ -24,8 +24,11 @@ class InProcess:
             done.append(pickle.loads(pickle.dumps(worker.do(pickle.loads(broadcast), pickle.loads(pickle.dumps(share))))))
         return done
 
-    def choose_lanes(self, most):
-        return self.members[0].choose_lanes(most)
+    def measure(self, broadcast, share):
+        return self.members[0].measure(pickle.loads(broadcast), share)
+
+    def choose_lanes(self, most, measured):
+        return self.members[0].choose_lanes(most, measured)
 
     def close(self):
         self.members = []

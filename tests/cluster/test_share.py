@@ -8,6 +8,7 @@ import fedjax_core as fc
 from fedjax_core.cluster import crew
 from fedjax_core.cluster.share import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
+from fedjax_core.lanes import notebook
 from tests.cluster.in_process import InProcess
 from tests.test_contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO
@@ -114,7 +115,7 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     sim.reserve(9)
     share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1].of(jax.tree.map(lambda x: np.asarray(x[COHORTS[0]]), state.clients))
     message = composed.algorithm.exchanges[0].broadcast(state.server)
-    told = to_host(Broadcast(0, message, state.uplink[0], np.int32(0), state.key))
+    told = to_host(Broadcast(0, message, state.uplink[0], np.int32(0), state.key, {}))
     one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).do(told, share) for _ in range(2))
     for x, y in zip(jax.tree.leaves(one.collected), jax.tree.leaves(two.collected), strict=True):
         assert x.tobytes() == y.tobytes()
@@ -136,11 +137,33 @@ def test_evaluation_is_that_of_the_simulator():
 
 def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
     sim = cluster("fedavg", lanes="auto")
-    monkeypatch.setattr(sim._crew, "choose_lanes", lambda most: most)
+    monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: (most, {"how many?": most}))
     assert sim.undecided and sim.settings["lanes"] == 6 and not sim.undecided
+    assert notebook.answers()["how many?"] == 6  # for the checkpoints
     again = cluster("fedavg", lanes="auto")
     again.adopt(5)
     assert again.lanes == 5
+
+
+def test_what_a_worker_measures_all_workers_go_by(monkeypatch):
+    """The first worker measures for all; what it found is known here, and told with the next exchange."""
+    monkeypatch.setattr(notebook, "_answers", {})
+    sim = cluster("fedavg")
+    trace, known = sim._crew.members[0].measure, []
+
+    def measure(broadcast, share):
+        return {**trace(broadcast, share), "which rule?": "patches"}
+
+    def do(broadcast, share):
+        known.append(dict(broadcast.measured))
+        return work(broadcast, share)
+
+    work = sim._crew.members[1].do
+    monkeypatch.setattr(sim._crew.members[0], "measure", measure)
+    monkeypatch.setattr(sim._crew.members[1], "do", do)
+    run(sim, COHORTS[:2])
+    assert [answers["which rule?"] for answers in known] == ["patches", "patches"]
+    assert sim.traces == 1
 
 
 def test_keys_travel():
