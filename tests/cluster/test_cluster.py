@@ -110,6 +110,7 @@ def test_all_workers_die_and_others_go_on(tmp_path):
 def test_an_error_in_a_worker_is_told_as_it_is_here(tmp_path):
     trap = Trap(tmp_path / "trap", kill=False)
     with trapped(trap, "fedavg", workers=1) as sim:
+        run(sim, [ALL])
         trap.set(0, 2)
         with pytest.raises(ValueError, match="client 2 has no batches in round 0"):
             run(sim, [ALL])
