@@ -12,6 +12,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
+from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
 from fedjax_core.lanes import Evaluation, Simulator, Sweep, evaluate, grid, predict
 from fedjax_core.round import Round, State, compose
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Clients",
+    "ClusterSimulator",
     "Cohort",
     "Evaluation",
     "Federation",

@@ -1,0 +1,5 @@
+"""The cluster simulator: lanes on the workers of a Ray cluster, or of this machine. Ray is imported when the first one is made."""
+
+from fedjax_core.cluster.simulator import ClusterSimulator
+
+__all__ = ["ClusterSimulator"]

@@ -1,0 +1,334 @@
+"""Workers as Ray actors, and what happens when one dies: its shares are done again by the others, and another takes its place.
+
+A share is a pure function of what it is given, so it comes out the same whoever does it and however often. One that kills its workers
+again and again is given up with an error. Tasks and results are pickled by Ray, and anyone who reaches a Ray cluster can run code in it:
+a cluster is one trust domain. What is started here has no dashboard and sends no usage statistics; Ray from 2.60 on guards it by a token.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.cluster.deal import hand_out
+from fedjax_core.cluster.share import Broadcast, Done, Share, Worker
+from fedjax_core.cluster.source import Folder, Sent
+from fedjax_core.data.batches import Plan
+from fedjax_core.round import Round
+
+try:
+    import ray
+    from ray import exceptions as failures
+except ImportError as error:
+    raise ImportError("ClusterSimulator needs Ray, which is not installed: pip install 'fedjax-core[cluster]'") from error
+
+log = logging.getLogger("fedjax_core")
+
+START_SECONDS = 120.0  # an actor takes one to ten, of which most is importing JAX
+
+# A worker computes as the process that made it does.
+_NUMERICS = (
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+# Where compiled programs are kept: for workers of this machine, as another kind of processor may not be able to run them.
+_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
+
+
+class Setup(NamedTuple):
+    """All that a worker is made from; in Ray's store once a node."""
+
+    code: bytes  # (Round, Plan) by cloudpickle: closures of the user's own functions
+    source: Sent | Folder
+    streamed: bool
+    settings: dict[str, Any]  # of JAX
+    path: list[str]  # where the user's modules are
+
+
+class Actor:
+    """A `Worker` in a process of its own."""
+
+    def __init__(self, setup: Setup) -> None:
+        sys.path += [folder for folder in setup.path if folder not in sys.path and Path(folder).exists()]
+        for name, value in setup.settings.items():
+            jax.config.update(name, value)
+        composed, plan = ray.cloudpickle.loads(setup.code)
+        self.worker = Worker(composed, setup.source.open(), plan, streamed=setup.streamed)
+
+    def about(self) -> dict[str, Any]:
+        """Where this worker is."""
+        device = jax.devices()[0]
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "device": f"{device.platform} {device.device_kind}"}
+
+    def do(self, broadcast: Broadcast, share: Share) -> Done:
+        """A share worked through."""
+        return self.worker.do(broadcast, share)
+
+    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+        """What the program of an exchange has to measure."""
+        return self.worker.measure(broadcast, share)
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The fastest number of lanes here."""
+        return self.worker.choose_lanes(most, measured)
+
+
+class Member:
+    """A worker at work, as the driver sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.ready = actor.about.remote()
+        self.about: dict[str, Any] = {}
+        self.speed = math.nan  # local steps a second
+
+    def worked(self, done: Done) -> None:
+        """Takes the pace of a share into account: the last few count most."""
+        if not done.compiled and done.work.steps:
+            pace = done.work.steps / done.seconds
+            self.speed = pace if math.isnan(self.speed) else 0.7 * self.speed + 0.3 * pace
+
+    def rested(self, best: float) -> None:
+        """Had no share: a worker once found slow is believed faster and faster, until it gets one and is measured again."""
+        self.speed += 0.2 * max(0.0, best - self.speed)
+
+    def __str__(self) -> str:
+        return f"worker {self.about.get('pid', '(starting)')} on node {str(self.about.get('node', '?'))[:8]}"
+
+
+class Crew:
+    """So many workers, at least one of them alive."""
+
+    def __init__(
+        self, composed: Round, plan: Plan, source: Sent | Folder, *, workers: int, streamed: bool, cpus: float, gpus: float, retries: int
+    ) -> None:
+        self.cpus, self.gpus, self.retries = cpus, gpus, retries
+        if gpus and jax.default_backend() != "cpu":
+            log.warning(
+                "this process holds memory of a GPU that a worker may be given: start it with JAX_PLATFORMS=cpu to leave GPUs to workers"
+            )
+        settings = {name: jax.config.values[name] for name in _NUMERICS + (_CACHE if _connections.started else ())}
+        self._setup = ray.put(Setup(_pickled(composed, plan), source, streamed, settings, _path()))
+        self._class = ray.remote(Actor).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": self._environment()}
+        )
+        self.members: list[Member] = []
+        self._coming: list[Member] = []
+        self.deaths = 0
+        """How many workers died so far."""
+        self.size = 0
+        self.resize(workers)
+
+    def resize(self, workers: int) -> None:
+        """Has so many workers, all of them ready."""
+        have = ray.cluster_resources()
+        for what, each in (("CPU", self.cpus), ("GPU", self.gpus)):
+            if workers * each > have.get(what, 0) + 1e-6:
+                raise ValueError(
+                    f"{workers} workers of {each:g} {what} each need {workers * each:g}, but the cluster has {have.get(what, 0):g}: "
+                    f"use fewer workers, or {what.lower()}s_per_worker= of at most {have.get(what, 0) / workers:g}"
+                )
+        more = max(0, workers - len(self.members))  # of those who are on their way
+        for leaving in self.members[workers:] + self._coming[more:]:
+            _kill(leaving)
+        self.members, self._coming, self.size = self.members[:workers], self._coming[:more], workers
+        self._fill()
+        while self._coming:
+            self._welcome(wait=True)
+
+    def put(self, broadcast: Broadcast) -> Any:
+        """The broadcast in Ray's store: it crosses to each node once."""
+        return ray.put(broadcast)
+
+    def do(self, broadcast: Any, shares: list[Share], loads: list[float]) -> list[Done]:
+        """Every share worked through, in the order given."""
+        done: dict[int, Done] = {}
+        waiting: dict[Any, tuple[int, Member]] = {}
+        tries, todo = [0] * len(shares), list(range(len(shares)))
+        at_work: set[Member] = set()
+        while todo or waiting:
+            if todo:
+                self._fill()
+                self._welcome(wait=not self.members)
+                busy = [sum(loads[s] for s, who in waiting.values() if who is m) for m in self.members]
+                chosen = hand_out([loads[s] for s in todo], self._speeds(), busy)
+                for s, w in sorted(zip(todo, chosen, strict=True), key=lambda pair: -loads[pair[0]]):
+                    tries[s] += 1
+                    waiting[self.members[w].actor.do.remote(broadcast, shares[s])] = (s, self.members[w])
+                todo = []
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            s, member = waiting.pop(ready)
+            try:
+                done[s] = ray.get(ready)
+                member.worked(done[s])
+                at_work.add(member)
+            except failures.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            except failures.RayError as error:  # the worker is gone, or its node, or the result with it
+                todo = [s, *(other for other, who in waiting.values() if who is member)]
+                waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
+                self._lost(member, error, tries[s])
+        best = max(self._speeds(), default=math.nan)
+        for member in self.members:
+            if member not in at_work:
+                member.rested(best)
+        return [done[s] for s in range(len(shares))]
+
+    def measure(self, broadcast: Any, share: Share) -> dict[str, Any]:
+        """What the first worker measures for the program of an exchange; nothing where it dies, or fails, as others then will too."""
+        self._fill()
+        self._welcome(wait=not self.members)
+        try:
+            return dict(ray.get(self.members[0].actor.measure.remote(broadcast, share)))
+        except failures.RayError:
+            return {}
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """(the fastest number of lanes on the first worker, what was measured for that)."""
+        lanes, news = ray.get(self.members[0].actor.choose_lanes.remote(most, measured))
+        return lanes, news
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for member in self.members + self._coming:
+            _kill(member)
+        self.members, self._coming = [], []
+
+    def _fill(self) -> None:
+        """Has workers start in the places of those who died."""
+        self._coming += [Member(self._class.remote(self._setup)) for _ in range(self.size - len(self.members) - len(self._coming))]
+
+    def _welcome(self, *, wait: bool) -> None:
+        """Takes in workers that are ready; where asked to, waits for one."""
+        if not self._coming:
+            return
+        ready, _ = ray.wait([m.ready for m in self._coming], num_returns=1, timeout=START_SECONDS if wait else 0)
+        if wait and not ready:
+            self.close()
+            raise RuntimeError(
+                f"no worker was ready after {START_SECONDS:g} s: the cluster may be busy ({ray.available_resources().get('CPU', 0):g} CPU "
+                "free); use fewer workers, or close other simulations"
+            )
+        for member in [m for m in self._coming if m.ready in ready]:
+            self._coming.remove(member)
+            try:
+                member.about = ray.get(member.ready)
+            except failures.RayError as error:
+                if self.members:
+                    log.warning("a worker could not start, and %d go on without it: %s", len(self.members), _last_line(error))
+                    continue
+                self.close()
+                raise RuntimeError(f"a worker could not start: {_last_line(error)}") from error
+            self.members.append(member)
+
+    def _lost(self, member: Member, error: Exception, tries: int) -> None:
+        """Does without this worker; raises where a share has killed too many."""
+        self.deaths += 1
+        self.members = [m for m in self.members if m is not member]
+        _kill(member)
+        if tries > self.retries:
+            raise RuntimeError(
+                f"a share of the cohort was begun {tries} times, and each time its worker died: {_last_line(error)}\n"
+                "Most often memory is short: use fewer workers, fewer lanes, or stream=True. The state before this round is still good."
+            ) from error
+        log.warning("%s died; its share is done again: %s", member, _last_line(error))
+
+    def _speeds(self) -> list[float]:
+        """Local steps a second of each member; one not measured yet is taken for an average one."""
+        known = [m.speed for m in self.members if not math.isnan(m.speed)]
+        return [float(np.mean(known)) if known and math.isnan(m.speed) else m.speed if known else 1.0 for m in self.members]
+
+    def _environment(self) -> dict[str, str]:
+        """Of a worker's process: only as many threads as it has cores, and no GPU that it did not ask for."""
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith("--xla_force_host_platform_device_count")]
+        if self.cpus <= 1:
+            flags.append("--xla_cpu_multi_thread_eigen=false")
+        threads = str(max(1, int(self.cpus)))
+        found = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
+        found["JAX_PLATFORMS"] = "" if self.gpus else "cpu"  # empty: whatever is there, even if this process keeps to the CPU
+        if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone
+        if _connections.started:  # this machine only: elsewhere the package is installed in its own place
+            found["PYTHONPATH"] = os.pathsep.join(_path())
+        return found
+
+
+class _Connections:
+    """Ray as connected or started here, for as long as somebody uses it."""
+
+    def __init__(self) -> None:
+        self.users, self.connected, self.started = 0, False, False
+        self._set: list[str] = []
+
+    def open(self, address: str | None, cpus: int) -> None:
+        """Connects to the cluster at `address`, or starts one on this machine; where this process is connected already, uses that."""
+        if not ray.is_initialized():
+            self._environment("RAY_USAGE_STATS_ENABLED", "0")
+            self._environment("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            chosen: dict[str, Any] = {"address": address}
+            if address is None:
+                chosen = {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+            with warnings.catch_warnings():
+                # JAX warns of any fork; these only start Ray's own programs.
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="fedjax_core", **chosen)
+            self.users, self.connected, self.started = 0, True, address is None
+        self.users += 1
+
+    def close(self) -> None:
+        """Ends what was connected or started here once its last user is gone."""
+        self.users -= 1
+        if self.users == 0 and self.connected:
+            ray.shutdown()
+            self.connected = self.started = False
+            for name in self._set:
+                os.environ.pop(name, None)
+            self._set = []
+
+    def _environment(self, name: str, value: str) -> None:
+        """Sets an environment variable that nobody set."""
+        if name not in os.environ:
+            self._set.append(name)
+            os.environ[name] = value
+
+
+_connections = _Connections()
+connect, disconnect = _connections.open, _connections.close
+
+
+def _pickled(composed: Round, plan: Plan) -> bytes:
+    try:
+        return ray.cloudpickle.dumps((composed, plan))
+    except Exception as error:
+        raise TypeError(
+            f"this round cannot be sent to workers: {error}. Functions of an algorithm, task or order must not hold on to open files, "
+            "locks, devices and the like: open them inside the function, or pass plain values."
+        ) from error
+
+
+def _path() -> list[str]:
+    """Where this process finds modules."""
+    return [folder or os.getcwd() for folder in sys.path]
+
+
+def _kill(member: Member) -> None:
+    with contextlib.suppress(Exception):
+        ray.kill(member.actor)
+
+
+def _last_line(error: BaseException) -> str:
+    """What went wrong, without the way there."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    told = [line for line in lines if "Error" in line.split(":")[0]]
+    return (told or lines or [type(error).__name__])[-1].split(" Some common causes")[0]

@@ -1,0 +1,192 @@
+"""A share of a cohort, worked through on the lanes of one process: the worker's half of an exchange, which knows nothing of Ray.
+
+    Done = Worker.do(Broadcast, Share)
+
+A pure function of its two arguments: it may be done again, by another worker on another machine, and comes out the same. Reports are
+added in the client's place in the whole cohort, so that accumulators of different shares merge into that of the cohort.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.cluster.deal import Room
+from fedjax_core.data.batches import Plan
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.cohorts import Cohort
+from fedjax_core.lanes import notebook, program, tune
+from fedjax_core.lanes.feed import Feed, Work, narrow
+from fedjax_core.lanes.program import Collected, Packed
+from fedjax_core.round import Kept, Round, State
+from fedjax_core.types import Array, Columns, Message
+
+
+class Broadcast(NamedTuple):
+    """What all workers are told in one exchange; on the host, as `to_host` puts it there."""
+
+    exchange: int
+    message: Message
+    uplink: Any  # the server's half of the stages, which clients may read
+    round: np.ndarray  # int32
+    key: Any
+    measured: dict[
+        str, Any
+    ]  # what is known of how to compute fast (`notebook.answers`): all workers go by the same, as it decides last bits
+
+
+class Share(NamedTuple):
+    """Some clients of a cohort, and what they keep."""
+
+    clients: np.ndarray  # [k] positions in the population
+    places: np.ndarray  # [k] places in the cohort
+    counts: np.ndarray  # [k] how often each was drawn
+    kept: Kept  # [k, ...]
+    room: Room
+
+    def of(self, kept: Kept) -> "Share":
+        """The share with its clients' rows of what the cohort keeps, [K, ...]."""
+        return self._replace(kept=jax.tree.map(lambda x: x[self.places], kept))
+
+
+class Done(NamedTuple):
+    """What comes of a share, on the host."""
+
+    collected: Collected  # kept and touched are [k]
+    work: Work
+    seconds: float
+    traces: int  # of this worker's programs so far, the most of any
+    compiled: bool  # whether the seconds hold a compilation
+    measured: dict[str, Any]  # what was measured beyond what the broadcast knew
+
+
+class Worker:
+    """Works through shares, exchange by exchange, on this process's first device."""
+
+    def __init__(self, composed: Round, clients: Clients, plan: Plan, *, streamed: bool) -> None:
+        notebook.keep_programs()
+        self.round, self.clients, self.plan = composed, clients, plan
+        kinds = {exchange.work for exchange in composed.algorithm.exchanges}
+        self._feeds = {kind: Feed(clients, plan, [kind], streamed=streamed) for kind in kinds}
+        self._data: Columns = () if streamed else jax.device_put(narrow(clients.columns))
+        self._programs: list[Any] = [
+            jax.jit(partial(self._collect, e), static_argnums=(0,)) for e in range(len(composed.algorithm.exchanges))
+        ]
+        self.traces = [0] * len(self._programs)
+
+    def do(self, broadcast: Broadcast, share: Share) -> Done:
+        """The share worked through."""
+        begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
+        arguments, work = self._arguments(broadcast, share)
+        collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
+        collected = collected._replace(kept=jax.tree.map(lambda x: x[:k], collected.kept), touched=collected.touched[:k])
+        seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
+        return Done(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
+
+    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+        """What the program of this exchange has to measure, done by tracing it: one worker does so before all make the program."""
+        self._programs[broadcast.exchange].lower(*self._arguments(broadcast, share)[0])
+        return _news(broadcast.measured)
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
+        notebook.go_by(measured)
+        return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most), _news(measured)
+
+    def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Work]:
+        """(what the program of the exchange is called with, how much work that is)."""
+        notebook.go_by(broadcast.measured)
+        feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
+        packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
+        kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept)
+        place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
+        told = from_host((broadcast.message, broadcast.uplink, broadcast.round, broadcast.key))
+        return (K, self._data, told, kept, place, packed), work
+
+    def _feed(self, e: int, room: Room) -> Feed:
+        """Packs for this exchange, with at least so much room."""
+        kind = self.round.algorithm.exchanges[e].work
+        feed = self._feeds[kind]
+        if (feed.cohort_size, feed.lanes) != (room.cohort, room.lanes) or feed.capacity[kind] < room.slots[kind]:
+            feed.reserve(room.cohort, lanes=room.lanes, devices=1)
+            feed.capacity[kind] = room.slots[kind]
+            if feed.streamed:
+                feed.room[kind] = room.examples[kind]
+        return feed
+
+    def _collect(self, e: int, cohort: int, data: Columns, told: Any, kept: Kept, place: Array, packed: Packed) -> Collected:
+        """The program of an exchange, traced once; `told` is what a `Broadcast` says after which exchange it is."""
+        self.traces[e] += 1
+        kind = self.round.algorithm.exchanges[e].work
+        data = jax.tree.map(lambda x: x[0, 0], packed.streamed[kind]) if packed.streamed else data
+        places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
+        message, mine, round, key = told
+        uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
+        state = State(message, uplink, Kept((), ()), round, key)
+        return program.collect(part_of(self.round, cohort, place), e, data, state, jax.tree.map(jnp.asarray, kept), places, schedule)
+
+
+def _news(known: dict[str, Any]) -> dict[str, Any]:
+    """What this process has measured that is not known yet."""
+    return {question: answer for question, answer in notebook.answers().items() if question not in known}
+
+
+def part_of(composed: Round, cohort: int, place: Array) -> Round:
+    """`composed` for some clients of a cohort: client k reports in place[k] of the whole; the server's state is the message itself."""
+    whole = composed.aggregator
+    aggregator = whole._replace(
+        zero=lambda shapes, _: whole.zero(shapes, cohort),
+        add=lambda acc, updates, weights, at: whole.add(acc, updates, weights, place.at[at].get(mode="clip")),
+    )
+    told = tuple(exchange._replace(broadcast=lambda message: message) for exchange in composed.algorithm.exchanges)
+    return composed._replace(algorithm=composed.algorithm._replace(exchanges=told), aggregator=aggregator)
+
+
+def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
+    """What the shares collected as one, in pairs, in the order given; rows of what clients keep are left to their places."""
+    level = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool)) for part in parts]
+    while len(level) > 1:
+        pairs = [_meet(composed.aggregator.merge, a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        level = pairs + level[2 * len(pairs) :]
+    return level[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _meet(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> Collected:
+    weight, clients, refused, metrics = tree.add(a[3:], b[3:])
+    acc = merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc
+    return Collected(acc, a.kept, a.touched, weight, clients, refused, metrics)
+
+
+@dataclass(frozen=True)
+class _HostKey:
+    """A typed key as plain numbers."""
+
+    data: np.ndarray
+    implementation: str
+
+
+def to_host(values: Any) -> Any:
+    """The tree with its arrays on the host, where another process can be sent them."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return _HostKey(np.asarray(jax.random.key_data(x)), str(jax.random.key_impl(x)))
+        return x
+
+    return jax.device_get(jax.tree.map(plain, values))
+
+
+def from_host(values: Any) -> Any:
+    """What `to_host` was given."""
+
+    def typed(x: Any) -> Any:
+        return jax.random.wrap_key_data(jnp.asarray(x.data), impl=x.implementation) if isinstance(x, _HostKey) else x
+
+    return jax.tree.map(typed, values)

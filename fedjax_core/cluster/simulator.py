@@ -1,0 +1,407 @@
+"""The cluster simulator: the same `Round` on the workers of a Ray cluster, or on several processes of this machine.
+
+    message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
+
+The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that a cohort is dealt in, not on
+which worker did them, how fast, or whether one died on the way. All that crosses a round is in the `State`, on the driver.
+
+    with fc.ClusterSimulator(composed, clients, workers=2, batch_size=20) as cluster:
+        history = fc.fit(cluster, rounds=100, cohorts=fc.cohorts.uniform(len(clients), size=50))
+
+The round is sent to workers by cloudpickle, with the user's own functions in it: a cluster must be one trust domain.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.cluster.deal import Room, deal, room_for
+from fedjax_core.cluster.share import Broadcast, Done, Share, merge, to_host
+from fedjax_core.cluster.source import source_of
+from fedjax_core.data import cohorts as sampling
+from fedjax_core.data.batches import Order, Plan
+from fedjax_core.data.clients import Clients
+from fedjax_core.lanes import memory, notebook
+from fedjax_core.lanes.evaluate import Evaluation, evaluate
+from fedjax_core.lanes.feed import mapped, narrow
+from fedjax_core.lanes.program import Collected
+from fedjax_core.lanes.tiers import Rows
+from fedjax_core.metrics import Sum
+from fedjax_core.round import Kept, Round, State
+from fedjax_core.task import check_task
+from fedjax_core.types import Array, Key, Params
+
+if TYPE_CHECKING:
+    from fedjax_core.cluster.crew import Crew
+
+log = logging.getLogger("fedjax_core")
+
+
+class ClusterSimulator:
+    """Runs rounds of `composed` over `clients` on `workers`; everything that changes from round to round is in the `State` it is given.
+
+    `batch_size`, `epochs`, `steps`, `order`, `seed`, `lanes` (of one worker) and `stream` are those of `Simulator`. Clients opened from a
+    folder are opened by each worker under the same path; others are sent to each node once. `client_state`: where the driver keeps
+    what clients keep between rounds, "device", "host", or a folder.
+
+    Without an `address`, Ray is started on this machine and ended by `close`, unless this process is connected to a cluster already.
+    A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU; start this process with JAX_PLATFORMS=cpu
+    where workers have GPUs, so that it takes none of their memory.
+
+    `shares`: how many parts a cohort is dealt in, by default one a worker. It decides last bits as `lanes` does. With it fixed, say at
+    16, runs of any number of workers agree to the last bit, and faster workers do more shares. Each share may be begun
+    `retries` times again where its worker dies.
+    """
+
+    def __init__(
+        self,
+        composed: Round,
+        clients: Clients,
+        *,
+        workers: int = 2,
+        batch_size: int,
+        epochs: int | None = None,
+        steps: int | None = None,
+        lanes: int | Literal["auto"] = "auto",
+        shares: int | None = None,
+        seed: int = 0,
+        order: Order | None = None,
+        stream: bool | None = None,
+        client_state: str | Path = "device",
+        address: str | None = None,
+        cpus_per_worker: float = 1,
+        gpus_per_worker: float = 0,
+        retries: int = 3,
+    ) -> None:
+        if not isinstance(composed, Round):
+            raise TypeError(f"ClusterSimulator needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
+        if not isinstance(clients, Clients):
+            raise TypeError(
+                f"ClusterSimulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays"
+            )
+        for name, value, least in (("workers", workers, 1), ("shares", shares, 1), ("retries", retries, 0)):
+            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
+            raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
+        if not cpus_per_worker > 0:
+            raise ValueError(f"cpus_per_worker must be above 0, got {cpus_per_worker!r}: a worker needs a core, or a part of one")
+        if not 0 <= gpus_per_worker <= 1:
+            raise ValueError(f"gpus_per_worker must be from 0 to 1, got {gpus_per_worker!r}: for more GPUs use more workers, one for each")
+        self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
+        check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
+        if composed.algorithm.task.check is not None:
+            composed.algorithm.task.check(clients)
+        self.round = composed
+        self.clients = clients
+        self.meter = Pace()
+        """How fast it goes: `meter.report()`."""
+        self._lanes: int | None = None if lanes == "auto" else int(lanes)
+        self._fixed_shares, self.shares = shares is not None, int(shares or workers)
+        self._rows = None if client_state == "device" else Rows((), len(clients), None if client_state == "host" else Path(client_state))
+        known = {"train": self.plan_of_batches.steps_of(clients.sizes), "once": -(-clients.sizes // batch_size)}
+        works = [exchange.work for exchange in composed.algorithm.exchanges]
+        self._steps: dict[str, np.ndarray] = {kind: known[kind] for kind in sorted(set(works))}
+        self._load = np.asarray(sum(known[work] for work in works))
+        self._room: Room | None = None
+        self._programs: dict[tuple[Any, ...], Any] = {}
+        self._measured: set[int] = set()  # exchanges
+        self._traced: dict[tuple[Any, ...], int] = {}  # how often each was made, here and on the workers
+
+        from fedjax_core.cluster import crew
+
+        crew.connect(address, math.ceil(workers * cpus_per_worker))
+        self._disconnect: Callable[[], None] | None = crew.disconnect
+        try:
+            self._crew: Crew = crew.Crew(
+                composed,
+                self.plan_of_batches,
+                source_of(clients),
+                workers=int(workers),
+                streamed=memory.streams(clients, mapped(clients.columns)) if stream is None else stream,
+                cpus=cpus_per_worker,
+                gpus=gpus_per_worker,
+                retries=int(retries),
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "ClusterSimulator":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, and Ray where it was started for them. May be called twice."""
+        if self._disconnect is None:
+            return
+        if hasattr(self, "_crew"):
+            self._crew.close()
+        self._disconnect()
+        self._disconnect = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that changes the answer, to the last bit, besides the `Round` and the data."""
+        plan = self.plan_of_batches
+        return {
+            "batch_size": plan.batch_size,
+            "epochs": plan.epochs,
+            "steps": plan.steps,
+            "seed": plan.seed,
+            "order": plan.order,
+            "lanes": self.lanes,
+            "shares": self.shares,
+        }
+
+    @property
+    def lanes(self) -> int:
+        """The number of lanes of a worker; where it was left to be chosen, a worker does that when first asked for."""
+        if self._lanes is None:
+            most = max(1, len(self.clients) // self.shares)
+            self._lanes, measured = self._open_crew().choose_lanes(most, notebook.answers())
+            notebook.go_by(measured)  # which a run keeps in its checkpoints
+        return self._lanes
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the number of lanes is still to be chosen."""
+        return self._lanes is None
+
+    def adopt(self, lanes: int) -> None:
+        """Takes this number of lanes where it was left to be chosen."""
+        if self._lanes is None:
+            self._lanes = lanes
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers that are ready: process, node, device of each."""
+        return [dict(member.about) for member in self._crew.members]
+
+    @property
+    def deaths(self) -> int:
+        """How many workers died so far, and were replaced."""
+        return self._crew.deaths
+
+    @property
+    def traces(self) -> int:
+        """How often a program was made, for the one most often made: more than once means that a cohort outgrew its buffers."""
+        return max(self._traced.values(), default=0)
+
+    def resize(self, workers: int) -> None:
+        """Has so many workers from the next round on; cohorts are then dealt in as many shares, unless `shares` was given."""
+        if not isinstance(workers, (int, np.integer)) or isinstance(workers, bool) or workers < 1:
+            raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
+        self._open_crew().resize(int(workers))
+        if not self._fixed_shares and self.shares != workers:
+            self.shares = int(workers)
+            if self._room is not None:
+                self._room = self._room_for(self._room.cohort)
+
+    def reserve(self, cohort_size: int, rounds: int = 1) -> None:
+        """Makes room for cohorts of up to this size, so that smaller ones run the same program."""
+        if self._room is None or cohort_size > self._room.cohort:
+            if self._room is not None:
+                log.warning(
+                    "a cohort of %d clients outgrows the %d that workers have room for, which compiles their programs again; "
+                    "call reserve(%d) before the first round to avoid it",
+                    cohort_size,
+                    self._room.cohort,
+                    cohort_size,
+                )
+            self._room = self._room_for(max(1, cohort_size))
+
+    def init(self, key: Key, params: Params | None = None) -> State:
+        """The state before the first round; from `params` where given, else as the task begins from `key`."""
+        params = None if params is None else jax.tree.map(jnp.asarray, params)
+        state = jax.jit(partial(self.round.init, population=len(self.clients) if self._rows is None else 1))(key, params=params)
+        if self._rows is None:
+            return state
+        self._rows = Rows(jax.tree.map(lambda x: np.asarray(x[0]), state.clients), len(self.clients), self._rows.folder)
+        return state._replace(clients=self._rows)
+
+    def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+        """One round with the clients at these positions: (state, metrics that add). With `donate` the state given is used up."""
+        begun = time.perf_counter()
+        cohort = sampling.as_cohort(cohort, len(self.clients))
+        who, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
+        self.reserve(len(who))
+        first, shares = int(state.round), self._deal(who, counts)
+        kept, half = self._read(state, who, first), state._replace(clients=Kept((), ()))
+        metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
+        done: list[Done] = []
+        for e in range(len(self.round.algorithm.exchanges)):
+            found = self._exchange(e, half, shares, kept, first)
+            for share, part in zip(shares, found, strict=True):
+                _keep(kept, share.places, part.collected)
+            collected = merge(self.round, [part.collected for part in found])
+            half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
+            seen = {**collected.metrics, "refused": Sum(collected.refused)}
+            metrics |= {name: metrics[name] + m if name in metrics else m for name, m in seen.items()}
+            done += found
+        sizes = self.clients.sizes[who]
+        metrics["clients"], metrics["examples"] = Sum(jnp.float32((sizes > 0).sum())), Sum(jnp.float32(sizes.sum()))
+        state = self._write(half._replace(round=half.round + 1), state, who, kept, first, donate)
+        self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members))
+        return state, metrics
+
+    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+        """Many rounds, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R])."""
+        if not len(cohorts):
+            raise ValueError("run_many needs at least one cohort, got none")
+        checked = [sampling.as_cohort(cohort, len(self.clients)) for cohort in cohorts]
+        self.reserve(max(len(cohort.clients) for cohort in checked))
+        found = []
+        for r, cohort in enumerate(checked):
+            state, metrics = self.run(state, cohort, donate=donate or r > 0)
+            found.append(metrics)
+        return state, jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))
+
+    def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
+        """The model on the examples of `clients` (default: those trained on), here; each client on a model of its own where it has one."""
+        clients = self.clients if clients is None else clients
+        personal = None
+        if self.round.algorithm.personal is not None:
+            if len(clients) != len(self.clients):
+                raise ValueError(
+                    f"each client is evaluated on its own model, so clients must be the same {len(self.clients)}, got {len(clients)}"
+                )
+            kept = state.clients if self._rows is None else self._rows.read(np.arange(len(clients)))
+            personal = jax.jit(jax.vmap(self.round.algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
+        return evaluate(self.round.algorithm.task, state.params, clients, personal=personal)
+
+    def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Share]:
+        """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""
+        assert self._room is not None
+        dealt = deal(self._load[who], self.shares)
+        dealt = [at for at in dealt if len(at)] or dealt[:1]
+        return [Share(who[at], at, counts[at], Kept((), ()), self._room) for at in dealt]
+
+    def _exchange(self, e: int, half: State, shares: list[Share], kept: Kept, first: int) -> list[Done]:
+        """What comes of the shares in one exchange."""
+        crew = self._open_crew()
+        message, uplink = self._program("message", partial(self._message, e), e)(half)
+        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), notebook.answers())
+        shares, loads = [share.of(kept) for share in shares], [float(self._load[share.clients].sum()) for share in shares]
+        if e not in self._measured and len(shares) > 1:
+            notebook.go_by(crew.measure(crew.put(told), shares[0]))
+            told = told._replace(measured=notebook.answers())
+        self._measured.add(e)
+        found = crew.do(crew.put(told), shares, loads)
+        for part in reversed(found):  # where two know of an answer, the first counts
+            notebook.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
+        self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
+        return found
+
+    def _message(self, e: int, half: State) -> tuple[Any, Any]:
+        return self.round.algorithm.exchanges[e].broadcast(half.server), half.uplink[e]
+
+    def _conclude(self, e: int, half: State, collected: Collected) -> State:
+        return self.round.conclude(e, half, collected.acc, collected.weight, collected.clients)
+
+    def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
+        """`do`, jitted when first used."""
+        name = (what, *key)
+
+        def counted(*arguments: Any) -> Any:
+            self._traced[name] = self._traced.get(name, 0) + 1
+            return do(*arguments)
+
+        if name not in self._programs:
+            self._programs[name] = jax.jit(counted, **options)
+        return self._programs[name]
+
+    def _places(self, who: np.ndarray) -> np.ndarray:
+        """The cohort's positions, padded to the room there is with one past the end: [K] int32."""
+        assert self._room is not None
+        return np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(np.int32)
+
+    def _read(self, state: State, who: np.ndarray, first: int) -> Kept:
+        """The cohort's rows of what clients keep, on the host and to be written to: [at least K, ...]."""
+        if self._rows is not None:
+            if self._rows.round != first:
+                raise ValueError(
+                    f"this state is of round {first}, but what clients keep is of round {self._rows.round}: with client_state= on the "
+                    "host a state goes forward only. Begin from init(), or keep client state on the device to go back."
+                )
+            found = self._rows.read(who)
+        elif not jax.tree.leaves(state.clients):
+            return state.clients
+        else:
+            found = jax.device_get(self._program("take", tree.take)(state.clients, self._places(who)))
+        return jax.tree.map(np.array, found)
+
+    def _write(self, half: State, state: State, who: np.ndarray, kept: Kept, first: int, donate: bool) -> State:
+        """The state after the round, with the cohort's rows in their places."""
+        if self._rows is not None:
+            self._rows.write(who, kept, first + 1)
+            return half._replace(clients=self._rows)  # type: ignore[arg-type]
+        if not jax.tree.leaves(kept):
+            return half._replace(clients=kept)
+        put = self._program("put", tree.put, donate, donate_argnums=(0,) if donate else ())
+        return half._replace(clients=put(state.clients, self._places(who), kept))
+
+    def _room_for(self, cohort_size: int) -> Room:
+        return room_for(cohort_size, self.shares, self.lanes, self._steps, self._load, self.clients.sizes)
+
+    def _open_crew(self) -> "Crew":
+        if self._disconnect is None:
+            raise RuntimeError("this ClusterSimulator is closed: make another one, which can go on from the same state")
+        return self._crew
+
+
+class Pace:
+    """How fast a cluster goes; `report` says so, over the rounds in which nothing was compiled."""
+
+    def __init__(self) -> None:
+        self.seconds = self.work_seconds = self.compile_seconds = 0.0
+        self.clients = self.steps = self.examples = self.places = 0
+
+    def add(self, seconds: float, clients: int, done: Sequence[Done], workers: int) -> None:
+        """A round of this many clients took so long."""
+        if any(part.compiled for part in done):
+            self.compile_seconds += seconds
+            return
+        self.seconds += seconds
+        self.clients += clients
+        self.work_seconds += sum(part.seconds for part in done) / max(1, workers)
+        self.steps += sum(part.work.steps for part in done)
+        self.examples += sum(part.work.examples for part in done)
+        self.places += sum(part.work.room for part in done)
+
+    def report(self) -> dict[str, float]:
+        """Rates, how full the lanes are, and the share of the time that workers were at work; NaN before anything was done."""
+
+        def over(a: float, b: float) -> float:
+            return a / b if b else math.nan
+
+        return {
+            "client updates/s": over(self.clients, self.seconds),
+            "local steps/s": over(self.steps, self.seconds),
+            "examples/s": over(self.examples, self.seconds),
+            "fill": over(self.examples, self.places),
+            "at work": over(self.work_seconds, self.seconds),
+            "compile seconds": self.compile_seconds,
+        }
+
+
+def _keep(kept: Kept, places: np.ndarray, collected: Collected) -> None:
+    """Writes a share's rows of what clients keep, of those who reported, to their places in the cohort's."""
+    reported = np.asarray(collected.touched)
+
+    def write(into: np.ndarray, rows: Array) -> None:
+        into[places[reported]] = np.asarray(rows)[reported]
+
+    jax.tree.map(write, kept, collected.kept)

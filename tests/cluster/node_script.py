@@ -1,0 +1,39 @@
+"""A cluster of two nodes on this machine loses one between rounds, and gets another: run by test_node.py in a process of its own."""
+
+import sys
+import warnings
+
+import jax
+
+import fedjax_core as fc
+from tests.run import small
+
+warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # Ray starts its own programs
+
+
+def main() -> None:
+    """Prints `same` where what was lost changed no bit."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = nodes.add_node(num_cpus=1)
+    composed, cohort = small.simulator().round, [0, 1, 3, 4, 5]
+    with fc.ClusterSimulator(composed, small.clients(), workers=2, batch_size=4, lanes=2, address=nodes.address) as sim:
+        assert len({worker["node"] for worker in sim.workers}) == 2
+        first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
+        expected, _ = sim.run_many(first, [cohort] * 3)
+
+        nodes.remove_node(second, allow_graceful=False)
+        found, _ = sim.run_many(first, [cohort] * 3)
+        assert sim.deaths == 1 and small.bits(found) == small.bits(expected)
+
+        nodes.add_node(num_cpus=1)
+        sim.resize(2)
+        assert len({worker["node"] for worker in sim.workers}) == 2
+        assert small.bits(sim.run_many(first, [cohort] * 3)[0]) == small.bits(expected)
+    nodes.shutdown()
+    print("same")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
