@@ -7,6 +7,7 @@ The two have their turns one after another; the ratio is taken turn by turn, so 
 Compilation and warm-up are not counted. One process uses as many threads as XLA likes, a worker one core.
 """
 
+import itertools
 import os
 import platform
 import sys
@@ -34,7 +35,7 @@ class Settings:
     workers: int = 2
     """Each with a core of its own."""
     workloads: tuple[str, ...] = ("synth", "mlp")
-    """Any of synth, mlp, emnist."""
+    """Any of those in bench_workloads.py."""
     turns: int = 7
     """How often each has its turn."""
     rounds: int = 3
@@ -53,7 +54,7 @@ def real_work(workload: bench.Workload, rounds: int) -> tuple[fc.Round, fc.Clien
     clients = fc.Clients.from_arrays({"x": data.x, "y": data.y}, offsets=data.offsets)
     task = fc.Task(workload.init, lambda params, batch, key: bench.losses(workload.logits(params, batch["x"]), batch["y"]))
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(workload.lr)))
-    return composed, clients, bench.cohorts(workload, len(clients), rounds)
+    return composed, clients, list(itertools.islice(bench.cohorts(workload.cohort, len(clients)), rounds))
 
 
 def turns(simulators: Sequence[Any], cohorts: list[np.ndarray], settings: Settings) -> np.ndarray:
