@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from fedjax_core.sites.identity import PublicKey
 from fedjax_core.sites.site import Site, SiteFile
@@ -132,7 +133,9 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
         preflight(insecure_local)
         ray.init(address=address, namespace=NAMESPACE, **quiet)
         return True
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()  # a Ray that this process had before may have left it another token
     resources: dict[str, float] = {}
     for about in files:
         for name, amount in about.resources.items():
