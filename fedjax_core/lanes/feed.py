@@ -63,13 +63,12 @@ class Feed:
         row = sum(_target(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns))
         return row * sum(self.room.values())
 
-    def typical(self) -> tuple[Columns, int]:
-        """A batch of examples [B, ...] that somebody has, and the median client's number of local steps."""
-        sizes, steps = self.clients.sizes, self.steps[self.kinds[-1]]
+    def typical(self) -> tuple[Columns, np.ndarray]:
+        """A batch of examples [B, ...] that somebody has, and every client's number of local steps [N]."""
+        sizes = self.clients.sizes
         first = int(np.argmax(sizes > 0))
         rows = np.arange(self.plan.batch_size) % sizes[first] + self.clients.offsets[first]
-        examples = narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns))
-        return examples, int(np.median(steps[steps > 0], overwrite_input=True)) if (steps > 0).any() else 1
+        return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[self.kinds[-1]]
 
     def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Work]:
         """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much work they are.

@@ -3,7 +3,7 @@
     from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
 
 Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit the cache. What is timed is
-one exchange as the simulator runs it, over made-up clients of the typical number of steps.
+one exchange as the simulator runs it, over made-up clients whose numbers of steps are spread as the real ones' are.
 
 >>> best({1: 4.0, 2: 3.0, 4: 3.5})
 2
@@ -28,19 +28,21 @@ from fedjax_core.types import Batch, Columns
 
 log = logging.getLogger("fedjax_core")
 
-_BUDGET_SECONDS = 4.0  # no candidate is begun that would end later; with none, the guess it is
-_RUN_SECONDS = 0.06  # how long a candidate is run at least
+_BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; with none, the guess it is
+_RUN_SECONDS = 0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
 _VISITS = 4  # made-up clients a lane
+_MOST_STEPS = 16  # of one of them
 
-_CLOSE = 1.03  # fewer lanes are taken where more are no faster than this
+_CLOSE = 1.01  # fewer lanes are taken where more are no faster than this
 
 
-def choose(composed: Round, examples: Columns, steps: int, most: int) -> int:
-    """The number of lanes for one device, at most `most`; `examples` is one batch [B, ...], `steps` the local steps of a typical client."""
+def choose(composed: Round, examples: Columns, steps: np.ndarray, most: int) -> int:
+    """The number of lanes for one device, at most `most`; `examples` is one batch [B, ...], `steps` [N] how many each client takes."""
     if not _BUDGET_SECONDS:
         return max(1, min(guess(composed), most))
-    steps = int(np.clip(steps, 1, 16))
-    question = f"lanes {_fingerprint(composed, examples)} steps {steps} most {most}"
+    steps = steps[steps > 0] if (steps > 0).any() else np.ones(1, np.int64)
+    steps = np.clip(np.quantile(steps, (np.arange(32) + 0.5) / 32).round().astype(np.int64), 1, _MOST_STEPS)
+    question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most}"
     known = notebook.recall(question)
     if known is None:
         start = time.perf_counter()
@@ -89,14 +91,18 @@ def best(seconds: dict[int, float]) -> int:
     return min(lanes for lanes, s in seconds.items() if s <= limit)
 
 
-def _time(composed: Round, examples: Columns, steps: int, lanes: int) -> float:
-    """Seconds for one local step of one client, in so many lanes."""
-    K, B = lanes * _VISITS, jax.tree.leaves(examples)[0].shape[0]
+def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int) -> float:
+    """Seconds for one local step of one client, in so many lanes, where clients take these numbers of steps.
+
+    Slots in which a lane idles count as steps: the few clients here leave more of them than a cohort does.
+    """
+    K, B = max(8, lanes * _VISITS), jax.tree.leaves(examples)[0].shape[0]
+    each = np.resize(steps[np.random.default_rng(0).permutation(len(steps))], K)
     examples = jax.tree.map(jnp.asarray, examples)
-    rows = np.tile(np.arange(B, dtype=np.int32), (K * steps, 1))
-    schedule = pack(lay_out(rows, np.full(K, steps), lanes), K, lanes, 1, _VISITS * steps)
+    layout = lay_out(np.tile(np.arange(B, dtype=np.int32), (each.sum(), 1)), each, lanes)
+    schedule = pack(layout, K, lanes, 1, layout.slots)
     places = program.Places(
-        np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), np.full(K, B * steps, np.float32), np.ones(K, np.float32)
+        np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), (B * each).astype(np.float32), np.ones(K, np.float32)
     )
     e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "train"), 0)
 
@@ -117,9 +123,10 @@ def _time(composed: Round, examples: Columns, steps: int, lanes: int) -> float:
         jax.block_until_ready(run(state, np.int32(times)))
         return time.perf_counter() - begun
 
-    seconds(1)
-    times = max(1, int(_RUN_SECONDS / 3 / seconds(1)))
-    return min(seconds(times) for _ in range(3)) / (times * K * steps)
+    once = min(seconds(1), seconds(1))
+    times = max(1, int(_RUN_SECONDS / 5 / once))
+    runs = [once] if times == 1 else [seconds(times) for _ in range(5)]
+    return min(runs) / (times * layout.slots * lanes)
 
 
 def _fingerprint(composed: Round, examples: Columns) -> str:
