@@ -32,8 +32,8 @@ from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook
+from fedjax_core.lanes.columns import mapped, narrow
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
-from fedjax_core.lanes.feed import mapped, narrow
 from fedjax_core.lanes.program import Collected
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.metrics import Sum

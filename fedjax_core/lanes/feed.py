@@ -16,7 +16,6 @@ the host packs and reads what comes next.
 """
 
 import logging
-import mmap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ import numpy as np
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
+from fedjax_core.lanes.columns import Column, narrow, target_of
 from fedjax_core.lanes.pack import Layout, lay_out, pack, slots_bound
 from fedjax_core.lanes.program import Packed, Places
 from fedjax_core.types import Columns
@@ -49,6 +49,7 @@ class Feed:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
         self.steps = {"train": plan.steps_of(clients.sizes), "once": -(-clients.sizes // plan.batch_size)}
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
+        self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()
         self.capacity: dict[str, int] = {}  # slots
         self.room: dict[str, int] = {}  # examples on a device
 
@@ -60,7 +61,7 @@ class Feed:
 
     def bytes_a_round(self) -> int:
         """Bytes of the streamed examples of one round, on one device."""
-        row = sum(_target(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns))
+        row = sum(target_of(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns))
         return row * sum(self.room.values())
 
     def typical(self) -> tuple[Columns, np.ndarray]:
@@ -137,61 +138,17 @@ class Feed:
         """The cohorts' examples, leaves [held, devices, room, ...]."""
         offsets = self.clients.offsets
 
-        def column(path: Any, x: np.ndarray) -> np.ndarray:
-            out = np.zeros((held, self.devices, room, *x.shape[1:]), _target(x))
+        def read(column: Column) -> np.ndarray:
+            out = np.zeros((held, self.devices, room, *column.shape[1:]), column.target)
             for r, (clients, at) in enumerate(zip(who, owners, strict=True)):
-                for i, (device, begin) in zip(clients, at, strict=True):
-                    rows = x[offsets[i] : offsets[i + 1]]
-                    out[r, device, begin : begin + len(rows)] = narrow_column(path, rows)
-            forget(x)
+                order = np.argsort(clients)  # from the front of a file to its end
+                starts, ends = offsets[clients[order]].tolist(), offsets[clients[order] + 1].tolist()
+                for (device, begin), start, end in zip(at[order].tolist(), starts, ends, strict=True):
+                    if end > start:
+                        column.read(start, end, out[r, device, begin : begin + end - start])
             return out
 
-        return jax.tree_util.tree_map_with_path(column, self.clients.columns)
-
-
-def narrow(columns: Columns) -> Columns:
-    """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
-    return jax.tree_util.tree_map_with_path(narrow_column, columns)
-
-
-def narrow_column(path: Any, x: np.ndarray) -> np.ndarray:
-    """One column of `narrow`, or some of its rows."""
-    target = _target(x)
-    if target == x.dtype:
-        return x
-    if np.issubdtype(x.dtype, np.integer):
-        limits, least, most = np.iinfo(target), x.min(initial=0), x.max(initial=0)
-        if least < limits.min or most > limits.max:
-            raise ValueError(
-                f"column {jax.tree_util.keystr(path)} holds whole numbers from {least} to {most}, which do not fit {target}; "
-                "renumber them, or store them as two columns"
-            )
-    return x.astype(target)
-
-
-def mapped(columns: Columns) -> bool:
-    """Whether any column lies in a memory-mapped file."""
-    return any(_map_of(x) is not None for x in jax.tree.leaves(columns))
-
-
-def _target(x: np.ndarray) -> np.dtype:
-    return np.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
-
-
-def _map_of(x: Any) -> mmap.mmap | None:
-    while isinstance(x, np.ndarray):
-        if isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None:
-            return x._mmap  # type: ignore[attr-defined]
-        x = x.base
-    return x if isinstance(x, mmap.mmap) else None
-
-
-def forget(columns: Columns) -> None:
-    """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this process."""
-    for x in jax.tree.leaves(columns):
-        found = _map_of(x)
-        if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            found.madvise(mmap.MADV_DONTNEED)
+        return jax.tree.map(read, self._columns)
 
 
 def _stack(rounds: Sequence[np.ndarray], count: int) -> np.ndarray:

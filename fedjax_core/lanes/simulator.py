@@ -29,8 +29,9 @@ from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook, program, tune
+from fedjax_core.lanes.columns import forget, mapped, narrow
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
-from fedjax_core.lanes.feed import Feed, forget, mapped, narrow
+from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.program import Packed

@@ -1,0 +1,117 @@
+"""Columns of examples as a device wants them, in memory or straight from the files they are mapped from.
+
+A memory-mapped column is read by `preadv` into its place. Through the map, each client of a large population would cost a page fault:
+for 500 of a million clients 4.5 ms a round, and 1 ms so (2-core x86), and what was read once would stay in this process.
+
+>>> x = np.arange(10, dtype=np.int64)
+>>> out = np.zeros(3, np.int32)
+>>> Column((), x).read(4, 7, out)
+>>> out
+array([4, 5, 6], dtype=int32)
+"""
+
+import mmap
+import os
+import weakref
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.types import Columns
+
+
+class Column:
+    """One column of all clients, of which rows are read into places of the dtype that a device works on."""
+
+    def __init__(self, path: Any, x: np.ndarray) -> None:
+        self.path, self.x, self.shape, self.target = path, x, x.shape, target_of(x)
+        self._row = x.dtype.itemsize * int(np.prod(x.shape[1:]))
+        self._file, self._start = _file_of(x)
+        if self._file is not None:
+            weakref.finalize(self, os.close, self._file)
+
+    def read(self, start: int, end: int, out: np.ndarray) -> None:
+        """Rows `start` to `end` into `out`."""
+        if self._file is None:
+            out[:] = narrow_column(self.path, self.x[start:end])
+        elif self.target == self.x.dtype:
+            self._fill(start, out)
+        else:
+            rows = np.empty((end - start, *self.shape[1:]), self.x.dtype)
+            self._fill(start, rows)
+            out[:] = narrow_column(self.path, rows)
+
+    def _fill(self, start: int, rows: np.ndarray) -> None:
+        assert self._file is not None
+        whole: Any = rows
+        at, left = self._start + start * self._row, rows.nbytes
+        count = os.preadv(self._file, [whole], at)
+        if count == left:
+            return
+        view = memoryview(whole).cast("B")  # a signal may cut a long read short
+        while count < left:
+            view, at, left = view[count:], at + count, left - count
+            count = os.preadv(self._file, [view], at)
+            if not count:
+                raise OSError(f"column {jax.tree_util.keystr(self.path)} ends after {at} bytes of its file: was it cut short?")
+
+
+def narrow(columns: Columns) -> Columns:
+    """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
+    return jax.tree_util.tree_map_with_path(narrow_column, columns)
+
+
+def narrow_column(path: Any, x: np.ndarray) -> np.ndarray:
+    """One column of `narrow`, or some of its rows."""
+    target = target_of(x)
+    if target == x.dtype:
+        return x
+    if np.issubdtype(x.dtype, np.integer):
+        limits, least, most = np.iinfo(target), x.min(initial=0), x.max(initial=0)
+        if least < limits.min or most > limits.max:
+            raise ValueError(
+                f"column {jax.tree_util.keystr(path)} holds whole numbers from {least} to {most}, which do not fit {target}; "
+                "renumber them, or store them as two columns"
+            )
+    return x.astype(target)
+
+
+def mapped(columns: Columns) -> bool:
+    """Whether any column lies in a memory-mapped file."""
+    return any(_map_of(x) is not None for x in jax.tree.leaves(columns))
+
+
+def target_of(x: np.ndarray) -> np.dtype:
+    """The dtype that a device has for a column."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _map_of(x: Any) -> mmap.mmap | None:
+    while isinstance(x, np.ndarray):
+        if isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None:
+            return x._mmap  # type: ignore[attr-defined]
+        x = x.base
+    return x if isinstance(x, mmap.mmap) else None
+
+
+def forget(columns: Columns) -> None:
+    """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this process."""
+    for x in jax.tree.leaves(columns):
+        found = _map_of(x)
+        if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            found.madvise(mmap.MADV_DONTNEED)
+
+
+def _file_of(x: np.ndarray) -> tuple[int | None, int]:
+    """(the file of a memory-mapped column, opened to read; where in it the column begins), (None, 0) for any other."""
+    base: Any = x
+    while isinstance(base, np.ndarray) and not (isinstance(base, np.memmap) and not isinstance(base.base, np.memmap)):
+        base = base.base
+    if not isinstance(base, np.memmap) or base.filename is None or not x.flags.c_contiguous or not hasattr(os, "preadv"):
+        return None, 0
+    try:
+        file = os.open(base.filename, os.O_RDONLY)
+    except OSError:  # the map still holds a file that is gone
+        return None, 0
+    return file, base.offset + x.__array_interface__["data"][0] - base.__array_interface__["data"][0]
