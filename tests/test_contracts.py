@@ -20,6 +20,9 @@ from tests.zoo import SIZES, ZOO, clients
 ROUNDS, BATCH = 5, 4
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
 entries = pytest.mark.parametrize("name", ZOO)
+# A model is under FedAvg what any other is: of those, the contracts that compile most run with --slow.
+MODELS = list(ZOO)[list(ZOO).index("logistic") :]
+pieces = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in MODELS else name for name in ZOO])
 
 
 @cache
@@ -93,14 +96,14 @@ def test_metrics_are_the_sums_of_plain_loops(name):
             assert float(now[metric]) == pytest.approx(float(sum(s[metric] for s in expected if metric in s)), rel=1e-5)
 
 
-@entries
+@pieces
 @pytest.mark.parametrize("lanes", [1, 8])
 def test_any_number_of_lanes(name, lanes):
     state, _ = run(simulator(name, lanes=lanes))
     assert_close(state, usual(name)[1])
 
 
-@entries
+@pieces
 def test_64_lanes_with_the_cohort_in_another_order_and_room_for_more(name):
     sim = simulator(name, lanes=64)
     sim.reserve(len(SIZES))
@@ -126,7 +129,7 @@ def test_one_trace_for_all_rounds_and_the_state_keeps_its_shape(name):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
-@entries
+@pieces
 def test_many_rounds_in_one_dispatch_are_the_same_bit_for_bit(name):
     _, expected, one_by_one = usual(name)
     again = simulator(name)
@@ -136,7 +139,7 @@ def test_many_rounds_in_one_dispatch_are_the_same_bit_for_bit(name):
         assert np.asarray(stacked.total).tolist() == [float(found[metric].total) for found in one_by_one]
 
 
-@entries
+@pieces
 def test_restored_in_the_middle_is_bit_for_bit_uninterrupted(name, tmp_path):
     sim, expected, _ = usual(name)
     middle, _ = run(sim, COHORTS[:2])
@@ -148,7 +151,7 @@ def test_restored_in_the_middle_is_bit_for_bit_uninterrupted(name, tmp_path):
     assert_equal(run(sim, COHORTS[2:], restored)[0], expected)
 
 
-@entries
+@pieces
 def test_jit_is_eager(name):
     few = [1, 4]  # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
     assert SIZES[1] == 1 and SIZES[4] == BATCH

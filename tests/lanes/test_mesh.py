@@ -46,7 +46,7 @@ def after_two_rounds(sim):
     return state
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (4, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 8), marks=pytest.mark.slow), (4, 2)])
 def test_a_model_split_inside_its_lanes_learns_the_same(shape):
     mesh = jax.make_mesh(shape, ("lanes", "model"))
     one, split_up = after_two_rounds(transformer()), after_two_rounds(transformer(mesh, lanes=max(2, shape[0])))
@@ -66,7 +66,7 @@ def test_a_model_that_does_not_fit_one_device_fits_eight(monkeypatch):
     after_two_rounds(sim)
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_axes_for_any_algorithm(stream):
     mesh = jax.make_mesh((2, 4), ("lanes", "model"))
     state, _ = run(simulator("mime, clip, feedback", mesh=mesh, lanes=4, stream=stream))

@@ -48,8 +48,15 @@ def check(step, params, x, products):
             np.testing.assert_allclose(a[j], b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("cell", "products"), [(nn.SimpleCell, 2), (nn.GRUCell, 6), (nn.LSTMCell, 8), (nn.OptimizedLSTMCell, 8)])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "products"),
+    [
+        (nn.GRUCell, 6),
+        (nn.OptimizedLSTMCell, 8),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((nn.SimpleCell, 2), (nn.LSTMCell, 8))),
+    ],
+)
+@pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_flax_recurrent_layers(cell, products, reverse):
     model = nn.RNN(cell(H), reverse=reverse)
     x = jax.random.normal(jax.random.key(1), (B, T, 3))

@@ -10,7 +10,9 @@ from tests.test_contracts import COHORTS, assert_close, by_plain_loops, run, sim
 from tests.zoo import clients
 
 
-@pytest.mark.parametrize("name", ["fedavg", "mime, clip, feedback", "ifca", "linen convolution", "cox"])
+@pytest.mark.parametrize(
+    "name", ["mime, clip, feedback", "linen convolution", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedavg", "ifca", "cox"))]
+)
 def test_streamed_examples_are_the_same(name):
     assert_close(run(simulator(name, stream=True))[0], by_plain_loops(name)[0])
 

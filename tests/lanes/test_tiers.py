@@ -18,7 +18,7 @@ def whole(state, population):
     return state._replace(clients=state.clients.read(np.arange(population)))
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [STATEFUL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in STATEFUL[1:])])
 @pytest.mark.parametrize("where", ["host", "folder"])
 def test_rows_off_the_device_change_nothing(name, where, tmp_path):
     population = len(built(name)[1])
