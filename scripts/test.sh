@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks: ruff, mypy, then pytest, to which arguments go (--slow runs the slow tests too; a path runs those tests only).
+# All checks: ruff, mypy, then pytest, to which arguments go (--slow runs the slow tests too; a path runs those tests only;
+# -n 0 runs them in one process, which a debugger needs).
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$repository/scripts/setup.sh"
@@ -11,5 +12,5 @@ echo "test: ruff format --check"
 .venv/bin/python -m ruff format --check .
 echo "test: mypy"
 .venv/bin/python -m mypy
-echo "test: pytest $*"
-exec .venv/bin/python -m pytest "$@"
+echo "test: pytest -n auto $*"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
