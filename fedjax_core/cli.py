@@ -1,7 +1,9 @@
-"""The command line: `fedjax-core keys ...` and `fedjax-core audit ...`.
+"""The command line: `fedjax-core keys ...`, `fedjax-core certificates ...` and `fedjax-core audit ...`.
 
     fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
     fedjax-core keys show keys/charite.pub               its line for the roster, and the fingerprint to compare by telephone
+    fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
+    fedjax-core certificates show tls/charite                                   for whom, and until when
     fedjax-core audit head logs                          the line to give to somebody else now and then
     fedjax-core audit verify logs --keys roster.toml --head 17:9f...
     fedjax-core audit show logs --what left              the ledger of what left this site
@@ -21,11 +23,12 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from fedjax_core.sites import audit, identity
-from fedjax_core.sites.base import dumps
+from fedjax_core.sites import audit, certificates, identity, ray_security
+from fedjax_core.sites.base import check_name, dumps
 
-_keys, _audit, _app = SubcommandApp(), SubcommandApp(), SubcommandApp()
+_keys, _certificates, _audit, _app = SubcommandApp(), SubcommandApp(), SubcommandApp(), SubcommandApp()
 _app.command(_keys, name="keys", help="Make a site's key, and show its public half.")
+_app.command(_certificates, name="certificates", help="Make and show what protects Ray: TLS certificates and a token.")
 _app.command(_audit, name="audit", help="Read audit logs, and prove that nobody changed them.")
 
 
@@ -56,6 +59,43 @@ def show_key(path: Positional[Path]) -> None:
         _show(key.name, key.public)
     else:
         _show(*identity.read_public(path))
+
+
+@_certificates.command(name="make")
+def make_certificates(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int = 365) -> None:
+    """Makes a certificate, its key and a copy of the token for each machine, in FOLDER/NAME; the authority too, where there is none.
+
+    Args:
+        folder: Where all of it goes; FOLDER/authority stays with whoever makes certificates.
+        nodes: Each machine as NAME=HOST or NAME=HOST,HOST: the names and addresses by which the others reach it.
+        days: How long the certificates are valid.
+    """
+    hosts = {}
+    for text in nodes:
+        name, equals, rest = text.partition("=")
+        if not (equals and rest):
+            raise ValueError(f"{text!r} should read NAME=HOST or NAME=HOST,HOST, such as charite=ray.charite.example,10.1.2.3")
+        hosts[check_name(name, "the machine")] = rest.split(",")
+    for name, files in ray_security.equip(folder, hosts, days).items():
+        print(f"{files.certificate}: {certificates.describe(files.certificate)}")
+        print(f"  copy {files.certificate.parent} to {name} by a way that nobody else can read, and have Ray start there with")
+        print("".join(f"  {key}={value}\n" for key, value in ray_security.environment(files.certificate.parent).items()), end="")
+    print(f"{folder / 'authority'} lets anybody in: keep it where only you can read it.")
+
+
+@_certificates.command(name="show")
+def show_certificates(paths: Positional[tuple[Path, ...]]) -> None:
+    """Shows for whom certificates are and until when; of a machine's folder, whether all in it fits.
+
+    Args:
+        paths: Certificates, or folders as `certificates make` writes them.
+    """
+    for path in paths:
+        if path.is_dir():
+            found = ray_security.lacking(ray_security.environment(path))
+            if found:
+                raise ValueError(f"{path} lacks {' and '.join(found)}")
+        print(f"{path}: {certificates.describe(path / 'node.crt' if path.is_dir() else path)}")
 
 
 @_audit.command
@@ -104,7 +144,7 @@ def head(folder: Positional[Path]) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command, and returns its exit code."""
     try:
-        _app.cli(prog="fedjax-core", description="Federated learning between sites: keys and audit logs.", args=args)
+        _app.cli(prog="fedjax-core", description="Federated learning between sites.", args=args)
     except (audit.AuditError, OSError, ValueError, RuntimeError) as error:
         print(f"fedjax-core: {error}", file=sys.stderr)
         return 1

@@ -32,6 +32,18 @@ def test_keys_are_made_once_and_shown(site, capsys):
     assert main(["keys", "make", "a/b"]) == 1 and "is not a name" in capsys.readouterr().err
 
 
+def test_certificates_are_made_shown_and_checked(tmp_path, capsys):
+    assert main(["certificates", "make", str(tmp_path), "charite=ray.charite.example,127.0.0.1", "--days", "30"]) == 0
+    out = capsys.readouterr().out
+    assert "CN=charite (ray.charite.example, 127.0.0.1) until" in out and f"RAY_TLS_SERVER_KEY={tmp_path}/charite/node.key" in out
+    assert main(["certificates", "show", str(tmp_path / "charite"), str(tmp_path / "authority" / "ca.crt")]) == 0
+    assert "29 days" in capsys.readouterr().out
+    (tmp_path / "charite" / "node.key").chmod(0o644)
+    assert main(["certificates", "show", str(tmp_path / "charite")]) == 1
+    assert "node.key has mode 0644" in capsys.readouterr().err
+    assert main(["certificates", "make", str(tmp_path), "mayo"]) == 1 and "NAME=HOST" in capsys.readouterr().err
+
+
 def test_a_log_is_verified_with_keys_or_a_roster_and_a_head(site, capsys):
     assert main(["audit", "head", str(site / "logs")]) == 0
     head = capsys.readouterr().out.strip()

@@ -19,7 +19,6 @@ fedjax_core.sites.identity.BadSignature: the signature of 'charite' does not fit
 import base64
 import hashlib
 import os
-import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from fedjax_core.sites import private as private_file
 from fedjax_core.sites.base import Refused, check_name, listed, shown
 
 _SCHEME = "ed25519:"
@@ -113,14 +113,7 @@ class SiteKey:
     def load(cls, path: str | os.PathLike[str]) -> "SiteKey":
         """The key in `<name>.key`; raises where others could have read it."""
         path = Path(path)
-        with open(path, "rb") as file:
-            about = os.fstat(file.fileno())
-            if stat.S_IMODE(about.st_mode) & 0o077 or about.st_uid != os.geteuid():
-                raise PermissionError(
-                    f"{path} has mode {stat.S_IMODE(about.st_mode):04o} and owner {about.st_uid}: others may have read this private key. "
-                    f"If they cannot have, chown it and `chmod 600 {path}`; otherwise revoke it and make another."
-                )
-            pem = file.read()
+        pem = private_file.read(path, "this private key")
         try:
             private: object = load_pem_private_key(pem, password=None)
         except (ValueError, TypeError):  # no PEM, or one with a password
@@ -146,18 +139,12 @@ class SiteKey:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `<name>.key` (mode 0600) and `<name>.pub`, and returns the path of the first; never over a key that is there."""
         path = Path(folder) / f"{self.name}.key"
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            private_file.write(path, self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         except FileExistsError:
             raise FileExistsError(
                 f"{path} is there already, and without it the site could not prove who it is. Choose another folder or name."
             ) from None
-        with open(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)  # whatever the umask
-            file.write(self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            file.flush()
-            os.fsync(file.fileno())
         path.with_suffix(".pub").write_text(self.line + "\n")
         return path
 

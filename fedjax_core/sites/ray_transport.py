@@ -15,26 +15,21 @@ import logging
 import os
 import secrets
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from fedjax_core.sites.identity import PublicKey
+from fedjax_core.sites.ray_security import InsecureRay, on_loopback, preflight
 from fedjax_core.sites.site import Site, SiteFile
 from fedjax_core.sites.study import Study
 
 NAMESPACE = "fedjax_core"
 _START_SECONDS = 300.0
-
-
-class InsecureRay(RuntimeError):
-    """The Ray cluster lacks a protection that the federation needs."""
 
 
 class RayTransport:
@@ -112,17 +107,6 @@ class _Actor:
         return b"" if self._site is None else self._site.handle(request)
 
 
-def preflight(insecure_local: bool = False) -> None:
-    """Raises `InsecureRay` where this process would talk to Ray without a token or without TLS."""
-    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["token authentication (RAY_AUTH_MODE=token)"]
-    lacking += [] if os.environ.get("RAY_USE_TLS", "") in ("1", "true") else ["TLS (RAY_USE_TLS=1, with RAY_TLS_* naming certificates)"]
-    if lacking and not insecure_local:
-        raise InsecureRay(
-            f"this Ray cluster lacks {' and '.join(lacking)}: whoever reaches it can run code at every site. Set them on all its nodes, "
-            "or give insecure_local=True where nobody else can reach it."
-        )
-
-
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
@@ -130,8 +114,11 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
         preflight(insecure_local)
         return False
     if address is not None:
-        preflight(insecure_local)
-        ray.init(address=address, namespace=NAMESPACE, **quiet)
+        preflight(insecure_local, address)
+        loopback = address.startswith("127.")
+        quiet |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
+        with on_loopback() if loopback else contextlib.nullcontext():
+            ray.init(address=address, namespace=NAMESPACE, **quiet)
         return True
     if "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -140,7 +127,7 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
     for about in files:
         for name, amount in about.resources.items():
             resources[name] = resources.get(name, 0.0) + amount
-    with _on_loopback():
+    with on_loopback():
         ray.init(
             address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
             resources=resources, **quiet,
@@ -153,19 +140,6 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
         ray.shutdown()
         raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
     return True
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's address and listens everywhere."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _note(folder: Path | None, error: Exception) -> None:

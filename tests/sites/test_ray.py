@@ -12,7 +12,8 @@ import ray
 
 import fedjax_core as fc
 from fedjax_core.data.sources.heart_disease import HOSPITALS
-from fedjax_core.sites.ray_transport import NAMESPACE, InsecureRay, preflight
+from fedjax_core.sites.ray_security import InsecureRay
+from fedjax_core.sites.ray_transport import NAMESPACE
 from fedjax_core.sites.site import SiteFile
 from tests.experiments.test_heart_golden import STEPS, golden, study
 
@@ -57,18 +58,8 @@ def kill(site):
     os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
 
 
-def test_a_ray_that_anybody_could_enter_is_refused(monkeypatch):
-    monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with pytest.raises(InsecureRay, match=r"RAY_AUTH_MODE=token\) and TLS"):
-        preflight()
-    preflight(insecure_local=True)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(InsecureRay, match="lacks TLS"):
-        preflight()
-    monkeypatch.setenv("RAY_USE_TLS", "1")
-    preflight()
+def test_a_federation_does_not_join_a_ray_without_protection(monkeypatch):
     composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=1), local=optax.sgd(0.1)))
-    monkeypatch.delenv("RAY_USE_TLS")
-    with pytest.raises(InsecureRay, match="lacks TLS"):
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with pytest.raises(InsecureRay, match=r"TLS \(RAY_USE_TLS=1"):
         fc.Federation(composed, [SiteFile(name="charite", data={})], batch_size=1, address="10.0.0.1:6379")

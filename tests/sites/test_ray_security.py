@@ -1,0 +1,140 @@
+"""A Ray without protection is refused, each lack with its own message, and a Ray that is not ours is known by its handshake."""
+
+import socket
+import ssl
+import threading
+
+import pytest
+
+from fedjax_core.sites import ray_security
+from fedjax_core.sites.ray_security import InsecureRay, environment, equip, greeting, lacking, preflight
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What `equip` makes for two machines."""
+    found = tmp_path_factory.mktemp("tls")
+    equip(found, {"charite": ["127.0.0.1"]})
+    equip(found, {"mayo": ["ray.mayo.example"]})  # later, by the same authority
+    return found
+
+
+@pytest.fixture
+def safe(folder, monkeypatch):
+    """This process as it would be on a machine where all is well."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    for name, value in environment(folder / "charite").items():
+        monkeypatch.setenv(name, value)
+    return folder / "charite"
+
+
+def test_with_all_of_it_nothing_is_lacking(folder):
+    for name in ("charite", "mayo"):
+        assert lacking(environment(folder / name)) == []
+    assert (folder / "charite" / "token").read_bytes() == (folder / "mayo" / "token").read_bytes()
+
+
+OTHERS = {
+    "no token mode": (lambda at: {"RAY_AUTH_MODE": "disabled"}, r"lacks token authentication \(RAY_AUTH_MODE=token\): whoever"),
+    "no token": (lambda at: {"RAY_AUTH_TOKEN_PATH": str(at / "absent")}, r"lacks a token \(.*absent does not exist"),
+    "an empty token": (lambda at: {"RAY_AUTH_TOKEN_PATH": str(made(at / "empty", b""))}, r"lacks a token \(.*empty is empty"),
+    "a token for all to read": (
+        lambda at: {"RAY_AUTH_TOKEN_PATH": str(made(at / "open", b"x", 0o644))},
+        r"lacks a token that is secret \(.*open has mode 0644",
+    ),
+    "plaintext": (lambda at: {"RAY_USE_TLS": "0"}, r"lacks TLS \(RAY_USE_TLS=1"),
+    "no certificate": (lambda at: {"RAY_TLS_SERVER_CERT": ""}, r"lacks TLS that works \(RAY_TLS_SERVER_CERT is not set"),
+    "a certificate that is not there": (lambda at: {"RAY_TLS_SERVER_CERT": str(at / "absent")}, r"TLS that works \(.*No such file"),
+    "a wrong authority": (lambda at: {"RAY_TLS_CA_CERT": str(other(at).authority)}, r"TLS that works \(.*is not signed by"),
+    "an expired certificate": (lambda at: other(at, days=0).environment, r"TLS that works \(.*is valid from"),
+    "a key for all to read": (lambda at: readable(other(at)).environment, r"TLS that works \(.*node.key has mode 0644"),
+}
+
+
+def made(path, data, mode=0o600):
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+def other(at, days=10):
+    return equip(at, {"other": ["127.0.0.1"]}, days)["other"]
+
+
+def readable(files):
+    files.key.chmod(0o644)
+    return files
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_lack_is_refused_with_its_own_message(name, safe, tmp_path, monkeypatch):
+    preflight()
+    changes, said = OTHERS[name]
+    for key, value in changes(tmp_path).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(InsecureRay, match=said):
+        preflight()
+    preflight(insecure_local=True)
+
+
+def test_a_ray_of_the_same_authority_is_joined(safe, folder):
+    with server(folder / "charite") as port:
+        preflight(address=f"127.0.0.1:{port}")
+
+
+def test_a_ray_that_is_not_ours_is_refused_before_anything_is_sent(safe, folder, tmp_path):
+    stranger = equip(tmp_path, {"stranger": ["127.0.0.1"]})["stranger"].certificate.parent
+    with server(stranger) as port, pytest.raises(InsecureRay, match=r"shows a certificate that is not good for 127.0.0.1"):
+        preflight(address=f"127.0.0.1:{port}")
+    with server(folder / "mayo") as port, pytest.raises(InsecureRay, match=r"not good for 127.0.0.1 by .*mismatch"):
+        preflight(address=f"127.0.0.1:{port}")  # of our authority, but made for another machine
+    with server(None) as port, pytest.raises(InsecureRay, match="speaks plaintext, not TLS"):
+        preflight(address=f"127.0.0.1:{port}")
+    with pytest.raises(InsecureRay, match=f"nothing listens at 127.0.0.1:{port}"):
+        preflight(address=f"127.0.0.1:{port}")
+
+
+def test_a_ray_that_does_not_know_us_says_so(folder, tmp_path):
+    """Which only happens where the two trust each other's authority one way."""
+    stranger = equip(tmp_path, {"stranger": ["127.0.0.1"]})["stranger"]
+    known = stranger._replace(authority=folder / "charite" / "ca.crt")
+    with server(folder / "charite") as port:
+        assert "does not take" in greeting(f"127.0.0.1:{port}", known)
+
+
+class server:
+    """Something that listens on loopback for one connection, by mutual TLS with a folder's files, or in plaintext."""
+
+    def __init__(self, folder):
+        self.folder, self.socket = folder, socket.create_server(("127.0.0.1", 0))
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+        return self.socket.getsockname()[1]
+
+    def __exit__(self, *error):
+        self.thread.join(10)
+        self.socket.close()
+
+    def serve(self):
+        plain, _ = self.socket.accept()
+        with plain:
+            if self.folder is None:
+                plain.recv(100)
+                plain.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")  # how gRPC begins
+                return
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.set_alpn_protocols(["h2"])
+            context.load_verify_locations(self.folder / "ca.crt")
+            context.load_cert_chain(self.folder / "node.crt", self.folder / "node.key")
+            try:
+                with context.wrap_socket(plain, server_side=True) as secure:
+                    secure.sendall(b"\x00")
+            except OSError:
+                return  # what the other end makes of it is what is tested
+
+
+def test_the_environment_is_whole(folder):
+    assert set(environment(folder / "charite")) == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS", *ray_security.VARIABLES}
