@@ -3,13 +3,13 @@
     plain       as it is
     ordered     axes brought to the one order first for which XLA has a fast convolution on CPU: examples, space, channels
     whole       patches, what the kernel sees from each place, put side by side, times a matrix
-    rows        for the gradient of a kernel, whose output is small: a product for each row of it
+    rows        a product for each row of the kernel, with patches of that row alone: a third of the memory, where it has three
 
 Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
 
     one lane                   plain    ordered    whole    rows
-    forward                    2.1      2.1        3.5
-    gradient of the input      20       2.8        9
+    forward                    2.4      2.4        1.8      1.3        (XLA takes a library's form in which it could have 1.1)
+    gradient of the input      20       1.5        9        3.5
     gradient of the kernel     361      4.1        2.5      1.9        (both 4 to 5 where other work holds one core)
 
 Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take turns ("lane by lane"), or
@@ -42,9 +42,9 @@ log = logging.getLogger("fedjax_core")
 
 _BUDGET_SECONDS = 5.0  # for measuring the convolutions of one step; those left over take the usual rule
 _WORTH_MEASURING = 2e6  # multiplications over all lanes: about 0.1 ms on a 2-core x86
-# Of the usual rule's time, for a loop of one convolution is not the whole step; of that of rows, where they apply: those are products that
-# run beside one another. In turn in one run, a step of EMNIST's CNN takes 8.1 ms with them for 9.7 (medians, 2-core x86), though where
-# other work holds one core a loop of the convolution alone is a quarter slower by rows.
+# Of the usual rule's time, for a loop of one convolution is not the whole step; of that of rows, for a kernel's gradient: products
+# run beside one another there. In turn in one run, a step of EMNIST's CNN takes 8.1 ms with them for 9.7 (medians, 2-core x86), though
+# where other work holds one core a loop of the convolution alone is a quarter slower by rows.
 _CLEARLY = (0.85, 0.75)
 _MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by one
 _APART = ", lane by lane"
@@ -113,17 +113,20 @@ class Convolution(NamedTuple):
         return within * math.prod(self.extent) // math.prod(self.dilation)
 
     def rules(self, lanes: int) -> list[str]:
-        """The rules that apply, the usual one first: it is taken where nothing is measured."""
-        products = ["rows" if self.to_kernel and lanes == 1 else "whole"]
+        """The rules that apply, the usual one first: taken where nothing is measured."""
+        products = ["rows"] if self.to_kernel and lanes == 1 else ["whole", "rows"]
+        if math.prod(self.extent[:-1] if self.to_kernel else [self.k[a] for a in self.axes[1][2:-1]]) == 1:
+            products = ["whole"]  # which is one row
         if self.groups != (1, 1) or not 0 < min(math.prod(self.extent), len(self.places)) <= _MOST_PLACES:
             products = []
         if jax.default_backend() != "cpu":  # fast for any order of axes; not measured so far
-            return ["plain"] if lanes == 1 else [*products, "plain"]
+            return ["plain"] if lanes == 1 else [*products[:1], "plain"]
         if lanes == 1:
             return ["ordered", *products]
+        apart = ["ordered" + _APART, *(rule + _APART for rule in products if rule == "rows")]
         # A small convolution is all overhead, which a product for all lanes has once.
         small = self.multiplications * lanes < _WORTH_MEASURING
-        return sorted(["ordered" + _APART, *products], key=lambda rule: (rule in products) != small)
+        return [*products[:1], *apart] if small else [*apart, *products[:1]]
 
     @property
     def to_kernel(self) -> bool:
@@ -134,9 +137,9 @@ class Convolution(NamedTuple):
         """The convolution of x and k by this rule."""
         if rule.endswith(_APART):
             return jax.custom_batching.sequential_vmap(partial(self.by, rule.removesuffix(_APART)))(x, k)
-        if rule in ("rows", "whole") and self.to_kernel:
-            return self._positions(x, k, 1 if rule == "rows" else len(self.stride))
-        return {"plain": self._plain, "ordered": self._ordered, "whole": self._patches}[rule](x, k)
+        if rule in ("rows", "whole"):
+            return (self._positions if self.to_kernel else self._patches)(x, k, 1 if rule == "rows" else len(self.stride))
+        return {"plain": self._plain, "ordered": self._ordered}[rule](x, k)
 
     def _plain(self, x: Array, k: Array) -> Array:
         return lax.conv_general_dilated(
@@ -162,19 +165,25 @@ class Convolution(NamedTuple):
             ordered = ordered._replace(padding=((0, 0),) * len(space), dilation=(1,) * len(space))
         return self._output(ordered._plain(x, k))
 
-    def _patches(self, x: Array, k: Array) -> Array:
+    def _patches(self, x: Array, k: Array, beside: int) -> Array:
         (n, c, *space), (o, i, *places), _ = self.axes
+        cut = len(space) - beside
         x = self._padded(lax.transpose(x, (n, *space, c)), [1 + a for a in range(len(space))])
-        seen = jnp.concatenate([self._window(x, place) for place in self.places], axis=-1)
-        matrix = lax.transpose(k, (*places, i, o)).reshape(-1, k.shape[o])
-        return self._output(self._product(seen, matrix, (x.ndim - 1,), (0,)))
+        k = lax.transpose(k, (*places, i, o))
+        seen = jnp.concatenate([self._window(x, last, cut) for last in itertools.product(*map(range, k.shape[cut:-2]))], axis=-1)
+        seen = lax.optimization_barrier(seen) if cut else seen  # made once, not for every row
+        y: Any = 0
+        for first in itertools.product(*map(range, k.shape[:cut])):
+            y = y + self._product(self._window(seen, first, 0), k[first].reshape(-1, k.shape[-1]), (x.ndim - 1,), (0,))
+        return self._output(y)
 
     def _positions(self, x: Array, k: Array, beside: int) -> Array:
         (n, c, *space), (_, i, *places), _ = self.axes
-        x, parts, cut = self._padded(x, space), [], len(space) - beside
-        for first in itertools.product(*map(range, self.extent[:cut])):
-            seen = [self._seen(x, (*first, *last)) for last in itertools.product(*map(range, self.extent[cut:]))]
-            parts.append(self._product(jnp.concatenate(seen, axis=n), k, (c, *space), (i, *places)))
+        x, cut = self._padded(x, space), len(space) - beside
+        seen = jnp.concatenate([self._seen(x, last, cut) for last in itertools.product(*map(range, self.extent[cut:]))], axis=n)
+        seen = lax.optimization_barrier(seen) if cut else seen  # made once, not for every row
+        firsts = itertools.product(*map(range, self.extent[:cut]))
+        parts = [self._product(self._seen(seen, first, 0), k, (c, *space), (i, *places)) for first in firsts]
         y = jnp.stack(parts).reshape(*self.extent, self.x[n], -1)
         return self._output(jnp.moveaxis(y, -2, 0))
 
@@ -193,18 +202,20 @@ class Convolution(NamedTuple):
         pads = {a: (*pad, d - 1) for a, pad, d in zip(space, self.padding, self.dilation, strict=True)}
         return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(a, (0, 0, 0)) for a in range(x.ndim)])
 
-    def _window(self, x: Array, place: tuple[int, ...]) -> Array:
-        """What one place of the kernel sees, for all places of the output, of x as [examples, *space, channels]."""
-        at = [slice(None)]
-        for t, wide, s, kd in zip(place, self.extent, self.stride, self.kernel_dilation, strict=True):
-            at.append(slice(t * kd, t * kd + (wide - 1) * s + 1, s))
+    def _window(self, x: Array, place: tuple[int, ...], first: int) -> Array:
+        """What one place of the kernel, along the axes in space from `first` on, sees of x, [examples, *space, channels]."""
+        at = [slice(None)] * x.ndim
+        for a, t in enumerate(place, first):
+            begin, wide, s = t * self.kernel_dilation[a], self.extent[a], self.stride[a]
+            at[1 + a] = slice(begin, begin + (wide - 1) * s + 1, s)
         return x[tuple(at)]
 
-    def _seen(self, x: Array, corner: tuple[int, ...]) -> Array:
-        """What the whole kernel sees from one place of the output."""
+    def _seen(self, x: Array, corner: tuple[int, ...], first: int) -> Array:
+        """What the whole kernel, along the axes in space from `first` on, sees of x from one place of the output."""
         at = [slice(None)] * x.ndim
-        for p, a, b, s, kd in zip(corner, self.axes[0][2:], self.axes[1][2:], self.stride, self.kernel_dilation, strict=True):
-            at[a] = slice(p * s, p * s + (self.k[b] - 1) * kd + 1, kd)
+        for a, p in enumerate(corner, first):
+            begin, wide, kd = p * self.stride[a], self.k[self.axes[1][2 + a]], self.kernel_dilation[a]
+            at[self.axes[0][2 + a]] = slice(begin, begin + (wide - 1) * kd + 1, kd)
         return x[tuple(at)]
 
 
@@ -236,7 +247,7 @@ def _measure(unknown: list[Convolution], lanes: int) -> dict[Convolution, str]:
             except Exception as error:  # what cannot be measured, for want of memory say, must not stop a run
                 log.info("a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error)
         best = min(seconds, key=lambda rule: seconds[rule], default=usual)
-        safe = "rows" if "rows" in seconds else usual
+        safe = "rows" if "rows" in seconds and c.to_kernel else usual
         chosen[c] = best if not seconds or seconds[best] < _CLEARLY[safe == "rows"] * seconds[safe] else safe
         _here[_question(c, lanes)] = chosen[c]
         if seconds:

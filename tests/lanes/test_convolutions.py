@@ -89,10 +89,10 @@ def test_which_forms_apply(monkeypatch):
 
     one = found((2, 8, 8, 3), (3, 3, 3, 4), window_strides=(1, 1))
     assert one.multiplications == 2 * 64 * 9 * 3 * 4
-    assert one.rules(1) == ["ordered", "whole"]
-    assert one.rules(2) == ["whole", "ordered, lane by lane"]
+    assert one.rules(1) == ["ordered", "whole", "rows"]
+    assert one.rules(2) == ["whole", "ordered, lane by lane", "rows, lane by lane"]
     monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
-    assert one.rules(64) == ["ordered, lane by lane", "whole"]
+    assert one.rules(64) == ["ordered, lane by lane", "rows, lane by lane", "whole"]
     assert found((2, 8, 8, 3), (1, 1, 3, 4), window_strides=(1, 1), lhs_dilation=(2, 2)).rules(1) == ["ordered", "whole"]
     by_channel = found((2, 8, 8, 4), (3, 3, 1, 4), window_strides=(1, 1), feature_group_count=4)
     assert by_channel.rules(1) == ["ordered"]
@@ -275,12 +275,12 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
     close(got, lax.conv(x, k, (1, 1), "SAME"))
-    assert "lanes 1: ordered (ordered" in caplog.text or "lanes 1: whole (ordered" in caplog.text
+    assert any(f"lanes 1: {rule} (ordered" in caplog.text for rule in ("ordered", "whole", "rows"))
     monkeypatch.setattr(convolutions, "_here", {})
     monkeypatch.setattr(convolutions, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)
     (question,) = convolutions._here
-    assert set(notebook.recall(question)["seconds"]) == {"ordered", "whole"}
+    assert set(notebook.recall(question)["seconds"]) == {"ordered", "whole", "rows"}
 
 
 def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_path):
