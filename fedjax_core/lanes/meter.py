@@ -1,4 +1,4 @@
-"""How fast a run goes: client updates, local steps and examples a second, how full the lanes are, and how long the device waited.
+"""How fast a run goes: client updates, local steps, examples and operations a second, how full the lanes are, how long the device waited.
 
     waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to pack))
 
@@ -13,6 +13,7 @@ nan
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +25,9 @@ from fedjax_core.lanes.feed import Work
 class Meter:
     """Adds up the dispatches of a simulator; `report` says how it went, `reset` begins anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Callable[[], tuple[float, float]] = lambda: (math.nan, math.nan)) -> None:
+        """`step` gives the operations of a local step, and the seconds at the hardware's peak; only `report` asks."""
+        self._step, self._asked = step, (math.nan, math.nan)
         self.programs, self.compile_seconds = 0, 0.0
         self._watcher: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -48,21 +51,25 @@ class Meter:
         self._last = self._watcher.submit(self._watch, work, packing, time.perf_counter(), result)
 
     def report(self) -> dict[str, float]:
-        """Rates over the dispatches so far, once they are done; NaN where there was none."""
+        """Rates over the dispatches so far, once they are done; NaN where there was none. "share of peak" only where peak.py knows it."""
         if self._last is not None:
             self._last.result()
+        if self._steps and math.isnan(self._asked[0]):
+            self._asked = self._step()
         with self._lock:
             seconds = self._busy + self._waited
             rate = (lambda n: n / seconds) if seconds else (lambda n: math.nan)
+            peak = {} if math.isnan(self._asked[1]) else {"share of peak": self._asked[1] * rate(self._steps)}
             return {
                 "client updates/s": rate(self._clients),
                 "local steps/s": rate(self._steps),
                 "examples/s": rate(self._examples),
+                "operations/s": self._asked[0] * rate(self._steps),
                 "fill": self._examples / self._room if self._room else math.nan,
                 "waiting for data": self._waited / seconds if seconds else math.nan,
                 "programs": float(self.programs),
                 "compile seconds": self.compile_seconds,
-            }
+            } | peak
 
     def _watch(self, work: Work, packing: float, start: float, result: Any) -> None:
         try:

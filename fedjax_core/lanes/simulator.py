@@ -28,7 +28,7 @@ from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes import memory, notebook, program, tune
+from fedjax_core.lanes import memory, notebook, peak, program, tune
 from fedjax_core.lanes.columns import forget, mapped, narrow
 from fedjax_core.lanes.evaluate import Evaluation, evaluate
 from fedjax_core.lanes.feed import Feed
@@ -84,7 +84,7 @@ class Simulator:
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         self._placing = Placing(mesh)
-        self.meter = Meter()
+        self.meter = Meter(self._asked)
         """How fast it goes: `meter.report()`."""
         self.traces = 0
         """How many programs were made; more than one for each number of rounds a dispatch means a cohort outgrew its buffers."""
@@ -233,6 +233,14 @@ class Simulator:
             self._rows.write(who, state.clients, first + len(cohorts))
             state = state._replace(clients=self._rows)  # type: ignore[arg-type]
         return state, metrics if len(cohorts) == held else jax.tree.map(lambda x: x[: len(cohorts)], metrics)
+
+    def _asked(self) -> tuple[float, float]:
+        """The operations of a local step, and the seconds that it takes at the peak of all devices."""
+        one = narrow(jax.tree.map(lambda x: x[:1], self.clients.columns))
+        size = self.plan_of_batches.batch_size
+        asked = peak.operations(self.round, jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one))
+        seconds = peak.seconds_at_peak(asked, jax.devices()[0].device_kind)
+        return sum(asked.values()), seconds / (self._placing.devices * self._placing.parts)
 
     def _tier(self, client_state: str | Path) -> Rows | None:
         """The store of what clients keep, None where that is in the state."""

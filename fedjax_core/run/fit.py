@@ -73,8 +73,8 @@ class History(NamedTuple):
     best: Best | None  # None without evaluation
     stopped: Stopped
     speed: dict[str, float]
-    """Since it was last started: client updates, local steps and examples a second, fill, share of time waiting for data, programs,
-    compile seconds; empty where the backend has no meter. Also the last line of the log."""
+    """Since it was last started: client updates, local steps, examples and operations a second, fill, share of time waiting for data,
+    programs, compile seconds; empty where the backend has no meter. Also the last line of the log."""
 
 
 def fit(

@@ -1,0 +1,95 @@
+"""What a local step asks of the hardware, and the most that the hardware can do.
+
+    share of peak = products of a step x steps/s / (peak of one device x devices)
+
+Counted are the products that models are made of, matrix products and convolutions, as they stand in the traced step with its gradient:
+two operations for each multiplication, the usual count of "model FLOPs". What a backend computes anew, pads or rewrites does not count.
+Loops count as often as they run where the trace knows that, and once where it does not.
+
+>>> import optax
+>>> from fedjax_core import algorithms, compose, models
+>>> composed = compose(algorithms.fedavg(models.logistic(features=60, classes=10), local=optax.sgd(0.1)))
+>>> examples = {"x": jax.ShapeDtypeStruct((20, 60), "float32"), "y": jax.ShapeDtypeStruct((20,), "int32")}
+>>> operations(composed, examples)["float32"] == 2 * 20 * 60 * 10 * 2  # forward, and the gradient of the weights
+True
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from fedjax_core.lanes.convolutions import Convolution
+from fedjax_core.round import Round
+from fedjax_core.types import Batch, Columns
+
+PEAKS: dict[str, dict[str, float]] = {
+    "NVIDIA A100": {"float32": 156e12, "bfloat16": 312e12, "float16": 312e12},
+    "NVIDIA H100": {"float32": 495e12, "bfloat16": 989e12, "float16": 989e12},
+    "NVIDIA H200": {"float32": 495e12, "bfloat16": 989e12, "float16": 989e12},
+    "TPU v4": {"float32": 275e12, "bfloat16": 275e12},
+    "TPU v5 lite": {"float32": 197e12, "bfloat16": 197e12},
+    "TPU v5p": {"float32": 459e12, "bfloat16": 459e12},
+    "TPU v6 lite": {"float32": 918e12, "bfloat16": 918e12},
+}
+"""Operations a second of dense products, from the makers' data sheets (SXM boards), by how a device's name begins and the dtype of what is
+multiplied. float32 is as JAX multiplies it by default: in TensorFloat-32 on GPUs, in bfloat16 on TPUs."""
+
+
+def operations(composed: Round, examples: Columns) -> dict[str, float]:
+    """Operations of one local step of one client, by dtype, the mean over exchanges; examples: [batch size, ...], shapes are enough."""
+
+    def steps(key: Any, batch: Any) -> Any:
+        state = composed.init(key, 1)
+        kept = jax.tree.map(lambda x: x[0], state.clients)
+        mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0])
+        found = []
+        for exchange in composed.algorithm.exchanges:
+            message = exchange.broadcast(state.server)
+            carry = exchange.client.begin(message, kept.own, key)
+            found.append(exchange.client.step(message, carry, Batch(batch, mask), key))
+        return found
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
+    traced = jax.make_jaxpr(steps)(jax.eval_shape(lambda: jax.random.key(0)), shapes)
+    found: Counter[str] = Counter()
+    for dtype, count in _products(traced.jaxpr, 1):
+        found[dtype] += count
+    exchanges = len(composed.algorithm.exchanges)
+    return {dtype: count / exchanges for dtype, count in found.items()}
+
+
+def seconds_at_peak(asked: Mapping[str, float], kind: str) -> float:
+    """How long these operations take at the peak of a device of this kind; NaN where that is not known."""
+    peaks = next((peaks for name, peaks in PEAKS.items() if kind.startswith(name)), {})
+    return sum(count / peaks.get(dtype, math.nan) for dtype, count in asked.items())
+
+
+def _products(jaxpr: Any, times: int) -> Iterator[tuple[str, int]]:
+    """(dtype, operations) of every product in it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (over, _), _ = eqn.params["dimension_numbers"]
+            x = eqn.invars[0].aval
+            yield str(x.dtype), 2 * times * math.prod(eqn.outvars[0].aval.shape) * math.prod(x.shape[a] for a in over)
+        elif eqn.primitive.name == "conv_general_dilated":
+            yield str(eqn.invars[0].aval.dtype), 2 * times * Convolution.of(eqn).multiplications
+        else:
+            branches = [_products(inner, times * eqn.params.get("length", 1)) for inner in _inner(eqn)]
+            if eqn.primitive.name == "cond":  # one of them runs: the costliest
+                yield from max((list(branch) for branch in branches), key=lambda found: sum(count for _, count in found))
+            else:
+                for branch in branches:
+                    yield from branch
+
+
+def _inner(eqn: core.JaxprEqn) -> Iterator[Any]:
+    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))):
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
