@@ -36,11 +36,13 @@ import numpy as np
 from fedjax_core.lanes import notebook
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
-from fedjax_core.run.checkpoint import Checkpoints, Saved, read
+from fedjax_core.run.checkpoint import Checkpoints, read
 from fedjax_core.run.folder import claim
 from fedjax_core.run.judge import Best, Evaluate, Judge, check_counts
 from fedjax_core.run.log import Log, Record
 from fedjax_core.run.resume import resumable
+from fedjax_core.run.saved import Saved
+from fedjax_core.run.seal import load_key
 from fedjax_core.run.signals import Interruption
 from fedjax_core.types import Key, Params
 
@@ -95,16 +97,19 @@ def fit(
     rounds_per_dispatch: int = 1,
     progress: bool = True,
     override: bool = False,
+    encrypt: str | os.PathLike[str] | None = None,
 ) -> History:
     """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` where there is one; None writes nothing.
 
     `cohorts(round)` gives the clients of a round. Without a `key`, `jax.random.key(0)`. `evaluate_every` rounds (0: never), and
     once before the first, the state is evaluated, by default on the clients trained on; the metric `best` of that chooses the best
     checkpoint, and `patience` evaluations in a row without a better one end the run. Ctrl-C or SIGTERM finishes the running rounds,
-    saves, and returns. In one `run_dir` everything that changes the answer must stay as it was, unless `override=True`.
+    saves, and returns. In one `run_dir` everything that changes the answer must stay as it was, unless `override=True`. `encrypt`: a file
+    with a key, or "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.seal`).
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
-    takes a millisecond, `checkpoint_every=100` makes more sense.
+    takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
+    digested: 200 MB in 0.11 s, not 1.1 s.
     """
     key = jax.random.key(0) if key is None else key
     _check(sim, cohorts, key)
@@ -113,7 +118,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         folder = stack.enter_context(claim(run_dir)) if run_dir is not None else None
-        checkpoints = stack.enter_context(Checkpoints(folder, keep)) if folder is not None else None
+        secret = _key(encrypt, folder)
+        checkpoints = stack.enter_context(Checkpoints(folder, keep, secret)) if folder is not None else None
         newest = None if checkpoints is None else checkpoints.newest()
         if newest is not None:  # how many lanes, and the like: measured anew, it might come out otherwise, and so the last bits
             notebook.go_by(newest.about.get("measured", {}))
@@ -143,12 +149,21 @@ def fit(
         return History(state, run.log.records, run.best, stopped, speed)
 
 
-def load_best(run_dir: str | os.PathLike[str], sim: Simulation) -> Any:
-    """The whole `State` of the best evaluation in `run_dir`; `.params` of it is the best model."""
+def load_best(run_dir: str | os.PathLike[str], sim: Simulation, *, encrypt: str | os.PathLike[str] | None = None) -> Any:
+    """The whole `State` of the best evaluation in `run_dir`; `.params` of it is the best model. `encrypt` is as it was for `fit`."""
     path = Path(run_dir) / "best"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: fit() keeps a best model where evaluate_every= is above 0")
-    return read(path.resolve()).place(sim.init(jax.random.key(0)))
+    return read(path.resolve(), _key(encrypt, Path(run_dir))).place(sim.init(jax.random.key(0)))
+
+
+def _key(encrypt: str | os.PathLike[str] | None, folder: Path | None) -> bytes | None:
+    """The key of the checkpoints, None where they are plain."""
+    if encrypt is None:
+        return None
+    if folder is None:
+        raise ValueError(f"encrypt={encrypt!r} encrypts checkpoints, but without a run_dir there are none: name one, or leave encrypt= out")
+    return load_key(encrypt, folder)
 
 
 class _Run:

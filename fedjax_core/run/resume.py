@@ -8,8 +8,9 @@ import logging
 from typing import Any
 
 from fedjax_core.run import config
-from fedjax_core.run.checkpoint import CheckpointError, Checkpoints, Saved
+from fedjax_core.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_core.run.log import METRICS, read_records
+from fedjax_core.run.saved import Saved
 
 log = logging.getLogger("fedjax_core")
 

@@ -1,0 +1,103 @@
+"""A saved state as it is read back: named leaves on the host, to be put in the place of those of a state like it.
+
+>>> saved = Saved(3, {}, [Leaf("['w']", "int32", (2,), None)], [np.array([1, 2], np.int32)])
+>>> saved.place({"w": jnp.zeros(2, jnp.int32)})["w"].tolist()
+[1, 2]
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none could be read."""
+
+
+class Damaged(Exception):
+    """Why a checkpoint cannot be trusted."""
+
+
+class Leaf(NamedTuple):
+    """One array of a saved state."""
+
+    name: str  # its path in the tree: server.params['w']
+    dtype: str
+    shape: tuple[int, ...]
+    key: str | None  # the implementation, for a typed PRNG key, whose data is what is stored
+    digest: str = ""  # SHA-256 of the bytes, where nothing else shows that they are those
+
+    @property
+    def kind(self) -> str:
+        """What has to agree for the leaf to be put in another's place."""
+        return f"{f'key<{self.key}> ' if self.key else ''}{self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as read back and verified, still on the host."""
+
+    round: int
+    about: dict[str, Any]
+    leaves: list[Leaf]
+    arrays: list[np.ndarray]
+
+    def place(self, like: Any) -> Any:
+        """The saved state in the structure and on the devices of `like`; raises, naming the leaf, where they do not fit.
+
+        A store of clients' rows in `like` (`fedjax_core.lanes.tiers`) takes back however many rows were saved.
+        """
+        sizes = {leaf.name: leaf.shape for leaf in self.leaves}
+
+        def room(path: Any, x: Any) -> Any:
+            return x.shapes(sizes.get(_name(path) + "['who']", (0,))[0]) if hasattr(x, "restored") else x
+
+        expected, structure = jax.tree_util.tree_flatten_with_path(jax.tree_util.tree_map_with_path(room, like))
+        saved, now = {leaf.name: leaf.kind for leaf in self.leaves}, {_name(path): _kind(x) for path, x in expected}
+        wrong = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+        if wrong or list(saved) != list(now):
+            lines = [f"{name} is {saved.get(name, 'absent')} in the checkpoint and {now.get(name, 'absent')} now" for name in wrong[:5]]
+            lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+            said = "; ".join(lines) or "another order of leaves"
+            raise ValueError(
+                f"the checkpoint of round {self.round} does not fit the state of this run: {said}. "
+                "Build the same model and algorithm, or choose another run_dir."
+            )
+        placed = [_place(leaf, array, x) for leaf, array, (_, x) in zip(self.leaves, self.arrays, expected, strict=True)]
+        stored = jax.tree.unflatten(structure, placed)
+        return jax.tree.map(lambda x, found: x.restored(jax.device_get(found)) if hasattr(x, "restored") else found, like, stored)
+
+
+def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
+    """The leaves of a state and a copy of their arrays on the host, which stays as it is whatever becomes of the state."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: x.saved() if hasattr(x, "saved") else x, state))
+    data = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for _, x in leaves])
+    arrays = [np.array(x) for x in data]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
+    keys = [str(jax.random.key_impl(x)) if _is_key(x) else None for _, x in leaves]
+    return [Leaf(_name(path), str(x.dtype), x.shape, key) for (path, _), x, key in zip(leaves, arrays, keys, strict=True)], arrays
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path).lstrip(".")
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _kind(x: Any) -> str:
+    data = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
+    dtype = data.dtype if hasattr(data, "dtype") else np.asarray(data).dtype
+    return Leaf("", str(dtype), tuple(np.shape(data)), str(jax.random.key_impl(x)) if _is_key(x) else None).kind
+
+
+def _place(leaf: Leaf, array: np.ndarray, like: Any) -> Any:
+    if isinstance(like, (np.ndarray, np.generic)):
+        return array
+    value = jax.random.wrap_key_data(jnp.array(array), impl=leaf.key) if leaf.key else array
+    if isinstance(like, jax.Array) and like.committed:
+        return jax.device_put(value, like.sharding)
+    return jnp.array(value)

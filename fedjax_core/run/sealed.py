@@ -1,0 +1,73 @@
+"""A checkpoint in one encrypted file: the length of its description, the description as JSON, the arrays' bytes in the order of its leaves.
+
+Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.seal`), beside the copy of the arrays that
+there is anyway. That a checkpoint is of the round that its folder is named after is checked too: an older one under a newer name
+would take the run back without a word.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fedjax_core.run.saved import CheckpointError, Damaged, Leaf, Saved
+from fedjax_core.run.seal import Broken, KeyUnfit, Sealed, Unsealed
+
+FILE = "sealed"
+
+
+def write(folder: Path, key: bytes, body: dict[str, Any], arrays: list[np.ndarray]) -> None:
+    """Writes the file, which is on the disk when this returns."""
+    with open(folder / FILE, "xb") as file:
+        with Sealed(file, key) as sealed:
+            text = json.dumps(body).encode()
+            sealed.write(len(text).to_bytes(8, "big") + text)
+            for x in arrays:
+                sealed.write(_bytes_of(x))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path, key: bytes) -> Saved:
+    """The checkpoint in a folder, every byte verified; raises `Damaged`, and `CheckpointError` where the key is not its own."""
+    try:
+        with open(path / FILE, "rb") as file:
+            sealed, body = _unsealed(path, file, key)
+            leaves = [Leaf(name, dtype, tuple(shape), kind, known) for name, dtype, shape, kind, known in body["leaves"]]
+            arrays = [np.empty(leaf.shape, leaf.dtype) for leaf in leaves]
+            for x in arrays:
+                sealed.read_into(_bytes_of(x))
+            sealed.end()
+    except (Broken, OSError) as error:
+        raise Damaged(f"{FILE}: {error}") from error
+    return Saved(body["round"], body["about"], leaves, arrays)
+
+
+def read_about(path: Path, key: bytes) -> dict[str, Any]:
+    """The description alone, from the beginning of the file; raises `Damaged`."""
+    try:
+        with open(path / FILE, "rb") as file:
+            return _unsealed(path, file, key)[1]
+    except (Broken, CheckpointError, OSError) as error:
+        raise Damaged(str(error)) from error
+
+
+def _unsealed(path: Path, file: BinaryIO, key: bytes) -> tuple[Unsealed, dict[str, Any]]:
+    """(what is to be read on, the description at its beginning)."""
+    try:
+        sealed = Unsealed(file, key)
+    except KeyUnfit as error:
+        raise CheckpointError(
+            f"the checkpoint in {path} cannot be opened: {error}. Give encrypt= the key that it was written with."
+        ) from error
+    body: dict[str, Any] = json.loads(sealed.read(int.from_bytes(sealed.read(8), "big")))
+    if path.name != f"{body['round']:08d}":
+        raise Broken(f"it is the checkpoint of round {body['round']}, under another name")
+    return sealed, body
+
+
+def _bytes_of(x: np.ndarray) -> memoryview:
+    """The memory of a contiguous array."""
+    return x.reshape(-1).view(np.uint8).data
