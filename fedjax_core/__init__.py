@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
-from fedjax_core.data import Clients, Cohort, cohorts, partition, synthetic
+from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
 from fedjax_core.lanes import Evaluation, Simulator, Sweep, evaluate, grid, predict
 from fedjax_core.round import Round, State, compose
 from fedjax_core.run import History, fit
@@ -49,6 +49,7 @@ __all__ = [
     "models",
     "partition",
     "predict",
+    "preprocess",
     "synthetic",
     "tree",
     "uplink",

@@ -5,8 +5,8 @@
 [2, 3]
 """
 
-from fedjax_core.data import cohorts, partition, synthetic
+from fedjax_core.data import cohorts, partition, preprocess, synthetic
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 
-__all__ = ["Clients", "Cohort", "cohorts", "partition", "synthetic"]
+__all__ = ["Clients", "Cohort", "cohorts", "partition", "preprocess", "synthetic"]

@@ -1,0 +1,282 @@
+"""Preprocessing from sums: every client says sums of its columns, and all of them apply the one scaler or vocabulary that comes of these.
+
+    sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.settle(...)  ─►  step.apply(x_i, numbers) at each client
+
+The result is that of preprocessing the pooled examples. Moments go as count, mean and M2 = sum (x - mean)^2 of the values that are there,
+which say what count, sum and sum of squares say, without their cancellation, and merge by
+
+    d = mean_b - mean_a      mean = mean_a + d n_b / n      M2 = M2_a + M2_b + d^2 n_a n_b / n
+
+Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", COMPSTAT 1982. NaN is a missing value.
+The same steps are an argument of `Federation`, where sites send the sums that their policy lets leave.
+
+>>> from fedjax_core.data.clients import Clients
+>>> raw = Clients.from_list([{"x": np.array([[2.0], [np.nan]])}, {"x": np.array([[4.0]])}], allow_nan=True)
+>>> fitted = fit([Standardise("x")], raw)
+>>> fitted.numbers[0]["mean"].tolist(), fitted.apply(raw)[0]["x"].tolist()
+([3.0], [[-1.0], [0.0]])
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.types import Columns
+
+Sums = Mapping[str, np.ndarray]
+"""What a client says of a column, or what is made of it: named arrays."""
+
+_CHUNK_BYTES = 32 << 20  # of rows as float64 at a time, so that memory does not grow with the data
+
+
+class Step(Protocol):
+    """One thing done to one column. All methods are pure; `merge` does not mind how clients are grouped, beyond rounding."""
+
+    @property
+    def column(self) -> str: ...
+    @property
+    def leaving(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
+    def sums(self, x: np.ndarray, cell: int) -> Sums: ...  # what is known of fewer than `cell` examples is left out
+    def merge(self, a: Sums, b: Sums) -> Sums: ...
+    def problem(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that somebody sent
+    def settle(self, sums: Sums) -> Sums: ...
+    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray: ...
+
+
+class _Moments:
+    """What steps share that go by count, mean and M2 of each number of a row."""
+
+    leaving = ("moments",)
+
+    def sums(self, x: np.ndarray, cell: int) -> Sums:
+        total = self._of(np.zeros((0, *x.shape[1:])))
+        for rows in _chunks(x):
+            total = self.merge(total, self._of(rows))
+        enough = total["count"] >= cell
+        return {name: np.where(enough, value, 0) for name, value in total.items()}
+
+    def _of(self, rows: np.ndarray) -> Sums:
+        here = ~np.isnan(rows)
+        count = here.sum(axis=0, dtype=np.int64)
+        mean = np.where(here, rows, 0).sum(axis=0) / np.maximum(count, 1)
+        return {"count": count, "mean": mean, "m2": (np.where(here, rows - mean, 0) ** 2).sum(axis=0)}
+
+    def merge(self, a: Sums, b: Sums) -> Sums:
+        count = a["count"] + b["count"]
+        share, d = b["count"] / np.maximum(count, 1), b["mean"] - a["mean"]
+        d = np.where((a["count"] > 0) & (b["count"] > 0), d, 0)
+        mean = np.where(a["count"] > 0, a["mean"] + d * share, b["mean"])
+        return {"count": count, "mean": mean, "m2": a["m2"] + b["m2"] + d**2 * a["count"] * share}
+
+    def problem(self, sums: Sums, examples: int) -> str | None:
+        if (sums["count"] < 0).any() or (sums["count"] > examples).any():
+            return "a count is below 0, or above the site's examples"
+        if not (np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()):
+            return "a mean or a sum of squares is not finite or below 0"
+        return None
+
+
+@dataclass(frozen=True)
+class Standardise(_Moments):
+    """To mean 0 and variance 1 over all clients' values, in float32; a missing value becomes 0, the mean.
+
+    A constant number of a row becomes 0, as in scikit-learn's StandardScaler, and so does one that nobody has.
+    """
+
+    column: str = "x"
+
+    def settle(self, sums: Sums) -> Sums:
+        count, mean, eps = np.maximum(sums["count"], 1), sums["mean"], np.finfo(np.float64).eps
+        variance = sums["m2"] / count
+        constant = variance <= count * eps * variance + (count * mean * eps) ** 2  # no more than the rounding of the sums
+        return {"mean": mean, "scale": np.where(constant, 1.0, np.sqrt(variance))}
+
+    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
+        return _rowwise(x, lambda rows: np.nan_to_num((rows - numbers["mean"]) / numbers["scale"], nan=0.0), np.float32)
+
+
+@dataclass(frozen=True)
+class Impute(_Moments):
+    """A missing value becomes the mean over all clients' values, in float32; 0 where nobody has one."""
+
+    column: str = "x"
+
+    def settle(self, sums: Sums) -> Sums:
+        return {"mean": sums["mean"]}
+
+    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
+        return _rowwise(x, lambda rows: np.where(np.isnan(rows), numbers["mean"], rows), np.float32)
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """So that all clients' values lie from 0 to 1, in float32; a missing value becomes 0.
+
+    Sites tell their smallest and largest value, which are those of single persons: a policy must name `range` for that.
+    """
+
+    column: str = "x"
+    leaving = ("range",)
+
+    def sums(self, x: np.ndarray, cell: int) -> Sums:
+        count = np.zeros(x.shape[1:], np.int64)
+        low, high = np.full(x.shape[1:], np.inf), np.full(x.shape[1:], -np.inf)
+        for rows in _chunks(x):
+            here = ~np.isnan(rows)
+            count = count + here.sum(axis=0)
+            low = np.minimum(low, np.where(here, rows, np.inf).min(axis=0))
+            high = np.maximum(high, np.where(here, rows, -np.inf).max(axis=0))
+        told = (count >= cell) & (count > 0)
+        return {"count": np.where(told, count, 0), "low": np.where(told, low, 0), "high": np.where(told, high, 0)}
+
+    def merge(self, a: Sums, b: Sums) -> Sums:
+        neither, one, two = a["count"] + b["count"] == 0, a["count"] > 0, b["count"] > 0
+        low = np.minimum(np.where(one, a["low"], np.inf), np.where(two, b["low"], np.inf))
+        high = np.maximum(np.where(one, a["high"], -np.inf), np.where(two, b["high"], -np.inf))
+        return {"count": a["count"] + b["count"], "low": np.where(neither, 0, low), "high": np.where(neither, 0, high)}
+
+    def problem(self, sums: Sums, examples: int) -> str | None:
+        if (sums["count"] < 0).any() or (sums["count"] > examples).any():
+            return "a count is below 0, or above the site's examples"
+        fine = np.isfinite(sums["low"]) & np.isfinite(sums["high"]) & (sums["low"] <= sums["high"])
+        return None if fine.all() else "a range is not finite, or ends before it begins"
+
+    def settle(self, sums: Sums) -> Sums:
+        width = sums["high"] - sums["low"]
+        return {"low": sums["low"], "scale": np.where(width > 0, width, 1.0)}
+
+    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
+        return _rowwise(x, lambda rows: np.nan_to_num((rows - numbers["low"]) / numbers["scale"], nan=0.0), np.float32)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A column of whole numbers as codes 0, 1, ... of the categories in ascending order, in int32; V, their number, for all others.
+
+    A client tells only of categories of which it has `minimum` examples, so one that is rare everywhere has no code of its own.
+    """
+
+    column: str
+    minimum: int = 5
+    leaving = ("categories",)
+
+    def sums(self, x: np.ndarray, cell: int) -> Sums:
+        if x.dtype.kind not in "iu" or x.ndim != 1:
+            raise ValueError(f"Codes needs a column of whole numbers, one a row; {self.column!r} is {x.dtype}{list(x.shape)}")
+        values, counts = np.unique(x.astype(np.int64), return_counts=True)
+        told = counts >= max(cell, self.minimum)
+        return {"values": values[told], "counts": counts[told].astype(np.int64)}
+
+    def merge(self, a: Sums, b: Sums) -> Sums:
+        values, place = np.unique(np.concatenate([a["values"], b["values"]]), return_inverse=True)
+        counts = np.zeros(len(values), np.int64)
+        np.add.at(counts, place, np.concatenate([a["counts"], b["counts"]]))
+        return {"values": values, "counts": counts}
+
+    def problem(self, sums: Sums, examples: int) -> str | None:
+        if len(sums["values"]) != len(sums["counts"]) or (np.diff(sums["values"]) <= 0).any():
+            return "the categories are not in ascending order with a count each"
+        fine = (sums["counts"] >= self.minimum).all() and sums["counts"].sum() <= examples
+        return None if fine else "a category has fewer than the minimum, or all together more examples than the site"
+
+    def settle(self, sums: Sums) -> Sums:
+        return {"values": sums["values"]}
+
+    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
+        values = numbers["values"]
+        if not len(values):
+            return np.zeros(len(x), np.int32)
+        at = np.minimum(np.searchsorted(values, x), len(values) - 1)
+        return np.where(values[at] == x, at, len(values)).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Steps with their numbers: what every client applies. `clients.map(fitted)` works, and `apply` at less cost."""
+
+    steps: tuple[Step, ...]
+    numbers: tuple[Sums, ...]
+
+    def __call__(self, columns: Columns) -> Columns:
+        """The columns, each step's in its new form."""
+        found = dict(columns)
+        for step, numbers in zip(self.steps, self.numbers, strict=True):
+            found[step.column] = step.apply(_column(step, columns), numbers)
+        return found
+
+    def apply(self, clients: Clients) -> Clients:
+        """The clients with their columns in the new form; raises where a value is then not finite."""
+        return Clients.from_arrays(self(clients.columns), clients.offsets, clients.ids)
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits of the numbers, for logs."""
+        parts = [f"{name}:{x.dtype.str}{x.shape}".encode() + x.tobytes() for one in self.numbers for name, x in sorted(one.items())]
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
+
+
+def fit(steps: Sequence[Step], clients: Clients) -> Fitted:
+    """The steps with their numbers from all clients' sums: those that a federation of these clients comes to."""
+    checked = check_steps(steps)
+    return settle(checked, [sums_of(checked, columns) for columns, size in zip(clients, clients.sizes, strict=True) if size])
+
+
+def sums_of(steps: Sequence[Step], columns: Columns, cell: int = 0) -> tuple[Sums, ...]:
+    """What one client says: an entry a step. Nothing is said of what fewer than `cell` examples have."""
+    return tuple(step.sums(_column(step, columns), cell) for step in steps)
+
+
+def settle(steps: tuple[Step, ...], said: Sequence[Sequence[Sums]]) -> Fitted:
+    """The steps with their numbers, from what each client said, in the clients' order."""
+    numbers = []
+    for i, step in enumerate(steps):
+        total = said[0][i]
+        for one in said[1:]:
+            total = step.merge(total, one[i])
+        numbers.append({name: np.asarray(x) for name, x in step.settle(total).items()})
+    return Fitted(steps, tuple(numbers))
+
+
+def check_steps(steps: Any) -> tuple[Step, ...]:
+    """The steps; raises where one is none, or two are for one column."""
+    steps = (steps,) if hasattr(steps, "settle") else tuple(steps)
+    for step in steps:
+        if not hasattr(step, "settle"):
+            raise TypeError(f"preprocessing is a list of steps such as fc.preprocess.Standardise('x'), got {type(step).__name__}")
+    columns = [step.column for step in steps]
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise ValueError(f"column {twice[0]!r} has two steps, and the second would need sums of what the first makes; give it one")
+    return steps
+
+
+def _column(step: Step, columns: Columns) -> np.ndarray:
+    if not (isinstance(columns, Mapping) and step.column in columns):
+        there = ", ".join(columns) if isinstance(columns, Mapping) else type(columns).__name__
+        raise ValueError(f"{type(step).__name__} is for the column {step.column!r}, and there are {there}")
+    x: np.ndarray = columns[step.column]
+    if isinstance(x, Mapping) or not hasattr(x, "dtype") or x.dtype.kind not in "fiub":
+        raise ValueError(f"{type(step).__name__} needs {step.column!r} to be one array of numbers")
+    return x
+
+
+def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows as float64, some at a time; raises where one is infinite."""
+    size = max(1, _CHUNK_BYTES // max(1, 8 * int(np.prod(x.shape[1:]))))
+    for begin in range(0, len(x), size):
+        rows = x[begin : begin + size].astype(np.float64)
+        if np.isinf(rows).any():
+            raise ValueError("a value is infinite; missing values are NaN")
+        yield rows
+
+
+def _rowwise(x: np.ndarray, one: Any, dtype: Any) -> np.ndarray:
+    """`one` of the rows in float64, some at a time, as `dtype`."""
+    found, begin = np.empty(x.shape, dtype), 0
+    for rows in _chunks(x):
+        found[begin : begin + len(rows)] = one(rows)
+        begin += len(rows)
+    return found
