@@ -7,6 +7,7 @@
     fedjax-core audit head logs                          the line to give to somebody else now and then
     fedjax-core audit verify logs --keys roster.toml --head 17:9f...
     fedjax-core audit show logs --what left              the ledger of what left this site
+    fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
 
 Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it
 was not understood.
@@ -23,7 +24,7 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from fedjax_core.sites import audit, certificates, identity, ray_security
+from fedjax_core.sites import audit, certificates, identity, ray_security, retention
 from fedjax_core.sites.base import check_name, dumps
 
 _keys, _certificates, _audit, _app = SubcommandApp(), SubcommandApp(), SubcommandApp(), SubcommandApp()
@@ -107,8 +108,15 @@ def verify(folder: Positional[Path], keys: tuple[Path, ...], head: str | None = 
         keys: The .pub files of who wrote it, former ones too, or a roster's .toml.
         head: What `audit head` printed before: finds entries cut off since, and a log written anew.
     """
-    found = audit.verify(folder, [key for path in keys for key in _read_keys(path)], audit.Head.parse(head) if head else None)
-    print(f"{folder}: {found.n + 1} entries, all as they were written" + (", and the exported head is among them." if head else "."))
+    known = [key for path in keys for key in _read_keys(path)]
+    found = audit.verify(folder, known, audit.Head.parse(head) if head else None)
+    anchor = audit.Anchor.read(folder, known)
+    first = 0 if anchor is None else anchor.head.n + 1
+    print(
+        f"{folder}: {found.n + 1 - first} entries, all as they were written" + (", and the exported head is among them." if head else ".")
+    )
+    if anchor is not None:
+        print(f"proven from entry {first} on: those before it were removed {_when(anchor.time)}, the last of them {anchor.head}")
     print(f"head {found}")
 
 
@@ -126,7 +134,7 @@ def show(
         round: Only of this round.
     """
     for entry in audit.show(folder, who=who, what=what, run=run, round=round):
-        when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
+        when = _when(entry.time)
         where = f"{entry.run or '-'}/{'-' if entry.round is None else entry.round}"
         print(f"{entry.n} {when} {entry.who} {entry.what} {where} {dumps(dict(entry.about)).decode()}")
 
@@ -141,6 +149,27 @@ def head(folder: Positional[Path]) -> None:
     print(audit.head_of(folder))
 
 
+@_audit.command
+def prune(folder: Positional[Path], key: Path, before: str, archive: Path | None = None, former: tuple[Path, ...] = ()) -> None:
+    """Removes old entries under a signed anchor, from which `audit verify` proves the rest. Nobody may be writing the log.
+
+    Args:
+        folder: The log's folder.
+        key: The .key file of the log's owner.
+        before: A date such as 2020-01-31, in UTC: entries from before it go.
+        archive: Move them to this folder, which is a log that can be verified as well. Without it they are gone.
+        former: The .pub files of keys that the owner had before.
+    """
+    time = datetime.fromisoformat(before).replace(tzinfo=UTC).timestamp()
+    with audit.Log(folder, identity.SiteKey.load(key), former=[one for path in former for one in _read_keys(path)]) as log:
+        anchor = retention.prune(log, before=time, archive=archive)
+        if anchor is None:
+            print(f"{folder}: no entry is older than {before}.")
+        else:
+            print(f"{folder}: the entries up to {anchor.head} were {'removed' if archive is None else f'moved to {archive}'}.")
+            print(f"head {log.head}")
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command, and returns its exit code."""
     try:
@@ -149,6 +178,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"fedjax-core: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
 
 
 def _show(name: str, key: identity.PublicKey) -> None:

@@ -8,7 +8,7 @@
 Every entry is signed and names the line before it, across files too. A chain cannot show what was cut from its end, nor that its
 owner, who has the key, wrote all of it anew: for that the head is given now and then to somebody else (it is one short line), and
 `verify` compares. Entries hold names, digests, sizes, norms and decisions, and no data. What left a site is recorded by `record_sent`:
-that is the ledger which its data owner can read with `show`.
+that is the ledger which its data owner can read with `show`. Old entries may be removed where an `Anchor` says up to which (retention.py).
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -42,6 +42,7 @@ from fedjax_core.sites.identity import PublicKey, SiteKey
 from fedjax_core.sites.wire import Envelope
 
 _PURPOSE, _PATTERN, _LOCK = "audit", "audit-[0-9]*.jsonl", "lock"
+_ANCHOR = "anchor.json"
 
 
 class AuditError(RuntimeError):
@@ -86,6 +87,42 @@ class Entry:
     about: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """A signed word of the log's owner that entries up to `head` were removed on purpose; the log is proven from there."""
+
+    head: Head
+    time: float  # when, in seconds since 1970
+    key: str  # fingerprint of the key that signs
+
+    def write(self, folder: str | os.PathLike[str], key: SiteKey) -> None:
+        """Puts the anchor into a log's folder, whole or not at all."""
+        body = {"n": self.head.n, "digest": self.head.digest, "time": self.time, "key": self.key}
+        fresh = Path(folder) / f"{_ANCHOR}.new"
+        with open(fresh, "wb") as file:
+            file.write(dumps({"anchor": body, "signature": key.sign(f"{_PURPOSE} anchor", dumps(body)).hex()}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, anchor_path(folder))
+        _sync_folder(Path(folder))
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str], keys: Iterable[PublicKey]) -> "Anchor | None":
+        """The anchor of a log, None where nothing was removed; raises `AuditError` where none of the keys made it."""
+        path = anchor_path(folder)
+        if not path.exists():
+            return None
+        try:
+            found: Any = loads(path.read_bytes(), "the anchor")
+            body, signature = found["anchor"], bytes.fromhex(found["signature"])
+            anchor = cls(head=Head.parse(f"{body['n']}:{body['digest']}"), time=float(body["time"]), key=str(body["key"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise AuditError(f"{path} was edited or damaged: {error if isinstance(error, Refused) else 'it is no anchor'}") from None
+        if not any(key.fingerprint == anchor.key and key.fits(f"{_PURPOSE} anchor", dumps(body), signature) for key in keys):
+            raise AuditError(f"{path} is not signed with a key of those given: entries were removed by somebody else, or it was edited")
+        return anchor
+
+
 class Log:
     """A log that is open for writing, by one process at a time. Use it in a `with`.
 
@@ -97,7 +134,7 @@ class Log:
     ) -> None:
         """`former` are the keys that this log's owner had before; a file of more than `file_bytes` is followed by another."""
         self.folder, self.head = Path(folder), NOTHING
-        self._key, self._keys, self._file_bytes = key, {key.public, *former}, file_bytes
+        self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
         self._lock: BinaryIO | None = None
         self._file: BinaryIO | None = None
 
@@ -119,12 +156,10 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-        for part in (self._file, self._lock):
-            if part is not None:
-                part.close()
-        self._file = self._lock = None
+        self.rest()
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = None
 
     def record(
         self,
@@ -147,11 +182,11 @@ class Log:
                     f"{name} of a {what!r} entry is of type {type(value).__name__}, or no single line; record a digest of it instead"
                 )
         entry = Entry(
-            n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self._key.public.fingerprint,
+            n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self.key.public.fingerprint,
             who=who, what=what, run=run, round=round, about=plain,
         )  # fmt: skip
         body = asdict(entry)
-        line = dumps({"entry": body, "signature": self._key.sign(_PURPOSE, dumps(body)).hex()})
+        line = dumps({"entry": body, "signature": self.key.sign(_PURPOSE, dumps(body)).hex()})
         file = self._writable()
         start = file.tell()
         try:
@@ -167,8 +202,8 @@ class Log:
             ) from error
         self.head = Head(entry.n, _digest(line))
 
-    def record_sent(self, envelope: Envelope, size: int, decision: str = "sent") -> None:
-        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, how much, and its norm."""
+    def record_sent(self, envelope: Envelope, size: int, decision: str = "sent", more: Mapping[str, Scalar] | None = None) -> None:
+        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, how much, its norm, and what is `more`."""
         header, tensors = envelope
         try:
             norm = measure(tensors)
@@ -177,9 +212,16 @@ class Log:
         about: dict[str, Scalar] = {
             "recipient": header.recipient, "kind": header.kind, "exchange": header.exchange, "sequence": header.sequence,
             "bytes": size, "tensors": len(tensors), "numbers": sum(x.size for x in tensors.values()), "norm": norm,
-            "digest": header.digest, "fields": " ".join(sorted(header.fields)), "decision": decision,
+            "digest": header.digest, "fields": " ".join(sorted(header.fields)), "decision": decision, **(more or {}),
         }  # fmt: skip
         self.record(header.sender, "left", run=header.run, round=header.round, about=about)
+
+    def rest(self) -> None:
+        """Lets go of the file that is being written, which the next entry opens again: for whoever changes the files."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
 
     def _open(self) -> None:
         """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have such a remainder."""
@@ -188,18 +230,16 @@ class Log:
         last = _last_line(found)
         if last is not None:
             where, line = last
-            self.head = Head(_read(line, where, self._keys).n, _digest(line))
+            self.head = Head(_read(line, where, self.keys).n, _digest(line))
         if torn is not None:
-            self.record(self._key.name, "recovered", about=torn)
+            self.record(self.key.name, "recovered", about=torn)
 
     def _writable(self) -> BinaryIO:
         """The newest file, or a new one where that is full."""
         if self._lock is None:
             raise RuntimeError(f"the audit log {self.folder} is not open: use it in a `with`")
         if self._file is not None and self._file.tell() >= self._file_bytes:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+            self.rest()
         if self._file is None:
             found = files(self.folder)
             full = not found or found[-1].stat().st_size >= self._file_bytes
@@ -214,21 +254,36 @@ def verify(folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head
     """The log's head, once every line is known to be as it was written; raises `AuditError` with the first place where one is not.
 
     `keys` are those that may have signed, former ones included. With a `head` that was exported before, the log must lead there.
+    Where entries were removed on purpose, the rest is proven from the signed `Anchor` on.
     """
-    known, last = set(keys), NOTHING
-    paths = files(folder)
+    known = set(keys)
+    paths, anchor = files(folder), Anchor.read(folder, known)
     if not paths:
         raise AuditError(f"{folder} holds no audit log: there is no file {_PATTERN}")
+    removed = NOTHING if anchor is None else anchor.head
+    if head is not None and (head.n < removed.n or (head.n == removed.n and head != removed)):
+        raise AuditError(
+            f"the exported head is entry {head.n}, and the entries up to {removed.n} were removed and anchored as {removed}: "
+            "compare with a head exported since, or verify where the old ones were archived"
+        )
+    last: Head | None = None
     for where, line in _lines(paths):
         entry = _read(line, where, known)
+        if last is None:  # a removal that was cut short left more than it should have, which must lead to the anchor
+            last = Head(entry.n - 1, entry.prev) if 0 < entry.n <= removed.n else NOTHING if entry.n == 0 else removed
         if entry.n != last.n + 1:
             missing = f"entries {last.n + 1} to {entry.n - 1} are missing" if entry.n > last.n else "an entry was moved or repeated"
             raise AuditError(f"{where} is entry {entry.n}, and entry {last.n + 1} should be there: {missing}")
         if entry.prev != last.digest:
             raise AuditError(f"{where} does not follow from the entry before it, number {last.n}, which was replaced by another")
         last = Head(entry.n, _digest(line))
+        if entry.n == removed.n and last != removed:
+            raise AuditError(f"{where} is entry {removed.n}, but not the one that the anchor names: the log was written anew")
         if head is not None and entry.n == head.n and last != head:
             raise AuditError(f"{where} is entry {head.n}, but not the one that the exported head names: the log was written anew")
+    last = removed if last is None else last
+    if last.n < removed.n:
+        raise AuditError(f"{paths[-1]} ends with entry {last.n}, before entry {removed.n}, which the anchor names: entries were cut off")
     if head is not None and head.n > last.n:
         raise AuditError(
             f"{paths[-1]} ends with entry {last.n}, but the exported head is entry {head.n}: {head.n - last.n} entries were cut off"
@@ -247,9 +302,21 @@ def show(
             yield entry
 
 
+def heads(folder: str | os.PathLike[str]) -> Iterator[tuple[float, Head]]:
+    """(time, number and digest) of every entry, oldest first. Checks no signature; for that there is `verify`."""
+    for where, line in _lines(files(folder)):
+        entry = _parse(line, where)[0]
+        yield entry.time, Head(entry.n, _digest(line))
+
+
 def files(folder: str | os.PathLike[str]) -> list[Path]:
     """The files of a log, oldest first."""
     return sorted(Path(folder).glob(_PATTERN), key=_number)
+
+
+def anchor_path(folder: str | os.PathLike[str]) -> Path:
+    """Where a log's anchor is, where it has one."""
+    return Path(folder) / _ANCHOR
 
 
 def head_of(folder: str | os.PathLike[str]) -> Head:
