@@ -14,7 +14,7 @@ after a restart a repeat could only be of the same round, model and numbers.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
->>> from fedjax_core.sites.site import SiteFile
+>>> from fedjax_core.sites.site_file import SiteFile
 >>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
 >>> data = {name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for name, n in (("charite", 3), ("mayo", 5))}
 >>> sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
@@ -26,16 +26,8 @@ after a restart a repeat could only be of the same round, model and numbers.
 """
 
 import contextlib
-import hashlib
-import json
-import logging
-import math
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,88 +35,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.algorithms.base import Seen
 from fedjax_core.data import cohorts as sampling
-from fedjax_core.data.clients import Clients
-from fedjax_core.metrics import Evaluation, Mean, Sum
+from fedjax_core.metrics import Evaluation
 from fedjax_core.round import Round, State
-from fedjax_core.sites import gate
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Refused, Scalar, shown
-from fedjax_core.sites.guard import Guard
+from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.collect import Collector, Paused, Rules
+from fedjax_core.sites.described import Sites, addresses, describe
+from fedjax_core.sites.exchange import NO_METRICS, exchange, number_of, total_of
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
-from fedjax_core.sites.site import COORDINATOR, SITES, Site, SiteFile
+from fedjax_core.sites.request import About, Requests
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.tensors import kinds, named, place
 from fedjax_core.sites.transport import InProcess, Transport
-from fedjax_core.sites.wire import Envelope, Header, decode, encode, header_of
+from fedjax_core.sites.wire import COORDINATOR
 from fedjax_core.types import Array, Key, Params
 
-log = logging.getLogger("fedjax_core")
-
-
-_NO_METRICS = ("weight", "examples", "data", "data_was")  # of the fields in a reply
-
-
-class Paused(RuntimeError):
-    """Too few sites reported. Nothing was averaged: the state is what it was, and the round can be run again."""
-
-
-class WrongSender(Refused):
-    """The reply of another site than the one that was asked."""
-
-    code = "wrong-sender"
-
-
-class WrongReply(Refused):
-    """The reply is to another request, or of another kind."""
-
-    code = "wrong-reply"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How long an exchange waits, and for how many."""
-
-    quorum: int | None = None
-    """So many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
-    share: float = 0.0
-    """And they must have this share of the cohort's examples."""
-    deadline_seconds: float = 3600.0
-    """So long an exchange waits for its cohort, at most."""
-    idle_seconds: float | None = None
-    """So long it waits from one reply to the next."""
-    enough: int | None = None
-    """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
-    attempts: int = 2
-    """How often a site is asked, where its reply was damaged or lost, and how often those missing are waited for."""
-    max_weight: float | None = None
-    """Of one report; None: the site's number of examples, or 1 where that is less."""
-    max_norm: float = math.inf
-    """Of the numbers sent by one site."""
+__all__ = ["Federation", "Paused", "Rules", "Versions"]
 
 
 class Versions(NamedTuple):
     """What the coordinator has of the clients' own state: which version of it is valid."""
 
     version: Array  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
-
-
-class Sites:
-    """The sites as a run sees them: how many, with how many examples."""
-
-    def __init__(self, ids: Sequence[str], about: Sequence[Mapping[str, Any]]) -> None:
-        self.ids = np.array(list(ids))
-        self.sizes = np.array([one["examples"] for one in about], np.int64)
-        self.addresses = Clients({"x": np.zeros(len(self.ids))}, np.arange(len(self.ids) + 1), list(ids)).addresses
-        self.data = {name: str(one["data"]) for name, one in zip(ids, about, strict=True)}
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of all sites' names and fingerprints."""
-        return hashlib.sha256(json.dumps(self.data).encode()).hexdigest()[:16]
 
 
 class Federation:
@@ -161,7 +95,7 @@ class Federation:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
         self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise)
-        self.rules, self.run_name = rules or Rules(), run_name
+        self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
         self._names = [one.name for one in files]
         if len(set(self._names)) != len(self._names) or not files:
@@ -176,12 +110,11 @@ class Federation:
             self._roster = roster or Roster(found)
             if missing := [name for name in self._names if name not in self._roster.keys]:
                 raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
-            self._guard = Guard(run_name, 0)
-            self._said = 0
-            self._late: dict[Future[bytes], str] = {}
-            self._first: Any = None
-            self._server = _server(composed)
-            self.clients = Sites(self._names, self._describe())
+            self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
+            self._collector = Collector(run_name, self._names, self._transport, self._roster, rules or Rules(), self._record)
+            path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
+            self.clients = Sites(self._names, describe(self._collector, self._requests, path))
+            self._collector.sizes = self.clients.sizes
         except BaseException:
             self._exit.close()
             raise
@@ -197,6 +130,15 @@ class Federation:
         self._exit.close()
 
     @property
+    def rules(self) -> Rules:
+        """How long an exchange waits, and for how many; may be set between rounds."""
+        return self._collector.rules
+
+    @rules.setter
+    def rules(self, rules: Rules) -> None:
+        self._collector.rules = rules
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All that changes the answer, to the last bit, besides the `Round`, the data, and who reported in time."""
         study = self.study
@@ -206,7 +148,7 @@ class Federation:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = jax.jit(partial(self.round.init, population=1))(key, params=params)
-        self._first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
+        self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
         versions: Any = Versions(jnp.zeros(len(self.clients), jnp.int32))
         return state._replace(clients=versions)
 
@@ -214,19 +156,21 @@ class Federation:
         """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report."""
         chosen = sampling.as_cohort(cohort, len(self.clients))
         number, exchanges = int(state.round), len(self.round.algorithm.exchanges)
-        self._guard = self._guard.at(number)
-        self._sweep()
+        self._collector.begin(number)
         places = list(range(len(chosen.clients)))
-        found: dict[str, Any] = {"refused": _sum(0), "missing": _sum(0)}
+        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(0)}
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
         for e in range(exchanges):
-            result = self._exchange(e, state, number, version, chosen, places)
+            result = exchange(
+                self.round, e, About(state, version), chosen, places,
+                requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record,
+            )  # fmt: skip
             state, places = result.state, result.places
             version[chosen.clients[places]] = number * exchanges + e + 1
             for name, metric in result.metrics.items():
                 found[name] = found[name] + metric if name in found else metric
         here = chosen.clients[places]
-        found |= {"clients": _sum(len(here)), "examples": _sum(self.clients.sizes[here].sum())}
+        found |= {"clients": total_of(len(here)), "examples": total_of(self.clients.sizes[here].sum())}
         self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total)})
         after: Any = Versions(jnp.asarray(version))
         return state._replace(round=state.round + 1, clients=after), found
@@ -248,229 +192,23 @@ class Federation:
         if clients is not None:
             raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
         number, sizes = int(state.round), self.clients.sizes
-        self._guard = self._guard.at(number)
-        self._sweep()
+        self._collector.begin(number)
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
         # The simulator's batches, for losses in which examples meet.
         batch = int(np.clip(2 ** np.ceil(np.log2(np.median(sizes))), 8, 512))
-        request = self._request("evaluate", number, 0, state, np.asarray(state.clients.version), body, {"batch": batch})  # type: ignore[attr-defined]
-        replies = self._collect(request, number, list(range(len(self._names))))
-        self._check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
+        about = About(state, np.asarray(state.clients.version))  # type: ignore[attr-defined]
+        request = self._requests.write("evaluate", number, about=about, body=body, fields={"batch": batch})
+        replies = self._collector.collect(request, number, list(range(len(self._names))))
+        self._collector.check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
         totals: dict[str, np.ndarray] = {}
         for place_, heard in replies.items():
             for name, value in heard.header.fields.items():
-                if name not in _NO_METRICS:
-                    totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = _float(value)
+                if name not in NO_METRICS:
+                    totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = number_of(value)
         here = np.isin(np.arange(len(sizes)), list(replies))
         pooled = {name: float(total[here].sum() / sizes[here].sum()) for name, total in totals.items()}
         return Evaluation(pooled, {name: total / sizes for name, total in totals.items()}, sizes)
-
-    def _exchange(self, e: int, state: State, number: int, version: np.ndarray, cohort: sampling.Cohort, places: list[int]) -> "_Result":
-        """One exchange with the sites at these places of the cohort: who of them counted, and the state that comes of it."""
-        message = self._server.broadcast[e](state.server)
-        body = {"message": message, "uplink": state.uplink[e]}
-        request = self._request("train", number, e, state, version, body, {})
-        expected = gate.Expected(
-            run=self.run_name, round=number, exchange=e, config=self.study.hash, kinds=kinds(self._server.sent[e]), data=self.clients.data,
-            answers=header_of(request).digest, max_weight=math.inf, max_norm=self.rules.max_norm,
-        )  # fmt: skip
-        position = {p: int(cohort.clients[p]) for p in places}
-        updates: dict[int, tuple[Any, float]] = {}
-        refused = 0
-
-        def use(at: int, heard: Envelope) -> bool:
-            """Whether the report may be used; it is then among the updates."""
-            nonlocal refused
-            bound = self.rules.max_weight if self.rules.max_weight is not None else max(1.0, float(self.clients.sizes[at]))
-            verdict = gate.check(heard, replace(expected, max_weight=bound))
-            usable, about = verdict.accepted, dict(verdict._asdict())
-            if usable:
-                sent = place(heard.tensors, self._server.sent[e])
-                update, fine = self._server.receive[e](state.uplink[e], sent, np.float32(heard.header.fields["weight"]))
-                usable = bool(fine)
-                about |= {} if usable else {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
-            if usable:
-                updates[at] = update, float(heard.header.fields["weight"])  # type: ignore[arg-type]
-            refused += not usable
-            self._record(heard.header.sender, "update", number, about | {"exchange": e, "digest": heard.header.digest})
-            return usable
-
-        replies = self._collect(request, number, list(position.values()), use)
-        declined = sum(1 for at in position.values() if at not in replies) - refused
-        here = [p for p in places if position[p] in updates]
-        self._check_quorum(number, cohort.clients, [position[p] for p in here], f"exchange {e}")
-        acc, weight, count = None, np.float32(0), np.float32(0)
-        metrics: dict[str, Any] = {}
-        for p in here:  # in the order of the cohort, whoever came first
-            update, its = updates.pop(position[p])
-            times = np.float32(cohort.counts[p])
-            if self.round.algorithm.exchanges[e].update is not None:
-                acc = self._server.zero(update, len(cohort.clients)) if acc is None else acc
-                acc = self._server.add(acc, update, np.float32(its) * times, np.int32(p))
-            weight, count = weight + np.float32(its) * times, count + times
-            for name, metric in _metrics(replies[position[p]].header).items():
-                metrics[name] = metrics[name] + metric if name in metrics else metric
-        state = self._server.conclude[e](state._replace(clients=()), acc, weight, count)  # type: ignore[arg-type]
-        metrics |= {"refused": _sum(refused), "missing": _sum(declined)}
-        return _Result(state, here, metrics)
-
-    def _collect(
-        self, request: bytes, number: int, positions: list[int], use: Callable[[int, Envelope], bool] | None = None
-    ) -> dict[int, Envelope]:
-        """The replies that count, by the sites' positions: all of them, or reports that are of `use`."""
-        rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
-        good: dict[int, Envelope] = {}
-        asked = dict.fromkeys(positions, 0)
-        settled: set[int] = set()
-        waiting: dict[Future[bytes], int] = {}
-
-        def ask(at: int) -> None:
-            asked[at] += 1
-            waiting[self._transport.send(self._names[at], request)] = at
-
-        for at in positions:
-            ask(at)
-        for turn in range(rules.attempts):
-            until = time.monotonic() + rules.deadline_seconds
-            while waiting and len(good) < most:
-                left = until - time.monotonic()
-                done, _ = wait(waiting, max(0.0, left if rules.idle_seconds is None else min(left, rules.idle_seconds)), FIRST_COMPLETED)
-                if not done:
-                    break
-                for future in sorted(done, key=lambda f: waiting[f]):
-                    at = waiting.pop(future)
-                    if at in settled:  # asked twice, and answered twice
-                        self._hear_late(future, self._names[at])
-                        continue
-                    heard = self._hear(future, at, number, request)
-                    if heard is None and asked[at] < rules.attempts:
-                        ask(at)
-                    elif heard is not None:
-                        settled.add(at)
-                        if heard.header.kind != "refusal" and (use is None or use(at, heard)):
-                            good[at] = heard
-            missing = [at for at in positions if at not in settled and at in waiting.values()]
-            if not missing or turn + 1 == rules.attempts or self._quorate(positions, list(good)):
-                break
-            for at in missing:
-                self._record(self._names[at], "asked again", number, {})
-                ask(at)
-        for future, at in waiting.items():
-            if at not in settled:
-                self._record(self._names[at], "missing", number, {"reason": "no reply in time"})
-            self._late[future] = self._names[at]
-        return good
-
-    def _hear(self, future: "Future[bytes]", at: int, number: int, request: bytes) -> Envelope | None:
-        """The authentic reply of the site at this position to this request, None where there is none in what came."""
-        name = self._names[at]
-        if (error := future.exception()) is not None:
-            self._record(name, "lost", number, {"reason": type(error).__name__})
-            return None
-        try:
-            envelope = decode(future.result(), self._roster, recipient=COORDINATOR)
-            header, asked = envelope.header, header_of(request)
-            if header.sender != name:
-                raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
-            self._guard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
-            kind = {"train": "update", "evaluate": "metrics", "describe": "description"}[asked.kind]
-            if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
-                raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
-        except Refused as refusal:
-            self._record(name, "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
-            return None
-        if header.kind == "refusal":
-            about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
-            log.warning("site %s did not take part in round %d: %s", name, number, about["reason"])
-            self._record(name, "declined", number, about)
-        return envelope
-
-    def _hear_late(self, future: "Future[bytes]", name: str) -> None:
-        """Records what came when nobody waited for it."""
-        if future.cancelled() or future.exception() is not None:
-            return
-        about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
-        with contextlib.suppress(Refused):
-            header = decode(future.result(), self._roster, recipient=COORDINATOR).header
-            about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
-        self._record(name, "refused", self._guard.round, about)
-
-    def _sweep(self) -> None:
-        for future in [f for f in self._late if f.done()]:
-            self._hear_late(future, self._late.pop(future))
-
-    def _quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
-        sizes = self.clients.sizes
-        return len(here) >= self._needed(len(positions)) and bool(
-            sizes[list(here)].sum() >= self.rules.share * sizes[list(positions)].sum()
-        )
-
-    def _needed(self, sites: int) -> int:
-        """How many of so many sites must report."""
-        return sites // 2 + 1 if self.rules.quorum is None else min(self.rules.quorum, sites)
-
-    def _check_quorum(self, number: int, positions: Any, here: list[int], what: str) -> None:
-        """Raises `Paused` where those here are too few."""
-        positions = [int(p) for p in positions]
-        if here and self._quorate(positions, here):
-            return
-        missing, needed = ", ".join(self._names[p] for p in positions if p not in here), self._needed(len(positions))
-        self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions)})
-        raise Paused(
-            f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "
-            f"of the examples must. Missing: {missing[:500]}. The state is unchanged: see the audit log, and run the round again."
-        )
-
-    def _request(
-        self, kind: str, number: int, e: int, state: State | None, version: np.ndarray, body: dict[str, Any], fields: dict[str, Scalar]
-    ) -> bytes:
-        """The signed request, one for all sites."""
-        if state is not None:
-            new = bool((version == 0).any() and jax.tree.leaves(self._first))
-            if self._first is None:
-                raise ValueError(
-                    "this federation has not made a state yet: call init() with the run's key and params, also before resuming"
-                )
-            fields = {"sites": len(version), "first": new, **fields}
-            body = {**body, "sites": {"address": self.clients.addresses, "version": version.astype(np.int32)}}
-            body |= {"first": self._first} if new else {}
-            if kind == "train":
-                words = np.asarray(jax.random.key_data(state.key)).astype("<u4")
-                fields |= {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(state.key))}
-        self._said = max(time.time_ns(), self._said + 1)
-        header = Header(
-            kind=kind, run=self.run_name, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
-            created_unix_ms=int(time.time() * 1000), config=self.study.hash, fields=fields,
-        )  # fmt: skip
-        request = encode(header, named(body), self._key)
-        self._record(
-            COORDINATOR, "asked", number, {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest}
-        )
-        return request
-
-    def _describe(self) -> list[dict[str, Any]]:
-        """What every site says of itself: now, or, where it does not answer, as it said before."""
-        path = None if self._folder is None else self._folder / f"{self.run_name}-sites.json"
-        known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
-        request = self._request("describe", 0, 0, None, np.zeros(0), {}, {})
-        self.clients = Sites(self._names, [{"examples": 1, "data": ""}] * len(self._names))
-        now = {self._names[at]: dict(h.header.fields) for at, h in self._collect(request, 0, list(range(len(self._names)))).items()}
-        if missing := [name for name in self._names if name not in now and name not in known]:
-            raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why")
-        for name, about in now.items():
-            examples: Any = about.get("examples")
-            if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
-                raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
-        found = {name: known[name] if name in known else now[name] for name in self._names}
-        schemas = {name: about["schema"] for name, about in {**found, **now}.items()}
-        if odd := [name for name, schema in schemas.items() if schema != schemas[self._names[0]]]:
-            raise ValueError(f"{', '.join(odd)} have other columns, shapes or dtypes than {self._names[0]}; all sites need the same")
-        if path is not None and found != known:
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(found))
-            os.replace(fresh, path)
-        return [found[name] for name in self._names]
 
     def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
         if self._log is not None:
@@ -490,73 +228,6 @@ class Federation:
             found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local)
             return found, found.keys
         return transport, {}
-
-
-class _Server(NamedTuple):
-    """The server's part of a round, compiled; all but the last two by exchange."""
-
-    sent: list[Any]  # the shapes of what a site sends
-    broadcast: list[Any]
-    receive: list[Any]
-    conclude: list[Any]
-    zero: Any
-    add: Any
-
-
-@lru_cache(maxsize=16)
-def _server(composed: Round) -> _Server:
-    exchanges = range(len(composed.algorithm.exchanges))
-    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
-    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
-
-    def sent(e: int, server: Any, uplink: Any, kept: Any, key: Key) -> Any:
-        exchange = composed.algorithm.exchanges[e]
-        message = exchange.broadcast(server)
-        carry = exchange.client.begin(message, kept.own, key)
-        return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
-
-    def add(acc: Any, update: Any, weight: Array, place: Array) -> Any:
-        return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return _Server(
-        sent=[jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges],
-        broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
-        receive=[jax.jit(partial(composed.receive, e)) for e in exchanges],
-        conclude=[jax.jit(partial(composed.conclude, e)) for e in exchanges],
-        zero=jax.jit(composed.aggregator.zero, static_argnums=1),
-        add=jax.jit(add),
-    )
-
-
-class _Result(NamedTuple):
-    """What came of an exchange."""
-
-    state: State
-    places: list[int]  # of the cohort: whose reports counted
-    metrics: dict[str, Any]
-
-
-def _metrics(header: Header) -> dict[str, Any]:
-    """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `clients` alone is a sum."""
-    fields = {name: _float(value) for name, value in header.fields.items() if name not in _NO_METRICS}
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        weight: Any = np.float32(fields.get(f"{name}.weight", 0))
-        if "." not in name:
-            total: Any = np.float32(value)
-            found[name] = Mean(total, weight) if f"{name}.weight" in fields else Sum(total)
-    return found
-
-
-def _float(value: Any) -> float:
-    """A field that should be a number; NaN where it is none."""
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _sum(value: Any) -> Sum:
-    total: Any = np.float32(value)
-    return Sum(total)
 
 
 def _own_key(folder: Path | None) -> SiteKey:

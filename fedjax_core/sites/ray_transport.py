@@ -25,7 +25,8 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from fedjax_core.sites.identity import PublicKey
 from fedjax_core.sites.ray_security import InsecureRay, on_loopback, preflight
-from fedjax_core.sites.site import Site, SiteFile
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 
 NAMESPACE = "fedjax_core"

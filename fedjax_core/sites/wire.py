@@ -38,6 +38,9 @@ from fedjax_core.sites.base import NAME, Refused, Scalar, dumps, is_scalar, load
 from fedjax_core.sites.identity import Roster, SiteKey
 from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, pack, unpack
 
+COORDINATOR, SITES = "coordinator", "sites"
+"""The names of who asks and of whom is asked: a broadcast is one message for all sites."""
+
 SCHEMA = 1
 MAGIC = b"fjx-env\x01"
 _PURPOSE, _SIGNATURE, _ALIGN = "envelope", 64, 16

@@ -9,7 +9,8 @@ from fedjax_core import Clients, Simulator
 from fedjax_core.round import Kept
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.site import Site, SiteFile
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess
 from tests.sites.faulty import Faulty
@@ -58,7 +59,7 @@ def federation(composed, kind="classes", *, fault=None, files=None, folder=None,
 def whole(fed, sites, state):
     """The state with what sites keep in the place of its versions: what the simulator's state is."""
     versions = np.asarray(state.clients.version)
-    first = fed._first
+    first = fed._requests.first
     rows = [site.kept(fed.run_name, int(v)) if v else first for site, v in zip(sites, versions, strict=True)]
     return state._replace(clients=Kept(*jax.tree.map(lambda *x: np.stack(x), *rows)))
 

@@ -11,6 +11,7 @@ import fedjax_core as fc
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Paused, Rules
+from fedjax_core.sites.request import About
 from fedjax_core.sites.wire import header_of
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
 from tests.test_contracts import assert_close, assert_equal
@@ -102,13 +103,13 @@ def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
     with federation(stateful, folder=tmp_path) as (fed, sites, transport):
         fed.init(jax.random.key(1))
         state = fed.init(jax.random.key(1))
-        raw = fed._request("train", 0, 0, state, np.zeros(4, np.int32), {"message": 1}, {})
+        raw = fed._requests.write("train", 0, about=About(state, np.zeros(4, np.int32)), body={"message": 1}, draws=True)
         cases = {
             "not-an-envelope": b"hello, site",
             "pickle-payload": b"\x80\x04N.",
             "bad-signature": transport.sent[0].replace(b'"exchange":0', b'"exchange":1'),
             "wrong-structure": raw,
-            "wrong-kind": fed._request("shell", 0, 0, None, np.zeros(0), {}, {}),
+            "wrong-kind": fed._requests.write("shell", 0),
         }
         for code, request in cases.items():
             answer = header_of(sites[0].handle(request))

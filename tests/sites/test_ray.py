@@ -14,7 +14,7 @@ import fedjax_core as fc
 from fedjax_core.data.sources.heart_disease import HOSPITALS
 from fedjax_core.sites.ray_security import InsecureRay
 from fedjax_core.sites.ray_transport import NAMESPACE
-from fedjax_core.sites.site import SiteFile
+from fedjax_core.sites.site_file import SiteFile
 from tests.experiments.test_heart_golden import STEPS, golden, study
 
 __all__ = ["golden", "study"]

@@ -9,7 +9,7 @@ import fedjax_core as fc
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.keep import Keep, LostState
-from fedjax_core.sites.site import SiteFile
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
 
 FILE = """

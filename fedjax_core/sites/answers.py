@@ -1,0 +1,106 @@
+"""What a site does for each kind of request: `ANSWERS`, the table by which both ends know the kinds.
+
+    train       its part of an exchange: what goes up, in the form that the uplink gives it
+    evaluate    sums of the metrics over its examples
+    describe    what the coordinator has to know before the first round
+
+Another kind is one more function in a file of its own, and one more line here. A function gets the site and a request that is
+authentic, in time, of the site's own study and allowed by its policy; it returns `site.reply(...)`, or raises a `Refused`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core import keys
+from fedjax_core.sites import local, request
+from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.request import BadRequest
+from fedjax_core.sites.tensors import named, place
+from fedjax_core.sites.wire import Envelope
+
+if TYPE_CHECKING:
+    from fedjax_core.sites.site import Site
+
+_client_key = jax.jit(keys.client)
+
+
+class NotFiniteHere(Refused):
+    """Training at the site gave NaN or an infinity, so nothing is sent."""
+
+    code = "not-finite"
+
+
+class Answer(NamedTuple):
+    """How one kind of request is answered."""
+
+    reply: str
+    """The kind of the reply."""
+    leaving: tuple[str, ...]
+    """The fields of the reply that the site's policy is asked for, beside the metrics."""
+    compute: Callable[["Site", Envelope], bytes]
+
+
+def train(site: "Site", envelope: Envelope) -> bytes:
+    """The site's part of an exchange: what goes up, in the form that the uplink gives it."""
+    header, composed = envelope.header, site.study.round
+    e = header.exchange
+    if not e < len(composed.algorithm.exchanges):
+        raise BadRequest(f"the study has {len(composed.algorithm.exchanges)} exchanges a round")
+    found = place(
+        envelope.tensors, {"message": site.messages[e], "uplink": site.uplink[e], **request.about_sites(header, site.kept_shapes)}
+    )
+    version, keep = request.version(found, site.clients.addresses[0]), site.keep(header.run)
+    if version == 0 and jax.tree.leaves(site.kept_shapes):
+        if "first" not in found:
+            raise BadRequest("the request does not say what a site keeps before its first round")
+        keep.write(0, found["first"])
+    kept = keep.read(version, site.kept_shapes)
+    client_key = _client_key(request.draws(header), np.int32(header.round), site.clients.addresses[0])
+    seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, client_key, header.round)
+    sent, weight, now, fine, metrics = jax.device_get(tuple(seen))
+    tensors, weight = named(sent), float(weight)
+    if not (fine and math.isfinite(weight)):
+        raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
+    fields: dict[str, Scalar] = {"weight": weight, "examples": site.clients.examples, "data": site.data}
+    if site.about.data_was is not None:
+        fields["data_was"] = site.about.data_was
+    for name, metric in metrics.items():
+        fields |= site.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
+    reply = site.reply(header, fields, tensors)
+    keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
+    return reply
+
+
+def evaluate(site: "Site", envelope: Envelope) -> bytes:
+    """Sums of the metrics over the site's examples; where clients keep a model of their own, of the site's."""
+    header, algorithm = envelope.header, site.study.round.algorithm
+    batch = request.count(header, "batch")
+    model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
+    found = place(envelope.tensors, model | request.about_sites(header, site.kept_shapes))
+    if algorithm.personal is None:
+        params = found["params"]
+    else:
+        version = request.version(found, site.clients.addresses[0])
+        kept = found["first"] if version == 0 and "first" in found else site.keep(header.run).read(version, site.kept_shapes)
+        params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
+    fields: dict[str, Scalar] = {"examples": site.clients.examples}
+    for name, total in local.totals(algorithm.task, params, site.clients, batch).items():
+        fields |= site.metric(name, {"total": total})
+    return site.reply(header, fields)
+
+
+def describe(site: "Site", envelope: Envelope) -> bytes:
+    """What the coordinator has to know before the first round."""
+    return site.reply(envelope.header, {"examples": site.clients.examples, "data": site.data, "schema": site.schema})
+
+
+ANSWERS: Mapping[str, Answer] = {
+    "train": Answer("update", ("examples", "data", "weight"), train),
+    "evaluate": Answer("metrics", ("examples",), evaluate),
+    "describe": Answer("description", ("examples", "data"), describe),
+}

@@ -1,0 +1,189 @@
+"""The waiting for replies: who is asked again, who is late or lost, and how many are enough.
+
+    ask all ─► a reply ─► authentic? this request's? heard once? ─► use ─► settled
+                 └ damaged, lost: ask again        └ refused: recorded, settled
+
+Time has one rule: an exchange waits for its cohort until nothing has come for `idle_seconds`, or until its deadline. Below the quorum those
+who are missing are asked again, and then `Paused` is raised.
+"""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.sites.answers import ANSWERS
+from fedjax_core.sites.base import Refused, Scalar, shown
+from fedjax_core.sites.guard import Guard
+from fedjax_core.sites.identity import Roster
+from fedjax_core.sites.request import Record
+from fedjax_core.sites.transport import Transport
+from fedjax_core.sites.wire import COORDINATOR, Envelope, decode, header_of
+
+log = logging.getLogger("fedjax_core")
+
+
+class Paused(RuntimeError):
+    """Too few sites reported. Nothing was averaged: the state is what it was, and the round can be run again."""
+
+
+class WrongSender(Refused):
+    """The reply of another site than the one that was asked."""
+
+    code = "wrong-sender"
+
+
+class WrongReply(Refused):
+    """The reply is to another request, or of another kind."""
+
+    code = "wrong-reply"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long an exchange waits, and for how many."""
+
+    quorum: int | None = None
+    """So many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
+    share: float = 0.0
+    """And they must have this share of the cohort's examples."""
+    deadline_seconds: float = 3600.0
+    """So long an exchange waits for its cohort, at most."""
+    idle_seconds: float | None = None
+    """So long it waits from one reply to the next."""
+    enough: int | None = None
+    """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
+    attempts: int = 2
+    """How often a site is asked, where its reply was damaged or lost, and how often those missing are waited for."""
+    max_weight: float | None = None
+    """Of one report; None: the site's number of examples, or 1 where that is less."""
+    max_norm: float = math.inf
+    """Of the numbers sent by one site."""
+
+
+class Collector:
+    """Asks sites, by their positions, and hears their replies."""
+
+    def __init__(self, run: str, names: Sequence[str], transport: Transport, roster: Roster, rules: Rules, record: Record) -> None:
+        self.names, self.rules = list(names), rules
+        self.sizes = np.ones(len(self.names), np.int64)
+        """Examples of each site, once they are known."""
+        self._transport, self._roster, self._record = transport, roster, record
+        self._guard = Guard(run, 0)
+        self._late: dict[Future[bytes], str] = {}
+
+    def begin(self, number: int) -> None:
+        """It is now round `number`: what comes of another is refused, and so is what comes late."""
+        self._guard = self._guard.at(number)
+        for future in [f for f in self._late if f.done()]:
+            self._hear_late(future, self._late.pop(future))
+
+    def collect(
+        self, request: bytes, number: int, positions: list[int], use: Callable[[int, Envelope], bool] | None = None
+    ) -> dict[int, Envelope]:
+        """The replies that count, by the sites' positions: all of them, or reports that are of `use`."""
+        rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
+        good: dict[int, Envelope] = {}
+        asked = dict.fromkeys(positions, 0)
+        settled: set[int] = set()
+        waiting: dict[Future[bytes], int] = {}
+
+        def ask(at: int) -> None:
+            asked[at] += 1
+            waiting[self._transport.send(self.names[at], request)] = at
+
+        for at in positions:
+            ask(at)
+        for turn in range(rules.attempts):
+            until = time.monotonic() + rules.deadline_seconds
+            while waiting and len(good) < most:
+                left = until - time.monotonic()
+                done, _ = wait(waiting, max(0.0, left if rules.idle_seconds is None else min(left, rules.idle_seconds)), FIRST_COMPLETED)
+                if not done:
+                    break
+                for future in sorted(done, key=lambda f: waiting[f]):
+                    at = waiting.pop(future)
+                    if at in settled:  # asked twice, and answered twice
+                        self._hear_late(future, self.names[at])
+                        continue
+                    heard = self._hear(future, at, number, request)
+                    if heard is None and asked[at] < rules.attempts:
+                        ask(at)
+                    elif heard is not None:
+                        settled.add(at)
+                        if heard.header.kind != "refusal" and (use is None or use(at, heard)):
+                            good[at] = heard
+            missing = [at for at in positions if at not in settled and at in waiting.values()]
+            if not missing or turn + 1 == rules.attempts or self.quorate(positions, list(good)):
+                break
+            for at in missing:
+                self._record(self.names[at], "asked again", number, {})
+                ask(at)
+        for future, at in waiting.items():
+            if at not in settled:
+                self._record(self.names[at], "missing", number, {"reason": "no reply in time"})
+            self._late[future] = self.names[at]
+        return good
+
+    def _hear(self, future: "Future[bytes]", at: int, number: int, request: bytes) -> Envelope | None:
+        """The authentic reply of the site at this position to this request, None where there is none in what came."""
+        name = self.names[at]
+        if (error := future.exception()) is not None:
+            self._record(name, "lost", number, {"reason": type(error).__name__})
+            return None
+        try:
+            envelope = decode(future.result(), self._roster, recipient=COORDINATOR)
+            header, asked = envelope.header, header_of(request)
+            if header.sender != name:
+                raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
+            self._guard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            kind = ANSWERS[asked.kind].reply
+            if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
+                raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
+        except Refused as refusal:
+            self._record(name, "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
+            return None
+        if header.kind == "refusal":
+            about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
+            log.warning("site %s did not take part in round %d: %s", name, number, about["reason"])
+            self._record(name, "declined", number, about)
+        return envelope
+
+    def _hear_late(self, future: "Future[bytes]", name: str) -> None:
+        """Records what came when nobody waited for it."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
+        with contextlib.suppress(Refused):
+            header = decode(future.result(), self._roster, recipient=COORDINATOR).header
+            about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
+        self._record(name, "refused", self._guard.round, about)
+
+    def quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
+        """Whether those here are enough of those asked."""
+        sizes = self.sizes
+        return len(here) >= self._needed(len(positions)) and bool(
+            sizes[list(here)].sum() >= self.rules.share * sizes[list(positions)].sum()
+        )
+
+    def _needed(self, sites: int) -> int:
+        """How many of so many sites must report."""
+        return sites // 2 + 1 if self.rules.quorum is None else min(self.rules.quorum, sites)
+
+    def check_quorum(self, number: int, positions: Any, here: list[int], what: str) -> None:
+        """Raises `Paused` where those here are too few."""
+        positions = [int(p) for p in positions]
+        if here and self.quorate(positions, here):
+            return
+        missing, needed = ", ".join(self.names[p] for p in positions if p not in here), self._needed(len(positions))
+        self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions)})
+        raise Paused(
+            f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "
+            f"of the examples must. Missing: {missing[:500]}. The state is unchanged: see the audit log, and run the round again."
+        )

@@ -1,0 +1,58 @@
+"""The sites as a run sees them: how many, with how many examples, and what each says of itself before the first round."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites.collect import Collector, Paused
+from fedjax_core.sites.request import Requests
+
+
+def addresses(names: Sequence[str]) -> np.ndarray:
+    """[N, 2] uint32: each site's, of which its draws are made."""
+    return Clients({"x": np.zeros(len(names))}, np.arange(len(names) + 1), list(names)).addresses
+
+
+class Sites:
+    """The sites as a run sees them: how many, with how many examples."""
+
+    def __init__(self, ids: Sequence[str], about: Sequence[Mapping[str, Any]]) -> None:
+        self.ids = np.array(list(ids))
+        self.sizes = np.array([one["examples"] for one in about], np.int64)
+        self.data = {name: str(one["data"]) for name, one in zip(ids, about, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all sites' names and fingerprints."""
+        return hashlib.sha256(json.dumps(self.data).encode()).hexdigest()[:16]
+
+
+def describe(collector: Collector, requests: Requests, path: Path | None) -> list[dict[str, Any]]:
+    """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`."""
+    names = collector.names
+    known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    heard = collector.collect(requests.write("describe", 0), 0, list(range(len(names))))
+    now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
+    if missing := [name for name in names if name not in now and name not in known]:
+        raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why")
+    for name, about in now.items():
+        examples: Any = about.get("examples")
+        if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
+            raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
+    found = {name: known[name] if name in known else now[name] for name in names}
+    schemas = {name: about["schema"] for name, about in {**found, **now}.items()}
+    if odd := [name for name, schema in schemas.items() if schema != schemas[names[0]]]:
+        raise ValueError(f"{', '.join(odd)} have other columns, shapes or dtypes than {names[0]}; all sites need the same")
+    if path is not None and found != known:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(found))
+        os.replace(fresh, path)
+    return [found[name] for name in names]

@@ -1,0 +1,129 @@
+"""What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part of it.
+
+    fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own
+    tensors    sites (address and version of each), first, and the kind's own
+
+A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.round import State
+from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.tensors import named
+from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode, header_of
+from fedjax_core.types import Key
+
+Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
+"""(who, what, round, about): into the audit log, where there is one."""
+
+_MOST = 100_000  # of anything that a request counts
+
+
+class BadRequest(Refused):
+    """The request lacks something that it needs."""
+
+    code = "bad-request"
+
+
+class NotInCohort(Refused):
+    """The request does not list the site."""
+
+    code = "not-in-cohort"
+
+
+class About(NamedTuple):
+    """What a request says of a run: its state, and the version of what each site keeps."""
+
+    state: State
+    version: np.ndarray  # [N] int
+
+
+class Requests:
+    """Writes the coordinator's requests, each signed and recorded."""
+
+    def __init__(self, run: str, config: str, addresses: np.ndarray, key: SiteKey, record: Record) -> None:
+        self.run, self.config, self.addresses = run, config, addresses
+        self.first: Any = None
+        """What a site keeps before its first report; known once the run has a state."""
+        self._key, self._record, self._said = key, record, 0
+
+    def write(
+        self,
+        kind: str,
+        number: int,
+        e: int = 0,
+        *,
+        about: About | None = None,
+        body: Mapping[str, Any] | None = None,
+        fields: Mapping[str, Scalar] | None = None,
+        draws: bool = False,
+    ) -> bytes:
+        """The signed request of round `number`, one for all sites; with `draws` it has the run's key."""
+        said, sent = dict(fields or {}), dict(body or {})
+        if about is not None:
+            if self.first is None:
+                raise ValueError(
+                    "this federation has not made a state yet: call init() with the run's key and params, also before resuming"
+                )
+            new = bool((about.version == 0).any() and jax.tree.leaves(self.first))
+            said |= {"sites": len(about.version), "first": new, **(_draws(about.state.key) if draws else {})}
+            sent |= {
+                "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
+                **({"first": self.first} if new else {}),
+            }
+        self._said = max(time.time_ns(), self._said + 1)
+        header = Header(
+            kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
+            created_unix_ms=int(time.time() * 1000), config=self.config, fields=said,
+        )  # fmt: skip
+        request = encode(header, named(sent), self._key)
+        self._record(
+            COORDINATOR, "asked", number, {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest}
+        )
+        return request
+
+
+def _draws(key: Key) -> dict[str, Scalar]:
+    words = np.asarray(jax.random.key_data(key)).astype("<u4")
+    return {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
+
+
+def draws(header: Header) -> Any:
+    """The run's key: public, as all draws of a run are to be the same as in its simulation."""
+    text, kind = header.fields.get("key"), header.fields.get("key_kind")
+    if not isinstance(text, str) or not isinstance(kind, str):
+        raise BadRequest("the request has no key for the draws of this round")
+    try:
+        return jax.random.wrap_key_data(jax.numpy.asarray(np.frombuffer(bytes.fromhex(text), "<u4")), impl=kind)
+    except (ValueError, TypeError, KeyError):
+        raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
+
+
+def count(header: Header, name: str) -> int:
+    """The field of this name, which is a count."""
+    value = header.fields.get(name)
+    if type(value) is not int or not 0 < value <= _MOST:
+        raise BadRequest(f"the request needs the field {name!r}, a count")
+    return value
+
+
+def about_sites(header: Header, first: Any) -> dict[str, Any]:
+    """The shapes of what every request about a run has: the list of sites, and `first` (given by its shapes) where the header says so."""
+    sites = count(header, "sites")
+    listed = {"address": np.empty((sites, 2), np.uint32), "version": np.empty(sites, np.int32)}
+    return {"sites": listed, **({"first": first} if header.fields.get("first") is True else {})}
+
+
+def version(found: Mapping[str, Any], address: np.ndarray) -> int:
+    """Which version of what it keeps the site is to begin from: that after its last report that counted."""
+    mine = (found["sites"]["address"] == address).all(axis=1)
+    if mine.sum() != 1:
+        raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
+    return int(found["sites"]["version"][mine.argmax()])

@@ -1,0 +1,132 @@
+"""The file that says what a site is: its name, where its data and folder are, its study, policy and keys.
+
+    name = "charite"                      site.toml
+    folder = "/srv/federation"            of its state, ledger and errors
+    data = "/srv/data/heart"              what `Clients.save` wrote, of one client; or "module:function" that gives it
+    study = "heart.study:scaffold"        installed at the site; see study.py
+    arguments = { lr = 0.001 }
+    policy = "policy.toml"                paths are relative to this file
+    key = "keys/charite.key"
+    coordinator = "coordinator.pub"
+    labels = "y"                          column of classes, for the policy's minimum.per_class
+    resources = { charite = 1.0 }         of the Ray node where the site's data is
+
+>>> import tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     path = Path(folder) / "site.toml"
+...     _ = path.write_text('name = "charite"\\ndata = "heart"')
+...     found = SiteFile.read(path)
+...     found.name, found.data == path.parent / "heart", found.folder
+('charite', True, None)
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.data.batches import Order
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites import local, policy
+from fedjax_core.sites.base import check_name, listed
+from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.study import Study, named
+from fedjax_core.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFile:
+    """What a site is, as its staff writes it down; `read` reads the file."""
+
+    name: str
+    data: Any
+    """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients` themselves."""
+    data_was: str | None = None
+    """The fingerprint that the data had before, where they have changed in the middle of a run and are meant to have."""
+    folder: Path | None = None
+    """Where state, ledger and errors are kept; None keeps nothing, for tries in memory."""
+    study: str | None = None
+    """"module:function", installed at the site. None: given at construction, in one's own process or trust domain only."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    policy: Path | None = None
+    """None: the first configuration asked for is the only one, and the usual fields and the task's metrics may leave."""
+    key: Path | None = None
+    """None: one is made in the folder, or in memory."""
+    coordinator: Path | None = None
+    labels: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Of Ray, that the site takes up: a node that has them is where its actor runs."""
+    node: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the Ray node on which the actor runs."""
+    order: Order | None = None
+    """Batches outright, [1, updates, batch size] of the site's own rows."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "the site")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SiteFile":
+        """The site in a TOML file; relative paths begin at the file's folder."""
+        try:
+            found = tomllib.loads(Path(path).read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not TOML: {error}") from None
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "order"]
+        if wrong := sorted(set(found) - set(known)) or sorted({"name", "data"} - set(found)):
+            raise ValueError(f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}")
+        for name in ("folder", "policy", "key", "coordinator"):
+            if name in found:
+                found[name] = Path(path).parent / found[name]
+        if ":" not in found["data"]:
+            found["data"] = Path(path).parent / found["data"]
+        return cls(**found)
+
+
+def load_key(about: SiteFile) -> SiteKey:
+    """The site's key; made where the file names none."""
+    if about.key is not None:
+        key = SiteKey.load(about.key)
+    elif about.folder is None:
+        key = SiteKey.make(about.name)
+    else:
+        path = about.folder / f"{about.name}.key"
+        if not path.exists():
+            SiteKey.make(about.name).save(about.folder)
+        key = SiteKey.load(path)
+    if key.name != about.name:
+        raise ValueError(f"{about.key} is the key of {key.name!r}, not of {about.name!r}")
+    return key
+
+
+def load_data(about: SiteFile) -> Clients:
+    """The site's examples, as one client with the site's name."""
+    found: Any = about.data
+    if isinstance(found, str) and ":" in found:
+        found = named(found)
+    if callable(found) and not isinstance(found, Clients):
+        found = found()
+    if isinstance(found, (str, Path)):
+        found = Clients.open(found, check=True)
+    if isinstance(found, Mapping):
+        found = Clients.from_list([found])
+    if not isinstance(found, Clients) or len(found) != 1:
+        raise ValueError(
+            f"the data of {about.name} must be one client's: columns, Clients of one, or a folder of one that Clients.save wrote"
+        )
+    return Clients(found.columns, found.offsets, [about.name])
+
+
+def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
+    """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
+    task = study.round.algorithm.task
+    columns = local.narrow(jax.tree.map(lambda x: x[:1], clients.columns))
+    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
+    fields = ("weight", "examples", "data", *sorted({"loss", *shapes}))
+    return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
