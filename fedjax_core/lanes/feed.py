@@ -26,6 +26,7 @@ from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.lanes.columns import Column, narrow, target_of
+from fedjax_core.lanes.memory import draws
 from fedjax_core.lanes.pack import Layout, lay_out, pack, slots_bound
 from fedjax_core.lanes.program import Packed, Places
 from fedjax_core.types import Columns
@@ -70,6 +71,12 @@ class Feed:
         first = int(np.argmax(sizes > 0))
         rows = np.arange(self.plan.batch_size) % sizes[first] + self.clients.offsets[first]
         return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[self.kinds[-1]]
+
+    def fill(self, cohort_size: int, lanes: int) -> float:
+        """The share of so many lanes that the steps of such a cohort, drawn at random, fill."""
+        steps = [self.steps[self.kinds[-1]][cohort] for cohort in draws(len(self.clients), cohort_size)]
+        slots = sum(lay_out(np.zeros((0, self.plan.batch_size)), taken, lanes).slots for taken in steps)
+        return sum(int(taken.sum()) for taken in steps) / max(1, slots * lanes)
 
     def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Work]:
         """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much work they are.

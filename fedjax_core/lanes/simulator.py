@@ -42,6 +42,7 @@ from fedjax_core.types import Array, Columns, Key, Params
 
 log = logging.getLogger("fedjax_core")
 
+_USUAL_COHORT = 1000  # where lanes are asked for before any cohort is known
 _STREAMED_BYTES = 1 << 28  # of examples in one dispatch of several rounds
 
 
@@ -121,11 +122,7 @@ class Simulator:
     @property
     def lanes(self) -> int:
         """The number of lanes, over all devices; where it was left to be chosen, that is done when first asked for."""
-        devices = self._placing.devices
-        if self._lanes is None:
-            most = max(1, len(self.clients) // devices)
-            self._lanes = devices * tune.choose(self.round, *self._feed.typical(), most)
-        return -(-self._lanes // devices) * devices
+        return self._lanes_known(min(len(self.clients), _USUAL_COHORT))
 
     @property
     def undecided(self) -> bool:
@@ -268,9 +265,23 @@ class Simulator:
         padded = np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
         return state._replace(clients=rows.read(padded))
 
+    def _lanes_known(self, cohort_size: int) -> int:
+        """The number of lanes, chosen for such cohorts where it is not known."""
+        devices = self._placing.devices
+        if self._lanes is None:
+            chosen = tune.choose(
+                self.round,
+                *self._feed.typical(),
+                max(1, len(self.clients) // devices),
+                rows=self.clients.examples,
+                fill=lambda lanes: self._feed.fill(cohort_size, lanes * devices),
+            )
+            self._lanes = devices * chosen
+        return -(-self._lanes // devices) * devices
+
     def _lanes_for(self, cohort_size: int) -> int:
         """More lanes than clients would only idle."""
-        return min(self.lanes, -(-cohort_size // self._placing.devices) * self._placing.devices)
+        return min(self._lanes_known(cohort_size), -(-cohort_size // self._placing.devices) * self._placing.devices)
 
     def _round_of(self, state: State) -> int:
         """The round a state is at; for the state that the last call gave back, without waiting for the device."""

@@ -3,7 +3,8 @@
     from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
 
 Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit the cache. What is timed is
-one exchange as the simulator runs it, over made-up clients whose numbers of steps are spread as the real ones' are.
+one exchange as the simulator runs it, over made-up clients whose numbers of steps are spread as the real ones' are, and whose examples lie
+all over as much memory. That is a step's time in lanes that are full; it counts as much longer as lanes of a real cohort are emptier.
 
 >>> best({1: 4.0, 2: 3.0, 4: 3.5})
 2
@@ -32,21 +33,31 @@ _BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; with none, 
 _RUN_SECONDS = 0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
 _VISITS = 4  # made-up clients a lane
 _MOST_STEPS = 16  # of one of them
+_EXAMPLES_BYTES = 32 << 20  # of made-up examples: with all of them in the cache, few lanes look faster than they are
 
 _CLOSE = 1.01  # fewer lanes are taken where more are no faster than this
 
 
-def choose(composed: Round, examples: Columns, steps: np.ndarray, most: int) -> int:
-    """The number of lanes for one device, at most `most`; `examples` is one batch [B, ...], `steps` [N] how many each client takes."""
+def choose(
+    composed: Round, examples: Columns, steps: np.ndarray, most: int, *, rows: int = 0, fill: Callable[[int], float] = lambda lanes: 1.0
+) -> int:
+    """The number of lanes for one device, at most `most`.
+
+    `examples` is one batch [B, ...], `steps` [N] how many each client takes, `rows` the examples of all clients, and `fill` the share of
+    so many lanes that a round's work fills.
+    """
     if not _BUDGET_SECONDS:
         return max(1, min(guess(composed), most))
     steps = steps[steps > 0] if (steps > 0).any() else np.ones(1, np.int64)
     steps = np.clip(np.quantile(steps, (np.arange(32) + 0.5) / 32).round().astype(np.int64), 1, _MOST_STEPS)
-    question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most}"
+    rows = min(rows, _EXAMPLES_BYTES * len(jax.tree.leaves(examples)[0]) // max(1, tree.nbytes(examples)))
+    begin = guess(composed)
+    filled = [round(fill(lanes), 3) for lanes in (begin, 2 * begin)]
+    question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most} rows {rows} fill {filled}"
     known = notebook.recall(question)
     if known is None:
         start = time.perf_counter()
-        seconds = climb(guess(composed), most, lambda lanes: _time(composed, examples, steps, lanes))
+        seconds = climb(begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows) / fill(lanes))
         known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
         log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
         notebook.note(question, known)
@@ -91,15 +102,17 @@ def best(seconds: dict[int, float]) -> int:
     return min(lanes for lanes, s in seconds.items() if s <= limit)
 
 
-def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int) -> float:
+def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, rows: int = 0) -> float:
     """Seconds for one local step of one client, in so many lanes, where clients take these numbers of steps.
 
     Slots in which a lane idles count as steps: the few clients here leave more of them than a cohort does.
     """
     K, B = max(8, lanes * _VISITS), jax.tree.leaves(examples)[0].shape[0]
     each = np.resize(steps[np.random.default_rng(0).permutation(len(steps))], K)
-    examples = jax.tree.map(jnp.asarray, examples)
-    layout = lay_out(np.tile(np.arange(B, dtype=np.int32), (each.sum(), 1)), each, lanes)
+    rows = max(B, rows)
+    examples = jax.tree.map(lambda x: jnp.resize(x, (rows, *x.shape[1:])), examples)
+    first = np.repeat(np.random.default_rng(1).integers(0, rows - B + 1, K), each)
+    layout = lay_out((first[:, None] + np.arange(B)).astype(np.int32), each, lanes)
     schedule = pack(layout, K, lanes, 1, layout.slots)
     places = program.Places(
         np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), (B * each).astype(np.float32), np.ones(K, np.float32)
