@@ -4,9 +4,9 @@
     python scripts/bench_memory.py --cases data scaffold
 
 On a device that counts its memory, the most in use less what was in use before the simulator was made; on a CPU, the same of resident
-memory, in a process of its own that reads its programs from a cache, since the compiler takes memory too. A CPU's number therefore also
-has what the host holds, such as packed rounds. glibc is told to have one arena and to give back at once what it is given: left to itself, it
-keeps up to twice the memory of the CNN below for later.
+memory, in a process of its own that reads its programs from a cache, since the compiler takes memory too. A CPU's number therefore has
+what the host holds as well, such as packed rounds. glibc is told to have one arena and to give back at once what it is given: left to
+itself, it keeps up to twice the memory of the CNN below for later.
 """
 
 import itertools

@@ -1,9 +1,10 @@
 """What a round costs as things grow: clients a round, the population, the model, devices; and what compiling costs.
 
-    python scripts/bench_scale.py                                      everything: 5 minutes on two idle cores, 1.3 GB in a temporary folder
+    python scripts/bench_scale.py                                      everything: 9 minutes on two idle cores, 1.3 GB in a temporary folder
     python scripts/bench_scale.py --parts clients compile
     python scripts/bench_scale.py --parts population --populations 1000 100000
 
+lanes        the number of lanes that "auto" chooses beside fixed numbers, on every workload: at most 10 % slower than the best of them
 clients      ten times the clients a round, of one population: time at most 10.5 times
 population   the same cohort size, of 1,000 clients and of a million in memory-mapped files: time within 10 %, resident memory within 20 %
 model        perceptrons of several widths, beside the limit of bench_engine.py
@@ -41,8 +42,8 @@ FEATURES, CLASSES = 16, 10  # of the clients in files
 class Settings:
     """What to measure, and how large."""
 
-    parts: tuple[str, ...] = ("clients", "population", "model", "devices", "compile")
-    """Any of clients, population, model, devices, compile."""
+    parts: tuple[str, ...] = ("lanes", "clients", "population", "model", "devices", "compile")
+    """Any of lanes, clients, population, model, devices, compile."""
     turns: int = 7
     """How often each case has its turn."""
     seconds: float = 0.5
@@ -53,6 +54,10 @@ class Settings:
     """Clients a round."""
     populations: tuple[int, ...] = (1_000, 1_000_000)
     """Clients altogether; 500 of them a round."""
+    workloads: tuple[str, ...] = tuple(bench.WORKLOADS)
+    """On which lanes are chosen."""
+    fixed: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Numbers of lanes to choose from; beyond the chosen one, those up to four times more and four times fewer have their turn."""
     widths: tuple[int, ...] = (64, 256, 1024)
     """Of the perceptron's two hidden layers."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
@@ -61,6 +66,19 @@ class Settings:
     """Of which the programs are counted."""
     started: str = "transformer"
     """The workload that is started twice."""
+
+
+def lanes(name: str, settings: Settings) -> tuple[int, dict[str, np.ndarray]]:
+    """The number that is chosen, and seconds an example for it and for its neighbours."""
+    workload = bench.WORKLOADS[name]
+    data, turns = workload.data(), {}
+    made, state = engine.simulator(name, workload, data, 0)
+    turns["auto"] = timing.turn_of(engine.rounds(made, state, workload.cohort), settings.seconds)
+    chosen = made.lanes
+    for fixed in (n for n in settings.fixed if chosen / 4 <= n <= 4 * chosen and n != chosen):
+        made, state = engine.simulator(name, workload, data, fixed)
+        turns[str(fixed)] = timing.turn_of(engine.rounds(made, state, workload.cohort), settings.seconds)
+    return chosen, timing.alternate(turns, settings.turns)
 
 
 def clients(settings: Settings) -> dict[str, np.ndarray]:
@@ -206,7 +224,18 @@ def main(settings: Settings) -> None:
         print(call(timing.header))
     for part in settings.parts:
         timing.say(f"{part} ...")
-        if part == "clients":
+        if part == "lanes":
+            table = Table("workload", "lanes chosen", "examples/s", "spread", "best fixed", "chosen / best", "spread of that", "target")
+            for name in settings.workloads:
+                with timing.process() as call:
+                    chosen, found = call(lanes, name, settings)
+                best = min(found, key=lambda n, found=found: float(np.median(found[n])))
+                ratio = found[best] / found["auto"]
+                judged = timing.verdict(float(np.median(ratio)), least=0.9)
+                fixed = str(chosen) if best == "auto" else best
+                table.add_row(name, str(chosen), *timing.spread(1 / found["auto"], ",.0f"), fixed, *timing.spread(ratio, ".2f"), judged)
+            timing.show(table)
+        elif part == "clients":
             with timing.process() as call:
                 found = call(clients, settings)
             timing.show(growth("clients a round", found, most=10.5, times=10))
@@ -242,7 +271,7 @@ def main(settings: Settings) -> None:
             table.add_row("second / first", f"{second / first:.2f}", timing.verdict(second / first, most=0.5))
             timing.show(table)
         else:
-            raise ValueError(f"there is no part {part!r}: choose from clients, population, model, devices, compile")
+            raise ValueError(f"there is no part {part!r}: choose from lanes, clients, population, model, devices, compile")
 
 
 if __name__ == "__main__":

@@ -100,10 +100,19 @@ def test_the_engines_table(engine, tiny, capsys):
 def test_scales_tables(tiny, capsys):
     import bench_scale
 
-    small = {"cohorts": (2, 4), "populations": (10, 20), "widths": (4,), "devices": (1, 2), "rounds": 12, "started": "synth"}
+    small = {
+        "cohorts": (2, 4),
+        "populations": (10, 20),
+        "widths": (4,),
+        "devices": (1, 2),
+        "rounds": 12,
+        "started": "synth",
+        "workloads": ("mlp",),
+        "fixed": (1, 2),
+    }
     bench_scale.main(bench_scale.Settings(turns=1, seconds=0.001, **small))
     out = capsys.readouterr().out
-    for title in ("clients a round", "clients altogether", "resident MB", "hidden layers of", "devices", "started again"):
+    for title in ("lanes chosen", "clients a round", "clients altogether", "resident MB", "hidden layers of", "devices", "started again"):
         assert title in out
 
 
