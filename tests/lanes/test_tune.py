@@ -65,7 +65,7 @@ def test_lanes_that_a_cohort_leaves_empty_count_as_slower(measured, monkeypatch)
     monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows: 1 / lanes)  # the more, the faster, were they full
     examples, steps = {"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, np.full(100, 5)
     composed = build().round
-    assert tune.choose(composed, examples, steps, 100, fill=lambda lanes: min(1.0, 8 / lanes)) == 8
+    assert tune.choose(composed, examples, steps, 100, fill=lambda lanes: min(1.0, (8 / lanes) ** 2)) == 8
     assert tune.choose(composed, examples, steps, 100) > 8
 
 
