@@ -23,7 +23,7 @@ from fedjax_core.sites.base import Refused, Scalar, shown
 from fedjax_core.sites.guard import Guard
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.request import Record
-from fedjax_core.sites.transport import Transport
+from fedjax_core.sites.transport import Reply, Transport, bring
 from fedjax_core.sites.wire import COORDINATOR, Envelope, decode, header_of
 
 log = logging.getLogger("fedjax_core")
@@ -76,7 +76,8 @@ class Collector:
         """Examples of each site, once they are known."""
         self._transport, self._roster, self._record = transport, roster, record
         self._guard = Guard(run, 0)
-        self._late: dict[Future[bytes], str] = {}
+        self._late: dict[Future[Reply], str] = {}
+        self._counted: dict[int, Future[Reply]] = {}
 
     def begin(self, number: int) -> None:
         """It is now round `number`: what comes of another is refused, and so is what comes late."""
@@ -85,14 +86,23 @@ class Collector:
             self._hear_late(future, self._late.pop(future))
 
     def collect(
-        self, request: bytes, number: int, positions: list[int], use: Callable[[int, Envelope], bool] | None = None
+        self,
+        request: bytes,
+        number: int,
+        positions: list[int],
+        use: Callable[[int, Envelope], bool] | None = None,
+        skip: Callable[[int], None] | None = None,
     ) -> dict[int, Envelope]:
-        """The replies that count, by the sites' positions: all of them, or reports that are of `use`."""
+        """The replies that count, by the sites' positions: all of them, or, without their tensors, reports that are of `use`.
+
+        `skip` is told of a site that has answered, or failed for good, without such a reply.
+        """
+        self._counted = {}
         rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
         good: dict[int, Envelope] = {}
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
-        waiting: dict[Future[bytes], int] = {}
+        waiting: dict[Future[Reply], int] = {}
 
         def ask(at: int) -> None:
             asked[at] += 1
@@ -117,8 +127,13 @@ class Collector:
                         ask(at)
                     elif heard is not None:
                         settled.add(at)
+                        self._counted[at] = future
                         if heard.header.kind != "refusal" and (use is None or use(at, heard)):
-                            good[at] = heard
+                            good[at] = heard if use is None else heard._replace(tensors={})
+                            continue
+                        del self._counted[at]
+                    if skip is not None and at not in waiting.values():
+                        skip(at)
             missing = [at for at in positions if at not in settled and at in waiting.values()]
             if not missing or turn + 1 == rules.attempts or self.quorate(positions, list(good)):
                 break
@@ -131,14 +146,20 @@ class Collector:
             self._late[future] = self.names[at]
         return good
 
-    def _hear(self, future: "Future[bytes]", at: int, number: int, request: bytes) -> Envelope | None:
+    def again(self, at: int) -> Envelope:
+        """The reply of the site at this position that was of use, brought and read once more; raises what comes of that."""
+        return decode(bring(self._counted[at]), self._roster, recipient=COORDINATOR)
+
+    def _hear(self, future: "Future[Reply]", at: int, number: int, request: bytes) -> Envelope | None:
         """The authentic reply of the site at this position to this request, None where there is none in what came."""
         name = self.names[at]
-        if (error := future.exception()) is not None:
+        try:
+            raw = bring(future)
+        except Exception as error:
             self._record(name, "lost", number, {"reason": type(error).__name__})
             return None
         try:
-            envelope = decode(future.result(), self._roster, recipient=COORDINATOR)
+            envelope = decode(raw, self._roster, recipient=COORDINATOR)
             header, asked = envelope.header, header_of(request)
             if header.sender != name:
                 raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
@@ -155,13 +176,13 @@ class Collector:
             self._record(name, "declined", number, about)
         return envelope
 
-    def _hear_late(self, future: "Future[bytes]", name: str) -> None:
+    def _hear_late(self, future: "Future[Reply]", name: str) -> None:
         """Records what came when nobody waited for it."""
         if future.cancelled() or future.exception() is not None:
             return
         about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
-        with contextlib.suppress(Refused):
-            header = decode(future.result(), self._roster, recipient=COORDINATOR).header
+        with contextlib.suppress(Exception):  # whatever becomes of it: nobody waits for it
+            header = decode(bring(future), self._roster, recipient=COORDINATOR).header
             about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
         self._record(name, "refused", self._guard.round, about)
 

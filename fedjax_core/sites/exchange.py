@@ -2,7 +2,11 @@
 
     request  ─collect─►  gate ─► receive ─►  add, in the order of the cohort  ─►  conclude
 
-The same set of sites gives the same bits, whoever came first.
+The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before it in the cohort are
+settled. One that comes before its turn is checked at once, and kept while there are no more than `HELD` of them; others are dropped and
+brought again when their turn comes, from the site or the object store where they lie. So the coordinator has the accumulator and a few
+reports, however many sites there are and whoever of them is late. (An aggregator that is not additive, as the trimmed mean, is an
+accumulator of all reports.)
 """
 
 import math
@@ -16,11 +20,15 @@ from fedjax_core.data.cohorts import Cohort
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.round import Round, State
 from fedjax_core.sites import gate
-from fedjax_core.sites.collect import Collector
+from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.collect import Collector, WrongReply
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.server import Server, server_half
 from fedjax_core.sites.tensors import kinds, place
 from fedjax_core.sites.wire import Envelope, Header, header_of
+
+HELD = 4
+"""Reports that may wait for their turn in the coordinator's memory."""
 
 NO_METRICS = ("weight", "examples", "data", "data_was")
 """Of the fields in a reply."""
@@ -47,16 +55,23 @@ class Reports:
         verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at])))
         about, found = dict(verdict._asdict()), None
         if verdict.accepted:
-            weight = float(heard.header.fields["weight"])  # type: ignore[arg-type]
-            sent = place(heard.tensors, self._server.sent[self._e])
-            update, fine = self._server.receive[self._e](self._uplink, sent, np.float32(weight))
+            update, fine = self.update(heard)
             if fine:
-                found = update, weight
+                found = update, float(heard.header.fields["weight"])  # type: ignore[arg-type]
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
         self.refused += found is None
-        self._record(heard.header.sender, "update", self._expected.round, about | {"exchange": self._e, "digest": heard.header.digest})
+        self.record(heard.header.sender, "update", about | {"digest": heard.header.digest})
         return found
+
+    def update(self, heard: Envelope) -> tuple[Any, Any]:
+        """(what the report expands to, whether it is finite)."""
+        sent = place(heard.tensors, self._server.sent[self._e])
+        return self._server.receive[self._e](self._uplink, sent, np.float32(heard.header.fields["weight"]))
+
+    def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:
+        """Into the audit log."""
+        self._record(who, what, self._expected.round, {**about, "exchange": self._e})
 
 
 def exchange(
@@ -85,32 +100,82 @@ def exchange(
     )  # fmt: skip
     bounds = np.maximum(1.0, collector.sizes) if rules.max_weight is None else np.full(len(collector.sizes), rules.max_weight)
     reports = Reports(server, e, state.uplink[e], expected, bounds, record)
-    position = {p: int(cohort.clients[p]) for p in places}
-    updates: dict[int, tuple[Any, float]] = {}
+    fold = _Fold(server, composed.algorithm.exchanges[e].update is not None, cohort, places, reports, collector)
+    replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
+    declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
+    fold.finish()
+    collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
+    state = server.conclude[e](state._replace(clients=()), fold.acc, fold.weight, fold.count)  # type: ignore[arg-type]
+    metrics = fold.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
+    return Result(state, fold.here, metrics)
 
-    def use(at: int, heard: Envelope) -> bool:
-        found = reports.read(at, heard)
-        if found is not None:
-            updates[at] = found
-        return found is not None
 
-    replies = collector.collect(request, number, list(position.values()), use)
-    declined = sum(1 for at in position.values() if at not in replies) - reports.refused
-    here = [p for p in places if position[p] in updates]
-    collector.check_quorum(number, cohort.clients, [position[p] for p in here], f"exchange {e}")
-    acc, weight, count = None, np.float32(0), np.float32(0)
-    metrics: dict[str, Any] = {}
-    for p in here:  # in the order of the cohort, whoever came first
-        update, its = updates.pop(position[p])
-        times = np.float32(cohort.counts[p])
-        if composed.algorithm.exchanges[e].update is not None:
-            acc = server.zero(update, len(cohort.clients)) if acc is None else acc
-            acc = server.add(acc, update, np.float32(its) * times, np.int32(p))
-        weight, count = weight + np.float32(its) * times, count + times
-        for name, metric in metrics_of(replies[position[p]].header).items():
-            metrics[name] = metrics[name] + metric if name in metrics else metric
-    state = server.conclude[e](state._replace(clients=()), acc, weight, count)  # type: ignore[arg-type]
-    return Result(state, here, metrics | {"refused": total_of(reports.refused), "missing": total_of(declined)})
+class _Fold:
+    """Adds reports in the order of the cohort, as they come."""
+
+    def __init__(self, server: Server, adds: bool, cohort: Cohort, places: list[int], reports: Reports, collector: Collector) -> None:
+        self.turns = {int(cohort.clients[p]): p for p in places}  # position of the site -> place, in the order of the cohort
+        self.acc: Any = None
+        self.weight, self.count = np.float32(0), np.float32(0)
+        self.metrics: dict[str, Any] = {}
+        self.here: list[int] = []
+        self.lost = 0  # that were of use, and could not be brought again
+        self._server, self._adds, self._cohort, self._reports, self._collector = server, adds, cohort, reports, collector
+        self._left = list(self.turns)
+        self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}  # what came: None where it is to be brought again
+        self._skipped: set[int] = set()
+
+    def use(self, at: int, heard: Envelope) -> bool:
+        """Whether the report may be used."""
+        found = self._reports.read(at, heard)
+        if found is None:
+            return False
+        kept = at == self._left[0] or sum(update is not None for _, update in self._ready.values()) < HELD
+        self._ready[at] = heard.header, found if kept else None
+        del found  # nothing of it stays while others are added
+        self._go_on()
+        return True
+
+    def skip(self, at: int) -> None:
+        """The site has no report that may be used."""
+        self._skipped.add(at)
+        self._go_on()
+
+    def finish(self) -> None:
+        """No more reports come."""
+        self._skipped.update(at for at in self._left if at not in self._ready)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._left and (self._left[0] in self._ready or self._left[0] in self._skipped):
+            at = self._left.pop(0)
+            if at in self._ready:
+                self._add(at, *self._ready.pop(at))
+
+    def _add(self, at: int, header: Header, report: tuple[Any, float] | None) -> None:
+        place, times = self.turns[at], np.float32(self._cohort.counts[self.turns[at]])
+        if report is None and (report := self._read_again(at, header)) is None:
+            self.lost += 1
+            return
+        update, its = report
+        if self._adds:
+            self.acc = self._server.zero(update, len(self._cohort.clients)) if self.acc is None else self.acc
+            self.acc = self._server.add(self.acc, update, np.float32(its) * times, np.int32(place))
+        self.weight, self.count = self.weight + np.float32(its) * times, self.count + times
+        for name, metric in metrics_of(header).items():
+            self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
+        self.here.append(place)
+
+    def _read_again(self, at: int, header: Header) -> tuple[Any, float] | None:
+        """The report whose header this is, None where it cannot be brought any more."""
+        try:
+            heard = self._collector.again(at)
+            if heard.header != header:
+                raise WrongReply(f"{header.sender!r} has another report than the one that was checked")
+        except Exception as error:
+            self._reports.record(header.sender, "lost", {"reason": type(error).__name__})
+            return None
+        return self._reports.update(heard)[0], float(header.fields["weight"])  # type: ignore[arg-type]
 
 
 def metrics_of(header: Header) -> dict[str, Any]:

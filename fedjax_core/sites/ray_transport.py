@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
@@ -28,6 +29,7 @@ from fedjax_core.sites.ray_security import InsecureRay, on_loopback, preflight
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
+from fedjax_core.sites.transport import Reply
 
 NAMESPACE = "fedjax_core"
 _START_SECONDS = 300.0
@@ -68,11 +70,20 @@ class RayTransport:
             self.close()
             raise
 
-    def send(self, site: str, request: bytes) -> "Future[bytes]":
-        """The request goes into the object store once, for all sites of a node."""
+    def send(self, site: str, request: bytes) -> "Future[Reply]":
+        """The request goes into the object store once, for all sites of a node; a reply stays in the site's until it is brought."""
         if self._last[0] is not request:
-            self._last = request, ray.put(request)
-        reply: Future[bytes] = self._actors[site].handle.remote(self._last[1]).future()
+            self._last = request, ray.put(np.frombuffer(request, np.uint8))
+        done, body = self._actors[site].handle.options(num_returns=2).remote(self._last[1])
+        reply: Future[Reply] = Future()
+
+        def tell(asked: "Future[None]") -> None:
+            if (error := asked.exception()) is not None:
+                reply.set_exception(error)
+            else:  # an array, and not bytes: it is used where it lies in the object store
+                reply.set_result(lambda: ray.get(body).data)
+
+        done.future().add_done_callback(tell)
         return reply
 
     def close(self) -> None:
@@ -104,9 +115,10 @@ class _Actor:
         """The site's public key, or why there is none."""
         return self._key
 
-    def handle(self, request: bytes) -> bytes:
-        """The site's reply; nothing from a site that could not start."""
-        return b"" if self._site is None else self._site.handle(request)
+    def handle(self, request: np.ndarray) -> tuple[None, np.ndarray]:
+        """(that there is a reply, the site's reply); an empty one from a site that could not start."""
+        reply = b"" if self._site is None else self._site.handle(request.data)
+        return None, np.frombuffer(reply, np.uint8)
 
 
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:

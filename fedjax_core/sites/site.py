@@ -88,7 +88,7 @@ class Site:
         if self.log is not None:
             self.log.__exit__(None, None, None)
 
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, request: bytes | memoryview) -> bytes:
         """The reply to a request, whatever it is; raises nothing over it."""
         header = None
         try:
@@ -111,7 +111,7 @@ class Site:
         """What the site keeps, at a version; for the site's own staff."""
         return self.keep(run).read(version, self.kept_shapes)
 
-    def _decode(self, request: bytes) -> Envelope:
+    def _decode(self, request: bytes | memoryview) -> Envelope:
         return decode(request, self._roster, recipient=SITES)
 
     def _answer(self, envelope: Envelope) -> bytes:

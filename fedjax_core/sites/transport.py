@@ -1,27 +1,37 @@
 """How bytes get to a site and back: the one thing about a network that the coordinator knows.
 
-    send(site, request) -> Future of the reply
+    send(site, request) -> Future of the reply, or of a function that brings it
 
 Nothing is promised of it: it may lose, delay, repeat, reorder or change messages, and say so or not. What it does to them is found
 out by signatures, digests, numbers and clocks. `InProcess` calls sites in threads of this process; Ray is in `ray_transport.py`;
 anything else that moves bytes (gRPC, files on a USB stick) is one more class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from fedjax_core.sites.site import Site
 
+Bytes = bytes | memoryview
+Reply = Bytes | Callable[[], Bytes]
+"""A reply, or a function that brings it: so that a large one stays where it is until its turn. It can be called again, and may raise."""
+
 
 class Transport(Protocol):
     """What the coordinator sends through."""
 
-    def send(self, site: str, request: bytes) -> "Future[bytes]":
+    def send(self, site: str, request: bytes) -> "Future[Reply]":
         """Brings the request to the site; the future has its reply, or an exception where the transport knows that there is none."""
 
     def close(self) -> None:
         """Lets go of what it holds; replies under way are lost."""
+
+
+def bring(future: "Future[Reply]") -> Bytes:
+    """What a future that is done has brought, or raises what the transport raised over it."""
+    found = future.result()
+    return found() if callable(found) else found
 
 
 class InProcess:
@@ -31,7 +41,7 @@ class InProcess:
         self.sites: Mapping[str, Site] = {site.name: site for site in sites}
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.sites}
 
-    def send(self, site: str, request: bytes) -> "Future[bytes]":
+    def send(self, site: str, request: bytes) -> "Future[Reply]":
         """A site works on one request at a time."""
         return self._threads[site].submit(self.sites[site].handle, request)
 

@@ -83,6 +83,40 @@ def test_as_if_nothing_had_been(name, undisturbed):
         assert_equal(run(fed, [ALL] * 3), undisturbed[0])
 
 
+def test_reports_that_come_before_their_turn_wait_where_they_lie(undisturbed, monkeypatch, tmp_path):
+    """With one place to wait in, the last two of four reports are brought twice while the first is late; the bits are the same."""
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD", 1)
+    brought, gone = [], set()
+
+    def lazily(reply, site, which):
+        def bring():
+            brought.append((site, which))
+            if site in gone and brought.count((site, which)) == 2:
+                raise ConnectionError("the site is gone")
+            return reply
+
+        return bring
+
+    def fault(send, site, request, n):
+        found = send(site, request)
+        if not train(request):
+            return found
+        late = [0.5, 0.1, 0.2, 0.3][NAMES.index(site)]
+        return delayed(changed(found, lambda raw: lazily(raw, site, n)), late)
+
+    with federation(COMPOSED, fault=fault, rules=RULES, folder=tmp_path) as (fed, _, _):
+        assert_equal(run(fed, [ALL] * 3), undisturbed[0])
+        assert brought == [(NAMES[i], 2) for i in (1, 2, 3, 0, 2, 3)]
+    brought.clear()
+    gone.add(NAMES[2])
+    with federation(COMPOSED, fault=fault, rules=RULES) as (fed, _, _):
+        state = run(fed, [ALL])
+        state, seen = fed.run(state, ALL)
+        assert float(seen["clients"]) == 3 and float(seen["refused"]) == 1 and float(seen["missing"]) == 0
+        state, _ = fed.run(state, ALL)
+        assert_equal(state, undisturbed[1])
+
+
 def forged(box, **changes):
     """The site's own report with something in it that should not be, properly signed."""
 
