@@ -1,5 +1,7 @@
-"""The command line: `fedjax-core keys ...`, `fedjax-core certificates ...` and `fedjax-core audit ...`.
+"""The command line: `fedjax-core consortium ...`, `doctor`, `keys ...`, `certificates ...` and `audit ...`.
 
+    fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
+    fedjax-core doctor site.toml                        is this site ready to join? what is to be done, and 1 where something is
     fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
     fedjax-core keys show keys/charite.pub               its line for the roster, and the fingerprint to compare by telephone
     fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
@@ -16,21 +18,91 @@ was not understood.
 1
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rich.console import Console
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from fedjax_core.consortium import box
 from fedjax_core.sites import audit, certificates, identity, ray_security, retention
+from fedjax_core.sites import doctor as examination
 from fedjax_core.sites.base import check_name, dumps
 
-_keys, _certificates, _audit, _app = SubcommandApp(), SubcommandApp(), SubcommandApp(), SubcommandApp()
+_app, _consortium, _keys, _certificates, _audit = (SubcommandApp() for _ in range(5))
+_app.command(_consortium, name="consortium", help="A coordinator and its sites on this machine: try this first.")
 _app.command(_keys, name="keys", help="Make a site's key, and show its public half.")
 _app.command(_certificates, name="certificates", help="Make and show what protects Ray: TLS certificates and a token.")
 _app.command(_audit, name="audit", help="Read audit logs, and prove that nobody changed them.")
+
+
+@_consortium.command(name="run")
+def run_consortium(
+    folder: Positional[Path] = Path("runs/consortium"),
+    sites: int | None = None,
+    site_files: Path | None = None,
+    study: str | None = None,
+    arguments: str | None = None,
+    rounds: int | None = None,
+    quorum: int | None = None,
+    checkpoint_every: int | None = None,
+) -> None:
+    """Starts a coordinator and sites as processes of this machine, each with its own key, data, Ray node and certificate; runs a study
+    over them, and stops them. In a folder that is there it goes on where it was.
+
+    Args:
+        folder: Where everything is kept, as it would be on real machines.
+        sites: So many made-up hospitals with breast-cancer records (3).
+        site_files: Or sites of your own: a folder with a file NAME.toml each, which has at least name and data.
+        study: For them: module:function, that returns a fedjax_core.sites.study.Study.
+        arguments: Of the function, as JSON.
+        rounds: So many in all (20).
+        quorum: So many sites must report for a round to count; by default more than half.
+        checkpoint_every: So many rounds (5).
+    """
+    given = None if arguments is None else json.loads(arguments)
+    try:
+        result = box.run(
+            folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,
+            checkpoint_every=checkpoint_every, say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise RuntimeError(f"stopped; `fedjax-core consortium run {folder}` goes on from here") from None
+    Console().print(box.table(result))
+    print(f"Look around in {folder}: sites/*/site.toml and policy.toml say what a site does and lets out; this shows what left one:")
+    print(f"  fedjax-core audit show {folder}/sites/{next(iter(result.sites))}/state/audit --what left")
+
+
+@_app.command
+def doctor(
+    path: Positional[Path],
+    address: str | None = None,
+    now: float | None = None,
+    offset_seconds: float = 60.0,
+    free_gb: float = 2.0,
+    memory_gb: float = 1.0,
+) -> None:
+    """Examines a site before it joins, and says what is to be done; expected.toml and ray/ beside its file are used where they are there.
+
+    Args:
+        path: The site's file.
+        address: host:port of the coordinator's Ray.
+        now: The right time, in seconds since 1970, as `date +%s` says at the coordinator.
+        offset_seconds: So far the site's clock may be off.
+        free_gb: So much disk must be free.
+        memory_gb: So much memory must be free.
+    """
+    asked = examination.Settings(address=address, now=now, offset_seconds=offset_seconds, free_gb=free_gb, memory_gb=memory_gb)
+    found = examination.examine(path, examination.beside(path, asked))
+    for one in found:
+        print(f"{'-' if one.fine is None else 'ok' if one.fine else 'NO':3}{one.what:12}{one.said}")
+    if wrong := [one.what for one in found if one.fine is False]:
+        raise RuntimeError(f"{path}: not ready to join, for {', '.join(wrong)} (see NO above)")
+    print(f"{path}: ready to join.")
 
 
 @_keys.command

@@ -28,7 +28,9 @@ ALLOWED = {
     # A worker of a cluster is lanes.
     "cluster": NOUNS | {"round", "data", "lanes", "algorithms.base", "aggregators.base", "uplink.base"},
     "run": NOUNS | BACKENDS | {"round", "data", "privacy"},
-    "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run"},
+    # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
+    "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run"},
+    "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run", "consortium"},
     "__main__": {"cli"},
 }
 # The parts whose files implement the contract in their `base.py` and do not know one another.

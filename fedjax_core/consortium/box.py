@@ -1,0 +1,192 @@
+"""`run`: a coordinator and its sites on this machine, from nothing to a table, and again from wherever it was stopped.
+
+    prepare ─► Ray nodes ─► coordinator ─► rounds ... ─► table ─► audit logs verified ─► stopped
+
+A site's node or the coordinator that is killed is started again, and the run ends bit for bit where it would have ended. When the
+coordinator's node is lost, all of Ray is: then everything stops, and the same call goes on from the last checkpoint.
+
+>>> run("runs/consortium", sites=3, rounds=20)  # doctest: +SKIP
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Part, Processes
+from fedjax_core.consortium.setup import Folder, Plan, prepare
+from fedjax_core.run.log import METRICS, read_records
+from fedjax_core.sites import audit, certificates, identity
+from fedjax_core.sites.wire import COORDINATOR
+
+_POLL_SECONDS, _SAVE_SECONDS, _TRIES = 0.2, 60.0, 5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    rounds: int
+    sites: dict[str, dict[str, float]]
+    """Of each site: `examples`, and its metrics on them."""
+    pooled: dict[str, float]
+    heads: dict[str, audit.Head]
+    """Of each verified audit log: to be given to somebody else."""
+    restarts: dict[str, int]
+    """How often each part was started again."""
+
+
+def run(
+    folder: str | Path,
+    *,
+    sites: int | None = None,
+    site_files: str | Path | None = None,
+    study: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    rounds: int | None = None,
+    quorum: int | None = None,
+    checkpoint_every: int | None = None,
+    say: Say = print,
+    lead: str = "fedjax_core.consortium.lead",
+) -> Result:
+    """Runs a consortium in `folder`, which is made where it is not there; see the module `setup` for what is in it.
+
+    `sites` made-up hospitals (3), or those in `site_files`, a folder of TOML files with `name` and `data` each, for which `study` is
+    needed: "module:function". Raises `Failed` where a part cannot go on, and KeyboardInterrupt on Ctrl-C, once all is stopped.
+    """
+    where = Folder(Path(folder).absolute())
+    own = None if site_files is None else Path(site_files)
+    plan, new = prepare(
+        where,
+        sites=sites,
+        site_files=own,
+        study=study,
+        arguments=arguments,
+        rounds=rounds,
+        quorum=quorum,
+        checkpoint_every=checkpoint_every,
+    )
+    until = certificates.describe(where.coordinator / "ray" / "node.crt").rpartition("until ")[2]
+    say(f"{folder}: a coordinator and {len(plan.sites)} sites, on loopback, with TLS and a token")
+    made = "keys made at each site, a roster of them, certificates" if new else "as it was left; certificates"
+    say(f"  folder    {made} until {until}")
+    began = time.monotonic()
+    with Processes(where, lead) as processes:
+        processes.start_nodes(plan.sites)
+        say(f"  started   {1 + len(plan.sites)} Ray nodes, in {time.monotonic() - began:.1f} s; each site works on its own")
+        restarts = _Watch(where, plan, processes, say).until_done()
+    heads = verify(where, plan)
+    entries = ", ".join(f"{name} {head.n + 1}" for name, head in heads.items())
+    say(f"  stopped   everything; all audit logs are as they were written ({entries} entries)")
+    return _result(where, plan, heads, restarts)
+
+
+def verify(folder: Folder, plan: Plan) -> dict[str, audit.Head]:
+    """The head of every audit log, all verified; raises `AuditError` with the first that is not as it was written."""
+    found = {}
+    for name in (COORDINATOR, *plan.sites):
+        home = folder.home(name)
+        key = identity.read_public(home / f"{name}.pub")[1]
+        found[name] = audit.verify((home if name == COORDINATOR else home / "state") / "audit", [key])
+    return found
+
+
+def table(result: Result) -> Table:
+    """How the model does at every site, on the examples that it trained on there."""
+    names = list(result.pooled)
+    found = Table(title=f"after {result.rounds} rounds, on what each site trained on")
+    for name in ("site", "examples", *names):
+        found.add_column(name, justify="left" if name == "site" else "right")
+    for site, values in result.sites.items():
+        found.add_row(site, f"{values['examples']:.0f}", *(f"{values[name]:.4f}" for name in names))
+    total = sum(values["examples"] for values in result.sites.values())
+    found.add_row("all together", f"{total:.0f}", *(f"{result.pooled[name]:.4f}" for name in names), style="bold")
+    return found
+
+
+class _Watch:
+    """Watches the coordinator and the nodes until the rounds are done."""
+
+    def __init__(self, folder: Folder, plan: Plan, processes: Processes, say: Say) -> None:
+        self.folder, self.plan, self.processes, self.say = folder, plan, processes, say
+        self.restarts: dict[str, int] = {}
+        self._metrics = folder.coordinator / "run" / METRICS
+        self._shown = len(self._rounds())
+        self._every = max(1, plan.rounds // 10)
+        self._lost: float | None = None  # when something was
+
+    def until_done(self) -> dict[str, int]:
+        """How often each part was started again."""
+        if self._shown:
+            self.say(f"  resuming  after round {self._shown}, or the checkpoint before it")
+        self.processes.lead()
+        try:
+            while (code := self.processes.parts[LEAD].process.poll()) != 0:
+                self._show()
+                if code is not None:
+                    self._again(self.processes.parts[LEAD], code)
+                for part in list(self.processes.parts.values()):
+                    if part.name != LEAD and (code := part.process.poll()) is not None:
+                        self._again(part, code)
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        self._show()
+        return self.restarts
+
+    def _again(self, part: Part, code: int) -> None:
+        """Starts a part again that was killed; raises where it failed by itself."""
+        times = self.restarts[part.name] = self.restarts.get(part.name, 0) + 1
+        if part.name == HEAD:
+            raise Failed(
+                "the coordinator's Ray node ended, and Ray with it. Run the same command again: it goes on from the last checkpoint."
+            )
+        if times > _TRIES or (part.name == LEAD and code > 0):
+            raise Failed(f"{part.name} ended with code {code}:\n{part.last_words()}\n({part.log} says more)")
+        self._lost = time.monotonic()
+        why = signal.Signals(-code).name if code < 0 else f"code {code}"
+        what = "coordinator" if part.name == LEAD else f"Ray node of {part.name}"
+        self.say(f"  lost      the {what} ({why}); starting it again")
+        if part.name == LEAD:
+            self.processes.lead()
+        else:
+            self.processes.site_node(part.name)
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        return [record for record in read_records(self._metrics) if record["kind"] == "train"]
+
+    def _show(self) -> None:
+        for record in self._rounds()[self._shown :]:
+            self._shown = number = record["round"]
+            if self._lost is not None:
+                self.say(f"  going on  {time.monotonic() - self._lost:.1f} s later, with round {number}")
+                self._lost = None
+            if number % self._every == 0 or number in (1, self.plan.rounds):
+                loss = f"loss {record['loss']:.4f}, " if "loss" in record else ""
+                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{record['clients']:.0f} sites")
+
+    def _save(self) -> None:
+        """Has the coordinator finish its round and save."""
+        self.say("  stopping  after the round that is under way")
+        process = self.processes.parts[LEAD].process
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            until = time.monotonic() + _SAVE_SECONDS
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+
+
+def _result(folder: Folder, plan: Plan, heads: dict[str, audit.Head], restarts: dict[str, int]) -> Result:
+    about = json.loads((folder.coordinator / "result.json").read_text())
+    metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in about["sites"].items()}
+    sizes = dict(zip(plan.sites, about["sizes"], strict=True))
+    each = {site: {"examples": float(sizes[site]), **{name: values[site] for name, values in metrics.items()}} for site in plan.sites}
+    return Result(about["rounds"], each, about["pooled"], heads, restarts)

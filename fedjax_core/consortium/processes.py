@@ -1,0 +1,136 @@
+"""The processes of a consortium in a box: a Ray node for the coordinator and one for each site, and the coordinator's own.
+
+Each has a session, an environment and a log of its own, and ends when its standard input does: so all of them end with who started them,
+even if that was killed. Ray's sockets and sessions are in a folder of few letters under the system's temporary one, gone at the end.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fedjax_core.consortium.setup import Folder
+from fedjax_core.sites.wire import COORDINATOR
+
+_NODE, _LEAD = "fedjax_core.sites.ray_node", "fedjax_core.consortium.lead"
+_STOP_SECONDS, _PREFIX = 15.0, "fc-"
+HEAD, LEAD = f"{COORDINATOR}-ray", COORDINATOR
+
+
+class Failed(RuntimeError):
+    """A part of the consortium could not go on; the text says which, and what it said last."""
+
+
+@dataclass
+class Part:
+    """One process."""
+
+    name: str
+    log: Path
+    process: subprocess.Popen[str]
+    started: float = field(default_factory=time.monotonic)
+
+    def let_go(self) -> None:
+        """Ends its standard input, by which it ends."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+    def close(self) -> None:
+        """Closes what is left of one that has ended."""
+        self.let_go()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return "\n".join(lines[-5:])[-1500:]
+
+
+class Processes:
+    """Starts and stops them. Use it in a `with`."""
+
+    def __init__(self, folder: Folder, lead: str = _LEAD) -> None:
+        self.folder, self.parts, self.address = folder, dict[str, Part](), ""
+        self._lead, self._starts = lead, 0
+
+    def __enter__(self) -> "Processes":
+        logs = self.folder.root / "logs"
+        logs.mkdir(exist_ok=True)
+        self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX)), logs / "sockets"
+        if note.exists() and (left := Path(note.read_text())).name.startswith(_PREFIX):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        note.write_text(str(self._sockets))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def start_nodes(self, sites: Sequence[str]) -> None:
+        """The coordinator's node, then those of the sites all at once; returns when all are up."""
+        self.address = self._hear(self._node(HEAD, COORDINATOR, {"head": True}))
+        for part in [self.site_node(name) for name in sites]:
+            self._hear(part)
+
+    def site_node(self, name: str) -> Part:
+        """Starts the node of a site, which is the only one that has the site's resource."""
+        return self._node(name, name, {"address": self.address, "resources": {name: 1}})
+
+    def lead(self) -> Part:
+        """Starts the coordinator."""
+        return self._start(LEAD, COORDINATOR, [self._lead, str(self.folder.root), self.address])
+
+    def stop(self) -> None:
+        """Ends all of them: the coordinator first, the nodes with what runs on them."""
+        for part in reversed(self.parts.values()):
+            part.let_go()
+        until = time.monotonic() + _STOP_SECONDS
+        for part in self.parts.values():
+            try:
+                part.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(part.process.pid, signal.SIGKILL)
+                part.process.wait()
+            part.close()
+        self.parts.clear()
+
+    def _node(self, name: str, whose: str, about: Mapping[str, Any]) -> Part:
+        self._starts += 1
+        said = {"name": whose, "temp_dir": str(self._sockets / str(self._starts)), **about}
+        return self._start(name, whose, [_NODE, json.dumps(said)])
+
+    def _start(self, name: str, whose: str, command: Sequence[str]) -> Part:
+        log = self.folder.root / "logs" / f"{name}.log"
+        path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # where a study of one's own is
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment |= {"PYTHONPATH": path, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "RAY_USAGE_STATS_ENABLED": "0"}
+        with open(log, "a") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], env=environment | self.folder.environment(whose), stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if command[0] == _NODE else said, stderr=said, text=True, start_new_session=True,
+            )  # fmt: skip
+        if name in self.parts:
+            self.parts[name].close()
+        self.parts[name] = Part(name, log, process)
+        return self.parts[name]
+
+    def _hear(self, part: Part) -> str:
+        """The line that a node says when it is up."""
+        assert part.process.stdout is not None
+        line = part.process.stdout.readline().strip()
+        if not line:
+            raise Failed(f"the Ray node of {part.name} did not start:\n{part.last_words()}\n({part.log} says more)")
+        return line

@@ -1,0 +1,209 @@
+"""The folder of a consortium in a box: made once, then read.
+
+Everything of a site is in that site's folder and made there, its key first of all; what leaves it for the coordinator is its `.pub`. The
+coordinator's `study.toml` says what is run:
+
+    study = "fedjax_core.consortium.example:study"
+    arguments = '{"lr": 0.05}'            JSON
+    rounds = 20
+    checkpoint_every = 5
+    quorum = 0                            sites that must report; 0: more than half
+    sites = ["hospital-1", "hospital-2"]
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from shutil import move
+from typing import Any
+
+from fedjax_core.consortium import example
+from fedjax_core.sites import doctor, identity, ray_security
+from fedjax_core.sites.base import check_name
+from fedjax_core.sites.site_file import SiteFile, load_data
+from fedjax_core.sites.study import build
+from fedjax_core.sites.wire import COORDINATOR
+
+STUDY = "fedjax_core.consortium.example:study"
+_RAY = "ray"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run."""
+
+    sites: tuple[str, ...]
+    study: str = STUDY
+    arguments: str = "{}"
+    rounds: int = 20
+    checkpoint_every: int = 5
+    quorum: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """The plan in a study.toml; raises, naming the file, where it is none."""
+        try:
+            found = tomllib.loads(path.read_text())
+            return cls(**{**found, "sites": tuple(found["sites"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not a study that `consortium run` wrote: {error}") from None
+
+    def write(self, path: Path) -> None:
+        """Writes the study.toml whole, over one that is there."""
+        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items()]
+        fresh = path.with_suffix(".new")
+        fresh.write_text("\n".join(lines) + "\n")
+        fresh.replace(path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where things are in a consortium's folder."""
+
+    root: Path
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's own folder."""
+        return self.root / "coordinator"
+
+    @property
+    def plan(self) -> Path:
+        """The study.toml, which is written last: a folder that has it is whole."""
+        return self.coordinator / "study.toml"
+
+    def site(self, name: str) -> Path:
+        """A site's own folder."""
+        return self.root / "sites" / name
+
+    def home(self, name: str) -> Path:
+        """The folder of a site, or of the coordinator."""
+        return self.coordinator if name == COORDINATOR else self.site(name)
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The variables of Ray on this one's machine."""
+        return ray_security.environment(self.home(name) / _RAY)
+
+
+def prepare(
+    folder: Folder,
+    *,
+    sites: int | None = None,
+    site_files: Path | None = None,
+    study: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    rounds: int | None = None,
+    quorum: int | None = None,
+    checkpoint_every: int | None = None,
+) -> tuple[Plan, bool]:
+    """(the plan, whether the folder was made now). A folder that is there keeps what it has; only its rounds may become more."""
+    said: dict[str, Any] = {
+        "study": study,
+        "arguments": None if arguments is None else json.dumps(arguments),
+        "rounds": rounds,
+        "quorum": quorum,
+    }
+    said = {name: value for name, value in {**said, "checkpoint_every": checkpoint_every}.items() if value is not None}
+    if folder.plan.exists():
+        old = Plan.read(folder.plan)
+        said |= {} if sites is None else {"sites": old.sites if sites == len(old.sites) else sites}
+        if changed := [name for name, value in said.items() if name != "rounds" and value != getattr(old, name)]:
+            raise ValueError(f"{folder.root} has a consortium of another {' and '.join(changed)}; choose another folder, or leave it out")
+        plan = Plan(**{**_values(old), **said})
+        if plan != old:
+            plan.write(folder.plan)
+        return plan, False
+    if folder.root.exists() and any(folder.root.iterdir()):
+        raise ValueError(f"{folder.root} is not empty and has no whole consortium in it: choose another folder, or remove it")
+    if site_files is not None and study is None:
+        raise ValueError("with sites of your own, say which study they run: --study module:function")
+    built = build(study or STUDY, arguments or {})  # raises where it cannot
+    found = _own(site_files) if site_files is not None else _made_up(folder, 3 if sites is None else sites)
+    plan = Plan(sites=tuple(found), **said)
+    _keys_and_certificates(folder, plan.sites)
+    for name, about in found.items():
+        _write_site(folder.site(name), name, about, plan)
+    columns = doctor.columns(load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml")))
+    for name in plan.sites:
+        doctor.Expected.here(built.hash, columns).write(folder.site(name) / "expected.toml")
+    plan.write(folder.plan)
+    return plan, True
+
+
+def _made_up(folder: Folder, count: int) -> dict[str, dict[str, Any]]:
+    if not 2 <= count <= 16:
+        raise ValueError(f"a consortium in a box has 2 to 16 sites, each with some 400 MB of memory; got {count}")
+    found = {}
+    for name, clients in example.hospitals(count).items():
+        folder.site(name).mkdir(parents=True)
+        clients.save(folder.site(name) / "data")
+        found[name] = {"data": "data", "labels": "y"}
+    return found
+
+
+def _own(site_files: Path) -> dict[str, dict[str, Any]]:
+    """What the sites' own files say: name, data, and where they have them labels and policy."""
+    paths = sorted(site_files.glob("*.toml"))
+    if len(paths) < 2:
+        raise ValueError(f"{site_files} has {len(paths)} files *.toml; a consortium needs two sites, each in a file with name and data")
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        about = SiteFile.read(path)
+        data = about.data if isinstance(about.data, str) else str(Path(about.data).absolute())
+        kept = {"labels": about.labels, "policy": None if about.policy is None else str(about.policy.absolute())}
+        if about.name in found or about.name == COORDINATOR:
+            raise ValueError(f"{path}: the name {about.name!r} is taken")
+        found[about.name] = {"data": data, **{key: value for key, value in kept.items() if value is not None}}
+    return found
+
+
+def _keys_and_certificates(folder: Folder, sites: Sequence[str]) -> None:
+    public = [f'{name} = "{identity.SiteKey.load(_key(folder, name)).public.text}"' for name in sites]
+    _key(folder, COORDINATOR)
+    (folder.coordinator / "roster.toml").write_text("[keys]\n" + "\n".join(public) + "\n")
+    everyone = (COORDINATOR, *sites)
+    ray_security.equip(folder.root / "tls", {name: ["127.0.0.1", "localhost"] for name in everyone})
+    for name in everyone:
+        move(folder.root / "tls" / name, folder.home(name) / _RAY)
+        lines = [f"{key}={value}" for key, value in folder.environment(name).items()]
+        (folder.home(name) / _RAY / "environment").write_text("\n".join(lines) + "\n")
+
+
+def _key(folder: Folder, name: str) -> Path:
+    """Where the key of a site, or of the coordinator, was made."""
+    return identity.SiteKey.make(check_name(name, "the site")).save(folder.home(name))
+
+
+def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: Plan) -> None:
+    (home / "coordinator.pub").write_bytes((home.parents[1] / "coordinator" / "coordinator.pub").read_bytes())
+    said = {"name": name, **about, "folder": "state", "study": plan.study, "key": f"{name}.key", "coordinator": "coordinator.pub"}
+    if plan.study == STUDY:
+        (home / "policy.toml").write_text(_POLICY.format(name=name))
+        said["policy"] = "policy.toml"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
+    lines += [f"resources = {{ {name} = 1.0 }}", "[arguments]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in json.loads(plan.arguments).items()]
+    (home / "site.toml").write_text("\n".join(lines) + "\n")
+
+
+_POLICY = """\
+# What {name} takes part in, and what may leave it. Read anew for every request: set paused = true, and it takes no more part.
+site = "{name}"
+paused = false
+
+[tasks]
+mode = "first-use"
+
+[minimum]
+examples = 10
+per_class = 3
+
+[leaving]
+fields = ["weight", "examples", "data", "loss", "accuracy"]
+"""
+
+
+def _values(plan: Plan) -> dict[str, Any]:
+    return {field.name: getattr(plan, field.name) for field in fields(plan)}

@@ -1,0 +1,145 @@
+"""Each check both ways: a site that is fit passes all of them, and one thing wrong at a time is found by its check and by no other."""
+
+import os
+import re
+import shutil
+import socket
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedjax_core.cli import main
+from fedjax_core.consortium import example
+from fedjax_core.consortium.setup import Folder, prepare
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites import doctor
+from fedjax_core.sites.doctor import Expected, Settings, beside, examine
+from fedjax_core.sites.ray_security import equip
+from tests.sites.test_ray_security import server
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A site that is fit, as a consortium in a box makes it."""
+    folder = Folder(tmp_path_factory.mktemp("fit") / "box")
+    prepare(folder, sites=2)
+    return folder.site("hospital-1")
+
+
+@pytest.fixture
+def site(made, tmp_path):
+    shutil.copytree(made, tmp_path / "site")
+    return tmp_path / "site"
+
+
+def edit(path, pattern, new):
+    text = path.read_text()
+    changed = re.sub(pattern, new, text, flags=re.MULTILINE)
+    assert changed != text
+    path.write_text(changed)
+
+
+def resave(site, change):
+    columns = change(dict(Clients.open(site / "data").columns))
+    shutil.rmtree(site / "data")
+    Clients.from_list([{name: np.asarray(x) for name, x in columns.items()}], ids=["hospital-1"], allow_nan=True).save(site / "data")
+
+
+def known(site, fingerprint):
+    expected = Expected.read(site / "expected.toml")
+    replace(expected, data={"hospital-1": fingerprint}).write(site / "expected.toml")
+
+
+def other_public(site):
+    main(["keys", "make", "hospital-1", "--folder", str(site / "other")])
+    shutil.copy(site / "other" / "hospital-1.pub", site / "hospital-1.pub")
+
+
+def expire(site):
+    shutil.rmtree(site / "ray")
+    equip(site, {"ray": ["127.0.0.1"]}, days=3)
+
+
+WRONG = {
+    "another package": ("versions", lambda s: edit(s / "expected.toml", '^"jax" = .*', '"jax" = "0.0.1"'), r"pip install 'jax==0.0.1'"),
+    "another python": ("versions", lambda s: edit(s / "expected.toml", "^python = .*", 'python = "2.7"'), "made with 2.7"),
+    "a key for all to read": ("key", lambda s: (s / "hospital-1.key").chmod(0o644), "has mode 0644"),
+    "no key": ("key", lambda s: (s / "hospital-1.key").unlink(), "fedjax-core keys make hospital-1"),
+    "another key's public half": ("key", other_public, "is not the public half of"),
+    "no coordinator": ("coordinator", lambda s: (s / "coordinator.pub").unlink(), "No such file"),
+    "somebody else's key": ("coordinator", lambda s: edit(s / "coordinator.pub", "^coordinator", "mayo"), "the key of 'mayo'"),
+    "a clock behind": ("clock", lambda s: edit(s / "expected.toml", "^made = .*", "made = 4e9"), "behind the coordinator's"),
+    "no data": ("data labels", lambda s: shutil.rmtree(s / "data"), "data"),
+    "another dtype": ("data", lambda s: resave(s, lambda c: {**c, "x": c["x"].astype("f8")}), r"x is float64\[30\], not float32\[30\]"),
+    "a column too many": ("data", lambda s: resave(s, lambda c: {**c, "z": c["y"]}), r"z is int32\[\], not expected"),
+    "NaN": ("data labels", lambda s: resave(s, lambda c: {**c, "x": c["x"] * np.nan}), "NaN|finite"),
+    "changed data": ("data", lambda s: known(s, "beef"), "data_was = 'beef'"),
+    "few of a class": ("labels", lambda s: edit(s / "policy.toml", "per_class = 3", "per_class = 300"), "asks for 300"),
+    "few examples": ("labels", lambda s: edit(s / "policy.toml", "examples = 10", "examples = 9999"), "asks for 9999"),
+    "no labels": ("labels", lambda s: edit(s / "site.toml", '^labels = "y"', 'labels = "z"'), "names no column"),
+    "a policy that is none": ("labels policy", lambda s: edit(s / "policy.toml", "^paused", "pausd"), "pausd"),
+    "paused": ("policy", lambda s: edit(s / "policy.toml", "paused = false", "paused = true"), "is paused"),
+    "another's policy": ("policy", lambda s: edit(s / "policy.toml", '^site = .*', 'site = "mayo"'), "policy of 'mayo'"),
+    "a study not allowed": ("policy", lambda s: edit(s / "policy.toml", "first-use", "list"), "tasks.allowed"),
+    "another study": ("study", lambda s: edit(s / "site.toml", r"^\[arguments\]", "[arguments]\nlr = 0.5"), "install the same version"),
+    "no study": ("study", lambda s: edit(s / "site.toml", "example:study", "example:studio"), "names no function"),
+    "a token for all to read": ("ray", lambda s: (s / "ray" / "token").chmod(0o604), "a token that is secret"),
+    "no certificate": ("ray", lambda s: (s / "ray" / "node.crt").unlink(), "TLS that works"),
+    "a certificate about to end": ("ray", expire, "ends in 2 days"),
+}  # fmt: skip
+
+
+def test_a_fit_site_passes_everything(made, capsys):
+    with server(made / "ray") as port, socket.create_server(("127.0.0.1", 0)) as plain:
+        reached = Settings(environment={}, address=f"127.0.0.1:{plain.getsockname()[1]}", now=time.time() - 5)
+        assert ("network", True) in [one[:2] for one in examine(made / "site.toml", reached)]
+        asked = beside(made / "site.toml", Settings(now=time.time() - 5))
+        assert doctor._ray(None, replace(asked, address=f"127.0.0.1:{port}")).startswith("a token and TLS")
+    found = {one.what: one for one in examine(made / "site.toml", asked)}
+    assert {what for what, one in found.items() if not one.fine} == {"network"} and found["network"].fine is None
+    assert found["clock"].said == "+5 s off"
+    assert main(["doctor", str(made / "site.toml")]) == 0 and "ready to join" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_thing_wrong_is_found_by_its_check_and_by_no_other(name, site):
+    where, spoil, said = WRONG[name]
+    spoil(site)
+    wrong = [one for one in examine(site / "site.toml") if one.fine is False]
+    assert [one.what for one in wrong] == where.split(), wrong
+    assert all(re.search(said, one.said) for one in wrong), wrong
+
+
+def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
+    settings = beside(site / "site.toml")
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        address = f"127.0.0.1:{once.getsockname()[1]}"
+    for change, where, said in (
+        ({"free_gb": 1e9}, "disk", "free some"),
+        ({"memory_gb": 1e9}, "memory", "stop something"),
+        ({"now": time.time() + 120}, "clock", "-120 s off"),
+        ({"now": time.time() - 120}, "clock", r"\+120 s off, and 60 s are allowed"),
+        ({"environment": {}}, "ray", r"lacks token authentication .* and TLS"),
+    ):
+        wrong = [one for one in examine(site / "site.toml", replace(settings, **change)) if one.fine is False]
+        assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].said)
+    wrong = [one.what for one in examine(site / "site.toml", replace(settings, address=address)) if one.fine is False]
+    assert wrong == ["network", "ray"]
+
+
+def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):
+    (site / "policy.toml").write_text((site / "policy.toml").read_text().replace("paused = false", "paused = true"))
+    assert main(["doctor", str(site / "site.toml")]) == 1
+    captured = capsys.readouterr()
+    assert "NO policy" in captured.out and "not ready to join, for policy" in captured.err
+    (site / "site.toml").write_text("name = 3")
+    assert [one[:2] for one in examine(site / "site.toml")] == [("file", False)]
+
+
+def test_what_was_expected_is_read_as_it_was_written(tmp_path):
+    said = Expected.here("3f9a", doctor.columns(example.hospitals(2)["hospital-1"]))
+    said.write(tmp_path / "expected.toml")
+    assert Expected.read(tmp_path / "expected.toml") == said
+    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages and os.path.exists(tmp_path)
