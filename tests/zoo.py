@@ -109,6 +109,7 @@ ZOO: dict[str, Entry] = {
     # stages; few bits, for the more levels, the likelier that float32's last digit tips one of them over
     "clip": Entry(lambda: fedavg(uplink=uplink.clip(0.1))),
     "quantize": Entry(lambda: fedavg(uplink=uplink.quantize(bits=4))),
+    "half": Entry(lambda: fedavg(uplink=uplink.half())),
     "feedback": Entry(lambda: fedavg(uplink=uplink.feedback(uplink.quantize(bits=4)))),
     "scaffold, clip, feedback": Entry(lambda: compose(algorithms.scaffold(task(), 0.1, N), uplink=lossy())),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),

@@ -3,6 +3,7 @@
 from fedjax_core.uplink.base import Stage, chain, message_shapes, stage
 from fedjax_core.uplink.clip import clip
 from fedjax_core.uplink.feedback import feedback
+from fedjax_core.uplink.half import half
 from fedjax_core.uplink.quantize import quantize
 
-__all__ = ["Stage", "chain", "clip", "feedback", "message_shapes", "quantize", "stage"]
+__all__ = ["Stage", "chain", "clip", "feedback", "half", "message_shapes", "quantize", "stage"]

@@ -12,7 +12,7 @@ from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.request import About
-from fedjax_core.sites.wire import header_of
+from fedjax_core.sites.wire import decode, header_of
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
 from tests.test_contracts import assert_close, assert_equal
 from tests.zoo import ZOO, lossy, task
@@ -87,6 +87,19 @@ def test_a_coordinator_that_falls_back_takes_its_sites_back(stateful, tmp_path):
         again, _ = fed.run(state, COHORTS[2])  # as from a checkpoint of round 2
         assert_equal(again, after)
         assert_equal(whole(fed, sites, again), whole(fed, sites, after))
+
+
+@pytest.mark.parametrize(("stage", "dtypes"), [(fc.uplink.quantize(bits=8), {"int8", "float32"}), (fc.uplink.half(), {"bfloat16"})])
+def test_what_the_uplink_makes_is_what_travels(stage, dtypes):
+    plain, small = (fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=one) for one in (None, stage))
+    sent = []
+    for composed in (plain, small):
+        with federation(composed) as (fed, _, transport):
+            fed.run(fed.init(jax.random.key(1)), [0, 1])
+            raw = next(raw for raw in transport.received if header_of(raw).kind == "update")
+            sent.append(decode(raw, fed._roster, recipient="coordinator").tensors)
+    assert {x.dtype.name for x in sent[1].values()} == dtypes
+    assert sum(x.nbytes for x in sent[1].values() if x.ndim) * 2 <= sum(x.nbytes for x in sent[0].values())
 
 
 def test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused(stateful):

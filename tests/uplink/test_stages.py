@@ -54,6 +54,15 @@ def test_bytes_on_the_wire(bits, size):
     assert tree.nbytes(uplink.message_shapes(uplink.quantize(bits), update)) == 35 * size + 2 * 4
 
 
+def test_half_rounds_to_nearest_in_two_bytes():
+    update = {"w": jnp.array([1 + 2**-8 + 2**-12, 1 + 2**-8 - 2**-12, 1e30, jnp.inf]), "n": jnp.int32(7)}
+    assert uplink.message_shapes(uplink.half(), update)["w"].dtype == jnp.bfloat16
+    got, _ = send(uplink.half(), update)
+    assert got["w"].dtype == jnp.float32 and got["n"] == 7
+    assert got["w"][:2].tolist() == [1 + 2**-7, 1.0] and abs(float(got["w"][2]) / 1e30 - 1) <= 2**-9 and jnp.isinf(got["w"][3])
+    assert jnp.isinf(send(uplink.half("float16"), update)[0]["w"][2])
+
+
 def test_an_update_that_is_not_finite_stays_so_on_the_wire():
     got, _ = send(uplink.quantize(8), {"w": jnp.array([1.0, jnp.inf])})
     assert not bool(tree.finite(got))
@@ -94,6 +103,7 @@ def test_clip_in_a_round_bounds_each_client():
         (lambda: uplink.clip(0), "clip needs a bound > 0 on the norm, got 0"),
         (lambda: uplink.clip(float("nan")), "clip needs a bound > 0"),
         (lambda: uplink.quantize(1), "2 <= bits <= 16, got 1"),
+        (lambda: uplink.half("float32"), "half needs dtype 'bfloat16' or 'float16', got 'float32'"),
     ],
 )
 def test_settings_are_checked(make, message):
