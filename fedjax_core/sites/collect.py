@@ -24,7 +24,7 @@ from fedjax_core.sites.guard import Guard
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.request import Record
 from fedjax_core.sites.transport import Reply, Transport, bring
-from fedjax_core.sites.wire import COORDINATOR, Envelope, decode, header_of
+from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode, header_of
 
 log = logging.getLogger("fedjax_core")
 
@@ -99,6 +99,7 @@ class Collector:
         """
         self._counted = {}
         rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
+        header = header_of(request)
         good: dict[int, Envelope] = {}
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
@@ -122,7 +123,7 @@ class Collector:
                     if at in settled:  # asked twice, and answered twice
                         self._hear_late(future, self.names[at])
                         continue
-                    heard = self._hear(future, at, number, request)
+                    heard = self._hear(future, at, number, header)
                     if heard is None and asked[at] < rules.attempts:
                         ask(at)
                     elif heard is not None:
@@ -150,7 +151,7 @@ class Collector:
         """The reply of the site at this position that was of use, brought and read once more; raises what comes of that."""
         return decode(bring(self._counted[at]), self._roster, recipient=COORDINATOR)
 
-    def _hear(self, future: "Future[Reply]", at: int, number: int, request: bytes) -> Envelope | None:
+    def _hear(self, future: "Future[Reply]", at: int, number: int, asked: Header) -> Envelope | None:
         """The authentic reply of the site at this position to this request, None where there is none in what came."""
         name = self.names[at]
         try:
@@ -160,7 +161,7 @@ class Collector:
             return None
         try:
             envelope = decode(raw, self._roster, recipient=COORDINATOR)
-            header, asked = envelope.header, header_of(request)
+            header = envelope.header
             if header.sender != name:
                 raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
             self._guard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)

@@ -47,7 +47,8 @@ def visit(composed: Round, e: int, plan: Plan, clients: Clients, message: Messag
     for first, count, columns, mask in _chunks(clients.columns, rows):
         metrics = client.nothing(message, carry, columns, mask, key) if metrics is None else metrics
         carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(count))
-    seen = Seen(jnp.float32(clients.examples), jnp.float32(len(rows)))
+    number: Any = np.float32  # as jnp.float32, without a dispatch
+    seen = Seen(number(clients.examples), number(len(rows)))
     sent, weight, kept, fine = client.finish(message, uplink, kept, carry, seen, key)
     return Visit(sent, weight, kept, fine, metrics or {})
 

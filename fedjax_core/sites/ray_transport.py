@@ -49,6 +49,7 @@ class RayTransport:
     ) -> None:
         self._started = _start(files, address, insecure_local)
         self._actors: dict[str, Any] = {}
+        self._ask: dict[str, Any] = {}
         self._last: tuple[bytes, Any] = b"", None
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
@@ -74,7 +75,9 @@ class RayTransport:
         """The request goes into the object store once, for all sites of a node; a reply stays in the site's until it is brought."""
         if self._last[0] is not request:
             self._last = request, ray.put(np.frombuffer(request, np.uint8))
-        done, body = self._actors[site].handle.options(num_returns=2).remote(self._last[1])
+        if site not in self._ask:
+            self._ask[site] = self._actors[site].handle.options(num_returns=2)
+        done, body = self._ask[site].remote(self._last[1])
         reply: Future[Reply] = Future()
 
         def tell(asked: "Future[None]") -> None:
@@ -93,7 +96,7 @@ class RayTransport:
             return
         for actor in self._actors.values():
             ray.kill(actor)
-        self._actors = {}
+        self._actors, self._ask = {}, {}
         if self._started:
             ray.shutdown()
 
