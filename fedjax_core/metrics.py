@@ -10,7 +10,7 @@ Lanes, devices, workers and sites then merge by `+`, and a mean of means cannot 
 {'loss': 2.0, 'clients': 3.0}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +70,46 @@ class Evaluation(NamedTuple):
     sizes: np.ndarray  # [N] examples behind each
 
 
+@dataclass(frozen=True)
+class CrossEvaluation:
+    """Every model at every site; prints as a table of the first metric. A site that did not answer is a hole, with its reason."""
+
+    models: tuple[str, ...]  # M
+    sites: tuple[str, ...]  # S
+    totals: Mapping[str, np.ndarray]
+    """{metric: [M, S] float64}: the sum over a site's examples; NaN where the site does not tell, infinite where the model diverges."""
+    counts: np.ndarray  # [M, S] examples behind each; 0 in holes
+    reasons: Mapping[tuple[str, str], str]  # (model, site) -> why there is a hole
+
+    def values(self, metric: str) -> np.ndarray:
+        """[M, S]: the metric's mean over each site's examples; NaN in holes."""
+        return np.divide(self._total(metric), self.counts, out=np.full(self.counts.shape, np.nan), where=self.counts > 0)
+
+    def pooled(self, metric: str) -> np.ndarray:
+        """[M]: the metric's mean over the examples of all sites that answered for the model; NaN where none did."""
+        total = self._total(metric)
+        here = ~np.isnan(total)
+        count = np.where(here, self.counts, 0).sum(axis=1)
+        return np.divide(np.where(here, total, 0).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0)
+
+    def table(self, metric: str) -> str:
+        """Models down, sites across, the pooled value last; `-` for a hole, of which the reasons follow."""
+        values = np.column_stack([self.values(metric), self.pooled(metric)])
+        rows = [[f"{metric} of", *self.sites, "pooled"]]
+        rows += [[name, *("-" if np.isnan(x) else f"{x:.4g}" for x in row)] for name, row in zip(self.models, values, strict=True)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+        return "\n".join([*lines, *(f"{model} at {site}: {reason}" for (model, site), reason in self.reasons.items())])
+
+    def __str__(self) -> str:
+        return self.table(next(iter(self.totals))) if self.totals else "no site answered"
+
+    def _total(self, metric: str) -> np.ndarray:
+        if metric not in self.totals:
+            raise KeyError(f"there is no metric {metric!r}; there are {', '.join(self.totals)}")
+        return self.totals[metric]
+
+
 def mean(values: Array, weight: Array | float = 1.0) -> Mean:
     """The mean of `values` weighted by `weight`, of the same shape or a scalar.
 
@@ -84,3 +124,19 @@ def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
     """Plain floats to read and log, in one transfer from the device. Stacked rounds must be added first."""
     found = jax.device_get(dict(metrics))  # comes back in alphabetical order
     return {name: float(np.asarray(found[name].value)) for name in metrics}
+
+
+def crossed(
+    models: Sequence[str], sites: Sequence[str], found: Mapping[tuple[int, int], tuple[int, Mapping[str, float]] | str]
+) -> CrossEvaluation:
+    """The table of what was found: {(model, site): (examples, sums of the metrics), or the reason why there are none}."""
+    shape, totals, counts = (len(models), len(sites)), dict[str, np.ndarray](), np.zeros((len(models), len(sites)), np.int64)
+    reasons = {}
+    for (m, s), said in sorted(found.items()):
+        if isinstance(said, str):
+            reasons[models[m], sites[s]] = said
+            continue
+        counts[m, s] = said[0]
+        for name, total in said[1].items():
+            totals.setdefault(name, np.full(shape, np.nan))[m, s] = total if np.isfinite(total) else np.inf
+    return CrossEvaluation(tuple(models), tuple(sites), totals, counts, reasons)

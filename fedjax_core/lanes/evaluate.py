@@ -12,7 +12,7 @@ Batches never mix clients, so that a loss in which examples meet is right too; m
 (7.0, [1.0, 9.0])
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.metrics import CrossEvaluation, crossed
 from fedjax_core.metrics import Evaluation as Evaluation
 from fedjax_core.task import Task
 from fedjax_core.types import Batch, Params
@@ -31,15 +32,19 @@ _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough
 
 def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:
     """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a model of its own instead."""
-    totals: dict[str, np.ndarray] = {}
-    for rows, owner, batches in _chunks(clients):
-        mine = jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal) if personal is not None else params
-        for name, sums in jax.device_get(_totals(task, personal is not None)(mine, batches)).items():
-            into = totals.setdefault(name, np.zeros(len(clients)))
-            np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
-    sizes = clients.sizes
+    sizes, totals = clients.sizes, _sums(task, params, clients, personal)
     each = {name: np.divide(total, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0) for name, total in totals.items()}
     return Evaluation({name: float(total.sum() / sizes.sum()) for name, total in totals.items()}, each, sizes)
+
+
+def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -> CrossEvaluation:
+    """Every model on every client's examples: the same numbers that `Federation.cross_evaluate` gathers from sites."""
+    found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
+    for m, params in enumerate(models.values()):
+        totals = _sums(task, params, clients)
+        for i, size in enumerate(clients.sizes):
+            found[m, i] = (int(size), {name: total[i] for name, total in totals.items()}) if size else "it has no examples"
+    return crossed(list(models), [str(name) for name in clients.ids], found)
 
 
 def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
@@ -54,6 +59,17 @@ def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
         found[rows[rows >= 0]] = outputs[rows >= 0]
     assert found is not None  # Clients refuses to hold no examples
     return found
+
+
+def _sums(task: Task, params: Params, clients: Clients, personal: Params | None = None) -> dict[str, np.ndarray]:
+    """Each metric's sum over each client's examples, {name: [N] float64}."""
+    totals: dict[str, np.ndarray] = {}
+    for rows, owner, batches in _chunks(clients):
+        mine = jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal) if personal is not None else params
+        for name, sums in jax.device_get(_totals(task, personal is not None)(mine, batches)).items():
+            into = totals.setdefault(name, np.zeros(len(clients)))
+            np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
+    return totals
 
 
 def _chunks(clients: Clients) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:

@@ -2,6 +2,7 @@
 
     train       its part of an exchange: what goes up, in the form that the uplink gives it
     evaluate    sums of the metrics over its examples
+    score       the same of any model, whatever the site keeps itself
     describe    what the coordinator has to know before the first round
 
 Another kind is one more function in a file of its own, and one more line here. A function gets the site and a request that is
@@ -94,6 +95,16 @@ def evaluate(site: "Site", envelope: Envelope) -> bytes:
     return site.reply(header, fields)
 
 
+def score(site: "Site", envelope: Envelope) -> bytes:
+    """Sums of the metrics of the given model over the site's examples, whatever the site keeps itself."""
+    header = envelope.header
+    params = place(envelope.tensors, {"params": site.params})["params"]
+    fields: dict[str, Scalar] = {"examples": site.clients.examples}
+    for name, total in local.totals(site.study.round.algorithm.task, params, site.clients, request.count(header, "batch")).items():
+        fields |= site.metric(name, {"total": total})
+    return site.reply(header, fields)
+
+
 def describe(site: "Site", envelope: Envelope) -> bytes:
     """What the coordinator has to know before the first round."""
     return site.reply(envelope.header, {"examples": site.clients.examples, "data": site.data, "schema": site.schema})
@@ -102,5 +113,6 @@ def describe(site: "Site", envelope: Envelope) -> bytes:
 ANSWERS: Mapping[str, Answer] = {
     "train": Answer("update", ("examples", "data", "weight"), train),
     "evaluate": Answer("metrics", ("examples",), evaluate),
+    "score": Answer("scores", ("examples",), score),
     "describe": Answer("description", ("examples", "data"), describe),
 }

@@ -74,6 +74,8 @@ class Collector:
         self.names, self.rules = list(names), rules
         self.sizes = np.ones(len(self.names), np.int64)
         """Examples of each site, once they are known."""
+        self.reasons: dict[int, str] = {}
+        """Why there is no reply of a site to the last request."""
         self._transport, self._roster, self._record = transport, roster, record
         self._guard = Guard(run, 0)
         self._late: dict[Future[Reply], str] = {}
@@ -101,6 +103,7 @@ class Collector:
         rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
         header = header_of(request)
         good: dict[int, Envelope] = {}
+        self.reasons = {}
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
         waiting: dict[Future[Reply], int] = {}
@@ -143,6 +146,7 @@ class Collector:
                 ask(at)
         for future, at in waiting.items():
             if at not in settled:
+                self.reasons[at] = "no reply in time"
                 self._record(self.names[at], "missing", number, {"reason": "no reply in time"})
             self._late[future] = self.names[at]
         return good
@@ -157,6 +161,7 @@ class Collector:
         try:
             raw = bring(future)
         except Exception as error:
+            self.reasons[at] = "no reply came through"
             self._record(name, "lost", number, {"reason": type(error).__name__})
             return None
         try:
@@ -169,10 +174,12 @@ class Collector:
             if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
                 raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
         except Refused as refusal:
+            self.reasons[at] = str(refusal)
             self._record(name, "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
             return None
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
+            self.reasons[at] = str(about["reason"])
             log.warning("site %s did not take part in round %d: %s", name, number, about["reason"])
             self._record(name, "declined", number, about)
         return envelope

@@ -36,8 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core.data import cohorts as sampling
-from fedjax_core.metrics import Evaluation
+from fedjax_core.metrics import CrossEvaluation, Evaluation
 from fedjax_core.round import Round, State
+from fedjax_core.sites import crossing
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.collect import Collector, Paused, Rules
@@ -195,10 +196,8 @@ class Federation:
         self._collector.begin(number)
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
-        # The simulator's batches, for losses in which examples meet.
-        batch = int(np.clip(2 ** np.ceil(np.log2(np.median(sizes))), 8, 512))
         about = About(state, np.asarray(state.clients.version))  # type: ignore[attr-defined]
-        request = self._requests.write("evaluate", number, about=about, body=body, fields={"batch": batch})
+        request = self._requests.write("evaluate", number, about=about, body=body, fields={"batch": crossing.batch_size(sizes)})
         replies = self._collector.collect(request, number, list(range(len(self._names))))
         self._collector.check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
         totals: dict[str, np.ndarray] = {}
@@ -209,6 +208,14 @@ class Federation:
         here = np.isin(np.arange(len(sizes)), list(replies))
         pooled = {name: float(total[here].sum() / sizes[here].sum()) for name, total in totals.items()}
         return Evaluation(pooled, {name: total / sizes for name, total in totals.items()}, sizes)
+
+    def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
+        """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
+
+        `round` is the one under which messages and audit logs have it.
+        """
+        like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
+        return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.sizes)
 
     def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
         if self._log is not None:
