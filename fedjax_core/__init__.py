@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
-from fedjax_core.lanes import Evaluation, Simulator, Sweep, evaluate, grid, predict
+from fedjax_core.lanes import AsynchronousSimulator, Buffer, Delays, Evaluation, Simulator, Sweep, cross_evaluate, evaluate, grid, predict
 from fedjax_core.round import Round, State, compose
 from fedjax_core.run import History, fit
 from fedjax_core.task import Task
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsynchronousSimulator",
     "Batch",
+    "Buffer",
     "Clients",
     "ClusterSimulator",
     "Cohort",
+    "Delays",
     "Evaluation",
     "Federation",
     "History",
@@ -42,6 +45,7 @@ __all__ = [
     "algorithms",
     "cohorts",
     "compose",
+    "cross_evaluate",
     "evaluate",
     "fit",
     "grid",

@@ -11,7 +11,7 @@ import operator
 
 import numpy as np
 
-COHORT, SPLIT, PARTITION, SYNTHETIC = range(1, 5)  # what a generator is for
+COHORT, SPLIT, PARTITION, SYNTHETIC, DELAY = range(1, 6)  # what a generator is for
 
 
 def generator(purpose: int, seed: int, who: int = 0) -> np.random.Generator:

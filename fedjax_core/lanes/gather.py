@@ -1,0 +1,102 @@
+"""A round that only gathers: what the clients of a cohort report comes to, and nothing is done with it yet.
+
+    gathering(composed)      server = (message, value, weight, clients)      broadcast = the message      update = what was gathered
+
+It runs wherever rounds run, so "these clients, from that model, as one update" needs no engine of its own: asynchronous runs gather
+clients that began from one version of the model, and a large site gathers its departments. The means of parts, by their weights, meet in
+the mean of all. What a stage does to the sum (noise) is left to whoever concludes the round.
+
+>>> import jax, numpy as np, optax
+>>> from fedjax_core import algorithms, compose, models
+>>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
+>>> gathered = start(gathering(composed), jax.random.key(0), 3, composed.algorithm.task.init(jax.random.key(1)))
+>>> int(gathered.round), float(gathered.server.weight)
+(3, 0.0)
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_core import tree
+from fedjax_core.algorithms.base import Aggregate, nothing
+from fedjax_core.round import Kept, Round, State
+from fedjax_core.types import Array, Key, Message, Params, Update
+
+
+class Gathered(NamedTuple):
+    """A message, and what the reports to it came to."""
+
+    params: Message
+    value: Update  # the mean of the reports; zeros where there is none
+    weight: Array
+    clients: Array
+
+
+def why_not(composed: Round) -> str | None:
+    """Why reports of this round cannot be gathered apart and put together later; None where they can."""
+    algorithm, state = composed.algorithm, jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    if len(algorithm.exchanges) > 1:
+        return f"a round of this algorithm has {len(algorithm.exchanges)} exchanges, of which the later need what came of the earlier ones"
+    if jax.tree.leaves(state.clients.own):
+        return "clients of this algorithm keep state between rounds, which has no address here: use one whose clients keep nothing (fedavg)"
+    if jax.tree.leaves(state.clients.uplink):
+        return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
+    if jax.tree.leaves(state.uplink):
+        return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+    if composed.aggregator.name != "mean":
+        return f"{composed.aggregator.name}() needs the report of each client in its place: use aggregator=fc.aggregators.mean()"
+    return None
+
+
+@lru_cache(maxsize=32)
+def gathering(composed: Round) -> Round:
+    """The round whose server is what was gathered; raises, with the reason, where that cannot be."""
+    if (reason := why_not(composed)) is not None:
+        raise ValueError(f"the reports of this round cannot be gathered apart: {reason}")
+    algorithm = composed.algorithm
+    (exchange,) = algorithm.exchanges
+    server = jax.eval_shape(lambda: algorithm.init(algorithm.init_params(jax.random.key(0))))
+    shapes = composed.report_shapes(0, server, ()).update
+
+    def init_params(key: Key) -> Params:
+        return exchange.broadcast(algorithm.init(algorithm.init_params(key)))
+
+    def init(message: Message) -> Gathered:
+        return Gathered(message, tree.zeros_like(shapes), jnp.float32(0), jnp.float32(0))
+
+    def update(server: Gathered, reports: Aggregate) -> Gathered:
+        return Gathered(server.params, *reports)
+
+    gathers: Any = exchange._replace(broadcast=lambda server: server.params, update=update)
+    inner = algorithm._replace(init_params=init_params, init=init, init_client=nothing, exchanges=(gathers,), personal=None)
+    return Round(inner, composed.uplink._replace(finish=lambda state, value, info, key: (value, state)), composed.aggregator)
+
+
+def start(gathers: Round, key: Key, round: int, message: Message) -> State:
+    """The state from which a simulator of `gathers` gathers the reports to this message, in the draws of this round."""
+    shapes = jax.eval_shape(lambda: gathers.init(jax.random.key(0), 1))
+    empty: Any = gathers.algorithm.init(message)
+    return State(empty, shapes.uplink, Kept((), shapes.clients.uplink), jnp.int32(round), key)
+
+
+def meet(composed: Round, state: State, parts: list[tuple[Gathered, float]]) -> State:
+    """The round concluded from what was gathered in parts, each multiplied by its factor, at its weight."""
+    values = [(part.value, part.weight, part.clients, jnp.float32(factor)) for part, factor in parts]
+    return _meet(composed)(state._replace(clients=()), values)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=32)
+def _meet(composed: Round) -> Any:
+    def conclude(state: State, parts: list[Any]) -> State:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts[0][0])
+        acc, weight, clients = composed.aggregator.zero(shapes, len(parts)), jnp.float32(0), jnp.float32(0)
+        for place, (value, its, here, factor) in enumerate(parts):
+            scaled = jax.tree.map(lambda x, f=factor: (x * f.astype(x.dtype))[None], value)
+            acc = composed.aggregator.add(acc, scaled, its[None], jnp.array([place], jnp.int32))
+            weight, clients = weight + its, clients + here
+        return composed.conclude(0, state, acc, weight, clients)
+
+    return jax.jit(conclude)
