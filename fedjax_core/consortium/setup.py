@@ -20,7 +20,7 @@ from shutil import move
 from typing import Any
 
 from fedjax_core.consortium import example
-from fedjax_core.sites import doctor, identity, ray_security
+from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
 from fedjax_core.sites.site_file import SiteFile, load_data
 from fedjax_core.sites.study import build
@@ -125,9 +125,9 @@ def prepare(
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
-    columns = doctor.columns(load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml")))
+    columns = expected.columns(load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml")))
     for name in plan.sites:
-        doctor.Expected.here(built.hash, columns).write(folder.site(name) / "expected.toml")
+        expected.Expected.here(built.hash, columns).write(folder.site(name) / "expected.toml")
     plan.write(folder.plan)
     return plan, True
 

@@ -2,43 +2,25 @@
 
     examine(site.toml)  ─►  findings, each fine, not fine with what to do about it, or not looked at and why
 
-What the others have is in `expected.toml` beside the site's file, which the coordinator sends with the study:
-
-    python = "3.11"
-    study = "3f9a..."                       hash of the study
-    made = 1767225600.0                     seconds since 1970, when it was written: a clock before that is wrong
-    [packages]
-    jax = "0.10.2"
-    [columns]                               of the data: dtype and shape of one example
-    x = "float32[30]"
-    y = "int32[]"
-    [data]                                  fingerprints, where those of sites are agreed on
-    charite = "91d2..."
-
->>> print(columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}])))
-{'x': 'float32[30]', 'y': 'int32[]'}
+What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends with the study.
 """
 
-import importlib.metadata
 import os
-import platform
 import shutil
 import socket
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from fedjax_core.data.clients import Clients
 from fedjax_core.sites import ray_security
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
+from fedjax_core.sites.expected import Expected, columns, packages, python
 from fedjax_core.sites.identity import SiteKey, read_public
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.site import fingerprint
@@ -46,7 +28,6 @@ from fedjax_core.sites.site_file import SiteFile, load_data
 from fedjax_core.sites.study import build
 from fedjax_core.sites.wire import COORDINATOR
 
-PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "cryptography", "ray")
 _SECONDS = 5.0
 
 
@@ -69,42 +50,10 @@ class Skipped(Exception):
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What the study was made with; empty where nothing is said."""
-
-    python: str = ""
-    study: str = ""
-    made: float = 0.0
-    packages: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def here(cls, study: str, columns: Mapping[str, str]) -> "Expected":
-        """What this process has."""
-        return cls(_python(), study, time.time(), packages(), columns)
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> "Expected":
-        """What an expected.toml says; raises ValueError where it is none."""
-        try:
-            return cls(**tomllib.loads(Path(path).read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not what a coordinator sends with a study: {error}") from None
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the expected.toml."""
-        lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
-        for name in ("packages", "columns", "data"):
-            lines += [f"[{name}]", *(f'"{key}" = "{value}"' for key, value in getattr(self, name).items())]
-        Path(path).write_text("\n".join(lines) + "\n")
-
-
-@dataclass(frozen=True)
 class Settings:
     """What is asked of a site, and against what."""
 
-    expected: Expected = Expected()
+    expected: Expected = field(default_factory=Expected)
     address: str | None = None
     """host:port of the coordinator's Ray."""
     now: float | None = None
@@ -148,32 +97,6 @@ def beside(path: Path, settings: Settings | None = None) -> Settings:
     return settings
 
 
-def columns(clients: Clients) -> dict[str, str]:
-    """Of each column, dtype and shape of one example."""
-
-    def name(path: Any) -> str:
-        return ".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
-
-    leaves = jax.tree_util.tree_leaves_with_path(clients.columns)
-    return {name(path): f"{x.dtype}[{','.join(map(str, x.shape[1:]))}]" for path, x in leaves}
-
-
-def packages() -> dict[str, str]:
-    """The versions of what a study's numbers and messages depend on, as installed here."""
-    return {name: version for name in PACKAGES if (version := _version(name)) is not None}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _python() -> str:
-    return ".".join(platform.python_version_tuple()[:2])
-
-
 def _versions(about: SiteFile, settings: Settings) -> str:
     expected, here = settings.expected, packages()
     if not expected.packages:
@@ -182,9 +105,9 @@ def _versions(about: SiteFile, settings: Settings) -> str:
     if wrong:
         have = ", ".join(f"{one.partition('==')[0]} {here.get(one.partition('==')[0], 'absent')}" for one in wrong)
         raise Unfit(f"{have} here, and the study was made with others: pip install {' '.join(repr(one) for one in wrong)}")
-    if expected.python != _python():
-        raise Unfit(f"Python {_python()} here, and the study was made with {expected.python}: make the environment with that")
-    return f"Python {_python()} and {len(expected.packages)} packages as the study was made with"
+    if expected.python != python():
+        raise Unfit(f"Python {python()} here, and the study was made with {expected.python}: make the environment with that")
+    return f"Python {python()} and {len(expected.packages)} packages as the study was made with"
 
 
 def _own_key(about: SiteFile, settings: Settings) -> str:

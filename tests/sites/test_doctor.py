@@ -1,6 +1,5 @@
 """Each check both ways: a site that is fit passes all of them, and one thing wrong at a time is found by its check and by no other."""
 
-import os
 import re
 import shutil
 import socket
@@ -15,7 +14,8 @@ from fedjax_core.consortium import example
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.data.clients import Clients
 from fedjax_core.sites import doctor
-from fedjax_core.sites.doctor import Expected, Settings, beside, examine
+from fedjax_core.sites.doctor import Settings, beside, examine
+from fedjax_core.sites.expected import Expected, columns
 from fedjax_core.sites.ray_security import equip
 from tests.sites.test_ray_security import server
 
@@ -42,9 +42,9 @@ def edit(path, pattern, new):
 
 
 def resave(site, change):
-    columns = change(dict(Clients.open(site / "data").columns))
+    found = change(dict(Clients.open(site / "data").columns))
     shutil.rmtree(site / "data")
-    Clients.from_list([{name: np.asarray(x) for name, x in columns.items()}], ids=["hospital-1"], allow_nan=True).save(site / "data")
+    Clients.from_list([{name: np.asarray(x) for name, x in found.items()}], ids=["hospital-1"], allow_nan=True).save(site / "data")
 
 
 def known(site, fingerprint):
@@ -139,7 +139,7 @@ def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):
 
 
 def test_what_was_expected_is_read_as_it_was_written(tmp_path):
-    said = Expected.here("3f9a", doctor.columns(example.hospitals(2)["hospital-1"]))
+    said = Expected.here("3f9a", columns(example.hospitals(2)["hospital-1"]))
     said.write(tmp_path / "expected.toml")
     assert Expected.read(tmp_path / "expected.toml") == said
-    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages and os.path.exists(tmp_path)
+    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages

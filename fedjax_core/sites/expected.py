@@ -1,0 +1,92 @@
+"""What a study was made with: `expected.toml`, which the coordinator sends with the study, and which lies beside a site's file.
+
+    python = "3.11"
+    study = "3f9a..."                       hash of the study
+    made = 1767225600.0                     seconds since 1970, when it was written: a clock before that is wrong
+    [packages]
+    jax = "0.10.2"
+    [columns]                               of the data: dtype and shape of one example
+    x = "float32[30]"
+    y = "int32[]"
+    [data]                                  fingerprints, where those of sites are agreed on
+    charite = "91d2..."
+
+>>> import numpy as np
+>>> print(columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}])))
+{'x': 'float32[30]', 'y': 'int32[]'}
+"""
+
+import importlib.metadata
+import os
+import platform
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_core.data.clients import Clients
+
+PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "cryptography", "ray")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the study was made with; empty where nothing is said."""
+
+    python: str = ""
+    study: str = ""
+    made: float = 0.0
+    packages: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, study: str, columns: Mapping[str, str]) -> "Expected":
+        """What this process has."""
+        return cls(python(), study, time.time(), packages(), columns)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "Expected":
+        """What an expected.toml says; raises ValueError where it is none."""
+        try:
+            return cls(**tomllib.loads(Path(path).read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not what a coordinator sends with a study: {error}") from None
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the expected.toml."""
+        lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
+        for name in ("packages", "columns", "data"):
+            lines += [f"[{name}]", *(f'"{key}" = "{value}"' for key, value in getattr(self, name).items())]
+        Path(path).write_text("\n".join(lines) + "\n")
+
+
+def columns(clients: Clients) -> dict[str, str]:
+    """Of each column, dtype and shape of one example."""
+
+    def name(path: Any) -> str:
+        return ".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
+
+    leaves = jax.tree_util.tree_leaves_with_path(clients.columns)
+    return {name(path): f"{x.dtype}[{','.join(map(str, x.shape[1:]))}]" for path, x in leaves}
+
+
+def packages() -> dict[str, str]:
+    """The versions of what a study's numbers and messages depend on, as installed here."""
+    return {name: version for name in PACKAGES if (version := _version(name)) is not None}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def python() -> str:
+    """The version of Python, as far as it matters."""
+    return ".".join(platform.python_version_tuple()[:2])
