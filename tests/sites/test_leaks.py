@@ -1,0 +1,137 @@
+"""Canaries: what is planted in a site's data, its file names and its errors is nowhere but at that site."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import ray
+
+import fedjax_core as fc
+from fedjax_core.sites.answers import ANSWERS
+from fedjax_core.sites.coordinator import Paused
+from fedjax_core.sites.ray_transport import _Actor
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.wire import COORDINATOR, Header, encode, header_of
+from tests.sites import federations
+from tests.sites.federations import NAMES, federation, site_files
+
+PATIENT, VALUE, NUMBER = "PATIENT-4711", 77_123.5, 408_172_637
+SPELT = [
+    PATIENT.encode(),
+    *(np.array(VALUE, form).tobytes() for form in ("<f4", "<f8", ">f4", ">f8")), str(VALUE).encode(), f"{VALUE:.6e}".encode(),
+    *(np.array(NUMBER, form).tobytes() for form in ("<i4", ">i4")), str(NUMBER).encode(), f"{NUMBER:x}".encode(),
+]  # fmt: skip
+"""Every form in which a canary might be written."""
+COMPOSED = fc.compose(fc.algorithms.scaffold(fc.models.linear(features=3), 1e-12, 4))
+
+
+def planted(rows=5):
+    """Examples whose every target is the canary; the number of a patient is a column that no model reads."""
+    x = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
+    return {"x": x, "y": np.full(rows, VALUE, np.float32), "patient": np.full(rows, NUMBER, np.int32)}
+
+
+def found(seen: dict[str, bytes]) -> list[tuple[str, bytes]]:
+    return [(where, canary) for where, what in seen.items() for canary in SPELT if canary in what]
+
+
+def files(*folders: Path) -> dict[str, bytes]:
+    """The names and contents of all files below these folders."""
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {str(path): str(path.name).encode() + path.read_bytes() for path in paths}
+
+
+def fails(*arguments, **named):
+    raise ValueError(f"could not use {PATIENT} {VALUE} {NUMBER}")
+
+
+def opens(*arguments, **named):
+    (Path("/srv/data") / f"{PATIENT}.csv").read_text()
+
+
+@pytest.fixture
+def everything_logged(caplog):
+    caplog.set_level(logging.DEBUG)
+    return caplog
+
+
+def test_the_canaries_are_found_where_they_are(tmp_path):
+    fc.Clients.from_list([planted()]).save(tmp_path / PATIENT)
+    assert {canary for _, canary in found({"data": planted()["y"].tobytes() + planted()["patient"].tobytes()})} == {SPELT[1], SPELT[7]}
+    (tmp_path / "note").write_text(f"{PATIENT} {VALUE} {NUMBER}")
+    assert len(found(files(tmp_path))) >= 5
+
+
+def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others(tmp_path, everything_logged, capfd):
+    sites = [dataclasses.replace(one, data=planted()) for one in site_files(folder=tmp_path)]
+    with federation(COMPOSED, files=sites, folder=tmp_path) as (fed, at, transport):
+        run = {"run_dir": tmp_path / "coordinator" / "run", "checkpoint_every": 1, "evaluate_every": 1}
+        state = fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], key=jax.random.key(1), **run).state
+        assert float(np.abs(state.params["w"]).max()) > 0  # the sites did learn of what is planted
+        texts = []
+        for broken in (fails, opens):
+            for what, ask in (("visit", lambda: fed.run(state, [0, 1, 2, 3])), ("totals", lambda: fed.evaluate(state))):
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(Paused) as paused:
+                    patch.setattr(f"fedjax_core.sites.local.{what}", broken)
+                    ask()
+                texts.append(str(paused.value))
+        asked = {header_of(raw).kind for raw in transport.sent}
+        refusals = [at[0].handle(raw) for raw in unfit(fed)]
+    assert asked >= {"describe", "train", "evaluate"} and {header_of(raw).kind for raw in refusals} == {"refusal"}
+    for name in NAMES:  # where the site's own staff finds it
+        errors = (tmp_path / name / "errors.log").read_text()
+        assert errors.count(f"could not use {PATIENT}") == 2 and f"{PATIENT}.csv" in errors
+    out = capfd.readouterr()
+    seen = {"sent": b"".join(transport.sent), "received": b"".join(transport.received), "refusals": b"".join(refusals)}
+    seen |= {"raised": "".join(texts).encode(), "logged": everything_logged.text.encode(), "printed": (out.out + out.err).encode()}
+    seen |= files(tmp_path / "coordinator")
+    assert b"ValueError" in seen["received"] and b"FileNotFoundError" in seen["received"]
+    assert any("checkpoints" in where for where in seen) and any("audit" in where for where in seen)
+    assert found(seen) == []
+    # Nor is there any in what the sites write for the others to verify: their audit logs and ledgers.
+    assert found(files(*(tmp_path / name / "audit" for name in NAMES))) == []
+
+
+def unfit(fed):
+    """Requests of every kind there is that lack what they need, and one of a kind that there is not."""
+    for i, kind in enumerate([*ANSWERS, "data"]):
+        header = Header(
+            kind=kind, run=fed.run_name, round=9, exchange=0, sender=COORDINATOR, recipient="sites", sequence=2**62 + i, created_unix_ms=0,
+            config=fed.study.hash, fields={"columns": "y", "path": "../data"},
+        )  # fmt: skip
+        if kind != "describe":
+            yield encode(header, {}, federations.COORDINATOR)
+
+
+def test_a_site_that_cannot_read_its_data_says_no_more_than_the_kind_of_error(tmp_path, everything_logged):
+    for broken, kind in ((fails, "ValueError"), (opens, "FileNotFoundError")):
+        one = dataclasses.replace(site_files(folder=tmp_path)[0], data=broken)
+        said = _Actor(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text).key()
+        assert said == kind and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
+    assert found({"logged": everything_logged.text.encode()}) == []
+
+
+def test_nothing_of_a_site_is_in_rays_own_logs(tmp_path, capfd):
+    """Two site processes, with data that only they read; after a round the policy of one is broken, with a canary in it."""
+    sites = []
+    for name in NAMES[:2]:
+        fc.Clients.from_list([planted()], ids=[name]).save(tmp_path / name / "data")
+        (tmp_path / f"{name}.toml").write_text(
+            f'site = "{name}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n'
+        )
+        sites.append(SiteFile(name=name, data=tmp_path / name / "data", folder=tmp_path / name, policy=tmp_path / f"{name}.toml"))
+    algorithm = fc.algorithms.fedavg(fc.models.linear(features=3), local=optax.sgd(1e-12))
+    with fc.Federation(fc.compose(algorithm), sites, batch_size=4, epochs=1, folder=tmp_path / "coordinator") as fed:
+        session = Path(ray.worker._global_node.get_session_dir_path())
+        state, _ = fed.run(fed.init(jax.random.key(0)), [0, 1])
+        sites[0].policy.write_text(f'site = "{NAMES[0]}"\npaused = "{PATIENT} {VALUE} {NUMBER}"\n')
+        with pytest.raises(Paused) as paused:
+            fed.run(state, [0, 1])
+    out = capfd.readouterr()
+    assert PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
+    seen = {"raised": str(paused.value).encode(), "printed": (out.out + out.err).encode(), **files(session / "logs")}
+    assert len(seen) > 5 and found({**seen, **files(tmp_path / "coordinator", tmp_path / NAMES[1] / "audit")}) == []
