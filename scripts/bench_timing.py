@@ -102,10 +102,10 @@ def process(**environment: str) -> Iterator[Callable[..., Any]]:
         yield lambda function, *args: pool.submit(function, *args).result()
 
 
-def memory() -> dict[str, int]:
-    """Bytes of this process's memory: VmRSS now, RssFile the share of it that is files, VmHWM the most since `mark`."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0] in ("VmRSS:", "RssFile:", "VmHWM:")}
+def memory(pid: int | str = "self") -> dict[str, int]:
+    """Bytes of a process's memory: VmRSS now; of it RssAnon its own, RssFile files, RssShmem shared; VmHWM the most since `mark`."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0].startswith(("VmRSS:", "VmHWM:", "Rss"))}
 
 
 def mark() -> None:

@@ -146,3 +146,37 @@ def test_a_profile_names_operations(tiny, tmp_path: Path, capsys):
     profile_round.main(profile_round.Settings(workload="mlp", rounds=1, lanes=2, out=tmp_path))
     assert "1 rounds of mlp in 2 lanes" in capsys.readouterr().out
     assert list(tmp_path.glob("mlp/plugins/profile/*/*.trace.json.gz"))
+
+
+def test_a_federation_that_echoes_ends_where_it_began_and_its_table_is_printed(capsys):
+    import bench_sites
+
+    settings = bench_sites.Settings(cases=("overhead",), sites=(2, 10**6), parameters=(3,), turns=1, seconds=0.001)
+    bench_sites.main(settings)
+    out = capsys.readouterr().out
+    assert "times bare Ray" in out and "left out: would need about" in out
+
+
+def test_what_is_done_to_a_message_is_measured_part_by_part(capsys):
+    import bench_sites
+
+    table = bench_sites.messages(bench_sites.Settings(parameters=(3,), turns=1, seconds=0.001))
+    assert table.row_count == 10
+
+
+def test_a_slope_is_in_bytes_a_round():
+    import bench_recovery
+
+    rounds = np.arange(100)
+    rise, error = bench_recovery.slope(rounds, 7e6 + 24.0 * rounds + np.where(rounds % 2, 50.0, -50.0))
+    assert abs(rise - 24) < 2 * error < 1
+
+
+@pytest.mark.slow  # starts a federation three times
+def test_a_killed_coordinator_and_a_killed_site_come_back():
+    import bench_recovery
+
+    back = bench_recovery.coordinator_killed(3)
+    assert 0 < back["imported"] < back["sites answer"] < back["first round done"]
+    back = bench_recovery.site_killed(3)
+    assert back["the round after the kill"] > back["a round"]
