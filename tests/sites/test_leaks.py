@@ -72,19 +72,22 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
         run = {"run_dir": tmp_path / "coordinator" / "run", "checkpoint_every": 1, "evaluate_every": 1}
         state = fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], key=jax.random.key(1), **run).state
         assert float(np.abs(state.params["w"]).max()) > 0  # the sites did learn of what is planted
-        texts = []
+        texts = [repr(fed.cross_evaluate({"trained": state.params}, round=2))]
         for broken in (fails, opens):
             for what, ask in (("visit", lambda: fed.run(state, [0, 1, 2, 3])), ("totals", lambda: fed.evaluate(state))):
                 with pytest.MonkeyPatch.context() as patch, pytest.raises(Paused) as paused:
                     patch.setattr(f"fedjax_core.sites.local.{what}", broken)
                     ask()
                 texts.append(str(paused.value))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("fedjax_core.sites.local.totals", broken)
+                texts.append(repr(fed.cross_evaluate({"trained": state.params}, round=2)))
         asked = {header_of(raw).kind for raw in transport.sent}
         refusals = [at[0].handle(raw) for raw in unfit(fed)]
-    assert asked >= {"describe", "train", "evaluate"} and {header_of(raw).kind for raw in refusals} == {"refusal"}
+    assert asked >= {"describe", "train", "evaluate", "score"} and {header_of(raw).kind for raw in refusals} == {"refusal"}
     for name in NAMES:  # where the site's own staff finds it
         errors = (tmp_path / name / "errors.log").read_text()
-        assert errors.count(f"could not use {PATIENT}") == 2 and f"{PATIENT}.csv" in errors
+        assert errors.count(f"could not use {PATIENT}") == 3 and f"{PATIENT}.csv" in errors
     out = capfd.readouterr()
     seen = {"sent": b"".join(transport.sent), "received": b"".join(transport.received), "refusals": b"".join(refusals)}
     seen |= {"raised": "".join(texts).encode(), "logged": everything_logged.text.encode(), "printed": (out.out + out.err).encode()}
