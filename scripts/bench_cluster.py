@@ -2,6 +2,7 @@
 
     python scripts/bench_cluster.py                                  2 workers
     python scripts/bench_cluster.py --workers 4 --workloads mlp
+    python scripts/bench_cluster.py --workloads scaffold:mlp         what clients keep goes to the workers and back
 
 The two have their turns one after another; the ratio is taken turn by turn, so that a machine whose speed drifts does not decide it.
 Compilation and warm-up are not counted. One process uses as many threads as XLA likes, a worker one core.
@@ -35,7 +36,7 @@ class Settings:
     workers: int = 2
     """Each with a core of its own."""
     workloads: tuple[str, ...] = ("synth", "mlp")
-    """Any of those in bench_workloads.py."""
+    """Any of those in bench_workloads.py, by FedAvg, or by SCAFFOLD as in scaffold:mlp."""
     turns: int = 7
     """How often each has its turn."""
     rounds: int = 3
@@ -48,12 +49,15 @@ def idle_clients(clients: int = 100) -> tuple[fc.Round, fc.Clients, list[np.ndar
     return fc.compose(fc.algorithms.fedavg(fc.models.linear(features=1), optax.sgd(0.1))), data, [np.arange(clients)] * 1000
 
 
-def real_work(workload: bench.Workload, rounds: int) -> tuple[fc.Round, fc.Clients, list[np.ndarray]]:
-    """FedAvg on a workload of the benchmarks."""
+def real_work(workload: bench.Workload, rounds: int, scaffold: bool) -> tuple[fc.Round, fc.Clients, list[np.ndarray]]:
+    """A workload of the benchmarks."""
     data = workload.data()
     clients = fc.Clients.from_arrays({"x": data.x, "y": data.y}, offsets=data.offsets)
     task = fc.Task(workload.init, lambda params, batch, key: bench.losses(workload.logits(params, batch["x"]), batch["y"]))
-    composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(workload.lr)))
+    if scaffold:
+        composed = fc.compose(fc.algorithms.scaffold(task, lr=workload.lr, population=len(clients)))
+    else:
+        composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(workload.lr)))
     return composed, clients, list(itertools.islice(bench.cohorts(workload.cohort, len(clients)), rounds))
 
 
@@ -75,19 +79,30 @@ def main(settings: Settings) -> None:
     """Measures and prints the table."""
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}; jax {jax.__version__}, ray {ray.__version__}")
     workers = f"{settings.workers} workers"
-    table = Table("clients a round", "lanes", "ms a round, one process", workers, f"examples/s, {workers}", "workers / one process")
+    table = Table(
+        "clients a round", "lanes", "ms a round, one process", workers, f"examples/s, {workers}", "workers / one process", "client state MB"
+    )
     for name in ("idle", *settings.workloads):
-        workload = bench.WORKLOADS.get(name)
+        algorithm, _, named = name.rpartition(":")
+        workload = bench.WORKLOADS[named] if name != "idle" else None
         batch = workload.batch_size if workload else 1
-        composed, clients, cohorts = real_work(workload, settings.rounds * (settings.turns + 1)) if workload else idle_clients()
+        rounds = settings.rounds * (settings.turns + 1)
+        composed, clients, cohorts = real_work(workload, rounds, algorithm == "scaffold") if workload else idle_clients()
         one = fc.Simulator(composed, clients, batch_size=batch, epochs=1)
         with fc.ClusterSimulator(composed, clients, workers=settings.workers, batch_size=batch, epochs=1, lanes=one.lanes) as many:
-            seconds = turns([one, many], cohorts, settings)
+            seconds, moved = turns([one, many], cohorts, settings), many.meter.report()["client state MB/round"]
         examples = float(np.mean([clients.sizes[cohort].sum() for cohort in cohorts]))
         milliseconds = [f"{np.median(s) * 1e3:,.1f} ({s.min() * 1e3:,.1f} to {s.max() * 1e3:,.1f})" for s in seconds]
         ratio = seconds[0] / seconds[1]
         against = f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
-        table.add_row(f"{len(cohorts[0]):,} {name}", str(one.lanes), *milliseconds, f"{examples / np.median(seconds[1]):,.0f}", against)
+        table.add_row(
+            f"{len(cohorts[0]):,} {name}",
+            str(one.lanes),
+            *milliseconds,
+            f"{examples / np.median(seconds[1]):,.0f}",
+            against,
+            f"{moved:,.0f}",
+        )
     Console(width=140).print(table)
 
 

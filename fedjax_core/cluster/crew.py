@@ -1,4 +1,4 @@
-"""Workers as Ray actors, and what happens when one dies: its shares are done again by the others, and another takes its place.
+"""Workers as Ray actors, and what happens when one dies or hangs: its shares are done again by the others, another takes its place.
 
 A share is a pure function of what it is given, so it comes out the same whoever does it and however often. One that kills its workers
 again and again is given up with an error. Tasks and results are pickled by Ray, and anyone who reaches a Ray cluster can run code in it:
@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import sys
-import warnings
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,11 @@ try:
 except ImportError as error:
     raise ImportError("ClusterSimulator needs Ray, which is not installed: pip install 'fedjax-core[cluster]'") from error
 
+from fedjax_core.cluster.connection import connections
+
 log = logging.getLogger("fedjax_core")
+
+connect, disconnect = connections.open, connections.close
 
 START_SECONDS = 120.0  # an actor takes one to ten, of which most is importing JAX
 
@@ -92,6 +96,7 @@ class Member:
         self.ready = actor.about.remote()
         self.about: dict[str, Any] = {}
         self.speed = math.nan  # local steps a second
+        self.since = math.nan  # when it last finished a share, or was given one after all others
 
     def worked(self, done: Done) -> None:
         """Takes the pace of a share into account: the last few count most."""
@@ -111,14 +116,24 @@ class Crew:
     """So many workers, at least one of them alive."""
 
     def __init__(
-        self, composed: Round, plan: Plan, source: Sent | Folder, *, workers: int, streamed: bool, cpus: float, gpus: float, retries: int
+        self,
+        composed: Round,
+        plan: Plan,
+        source: Sent | Folder,
+        *,
+        workers: int,
+        streamed: bool,
+        cpus: float,
+        gpus: float,
+        retries: int,
+        hang_seconds: float,
     ) -> None:
-        self.cpus, self.gpus, self.retries = cpus, gpus, retries
+        self.cpus, self.gpus, self.retries, self.hang_seconds = cpus, gpus, retries, hang_seconds
         if gpus and jax.default_backend() != "cpu":
             log.warning(
                 "this process holds memory of a GPU that a worker may be given: start it with JAX_PLATFORMS=cpu to leave GPUs to workers"
             )
-        settings = {name: jax.config.values[name] for name in _NUMERICS + (_CACHE if _connections.started else ())}
+        settings = {name: jax.config.values[name] for name in _NUMERICS + (_CACHE if connections.started else ())}
         self._setup = ray.put(Setup(_pickled(composed, plan), source, streamed, settings, _path()))
         self._class = ray.remote(Actor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": self._environment()}
@@ -165,17 +180,21 @@ class Crew:
                 chosen = hand_out([loads[s] for s in todo], self._speeds(), busy)
                 for s, w in sorted(zip(todo, chosen, strict=True), key=lambda pair: -loads[pair[0]]):
                     tries[s] += 1
+                    if not any(who is self.members[w] for _, who in waiting.values()):
+                        self.members[w].since = time.monotonic()
                     waiting[self.members[w].actor.do.remote(broadcast, shares[s])] = (s, self.members[w])
                 todo = []
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            ready, hangs = self._next(waiting)
             s, member = waiting.pop(ready)
             try:
-                done[s] = ray.get(ready)
+                if hangs:
+                    raise TimeoutError(f"it finished nothing for {self.hang_seconds:g} s; where shares take that long, raise hang_seconds=")
+                done[s], member.since = ray.get(ready), time.monotonic()
                 member.worked(done[s])
                 at_work.add(member)
             except failures.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
-            except failures.RayError as error:  # the worker is gone, or its node, or the result with it
+            except (failures.RayError, TimeoutError) as error:  # the worker is gone or hangs, or its node, or the result is gone
                 todo = [s, *(other for other, who in waiting.values() if who is member)]
                 waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
                 self._lost(member, error, tries[s])
@@ -185,12 +204,20 @@ class Crew:
                 member.rested(best)
         return [done[s] for s in range(len(shares))]
 
+    def _next(self, waiting: dict[Any, tuple[int, Member]]) -> tuple[Any, bool]:
+        """(what is ready first, False); (what is awaited of a member who has finished nothing for too long, True)."""
+        late = min(waiting, key=lambda ref: waiting[ref][1].since)
+        left = waiting[late][1].since + self.hang_seconds - time.monotonic()
+        found, _ = ray.wait(list(waiting), num_returns=1, timeout=None if math.isinf(left) else max(0.0, left))
+        return (found[0], False) if found else (late, True)
+
     def measure(self, broadcast: Any, share: Share) -> dict[str, Any]:
-        """What the first worker measures for the program of an exchange; nothing where it dies, or fails, as others then will too."""
+        """What the first worker measures for the program of an exchange; nothing where it dies, hangs, or fails, as others then will."""
         self._fill()
         self._welcome(wait=not self.members)
         try:
-            return dict(ray.get(self.members[0].actor.measure.remote(broadcast, share)))
+            asked = self.members[0].actor.measure.remote(broadcast, share)
+            return dict(ray.get(asked, timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds))
         except failures.RayError:
             return {}
 
@@ -242,7 +269,7 @@ class Crew:
                 f"a share of the cohort was begun {tries} times, and each time its worker died: {_last_line(error)}\n"
                 "Most often memory is short: use fewer workers, fewer lanes, or stream=True. The state before this round is still good."
             ) from error
-        log.warning("%s died; its share is done again: %s", member, _last_line(error))
+        log.warning("%s died or hangs; its share is done again: %s", member, _last_line(error))
 
     def _speeds(self) -> list[float]:
         """Local steps a second of each member; one not measured yet is taken for an average one."""
@@ -259,52 +286,9 @@ class Crew:
         found["JAX_PLATFORMS"] = "" if self.gpus else "cpu"  # empty: whatever is there, even if this process keeps to the CPU
         if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
             found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone
-        if _connections.started:  # this machine only: elsewhere the package is installed in its own place
+        if connections.started:  # this machine only: elsewhere the package is installed in its own place
             found["PYTHONPATH"] = os.pathsep.join(_path())
         return found
-
-
-class _Connections:
-    """Ray as connected or started here, for as long as somebody uses it."""
-
-    def __init__(self) -> None:
-        self.users, self.connected, self.started = 0, False, False
-        self._set: list[str] = []
-
-    def open(self, address: str | None, cpus: int) -> None:
-        """Connects to the cluster at `address`, or starts one on this machine; where this process is connected already, uses that."""
-        if not ray.is_initialized():
-            self._environment("RAY_USAGE_STATS_ENABLED", "0")
-            self._environment("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            chosen: dict[str, Any] = {"address": address}
-            if address is None:
-                chosen = {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-            with warnings.catch_warnings():
-                # JAX warns of any fork; these only start Ray's own programs.
-                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="fedjax_core", **chosen)
-            self.users, self.connected, self.started = 0, True, address is None
-        self.users += 1
-
-    def close(self) -> None:
-        """Ends what was connected or started here once its last user is gone."""
-        self.users -= 1
-        if self.users == 0 and self.connected:
-            ray.shutdown()
-            self.connected = self.started = False
-            for name in self._set:
-                os.environ.pop(name, None)
-            self._set = []
-
-    def _environment(self, name: str, value: str) -> None:
-        """Sets an environment variable that nobody set."""
-        if name not in os.environ:
-            self._set.append(name)
-            os.environ[name] = value
-
-
-_connections = _Connections()
-connect, disconnect = _connections.open, _connections.close
 
 
 def _pickled(composed: Round, plan: Plan) -> bytes:

@@ -26,20 +26,21 @@ import numpy as np
 
 from fedjax_core import tree
 from fedjax_core.cluster.deal import Room, deal, room_for
+from fedjax_core.cluster.keeper import Keeper, take_back
+from fedjax_core.cluster.pace import Pace
 from fedjax_core.cluster.share import Broadcast, Done, Share, merge, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook
-from fedjax_core.lanes.columns import mapped, narrow
-from fedjax_core.lanes.evaluate import Evaluation, evaluate
+from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
+from fedjax_core.lanes.columns import mapped
+from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.program import Collected
-from fedjax_core.lanes.tiers import Rows
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
-from fedjax_core.task import check_task
-from fedjax_core.types import Array, Key, Params
+from fedjax_core.types import Key, Params
 
 if TYPE_CHECKING:
     from fedjax_core.cluster.crew import Crew
@@ -60,7 +61,8 @@ class ClusterSimulator:
 
     `shares`: how many parts a cohort is dealt in, by default one a worker. It decides last bits as `lanes` does. With it fixed, say at
     16, runs of any number of workers agree to the last bit, and faster workers do more shares. Each share may be begun
-    `retries` times again where its worker dies.
+    `retries` times again where its worker dies. One that has finished nothing for `hang_seconds` is taken to hang, and ended: let it be
+    well above what a share takes, with its compilation.
     """
 
     def __init__(
@@ -82,33 +84,27 @@ class ClusterSimulator:
         cpus_per_worker: float = 1,
         gpus_per_worker: float = 0,
         retries: int = 3,
+        hang_seconds: float = 600,
     ) -> None:
-        if not isinstance(composed, Round):
-            raise TypeError(f"ClusterSimulator needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        if not isinstance(clients, Clients):
-            raise TypeError(
-                f"ClusterSimulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays"
-            )
+        check_simulation("ClusterSimulator", composed, clients, lanes)
         for name, value, least in (("workers", workers, 1), ("shares", shares, 1), ("retries", retries, 0)):
             if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
-            raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
         if not cpus_per_worker > 0:
             raise ValueError(f"cpus_per_worker must be above 0, got {cpus_per_worker!r}: a worker needs a core, or a part of one")
+        if not hang_seconds > 0:
+            raise ValueError(f"hang_seconds must be above 0, got {hang_seconds!r}; math.inf waits for workers for ever")
         if not 0 <= gpus_per_worker <= 1:
             raise ValueError(f"gpus_per_worker must be from 0 to 1, got {gpus_per_worker!r}: for more GPUs use more workers, one for each")
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
-        check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
-        if composed.algorithm.task.check is not None:
-            composed.algorithm.task.check(clients)
+        check_model(composed, clients, batch_size)
         self.round = composed
         self.clients = clients
         self.meter = Pace()
         """How fast it goes: `meter.report()`."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
-        self._rows = None if client_state == "device" else Rows((), len(clients), None if client_state == "host" else Path(client_state))
+        self._kept = Keeper(len(clients), client_state)
         known = {"train": self.plan_of_batches.steps_of(clients.sizes), "once": -(-clients.sizes // batch_size)}
         works = [exchange.work for exchange in composed.algorithm.exchanges]
         self._steps: dict[str, np.ndarray] = {kind: known[kind] for kind in sorted(set(works))}
@@ -132,6 +128,7 @@ class ClusterSimulator:
                 cpus=cpus_per_worker,
                 gpus=gpus_per_worker,
                 retries=int(retries),
+                hang_seconds=hang_seconds,
             )
         except BaseException:
             self.close()
@@ -213,24 +210,13 @@ class ClusterSimulator:
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
         """Makes room for cohorts of up to this size, so that smaller ones run the same program."""
         if self._room is None or cohort_size > self._room.cohort:
-            if self._room is not None:
-                log.warning(
-                    "a cohort of %d clients outgrows the %d that workers have room for, which compiles their programs again; "
-                    "call reserve(%d) before the first round to avoid it",
-                    cohort_size,
-                    self._room.cohort,
-                    cohort_size,
-                )
+            warn_outgrown(cohort_size, self._room.cohort if self._room is not None else 0)
             self._room = self._room_for(max(1, cohort_size))
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
-        state = jax.jit(partial(self.round.init, population=len(self.clients) if self._rows is None else 1))(key, params=params)
-        if self._rows is None:
-            return state
-        self._rows = Rows(jax.tree.map(lambda x: np.asarray(x[0]), state.clients), len(self.clients), self._rows.folder)
-        return state._replace(clients=self._rows)
+        return self._kept.begin(jax.jit(partial(self.round.init, population=self._kept.population))(key, params=params))
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add). With `donate` the state given is used up."""
@@ -239,13 +225,14 @@ class ClusterSimulator:
         who, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
         self.reserve(len(who))
         first, shares = int(state.round), self._deal(who, counts)
-        kept, half = self._read(state, who, first), state._replace(clients=Kept((), ()))
+        assert self._room is not None
+        kept, half = self._kept.read(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         done: list[Done] = []
         for e in range(len(self.round.algorithm.exchanges)):
             found = self._exchange(e, half, shares, kept, first)
             for share, part in zip(shares, found, strict=True):
-                _keep(kept, share.places, part.collected)
+                take_back(kept, share.places, part.collected)
             collected = merge(self.round, [part.collected for part in found])
             half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
             seen = {**collected.metrics, "refused": Sum(collected.refused)}
@@ -253,8 +240,9 @@ class ClusterSimulator:
             done += found
         sizes = self.clients.sizes[who]
         metrics["clients"], metrics["examples"] = Sum(jnp.float32((sizes > 0).sum())), Sum(jnp.float32(sizes.sum()))
-        state = self._write(half._replace(round=half.round + 1), state, who, kept, first, donate)
-        self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members))
+        state = self._kept.write(half._replace(round=half.round + 1), state, who, kept, first, self._room.cohort, donate)
+        moved = 2 * sum(tree.nbytes(share.of(kept).kept) for share in shares) * len(self.round.algorithm.exchanges)
+        self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members), moved)
         return state, metrics
 
     def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
@@ -271,16 +259,7 @@ class ClusterSimulator:
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on), here; each client on a model of its own where it has one."""
-        clients = self.clients if clients is None else clients
-        personal = None
-        if self.round.algorithm.personal is not None:
-            if len(clients) != len(self.clients):
-                raise ValueError(
-                    f"each client is evaluated on its own model, so clients must be the same {len(self.clients)}, got {len(clients)}"
-                )
-            kept = state.clients if self._rows is None else self._rows.read(np.arange(len(clients)))
-            personal = jax.jit(jax.vmap(self.round.algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
-        return evaluate(self.round.algorithm.task, state.params, clients, personal=personal)
+        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._kept.rows)
 
     def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Share]:
         """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""
@@ -323,36 +302,6 @@ class ClusterSimulator:
             self._programs[name] = jax.jit(counted, **options)
         return self._programs[name]
 
-    def _places(self, who: np.ndarray) -> np.ndarray:
-        """The cohort's positions, padded to the room there is with one past the end: [K] int32."""
-        assert self._room is not None
-        return np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(np.int32)
-
-    def _read(self, state: State, who: np.ndarray, first: int) -> Kept:
-        """The cohort's rows of what clients keep, on the host and to be written to: [at least K, ...]."""
-        if self._rows is not None:
-            if self._rows.round != first:
-                raise ValueError(
-                    f"this state is of round {first}, but what clients keep is of round {self._rows.round}: with client_state= on the "
-                    "host a state goes forward only. Begin from init(), or keep client state on the device to go back."
-                )
-            found = self._rows.read(who)
-        elif not jax.tree.leaves(state.clients):
-            return state.clients
-        else:
-            found = jax.device_get(self._program("take", tree.take)(state.clients, self._places(who)))
-        return jax.tree.map(np.array, found)
-
-    def _write(self, half: State, state: State, who: np.ndarray, kept: Kept, first: int, donate: bool) -> State:
-        """The state after the round, with the cohort's rows in their places."""
-        if self._rows is not None:
-            self._rows.write(who, kept, first + 1)
-            return half._replace(clients=self._rows)  # type: ignore[arg-type]
-        if not jax.tree.leaves(kept):
-            return half._replace(clients=kept)
-        put = self._program("put", tree.put, donate, donate_argnums=(0,) if donate else ())
-        return half._replace(clients=put(state.clients, self._places(who), kept))
-
     def _room_for(self, cohort_size: int) -> Room:
         return room_for(cohort_size, self.shares, self.lanes, self._steps, self._load, self.clients.sizes)
 
@@ -360,48 +309,3 @@ class ClusterSimulator:
         if self._disconnect is None:
             raise RuntimeError("this ClusterSimulator is closed: make another one, which can go on from the same state")
         return self._crew
-
-
-class Pace:
-    """How fast a cluster goes; `report` says so, over the rounds in which nothing was compiled."""
-
-    def __init__(self) -> None:
-        self.seconds = self.work_seconds = self.compile_seconds = 0.0
-        self.clients = self.steps = self.examples = self.places = 0
-
-    def add(self, seconds: float, clients: int, done: Sequence[Done], workers: int) -> None:
-        """A round of this many clients took so long."""
-        if any(part.compiled for part in done):
-            self.compile_seconds += seconds
-            return
-        self.seconds += seconds
-        self.clients += clients
-        self.work_seconds += sum(part.seconds for part in done) / max(1, workers)
-        self.steps += sum(part.work.steps for part in done)
-        self.examples += sum(part.work.examples for part in done)
-        self.places += sum(part.work.room for part in done)
-
-    def report(self) -> dict[str, float]:
-        """Rates, how full the lanes are, and the share of the time that workers were at work; NaN before anything was done."""
-
-        def over(a: float, b: float) -> float:
-            return a / b if b else math.nan
-
-        return {
-            "client updates/s": over(self.clients, self.seconds),
-            "local steps/s": over(self.steps, self.seconds),
-            "examples/s": over(self.examples, self.seconds),
-            "fill": over(self.examples, self.places),
-            "at work": over(self.work_seconds, self.seconds),
-            "compile seconds": self.compile_seconds,
-        }
-
-
-def _keep(kept: Kept, places: np.ndarray, collected: Collected) -> None:
-    """Writes a share's rows of what clients keep, of those who reported, to their places in the cohort's."""
-    reported = np.asarray(collected.touched)
-
-    def write(into: np.ndarray, rows: Array) -> None:
-        into[places[reported]] = np.asarray(rows)[reported]
-
-    jax.tree.map(write, kept, collected.kept)

@@ -20,10 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.tiers import Rows
 from fedjax_core.metrics import CrossEvaluation, crossed
 from fedjax_core.metrics import Evaluation as Evaluation
+from fedjax_core.round import State
 from fedjax_core.task import Task
 from fedjax_core.types import Batch, Params
 
@@ -45,6 +48,17 @@ def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -
         for i, size in enumerate(clients.sizes):
             found[m, i] = (int(size), {name: total[i] for name, total in totals.items()}) if size else "it has no examples"
     return crossed(list(models), [str(name) for name in clients.ids], found)
+
+
+def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, population: int, rows: Rows | None) -> Evaluation:
+    """The model of a state; where the algorithm gives each client a model of its own, each of the `population` clients on its own."""
+    personal = None
+    if algorithm.personal is not None:
+        if len(clients) != population:
+            raise ValueError(f"each client is evaluated on its own model, so clients must be the same {population}, got {len(clients)}")
+        kept = state.clients if rows is None else rows.read(np.arange(population))
+        personal = jax.jit(jax.vmap(algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
+    return evaluate(algorithm.task, state.params, clients, personal=personal)
 
 
 def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:

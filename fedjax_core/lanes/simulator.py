@@ -29,15 +29,15 @@ from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook, peak, program, tune
-from fedjax_core.lanes.columns import forget, mapped, narrow
-from fedjax_core.lanes.evaluate import Evaluation, evaluate
+from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
+from fedjax_core.lanes.columns import mapped, narrow
+from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.program import Packed
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
-from fedjax_core.task import check_task
 from fedjax_core.types import Array, Columns, Key, Params
 
 log = logging.getLogger("fedjax_core")
@@ -74,12 +74,7 @@ class Simulator:
         stream: bool | None = None,
         client_state: str | Path = "device",
     ) -> None:
-        if not isinstance(composed, Round):
-            raise TypeError(f"Simulator needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        if not isinstance(clients, Clients):
-            raise TypeError(f"Simulator needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
-        if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
-            raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
+        check_simulation("Simulator", composed, clients, lanes)
         notebook.keep_programs()
         self.round = composed
         self.clients = clients
@@ -93,10 +88,7 @@ class Simulator:
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
         """Whether a dispatch brings its own examples."""
         self._data: Columns = () if self.streams else jax.device_put(narrow(clients.columns), self._placing.everywhere)
-        check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
-        if composed.algorithm.task.check is not None:
-            composed.algorithm.task.check(clients)
-            forget(clients.columns)
+        check_model(composed, clients, batch_size)
         self._rows = self._tier(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
         self._feed = Feed(clients, self.plan_of_batches, kinds, streamed=self.streams)
@@ -143,8 +135,7 @@ class Simulator:
         state = jax.jit(make, out_shardings=placed)(key, params=params)
         if self._rows is None:
             return state
-        first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
-        self._rows = Rows(first, len(self.clients), self._rows.folder)
+        self._rows = self._rows.begin(state.clients)
         return state._replace(clients=self._rows)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
@@ -176,14 +167,7 @@ class Simulator:
         self._most_rounds, cohort_size = max(self._most_rounds, rounds), max(1, cohort_size)
         if cohort_size <= self._feed.cohort_size:
             return
-        if self._feed.cohort_size:
-            log.warning(
-                "a cohort of %d clients outgrows the %d that the program was compiled for, which compiles it again; "
-                "call reserve(%d) before the first round to avoid it",
-                cohort_size,
-                self._feed.cohort_size,
-                cohort_size,
-            )
+        warn_outgrown(cohort_size, self._feed.cohort_size)
         self._feed.reserve(cohort_size, lanes=self._lanes_for(cohort_size), devices=self._placing.loops)
         memory.check_fits(self._planned(cohort_size), self._kept_on_device(cohort_size))
 
@@ -197,16 +181,7 @@ class Simulator:
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on); where clients keep a model of their own, each on its own."""
-        clients = self.clients if clients is None else clients
-        personal = None
-        if self.round.algorithm.personal is not None:
-            if len(clients) != len(self.clients):
-                raise ValueError(
-                    f"each client is evaluated on its own model, so clients must be the same {len(self.clients)}, got {len(clients)}"
-                )
-            kept = state.clients if self._rows is None else self._rows.read(np.arange(len(clients)))
-            personal = jax.jit(jax.vmap(self.round.algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
-        return evaluate(self.round.algorithm.task, state.params, clients, personal=personal)
+        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._rows)
 
     def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
         """These rounds in one call of the program, in buffers that hold so many."""
@@ -241,11 +216,9 @@ class Simulator:
 
     def _tier(self, client_state: str | Path) -> Rows | None:
         """The store of what clients keep, None where that is in the state."""
-        if client_state == "device":
-            return None
-        if self._placing.mesh is not None:
+        if client_state != "device" and self._placing.mesh is not None:
             raise ValueError('client_state must be "device" on a mesh: the host holds rows for one device')
-        return Rows((), len(self.clients), None if client_state == "host" else Path(client_state))
+        return Rows.of(client_state, len(self.clients))
 
     def _union(self, cohorts: Sequence[sampling.Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
         """All who take part in these rounds, and where each cohort's clients are among them; for a store of rows only."""
@@ -256,11 +229,7 @@ class Simulator:
 
     def _with_rows(self, rows: Rows, state: State, first: int, who: np.ndarray, held: int) -> State:
         """The state with the rows of those who take part, in the room that any such dispatch has."""
-        if rows.round != first:
-            raise ValueError(
-                f"this state is of round {first}, but what clients keep is of round {rows.round}: with client_state= on the host "
-                "a state goes forward only. Begin from init(), or keep client state on the device to go back."
-            )
+        rows.check_round(first)
         room = min(len(self.clients), held * self._feed.cohort_size)
         padded = np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
         return state._replace(clients=rows.read(padded))

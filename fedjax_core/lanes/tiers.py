@@ -41,6 +41,23 @@ class Rows:
         self._written = np.zeros(population, bool)
         self._pending: tuple[np.ndarray, Own] | None = None
 
+    @classmethod
+    def of(cls, client_state: str | Path, population: int) -> "Rows | None":
+        """The store for a setting "host" or a folder, to be filled by `begin`; None for "device"."""
+        return None if client_state == "device" else cls((), population, None if client_state == "host" else Path(client_state))
+
+    def begin(self, clients: Any) -> "Rows":
+        """A store in the same place for rows that all begin as the first of `clients` [1, ...]."""
+        return Rows(jax.tree.map(lambda x: np.asarray(x[0]), clients), self.population, self.folder)
+
+    def check_round(self, round: int) -> None:
+        """Raises where the rows are not those of a state of this round."""
+        if self.round != round:
+            raise ValueError(
+                f"this state is of round {round}, but what clients keep is of round {self.round}: with client_state= on the host "
+                "a state goes forward only. Begin from init(), or keep client state on the device to go back."
+            )
+
     @property
     def touched(self) -> int:
         """How many clients have a row of their own."""

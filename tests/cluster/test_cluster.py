@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -44,8 +45,8 @@ def test_any_number_of_workers(name, workers):
 class Trap:
     """Batches of three steps; where `file` says which round and client, their worker dies as it packs them, once for each line."""
 
-    def __init__(self, file, kill=True):
-        self.file, self.kill = file, kill
+    def __init__(self, file, sends=signal.SIGKILL):
+        self.file, self.sends = file, sends
 
     def set(self, round, client, times=1):
         self.file.write_text(f"{round} {client}\n" * times)
@@ -54,9 +55,18 @@ class Trap:
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         if lines and lines[0] == f"{round} {client}":
             self.file.write_text("\n".join(lines[1:]))
-            if not self.kill:
+            if self.sends is None:
                 raise ValueError(f"client {client} has no batches in round {round}")
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.sends)
+        return np.random.default_rng([round, client]).integers(0, 4, (3, BATCH))
+
+
+class Slow(Trap):
+    """The same batches, which the process named in `file` takes its time to find."""
+
+    def __call__(self, round, client):
+        if self.file.exists() and self.file.read_text() == str(os.getpid()):
+            time.sleep(0.1)
         return np.random.default_rng([round, client]).integers(0, 4, (3, BATCH))
 
 
@@ -93,6 +103,19 @@ def test_who_dies_joins_or_leaves_changes_no_bit(tmp_path):
         assert sim.traces == 1
 
 
+def test_who_hangs_is_found_by_the_clock_and_changes_no_bit(tmp_path, caplog):
+    trap = Trap(tmp_path / "trap", sends=signal.SIGSTOP)
+    with trapped(trap) as sim:
+        expected, _ = run(sim, [ALL] * 2)
+        hanging = {worker["pid"] for worker in sim.workers}
+        sim._crew.hang_seconds = 3.0  # all is compiled
+        trap.set(1, 3)
+        assert_equal(run(sim, [ALL] * 2)[0], expected)
+        assert sim.deaths == 1 and "finished nothing for 3 s" in caplog.text
+        sim.resize(2)  # waits for the one who takes the place: the place is free
+        assert len(hanging & {worker["pid"] for worker in sim.workers}) == 1
+
+
 @pytest.mark.slow
 def test_all_workers_die_and_others_go_on(tmp_path):
     trap = Trap(tmp_path / "trap")
@@ -109,7 +132,7 @@ def test_all_workers_die_and_others_go_on(tmp_path):
 
 
 def test_an_error_in_a_worker_is_told_as_it_is_here(tmp_path):
-    trap = Trap(tmp_path / "trap", kill=False)
+    trap = Trap(tmp_path / "trap", sends=None)
     with trapped(trap, "fedavg", workers=1) as sim:
         run(sim, [ALL])
         trap.set(0, 2)
@@ -117,6 +140,23 @@ def test_an_error_in_a_worker_is_told_as_it_is_here(tmp_path):
             run(sim, [ALL])
         assert sim.deaths == 0
         run(sim, [ALL])
+
+
+@pytest.mark.slow
+def test_a_slow_worker_gets_fewer_shares_and_the_answer_is_the_same(tmp_path):
+    """One of two works at a tenth of the speed: most shares go to the other, and no bit changes."""
+    slow = Slow(tmp_path / "slow")
+    with trapped(slow, "fedavg", shares=6) as sim:
+        run(sim, [ALL] * 2)
+        slow.file.write_text(str(sim.workers[0]["pid"]))
+        worked = {worker["pid"]: [] for worker in sim.workers}
+        for member in sim._crew.members:
+            member.worked = lambda done, member=member, worked_as=member.worked: (worked_as(done), worked[member.about["pid"]].append(done))
+        found, _ = run(sim, [ALL] * 4)
+        counts = [len(done) for done in worked.values()]
+        assert sum(counts) == 4 * 6 and counts[0] < counts[1] / 2
+        slow.file.unlink()
+        assert_equal(run(sim, [ALL] * 4)[0], found)
 
 
 def test_fit_resumed_by_other_workers_is_uninterrupted_bit_for_bit(tmp_path):

@@ -181,6 +181,7 @@ def test_keys_travel():
         ({"lanes": "many"}, "lanes must be"),
         ({"retries": -1}, "retries must be a whole number of at least 0, got -1"),
         ({"cpus_per_worker": 0}, "cpus_per_worker must be above 0, got 0"),
+        ({"hang_seconds": 0}, "hang_seconds must be above 0, got 0"),
         ({"gpus_per_worker": 2}, "for more GPUs use more workers"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
     ],

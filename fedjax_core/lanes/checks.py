@@ -1,0 +1,44 @@
+"""What a simulator of lanes checks before anything runs, be the lanes in this process or on the workers of a cluster."""
+
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.columns import forget, narrow
+from fedjax_core.round import Round
+from fedjax_core.task import check_task
+
+log = logging.getLogger("fedjax_core")
+
+
+def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None:
+    """Raises where simulator `name` was given something else than a `Round`, `Clients` and a number of lanes."""
+    if not isinstance(composed, Round):
+        raise TypeError(f"{name} needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
+    if not isinstance(clients, Clients):
+        raise TypeError(f"{name} needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
+    if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
+        raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
+
+
+def check_model(composed: Round, clients: Clients, batch_size: int) -> None:
+    """Raises where the task does not fit the clients' examples."""
+    check_task(composed.algorithm.task, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
+    if composed.algorithm.task.check is not None:
+        composed.algorithm.task.check(clients)
+        forget(clients.columns)
+
+
+def warn_outgrown(cohort_size: int, room: int) -> None:
+    """Says that a cohort larger than there is room for compiles again, and how to avoid that; where there was no room yet, nothing."""
+    if room:
+        log.warning(
+            "a cohort of %d clients outgrows the %d that the program was compiled for, which compiles it again; "
+            "call reserve(%d) before the first round to avoid it",
+            cohort_size,
+            room,
+            cohort_size,
+        )
