@@ -62,17 +62,19 @@ def train(site: "Site", envelope: Envelope) -> bytes:
         keep.write(0, found["first"])
     kept = keep.read(version, site.kept_shapes)
     client_key = _client_key(request.draws(header), np.int32(header.round), site.clients.addresses[0])
-    seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, client_key, header.round)
-    sent, weight, now, fine, metrics = jax.device_get(tuple(seen))
+    with site.budget.round(site.policy.caps) as watch:
+        seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, client_key, header.round, watch)
+        sent, weight, now, fine, metrics, left = jax.device_get(tuple(seen))
     tensors, weight = named(sent), float(weight)
     if not (fine and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
     fields: dict[str, Scalar] = {"weight": weight, "examples": site.clients.examples, "data": site.data}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
-    for name, metric in metrics.items():
+    for name, metric in (metrics | left).items():
         fields |= site.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
-    reply = site.reply(header, fields, tensors)
+    more: dict[str, Scalar] = {name: float(one.total) for name, one in left.items()}
+    reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
     keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
     return reply
 
@@ -107,7 +109,8 @@ def score(site: "Site", envelope: Envelope) -> bytes:
 
 def describe(site: "Site", envelope: Envelope) -> bytes:
     """What the coordinator has to know before the first round."""
-    return site.reply(envelope.header, {"examples": site.clients.examples, "data": site.data, "schema": site.schema})
+    fields: dict[str, Scalar] = {"examples": site.clients.examples, "data": site.data, "schema": site.schema}
+    return site.reply(envelope.header, fields if site.skipped is None else fields | {"skipped": site.skipped})
 
 
 ANSWERS: Mapping[str, Answer] = {

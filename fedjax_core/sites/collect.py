@@ -3,15 +3,15 @@
     ask all ─► a reply ─► authentic? this request's? heard once? ─► use ─► settled
                  └ damaged, lost: ask again        └ refused: recorded, settled
 
-Time has one rule: an exchange waits for its cohort until nothing has come for `idle_seconds`, or until its deadline. Below the quorum those
-who are missing are asked again, and then `Paused` is raised.
+Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for `idle_seconds`, or until its one
+deadline. Below the quorum those who are missing are asked again while there is time, and then `Paused` is raised.
 """
 
 import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.base import Refused, Scalar, shown
-from fedjax_core.sites.guard import Guard
+from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.request import Record
 from fedjax_core.sites.transport import Reply, Transport, bring
@@ -47,16 +47,16 @@ class WrongReply(Refused):
 
 @dataclass(frozen=True)
 class Rules:
-    """How long an exchange waits, and for how many."""
+    """How long a round waits, and for how many."""
 
     quorum: int | None = None
     """So many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
     share: float = 0.0
     """And they must have this share of the cohort's examples."""
     deadline_seconds: float = 3600.0
-    """So long an exchange waits for its cohort, at most."""
+    """So long a round waits for its cohort, in all of its exchanges together."""
     idle_seconds: float | None = None
-    """So long it waits from one reply to the next."""
+    """So long it waits from one reply to the next, or from one look to the next at which a site it waits for has done more steps."""
     enough: int | None = None
     """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
     attempts: int = 2
@@ -65,6 +65,12 @@ class Rules:
     """Of one report; None: the site's number of examples, or 1 where that is less."""
     max_norm: float = math.inf
     """Of the numbers sent by one site."""
+    skew_seconds: float = SKEW_SECONDS
+    """By how much a site's clock may differ from the coordinator's."""
+    allow_zero: bool = False
+    """Whether a round may go on from reports that add up to exactly nothing, which otherwise raises `NothingLearned`."""
+    warn_below: float = 0.1
+    """Where the uplink leaves less than this share of the updates' numbers or norm, on average over sites, it is warned of."""
 
 
 class Collector:
@@ -80,10 +86,13 @@ class Collector:
         self._guard = Guard(run, 0)
         self._late: dict[Future[Reply], str] = {}
         self._counted: dict[int, Future[Reply]] = {}
+        self._steps: dict[str, int] = {}
+        self.begin(0)
 
     def begin(self, number: int) -> None:
         """It is now round `number`: what comes of another is refused, and so is what comes late."""
         self._guard = self._guard.at(number)
+        self._until = time.monotonic() + self.rules.deadline_seconds
         for future in [f for f in self._late if f.done()]:
             self._hear_late(future, self._late.pop(future))
 
@@ -115,10 +124,11 @@ class Collector:
         for at in positions:
             ask(at)
         for turn in range(rules.attempts):
-            until = time.monotonic() + rules.deadline_seconds
             while waiting and len(good) < most:
-                left = until - time.monotonic()
+                left = self._until - time.monotonic()
                 done, _ = wait(waiting, max(0.0, left if rules.idle_seconds is None else min(left, rules.idle_seconds)), FIRST_COMPLETED)
+                if not done and time.monotonic() < self._until and self._goes_on(waiting.values()):
+                    continue
                 if not done:
                     break
                 for future in sorted(done, key=lambda f: waiting[f]):
@@ -139,7 +149,7 @@ class Collector:
                     if skip is not None and at not in waiting.values():
                         skip(at)
             missing = [at for at in positions if at not in settled and at in waiting.values()]
-            if not missing or turn + 1 == rules.attempts or self.quorate(positions, list(good)):
+            if not missing or turn + 1 == rules.attempts or time.monotonic() >= self._until or self.quorate(positions, list(good)):
                 break
             for at in missing:
                 self._record(self.names[at], "asked again", number, {})
@@ -150,6 +160,16 @@ class Collector:
                 self._record(self.names[at], "missing", number, {"reason": "no reply in time"})
             self._late[future] = self.names[at]
         return good
+
+    def _goes_on(self, positions: Iterable[int]) -> bool:
+        """Whether one of these sites has done steps since it was last looked at."""
+        progress: Callable[[str], int] | None = getattr(self._transport, "progress", None)
+        if progress is None:
+            return False
+        now = {self.names[at]: progress(self.names[at]) for at in positions}
+        moved = any(steps > self._steps.get(name, 0) for name, steps in now.items())
+        self._steps |= now
+        return moved
 
     def again(self, at: int) -> Envelope:
         """The reply of the site at this position that was of use, brought and read once more; raises what comes of that."""
@@ -169,6 +189,10 @@ class Collector:
             header = envelope.header
             if header.sender != name:
                 raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
+            check_clock(
+                name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
+                skew_seconds=self.rules.skew_seconds,
+            )  # fmt: skip
             self._guard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
             kind = ANSWERS[asked.kind].reply
             if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
@@ -182,6 +206,8 @@ class Collector:
             self.reasons[at] = str(about["reason"])
             log.warning("site %s did not take part in round %d: %s", name, number, about["reason"])
             self._record(name, "declined", number, about)
+        elif asked.kind != "train":  # a report is recorded with what the gate says of it
+            self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})
         return envelope
 
     def _hear_late(self, future: "Future[Reply]", name: str) -> None:

@@ -9,6 +9,7 @@ reports, however many sites there are and whoever of them is late. (An aggregato
 accumulator of all reports.)
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,17 +22,24 @@ from fedjax_core.metrics import Mean, Sum
 from fedjax_core.round import Round, State
 from fedjax_core.sites import gate
 from fedjax_core.sites.base import Scalar
-from fedjax_core.sites.collect import Collector, WrongReply
+from fedjax_core.sites.collect import Collector, Rules, WrongReply
+from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.server import Server, server_half
 from fedjax_core.sites.tensors import kinds, place
-from fedjax_core.sites.wire import Envelope, Header, header_of
+from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, header_of
+
+log = logging.getLogger("fedjax_core")
 
 HELD = 4
 """Reports that may wait for their turn in the coordinator's memory."""
 
 NO_METRICS = ("weight", "examples", "data", "data_was")
 """Of the fields in a reply."""
+
+
+class NothingLearned(RuntimeError):
+    """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
 
 
 class Result(NamedTuple):
@@ -61,7 +69,7 @@ class Reports:
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
         self.refused += found is None
-        self.record(heard.header.sender, "update", about | {"digest": heard.header.digest})
+        self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
         return found
 
     def update(self, heard: Envelope) -> tuple[Any, Any]:
@@ -105,6 +113,7 @@ def exchange(
     declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
     fold.finish()
     collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
+    _check_left(fold, server, f"round {number}, exchange {e}", rules)
     state = server.conclude[e](state._replace(clients=()), fold.acc, fold.weight, fold.count)  # type: ignore[arg-type]
     metrics = fold.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
     return Result(state, fold.here, metrics)
@@ -120,14 +129,14 @@ class _Fold:
         self.metrics: dict[str, Any] = {}
         self.here: list[int] = []
         self.lost = 0  # that were of use, and could not be brought again
-        self._server, self._adds, self._cohort, self._reports, self._collector = server, adds, cohort, reports, collector
+        self._server, self._adds, self._cohort, self.reports, self._collector = server, adds, cohort, reports, collector
         self._left = list(self.turns)
         self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}  # what came: None where it is to be brought again
         self._skipped: set[int] = set()
 
     def use(self, at: int, heard: Envelope) -> bool:
         """Whether the report may be used."""
-        found = self._reports.read(at, heard)
+        found = self.reports.read(at, heard)
         if found is None:
             return False
         kept = at == self._left[0] or sum(update is not None for _, update in self._ready.values()) < HELD
@@ -173,9 +182,24 @@ class _Fold:
             if heard.header != header:
                 raise WrongReply(f"{header.sender!r} has another report than the one that was checked")
         except Exception as error:
-            self._reports.record(header.sender, "lost", {"reason": type(error).__name__})
+            self.reports.record(header.sender, "lost", {"reason": type(error).__name__})
             return None
-        return self._reports.update(heard)[0], float(header.fields["weight"])  # type: ignore[arg-type]
+        return self.reports.update(heard)[0], float(header.fields["weight"])  # type: ignore[arg-type]
+
+
+def _check_left(fold: "_Fold", server: Server, where: str, rules: Rules) -> None:
+    """Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports together are nothing."""
+    left = {name: float(fold.metrics[name].total / fold.metrics[name].weight) for name in LEFT if name in fold.metrics}
+    if any(share < rules.warn_below for share in left.values()):
+        log.warning("%s: the uplink leaves little of the updates: %s", where, left)
+        fold.reports.record(COORDINATOR, "warned", {"code": "little-left", **left})
+    if fold.acc is not None and not rules.allow_zero and float(server.size(fold.acc)) == 0:
+        fold.reports.record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
+        raise NothingLearned(
+            f"{where}: {len(fold.here)} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "
+            f"leaves of them on average: {left or 'all, as it has no stages'}. Look at its clip, filter and quantisation, at the learning "
+            "rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
+        )
 
 
 def metrics_of(header: Header) -> dict[str, Any]:

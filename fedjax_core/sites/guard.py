@@ -18,6 +18,9 @@ from typing import Any
 
 from fedjax_core.sites.base import Refused, shown
 
+SKEW_SECONDS = 300.0
+"""By how much the clocks of a site and the coordinator may differ."""
+
 _WINDOW = 256  # sequence numbers remembered of each sender: how far messages may overtake one another
 
 
@@ -37,6 +40,31 @@ class WrongRound(Refused):
     """The message belongs to a round that is over or has not begun."""
 
     code = "wrong-round"
+
+
+class ClockSkew(Refused):
+    """The sender's clock and ours differ by more than is allowed."""
+
+    code = "clock-skew"
+
+
+def check_clock(sender: str, created_unix_ms: int, *, earliest_unix_ms: int, latest_unix_ms: int, skew_seconds: float) -> None:
+    """Returns where a message can have been written when it says; raises `ClockSkew` otherwise.
+
+    It was written after what it answers and before it came: between the two, give or take the skew. So a slow link or long work is no
+    skew, however slow or long.
+
+    >>> check_clock("oslo", 5_000, earliest_unix_ms=1_000, latest_unix_ms=9_000_000, skew_seconds=1.0)
+    >>> check_clock("oslo", 5_000, earliest_unix_ms=65_000, latest_unix_ms=66_000, skew_seconds=1.0)
+    Traceback (most recent call last):
+    fedjax_core.sites.guard.ClockSkew: the clock of 'oslo' is 60.0 s behind ours, and at most 1 s are allowed...
+    """
+    ahead, behind = (created_unix_ms - latest_unix_ms) / 1000, (earliest_unix_ms - created_unix_ms) / 1000
+    if max(ahead, behind) > skew_seconds:
+        raise ClockSkew(
+            f"the clock of {sender!r} is {max(ahead, behind):.1f} s {'ahead of' if ahead > behind else 'behind'} ours, and at most "
+            f"{skew_seconds:g} s are allowed: have both machines take their time from NTP (`timedatectl set-ntp true`), and ask again"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The same keys and the same batches as on the simulator's lanes, so the same numb
 memory does not grow with the data, and the compiled loop knows their number only as data.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,12 +18,17 @@ from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
+from fedjax_core.uplink.base import chain
 
 _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
+LEFT = ("uplink_kept", "uplink_norm")
+"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm."""
+_STEPS, _SECONDS = 64, 0.5  # how many steps go before a first look at the clock, and how long those between two looks should take
 
 
 class Visit(NamedTuple):
@@ -33,24 +39,49 @@ class Visit(NamedTuple):
     kept: Kept
     fine: Array  # bool: what it keeps is finite
     metrics: dict[str, Any]
+    left: dict[str, Mean]
+    """What the uplink's stages leave of the update; empty where there are none."""
 
 
-def visit(composed: Round, e: int, plan: Plan, clients: Clients, message: Message, uplink: Any, kept: Kept, key: Key, round: int) -> Visit:
-    """Exchange `e` of a round at the only client of `clients`; `key` is the client's in this round."""
+def visit(
+    composed: Round,
+    e: int,
+    plan: Plan,
+    clients: Clients,
+    message: Message,
+    uplink: Any,
+    kept: Kept,
+    key: Key,
+    round: int,
+    watch: Callable[[int], None] | None = None,
+) -> Visit:
+    """Exchange `e` of a round at the only client of `clients`; `key` is the client's in this round.
+
+    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop.
+    """
     who, client = np.zeros(1, np.int64), _client(composed, e)
     if composed.algorithm.exchanges[e].work == "train":
         rows, _ = plan.batches(who, clients.offsets, clients.addresses, round)
     else:
         rows, _ = in_order(who, clients.offsets, plan.batch_size)
     carry = client.begin(message, kept, key)
-    metrics = None
+    metrics, at_once = None, _STEPS if watch is not None else len(rows)
     for first, count, columns, mask in _chunks(clients.columns, rows):
         metrics = client.nothing(message, carry, columns, mask, key) if metrics is None else metrics
-        carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(count))
+        done = 0
+        while done < count:
+            began, upto = time.monotonic(), min(count, done + at_once)
+            carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(done), np.int32(upto))
+            if watch is not None:
+                jax.block_until_ready(carry)
+                watch(first + upto)
+                took = time.monotonic() - began
+                at_once = max(1, min(2 * at_once, int(at_once * _SECONDS / max(took, 1e-9))))
+            done = upto
     number: Any = np.float32  # as jnp.float32, without a dispatch
     seen = Seen(number(clients.examples), number(len(rows)))
-    sent, weight, kept, fine = client.finish(message, uplink, kept, carry, seen, key)
-    return Visit(sent, weight, kept, fine, metrics or {})
+    sent, weight, kept, fine, left = client.finish(message, uplink, kept, carry, seen, key)
+    return Visit(sent, weight, kept, fine, metrics or {}, left)
 
 
 def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
@@ -73,6 +104,10 @@ class _Client(NamedTuple):
     finish: Any
 
 
+def _others_than_zero(value: Any) -> Array:
+    return jnp.float32(sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in jax.tree.leaves(value)))
+
+
 @lru_cache(maxsize=64)
 def _client(composed: Round, e: int) -> _Client:
     """The compiled parts of exchange `e`."""
@@ -88,16 +123,29 @@ def _client(composed: Round, e: int) -> _Client:
         one = jax.tree.map(lambda x: x[0], columns)
         return tree.zeros_like(jax.eval_shape(step, message, carry, one, mask[0], key, jnp.int32(0))[1])
 
-    def work(message: Message, carry: Carry, metrics: Any, columns: Columns, mask: Array, key: Key, first: Array, count: Array) -> Any:
+    def work(
+        message: Message, carry: Carry, metrics: Any, columns: Columns, mask: Array, key: Key, first: Array, begin: Array, end: Array
+    ) -> Any:
         def one(i: Array, loop: tuple[Carry, Any]) -> tuple[Carry, Any]:
             carry, seen = step(message, loop[0], tree.take(columns, i), mask[i], key, first + i)
             return carry, tree.add(loop[1], seen)
 
-        return lax.fori_loop(0, count, one, (carry, metrics))
+        return lax.fori_loop(begin, end, one, (carry, metrics))
 
     def finish(message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Any:
         sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, key)
-        return sent, weight, kept, tree.finite(kept)
+        return sent, weight, kept, tree.finite(kept), left(message, uplink, carry, seen, sent, weight)
+
+    def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
+        if composed.uplink.name == chain().name or composed.algorithm.exchanges[e].update is None:
+            return {}
+        before, after = client.finish(message, carry, seen).update, composed.receive(e, uplink, sent, weight)[0]
+        one = jnp.float32(1)
+
+        def share(of: Callable[[Any], Array]) -> Mean:
+            return Mean(jnp.where(of(before) > 0, of(after) / jnp.maximum(of(before), 1e-30), one), one)
+
+        return dict(zip(LEFT, (share(_others_than_zero), share(tree.norm)), strict=True))
 
     return _Client(*(jax.jit(f) for f in (begin, nothing, work, finish)))
 

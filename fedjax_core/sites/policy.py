@@ -1,7 +1,8 @@
 """A site's policy: what it takes part in and what may leave it, in one file at the site that nothing outside can override.
 
     site = "charite"
-    paused = false
+    paused = false                # for now; `withdrawn = true` is for good, and the site's ledger says of which run
+    max_bad_share = 0.01          # records that cannot be used are skipped, up to this share of all; not set: none are
 
     [tasks]                       # which configurations, by hash
     mode = "list"                 # or "first-use": the first one asked for is pinned, and every other refused
@@ -21,8 +22,12 @@
     zone = "Europe/Berlin"
     windows = ["Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00"]
 
-    [caps]                        # a request must say that it stays below
+    [caps]                        # kept by the site itself; see caps.py
+    cpus = 4
+    gpu_share = 0.5               # of the memory of its GPU
     memory_gb = 16.0
+    seconds_per_round = 600
+    seconds_per_day = 7200
 
 What is not set is not demanded, but for tasks: nothing is allowed that is not named. A refusal travels to the coordinator, so it
 says what the policy asks for, and not how many examples there are.
@@ -110,17 +115,24 @@ class Hours:
 
 @dataclass(frozen=True)
 class Caps:
-    """What a request may use at most; where a cap is set, a request must say what it uses."""
+    """What the site's process may use at most; nothing that a request says changes it."""
 
-    cpus: float | None = None
-    gpus: float | None = None
+    cpus: int | None = None
+    gpu_share: float | None = None
     memory_gb: float | None = None
     seconds_per_round: float | None = None
+    seconds_per_day: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus == 0:
+            raise ValueError("caps.cpus is 0, and work needs at least 1; to stop it, set paused = true")
+        if self.gpu_share is not None and not 0 < self.gpu_share <= 1:
+            raise ValueError(f"caps.gpu_share is {self.gpu_share:g}, and should be a share of the GPU's memory, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the coordinator asks of a site, as far as the site's policy has a say in it; examples are counted at the site."""
+    """What the coordinator asks of a site, as far as the site's policy has a say in it; examples and seconds are counted at the site."""
 
     task: str  # hash of the configuration
     examples: int
@@ -128,7 +140,8 @@ class Request:
     fields: tuple[str, ...] = ()  # that would leave
     clip: float | None = None
     noise: float | None = None
-    uses: Caps = Caps()
+    bad: float = 0.0  # share of the records that were skipped
+    seconds_today: float = 0.0  # that the site has computed today
 
 
 class Decision(NamedTuple):
@@ -147,6 +160,7 @@ class Policy:
     site: str
     paused: bool = False
     withdrawn: bool = False
+    max_bad_share: float | None = None
     tasks: Tasks = Tasks()
     minimum: Minimum = Minimum()
     leaving: Leaving = Leaving()
@@ -155,6 +169,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         check_name(self.site, "site")
+        if self.max_bad_share is not None and not self.max_bad_share < 1:
+            raise ValueError(f"max_bad_share is {self.max_bad_share:g}, and should be a share below 1, such as 0.01")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Policy":
@@ -185,6 +201,8 @@ class Policy:
             yield "paused", "is paused by its staff (paused)"
         if not self.hours.open(now):
             yield "hours", f"takes part only at {', '.join(self.hours.windows)} {self.hours.zone} (hours.windows)"
+        if self.max_bad_share is not None and request.bad > self.max_bad_share:
+            yield "bad-records", f"has more bad records than the share of {self.max_bad_share:g} that it skips (max_bad_share)"
         if self.tasks.mode == "list" and request.task not in self.tasks.allowed:
             yield "task", f"has not allowed the task {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
         if self.tasks.mode == "first-use" and pinned not in (None, request.task) and request.task not in self.tasks.allowed:
@@ -205,10 +223,11 @@ class Policy:
             )
         if self.leaving.noise is not None and not (request.noise is not None and request.noise >= self.leaving.noise):
             yield "noise", f"asks for noise of at least {self.leaving.noise:g} times the clip (leaving.noise)"
-        for cap in dataclasses.fields(Caps):
-            most, used = getattr(self.caps, cap.name), getattr(request.uses, cap.name)
-            if most is not None and not (used is not None and 0 <= used <= most):
-                yield "caps", f"gives at most {most:g} {cap.name}, and a request must say that it stays below (caps.{cap.name})"
+        if self.caps.seconds_per_day is not None and request.seconds_today >= self.caps.seconds_per_day:
+            yield (
+                "caps",
+                f"has computed the {self.caps.seconds_per_day:g} s that it gives a day, and goes on tomorrow (caps.seconds_per_day)",
+            )
 
 
 def pinned(path: str | os.PathLike[str]) -> str | None:

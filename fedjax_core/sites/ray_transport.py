@@ -24,7 +24,9 @@ import numpy as np
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+from fedjax_core.sites.caps import confine
 from fedjax_core.sites.identity import PublicKey
+from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.ray_security import InsecureRay, on_loopback, preflight
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -32,7 +34,7 @@ from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import Reply
 
 NAMESPACE = "fedjax_core"
-_START_SECONDS = 300.0
+_START_SECONDS, _PROGRESS_SECONDS = 300.0, 5.0
 
 
 class RayTransport:
@@ -60,7 +62,8 @@ class RayTransport:
                 options |= {"resources": dict(about.resources)} if about.resources else {}
                 options |= {"label_selector": dict(about.node)} if about.node else {}
                 # A retry is the same bytes, which a site answers with the same bytes.
-                actor = ray.remote(_Actor).options(max_restarts=-1, max_task_retries=1, **options)
+                actor = ray.remote(concurrency_groups={"watch": 1})(_Actor)  # type: ignore[call-overload]
+                actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
             said = ray.get([actor.key.remote() for actor in self._actors.values()], timeout=_START_SECONDS)
             for name, text in zip(self._actors, said, strict=True):
@@ -89,6 +92,13 @@ class RayTransport:
         done.future().add_done_callback(tell)
         return reply
 
+    def progress(self, site: str) -> int:
+        """Asked of the site in a thread beside that of its work; 0 where it does not say."""
+        try:
+            return int(ray.get(self._actors[site].progress.remote(), timeout=_PROGRESS_SECONDS))
+        except (ray.exceptions.RayError, TimeoutError):
+            return 0
+
     def close(self) -> None:
         """Ends the actors."""
         self._last = b"", None
@@ -107,6 +117,8 @@ class _Actor:
     def __init__(self, about: SiteFile, study: Study | None, coordinator: str) -> None:
         self._site: Site | None = None
         try:
+            if about.policy is not None:
+                confine(Policy.read(about.policy).caps)
             self._site = Site(about, study, PublicKey.parse(coordinator))
             self._site.__enter__()
             self._key = self._site.key.public.text
@@ -117,6 +129,11 @@ class _Actor:
     def key(self) -> str:
         """The site's public key, or why there is none."""
         return self._key
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> int:
+        """Local steps that this process has done."""
+        return 0 if self._site is None else self._site.budget.steps
 
     def handle(self, request: np.ndarray) -> tuple[None, np.ndarray]:
         """(that there is a reply, the site's reply); an empty one from a site that could not start."""

@@ -85,7 +85,10 @@ class Requests:
         )  # fmt: skip
         request = encode(header, named(sent), self._key)
         self._record(
-            COORDINATOR, "asked", number, {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest}
+            COORDINATOR,
+            "asked",
+            number,
+            {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest, "config": self.config},
         )
         return request
 

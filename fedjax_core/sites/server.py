@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.round import Round
 from fedjax_core.types import Array, Key
 
 
 class Server(NamedTuple):
-    """The server's part of a round, compiled; all but the last two by exchange."""
+    """The server's part of a round, compiled; all but the last three by exchange."""
 
     sent: list[Any]  # the shapes of what a site sends
     broadcast: list[Any]
@@ -20,6 +21,7 @@ class Server(NamedTuple):
     conclude: list[Any]
     zero: Any
     add: Any
+    size: Any  # of all reports together
 
 
 @lru_cache(maxsize=16)
@@ -46,4 +48,5 @@ def server_half(composed: Round) -> Server:
         conclude=[jax.jit(partial(composed.conclude, e)) for e in exchanges],
         zero=jax.jit(composed.aggregator.zero, static_argnums=1),
         add=jax.jit(add),
+        size=jax.jit(lambda acc: tree.norm(composed.aggregator.value(acc))),
     )

@@ -26,12 +26,14 @@ from fedjax_core.round import Kept
 from fedjax_core.sites import policy
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Refused, Scalar, listed
+from fedjax_core.sites.caps import Budget
 from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
-from fedjax_core.sites.guard import Guard
+from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.records import usable
 from fedjax_core.sites.site_file import SiteFile, load_data, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, header_of
@@ -41,6 +43,15 @@ class Declined(Refused):
     """The site's policy does not allow it."""
 
     code = "declined"
+
+
+class Withdrawn(Refused):
+    """The site left the federation: from then on it contributes nothing."""
+
+    code = "withdrawn"
+
+
+_OLDEST_MS = 24 * 3600 * 1000  # a request may be so long under way
 
 
 class Site:
@@ -58,10 +69,17 @@ class Site:
             raise ValueError(f"site {about.name} needs a study and the coordinator's public key: name them in its file")
         self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
         self.key = load_key(about)
-        self.clients = load_data(about)
+        skips = about.policy is not None and Policy.read(about.policy).max_bad_share is not None
+        self.clients = load_data(about, check=not skips)
+        self.skipped: int | None = None
+        """How many bad records were left out; None where the policy does not ask for it."""
+        if skips:
+            self._skip()
         self.policy = usual_policy(self.name, study, self.clients)
         self._read_policy()
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
+        self.budget = Budget(self.folder)
+        self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
         self.data = fingerprint(self.clients, about.order)
         self.schema = sha256(repr([(str(p), str(x.dtype), x.shape[1:]) for p, x in _columns(self.clients)]).encode()).hexdigest()[:16]
@@ -76,12 +94,14 @@ class Site:
         self.uplink, self.server, self.params = shapes.uplink, shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
         self.messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
-        if composed.algorithm.task.check is not None:
+        if composed.algorithm.task.check is not None and not self._too_bad():
             composed.algorithm.task.check(self.clients)
 
     def __enter__(self) -> "Site":
         if self.log is not None:
             self.log.__enter__()
+            about: dict[str, Scalar] = {"config": self.study.hash, "data": self.data, "examples": self.clients.examples}
+            self.log.record(self.name, "opened", about=about | ({} if self.skipped is None else {"skipped": self.skipped}))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -123,6 +143,8 @@ class Site:
             raise WrongConfig("the site has another study than the run; both ends need the same algorithm, settings and versions")
         guard = self._guards.get(header.run, Guard(header.run, 0)).at(header.round)
         self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+        now = int(time.time() * 1000)
+        check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         self._read_policy()
         self._ask_policy(header, answer.leaving)
         return answer.compute(self, envelope)
@@ -146,11 +168,16 @@ class Site:
         classes = None if labels is None else {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
         request = policy.Request(
             task=header.config, examples=self.clients.examples, per_class=classes, clip=self.study.clip, noise=self.study.noise,
-            fields=fields,
+            fields=fields, bad=(self.skipped or 0) / (self.clients.examples + (self.skipped or 0)), seconds_today=self.budget.seconds_today,
         )  # fmt: skip
         pins = self.folder / "pinned" if self.folder is not None else None
         pinned = self._pinned if pins is None else policy.pinned(pins)
         decision = self.policy.allows(request, datetime.now(UTC), pinned)
+        if decision.code == "withdrawn":
+            if self.log is not None and header.run not in self._withdrawn:
+                self.log.record(self.name, "withdrew", run=header.run, round=header.round, about={"key": self.key.public.fingerprint})
+            self._withdrawn.add(header.run)
+            raise Withdrawn(decision.reason)
         if not decision.allowed:
             raise Declined(f"{decision.reason} [{decision.code}]")
         if decision.pin is not None:
@@ -164,15 +191,21 @@ class Site:
             self._keeps[run] = Keep(None if self.folder is None else self.folder / "kept" / run)
         return self._keeps[run]
 
-    def reply(self, request: Header, fields: Mapping[str, Scalar], tensors: Mapping[str, np.ndarray] | None = None) -> bytes:
-        """The signed reply, once the policy lets it out and the ledger has it."""
+    def reply(
+        self,
+        request: Header,
+        fields: Mapping[str, Scalar],
+        tensors: Mapping[str, np.ndarray] | None = None,
+        more: Mapping[str, Scalar] | None = None,
+    ) -> bytes:
+        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
         tensors = tensors or {}
         header = self._header(ANSWERS[request.kind].reply, request, fields)
         if self.policy.leaving.max_norm is not None and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
             raise Declined(f"{leave.reason} [{leave.code}]")
         reply = encode(header, tensors, self.key)
         if self.log is not None:
-            self.log.record_sent(Envelope(header_of(reply), dict(tensors)), len(reply))
+            self.log.record_sent(Envelope(header_of(reply), dict(tensors)), len(reply), more=more)
         return reply
 
     def _refuse(self, request: Header | None, code: str, reason: str) -> bytes:
@@ -198,6 +231,18 @@ class Site:
             kind=kind, run=request.run, round=request.round, exchange=request.exchange, sender=self.name, recipient=COORDINATOR,
             sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest, fields=fields,
         )  # fmt: skip
+
+    def _skip(self) -> None:
+        """Leaves bad records out, and tells the site's own staff which."""
+        self.clients, bad = usable(self.clients, self.study.round.algorithm.task)
+        self.skipped = len(bad)
+        if len(bad):
+            self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
+
+    def _too_bad(self) -> bool:
+        """Whether so many records are bad that the policy refuses every request."""
+        skipped, most = self.skipped or 0, self.policy.max_bad_share
+        return most is not None and skipped > most * (self.clients.examples + skipped)
 
     def _note(self, error: Exception) -> None:
         """What went wrong, in full, where only the site's staff reads it."""

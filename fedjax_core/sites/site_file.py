@@ -104,17 +104,17 @@ def load_key(about: SiteFile) -> SiteKey:
     return key
 
 
-def load_data(about: SiteFile) -> Clients:
-    """The site's examples, as one client with the site's name."""
+def load_data(about: SiteFile, check: bool = True) -> Clients:
+    """The site's examples, as one client with the site's name; with `check`, raises where there is NaN in what it reads."""
     found: Any = about.data
     if isinstance(found, str) and ":" in found:
         found = named(found)
     if callable(found) and not isinstance(found, Clients):
         found = found()
     if isinstance(found, (str, Path)):
-        found = Clients.open(found, check=True)
+        found = Clients.open(found, check=check)
     if isinstance(found, Mapping):
-        found = Clients.from_list([found])
+        found = Clients.from_list([found], allow_nan=not check)
     if not isinstance(found, Clients) or len(found) != 1:
         raise ValueError(
             f"the data of {about.name} must be one client's: columns, Clients of one, or a folder of one that Clients.save wrote"
@@ -128,5 +128,5 @@ def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
     columns = local.narrow(jax.tree.map(lambda x: x[:1], clients.columns))
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
-    fields = ("weight", "examples", "data", *sorted({"loss", *shapes}))
+    fields = ("weight", "examples", "data", *sorted({"loss", *local.LEFT, *shapes}))
     return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))

@@ -38,11 +38,13 @@ class Study:
     """The norm to which the round's uplink clips, for the policies that ask for one."""
     noise: float | None = None
     """The noise that is added, in multiples of the clip, for the policies that ask for some."""
+    epsilon: float | None = None
+    """What the whole run may tell of one of those it protects, by an accountant: recorded with every update that leaves a site."""
 
     @cached_property
     def hash(self) -> str:
         """32 hexadecimal digits: what must be the same at all sites. The order in which a site takes its rows is its own."""
-        said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise")}
+        said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
         return identity(said)
 
     def plan(self, order: Order | None = None) -> Plan:

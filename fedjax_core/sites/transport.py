@@ -24,6 +24,9 @@ class Transport(Protocol):
     def send(self, site: str, request: bytes) -> "Future[Reply]":
         """Brings the request to the site; the future has its reply, or an exception where the transport knows that there is none."""
 
+    def progress(self, site: str) -> int:
+        """Local steps that the site has done since its process began, so far as is known: more of them are a sign of life."""
+
     def close(self) -> None:
         """Lets go of what it holds; replies under way are lost."""
 
@@ -44,6 +47,10 @@ class InProcess:
     def send(self, site: str, request: bytes) -> "Future[Reply]":
         """A site works on one request at a time."""
         return self._threads[site].submit(self.sites[site].handle, request)
+
+    def progress(self, site: str) -> int:
+        """Counted by the site."""
+        return self.sites[site].budget.steps
 
     def close(self) -> None:
         """Waits for what the sites are at."""

@@ -24,6 +24,10 @@ class Faulty:
         self.sent.append(request)
         return self.fault(self._inner, site, request, n)
 
+    def progress(self, site: str) -> int:
+        """As the transport within says."""
+        return self.inner.progress(site)
+
     def close(self) -> None:
         """Closes the transport within."""
         self.inner.close()

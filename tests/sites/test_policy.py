@@ -10,6 +10,7 @@ from fedjax_core.sites.policy import Caps, Hours, Leaving, Minimum, Policy, Requ
 FULL = """
 site = "charite"
 paused = false
+max_bad_share = 0.01
 
 [tasks]
 mode = "list"
@@ -30,19 +31,22 @@ zone = "Europe/Berlin"
 windows = ["Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00"]
 
 [caps]
+cpus = 4
 memory_gb = 16.0
+seconds_per_day = 60
 """
 POLICY = Policy(
     site="charite",
+    max_bad_share=0.01,
     tasks=Tasks(allowed=("3f9a", "77aa")),
     minimum=Minimum(50, 5),
     leaving=Leaving(("weight", "examples", "data", "loss"), max_norm=10.0, clip=1.0, noise=0.8),
     hours=Hours("Europe/Berlin", ("Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00")),
-    caps=Caps(memory_gb=16.0),
+    caps=Caps(cpus=4, memory_gb=16.0, seconds_per_day=60.0),
 )
 NIGHT = datetime(2026, 1, 5, 22, tzinfo=UTC)  # a Monday, 23:00 in Berlin
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-GOOD = Request("3f9a", 303, {0: 100, 1: 203}, ("weight", "loss"), clip=0.5, noise=1.0, uses=Caps(memory_gb=4.0))
+GOOD = Request("3f9a", 303, {0: 100, 1: 203}, ("weight", "loss"), clip=0.5, noise=1.0, bad=0.01, seconds_today=59.0)
 
 
 def test_a_policy_comes_from_its_file(tmp_path):
@@ -72,8 +76,8 @@ def test_a_request_within_the_policy_is_allowed():
         ({}, {"clip": float("nan")}, NIGHT, "clip", "charite asks for updates clipped to 1 or less"),
         ({}, {"noise": 0.7}, NIGHT, "noise", "charite asks for noise of at least 0.8 times the clip (leaving.noise)"),
         ({}, {"noise": None}, NIGHT, "noise", "charite asks for noise of at least 0.8"),
-        ({}, {"uses": Caps(memory_gb=17.0)}, NIGHT, "caps", "charite gives at most 16 memory_gb, and a request must say"),
-        ({}, {"uses": Caps()}, NIGHT, "caps", "charite gives at most 16 memory_gb"),
+        ({}, {"seconds_today": 60.0}, NIGHT, "caps", "charite has computed the 60 s that it gives a day, and goes on tomorrow"),
+        ({}, {"bad": 0.02}, NIGHT, "bad-records", "charite has more bad records than the share of 0.01 that it skips (max_bad_share)"),
     ],
 )  # fmt: skip
 def test_no(policy, request_, now, code, said):
@@ -163,6 +167,9 @@ def test_hours_are_those_of_the_site():
         ('site = "a"\n[hours]\nwindows = ["nights"]', "window 'nights' should read like 'Mon-Fri 19:00-06:00'"),
         ('site = "a"\n[hours]\nwindows = ["Mon 25:00-26:00"]', "window 'Mon 25:00-26:00' should read like"),
         ('site = "a"\n[hours]\nwindows = ["Mo 19:00-20:00"]', "window 'Mo 19:00-20:00' names a day other than Mon, Tue"),
+        ('site = "a"\nmax_bad_share = 1.0', "max_bad_share is 1, and should be a share below 1"),
+        ('site = "a"\n[caps]\ncpus = 0', "caps.cpus is 0, and work needs at least 1"),
+        ('site = "a"\n[caps]\ngpu_share = 1.5', "caps.gpu_share is 1.5, and should be a share of the GPU's memory"),
         ("site = ", "Invalid value"),
     ],
 )  # fmt: skip

@@ -1,0 +1,103 @@
+"""Caps: what a site's process may use, kept by the site itself, so that clinical work on the same machine is not disturbed.
+
+    cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
+    memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
+
+Seconds of a day are kept in the site's folder, over restarts; the day is that of UTC. In one's own process (`transport="in-process"`)
+cpus and gpu_share are not confined, as they would hold for all that is there.
+
+>>> now = iter([0.0, 8.0, 11.0, 11.0])
+>>> budget = Budget(None, clock=lambda: next(now))
+>>> with budget.round(Caps(seconds_per_round=10)) as watch:
+...     watch(64)
+...     watch(128)
+Traceback (most recent call last):
+fedjax_core.sites.caps.OverCap: training took longer than the 10 s that this site gives a round, so nothing is sent...
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedjax_core.sites.base import Refused
+from fedjax_core.sites.policy import Caps
+
+_MEMORY = Path("/proc/self/statm")
+
+
+class OverCap(Refused):
+    """The work took more than the site gives."""
+
+    code = "over-cap"
+
+
+def confine(caps: Caps) -> None:
+    """Holds this process to its CPUs and its share of a GPU. To be called before JAX begins to compute, which is then bound by it."""
+    if caps.cpus is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: caps.cpus])
+    if caps.gpu_share is not None:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{caps.gpu_share:g}"
+
+
+class Budget:
+    """What a site has computed today, and watches over what it computes now."""
+
+    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`folder`: where the day's seconds are kept; None: in memory."""
+        self._path, self._clock, self._spent = None if folder is None else folder / "spent.json", clock, ("", 0.0)
+        self.steps = 0
+        """Local steps done since the process began: what tells that the site makes progress."""
+
+    @property
+    def seconds_today(self) -> float:
+        """Seconds of work since midnight, UTC."""
+        if self._path is not None and self._path.exists():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                found = json.loads(self._path.read_text())
+                self._spent = str(found["day"]), float(found["seconds"])
+        return self._spent[1] if self._spent[0] == _today() else 0.0
+
+    @contextlib.contextmanager
+    def round(self, caps: Caps) -> Iterator[Callable[[int], None]]:
+        """A `watch` for the work within: told of the steps done, it raises `OverCap` where the site gives no more."""
+        began, before, start = self._clock(), self.seconds_today, self.steps
+
+        def watch(steps: int) -> None:
+            self.steps, took = start + steps, self._clock() - began
+            for most, used, what in (
+                (caps.seconds_per_round, took, "training took longer than the {:g} s that this site gives a round"),
+                (caps.seconds_per_day, before + took, "the {:g} s that this site gives a day are used up"),
+                (
+                    caps.memory_gb,
+                    _memory_gb() if caps.memory_gb is not None else 0.0,
+                    "the work needs more than this site's {:g} GB of memory",
+                ),
+            ):
+                if most is not None and used > most:
+                    name = next(name for name in ("seconds_per_round", "seconds_per_day", "memory_gb") if getattr(caps, name) is most)
+                    raise OverCap(f"{what.format(most)}, so nothing is sent (caps.{name})")
+
+        try:
+            yield watch
+        finally:
+            self._add(before + self._clock() - began)
+
+    def _add(self, seconds: float) -> None:
+        self._spent = _today(), seconds
+        if self._path is not None:
+            fresh = self._path.with_suffix(".new")
+            fresh.write_text(json.dumps({"day": self._spent[0], "seconds": seconds}))
+            os.replace(fresh, self._path)
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _memory_gb() -> float:
+    """Of this process, resident; 0 where the system does not tell."""
+    return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9 if _MEMORY.exists() else 0.0

@@ -1,0 +1,60 @@
+"""Bad records: those that no model could use are left out when a site opens its data, and counted.
+
+A record is bad where a floating column has NaN or an infinity in it, or where the task's own check refuses it (a label out of range).
+How many are left out is reported with the site's description and in its ledger; which they are goes to `errors.log`, for the site's
+staff. Whether it takes part with so many is its policy's to say (`max_bad_share`); without that setting no record is left out.
+
+>>> clients = Clients.from_list([{"x": np.array([[1.0], [np.nan], [3.0]], np.float32), "y": np.array([0, 1, 7])}], allow_nan=True)
+>>> from fedjax_core import models
+>>> good, bad = usable(clients, models.logistic(features=1, classes=2))
+>>> good.columns["x"].tolist(), bad.tolist()
+([[1.0]], [1, 2])
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.task import Task
+
+_ROWS = 1 << 16  # looked at together
+
+
+def usable(clients: Clients, task: Task) -> tuple[Clients, np.ndarray]:
+    """(the one client without its bad records, positions of those [M]). The same object where there are none, or no others."""
+    count = clients.examples
+    bad = np.zeros(count, bool)
+    for column in jax.tree.leaves(clients.columns):
+        if np.issubdtype(column.dtype, np.floating) or np.issubdtype(column.dtype, np.complexfloating):
+            for begin in range(0, count, _ROWS):
+                part = np.asarray(column[begin : begin + _ROWS])
+                bad[begin : begin + _ROWS] |= ~np.isfinite(part).reshape(len(part), -1).all(axis=1)
+    check = task.check
+    if check is not None:
+        fine = np.flatnonzero(~bad)
+        bad[_refused(lambda rows: check(_taken(clients, rows)), fine)] = True
+    found = np.flatnonzero(bad)
+    if len(found) in (0, count):
+        return clients, found
+    return _taken(clients, np.flatnonzero(~bad)), found
+
+
+def _refused(check: Any, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows that the check refuses, found by halving: k of n take about k log n checks."""
+    if not len(rows):
+        return rows
+    try:
+        check(rows)
+    except ValueError:
+        if len(rows) == 1:
+            return rows
+        half = len(rows) // 2
+        return np.concatenate([_refused(check, rows[:half]), _refused(check, rows[half:])])
+    return rows[:0]
+
+
+def _taken(clients: Clients, rows: np.ndarray) -> Clients:
+    columns = jax.tree.map(lambda x: np.asarray(x[rows]), clients.columns)
+    return Clients(columns, np.array([0, len(rows)]), [str(one) for one in clients.ids])
