@@ -75,7 +75,11 @@ def greeting(address: str, files: Files) -> str | None:
             socket.create_connection((host, int(port)), _SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
-            secure.recv(1)  # in TLS 1.3 a server says only now that it does not take our certificate
+            # In TLS 1.3 a server says only now that it does not take our certificate: by an alert or, as Ray does, by hanging up.
+            try:
+                taken = bool(secure.recv(1))
+            except ConnectionResetError:
+                taken = False
     except ssl.SSLCertVerificationError as error:
         return f"the Ray at {address} shows a certificate that is not good for {host} by {files.authority} ({error.verify_message})"
     except ssl.SSLError as error:
@@ -86,7 +90,7 @@ def greeting(address: str, files: Files) -> str | None:
         return f"nothing listens at {address}: start Ray there first, or correct the address"
     except (OSError, ValueError) as error:
         return f"the Ray at {address} cannot be reached, or does not speak TLS ({type(error).__name__}: {error})"
-    return None
+    return None if taken else f"the Ray at {address} does not take {files.certificate} (it hung up): it trusts another authority"
 
 
 def equip(folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], days: int = 365) -> dict[str, Files]:

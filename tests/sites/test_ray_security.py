@@ -2,11 +2,13 @@
 
 import socket
 import ssl
+import struct
 import threading
 
 import pytest
 
 from fedjax_core.sites import ray_security
+from fedjax_core.sites.certificates import Files
 from fedjax_core.sites.ray_security import InsecureRay, environment, equip, greeting, lacking, preflight
 
 
@@ -102,11 +104,20 @@ def test_a_ray_that_does_not_know_us_says_so(folder, tmp_path):
         assert "does not take" in greeting(f"127.0.0.1:{port}", known)
 
 
+@pytest.mark.parametrize("roughly", [False, True])
+def test_a_ray_that_hangs_up_does_not_know_us(folder, roughly):
+    """As Ray's gRPC does, which sends no alert: by the end of the stream or, where the kernel drops what was not read, by a reset."""
+    files = Files.named_by(environment(folder / "charite"))
+    with server(folder / "charite", hangs_up=True, roughly=roughly) as port:
+        assert "does not take" in greeting(f"127.0.0.1:{port}", files)
+
+
 class server:
     """Something that listens on loopback for one connection, by mutual TLS with a folder's files, or in plaintext."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, hangs_up=False, roughly=False):
         self.folder, self.socket = folder, socket.create_server(("127.0.0.1", 0))
+        self.hangs_up, self.roughly = hangs_up, roughly
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.serve)
@@ -131,7 +142,10 @@ class server:
             context.load_cert_chain(self.folder / "node.crt", self.folder / "node.key")
             try:
                 with context.wrap_socket(plain, server_side=True) as secure:
-                    secure.sendall(b"\x00")
+                    if self.roughly:
+                        secure.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    if not self.hangs_up:
+                        secure.sendall(b"\x00")
             except OSError:
                 return  # what the other end makes of it is what is tested
 
