@@ -1,0 +1,44 @@
+"""The command line: `fedjax-core consortium ...`, `doctor`, `keys ...`, `certificates ...` and `audit ...`.
+
+    fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
+    fedjax-core doctor site.toml                        is this site ready to join? what is to be done, and 1 where something is
+    fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
+    fedjax-core keys show keys/charite.pub               its line for the roster, and the fingerprint to compare by telephone
+    fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
+    fedjax-core certificates show tls/charite                                   for whom, and until when
+    fedjax-core audit head logs                          the line to give to somebody else now and then
+    fedjax-core audit verify logs --keys roster.toml --head 17:9f...
+    fedjax-core audit show logs --what left              the ledger of what left this site
+    fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
+
+Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it
+was not understood.
+
+>>> main(["audit", "head", "/nowhere"])
+1
+"""
+
+import sys
+from collections.abc import Sequence
+
+from tyro.extras import SubcommandApp
+
+from fedjax_core.cli import audit, certificates, consortium, doctor, keys
+from fedjax_core.sites.audit import AuditError
+
+_app = SubcommandApp()
+_app.command(consortium.app, name="consortium", help="A coordinator and its sites on this machine: try this first.")
+_app.command(keys.app, name="keys", help="Make a site's key, and show its public half.")
+_app.command(certificates.app, name="certificates", help="Make and show what protects Ray: TLS certificates and a token.")
+_app.command(audit.app, name="audit", help="Read audit logs, and prove that nobody changed them.")
+_app.command(doctor.doctor)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command, and returns its exit code."""
+    try:
+        _app.cli(prog="fedjax-core", description="Federated learning between sites.", args=args)
+    except (AuditError, OSError, ValueError, RuntimeError) as error:
+        print(f"fedjax-core: {error}", file=sys.stderr)
+        return 1
+    return 0

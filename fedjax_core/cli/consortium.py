@@ -1,0 +1,49 @@
+"""`fedjax-core consortium ...`: a coordinator and its sites on this machine."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from fedjax_core.consortium import box
+
+app = SubcommandApp()
+
+
+@app.command(name="run")
+def run(
+    folder: Positional[Path] = Path("runs/consortium"),
+    sites: int | None = None,
+    site_files: Path | None = None,
+    study: str | None = None,
+    arguments: str | None = None,
+    rounds: int | None = None,
+    quorum: int | None = None,
+    checkpoint_every: int | None = None,
+) -> None:
+    """Starts a coordinator and sites as processes of this machine, each with its own key, data, Ray node and certificate; runs a study
+    over them, and stops them. In a folder that is there it goes on where it was.
+
+    Args:
+        folder: Where everything is kept, as it would be on real machines.
+        sites: So many made-up hospitals with breast-cancer records (3).
+        site_files: Or sites of your own: a folder with a file NAME.toml each, which has at least name and data.
+        study: For them: module:function, that returns a fedjax_core.sites.study.Study.
+        arguments: Of the function, as JSON.
+        rounds: So many in all (20).
+        quorum: So many sites must report for a round to count; by default more than half.
+        checkpoint_every: So many rounds (5).
+    """
+    given = None if arguments is None else json.loads(arguments)
+    try:
+        result = box.run(
+            folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,
+            checkpoint_every=checkpoint_every, say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise RuntimeError(f"stopped; `fedjax-core consortium run {folder}` goes on from here") from None
+    Console().print(box.table(result))
+    print(f"Look around in {folder}: sites/*/site.toml and policy.toml say what a site does and lets out; this shows what left one:")
+    print(f"  fedjax-core audit show {folder}/sites/{next(iter(result.sites))}/state/audit --what left")

@@ -1,0 +1,34 @@
+"""`fedjax-core doctor`: is this site ready to join?"""
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from fedjax_core.sites import doctor as examination
+
+
+def doctor(
+    path: Positional[Path],
+    address: str | None = None,
+    now: float | None = None,
+    offset_seconds: float = 60.0,
+    free_gb: float = 2.0,
+    memory_gb: float = 1.0,
+) -> None:
+    """Examines a site before it joins, and says what is to be done; expected.toml and ray/ beside its file are used where they are there.
+
+    Args:
+        path: The site's file.
+        address: host:port of the coordinator's Ray.
+        now: The right time, in seconds since 1970, as `date +%s` says at the coordinator.
+        offset_seconds: So far the site's clock may be off.
+        free_gb: So much disk must be free.
+        memory_gb: So much memory must be free.
+    """
+    asked = examination.Settings(address=address, now=now, offset_seconds=offset_seconds, free_gb=free_gb, memory_gb=memory_gb)
+    found = examination.examine(path, examination.beside(path, asked))
+    for one in found:
+        print(f"{'-' if one.fine is None else 'ok' if one.fine else 'NO':3}{one.what:12}{one.said}")
+    if wrong := [one.what for one in found if one.fine is False]:
+        raise RuntimeError(f"{path}: not ready to join, for {', '.join(wrong)} (see NO above)")
+    print(f"{path}: ready to join.")
