@@ -20,7 +20,6 @@ from rich.table import Table
 
 from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, Plan, prepare
-from fedjax_core.run.log import METRICS, read_records
 from fedjax_core.sites import audit, certificates, identity
 from fedjax_core.sites.wire import COORDINATOR
 
@@ -80,7 +79,7 @@ def run(
     began = time.monotonic()
     with Processes(where, lead) as processes:
         processes.start_nodes(plan.sites)
-        say(f"  started   {1 + len(plan.sites)} Ray nodes, in {time.monotonic() - began:.1f} s; each site works on its own")
+        say(f"  started   {1 + len(plan.sites)} Ray nodes, in {time.monotonic() - began:.1f} s: the coordinator's, and one for each site")
         restarts = _Watch(where, plan, processes, say).until_done()
     heads = verify(where, plan)
     entries = ", ".join(f"{name} {head.n + 1}" for name, head in heads.items())
@@ -117,17 +116,18 @@ class _Watch:
     def __init__(self, folder: Folder, plan: Plan, processes: Processes, say: Say) -> None:
         self.folder, self.plan, self.processes, self.say = folder, plan, processes, say
         self.restarts: dict[str, int] = {}
-        self._metrics = folder.coordinator / "run" / METRICS
-        self._shown = len(self._rounds())
+        self._shown = len(folder.rounds())
         self._every = max(1, plan.rounds // 10)
         self._lost: float | None = None  # when something was
 
     def until_done(self) -> dict[str, int]:
         """How often each part was started again."""
-        if self._shown:
+        if self._shown >= self.plan.rounds:
+            self.say(f"  done      all {self.plan.rounds} rounds, before now; --rounds asks for more")
+        elif self._shown:
             self.say(f"  resuming  after round {self._shown}, or the checkpoint before it")
-        self.processes.lead()
         try:
+            self.processes.lead()
             while (code := self.processes.parts[LEAD].process.poll()) != 0:
                 self._show()
                 if code is not None:
@@ -160,11 +160,8 @@ class _Watch:
         else:
             self.processes.site_node(part.name)
 
-    def _rounds(self) -> list[dict[str, Any]]:
-        return [record for record in read_records(self._metrics) if record["kind"] == "train"]
-
     def _show(self) -> None:
-        for record in self._rounds()[self._shown :]:
+        for record in self.folder.rounds()[self._shown :]:
             self._shown = number = record["round"]
             if self._lost is not None:
                 self.say(f"  going on  {time.monotonic() - self._lost:.1f} s later, with round {number}")
@@ -176,8 +173,8 @@ class _Watch:
     def _save(self) -> None:
         """Has the coordinator finish its round and save."""
         self.say("  stopping  after the round that is under way")
-        process = self.processes.parts[LEAD].process
-        if process.poll() is None:
+        lead = self.processes.parts.get(LEAD)
+        if lead is not None and (process := lead.process).poll() is None:
             process.send_signal(signal.SIGINT)
             until = time.monotonic() + _SAVE_SECONDS
             while process.poll() is None and time.monotonic() < until:

@@ -53,8 +53,10 @@ class Part:
             self.process.stdout.close()
 
     def last_words(self) -> str:
-        """The end of its log."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        """The end of its log, without the lines of code in a traceback, which are indented."""
+        lines = [
+            line for line in self.log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith((" ", "Traceback"))
+        ]
         return "\n".join(lines[-5:])[-1500:]
 
 

@@ -20,6 +20,7 @@ from shutil import move
 from typing import Any
 
 from fedjax_core.consortium import example
+from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
 from fedjax_core.sites.site_file import SiteFile, load_data
@@ -82,6 +83,10 @@ class Folder:
         """The folder of a site, or of the coordinator."""
         return self.coordinator if name == COORDINATOR else self.site(name)
 
+    def rounds(self) -> list[Record]:
+        """What was written of each round so far."""
+        return [record for record in read_records(self.coordinator / "run" / METRICS) if record["kind"] == "train"]
+
     def environment(self, name: str) -> dict[str, str]:
         """The variables of Ray on this one's machine."""
         return ray_security.environment(self.home(name) / _RAY)
@@ -108,10 +113,15 @@ def prepare(
     said = {name: value for name, value in {**said, "checkpoint_every": checkpoint_every}.items() if value is not None}
     if folder.plan.exists():
         old = Plan.read(folder.plan)
-        said |= {} if sites is None else {"sites": old.sites if sites == len(old.sites) else sites}
-        if changed := [name for name, value in said.items() if name != "rounds" and value != getattr(old, name)]:
-            raise ValueError(f"{folder.root} has a consortium of another {' and '.join(changed)}; choose another folder, or leave it out")
+        odd = [name for name, value in said.items() if name != "rounds" and value != getattr(old, name)]
+        changed = [f"{name} {getattr(old, name)!r}, not {said[name]!r}" for name in odd]
+        if sites is not None and sites != len(old.sites):
+            changed.insert(0, f"{len(old.sites)} sites, not {sites}")
+        if changed:
+            raise ValueError(f"{folder.root} was made with {' and '.join(changed)}: choose another folder, or leave that out")
         plan = Plan(**{**_values(old), **said})
+        if plan.rounds < (done := len(folder.rounds())):
+            raise ValueError(f"{folder.root} has {done} rounds already, more than {plan.rounds}: ask for as many, or choose another folder")
         if plan != old:
             plan.write(folder.plan)
         return plan, False
