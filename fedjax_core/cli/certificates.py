@@ -28,7 +28,7 @@ def make(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int
         hosts[check_name(name, "the machine")] = rest.split(",")
     for name, files in ray_security.equip(folder, hosts, days).items():
         print(f"{files.certificate}: {certificates.describe(files.certificate)}")
-        print(f"  copy {files.certificate.parent} to {name} by a way that nobody else can read, and have Ray start there with")
+        print(f"  copy {files.certificate.parent} to {name} unread by anybody else, and have Ray start there with (the paths as there):")
         print("".join(f"  {key}={value}\n" for key, value in ray_security.environment(files.certificate.parent).items()), end="")
     print(f"{folder / 'authority'} lets anybody in: keep it where only you can read it.")
 

@@ -220,6 +220,8 @@ def _network(about: SiteFile, settings: Settings) -> str:
     try:
         began = time.monotonic()
         socket.create_connection((host, int(port)), _SECONDS).close()
+    except ConnectionRefusedError:
+        raise Unfit(f"{settings.address} refuses: start Ray there first, or correct the address") from None
     except (OSError, ValueError) as error:
         raise Unfit(f"{settings.address} is not reached ({error}): ask for the firewall to let this machine out to it") from None
     return f"{settings.address} in {(time.monotonic() - began) * 1000:.0f} ms"

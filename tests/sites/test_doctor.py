@@ -125,8 +125,8 @@ def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
     ):
         wrong = [one for one in examine(site / "site.toml", replace(settings, **change)) if one.fine is False]
         assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].said)
-    wrong = [one.what for one in examine(site / "site.toml", replace(settings, address=address)) if one.fine is False]
-    assert wrong == ["network", "ray"]
+    wrong = {one.what: one.said for one in examine(site / "site.toml", replace(settings, address=address)) if one.fine is False}
+    assert list(wrong) == ["network", "ray"] and all("start Ray there first" in said for said in wrong.values())
 
 
 def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):
