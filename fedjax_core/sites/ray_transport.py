@@ -35,6 +35,7 @@ from fedjax_core.sites.transport import Reply
 
 NAMESPACE = "fedjax_core"
 _START_SECONDS, _PROGRESS_SECONDS = 300.0, 5.0
+_TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
 
 
 class RayTransport:
@@ -152,7 +153,10 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
         loopback = address.startswith("127.")
         quiet |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
         with on_loopback() if loopback else contextlib.nullcontext():
-            ray.init(address=address, namespace=NAMESPACE, **quiet)
+            try:
+                ray.init(address=address, namespace=NAMESPACE, **quiet)
+            except ConnectionError as error:  # Ray says the reason on standard error alone
+                raise ConnectionError(f"{error}: it answers, and does not let this process in. {_TOKEN}") from error
         return True
     if "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
