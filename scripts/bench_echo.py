@@ -37,7 +37,7 @@ class Model(NamedTuple):
 
 def echo(parameters: int) -> fc.Round:
     """Clients that send the model back as it came, and the mean of that."""
-    task = fc.Task(lambda key: jnp.zeros(parameters), lambda params, batch, key: batch["x"])
+    task = fc.Task(lambda key: jnp.ones(parameters), lambda params, batch, key: batch["x"])
     client = Client(
         begin=lambda params, own, key: (),
         step=lambda params, carry, batch, key: (carry, {}),
