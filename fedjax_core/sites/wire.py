@@ -5,7 +5,7 @@
     8       4        n, length of the header, little-endian
     12      n        header: canonical JSON; has the size and the SHA-256 of the body
     12 + n  64       Ed25519 signature over the header, by the sender's key
-    ...     0-15     zeros, up to a multiple of 16, so that arrays can be used where they lie
+    ...     0-63     zeros, up to a multiple of 64, so that arrays can be used where they lie
     ...     size     body: tensors in the safetensors format
 
 Signing the header signs all, as the body's digest is in it. The order of checks is fixed: size, form, sender, signature, digest,
@@ -36,14 +36,14 @@ import numpy as np
 
 from fedjax_core.sites.base import NAME, Refused, Scalar, dumps, is_scalar, loads, shown
 from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, pack, unpack
+from fedjax_core.sites.tensors import ALIGN, LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, pieces, unpack
 
 COORDINATOR, SITES = "coordinator", "sites"
 """The names of who asks and of whom is asked: a broadcast is one message for all sites."""
 
 SCHEMA = 1
 MAGIC = b"fjx-env\x01"
-_PURPOSE, _SIGNATURE, _ALIGN = "envelope", 64, 16
+_PURPOSE, _SIGNATURE = "envelope", 64
 _DIGEST = re.compile(r"[0-9a-f]{0,64}")
 _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _FIELDS = 256  # at most so many small values
@@ -117,17 +117,24 @@ def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> b
     """The message, signed by its sender; raises where the header could not be read back, or names another sender than the key."""
     if key.name != header.sender:
         raise ValueError(f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone")
-    body = pack(tensors)
-    header = replace(header, key=key.public.fingerprint, size=len(body), digest=hashlib.sha256(body).hexdigest())
+    body, digest = pieces(tensors), hashlib.sha256()
+    for piece in body:
+        digest.update(piece)
+    header = replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
     if bad := _problem(found := _as_dict(header)):
         raise ValueError(f"the message cannot be sent: {bad}")
-    return seal(dumps(found), body, key)
+    return b"".join([*_opening(dumps(found), key), *body])
 
 
 def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:
-    """The message made of these two, signed as they are: what `encode` ends with, and what tests forge messages with."""
-    padding = -(len(MAGIC) + 4 + len(head) + _SIGNATURE) % _ALIGN
-    return b"".join([MAGIC, len(head).to_bytes(4, "little"), head, key.sign(_PURPOSE, head), bytes(padding), body])
+    """The message made of these two, signed as they are: what tests forge messages with."""
+    return b"".join([*_opening(head, key), body])
+
+
+def _opening(head: bytes, key: SiteKey) -> list[bytes]:
+    """All that comes before the body."""
+    padding = -(len(MAGIC) + 4 + len(head) + _SIGNATURE) % ALIGN
+    return [MAGIC, len(head).to_bytes(4, "little"), head, key.sign(_PURPOSE, head), bytes(padding)]
 
 
 def decode(message: bytes | memoryview, roster: Roster, *, recipient: str, limits: Limits = LIMITS) -> Envelope:
@@ -145,7 +152,7 @@ def decode(message: bytes | memoryview, roster: Roster, *, recipient: str, limit
     whose = f"message {header.sequence} from {header.sender!r}"
     if header.recipient != recipient:
         raise WrongRecipient(f"{whose} is for {header.recipient!r}, not for {recipient!r}; it was delivered to the wrong place")
-    begin = start + _SIGNATURE + -(start + _SIGNATURE) % _ALIGN
+    begin = start + _SIGNATURE + -(start + _SIGNATURE) % ALIGN
     body = view[begin:]
     if len(body) < header.size:
         raise Truncated(f"{whose} ends {header.size - len(body):,} bytes early; ask for it again")

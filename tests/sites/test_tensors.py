@@ -72,8 +72,18 @@ def test_every_dtype_travels_bit_for_bit(dtype):
 
 def test_the_format_is_that_of_the_library():
     tensors = {"b": np.arange(3, dtype=np.int16), "a": np.ones((2, 2))}
-    assert pack(tensors) == safetensors.numpy.save(tensors)
+    read = safetensors.numpy.load(pack(tensors))
+    assert {name: (x.dtype, x.tolist()) for name, x in read.items()} == {name: (x.dtype, x.tolist()) for name, x in tensors.items()}
     assert {name: x.tolist() for name, x in unpack(safetensors.numpy.save(tensors)).items()} == {n: x.tolist() for n, x in tensors.items()}
+
+
+def test_large_tensors_lie_where_they_can_be_used_as_they_are():
+    sizes = {"a": 10, "b": 64, "c": 7, "d": 32, "e": 16}
+    tensors = {name: np.full(n, n, np.float32) for name, n in sizes.items()} | {"f": np.ones(3), "g": np.ones(0)}
+    body = pack(tensors)
+    found, begin = unpack(body), np.frombuffer(body, np.uint8).ctypes.data
+    assert all(np.array_equal(found[name], x) for name, x in tensors.items()) and body == pack(dict(reversed(tensors.items())))
+    assert [(found[name].ctypes.data - begin) % 64 for name in "bde"] == [0, 0, 0] and found["f"].ctypes.data % 8 == begin % 8
 
 
 def test_reading_copies_nothing():

@@ -37,7 +37,7 @@ def parts(raw):
     """(header, signature, padding, body) of a message."""
     size = struct.unpack("<I", raw[8:12])[0]
     begin = 12 + size + 64
-    body = begin + -begin % 16
+    body = begin + -begin % 64
     return raw[12 : 12 + size], raw[12 + size : begin], raw[begin:body], raw[body:]
 
 
