@@ -4,6 +4,7 @@
     evaluate    sums of the metrics over its examples
     score       the same of any model, whatever the site keeps itself
     describe    what the coordinator has to know before the first round
+    measure     sums of its columns, for preprocessing that is one for all sites
 
 Another kind is one more function in a file of its own, and one more line here. A function gets the site and a request that is
 authentic, in time, of the site's own study and allowed by its policy; it returns `site.reply(...)`, or raises a `Refused`.
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from fedjax_core import keys
-from fedjax_core.sites import local, request
+from fedjax_core.sites import local, prepare, request
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import named, place
@@ -44,6 +45,8 @@ class Answer(NamedTuple):
     leaving: tuple[str, ...]
     """The fields of the reply that the site's policy is asked for, beside the metrics."""
     compute: Callable[["Site", Envelope], bytes]
+    prepared: bool = False
+    """Whether it is of the columns as the study prepares them, and not as they lie there."""
 
 
 def train(site: "Site", envelope: Envelope) -> bytes:
@@ -114,8 +117,9 @@ def describe(site: "Site", envelope: Envelope) -> bytes:
 
 
 ANSWERS: Mapping[str, Answer] = {
-    "train": Answer("update", ("examples", "data", "weight"), train),
-    "evaluate": Answer("metrics", ("examples",), evaluate),
-    "score": Answer("scores", ("examples",), score),
+    "train": Answer("update", ("examples", "data", "weight"), train, prepared=True),
+    "evaluate": Answer("metrics", ("examples",), evaluate, prepared=True),
+    "score": Answer("scores", ("examples",), score, prepared=True),
     "describe": Answer("description", ("examples", "data"), describe),
+    "measure": Answer("sums", ("examples",), prepare.measure),
 }

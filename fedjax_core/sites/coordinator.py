@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core.data import cohorts as sampling
+from fedjax_core.data.preprocess import Fitted
 from fedjax_core.metrics import CrossEvaluation, Evaluation
 from fedjax_core.round import Round, State
 from fedjax_core.sites import crossing
@@ -46,6 +47,7 @@ from fedjax_core.sites.described import Sites, addresses, describe
 from fedjax_core.sites.exchange import NO_METRICS, exchange, number_of, total_of
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
 from fedjax_core.sites.request import About, Requests
+from fedjax_core.sites.settled import settled
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
@@ -70,6 +72,8 @@ class Federation:
     sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
 
     `clip` and `noise` say what the uplink does, to sites whose policy asks for it, as the sites' own studies do.
+    `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
+    sites' columns, asked for once; they are in `folder`, too.
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
     """
 
@@ -84,6 +88,7 @@ class Federation:
         seed: int = 0,
         clip: float | None = None,
         noise: float | None = None,
+        prepare: Any = (),
         rules: Rules | None = None,
         folder: str | Path | None = None,
         run_name: str = "run",
@@ -95,7 +100,7 @@ class Federation:
     ) -> None:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise)
+        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise, prepare=prepare)
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
         self._names = [one.name for one in files]
@@ -116,6 +121,8 @@ class Federation:
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
             self.clients = Sites(self._names, describe(self._collector, self._requests, path))
             self._collector.sizes = self.clients.sizes
+            self.prepared = self._prepare()
+            """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
         except BaseException:
             self._exit.close()
             raise
@@ -143,7 +150,8 @@ class Federation:
     def settings(self) -> dict[str, Any]:
         """All that changes the answer, to the last bit, besides the `Round`, the data, and who reported in time."""
         study = self.study
-        return {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
+        plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
+        return plain if self.prepared is None else plain | {"prepared": self.prepared}
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
@@ -216,6 +224,14 @@ class Federation:
         """
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
         return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.sizes)
+
+    def _prepare(self) -> Fitted | None:
+        if not self.study.prepare:
+            return None
+        path = None if self._folder is None else self._folder / f"{self.run_name}-prepared.json"
+        fitted = settled(self.study.prepare, self._collector, self._requests, self._record, path)
+        self._requests.prepared = fitted.numbers
+        return fitted
 
     def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
         if self._log is not None:

@@ -5,6 +5,7 @@
 What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends with the study.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -17,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_core.sites import ray_security
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites import prepare, ray_security
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.expected import Expected, columns, packages, python
@@ -143,8 +145,19 @@ def _clock(about: SiteFile, settings: Settings) -> str:
     return f"{offset:+.0f} s off"
 
 
+def _opened(about: SiteFile) -> Clients:
+    """The site's data, in which NaN may be where the study's preprocessing fills it."""
+    steps: prepare.Steps = ()
+    with contextlib.suppress(Exception):  # a study that cannot be built is another check's to tell
+        steps = () if about.study is None else build(about.study, about.arguments).prepare
+    found = load_data(about, check=not steps)
+    if steps:
+        prepare.check_rest(steps, found)
+    return found
+
+
 def _data(about: SiteFile, settings: Settings) -> str:
-    clients, expected = load_data(about), settings.expected
+    clients, expected = _opened(about), settings.expected
     here = columns(clients)
     if expected.columns and here != expected.columns:
         odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
@@ -159,7 +172,7 @@ def _data(about: SiteFile, settings: Settings) -> str:
 def _labels(about: SiteFile, settings: Settings) -> str:
     if about.policy is None:
         raise Skipped("the site has no policy of its own")
-    minimum, clients = Policy.read(about.policy).minimum, load_data(about)
+    minimum, clients = Policy.read(about.policy).minimum, _opened(about)
     if clients.examples < minimum.examples:
         raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
     if not minimum.per_class:

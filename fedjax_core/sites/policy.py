@@ -11,10 +11,11 @@
     [minimum]                     # of examples in a request
     examples = 50
     per_class = 5
+    cell = 5                      # of values behind a sum for preprocessing, or it is not told
 
     [leaving]
     fields = ["weight", "examples", "data", "loss"]
-    max_norm = 10.0               # of what leaves
+    max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
     clip = 1.0                    # the run must clip each update to this or less
     noise = 0.8                   # and add at least this multiple of it
 
@@ -75,6 +76,7 @@ class Minimum:
 
     examples: int = 0
     per_class: int = 0
+    cell: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ staff. Whether it takes part with so many is its policy's to say (`max_bad_share
 ([[1.0]], [1, 2])
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -22,15 +23,19 @@ from fedjax_core.task import Task
 _ROWS = 1 << 16  # looked at together
 
 
-def usable(clients: Clients, task: Task) -> tuple[Clients, np.ndarray]:
-    """(the one client without its bad records, positions of those [M]). The same object where there are none, or no others."""
+def usable(clients: Clients, task: Task, filled: Collection[str] = ()) -> tuple[Clients, np.ndarray]:
+    """(the one client without its bad records, positions of those [M]). The same object where there are none, or no others.
+
+    In the columns that preprocessing has `filled`, by their names, NaN is a missing value, and not bad.
+    """
     count = clients.examples
     bad = np.zeros(count, bool)
-    for column in jax.tree.leaves(clients.columns):
+    for path, column in jax.tree_util.tree_leaves_with_path(clients.columns):
+        good = (lambda x: ~np.isinf(x)) if getattr(path[0], "key", None) in filled else np.isfinite
         if np.issubdtype(column.dtype, np.floating) or np.issubdtype(column.dtype, np.complexfloating):
             for begin in range(0, count, _ROWS):
                 part = np.asarray(column[begin : begin + _ROWS])
-                bad[begin : begin + _ROWS] |= ~np.isfinite(part).reshape(len(part), -1).all(axis=1)
+                bad[begin : begin + _ROWS] |= ~good(part).reshape(len(part), -1).all(axis=1)
     check = task.check
     if check is not None:
         fine = np.flatnonzero(~bad)

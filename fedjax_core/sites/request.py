@@ -1,7 +1,7 @@
 """What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part of it.
 
     fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own
-    tensors    sites (address and version of each), first, and the kind's own
+    tensors    sites (address and version of each), first, prepared (the numbers of preprocessing), and the kind's own
 
 A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
 """
@@ -22,6 +22,9 @@ from fedjax_core.types import Key
 
 Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
 """(who, what, round, about): into the audit log, where there is one."""
+
+PREPARED = "prepared"
+"""Of a request's tensors: the numbers by which every site prepares its columns."""
 
 _MOST = 100_000  # of anything that a request counts
 
@@ -52,6 +55,8 @@ class Requests:
         self.run, self.config, self.addresses = run, config, addresses
         self.first: Any = None
         """What a site keeps before its first report; known once the run has a state."""
+        self.prepared: Any = ()
+        """The numbers by which sites prepare their columns, an entry a step; known once all sites were measured."""
         self._key, self._record, self._said = key, record, 0
 
     def write(
@@ -78,6 +83,8 @@ class Requests:
                 "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
                 **({"first": self.first} if new else {}),
             }
+        if self.prepared:
+            sent[PREPARED] = self.prepared
         self._said = max(time.time_ns(), self._said + 1)
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,

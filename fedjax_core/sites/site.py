@@ -23,7 +23,7 @@ import numpy as np
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
-from fedjax_core.sites import policy
+from fedjax_core.sites import policy, prepare
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Refused, Scalar, listed
@@ -70,11 +70,16 @@ class Site:
         self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
         self.key = load_key(about)
         skips = about.policy is not None and Policy.read(about.policy).max_bad_share is not None
-        self.clients = load_data(about, check=not skips)
+        self.raw = load_data(about, check=not skips and not study.prepare)
+        """The examples as they lie there."""
         self.skipped: int | None = None
         """How many bad records were left out; None where the policy does not ask for it."""
         if skips:
             self._skip()
+        elif study.prepare:
+            prepare.check_rest(study.prepare, self.raw)
+        self.clients = self.raw
+        """The examples as the study prepares them, once it is known how."""
         self.policy = usual_policy(self.name, study, self.clients)
         self._read_policy()
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
@@ -88,14 +93,15 @@ class Site:
         self._guards: dict[str, Guard] = {}
         self._pinned: str | None = None
         self._said = 0
+        self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
         self._last: dict[str, tuple[tuple[str, int, str], bytes]] = {}  # kind -> (request, reply)
         composed = study.round
         shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
         self.uplink, self.server, self.params = shapes.uplink, shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
         self.messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
-        if composed.algorithm.task.check is not None and not self._too_bad():
-            composed.algorithm.task.check(self.clients)
+        if not study.prepare:
+            self._check(self.clients)
 
     def __enter__(self) -> "Site":
         if self.log is not None:
@@ -147,6 +153,8 @@ class Site:
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         self._read_policy()
         self._ask_policy(header, answer.leaving)
+        if answer.prepared and self._preparation is not None:
+            envelope = self._prepared(self._preparation, envelope)
         return answer.compute(self, envelope)
 
     def metric(self, name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
@@ -164,7 +172,7 @@ class Site:
 
     def _ask_policy(self, header: Header, fields: tuple[str, ...]) -> None:
         """Returns where the policy lets the site work on this; the task is then pinned where it is the first one."""
-        labels = self.clients.columns[self.about.labels] if self.about.labels is not None else None
+        labels = self.raw.columns[self.about.labels] if self.about.labels is not None else None
         classes = None if labels is None else {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
         request = policy.Request(
             task=header.config, examples=self.clients.examples, per_class=classes, clip=self.study.clip, noise=self.study.noise,
@@ -201,7 +209,8 @@ class Site:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
         tensors = tensors or {}
         header = self._header(ANSWERS[request.kind].reply, request, fields)
-        if self.policy.leaving.max_norm is not None and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
+        norms = request.kind != "measure" and self.policy.leaving.max_norm is not None  # sums of columns have no such norm
+        if norms and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
             raise Declined(f"{leave.reason} [{leave.code}]")
         reply = encode(header, tensors, self.key)
         if self.log is not None:
@@ -234,7 +243,7 @@ class Site:
 
     def _skip(self) -> None:
         """Leaves bad records out, and tells the site's own staff which."""
-        self.clients, bad = usable(self.clients, self.study.round.algorithm.task)
+        self.raw, bad = usable(self.raw, self.study.round.algorithm.task, [step.column for step in self.study.prepare])
         self.skipped = len(bad)
         if len(bad):
             self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
@@ -243,6 +252,23 @@ class Site:
         """Whether so many records are bad that the policy refuses every request."""
         skipped, most = self.skipped or 0, self.policy.max_bad_share
         return most is not None and skipped > most * (self.clients.examples + skipped)
+
+    def _check(self, clients: Clients) -> None:
+        """Raises where the task cannot use these examples."""
+        check = self.study.round.algorithm.task.check
+        if check is not None and not self._too_bad():
+            check(clients)
+
+    def _prepared(self, preparation: prepare.Preparation, envelope: Envelope) -> Envelope:
+        """The request without the numbers of preprocessing, by which the examples then are."""
+        before = preparation.digest
+        envelope = preparation.take(envelope)
+        if preparation.digest != before:
+            self.clients = preparation.clients
+            if self.log is not None:
+                header = envelope.header
+                self.log.record(self.name, "prepared", run=header.run, round=header.round, about={"numbers": preparation.digest})
+        return envelope
 
     def _note(self, error: Exception) -> None:
         """What went wrong, in full, where only the site's staff reads it."""

@@ -32,7 +32,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
-from fedjax_core.sites import local, policy
+from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.policy import Policy
@@ -125,8 +125,9 @@ def load_data(about: SiteFile, check: bool = True) -> Clients:
 def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
     """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
     task = study.round.algorithm.task
-    columns = local.narrow(jax.tree.map(lambda x: x[:1], clients.columns))
+    columns = local.narrow(prepare.one_row(study.prepare, clients))
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
-    fields = ("weight", "examples", "data", *sorted({"loss", *local.LEFT, *shapes}))
+    sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
+    fields = ("weight", "examples", "data", *sorted({"loss", *local.LEFT, *shapes, *sums}))
     return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))

@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from fedjax_core.data.batches import Order, Plan
+from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import identity
 from fedjax_core.round import Round
 
@@ -40,12 +41,17 @@ class Study:
     """The noise that is added, in multiples of the clip, for the policies that ask for some."""
     epsilon: float | None = None
     """What the whole run may tell of one of those it protects, by an accountant: recorded with every update that leaves a site."""
+    prepare: tuple[Step, ...] = ()
+    """The steps by which all sites prepare their columns alike, such as `fc.preprocess.Standardise("x")`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prepare", check_steps(self.prepare))
 
     @cached_property
     def hash(self) -> str:
         """32 hexadecimal digits: what must be the same at all sites. The order in which a site takes its rows is its own."""
         said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
-        return identity(said)
+        return identity(said | ({"prepare": self.prepare} if self.prepare else {}))
 
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""

@@ -67,8 +67,10 @@ def test_the_canaries_are_found_where_they_are(tmp_path):
 
 
 def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others(tmp_path, everything_logged, capfd):
-    sites = [dataclasses.replace(one, data=planted()) for one in site_files(folder=tmp_path)]
-    with federation(COMPOSED, files=sites, folder=tmp_path) as (fed, at, transport):
+    data = planted()
+    data["x"][0, 0] = VALUE  # which its site sums for preprocessing
+    sites = [dataclasses.replace(one, data=data) for one in site_files(folder=tmp_path)]
+    with federation(COMPOSED, files=sites, folder=tmp_path, prepare=[fc.preprocess.Standardise("x")]) as (fed, at, transport):
         run = {"run_dir": tmp_path / "coordinator" / "run", "checkpoint_every": 1, "evaluate_every": 1}
         state = fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], key=jax.random.key(1), **run).state
         assert float(np.abs(state.params["w"]).max()) > 0  # the sites did learn of what is planted
@@ -84,7 +86,7 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
                 texts.append(repr(fed.cross_evaluate({"trained": state.params}, round=2)))
         asked = {header_of(raw).kind for raw in transport.sent}
         refusals = [at[0].handle(raw) for raw in unfit(fed)]
-    assert asked >= {"describe", "train", "evaluate", "score"} and {header_of(raw).kind for raw in refusals} == {"refusal"}
+    assert asked >= {"describe", "measure", "train", "evaluate", "score"} and {header_of(raw).kind for raw in refusals} == {"refusal"}
     for name in NAMES:  # where the site's own staff finds it
         errors = (tmp_path / name / "errors.log").read_text()
         assert errors.count(f"could not use {PATIENT}") == 3 and f"{PATIENT}.csv" in errors
@@ -106,7 +108,7 @@ def unfit(fed):
             kind=kind, run=fed.run_name, round=9, exchange=0, sender=COORDINATOR, recipient="sites", sequence=2**62 + i, created_unix_ms=0,
             config=fed.study.hash, fields={"columns": "y", "path": "../data"},
         )  # fmt: skip
-        if kind != "describe":
+        if kind not in ("describe", "measure"):  # which need nothing
             yield encode(header, {}, federations.COORDINATOR)
 
 

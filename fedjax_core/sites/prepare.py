@@ -1,0 +1,130 @@
+"""Preprocessing at a site: the sums that it says of its columns, and the numbers of all sites' sums, which it applies to them.
+
+    measure     sums of the columns as they lie there  ─►  coordinator: merged in the order of the sites (settled.py)
+    train, evaluate, score     bring the numbers: the site applies them when they come for the first time, and works on what comes of that
+
+The steps are of the study, so of its hash. Which kinds of sums a step needs is in its `leaving`: "moments", "range" or "categories". A
+site whose policy does not name them in `leaving.fields` tells none, and none does of what fewer than `minimum.cell` of its examples have.
+As every request brings the numbers, a site that was away, or begins anew, has those that count.
+
+    fed = fc.Federation(composed, sites, batch_size=4, epochs=1, prepare=[fc.preprocess.Standardise("x"), fc.preprocess.Codes("sex")])
+    fed.prepared.apply(held_out)        the same of data at hand
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.preprocess import Fitted, Step, settle, sums_of
+from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.request import PREPARED, BadRequest
+from fedjax_core.sites.tensors import named, place
+from fedjax_core.sites.wire import Envelope
+from fedjax_core.types import Columns
+
+if TYPE_CHECKING:
+    from fedjax_core.sites.site import Site
+
+Steps = tuple[Step, ...]
+
+
+class SumsStay(Refused):
+    """The policy does not let a step's sums leave."""
+
+    code = "declined"
+
+
+class NotPrepared(Refused):
+    """The study prepares its columns, and the request does not bring the numbers for it."""
+
+    code = "not-prepared"
+
+
+class BadNumbers(Refused):
+    """What came as a step's numbers cannot be applied."""
+
+    code = "bad-numbers"
+
+
+def measure(site: "Site", envelope: Envelope) -> bytes:
+    """The sums that the study's steps need, of the columns as they lie there."""
+    steps = site.study.prepare
+    if not steps:
+        raise BadRequest("the study prepares nothing, so no sums are told")
+    if not (leave := site.policy.may_leave(leaving(steps), 0.0)).allowed:
+        raise SumsStay(f"{leave.reason} [{leave.code}]")
+    fields: dict[str, Scalar] = {"examples": site.raw.examples}
+    fields |= {name: " ".join(step.column for step in steps if name in step.leaving)[:1000] for name in leaving(steps)}
+    return site.reply(envelope.header, fields, named({"sums": sums_of(steps, site.raw.columns, site.policy.minimum.cell)}))
+
+
+def leaving(steps: Steps) -> tuple[str, ...]:
+    """The kinds of sums that leave, by the names that a policy has for them."""
+    return tuple(dict.fromkeys(name for step in steps for name in step.leaving))
+
+
+def check_rest(steps: Steps, raw: Clients) -> None:
+    """Raises for NaN in a column that no step fills."""
+    covered = {step.column for step in steps}
+    rest = {name: x for name, x in raw.columns.items() if name not in covered}
+    if rest:
+        Clients(rest, raw.offsets, raw.ids).check_finite()
+
+
+def one_row(steps: Steps, raw: Clients) -> Columns:
+    """A row of the form that the examples will have, whatever its values."""
+    row, fitted = _first(steps, raw)
+    return fitted(row) if steps else row
+
+
+class Preparation:
+    """Reads the numbers of all sites that a request brings, and applies them where they are not those that were applied last."""
+
+    def __init__(self, steps: Steps, raw: Clients, check: Callable[[Clients], None]) -> None:
+        """`check` raises for examples that the study's task cannot use."""
+        self.steps, self.raw, self._check = steps, raw, check
+        self.digest: str | None = None
+        """Of the numbers that were applied last."""
+        self.clients = raw
+        """The examples as those numbers make them."""
+        self._like = {PREPARED: _first(steps, raw)[1].numbers}
+
+    def take(self, envelope: Envelope) -> Envelope:
+        """The request without the numbers in it; `clients` are then what they make.
+
+        Raises a `Refused` where they are not there, or cannot be applied.
+        """
+        found: dict[str, np.ndarray] = {}
+        rest: dict[str, np.ndarray] = {}
+        for name, x in envelope.tensors.items():
+            (found if name.startswith(f"['{PREPARED}']") else rest)[name] = x
+        if not found:
+            raise NotPrepared("the study prepares its columns, and the request has no numbers for it; install one version at both ends")
+        numbers = place_open(found, self._like)[PREPARED]
+        if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
+            raise BadNumbers(f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns")
+        fitted = Fitted(self.steps, numbers)
+        if fitted.digest != self.digest:
+            clients = fitted.apply(self.raw)
+            self._check(clients)
+            self.clients, self.digest = clients, fitted.digest
+        return Envelope(envelope.header, rest)
+
+
+def place_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
+    """The tensors in the structure of `like`; where that has a vector of length 0, as many numbers may come as there are categories."""
+
+    def one(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        given = tensors.get(jax.tree_util.keystr(path))
+        return jax.ShapeDtypeStruct(given.shape if leaf.shape == (0,) and given is not None and given.ndim == 1 else leaf.shape, leaf.dtype)
+
+    return place(tensors, jax.tree_util.tree_map_with_path(one, like))
+
+
+def _first(steps: Steps, raw: Clients) -> tuple[Columns, Fitted]:
+    """(the first row, the steps with numbers of it alone)."""
+    row = jax.tree.map(lambda x: x[:1], raw.columns)
+    return row, settle(steps, [sums_of(steps, row)])

@@ -1,0 +1,108 @@
+"""The numbers of preprocessing, at the coordinator: measured once, before the first round, and kept for good.
+
+    request  ─measure─►  every site  ─►  checked sums  ─►  merged in the order of the sites  ─►  numbers, in every request from then on
+
+They are in `RUN-prepared.json` in the coordinator's folder, exactly, so that a run that is started again has the same bits and no site is
+asked again. All sites must answer: a scaler of some is another scaler, and nobody would see it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.data.preprocess import Fitted, Step, Sums, settle
+from fedjax_core.describe import describe
+from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.collect import Collector, Paused
+from fedjax_core.sites.prepare import place_open
+from fedjax_core.sites.request import Record, Requests
+from fedjax_core.sites.wire import COORDINATOR
+
+
+class BadSums(Refused):
+    """What a site says of its columns cannot be."""
+
+    code = "bad-sums"
+
+
+def settled(steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record, path: Path | None) -> Fitted:
+    """The steps with the numbers of all sites: those in the file at `path`, or measured now, and written to it.
+
+    Raises `Paused` where a site does not tell its sums, with its reason.
+    """
+    known = path is not None and path.exists()
+    fitted = _read(path, steps) if path is not None and known else _measured(steps, collector, requests, record)
+    if path is not None and not known:
+        _write(path, fitted)
+    about: dict[str, Scalar] = {"numbers": fitted.digest, "steps": len(steps), "measured": not known}
+    record(COORDINATOR, "prepared", 0, about)
+    return fitted
+
+
+def _measured(steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record) -> Fitted:
+    names = collector.names
+    replies = collector.collect(requests.write("measure", 0), 0, list(range(len(names))))
+    reasons = {names[at]: collector.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
+    said: list[tuple[Sums, ...]] = []
+    for at, reply in sorted(replies.items()):
+        try:
+            said.append(_sums(steps, reply.tensors, int(collector.sizes[at]), said[0] if said else None))
+        except Refused as refusal:
+            reasons[names[at]] = str(refusal)
+            record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
+    if reasons:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise Paused(f"preprocessing needs sums of every site's columns, and these told none, so a run cannot begin. {listed[:1500]}")
+    return settle(steps, said)
+
+
+def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: int, first: tuple[Sums, ...] | None) -> tuple[Sums, ...]:
+    """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of the `first` site's."""
+    empty = tuple(dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps)  # names and dtypes; a vocabulary is a vector of length 0
+
+    def like(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        given = tensors.get(f"['sums']{jax.tree_util.keystr(path)}", leaf)
+        return jax.ShapeDtypeStruct(leaf.shape if leaf.shape == (0,) else given.shape, leaf.dtype)
+
+    shapes = jax.tree_util.tree_map_with_path(like, empty)
+    if first is not None:
+        shapes = jax.tree.map(lambda ours, one: ours if ours.shape == (0,) else jax.ShapeDtypeStruct(one.shape, ours.dtype), shapes, first)
+    found: tuple[Sums, ...] = place_open(tensors, {"sums": shapes})["sums"]
+    for step, sums in zip(steps, found, strict=True):
+        same = len({x.shape for x in sums.values()}) == 1
+        if (problem := step.problem(sums, examples) if same else "they are not of one shape") is not None:
+            raise BadSums(f"its sums for {type(step).__name__}({step.column!r}) cannot be: {problem}")
+    return found
+
+
+def _write(path: Path, fitted: Fitted) -> None:
+    """Whole, or not at all."""
+    numbers = [{part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()} for one in fitted.numbers]
+    fresh = path.with_suffix(".new")
+    with open(fresh, "w") as file:
+        json.dump({"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, file, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def _read(path: Path, steps: tuple[Step, ...]) -> Fitted:
+    try:
+        found: Any = json.loads(path.read_text())
+        numbers = tuple({part: np.array(x, dtype).reshape(shape) for part, (dtype, shape, x) in one.items()} for one in found["numbers"])
+        fitted = Fitted(steps, numbers)
+        whole = fitted.digest == found["digest"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}, the numbers of preprocessing, is damaged: restore it from its backup, or remove it to measure anew")
+    if found["steps"] != describe(steps):
+        raise ValueError(
+            f"{path} has the numbers of other steps than the study's: begin another run (run_name=), or go back to those steps"
+        )
+    return fitted

@@ -1,0 +1,246 @@
+"""A federation that prepares its columns is a simulator of the prepared clients; what leaves for it is what the policies name."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.data.preprocess import Codes, Impute, Rescale, Standardise
+from fedjax_core.sites.audit import show
+from fedjax_core.sites.coordinator import Federation, Paused
+from fedjax_core.sites.identity import Roster
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.tensors import named
+from fedjax_core.sites.wire import Header, decode, encode, header_of
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, whole
+from tests.test_contracts import assert_close, assert_equal
+
+SIZES = (23, 9, 1, 8)
+STEPS = (Standardise("x"), Codes("sex", minimum=2), Impute("age"))
+POLICY = 'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = [{}]\n{}'
+USUAL = '"weight", "examples", "data", "loss", "accuracy", "share_kept", "norm_kept"'
+SUMS = USUAL + ', "moments", "categories"'
+
+
+def raw(seed=0):
+    """Four institutions' columns as they lie there: far from 0, with holes, in 64 bits, with whole numbers for words."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(sum(SIZES), 3)) * [1, 1e3, 1e-2] + [5, -1e4, 0]
+    age = rng.normal(60, 10, len(x))
+    for column in (x, age):
+        column[rng.random(column.shape) < 0.2] = np.nan
+    sex, y = rng.choice([-7, 3_000_000_000, 11], len(x)), rng.integers(0, 2, len(x)).astype(np.int32)
+    return fc.Clients.from_arrays({"x": x, "age": age, "sex": sex, "y": y}, np.cumsum([0, *SIZES]), list(NAMES), allow_nan=True)
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """Logistic regression of all columns, of which `sex` has three codes and one for others."""
+
+    def features(batch):
+        return jax.numpy.concatenate([batch["x"], batch["age"][:, None] / 100, jax.nn.one_hot(batch["sex"], 4)], axis=1)
+
+    def loss(params, batch, key):
+        return optax.softmax_cross_entropy_with_integer_labels(features(batch) @ params, batch["y"])
+
+    task = fc.Task(init=lambda key: 0.1 * jax.random.normal(key, (8, 2)), loss=loss)
+    return fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
+
+
+def files(folder=None, policies=None):
+    everyone, made = raw(), []
+    for i, name in enumerate(NAMES):
+        one = SiteFile(name=name, data=fc.Clients.from_list([everyone[i]], allow_nan=True), folder=folder and folder / name)
+        if policies is not None:
+            path = folder / f"{name}.toml"
+            path.write_text(POLICY.format(name, policies.get(name, policies[""])[0], policies.get(name, policies[""])[1]))
+            one = dataclasses.replace(one, policy=path)
+        made.append(one)
+    return made
+
+
+def run(fed, rounds=3):
+    state = fed.init(jax.random.key(1))
+    for cohort in [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3]][:rounds]:
+        state, _ = fed.run(state, cohort)
+    return state
+
+
+def test_sites_end_where_the_simulator_of_the_prepared_clients_ends(composed, tmp_path):
+    fitted = fc.preprocess.fit(STEPS, raw())
+    prepared = fitted.apply(raw())
+    sim = fc.Simulator(composed, prepared, lanes=2, batch_size=BATCH, epochs=EPOCHS)
+    expected = run(sim)
+    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, sites, transport):
+        state = run(fed)
+        assert fed.prepared.digest == fitted.digest
+        assert_close(whole(fed, sites, state), expected)
+        np.testing.assert_allclose(state.params, expected.params, rtol=1e-6, atol=1e-6)
+        at_hand, at_sites, crossed = sim.evaluate(expected), fed.evaluate(state), fed.cross_evaluate({"last": state.params})
+    assert at_sites.pooled["loss"] == pytest.approx(at_hand.pooled["loss"], rel=1e-5) == crossed.pooled("loss")[0]
+    assert [header_of(raw).kind for raw in transport.sent].count("measure") == 4
+    for site in sites:  # what left, and by which numbers the site went on
+        entries = [entry.about for entry in show(site.folder / "audit") if entry.what == "left" and entry.about["kind"] == "sums"]
+        assert [entry["fields"] for entry in entries] == ["categories examples moments"]
+        used = [entry.about["numbers"] for entry in show(site.folder / "audit") if entry.what == "prepared"]
+        assert used == [fitted.digest]
+    assert {entry.about["numbers"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "prepared"} == {fitted.digest}
+
+
+def test_a_run_that_is_started_again_has_the_same_numbers_and_measures_nothing(composed, tmp_path):
+    def fit(fed, rounds):
+        return fc.fit(
+            fed, rounds, cohorts=lambda r: [0, 1, 2, 3], key=jax.random.key(1), run_dir=tmp_path / "run", checkpoint_every=1, progress=False
+        )
+
+    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, _):
+        expected, digest = run(fed, 1), fed.prepared.digest
+        fit(fed, 1)
+    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, transport):
+        assert fed.prepared.digest == digest
+        assert_equal(fit(fed, 1).state, expected)
+        assert "measure" not in {header_of(raw).kind for raw in transport.sent}
+    path = tmp_path / "coordinator" / "run-prepared.json"
+    found = json.loads(path.read_text())
+    found["numbers"][0]["mean"][2][0] += 1e-9
+    path.write_text(json.dumps(found))
+    damaged = pytest.raises(ValueError, match=r"run-prepared\.json, the numbers of preprocessing, is damaged")
+    with damaged, federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS):
+        pass
+    path.unlink()
+    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, _):
+        assert fed.prepared.digest == digest  # measured anew
+    other = files()  # of no folder, so that they know of no study yet
+    with pytest.raises(ValueError, match="has the numbers of other steps than the study's"):
+        Federation(
+            composed, other, batch_size=BATCH, epochs=EPOCHS, prepare=(Rescale("x"), *STEPS[1:]), transport="in-process",
+            folder=tmp_path / "coordinator", key=COORDINATOR,
+        )  # fmt: skip
+
+
+def test_other_numbers_are_another_run(composed, tmp_path):
+    """A checkpoint is of the numbers that its rounds had."""
+    run = {"key": jax.random.key(1), "run_dir": tmp_path / "run", "checkpoint_every": 1, "progress": False}
+    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, _):
+        fc.fit(fed, 1, cohorts=lambda r: [0, 1, 2, 3], **run)
+        fed.prepared = dataclasses.replace(fed.prepared, numbers=tuple({k: x + 1 for k, x in one.items()} for one in fed.prepared.numbers))
+        with pytest.raises(ValueError, match=r"settings\.prepared\.numbers"):
+            fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], **run)
+    plain, prepared = (Study(composed, BATCH, EPOCHS, prepare=steps) for steps in ((), STEPS))
+    assert plain.hash == Study(composed, BATCH, EPOCHS).hash != prepared.hash != Study(composed, BATCH, EPOCHS, prepare=STEPS[:2]).hash
+
+
+@pytest.mark.parametrize(
+    ("steps", "fields", "said"),
+    [
+        (STEPS, USUAL, "charite: charite does not let 'categories', 'moments' leave (leaving.fields) [field]"),
+        ((STEPS[0], Rescale("age"), STEPS[1]), SUMS, "charite: charite does not let 'range' leave (leaving.fields) [field]"),
+    ],
+)
+def test_a_policy_that_does_not_name_the_sums_keeps_them(composed, tmp_path, steps, fields, said):
+    about = files(tmp_path, {"charite": (fields, ""), "": (SUMS + ', "range"', "")})
+    with pytest.raises(Paused) as paused, federation(composed, files=about, folder=tmp_path, prepare=steps):
+        pass
+    assert said in str(paused.value) and "mayo" not in str(paused.value)
+    assert not [e for e in show(tmp_path / "charite" / "audit") if e.what == "left" and e.about["kind"] == "sums"]
+    assert not list((tmp_path / "coordinator").glob("*prepared*"))
+
+
+def test_a_site_without_a_policy_file_keeps_its_range(composed):
+    refused = pytest.raises(Paused, match="charite: charite does not let 'range' leave")
+    with refused, federation(composed, files=files(), prepare=(STEPS[0], Rescale("age"), STEPS[1])):
+        pass
+
+
+def ask(site, kind, tensors=None):
+    """What the site answers to a request of this kind."""
+    header = Header(
+        kind=kind, run="run", round=0, exchange=0, sender=COORDINATOR.name, recipient="sites", sequence=time.time_ns(),
+        created_unix_ms=int(time.time() * 1000), config=site.study.hash, fields={"batch": 8},
+    )  # fmt: skip
+    return decode(site.handle(encode(header, tensors or {}, COORDINATOR)), Roster({site.name: site.key.public}), recipient=COORDINATOR.name)
+
+
+def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
+    about = files(tmp_path, {"": (SUMS, "max_norm = 1e-3\n[minimum]\nexamples = 9\ncell = 9\n")})
+    study = Study(composed, BATCH, EPOCHS, prepare=STEPS)
+    with Site(about[0], study, COORDINATOR.public) as site:
+        sums = ask(site, "measure").tensors
+        x, sex = site.raw.columns["x"], site.raw.columns["sex"]
+        assert sums["['sums'][0]['count']"].tolist() == (~np.isnan(x)).sum(axis=0).tolist()
+        values, counts = np.unique(sex, return_counts=True)
+        assert (counts >= 9).any() and (counts < 9).any()
+        assert sums["['sums'][1]['values']"].tolist() == values[counts >= 9].tolist()
+    with Site(about[1], study, COORDINATOR.public) as site:  # of 9 examples, each column has fewer values
+        sums = ask(site, "measure").tensors
+        assert (np.isnan(site.raw.columns["x"]).sum(axis=0) > 0).any()
+        missing = np.isnan(site.raw.columns["x"]).any(axis=0)
+        assert sums["['sums'][0]['mean']"][missing].tolist() == [0.0] * missing.sum() and sums["['sums'][1]['values']"].size == 0
+    with Site(about[2], study, COORDINATOR.public) as site:
+        reply = ask(site, "measure")
+        assert reply.header.kind == "refusal" and "fewer than the 9 examples" in reply.header.fields["reason"] and not reply.tensors
+
+
+def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
+    study = Study(composed, BATCH, EPOCHS, prepare=STEPS)
+    good = named({"prepared": fc.preprocess.fit(STEPS, raw()).numbers, "params": np.zeros((8, 2), np.float32)})
+    with Site(files()[0], study, COORDINATOR.public) as site:
+        for changed, code in (
+            ({}, "scores"),
+            (dict.fromkeys(name for name in good if "prepared" in name), "not-prepared"),
+            ({"['prepared'][0]['mean']": np.zeros(4)}, "wrong-shape"),
+            ({"['prepared'][0]['mean']": np.zeros(3, np.float32)}, "wrong-dtype"),
+            ({"['prepared'][0]['mean']": None}, "wrong-structure"),
+            ({"['prepared'][2]['mean']": np.float64(np.nan)}, "bad-numbers"),
+            ({"['prepared'][1]['values']": np.zeros((2, 2), np.int64)}, "wrong-shape"),
+            ({}, "scores"),
+        ):
+            header = ask(site, "score", {k: np.asarray(x) for k, x in (good | changed).items() if x is not None}).header
+            assert header.fields.get("code", header.kind) == code
+    filled = {name: np.nan_to_num(x) % 100 for name, x in files()[0].data[0].items()}
+    filled = {name: x.astype(np.int32) if name in ("sex", "y") else x for name, x in filled.items()}
+    with Site(SiteFile(name="charite", data=filled), Study(composed, BATCH, EPOCHS), COORDINATOR.public) as site:
+        assert ask(site, "measure").header.fields["code"] == "bad-request"
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("['sums'][0]['count']", np.full(3, 24), "a count is below 0, or above the site's examples"),
+        ("['sums'][0]['m2']", np.full(3, np.nan), "a mean or a sum of squares is not finite"),
+        ("['sums'][0]['mean']", np.zeros(2), "they are not of one shape"),
+        ("['sums'][1]['counts']", np.full(3, 23), "all together more examples than the site"),
+        ("['sums'][2]['count']", np.float64(3), "is float64 instead of int64"),
+        ("['sums'][2]['more']", np.float64(3), "unexpected"),
+    ],
+)
+def test_sums_that_cannot_be_are_refused_by_site_and_step(composed, monkeypatch, part, value, said):
+    true = Site.reply
+
+    def reply(self, request, fields, tensors=None, *more):
+        wrong = {part: np.asarray(value)} if self.name == "charite" and request.kind == "measure" else {}
+        return true(self, request, fields, {**(tensors or {}), **wrong}, *more)
+
+    monkeypatch.setattr(Site, "reply", reply)
+    with pytest.raises(Paused) as paused, federation(composed, files=files(), prepare=STEPS):
+        pass
+    assert said in str(paused.value) and "charite: " in str(paused.value) and "mayo" not in str(paused.value)
+
+
+def test_missing_values_are_for_columns_with_a_step_alone(composed, tmp_path):
+    with pytest.raises(ValueError, match="column 'age' holds nan at client 0"):
+        Site(files()[0], Study(composed, BATCH, EPOCHS, prepare=STEPS[:2]), COORDINATOR.public)
+    skipping = {"": (SUMS, "")}
+    about = files(tmp_path, skipping)[:1]
+    about[0].policy.write_text("max_bad_share = 0.5\n" + about[0].policy.read_text())
+    ages = about[0].data.columns["age"]
+    for steps, skipped in ((STEPS, 0), (STEPS[:2], int(np.isnan(ages).sum()))):
+        with Site(about[0], Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
+            assert site.skipped == skipped and site.raw.examples == len(ages) - skipped
