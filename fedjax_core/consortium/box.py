@@ -172,7 +172,7 @@ class _Watch:
 
     def _save(self) -> None:
         """Has the coordinator finish its round and save."""
-        self.say("  stopping  after the round that is under way")
+        self.say("  stopping  once the round under way is done and saved (Ctrl-C again: at once)")
         lead = self.processes.parts.get(LEAD)
         if lead is not None and (process := lead.process).poll() is None:
             process.send_signal(signal.SIGINT)
