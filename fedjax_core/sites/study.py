@@ -15,6 +15,7 @@ staff can read; the hash of what came out is in every message, and the site's po
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,17 +60,25 @@ class Study:
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> Study:
-    """The study that the installed function `module:function` makes of the arguments."""
-    found = named(name)(**arguments)
+    """The study that the installed function `module:function` makes of the arguments; raises ValueError where it takes others."""
+    function = named(name)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take the arguments {dict(arguments)}: {error}") from None
+    found = function(**arguments)
     if not isinstance(found, Study):
-        raise TypeError(f"{name} must return a fedjax_core.sites.study.Study, got {type(found).__name__}")
+        raise ValueError(f"{name} must return a fedjax_core.sites.study.Study, got {type(found).__name__}")
     return found
 
 
 def named(name: str) -> Callable[..., Any]:
     """The function `module:function`, installed here."""
     module, _, function = name.partition(":")
-    found = getattr(importlib.import_module(module), function, None) if module and function else None
+    try:
+        found = getattr(importlib.import_module(module), function, None) if module and function else None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name!r} is not to be had: no module {error.name!r} here. Install it, or start where it lies") from error
     if not callable(found):
         raise ValueError(f"{name!r} names no function: write module:function, and install the module at the site")
     return found

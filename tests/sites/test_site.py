@@ -57,8 +57,12 @@ def test_a_study_is_built_from_what_is_installed():
     assert build("tests.sites.test_site:study", {"lr": 0.1}).hash == study(0.1).hash != study(0.2).hash
     with pytest.raises(ValueError, match="names no function"):
         build("tests.sites.test_site", {})
-    with pytest.raises(TypeError, match=r"must return a .*Study"):
-        build("builtins:dict", {})
+    with pytest.raises(ValueError, match=r"must return a .*Study"):
+        build("os:getcwd", {})
+    with pytest.raises(ValueError, match="no module 'nowhere' here"):
+        build("nowhere:study", {})
+    with pytest.raises(ValueError, match=r"does not take the arguments \{'rate': 0.1\}: missing a required argument: 'lr'"):
+        build("tests.sites.test_site:study", {"rate": 0.1})
 
 
 def test_what_a_site_keeps_is_whole_or_not_there(tmp_path):
