@@ -36,7 +36,10 @@ def run(
         quorum: So many sites must report for a round to count; by default more than half.
         checkpoint_every: So many rounds (5).
     """
-    given = None if arguments is None else json.loads(arguments)
+    try:
+        given = None if arguments is None else dict(json.loads(arguments))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got {arguments!r} ({error})") from None
     try:
         result = box.run(
             folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,

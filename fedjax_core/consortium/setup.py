@@ -20,6 +20,8 @@ from shutil import move
 from typing import Any
 
 from fedjax_core.consortium import example
+from fedjax_core.data.clients import Clients
+from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
@@ -41,6 +43,11 @@ class Plan:
     rounds: int = 20
     checkpoint_every: int = 5
     quorum: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(rounds=self.rounds, checkpoint_every=self.checkpoint_every)
+        if not 0 <= self.quorum <= len(self.sites):
+            raise ValueError(f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is more than half")
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
@@ -130,8 +137,12 @@ def prepare(
     if site_files is not None and study is None:
         raise ValueError("with sites of your own, say which study they run: --study module:function")
     built = build(study or STUDY, arguments or {})  # raises where it cannot
-    found = _own(site_files) if site_files is not None else _made_up(folder, 3 if sites is None else sites)
+    made_up = {} if site_files is not None else _made_up(3 if sites is None else sites)
+    found = _own(site_files) if site_files is not None else {name: {"data": "data", "labels": "y"} for name in made_up}
     plan = Plan(sites=tuple(found), **said)
+    for name, clients in made_up.items():
+        folder.site(name).mkdir(parents=True)
+        clients.save(folder.site(name) / "data")
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
@@ -142,15 +153,10 @@ def prepare(
     return plan, True
 
 
-def _made_up(folder: Folder, count: int) -> dict[str, dict[str, Any]]:
+def _made_up(count: int) -> dict[str, Clients]:
     if not 2 <= count <= 16:
         raise ValueError(f"a consortium in a box has 2 to 16 sites, each with some 400 MB of memory; got {count}")
-    found = {}
-    for name, clients in example.hospitals(count).items():
-        folder.site(name).mkdir(parents=True)
-        clients.save(folder.site(name) / "data")
-        found[name] = {"data": "data", "labels": "y"}
-    return found
+    return example.hospitals(count)
 
 
 def _own(site_files: Path) -> dict[str, dict[str, Any]]:

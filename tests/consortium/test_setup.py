@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from fedjax_core.cli import main
 from fedjax_core.consortium.processes import Part
 from fedjax_core.consortium.setup import Folder, prepare
 
@@ -21,6 +22,28 @@ def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
     with pytest.raises(ValueError, match=r"has 2 rounds already, more than 1: ask for as many"):
         prepare(folder, rounds=1)
     assert prepare(folder, rounds=2)[0].rounds == 2 and prepare(folder)[0].rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rounds": 0}, "rounds= must be a whole number of at least 1, got 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every= must be a whole number of at least 1, got 0"),
+        ({"sites": 2, "quorum": 3}, "quorum=3 of 2 sites"),
+        ({"study": "nowhere:study"}, "no module 'nowhere' here"),
+        ({"arguments": {"rate": 1}}, "does not take the arguments"),
+    ],
+)
+def test_what_cannot_be_leaves_no_folder_behind(settings, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        prepare(Folder(tmp_path / "box"), **settings)
+    assert not (tmp_path / "box").exists()
+
+
+def test_arguments_that_are_no_json_are_refused_by_name(tmp_path, capsys):
+    for text in ("{lr: 3}", "[3]", "3"):
+        assert main(["consortium", "run", str(tmp_path / "box"), "--arguments", text]) == 1
+        assert f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got '{text}'" in capsys.readouterr().err
 
 
 def test_the_last_words_of_a_part_are_its_error_and_not_our_code(tmp_path):
