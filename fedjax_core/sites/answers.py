@@ -5,6 +5,7 @@
     score       the same of any model, whatever the site keeps itself
     describe    what the coordinator has to know before the first round
     measure     sums of its columns, for preprocessing that is one for all sites
+    part        a part of its last reply that was too large to travel at once
 
 Another kind is one more function in a file of its own, and one more line here. A function gets the site and a request that is
 authentic, in time, of the site's own study and allowed by its policy; it returns `site.reply(...)`, or raises a `Refused`.
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from fedjax_core import keys
-from fedjax_core.sites import local, prepare, request
+from fedjax_core.sites import local, parts, prepare, request
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import named, place
@@ -122,4 +123,5 @@ ANSWERS: Mapping[str, Answer] = {
     "score": Answer("scores", ("examples",), score, prepared=True),
     "describe": Answer("description", ("examples", "data"), describe),
     "measure": Answer("sums", ("examples",), prepare.measure),
+    "part": Answer("part", (), parts.part),
 }

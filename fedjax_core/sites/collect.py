@@ -1,7 +1,8 @@
 """The waiting for replies: who is asked again, who is late or lost, and how many are enough.
 
     ask all ─► a reply ─► authentic? this request's? heard once? ─► use ─► settled
-                 └ damaged, lost: ask again        └ refused: recorded, settled
+        │        └ damaged, lost: ask again        └ refused: recorded, settled
+        └ too large to come at once: brought in parts
 
 Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for `idle_seconds`, or until its one
 deadline. Below the quorum those who are missing are asked again while there is time, and then `Paused` is raised.
@@ -12,17 +13,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.base import Refused, Scalar, shown
+from fedjax_core.sites.fetch import Fetch
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import Roster
-from fedjax_core.sites.request import Record
+from fedjax_core.sites.parts import PARTS, contents
+from fedjax_core.sites.request import Record, Requests
 from fedjax_core.sites.transport import Reply, Transport, bring
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode, header_of
 
@@ -56,7 +60,7 @@ class Rules:
     deadline_seconds: float = 3600.0
     """So long a round waits for its cohort, in all of its exchanges together."""
     idle_seconds: float | None = None
-    """So long it waits from one reply to the next, or from one look to the next at which a site it waits for has done more steps."""
+    """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a site has done more steps."""
     enough: int | None = None
     """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
     attempts: int = 2
@@ -71,23 +75,37 @@ class Rules:
     """Whether a round may go on from reports that add up to exactly nothing, which otherwise raises `NothingLearned`."""
     warn_below: float = 0.1
     """Where the uplink leaves less than this share of the updates' numbers or norm, on average over sites, it is warned of."""
+    part_bytes: int | None = 8 << 20
+    """A report that is longer comes in parts of so many bytes, each well within `idle_seconds` on the slowest link; None, or where all
+    sites are on this machine: whole."""
+
+    def __post_init__(self) -> None:
+        if self.part_bytes is not None and self.part_bytes < 1:
+            raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for reports that come whole")
 
 
 class Collector:
     """Asks sites, by their positions, and hears their replies."""
 
-    def __init__(self, run: str, names: Sequence[str], transport: Transport, roster: Roster, rules: Rules, record: Record) -> None:
+    def __init__(
+        self, requests: Requests, names: Sequence[str], transport: Transport, roster: Roster, rules: Rules, record: Record
+    ) -> None:
         self.names, self.rules = list(names), rules
         self.sizes = np.ones(len(self.names), np.int64)
         """Examples of each site, once they are known."""
         self.reasons: dict[int, str] = {}
         """Why there is no reply of a site to the last request."""
         self._transport, self._roster, self._record = transport, roster, record
-        self._guard = Guard(run, 0)
+        self._requests, self._guard = requests, Guard(requests.run, 0)
         self._late: dict[Future[Reply], str] = {}
         self._counted: dict[int, Future[Reply]] = {}
         self._steps: dict[str, int] = {}
         self.begin(0)
+
+    @property
+    def part_bytes(self) -> int | None:
+        """Reports that are longer come in parts; None where bytes do not travel, as in a store that all processes of a machine share."""
+        return None if getattr(self._transport, "near", False) else self.rules.part_bytes
 
     def begin(self, number: int) -> None:
         """It is now round `number`: what comes of another is refused, and so is what comes late."""
@@ -116,6 +134,8 @@ class Collector:
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
         waiting: dict[Future[Reply], int] = {}
+        heads: dict[Future[Reply], Future[Reply]] = {}  # of replies that come in parts
+        fetch = self._fetch(header, positions)
 
         def ask(at: int) -> None:
             asked[at] += 1
@@ -125,8 +145,7 @@ class Collector:
             ask(at)
         for turn in range(rules.attempts):
             while waiting and len(good) < most:
-                left = self._until - time.monotonic()
-                done, _ = wait(waiting, max(0.0, left if rules.idle_seconds is None else min(left, rules.idle_seconds)), FIRST_COMPLETED)
+                done = fetch.wait(waiting, self._until, rules.idle_seconds)
                 if not done and time.monotonic() < self._until and self._goes_on(waiting.values()):
                     continue
                 if not done:
@@ -137,11 +156,14 @@ class Collector:
                         self._hear_late(future, self.names[at])
                         continue
                     heard = self._hear(future, at, number, header)
-                    if heard is None and asked[at] < rules.attempts:
+                    if heard is not None and heard.header.kind == PARTS:
+                        whole = fetch.begin(at, self.names[at], contents(heard, header))
+                        waiting[whole], heads[whole] = at, future
+                    elif heard is None and asked[at] < rules.attempts:
                         ask(at)
                     elif heard is not None:
                         settled.add(at)
-                        self._counted[at] = future
+                        self._counted[at] = heads.get(future, future)
                         if heard.header.kind != "refusal" and (use is None or use(at, heard)):
                             good[at] = heard if use is None else heard._replace(tensors={})
                             continue
@@ -154,6 +176,7 @@ class Collector:
             for at in missing:
                 self._record(self.names[at], "asked again", number, {})
                 ask(at)
+        fetch.close()
         for future, at in waiting.items():
             if at not in settled:
                 self.reasons[at] = "no reply in time"
@@ -172,8 +195,27 @@ class Collector:
         return moved
 
     def again(self, at: int) -> Envelope:
-        """The reply of the site at this position that was of use, brought and read once more; raises what comes of that."""
-        return decode(bring(self._counted[at]), self._roster, recipient=COORDINATOR)
+        """The reply of the site at this position that was of use, brought and read once more; raises what comes of that.
+
+        In parts it may take `deadline_seconds` of its own, as whoever was waited for before may have used up the round's.
+        """
+        heard = decode(bring(self._counted[at]), self._roster, recipient=COORDINATOR)
+        if heard.header.kind != PARTS:
+            return heard
+        header, rules = self._header, self.rules
+        fetch = self._fetch(header, [at])
+        whole = fetch.begin(at, self.names[at], contents(heard, header))
+        fetch.wait([whole], time.monotonic() + rules.deadline_seconds, rules.idle_seconds)
+        fetch.close()
+        return decode(bring(whole), self._roster, recipient=COORDINATOR)
+
+    def _fetch(self, asked: Header, positions: Sequence[int]) -> Fetch:
+        """What brings the replies to this request that come in parts."""
+        self._header = asked
+        return Fetch(
+            self._transport, self._roster, positions, partial(self._requests.part, asked),
+            lambda who, what, about: self._record(who, what, asked.round, about),
+        )  # fmt: skip
 
     def _hear(self, future: "Future[Reply]", at: int, number: int, asked: Header) -> Envelope | None:
         """The authentic reply of the site at this position to this request, None where there is none in what came."""
@@ -193,8 +235,12 @@ class Collector:
                 name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
                 skew_seconds=self.rules.skew_seconds,
             )  # fmt: skip
-            self._guard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            heard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
             kind = ANSWERS[asked.kind].reply
+            if header.kind == PARTS and header.answers == asked.digest:
+                contents(envelope, asked)
+                return envelope  # may be said again: it is the reply itself that is heard once
+            self._guard = heard
             if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
                 raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
         except Refused as refusal:

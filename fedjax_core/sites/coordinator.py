@@ -117,7 +117,7 @@ class Federation:
             if missing := [name for name in self._names if name not in self._roster.keys]:
                 raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
-            self._collector = Collector(run_name, self._names, self._transport, self._roster, rules or Rules(), self._record)
+            self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules or Rules(), self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
             self.clients = Sites(self._names, describe(self._collector, self._requests, path))
             self._collector.sizes = self.clients.sizes

@@ -101,7 +101,8 @@ def exchange(
     server, state, rules = server_half(composed), about.state, collector.rules
     number = int(state.round)
     body = {"message": server.broadcast[e](state.server), "uplink": state.uplink[e]}
-    request = requests.write("train", number, e, about=about, body=body, draws=True)
+    fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
+    request = requests.write("train", number, e, about=about, body=body, fields=fields, draws=True)
     expected = gate.Expected(
         run=requests.run, round=number, exchange=e, config=requests.config, kinds=kinds(server.sent[e]), data=data,
         answers=header_of(request).digest, max_weight=math.inf, max_norm=rules.max_norm,

@@ -51,6 +51,7 @@ class RayTransport:
         insecure_local: bool = False,
     ) -> None:
         self._started = _start(files, address, insecure_local)
+        self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
         self._ask: dict[str, Any] = {}
         self._last: tuple[bytes, Any] = b"", None

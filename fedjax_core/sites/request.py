@@ -85,12 +85,7 @@ class Requests:
             }
         if self.prepared:
             sent[PREPARED] = self.prepared
-        self._said = max(time.time_ns(), self._said + 1)
-        header = Header(
-            kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
-            created_unix_ms=int(time.time() * 1000), config=self.config, fields=said,
-        )  # fmt: skip
-        request = encode(header, named(sent), self._key)
+        request = self._signed(kind, number, e, said, sent)
         self._record(
             COORDINATOR,
             "asked",
@@ -98,6 +93,18 @@ class Requests:
             {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest, "config": self.config},
         )
         return request
+
+    def part(self, asked: Header, of: str, part: int) -> bytes:
+        """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
+        return self._signed("part", asked.round, asked.exchange, {"of": of, "part": part}, {})
+
+    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> bytes:
+        self._said = max(time.time_ns(), self._said + 1)
+        header = Header(
+            kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
+            created_unix_ms=int(time.time() * 1000), config=self.config, fields=said,
+        )  # fmt: skip
+        return encode(header, named(sent), self._key)
 
 
 def _draws(key: Key) -> dict[str, Scalar]:

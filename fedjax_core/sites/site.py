@@ -23,7 +23,7 @@ import numpy as np
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
-from fedjax_core.sites import policy, prepare
+from fedjax_core.sites import parts, policy, prepare
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Refused, Scalar, listed
@@ -95,6 +95,8 @@ class Site:
         self._said = 0
         self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
         self._last: dict[str, tuple[tuple[str, int, str], bytes]] = {}  # kind -> (request, reply)
+        self.large: parts.Large | None = None
+        """The last reply that was too large to travel at once."""
         composed = study.round
         shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
         self.uplink, self.server, self.params = shapes.uplink, shapes.server, shapes.params
@@ -125,6 +127,7 @@ class Site:
             if known is not None and known[0] == which:
                 return known[1]  # a transport that tries again, of which the guard must not speak
             reply = self._answer(envelope)
+            reply = parts.split(self, header, reply)
             self._last[header.kind] = which, reply
             return reply
         except Refused as refusal:
@@ -208,7 +211,7 @@ class Site:
     ) -> bytes:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
         tensors = tensors or {}
-        header = self._header(ANSWERS[request.kind].reply, request, fields)
+        header = self.header(ANSWERS[request.kind].reply, request, fields)
         norms = request.kind != "measure" and self.policy.leaving.max_norm is not None  # sums of columns have no such norm
         if norms and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
             raise Declined(f"{leave.reason} [{leave.code}]")
@@ -232,9 +235,10 @@ class Site:
         fields: dict[str, Scalar] = {"code": code, "reason": "".join(c for c in reason if c.isprintable())[:500]}
         if self.log is not None:
             self.log.record(self.name, "refused", run=request.run, round=request.round, about=fields)
-        return encode(self._header("refusal", request, fields), {}, self.key)
+        return encode(self.header("refusal", request, fields), {}, self.key)
 
-    def _header(self, kind: str, request: Header, fields: Mapping[str, Scalar]) -> Header:
+    def header(self, kind: str, request: Header, fields: Mapping[str, Scalar]) -> Header:
+        """The header of an answer to this request."""
         self._said = max(time.time_ns(), self._said + 1)
         return Header(
             kind=kind, run=request.run, round=request.round, exchange=request.exchange, sender=self.name, recipient=COORDINATOR,

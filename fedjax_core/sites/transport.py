@@ -21,6 +21,9 @@ Reply = Bytes | Callable[[], Bytes]
 class Transport(Protocol):
     """What the coordinator sends through."""
 
+    near: bool
+    """Whether all sites are on this machine, so that large replies are never long under way."""
+
     def send(self, site: str, request: bytes) -> "Future[Reply]":
         """Brings the request to the site; the future has its reply, or an exception where the transport knows that there is none."""
 
@@ -39,6 +42,8 @@ def bring(future: "Future[Reply]") -> Bytes:
 
 class InProcess:
     """Sites in this process, each in a thread of its own."""
+
+    near = True
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self.sites: Mapping[str, Site] = {site.name: site for site in sites}

@@ -12,6 +12,8 @@ import ray
 
 import fedjax_core as fc
 from fedjax_core.data.sources.heart_disease import HOSPITALS
+from fedjax_core.sites.audit import show
+from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.ray_security import InsecureRay
 from fedjax_core.sites.ray_transport import NAMESPACE
 from fedjax_core.sites.site_file import SiteFile
@@ -33,7 +35,9 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
         )
         for i, name in enumerate(HOSPITALS)
     ]
-    with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator") as fed:
+    rules = Rules(part_bytes=400)  # a report has three parts, as it would from another machine
+    with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator", rules=rules) as fed:
+        fed._transport.near = False
         assert listening() == {"127.0.0.1"}
         state = fed.init(jax.random.key(0), params=study.unflat(golden["init"]))
         for r, expected in enumerate(golden["traj_Scaffold"][1:]):
@@ -43,6 +47,8 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
             np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
             assert float(seen["clients"]) == 4
     assert not ray.is_initialized()
+    came = [entry.about["parts"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "came in parts"]
+    assert len(came) == 4 * (len(golden["traj_Scaffold"]) - 1) and min(came) > 1
 
 
 def listening():
