@@ -119,8 +119,8 @@ def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
     for change, where, said in (
         ({"free_gb": 1e9}, "disk", "free some"),
         ({"memory_gb": 1e9}, "memory", "stop something"),
-        ({"now": time.time() + 120}, "clock", "-120 s off"),
-        ({"now": time.time() - 120}, "clock", r"\+120 s off, and 60 s are allowed"),
+        ({"now": time.time() + 600}, "clock", r"-(600|5\d\d) s off"),
+        ({"now": time.time() - 600}, "clock", r"\+6\d\d s off, and 60 s are allowed"),
         ({"environment": {}}, "ray", r"lacks token authentication .* and TLS"),
     ):
         wrong = [one for one in examine(site / "site.toml", replace(settings, **change)) if one.fine is False]
