@@ -105,7 +105,8 @@ def fit(
     once before the first, the state is evaluated, by default on the clients trained on; the metric `best` of that chooses the best
     checkpoint, and `patience` evaluations in a row without a better one end the run. Ctrl-C or SIGTERM finishes the running rounds,
     saves, and returns. In one `run_dir` everything that changes the answer must stay as it was, unless `override=True`. `encrypt`: a file
-    with a key, or "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.seal`).
+    with a key, or "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.seal`). As one of several
+    processes of `jax.distributed` it takes no `run_dir`.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
@@ -113,6 +114,11 @@ def fit(
     """
     key = jax.random.key(0) if key is None else key
     _check(sim, cohorts, key)
+    if run_dir is not None and jax.process_count() > 1:
+        raise NotImplementedError(
+            f"run_dir {str(run_dir)!r} is written by one process, and jax.distributed has {jax.process_count()}: leave run_dir= out and "
+            "save History.state where jax.process_index() is 0, or train with fc.ClusterSimulator, whose run_dir resumes"
+        )
     check_counts(rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
     judge = Judge(evaluate_every, evaluate, best, mode, patience)
     with contextlib.ExitStack() as stack:
