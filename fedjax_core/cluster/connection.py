@@ -19,7 +19,8 @@ class Connections:
         self._set: list[str] = []
 
     def open(self, address: str | None, cpus: int) -> None:
-        """Connects to the cluster at `address`, or starts one on this machine; where this process is connected already, uses that."""
+        """Connects to the cluster at `address`, else at RAY_ADDRESS; without both starts one here. If connected, uses that."""
+        address = address or os.environ.get("RAY_ADDRESS")
         if not ray.is_initialized():
             self._environment("RAY_USAGE_STATS_ENABLED", "0")
             self._environment("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

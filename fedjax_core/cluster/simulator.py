@@ -55,7 +55,8 @@ class ClusterSimulator:
     folder are opened by each worker under the same path; others are sent to each node once. `client_state`: where the driver keeps
     what clients keep between rounds, "device", "host", or a folder.
 
-    Without an `address`, Ray is started on this machine and ended by `close`, unless this process is connected to a cluster already.
+    Without an `address`, and without one in RAY_ADDRESS, Ray is started on this machine and ended by `close`, unless this process is
+    connected to a cluster already.
     A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU; start this process with JAX_PLATFORMS=cpu
     where workers have GPUs, so that it takes none of their memory.
 
