@@ -1,10 +1,11 @@
 """One exchange of a round with real sites: broadcast, and the reports of those who count, added in the order of the cohort.
 
-    request  ─collect─►  gate ─► receive ─►  add, in the order of the cohort  ─►  conclude
+    request  ─collect─►  gate ─► finite ─►  expand and add, in the order of the cohort  ─►  conclude
 
 The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before it in the cohort are
 settled. One that comes before its turn is checked at once, and kept while there are no more than `HELD` of them; others are dropped and
-brought again when their turn comes, from the site or the object store where they lie. So the coordinator has the accumulator and a few
+brought again when their turn comes, from the site or the object store where they lie. What is kept is what was sent, where it lies if XLA
+can take it there; it is expanded as it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few
 reports, however many sites there are and whoever of them is late. (An aggregator that is not additive, as the trimmed mean, is an
 accumulator of all reports.)
 """
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_core.data.cohorts import Cohort
@@ -59,23 +61,28 @@ class Reports:
         self._server, self._e, self._uplink, self._expected, self._bounds, self._record = server, e, uplink, expected, bounds, record
 
     def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
-        """(update, weight) of the report from the site at this position, None where it may not be used."""
+        """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
         verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at])))
         about, found = dict(verdict._asdict()), None
         if verdict.accepted:
-            update, fine = self.update(heard)
-            if fine:
-                found = update, float(heard.header.fields["weight"])  # type: ignore[arg-type]
+            sent, weight = self.sent(heard)
+            if self._server.fine[self._e](self._uplink, sent, np.float32(weight)):
+                found = sent, weight
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
         self.refused += found is None
         self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
         return found
 
-    def update(self, heard: Envelope) -> tuple[Any, Any]:
-        """(what the report expands to, whether it is finite)."""
-        sent = place(heard.tensors, self._server.sent[self._e])
-        return self._server.receive[self._e](self._uplink, sent, np.float32(heard.header.fields["weight"]))
+    def sent(self, heard: Envelope) -> tuple[Any, float]:
+        """(what was sent, weight)."""
+        sent = jax.device_put(place(heard.tensors, self._server.sent[self._e]))  # where it lies, if that is at a multiple of tensors.ALIGN
+        return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
+
+    def add(self, acc: Any, sent: Any, weight: Any, place: int, cohort: int) -> Any:
+        """`acc` (None: nothing yet), which is used up, and what was sent, expanded, with this weight."""
+        acc = self._server.zero[self._e](cohort) if acc is None else acc
+        return self._server.add[self._e](acc, self._uplink, sent, weight, np.int32(place))
 
     def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:
         """Into the audit log."""
@@ -100,16 +107,18 @@ def exchange(
     """
     server, state, rules = server_half(composed), about.state, collector.rules
     number = int(state.round)
-    body = {"message": server.broadcast[e](state.server), "uplink": state.uplink[e]}
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
-    request = requests.write("train", number, e, about=about, body=body, fields=fields, draws=True)
+    request = requests.write(
+        "train", number, e, about=about, fields=fields, draws=True,
+        body={"message": server.broadcast[e](state.server), "uplink": state.uplink[e]},
+    )  # fmt: skip
     expected = gate.Expected(
         run=requests.run, round=number, exchange=e, config=requests.config, kinds=kinds(server.sent[e]), data=data,
         answers=header_of(request).digest, max_weight=math.inf, max_norm=rules.max_norm,
     )  # fmt: skip
     bounds = np.maximum(1.0, collector.sizes) if rules.max_weight is None else np.full(len(collector.sizes), rules.max_weight)
     reports = Reports(server, e, state.uplink[e], expected, bounds, record)
-    fold = _Fold(server, composed.algorithm.exchanges[e].update is not None, cohort, places, reports, collector)
+    fold = _Fold(composed.algorithm.exchanges[e].update is not None, cohort, places, reports, collector)
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
     declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
     fold.finish()
@@ -123,14 +132,14 @@ def exchange(
 class _Fold:
     """Adds reports in the order of the cohort, as they come."""
 
-    def __init__(self, server: Server, adds: bool, cohort: Cohort, places: list[int], reports: Reports, collector: Collector) -> None:
+    def __init__(self, adds: bool, cohort: Cohort, places: list[int], reports: Reports, collector: Collector) -> None:
         self.turns = {int(cohort.clients[p]): p for p in places}  # position of the site -> place, in the order of the cohort
         self.acc: Any = None
         self.weight, self.count = np.float32(0), np.float32(0)
         self.metrics: dict[str, Any] = {}
         self.here: list[int] = []
         self.lost = 0  # that were of use, and could not be brought again
-        self._server, self._adds, self._cohort, self.reports, self._collector = server, adds, cohort, reports, collector
+        self._adds, self._cohort, self.reports, self._collector = adds, cohort, reports, collector
         self._left = list(self.turns)
         self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}  # what came: None where it is to be brought again
         self._skipped: set[int] = set()
@@ -140,7 +149,7 @@ class _Fold:
         found = self.reports.read(at, heard)
         if found is None:
             return False
-        kept = at == self._left[0] or sum(update is not None for _, update in self._ready.values()) < HELD
+        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < HELD
         self._ready[at] = heard.header, found if kept else None
         del found  # nothing of it stays while others are added
         self._go_on()
@@ -167,10 +176,9 @@ class _Fold:
         if report is None and (report := self._read_again(at, header)) is None:
             self.lost += 1
             return
-        update, its = report
+        sent, its = report
         if self._adds:
-            self.acc = self._server.zero(update, len(self._cohort.clients)) if self.acc is None else self.acc
-            self.acc = self._server.add(self.acc, update, np.float32(its) * times, np.int32(place))
+            self.acc = self.reports.add(self.acc, sent, np.float32(its) * times, place, len(self._cohort.clients))
         self.weight, self.count = self.weight + np.float32(its) * times, self.count + times
         for name, metric in metrics_of(header).items():
             self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
@@ -185,7 +193,7 @@ class _Fold:
         except Exception as error:
             self.reports.record(header.sender, "lost", {"reason": type(error).__name__})
             return None
-        return self.reports.update(heard)[0], float(header.fields["weight"])  # type: ignore[arg-type]
+        return self.reports.sent(heard)
 
 
 def _check_left(fold: "_Fold", server: Server, where: str, rules: Rules) -> None:

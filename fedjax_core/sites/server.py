@@ -13,14 +13,14 @@ from fedjax_core.types import Array, Key
 
 
 class Server(NamedTuple):
-    """The server's part of a round, compiled; all but the last three by exchange."""
+    """The server's part of a round, compiled; all but the last by exchange."""
 
     sent: list[Any]  # the shapes of what a site sends
     broadcast: list[Any]
-    receive: list[Any]
+    fine: list[Any]  # whether a report may be used
+    zero: list[Any]
+    add: list[Any]  # what a report expands to, in place
     conclude: list[Any]
-    zero: Any
-    add: Any
     size: Any  # of all reports together
 
 
@@ -37,16 +37,24 @@ def server_half(composed: Round) -> Server:
         carry = exchange.client.begin(message, kept.own, key)
         return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
 
-    def add(acc: Any, update: Any, weight: Array, place: Array) -> Any:
+    def fine(e: int, uplink: Any, sent: Any, weight: Array) -> Array:
+        return composed.receive(e, uplink, sent, weight)[1]
+
+    def zero(e: int, cohort: int) -> Any:
+        return composed.aggregator.zero(jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0], cohort)
+
+    def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array) -> Any:
+        update = composed.receive(e, uplink, sent, weight)[0]
         return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
 
     key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = [jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges]
     return Server(
-        sent=[jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges],
+        sent=shapes,
         broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
-        receive=[jax.jit(partial(composed.receive, e)) for e in exchanges],
+        fine=[jax.jit(partial(fine, e)) for e in exchanges],
+        zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
+        add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
         conclude=[jax.jit(partial(composed.conclude, e)) for e in exchanges],
-        zero=jax.jit(composed.aggregator.zero, static_argnums=1),
-        add=jax.jit(add),
         size=jax.jit(lambda acc: tree.norm(composed.aggregator.value(acc))),
     )
