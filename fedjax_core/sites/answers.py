@@ -17,9 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import numpy as np
 
-from fedjax_core import keys
 from fedjax_core.sites import local, parts, prepare, request
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.request import BadRequest
@@ -28,8 +26,6 @@ from fedjax_core.sites.wire import Envelope
 
 if TYPE_CHECKING:
     from fedjax_core.sites.site import Site
-
-_client_key = jax.jit(keys.client)
 
 
 class NotFiniteHere(Refused):
@@ -65,7 +61,7 @@ def train(site: "Site", envelope: Envelope) -> bytes:
             raise BadRequest("the request does not say what a site keeps before its first round")
         keep.write(0, found["first"])
     kept = keep.read(version, site.kept_shapes)
-    client_key = _client_key(request.draws(header), np.int32(header.round), site.clients.addresses[0])
+    client_key = request.draws(header, site.clients.addresses[0])
     with site.budget.round(site.policy.caps) as watch:
         seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, client_key, header.round, watch)
         sent, weight, now, fine, metrics, left = jax.device_get(tuple(seen))

@@ -31,7 +31,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -185,8 +185,8 @@ class Log:
             n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self.key.public.fingerprint,
             who=who, what=what, run=run, round=round, about=plain,
         )  # fmt: skip
-        body = asdict(entry)
-        line = dumps({"entry": body, "signature": self.key.sign(_PURPOSE, dumps(body)).hex()})
+        body = dumps(vars(entry))
+        line = b'{"entry":%b,"signature":"%b"}' % (body, self.key.sign(_PURPOSE, body).hex().encode())  # as `dumps` would spell it
         file = self._writable()
         start = file.tell()
         try:
@@ -386,7 +386,7 @@ def _parse(line: bytes, where: str) -> tuple[Entry, bytes, bytes]:
     plain = all(is_scalar(x) for x in (*entry.about.values(), entry.who, entry.what, entry.run, entry.round, entry.time))
     if found or text != signature.hex() or not plain or type(entry.n) is not int:
         raise AuditError(f"{where} was edited: it is not spelt as an entry and its signature are")
-    return entry, dumps(asdict(entry)), signature
+    return entry, dumps(vars(entry)), signature
 
 
 def _digest(line: bytes) -> str:

@@ -49,7 +49,7 @@ class TooDeep(Refused):
 
 def dumps(value: Any) -> bytes:
     """The value as canonical JSON; raises ValueError where it holds a number that is not finite."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
@@ -69,30 +69,41 @@ def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
 
 def loads_loosely(raw: bytes, what: str, levels: int) -> Any:
     """The value of JSON in any spelling, but without duplicate keys and with no more levels of nesting."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise DuplicateKey(f"{what} has a key twice, and readers would differ on which counts; write it with fedjax_core.sites")
-        return found
-
-    too_deep = TooDeep(f"{what} is nested more deeply than the {levels} levels that it may have; it was not written by fedjax_core.sites")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        value = _DECODER.decode(raw.decode("utf-8"))
+        deeper = _deeper(value, levels)
     except RecursionError:
-        raise too_deep from None
-    except Refused:
-        raise
+        deeper = True
+    except _Twice:
+        raise DuplicateKey(f"{what} has a key twice, and readers would differ on which counts; write it with fedjax_core.sites") from None
     except ValueError:  # not UTF-8, not JSON, or a number of thousands of digits
         raise NonCanonical(f"{what} is not JSON: it is damaged, or was not written by fedjax_core.sites") from None
-    if _deeper(value, levels):
-        raise too_deep
+    if deeper:
+        raise TooDeep(f"{what} is nested more deeply than the {levels} levels that it may have; it was not written by fedjax_core.sites")
     return value
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is not None and (levels == 0 or any(_deeper(part, levels - 1) for part in inner))
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any([_deeper(part, levels - 1) for part in inner if isinstance(part, (dict, list))])
+
+
+class _Twice(Exception):
+    """An object has a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Twice
+    return found
+
+
+# Made once: `json.dumps` and `json.loads` would make them for every call.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def check_name(name: str, what: str) -> str:

@@ -3,7 +3,7 @@
     request  ─collect─►  gate ─► finite ─►  expand and add, in the order of the cohort  ─►  conclude
 
 The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before it in the cohort are
-settled. One that comes before its turn is checked at once, and kept while there are no more than `HELD` of them; others are dropped and
+settled. One that comes before its turn is checked at once, and kept while there are few of them (`HELD`); others are dropped and
 brought again when their turn comes, from the site or the object store where they lie. What is kept is what was sent, where it lies if XLA
 can take it there; it is expanded as it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few
 reports, however many sites there are and whoever of them is late. (An aggregator that is not additive, as the trimmed mean, is an
@@ -28,13 +28,13 @@ from fedjax_core.sites.collect import Collector, Rules, WrongReply
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.server import Server, server_half
-from fedjax_core.sites.tensors import kinds, place
+from fedjax_core.sites.tensors import kinds
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, header_of
 
 log = logging.getLogger("fedjax_core")
 
-HELD = 4
-"""Reports that may wait for their turn in the coordinator's memory."""
+HELD, HELD_BYTES = 4, 16 << 20
+"""Reports that may wait for their turn in the coordinator's memory: so many, or more while they are smaller than this together."""
 
 NO_METRICS = ("weight", "examples", "data", "data_was")
 """Of the fields in a reply."""
@@ -76,7 +76,9 @@ class Reports:
 
     def sent(self, heard: Envelope) -> tuple[Any, float]:
         """(what was sent, weight)."""
-        sent = jax.device_put(place(heard.tensors, self._server.sent[self._e]))  # where it lies, if that is at a multiple of tensors.ALIGN
+        like = jax.tree.structure(self._server.sent[self._e])
+        sent = jax.tree.unflatten(like, [heard.tensors[name] for name in self._expected.kinds])  # which the gate has checked
+        sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
         return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
 
     def add(self, acc: Any, sent: Any, weight: Any, place: int, cohort: int) -> Any:
@@ -149,7 +151,7 @@ class _Fold:
         found = self.reports.read(at, heard)
         if found is None:
             return False
-        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < HELD
+        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < _room(found[0])
         self._ready[at] = heard.header, found if kept else None
         del found  # nothing of it stays while others are added
         self._go_on()
@@ -209,6 +211,11 @@ def _check_left(fold: "_Fold", server: Server, where: str, rules: Rules) -> None
             f"leaves of them on average: {left or 'all, as it has no stages'}. Look at its clip, filter and quantisation, at the learning "
             "rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
         )
+
+
+def _room(update: Any) -> int:
+    """How many such updates may wait."""
+    return max(HELD, HELD_BYTES // max(1, sum(x.nbytes for x in jax.tree.leaves(update))))
 
 
 def metrics_of(header: Header) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class PublicKey:
         """`ed25519:` and the key in base64."""
         return _SCHEME + base64.b64encode(self.raw).decode()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits of its SHA-256: what two people compare by telephone, and what messages name the key by."""
         return hashlib.sha256(self.raw).hexdigest()[:32]
@@ -91,7 +92,7 @@ class PublicKey:
     def fits(self, purpose: str, data: bytes, signature: bytes) -> bool:
         """Whether the signature was made with this key over this data for this purpose."""
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, _tagged(purpose, data))
+            _verifier(self.raw).verify(signature, _tagged(purpose, data))
         except (InvalidSignature, ValueError):  # ValueError: bytes that are no point of the curve
             return False
         return True
@@ -122,7 +123,7 @@ class SiteKey:
             raise ValueError(f"{path} holds no unencrypted Ed25519 private key: make one with `fedjax-core keys make`")
         return cls(check_name(path.stem, "the site"), private)
 
-    @property
+    @cached_property
     def public(self) -> PublicKey:
         """The half that may travel."""
         return PublicKey(self.private.public_key().public_bytes_raw())
@@ -217,6 +218,11 @@ def _toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # a name that is there twice, too
         raise ValueError(f"{path} is not TOML: {error}") from None
+
+
+@lru_cache(maxsize=1024)
+def _verifier(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _tagged(purpose: str, data: bytes) -> bytes:

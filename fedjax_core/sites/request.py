@@ -8,17 +8,19 @@ A request lists every site by its address with the version of what it keeps, so 
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fedjax_core import keys
 from fedjax_core.round import State
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.tensors import named
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode, header_of
-from fedjax_core.types import Key
+from fedjax_core.types import Array, Key
 
 Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
 """(who, what, round, about): into the audit log, where there is one."""
@@ -112,15 +114,20 @@ def _draws(key: Key) -> dict[str, Scalar]:
     return {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
 
 
-def draws(header: Header) -> Any:
-    """The run's key: public, as all draws of a run are to be the same as in its simulation."""
+def draws(header: Header, address: np.ndarray) -> Any:
+    """The key of the client at this address in this round; the run's is public, as its draws are to be the same as in its simulation."""
     text, kind = header.fields.get("key"), header.fields.get("key_kind")
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
     try:
-        return jax.random.wrap_key_data(jax.numpy.asarray(np.frombuffer(bytes.fromhex(text), "<u4")), impl=kind)
+        return _client_key(np.frombuffer(bytes.fromhex(text), "<u4"), np.int32(header.round), address, kind)
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
+
+
+@partial(jax.jit, static_argnums=3)
+def _client_key(words: Array, round: Array, address: Array, kind: str) -> Key:
+    return keys.client(jax.random.wrap_key_data(words, impl=kind), round, address)
 
 
 def count(header: Header, name: str) -> int:

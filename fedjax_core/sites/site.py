@@ -36,7 +36,7 @@ from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.records import usable
 from fedjax_core.sites.site_file import SiteFile, load_data, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
-from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, header_of
+from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
 
 
 class Declined(Refused):
@@ -215,9 +215,9 @@ class Site:
         norms = request.kind != "measure" and self.policy.leaving.max_norm is not None  # sums of columns have no such norm
         if norms and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
             raise Declined(f"{leave.reason} [{leave.code}]")
-        reply = encode(header, tensors, self.key)
+        header, reply = encode_both(header, tensors, self.key)
         if self.log is not None:
-            self.log.record_sent(Envelope(header_of(reply), dict(tensors)), len(reply), more=more)
+            self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more=more)
         return reply
 
     def _refuse(self, request: Header | None, code: str, reason: str) -> bytes:

@@ -115,6 +115,11 @@ class Envelope(NamedTuple):
 
 def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> bytes:
     """The message, signed by its sender; raises where the header could not be read back, or names another sender than the key."""
+    return encode_both(header, tensors, key)[1]
+
+
+def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, bytes]:
+    """(the header with all entries filled in, the message), as `encode`."""
     if key.name != header.sender:
         raise ValueError(f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone")
     body, digest = pieces(tensors), hashlib.sha256()
@@ -123,7 +128,7 @@ def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> b
     header = replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
     if bad := _problem(found := _as_dict(header)):
         raise ValueError(f"the message cannot be sent: {bad}")
-    return b"".join([*_opening(dumps(found), key), *body])
+    return header, b"".join([*_opening(dumps(found), key), *body])
 
 
 def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:

@@ -86,6 +86,7 @@ def test_as_if_nothing_had_been(name, undisturbed):
 def test_reports_that_come_before_their_turn_wait_where_they_lie(undisturbed, monkeypatch, tmp_path):
     """With one place to wait in, the last two of four reports are brought twice while the first is late; the bits are the same."""
     monkeypatch.setattr("fedjax_core.sites.exchange.HELD", 1)
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", 0)
     brought, gone = [], set()
 
     def lazily(reply, site, which):

@@ -79,6 +79,7 @@ def undisturbed():
 def test_the_bits_are_those_of_reports_that_come_whole_also_where_some_are_brought_twice(undisturbed, monkeypatch, tmp_path):
     """One report may wait for its turn; the first of the cohort is the last to come, so that two others are brought again."""
     monkeypatch.setattr("fedjax_core.sites.exchange.HELD", 1)
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", 0)
     asked = []
 
     def fault(send, site, request, n):
