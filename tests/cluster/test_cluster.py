@@ -159,6 +159,7 @@ def test_a_slow_worker_gets_fewer_shares_and_the_answer_is_the_same(tmp_path):
         assert_equal(run(sim, [ALL] * 4)[0], found)
 
 
+@pytest.mark.slow  # 20 s
 def test_fit_resumed_by_other_workers_is_uninterrupted_bit_for_bit(tmp_path):
     def simulator(workers):
         composed = small.simulator().round

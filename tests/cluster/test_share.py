@@ -13,8 +13,6 @@ from tests.cluster.in_process import InProcess
 from tests.test_contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO
 
-FEW = ["fedyogi", "scaffold", "mime, clip, feedback", "ifca", "trimmed mean", "cox", "linen dropout"]
-
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch):
@@ -28,7 +26,11 @@ def cluster(name: str, **settings) -> fc.ClusterSimulator:
     return fc.ClusterSimulator(composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, **settings})
 
 
-@pytest.mark.parametrize("name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+# Two for how a round can be; the rest, of which some take 5 to 7 s to compile, with --slow.
+FAST = ("mime, clip, feedback", "trimmed mean")
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
 def test_two_shares_are_the_whole_cohort(name):
     sim = cluster(name)
     state, seen = run(sim)
@@ -44,7 +46,7 @@ def test_any_number_of_shares(name, shares):
     assert_close(run(cluster(name, shares=shares))[0], usual(name)[1])
 
 
-@pytest.mark.parametrize("name", ["mime, clip, feedback", "ifca"])
+@pytest.mark.parametrize("name", [pytest.param("mime, clip, feedback", marks=pytest.mark.slow), "ifca"])
 def test_streamed_examples_are_the_same(name):
     sim = cluster(name, stream=True)
     assert_close(run(sim)[0], usual(name)[1])
