@@ -73,10 +73,10 @@ class Feed:
         return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[self.kinds[-1]]
 
     def fill(self, cohort_size: int, lanes: int) -> float:
-        """The share of so many lanes that the steps of such a cohort, drawn at random, fill."""
+        """The share of so many lanes that the steps of such a cohort, drawn at random, fill; 1 where there are none."""
         steps = [self.steps[self.kinds[-1]][cohort] for cohort in draws(len(self.clients), cohort_size)]
         slots = sum(lay_out(np.zeros((0, self.plan.batch_size)), taken, lanes).slots for taken in steps)
-        return sum(int(taken.sum()) for taken in steps) / max(1, slots * lanes)
+        return sum(int(taken.sum()) for taken in steps) / (slots * lanes) if slots else 1.0
 
     def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Work]:
         """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much work they are.

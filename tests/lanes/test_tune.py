@@ -74,6 +74,8 @@ def test_how_full_lanes_are():
     assert feed.fill(12, 1) == 1.0
     steps = feed.steps["train"]
     assert feed.fill(12, 12) == pytest.approx(steps.sum() / (12 * steps.max()))  # everyone is in every cohort of 12
+    feed.steps["train"] = np.zeros_like(steps)
+    assert feed.fill(12, 4) == 1.0  # nobody has anything to do
 
 
 def test_what_was_adopted_is_not_measured(measured, monkeypatch):
