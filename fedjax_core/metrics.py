@@ -12,7 +12,7 @@ Lanes, devices, workers and sites then merge by `+`, and a mean of means cannot 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,15 @@ class Sum(_Addable):
     def value(self) -> Array:
         """The total."""
         return jnp.asarray(self.total)
+
+
+def stacked(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics of R rounds as one, leaves [R]; a metric that a round lacks is nothing there. Raises ValueError where there is none."""
+    if not seen:
+        raise ValueError("run_many needs at least one cohort, got none")
+    names = {name: next(m[name] for m in seen if name in m) for m in seen for name in m}
+    rows = [{name: m.get(name, jax.tree.map(np.zeros_like, one)) for name, one in names.items()} for m in seen]
+    return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
 
 
 class Evaluation(NamedTuple):

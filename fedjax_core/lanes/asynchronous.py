@@ -33,7 +33,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.buffer import Buffer, InFlight, nobody, recall, remember
 from fedjax_core.lanes.gather import gathering, meet, start
 from fedjax_core.lanes.simulator import Simulator
-from fedjax_core.metrics import Evaluation, Mean, Sum
+from fedjax_core.metrics import Evaluation, Mean, Sum, stacked
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
 
@@ -133,9 +133,7 @@ class AsynchronousSimulator:
         for cohort in cohorts:
             state, metrics = self.run(state, cohort)
             seen.append(metrics)
-        if not seen:
-            raise ValueError("run_many needs at least one cohort, got none")
-        return state, jax.tree.map(lambda *x: jnp.stack(x), *seen)
+        return state, stacked(seen)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on)."""

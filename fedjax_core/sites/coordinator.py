@@ -37,7 +37,7 @@ import numpy as np
 
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.preprocess import Fitted
-from fedjax_core.metrics import CrossEvaluation, Evaluation
+from fedjax_core.metrics import CrossEvaluation, Evaluation, stacked
 from fedjax_core.round import Round, State
 from fedjax_core.sites import crossing
 from fedjax_core.sites.audit import Log
@@ -190,11 +190,7 @@ class Federation:
         for cohort in cohorts:
             state, metrics = self.run(state, cohort)
             seen.append(metrics)
-        if not seen:
-            raise ValueError("run_many needs at least one cohort, got none")
-        names = {name: next(m[name] for m in seen if name in m) for m in seen for name in m}
-        rows = [{name: m.get(name, jax.tree.map(np.zeros_like, one)) for name, one in names.items()} for m in seen]
-        return state, jax.tree.map(lambda *x: np.stack(x), *rows)
+        return state, stacked(seen)
 
     def evaluate(self, state: State, clients: Any = None) -> Evaluation:
         """The model on every site's examples, counted there; where sites keep a model of their own, each on its own."""
