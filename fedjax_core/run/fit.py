@@ -115,7 +115,7 @@ def fit(
     key = jax.random.key(0) if key is None else key
     _check(sim, cohorts, key)
     if run_dir is not None and jax.process_count() > 1:
-        raise NotImplementedError(
+        raise ValueError(
             f"run_dir {str(run_dir)!r} is written by one process, and jax.distributed has {jax.process_count()}: leave run_dir= out and "
             "save History.state where jax.process_index() is 0, or train with fc.ClusterSimulator, whose run_dir resumes"
         )

@@ -236,7 +236,7 @@ def test_a_run_dir_that_cannot_be_had(sim, tmp_path, monkeypatch):
 
 def test_one_of_several_processes_takes_no_run_dir(sim, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(NotImplementedError, match=r"x' is written by one process, and jax.distributed has 4: .* or train with fc.Cluster"):
+    with pytest.raises(ValueError, match=r"x' is written by one process, and jax.distributed has 4: .* or train with fc.Cluster"):
         fit(sim, 1, cohorts(), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
