@@ -56,3 +56,15 @@ def delayed(found: "Future[bytes]", seconds: float) -> "Future[bytes]":
 
     found.add_done_callback(later)
     return after
+
+
+def failed() -> Future:
+    """A reply that the transport knows to be lost."""
+    lost = Future()
+    lost.set_exception(ConnectionError("reset by peer"))
+    return lost
+
+
+def corrupt(raw: bytes) -> bytes:
+    """The message with its last bit turned."""
+    return raw[:-1] + bytes([raw[-1] ^ 1])

@@ -14,7 +14,7 @@ from fedjax_core.sites.audit import show, verify
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.wire import decode, encode, header_of
-from tests.sites.faulty import changed, delayed
+from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import COORDINATOR, NAMES, federation
 from tests.test_contracts import assert_equal
 from tests.zoo import lossy, task
@@ -23,16 +23,6 @@ ALL = [0, 1, 2, 3]
 WHO = 2  # of the sites, to which things happen, in the second round
 COMPOSED = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
 RULES = Rules(deadline_seconds=300.0)
-
-
-def failed():
-    lost = Future()
-    lost.set_exception(ConnectionError("reset by peer"))
-    return lost
-
-
-def corrupt(raw):
-    return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
 def twice(send, site, request):

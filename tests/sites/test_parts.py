@@ -19,7 +19,7 @@ from fedjax_core.sites.site import Site
 from fedjax_core.sites.tensors import LIMITS
 from fedjax_core.sites.transport import bring
 from fedjax_core.sites.wire import decode, encode, header_of
-from tests.sites.faulty import changed, delayed
+from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import COORDINATOR, NAMES, federation
 from tests.test_contracts import assert_equal
 from tests.zoo import lossy, task
@@ -30,16 +30,6 @@ WHO = NAMES[AT]  # to whom things happen, in the second round
 PART = 100  # bytes; a report has 18 parts
 COMPOSED = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
 RULES = Rules(deadline_seconds=300.0, part_bytes=PART)
-
-
-def failed():
-    lost = Future()
-    lost.set_exception(ConnectionError("reset by peer"))
-    return lost
-
-
-def corrupt(raw):
-    return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
 def part_of(request, round=1):
@@ -124,8 +114,12 @@ def test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come(undisturb
 def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tmp_path):
     """The link is lost with two parts under way: the site is asked for those it did not bring, and for no other twice."""
     monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
-    down = {"for a moment": 3, "for longer than a part is asked for": 2 * fetch.TRIES - 1, "as the site begins anew": 0}[cut]
     came, trained, lost = [], [], 0
+
+    def down():
+        if len(came) != 6 or cut == "as the site begins anew":
+            return False
+        return lost < 3 if cut == "for a moment" else len(trained) < 2  # until the site is asked for the whole once more
 
     def fault(send, site, request, n):
         nonlocal lost
@@ -134,10 +128,10 @@ def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tm
         i = part_of(request)
         if site != WHO or i is None:
             return send(site, request)
-        if len(came) == 6 and lost < down:
+        if down():
             lost += 1
             return failed()
-        if len(came) == 6 and not down and not lost:
+        if len(came) == 6 and cut == "as the site begins anew" and not lost:
             lost += 1  # killed, and started again over its folder
             old = sites[AT]
             old.__exit__()
@@ -157,7 +151,9 @@ def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tm
         assert entries(tmp_path, "declined")[0]["code"] == "gone"
     else:
         assert len(came) == parted["parts"] and len(trained) == (1 if cut == "for a moment" else 2)
-        assert len([one for one in entries(tmp_path, "lost") if "part" in one]) == down
+        told = len([one for one in entries(tmp_path, "lost") if "part" in one])
+        # Given up with the first of two parts that was asked for often enough: what becomes of the other is not heard.
+        assert told == lost == 3 if cut == "for a moment" else fetch.TRIES <= told <= lost < 2 * fetch.TRIES + 1
 
 
 def test_of_a_damaged_part_only_that_part_is_asked_for_again(undisturbed, tmp_path):
