@@ -1,6 +1,6 @@
 """What a round costs as things grow: clients a round, the population, the model, devices; and what compiling costs.
 
-    python scripts/bench_scale.py                                      everything: 9 minutes on two idle cores, 1.3 GB in a temporary folder
+    python scripts/bench_scale.py                                      everything: a quarter of an hour on two idle cores, and 1.3 GB
     python scripts/bench_scale.py --parts clients compile
     python scripts/bench_scale.py --parts population --populations 1000 100000
 
