@@ -19,7 +19,7 @@ import jax
 
 from fedjax_core.consortium.setup import Folder, Plan
 from fedjax_core.data import cohorts
-from fedjax_core.run.checkpoint import write_whole
+from fedjax_core.files import write_whole
 from fedjax_core.run.fit import fit
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
 from fedjax_core.sites.identity import Roster, SiteKey

@@ -39,6 +39,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_core.describe import digest as digest
+from fedjax_core.files import write_whole
 from fedjax_core.run import sealed
 from fedjax_core.run.saved import CheckpointError as CheckpointError
 from fedjax_core.run.saved import Damaged, Leaf, Saved, taken
@@ -188,16 +189,6 @@ def read(path: Path, key: bytes | None = None) -> Saved:
             return reader.submit(_read, path, key).result()
         except Damaged as reason:
             raise CheckpointError(f"the checkpoint in {path} is damaged: {reason}") from reason
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file whole or not at all, and on the disk when this returns."""
-    fresh = path.with_name(path.name + ".new")
-    with open(fresh, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
 
 
 def _read(path: Path, key: bytes | None) -> Saved:

@@ -27,7 +27,7 @@ from typing import Any, Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedjax_core.run.checkpoint import write_whole
+from fedjax_core.files import write_whole
 
 log = logging.getLogger("fedjax_core")
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
+from fedjax_core.files import write_whole
 from fedjax_core.sites.base import Refused, Scalar, dumps, is_scalar, loads, shown
 from fedjax_core.sites.gate import NotFinite, measure
 from fedjax_core.sites.identity import PublicKey, SiteKey
@@ -98,12 +99,7 @@ class Anchor:
     def write(self, folder: str | os.PathLike[str], key: SiteKey) -> None:
         """Puts the anchor into a log's folder, whole or not at all."""
         body = {"n": self.head.n, "digest": self.head.digest, "time": self.time, "key": self.key}
-        fresh = Path(folder) / f"{_ANCHOR}.new"
-        with open(fresh, "wb") as file:
-            file.write(dumps({"anchor": body, "signature": key.sign(f"{_PURPOSE} anchor", dumps(body)).hex()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, anchor_path(folder))
+        write_whole(anchor_path(folder), dumps({"anchor": body, "signature": key.sign(f"{_PURPOSE} anchor", dumps(body)).hex()}))
         _sync_folder(Path(folder))
 
     @classmethod

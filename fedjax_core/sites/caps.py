@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedjax_core.files import write_whole
 from fedjax_core.sites.base import Refused
 from fedjax_core.sites.policy import Caps
 
@@ -89,9 +90,7 @@ class Budget:
     def _add(self, seconds: float) -> None:
         self._spent = _today(), seconds
         if self._path is not None:
-            fresh = self._path.with_suffix(".new")
-            fresh.write_text(json.dumps({"day": self._spent[0], "seconds": seconds}))
-            os.replace(fresh, self._path)
+            write_whole(self._path, json.dumps({"day": self._spent[0], "seconds": seconds}))
 
 
 def _today() -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data.clients import Clients
+from fedjax_core.files import write_whole
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.request import Requests
 
@@ -52,7 +52,5 @@ def describe(collector: Collector, requests: Requests, path: Path | None) -> lis
     if odd := [name for name, schema in schemas.items() if schema != schemas[names[0]]]:
         raise ValueError(f"{', '.join(odd)} have other columns, shapes or dtypes than {names[0]}; all sites need the same")
     if path is not None and found != known:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(found))
-        os.replace(fresh, path)
+        write_whole(path, json.dumps(found))
     return [found[name] for name in names]

@@ -13,12 +13,12 @@ named again. A round that is done again, as the reply was lost or the coordinato
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from fedjax_core.files import write_whole
 from fedjax_core.sites.base import Refused
 from fedjax_core.sites.tensors import named, pack, place, unpack
 
@@ -66,12 +66,7 @@ class Keep:
                 del self._memory[number]
             return
         path = self._path(version)
-        fresh = path.with_suffix(".new")
-        with open(fresh, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        write_whole(path, raw)
         # By when they were written: a run that fell back to a checkpoint writes lower numbers again.
         for old in sorted(self.folder.glob("kept-" + "[0-9]" * 12), key=lambda path: path.stat().st_mtime_ns)[: -self.versions]:
             old.unlink()

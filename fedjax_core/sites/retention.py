@@ -21,11 +21,11 @@ names, so an archive that all removals went to is a log that verifies, up to the
 >>> folder.cleanup()
 """
 
-import os
 import shutil
 import time
 from pathlib import Path
 
+from fedjax_core.files import write_whole
 from fedjax_core.sites import audit
 from fedjax_core.sites.audit import Anchor, AuditError, Head, Log
 from fedjax_core.sites.base import loads
@@ -56,9 +56,9 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
         old = [line for line in lines if loads(line[:-1])["entry"]["n"] <= anchor.head.n]
         if old and archive is not None:
             there = (archive / path.name).read_bytes().splitlines(keepends=True) if (archive / path.name).exists() else []
-            _replace(archive / path.name, [*there, *(line for line in old if line not in set(there))])
+            write_whole(archive / path.name, b"".join([*there, *(line for line in old if line not in set(there))]))
         if old and len(old) < len(lines):
-            _replace(path, lines[len(old) :])
+            write_whole(path, b"".join(lines[len(old) :]))
         elif old:
             path.unlink()
     return anchor
@@ -72,13 +72,3 @@ def _begin(archive: Path, folder: Path, ends: set[Head]) -> None:
             shutil.copy(audit.anchor_path(folder), audit.anchor_path(archive))
     elif (there := audit.head_of(archive)) not in ends:
         raise AuditError(f"{archive} ends with entry {there.n} of another log, or entries after it are gone: give a folder of its own")
-
-
-def _replace(path: Path, lines: list[bytes]) -> None:
-    """The file with these lines, whole or as it was."""
-    fresh = path.with_suffix(".new")
-    with open(fresh, "wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)

@@ -7,7 +7,6 @@ asked again. All sites must answer: a scaler of some is another scaler, and nobo
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from fedjax_core.data.preprocess import Fitted, Step, Sums, settle
 from fedjax_core.describe import describe
+from fedjax_core.files import write_whole
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.prepare import place_open
@@ -81,14 +81,8 @@ def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: 
 
 
 def _write(path: Path, fitted: Fitted) -> None:
-    """Whole, or not at all."""
     numbers = [{part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()} for one in fitted.numbers]
-    fresh = path.with_suffix(".new")
-    with open(fresh, "w") as file:
-        json.dump({"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, file, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    write_whole(path, json.dumps({"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, allow_nan=False))
 
 
 def _read(path: Path, steps: tuple[Step, ...]) -> Fitted:

@@ -112,7 +112,7 @@ def test_a_removal_that_is_cut_short_loses_nothing(log, tmp_path, monkeypatch, c
         pass
 
     done = 0
-    real = retention._replace
+    real = retention.write_whole
 
     def crash(path, lines):
         nonlocal done
@@ -122,7 +122,7 @@ def test_a_removal_that_is_cut_short_loses_nothing(log, tmp_path, monkeypatch, c
         real(path, lines)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(retention, "_replace", crash)
+        patch.setattr(retention, "write_whole", crash)
         prune(log, before=8.0, archive=tmp_path / "old")
     verify(log.folder, KEYS)
     log.record("charite", "trained")
