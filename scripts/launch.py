@@ -249,7 +249,8 @@ if [ -n "$cut_short" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$status"
 """
 
-_SLURM_RAY = """head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+_SLURM_RAY = """hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${{hosts%%$'\\n'*}}   # not by a pipe into head, which ends the job where scontrol is still writing
 {security}srun --nodes=1 --ntasks=1 --nodelist="$head" {first} &
 {others}export RAY_ADDRESS="$head:{port}"
 {work} &"""

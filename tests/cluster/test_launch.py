@@ -73,7 +73,7 @@ def test_a_pod_is_a_process_a_host():
 FAKE_SLURM = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$LOG"
 case "$(basename "$0")" in
-    scontrol) [ "$1" = show ] && printf 'n1\\nn2\\nn3\\n' || true ;;
+    scontrol) if [ "$1" = show ]; then printf 'n1\\n'; sleep 0.1; printf 'n2\\nn3\\n'; fi ;;
     *) while [ $# -gt 0 ] && [ "${1#-}" != "$1" ]; do shift; done; exec "$@" ;;
 esac
 """
