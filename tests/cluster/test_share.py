@@ -40,7 +40,7 @@ def test_two_shares_are_the_whole_cohort(name):
     assert sim.traces == 1
 
 
-@pytest.mark.parametrize("shares", [1, 5])
+@pytest.mark.parametrize("shares", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("name", ["scaffold, clip, feedback", "trimmed mean", pytest.param("ifca", marks=pytest.mark.slow)])
 def test_any_number_of_shares(name, shares):
     assert_close(run(cluster(name, shares=shares))[0], usual(name)[1])

@@ -55,6 +55,7 @@ def test_a_model_split_inside_its_lanes_learns_the_same(shape):
     assert wide and all(x.addressable_shards[0].data.size * shape[1] == x.size for x in wide)
 
 
+@pytest.mark.slow  # 28 s of compiling
 def test_a_model_that_does_not_fit_one_device_fits_eight(monkeypatch):
     needed = transformer().plan(3)
     monkeypatch.setattr(memory, "device_bytes", lambda: needed.total // 2)

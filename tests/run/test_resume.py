@@ -96,6 +96,7 @@ def test_on_two_devices(tmp_path):
     check_same(fit(build(), ROUNDS, cohorts(), tmp_path, **SETTINGS), fit(build(), ROUNDS, cohorts(), **SETTINGS))
 
 
+@pytest.mark.slow  # 22 s of compiling
 def test_cohorts_that_grow_unannounced(tmp_path):
     def growing(round):
         return list(range(1 + min(round, 5)))

@@ -148,6 +148,7 @@ def test_a_profile_names_operations(tiny, tmp_path: Path, capsys):
     assert list(tmp_path.glob("mlp/plugins/profile/*/*.trace.json.gz"))
 
 
+@pytest.mark.slow  # 11 s
 def test_a_federation_that_echoes_ends_where_it_began_and_its_table_is_printed(capsys):
     import bench_sites
 
