@@ -271,6 +271,7 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(convolutions, "_here", {})
+    monkeypatch.setattr(notebook, "_answers", {})
     new, (k, x) = rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1), (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6))
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
@@ -287,6 +288,7 @@ def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(convolutions, "_here", {})
+    monkeypatch.setattr(notebook, "_answers", {})
     monkeypatch.setattr(convolutions, "_BUDGET_SECONDS", 0)
     (eqn,) = equations(jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)))
     c = Convolution.of(eqn)
