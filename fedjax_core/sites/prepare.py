@@ -76,8 +76,8 @@ def check_rest(steps: Steps, raw: Clients) -> None:
 
 def one_row(steps: Steps, raw: Clients) -> Columns:
     """A row of the form that the examples will have, whatever its values."""
-    row, fitted = _first(steps, raw)
-    return fitted(row) if steps else row
+    row = jax.tree.map(lambda x: x[:1], raw.columns)
+    return _of_rows(steps, raw, 1)(row) if steps else row
 
 
 class Preparation:
@@ -90,7 +90,7 @@ class Preparation:
         """Of the numbers that were applied last."""
         self.clients = raw
         """The examples as those numbers make them."""
-        self._like = {PREPARED: _first(steps, raw)[1].numbers}
+        self._like = {PREPARED: _of_rows(steps, raw, 0).numbers}
 
     def take(self, envelope: Envelope) -> Envelope:
         """The request without the numbers in it; `clients` are then what they make.
@@ -124,7 +124,6 @@ def place_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
     return place(tensors, jax.tree_util.tree_map_with_path(one, like))
 
 
-def _first(steps: Steps, raw: Clients) -> tuple[Columns, Fitted]:
-    """(the first row, the steps with numbers of it alone)."""
-    row = jax.tree.map(lambda x: x[:1], raw.columns)
-    return row, settle(steps, [sums_of(steps, row)])
+def _of_rows(steps: Steps, raw: Clients, count: int) -> Fitted:
+    """The steps with numbers of the first rows alone; of none, a vocabulary is a vector of length 0."""
+    return settle(steps, [sums_of(steps, jax.tree.map(lambda x: x[:count], raw.columns))])

@@ -94,6 +94,15 @@ def test_sites_end_where_the_simulator_of_the_prepared_clients_ends(composed, tm
     assert {entry.about["numbers"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "prepared"} == {fitted.digest}
 
 
+def test_categories_of_a_single_example_may_be_told(composed):
+    """Then the first row alone has a code, and the numbers of all sites have more."""
+    steps = (STEPS[0], Codes("sex", minimum=1), STEPS[2])
+    with federation(composed, files=files(), prepare=steps) as (fed, sites, _):
+        _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+    assert float(seen["clients"]) == 4
+    assert fed.prepared.numbers[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].clients.examples == 1
+
+
 def test_a_run_that_is_started_again_has_the_same_numbers_and_measures_nothing(composed, tmp_path):
     def fit(fed, rounds):
         return fc.fit(
