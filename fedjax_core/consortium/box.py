@@ -21,9 +21,13 @@ from rich.table import Table
 from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, Plan, prepare
 from fedjax_core.sites import audit, certificates, identity
+from fedjax_core.sites.prepare import held_back
+from fedjax_core.sites.study import build
 from fedjax_core.sites.wire import COORDINATOR
 
 _POLL_SECONDS, _SAVE_SECONDS, _TRIES = 0.2, 60.0, 5
+
+_RANGE = " (a range is of single persons: its smallest and largest value)"
 
 Say = Callable[[str], None]
 
@@ -76,6 +80,9 @@ def run(
     say(f"{folder}: a coordinator and {len(plan.sites)} sites, on loopback, with TLS and a token")
     made = "keys made at each site, a roster of them, certificates" if new else "as it was left; certificates"
     say(f"  folder    {made} until {until}")
+    if sums := held_back(build(plan.study, json.loads(plan.arguments)).prepare, ()):
+        told = "; ".join(f"{kind} for {steps}" for kind, steps in sums.items())
+        say(f"  leaving   once, as the policies let it, sums of columns: {told}{_RANGE if 'range' in sums else ''}")
     began = time.monotonic()
     with Processes(where, lead) as processes:
         processes.start_nodes(plan.sites)

@@ -25,8 +25,10 @@ from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
-from fedjax_core.sites.site_file import SiteFile, load_data
-from fedjax_core.sites.study import build
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.prepare import held_back, leaving
+from fedjax_core.sites.site_file import SiteFile, load_data, usual_policy
+from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
 
 STUDY = "fedjax_core.consortium.example:study"
@@ -139,6 +141,7 @@ def prepare(
     built = build(study or STUDY, arguments or {})  # raises where it cannot
     made_up = {} if site_files is not None else _made_up(3 if sites is None else sites)
     found = _own(site_files) if site_files is not None else {name: {"data": "data", "labels": "y"} for name in made_up}
+    _check_policies(found, built)
     plan = Plan(sites=tuple(found), **said)
     for name, clients in made_up.items():
         folder.site(name).mkdir(parents=True)
@@ -146,9 +149,11 @@ def prepare(
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
-    columns = expected.columns(load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare))
-    for name in plan.sites:
-        expected.Expected.here(built.hash, columns).write(folder.site(name) / "expected.toml")
+    clients = load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare)
+    for name, about in found.items():
+        expected.Expected.here(built.hash, expected.columns(clients)).write(folder.site(name) / "expected.toml")
+        if "policy" not in about:
+            (folder.site(name) / "policy.toml").write_text(_policy(name, plan, built, clients))
     plan.write(folder.plan)
     return plan, True
 
@@ -192,16 +197,30 @@ def _key(folder: Folder, name: str) -> Path:
     return identity.SiteKey.make(check_name(name, "the site")).save(folder.home(name))
 
 
+def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> None:
+    """Raises where a policy that a site brings would stop the run before its first round."""
+    for about in found.values():
+        if "policy" in about and (kept := held_back(built.prepare, Policy.read(about["policy"]).leaving.fields)):
+            said = "; ".join(f"{sums!r}, which {steps} of the study needs" for sums, steps in kept.items())
+            raise ValueError(f"{about['policy']} does not let leave {said}: name it in leaving.fields, or do without in the study")
+
+
 def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: Plan) -> None:
     (home / "coordinator.pub").write_bytes((home.parents[1] / "coordinator" / "coordinator.pub").read_bytes())
-    said = {"name": name, **about, "folder": "state", "study": plan.study, "key": f"{name}.key", "coordinator": "coordinator.pub"}
-    if plan.study == STUDY:
-        (home / "policy.toml").write_text(_POLICY.format(name=name))
-        said["policy"] = "policy.toml"
+    said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
+    said |= {"key": f"{name}.key", "coordinator": "coordinator.pub"}
     lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
     lines += [f"resources = {{ {name} = 1.0 }}", "[arguments]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in json.loads(plan.arguments).items()]
     (home / "site.toml").write_text("\n".join(lines) + "\n")
+
+
+def _policy(name: str, plan: Plan, built: Study, clients: Clients) -> str:
+    """A policy under which the study runs: what every study needs, the task's metrics, and the sums that its preprocessing needs."""
+    fields = [*usual_policy(name, built, clients).leaving.fields, *leaving(built.prepare)]
+    steps = "".join(f"# {kind}: sums for {needs}\n" for kind, needs in held_back(built.prepare, ()).items())
+    minimum = _MINIMUM if plan.study == STUDY else ""
+    return _POLICY.format(name=name, minimum=minimum, steps=steps, fields=json.dumps(list(dict.fromkeys(fields))))
 
 
 _POLICY = """\
@@ -211,13 +230,15 @@ paused = false
 
 [tasks]
 mode = "first-use"
+{minimum}
+[leaving]
+{steps}fields = {fields}
+"""
 
+_MINIMUM = """
 [minimum]
 examples = 10
 per_class = 3
-
-[leaving]
-fields = ["weight", "examples", "data", "loss", "accuracy"]
 """
 
 

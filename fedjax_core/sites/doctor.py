@@ -20,6 +20,7 @@ import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.sites import prepare, ray_security
+from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.expected import Expected, columns, packages, python
@@ -147,13 +148,18 @@ def _clock(about: SiteFile, settings: Settings) -> str:
 
 def _opened(about: SiteFile) -> Clients:
     """The site's data, in which NaN may be where the study's preprocessing fills it."""
-    steps: prepare.Steps = ()
-    with contextlib.suppress(Exception):  # a study that cannot be built is another check's to tell
-        steps = () if about.study is None else build(about.study, about.arguments).prepare
+    steps = _steps(about)
     found = load_data(about, check=not steps)
     if steps:
         prepare.check_rest(steps, found)
     return found
+
+
+def _steps(about: SiteFile) -> prepare.Steps:
+    """The study's preprocessing; none where the study cannot be built, which is another check's to tell."""
+    with contextlib.suppress(Exception):
+        return () if about.study is None else build(about.study, about.arguments).prepare
+    return ()
 
 
 def _data(about: SiteFile, settings: Settings) -> str:
@@ -186,7 +192,10 @@ def _labels(about: SiteFile, settings: Settings) -> str:
 
 
 def _policy(about: SiteFile, settings: Settings) -> str:
+    steps = _steps(about)
     if about.policy is None:
+        if "range" in prepare.leaving(steps):
+            raise Unfit("the study needs 'range', which is of single persons and leaves only where a policy of the site's own names it")
         raise Skipped("the site has no policy of its own: the first study asked for is the only one, and its metrics may leave")
     found, study = Policy.read(about.policy), settings.expected.study
     if found.site != about.name:
@@ -195,6 +204,14 @@ def _policy(about: SiteFile, settings: Settings) -> str:
         raise Unfit(f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything")
     if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
         raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
+    if kept := [name for name in ANSWERS["train"].leaving if name not in found.leaving.fields]:
+        raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
+    if sums := prepare.held_back(steps, found.leaving.fields):
+        said = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())
+        raise Unfit(
+            f"{about.policy} does not let leave {said}, so the run would pause before its first round: add it to leaving.fields after "
+            "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
+        )
     open_now = "open now" if found.hours.open(datetime.now(UTC)) else f"closed now, open at {', '.join(found.hours.windows)}"
     return f"{about.policy}, {open_now}"
 

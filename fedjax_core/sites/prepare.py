@@ -11,7 +11,7 @@ As every request brings the numbers, a site that was away, or begins anew, has t
     fed.prepared.apply(held_out)        the same of data at hand
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -64,6 +64,12 @@ def measure(site: "Site", envelope: Envelope) -> bytes:
 def leaving(steps: Steps) -> tuple[str, ...]:
     """The kinds of sums that leave, by the names that a policy has for them."""
     return tuple(dict.fromkeys(name for step in steps for name in step.leaving))
+
+
+def held_back(steps: Steps, fields: Iterable[str]) -> dict[str, str]:
+    """Of a policy that lets these fields leave: the kinds of sums that it keeps, each with the steps that need it, in words."""
+    kept = [name for name in leaving(steps) if name not in set(fields)]
+    return {name: ", ".join(f"{type(step).__name__}({step.column!r})" for step in steps if name in step.leaving) for name in kept}
 
 
 def check_rest(steps: Steps, raw: Clients) -> None:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 
 import fedjax_core as fc
 from fedjax_core.sites.study import Study
@@ -21,6 +22,12 @@ def columns():
 def scaffold():
     """SCAFFOLD with clipping and quantisation with feedback: a site keeps a control variate and what was not sent."""
     return Study(fc.compose(fc.algorithms.scaffold(task(), 0.1, len(NAMES)), uplink=lossy()), batch_size=BATCH, epochs=EPOCHS)
+
+
+def prepared():
+    """Columns of their own ranges and codes: a study that asks for sums of them before its first round."""
+    steps = [fc.preprocess.Rescale("x"), fc.preprocess.Codes("y", minimum=1)]
+    return Study(fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1))), batch_size=BATCH, epochs=EPOCHS, prepare=steps)
 
 
 def site_files(folder):

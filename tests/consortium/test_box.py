@@ -29,9 +29,9 @@ def run(folder, failpoints=(), **settings):
     """(what came of it, what it said)."""
     said = []
     os.environ["FAILPOINTS"] = json.dumps(failpoints)
-    settings = {"rounds": study.ROUNDS, **settings}
+    settings = {"rounds": study.ROUNDS, "study": "tests.consortium.study:scaffold", **settings}
     found = box.run(
-        folder, site_files=folder.parent / "files", study="tests.consortium.study:scaffold", quorum=len(study.NAMES), checkpoint_every=2,
+        folder, site_files=folder.parent / "files", quorum=len(study.NAMES), checkpoint_every=2,
         say=said.append, lead="tests.consortium.lead_script", **settings,
     )  # fmt: skip
     assert not [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
@@ -108,6 +108,12 @@ def test_everything_is_killed_at_once(home, undisturbed):
     _, said = run(folder)
     print(said)
     assert_same_bits(last(folder), undisturbed)
+
+
+def test_a_study_that_prepares_its_columns_runs_with_the_policies_of_the_box(home):
+    found, said = run(home / "prepared", study="tests.consortium.study:prepared", rounds=2)
+    assert found.rounds == 2 and found.restarts == {}
+    assert "sums of columns: range for Rescale('x'); categories for Codes('y') (a range is of single persons" in said
 
 
 def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(home, tmp_path):

@@ -1,13 +1,22 @@
 """A consortium's folder is made once, and keeps what it was made with."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 
+import fedjax_core as fc
 from fedjax_core.cli import main
 from fedjax_core.consortium.processes import Part
 from fedjax_core.consortium.setup import Folder, prepare
+from fedjax_core.sites.doctor import examine
+from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.policy import Policy
+from tests.consortium import study
 
 
 def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
@@ -37,6 +46,70 @@ def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
 def test_what_cannot_be_leaves_no_folder_behind(settings, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         prepare(Folder(tmp_path / "box"), **settings)
+    assert not (tmp_path / "box").exists()
+
+
+PREPARED = "tests.consortium.study:prepared"
+FIELDS = ["weight", "examples", "data", "accuracy", "categories", "loss", "range", "uplink_kept", "uplink_norm"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A box of a study that prepares its columns."""
+    home = tmp_path_factory.mktemp("prepared")
+    study.site_files(home / "files")
+    folder = Folder(home / "box")
+    return folder, prepare(folder, site_files=home / "files", study=PREPARED)[0]
+
+
+def test_policies_let_leave_what_the_study_prepares_by(prepared):
+    folder, plan = prepared
+    text = (folder.site("mayo") / "policy.toml").read_text()
+    assert "# range: sums for Rescale('x')\n# categories: sums for Codes('y')\n" in text
+    assert sorted(Policy.read(folder.site("mayo") / "policy.toml").leaving.fields) == sorted(FIELDS)
+    files, key = [folder.site(name) / "site.toml" for name in plan.sites], SiteKey.load(folder.coordinator / "coordinator.key")
+    built = study.prepared()
+    with fc.Federation(
+        built.round, files, batch_size=built.batch_size, epochs=built.epochs, prepare=built.prepare, transport="in-process", key=key
+    ) as fed:
+        _, seen = fed.run(fed.init(jax.random.key(0)), [0, 1, 2])
+    everyone = np.concatenate([columns["x"] for columns in study.columns()])
+    assert float(seen["clients"]) == 3
+    np.testing.assert_allclose(fed.prepared.numbers[0]["low"], everyone.min(axis=0))
+
+
+def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp_path):
+    shutil.copytree(prepared[0].site("mayo"), tmp_path / "mayo")
+    path, file = tmp_path / "mayo" / "policy.toml", tmp_path / "mayo" / "site.toml"
+
+    def wrong():
+        return {one.what: one.said for one in examine(file) if one.fine is False}
+
+    assert wrong() == {}
+    whole, about = path.read_text(), file.read_text()
+    for gone, said in (
+        (
+            ', "range"',
+            r"does not let leave 'range', which Rescale\('x'\) needs, so the run would pause .* \(a range is of single persons\)",
+        ),
+        ('"categories", ', r"'categories', which Codes\('y'\) needs, .* add it to leaving.fields after review"),
+        ('"weight", ', "does not let 'weight' leave, which every report has"),
+    ):
+        assert gone in whole
+        path.write_text(whole.replace(gone, ""))
+        assert list(wrong()) == ["policy"] and re.search(said, wrong()["policy"])
+    file.write_text(about.replace('policy = "policy.toml"\n', ""))
+    assert list(wrong()) == ["policy"] and "leaves only where a policy of the site's own names it" in wrong()["policy"]
+
+
+def test_a_policy_brought_along_that_keeps_the_sums_is_told_before_anything_is_made(tmp_path):
+    files = study.site_files(tmp_path / "files")
+    (files / "mayo").mkdir()
+    (files / "mayo" / "policy.toml").write_text('site = "mayo"\n[leaving]\nfields = ["weight", "examples", "data", "categories"]\n')
+    with open(files / "mayo.toml", "a") as file:
+        file.write('policy = "mayo/policy.toml"\n')
+    with pytest.raises(ValueError, match=r"mayo/policy.toml does not let leave 'range', which Rescale\('x'\) of the study needs"):
+        prepare(Folder(tmp_path / "box"), site_files=files, study=PREPARED)
     assert not (tmp_path / "box").exists()
 
 
