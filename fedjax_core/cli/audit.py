@@ -35,7 +35,12 @@ def verify(folder: Positional[Path], keys: tuple[Path, ...], head: str | None = 
 
 @app.command
 def show(
-    folder: Positional[Path], who: str | None = None, what: str | None = None, run: str | None = None, round: int | None = None
+    folder: Positional[Path],
+    who: str | None = None,
+    what: str | None = None,
+    run: str | None = None,
+    round: int | None = None,
+    site: str | None = None,
 ) -> None:
     """Shows the entries of a log, oldest first.
 
@@ -45,8 +50,9 @@ def show(
         what: Only this kind of event; `left` is the ledger of what left the site.
         run: Only of this run.
         round: Only of this round.
+        site: Only what this site did, and what it was asked, in a coordinator's log.
     """
-    for entry in audit.show(folder, who=who, what=what, run=run, round=round):
+    for entry in audit.show(folder, who=who, what=what, run=run, round=round, site=site):
         when = _when(entry.time)
         where = f"{entry.run or '-'}/{'-' if entry.round is None else entry.round}"
         print(f"{entry.n} {when} {entry.who} {entry.what} {where} {dumps(dict(entry.about)).decode()}")

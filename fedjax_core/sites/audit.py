@@ -37,7 +37,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from fedjax_core.files import write_whole
-from fedjax_core.sites.base import Refused, Scalar, dumps, is_scalar, loads, shown
+from fedjax_core.sites.base import Refused, Scalar, dumps, is_scalar, loads, of_lines, shown
 from fedjax_core.sites.gate import NotFinite, measure
 from fedjax_core.sites.identity import PublicKey, SiteKey
 from fedjax_core.sites.wire import Envelope
@@ -288,13 +288,23 @@ def verify(folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head
 
 
 def show(
-    folder: str | os.PathLike[str], *, who: str | None = None, what: str | None = None, run: str | None = None, round: int | None = None
+    folder: str | os.PathLike[str],
+    *,
+    who: str | None = None,
+    what: str | None = None,
+    run: str | None = None,
+    round: int | None = None,
+    site: str | None = None,
 ) -> Iterator[Entry]:
-    """The entries, oldest first, that agree with what is given. Checks no signature; for that there is `verify`."""
+    """The entries, oldest first, that agree with what is given; `site`: what it did, and what it was asked.
+
+    Checks no signature; for that there is `verify`.
+    """
     wanted = {name: value for name, value in (("who", who), ("what", what), ("run", run), ("round", round)) if value is not None}
     for where, line in _lines(files(folder)):
         entry = _parse(line, where)[0]
-        if all(getattr(entry, name) == value for name, value in wanted.items()):
+        concerns = site is None or site == entry.who or site in of_lines("names", entry.about)
+        if concerns and all(getattr(entry, name) == value for name, value in wanted.items()):
             yield entry
 
 

@@ -13,13 +13,16 @@ fedjax_core.sites.base.NonCanonical: the text is not in canonical form (sorted k
 
 import json
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 Scalar = bool | int | float | str | None  # what a header, an audit entry and a request may hold
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a site, and all else that is named in these messages, may be called: it goes into file names, TOML keys and terminals."""
+
+_LINE = 1000  # characters, fewer than `is_scalar` takes
 
 
 class Refused(ValueError):
@@ -120,6 +123,22 @@ def is_scalar(value: object) -> bool:
     if type(value) is int:
         return -(2**63) <= value < 2**63
     return value is None or isinstance(value, bool | float)
+
+
+def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:
+    """Names, however many, as fields that are short lines each: `field`, `field.2`, ...; `of_lines` reads them.
+
+    >>> in_lines("names", ["charite", "mayo"])
+    {'names': 'charite mayo'}
+    """
+    lines = textwrap.wrap(" ".join(names), _LINE, break_on_hyphens=False)
+    return {field if i == 1 else f"{field}.{i}": line for i, line in enumerate(lines, start=1)}
+
+
+def of_lines(field: str, about: Mapping[str, Scalar]) -> list[str]:
+    """The names that `in_lines` wrote under this field; none where there is no such field."""
+    lines = [value for key, value in about.items() if key.partition(".")[0] == field]
+    return [name for line in lines if isinstance(line, str) for name in line.split()]
 
 
 def shown(value: object) -> str:

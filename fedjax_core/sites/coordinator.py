@@ -201,7 +201,9 @@ class Federation:
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
         about = About(state, np.asarray(state.clients.version))  # type: ignore[attr-defined]
-        request = self._requests.write("evaluate", number, about=about, body=body, fields={"batch": crossing.batch_size(sizes)})
+        request = self._requests.write(
+            "evaluate", number, to=self._names, about=about, body=body, fields={"batch": crossing.batch_size(sizes)}
+        )
         replies = self._collector.collect(request, number, list(range(len(self._names))))
         self._collector.check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
         totals: dict[str, np.ndarray] = {}

@@ -31,7 +31,7 @@ def cross_evaluate(
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     collector.begin(number)
     for m, params in enumerate(models.values()):
-        asked = requests.write("score", number, body={"params": params}, fields={"batch": batch_size(sizes)})
+        asked = requests.write("score", number, to=collector.names, body={"params": params}, fields={"batch": batch_size(sizes)})
         replies = collector.collect(asked, number, list(range(len(sizes))))
         for at in range(len(sizes)):
             found[m, at] = _read(replies[at].header.fields) if at in replies else collector.reasons.get(at, "no reply")

@@ -39,7 +39,7 @@ def describe(collector: Collector, requests: Requests, path: Path | None) -> lis
     """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`."""
     names = collector.names
     known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
-    heard = collector.collect(requests.write("describe", 0), 0, list(range(len(names))))
+    heard = collector.collect(requests.write("describe", 0, to=names), 0, list(range(len(names))))
     now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
     if missing := [name for name in names if name not in now and name not in known]:
         raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why")

@@ -111,7 +111,7 @@ def exchange(
     number = int(state.round)
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
     request = requests.write(
-        "train", number, e, about=about, fields=fields, draws=True,
+        "train", number, e, to=[collector.names[cohort.clients[p]] for p in places], about=about, fields=fields, draws=True,
         body={"message": server.broadcast[e](state.server), "uplink": state.uplink[e]},
     )  # fmt: skip
     expected = gate.Expected(

@@ -7,7 +7,7 @@ A request lists every site by its address with the version of what it keeps, so 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_core import keys
 from fedjax_core.round import State
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Refused, Scalar, in_lines
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.tensors import named
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode, header_of
@@ -67,12 +67,13 @@ class Requests:
         number: int,
         e: int = 0,
         *,
+        to: Iterable[str],
         about: About | None = None,
         body: Mapping[str, Any] | None = None,
         fields: Mapping[str, Scalar] | None = None,
         draws: bool = False,
     ) -> bytes:
-        """The signed request of round `number`, one for all sites; with `draws` it has the run's key."""
+        """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws` it has the run's key."""
         said, sent = dict(fields or {}), dict(body or {})
         if about is not None:
             if self.first is None:
@@ -92,7 +93,8 @@ class Requests:
             COORDINATOR,
             "asked",
             number,
-            {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest, "config": self.config},
+            {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest, "config": self.config}
+            | in_lines("names", to),
         )
         return request
 

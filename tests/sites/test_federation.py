@@ -8,12 +8,15 @@ import optax
 import pytest
 
 import fedjax_core as fc
+from fedjax_core.cli import main
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
+from fedjax_core.sites.base import in_lines, is_scalar, of_lines
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About
 from fedjax_core.sites.wire import decode, header_of
+from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
 from tests.test_contracts import assert_close, assert_equal
 from tests.zoo import ZOO, lossy, task
@@ -113,17 +116,51 @@ def test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused(stateful
         assert header_of(sites[1].handle(old)).fields["code"] == "replayed"
 
 
+def test_the_audit_says_who_was_asked(tmp_path, capsys):
+    mime = fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1)))  # the second exchange asks those who reported in the first
+
+    def fault(send, site, request, n):
+        header = header_of(request)
+        return failed() if site == NAMES[3] and (header.kind, header.round, header.exchange) == ("train", 0, 0) else send(site, request)
+
+    with federation(mime, folder=tmp_path, fault=fault, rules=Rules(attempts=1)) as (fed, _, _):
+        state = fed.init(jax.random.key(1))
+        for cohort in ([0, 1, 3], [2, 0]):
+            state, _ = fed.run(state, cohort)
+        fed.evaluate(state)
+    log = tmp_path / "coordinator" / "audit"
+    asked = [(one.about["kind"], one.round, one.about["exchange"], one.about["names"]) for one in show(log, what="asked")]
+    assert asked == [
+        ("describe", 0, 0, "charite mayo oslo kyoto"),
+        ("train", 0, 0, "charite mayo kyoto"),
+        ("train", 0, 1, "charite mayo"),
+        ("train", 1, 0, "oslo charite"),
+        ("train", 1, 1, "oslo charite"),
+        ("evaluate", 2, 0, "charite mayo oslo kyoto"),
+    ]
+    assert [(one.what, one.round) for one in show(log, site="oslo", round=1)] == [("asked", 1), ("update", 1), ("asked", 1), ("update", 1)]
+    assert main(["audit", "show", str(log), "--site", "kyoto", "--what", "asked"]) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_who_was_asked_is_told_of_any_number_of_sites():
+    names = [f"a-hospital-of-a-long-name-{i:03d}" for i in range(200)]
+    about = in_lines("names", names)
+    assert of_lines("names", about | {"kind": "train"}) == names and of_lines("names", {"kind": "train"}) == []
+    assert len(about) > 1 and all(is_scalar(line) and len(line) <= 1000 for line in about.values())
+
+
 def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
     with federation(stateful, folder=tmp_path) as (fed, sites, transport):
         fed.init(jax.random.key(1))
         state = fed.init(jax.random.key(1))
-        raw = fed._requests.write("train", 0, about=About(state, np.zeros(4, np.int32)), body={"message": 1}, draws=True)
+        raw = fed._requests.write("train", 0, to=NAMES, about=About(state, np.zeros(4, np.int32)), body={"message": 1}, draws=True)
         cases = {
             "not-an-envelope": b"hello, site",
             "pickle-payload": b"\x80\x04N.",
             "bad-signature": transport.sent[0].replace(b'"exchange":0', b'"exchange":1'),
             "wrong-structure": raw,
-            "wrong-kind": fed._requests.write("shell", 0),
+            "wrong-kind": fed._requests.write("shell", 0, to=NAMES),
         }
         for code, request in cases.items():
             answer = header_of(sites[0].handle(request))
