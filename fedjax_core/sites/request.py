@@ -89,13 +89,8 @@ class Requests:
         if self.prepared:
             sent[PREPARED] = self.prepared
         request = self._signed(kind, number, e, said, sent)
-        self._record(
-            COORDINATOR,
-            "asked",
-            number,
-            {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest, "config": self.config}
-            | in_lines("names", to),
-        )
+        asked: dict[str, Scalar] = {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest}
+        self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
         return request
 
     def part(self, asked: Header, of: str, part: int) -> bytes:
