@@ -1,30 +1,5 @@
-"""What a site insists on holds whatever is asked of it: its caps, its clock, its share of bad records, its leaving.
-
-What becomes of each fault and attack, and the test that shows it (rows of what hospitals and other frameworks met):
-
-    a kill of coordinator or site, between or in rounds         test_federation::test_killed_anywhere...
-    all fall back to a checkpoint                               test_federation::test_a_coordinator_that_falls_back...
-    corrupt checkpoint, changed configuration                   tests/run/test_checkpoint, tests/run/test_fit
-    site returns after missing rounds; straggler; late          test_faults::test_as_if_the_site_had_not_been_asked
-    all but one lost, below the quorum                          test_faults::test_below_the_quorum...
-    duplicate, replay, stale round                              test_faults, test_guard, test_federation::test_the_same_request...
-    bit flip in transit, header or tensor; truncated            test_faults, test_wire
-    slow work, longer than any idle time                        test_progress_is_no_idleness
-    one deadline for a round of several exchanges               test_a_round_has_one_deadline
-    NaN, shape, dtype, tree, absurd weight, norm                test_faults, test_gate
-    zero or empty aggregate                                     test_reports_that_add_up_to_nothing_stop_the_run
-    a filter that wipes updates                                 test_what_the_uplink_leaves_is_told_and_little_is_warned_of
-    unknown, revoked, wrong or another's key                    test_identity, test_wire, test_faults
-    wrong clock                                                 test_a_wrong_clock_is_refused_by_how_much
-    pickle, deep nesting, oversize, wrong schema, fuzz          test_tensors, test_wire
-    audit edited, cut, reordered, written anew, pruned          test_audit, test_retention
-    plaintext Ray, no token                                     test_ray
-    path traversal in names                                     test_path
-    small cohort; fields; norm; hours; pause                    test_policy, test_federation::test_a_policy_is_asked...
-    withdrawal                                                  test_a_site_that_withdrew_says_so_and_contributes_no_more
-    caps on seconds, memory, CPUs                               test_caps..., test_a_process_is_confined
-    bad records                                                 test_bad_records_are_skipped_up_to_a_share
-    values of data in messages, logs, errors                    test_federation::test_no_value_of_the_data...
+"""What a site insists on holds whatever is asked of it: its caps, its clock, its share of bad records, its leaving. What becomes of
+each fault, and the test that shows it, is in test_fault_matrix.py.
 """
 
 import dataclasses

@@ -1,0 +1,278 @@
+"""What becomes of each fault and attack, and the tests that show it; those that have no other home are here.
+
+`ROWS` are the faults that other frameworks and hospitals met, first those of a run, then of messages and numbers, then of those who mean
+harm. A row whose entry begins with "not built" says why.
+"""
+
+import ast
+import re
+import time
+import tomllib
+from dataclasses import replace
+
+import jax
+import numpy as np
+import optax
+import psutil
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.sites import policy
+from fedjax_core.sites.answers import ANSWERS
+from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.wire import Header, decode, encode, header_of
+from tests.conftest import REPOSITORY
+from tests.sites.faulty import changed
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, site_files
+from tests.zoo import task
+
+ROWS = {
+    # A run.
+    "coordinator killed between rounds": """
+        tests/sites/test_federation.py::test_killed_anywhere_and_started_again_it_ends_bit_for_bit
+        tests/run/test_kill.py::test_killed_three_times
+        tests/consortium/test_kills.py::test_killed_and_started_again_it_ends_bit_for_bit""",
+    "coordinator killed before broadcast, after k of n results, after aggregation, in a checkpoint, before its commit": """
+        tests/consortium/test_kills.py::test_killed_and_started_again_it_ends_bit_for_bit
+        tests/consortium/test_box.py::test_the_coordinator_is_killed_at_every_point
+        tests/run/test_checkpoint.py::test_half_written_remains_are_removed""",
+    "all fall back to a checkpoint": """
+        tests/sites/test_federation.py::test_a_coordinator_that_falls_back_takes_its_sites_back""",
+    "all participants killed at once": """
+        tests/consortium/test_box.py::test_everything_is_killed_at_once""",
+    "corrupt or truncated newest checkpoint: the one before, and the log says so": """
+        tests/run/test_checkpoint.py::test_a_damaged_newest_falls_back_says_so_and_is_set_aside
+        tests/run/test_resume.py::test_a_damaged_newest_costs_rounds_and_not_the_answer
+        tests/run/test_seal.py::test_a_damaged_newest_falls_back_as_a_plain_one_does""",
+    "the same, with an entry in the audit log": "not built: checkpoints are of any run, also of a simulation, and know of no audit log",
+    "changed configuration before a resume": """
+        tests/run/test_resume.py::test_a_changed_configuration_is_refused_by_name
+        tests/run/test_resume.py::test_changed_data_and_settings_are_refused_by_name""",
+    "the same, with a flag that overrides": "not built: another configuration is another run, in another folder",
+    "site killed at work, its node killed": """
+        tests/consortium/test_box.py::test_a_site_and_a_node_are_killed
+        tests/sites/test_ray.py::test_four_site_processes_follow_the_stored_weights""",
+    "site lost for a round: quorum, renormalised weights, its name in the audit": """
+        tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked
+        tests/sites/test_federation.py::test_the_audit_says_who_was_asked""",
+    "site returns after missing rounds": """
+        tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked
+        tests/sites/test_parts.py::test_what_was_cut_is_taken_up_where_it_was""",
+    "all but one lost, below the quorum": """
+        tests/sites/test_faults.py::test_below_the_quorum_nothing_is_averaged_and_the_round_can_be_run_again
+        tests/sites/test_faults.py::test_a_share_of_the_examples_may_be_asked_for""",
+    "straggler: one deadline for a round, of however many exchanges": """
+        tests/sites/test_own_terms.py::test_a_round_has_one_deadline
+        tests/sites/test_faults.py::test_with_enough_reports_the_others_are_not_waited_for
+        tests/sites/test_faults.py::test_waiting_ends_when_nothing_comes_for_a_while""",
+    "slow work, longer than any idle time": """
+        tests/sites/test_own_terms.py::test_progress_is_no_idleness""",
+    "slow link, large payload": """
+        tests/sites/test_parts.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come
+        tests/sites/test_parts.py::test_of_a_damaged_part_only_that_part_is_asked_for_again""",
+    "memory over 500 rounds": """
+        tests/sites/test_fault_matrix.py::test_memory_is_flat_over_rounds
+        tests/scripts/test_benchmarks.py::test_a_slope_is_in_bytes_a_round""",
+    "coordinator's peak memory against the number of sites": """
+        tests/sites/test_faults.py::test_reports_that_come_before_their_turn_wait_where_they_lie
+        tests/sites/test_parts.py::test_a_length_that_is_only_said_takes_no_memory""",  # the figures: scripts/bench_sites.py --cases memory
+    "full disk": """
+        tests/run/test_resume.py::test_a_disk_that_fills_costs_rounds_and_not_the_answer
+        tests/sites/test_audit.py::test_a_full_disk_stops_the_work_and_leaves_the_log_whole""",
+    # Messages and numbers.
+    "duplicate, replayed or stale update": """
+        tests/sites/test_guard.py::test_a_message_is_heard_once_and_others_beside_it
+        tests/sites/test_guard.py::test_other_rounds_are_refused
+        tests/sites/test_federation.py::test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused
+        tests/sites/test_faults.py::test_as_if_nothing_had_been""",
+    "bit flip in transit": """
+        tests/sites/test_faults.py::test_as_if_nothing_had_been
+        tests/sites/test_wire.py::test_refused""",
+    "bit flip in what a site keeps": """
+        tests/sites/test_site.py::test_what_a_site_keeps_is_whole_or_not_there""",
+    "NaN, Inf, shape, dtype, tree, absurd weight or norm": """
+        tests/sites/test_gate.py::test_quarantined
+        tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked""",
+    "zero or empty aggregate": """
+        tests/sites/test_own_terms.py::test_reports_that_add_up_to_nothing_stop_the_run""",
+    "a filter that wipes updates": """
+        tests/sites/test_own_terms.py::test_what_the_uplink_leaves_is_told_and_little_is_warned_of""",
+    "poisoned update: sign flipped, scaled": """
+        tests/sites/test_fault_matrix.py::test_one_who_poisons_shifts_a_trimmed_mean_little
+        tests/aggregators/test_aggregators.py::test_trimmed_mean_withstands_wild_reports""",
+    "wrong clock": """
+        tests/sites/test_own_terms.py::test_a_wrong_clock_is_refused_by_how_much""",
+    "changed data": """
+        tests/sites/test_federation.py::test_a_change_of_data_must_be_declared""",
+    "bad records": """
+        tests/sites/test_own_terms.py::test_bad_records_are_skipped_and_counted
+        tests/sites/test_own_terms.py::test_with_more_bad_records_a_site_takes_no_part""",
+    # Those who mean harm, and what a site insists on.
+    "no certificate, another authority, another name, expired": """
+        tests/sites/test_certificates.py::test_another_authority_is_refused_even_of_the_same_name
+        tests/sites/test_certificates.py::test_openssl_takes_the_certificate_for_its_hosts_and_no_others
+        tests/sites/test_certificates.py::test_one_that_is_not_valid_now_is_refused
+        tests/consortium/test_strangers.py::test_a_stranger_is_refused_with_a_message_of_its_own
+        tests/consortium/test_box.py::test_it_listens_on_loopback_alone_and_takes_nobody_without_certificate""",
+    "revoked certificate": "not built: Ray's gRPC reads no such list; the authority is made anew, and a site's own key is revoked, below",
+    "revoked, unknown or another's key": """
+        tests/sites/test_identity.py::test_who_signed_is_told_apart
+        tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked""",
+    "stolen token": """
+        tests/consortium/test_strangers.py::test_a_stranger_is_refused_with_a_message_of_its_own""",  # a token needs a certificate
+    "plaintext Ray, no token": """
+        tests/sites/test_ray_security.py::test_each_lack_is_refused_with_its_own_message
+        tests/sites/test_ray_security.py::test_a_ray_that_is_not_ours_is_refused_before_anything_is_sent
+        tests/sites/test_ray.py::test_a_federation_does_not_join_a_ray_without_protection""",
+    "tampered or unsigned job or code": """
+        tests/sites/test_site.py::test_a_study_is_built_from_what_is_installed
+        tests/sites/test_policy.py::test_nothing_is_allowed_that_nobody_named
+        tests/sites/test_policy.py::test_the_first_task_is_pinned_and_others_refused""",
+    "malicious pickle, deep nesting, oversize, wrong schema, fuzz": """
+        tests/sites/test_wire.py::test_nothing_but_a_refusal_ever_comes_of_bytes
+        tests/sites/test_wire.py::test_limits_hold
+        tests/sites/test_tensors.py::test_limits_hold
+        tests/sites/test_base.py::test_deep_nesting_is_refused""",
+    "path traversal in names": """
+        tests/sites/test_base.py::test_names_that_would_do_harm_are_refused""",
+    "zip bomb in an artefact": "not built: nothing compressed travels; the sizes of what does are limited, above",
+    "audit log edited, cut, reordered, written anew, pruned": """
+        tests/sites/test_audit.py::test_every_changed_byte_is_found
+        tests/sites/test_audit.py::test_each_way_of_changing_a_log_is_found
+        tests/sites/test_audit.py::test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head
+        tests/sites/test_retention.py::test_more_cannot_be_taken_away_than_was_signed""",
+    "somebody does what is not theirs to do": """
+        tests/sites/test_fault_matrix.py::test_only_the_coordinator_is_answered_whatever_is_asked
+        tests/sites/test_federation.py::test_sites_refuse_what_is_not_theirs_to_answer""",
+    "secure aggregation with dropout": "not built: the coordinator sees each report; docs/sites.md says so",
+    "small cohort or cell": """
+        tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves
+        tests/sites/test_policy.py::test_no
+        tests/sites/test_prepare.py::test_the_minimum_of_examples_and_of_a_cell_hold""",
+    "a pair of queries that differ in one person": "not built: a request chooses no rows, so such a pair takes a change of the data, above",
+    "fields, norm, hours, pause": """
+        tests/sites/test_policy.py::test_what_may_leave
+        tests/sites/test_policy.py::test_hours_are_those_of_the_site
+        tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves""",
+    "withdrawal": """
+        tests/sites/test_own_terms.py::test_a_site_that_withdrew_says_so_and_contributes_no_more""",
+    "caps on seconds, memory, CPUs": """
+        tests/sites/test_own_terms.py::test_caps_end_the_work_and_nothing_leaves
+        tests/sites/test_own_terms.py::test_caps_of_a_day_last_over_restarts
+        tests/sites/test_own_terms.py::test_a_process_is_confined""",
+    "values of data in messages, logs, errors, checkpoints": """
+        tests/sites/test_leaks.py::test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others
+        tests/sites/test_leaks.py::test_nothing_of_a_site_is_in_rays_own_logs""",
+    "documents that say other than the code": """
+        tests/sites/test_fault_matrix.py::test_what_the_documents_show_is_what_the_code_reads
+        tests/sites/test_fault_matrix.py::test_every_row_names_tests_that_are_there""",
+}
+
+
+def named_in(path: str) -> set[str]:
+    return {node.name for node in ast.parse((REPOSITORY / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_names_tests_that_are_there():
+    """Of this table, and of the threat model in docs/sites.md."""
+    named = [name for row in ROWS.values() if not row.startswith("not built: ") for name in row.split()]
+    table = (REPOSITORY / "docs" / "sites.md").read_text().partition("## Threat model")[2]
+    assert len(named) > 80 and len(ROWS) > 40
+    for name in named + re.findall(r"`(tests/[^`]+)`", table):
+        path, _, test = name.partition("::")
+        assert (REPOSITORY / path).exists() and (not test or test in named_in(path)), name
+
+
+ROLES = {
+    "another site": lambda header: encode(replace(header, sender="mayo"), {}, SiteKey.make("mayo")),
+    "a stranger by the coordinator's name": lambda header: encode(header, {}, SiteKey.make("coordinator")),
+    "the site itself": lambda header: encode(replace(header, sender="charite"), {}, SITE),
+    "somebody who changes what the coordinator signed": lambda header: encode(header, {}, COORDINATOR).replace(
+        b'"run":"run"', b'"run":"nur"'
+    ),
+}
+CODES = {"another site": "unknown-sender", "a stranger by the coordinator's name": "wrong-key", "the site itself": "unknown-sender"}
+SITE = SiteKey.make("charite")
+KINDS = [*ANSWERS, *{answer.reply for answer in ANSWERS.values()}, "refusal", "shell"]
+
+
+@pytest.mark.parametrize("role", [*ROLES, "the coordinator"])
+def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
+    """Every role with every kind of message: the matrix is made of the table by which a site knows the kinds."""
+    SITE.save(tmp_path)
+    about = replace(site_files()[0], key=tmp_path / "charite.key")
+    study = Study(fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1))), BATCH, EPOCHS)
+    with Site(about, study, COORDINATOR.public) as site:
+        for kind in KINDS:
+            header = Header(
+                kind=kind, run="run", round=0, exchange=0, sender="coordinator", recipient="sites", sequence=time.time_ns(),
+                created_unix_ms=int(time.time() * 1000), config=study.hash,
+            )  # fmt: skip
+            said = header_of(site.handle(ROLES.get(role, lambda header: encode(header, {}, COORDINATOR))(header)))
+            if role == "the coordinator":
+                assert (
+                    said.kind == ANSWERS[kind].reply
+                    if kind == "describe"
+                    else said.fields["code"] not in {*CODES.values(), "bad-signature"}
+                )
+                assert (said.fields.get("code") == "wrong-kind") == (kind not in ANSWERS)
+            else:
+                assert (said.kind, said.fields["code"]) == ("refusal", CODES.get(role, "bad-signature"))
+
+
+def poisoned(aggregator, factor):
+    """The pooled loss after three rounds in which one of four sites sends its update times `factor`."""
+    box = {}
+
+    def fault(send, site, request, n):
+        def poison(raw):
+            header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
+            return encode(header, {name: x * np.float32(factor) for name, x in tensors.items()}, box["sites"][1].key)
+
+        return changed(send(site, request), poison) if (site, header_of(request).kind) == (NAMES[1], "train") else send(site, request)
+
+    with federation(fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=aggregator), fault=fault) as (fed, sites, _):
+        box |= {"fed": fed, "sites": sites}
+        state = fed.init(jax.random.key(1))
+        for _ in range(3):
+            state, _ = fed.run(state, [0, 1, 2, 3])
+        return fed.evaluate(state).pooled["loss"]
+
+
+@pytest.mark.slow  # default: tests/aggregators
+def test_one_who_poisons_shifts_a_trimmed_mean_little():
+    clean = poisoned(fc.aggregators.trimmed_mean(0.25), 1)
+    for factor in (-10, 100):
+        assert poisoned(fc.aggregators.trimmed_mean(0.25), factor) < 1.1 * clean < poisoned(fc.aggregators.mean(), factor) / 2
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_rounds():
+    """Of the coordinator and four sites in one process, over the last 200 of 500 rounds."""
+    with federation(fc.compose(fc.algorithms.scaffold(task(), 0.1, 4))) as (fed, _, transport):
+        state, found = fed.init(jax.random.key(1)), []
+        for _ in range(500):
+            state, _ = fed.run(state, [0, 1, 2, 3])
+            transport.sent.clear()
+            transport.received.clear()
+            found.append(psutil.Process().memory_info().rss)
+    rise = np.polyfit(np.arange(200), found[-200:], 1)[0]
+    print(f"{rise:.0f} bytes a round")
+    assert rise < 10_000
+
+
+def test_what_the_documents_show_is_what_the_code_reads(tmp_path):
+    """The files in docs/sites.md, and the policy in its module's docstring, which shows every setting that there is."""
+    site, shown = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "docs" / "sites.md").read_text(), re.DOTALL)
+    whole = policy.__doc__.partition("\n\n")[2].partition("What is not set")[0]
+    for name, text in (("site", site), ("shown", shown), ("whole", whole)):
+        (tmp_path / f"{name}.toml").write_text(re.sub(r"(?m)^ {3,4}", "", text))
+    assert SiteFile.read(tmp_path / "site.toml").name == Policy.read(tmp_path / "shown.toml").site == "charite"
+    found, tables = Policy.read(tmp_path / "whole.toml"), tomllib.loads((tmp_path / "whole.toml").read_text())
+    for name in ("tasks", "minimum", "leaving", "hours", "caps"):
+        assert set(tables[name]) == set(vars(getattr(found, name))), name
+    assert set(tables) | {"withdrawn"} == set(vars(found))
