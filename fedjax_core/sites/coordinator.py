@@ -44,8 +44,9 @@ from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.collect import Collector, Paused, Rules
 from fedjax_core.sites.described import Sites, addresses, describe
-from fedjax_core.sites.exchange import NO_METRICS, exchange, number_of, total_of
+from fedjax_core.sites.exchange import exchange
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
+from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
 from fedjax_core.sites.request import About, Requests
 from fedjax_core.sites.settled import settled
 from fedjax_core.sites.site import Site

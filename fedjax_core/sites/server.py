@@ -19,7 +19,7 @@ class Server(NamedTuple):
     broadcast: list[Any]
     fine: list[Any]  # whether a report may be used
     zero: list[Any]
-    add: list[Any]  # what a report expands to, in place
+    add: list[Any]  # what a report expands to, times a factor or as it is, in place
     conclude: list[Any]
     size: Any  # of all reports together
 
@@ -43,8 +43,9 @@ def server_half(composed: Round) -> Server:
     def zero(e: int, cohort: int) -> Any:
         return composed.aggregator.zero(jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0], cohort)
 
-    def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array) -> Any:
+    def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array, factor: Array | None) -> Any:
         update = composed.receive(e, uplink, sent, weight)[0]
+        update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
         return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
 
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,0 +1,149 @@
+"""Reports, and what they add up to: read by the gate, expanded by the server's half of the uplink, added, concluded.
+
+    message ─training─► request        its reports ─Reports.read─► (sent, weight) ─Sums.add─► ... ─Sums.conclude─► state
+
+Whose turn it is, and how many are enough, is for whoever asks: a round (`exchange.py`), or the server's buffer (`asynchronous.py`).
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.metrics import Mean, Sum
+from fedjax_core.round import Round, State
+from fedjax_core.sites import gate
+from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.collect import Collector, Rules
+from fedjax_core.sites.local import LEFT
+from fedjax_core.sites.request import About, Record, Requests
+from fedjax_core.sites.server import server_half
+from fedjax_core.sites.tensors import kinds
+from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
+
+log = logging.getLogger("fedjax_core")
+
+NO_METRICS = ("weight", "examples", "data", "data_was")
+"""Of the fields in a reply."""
+
+
+class NothingLearned(RuntimeError):
+    """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
+
+
+def training(message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector) -> bytes:
+    """The request to train from this message, in the draws of round `number`."""
+    fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
+    body = {"message": message, "uplink": about.state.uplink[e]}
+    return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
+
+
+class Reports:
+    """Reads the reports to one request to train: the gate, then the server's half of the uplink."""
+
+    def __init__(
+        self, asked: Header, composed: Round, uplink: Any, *, requests: Requests, collector: Collector, data: Mapping[str, str],
+        record: Record,
+    ) -> None:  # fmt: skip
+        """`asked`: the request's header; `data`: the fingerprint of each site's."""
+        rules, sizes, e = collector.rules, collector.sizes, asked.exchange
+        self.refused = 0
+        self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
+        self._bounds = np.maximum(1.0, sizes) if rules.max_weight is None else np.full(len(sizes), rules.max_weight)  # [N] on the weight
+        self._expected = gate.Expected(
+            run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=kinds(self._server.sent[e]), data=data,
+            answers=asked.digest, max_weight=math.inf, max_norm=rules.max_norm,
+        )  # fmt: skip
+
+    def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
+        """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
+        verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at])))
+        about, found = dict(verdict._asdict()), None
+        if verdict.accepted:
+            sent, weight = self.sent(heard)
+            if self._server.fine[self._e](self._uplink, sent, np.float32(weight)):
+                found = sent, weight
+            else:
+                about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
+        self.refused += found is None
+        self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
+        return found
+
+    def sent(self, heard: Envelope) -> tuple[Any, float]:
+        """(what was sent, weight)."""
+        like = jax.tree.structure(self._server.sent[self._e])
+        sent = jax.tree.unflatten(like, [heard.tensors[name] for name in self._expected.kinds])  # which the gate has checked
+        sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
+        return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
+
+    def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:
+        """Into the audit log."""
+        self._record(who, what, self._expected.round, {**about, "exchange": self._e})
+
+
+class Sums:
+    """What the reports of one exchange add up to so far."""
+
+    def __init__(self, composed: Round, e: int, uplink: Any, cohort: int) -> None:
+        """`cohort`: for how many reports there are places."""
+        self.weight, self.count = np.float32(0), np.float32(0)
+        self.metrics: dict[str, Any] = {}
+        self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
+        self._adds = composed.algorithm.exchanges[e].update is not None
+        self._acc: Any = None
+
+    def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None) -> None:
+        """Adds (what was sent, weight), which counts so many times; its update is multiplied by `factor`, None: taken as it is."""
+        sent, its, times = report[0], np.float32(report[1]), np.float32(times)
+        if self._adds:
+            acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
+            self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
+        self.weight, self.count = self.weight + its * times, self.count + times
+        for name, metric in metrics_of(header).items():
+            self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
+
+    def conclude(self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> State:
+        """The state that comes of them.
+
+        Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports together are nothing.
+        """
+        left = {name: float(self.metrics[name].total / self.metrics[name].weight) for name in LEFT if name in self.metrics}
+        if any(share < rules.warn_below for share in left.values()):
+            log.warning("%s: the uplink leaves little of the updates: %s", where, left)
+            record(COORDINATOR, "warned", {"code": "little-left", **left})
+        if self._acc is not None and not rules.allow_zero and float(self._server.size(self._acc)) == 0:
+            record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
+            raise NothingLearned(
+                f"{where}: {self.count:g} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "
+                f"leaves of them on average: {left or 'all, as it has no stages'}. Look at its clip, filter and quantisation, at the "
+                "learning rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
+            )
+        concluded: State = self._server.conclude[self._e](state._replace(clients=()), self._acc, self.weight, self.count)  # type: ignore[arg-type]
+        return concluded
+
+
+def metrics_of(header: Header) -> dict[str, Any]:
+    """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `clients` alone is a sum."""
+    fields = {name: number_of(value) for name, value in header.fields.items() if name not in NO_METRICS}
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        weight: Any = np.float32(fields.get(f"{name}.weight", 0))
+        if "." not in name:
+            total: Any = np.float32(value)
+            found[name] = Mean(total, weight) if f"{name}.weight" in fields else Sum(total)
+    return found
+
+
+def number_of(value: Any) -> float:
+    """A field that should be a number; NaN where it is none."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def total_of(value: Any) -> Sum:
+    """A metric that is a sum."""
+    total: Any = np.float32(value)
+    return Sum(total)
