@@ -4,8 +4,10 @@ import sys
 import warnings
 
 import jax
+from ray.experimental import get_object_locations
 
 import fedjax_core as fc
+from fedjax_core.cluster import crew
 from tests.run import small
 
 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # Ray starts its own programs
@@ -21,6 +23,7 @@ def main() -> None:
     with fc.ClusterSimulator(composed, small.clients(), workers=2, batch_size=4, lanes=2, address=nodes.address) as sim:
         assert len({worker["node"] for worker in sim.workers}) == 2
         first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
+        check_once_a_node(sim, first, cohort)
         expected, _ = sim.run_many(first, [cohort] * 3)
 
         nodes.remove_node(second, allow_graceful=False)
@@ -33,6 +36,15 @@ def main() -> None:
         assert small.bits(sim.run_many(first, [cohort] * 3)[0]) == small.bits(expected)
     nodes.shutdown()
     print("same")
+
+
+def check_once_a_node(sim, state, cohort) -> None:
+    """A round's message is put once, and is then on both nodes."""
+    refs, put = [], crew.ray.put
+    crew.ray.put = lambda value: refs.append(put(value)) or refs[-1]
+    sim.run(state, cohort)
+    crew.ray.put = put
+    assert len(refs) == 1 and len(set(get_object_locations(refs)[refs[0]]["node_ids"])) == 2
 
 
 if __name__ == "__main__":

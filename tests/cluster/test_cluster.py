@@ -1,15 +1,19 @@
 """The cluster simulator on real Ray workers: equal to lanes, and to itself whatever happens to a worker."""
 
 import os
+import pickle
 import signal
 import threading
 import time
 
 import jax
 import numpy as np
+import optax
 import pytest
+from ray.experimental import get_object_locations
 
 import fedjax_core as fc
+from fedjax_core.cluster import crew
 from tests.run import small
 from tests.test_contracts import BATCH, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO, clients
@@ -32,6 +36,26 @@ def test_two_workers_are_the_simulator(name):
         assert_close(state, usual(name)[1])
         assert fc.metrics.summary(seen[-1]) == pytest.approx(fc.metrics.summary(usual(name)[2][-1]), rel=1e-5)
         assert sim.traces == 1 and len({worker["pid"] for worker in sim.workers} - {os.getpid()}) == 2
+
+
+@pytest.mark.slow
+def test_the_model_is_in_the_store_once_and_no_share_has_a_copy(monkeypatch):
+    """A model of 4 MB, for four shares and three workers of one node: `node_script` looks at two nodes."""
+    refs, shares, put, do = [], [], crew.ray.put, crew.Crew.do
+    monkeypatch.setattr(crew.ray, "put", lambda value: refs.append(put(value)) or refs[-1])
+    monkeypatch.setattr(crew.Crew, "do", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads))
+    task = fc.Task(init=lambda key: np.zeros(10**6, np.float32), loss=lambda params, batch, key: params[0] * batch["x"][:, 0])
+    composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
+    data = fc.Clients.from_list([{"x": np.ones((4, 1), np.float32)}] * 8)
+    with fc.ClusterSimulator(composed, data, workers=3, shares=4, batch_size=4, epochs=1, lanes=1, cpus_per_worker=0.5) as sim:
+        state, _ = sim.run(sim.init(jax.random.key(0)), np.arange(8))
+        sim.resize(3)
+        refs.clear(), shares.clear()
+        sim.run(state, np.arange(8))
+        (ref,) = refs
+        (found,) = get_object_locations(refs).values()
+        assert 4e6 < found["object_size"] < 5e6 and len(found["node_ids"]) == 1 and isinstance(ref, crew.ray.ObjectRef)
+        assert len(sim.workers) == 3 and len(shares) == 4 and sum(len(pickle.dumps(share)) for share in shares) < 1e5
 
 
 @pytest.mark.slow

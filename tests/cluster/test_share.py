@@ -53,6 +53,18 @@ def test_streamed_examples_are_the_same(name):
     assert sim.traces == 1
 
 
+def test_a_message_is_put_once_for_all_shares(monkeypatch):
+    put = []
+    monkeypatch.setattr(
+        InProcess, "put", lambda self, broadcast, inner=InProcess.put: put.append(broadcast.exchange) or inner(self, broadcast)
+    )
+    sim = cluster("mime, clip, feedback")
+    state, _ = sim.run(sim.init(jax.random.key(0)), COHORTS[0])  # which measures, with a message of its own
+    put.clear()
+    sim.run(state, COHORTS[0])
+    assert put == [0, 1]
+
+
 @pytest.mark.slow
 def test_the_number_of_workers_changes_no_bit():
     one, three = (run(cluster("scaffold, clip, feedback", workers=w, shares=3))[0] for w in (1, 3))
