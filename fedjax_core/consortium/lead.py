@@ -38,8 +38,8 @@ def lead(folder: Folder, address: str | None) -> int:
     quorum, roster = plan.quorum or None, Roster.read(home / "roster.toml")
     with Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
-        noise=study.noise, prepare=study.prepare, rules=Rules(quorum=quorum, deadline_seconds=600.0), folder=home, roster=roster,
-        key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
+        noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, rules=Rules(quorum=quorum, deadline_seconds=600.0),
+        folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
     ) as federation:  # fmt: skip
         for attempt in itertools.count(1):
             try:

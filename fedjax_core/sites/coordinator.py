@@ -72,7 +72,7 @@ class Federation:
     where its file names none; "in-process" has them in threads here; any other `Transport` is used as it is, with a `roster` of the
     sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
 
-    `clip` and `noise` say what the uplink does, to sites whose policy asks for it, as the sites' own studies do.
+    `clip`, `noise` and `epsilon` say what the study does, to sites whose policy asks for it, as the sites' own studies do.
     `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
     sites' columns, asked for once; they are in `folder`, too.
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
@@ -89,6 +89,7 @@ class Federation:
         seed: int = 0,
         clip: float | None = None,
         noise: float | None = None,
+        epsilon: float | None = None,
         prepare: Any = (),
         rules: Rules | None = None,
         folder: str | Path | None = None,
@@ -101,7 +102,7 @@ class Federation:
     ) -> None:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise, prepare=prepare)
+        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare)
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
         self._names = [one.name for one in files]

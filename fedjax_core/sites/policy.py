@@ -14,10 +14,12 @@
     cell = 5                      # of values behind a sum for preprocessing, or it is not told
 
     [leaving]
-    fields = ["weight", "examples", "data", "loss"]
+    fields = ["weight", "examples", "data"]     # and metrics, such as "loss": not where an epsilon is kept, which does not count them
     max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
     clip = 1.0                    # the run must clip each update to this or less
     noise = 0.8                   # and add at least this multiple of it
+    delta = 1e-6                  # what leaves is then counted, as an epsilon at this delta; see epsilon.py
+    epsilon = 8.0                 # up to which updates leave, in all runs together
 
     [hours]
     zone = "Europe/Berlin"
@@ -87,6 +89,23 @@ class Leaving:
     max_norm: float | None = None
     clip: float | None = None
     noise: float | None = None
+    delta: float | None = None
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and self.delta is None:
+            raise ValueError(f"leaving.epsilon is {self.epsilon:g}, and means nothing without leaving.delta: set one, such as 1e-6")
+        if self.delta is None:
+            return
+        if not 0 < self.delta < 1:
+            raise ValueError(f"leaving.delta is {self.delta:g}, and should be a probability: well below one over the number of patients")
+        if not (self.clip and self.noise):
+            raise ValueError("leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise")
+        if bare := sorted(set(self.fields) - {"weight", "examples", "data"}):
+            raise ValueError(
+                f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "
+                "kept: leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ class Request:
     noise: float | None = None
     bad: float = 0.0  # share of the records that were skipped
     seconds_today: float = 0.0  # that the site has computed today
+    epsilon: float = 0.0  # of all that has left, with what is asked for now
 
 
 class Decision(NamedTuple):
@@ -188,12 +208,18 @@ class Policy:
             return Decision(False, code, f"{self.site} {reason}")
         return Decision(True, "allowed", pin=request.task if self.tasks.mode == "first-use" and pinned is None else None)
 
-    def may_leave(self, fields: typing.Iterable[str], norm: float) -> Decision:
-        """Whether a message with these fields and this l2 norm may go out: asked of every message, when it is ready."""
+    def may_leave(self, fields: typing.Iterable[str], norm: float, epsilon: float = 0.0) -> Decision:
+        """Whether a message with these fields and this l2 norm may go out, with which all together have this epsilon.
+
+        Asked of every message, when it is ready.
+        """
         if extra := sorted(set(fields) - set(self.leaving.fields)):
             return Decision(False, "field", f"{self.site} does not let {listed(extra)} leave (leaving.fields)")
         if self.leaving.max_norm is not None and not norm <= self.leaving.max_norm:
             return Decision(False, "norm", f"{self.site} lets nothing leave with a norm above {self.leaving.max_norm:g} (leaving.max_norm)")
+        if self.leaving.epsilon is not None and not epsilon <= self.leaving.epsilon:
+            limit = f"an epsilon of {self.leaving.epsilon:g} at delta {self.leaving.delta:g}"
+            return Decision(False, "epsilon", f"{self.site} lets its updates tell no more than {limit}, which is spent (leaving.epsilon)")
         return Decision(True, "allowed")
 
     def _objections(self, request: Request, now: datetime, pinned: str | None) -> Iterator[tuple[str, str]]:
@@ -216,7 +242,7 @@ class Policy:
                 "per-class",
                 f"does not have the {self.minimum.per_class} examples of each class that its policy asks for (minimum.per_class)",
             )
-        if not (leave := self.may_leave(request.fields, 0.0)).allowed:
+        if not (leave := self.may_leave(request.fields, 0.0, request.epsilon)).allowed:
             yield leave.code, leave.reason.removeprefix(f"{self.site} ")
         if self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
             yield (

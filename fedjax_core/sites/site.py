@@ -28,6 +28,7 @@ from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Refused, Scalar, listed
 from fedjax_core.sites.caps import Budget
+from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
@@ -84,6 +85,7 @@ class Site:
         self._read_policy()
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self.budget = Budget(self.folder)
+        self.told = Ledger(self.folder)
         self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
         self.data = fingerprint(self.clients, about.order)
@@ -180,6 +182,7 @@ class Site:
         request = policy.Request(
             task=header.config, examples=self.clients.examples, per_class=classes, clip=self.study.clip, noise=self.study.noise,
             fields=fields, bad=(self.skipped or 0) / (self.clients.examples + (self.skipped or 0)), seconds_today=self.budget.seconds_today,
+            epsilon=self._epsilon(header),
         )  # fmt: skip
         pins = self.folder / "pinned" if self.folder is not None else None
         pinned = self._pinned if pins is None else policy.pinned(pins)
@@ -216,9 +219,27 @@ class Site:
         if norms and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
             raise Declined(f"{leave.reason} [{leave.code}]")
         header, reply = encode_both(header, tensors, self.key)
+        counted = self._count(request, header.digest)
         if self.log is not None:
-            self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more=more)
+            self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more={**(more or {}), **counted})
         return reply
+
+    def _epsilon(self, request: Header, digest: str | None = None) -> float:
+        """Of all updates, once one has left in answer to this request; 0 where the policy has none kept."""
+        delta, noise = self.policy.leaving.delta, self.study.noise
+        if request.kind != "train" or delta is None or not noise:
+            return 0.0
+        return epsilon(self.told.after(_where(request), noise, digest), delta)
+
+    def _count(self, request: Header, digest: str) -> dict[str, Scalar]:
+        """Counts what an update of this digest tells, before it leaves; raises where that is more than the policy lets it."""
+        delta, noise = self.policy.leaving.delta, self.study.noise
+        if request.kind != "train" or delta is None or not noise:
+            return {}
+        now = self._epsilon(request, digest)
+        if not (leave := self.policy.may_leave([], 0.0, now)).allowed:
+            raise Declined(f"{leave.reason} [{leave.code}]")
+        return {"epsilon": now, "delta": delta, "told": self.told.add(_where(request), noise, digest)}
 
     def _refuse(self, request: Header | None, code: str, reason: str) -> bytes:
         request = request or Header(
@@ -286,6 +307,11 @@ def fingerprint(clients: Clients, order: Order | None) -> str:
     if order is None or callable(order):
         return clients.fingerprint()
     return sha256(f"{clients.fingerprint()}{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()[:16]
+
+
+def _where(request: Header) -> str:
+    """Of a run, the place to which a report belongs."""
+    return f"{request.run}/{request.round}/{request.exchange}"
 
 
 def _columns(clients: Clients) -> list[tuple[str, np.ndarray]]:

@@ -41,7 +41,8 @@ class Study:
     noise: float | None = None
     """The noise that is added, in multiples of the clip, for the policies that ask for some."""
     epsilon: float | None = None
-    """What the whole run may tell of one of those it protects, by an accountant: recorded with every update that leaves a site."""
+    """What the whole run may tell of one of those it protects, by an accountant: recorded with every update that leaves a site, but
+    where the site keeps an account of its own."""
     prepare: tuple[Step, ...] = ()
     """The steps by which all sites prepare their columns alike, such as `fc.preprocess.Standardise("x")`."""
 

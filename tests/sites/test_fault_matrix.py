@@ -158,6 +158,9 @@ ROWS = {
         tests/sites/test_policy.py::test_what_may_leave
         tests/sites/test_policy.py::test_hours_are_those_of_the_site
         tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves""",
+    "an epsilon that is spent, and an account that a crash or a removed file would lose": """
+        tests/sites/test_epsilon.py::test_a_site_tells_no_more_than_its_policy_lets_it
+        tests/sites/test_epsilon.py::test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused""",
     "withdrawal": """
         tests/sites/test_own_terms.py::test_a_site_that_withdrew_says_so_and_contributes_no_more""",
     "caps on seconds, memory, CPUs": """

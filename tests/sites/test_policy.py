@@ -170,6 +170,11 @@ def test_hours_are_those_of_the_site():
         ('site = "a"\nmax_bad_share = 1.0', "max_bad_share is 1, and should be a share below 1"),
         ('site = "a"\n[caps]\ncpus = 0', "caps.cpus is 0, and work needs at least 1"),
         ('site = "a"\n[caps]\ngpu_share = 1.5', "caps.gpu_share is 1.5, and should be a share of the GPU's memory"),
+        ('site = "a"\n[leaving]\nepsilon = 3', "leaving.epsilon is 3, and means nothing without leaving.delta: set one, such as 1e-6"),
+        ('site = "a"\n[leaving]\ndelta = 1e-6\nclip = 1', "leaving.delta has an epsilon kept, which comes of a clip"),
+        ('site = "a"\n[leaving]\ndelta = 1e-6\nclip = 1\nnoise = 0', "leaving.delta has an epsilon kept, which comes of a clip"),
+        ('site = "a"\n[leaving]\ndelta = 1\nclip = 1\nnoise = 1', "leaving.delta is 1, and should be a probability"),
+        ('site = "a"\n[leaving]\ndelta = 1e-6\nclip = 1\nnoise = 1\nfields = ["loss"]', "leaving.fields names 'loss', which leaves"),
         ("site = ", "Invalid value"),
     ],
 )  # fmt: skip

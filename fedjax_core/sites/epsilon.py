@@ -1,0 +1,98 @@
+"""What a site's updates have told so far, as an epsilon: a ledger, to which the site's policy may set an end.
+
+    leaving: clip C, noise z, delta, epsilon      the study clips each update to C and adds N(0, (z C)^2), or more
+    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, before it does
+    delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
+
+Whatever changes in a site's data, its clipped updates before and after are at most 2 C apart: a patient more, less or other moves one by at
+most 2 / z standard deviations. Gaussian mechanisms one after another are one of which mu^2 is the sum (twice the rho of zCDP), and this
+epsilon is that mechanism's own, not a bound on it: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018,
+theorem 8; Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022. No site is drawn by chance, so nothing is gained by that.
+
+It counts what the study says that it adds, and the site adds none itself: it holds where the study's code, whose hash the policy allows,
+does so, from numbers that whoever looks on does not know. Noise made of a round's `key` hides nothing from the coordinator, which has the
+key; noise that the server adds is for those who see the model alone. Counts of examples and the data's fingerprint are said openly.
+
+>>> round(epsilon(1.0, delta=1e-5), 5)
+4.37718
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from scipy.special import log_ndtr, ndtr
+
+from fedjax_core.files import write_whole
+from fedjax_core.sites import audit
+
+_LAST = 64
+"""So many updates are known again, as many as versions of what a site keeps."""
+
+
+def epsilon(told: float, delta: float) -> float:
+    """The epsilon, at this delta, of Gaussian mechanisms whose mu^2 add up to `told`; rounded up in the ninth digit."""
+    mu = math.sqrt(told)
+
+    def above(guess: float) -> bool:
+        upper, lower = mu / 2 - guess / mu, -mu / 2 - guess / mu
+        return bool(ndtr(upper) - math.exp(guess + log_ndtr(lower)) > delta)
+
+    if mu == 0 or not above(0.0):
+        return 0.0
+    low, high = 0.0, 1.0
+    while above(high):
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if above(middle) else (low, middle)
+    return high
+
+
+class Ledger:
+    """What one site's updates have told, over all runs and restarts: in `told.json` in its folder, or in memory.
+
+    An update that leaves again with the same bits, as after a lost reply, tells nothing new.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """Raises ValueError where the file is damaged; where it is gone, the site's audit log has what it said."""
+        self._path, self.told = None if folder is None else folder / "told.json", 0.0
+        """Sum of mu^2."""
+        self._last: dict[str, str] = {}  # where -> digest
+        if self._path is not None and self._path.exists():
+            self.told, self._last = _read(self._path)
+        elif folder is not None:
+            left = (entry.about.get("told") for entry in audit.show(folder / "audit", what="left"))
+            self.told = max((float(x) for x in left if isinstance(x, int | float)), default=0.0)
+
+    def after(self, where: str, noise: float, digest: str | None = None) -> float:
+        """`told` once an update of these bits has left in answer to this request; None: of those that left before, if any did."""
+        again = where in self._last and digest in (None, self._last[where])
+        return self.told if again else self.told + (2 / noise) ** 2
+
+    def add(self, where: str, noise: float, digest: str) -> float:
+        """Counts an update that is about to leave, on the disk before it does; returns `told`."""
+        self.told = self.after(where, noise, digest)
+        self._last.pop(where, None)
+        self._last[where] = digest
+        for old in list(self._last)[:-_LAST]:
+            del self._last[old]
+        if self._path is not None:
+            write_whole(self._path, json.dumps({"told": self.told, "last": self._last}))
+        return self.told
+
+
+def _read(path: Path) -> tuple[float, dict[str, str]]:
+    try:
+        found: Any = json.loads(path.read_text())
+        told, last = float(found["told"]), {str(where): str(digest) for where, digest in found["last"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        told, last = math.nan, {}
+    if not (math.isfinite(told) and told >= 0):
+        raise ValueError(
+            f"{path}, which has what this site's updates have told, is damaged: restore it from its backup, or remove it, and it is made "
+            "anew from the site's audit log, where that has not been pruned"
+        )
+    return told, last
