@@ -74,12 +74,12 @@ def train(task: fc.Task, rounds: int, runs: Path, seed: int) -> tuple[dict[str, 
     return found, losses
 
 
-def simulate(cohort: int, seed: int) -> str:
+def simulate(cohort: int, seed: int, cores: jax.sharding.Mesh) -> str:
     """Trains on synthetic(1,1) clients, `cohort` of them a round; one line on how fast that went."""
     sizes = np.maximum(10, np.random.default_rng(seed).lognormal(np.log(60) - 0.5, 1, 2 * cohort).astype(int))  # mean 60, a heavy tail
     clients = fc.synthetic.synthetic(1, 1, clients=2 * cohort, seed=seed, sizes=sizes)
     algorithm = fc.algorithms.fedavg(fc.models.logistic(features=60, classes=10), local=optax.sgd(0.01))
-    sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=10, epochs=1)
+    sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=10, epochs=1, mesh=cores)
     sample, state, speeds = fc.cohorts.uniform(len(clients), size=cohort, seed=seed), sim.init(jax.random.key(seed)), []
     for start in range(0, 40, 5):  # five rounds a dispatch
         cohorts = [sample(round) for round in range(start, start + 5)]
@@ -91,12 +91,12 @@ def simulate(cohort: int, seed: int) -> str:
     return (
         f"{cohort:,} simulated clients a round, logistic regression 60 x 10, batches of 10, {sim.lanes} lanes: "
         f"{statistics.median(speeds):,.0f} examples/s (median of {len(speeds)}, {min(speeds):,.0f} to {max(speeds):,.0f}; "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind})"
+        f"{cores.size} x {jax.devices()[0].device_kind})"
     )
 
 
 def main(settings: Settings) -> int:
-    console = Console(width=130)
+    console, cores = Console(width=130), fc.cores()  # asked for before JAX begins
     rounds = min(3, settings.rounds) if settings.quick else settings.rounds
     out, runs = settings.out, settings.out / "runs" / f"seed{settings.seed}_rounds{rounds}"
     task = fc.models.logistic(features=30, classes=1)
@@ -117,7 +117,7 @@ def main(settings: Settings) -> int:
         runs / "fedavg" / "checkpoints",
     ]
     print("written:", *written, sep="\n  ")
-    print(simulate(100 if settings.quick else 1000, settings.seed))
+    print(simulate(100 if settings.quick else 1000, settings.seed, cores))
     return 0
 
 

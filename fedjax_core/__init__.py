@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
-from fedjax_core.lanes import AsynchronousSimulator, Buffer, Delays, Evaluation, Simulator, Sweep, cross_evaluate, evaluate, grid, predict
+from fedjax_core.lanes import (
+    AsynchronousSimulator,
+    Buffer,
+    Delays,
+    Evaluation,
+    Simulator,
+    Sweep,
+    cores,
+    cross_evaluate,
+    evaluate,
+    grid,
+    predict,
+)
 from fedjax_core.round import Round, State, compose
 from fedjax_core.run import History, fit
 from fedjax_core.task import Task
@@ -45,6 +57,7 @@ __all__ = [
     "algorithms",
     "cohorts",
     "compose",
+    "cores",
     "cross_evaluate",
     "evaluate",
     "fit",

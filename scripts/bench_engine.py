@@ -5,7 +5,8 @@
     python scripts/bench_engine.py --workloads emnist --no-fedjax --lanes 4
 
 The limit is SGD steps of one model with full batches in one compiled loop, without any client. FedJAX runs in a process of its own, in an
-environment that is made the first time (.venv-fedjax). All three take turns and ratios are formed turn by turn, so that a machine whose
+environment that is made the first time (.venv-fedjax). Ours has lanes on every core; the limit and FedJAX have the cores that XLA gives
+them. All three take turns and ratios are formed turn by turn, so that a machine whose
 speed drifts does not decide them; compilation and warm-up are not counted. For emnist ours trains an ordinary Flax module, the others the
 same network as a pure function, the limit in the form that compiles best.
 
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import Mesh
 from rich.table import Table
 
 import fedjax_core as fc
@@ -63,8 +65,15 @@ class Settings:
     """How long a turn of ours and of the limit is at least; FedJAX has one round."""
     lanes: int = 0
     """0: chosen by the engine; skew has 16."""
+    cores: int = 0
+    """On a CPU, how many cores ours has lanes on, each a device; 0: all (`fc.cores()`)."""
     fedjax: bool = True
     """Measure FedJAX too."""
+
+
+def mesh(cores: int) -> Mesh | None:
+    """A device for each of so many cores, 0: for all of them; to be called before anything is computed."""
+    return None if cores == 1 else fc.cores(cores or None)
 
 
 def task(name: str, workload: bench.Workload) -> tuple[fc.Task, Callable[[Any], Any]]:
@@ -160,7 +169,7 @@ def compare(name: str, settings: Settings, table: Table) -> None:
     workload = bench.WORKLOADS[name]
     timing.say(f"{name}: {workload.title}")
     data = workload.data()
-    made, state = simulator(name, workload, data, settings.lanes)
+    made, state = simulator(name, workload, data, settings.lanes, mesh=mesh(settings.cores))
     with ExitStack() as stack:
         timing.say(f"{name}: compiling ours and the limit")
         engines = {"ours": timing.turn_of(rounds(made, state, workload.cohort), settings.seconds)}
@@ -198,7 +207,7 @@ def skew(clients: int, settings: Settings, table: Table) -> None:
         offsets = np.concatenate([[0], sizes.cumsum()])
         rng = np.random.default_rng(0)
         data = bench.Data(rng.random((offsets[-1], 60), np.float32), rng.integers(0, 10, offsets[-1]).astype(np.int32), offsets)
-        made, state = simulator("synth", workload, data, lanes)
+        made, state = simulator("synth", workload, data, lanes, mesh=mesh(settings.cores))
         fills.append((made.plan(len(sizes)).fill, min(1.0, sizes.sum() / sizes.max() / lanes)))
         engines[name] = timing.turn_of(rounds(made, state, len(sizes)), settings.seconds)
     seconds = timing.alternate(engines, settings.turns)
@@ -211,6 +220,7 @@ def skew(clients: int, settings: Settings, table: Table) -> None:
 
 def main(settings: Settings) -> None:
     """Measures each workload and prints the tables."""
+    mesh(settings.cores)
     print(timing.header())
     names = [name for name in settings.workloads if name != "skew"]
     speeds = Table("workload", "lanes", "engine", "examples/s", "spread", "ours / it", "spread of that", "target")

@@ -60,6 +60,8 @@ class Settings:
     """Numbers of lanes to choose from; beyond the chosen one, those up to four times more and four times fewer have their turn."""
     widths: tuple[int, ...] = (64, 256, 1024)
     """Of the perceptron's two hidden layers."""
+    cores: int = 0
+    """On a CPU, how many cores have lanes of their own; 0: all. The parts devices and start have what they say."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """How many there are."""
     rounds: int = 200
@@ -72,11 +74,11 @@ def lanes(name: str, settings: Settings) -> tuple[int, dict[str, np.ndarray]]:
     """The number that is chosen, and seconds an example for it and for its neighbours."""
     workload = bench.WORKLOADS[name]
     data, turns = workload.data(), {}
-    made, state = engine.simulator(name, workload, data, 0)
+    made, state = engine.simulator(name, workload, data, 0, mesh=engine.mesh(settings.cores))
     turns["auto"] = timing.turn_of(engine.rounds(made, state, workload.cohort), settings.seconds)
     chosen = made.lanes
     for fixed in (n for n in settings.fixed if chosen / 4 <= n <= 4 * chosen and n != chosen):
-        made, state = engine.simulator(name, workload, data, fixed)
+        made, state = engine.simulator(name, workload, data, fixed, mesh=engine.mesh(settings.cores))
         turns[str(fixed)] = timing.turn_of(engine.rounds(made, state, workload.cohort), settings.seconds)
     return chosen, timing.alternate(turns, settings.turns)
 
@@ -86,7 +88,7 @@ def clients(settings: Settings) -> dict[str, np.ndarray]:
     workload = replace(bench.WORKLOADS["synth"], data=bench.noise((60,), 10, 2 * max(settings.cohorts), 30))
     data, turns = workload.data(), {}
     for cohort in settings.cohorts:
-        made, state = engine.simulator("synth", workload, data, settings.lanes)
+        made, state = engine.simulator("synth", workload, data, settings.lanes, mesh=engine.mesh(settings.cores))
         turns[f"{cohort:,}"] = timing.turn_of(engine.rounds(made, state, cohort), settings.seconds)
     return timing.alternate(turns, settings.turns)
 
@@ -97,7 +99,7 @@ def model(settings: Settings) -> dict[str, np.ndarray]:
     for width in settings.widths:
         workload = replace(bench.WORKLOADS["mlp"], cohort=50, init=bench.layers(784, width, width, 10))
         data = workload.data()
-        made, state = engine.simulator("mlp", workload, data, settings.lanes)
+        made, state = engine.simulator("mlp", workload, data, settings.lanes, mesh=engine.mesh(settings.cores))
         turns[f"{width:,}"] = timing.turn_of(engine.rounds(made, state, workload.cohort), settings.seconds)
         turns[f"{width:,}, limit"] = timing.turn_of(engine.limit(workload, data), settings.seconds)
     return timing.alternate(turns, settings.turns)
@@ -128,11 +130,12 @@ def go() -> float:
     return _turn()
 
 
-def from_files(folder: Path, cohort: int, lanes: int) -> timing.Dispatch:
+def from_files(folder: Path, cohort: int, lanes: int, cores: int = 1) -> timing.Dispatch:
     """Rounds of logistic regression on memory-mapped clients."""
+    mesh = engine.mesh(cores)
     task = fc.models.logistic(features=FEATURES, classes=CLASSES)
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
-    simulator = fc.Simulator(composed, fc.Clients.open(folder), batch_size=10, epochs=1, lanes=lanes or "auto")
+    simulator = fc.Simulator(composed, fc.Clients.open(folder), batch_size=10, epochs=1, lanes=lanes or "auto", mesh=mesh)
     return engine.rounds(simulator, simulator.init(jax.random.key(0)), cohort)
 
 
@@ -152,7 +155,7 @@ def population(settings: Settings, folder: Path) -> tuple[dict[str, np.ndarray],
             with timing.process() as call:
                 call(write, folder / str(size), size)
             calls[f"{size:,}"] = stack.enter_context(timing.process())
-            calls[f"{size:,}"](start, from_files, folder / str(size), min(500, size), settings.lanes, settings.seconds)
+            calls[f"{size:,}"](start, from_files, folder / str(size), min(500, size), settings.lanes, settings.cores, settings.seconds)
         seconds = timing.alternate({name: lambda call=call: call(go) for name, call in calls.items()}, settings.turns)
         return seconds, {name: call(timing.memory) for name, call in calls.items()}
 
@@ -174,7 +177,7 @@ def devices(settings: Settings) -> dict[str, np.ndarray]:
 def programs(settings: Settings) -> int:
     """How many programs are compiled for so many rounds of random cohorts, one a dispatch and then ten."""
     workload = bench.WORKLOADS["synth"]
-    made, state = engine.simulator("synth", workload, workload.data(), settings.lanes)
+    made, state = engine.simulator("synth", workload, workload.data(), settings.lanes, mesh=engine.mesh(settings.cores))
     drawn = bench.cohorts(workload.cohort, len(made.clients))
     singly = settings.rounds // 2
     for _ in range(singly):

@@ -23,6 +23,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.lanes import notebook, program, tune
 from fedjax_core.lanes.columns import narrow
+from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.feed import Feed, Work
 from fedjax_core.lanes.program import Collected, Packed
 from fedjax_core.round import Kept, Round, State
@@ -77,7 +78,8 @@ class Worker:
         self._feeds = {kind: Feed(clients, plan, [kind], streamed=streamed) for kind in kinds}
         self._data: Columns = () if streamed else jax.device_put(narrow(clients.columns))
         self._programs: list[Any] = [
-            jax.jit(partial(self._collect, e), static_argnums=(0,)) for e in range(len(composed.algorithm.exchanges))
+            jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=options(cores=False))
+            for e in range(len(composed.algorithm.exchanges))
         ]
         self.traces = [0] * len(self._programs)
 

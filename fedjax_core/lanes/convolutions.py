@@ -5,12 +5,12 @@
     whole       patches, what the kernel sees from each place, put side by side, times a matrix
     rows        a product for each row of the kernel, with patches of that row alone: a third of the memory, where it has three
 
-Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms:
+Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms (see `compiling` for what XLA is asked for):
 
     one lane                   plain    ordered    whole    rows
-    forward                    2.4      2.4        1.8      1.3        (XLA takes a library's form in which it could have 1.1)
-    gradient of the input      20       1.5        9        3.5
-    gradient of the kernel     361      4.1        2.5      1.9        (both 4 to 5 where other work holds one core)
+    forward                    1.1      1.1        2.4      1.4        (2.4 where XLA may take a library's convolution)
+    gradient of the input      20       1.5        12       8.4
+    gradient of the kernel     361      1.7        2.6      3.1
 
 Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take turns ("lane by lane"), or
 there is one product for all. Which is better depends: a network of two convolutions, 10 images of 28x28, ms a step and lane in 16 lanes:
@@ -34,18 +34,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_core.lanes import notebook
+from fedjax_core.lanes.compiling import options
 from fedjax_core.types import Array
 
 log = logging.getLogger("fedjax_core")
 
 _BUDGET_SECONDS = 5.0  # for measuring the convolutions of one step; those left over take the usual rule
 _WORTH_MEASURING = 2e6  # multiplications over all lanes: about 0.1 ms on a 2-core x86
-# Of the usual rule's time, for a loop of one convolution is not the whole step; of that of rows, for a kernel's gradient: products
-# run beside one another there. In turn in one run, a step of EMNIST's CNN takes 8.1 ms with them for 9.7 (medians, 2-core x86), though
-# where other work holds one core a loop of the convolution alone is a quarter slower by rows.
-_CLEARLY = (0.85, 0.75)
+_CLEARLY = 0.85  # of the usual rule's time, for a loop of one convolution is not the whole step
 _MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by one
 _APART = ", lane by lane"
 
@@ -53,16 +52,17 @@ _APART = ", lane by lane"
 def choose(wanted: Iterable["Convolution"], lanes: int) -> dict["Convolution", str]:
     """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one."""
     chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
+    cores = max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1  # that run this at once
     if jax.process_count() > 1:  # processes must run the same program
         return chosen
     worth = [c for c in chosen if len(c.rules(lanes)) > 1 and c.multiplications * lanes >= _WORTH_MEASURING]
-    chosen |= {c: rule for c in worth if (rule := _known(c, lanes)) is not None}
-    unknown = [c for c in worth if _known(c, lanes) is None]
+    chosen |= {c: rule for c in worth if (rule := _known(c, lanes, cores)) is not None}
+    unknown = [c for c in worth if _known(c, lanes, cores) is None]
     if not unknown:
         return chosen
     # A thread of its own has no part in the trace that is under way here.
     with ThreadPoolExecutor(1) as thread:
-        return chosen | thread.submit(_measure, unknown, lanes).result()
+        return chosen | thread.submit(_measure, unknown, lanes, cores).result()
 
 
 class Convolution(NamedTuple):
@@ -222,12 +222,12 @@ class Convolution(NamedTuple):
 _here: dict[str, str] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
 
 
-def _question(c: Convolution, lanes: int) -> str:
-    return f"rule for a convolution in a compiled loop, {lanes} lanes: {tuple(c)}"
+def _question(c: Convolution, lanes: int, cores: int) -> str:
+    return f"rule for a convolution in a compiled loop, {lanes} lanes, {cores} cores, {options(cores=cores > 1)}: {tuple(c)}"
 
 
-def _known(c: Convolution, lanes: int) -> str | None:
-    question = _question(c, lanes)
+def _known(c: Convolution, lanes: int, cores: int) -> str | None:
+    question = _question(c, lanes, cores)
     if question not in _here:
         answer = notebook.recall(question)
         rule = answer.get("rule") if isinstance(answer, dict) else None
@@ -237,29 +237,28 @@ def _known(c: Convolution, lanes: int) -> str | None:
     return _here[question]
 
 
-def _measure(unknown: list[Convolution], lanes: int) -> dict[Convolution, str]:
+def _measure(unknown: list[Convolution], lanes: int, cores: int) -> dict[Convolution, str]:
     chosen, start = {}, time.perf_counter()
     for c in unknown:
         usual, seconds = c.rules(lanes)[0], dict[str, float]()
         if time.perf_counter() - start < _BUDGET_SECONDS:
             try:
-                seconds = _times(c, lanes)
+                seconds = _times(c, lanes, cores)
             except Exception as error:  # what cannot be measured, for want of memory say, must not stop a run
                 log.info("a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error)
         best = min(seconds, key=lambda rule: seconds[rule], default=usual)
-        safe = "rows" if "rows" in seconds and c.to_kernel else usual
-        chosen[c] = best if not seconds or seconds[best] < _CLEARLY[safe == "rows"] * seconds[safe] else safe
-        _here[_question(c, lanes)] = chosen[c]
+        chosen[c] = best if not seconds or seconds[best] < _CLEARLY * seconds[usual] else usual
+        _here[_question(c, lanes, cores)] = chosen[c]
         if seconds:
-            notebook.note(_question(c, lanes), {"rule": chosen[c], "seconds": seconds})
+            notebook.note(_question(c, lanes, cores), {"rule": chosen[c], "seconds": seconds})
             times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
-            log.info("convolution of %s with %s, lanes %d: %s (%s)", c.x, c.k, lanes, chosen[c], times)
+            log.info("convolution of %s with %s, lanes %d, cores %d: %s (%s)", c.x, c.k, lanes, cores, chosen[c], times)
     log.info("the rules for %d convolutions took %.1f s to choose", len(unknown), time.perf_counter() - start)
     return chosen
 
 
-def _times(c: Convolution, lanes: int) -> dict[str, float]:
-    """Seconds that the convolution takes by each rule in a compiled loop."""
+def _times(c: Convolution, lanes: int, cores: int) -> dict[str, float]:
+    """Seconds that the convolution takes by each rule in a compiled loop, which so many cores are in at once."""
     rng = np.random.default_rng(0)
     x, k = (jnp.asarray(rng.standard_normal((lanes, *shape)), c.dtype) for shape in (c.x, c.k))
 
@@ -270,7 +269,13 @@ def _times(c: Convolution, lanes: int) -> dict[str, float]:
             last = (0 * y.ravel()[-1]).astype(x.dtype)  # each turn waits for the one before
             return x.at[(0,) * x.ndim].add(last), k.at[(0,) * k.ndim].add(last)
 
-        return jax.jit(lambda count, x, k: lax.fori_loop(0, count, turn, (x, k))).lower(np.int32(1), x, k).compile()
+        def loop(count: Array, x: Array, k: Array) -> tuple[Array, Array]:
+            return lax.fori_loop(0, count, turn, (x, k))
+
+        if cores > 1:
+            mesh = Mesh(np.array(jax.local_devices()[:cores]), ("cores",))
+            loop = jax.shard_map(loop, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+        return jax.jit(loop, compiler_options=options(cores=cores > 1)).lower(np.int32(1), x, k).compile()
 
     def run(loop: Any, count: int) -> float:
         start = time.perf_counter()

@@ -71,17 +71,19 @@ def predict(
     devices: int,
     parts: int,
     batch_size: int,
+    sharing: int = 1,
 ) -> MemoryPlan:
     """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device.
 
-    Lanes are spread over `devices`, and the model inside each is split in `parts`.
+    Lanes are spread over `devices`, and the model inside each is split in `parts`; `sharing` devices are cores with one memory.
     """
+    limit = device_bytes() // sharing
     bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(composed, population, cohort_size, 1).items()}
     cohorts = draws(len(clients), cohort_size)
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))
     worked = sum(int((steps[c] * clients.sizes[c] / per_pass[c]).sum()) for c in cohorts)
-    free = device_bytes() - data - bytes_["state"] - schedule - bytes_["accumulators"]
+    free = limit - data - bytes_["state"] - schedule - bytes_["accumulators"]
     return MemoryPlan(
         data=data,
         state=bytes_["state"],
@@ -89,7 +91,7 @@ def predict(
         carries=bytes_["carries"] * lanes // devices,
         accumulators=bytes_["accumulators"],
         working=0,
-        limit=device_bytes(),
+        limit=limit,
         lanes=lanes,
         lanes_that_fit=max(0, free // max(1, bytes_["carries"])) * devices,
         slots=max(slots),

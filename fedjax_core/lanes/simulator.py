@@ -31,6 +31,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import memory, notebook, peak, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.columns import mapped, narrow
+from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing
@@ -53,10 +54,11 @@ class Simulator:
     or the batches named by `order` (see `fedjax_core.data.batches.Plan`). `seed` draws the shuffles.
 
     The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
-    lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over; a
-    second one splits the model inside each lane. `stream`: whether a dispatch brings its cohorts' examples, instead of all examples
-    being on the device from the start; by default where the data is memory-mapped, or takes more than half of the device's memory.
-    `client_state`: where what clients keep between rounds is held, "device", "host", or a folder; see `fedjax_core.lanes.tiers`.
+    lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over
+    (`fc.cores()` is that of a processor's cores); a second one splits the model inside each lane. `stream`: whether a dispatch brings its
+    cohorts' examples, instead of all examples being on the device from the start; by default where the data is memory-mapped, or takes
+    more than half of the device's memory. `client_state`: where what clients keep between rounds is held, "device", "host", or a folder;
+    see `fedjax_core.lanes.tiers`.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Simulator:
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
         """Whether a dispatch brings its own examples."""
-        self._data: Columns = () if self.streams else jax.device_put(narrow(clients.columns), self._placing.everywhere)
+        self._data: Columns = () if self.streams else self._placing.data(narrow(clients.columns))
         check_model(composed, clients, batch_size)
         self._rows = self._tier(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
@@ -140,8 +142,9 @@ class Simulator:
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add)."""
-        state, metrics = self.run_many(state, [cohort], donate=donate)
-        return state, jax.tree.map(lambda x: x[0], metrics)
+        checked = sampling.as_cohort(cohort, len(self.clients))
+        self.reserve(len(checked.clients))
+        return self._dispatch(state, [checked], 1, donate)
 
     def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R]).
@@ -155,7 +158,7 @@ class Simulator:
         group, found = self._rounds_held(len(checked)), []
         for begin in range(0, len(checked), group):
             state, metrics = self._dispatch(state, checked[begin : begin + group], group, donate)
-            found.append(metrics)
+            found.append(jax.tree.map(lambda x: x[None], metrics) if group == 1 else metrics)
         return state, found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
@@ -184,7 +187,7 @@ class Simulator:
         return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._rows)
 
     def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
-        """These rounds in one call of the program, in buffers that hold so many."""
+        """These rounds in one call of the program, in buffers that hold so many; metrics without an axis of rounds where that is one."""
         first, packing = self._round_of(state), time.perf_counter()
         who, positions = self._union(cohorts)
         packed, work = self._feed.pack(cohorts, first, held, positions)
@@ -204,7 +207,7 @@ class Simulator:
         if self._rows is not None:
             self._rows.write(who, state.clients, first + len(cohorts))
             state = state._replace(clients=self._rows)  # type: ignore[arg-type]
-        return state, metrics if len(cohorts) == held else jax.tree.map(lambda x: x[: len(cohorts)], metrics)
+        return state, metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics)
 
     def _asked(self) -> tuple[float, float]:
         """The operations of a local step, and the seconds that it takes at the peak of all devices."""
@@ -244,6 +247,7 @@ class Simulator:
                 max(1, len(self.clients) // devices),
                 rows=self.clients.examples,
                 fill=lambda lanes: self._feed.fill(cohort_size, lanes * devices),
+                cores=self._placing.mesh if self._placing.on_cores and self._placing.parts == 1 else None,
             )
             self._lanes = devices * chosen
         return -(-self._lanes // devices) * devices
@@ -268,14 +272,17 @@ class Simulator:
     def _program(self, donate: bool) -> Any:
         """The program of several rounds, compiled once for each shape of what it is given."""
         if donate not in self._programs:
-            self._programs[donate] = jax.jit(self._rounds, donate_argnums=(2,) if donate else ())
+            asked = options(cores=self._placing.on_cores)
+            self._programs[donate] = jax.jit(self._rounds, donate_argnums=(2,) if donate else (), compiler_options=asked)
         return self._programs[donate]
 
     def _rounds(self, data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
         rounds = partial(program.run_rounds, self.round, axis=self._placing.axis)
-        return self._placing.spread(rounds, packed)(data, count, state, packed)
+        state, metrics = self._placing.spread(rounds, packed)(data, count, state, packed)
+        alone = packed.places.position.shape[0] == 1  # indexing here, and not after the call, which it would wait for
+        return state, jax.tree.map(lambda x: x[0], metrics) if alone else metrics
 
     def _kept_on_device(self, cohort_size: int) -> int:
         """How many clients' rows are on the device."""
@@ -284,18 +291,20 @@ class Simulator:
     def _planned(self, cohort_size: int) -> memory.MemoryPlan:
         batch, lanes = self.plan_of_batches.batch_size, self._lanes_for(cohort_size)
         slots = {kind: self._feed.capacity[kind] for kind in self._feed.kinds}
+        sharing = self._placing.devices * self._placing.parts if self._placing.on_cores else 1
         return memory.predict(
             self.round,
             self.clients,
             self._feed.steps[self._feed.kinds[-1]],
             cohort_size,
             population=self._kept_on_device(cohort_size),
-            data=self._feed.bytes_a_round() if self.streams else tree.nbytes(self._data),
+            data=self._feed.bytes_a_round() if self.streams else tree.nbytes(self._data) // sharing,
             schedule=sum(slots.values()) * lanes // self._placing.devices * (batch + 2) * 4,
             lanes=lanes,
             devices=self._placing.devices,
             parts=self._placing.parts,
             batch_size=batch,
+            sharing=sharing,
         )
 
     def _compile(self) -> Any:

@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_core import tree
 from fedjax_core.lanes import notebook, program
+from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.pack import lay_out, pack
 from fedjax_core.round import Round, State
 from fedjax_core.types import Batch, Columns
@@ -31,7 +33,7 @@ log = logging.getLogger("fedjax_core")
 
 _BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; with none, the guess it is
 _RUN_SECONDS = 0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
-_VISITS = 4  # made-up clients a lane
+_VISITS = 4  # made-up clients a lane; 2 of a large model, of which one run takes seconds
 _MOST_STEPS = 16  # of one of them
 _EXAMPLES_BYTES = 32 << 20  # of made-up examples: with all of them in the cache, few lanes look faster than they are
 
@@ -39,12 +41,19 @@ _CLOSE = 1.01  # fewer lanes are taken where more are no faster than this
 
 
 def choose(
-    composed: Round, examples: Columns, steps: np.ndarray, most: int, *, rows: int = 0, fill: Callable[[int], float] = lambda lanes: 1.0
+    composed: Round,
+    examples: Columns,
+    steps: np.ndarray,
+    most: int,
+    *,
+    rows: int = 0,
+    fill: Callable[[int], float] = lambda lanes: 1.0,
+    cores: Mesh | None = None,
 ) -> int:
     """The number of lanes for one device, at most `most`.
 
     `examples` is one batch [B, ...], `steps` [N] how many each client takes, `rows` the examples of all clients, and `fill` the share of
-    so many lanes that a round's work fills.
+    so many lanes that a round's work fills. Where devices are `cores` of one processor, all are timed at once: alone, one would be faster.
     """
     if not _BUDGET_SECONDS:
         return max(1, min(guess(composed), most))
@@ -52,12 +61,13 @@ def choose(
     steps = np.clip(np.quantile(steps, (np.arange(32) + 0.5) / 32).round().astype(np.int64), 1, _MOST_STEPS)
     rows = min(rows, _EXAMPLES_BYTES * len(jax.tree.leaves(examples)[0]) // max(1, tree.nbytes(examples)))
     begin = guess(composed)
+    beside = f" cores {cores.size}" if cores is not None else ""
     filled = [round(fill(lanes), 3) for lanes in (begin, 2 * begin)]
-    question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most} rows {rows} fill {filled}"
+    question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most} rows {rows} fill {filled}{beside}"
     known = notebook.recall(question)
     if known is None:
         start = time.perf_counter()
-        seconds = climb(begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows) / fill(lanes))
+        seconds = climb(begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows, cores) / fill(lanes))
         known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
         log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
         notebook.note(question, known)
@@ -102,12 +112,12 @@ def best(seconds: dict[int, float]) -> int:
     return min(lanes for lanes, s in seconds.items() if s <= limit)
 
 
-def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, rows: int = 0) -> float:
-    """Seconds for one local step of one client, in so many lanes, where clients take these numbers of steps.
+def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, rows: int = 0, cores: Mesh | None = None) -> float:
+    """Seconds for one local step of one client, in so many lanes (on each of the cores), where clients take these numbers of steps.
 
     Slots in which a lane idles count as steps: the few clients here leave more of them than a cohort does.
     """
-    K, B = max(8, lanes * _VISITS), jax.tree.leaves(examples)[0].shape[0]
+    K, B = (2 * lanes if guess(composed) == 1 else max(8, lanes * _VISITS)), jax.tree.leaves(examples)[0].shape[0]
     each = np.resize(steps[np.random.default_rng(0).permutation(len(steps))], K)
     rows = max(B, rows)
     examples = jax.tree.map(lambda x: jnp.resize(x, (rows, *x.shape[1:])), examples)
@@ -129,7 +139,9 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
 
     state = jax.jit(composed.init, static_argnums=1)(jax.random.key(0), K)
     schedule = jax.tree.map(jnp.asarray, schedule)
-    run = jax.jit(exchange).lower(state, np.int32(1)).compile()
+    if cores is not None:  # each does the same work
+        exchange = jax.shard_map(exchange, mesh=cores, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    run = jax.jit(exchange, compiler_options=options(cores=cores is not None)).lower(state, np.int32(1)).compile()
 
     def seconds(times: int) -> float:
         begun = time.perf_counter()

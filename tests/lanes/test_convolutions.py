@@ -276,7 +276,7 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
     close(got, lax.conv(x, k, (1, 1), "SAME"))
-    assert any(f"lanes 1: {rule} (ordered" in caplog.text for rule in ("ordered", "whole", "rows"))
+    assert any(f"lanes 1, cores 1: {rule} (ordered" in caplog.text for rule in ("ordered", "whole", "rows"))
     monkeypatch.setattr(convolutions, "_here", {})
     monkeypatch.setattr(convolutions, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)

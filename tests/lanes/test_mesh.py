@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.lanes import memory
+from fedjax_core.lanes import compiling, memory
 from fedjax_core.lanes.mesh import split
 from tests.test_contracts import assert_norm, by_plain_loops, run, simulator
 
@@ -77,3 +77,27 @@ def test_two_axes_for_any_algorithm(stream):
 def test_how_arrays_are_split():
     assert split((10, 64, 32), "model", 8) == jax.sharding.PartitionSpec(None, "model", None)
     assert split((64,), "model", 8) == split((3, 5), "model", 8) == split((), "model", 8) == jax.sharding.PartitionSpec()
+
+
+def test_cores_are_devices_on_one_copy_of_the_data():
+    mesh = fc.cores(2)
+    assert mesh.axis_names == ("lanes",) and mesh.size == 2
+    one, two = transformer(), transformer(mesh)
+    for x in jax.tree.leaves(two._data):
+        first, second = (shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards)
+        assert first == second
+    assert two.plan(3).data == one.plan(3).data // 2 and two.plan(3).limit == one.plan(3).limit // 2
+
+
+def test_cores_that_came_too_late_or_make_no_sense_are_refused():
+    with pytest.raises(RuntimeError, match=r"JAX has begun with 8 CPU devices, and 9 are wanted: call fc.cores\(\) before"):
+        fc.cores(9)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        fc.cores(0)
+
+
+def test_what_xla_does_not_know_is_not_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "_ONE_THREAD", {"xla_cpu_no_such_option": "1"})
+    with caplog.at_level("INFO", "fedjax_core"):
+        assert compiling.options(cores=True) == compiling.options(cores=False)
+    assert "compiling without xla_cpu_no_such_option" in caplog.text

@@ -62,7 +62,9 @@ def test_lanes_are_measured_said_and_remembered(measured, monkeypatch, caplog, t
 
 
 def test_lanes_that_a_cohort_leaves_empty_count_as_slower(measured, monkeypatch):
-    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows: 1 / lanes)  # the more, the faster, were they full
+    monkeypatch.setattr(
+        tune, "_time", lambda composed, examples, steps, lanes, rows, cores: 1 / lanes
+    )  # the more, the faster, were they full
     examples, steps = {"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, np.full(100, 5)
     composed = build().round
     assert tune.choose(composed, examples, steps, 100, fill=lambda lanes: min(1.0, (8 / lanes) ** 2)) == 8
@@ -89,10 +91,10 @@ def test_what_was_adopted_is_not_measured(measured, monkeypatch):
 
 def test_a_resumed_run_goes_by_what_was_measured_then(measured, monkeypatch, tmp_path):
     draw = fc.cohorts.uniform(12, size=5, seed=0)
-    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows: abs(lanes - 4) + 1.0)
+    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 4) + 1.0)
     first = build()
     fc.fit(first, 2, draw, tmp_path / "run", progress=False)
-    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows: abs(lanes - 1) + 1.0)
+    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 1) + 1.0)
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path / "another machine's"))
     monkeypatch.setattr(notebook, "_answers", {})
     sim = build()

@@ -91,7 +91,7 @@ def test_uneven_clients_have_one_of_100_times_the_median_and_equal_ones_as_much_
 
 
 def test_the_engines_table(engine, tiny, capsys):
-    engine.main(engine.Settings(workloads=("mlp",), turns=2, seconds=0.001, lanes=2, fedjax=False))
+    engine.main(engine.Settings(workloads=("mlp",), turns=2, seconds=0.001, lanes=2, cores=1, fedjax=False))
     out = capsys.readouterr().out
     assert "examples/s" in out and "ours" in out and "limit" in out and "(>= 1)" in out
 
@@ -110,7 +110,7 @@ def test_scales_tables(tiny, capsys):
         "workloads": ("mlp",),
         "fixed": (1, 2),
     }
-    bench_scale.main(bench_scale.Settings(turns=1, seconds=0.001, **small))
+    bench_scale.main(bench_scale.Settings(turns=1, seconds=0.001, cores=1, **small))
     out = capsys.readouterr().out
     for title in ("lanes chosen", "clients a round", "clients altogether", "resident MB", "hidden layers of", "devices", "started again"):
         assert title in out
@@ -119,7 +119,7 @@ def test_scales_tables(tiny, capsys):
 def test_rounds_of_random_cohorts_run_two_programs(tiny):
     import bench_scale
 
-    assert bench_scale.programs(bench_scale.Settings(rounds=12, lanes=2)) <= 2
+    assert bench_scale.programs(bench_scale.Settings(rounds=12, lanes=2, cores=1)) <= 2
 
 
 def test_a_population_written_to_files_is_read_back_and_run(tmp_path):
