@@ -3,8 +3,9 @@
     cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
     memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
 
-Seconds of a day are kept in the site's folder, over restarts; the day is that of UTC. In one's own process (`transport="in-process"`)
-cpus and gpu_share are not confined, as they would hold for all that is there.
+Seconds of a day are kept in the site's folder, over restarts: after each round where the day has a cap, else whenever a second has come
+together, as that is a wait for the disk. The day is that of UTC. In one's own process (`transport="in-process"`) cpus and gpu_share are
+not confined, as they would hold for all that is there.
 
 >>> now = iter([0.0, 8.0, 11.0, 11.0])
 >>> budget = Budget(None, clock=lambda: next(now))
@@ -28,6 +29,7 @@ from fedjax_core.sites.base import Refused
 from fedjax_core.sites.policy import Caps
 
 _MEMORY = Path("/proc/self/statm")
+_UNWRITTEN_SECONDS = 1.0  # may be lost in a crash, where the day has no cap
 
 
 class OverCap(Refused):
@@ -49,17 +51,14 @@ class Budget:
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`folder`: where the day's seconds are kept; None: in memory."""
-        self._path, self._clock, self._spent = None if folder is None else folder / "spent.json", clock, ("", 0.0)
+        self._path, self._clock = None if folder is None else folder / "spent.json", clock
+        self._spent = self._written = ("", 0.0) if self._path is None else _read(self._path)
         self.steps = 0
         """Local steps done since the process began: what tells that the site makes progress."""
 
     @property
     def seconds_today(self) -> float:
         """Seconds of work since midnight, UTC."""
-        if self._path is not None and self._path.exists():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                found = json.loads(self._path.read_text())
-                self._spent = str(found["day"]), float(found["seconds"])
         return self._spent[1] if self._spent[0] == _today() else 0.0
 
     @contextlib.contextmanager
@@ -85,12 +84,21 @@ class Budget:
         try:
             yield watch
         finally:
-            self._add(before + self._clock() - began)
+            self._add(before + self._clock() - began, 0.0 if caps.seconds_per_day is not None else _UNWRITTEN_SECONDS)
 
-    def _add(self, seconds: float) -> None:
+    def _add(self, seconds: float, unwritten: float) -> None:
         self._spent = _today(), seconds
-        if self._path is not None:
+        if self._path is not None and (self._spent[0] != self._written[0] or seconds - self._written[1] >= unwritten):
             write_whole(self._path, json.dumps({"day": self._spent[0], "seconds": seconds}))
+            self._written = self._spent
+
+
+def _read(path: Path) -> tuple[str, float]:
+    """(day, seconds of work); of no day where nothing is there, or nothing that was written here."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(path.read_text())
+        return str(found["day"]), float(found["seconds"])
+    return "", 0.0
 
 
 def _today() -> str:

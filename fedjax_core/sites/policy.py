@@ -260,7 +260,11 @@ class Policy:
 
 def pinned(path: str | os.PathLike[str]) -> str | None:
     """The task that `pin` wrote to this file, None where there is none yet."""
-    return Path(path).read_text().strip() if Path(path).exists() else None
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
 
 
 def pin(path: str | os.PathLike[str], task: str) -> None:
