@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
+import numpy as np
 
 from fedjax_core.sites import local, parts, prepare, request
 from fedjax_core.sites.base import Refused, Scalar
@@ -61,10 +62,10 @@ def train(site: "Site", envelope: Envelope) -> bytes:
             raise BadRequest("the request does not say what a site keeps before its first round")
         keep.write(0, found["first"])
     kept = keep.read(version, site.kept_shapes)
-    client_key = request.draws(header, site.clients.addresses[0])
+    draws = request.draws(header, site.clients.addresses[0])
     with site.budget.round(site.policy.caps) as watch:
-        seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, client_key, header.round, watch)
-        sent, weight, now, fine, metrics, left = jax.device_get(tuple(seen))
+        seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, draws, header.round, watch)
+        sent, weight, now, fine, left, metrics = jax.tree.map(np.asarray, tuple(seen))
     tensors, weight = named(sent), float(weight)
     if not (fine and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")

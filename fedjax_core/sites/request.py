@@ -8,7 +8,7 @@ A request lists every site by its address with the version of what it keeps, so 
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,20 +111,44 @@ def _draws(key: Key) -> dict[str, Scalar]:
     return {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
 
 
-def draws(header: Header, address: np.ndarray) -> Any:
-    """The key of the client at this address in this round; the run's is public, as its draws are to be the same as in its simulation."""
+class Draws(NamedTuple):
+    """What the key of one client in one round is made of."""
+
+    words: np.ndarray  # uint32, of the run's key
+    round: np.int32
+    address: np.ndarray  # [2] uint32, the client's
+    kind: str
+
+    def key(self) -> Any:
+        """The key."""
+        return _client_key(*self)
+
+
+def draws(header: Header, address: np.ndarray) -> Draws:
+    """The draws of the client at this address in this round; the run's key is public, as they are to be the same as in its simulation."""
     text, kind = header.fields.get("key"), header.fields.get("key_kind")
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
     try:
-        return _client_key(np.frombuffer(bytes.fromhex(text), "<u4"), np.int32(header.round), address, kind)
+        words = np.frombuffer(bytes.fromhex(text), "<u4")
+        _check_kind(kind, len(words))
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
+    return Draws(words, np.int32(header.round), address, kind)
 
 
-@partial(jax.jit, static_argnums=3)
-def _client_key(words: Array, round: Array, address: Array, kind: str) -> Key:
+@lru_cache
+def _check_kind(kind: str, words: int) -> None:
+    """Raises where a key of this kind is not of so many words."""
+    jax.eval_shape(partial(jax.random.wrap_key_data, impl=kind), jax.ShapeDtypeStruct((words,), np.uint32))
+
+
+def client_key(words: Array, round: Array, address: Array, kind: str) -> Key:
+    """The key of `Draws`, for what is compiled."""
     return keys.client(jax.random.wrap_key_data(words, impl=kind), round, address)
+
+
+_client_key = jax.jit(client_key, static_argnums=3)
 
 
 def count(header: Header, name: str) -> int:
