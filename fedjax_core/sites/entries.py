@@ -1,0 +1,169 @@
+"""The lines of an audit log: what an entry holds, how it is spelt and signed, and where the lines are.
+
+    folder/audit-000001.jsonl    {"entry":{"n":0,"prev":"","time":...,"who":...,"what":...,...},"signature":"..."}
+
+    line_n = entry_n, sign(entry_n)        entry_n.prev = SHA-256(line_(n-1))        head = "n:SHA-256(line_n)"
+
+`audit.py` writes them, `proof.py` proves them.
+
+>>> line = b'{"entry":{"about":{},"key":"k","n":0,"prev":"","round":3,"run":"r","time":1.0,"what":"left","who":"charite"},"signature":"00"}'
+>>> entry, signed, signature = parse(line, "here")
+>>> entry.who, entry.what, entry.round, Head(entry.n, digest(line)) == Head.parse(f"0:{digest(line)}")
+('charite', 'left', 3, True)
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_core.sites.base import Refused, Scalar, dumps, is_scalar, loads, of_lines, shown
+from fedjax_core.sites.identity import PublicKey
+
+PURPOSE, PATTERN = "audit", "audit-[0-9]*.jsonl"
+
+
+class AuditError(RuntimeError):
+    """The log is not as it was written; the text says in which file and line, and how it differs."""
+
+
+class Head(NamedTuple):
+    """The last line of a log: whoever has it can tell later whether the log still leads there."""
+
+    n: int  # -1 for a log without entries
+    digest: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Head":
+        """The head in its text form; raises ValueError for anything else."""
+        n, _, digest = text.strip().partition(":")
+        if not (n.isdecimal() and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
+            raise ValueError(
+                f"{shown(text)} is not the head of a log: it reads like 17:<64 hexadecimal digits>, as `fedjax-core audit head` prints"
+            )
+        return cls(int(n), digest)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.digest}"
+
+
+NOTHING = Head(-1, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One thing that happened."""
+
+    n: int  # 0, 1, 2, ...
+    prev: str  # digest of the line before
+    time: float  # seconds since 1970, by the clock of whoever wrote it
+    key: str  # fingerprint of the key that signs
+    who: str
+    what: str
+    run: str = ""
+    round: int | None = None
+    about: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+def show(
+    folder: str | os.PathLike[str],
+    *,
+    who: str | None = None,
+    what: str | None = None,
+    run: str | None = None,
+    round: int | None = None,
+    site: str | None = None,
+) -> Iterator[Entry]:
+    """The entries, oldest first, that agree with what is given; `site`: what it did, and what it was asked.
+
+    Checks no signature; for that there is `verify`.
+    """
+    wanted = {name: value for name, value in (("who", who), ("what", what), ("run", run), ("round", round)) if value is not None}
+    for where, line in lines(files(folder)):
+        entry = parse(line, where)[0]
+        concerns = site is None or site == entry.who or site in of_lines("names", entry.about)
+        if concerns and all(getattr(entry, name) == value for name, value in wanted.items()):
+            yield entry
+
+
+def heads(folder: str | os.PathLike[str]) -> Iterator[tuple[float, Head]]:
+    """(time, number and digest) of every entry, oldest first. Checks no signature; for that there is `verify`."""
+    for where, line in lines(files(folder)):
+        entry = parse(line, where)[0]
+        yield entry.time, Head(entry.n, digest(line))
+
+
+def head_of(folder: str | os.PathLike[str]) -> Head:
+    """The last entry's number and digest, to be exported. Checks no signature; for that there is `verify`."""
+    last = last_line(files(folder))
+    if last is None:
+        raise AuditError(f"{folder} holds no audit log: there is no entry in a file {PATTERN}")
+    where, line = last
+    return Head(parse(line, where)[0].n, digest(line))
+
+
+def files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of a log, oldest first."""
+    return sorted(Path(folder).glob(PATTERN), key=number)
+
+
+def lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """(where in words, line without its end); raises where the last has no end."""
+    for path in paths:
+        with open(path, "rb") as file:
+            for i, line in enumerate(file, start=1):
+                where = f"{path}, line {i},"
+                if not line.endswith(b"\n"):
+                    raise AuditError(
+                        f"{where} has no end: a crash tore it, or it was cut; opening the log to write cuts it off and records that"
+                    )
+                yield where, line[:-1]
+
+
+def last_line(paths: list[Path]) -> tuple[str, bytes] | None:
+    """(where in words, line) of the last whole line; None where there is none."""
+    for path in reversed(paths):
+        *lines, _ = path.read_bytes().split(b"\n")
+        if lines:
+            return f"{path}, line {len(lines)},", lines[-1]
+    return None
+
+
+def read(line: bytes, where: str, known: set[PublicKey]) -> Entry:
+    """The entry of a line whose signature fits; raises `AuditError` otherwise."""
+    entry, body, signature = parse(line, where)
+    key = next((key for key in known if key.fingerprint == entry.key), None)
+    if key is None:
+        raise AuditError(
+            f"{where} is signed with the key {entry.key}, which is not among those given; add the former keys of this log's owner"
+        )
+    if not key.fits(PURPOSE, body, signature):
+        raise AuditError(f"{where} was edited: its signature does not fit entry {entry.n}")
+    return entry
+
+
+def parse(line: bytes, where: str) -> tuple[Entry, bytes, bytes]:
+    """(entry, the bytes that are signed, signature)."""
+    try:
+        found: dict[str, Any] = loads(line, "the line")
+        entry, signature = Entry(**found.pop("entry")), bytes.fromhex(text := found.pop("signature"))
+    except (Refused, TypeError, KeyError, ValueError, AttributeError) as error:
+        said = str(error) if isinstance(error, Refused) else "it is no entry"
+        raise AuditError(f"{where} was edited or damaged: {said}") from None
+    plain = all(is_scalar(x) for x in (*entry.about.values(), entry.who, entry.what, entry.run, entry.round, entry.time))
+    if found or text != signature.hex() or not plain or type(entry.n) is not int:
+        raise AuditError(f"{where} was edited: it is not spelt as an entry and its signature are")
+    return entry, dumps(vars(entry)), signature
+
+
+def digest(line: bytes) -> str:
+    """SHA-256 of a line without its end, by which the next one names it."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def number(path: Path) -> int:
+    """Of a log's file; -1 where it has none."""
+    digits = path.stem.removeprefix("audit-")
+    return int(digits) if digits.isdecimal() else -1
