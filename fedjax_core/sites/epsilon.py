@@ -58,14 +58,20 @@ class Ledger:
 
     def __init__(self, folder: Path | None) -> None:
         """Raises ValueError where the file is damaged; where it is gone, the site's audit log has what it said."""
-        self._path, self.told = None if folder is None else folder / "told.json", 0.0
-        """Sum of mu^2."""
+        self._folder, self._path = folder, None if folder is None else folder / "told.json"
+        self._told: float | None = 0.0 if folder is None else None
         self._last: dict[str, str] = {}  # where -> digest
         if self._path is not None and self._path.exists():
-            self.told, self._last = _read(self._path)
-        elif folder is not None:
-            left = (entry.about.get("told") for entry in audit.show(folder / "audit", what="left"))
-            self.told = max((float(x) for x in left if isinstance(x, int | float)), default=0.0)
+            self._told, self._last = _read(self._path)
+
+    @property
+    def told(self) -> float:
+        """Sum of mu^2."""
+        if self._told is None:  # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn end
+            assert self._folder is not None
+            left = (entry.about.get("told") for entry in audit.show(self._folder / "audit", what="left"))
+            self._told = max((float(x) for x in left if isinstance(x, int | float)), default=0.0)
+        return self._told
 
     def after(self, where: str, noise: float, digest: str | None = None) -> float:
         """`told` once an update of these bits has left in answer to this request; None: of those that left before, if any did."""
@@ -74,14 +80,14 @@ class Ledger:
 
     def add(self, where: str, noise: float, digest: str) -> float:
         """Counts an update that is about to leave, on the disk before it does; returns `told`."""
-        self.told = self.after(where, noise, digest)
+        self._told = told = self.after(where, noise, digest)
         self._last.pop(where, None)
         self._last[where] = digest
         for old in list(self._last)[:-_LAST]:
             del self._last[old]
         if self._path is not None:
-            write_whole(self._path, json.dumps({"told": self.told, "last": self._last}))
-        return self.told
+            write_whole(self._path, json.dumps({"told": told, "last": self._last}))
+        return told
 
 
 def _read(path: Path) -> tuple[float, dict[str, str]]:

@@ -87,6 +87,19 @@ def sites(folder, limit):
     return files
 
 
+@pytest.mark.parametrize("limit", [None, 9.0])
+def test_a_site_begins_anew_after_a_crash_that_tore_its_log(tmp_path, limit):
+    files = site_files(folder=tmp_path) if limit is None else sites(tmp_path, limit)
+    said = {} if limit is None else {"clip": 1.0, "noise": NOISE}
+    for left in (1, 2):
+        with federation(COMPOSED, files=files, folder=tmp_path, run_name=f"run-{left}", **said) as (fed, _, _):
+            assert float(fed.run(fed.init(jax.random.key(1)), ALL)[1]["clients"]) == 4
+        assert limit is None or updates(tmp_path)[-1]["told"] == left * (2 / NOISE) ** 2
+        (tmp_path / NAMES[WHO] / "told.json").unlink(missing_ok=True)
+        with open(tmp_path / NAMES[WHO] / "audit" / "audit-000001.jsonl", "ab") as log:
+            log.write(b'{"entry":{"about"')
+
+
 def updates(folder):
     return [one.about for one in show(folder / NAMES[WHO] / "audit", what="left") if one.about["kind"] == "update"]
 
