@@ -44,24 +44,19 @@ True
 charite has fewer than the 50 examples that its policy asks for (minimum.examples)
 """
 
-import dataclasses
 import os
-import re
 import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo
 
+from fedjax_core.sites import strict
 from fedjax_core.sites.base import check_name, listed, shown
+from fedjax_core.sites.hours import Hours
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_WINDOW = re.compile(r"(?:([A-Za-z,-]+) )?([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
-_DAY, _WEEK = 24 * 60, 7 * 24 * 60  # minutes
+__all__ = ["Caps", "Decision", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
 
 
 @dataclass(frozen=True)
@@ -106,32 +101,6 @@ class Leaving:
                 f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "
                 "kept: leave one of them out"
             )
-
-
-@dataclass(frozen=True)
-class Hours:
-    """When the site works for the federation; without windows always."""
-
-    zone: str = "UTC"
-    windows: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        try:
-            ZoneInfo(self.zone)
-        except (OSError, ValueError):  # a missing zone is a KeyError of zoneinfo's own
-            raise ValueError(f"zone {self.zone!r} is not a time zone: use a name such as 'Europe/Berlin'") from None
-        except KeyError:
-            raise ValueError(
-                f"zone {self.zone!r} is not known here: use a name such as 'Europe/Berlin', or install the tzdata package"
-            ) from None
-        for window in self.windows:
-            list(_spans(window))
-
-    def open(self, now: datetime) -> bool:
-        """Whether a window is open."""
-        local = now.astimezone(ZoneInfo(self.zone))
-        minute = local.weekday() * _DAY + local.hour * 60 + local.minute
-        return not self.windows or any((minute - start) % _WEEK < length for window in self.windows for start, length in _spans(window))
 
 
 @dataclass(frozen=True)
@@ -198,7 +167,7 @@ class Policy:
     def read(cls, path: str | os.PathLike[str]) -> "Policy":
         """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have or of another type."""
         try:
-            return _build(cls, tomllib.loads(Path(path).read_text()), "")
+            return strict.read(cls, tomllib.loads(Path(path).read_text()), "policy")
         except ValueError as error:  # what tomllib raises is one, too
             raise ValueError(f"{path}: {error}") from None
 
@@ -208,7 +177,7 @@ class Policy:
             return Decision(False, code, f"{self.site} {reason}")
         return Decision(True, "allowed", pin=request.task if self.tasks.mode == "first-use" and pinned is None else None)
 
-    def may_leave(self, fields: typing.Iterable[str], norm: float, epsilon: float = 0.0) -> Decision:
+    def may_leave(self, fields: Iterable[str], norm: float, epsilon: float = 0.0) -> Decision:
         """Whether a message with these fields and this l2 norm may go out, with which all together have this epsilon.
 
         Asked of every message, when it is ready.
@@ -279,55 +248,3 @@ def pin(path: str | os.PathLike[str], task: str) -> None:
         file.write(task + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _spans(window: str) -> Iterator[tuple[int, int]]:
-    """(first minute of the week, minutes) of a window on each of its days, which are those on which it begins."""
-    found = _WINDOW.fullmatch(window)
-    if not found:
-        raise ValueError(f"window {shown(window)} should read like 'Mon-Fri 19:00-06:00', 'Sat,Sun 00:00-24:00' or '19:00-06:00'")
-    days, hour, minute, until_hour, until_minute = found.groups()
-    start = int(hour) * 60 + int(minute)
-    end = _DAY if until_hour is None else int(until_hour) * 60 + int(until_minute)
-    for part in (days or "Mon-Sun").split(","):
-        first, _, last = part.partition("-")
-        if first not in _DAYS or (last or first) not in _DAYS:
-            raise ValueError(f"window {shown(window)} names a day other than {', '.join(_DAYS)}")
-        begin = _DAYS.index(first)
-        for day in range(begin, begin + (_DAYS.index(last or first) - begin) % 7 + 1):
-            yield day % 7 * _DAY + start, (end - start - 1) % _DAY + 1
-
-
-def _build(cls: Any, table: Mapping[str, Any], prefix: str) -> Any:
-    """The dataclass with a table's values; raises, naming the key, where they do not fit."""
-    kinds = typing.get_type_hints(cls)
-    if unknown := [key for key in table if key not in kinds]:
-        raise ValueError(
-            f"{listed(prefix + key for key in unknown)} is not a setting of a policy; there are {', '.join(prefix + k for k in kinds)}"
-        )
-    if missing := [
-        f.name for f in dataclasses.fields(cls) if f.name not in table and f.default is f.default_factory is dataclasses.MISSING
-    ]:
-        raise ValueError(f"{listed(prefix + key for key in missing)} is missing from the policy")
-    return cls(**{key: _value(kinds[key], value, prefix + key) for key, value in table.items()})
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _build(kind, value, f"{name}.")
-    if typing.get_origin(kind) is types.UnionType:  # float | None: absent is None
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
-            return value
-        raise ValueError(f"{name} is {shown(value)}; it should be one of {', '.join(typing.get_args(kind))}")
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, list) and all(isinstance(part, str) for part in value):
-            return tuple(value)
-        raise ValueError(f"{name} is {shown(value)}; it should be a list of texts")
-    if kind is float and type(value) in (int, float) and value >= 0:
-        return float(value)
-    if type(value) is kind and kind is not float and not (kind is int and value < 0):
-        return value
-    wanted = {bool: "true or false", int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a text"}.get(kind, "a table")
-    raise ValueError(f"{name} is {shown(value)}; it should be {wanted}")
