@@ -2,36 +2,21 @@
 
     examine(site.toml)  ─►  findings, each fine, not fine with what to do about it, or not looked at and why
 
-What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends with the study.
+What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends with the study; what is looked
+at is in checks.py.
 """
 
-import contextlib
 import os
-import shutil
-import socket
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from fedjax_core.sites import ray_security
+from fedjax_core.sites.checks import CHECKS, Settings, Skipped
+from fedjax_core.sites.expected import Expected
+from fedjax_core.sites.site_file import SiteFile
 
-from fedjax_core.data.clients import Clients
-from fedjax_core.sites import prepare, ray_security
-from fedjax_core.sites.answers import ANSWERS
-from fedjax_core.sites.base import listed
-from fedjax_core.sites.certificates import CertificateError, Files
-from fedjax_core.sites.expected import Expected, columns, packages, python
-from fedjax_core.sites.identity import SiteKey, read_public
-from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.site import fingerprint
-from fedjax_core.sites.site_file import SiteFile, load_data
-from fedjax_core.sites.study import build
-from fedjax_core.sites.wire import COORDINATOR
-
-_SECONDS = 5.0
+__all__ = ["Finding", "Settings", "beside", "examine"]
 
 
 class Finding(NamedTuple):
@@ -42,30 +27,6 @@ class Finding(NamedTuple):
     """None: not looked at."""
     said: str
     """What was found, and where it is not fine what to do."""
-
-
-class Unfit(ValueError):
-    """What a check found wrong, with the way out."""
-
-
-class Skipped(Exception):
-    """Why a check was not made."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked of a site, and against what."""
-
-    expected: Expected = field(default_factory=Expected)
-    address: str | None = None
-    """host:port of the coordinator's Ray."""
-    now: float | None = None
-    """Seconds since 1970 by a clock that is right."""
-    offset_seconds: float = 60.0
-    """So far the site's clock may be off."""
-    free_gb: float = 2.0
-    memory_gb: float = 1.0
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
 def examine(path: str | Path, settings: Settings | None = None) -> list[Finding]:
@@ -79,7 +40,7 @@ def examine(path: str | Path, settings: Settings | None = None) -> list[Finding]
     except (OSError, ValueError) as error:
         return [Finding("file", False, str(error))]
     found = [Finding("file", True, f"{path} describes {about.name}")]
-    for what, check in _CHECKS.items():
+    for what, check in CHECKS.items():
         try:
             found.append(Finding(what, True, check(about, settings)))
         except Skipped as why:
@@ -98,179 +59,3 @@ def beside(path: Path, settings: Settings | None = None) -> Settings:
     if (path.parent / "ray").is_dir():
         settings = replace(settings, environment={**os.environ, **ray_security.environment(path.parent / "ray")})
     return settings
-
-
-def _versions(about: SiteFile, settings: Settings) -> str:
-    expected, here = settings.expected, packages()
-    if not expected.packages:
-        raise Skipped("the coordinator's expected.toml is not beside the site's file")
-    wrong = [f"{name}=={version}" for name, version in expected.packages.items() if here.get(name) != version]
-    if wrong:
-        have = ", ".join(f"{one.partition('==')[0]} {here.get(one.partition('==')[0], 'absent')}" for one in wrong)
-        raise Unfit(f"{have} here, and the study was made with others: pip install {' '.join(repr(one) for one in wrong)}")
-    if expected.python != python():
-        raise Unfit(f"Python {python()} here, and the study was made with {expected.python}: make the environment with that")
-    return f"Python {python()} and {len(expected.packages)} packages as the study was made with"
-
-
-def _own_key(about: SiteFile, settings: Settings) -> str:
-    path = about.key or (about.folder / f"{about.name}.key" if about.folder is not None else None)
-    if path is None or not path.exists():
-        raise Unfit(f"there is no key {path or ''}: make one with `fedjax-core keys make {about.name}`, and name it in the site's file")
-    key = SiteKey.load(path)
-    if key.name != about.name:
-        raise Unfit(f"{path} is the key of {key.name!r}, and the site is {about.name!r}: name its own")
-    if read_public(path.with_suffix(".pub")) != (key.name, key.public):
-        raise Unfit(f"{path.with_suffix('.pub')} is not the public half of {path}: write it anew from `fedjax-core keys show {path}`")
-    return f"{path}, fingerprint {key.public.fingerprint}"
-
-
-def _coordinator(about: SiteFile, settings: Settings) -> str:
-    if about.coordinator is None:
-        raise Unfit("the site's file names no coordinator's key: ask for coordinator.pub, and compare the fingerprint by telephone")
-    name, key = read_public(about.coordinator)
-    if name != COORDINATOR:
-        raise Unfit(f"{about.coordinator} is the key of {name!r}, and a site listens to {COORDINATOR!r} alone")
-    return f"fingerprint {key.fingerprint}: compare it by telephone"
-
-
-def _clock(about: SiteFile, settings: Settings) -> str:
-    here, made = time.time(), settings.expected.made
-    if here < made - settings.offset_seconds:
-        raise Unfit(f"this clock is at least {made - here:.0f} s behind the coordinator's: set it, or have it set by NTP")
-    if settings.now is None:
-        raise Skipped("give the right time with --now, such as --now $(ssh coordinator date +%s)")
-    offset = here - settings.now
-    if abs(offset) > settings.offset_seconds:
-        raise Unfit(f"this clock is {offset:+.0f} s off, and {settings.offset_seconds:g} s are allowed: set it, or have it set by NTP")
-    return f"{offset:+.0f} s off"
-
-
-def _opened(about: SiteFile) -> Clients:
-    """The site's data, in which NaN may be where the study's preprocessing fills it."""
-    steps = _steps(about)
-    found = load_data(about, check=not steps)
-    if steps:
-        prepare.check_rest(steps, found)
-    return found
-
-
-def _steps(about: SiteFile) -> prepare.Steps:
-    """The study's preprocessing; none where the study cannot be built, which is another check's to tell."""
-    with contextlib.suppress(Exception):
-        return () if about.study is None else build(about.study, about.arguments).prepare
-    return ()
-
-
-def _data(about: SiteFile, settings: Settings) -> str:
-    clients, expected = _opened(about), settings.expected
-    here = columns(clients)
-    if expected.columns and here != expected.columns:
-        odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
-        said = "; ".join(f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}" for name in odd[:5])
-        raise Unfit(f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save")
-    known, now = expected.data.get(about.name), fingerprint(clients, about.order)
-    if known is not None and known != now:
-        raise Unfit(f"the data have the fingerprint {now}, and {known} is known: where the change is meant, set data_was = {known!r}")
-    return f"{clients.examples} examples of {listed(here)}, fingerprint {now}"
-
-
-def _labels(about: SiteFile, settings: Settings) -> str:
-    if about.policy is None:
-        raise Skipped("the site has no policy of its own")
-    minimum, clients = Policy.read(about.policy).minimum, _opened(about)
-    if clients.examples < minimum.examples:
-        raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
-    if not minimum.per_class:
-        return f"{clients.examples} examples, {minimum.examples} asked for"
-    if about.labels is None or about.labels not in clients.columns:
-        raise Unfit(f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})")
-    classes, counts = np.unique(clients.columns[about.labels], return_counts=True)
-    if few := [f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < minimum.per_class]:
-        raise Unfit(f"too few of some classes ({', '.join(few[:5])}), and the policy asks for {minimum.per_class} (minimum.per_class)")
-    return f"{len(classes)} classes, each with {counts.min()} examples or more, {minimum.per_class} asked for"
-
-
-def _policy(about: SiteFile, settings: Settings) -> str:
-    steps = _steps(about)
-    if about.policy is None:
-        if "range" in prepare.leaving(steps):
-            raise Unfit("the study needs 'range', which is of single persons and leaves only where a policy of the site's own names it")
-        raise Skipped("the site has no policy of its own: the first study asked for is the only one, and its metrics may leave")
-    found, study = Policy.read(about.policy), settings.expected.study
-    if found.site != about.name:
-        raise Unfit(f"{about.policy} is the policy of {found.site!r}, and the site is {about.name!r}")
-    if found.withdrawn or found.paused:
-        raise Unfit(f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything")
-    if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
-        raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
-    if kept := [name for name in ANSWERS["train"].leaving if name not in found.leaving.fields]:
-        raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
-    if sums := prepare.held_back(steps, found.leaving.fields):
-        said = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())
-        raise Unfit(
-            f"{about.policy} does not let leave {said}, so the run would pause before its first round: add it to leaving.fields after "
-            "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
-        )
-    open_now = "open now" if found.hours.open(datetime.now(UTC)) else f"closed now, open at {', '.join(found.hours.windows)}"
-    return f"{about.policy}, {open_now}"
-
-
-def _study(about: SiteFile, settings: Settings) -> str:
-    if about.study is None:
-        raise Skipped("the site's file names no study, so the coordinator's is handed over, which is code")
-    found, expected = build(about.study, about.arguments).hash, settings.expected.study
-    if expected and found != expected:
-        raise Unfit(f"{about.study} here is {found}, and the run is of {expected}: install the same version, with the same arguments")
-    return f"{about.study}, {found}"
-
-
-def _disk(about: SiteFile, settings: Settings) -> str:
-    folder = (about.folder or Path.cwd()).absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    if free < settings.free_gb:
-        raise Unfit(f"{free:.1f} GB free at {place}, and {settings.free_gb:g} are asked for: free some, or move `folder`")
-    if not os.access(place, os.W_OK):
-        raise Unfit(f"{place} cannot be written: give it to the user that runs the site, or name another `folder`")
-    return f"{free:.1f} GB free at {place}"
-
-
-def _memory(about: SiteFile, settings: Settings) -> str:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    if free < settings.memory_gb:
-        raise Unfit(f"{free:.1f} GB of memory free, and {settings.memory_gb:g} are asked for: stop something, or use another machine")
-    return f"{free:.1f} GB free"
-
-
-def _network(about: SiteFile, settings: Settings) -> str:
-    if settings.address is None:
-        raise Skipped("give the coordinator's address with --address host:port")
-    host, _, port = settings.address.rpartition(":")
-    try:
-        began = time.monotonic()
-        socket.create_connection((host, int(port)), _SECONDS).close()
-    except ConnectionRefusedError:
-        raise Unfit(f"{settings.address} refuses: start Ray there first, or correct the address") from None
-    except (OSError, ValueError) as error:
-        raise Unfit(f"{settings.address} is not reached ({error}): ask for the firewall to let this machine out to it") from None
-    return f"{settings.address} in {(time.monotonic() - began) * 1000:.0f} ms"
-
-
-def _ray(about: SiteFile, settings: Settings) -> str:
-    if found := ray_security.lacking(settings.environment):
-        raise Unfit(f"Ray lacks {' and '.join(found)}")
-    files = Files.named_by(settings.environment)
-    if settings.address is not None and (wrong := ray_security.greeting(settings.address, files)) is not None:
-        raise Unfit(wrong)
-    days = (files.check() - datetime.now(UTC)).days
-    if days < _SOON_DAYS:
-        raise CertificateError(f"the certificate ends in {days} days: make another with `fedjax-core certificates make`")
-    return f"a token and TLS, the certificate for {days} more days"
-
-
-_SOON_DAYS = 7
-_CHECKS: dict[str, Callable[[SiteFile, Settings], str]] = {
-    "versions": _versions, "key": _own_key, "coordinator": _coordinator, "clock": _clock, "data": _data, "labels": _labels,
-    "policy": _policy, "study": _study, "disk": _disk, "memory": _memory, "network": _network, "ray": _ray,
-}  # fmt: skip

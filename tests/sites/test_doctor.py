@@ -13,7 +13,7 @@ from fedjax_core.cli import main
 from fedjax_core.consortium import example
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.data.clients import Clients
-from fedjax_core.sites import doctor
+from fedjax_core.sites import checks
 from fedjax_core.sites.doctor import Settings, beside, examine
 from fedjax_core.sites.expected import Expected, columns
 from fedjax_core.sites.ray_security import equip
@@ -83,6 +83,8 @@ WRONG = {
     "paused": ("policy", lambda s: edit(s / "policy.toml", "paused = false", "paused = true"), "is paused"),
     "another's policy": ("policy", lambda s: edit(s / "policy.toml", '^site = .*', 'site = "mayo"'), "policy of 'mayo'"),
     "a study not allowed": ("policy", lambda s: edit(s / "policy.toml", "first-use", "list"), "tasks.allowed"),
+    "a clip that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "clip = 1.0\nfields"), "does not say"),
+    "a noise that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "noise = 2.0\nfields"), "noise of at least 2"),
     "another study": ("study", lambda s: edit(s / "site.toml", r"^\[arguments\]", "[arguments]\nlr = 0.5"), "install the same version"),
     "no study": ("study", lambda s: edit(s / "site.toml", "example:study", "example:studio"), "names no function"),
     "a token for all to read": ("ray", lambda s: (s / "ray" / "token").chmod(0o604), "a token that is secret"),
@@ -96,7 +98,7 @@ def test_a_fit_site_passes_everything(made, capsys):
         reached = Settings(environment={}, address=f"127.0.0.1:{plain.getsockname()[1]}", now=time.time() - 5)
         assert ("network", True) in [one[:2] for one in examine(made / "site.toml", reached)]
         asked = beside(made / "site.toml", Settings(now=time.time() - 5))
-        assert doctor._ray(None, replace(asked, address=f"127.0.0.1:{port}")).startswith("a token and TLS")
+        assert checks._ray(None, replace(asked, address=f"127.0.0.1:{port}")).startswith("a token and TLS")
     found = {one.what: one for one in examine(made / "site.toml", asked)}
     assert {what for what, one in found.items() if not one.fine} == {"network"} and found["network"].fine is None
     assert found["clock"].said == "+5 s off"

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
+from fedjax_core.sites import checks
 from fedjax_core.sites.audit import Log, show
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.identity import SiteKey
@@ -113,6 +114,8 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
         second, _ = fed.run(first, ALL)
         fed.run(second, ALL)
     assert [one["epsilon"] for one in updates(tmp_path)] == pytest.approx(wanted[:2])
+    about = next(one for one in sites(tmp_path, wanted[2] + 0.01) if one.name == NAMES[WHO])
+    assert checks._policy(about, checks.Settings()).endswith(f"open now, an epsilon of {wanted[1]:.3g} told so far")
     assert {one["delta"] for one in updates(tmp_path)} == {DELTA} and {one["fields"] for one in updates(tmp_path)} == {
         "data examples weight"
     }
