@@ -166,7 +166,8 @@ class AsynchronousSimulator:
             arrival, started[client] = Arrival(client, int(started[client])), -1
             fresh = version - arrival.version <= self.buffer.max_staleness
             found, stale = found + [arrival] if fresh else found, stale + (not fresh)
-            begin(client)
-            heapq.heapify(heap)
+            if len(found) < self.buffer.size:  # else it gets the model that comes of this
+                begin(client)
+                heapq.heapify(heap)
         flight = InFlight(jnp.asarray(started), jnp.asarray(last), clock.flight.models)
         return found, stale, Clock(flight, jnp.asarray(due), jnp.int32(now))
