@@ -139,14 +139,14 @@ class Collector:
 
         def ask(at: int) -> None:
             asked[at] += 1
-            waiting[self._transport.send(self.names[at], request)] = at
+            waiting[self.ask(at, request)] = at
 
         for at in positions:
             ask(at)
         for turn in range(rules.attempts):
             while waiting and len(good) < most:
                 done = fetch.wait(waiting, self._until, rules.idle_seconds)
-                if not done and time.monotonic() < self._until and self._goes_on(waiting.values()):
+                if not done and time.monotonic() < self._until and self.goes_on(waiting.values()):
                     continue
                 if not done:
                     break
@@ -155,7 +155,7 @@ class Collector:
                     if at in settled:  # asked twice, and answered twice
                         self._hear_late(future, self.names[at])
                         continue
-                    heard = self._hear(future, at, number, header)
+                    heard = self.hear(future, at, number, header)
                     if heard is not None and heard.header.kind == PARTS:
                         whole = fetch.begin(at, self.names[at], contents(heard, header))
                         waiting[whole], heads[whole] = at, future
@@ -181,10 +181,18 @@ class Collector:
             if at not in settled:
                 self.reasons[at] = "no reply in time"
                 self._record(self.names[at], "missing", number, {"reason": "no reply in time"})
-            self._late[future] = self.names[at]
+            self.leave(future, at)
         return good
 
-    def _goes_on(self, positions: Iterable[int]) -> bool:
+    def ask(self, at: int, request: bytes) -> "Future[Reply]":
+        """The reply, once it is there, of the site at this position."""
+        return self._transport.send(self.names[at], request)
+
+    def leave(self, future: "Future[Reply]", at: int) -> None:
+        """Nobody waits any more for this reply of the site at this position: it is recorded when it comes."""
+        self._late[future] = self.names[at]
+
+    def goes_on(self, positions: Iterable[int]) -> bool:
         """Whether one of these sites has done steps since it was last looked at."""
         progress: Callable[[str], int] | None = getattr(self._transport, "progress", None)
         if progress is None:
@@ -212,13 +220,19 @@ class Collector:
     def _fetch(self, asked: Header, positions: Sequence[int]) -> Fetch:
         """What brings the replies to this request that come in parts."""
         self._header = asked
-        return Fetch(
-            self._transport, self._roster, positions, partial(self._requests.part, asked),
-            lambda who, what, about: self._record(who, what, asked.round, about),
-        )  # fmt: skip
+        return self.fetch(positions, partial(self._requests.part, asked), lambda: asked.round)
 
-    def _hear(self, future: "Future[Reply]", at: int, number: int, asked: Header) -> Envelope | None:
-        """The authentic reply of the site at this position to this request, None where there is none in what came."""
+    def fetch(self, positions: Sequence[int], request: Callable[[str, int], bytes], number: Callable[[], int]) -> Fetch:
+        """What brings replies in parts, those first that come first in these positions: `request` (the reply's digest, part) is what to
+        send, and `number` is the round that the audit log has it under.
+        """
+        return Fetch(self._transport, self._roster, positions, request, lambda who, what, about: self._record(who, what, number(), about))
+
+    def hear(self, future: "Future[Reply]", at: int, number: int, asked: Header) -> Envelope | None:
+        """The authentic reply of the site at this position to this request, None where there is none in what came.
+
+        The request may be of an earlier round than `number`, which it is now.
+        """
         name = self.names[at]
         try:
             raw = bring(future)
@@ -235,12 +249,12 @@ class Collector:
                 name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
                 skew_seconds=self.rules.skew_seconds,
             )  # fmt: skip
-            heard = self._guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            heard = self._guard.at(asked.round).admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
             kind = ANSWERS[asked.kind].reply
             if header.kind == PARTS and header.answers == asked.digest:
                 contents(envelope, asked)
                 return envelope  # may be said again: it is the reply itself that is heard once
-            self._guard = heard
+            self._guard = heard.at(number)
             if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
                 raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
         except Refused as refusal:
@@ -250,7 +264,7 @@ class Collector:
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
             self.reasons[at] = str(about["reason"])
-            log.warning("site %s did not take part in round %d: %s", name, number, about["reason"])
+            log.warning("site %s did not take part in round %d: %s", name, asked.round, about["reason"])
             self._record(name, "declined", number, about)
         elif asked.kind != "train":  # a report is recorded with what the gate says of it
             self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})

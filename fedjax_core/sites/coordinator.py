@@ -37,9 +37,11 @@ import numpy as np
 
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.preprocess import Fitted
+from fedjax_core.lanes.buffer import Buffer
 from fedjax_core.metrics import CrossEvaluation, Evaluation, stacked
 from fedjax_core.round import Round, State
 from fedjax_core.sites import crossing
+from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.collect import Collector, Paused, Rules
@@ -76,6 +78,8 @@ class Federation:
     `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
     sites' columns, asked for once; they are in `folder`, too.
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
+    With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
+    model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.asynchronous`).
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Federation:
         noise: float | None = None,
         epsilon: float | None = None,
         prepare: Any = (),
+        buffer: Buffer | None = None,
         rules: Rules | None = None,
         folder: str | Path | None = None,
         run_name: str = "run",
@@ -108,6 +113,8 @@ class Federation:
         self._names = [one.name for one in files]
         if len(set(self._names)) != len(self._names) or not files:
             raise ValueError(f"a federation needs sites of different names, got {self._names}")
+        self.buffer = buffer
+        rules = self._checked(rules or Rules())
         self._exit = contextlib.ExitStack()
         try:
             self._folder = None if folder is None else Path(folder)
@@ -119,10 +126,17 @@ class Federation:
             if missing := [name for name in self._names if name not in self._roster.keys]:
                 raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
-            self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules or Rules(), self._record)
+            self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
             self.clients = Sites(self._names, describe(self._collector, self._requests, path))
             self._collector.sizes = self.clients.sizes
+            self._steps = (
+                None
+                if buffer is None
+                else Steps(
+                    composed, buffer, requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record
+                )
+            )
             self.prepared = self._prepare()
             """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
         except BaseException:
@@ -146,26 +160,31 @@ class Federation:
 
     @rules.setter
     def rules(self, rules: Rules) -> None:
-        self._collector.rules = rules
+        self._collector.rules = self._checked(rules)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that changes the answer, to the last bit, besides the `Round`, the data, and who reported in time."""
         study = self.study
         plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
-        return plain if self.prepared is None else plain | {"prepared": self.prepared}
+        more = {"prepared": self.prepared, "buffer": self.buffer}
+        return plain | {name: value for name, value in more.items() if value is not None}
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = jax.jit(partial(self.round.init, population=1))(key, params=params)
         self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
+        if self._steps is not None:
+            return self._steps.init(state)
         versions: Any = Versions(jnp.zeros(len(self.clients), jnp.int32))
         return state._replace(clients=versions)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report."""
         chosen = sampling.as_cohort(cohort, len(self.clients))
+        if self._steps is not None:
+            return self._steps.run(state, chosen.clients)
         number, exchanges = int(state.round), len(self.round.algorithm.exchanges)
         self._collector.begin(number)
         places = list(range(len(chosen.clients)))
@@ -202,7 +221,8 @@ class Federation:
         self._collector.begin(number)
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
-        about = About(state, np.asarray(state.clients.version))  # type: ignore[attr-defined]
+        versions = np.zeros(len(sizes), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
+        about = About(state, versions)
         request = self._requests.write(
             "evaluate", number, to=self._names, about=about, body=body, fields={"batch": crossing.batch_size(sizes)}
         )
@@ -224,6 +244,11 @@ class Federation:
         """
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
         return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.sizes)
+
+    def _checked(self, rules: Rules) -> Rules:
+        if self.buffer is not None:
+            check(self.round, self.buffer, len(self._names), rules)
+        return rules
 
     def _prepare(self) -> Fitted | None:
         if not self.study.prepare:

@@ -95,12 +95,22 @@ class Fetch:
             if found or not done or time.monotonic() >= until:
                 return found
 
+    def here(self, at: int) -> int:
+        """How many parts have come of the reply that is brought from the site at this position."""
+        return int(self._all[at].here.sum()) if at in self._all else 0
+
+    def drop(self, at: int) -> None:
+        """Awaits nothing more of the site at this position, and keeps nothing of it."""
+        self._stop(at)
+        if at in self._all:
+            self._all.pop(at).done.cancel()
+        self._start()
+
     def close(self) -> None:
         """Awaits nothing more, and keeps nothing."""
-        for at, transfer in self._all.items():
-            self._stop(at)
-            transfer.done.cancel()
-        self._all = {}
+        self._queue.clear()
+        for at in list(self._all):
+            self.drop(at)
 
     def _start(self) -> None:
         while self._queue and len(self._active) < AT_ONCE:

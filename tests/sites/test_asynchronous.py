@@ -1,4 +1,8 @@
-"""Asynchronous runs: FedBuff by its formula, the synchronous run as a special case, and nothing lost at a crash."""
+"""An asynchronous federation is the asynchronous simulator with its clients elsewhere, and nothing counts twice, whatever happens."""
+
+import re
+from concurrent import futures
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -7,100 +11,314 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.metrics import summary
+from fedjax_core.sites import fetch
+from fedjax_core.sites.audit import show
+from fedjax_core.sites.coordinator import Paused, Rules
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.wire import decode, encode, header_of
+from tests.sites.faulty import changed, corrupt, failed
+from tests.sites.federations import BATCH, EPOCHS, NAMES, columns, federation
+from tests.sites.test_ray import kill
 from tests.test_contracts import assert_equal, assert_norm
-from tests.zoo import clients, lossy, task
+from tests.zoo import lossy, task
 
-PLAN = {"batch_size": 4, "epochs": 1, "lanes": 2}
-
-
-def averaging(**how):
-    return fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1), **how))
+ALL = [0, 1, 2, 3]
+DELAYS = fc.Delays(median=50, spread=1.0, seed=3)
+BUFFER = fc.Buffer(2, max_staleness=1)
 
 
 @pytest.fixture(scope="module")
-def population():
-    return clients("classes")
+def composed():
+    return fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1), server=optax.sgd(0.5, momentum=0.9)))
 
 
-def test_with_all_of_the_cohort_and_no_delay_it_is_the_synchronous_run(population):
-    composed, cohorts = averaging(server=optax.sgd(0.5, momentum=0.9)), [[0, 1, 3], [3, 4, 1], [0, 3, 4]]
-    sync, late = fc.Simulator(composed, population, **PLAN), fc.AsynchronousSimulator(composed, population, fc.Buffer(3), **PLAN)
-    expected, state = sync.init(jax.random.key(1)), late.init(jax.random.key(1))
-    for cohort in cohorts:
-        expected, seen = sync.run(expected, cohort)
-        state, got = late.run(state, cohort)
-    assert_norm(state.server, expected.server, 1e-6)
-    assert {**summary(seen), "staleness": 0.0, "stale": 0.0, "ticks": 0.0} == pytest.approx(summary(got), rel=1e-5)
+class Scripted:
+    """A transport's fault: reports come one at a time, each when the coordinator waits and there is nothing else to be had.
+
+    They come after `delays(site, version)` ticks; or in the `order` of (site, version) given, and never where that is at its end.
+    """
+
+    def __init__(self, monkeypatch, delays=None, order=()):
+        self.delays, self.order, self.now, self.came = delays, list(order), 0, []
+        self.held = []  # (due, site, version, reply, its future)
+        self.faults = {}  # (site, version) -> what becomes of each time that it is asked; of more times nothing
+        wait = futures.wait
+
+        def waiting(waited, timeout=None, return_when=futures.ALL_COMPLETED):
+            while not any(future.done() for future in waited) and self.release():
+                pass
+            return wait(waited, timeout, return_when)
+
+        monkeypatch.setattr(fetch.futures, "wait", waiting)
+
+    def __call__(self, send, site, request, n):
+        header, at = header_of(request), NAMES.index(site)
+        faults = self.faults.get((at, header.round), []) if header.kind == "train" else []
+        found = faults.pop(0)(send, site, request) if faults else send(site, request)
+        if header.kind != "train":
+            return found
+        due, later = self.now + (self.delays(at, header.round) if self.delays else 0), futures.Future()
+        self.held.append((due, at, header.round, found, later))
+        return later
+
+    def release(self):
+        """Whether there was a report to come."""
+        if not self.held:
+            return False
+        by_order = [one for one in self.held if self.order and one[1:3] == self.order[0]]
+        assert by_order or not self.order, f"{self.order[0]} does not come: {[one[1:3] for one in self.held]}"
+        if self.delays is None and not by_order:
+            return False
+        one = by_order[0] if by_order else min(self.held, key=lambda one: one[:2])
+        self.order = self.order[1:]
+        self.held.remove(one)
+        due, at, version, found, later = one
+        self.now = max(self.now, due)
+        self.came.append((at, version))
+        later.set_exception(found.exception()) if found.exception() else later.set_result(found.result())
+        return True
 
 
-# (client, version it began from) as they arrive, worked out by hand from the times below: three clients, two updates a step.
-TIMES = {0: 10, 1: 15, 3: 100}
-STEPS = [[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(0, 2), (1, 2)], [(0, 3), (1, 3)], [(0, 4), (1, 4)], [(0, 5), (1, 5)], [(3, 0), (0, 6)]]
+def run(fed, steps, state=None):
+    state = fed.init(jax.random.key(1)) if state is None else state
+    for _ in range(steps):
+        state, _ = fed.run(state, ALL)
+    return state
 
 
-def test_updates_are_damped_by_their_age_as_in_the_paper(population):
-    composed = averaging()
-    sim = fc.AsynchronousSimulator(composed, population, fc.Buffer(2), delays=lambda client, version: TIMES[client], **PLAN)
-    alone = fc.Simulator(composed, population, **PLAN)
-    state = sim.init(jax.random.key(1))
-    models = [state.params]
-    for version, arrivals in enumerate(STEPS):
-        total, weight = jax.tree.map(np.zeros_like, models[-1]), 0
-        for client, began in arrivals:
-            before = alone.init(state.key, models[began])._replace(round=np.int32(began))
-            trained = alone.run(before, [client])[0].params
-            size, factor = population.sizes[client], 1 / np.sqrt(1 + version - began)
-            total = jax.tree.map(lambda t, a, b, s=size * factor: t + s * (np.asarray(a) - np.asarray(b)), total, trained, models[began])
-            weight += size
-        models.append(jax.tree.map(lambda x, t, w=weight: np.asarray(x) + t / w, models[-1], total))
-        state, metrics = sim.run(state, [0, 1, 3])
-        assert_norm(state.params, models[-1], 1e-6)
-    assert summary(metrics)["staleness"] == 3.0 and int(state.clients.now) == 100
+def accepted(folder):
+    """(site, version) of the reports that the coordinator's audit log has as accepted."""
+    entries = [entry for entry in show(folder / "coordinator" / "audit") if entry.what == "update" and entry.about["accepted"]]
+    return [(NAMES.index(entry.who), entry.about["version"]) for entry in entries]
 
 
-def test_what_is_too_old_is_refused_and_its_client_begins_anew(population):
-    buffer = fc.Buffer(2, max_staleness=5)
-    sim = fc.AsynchronousSimulator(averaging(), population, buffer, delays=lambda client, version: TIMES[client], **PLAN)
-    state = sim.init(jax.random.key(1))
-    stale = []
-    for _ in range(7):
-        state, metrics = sim.run(state, [0, 1, 3])
-        stale.append(summary(metrics)["stale"])
-    assert stale == [0, 0, 0, 0, 0, 0, 1] and np.asarray(state.clients.flight.started)[3] == 6
+def refused(folder):
+    """(site, code) of what did not count."""
+    entries = [entry for entry in show(folder / "coordinator" / "audit") if not entry.about.get("accepted", False)]
+    return [(NAMES.index(entry.who), entry.about["code"]) for entry in entries if entry.who in NAMES and "code" in entry.about]
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(population, tmp_path):
-    composed = averaging(server=optax.sgd(1.0, momentum=0.9))
+@pytest.mark.parametrize("buffer", [BUFFER, pytest.param(fc.Buffer(3), marks=pytest.mark.slow)], ids=str)
+def test_sites_end_where_the_asynchronous_simulator_ends(composed, buffer, monkeypatch):
+    everyone = fc.Clients.from_list(columns(), ids=list(NAMES))
+    sim = fc.AsynchronousSimulator(composed, everyone, buffer, delays=DELAYS, batch_size=BATCH, epochs=EPOCHS, lanes=2)
+    expected, total = sim.init(jax.random.key(1)), {"stale": 0.0, "staleness": 0.0}
+    with federation(composed, fault=Scripted(monkeypatch, DELAYS), buffer=buffer) as (fed, _, _):
+        state = fed.init(jax.random.key(1))
+        for cohort in [ALL, ALL, [0, 1, 3], [0, 1, 3], ALL, ALL, ALL, ALL]:
+            expected, seen = sim.run(expected, cohort)
+            state, got = fed.run(state, cohort)
+            assert_norm(state.server, expected.server, 1e-6)
+            found, numbers = summary(got), {name: value for name, value in summary(seen).items() if name != "ticks"}
+            assert {name: found[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
+            assert state.clients.started.tolist() == expected.clients.flight.started.tolist()
+            assert state.clients.last.tolist() == expected.clients.flight.last.tolist()
+            total = {name: total[name] + found[name] for name in total}
+    assert total["staleness"] > 0 and (total["stale"] > 0) == (buffer.max_staleness == 1)
 
-    def fit(rounds, folder):
-        sim = fc.AsynchronousSimulator(composed, population, fc.Buffer(2), delays=fc.Delays(50, 1.5, seed=3), **PLAN)
-        keeping = {"run_dir": folder, "checkpoint_every": 2, "evaluate_every": 2, "progress": False}
-        return fc.fit(sim, rounds, cohorts=fc.cohorts.everyone(len(population)), key=jax.random.key(1), **keeping)
 
-    expected = fit(5, tmp_path / "whole")
-    fit(3, tmp_path / "parts")
-    again = fit(5, tmp_path / "parts")
-    assert_equal(again.state, expected.state)
-    assert again.records == expected.records and any(r.get("staleness", 0) > 0 for r in expected.records)
+def test_with_a_buffer_for_all_it_is_the_synchronous_federation(composed, monkeypatch):
+    with federation(composed) as (fed, _, _):
+        expected = run(fed, 3)
+    with federation(composed, fault=Scripted(monkeypatch, lambda site, version: 1), buffer=fc.Buffer(4)) as (fed, _, _):
+        state = run(fed, 3)
+        at_sites = fed.evaluate(state)
+    assert_equal(state._replace(clients=()), expected._replace(clients=()))
+    assert at_sites.sizes.tolist() == [23, 5, 1, 4] and np.isfinite(at_sites.pooled["loss"])
+
+
+ORDER = [(0, 0), (1, 0), (1, 1), (2, 0), (0, 1), (2, 2), (1, 2), (3, 0), (3, 3)]  # two a step; that of 3 is the only stale one
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def undisturbed(composed):
+    with pytest.MonkeyPatch.context() as patch, federation(composed, fault=Scripted(patch, order=ORDER), buffer=BUFFER) as (fed, _, _):
+        return run(fed, STEPS)
+
+
+def forged(box, **changes):
+    """The site's own report with something in it that should not be, properly signed."""
+
+    def forge(raw):
+        header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
+        tensors = {name: x + changes.get("plus", 0) for name, x in tensors.items()}
+        key = next(site.key for site in box["sites"] if site.name == header.sender)
+        return encode(replace(header, **{k: v for k, v in changes.items() if k != "plus"}), tensors, key)
+
+    return lambda send, site, request: changed(send(site, request), forge)
+
+
+def test_what_is_lost_or_damaged_is_asked_for_again(composed, undisturbed, monkeypatch, tmp_path):
+    script = Scripted(monkeypatch, order=[(0, 0), *ORDER[:3], ORDER[2], *ORDER[3:]])
+    script.faults = {
+        (0, 0): [lambda send, site, request: (send(site, request).result(), failed())[1]],
+        (1, 1): [lambda send, site, request: changed(send(site, request), corrupt)],
+    }
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
+        assert_equal(run(fed, STEPS), undisturbed)
+    assert (1, "tampered-body") in refused(tmp_path) and (3, "too-stale") in refused(tmp_path)
+    assert accepted(tmp_path) == [one for one in ORDER if one != (3, 0)]
+    too_old = next(entry for entry in show(tmp_path / "coordinator" / "audit") if entry.about.get("code") == "too-stale")
+    assert (too_old.round, too_old.about["version"], too_old.about["staleness"]) == (3, 0, 3) and "at most 1" in too_old.about["reason"]
+
+
+BAD = {
+    "sends NaN": (lambda box: forged(box, plus=np.float32(np.nan)), "not-finite"),
+    "says that it is of the newest version": (lambda box: forged(box, round=1), "wrong-round"),
+    "answers another model": (lambda box: forged(box, answers="ab12"), "wrong-reply"),
+    "replays what it said before": (
+        lambda box: lambda send, site, request: changed(send(site, request), box["old"]),
+        "replayed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_may_not_be_used_is_not_in_the_buffer_and_the_site_joins_again(composed, monkeypatch, tmp_path, name):
+    """Site 1's first report: the others fill the buffer, and nothing of it is in the model."""
+    make, code = BAD[name]
+    with federation(composed, fault=Scripted(monkeypatch, order=[(0, 0), (2, 0)]), buffer=BUFFER) as (fed, _, _):
+        expected = run(fed, 1)
+    times = 1 if code == "not-finite" else 2  # what is not authentic is asked for once more
+    script, box = Scripted(monkeypatch, order=[(0, 0), *[(1, 0)] * times, (2, 0), (1, 1), (3, 0)]), {}
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, sites, transport):
+        box |= {"fed": fed, "sites": sites, "old": lambda raw: next(r for r in transport.received if header_of(r).sender == NAMES[1])}
+        script.faults[1, 0] = [make(box)] * times
+        state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
+        assert_equal(state._replace(clients=()), expected._replace(clients=()))
+        assert (float(seen["refused"]) + float(seen["missing"]), float(seen["clients"])) == (1, 2)
+        state, seen = fed.run(state, ALL)
+        assert float(seen["refused"]) == 0 and script.came[-2:] == [(1, 1), (3, 0)]
+    assert (1, code) in refused(tmp_path) and accepted(tmp_path) == [(0, 0), (2, 0), (1, 1), (3, 0)]
+
+
+def test_a_site_that_vanishes_is_given_up_and_what_it_sends_after_that_is_refused(composed, monkeypatch, tmp_path):
+    script = Scripted(monkeypatch, order=ORDER[:2])
+    rules = Rules(deadline_seconds=0.2, attempts=1)
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path, rules=rules) as (fed, _, _):
+        state = run(fed, 1)
+        assert state.clients.started.tolist() == [-1, -1, 0, 0]
+        said = "step 1: 0 reports are in the buffer of 2, and nobody is at work. Without a report: charite, mayo, oslo, kyoto"
+        with pytest.raises(Paused, match=re.escape(said)):
+            fed.run(state, ALL)
+        fed.rules = Rules()
+        script.order = [(2, 0), (3, 1), (2, 1), (3, 1), (2, 1)]  # of the first three nobody knows any more
+        state, seen = fed.run(state, ALL)
+        assert float(seen["clients"]) == 2 and not script.order
+        fed.evaluate(state)
+    assert sorted(refused(tmp_path)) == [(2, "late"), (2, "late"), (3, "late")] and accepted(tmp_path) == [(0, 0), (1, 0), (3, 1), (2, 1)]
+
+
+def test_a_step_that_pauses_keeps_its_buffer_and_goes_on(composed, undisturbed, monkeypatch, tmp_path):
+    script = Scripted(monkeypatch, order=ORDER[:3])
+
+    def away(send, site, request):
+        return failed()
+
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path, rules=Rules(attempts=1)) as (fed, _, _):
+        state = run(fed, 1)
+        script.order, script.faults = [(1, 1), (0, 1), (2, 1), (3, 1)], {(at, 1): [away] for at in (0, 2, 3)}
+        for _, _, _, _, later in script.held:  # those of 2 and 3 never come
+            later.set_exception(ConnectionError())
+        script.held.clear()
+        with pytest.raises(Paused, match="step 1: 1 reports are in the buffer of 2"):
+            fed.run(state, ALL)
+        script.order = [(2, 1)]
+        state, seen = fed.run(state, ALL)
+        assert float(seen["clients"]) == 2
+    assert accepted(tmp_path) == [(0, 0), (1, 0), (1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_killed_in_a_step_it_begins_that_step_again_and_ends_bit_for_bit(composed, undisturbed, monkeypatch, tmp_path, at):
+    """`at`: reports of the fourth step that were in the buffer."""
+
+    class Killed(Exception):
+        """Where the process ends."""
+
+    def fit(fed, rounds):
+        keeping = {"run_dir": tmp_path / "run", "checkpoint_every": 1, "progress": False}
+        return fc.fit(fed, rounds, cohorts=lambda round: ALL, key=jax.random.key(1), **keeping)
+
+    def kill(send, site, request):
+        raise Killed
+
+    done, rest = ORDER[:6], ORDER[6:]
+    script = Scripted(monkeypatch, order=done + rest[:at])
+    script.faults[[(2, 3), (1, 3), (3, 3)][at]] = [kill]  # who is asked then
+    with pytest.raises(Killed), federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
+        fit(fed, STEPS)
+    script = Scripted(monkeypatch, order=[one for one in rest if one != (3, 0)])  # which was given up: its model is gone
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
+        assert_equal(fit(fed, STEPS).state, undisturbed)
+
+
+def test_a_state_that_falls_back_has_its_sites_asked_again(composed, undisturbed, monkeypatch, tmp_path):
+    script = Scripted(monkeypatch, order=[*ORDER[:6], *ORDER[2:]])
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
+        early = run(fed, 1)
+        run(fed, 2, early)
+        script.held.clear()
+        assert_equal(run(fed, STEPS - 1, early), undisturbed)
+
+
+def test_large_reports_come_in_parts(composed):
+    with federation(composed, buffer=fc.Buffer(4)) as (fed, _, _):
+        expected = run(fed, 2)
+    with federation(composed, buffer=fc.Buffer(4), rules=Rules(part_bytes=400)) as (fed, _, transport):
+        transport.near = False
+        state = run(fed, 2)
+        kinds = [header_of(raw).kind for raw in transport.sent]
+    assert kinds.count("train") == 8 and kinds.count("part") >= 16
+    assert_norm(state.server, expected.server, 1e-6)  # in the order in which they came
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "settings", "said"),
     [
-        (lambda: fc.compose(fc.algorithms.scaffold(task(), 0.1, 5)), "clients of this algorithm keep state between rounds"),
-        (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), "has 2 exchanges"),
-        (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), "keeps state at each client"),
-        (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)), "needs the report"),
+        (lambda: fc.compose(fc.algorithms.scaffold(task(), 0.1, 4)), {}, "clients of this algorithm keep state between rounds"),
+        (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), {}, "has 2 exchanges"),
+        (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), {}, "keeps state at each client"),
+        (
+            lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)),
+            {},
+            "needs the report",
+        ),
+        (None, {"buffer": fc.Buffer(5)}, "a buffer of 5 reports never fills: there are 4 sites"),
+        (None, {"rules": Rules(quorum=3)}, "are of rounds, and with a buffer a step is made of 2 reports"),
+        (None, {"rules": Rules(enough=1)}, "leave share and enough out"),
     ],
 )
-def test_what_has_no_meaning_without_rounds_is_refused(population, build, said):
-    with pytest.raises(ValueError, match=said):
-        fc.AsynchronousSimulator(build(), population, fc.Buffer(2), **PLAN)
+def test_what_has_no_meaning_without_rounds_is_refused(composed, build, settings, said):
+    with pytest.raises(ValueError, match=said), federation(composed if build is None else build(), **{"buffer": BUFFER, **settings}):
+        pass
 
 
-def test_a_buffer_that_never_fills_is_refused(population):
-    with pytest.raises(ValueError, match="a buffer of 13 updates never fills"):
-        fc.AsynchronousSimulator(averaging(), population, fc.Buffer(13), **PLAN)
-    sim = fc.AsynchronousSimulator(averaging(), population, fc.Buffer(3), **PLAN)
-    with pytest.raises(ValueError, match="version 0 can get only 2 updates and its buffer needs 3"):
-        sim.run(sim.init(jax.random.key(0)), [0, 1])
+def test_a_cohort_that_never_fills_the_buffer_is_refused(composed):
+    with federation(composed, buffer=BUFFER) as (fed, _, _):
+        with pytest.raises(ValueError, match="version 0 can get only 1 reports and its buffer needs 2"):
+            fed.run(fed.init(jax.random.key(0)), [0])
+        with pytest.raises(ValueError, match="are of rounds"):
+            fed.rules = Rules(share=0.5)
+
+
+@pytest.mark.slow
+def test_site_processes_report_when_they_are_done_and_one_that_is_killed_joins_again(composed, tmp_path):
+    sites = [SiteFile(name=name, data=data, folder=tmp_path / name) for name, data in zip(NAMES, columns(), strict=True)]
+    settings = {"batch_size": BATCH, "epochs": EPOCHS, "buffer": fc.Buffer(2), "rules": Rules(part_bytes=400, deadline_seconds=120.0)}
+
+    def cohorts(round):
+        if round == 3:
+            kill(NAMES[1])
+        return ALL if round < 6 else [1, 2]  # of whom the last four steps need it
+
+    for rounds in (5, 10):  # a coordinator that ended, and the one after it
+        with fc.Federation(composed, sites, folder=tmp_path / "coordinator", **settings) as fed:
+            fed._transport.near = False
+            history = fc.fit(fed, rounds, cohorts=cohorts, run_dir=tmp_path / "run", evaluate_every=rounds, progress=False)
+    assert int(history.state.round) == 10 and all(row["clients"] == 2 for row in history.records if row["kind"] == "train")
+    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    found = accepted(tmp_path)
+    assert len(found) == len(set(found)) and {at for at, _ in found} == set(ALL)
+    assert any(entry.what == "came in parts" for entry in show(tmp_path / "coordinator" / "audit"))

@@ -1,0 +1,218 @@
+"""A federation that does not wait for the slowest: FedBuff over real sites, by the rule and the names of the simulator's `Buffer`.
+
+    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the buffer
+                        ▲                                                              │ `buffer.size` of them
+                        └───────────────────── a step of the server ◄──────────────────┘
+
+A 'round' is a step of the server; a request and its report name the version of the model, which is the round they are addressed by, so a
+site does the same work, to the last bit, as in the simulator. A version is counted once of each site: a site that is free before the
+next one waits for it. A report of a version that was not asked for, or that was heard before, is refused as in rounds.
+
+What must outlive the coordinator is in the `State`: who is at work from which version, and the models of those versions. Reports in the
+buffer are not: from a state that this process did not just make, whoever was at work at the end of that step is asked again, which gives
+the same numbers, so nothing is lost and nothing counts twice. In one process the buffer stays as it is where a step is `Paused`.
+
+Time: each site has `Rules.deadline_seconds` from when it is asked. A step waits while anybody is at work, and pauses where nobody is and
+the buffer is not full; run again, it asks those who failed again.
+
+>>> import jax, optax
+>>> from fedjax_core import algorithms, compose, models
+>>> from fedjax_core.sites.coordinator import Federation
+>>> from fedjax_core.sites.site_file import SiteFile
+>>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
+>>> data = {name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for name, n in (("charite", 3), ("mayo", 5))}
+>>> sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
+>>> with Federation(composed, sites, buffer=Buffer(size=1), batch_size=2, transport="in-process") as federation:
+...     state, metrics = federation.run(federation.init(jax.random.key(0)), [0, 1])
+>>> int(state.round), float(metrics["clients"]), sorted(state.clients.started.tolist())  # one is at work, from version 0
+(1, 1.0, [-1, 0])
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core.lanes.buffer import Buffer, InFlight, nobody, recall, remember
+from fedjax_core.lanes.gather import why_not
+from fedjax_core.metrics import Mean
+from fedjax_core.round import Round, State
+from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.collect import Collector, Paused, Rules
+from fedjax_core.sites.flights import Flights, Landed
+from fedjax_core.sites.reports import NothingLearned, Reports, Sums, total_of, training
+from fedjax_core.sites.request import About, Record, Requests
+from fedjax_core.sites.server import server_half
+from fedjax_core.sites.wire import COORDINATOR
+
+
+class TooStale(Refused):
+    """The report is of a model that is too old."""
+
+    code = "too-stale"
+
+
+def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
+    """Raises where steps of this buffer cannot be made of this round, or where the rules are those of rounds."""
+    if not isinstance(buffer, Buffer):
+        raise TypeError(f"buffer= must be an fc.Buffer, got {buffer!r}: fc.Buffer(size=3) makes a step of 3 reports")
+    if (reason := why_not(composed)) is not None:
+        raise ValueError(f"a federation with a buffer cannot run this: {reason}; or leave buffer= out")
+    if buffer.size > sites:
+        raise ValueError(f"a buffer of {buffer.size} reports never fills: there are {sites} sites, each once a version")
+    if rules.enough is not None or rules.share > 0 or (rules.quorum or 0) > buffer.size:
+        raise ValueError(
+            f"Rules(quorum={rules.quorum}, share={rules.share:g}, enough={rules.enough}) are of rounds, and with a buffer a step is "
+            f"made of {buffer.size} reports: leave share and enough out, and make Buffer(size=) at least as large as the quorum"
+        )
+
+
+class Steps:
+    """Makes steps of the server, and has what lives between them in this process."""
+
+    def __init__(
+        self, composed: Round, buffer: Buffer, *, requests: Requests, collector: Collector, data: Mapping[str, str], record: Record
+    ) -> None:
+        """`data`: the fingerprint of each site's."""
+        self._round, self._buffer, self._server = composed, buffer, server_half(composed)
+        self._requests, self._collector, self._data, self._record = requests, collector, data, record
+        self._flights = Flights(requests, collector, record)
+        self._state: State | None = None
+        """From which all else here comes."""
+
+    def init(self, state: State) -> State:
+        """The state before the first step: nobody is at work."""
+        clients: Any = nobody(len(self._collector.names), self._server.broadcast[0](state.server), self._buffer)
+        return state._replace(clients=clients)
+
+    def run(self, state: State, cohort: np.ndarray) -> tuple[State, dict[str, Any]]:
+        """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish only."""
+        self._collector.begin(int(state.round))
+        if state is not self._state:
+            self._take_up(state)
+        elif self._version != int(state.round):
+            self._open(state)
+        self._state = None  # whatever else ends this step in the middle: the next one begins with what is in its state
+        try:
+            self._fill(cohort)
+            after, metrics = self._conclude(state)
+        except (Paused, NothingLearned):
+            self._state = state
+            raise
+        self._state = after
+        return after, metrics
+
+    def _take_up(self, state: State) -> None:
+        """Whoever is at work in this state is asked again."""
+        flight: InFlight = state.clients  # type: ignore[assignment]
+        self._flights.clear()
+        self._started, self._last, self._models = np.array(flight.started), np.array(flight.last), flight.models
+        self._open(state)
+        for at in np.flatnonzero(self._started >= 0).tolist():
+            version = int(self._started[at])
+            if self._version - version > self._buffer.max_staleness:  # whatever came of it would be refused, and its model is gone
+                self._started[at] = -1
+            else:
+                self._flights.begin(at, version, self._request(version))
+
+    def _open(self, state: State) -> None:
+        """An empty buffer, for the step from this state."""
+        self._version = self._flights.number = int(state.round)
+        self._about = About(state, np.zeros(len(self._started), np.int32))
+        self._models = remember(self._models, self._version, self._server.broadcast[0](state.server))
+        self._written: dict[int, bytes] = {}  # version -> request
+        self._sums = Sums(self._round, 0, state.uplink[0], self._buffer.size)
+        self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
+        self._refused, self._stale, self._missing = 0, 0, 0
+
+    def _request(self, version: int) -> bytes:
+        if version not in self._written:
+            self._written[version] = training(
+                recall(self._models, version), version, 0, to=(), about=self._about, requests=self._requests, collector=self._collector
+            )
+        return self._written[version]
+
+    def _fill(self, cohort: np.ndarray) -> None:
+        """Waits until the buffer is full; raises `Paused` where nobody is at work before that."""
+        failed: dict[int, int] = {}  # site -> version that it was given, in this call
+
+        def begin(at: int) -> None:
+            if at in mine and failed.get(at) != self._version and self._started[at] < 0 and self._last[at] < self._version:
+                self._started[at] = self._last[at] = self._version
+                self._flights.begin(at, self._version, self._request(self._version))
+
+        mine = set(cohort.tolist())
+        for at in cohort.tolist():
+            begin(at)
+        while len(self._counted) < self._buffer.size:
+            landed = self._flights.next(self._version - self._buffer.max_staleness)
+            if landed is None:
+                self._too_few(failed, len(mine))
+            self._started[landed.at] = -1
+            if not self._use(landed):
+                self._last[landed.at] = -1  # nothing of it counted
+                failed[landed.at] = landed.version
+            if len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
+                begin(landed.at)
+
+    def _use(self, landed: Landed) -> bool:
+        """Whether the site has done what it was asked, be it too late."""
+        at, staleness, heard = landed.at, self._version - landed.version, landed.heard
+        if heard is None:
+            self._missing += 1
+            return False
+        if staleness > self._buffer.max_staleness:
+            self._stale += 1
+            refusal = TooStale(
+                f"the report is of version {landed.version}, {staleness} steps ago, and at most {self._buffer.max_staleness} are taken; "
+                "the site goes on from the newest model"
+            )
+            about: dict[str, Scalar] = {"accepted": False, "code": refusal.code, "reason": str(refusal), "digest": heard.header.digest}
+            self._record(heard.header.sender, "update", self._version, {**about, "version": landed.version, "staleness": staleness})
+            return True
+        reports = Reports(
+            landed.asked, self._round, self._about.state.uplink[0], requests=self._requests, collector=self._collector, data=self._data,
+            record=lambda who, what, number, about: self._record(
+                who, what, self._version, {**about, "version": number, "staleness": staleness}
+            ),
+        )  # fmt: skip
+        if (report := reports.read(at, heard)) is None:
+            self._refused += 1
+            return False
+        self._sums.add(heard.header, report, len(self._counted), factor=np.float32(self._buffer.damping(staleness)))
+        self._counted.append((at, staleness))
+        return True
+
+    def _too_few(self, failed: Collection[int], cohort: int) -> NoReturn:
+        here, size = len(self._counted), self._buffer.size
+        if not failed:
+            raise ValueError(
+                f"version {self._version} can get only {here} reports and its buffer needs {size}: each site trains once from a version, "
+                f"and the cohort has {cohort}; use a smaller Buffer(size=) or a larger cohort"
+            )
+        missing = ", ".join(self._collector.names[at] for at in sorted(failed))
+        self._record(COORDINATOR, "paused", self._version, {"reports": here, "sites": cohort})
+        raise Paused(
+            f"step {self._version}: {here} reports are in the buffer of {size}, and nobody is at work. Without a report: {missing[:500]}. "
+            "The state is unchanged: see the audit log, and run the step again."
+        )
+
+    def _conclude(self, state: State) -> tuple[State, dict[str, Any]]:
+        def record(who: str, what: str, about: Mapping[str, Any]) -> None:
+            self._record(who, what, self._version, about)
+
+        flight: Any = InFlight(jnp.asarray(self._started), jnp.asarray(self._last), self._models)
+        after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record)
+        sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
+        record(COORDINATOR, "round", {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness})
+        total, weight = np.float32(staleness), np.float32(len(sites))
+        metrics = self._sums.metrics | {
+            "refused": total_of(self._refused),
+            "missing": total_of(self._missing),
+            "clients": total_of(len(sites)),
+            "examples": total_of(self._collector.sizes[sites].sum()),
+            "staleness": Mean(total, weight),  # type: ignore[arg-type]
+            "stale": total_of(self._stale),
+        }
+        return after._replace(round=state.round + 1, clients=flight), metrics

@@ -1,0 +1,143 @@
+"""Sites at work side by side, each on a request of its own: who has answered, who is asked again, who is given up.
+
+    begin(site, version, request) ─► Flight ─► next() ─► its reply
+                                       │ └ damaged, lost: asked again         └ too large to come at once: brought in parts
+                                       └ no reply within `deadline_seconds` of being asked, nor a sign of life for `idle_seconds`: given up
+
+Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Who is given up is free, and may be
+asked something new; what it sends after that is refused as late.
+"""
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedjax_core.sites.collect import Collector
+from fedjax_core.sites.parts import PARTS, contents
+from fedjax_core.sites.request import Record, Requests
+from fedjax_core.sites.transport import Reply
+from fedjax_core.sites.wire import Envelope, Header, header_of
+
+
+@dataclass
+class Flight:
+    """A site at work."""
+
+    version: int  # of the model that it was given
+    request: bytes
+    asked: Header
+    reply: "Future[Reply]"
+    until: float  # when it is given up, by time.monotonic()
+    look: float  # when to look whether it goes on
+    times: int = 1  # that it was asked
+    parts: int = 0  # of its reply that were here when it was last looked at
+
+
+class Landed(NamedTuple):
+    """A site that is free again."""
+
+    at: int
+    version: int
+    asked: Header
+    heard: Envelope | None  # None: there is no reply that may be read, and it is recorded why
+
+
+class Flights:
+    """The sites at work, by their positions."""
+
+    def __init__(self, requests: Requests, collector: Collector, record: Record) -> None:
+        self.number = 0
+        """The version that is the newest, under which the audit log has what comes."""
+        self._collector, self._record = collector, record
+        self._all: dict[int, Flight] = {}
+        self._fetch = collector.fetch(
+            range(len(collector.names)), lambda of, part: requests.part(self._large[of], of, part), lambda: self.number
+        )
+        self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
+
+    def __contains__(self, at: int) -> bool:
+        return at in self._all
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def begin(self, at: int, version: int, request: bytes) -> None:
+        """The site at this position is asked to work from this version."""
+        asked, now, rules = header_of(request), time.monotonic(), self._collector.rules
+        self._record(self._collector.names[at], "began", self.number, {"version": version, "digest": asked.digest})
+        until = now + rules.deadline_seconds
+        self._all[at] = Flight(version, request, asked, self._collector.ask(at, request), until, self._next_look(until))
+
+    def next(self, oldest: int) -> Landed | None:
+        """The next site that is free again, None where nobody is at work; large reports from a version below the `oldest` are not brought.
+
+        Of several that have answered it is the one with the oldest model, and of those the first by position.
+        """
+        while self._all:
+            waiting = {flight.reply: at for at, flight in self._all.items()}
+            done = self._fetch.wait(waiting, min(flight.look for flight in self._all.values()), None)
+            if done:
+                at = min((waiting[reply] for reply in done), key=lambda at: (self._all[at].version, at))
+                landed = self._hear(at, oldest)
+            else:
+                landed = self._look()
+            if landed is not None:
+                return landed
+        return None
+
+    def clear(self) -> None:
+        """Awaits nobody any more."""
+        for at in list(self._all):
+            self._leave(at)
+
+    def _hear(self, at: int, oldest: int) -> Landed | None:
+        flight = self._all[at]
+        heard = self._collector.hear(flight.reply, at, self.number, flight.asked)
+        if heard is None and flight.times < self._collector.rules.attempts:
+            self._ask_again(at)
+            return None
+        if heard is not None and heard.header.kind == PARTS and flight.version >= oldest:
+            said = contents(heard, flight.asked)
+            self._large[said.of] = flight.asked
+            flight.reply = self._fetch.begin(at, self._collector.names[at], said)
+            return None
+        self._leave(at)
+        refused = heard is None or heard.header.kind == "refusal"
+        return Landed(at, flight.version, flight.asked, None if refused else heard)
+
+    def _look(self) -> Landed | None:
+        """The first site that is given up, of those whose time it is to be looked at."""
+        now = time.monotonic()
+        for at in [at for at, flight in self._all.items() if flight.look <= now]:
+            flight, here, name = self._all[at], self._fetch.here(at), self._collector.names[at]
+            if now < flight.until and (self._collector.goes_on([at]) or here > flight.parts):
+                flight.parts, flight.look = here, self._next_look(flight.until)
+            elif now < flight.until and flight.times < self._collector.rules.attempts:
+                self._record(name, "asked again", self.number, {"version": flight.version})
+                self._ask_again(at)
+            else:
+                reason = "no reply in time" if now >= flight.until else "no sign of life"
+                self._record(name, "missing", self.number, {"reason": reason, "version": flight.version})
+                self._leave(at)
+                return Landed(at, flight.version, flight.asked, None)
+        return None
+
+    def _ask_again(self, at: int) -> None:
+        """The same bytes, to which a site that has answered gives the same reply."""
+        flight = self._all[at]
+        if not flight.reply.done():
+            self._collector.leave(flight.reply, at)
+        flight.times += 1
+        flight.reply, flight.look = self._collector.ask(at, flight.request), self._next_look(flight.until)
+
+    def _next_look(self, until: float) -> float:
+        idle = self._collector.rules.idle_seconds
+        return until if idle is None else min(until, time.monotonic() + idle)
+
+    def _leave(self, at: int) -> None:
+        flight = self._all.pop(at)
+        self._fetch.drop(at)
+        self._large = {of: asked for of, asked in self._large.items() if any(asked is f.asked for f in self._all.values())}
+        if not flight.reply.done():
+            self._collector.leave(flight.reply, at)
