@@ -141,6 +141,11 @@ def of_lines(field: str, about: Mapping[str, Scalar]) -> list[str]:
     return [name for line in lines if isinstance(line, str) for name in line.split()]
 
 
+def printable(text: str) -> str:
+    """The text without what cannot be printed."""
+    return text if text.isprintable() else "".join(c for c in text if c.isprintable())
+
+
 def shown(value: object) -> str:
     """A value that somebody else sent, safe to print: its repr, cut after 60 characters."""
     text = ascii(value)

@@ -43,7 +43,7 @@ from fedjax_core.round import Round, State
 from fedjax_core.sites import crossing
 from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.base import Scalar, printable
 from fedjax_core.sites.collect import Collector, Paused, Rules
 from fedjax_core.sites.described import Sites, addresses, describe
 from fedjax_core.sites.exchange import exchange
@@ -260,7 +260,7 @@ class Federation:
 
     def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
         if self._log is not None:
-            plain = {k: "".join(c for c in v if c.isprintable())[:1000] if isinstance(v, str) else v for k, v in about.items()}
+            plain = {k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()}
             # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a site.
             self._log.record(who, what, run=self.run_name, round=number, about=plain, wait=who == COORDINATOR and what != "asked")
 

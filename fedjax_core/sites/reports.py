@@ -30,6 +30,8 @@ log = logging.getLogger("fedjax_core")
 NO_METRICS = ("weight", "examples", "data", "data_was")
 """Of the fields in a reply."""
 
+_SMALL_BYTES = 64 << 10  # of what a program takes quicker as it is, twice, than it is put on the device once: 6 us against 21 to 90
+
 
 class NothingLearned(RuntimeError):
     """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
@@ -77,7 +79,8 @@ class Reports:
         """(what was sent, weight)."""
         like = jax.tree.structure(self._server.sent[self._e])
         sent = jax.tree.unflatten(like, [heard.tensors[name] for name in self._expected.kinds])  # which the gate has checked
-        sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
+        if heard.header.size > _SMALL_BYTES:
+            sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
         return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
 
     def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:

@@ -26,7 +26,7 @@ from fedjax_core.round import Kept
 from fedjax_core.sites import parts, policy, prepare
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Refused, Scalar, listed
+from fedjax_core.sites.base import Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
@@ -253,7 +253,7 @@ class Site:
             created_unix_ms=0,
             config="",
         )
-        fields: dict[str, Scalar] = {"code": code, "reason": "".join(c for c in reason if c.isprintable())[:500]}
+        fields: dict[str, Scalar] = {"code": code, "reason": printable(reason)[:500]}
         if self.log is not None:
             self.log.record(self.name, "refused", run=request.run, round=request.round, about=fields)
         return encode(self.header("refusal", request, fields), {}, self.key)
