@@ -197,7 +197,9 @@ def _at_once(columns: Columns, rows: np.ndarray) -> int:
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(rows, ((0, size - len(rows)), (0, 0)), constant_values=-1)
+    found = np.full((size, rows.shape[1]), -1, rows.dtype)
+    found[: len(rows)] = rows
+    return found
 
 
 def _gather(columns: Columns, rows: np.ndarray) -> Columns:

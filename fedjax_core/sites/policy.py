@@ -230,8 +230,8 @@ class Policy:
 def pinned(path: str | os.PathLike[str]) -> str | None:
     """The task that `pin` wrote to this file, None where there is none yet."""
     try:
-        with open(path) as file:
-            return file.read().strip()
+        with open(path, "rb", buffering=0) as file:
+            return file.read().decode().strip()
     except FileNotFoundError:
         return None
 

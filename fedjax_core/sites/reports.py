@@ -67,7 +67,8 @@ class Reports:
         about, found = dict(verdict._asdict()), None
         if verdict.accepted:
             sent, weight = self.sent(heard)
-            if self._server.fine[self._e](self._uplink, sent, np.float32(weight)):
+            fine = self._server.fine[self._e]
+            if np.isfinite(np.float32(weight)) and (fine is None or fine(self._uplink, sent, np.float32(weight))):
                 found = sent, weight
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}

@@ -17,7 +17,7 @@ class Server(NamedTuple):
 
     sent: list[Any]  # the shapes of what a site sends
     broadcast: list[Any]
-    fine: list[Any]  # whether a report may be used
+    fine: list[Any]  # whether what a report expands to may be used; None where that is what was sent, as the gate has seen
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     conclude: list[Any]
@@ -40,6 +40,11 @@ def server_half(composed: Round) -> Server:
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> Array:
         return composed.receive(e, uplink, sent, weight)[1]
 
+    def as_sent(e: int) -> bool:
+        """Whether a report expands to the very numbers that were sent."""
+        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(state.uplink[e], shapes[e]).jaxpr
+        return found.outvars == found.invars[len(jax.tree.leaves(state.uplink[e])) :]
+
     def zero(e: int, cohort: int) -> Any:
         return composed.aggregator.zero(jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0], cohort)
 
@@ -53,7 +58,7 @@ def server_half(composed: Round) -> Server:
     return Server(
         sent=shapes,
         broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
-        fine=[jax.jit(partial(fine, e)) for e in exchanges],
+        fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
         conclude=[jax.jit(partial(composed.conclude, e)) for e in exchanges],
