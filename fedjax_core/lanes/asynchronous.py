@@ -27,10 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.data import cohorts as sampling
 from fedjax_core.data import draws
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes.buffer import Buffer, InFlight, nobody, recall, remember
+from fedjax_core.lanes.buffer import Buffer, InFlight, beginners, nobody, recall, remember
 from fedjax_core.lanes.gather import gathering, meet, start
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.metrics import Evaluation, Mean, Sum, stacked
@@ -106,7 +105,7 @@ class AsynchronousSimulator:
 
         `stale` counts updates that were refused, `staleness` is the mean over those that counted, and `ticks` how long the step took.
         """
-        chosen = sampling.as_cohort(cohort, len(self.clients)).clients
+        chosen = beginners(cohort, len(self.clients))
         clock: Clock = state.clients  # type: ignore[assignment]
         version, before = int(state.round), int(clock.now)
         models = remember(clock.flight.models, version, self._broadcast(state.server))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.data.cohorts import as_cohort
 from fedjax_core.types import Array, Message
 
 
@@ -52,6 +53,17 @@ class InFlight(NamedTuple):
     started: Array  # [N] int32: the version that a client at work began from, -1 for one that is free
     last: Array  # [N] int32: the last version that it began from, -1 before its first
     models: Message  # leaves [max_staleness + 1, ...]: the message of version v is at v % (max_staleness + 1)
+
+
+def beginners(cohort: Any, population: int) -> np.ndarray:
+    """[K] int32: who begins when free; raises where some of the cohort would count several times, as without rounds nobody does."""
+    clients, counts = as_cohort(cohort, population)
+    if (counts != 1).any():
+        raise ValueError(
+            f"client {clients[counts != 1][0]} is {counts[counts != 1][0]} times in the cohort, and each reports once from a version: draw "
+            "the cohort without replacement, as fc.cohorts.uniform does"
+        )
+    return clients
 
 
 def nobody(population: int, message: Message, buffer: Buffer) -> InFlight:

@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.lanes.buffer import Buffer, InFlight, nobody, recall, remember
+from fedjax_core.lanes.buffer import Buffer, InFlight, beginners, nobody, recall, remember
 from fedjax_core.lanes.gather import why_not
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Round, State
@@ -86,8 +86,9 @@ class Steps:
         clients: Any = nobody(len(self._collector.names), self._server.broadcast[0](state.server), self._buffer)
         return state._replace(clients=clients)
 
-    def run(self, state: State, cohort: np.ndarray) -> tuple[State, dict[str, Any]]:
+    def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
         """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish only."""
+        free = beginners(cohort, len(self._collector.names))
         self._collector.begin(int(state.round))
         if state is not self._state:
             self._take_up(state)
@@ -95,7 +96,7 @@ class Steps:
             self._open(state)
         self._state = None  # whatever else ends this step in the middle: the next one begins with what is in its state
         try:
-            self._fill(cohort)
+            self._fill(free)
             after, metrics = self._conclude(state)
         except (Paused, NothingLearned):
             self._state = state

@@ -182,9 +182,9 @@ class Federation:
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report."""
-        chosen = sampling.as_cohort(cohort, len(self.clients))
         if self._steps is not None:
-            return self._steps.run(state, chosen.clients)
+            return self._steps.run(state, cohort)
+        chosen = sampling.as_cohort(cohort, len(self.clients))
         number, exchanges = int(state.round), len(self.round.algorithm.exchanges)
         self._collector.begin(number)
         places = list(range(len(chosen.clients)))

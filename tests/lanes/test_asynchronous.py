@@ -113,3 +113,5 @@ def test_a_buffer_that_never_fills_is_refused(population):
     sim = fc.AsynchronousSimulator(averaging(), population, fc.Buffer(3), **PLAN)
     with pytest.raises(ValueError, match="version 0 can get only 2 updates and its buffer needs 3"):
         sim.run(sim.init(jax.random.key(0)), [0, 1])
+    with pytest.raises(ValueError, match="client 1 is 2 times in the cohort"):
+        sim.run(sim.init(jax.random.key(0)), fc.Cohort(np.arange(3), np.array([1, 2, 1])))

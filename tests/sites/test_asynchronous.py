@@ -16,7 +16,7 @@ from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.wire import decode, encode, header_of
-from tests.sites.faulty import changed, corrupt, failed
+from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import BATCH, EPOCHS, NAMES, columns, federation
 from tests.sites.test_ray import kill
 from tests.test_contracts import assert_equal, assert_norm
@@ -56,6 +56,7 @@ class Scripted:
         faults = self.faults.get((at, header.round), []) if header.kind == "train" else []
         found = faults.pop(0)(send, site, request) if faults else send(site, request)
         if header.kind != "train":
+            found.exception()  # it is here before any report that is not
             return found
         due, later = self.now + (self.delays(at, header.round) if self.delays else 0), futures.Future()
         self.held.append((due, at, header.round, found, later))
@@ -167,6 +168,7 @@ BAD = {
     "sends NaN": (lambda box: forged(box, plus=np.float32(np.nan)), "not-finite"),
     "says that it is of the newest version": (lambda box: forged(box, round=1), "wrong-round"),
     "answers another model": (lambda box: forged(box, answers="ab12"), "wrong-reply"),
+    "declines": (lambda box: forged(box, kind="refusal", fields={"code": "declined", "reason": "away"}), "declined"),
     "replays what it said before": (
         lambda box: lambda send, site, request: changed(send(site, request), box["old"]),
         "replayed",
@@ -180,7 +182,7 @@ def test_what_may_not_be_used_is_not_in_the_buffer_and_the_site_joins_again(comp
     make, code = BAD[name]
     with federation(composed, fault=Scripted(monkeypatch, order=[(0, 0), (2, 0)]), buffer=BUFFER) as (fed, _, _):
         expected = run(fed, 1)
-    times = 1 if code == "not-finite" else 2  # what is not authentic is asked for once more
+    times = 1 if code in ("not-finite", "declined") else 2  # what is not authentic is asked for once more
     script, box = Scripted(monkeypatch, order=[(0, 0), *[(1, 0)] * times, (2, 0), (1, 1), (3, 0)]), {}
     with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, sites, transport):
         box |= {"fed": fed, "sites": sites, "old": lambda raw: next(r for r in transport.received if header_of(r).sender == NAMES[1])}
@@ -263,15 +265,36 @@ def test_a_state_that_falls_back_has_its_sites_asked_again(composed, undisturbed
         assert_equal(run(fed, STEPS - 1, early), undisturbed)
 
 
-def test_large_reports_come_in_parts(composed):
-    with federation(composed, buffer=fc.Buffer(4)) as (fed, _, _):
-        expected = run(fed, 2)
-    with federation(composed, buffer=fc.Buffer(4), rules=Rules(part_bytes=400)) as (fed, _, transport):
+def test_large_reports_come_in_parts_and_of_what_is_too_stale_none_does(composed, undisturbed, monkeypatch):
+    script, settings = Scripted(monkeypatch, order=ORDER), {"buffer": BUFFER, "rules": Rules(part_bytes=400)}
+    with federation(composed, fault=script, **settings) as (fed, _, transport):
         transport.near = False
-        state = run(fed, 2)
-        kinds = [header_of(raw).kind for raw in transport.sent]
-    assert kinds.count("train") == 8 and kinds.count("part") >= 16
-    assert_norm(state.server, expected.server, 1e-6)  # in the order in which they came
+        assert_equal(run(fed, STEPS), undisturbed)
+        asked = [(header.round, header.fields["of"]) for header in map(header_of, transport.sent) if header.kind == "part"]
+    assert len(set(asked)) == len(ORDER) - 1 and sum(version == 0 for version, _ in set(asked)) == 3
+
+
+def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_is_not(composed, monkeypatch, tmp_path):
+    asked = []
+
+    def silent(site):
+        return site == NAMES[2] or (site == NAMES[1] and asked.count(site) == 1)
+
+    def fault(send, site, request, n):
+        if header_of(request).kind != "train":
+            return send(site, request)
+        asked.append(site)
+        return futures.Future() if silent(site) else delayed(send(site, request), 0.5 if site == NAMES[3] else 0.0)
+
+    rules = Rules(idle_seconds=0.2, attempts=2)
+    with federation(composed, fault=fault, buffer=fc.Buffer(3), folder=tmp_path, rules=rules) as (fed, _, transport):
+        steps = iter(range(1, 10**6))
+        transport.progress = lambda site: 0 if silent(site) else next(steps)
+        state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
+        assert (float(seen["clients"]), float(seen["missing"])) == (3, 1) and state.clients.started.tolist() == [-1] * 4
+    assert [asked.count(name) for name in NAMES] == [1, 2, 2, 1]
+    entries = [(entry.who, entry.what, entry.about.get("reason")) for entry in show(tmp_path / "coordinator" / "audit")]
+    assert (NAMES[1], "asked again", None) in entries and (NAMES[2], "missing", "no sign of life") in entries
 
 
 @pytest.mark.parametrize(
