@@ -45,6 +45,9 @@ class Buffer:
     def __post_init__(self) -> None:
         if self.size < 1 or self.max_staleness < 0:
             raise ValueError(f"a buffer needs size >= 1 and max_staleness >= 0, got {self.size} and {self.max_staleness}")
+        for staleness in range(self.max_staleness + 1):
+            if not (math.isfinite(factor := self.damping(staleness)) and factor >= 0):
+                raise ValueError(f"damping({staleness}) is {factor}, and an update cannot be multiplied by that: return a number >= 0")
 
 
 class InFlight(NamedTuple):

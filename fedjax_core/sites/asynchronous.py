@@ -203,7 +203,7 @@ class Steps:
         def record(who: str, what: str, about: Mapping[str, Any]) -> None:
             self._record(who, what, self._version, about)
 
-        flight: Any = InFlight(jnp.asarray(self._started), jnp.asarray(self._last), self._models)
+        flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)  # copies: these go on
         after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record)
         sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
         record(COORDINATOR, "round", {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness})

@@ -115,3 +115,5 @@ def test_a_buffer_that_never_fills_is_refused(population):
         sim.run(sim.init(jax.random.key(0)), [0, 1])
     with pytest.raises(ValueError, match="client 1 is 2 times in the cohort"):
         sim.run(sim.init(jax.random.key(0)), fc.Cohort(np.arange(3), np.array([1, 2, 1])))
+    with pytest.raises(ValueError, match=r"damping\(2\) is nan"):
+        fc.Buffer(3, damping=lambda staleness: 1.0 if staleness < 2 else float("nan"))
