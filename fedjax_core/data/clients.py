@@ -206,7 +206,7 @@ class Clients:
         """
         return fingerprint(self._leaves, self._names, self.offsets, self.addresses)
 
-    @cached_property
+    @property
     def _words(self) -> np.ndarray:
         if self.ids.dtype.kind != "U":
             return self.ids.astype(np.uint64)

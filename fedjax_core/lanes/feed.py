@@ -48,7 +48,7 @@ class Feed:
 
     def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[str], *, streamed: bool) -> None:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
-        self.steps = {"train": plan.steps_of(clients.sizes), "once": -(-clients.sizes // plan.batch_size)}
+        self.steps = {k: plan.steps_of(clients.sizes) if k == "train" else -(-clients.sizes // plan.batch_size) for k in self.kinds}
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
         self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()
         self.capacity: dict[str, int] = {}  # slots

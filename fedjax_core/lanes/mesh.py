@@ -88,7 +88,7 @@ class Placing:
 
     def data(self, columns: Columns) -> Columns:
         """All examples, on every device; cores work on the same copy."""
-        return jax.device_put(jax.tree.map(_aligned, columns) if self.on_cores else columns, self.everywhere)
+        return jax.device_put(aligned(columns) if self.on_cores else columns, self.everywhere)
 
     def state(self, state: Any) -> Any:
         """Where each leaf of a state lies."""
@@ -132,13 +132,17 @@ class Placing:
         )
 
 
-def _aligned(x: np.ndarray) -> np.ndarray:
-    """A copy that begins where JAX on CPU can work on it, on as many devices as there are."""
-    room = np.empty(x.nbytes + _ALIGNED, np.uint8)
-    first = -room.ctypes.data % _ALIGNED
-    copy = room[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
+def aligned(columns: Columns) -> Columns:
+    """Copies that begin where JAX on CPU can work on them, on as many devices as there are."""
+
+    def copied(x: np.ndarray) -> np.ndarray:
+        room = np.empty(x.nbytes + _ALIGNED, np.uint8)
+        first = -room.ctypes.data % _ALIGNED
+        copy = room[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
+        copy[...] = x
+        return copy
+
+    return jax.tree.map(copied, columns)
 
 
 def split(shape: tuple[int, ...], axis: str, parts: int) -> PartitionSpec:

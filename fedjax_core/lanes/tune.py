@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_core import tree
 from fedjax_core.lanes import notebook, program
 from fedjax_core.lanes.compiling import options
-from fedjax_core.lanes.pack import lay_out, pack
+from fedjax_core.lanes.mesh import aligned
+from fedjax_core.lanes.pack import Schedule, lay_out, pack
 from fedjax_core.round import Round, State
 from fedjax_core.types import Batch, Columns
 
@@ -120,7 +121,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     K, B = (2 * lanes if guess(composed) == 1 else max(8, lanes * _VISITS)), jax.tree.leaves(examples)[0].shape[0]
     each = np.resize(steps[np.random.default_rng(0).permutation(len(steps))], K)
     rows = max(B, rows)
-    examples = jax.tree.map(lambda x: jnp.resize(x, (rows, *x.shape[1:])), examples)
+    examples = aligned(jax.tree.map(lambda x: np.resize(x, (rows, *x.shape[1:])), examples))
     first = np.repeat(np.random.default_rng(1).integers(0, rows - B + 1, K), each)
     layout = lay_out((first[:, None] + np.arange(B)).astype(np.int32), each, lanes)
     schedule = pack(layout, K, lanes, 1, layout.slots)
@@ -129,7 +130,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     )
     e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "train"), 0)
 
-    def exchange(state: State, times: Any) -> Any:
+    def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
         def again(i: Any, state: State) -> State:
             kept = tree.take(state.clients, places.position)
             collected = program.collect(composed, e, examples, state, kept, jax.tree.map(jnp.asarray, places), schedule)
@@ -138,14 +139,15 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
         return jax.lax.fori_loop(0, times, again, state)
 
     state = jax.jit(composed.init, static_argnums=1)(jax.random.key(0), K)
-    schedule = jax.tree.map(jnp.asarray, schedule)
+    given: Any = (state, np.int32(1), examples, schedule)
+    given = jax.device_put(given, None if cores is None else NamedSharding(cores, PartitionSpec()))
     if cores is not None:  # each does the same work
         exchange = jax.shard_map(exchange, mesh=cores, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
-    run = jax.jit(exchange, compiler_options=options(cores=cores is not None)).lower(state, np.int32(1)).compile()
+    run = jax.jit(exchange, compiler_options=options(cores=cores is not None)).lower(*given).compile()
 
     def seconds(times: int) -> float:
         begun = time.perf_counter()
-        jax.block_until_ready(run(state, np.int32(times)))
+        jax.block_until_ready(run(given[0], np.int32(times), *given[2:]))
         return time.perf_counter() - begun
 
     once = min(seconds(1), seconds(1))
