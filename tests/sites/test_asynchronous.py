@@ -99,7 +99,7 @@ def refused(folder):
     return [(NAMES.index(entry.who), entry.about["code"]) for entry in entries if entry.who in NAMES and "code" in entry.about]
 
 
-@pytest.mark.parametrize("buffer", [BUFFER, pytest.param(fc.Buffer(3), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("buffer", [BUFFER, pytest.param(fc.Buffer(3), marks=pytest.mark.slow)], ids=["2 reports", "3 reports"])
 def test_sites_end_where_the_asynchronous_simulator_ends(composed, buffer, monkeypatch):
     everyone = fc.Clients.from_list(columns(), ids=list(NAMES))
     sim = fc.AsynchronousSimulator(composed, everyone, buffer, delays=DELAYS, batch_size=BATCH, epochs=EPOCHS, lanes=2)
