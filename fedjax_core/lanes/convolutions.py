@@ -49,12 +49,15 @@ _MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by o
 _APART = ", lane by lane"
 
 
-def choose(wanted: Iterable["Convolution"], lanes: int) -> dict["Convolution", str]:
-    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one."""
+def choose(wanted: Iterable["Convolution"], lanes: int, measure: bool = True) -> dict["Convolution", str]:
+    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one.
+
+    Without `measure` the usual one at once.
+    """
     chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
-    cores = max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1  # that run this at once
-    if jax.process_count() > 1:  # processes must run the same program
+    if not measure or jax.process_count() > 1:  # processes must run the same program
         return chosen
+    cores = max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1  # that run this at once
     worth = [c for c in chosen if len(c.rules(lanes)) > 1 and c.multiplications * lanes >= _WORTH_MEASURING]
     chosen |= {c: rule for c in worth if (rule := _known(c, lanes, cores)) is not None}
     unknown = [c for c in worth if _known(c, lanes, cores) is None]

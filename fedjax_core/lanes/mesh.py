@@ -4,8 +4,8 @@
     two axes     one program over all lanes, which XLA partitions both ways by where its arguments lie
 
 A core can be a device too. XLA alone has several cores only inside one operation, of which small ones are not worth it: on `cores()` each
-works through lanes of its own instead, and rounds of FedAvg take 0.5 (logistic regression) to 0.65 (perceptron, LSTM) of the time on a
-2-core x86; those of large convolutions, which XLA spreads well, about the same.
+works through lanes of its own instead, and rounds of FedAvg take 0.7 (logistic regression, perceptron) to 0.5 (LSTM) of the time of one
+device with both cores (2-core x86); those of large convolutions, which XLA spreads well, about the same.
 
 >>> split((10, 64, 32), "model", 8)
 P(None, 'model', None)

@@ -43,10 +43,11 @@ _LARGE_PRODUCT = 100_000
 _LARGE_WINDOW = 64  # places, each of which is written out
 
 
-def rewrite(step: Callable[..., Any], lanes: int) -> Callable[..., Any]:
+def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Callable[..., Any]:
     """`step` in the form that is fastest in a compiled loop under `jax.vmap` over so many lanes; the same function beyond rounding.
 
-    Where there is nothing to write anew, it is `step` itself that is called. Not to be differentiated: take gradients inside `step`.
+    Without `measure` it is the usual form, which is the same wherever and whenever it is traced. Where there is nothing to write anew, it
+    is `step` itself that is called. Not to be differentiated: take gradients inside `step`.
     """
     swap = lanes == 1 and jax.default_backend() == "cpu"
 
@@ -56,7 +57,7 @@ def rewrite(step: Callable[..., Any], lanes: int) -> Callable[..., Any]:
         found = list(_slow(closed.jaxpr, swap))
         if not found:
             return step(*args)
-        chosen = choose((Convolution.of(eqn) for eqn in found if eqn.primitive.name == "conv_general_dilated"), lanes)
+        chosen = choose((Convolution.of(eqn) for eqn in found if eqn.primitive.name == "conv_general_dilated"), lanes, measure)
         out = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), chosen, swap)
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 

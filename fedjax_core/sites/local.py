@@ -1,13 +1,15 @@
 """One client's work in one exchange, alone: begin, as many steps as there are batches, finish and encode.
 
 The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on the host some at a time:
-memory does not grow with the data, and the compiled loop knows their number only as data. Where there are few, all of it is one program:
-a call of a compiled one takes 20 to 80 us in a process that has just woken up, with keys among what it is given or gives the most of it.
+memory does not grow with the data, and the compiled loop knows their number only as data. In it the step has the usual one of the forms
+that lanes choose from (`fedjax_core.lanes.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
+Where there are few batches, all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
+keys among what it is given or gives the most of it.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,8 @@ from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.compiling import options
+from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round
 from fedjax_core.sites.request import Draws, client_key
@@ -123,12 +127,14 @@ def _others_than_zero(value: Any) -> Array:
 def _client(composed: Round, e: int) -> _Client:
     """The compiled parts of exchange `e`."""
     client = composed.algorithm.exchanges[e].client
+    client_step = rewrite(client.step, lanes=1, measure=False)
+    compiled = partial(jax.jit, compiler_options=options(cores=False))
 
     def begin(message: Message, kept: Kept, key: Key) -> Carry:
         return client.begin(message, kept.own, keys.begin(key, e))
 
     def step(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key, t: Array) -> tuple[Carry, Any]:
-        return client.step(message, carry, Batch(columns, mask), keys.step(key, e, t))
+        return client_step(message, carry, Batch(columns, mask), keys.step(key, e, t))
 
     def nothing(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key) -> Any:
         one = jax.tree.map(lambda x: x[0], columns)
@@ -168,7 +174,7 @@ def _client(composed: Round, e: int) -> _Client:
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
         return *finish(message, uplink, kept, carry, seen, key), metrics
 
-    return _Client(jax.jit(begin), jax.jit(nothing), jax.jit(work), jax.jit(finish), jax.jit(whole, static_argnums=0))
+    return _Client(jax.jit(begin), jax.jit(nothing), compiled(work), jax.jit(finish), compiled(whole, static_argnums=0))
 
 
 @lru_cache(maxsize=32)
