@@ -1,6 +1,8 @@
 """Strict settings for every test, eight fake devices, `--slow`, and where the real data lies."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # Before JAX is imported: it reads them once.
@@ -21,10 +23,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
-# of an entry has the program and the flags, but not the processor. Processes that tests start compile for themselves.
+# of an entry has the program and the flags, but not the processor. Processes that tests start
+# compile for themselves, but for those of `run_script`.
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / f"xla-{notebook.machine()}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run_script(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """`python -m module arguments`, with what the tests compiled, to its end."""
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **kept}, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

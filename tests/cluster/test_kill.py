@@ -2,18 +2,14 @@
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 
-import jax
 import numpy as np
 import psutil
 import pytest
 
 from tests.cluster.kill_script import POINTS, ROUNDS
-from tests.conftest import REPOSITORY
+from tests.conftest import run_script
 from tests.run.test_kill import leaves, rounds_logged
 
 pytestmark = pytest.mark.slow
@@ -23,13 +19,7 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def start(folder, *more):
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    command = [sys.executable, "-m", "tests.cluster.kill_script", str(folder), *map(str, more)]
-    return subprocess.run(command, env={**os.environ, **cache}, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return run_script("tests.cluster.kill_script", folder, *more)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,11 @@
 """A coordinator that is killed at any point of a round, its sites with it, ends bit for bit where an uninterrupted one ends."""
 
-import os
 import signal
-import subprocess
-import sys
 
-import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import run_script
 from tests.consortium import kill_script
 from tests.consortium.failpoints import POINTS
 
@@ -27,13 +23,7 @@ def undisturbed(tmp_path_factory):
 
 
 def start(folder, *more):
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    command = [sys.executable, "-m", "tests.consortium.kill_script", str(folder), *map(str, more)]
-    return subprocess.run(command, env={**os.environ, **cache}, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return run_script("tests.consortium.kill_script", folder, *more)
 
 
 @pytest.mark.parametrize("kill", [kill if kill == QUICK else pytest.param(kill, marks=pytest.mark.slow) for kill in KILLS], ids=str)
