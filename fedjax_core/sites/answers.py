@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from fedjax_core.sites import local, parts, prepare, request
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope
@@ -42,12 +42,12 @@ class Answer(NamedTuple):
     """The kind of the reply."""
     leaving: tuple[str, ...]
     """The fields of the reply that the site's policy is asked for, beside the metrics."""
-    compute: Callable[["Site", Envelope], bytes]
+    compute: Callable[["Site", Envelope], Bytes]
     prepared: bool = False
     """Whether it is of the columns as the study prepares them, and not as they lie there."""
 
 
-def train(site: "Site", envelope: Envelope) -> bytes:
+def train(site: "Site", envelope: Envelope) -> Bytes:
     """The site's part of an exchange: what goes up, in the form that the uplink gives it."""
     header, composed = envelope.header, site.study.round
     e = header.exchange
@@ -80,7 +80,7 @@ def train(site: "Site", envelope: Envelope) -> bytes:
     return reply
 
 
-def evaluate(site: "Site", envelope: Envelope) -> bytes:
+def evaluate(site: "Site", envelope: Envelope) -> Bytes:
     """Sums of the metrics over the site's examples; where clients keep a model of their own, of the site's."""
     header, algorithm = envelope.header, site.study.round.algorithm
     batch = request.count(header, "batch")
@@ -98,7 +98,7 @@ def evaluate(site: "Site", envelope: Envelope) -> bytes:
     return site.reply(header, fields)
 
 
-def score(site: "Site", envelope: Envelope) -> bytes:
+def score(site: "Site", envelope: Envelope) -> Bytes:
     """Sums of the metrics of the given model over the site's examples, whatever the site keeps itself."""
     header = envelope.header
     params = place(envelope.tensors, {"params": site.params})["params"]
@@ -108,7 +108,7 @@ def score(site: "Site", envelope: Envelope) -> bytes:
     return site.reply(header, fields)
 
 
-def describe(site: "Site", envelope: Envelope) -> bytes:
+def describe(site: "Site", envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round."""
     fields: dict[str, Scalar] = {"examples": site.clients.examples, "data": site.data, "schema": site.schema}
     return site.reply(envelope.header, fields if site.skipped is None else fields | {"skipped": site.skipped})

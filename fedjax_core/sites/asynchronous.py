@@ -38,7 +38,7 @@ from fedjax_core.lanes.buffer import Buffer, InFlight, beginners, nobody, recall
 from fedjax_core.lanes.gather import why_not
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Round, State
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused, Rules
 from fedjax_core.sites.flights import Flights, Landed
 from fedjax_core.sites.reports import NothingLearned, Reports, Sums, total_of, training
@@ -122,12 +122,12 @@ class Steps:
         self._version = self._flights.number = int(state.round)
         self._about = About(state, np.zeros(len(self._started), np.int32))
         self._models = remember(self._models, self._version, self._server.broadcast[0](state.server))
-        self._written: dict[int, bytes] = {}  # version -> request
+        self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Sums(self._round, 0, state.uplink[0], self._buffer.size)
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
         self._refused, self._stale, self._missing = 0, 0, 0
 
-    def _request(self, version: int) -> bytes:
+    def _request(self, version: int) -> Bytes:
         if version not in self._written:
             self._written[version] = training(
                 recall(self._models, version), version, 0, to=(), about=self._about, requests=self._requests, collector=self._collector

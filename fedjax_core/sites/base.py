@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 
 Scalar = bool | int | float | str | None  # what a header, an audit entry and a request may hold
 
+Bytes = bytes | memoryview  # of a message, where it lies
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a site, and all else that is named in these messages, may be called: it goes into file names, TOML keys and terminals."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.sites.answers import ANSWERS
-from fedjax_core.sites.base import Refused, Scalar, shown
+from fedjax_core.sites.base import Bytes, Refused, Scalar, shown
 from fedjax_core.sites.fetch import Fetch
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import Roster
@@ -116,7 +116,7 @@ class Collector:
 
     def collect(
         self,
-        request: bytes,
+        request: Bytes,
         number: int,
         positions: list[int],
         use: Callable[[int, Envelope], bool] | None = None,
@@ -184,7 +184,7 @@ class Collector:
             self.leave(future, at)
         return good
 
-    def ask(self, at: int, request: bytes) -> "Future[Reply]":
+    def ask(self, at: int, request: Bytes) -> "Future[Reply]":
         """The reply, once it is there, of the site at this position."""
         return self._transport.send(self.names[at], request)
 
@@ -222,7 +222,7 @@ class Collector:
         self._header = asked
         return self.fetch(positions, partial(self._requests.part, asked), lambda: asked.round)
 
-    def fetch(self, positions: Sequence[int], request: Callable[[str, int], bytes], number: Callable[[], int]) -> Fetch:
+    def fetch(self, positions: Sequence[int], request: Callable[[str, int], Bytes], number: Callable[[], int]) -> Fetch:
         """What brings replies in parts, those first that come first in these positions: `request` (the reply's digest, part) is what to
         send, and `number` is the round that the audit log has it under.
         """

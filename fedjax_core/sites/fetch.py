@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import Contents, TamperedPart
-from fedjax_core.sites.transport import Bytes, Reply, Transport, bring
+from fedjax_core.sites.tensors import room
+from fedjax_core.sites.transport import Reply, Transport, bring
 from fedjax_core.sites.wire import COORDINATOR, decode
 
 IN_FLIGHT, AT_ONCE = 2, 4
@@ -60,7 +61,7 @@ class Fetch:
         transport: Transport,
         roster: Roster,
         order: Sequence[int],
-        request: Callable[[str, int], bytes],
+        request: Callable[[str, int], Bytes],
         record: Callable[[str, str, dict[str, Scalar]], None],
     ) -> None:
         """`request` (the reply's digest, part) is what to send; `record` (site, what, about) is for the audit log."""
@@ -146,7 +147,7 @@ class Fetch:
             self._wrong(at, i, raw)
             return False
         if transfer.reply is None:
-            transfer.reply = np.empty(transfer.contents.length, np.uint8)
+            transfer.reply = room(transfer.contents.length)
         transfer.reply[transfer.contents.place(i)] = np.frombuffer(raw, np.uint8)
         transfer.here[i] = True
         if transfer.here.all():

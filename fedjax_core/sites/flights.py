@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.parts import PARTS, contents
 from fedjax_core.sites.request import Record, Requests
@@ -25,7 +26,7 @@ class Flight:
     """A site at work."""
 
     version: int  # of the model that it was given
-    request: bytes
+    request: Bytes
     asked: Header
     reply: "Future[Reply]"
     until: float  # when it is given up, by time.monotonic()
@@ -62,7 +63,7 @@ class Flights:
     def __len__(self) -> int:
         return len(self._all)
 
-    def begin(self, at: int, version: int, request: bytes) -> None:
+    def begin(self, at: int, version: int, request: Bytes) -> None:
         """The site at this position is asked to work from this version."""
         asked, now, rules = header_of(request), time.monotonic(), self._collector.rules
         self._record(self._collector.names[at], "began", self.number, {"version": version, "digest": asked.digest})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedjax_core.sites.base import Refused
+from fedjax_core.sites.base import Bytes, Refused
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, named, place
 from fedjax_core.sites.wire import Envelope, Header, encode
@@ -57,7 +57,7 @@ class Large(NamedTuple):
 
     of: str  # SHA-256 of the reply
     part_bytes: int
-    reply: bytes
+    reply: Bytes
 
 
 class Contents(NamedTuple):
@@ -72,20 +72,20 @@ class Contents(NamedTuple):
         """Where part `i` belongs."""
         return slice(i * self.part_bytes, min((i + 1) * self.part_bytes, self.length))
 
-    def fits(self, i: int, raw: bytes | memoryview) -> bool:
+    def fits(self, i: int, raw: Bytes) -> bool:
         """Whether this is part `i`."""
         where, view = self.place(i), memoryview(raw).cast("B")
         return len(view) == where.stop - where.start and sha256(view).digest() == self.digests[i].tobytes()
 
 
-def digests_of(reply: bytes, part_bytes: int) -> np.ndarray:
+def digests_of(reply: Bytes, part_bytes: int) -> np.ndarray:
     """[parts, 32] uint8: the SHA-256 of every part."""
     view = memoryview(reply)
     digests = b"".join(sha256(view[i : i + part_bytes]).digest() for i in range(0, len(view), part_bytes))
     return np.frombuffer(digests, np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
-def split(site: "Site", request: Header, reply: bytes) -> bytes:
+def split(site: "Site", request: Header, reply: Bytes) -> Bytes:
     """What a site answers with: the reply, or, where it is longer than the request wants it at once, what its parts are."""
     part_bytes = request.fields.get("part_bytes")
     if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
@@ -95,7 +95,7 @@ def split(site: "Site", request: Header, reply: bytes) -> bytes:
     return encode(said, named({"digests": digests_of(reply, part_bytes)}), site.key)
 
 
-def part(site: "Site", envelope: Envelope) -> bytes:
+def part(site: "Site", envelope: Envelope) -> Bytes:
     """One part of the site's last large reply, which its ledger has had since it was made."""
     fields, large = envelope.header.fields, site.large
     if large is None or fields.get("of") != large.of:

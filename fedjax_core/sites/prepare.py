@@ -19,7 +19,7 @@ import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.preprocess import Fitted, Step, settle, sums_of
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.request import PREPARED, BadRequest
 from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope
@@ -49,7 +49,7 @@ class BadNumbers(Refused):
     code = "bad-numbers"
 
 
-def measure(site: "Site", envelope: Envelope) -> bytes:
+def measure(site: "Site", envelope: Envelope) -> Bytes:
     """The sums that the study's steps need, of the columns as they lie there."""
     steps = site.study.prepare
     if not steps:

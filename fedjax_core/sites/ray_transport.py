@@ -24,6 +24,7 @@ import numpy as np
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.caps import confine
 from fedjax_core.sites.identity import PublicKey
 from fedjax_core.sites.policy import Policy
@@ -54,7 +55,7 @@ class RayTransport:
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
         self._ask: dict[str, Any] = {}
-        self._last: tuple[bytes, Any] = b"", None
+        self._last: tuple[Bytes, Any] = b"", None
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
         try:
@@ -76,7 +77,7 @@ class RayTransport:
             self.close()
             raise
 
-    def send(self, site: str, request: bytes) -> "Future[Reply]":
+    def send(self, site: str, request: Bytes) -> "Future[Reply]":
         """The request goes into the object store once, for all sites of a node; a reply stays in the site's until it is brought."""
         if self._last[0] is not request:
             self._last = request, ray.put(np.frombuffer(request, np.uint8))

@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.round import Round, State
 from fedjax_core.sites import gate
-from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.base import Bytes, Scalar
 from fedjax_core.sites.collect import Collector, Rules
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About, Record, Requests
@@ -37,7 +37,7 @@ class NothingLearned(RuntimeError):
     """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
 
 
-def training(message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector) -> bytes:
+def training(message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector) -> Bytes:
     """The request to train from this message, in the draws of round `number`."""
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
     body = {"message": message, "uplink": about.state.uplink[e]}

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_core import keys
 from fedjax_core.round import State
-from fedjax_core.sites.base import Refused, Scalar, in_lines
+from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.tensors import named
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode, header_of
@@ -72,7 +72,7 @@ class Requests:
         body: Mapping[str, Any] | None = None,
         fields: Mapping[str, Scalar] | None = None,
         draws: bool = False,
-    ) -> bytes:
+    ) -> Bytes:
         """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws` it has the run's key."""
         said, sent = dict(fields or {}), dict(body or {})
         if about is not None:
@@ -93,11 +93,11 @@ class Requests:
         self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
         return request
 
-    def part(self, asked: Header, of: str, part: int) -> bytes:
+    def part(self, asked: Header, of: str, part: int) -> Bytes:
         """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
         return self._signed("part", asked.round, asked.exchange, {"of": of, "part": part}, {})
 
-    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> bytes:
+    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
         self._said = max(time.time_ns(), self._said + 1)
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,

@@ -26,7 +26,7 @@ from fedjax_core.round import Kept
 from fedjax_core.sites import parts, policy, prepare
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Refused, Scalar, listed, printable
+from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
@@ -96,7 +96,7 @@ class Site:
         self._pinned: str | None = None
         self._said = 0
         self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
-        self._last: dict[str, tuple[tuple[str, int, str], bytes]] = {}  # kind -> (request, reply)
+        self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
         self.large: parts.Large | None = None
         """The last reply that was too large to travel at once."""
         composed = study.round
@@ -118,7 +118,7 @@ class Site:
         if self.log is not None:
             self.log.__exit__(None, None, None)
 
-    def handle(self, request: bytes | memoryview) -> bytes:
+    def handle(self, request: Bytes) -> Bytes:
         """The reply to a request, whatever it is; raises nothing over it."""
         header = None
         try:
@@ -142,10 +142,10 @@ class Site:
         """What the site keeps, at a version; for the site's own staff."""
         return self.keep(run).read(version, self.kept_shapes)
 
-    def _decode(self, request: bytes | memoryview) -> Envelope:
+    def _decode(self, request: Bytes) -> Envelope:
         return decode(request, self._roster, recipient=SITES)
 
-    def _answer(self, envelope: Envelope) -> bytes:
+    def _answer(self, envelope: Envelope) -> Bytes:
         header = envelope.header
         answer = ANSWERS.get(header.kind)
         if answer is None:
@@ -211,7 +211,7 @@ class Site:
         fields: Mapping[str, Scalar],
         tensors: Mapping[str, np.ndarray] | None = None,
         more: Mapping[str, Scalar] | None = None,
-    ) -> bytes:
+    ) -> Bytes:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
         tensors = tensors or {}
         header = self.header(ANSWERS[request.kind].reply, request, fields)
@@ -241,7 +241,7 @@ class Site:
             raise Declined(f"{leave.reason} [{leave.code}]")
         return {"epsilon": now, "delta": delta, "told": self.told.add(_where(request), noise, digest)}
 
-    def _refuse(self, request: Header | None, code: str, reason: str) -> bytes:
+    def _refuse(self, request: Header | None, code: str, reason: str) -> Bytes:
         request = request or Header(
             kind="unknown",
             run="unknown",

@@ -19,7 +19,7 @@ fedjax_core.sites.tensors.WrongStructure: the tensors are not those of this roun
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from fedjax_core.sites.base import Refused, listed, loads_loosely, shown
+from fedjax_core.sites.base import Bytes, Refused, listed, loads_loosely, shown
 
 DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -45,6 +45,7 @@ _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
 ALIGN = 64
 """Where an array lies at a multiple of so many bytes, XLA takes it on a CPU as it is: another of 100 MB is copied, in 40 to 50 ms."""
+_LONG = 1 << 22  # bytes
 
 
 class Oversize(Refused):
@@ -194,7 +195,28 @@ def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
     return [memoryview(len(text).to_bytes(8, "little") + text), *numbers]
 
 
-def unpack(body: bytes | memoryview, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
+def joined(pieces: Sequence[Bytes]) -> Bytes:
+    """The pieces one after another, from a multiple of `ALIGN` on where they are long."""
+    if (length := sum(map(len, pieces))) < _LONG:
+        return b"".join(pieces)
+    found, end = room(length), 0
+    for piece in pieces:
+        found[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
+        end += len(piece)
+    return found.data.toreadonly()
+
+
+def room(length: int) -> np.ndarray:
+    """[length] uint8 of whatever was there, from a multiple of `ALIGN` on.
+
+    NumPy takes large pages for it where there are any: 100 MB are filled in 20 ms, and as `bytes` in 73 ms.
+    """
+    found = np.empty(length + ALIGN, np.uint8)
+    begin = -found.ctypes.data % ALIGN
+    return found[begin : begin + length]
+
+
+def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
     """The tensors in these bytes, as read-only views; raises a `Refused` for anything that is not exactly the format within the limits."""
     view = memoryview(body).cast("B").toreadonly()
     check_no_pickle(view)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.site import Site
 
-Bytes = bytes | memoryview
 Reply = Bytes | Callable[[], Bytes]
 """A reply, or a function that brings it: so that a large one stays where it is until its turn. It can be called again, and may raise."""
 
@@ -24,7 +24,7 @@ class Transport(Protocol):
     near: bool
     """Whether all sites are on this machine, so that large replies are never long under way."""
 
-    def send(self, site: str, request: bytes) -> "Future[Reply]":
+    def send(self, site: str, request: Bytes) -> "Future[Reply]":
         """Brings the request to the site; the future has its reply, or an exception where the transport knows that there is none."""
 
     def progress(self, site: str) -> int:
@@ -49,7 +49,7 @@ class InProcess:
         self.sites: Mapping[str, Site] = {site.name: site for site in sites}
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.sites}
 
-    def send(self, site: str, request: bytes) -> "Future[Reply]":
+    def send(self, site: str, request: Bytes) -> "Future[Reply]":
         """A site works on one request at a time."""
         return self._threads[site].submit(self.sites[site].handle, request)
 

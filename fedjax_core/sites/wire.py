@@ -34,9 +34,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_core.sites.base import NAME, Refused, Scalar, dumps, is_scalar, loads, shown
+from fedjax_core.sites.base import NAME, Bytes, Refused, Scalar, dumps, is_scalar, loads, shown
 from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.tensors import ALIGN, LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, pieces, unpack
+from fedjax_core.sites.tensors import ALIGN, LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, joined, pieces, unpack
 
 COORDINATOR, SITES = "coordinator", "sites"
 """The names of who asks and of whom is asked: a broadcast is one message for all sites."""
@@ -113,12 +113,12 @@ class Envelope(NamedTuple):
     tensors: dict[str, np.ndarray]  # read-only views of the message
 
 
-def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> bytes:
+def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> Bytes:
     """The message, signed by its sender; raises where the header could not be read back, or names another sender than the key."""
     return encode_both(header, tensors, key)[1]
 
 
-def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, bytes]:
+def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, Bytes]:
     """(the header with all entries filled in, the message), as `encode`."""
     if key.name != header.sender:
         raise ValueError(f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone")
@@ -128,7 +128,7 @@ def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey)
     header = replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
     if bad := _problem(found := _as_dict(header)):
         raise ValueError(f"the message cannot be sent: {bad}")
-    return header, b"".join([*_opening(dumps(found), key), *body])
+    return header, joined([*_opening(dumps(found), key), *body])
 
 
 def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:
@@ -142,7 +142,7 @@ def _opening(head: bytes, key: SiteKey) -> list[bytes]:
     return [MAGIC, len(head).to_bytes(4, "little"), head, key.sign(_PURPOSE, head), bytes(padding)]
 
 
-def decode(message: bytes | memoryview, roster: Roster, *, recipient: str, limits: Limits = LIMITS) -> Envelope:
+def decode(message: Bytes, roster: Roster, *, recipient: str, limits: Limits = LIMITS) -> Envelope:
     """The message, once it is known to be whole, meant for `recipient`, and its sender's; raises a `Refused` otherwise.
 
     Whether it comes at the right time is the `Guard`'s to say, and whether it may be used the `gate`'s. No tensor is copied: the
@@ -168,7 +168,7 @@ def decode(message: bytes | memoryview, roster: Roster, *, recipient: str, limit
     return Envelope(header, unpack(body, limits))
 
 
-def header_of(message: bytes) -> Header:
+def header_of(message: Bytes) -> Header:
     """The header of a message of one's own making: nothing is verified."""
     return _parse(_read_head(memoryview(message), LIMITS)[0])
 
