@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from fedjax_core.sites.base import DuplicateKey, NonCanonical, TooDeep
 from fedjax_core.sites.tensors import (
+    ALIGN,
     DTYPES,
     BadTensors,
     Kind,
@@ -24,6 +25,7 @@ from fedjax_core.sites.tensors import (
     WrongDtype,
     WrongShape,
     WrongStructure,
+    joined,
     kinds,
     named,
     pack,
@@ -196,3 +198,12 @@ def test_kinds_are_those_of_shapes():
         "['n']": Kind("int64", ()),
         "['w']": Kind("bfloat16", (2, 3)),
     }
+
+
+def test_long_messages_are_joined_aligned_and_read_only(monkeypatch):
+    pieces = [b"head", memoryview(np.arange(100, dtype=np.uint8).data), b""]
+    short = joined(pieces)
+    monkeypatch.setattr("fedjax_core.sites.tensors._LONG", 8)
+    long = joined(pieces)
+    assert long == short == b"head" + bytes(range(100)) and isinstance(short, bytes)
+    assert np.frombuffer(long, np.uint8).ctypes.data % ALIGN == 0 and long.readonly
