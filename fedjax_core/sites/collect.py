@@ -27,7 +27,7 @@ from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import PARTS, contents
 from fedjax_core.sites.request import Record, Requests
-from fedjax_core.sites.transport import Reply, Transport, bring
+from fedjax_core.sites.transport import Reply, Transport, bring, first_of
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode, header_of
 
 log = logging.getLogger("fedjax_core")
@@ -111,8 +111,9 @@ class Collector:
         """It is now round `number`: what comes of another is refused, and so is what comes late."""
         self._guard = self._guard.at(number)
         self._until = time.monotonic() + self.rules.deadline_seconds
-        for future in [f for f in self._late if f.done()]:
-            self._hear_late(future, self._late.pop(future))
+        while done := first_of(self._transport, self._late, 0.0) if self._late else ():
+            for future in done:
+                self._hear_late(future, self._late.pop(future))
 
     def collect(
         self,
@@ -272,11 +273,13 @@ class Collector:
 
     def _hear_late(self, future: "Future[Reply]", name: str) -> None:
         """Records what came when nobody waited for it."""
-        if future.cancelled() or future.exception() is not None:
+        try:
+            raw = bring(future)
+        except Exception:  # nothing came, and nobody waits for it
             return
         about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
-        with contextlib.suppress(Exception):  # whatever becomes of it: nobody waits for it
-            header = decode(bring(future), self._roster, recipient=COORDINATOR).header
+        with contextlib.suppress(Refused):
+            header = decode(raw, self._roster, recipient=COORDINATOR).header
             about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
         self._record(name, "refused", self._guard.round, about)
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from concurrent import futures
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,7 +22,7 @@ from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import Contents, TamperedPart
 from fedjax_core.sites.tensors import room
-from fedjax_core.sites.transport import Reply, Transport, bring
+from fedjax_core.sites.transport import Reply, Transport, bring, first_of
 from fedjax_core.sites.wire import COORDINATOR, decode
 
 IN_FLIGHT, AT_ONCE = 2, 4
@@ -86,7 +85,7 @@ class Fetch:
         moved = time.monotonic()
         while True:
             last = until if idle_seconds is None else min(until, moved + idle_seconds)
-            done, _ = futures.wait([*replies, *self._flying], max(0.0, last - time.monotonic()), futures.FIRST_COMPLETED)
+            done = first_of(self._transport, [*replies, *self._flying], max(0.0, last - time.monotonic()))
             for future in done & self._flying.keys():
                 if future in self._flying and self._take(future):  # one before it may have ended the transfer
                     moved = time.monotonic()

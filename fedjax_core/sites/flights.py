@@ -73,7 +73,7 @@ class Flights:
     def next(self, oldest: int) -> Landed | None:
         """The next site that is free again, None where nobody is at work; large reports from a version below the `oldest` are not brought.
 
-        Of several that have answered it is the one with the oldest model, and of those the first by position.
+        Of several that are heard of at once it is the one with the oldest model, and of those the first by position.
         """
         while self._all:
             waiting = {flight.reply: at for at, flight in self._all.items()}

@@ -7,9 +7,10 @@ out by signatures, digests, numbers and clocks. `InProcess` calls sites in threa
 anything else that moves bytes (gRPC, files on a USB stick) is one more class.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.site import Site
@@ -32,6 +33,12 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Lets go of what it holds; replies under way are lost."""
+
+
+def first_of(transport: Transport, asked: Collection["Future[Any]"], seconds: float) -> "set[Future[Any]]":
+    """Those that are done, as soon as one is, or none after so many seconds; by the transport's own `wait`, where it has one."""
+    wait: Callable[[Any, float], set[Future[Any]]] | None = getattr(transport, "wait", None)
+    return futures.wait(asked, seconds, futures.FIRST_COMPLETED).done if wait is None else wait(asked, seconds)
 
 
 def bring(future: "Future[Reply]") -> Bytes:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from fedjax_core.data.sources.heart_disease import HOSPITALS
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.ray_security import InsecureRay
-from fedjax_core.sites.ray_transport import NAMESPACE
+from fedjax_core.sites.ray_transport import NAMESPACE, RayTransport, _Asked
 from fedjax_core.sites.site_file import SiteFile
 from tests.experiments.test_heart_golden import STEPS, golden, study
 
@@ -69,3 +70,24 @@ def test_a_federation_does_not_join_a_ray_without_protection(monkeypatch):
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
     with pytest.raises(InsecureRay, match=r"TLS \(RAY_USE_TLS=1"):
         fc.Federation(composed, [SiteFile(name="charite", data={})], batch_size=1, address="10.0.0.1:6379")
+
+
+def test_a_wait_is_for_all_of_rays_replies_and_for_what_else_is_under_way(monkeypatch):
+    looks, there = [], {"b"}
+
+    def wait(refs, *, timeout, fetch_local):
+        looks.append(timeout)
+        ready = [ref for ref in refs if ref in there][:1]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    monkeypatch.setattr(ray, "wait", wait)
+    transport, a, b, other = object.__new__(RayTransport), _Asked("a"), _Asked("b"), Future()
+    assert transport.wait([a, b], 9.0) == {b} and 8.9 < looks.pop() <= 9.0
+    assert transport.wait([a, b], 9.0) == {b} and not looks, "what is known to be there is not waited for"
+    assert transport.wait([a], 0.0) == set() and looks == [0.0], "without time there is one look"
+    looks.clear()
+    assert transport.wait([a, other], 0.05) == set() and max(looks) < 0.05, "what Ray does not know of is looked at now and then"
+    other.set_result(None)
+    assert transport.wait([a, other], 9.0) == {other}
+    there.add("a")
+    assert transport.wait([a], 0.0) == {a}
