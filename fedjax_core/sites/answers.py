@@ -6,6 +6,8 @@
     describe    what the coordinator has to know before the first round
     measure     sums of its columns, for preprocessing that is one for all sites
     part        a part of its last reply that was too large to travel at once
+    announce    which parts it lacks of a request that is too large to travel at once; where none, the answer to that
+    deliver     that it has a part of it
 
 Another kind is one more function in a file of its own, and one more line here. A function gets the site and a request that is
 authentic, in time, of the site's own study and allowed by its policy; it returns `site.reply(...)`, or raises a `Refused`.
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_core.sites import local, parts, prepare, request
+from fedjax_core.sites import announce, local, parts, prepare, request
 from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import named, place
@@ -45,6 +47,8 @@ class Answer(NamedTuple):
     compute: Callable[["Site", Envelope], Bytes]
     prepared: bool = False
     """Whether it is of the columns as the study prepares them, and not as they lie there."""
+    again: bool = False
+    """Whether it may be heard again, and is then answered anew: what it brings is known by digests, and changes nothing twice."""
 
 
 def train(site: "Site", envelope: Envelope) -> Bytes:
@@ -121,4 +125,6 @@ ANSWERS: Mapping[str, Answer] = {
     "describe": Answer("description", ("examples", "data"), describe),
     "measure": Answer("sums", ("examples",), prepare.measure),
     "part": Answer("part", (), parts.part),
+    announce.ANNOUNCE: Answer(announce.LACKING, (), announce.announce, again=True),
+    announce.DELIVER: Answer(announce.DELIVERED, (), announce.deliver, again=True),
 }

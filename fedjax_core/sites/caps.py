@@ -2,6 +2,7 @@
 
     cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
     memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
+    memory_gb                              of a request that comes in parts, before the first one (announce.py)
 
 Seconds of a day are kept in the site's folder, over restarts: after each round where the day has a cap, else whenever a second has come
 together, as that is a wait for the disk. The day is that of UTC. In one's own process (`transport="in-process"`) cpus and gpu_share are

@@ -2,7 +2,7 @@
 
     ask all ─► a reply ─► authentic? this request's? heard once? ─► use ─► settled
         │        └ damaged, lost: ask again        └ refused: recorded, settled
-        └ too large to come at once: brought in parts
+        └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `announce.py`
 
 Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for `idle_seconds`, or until its one
 deadline. Below the quorum those who are missing are asked again while there is time, and then `Paused` is raised.
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.sites.announce import LACKING, Outgoing
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.base import Bytes, Refused, Scalar, shown
 from fedjax_core.sites.fetch import Fetch
@@ -76,12 +77,12 @@ class Rules:
     warn_below: float = 0.1
     """Where the uplink leaves less than this share of the updates' numbers or norm, on average over sites, it is warned of."""
     part_bytes: int | None = 8 << 20
-    """A report that is longer comes in parts of so many bytes, each well within `idle_seconds` on the slowest link; None, or where all
-    sites are on this machine: whole."""
+    """A report or a request that is longer moves in parts of so many bytes, each well within `idle_seconds` on the slowest link; None, or
+    where all sites are on this machine: whole."""
 
     def __post_init__(self) -> None:
         if self.part_bytes is not None and self.part_bytes < 1:
-            raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for reports that come whole")
+            raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for messages that move whole")
 
 
 class Collector:
@@ -100,11 +101,12 @@ class Collector:
         self._late: dict[Future[Reply], str] = {}
         self._counted: dict[int, Future[Reply]] = {}
         self._steps: dict[str, int] = {}
+        self._outgoing: Outgoing | None = None
         self.begin(0)
 
     @property
     def part_bytes(self) -> int | None:
-        """Reports that are longer come in parts; None where bytes do not travel, as in a store that all processes of a machine share."""
+        """Messages that are longer move in parts; None where bytes do not travel, as in a store that all processes of a machine share."""
         return None if getattr(self._transport, "near", False) else self.rules.part_bytes
 
     def begin(self, number: int) -> None:
@@ -129,7 +131,7 @@ class Collector:
         """
         self._counted = {}
         rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
-        header = header_of(request)
+        header, outgoing = header_of(request), self.outgoing(request)
         good: dict[int, Envelope] = {}
         self.reasons = {}
         asked = dict.fromkeys(positions, 0)
@@ -140,7 +142,7 @@ class Collector:
 
         def ask(at: int) -> None:
             asked[at] += 1
-            waiting[self.ask(at, request)] = at
+            waiting[self.ask(at, request, outgoing, again=asked[at] > 1)] = at
 
         for at in positions:
             ask(at)
@@ -156,10 +158,12 @@ class Collector:
                     if at in settled:  # asked twice, and answered twice
                         self._hear_late(future, self.names[at])
                         continue
-                    heard = self.hear(future, at, number, header)
+                    heard = self.hear(future, at, number, header, outgoing)
                     if heard is not None and heard.header.kind == PARTS:
                         whole = fetch.begin(at, self.names[at], contents(heard, header))
                         waiting[whole], heads[whole] = at, future
+                    elif heard is not None and heard.header.kind == LACKING and outgoing is not None:
+                        waiting[fetch.send(at, self.names[at], outgoing, outgoing.lacking(heard))] = at
                     elif heard is None and asked[at] < rules.attempts:
                         ask(at)
                     elif heard is not None:
@@ -185,9 +189,21 @@ class Collector:
             self.leave(future, at)
         return good
 
-    def ask(self, at: int, request: Bytes) -> "Future[Reply]":
+    def ask(self, at: int, request: Bytes, outgoing: Outgoing | None, again: bool = False) -> "Future[Reply]":
         """The reply, once it is there, of the site at this position."""
-        return self._transport.send(self.names[at], request)
+        if outgoing is not None and again:
+            outgoing.announce()
+        return self._transport.send(self.names[at], request if outgoing is None else outgoing.announcement)
+
+    def outgoing(self, request: Bytes) -> Outgoing | None:
+        """How a request goes that is too large to go at once; None for others. The last one is kept, for all whom it goes to."""
+        part_bytes = self.part_bytes
+        if part_bytes is None or len(request) <= part_bytes:
+            return None
+        last = self._outgoing
+        if last is None or last.request is not request or last.contents.part_bytes != part_bytes:
+            last = self._outgoing = Outgoing(request, part_bytes, self._requests)
+        return last
 
     def leave(self, future: "Future[Reply]", at: int) -> None:
         """Nobody waits any more for this reply of the site at this position: it is recorded when it comes."""
@@ -229,10 +245,10 @@ class Collector:
         """
         return Fetch(self._transport, self._roster, positions, request, lambda who, what, about: self._record(who, what, number(), about))
 
-    def hear(self, future: "Future[Reply]", at: int, number: int, asked: Header) -> Envelope | None:
+    def hear(self, future: "Future[Reply]", at: int, number: int, asked: Header, outgoing: Outgoing | None = None) -> Envelope | None:
         """The authentic reply of the site at this position to this request, None where there is none in what came.
 
-        The request may be of an earlier round than `number`, which it is now.
+        The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of which a site may lack some.
         """
         name = self.names[at]
         try:
@@ -255,6 +271,9 @@ class Collector:
             if header.kind == PARTS and header.answers == asked.digest:
                 contents(envelope, asked)
                 return envelope  # may be said again: it is the reply itself that is heard once
+            if header.kind == LACKING and outgoing is not None and header.answers == outgoing.digest:
+                outgoing.lacking(envelope)
+                return envelope
             self._guard = heard.at(number)
             if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
                 raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")

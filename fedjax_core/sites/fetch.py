@@ -1,55 +1,42 @@
-"""Brings large replies part by part: of what is lost or damaged only that is asked for again, and what has come stays.
+"""Moves large messages part by part: of what is lost or damaged only that is sent again, and what has come stays.
 
     contents ─► ask for IN_FLIGHT parts ─► digest? ─► in its place, and ask for the next ─► ... ─► the reply
                         └ lost: again, a little later     └ damaged: again
 
-`AT_ONCE` replies are brought at a time, those first that come first in the cohort, so the coordinator has room for so many. The memory of a
-reply is taken as its parts come, whatever length a site says that it has. A reply of which a part does not come after `TRIES` is given up.
-Where the site is then asked once more, and answers with the same reply, or with one that differs only in its head, as after a restart,
-only the parts that are missing are brought. Nothing runs beside the caller: all of this is done while it waits for replies, in `wait`.
+    lacking ─► deliver IN_FLIGHT parts ─► the site has it? ─► deliver the next ─► ... ─► announce once more ─► what comes of that
+
+`AT_ONCE` replies are brought at a time, those first that come first in the cohort, so the coordinator has room for so many; a request
+goes to all sites at a time, as it is there once. The memory of a reply is taken as its parts come, whatever length a site says that it has.
+A message of which a part does not get through after `TRIES` is given up. Where the site is then asked once more, only the parts that are
+missing move: of a request those that it says it lacks, and of a reply those that differ, as in its head after a restart.
+Nothing runs beside the caller: all of this is done while it waits for replies, in `wait`.
 """
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-
+from fedjax_core.sites.announce import Outgoing
 from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import Contents, TamperedPart
-from fedjax_core.sites.tensors import room
+from fedjax_core.sites.transfer import Coming, Going, Transfer
 from fedjax_core.sites.transport import Reply, Transport, bring, first_of
 from fedjax_core.sites.wire import COORDINATOR, decode
 
 IN_FLIGHT, AT_ONCE = 2, 4
-"""Parts of a reply that are under way, and replies that are brought, at a time."""
+"""Parts of a message that are under way, and replies that are brought, at a time."""
 
 TRIES, PAUSE_SECONDS = 8, 0.1
-"""How often a part is asked for, and how long after it was lost for the first time; each time twice as long."""
+"""How often a part is sent, and how long after it was lost for the first time; each time twice as long."""
+
+_Way = tuple[int, type[Transfer]]  # the position of a site, and whether a reply is coming or a request going
 
 
 class Stuck(ConnectionError):
-    """A reply did not come: its parts were lost, damaged or refused, or it kept others waiting."""
-
-
-class _Transfer:
-    """One reply on its way."""
-
-    def __init__(self, name: str, contents: Contents, before: "_Transfer | None") -> None:
-        self.name, self.contents = name, contents
-        self.done: Future[Reply] = Future() if before is None or before.done.done() else before.done
-        if before is not None and before.reply is not None and before.contents[1:3] == contents[1:3]:
-            self.reply: np.ndarray | None = before.reply
-            self.here: np.ndarray = before.here & (before.contents.digests == contents.digests).all(axis=1)
-        else:
-            self.reply = None
-            self.here = np.zeros(len(contents.digests), bool)
-        self.wanted = deque(np.flatnonzero(~self.here).tolist())
-        self.tries = [0] * len(self.here)
+    """A message did not get through: its parts were lost, damaged or refused, or it kept others waiting."""
 
 
 class Fetch:
@@ -66,22 +53,35 @@ class Fetch:
         """`request` (the reply's digest, part) is what to send; `record` (site, what, about) is for the audit log."""
         self._transport, self._roster, self._request, self._record = transport, roster, request, record
         self._rank = {at: rank for rank, at in enumerate(order)}
-        self._all: dict[int, _Transfer] = {}
+        self._all: dict[_Way, Transfer] = {}
         self._queue: list[int] = []
         self._active: set[int] = set()
-        self._flying: dict[Future[Any], tuple[int, int]] = {}  # of which reply and part
+        self._flying: dict[Future[Any], tuple[_Way, int | None]] = {}  # of which message and part; None: what comes of all parts
         self._pauses: set[Future[Any]] = set()
+        self._moved: dict[int, int] = {}
 
     def begin(self, at: int, name: str, contents: Contents) -> Future[Reply]:
         """The future of the reply from the site at this position, brought while somebody is in `wait`; read it once, it is not kept."""
-        self._stop(at)
-        transfer = self._all[at] = _Transfer(name, contents, self._all.get(at))
+        way = at, Coming
+        self._stop(way)
+        transfer = self._all[way] = Coming(name, contents, self._all.get(way), self._request)
         self._queue.append(at)
         self._start()
         return transfer.done
 
+    def send(self, at: int, name: str, outgoing: Outgoing, lacking: Iterable[int]) -> Future[Reply]:
+        """The future of what the site at this position replies to a request, once it has got the parts that it lacks."""
+        way = at, Going
+        self._stop(way)
+        transfer = self._all[way] = Going(name, outgoing, lacking, self._all.get(way), self._roster)
+        if transfer.times > TRIES:
+            self._give_up(way, f"{name!r} lacks parts of the request again and again")
+        for _ in range(IN_FLIGHT):
+            self._next(way)
+        return transfer.done
+
     def wait(self, replies: Collection[Future[Reply]], until: float, idle_seconds: float | None) -> set[Future[Reply]]:
-        """Those of the replies that are done; none where it is `until`, or where neither a reply nor a part came for `idle_seconds`."""
+        """Those of the replies that are done; none where it is `until`, or where neither a reply nor a part moved for `idle_seconds`."""
         moved = time.monotonic()
         while True:
             last = until if idle_seconds is None else min(until, moved + idle_seconds)
@@ -95,21 +95,22 @@ class Fetch:
             if found or not done or time.monotonic() >= until:
                 return found
 
-    def here(self, at: int) -> int:
-        """How many parts have come of the reply that is brought from the site at this position."""
-        return int(self._all[at].here.sum()) if at in self._all else 0
+    def moved(self, at: int) -> int:
+        """How many parts have come from the site at this position, or gone to it, in all."""
+        return self._moved.get(at, 0)
 
     def drop(self, at: int) -> None:
         """Awaits nothing more of the site at this position, and keeps nothing of it."""
-        self._stop(at)
-        if at in self._all:
-            self._all.pop(at).done.cancel()
+        for way in ((at, Coming), (at, Going)):
+            self._stop(way)
+            if way in self._all:
+                self._all.pop(way).done.cancel()
         self._start()
 
     def close(self) -> None:
         """Awaits nothing more, and keeps nothing."""
         self._queue.clear()
-        for at in list(self._all):
+        for at, _ in list(self._all):
             self.drop(at)
 
     def _start(self) -> None:
@@ -118,98 +119,112 @@ class Fetch:
             self._queue.remove(at)
             self._active.add(at)
             for _ in range(IN_FLIGHT):
-                self._next(at)
+                self._next((at, Coming))
 
-    def _next(self, at: int) -> None:
-        if self._all[at].wanted:
-            self._ask(at, self._all[at].wanted.popleft())
+    def _next(self, way: _Way) -> None:
+        if self._all[way].wanted:
+            self._ask(way, self._all[way].wanted.popleft())
 
-    def _ask(self, at: int, i: int) -> None:
-        transfer = self._all[at]
-        self._flying[self._transport.send(transfer.name, self._request(transfer.contents.of, i))] = at, i
+    def _ask(self, way: _Way, i: int) -> None:
+        transfer = self._all[way]
+        self._flying[self._transport.send(transfer.name, transfer.message(i))] = way, i
 
     def _take(self, future: "Future[Any]") -> bool:
-        """Whether what came is a part that was missing."""
-        at, i = self._flying.pop(future)
-        transfer = self._all[at]
+        """Whether what came is news: of a part that moved, or of a whole message."""
+        way, i = self._flying.pop(future)
+        transfer = self._all[way]
+        if i is None:
+            self._conclude(transfer, future)
+            return True
         if future in self._pauses:
             self._pauses.remove(future)
-            self._ask(at, i)
+            self._ask(way, i)
             return False
         try:
             raw = bring(future)
         except Exception as error:
             self._record(transfer.name, "lost", {"reason": type(error).__name__, "part": i})
-            self._again(at, i, PAUSE_SECONDS)
+            self._again(way, i, PAUSE_SECONDS)
             return False
-        if not transfer.contents.fits(i, raw):
-            self._wrong(at, i, raw)
+        if not transfer.take(i, raw):
+            self._wrong(way, i, raw)
             return False
-        if transfer.reply is None:
-            transfer.reply = room(transfer.contents.length)
-        transfer.reply[transfer.contents.place(i)] = np.frombuffer(raw, np.uint8)
-        transfer.here[i] = True
-        if transfer.here.all():
-            self._finish(at)
+        self._moved[way[0]] = self.moved(way[0]) + 1
+        transfer.left -= 1
+        if transfer.left:
+            self._next(way)
         else:
-            self._next(at)
+            self._finish(way)
         return True
 
-    def _finish(self, at: int) -> None:
-        self._stop(at)
-        transfer = self._all.pop(at)
-        about: dict[str, Scalar] = {"bytes": transfer.contents.length, "parts": len(transfer.here), "again": sum(transfer.tries)}
-        self._record(transfer.name, "came in parts", about)
-        assert transfer.reply is not None
-        transfer.done.set_result([transfer.reply.data].pop)  # the future keeps nothing of it
+    def _finish(self, way: _Way) -> None:
+        self._stop(way)
+        transfer = self._all[way]
+        about: dict[str, Scalar] = {"bytes": transfer.contents.length, "parts": len(transfer.tries), "again": sum(transfer.tries)}
+        self._record(transfer.name, transfer.over, about)
+        if isinstance(transfer, Going):
+            self._flying[self._transport.send(transfer.name, transfer.outgoing.announcement)] = way, None
+        elif isinstance(transfer, Coming):
+            del self._all[way]
+            transfer.done.set_result([transfer.assembly.whole].pop)  # the future keeps nothing of it
         self._start()
 
-    def _wrong(self, at: int, i: int, raw: Bytes) -> None:
-        """Asks again, or gives the reply up where the site says why it gives no part."""
-        name = self._all[at].name
+    def _conclude(self, transfer: Transfer, future: "Future[Any]") -> None:
+        """What the site replies to a request that it has all of is what was waited for."""
+        if (error := future.exception()) is not None:
+            transfer.done.set_exception(error)
+        else:
+            transfer.done.set_result(future.result())
+
+    def _wrong(self, way: _Way, i: int, raw: Bytes) -> None:
+        """Sends the part again, or gives the message up where the site says why it takes or gives no part."""
+        transfer, name = self._all[way], self._all[way].name
         try:
             header = decode(raw, self._roster, recipient=COORDINATOR).header
-            if (header.sender, header.kind) != (name, "refusal"):
-                raise TamperedPart(f"{name!r} sent something else than a part of its reply")
+            # A site that could not read what it was sent answers nothing that it knows of.
+            if (header.sender, header.kind) != (name, "refusal") or not header.answers:
+                raise TamperedPart(f"{name!r} sent something else than was asked of it")
         except Refused:
-            self._record(name, "refused", {"code": TamperedPart.code, "reason": "not the part that the site signed", "part": i})
-            self._again(at, i, 0.0)
+            self._record(name, "refused", {"code": TamperedPart.code, "reason": transfer.wrong, "part": i})
+            self._again(way, i, 0.0)
         else:
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
             self._record(name, "declined", {**about, "part": i})
-            self._give_up(at, f"{name!r} declined to send part {i} of its reply")
+            self._give_up(way, f"part {i} of {transfer.what} {name!r} was declined")
 
-    def _again(self, at: int, i: int, pause: float) -> None:
-        transfer = self._all[at]
+    def _again(self, way: _Way, i: int, pause: float) -> None:
+        transfer = self._all[way]
         transfer.tries[i] += 1
         if transfer.tries[i] == TRIES:
-            self._give_up(at, f"part {i} of the reply of {transfer.name!r} did not come")
+            self._give_up(way, f"part {i} of {transfer.what} {transfer.name!r} did not get through")
         elif not pause:
-            self._ask(at, i)
+            self._ask(way, i)
         else:
             later: Future[Any] = Future()
             timer = threading.Timer(pause * 2 ** (transfer.tries[i] - 1), later.set_result, (None,))
             timer.daemon = True
             timer.start()
-            self._flying[later] = at, i
+            self._flying[later] = way, i
             self._pauses.add(later)
 
     def _make_room(self) -> None:
         """Gives up what is being brought, and does not come, where other replies wait for that."""
         for at in list(self._active) if self._queue else []:
-            self._give_up(at, f"the reply of {self._all[at].name!r} does not go on, and others wait")
+            self._give_up((at, Coming), f"the reply of {self._all[at, Coming].name!r} does not go on, and others wait")
 
-    def _give_up(self, at: int, why: str) -> None:
+    def _give_up(self, way: _Way, why: str) -> None:
         """What came stays, for when the site is asked once more."""
-        self._stop(at)
-        self._all[at].done.set_exception(Stuck(why))
+        self._stop(way)
+        self._all[way].wanted.clear()
+        self._all[way].done.set_exception(Stuck(why))
         self._start()
 
-    def _stop(self, at: int) -> None:
+    def _stop(self, way: _Way) -> None:
         """Nothing more is awaited of it."""
-        for future in [future for future, (whose, _) in self._flying.items() if whose == at]:
+        for future in [future for future, (whose, _) in self._flying.items() if whose == way]:
             del self._flying[future]
             self._pauses.discard(future)
-        self._active.discard(at)
-        if at in self._queue:
-            self._queue.remove(at)
+        if way[1] is Coming:
+            self._active.discard(way[0])
+            if way[0] in self._queue:
+                self._queue.remove(way[0])

@@ -1,7 +1,7 @@
 """Sites at work side by side, each on a request of its own: who has answered, who is asked again, who is given up.
 
     begin(site, version, request) ─► Flight ─► next() ─► its reply
-                                       │ └ damaged, lost: asked again         └ too large to come at once: brought in parts
+                                       │ └ damaged, lost: asked again         └ too large to come, or the request to go, at once: in parts
                                        └ no reply within `deadline_seconds` of being asked, nor a sign of life for `idle_seconds`: given up
 
 Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Who is given up is free, and may be
@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fedjax_core.sites.announce import LACKING, Outgoing
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.parts import PARTS, contents
@@ -31,8 +32,9 @@ class Flight:
     reply: "Future[Reply]"
     until: float  # when it is given up, by time.monotonic()
     look: float  # when to look whether it goes on
+    outgoing: Outgoing | None  # how the request goes, if in parts
     times: int = 1  # that it was asked
-    parts: int = 0  # of its reply that were here when it was last looked at
+    parts: int = 0  # that had come from it or gone to it when it was last looked at
 
 
 class Landed(NamedTuple):
@@ -68,7 +70,9 @@ class Flights:
         asked, now, rules = header_of(request), time.monotonic(), self._collector.rules
         self._record(self._collector.names[at], "began", self.number, {"version": version, "digest": asked.digest})
         until = now + rules.deadline_seconds
-        self._all[at] = Flight(version, request, asked, self._collector.ask(at, request), until, self._next_look(until))
+        outgoing = self._collector.outgoing(request)
+        reply, moved = self._collector.ask(at, request, outgoing), self._fetch.moved(at)
+        self._all[at] = Flight(version, request, asked, reply, until, self._next_look(until), outgoing, parts=moved)
 
     def next(self, oldest: int) -> Landed | None:
         """The next site that is free again, None where nobody is at work; large reports from a version below the `oldest` are not brought.
@@ -94,7 +98,7 @@ class Flights:
 
     def _hear(self, at: int, oldest: int) -> Landed | None:
         flight = self._all[at]
-        heard = self._collector.hear(flight.reply, at, self.number, flight.asked)
+        heard = self._collector.hear(flight.reply, at, self.number, flight.asked, flight.outgoing)
         if heard is None and flight.times < self._collector.rules.attempts:
             self._ask_again(at)
             return None
@@ -102,6 +106,9 @@ class Flights:
             said = contents(heard, flight.asked)
             self._large[said.of] = flight.asked
             flight.reply = self._fetch.begin(at, self._collector.names[at], said)
+            return None
+        if heard is not None and heard.header.kind == LACKING and flight.outgoing is not None and flight.version >= oldest:
+            flight.reply = self._fetch.send(at, self._collector.names[at], flight.outgoing, flight.outgoing.lacking(heard))
             return None
         self._leave(at)
         refused = heard is None or heard.header.kind == "refusal"
@@ -111,9 +118,9 @@ class Flights:
         """The first site that is given up, of those whose time it is to be looked at."""
         now = time.monotonic()
         for at in [at for at, flight in self._all.items() if flight.look <= now]:
-            flight, here, name = self._all[at], self._fetch.here(at), self._collector.names[at]
-            if now < flight.until and (self._collector.goes_on([at]) or here > flight.parts):
-                flight.parts, flight.look = here, self._next_look(flight.until)
+            flight, moved, name = self._all[at], self._fetch.moved(at), self._collector.names[at]
+            if now < flight.until and (self._collector.goes_on([at]) or moved > flight.parts):
+                flight.parts, flight.look = moved, self._next_look(flight.until)
             elif now < flight.until and flight.times < self._collector.rules.attempts:
                 self._record(name, "asked again", self.number, {"version": flight.version})
                 self._ask_again(at)
@@ -130,7 +137,8 @@ class Flights:
         if not flight.reply.done():
             self._collector.leave(flight.reply, at)
         flight.times += 1
-        flight.reply, flight.look = self._collector.ask(at, flight.request), self._next_look(flight.until)
+        flight.reply = self._collector.ask(at, flight.request, flight.outgoing, again=True)
+        flight.look = self._next_look(flight.until)
 
     def _next_look(self, until: float) -> float:
         idle = self._collector.rules.idle_seconds

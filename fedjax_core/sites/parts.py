@@ -1,11 +1,11 @@
-"""A large reply in parts: what a site says of it, and the parts themselves.
+"""A large reply in parts: what a site says of it, and the parts themselves. A large request goes likewise: `announce.py`.
 
     request, with the field part_bytes  ─►  a reply that is no longer: itself
                                             a longer one: `parts`, signed: its length, and the SHA-256 of every part
     `part` i of that reply              ─►  its bytes, as they are
 
 The digests are signed, so a part is known to be right when it comes, wherever it comes from; and what the parts are put together to
-is a message that is signed and digested by itself, and is read as if it had come whole. How they are brought is in `fetch.py`. A site
+is a message that is signed and digested by itself, and is read as if it had come whole. How they move is in `fetch.py`. A site
 has one large reply, its last one; a process that began anew has none, and is to be asked everything again.
 
 >>> digests_of(b"abcdefgh", 3).shape
@@ -13,16 +13,20 @@ has one large reply, its last one; a process that began anew has none, and is to
 >>> contents = Contents(of="", length=8, part_bytes=3, digests=digests_of(b"abcdefgh", 3))
 >>> contents.fits(2, b"gh"), contents.fits(2, b"gH"), contents.fits(1, b"gh")
 (True, False, False)
+>>> assembly = Assembly(contents)
+>>> [assembly.take(i, raw) for i, raw in ((2, b"gh"), (0, b"abc"), (1, b"dEf"), (1, b"def"))], bytes(assembly.whole)
+([True, True, False, True], b'abcdefgh')
 """
 
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numpy as np
 
-from fedjax_core.sites.base import Bytes, Refused
+from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.request import BadRequest
-from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, named, place
+from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, named, place, room
 from fedjax_core.sites.wire import Envelope, Header, encode
 
 if TYPE_CHECKING:
@@ -35,35 +39,27 @@ _DIGEST_BYTES = sha256().digest_size
 
 
 class Gone(Refused):
-    """The site has not, or no longer, the reply of which a part is asked."""
+    """The site has not, or no longer, the message that a part is of."""
 
     code = "gone"
 
 
 class BadParts(Refused):
-    """What a site says of the parts of its reply is not in order."""
+    """What is said of the parts of a message is not in order."""
 
     code = "bad-parts"
 
 
 class TamperedPart(Refused):
-    """The part is not the one that the site signed."""
+    """The part is not the one whose digest was signed."""
 
     code = "tampered-part"
 
 
-class Large(NamedTuple):
-    """A reply that a site gives in parts."""
-
-    of: str  # SHA-256 of the reply
-    part_bytes: int
-    reply: Bytes
-
-
 class Contents(NamedTuple):
-    """What a `parts` envelope says: the parts of one reply, all of one length but the last."""
+    """What is said of one message: its parts, all of one length but the last."""
 
-    of: str
+    of: str  # by what the message is called: SHA-256 of the digests
     length: int
     part_bytes: int
     digests: np.ndarray  # [parts, 32] uint8
@@ -77,12 +73,60 @@ class Contents(NamedTuple):
         where, view = self.place(i), memoryview(raw).cast("B")
         return len(view) == where.stop - where.start and sha256(view).digest() == self.digests[i].tobytes()
 
+    def fields(self) -> dict[str, Scalar]:
+        """Of the envelope that says this, whose tensors are the `digests`."""
+        return {"of": self.of, "length": self.length, "part_bytes": self.part_bytes}
 
-def digests_of(reply: Bytes, part_bytes: int) -> np.ndarray:
+
+class Large(NamedTuple):
+    """A reply that a site gives in parts."""
+
+    contents: Contents
+    reply: Bytes
+
+
+class Assembly:
+    """A message that is put together of its parts, in whatever order they come; memory is taken with the first of them.
+
+    Of one `before` that did not become whole, the parts that are the same in this one are here.
+    """
+
+    def __init__(self, contents: Contents, before: "Assembly | None" = None) -> None:
+        self.contents = contents
+        self._raw: np.ndarray | None = None
+        self.here = np.zeros(len(contents.digests), bool)
+        # Of one that is whole others may have views: its memory is not written to any more.
+        if before is not None and before.contents[1:3] == contents[1:3] and not before.here.all():
+            self._raw, self.here = before._raw, before.here & (before.contents.digests == contents.digests).all(axis=1)
+
+    def take(self, i: int, raw: Bytes) -> bool:
+        """Whether this is part `i`, which is then here."""
+        if not self.contents.fits(i, raw):
+            return False
+        if not self.here[i]:
+            self._raw = room(self.contents.length) if self._raw is None else self._raw
+            self._raw[self.contents.place(i)] = np.frombuffer(raw, np.uint8)
+            self.here[i] = True
+        return True
+
+    @property
+    def whole(self) -> memoryview:
+        """The message, of which all parts must be here."""
+        assert self._raw is not None and self.here.all()
+        return self._raw.data.toreadonly()
+
+
+def digests_of(message: Bytes, part_bytes: int) -> np.ndarray:
     """[parts, 32] uint8: the SHA-256 of every part."""
-    view = memoryview(reply)
+    view = memoryview(message)
     digests = b"".join(sha256(view[i : i + part_bytes]).digest() for i in range(0, len(view), part_bytes))
     return np.frombuffer(digests, np.uint8).reshape(-1, _DIGEST_BYTES)
+
+
+def cut(message: Bytes, part_bytes: int) -> Contents:
+    """The parts that a message is sent in."""
+    digests = digests_of(message, part_bytes)
+    return Contents(sha256(digests.data).hexdigest(), len(message), part_bytes, digests)
 
 
 def split(site: "Site", request: Header, reply: Bytes) -> Bytes:
@@ -90,32 +134,40 @@ def split(site: "Site", request: Header, reply: Bytes) -> Bytes:
     part_bytes = request.fields.get("part_bytes")
     if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
         return reply
-    site.large = Large(sha256(reply).hexdigest(), part_bytes, reply)
-    said = site.header(PARTS, request, {"of": site.large.of, "length": len(reply)})
-    return encode(said, named({"digests": digests_of(reply, part_bytes)}), site.key)
+    said = cut(reply, part_bytes)
+    site.large = Large(said, reply)
+    return encode(site.header(PARTS, request, said.fields()), named({"digests": said.digests}), site.key)
 
 
 def part(site: "Site", envelope: Envelope) -> Bytes:
     """One part of the site's last large reply, which its ledger has had since it was made."""
     fields, large = envelope.header.fields, site.large
-    if large is None or fields.get("of") != large.of:
+    if large is None or fields.get("of") != large.contents.of:
         raise Gone("the site does not have that reply any more; it is to be asked everything again")
-    i = fields.get("part")
-    if type(i) is not int or not 0 <= i * large.part_bytes < len(large.reply):
+    return large.reply[large.contents.place(which(envelope.header, large.contents))]
+
+
+def which(header: Header, contents: Contents) -> int:
+    """The part that a request is about."""
+    i = header.fields.get("part")
+    if type(i) is not int or not 0 <= i < len(contents.digests):
         raise BadRequest("the request needs the field 'part', one of those that there are")
-    return large.reply[i * large.part_bytes : (i + 1) * large.part_bytes]
+    return i
 
 
 def contents(said: Envelope, asked: Header, limits: Limits = LIMITS) -> Contents:
-    """What an authentic `parts` envelope says in answer to the request that was `asked`; raises a `Refused` where it is not in order."""
+    """What an authentic envelope says of the parts of a message, each of the length that was `asked` for.
+
+    Takes no memory for them; raises a `Refused` where it is not in order.
+    """
     part_bytes = asked.fields.get("part_bytes")
-    if type(part_bytes) is not int:
-        raise BadParts("the reply comes in parts, which it was not asked for")
+    if type(part_bytes) is not int or part_bytes < 1:
+        raise BadParts("a message comes in parts, and nobody said of how many bytes")
     of, length = said.header.fields.get("of"), said.header.fields.get("length")
     if not isinstance(of, str) or type(length) is not int or length <= part_bytes:
-        raise BadParts(f"a reply in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once")
+        raise BadParts(f"a message in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once")
     if length > limits.message_bytes:
-        raise Oversize(f"the reply has {length:,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+        raise Oversize(f"the message has {length:,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
     parts = -(-length // part_bytes)
-    found = place(said.tensors, {"digests": np.empty((parts, _DIGEST_BYTES), np.uint8)})
-    return Contents(of, length, part_bytes, found["digests"])
+    found = place(said.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)})
+    return Contents(of, length, part_bytes, np.array(found["digests"]))  # and nothing else of the message

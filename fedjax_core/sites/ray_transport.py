@@ -16,6 +16,7 @@ import os
 import secrets
 import time
 import traceback
+from collections import deque
 from collections.abc import Collection, Sequence
 from concurrent import futures
 from concurrent.futures import Future
@@ -38,6 +39,7 @@ from fedjax_core.sites.transport import Reply
 
 NAMESPACE = "fedjax_core"
 _START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
+_STORED, _STORED_BYTES = 8, 40 << 20
 _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
 
 
@@ -56,7 +58,7 @@ class RayTransport:
         self._started = _start(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
-        self._last: tuple[Bytes, Any] = b"", None
+        self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
         try:
@@ -83,9 +85,7 @@ class RayTransport:
 
         Only in `wait` does the future become done.
         """
-        if self._last[0] is not request:
-            self._last = request, ray.put(np.frombuffer(request, np.uint8))
-        return _Asked(self._actors[site].handle.remote(self._last[1]))
+        return _Asked(self._actors[site].handle.remote(self._put(request)))
 
     def wait(self, asked: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
         """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100 us and a thread each."""
@@ -102,6 +102,16 @@ class RayTransport:
                 break
         return done
 
+    def _put(self, request: Bytes) -> Any:
+        """Where the request lies in the object store; a few of the last ones stay there, as sites are sent the parts of one in turn."""
+        for sent, ref in reversed(self._stored):
+            if sent is request:
+                return ref
+        self._stored.append((request, ray.put(np.frombuffer(request, np.uint8))))
+        while len(self._stored) > 1 and sum(len(sent) for sent, _ in self._stored) > _STORED_BYTES:
+            self._stored.popleft()
+        return self._stored[-1][1]
+
     def progress(self, site: str) -> int:
         """Asked of the site in a thread beside that of its work; 0 where it does not say."""
         try:
@@ -111,7 +121,7 @@ class RayTransport:
 
     def close(self) -> None:
         """Ends the actors."""
-        self._last = b"", None
+        self._stored.clear()
         if not ray.is_initialized():
             return
         for actor in self._actors.values():

@@ -95,7 +95,11 @@ class Requests:
 
     def part(self, asked: Header, of: str, part: int) -> Bytes:
         """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
-        return self._signed("part", asked.round, asked.exchange, {"of": of, "part": part}, {})
+        return self.concerning(asked, "part", {"of": of, "part": part}, {})
+
+    def concerning(self, asked: Header, kind: str, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
+        """A signed request about another, that was `asked` or is to be; the audit log has that one."""
+        return self._signed(kind, asked.round, asked.exchange, said, sent)
 
     def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
         self._said = max(time.time_ns(), self._said + 1)

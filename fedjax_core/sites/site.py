@@ -24,6 +24,7 @@ from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
 from fedjax_core.sites import parts, policy, prepare
+from fedjax_core.sites.announce import Incoming
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
@@ -99,6 +100,8 @@ class Site:
         self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
         self.large: parts.Large | None = None
         """The last reply that was too large to travel at once."""
+        self.incoming: Incoming | None = None
+        """The last request that was."""
         composed = study.round
         shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
         self.uplink, self.server, self.params = shapes.uplink, shapes.server, shapes.params
@@ -129,6 +132,8 @@ class Site:
             if known is not None and known[0] == which:
                 return known[1]  # a transport that tries again, of which the guard must not speak
             reply = self._answer(envelope)
+            if ANSWERS[header.kind].again:
+                return reply
             reply = parts.split(self, header, reply)
             self._last[header.kind] = which, reply
             return reply
@@ -152,8 +157,9 @@ class Site:
             raise WrongKind(f"requests of kind {header.kind!r} are not answered here; a site answers {', '.join(ANSWERS)}")
         if header.config != self.study.hash:
             raise WrongConfig("the site has another study than the run; both ends need the same algorithm, settings and versions")
-        guard = self._guards.get(header.run, Guard(header.run, 0)).at(header.round)
-        self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+        if not answer.again:
+            guard = self._guards.get(header.run, Guard(header.run, 0)).at(header.round)
+            self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
         now = int(time.time() * 1000)
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         self._read_policy()

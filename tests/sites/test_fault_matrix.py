@@ -73,7 +73,14 @@ ROWS = {
         tests/sites/test_own_terms.py::test_progress_is_no_idleness""",
     "slow link, large payload": """
         tests/sites/test_parts.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come
-        tests/sites/test_parts.py::test_of_a_damaged_part_only_that_part_is_asked_for_again""",
+        tests/sites/test_parts.py::test_of_a_damaged_part_only_that_part_is_asked_for_again
+        tests/sites/test_announce.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_go""",
+    "a large request whose parts are lost, repeated, reordered or changed": """
+        tests/sites/test_announce.py::test_as_if_nothing_had_been""",
+    "a large request that is cut, by the link, a restart of the site, or of the coordinator": """
+        tests/sites/test_announce.py::test_what_was_cut_is_taken_up_where_it_was
+        tests/sites/test_announce.py::test_a_transfer_that_is_cut_at_any_part_ends_and_no_part_that_came_is_sent_again
+        tests/sites/test_announce.py::test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed""",
     "memory over 500 rounds": """
         tests/sites/test_fault_matrix.py::test_memory_is_flat_over_rounds
         tests/scripts/test_benchmarks.py::test_a_slope_is_in_bytes_a_round""",
@@ -137,6 +144,14 @@ ROWS = {
         tests/sites/test_wire.py::test_limits_hold
         tests/sites/test_tensors.py::test_limits_hold
         tests/sites/test_base.py::test_deep_nesting_is_refused""",
+    "a large request of another length, with other parts, or larger than a site takes": """
+        tests/sites/test_announce.py::test_a_site_refuses_it_with_its_own_message_takes_no_memory_and_goes_on
+        tests/sites/test_announce.py::test_a_request_that_is_not_what_was_signed_is_not_read_though_every_part_is
+        tests/sites/test_announce.py::test_a_site_takes_no_request_that_is_larger_than_its_memory_and_none_while_it_is_paused
+        tests/sites/test_announce.py::test_an_older_announcement_changes_nothing_unless_it_is_made_anew""",
+    "a site that lies about which parts it lacks": """
+        tests/sites/test_announce.py::test_a_site_that_lies_about_what_it_lacks_is_left_out
+        tests/sites/test_announce.py::test_a_site_that_lacks_parts_again_and_again_is_given_up""",
     "path traversal in names": """
         tests/sites/test_base.py::test_names_that_would_do_harm_are_refused""",
     "zip bomb in an artefact": "not built: nothing compressed travels; the sizes of what does are limited, above",

@@ -12,6 +12,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.sites import fetch, parts
 from fedjax_core.sites.audit import show
+from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.fetch import Fetch, Stuck
 from fedjax_core.sites.identity import Roster
@@ -52,6 +53,12 @@ def run(fed, rounds=2):
 
 def entries(folder, what, who=WHO):
     return [entry.about for entry in show(folder / "coordinator" / "audit") if entry.who == who and entry.what == what]
+
+
+@pytest.fixture(autouse=True)
+def whole_requests(monkeypatch):
+    """Those in parts have tests of their own: test_announce.py."""
+    monkeypatch.setattr(Collector, "outgoing", lambda self, request: None)
 
 
 @pytest.fixture(scope="module")

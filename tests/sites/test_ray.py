@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import deque
 from concurrent.futures import Future
 
 import jax
@@ -36,20 +37,21 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
         )
         for i, name in enumerate(HOSPITALS)
     ]
-    rules = Rules(part_bytes=400)  # a report has three parts, as it would from another machine
+    few, rules = 5, Rules(part_bytes=400)  # so many rounds as between machines: a report has three parts, and a request some more
     with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator", rules=rules) as fed:
-        fed._transport.near = False
         assert listening() == {"127.0.0.1"}
         state = fed.init(jax.random.key(0), params=study.unflat(golden["init"]))
         for r, expected in enumerate(golden["traj_Scaffold"][1:]):
+            fed._transport.near = not few <= r < 2 * few
             if r == killed_before:
                 kill(HOSPITALS[1])
             state, seen = fed.run(state, np.arange(4))
             np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
             assert float(seen["clients"]) == 4
     assert not ray.is_initialized()
-    came = [entry.about["parts"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "came in parts"]
-    assert len(came) == 4 * (len(golden["traj_Scaffold"]) - 1) and min(came) > 1
+    for way in ("came in parts", "went in parts"):
+        moved = [entry.about["parts"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == way]
+        assert len(moved) == 4 * few and min(moved) > 1
 
 
 def listening():
@@ -91,3 +93,20 @@ def test_a_wait_is_for_all_of_rays_replies_and_for_what_else_is_under_way(monkey
     assert transport.wait([a, other], 9.0) == {other}
     there.add("a")
     assert transport.wait([a], 0.0) == {a}
+
+
+def test_a_request_is_stored_once_and_so_are_parts_that_sites_are_sent_in_turn(monkeypatch):
+    put = []
+    monkeypatch.setattr(ray, "put", lambda x: put.append(bytes(x[:1])) or len(put))
+    transport, requests = object.__new__(RayTransport), [bytes([i]) * (10 << 20) for i in range(5)]
+    transport._stored = deque(maxlen=8)
+    for i in (0, 1, 0, 1, 2, 1, 2, 3, 2, 3):
+        transport._put(requests[i])
+    assert put == [bytes([i]) for i in range(4)]
+    transport._put(requests[4])
+    assert [sent[:1] for sent, _ in transport._stored] == [bytes([i]) for i in range(1, 5)], "old ones go"
+    transport._put(bytes(50 << 20))
+    assert len(transport._stored) == 1, "one that is large is there alone"
+    for i in range(100):
+        transport._put(bytes([i]))
+    assert len(transport._stored) == 8
