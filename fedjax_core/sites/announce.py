@@ -3,7 +3,7 @@
     a request longer than part_bytes    ─►  `announce`, signed, one for all: its length, and the SHA-256 of every part
     a site that lacks some of them      ─►  `lacking`: which
     `deliver` part i, one for all       ─►  `delivered`, once its digest fits and it is kept
-    `announce`, the same once more      ─►  a site that lacks none reads the request, and this is answered as if it had come whole
+    `announce` once more                ─►  a site that lacks none reads the request, and this is answered as if it had come whole
 
 So `announce` stands for the request wherever that is asked, or asked again, and what came before a transfer was cut is not sent twice.
 The policy is asked before a part comes. A length above `Limits.message_bytes`, or the policy's `caps.memory_gb`, is refused before
@@ -49,15 +49,18 @@ class Outgoing:
         self._requests, self._asked = requests, header_of(request)
         self.part = lru_cache(_KEPT)(self._part)
         """Part `i` as it is sent, the same bytes to all sites that are nearly as far."""
-        self.announce()
+        self._announcement: Bytes = b""
         self.digest = header_of(self.announcement).digest
         """By which replies name it."""
 
-    def announce(self) -> None:
-        """Announces it anew: a site may have been told of another one since, and hears nothing older than that."""
-        fields, tensors = self.contents.fields(), {"digests": self.contents.digests}
-        self.announcement = self._requests.concerning(self._asked, ANNOUNCE, fields, tensors)
-        """What is sent in the place of the request."""
+    @property
+    def announcement(self) -> Bytes:
+        """What is sent in the place of the request: made anew where another was since, as sites hear of nothing older than the last."""
+        if not self._announcement or self._requests.announced != self.contents.of:
+            fields, tensors = self.contents.fields(), {"digests": self.contents.digests}
+            self._announcement = self._requests.concerning(self._asked, ANNOUNCE, fields, tensors)
+            self._requests.announced = self.contents.of
+        return self._announcement
 
     def lacking(self, said: Envelope) -> list[int]:
         """The parts that a site says it lacks; raises a `Refused` where that is not in order."""

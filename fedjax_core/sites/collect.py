@@ -142,7 +142,7 @@ class Collector:
 
         def ask(at: int) -> None:
             asked[at] += 1
-            waiting[self.ask(at, request, outgoing, again=asked[at] > 1)] = at
+            waiting[self.ask(at, request, outgoing)] = at
 
         for at in positions:
             ask(at)
@@ -189,10 +189,8 @@ class Collector:
             self.leave(future, at)
         return good
 
-    def ask(self, at: int, request: Bytes, outgoing: Outgoing | None, again: bool = False) -> "Future[Reply]":
+    def ask(self, at: int, request: Bytes, outgoing: Outgoing | None) -> "Future[Reply]":
         """The reply, once it is there, of the site at this position."""
-        if outgoing is not None and again:
-            outgoing.announce()
         return self._transport.send(self.names[at], request if outgoing is None else outgoing.announcement)
 
     def outgoing(self, request: Bytes) -> Outgoing | None:

@@ -137,8 +137,7 @@ class Flights:
         if not flight.reply.done():
             self._collector.leave(flight.reply, at)
         flight.times += 1
-        flight.reply = self._collector.ask(at, flight.request, flight.outgoing, again=True)
-        flight.look = self._next_look(flight.until)
+        flight.reply, flight.look = self._collector.ask(at, flight.request, flight.outgoing), self._next_look(flight.until)
 
     def _next_look(self, until: float) -> float:
         idle = self._collector.rules.idle_seconds

@@ -59,6 +59,8 @@ class Requests:
         """What a site keeps before its first report; known once the run has a state."""
         self.prepared: Any = ()
         """The numbers by which sites prepare their columns, an entry a step; known once all sites were measured."""
+        self.announced = ""
+        """Which large request was announced last (announce.py)."""
         self._key, self._record, self._said = key, record, 0
 
     def write(

@@ -279,6 +279,31 @@ def test_large_reports_come_in_parts_and_of_what_is_too_stale_none_does(composed
     assert len(set(asked)) == len(ORDER) - 1 and sum(version == 0 for version, _ in set(asked)) == 3
 
 
+def test_a_large_request_that_another_one_displaces_is_announced_again(composed, tmp_path):
+    """A site gets an evaluation in the middle of the parts of a request to train, of which it then has none any more."""
+    held, closed = [], True
+
+    def fault(send, site, request, n):
+        header = header_of(request)
+        if closed and (site, header.kind, header.round) == (NAMES[1], "deliver", 0) and header.fields["part"] > 2:
+            held.append((request, futures.Future()))
+            return held[-1][1]
+        return send(site, request)
+
+    with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (fed, sites, transport):
+        fed.rules = Rules(part_bytes=200)
+        state, _ = fed.run(fed.init(jax.random.key(1)), ALL)
+        assert state.clients.started.tolist()[1] == 0 and 0 < sites[1].incoming.assembly.here.sum() == 3
+        fed.evaluate(state)
+        closed = False
+        for request, later in held:
+            later.set_result(transport.inner.send(NAMES[1], request).result())
+        state, seen = fed.run(state, [0, 1])
+        assert float(seen["missing"]) == 0
+    assert accepted(tmp_path).count((1, 0)) == 1
+    assert (1, "gone") in refused(tmp_path) and (1, "replayed") not in refused(tmp_path)
+
+
 def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_is_not(composed, monkeypatch, tmp_path):
     asked = []
 
