@@ -19,10 +19,10 @@ from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Se
 
 
 class Seen(NamedTuple):
-    """What a client had to work on in one exchange."""
+    """What a client had to work on in one exchange, and what it did."""
 
-    examples: Array  # float32: the client's examples, however often it went through them
-    steps: Array  # float32: its local steps
+    examples: Array  # float32: all of the client's examples, however often it went through them, be it not once
+    steps: Array  # float32: the local steps that it did, fewer than asked for where its time was limited (`fedjax_core.sites.limit`)
 
 
 class Report(NamedTuple):

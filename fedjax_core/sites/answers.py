@@ -23,6 +23,7 @@ import numpy as np
 
 from fedjax_core.sites import announce, local, parts, prepare, request
 from fedjax_core.sites.base import Bytes, Refused, Scalar
+from fedjax_core.sites.limit import PARTIAL, said
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope
@@ -60,6 +61,9 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     found = place(
         envelope.tensors, {"message": site.messages[e], "uplink": site.uplink[e], **request.about_sites(header, site.kept_shapes)}
     )
+    seconds = request.train_seconds(header)
+    if seconds is not None and composed.algorithm.exchanges[e].work != "train":
+        raise BadRequest(f"exchange {e} goes over each example once, so its time cannot be limited")
     version, keep = request.version(found, site.clients.addresses[0]), site.keep(header.run)
     if version == 0 and jax.tree.leaves(site.kept_shapes):
         if "first" not in found:
@@ -68,17 +72,20 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     kept = keep.read(version, site.kept_shapes)
     draws = request.draws(header, site.clients.addresses[0])
     with site.budget.round(site.policy.caps) as watch:
-        seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, draws, header.round, watch)
+        limit = None if seconds is None else site.done.limit(header, seconds, site.budget.clock)
+        seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit)
         sent, weight, now, fine, left, metrics = jax.tree.map(np.asarray, tuple(seen))
     tensors, weight = named(sent), float(weight)
     if not (fine and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
+    if seconds is not None:
+        site.done.add(header, seconds, int(metrics[PARTIAL[0]].total))
     fields: dict[str, Scalar] = {"weight": weight, "examples": site.clients.examples, "data": site.data}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
     for name, metric in (metrics | left).items():
         fields |= site.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
-    more: dict[str, Scalar] = {name: float(one.total) for name, one in left.items()}
+    more: dict[str, Scalar] = {**{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
     keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
     return reply

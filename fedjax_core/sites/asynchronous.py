@@ -41,6 +41,7 @@ from fedjax_core.round import Round, State
 from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused, Rules
 from fedjax_core.sites.flights import Flights, Landed
+from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NothingLearned, Reports, Sums, total_of, training
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.server import server_half
@@ -130,8 +131,9 @@ class Steps:
     def _request(self, version: int) -> Bytes:
         if version not in self._written:
             self._written[version] = training(
-                recall(self._models, version), version, 0, to=(), about=self._about, requests=self._requests, collector=self._collector
-            )
+                self._round, recall(self._models, version), version, 0, to=(), about=self._about, requests=self._requests,
+                collector=self._collector,
+            )  # fmt: skip
         return self._written[version]
 
     def _fill(self, cohort: np.ndarray) -> None:
@@ -206,7 +208,8 @@ class Steps:
         flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)  # copies: these go on
         after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record)
         sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
-        record(COORDINATOR, "round", {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness})
+        counts: dict[str, Scalar] = {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness}
+        record(COORDINATOR, "round", counts | said(self._sums.metrics))
         total, weight = np.float32(staleness), np.float32(len(sites))
         metrics = self._sums.metrics | {
             "refused": total_of(self._refused),

@@ -52,7 +52,7 @@ class Budget:
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`folder`: where the day's seconds are kept; None: in memory."""
-        self._path, self._clock = None if folder is None else folder / "spent.json", clock
+        self._path, self.clock = None if folder is None else folder / "spent.json", clock
         self._spent = self._written = ("", 0.0) if self._path is None else _read(self._path)
         self.steps = 0
         """Local steps done since the process began: what tells that the site makes progress."""
@@ -65,10 +65,10 @@ class Budget:
     @contextlib.contextmanager
     def round(self, caps: Caps) -> Iterator[Callable[[int], None]]:
         """A `watch` for the work within: told of the steps done, it raises `OverCap` where the site gives no more."""
-        began, before, start = self._clock(), self.seconds_today, self.steps
+        began, before, start = self.clock(), self.seconds_today, self.steps
 
         def watch(steps: int) -> None:
-            self.steps, took = start + steps, self._clock() - began
+            self.steps, took = start + steps, self.clock() - began
             for most, used, what in (
                 (caps.seconds_per_round, took, "training took longer than the {:g} s that this site gives a round"),
                 (caps.seconds_per_day, before + took, "the {:g} s that this site gives a day are used up"),
@@ -85,7 +85,7 @@ class Budget:
         try:
             yield watch
         finally:
-            self._add(before + self._clock() - began, 0.0 if caps.seconds_per_day is not None else _UNWRITTEN_SECONDS)
+            self._add(before + self.clock() - began, 0.0 if caps.seconds_per_day is not None else _UNWRITTEN_SECONDS)
 
     def _add(self, seconds: float, unwritten: float) -> None:
         self._spent = _today(), seconds

@@ -5,7 +5,11 @@
         └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `announce.py`
 
 Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for `idle_seconds`, or until its one
-deadline. Below the quorum those who are missing are asked again while there is time, and then `Paused` is raised.
+deadline. Below the quorum those who are missing are asked again while there is time, and then `Paused` is raised. So a straggler is
+
+    waited for       a long `deadline_seconds`, as it is
+    dropped          a short one, or `enough` reports
+    taken partway    `train_seconds`: every site sends what it has done by then (`fedjax_core.sites.limit`)
 """
 
 import contextlib
@@ -64,6 +68,8 @@ class Rules:
     """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a site has done more steps."""
     enough: int | None = None
     """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
+    train_seconds: float | None = None
+    """So long a site trains in an exchange; it then stops after the step at hand, and what it did counts. None: as long as it needs."""
     attempts: int = 2
     """How often a site is asked, where its reply was damaged or lost, and how often those missing are waited for."""
     max_weight: float | None = None
@@ -81,6 +87,11 @@ class Rules:
     where all sites are on this machine: whole."""
 
     def __post_init__(self) -> None:
+        if self.train_seconds is not None and not 0 < self.train_seconds < self.deadline_seconds:
+            raise ValueError(
+                f"train_seconds is {self.train_seconds:g}; it should be above 0 and well below the deadline_seconds of "
+                f"{self.deadline_seconds:g}, by which the report must be here; or None, for sites that train as long as they need"
+            )
         if self.part_bytes is not None and self.part_bytes < 1:
             raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for messages that move whole")
 

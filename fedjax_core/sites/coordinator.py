@@ -48,6 +48,7 @@ from fedjax_core.sites.collect import Collector, Paused, Rules
 from fedjax_core.sites.described import Sites, addresses, describe
 from fedjax_core.sites.exchange import exchange
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
+from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
 from fedjax_core.sites.request import About, Requests
 from fedjax_core.sites.settled import settled
@@ -201,7 +202,7 @@ class Federation:
                 found[name] = found[name] + metric if name in found else metric
         here = chosen.clients[places]
         found |= {"clients": total_of(len(here)), "examples": total_of(self.clients.sizes[here].sum())}
-        self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total)})
+        self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total), **said(found)})
         after: Any = Versions(jnp.asarray(version))
         return state._replace(round=state.round + 1, clients=after), found
 

@@ -54,7 +54,7 @@ def exchange(
     """
     state, number = about.state, int(about.state.round)
     to, message = [collector.names[cohort.clients[p]] for p in places], server_half(composed).broadcast[e](state.server)
-    request = training(message, number, e, to=to, about=about, requests=requests, collector=collector)
+    request = training(composed, message, number, e, to=to, about=about, requests=requests, collector=collector)
     reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
     fold = _Fold(cohort, places, reports, Sums(composed, e, state.uplink[e], len(cohort.clients)), collector)
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)

@@ -25,6 +25,7 @@ import numpy as np
 
 from fedjax_core.sites.base import Refused, shown
 from fedjax_core.sites.guard import WrongRound, WrongRun
+from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.tensors import Kind, check_kinds
 from fedjax_core.sites.wire import Envelope, Header
 
@@ -69,6 +70,12 @@ class BadWeight(Refused):
     code = "bad-weight"
 
 
+class BadSteps(Refused):
+    """Of work whose time was limited it does not say how much was done, or says what cannot be."""
+
+    code = "bad-steps"
+
+
 class ChangedData(Refused):
     """The site's data are not what they were, and it does not say so."""
 
@@ -100,6 +107,7 @@ class Expected:
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
     max_norm: float
+    limited: bool = False  # whether the time for training was, so that a part of it may have been done
 
 
 class Verdict(NamedTuple):
@@ -173,6 +181,13 @@ def _check_header(header: Header, expected: Expected) -> str:
         raise BadWeight(
             f"the weight is not between 0 and the bound of {expected.max_weight:g}; a site cannot count for more than its examples"
         )
+    if expected.limited:
+        for name in PARTIAL:
+            part, whole = header.fields.get(name), header.fields.get(f"{name}.weight")
+            if not (type(part) is type(whole) is float and (0 < part <= whole or part == whole == 0)):
+                raise BadSteps(
+                    f"time to train was limited, so the update needs {name!r} and {name + '.weight'!r}, the part done and the whole"
+                )
     known = expected.data.get(header.sender, data)
     if data == known:
         return "accepted"

@@ -4,10 +4,9 @@ The same keys and the same batches as on the simulator's lanes, so the same numb
 memory does not grow with the data, and the compiled loop knows their number only as data. In it the step has the usual one of the forms
 that lanes choose from (`fedjax_core.lanes.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
 Where there are few batches, all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
-keys among what it is given or gives the most of it.
+keys among what it is given or gives the most of it. Where the time is limited it goes on step by step, so as to be able to stop.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round
+from fedjax_core.sites.limit import NoStepDone, Pace, part_of
 from fedjax_core.sites.request import Draws, client_key
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
@@ -34,7 +34,7 @@ _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
 LEFT = ("uplink_kept", "uplink_norm")
 """Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm."""
-_STEPS, _SECONDS = 64, 0.5  # how many steps go before a first look at the clock, and how long those between two looks should take
+_STEPS = 64  # so many steps go before a first look at the clock
 
 
 class Visit(NamedTuple):
@@ -60,10 +60,13 @@ def visit(
     draws: Draws,
     round: int,
     watch: Callable[[int], None] | None = None,
+    limit: Callable[[int], int] | None = None,
 ) -> Visit:
     """Exchange `e` of a round at the only client of `clients`; `draws` say what its key in this round is made of.
 
-    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop.
+    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop. `limit` is asked the same, and
+    says how many more may follow before it is asked again; 0 ends the work there, and what is done so far is reported, with `PARTIAL`
+    among the metrics. Raises `NoStepDone` where that is nothing.
     """
     who, client = np.zeros(1, np.int64), _client(composed, e)
     if composed.algorithm.exchanges[e].work == "train":
@@ -72,7 +75,7 @@ def visit(
         rows, _ = in_order(who, clients.offsets, plan.batch_size)
     number: Any = np.float32  # as jnp.float32, without a dispatch
     seen = Seen(number(clients.examples), number(len(rows)))
-    if 0 < len(rows) <= min(_STEPS, _at_once(clients.columns, rows)):
+    if limit is None and 0 < len(rows) <= min(_STEPS, _at_once(clients.columns, rows)):
         _, count, columns, mask = next(_chunks(clients.columns, rows))
         found = Visit(*client.whole(draws.kind, *draws[:3], message, uplink, kept, columns, mask, np.int32(count), seen))
         if watch is not None:
@@ -81,19 +84,20 @@ def visit(
         return found
     key = draws.key()
     carry = client.begin(message, kept, key)
-    metrics, at_once = None, _STEPS if watch is not None else len(rows)
-    for first, count, columns, mask in _chunks(clients.columns, rows):
+    metrics, done = None, 0
+    more = limit or (Pace(_STEPS) if watch is not None else lambda done: len(rows))
+    for first, begin, end, columns, mask in _spans(clients.columns, rows, more):
         metrics = client.nothing(message, carry, columns, mask, key) if metrics is None else metrics
-        done = 0
-        while done < count:
-            began, upto = time.monotonic(), min(count, done + at_once)
-            carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(done), np.int32(upto))
-            if watch is not None:
-                jax.block_until_ready(carry)
-                watch(first + upto)
-                took = time.monotonic() - began
-                at_once = max(1, min(2 * at_once, int(at_once * _SECONDS / max(took, 1e-9))))
-            done = upto
+        carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(begin), np.int32(end))
+        done = first + end
+        if watch is not None:
+            jax.block_until_ready(carry)
+            watch(done)
+    if limit is not None:
+        if len(rows) and not done:
+            raise NoStepDone("no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)")
+        seen = seen._replace(steps=number(done))
+        metrics = (metrics or {}) | part_of(rows, done, clients.examples)
     sent, weight, kept, fine, left = client.finish(message, uplink, kept, carry, seen, key)
     return Visit(sent, weight, kept, fine, left, metrics or {})
 
@@ -194,6 +198,18 @@ def _chunks(columns: Columns, rows: np.ndarray) -> Iterator[tuple[int, int, Colu
     for first in range(0, len(rows), size):
         part = _padded(rows[first : first + size], size)
         yield first, min(size, len(rows) - first), _gather(columns, part), (part >= 0).astype(np.float32)
+
+
+def _spans(columns: Columns, rows: np.ndarray, more: Callable[[int], int]) -> Iterator[tuple[int, int, int, Columns, np.ndarray]]:
+    """(first step of a chunk, from which to which of its steps, its columns and mask), as many steps as there may be `more`."""
+    for first, count, *chunk in _chunks(columns, rows):
+        begin = 0
+        while begin < count:
+            end = min(count, begin + more(first + begin))
+            if begin == end:
+                return
+            yield first, begin, end, *chunk
+            begin = end
 
 
 def _at_once(columns: Columns, rows: np.ndarray) -> int:

@@ -15,6 +15,7 @@
 
     [leaving]
     fields = ["weight", "examples", "data"]     # and metrics, such as "loss": not where an epsilon is kept, which does not count them
+                                                # and "steps_done", "examples_seen": counts, for runs that limit the time to train
     max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
     clip = 1.0                    # the run must clip each update to this or less
     noise = 0.8                   # and add at least this multiple of it
@@ -55,6 +56,7 @@ from typing import Any, Literal, NamedTuple
 from fedjax_core.sites import strict
 from fedjax_core.sites.base import check_name, listed, shown
 from fedjax_core.sites.hours import Hours
+from fedjax_core.sites.limit import PARTIAL
 
 __all__ = ["Caps", "Decision", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
 
@@ -96,7 +98,7 @@ class Leaving:
             raise ValueError(f"leaving.delta is {self.delta:g}, and should be a probability: well below one over the number of patients")
         if not (self.clip and self.noise):
             raise ValueError("leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise")
-        if bare := sorted(set(self.fields) - {"weight", "examples", "data"}):
+        if bare := sorted(set(self.fields) - {"weight", "examples", "data", *PARTIAL}):  # which are counts
             raise ValueError(
                 f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "
                 "kept: leave one of them out"

@@ -19,8 +19,9 @@ from fedjax_core.round import Round, State
 from fedjax_core.sites import gate
 from fedjax_core.sites.base import Bytes, Scalar
 from fedjax_core.sites.collect import Collector, Rules
+from fedjax_core.sites.limit import said
 from fedjax_core.sites.local import LEFT
-from fedjax_core.sites.request import About, Record, Requests
+from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
 from fedjax_core.sites.server import server_half
 from fedjax_core.sites.tensors import kinds
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
@@ -37,9 +38,13 @@ class NothingLearned(RuntimeError):
     """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
 
 
-def training(message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector) -> Bytes:
+def training(
+    composed: Round, message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector
+) -> Bytes:
     """The request to train from this message, in the draws of round `number`."""
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
+    if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work == "train":
+        fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
     body = {"message": message, "uplink": about.state.uplink[e]}
     return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
 
@@ -58,15 +63,17 @@ class Reports:
         self._bounds = np.maximum(1.0, sizes) if rules.max_weight is None else np.full(len(sizes), rules.max_weight)  # [N] on the weight
         self._expected = gate.Expected(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=kinds(self._server.sent[e]), data=data,
-            answers=asked.digest, max_weight=math.inf, max_norm=rules.max_norm,
+            answers=asked.digest, max_weight=math.inf, max_norm=rules.max_norm, limited=TRAIN_SECONDS in asked.fields,
         )  # fmt: skip
 
     def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
         """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
         verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at])))
-        about, found = dict(verdict._asdict()), None
+        about: dict[str, Scalar] = verdict._asdict()
+        found = None
         if verdict.accepted:
             sent, weight = self.sent(heard)
+            about |= said(metrics_of(heard.header))
             fine = self._server.fine[self._e]
             if np.isfinite(np.float32(weight)) and (fine is None or fine(self._uplink, sent, np.float32(weight))):
                 found = sent, weight

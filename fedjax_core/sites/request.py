@@ -1,11 +1,13 @@
 """What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part of it.
 
-    fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own
+    fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own:
+               such as train_seconds, how long a site may train
     tensors    sites (address and version of each), first, prepared (the numbers of preprocessing), and the kind's own
 
 A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
@@ -27,6 +29,9 @@ Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
 
 PREPARED = "prepared"
 """Of a request's tensors: the numbers by which every site prepares its columns."""
+
+TRAIN_SECONDS = "train_seconds"
+"""Of a request's fields: how long a site may train."""
 
 _MOST = 100_000  # of anything that a request counts
 
@@ -162,6 +167,14 @@ def count(header: Header, name: str) -> int:
     value = header.fields.get(name)
     if type(value) is not int or not 0 < value <= _MOST:
         raise BadRequest(f"the request needs the field {name!r}, a count")
+    return value
+
+
+def train_seconds(header: Header) -> float | None:
+    """How long the site may train; None: as long as it needs."""
+    value = header.fields.get(TRAIN_SECONDS)
+    if value is not None and not (type(value) is float and 0 < value < math.inf):
+        raise BadRequest(f"the field {TRAIN_SECONDS!r} of the request should be a number of seconds above 0")
     return value
 
 

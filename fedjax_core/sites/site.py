@@ -34,8 +34,10 @@ from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
+from fedjax_core.sites.limit import PARTIAL, Done
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.records import usable
+from fedjax_core.sites.request import TRAIN_SECONDS
 from fedjax_core.sites.site_file import SiteFile, load_data, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
@@ -85,7 +87,7 @@ class Site:
         self.policy = usual_policy(self.name, study, self.clients)
         self._read_policy()
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
-        self.budget = Budget(self.folder)
+        self.budget, self.done = Budget(self.folder), Done(self.folder)
         self.told = Ledger(self.folder)
         self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
@@ -163,7 +165,7 @@ class Site:
         now = int(time.time() * 1000)
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         self._read_policy()
-        self._ask_policy(header, answer.leaving)
+        self._ask_policy(header, answer.leaving + (PARTIAL if TRAIN_SECONDS in header.fields else ()))
         if answer.prepared and self._preparation is not None:
             envelope = self._prepared(self._preparation, envelope)
         return answer.compute(self, envelope)

@@ -35,6 +35,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
 from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.study import Study, named
 from fedjax_core.types import Batch
@@ -129,5 +130,5 @@ def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
     sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
-    fields = ("weight", "examples", "data", *sorted({"loss", *local.LEFT, *shapes, *sums}))
+    fields = ("weight", "examples", "data", *sorted({"loss", *local.LEFT, *PARTIAL, *shapes, *sums}))
     return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))

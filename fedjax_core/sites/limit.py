@@ -1,0 +1,123 @@
+"""How much of its work a site does where a request limits the time of it (`Rules.train_seconds`): it stops between two steps, and says so.
+
+    steps 1, 2, ... s      until the time is used up         ─►  finish: the report of s of n steps
+    Seen                   examples: all that the site has;  steps: s
+    in the report          steps_done = s of n,  examples_seen = how many examples those steps had, of all
+
+So an algorithm gets what its definition asks for. SCAFFOLD's control variate and FedNova's tau_i are of the steps really made. The weight
+is by all examples, not by those seen: FedNova (Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+Optimization", NeurIPS 2020) has p_i = n_i / n beside tau_i, and FedProx (Li et al., "Federated Optimization in Heterogeneous Networks",
+MLSys 2020) averages inexact solutions as it does exact ones. FedAvg leans towards the objective sum_i p_i tau_i F_i already (Wang et al.,
+theorem 1): a site that always stops early counts for less in it, and with the examples seen in place of all it would do so twice.
+
+How many steps fit is up to the clock, so they are written down before the report leaves: asked the same again, after whatever died, the
+site does as many, to the same bits. One that died before that may do another number, as nobody has heard of the first; the audit logs have
+the number that counts.
+
+>>> now = iter([0.0, 0.0, 0.1, 0.3, 1.0])
+>>> pace = Pace(first=1, seconds=1.0, clock=lambda: next(now))
+>>> [pace(done) for done in (0, 1, 3, 7)]  # at 0, 0.1, 0.3 and 1 s: twice as many, up to half a second's worth or what is left; none
+[1, 2, 4, 0]
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.files import write_whole
+from fedjax_core.metrics import Mean
+from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.wire import Header
+
+PARTIAL = ("steps_done", "examples_seen")
+"""Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
+
+_SECONDS = 0.5  # how long the steps between two looks at the clock should take
+_LAST = 64  # so many exchanges are known again, as many as versions of what a site keeps
+
+
+class NoStepDone(Refused):
+    """The time was used up before the first step."""
+
+    code = "no-step"
+
+
+class Pace:
+    """How many steps to do before the next look at the clock, by how long those before took; 0: the time is used up."""
+
+    def __init__(self, first: int, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+        """`first`: how many steps go before the first look; `seconds` from now there are no more."""
+        self._clock, self._more, self._done, self._looked = clock, first, 0, 0.0
+        self._until = clock() + seconds
+
+    def __call__(self, done: int) -> int:
+        """`done`: the steps done so far."""
+        now = self._clock()
+        left = self._until - now
+        if left <= 0:
+            return 0
+        if done > self._done:
+            a_step = max((now - self._looked) / (done - self._done), 1e-9)
+            self._more = max(1, min(2 * self._more, int(min(_SECONDS, left) / a_step)))
+        self._done, self._looked = done, now
+        return self._more
+
+
+class Done:
+    """How many steps a site did in its last exchanges of limited time: in `steps.json` in its folder, or in memory."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Raises ValueError where the file is damaged."""
+        self._path = None if folder is None else folder / "steps.json"
+        self._last: dict[str, int] = {} if self._path is None or not self._path.exists() else _read(self._path)
+
+    def limit(self, asked: Header, seconds: float, clock: Callable[[], float]) -> Callable[[int], int]:
+        """How many more steps may follow so many: up to as many as in the last answer to the same, or in so many seconds from now."""
+        steps = self._last.get(_which(asked, seconds))
+        return Pace(1, seconds, clock) if steps is None else lambda done: steps - done
+
+    def add(self, asked: Header, seconds: float, steps: int) -> None:
+        """Keeps how many steps the answer is of, on the disk where there is one when this returns."""
+        which = _which(asked, seconds)
+        self._last.pop(which, None)
+        self._last[which] = steps
+        for old in list(self._last)[:-_LAST]:
+            del self._last[old]
+        if self._path is not None:
+            write_whole(self._path, json.dumps(self._last))
+
+
+def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
+    """The metrics `PARTIAL` of so many steps of these batches (rows [T, B] of the client's examples, negative: none)."""
+    seen = rows[:done]
+    parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
+    return {name: Mean(np.float32(part), np.float32(whole)) for name, (part, whole) in zip(PARTIAL, parts, strict=True)}  # type: ignore[arg-type]
+
+
+def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
+    """For an audit entry: `partial`, how much was done, where that is not all; nothing else."""
+    if PARTIAL[0] not in metrics:
+        return {}
+    done, steps = float(metrics[PARTIAL[0]].total), float(metrics[PARTIAL[0]].weight)
+    return {"partial": f"{done:g} of {steps:g} steps"} if done < steps else {}
+
+
+def _which(asked: Header, seconds: float) -> str:
+    """Of all requests: by its place, its time, and the digest of all that the site begins from."""
+    return f"{asked.run}/{asked.round}/{asked.exchange}/{seconds:g}/{asked.digest}"
+
+
+def _read(path: Path) -> dict[str, int]:
+    try:
+        found: Any = json.loads(path.read_text())
+        return {str(which): int(steps) for which, steps in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path}, which has how many steps this site did in exchanges of limited time, is damaged: restore it from its backup, or "
+            "remove it; a round that is run again may then do other steps than before"
+        ) from None
