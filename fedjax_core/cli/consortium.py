@@ -21,6 +21,7 @@ def run(
     arguments: str | None = None,
     rounds: int | None = None,
     quorum: int | None = None,
+    train_seconds: float | None = None,
     checkpoint_every: int | None = None,
 ) -> None:
     """Starts a coordinator and sites as processes of this machine, each with its own key, data, Ray node and certificate; runs a study
@@ -34,6 +35,7 @@ def run(
         arguments: Of the function, as JSON.
         rounds: So many in all (20).
         quorum: So many sites must report for a round to count; by default more than half.
+        train_seconds: So long a site trains in an exchange at most, and then sends what it has done; by default as long as it needs.
         checkpoint_every: So many rounds (5).
     """
     try:
@@ -43,7 +45,7 @@ def run(
     try:
         result = box.run(
             folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,
-            checkpoint_every=checkpoint_every, say=lambda line: print(line, flush=True),
+            train_seconds=train_seconds, checkpoint_every=checkpoint_every, say=lambda line: print(line, flush=True),
         )  # fmt: skip
     except KeyboardInterrupt:
         raise RuntimeError(f"stopped; `fedjax-core consortium run {folder}` goes on from here") from None

@@ -55,6 +55,7 @@ def run(
     arguments: Mapping[str, Any] | None = None,
     rounds: int | None = None,
     quorum: int | None = None,
+    train_seconds: float | None = None,
     checkpoint_every: int | None = None,
     say: Say = print,
     lead: str = "fedjax_core.consortium.lead",
@@ -74,6 +75,7 @@ def run(
         arguments=arguments,
         rounds=rounds,
         quorum=quorum,
+        train_seconds=train_seconds,
         checkpoint_every=checkpoint_every,
     )
     until = certificates.describe(where.coordinator / "ray" / "node.crt").rpartition("until ")[2]

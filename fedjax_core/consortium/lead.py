@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from fedjax_core.consortium.setup import Folder, Plan
+from fedjax_core.consortium.setup import DEADLINE_SECONDS, Folder, Plan
 from fedjax_core.data import cohorts
 from fedjax_core.files import write_whole
 from fedjax_core.run.fit import fit
@@ -35,10 +35,11 @@ def lead(folder: Folder, address: str | None) -> int:
     plan, home = Plan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
     files = [folder.site(name) / "site.toml" for name in plan.sites]
-    quorum, roster = plan.quorum or None, Roster.read(home / "roster.toml")
+    rules = Rules(quorum=plan.quorum or None, deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
+    roster = Roster.read(home / "roster.toml")
     with Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
-        noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, rules=Rules(quorum=quorum, deadline_seconds=600.0),
+        noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, rules=rules,
         folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
     ) as federation:  # fmt: skip
         for attempt in itertools.count(1):

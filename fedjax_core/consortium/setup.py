@@ -8,6 +8,7 @@ coordinator's `study.toml` says what is run:
     rounds = 20
     checkpoint_every = 5
     quorum = 0                            sites that must report; 0: more than half
+    train_seconds = 0.0                   that a site trains in an exchange at most; 0: as long as it needs
     sites = ["hospital-1", "hospital-2"]
 """
 
@@ -32,6 +33,8 @@ from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
 
 STUDY = "fedjax_core.consortium.example:study"
+DEADLINE_SECONDS = 600.0
+"""Of a round."""
 _RAY = "ray"
 
 
@@ -45,11 +48,14 @@ class Plan:
     rounds: int = 20
     checkpoint_every: int = 5
     quorum: int = 0
+    train_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_counts(rounds=self.rounds, checkpoint_every=self.checkpoint_every)
         if not 0 <= self.quorum <= len(self.sites):
             raise ValueError(f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is more than half")
+        if not 0 <= self.train_seconds < DEADLINE_SECONDS:
+            raise ValueError(f"train_seconds={self.train_seconds:g}, and a round has {DEADLINE_SECONDS:g} s: ask for less; 0 is no limit")
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
@@ -110,6 +116,7 @@ def prepare(
     arguments: Mapping[str, Any] | None = None,
     rounds: int | None = None,
     quorum: int | None = None,
+    train_seconds: float | None = None,
     checkpoint_every: int | None = None,
 ) -> tuple[Plan, bool]:
     """(the plan, whether the folder was made now). A folder that is there keeps what it has; only its rounds may become more."""
@@ -118,6 +125,7 @@ def prepare(
         "arguments": None if arguments is None else json.dumps(arguments),
         "rounds": rounds,
         "quorum": quorum,
+        "train_seconds": train_seconds,
     }
     said = {name: value for name, value in {**said, "checkpoint_every": checkpoint_every}.items() if value is not None}
     if folder.plan.exists():

@@ -15,6 +15,7 @@ from fedjax_core.consortium.processes import Part
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.policy import Policy
 from tests.consortium import study
 
@@ -39,6 +40,7 @@ def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
         ({"rounds": 0}, "rounds= must be a whole number of at least 1, got 0"),
         ({"checkpoint_every": 0}, "checkpoint_every= must be a whole number of at least 1, got 0"),
         ({"sites": 2, "quorum": 3}, "quorum=3 of 2 sites"),
+        ({"sites": 2, "train_seconds": 600.0}, "train_seconds=600, and a round has 600 s: ask for less; 0 is no limit"),
         ({"study": "nowhere:study"}, "no module 'nowhere' here"),
         ({"arguments": {"rate": 1}}, "does not take the arguments"),
     ],
@@ -50,7 +52,7 @@ def test_what_cannot_be_leaves_no_folder_behind(settings, said, tmp_path):
 
 
 PREPARED = "tests.consortium.study:prepared"
-FIELDS = ["weight", "examples", "data", "accuracy", "categories", "loss", "range", "uplink_kept", "uplink_norm"]
+FIELDS = ["weight", "examples", "data", *PARTIAL, "accuracy", "categories", "loss", "range", "uplink_kept", "uplink_norm"]
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,13 @@ ROWS = {
         tests/sites/test_own_terms.py::test_a_round_has_one_deadline
         tests/sites/test_faults.py::test_with_enough_reports_the_others_are_not_waited_for
         tests/sites/test_faults.py::test_waiting_ends_when_nothing_comes_for_a_while""",
+    "straggler: its partial work is used, and repeated to the same bits": """
+        tests/sites/test_limit.py::test_a_round_of_partial_work_is_that_of_plain_loops_and_says_so
+        tests/sites/test_limit.py::test_asked_the_same_again_a_site_does_as_many_steps_whatever_its_clock
+        tests/sites/test_limit.py::test_a_site_that_died_before_it_answered_may_do_another_number_of_steps_which_is_recorded
+        tests/sites/test_limit.py::test_a_site_with_no_step_done_sends_nothing""",
+    "partial work that is not said, or cannot be": """
+        tests/sites/test_limit.py::test_a_report_that_says_what_cannot_be_is_set_aside""",
     "slow work, longer than any idle time": """
         tests/sites/test_own_terms.py::test_progress_is_no_idleness""",
     "slow link, large payload": """
