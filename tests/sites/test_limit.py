@@ -18,6 +18,7 @@ from fedjax_core.sites.caps import Budget
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.limit import PARTIAL, Done, NoStepDone, part_of
+from fedjax_core.sites.policy import Leaving
 from fedjax_core.sites.request import Draws
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import decode, encode, header_of
@@ -280,6 +281,8 @@ def test_a_policy_lets_the_counts_leave_or_the_site_takes_no_part(tmp_path):
         assert float(fed.run(state, ALL)[1]["clients"]) == 4
     reason = "charite does not let 'examples_seen', 'steps_done' leave (leaving.fields) [field]"
     assert entries(tmp_path, "coordinator", "declined") == [{"code": "declined", "reason": reason}]
+    fields = ("weight", "examples", "data", *PARTIAL)
+    assert Leaving(fields, clip=1.0, noise=1.0, delta=1e-6).fields == fields  # counts of steps and examples are no metrics to be counted
 
 
 def test_what_is_out_of_bounds_is_refused_at_once(tmp_path):
