@@ -86,12 +86,13 @@ class Fetch:
         while True:
             last = until if idle_seconds is None else min(until, moved + idle_seconds)
             done = first_of(self._transport, [*replies, *self._flying], max(0.0, last - time.monotonic()))
-            for future in done & self._flying.keys():
+            parts = done & self._flying.keys()
+            for future in parts:
                 if future in self._flying and self._take(future):  # one before it may have ended the transfer
                     moved = time.monotonic()
             if not done and time.monotonic() < until:
                 self._make_room()
-            found = {future for future in replies if future.done()}
+            found = {future for future in replies if future.done()} if parts else done  # a part may have been the last one of a reply
             if found or not done or time.monotonic() >= until:
                 return found
 

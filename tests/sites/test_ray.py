@@ -85,7 +85,7 @@ def test_a_wait_is_for_all_of_rays_replies_and_for_what_else_is_under_way(monkey
     monkeypatch.setattr(ray, "wait", wait)
     transport, a, b, other = object.__new__(RayTransport), _Asked("a"), _Asked("b"), Future()
     assert transport.wait([a, b], 9.0) == {b} and 8.9 < looks.pop() <= 9.0
-    assert transport.wait([a, b], 9.0) == {b} and not looks, "what is known to be there is not waited for"
+    assert transport.wait([a, b], 9.0) == {b} and looks.pop() > 8.9, "it may be asked for twice"
     assert transport.wait([a], 0.0) == set() and looks == [0.0], "without time there is one look"
     looks.clear()
     assert transport.wait([a, other], 0.05) == set() and max(looks) < 0.05, "what Ray does not know of is looked at now and then"
