@@ -89,10 +89,10 @@ def loads_loosely(raw: bytes, what: str, levels: int) -> Any:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any([_deeper(part, levels - 1) for part in inner if isinstance(part, (dict, list))])
+    inner = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(levels):
+        inner = [part for one in inner for part in (one.values() if isinstance(one, dict) else one) if isinstance(part, (dict, list))]
+    return bool(inner)
 
 
 class _Twice(Exception):

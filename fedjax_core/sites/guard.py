@@ -13,7 +13,7 @@ True
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedjax_core.sites.base import Refused, shown
@@ -95,11 +95,11 @@ class Guard:
             raise Replayed(
                 f"message {sequence} of {sender!r} is older than the last {_WINDOW} accepted ones, so it may be a repeat; send it anew"
             )
-        return replace(self, seen={**self.seen, sender: tuple(sorted((*seen, sequence)))[-_WINDOW:]})
+        return Guard(self.run, self.round, {**self.seen, sender: tuple(sorted((*seen, sequence)))[-_WINDOW:]})
 
     def at(self, round: int) -> "Guard":
         """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run resumes from an earlier round."""
-        return replace(self, round=round)
+        return Guard(self.run, round, self.seen)
 
     def state(self) -> dict[str, Any]:
         """The guard as plain values, for a checkpoint."""

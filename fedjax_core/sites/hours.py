@@ -40,9 +40,11 @@ class Hours:
 
     def open(self, now: datetime) -> bool:
         """Whether a window is open."""
+        if not self.windows:
+            return True
         local = now.astimezone(ZoneInfo(self.zone))
         minute = local.weekday() * _DAY + local.hour * 60 + local.minute
-        return not self.windows or any((minute - start) % _WEEK < length for window in self.windows for start, length in _spans(window))
+        return any((minute - start) % _WEEK < length for window in self.windows for start, length in _spans(window))
 
 
 def _spans(window: str) -> Iterator[tuple[int, int]]:

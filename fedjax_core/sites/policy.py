@@ -50,6 +50,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -169,7 +170,7 @@ class Policy:
     def read(cls, path: str | os.PathLike[str]) -> "Policy":
         """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have or of another type."""
         try:
-            return strict.read(cls, tomllib.loads(Path(path).read_text()), "policy")
+            return _parsed(Path(path).read_text())
         except ValueError as error:  # what tomllib raises is one, too
             raise ValueError(f"{path}: {error}") from None
 
@@ -227,6 +228,12 @@ class Policy:
                 "caps",
                 f"has computed the {self.caps.seconds_per_day:g} s that it gives a day, and goes on tomorrow (caps.seconds_per_day)",
             )
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Policy:
+    """The policy that the text is: of the same text the same, as it is read for every request."""
+    return strict.read(Policy, tomllib.loads(text), "policy")
 
 
 def pinned(path: str | os.PathLike[str]) -> str | None:

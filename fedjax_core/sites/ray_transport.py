@@ -11,6 +11,7 @@ A site is pinned to its node by its `resources` (`ray start --resources '{"chari
 """
 
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -157,6 +158,8 @@ class _Actor:
             self._site = Site(about, study, PublicKey.parse(coordinator))
             self._site.__enter__()
             self._key = self._site.key.public.text
+            gc.collect()
+            gc.freeze()  # what is here now stays: JAX and the data, looked through time and again, would take a twentieth of a short visit
         except Exception as error:
             self._site, self._key = None, type(error).__name__
             _note(about.folder, error)
@@ -170,7 +173,7 @@ class _Actor:
         """Local steps that this process has done."""
         return 0 if self._site is None else self._site.budget.steps
 
-    def handle(self, request: bytes | np.ndarray) -> bytes | np.ndarray:
+    def handle(self, request: Any) -> bytes | np.ndarray:
         """The site's reply; an empty one from a site that could not start."""
         reply = b"" if self._site is None else self._site.handle(memoryview(request))
         return bytes(reply) if len(reply) <= _SHORT else np.frombuffer(reply, np.uint8)

@@ -21,7 +21,7 @@ from fedjax_core.round import State
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.tensors import named
-from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode, header_of
+from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode_both
 from fedjax_core.types import Array, Key
 
 Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
@@ -95,8 +95,8 @@ class Requests:
             }
         if self.prepared:
             sent[PREPARED] = self.prepared
-        request = self._signed(kind, number, e, said, sent)
-        asked: dict[str, Scalar] = {"kind": kind, "exchange": e, "bytes": len(request), "digest": header_of(request).digest}
+        header, request = self._signed(kind, number, e, said, sent)
+        asked: dict[str, Scalar] = {"kind": kind, "exchange": e, "bytes": len(request), "digest": header.digest}
         self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
         return request
 
@@ -106,15 +106,15 @@ class Requests:
 
     def concerning(self, asked: Header, kind: str, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
         """A signed request about another, that was `asked` or is to be; the audit log has that one."""
-        return self._signed(kind, asked.round, asked.exchange, said, sent)
+        return self._signed(kind, asked.round, asked.exchange, said, sent)[1]
 
-    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
+    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> tuple[Header, Bytes]:
         self._said = max(time.time_ns(), self._said + 1)
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
             created_unix_ms=int(time.time() * 1000), config=self.config, fields=said,
         )  # fmt: skip
-        return encode(header, named(sent), self._key)
+        return encode_both(header, named(sent), self._key)
 
 
 def _draws(key: Key) -> dict[str, Scalar]:
@@ -187,7 +187,7 @@ def about_sites(header: Header, first: Any) -> dict[str, Any]:
 
 def version(found: Mapping[str, Any], address: np.ndarray) -> int:
     """Which version of what it keeps the site is to begin from: that after its last report that counted."""
-    mine = (found["sites"]["address"] == address).all(axis=1)
-    if mine.sum() != 1:
+    mine = np.flatnonzero((found["sites"]["address"] == address).all(axis=1))
+    if len(mine) != 1:
         raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
-    return int(found["sites"]["version"][mine.argmax()])
+    return int(found["sites"]["version"][mine[0]])

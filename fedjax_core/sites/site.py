@@ -96,7 +96,9 @@ class Site:
         self.plan = study.plan(about.order)
         self._keeps: dict[str, Keep] = {}
         self._guards: dict[str, Guard] = {}
+        self._pins = None if self.folder is None else self.folder / "pinned"
         self._pinned: str | None = None
+        self._classes = None if about.labels is None else _classes(self.raw.columns[about.labels])
         self._said = 0
         self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
         self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
@@ -185,15 +187,12 @@ class Site:
 
     def _ask_policy(self, header: Header, fields: tuple[str, ...]) -> None:
         """Returns where the policy lets the site work on this; the task is then pinned where it is the first one."""
-        labels = self.raw.columns[self.about.labels] if self.about.labels is not None else None
-        classes = None if labels is None else {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
         request = policy.Request(
-            task=header.config, examples=self.clients.examples, per_class=classes, clip=self.study.clip, noise=self.study.noise,
+            task=header.config, examples=self.clients.examples, per_class=self._classes, clip=self.study.clip, noise=self.study.noise,
             fields=fields, bad=(self.skipped or 0) / (self.clients.examples + (self.skipped or 0)), seconds_today=self.budget.seconds_today,
             epsilon=self._epsilon(header),
         )  # fmt: skip
-        pins = self.folder / "pinned" if self.folder is not None else None
-        pinned = self._pinned if pins is None else policy.pinned(pins)
+        pinned = self._pinned if self._pins is None else policy.pinned(self._pins)
         decision = self.policy.allows(request, datetime.now(UTC), pinned)
         if decision.code == "withdrawn":
             if self.log is not None and header.run not in self._withdrawn:
@@ -204,8 +203,8 @@ class Site:
             raise Declined(f"{decision.reason} [{decision.code}]")
         if decision.pin is not None:
             self._pinned = decision.pin
-            if pins is not None:
-                policy.pin(pins, decision.pin)
+            if self._pins is not None:
+                policy.pin(self._pins, decision.pin)
 
     def keep(self, run: str) -> Keep:
         """Where the site keeps what it has between the rounds of a run."""
@@ -315,6 +314,11 @@ def fingerprint(clients: Clients, order: Order | None) -> str:
     if order is None or callable(order):
         return clients.fingerprint()
     return sha256(f"{clients.fingerprint()}{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()[:16]
+
+
+def _classes(labels: np.ndarray) -> dict[str, int]:
+    """How many examples each class has."""
+    return {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
 
 
 def _where(request: Header) -> str:
