@@ -181,7 +181,8 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
     for path in paths:
         about = SiteFile.read(path)
         data = about.data if isinstance(about.data, str) else str(Path(about.data).absolute())
-        kept = {"labels": about.labels, "policy": None if about.policy is None else str(about.policy.absolute())}
+        policy = None if about.policy is None else str(about.policy.absolute())
+        kept = {"labels": about.labels, "departments": about.departments, "policy": policy}
         if about.name in found or about.name == COORDINATOR:
             raise ValueError(f"{path}: the name {about.name!r} is taken")
         found[about.name] = {"data": data, **{key: value for key, value in kept.items() if value is not None}}

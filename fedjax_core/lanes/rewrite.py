@@ -46,9 +46,11 @@ _LARGE_WINDOW = 64  # places, each of which is written out
 def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Callable[..., Any]:
     """`step` in the form that is fastest in a compiled loop under `jax.vmap` over so many lanes; the same function beyond rounding.
 
-    Without `measure` it is the usual form, which is the same wherever and whenever it is traced. Where there is nothing to write anew, it
-    is `step` itself that is called. Not to be differentiated: take gradients inside `step`.
+    Without `measure` it is the usual form, which is the same wherever and whenever it is traced; such a step is not written anew again.
+    Where there is nothing to write anew, it is `step` itself that is called. Not to be differentiated: take gradients inside `step`.
     """
+    if getattr(step, "usual", False):
+        return step
     swap = lanes == 1 and jax.default_backend() == "cpu"
 
     @wraps(step)
@@ -61,6 +63,7 @@ def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Ca
         out = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), chosen, swap)
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
+    rewritten.usual = not measure  # type: ignore[attr-defined]
     return rewritten
 
 

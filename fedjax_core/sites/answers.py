@@ -25,6 +25,7 @@ from fedjax_core.sites import announce, local, parts, prepare, request
 from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.limit import PARTIAL, said
 from fedjax_core.sites.request import BadRequest
+from fedjax_core.sites.study import Study
 from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope
 
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
     reply: str
     """The kind of the reply."""
     leaving: tuple[str, ...]
-    """The fields of the reply that the site's policy is asked for, beside the metrics."""
+    """The fields of the reply that the site's policy is asked for, beside the metrics, whatever the study."""
     compute: Callable[["Site", Envelope], Bytes]
     prepared: bool = False
     """Whether it is of the columns as the study prepares them, and not as they lie there."""
@@ -64,28 +65,35 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     seconds = request.train_seconds(header)
     if seconds is not None and composed.algorithm.exchanges[e].work != "train":
         raise BadRequest(f"exchange {e} goes over each example once, so its time cannot be limited")
-    version, keep = request.version(found, site.clients.addresses[0]), site.keep(header.run)
+    if seconds is not None and site.study.departments:
+        raise BadRequest("departments train side by side and each to its end, so their time cannot be limited")
+    version, keep = request.version(found, site.address), site.keep(header.run)
     if version == 0 and jax.tree.leaves(site.kept_shapes):
         if "first" not in found:
             raise BadRequest("the request does not say what a site keeps before its first round")
         keep.write(0, found["first"])
     kept = keep.read(version, site.kept_shapes)
-    draws = request.draws(header, site.clients.addresses[0])
+    draws = request.draws(header, site.address)
     with site.budget.round(site.policy.caps) as watch:
-        limit = None if seconds is None else site.done.limit(header, seconds, site.budget.clock)
-        seen = local.visit(composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit)
+        if site.study.departments:
+            seen = site.departments.visit(found["message"], draws, watch)
+        else:
+            limit = None if seconds is None else site.done.limit(header, seconds, site.budget.clock)
+            seen = local.visit(
+                composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
+            )
         sent, weight, now, fine, left, metrics = jax.tree.map(np.asarray, tuple(seen))
     tensors, weight = named(sent), float(weight)
     if not (fine and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
     if seconds is not None:
         site.done.add(header, seconds, int(metrics[PARTIAL[0]].total))
-    fields: dict[str, Scalar] = {"weight": weight, "examples": site.clients.examples, "data": site.data}
+    fields: dict[str, Scalar] = {"weight": weight, "examples": site.clients.examples, "data": site.data, **site.counted}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
     for name, metric in (metrics | left).items():
         fields |= site.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
-    more: dict[str, Scalar] = {**{name: float(one.total) for name, one in left.items()}, **said(metrics)}
+    more: dict[str, Scalar] = {**site.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
     keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
     return reply
@@ -100,7 +108,7 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
     if algorithm.personal is None:
         params = found["params"]
     else:
-        version = request.version(found, site.clients.addresses[0])
+        version = request.version(found, site.address)
         kept = found["first"] if version == 0 and "first" in found else site.keep(header.run).read(version, site.kept_shapes)
         params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
     fields: dict[str, Scalar] = {"examples": site.clients.examples}
@@ -121,7 +129,7 @@ def score(site: "Site", envelope: Envelope) -> Bytes:
 
 def describe(site: "Site", envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round."""
-    fields: dict[str, Scalar] = {"examples": site.clients.examples, "data": site.data, "schema": site.schema}
+    fields: dict[str, Scalar] = {"examples": site.clients.examples, "data": site.data, "schema": site.schema, **site.counted}
     return site.reply(envelope.header, fields if site.skipped is None else fields | {"skipped": site.skipped})
 
 
@@ -135,3 +143,9 @@ ANSWERS: Mapping[str, Answer] = {
     announce.ANNOUNCE: Answer(announce.LACKING, (), announce.announce, again=True),
     announce.DELIVER: Answer(announce.DELIVERED, (), announce.deliver, again=True),
 }
+
+
+def leaving(kind: str, study: Study) -> tuple[str, ...]:
+    """The fields of the reply to such a request that the site's policy is asked for, beside the metrics."""
+    clients = study.departments and kind in ("train", "describe")
+    return (*ANSWERS[kind].leaving, "clients") if clients else ANSWERS[kind].leaving

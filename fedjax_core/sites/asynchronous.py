@@ -183,7 +183,8 @@ class Steps:
         if (report := reports.read(at, heard)) is None:
             self._refused += 1
             return False
-        self._sums.add(heard.header, report, len(self._counted), factor=np.float32(self._buffer.damping(staleness)))
+        damping = np.float32(self._buffer.damping(staleness))
+        self._sums.add(heard.header, report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))
         self._counted.append((at, staleness))
         return True
 
@@ -214,7 +215,7 @@ class Steps:
         metrics = self._sums.metrics | {
             "refused": total_of(self._refused),
             "missing": total_of(self._missing),
-            "clients": total_of(len(sites)),
+            "clients": total_of(sum(map(self._collector.clients_of, sites))),
             "examples": total_of(self._collector.sizes[sites].sum()),
             "staleness": Mean(total, weight),  # type: ignore[arg-type]
             "stale": total_of(self._stale),

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.sites import prepare, ray_security
-from fedjax_core.sites.answers import ANSWERS
+from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.epsilon import Ledger, epsilon
@@ -25,7 +25,7 @@ from fedjax_core.sites.expected import Expected, columns, packages, python
 from fedjax_core.sites.identity import SiteKey, read_public
 from fedjax_core.sites.policy import Policy, Request, Tasks
 from fedjax_core.sites.site import fingerprint
-from fedjax_core.sites.site_file import SiteFile, load_data
+from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
 
@@ -104,8 +104,11 @@ def _clock(about: SiteFile, settings: Settings) -> str:
 
 def _opened(about: SiteFile) -> Clients:
     """The site's data, in which NaN may be where the study's preprocessing fills it."""
-    steps = _steps(_built(about))
+    built = _built(about)
+    steps = _steps(built)
     found = load_data(about, check=not steps)
+    if built is not None:
+        check_divided(about.name, built, found)
     if steps:
         prepare.check_rest(steps, found)
     return found
@@ -141,6 +144,11 @@ def _labels(about: SiteFile, settings: Settings) -> str:
     minimum, clients = Policy.read(about.policy).minimum, _opened(about)
     if clients.examples < minimum.examples:
         raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
+    least = int(clients.sizes[clients.sizes > 0].min())
+    if (built := _built(about)) is not None and built.departments and least < minimum.department:
+        raise Unfit(
+            f"a department has {least} examples, and the policy asks for {minimum.department}: put small ones together (minimum.department)"
+        )
     if not minimum.per_class:
         return f"{clients.examples} examples, {minimum.examples} asked for"
     if about.labels is None or about.labels not in clients.columns:
@@ -165,7 +173,8 @@ def _policy(about: SiteFile, settings: Settings) -> str:
         raise Unfit(f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything")
     if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
         raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
-    if kept := [name for name in ANSWERS["train"].leaving if name not in found.leaving.fields]:
+    always = ANSWERS["train"].leaving if built is None else leaving("train", built)
+    if kept := [name for name in always if name not in found.leaving.fields]:
         raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
     if sums := prepare.held_back(steps, found.leaving.fields):
         said = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())

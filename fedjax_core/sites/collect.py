@@ -105,6 +105,8 @@ class Collector:
         self.names, self.rules = list(names), rules
         self.sizes = np.ones(len(self.names), np.int64)
         """Examples of each site, once they are known."""
+        self.clients: np.ndarray | None = None
+        """[N] how many clients each site is, where departments are clients; None: each is one."""
         self.reasons: dict[int, str] = {}
         """Why there is no reply of a site to the last request."""
         self._transport, self._roster, self._record = transport, roster, record
@@ -310,6 +312,10 @@ class Collector:
             header = decode(raw, self._roster, recipient=COORDINATOR).header
             about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
         self._record(name, "refused", self._guard.round, about)
+
+    def clients_of(self, at: int) -> int:
+        """How many clients the site at this position is."""
+        return 1 if self.clients is None else int(self.clients[at])
 
     def quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
         """Whether those here are enough of those asked."""

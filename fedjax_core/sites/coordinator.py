@@ -45,12 +45,13 @@ from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Scalar, printable
 from fedjax_core.sites.collect import Collector, Paused, Rules
-from fedjax_core.sites.described import Sites, addresses, describe
+from fedjax_core.sites.departments import merged
+from fedjax_core.sites.described import Sites, describe
 from fedjax_core.sites.exchange import exchange
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
-from fedjax_core.sites.request import About, Requests
+from fedjax_core.sites.request import About, Requests, addresses
 from fedjax_core.sites.settled import settled
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -78,6 +79,8 @@ class Federation:
     `clip`, `noise` and `epsilon` say what the study does, to sites whose policy asks for it, as the sites' own studies do.
     `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
     sites' columns, asked for once; they are in `folder`, too.
+    `departments`: the clients are the departments into which sites divide their examples (`SiteFile.departments`), a site without any is
+    one; each site sends one mean of their reports, and the numbers are those of a simulator of them all (`fedjax_core.sites.departments`).
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
     With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
     model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.asynchronous`).
@@ -96,6 +99,7 @@ class Federation:
         noise: float | None = None,
         epsilon: float | None = None,
         prepare: Any = (),
+        departments: bool = False,
         buffer: Buffer | None = None,
         rules: Rules | None = None,
         folder: str | Path | None = None,
@@ -108,7 +112,8 @@ class Federation:
     ) -> None:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare)
+        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments)
+        self._here = merged(composed) if departments else composed
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
         self._names = [one.name for one in files]
@@ -129,13 +134,13 @@ class Federation:
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            self.clients = Sites(self._names, describe(self._collector, self._requests, path))
-            self._collector.sizes = self.clients.sizes
+            self.clients = Sites(self._names, describe(self._collector, self._requests, path, departments), departments)
+            self._collector.sizes, self._collector.clients = self.clients.sizes, self.clients.clients
             self._steps = (
                 None
                 if buffer is None
                 else Steps(
-                    composed, buffer, requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record
+                    self._here, buffer, requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record
                 )
             )
             self.prepared = self._prepare()
@@ -168,7 +173,7 @@ class Federation:
         """All that changes the answer, to the last bit, besides the `Round`, the data, and who reported in time."""
         study = self.study
         plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
-        more = {"prepared": self.prepared, "buffer": self.buffer}
+        more = {"prepared": self.prepared, "buffer": self.buffer, "departments": study.departments or None}
         return plain | {name: value for name, value in more.items() if value is not None}
 
     def init(self, key: Key, params: Params | None = None) -> State:
@@ -193,7 +198,7 @@ class Federation:
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
         for e in range(exchanges):
             result = exchange(
-                self.round, e, About(state, version), chosen, places,
+                self._here, e, About(state, version), chosen, places,
                 requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record,
             )  # fmt: skip
             state, places = result.state, result.places
@@ -201,7 +206,8 @@ class Federation:
             for name, metric in result.metrics.items():
                 found[name] = found[name] + metric if name in found else metric
         here = chosen.clients[places]
-        found |= {"clients": total_of(len(here)), "examples": total_of(self.clients.sizes[here].sum())}
+        clients = sum(map(self._collector.clients_of, here))
+        found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}
         self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total), **said(found)})
         after: Any = Versions(jnp.asarray(version))
         return state._replace(round=state.round + 1, clients=after), found
@@ -249,6 +255,11 @@ class Federation:
     def _checked(self, rules: Rules) -> Rules:
         if self.buffer is not None:
             check(self.round, self.buffer, len(self._names), rules)
+        if self.study.departments and rules.train_seconds is not None:
+            raise ValueError(
+                f"Rules(train_seconds={rules.train_seconds:g}) cannot be kept with departments=True: these train side by side, each to "
+                "its end; leave one of them out"
+            )
         return rules
 
     def _prepare(self) -> Fitted | None:

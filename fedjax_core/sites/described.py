@@ -8,23 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.request import Requests
 
 
-def addresses(names: Sequence[str]) -> np.ndarray:
-    """[N, 2] uint32: each site's, of which its draws are made."""
-    return Clients({"x": np.zeros(len(names))}, np.arange(len(names) + 1), list(names)).addresses
-
-
 class Sites:
     """The sites as a run sees them: how many, with how many examples."""
 
-    def __init__(self, ids: Sequence[str], about: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, ids: Sequence[str], about: Sequence[Mapping[str, Any]], departments: bool = False) -> None:
         self.ids = np.array(list(ids))
         self.sizes = np.array([one["examples"] for one in about], np.int64)
+        self.clients: np.ndarray | None = np.array([one["clients"] for one in about], np.int64) if departments else None
+        """[N] how many clients each site is, where departments are clients."""
         self.data = {name: str(one["data"]) for name, one in zip(ids, about, strict=True)}
 
     def __len__(self) -> int:
@@ -35,8 +31,11 @@ class Sites:
         return hashlib.sha256(json.dumps(self.data).encode()).hexdigest()[:16]
 
 
-def describe(collector: Collector, requests: Requests, path: Path | None) -> list[dict[str, Any]]:
-    """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`."""
+def describe(collector: Collector, requests: Requests, path: Path | None, departments: bool = False) -> list[dict[str, Any]]:
+    """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`.
+
+    With `departments` it says how many it has, too.
+    """
     names = collector.names
     known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
     heard = collector.collect(requests.write("describe", 0, to=names), 0, list(range(len(names))))
@@ -47,6 +46,11 @@ def describe(collector: Collector, requests: Requests, path: Path | None) -> lis
         examples: Any = about.get("examples")
         if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
             raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
+        clients: Any = about.get("clients")
+        if departments and not (type(clients) is int and 0 < clients <= examples):
+            raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
+    if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
+        raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
     found = {name: known[name] if name in known else now[name] for name in names}
     schemas = {name: about["schema"] for name, about in {**found, **now}.items()}
     if odd := [name for name, schema in schemas.items() if schema != schemas[names[0]]]:

@@ -8,6 +8,8 @@ Whatever changes in a site's data, its clipped updates before and after are at m
 most 2 / z standard deviations. Gaussian mechanisms one after another are one of which mu^2 is the sum (twice the rho of zCDP), and this
 epsilon is that mechanism's own, not a bound on it: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018,
 theorem 8; Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022. No site is drawn by chance, so nothing is gained by that.
+Where departments are clients, the clip and the noise are of each department's update, and the mean that leaves tells no more than all of
+them: it is as much for a patient who is in one department, and for one who is in k as if k updates had left.
 
 It counts what the study says that it adds, and the site adds none itself: it holds where the study's code, whose hash the policy allows,
 does so, from numbers that whoever looks on does not know. Noise made of a round's `key` hides nothing from the coordinator, which has the

@@ -110,7 +110,7 @@ class _Fold:
         if report is None and (report := self._read_again(at, header)) is None:
             self.lost += 1
             return
-        self.sums.add(header, report, place, times)
+        self.sums.add(header, report, place, times, clients=self._collector.clients_of(at))
         self.here.append(place)
 
     def _read_again(self, at: int, header: Header) -> tuple[Any, float] | None:

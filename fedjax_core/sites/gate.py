@@ -76,6 +76,12 @@ class BadSteps(Refused):
     code = "bad-steps"
 
 
+class WrongClients(Refused):
+    """The report is of another number of clients than the site said to be."""
+
+    code = "wrong-clients"
+
+
 class ChangedData(Refused):
     """The site's data are not what they were, and it does not say so."""
 
@@ -108,6 +114,7 @@ class Expected:
     max_weight: float
     max_norm: float
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
+    clients: int | None = None  # that the report is the mean of, where departments are clients; None: it is one client's
 
 
 class Verdict(NamedTuple):
@@ -188,6 +195,11 @@ def _check_header(header: Header, expected: Expected) -> str:
                 raise BadSteps(
                     f"time to train was limited, so the update needs {name!r} and {name + '.weight'!r}, the part done and the whole"
                 )
+    if expected.clients is not None and header.fields.get("clients") != expected.clients:
+        raise WrongClients(
+            f"the update is not of the {expected.clients} clients that {header.sender!r} said to be; where its departments have changed, "
+            "begin another run"
+        )
     known = expected.data.get(header.sender, data)
     if data == known:
         return "accepted"

@@ -11,6 +11,7 @@
     [minimum]                     # of examples in a request
     examples = 50
     per_class = 5
+    department = 5                # of each department that is a client by itself; see departments.py
     cell = 5                      # of values behind a sum for preprocessing, or it is not told
 
     [leaving]
@@ -77,6 +78,7 @@ class Minimum:
     examples: int = 0
     per_class: int = 0
     cell: int = 0
+    department: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Leaving:
             raise ValueError(f"leaving.delta is {self.delta:g}, and should be a probability: well below one over the number of patients")
         if not (self.clip and self.noise):
             raise ValueError("leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise")
-        if bare := sorted(set(self.fields) - {"weight", "examples", "data", *PARTIAL}):  # which are counts
+        if bare := sorted(set(self.fields) - {"weight", "examples", "data", "clients", *PARTIAL}):  # which are counts
             raise ValueError(
                 f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "
                 "kept: leave one of them out"
@@ -136,6 +138,7 @@ class Request:
     bad: float = 0.0  # share of the records that were skipped
     seconds_today: float = 0.0  # that the site has computed today
     epsilon: float = 0.0  # of all that has left, with what is asked for now
+    department: int | None = None  # examples of the smallest, where departments are clients
 
 
 class Decision(NamedTuple):
@@ -213,6 +216,12 @@ class Policy:
             yield (
                 "per-class",
                 f"does not have the {self.minimum.per_class} examples of each class that its policy asks for (minimum.per_class)",
+            )
+        if request.department is not None and request.department < self.minimum.department:
+            yield (
+                "department",
+                f"has a department with fewer than the {self.minimum.department} examples that its policy asks for: its staff puts it and "
+                "another together (minimum.department)",
             )
         if not (leave := self.may_leave(request.fields, 0.0, request.epsilon)).allowed:
             yield leave.code, leave.reason.removeprefix(f"{self.site} ")

@@ -24,7 +24,7 @@ _ROWS = 1 << 16  # looked at together
 
 
 def usable(clients: Clients, task: Task, filled: Collection[str] = ()) -> tuple[Clients, np.ndarray]:
-    """(the one client without its bad records, positions of those [M]). The same object where there are none, or no others.
+    """(the clients without their bad records, positions of those [M]). The same object where there are none, or no others.
 
     In the columns that preprocessing has `filled`, by their names, NaN is a missing value, and not bad.
     """
@@ -62,4 +62,4 @@ def _refused(check: Any, rows: np.ndarray) -> np.ndarray:
 
 def _taken(clients: Clients, rows: np.ndarray) -> Clients:
     columns = jax.tree.map(lambda x: np.asarray(x[rows]), clients.columns)
-    return Clients(columns, np.array([0, len(rows)]), [str(one) for one in clients.ids])
+    return Clients(columns, np.searchsorted(rows, clients.offsets), clients.ids)

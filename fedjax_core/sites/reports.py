@@ -28,7 +28,7 @@ from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
 
 log = logging.getLogger("fedjax_core")
 
-NO_METRICS = ("weight", "examples", "data", "data_was")
+NO_METRICS = ("weight", "examples", "data", "data_was", "clients")
 """Of the fields in a reply."""
 
 _SMALL_BYTES = 64 << 10  # of what a program takes quicker as it is, twice, than it is put on the device once: 6 us against 21 to 90
@@ -60,6 +60,7 @@ class Reports:
         rules, sizes, e = collector.rules, collector.sizes, asked.exchange
         self.refused = 0
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
+        self._clients = collector.clients
         self._bounds = np.maximum(1.0, sizes) if rules.max_weight is None else np.full(len(sizes), rules.max_weight)  # [N] on the weight
         self._expected = gate.Expected(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=kinds(self._server.sent[e]), data=data,
@@ -68,8 +69,9 @@ class Reports:
 
     def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
         """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
-        verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at])))
-        about: dict[str, Scalar] = verdict._asdict()
+        clients = None if self._clients is None else int(self._clients[at])
+        verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at]), clients=clients))
+        about: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
         found = None
         if verdict.accepted:
             sent, weight = self.sent(heard)
@@ -107,13 +109,14 @@ class Sums:
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
 
-    def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None) -> None:
-        """Adds (what was sent, weight), which counts so many times; its update is multiplied by `factor`, None: taken as it is."""
+    def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None, clients: int = 1) -> None:
+        """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update is multiplied by `factor`,
+        None: taken as it is."""
         sent, its, times = report[0], np.float32(report[1]), np.float32(times)
         if self._adds:
             acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
             self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
-        self.weight, self.count = self.weight + its * times, self.count + times
+        self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
         for name, metric in metrics_of(header).items():
             self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
 
@@ -130,7 +133,7 @@ class Sums:
             record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
             raise NothingLearned(
                 f"{where}: {self.count:g} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "
-                f"leaves of them on average: {left or 'all, as it has no stages'}. Look at its clip, filter and quantisation, at the "
+                f"leaves of them on average: {left or 'all, where it has no stages'}. Look at its clip, filter and quantisation, at the "
                 "learning rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
             )
         concluded: State = self._server.conclude[self._e](state._replace(clients=()), self._acc, self.weight, self.count)  # type: ignore[arg-type]
@@ -138,7 +141,7 @@ class Sums:
 
 
 def metrics_of(header: Header) -> dict[str, Any]:
-    """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `clients` alone is a sum."""
+    """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is a sum."""
     fields = {name: number_of(value) for name, value in header.fields.items() if name not in NO_METRICS}
     found: dict[str, Any] = {}
     for name, value in fields.items():

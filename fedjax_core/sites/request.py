@@ -9,7 +9,7 @@ A request lists every site by its address with the version of what it keeps, so 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_core import keys
+from fedjax_core.data.clients import Clients
 from fedjax_core.round import State
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.identity import SiteKey
@@ -46,6 +47,11 @@ class NotInCohort(Refused):
     """The request does not list the site."""
 
     code = "not-in-cohort"
+
+
+def addresses(names: Sequence[str]) -> np.ndarray:
+    """[N, 2] uint32: each site's, of which its draws are made."""
+    return Clients({"x": np.zeros(len(names))}, np.arange(len(names) + 1), list(names)).addresses
 
 
 class About(NamedTuple):
@@ -129,6 +135,10 @@ class Draws(NamedTuple):
     round: np.int32
     address: np.ndarray  # [2] uint32, the client's
     kind: str
+
+    def run_key(self) -> Any:
+        """The run's key."""
+        return jax.random.wrap_key_data(jax.numpy.asarray(self.words), impl=self.kind)
 
     def key(self) -> Any:
         """The key."""

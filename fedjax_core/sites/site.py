@@ -25,10 +25,11 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
 from fedjax_core.sites import parts, policy, prepare
 from fedjax_core.sites.announce import Incoming
-from fedjax_core.sites.answers import ANSWERS
+from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
+from fedjax_core.sites.departments import Departments
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
@@ -37,8 +38,8 @@ from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.records import usable
-from fedjax_core.sites.request import TRAIN_SECONDS
-from fedjax_core.sites.site_file import SiteFile, load_data, load_key, usual_policy
+from fedjax_core.sites.request import TRAIN_SECONDS, addresses
+from fedjax_core.sites.site_file import SiteFile, check_divided, load_data, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
 
@@ -82,6 +83,7 @@ class Site:
             self._skip()
         elif study.prepare:
             prepare.check_rest(study.prepare, self.raw)
+        check_divided(self.name, study, self.raw)
         self.clients = self.raw
         """The examples as the study prepares them, once it is known how."""
         self.policy = usual_policy(self.name, study, self.clients)
@@ -94,6 +96,8 @@ class Site:
         self.data = fingerprint(self.clients, about.order)
         self.schema = sha256(repr([(str(p), str(x.dtype), x.shape[1:]) for p, x in _columns(self.clients)]).encode()).hexdigest()[:16]
         self.plan = study.plan(about.order)
+        self.address: np.ndarray = addresses([self.name])[0]
+        self._departments: Departments | None = None
         self._keeps: dict[str, Keep] = {}
         self._guards: dict[str, Guard] = {}
         self._pins = None if self.folder is None else self.folder / "pinned"
@@ -118,7 +122,7 @@ class Site:
         if self.log is not None:
             self.log.__enter__()
             about: dict[str, Scalar] = {"config": self.study.hash, "data": self.data, "examples": self.clients.examples}
-            self.log.record(self.name, "opened", about=about | ({} if self.skipped is None else {"skipped": self.skipped}))
+            self.log.record(self.name, "opened", about=about | self.counted | ({} if self.skipped is None else {"skipped": self.skipped}))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -167,10 +171,22 @@ class Site:
         now = int(time.time() * 1000)
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         self._read_policy()
-        self._ask_policy(header, answer.leaving + (PARTIAL if TRAIN_SECONDS in header.fields else ()))
+        self._ask_policy(header, leaving(header.kind, self.study) + (PARTIAL if TRAIN_SECONDS in header.fields else ()))
         if answer.prepared and self._preparation is not None:
             envelope = self._prepared(self._preparation, envelope)
         return answer.compute(self, envelope)
+
+    @property
+    def departments(self) -> Departments:
+        """The site's departments, with their examples as the study prepares them now."""
+        if self._departments is None or self._departments.clients is not self.clients:
+            self._departments = Departments(self.study.round, self.clients, self.plan)
+        return self._departments
+
+    @property
+    def counted(self) -> dict[str, Scalar]:
+        """How many clients the site is in a study of departments: those with examples; nothing in others."""
+        return {"clients": int(np.count_nonzero(self.raw.sizes))} if self.study.departments else {}
 
     def metric(self, name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
         """A metric's sums as fields, where the policy lets it leave; what is not finite goes as nothing."""
@@ -191,6 +207,7 @@ class Site:
             task=header.config, examples=self.clients.examples, per_class=self._classes, clip=self.study.clip, noise=self.study.noise,
             fields=fields, bad=(self.skipped or 0) / (self.clients.examples + (self.skipped or 0)), seconds_today=self.budget.seconds_today,
             epsilon=self._epsilon(header),
+            department=int(self.raw.sizes[self.raw.sizes > 0].min()) if self.study.departments else None,
         )  # fmt: skip
         pinned = self._pinned if self._pins is None else policy.pinned(self._pins)
         decision = self.policy.allows(request, datetime.now(UTC), pinned)

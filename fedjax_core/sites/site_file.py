@@ -2,13 +2,14 @@
 
     name = "charite"                      site.toml
     folder = "/srv/federation"            of its state, ledger and errors
-    data = "/srv/data/heart"              what `Clients.save` wrote, of one client; or "module:function" that gives it
+    data = "/srv/data/heart"              what `Clients.save` wrote, of one client (or departments); or "module:function"
     study = "heart.study:scaffold"        installed at the site; see study.py
     arguments = { lr = 0.001 }
     policy = "policy.toml"                paths are relative to this file
     key = "keys/charite.key"
     coordinator = "coordinator.pub"
     labels = "y"                          column of classes, for the policy's minimum.per_class
+    departments = "ward"                  column by which its examples are divided, for a study whose clients are departments
     resources = { charite = 1.0 }         of the Ray node where the site's data is
 
 >>> import tempfile
@@ -34,6 +35,7 @@ from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
 from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
+from fedjax_core.sites.departments import divided, ids_of
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.policy import Policy
@@ -61,12 +63,15 @@ class SiteFile:
     """None: one is made in the folder, or in memory."""
     coordinator: Path | None = None
     labels: str | None = None
+    departments: str | None = None
+    """The column, of whole numbers or text, that says of which department an example is; it is for nothing else. Data that are `Clients` of
+    several are divided already."""
     resources: Mapping[str, float] = field(default_factory=dict)
     """Of Ray, that the site takes up: a node that has them is where its actor runs."""
     node: Mapping[str, str] = field(default_factory=dict)
     """Labels of the Ray node on which the actor runs."""
     order: Order | None = None
-    """Batches outright, [1, updates, batch size] of the site's own rows."""
+    """Batches outright, [1, updates, batch size] of the site's own rows; [departments, updates, batch size] where it has some."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "the site")
@@ -106,7 +111,10 @@ def load_key(about: SiteFile) -> SiteKey:
 
 
 def load_data(about: SiteFile, check: bool = True) -> Clients:
-    """The site's examples, as one client with the site's name; with `check`, raises where there is NaN in what it reads."""
+    """The site's examples, as one client with the site's name, or one for each department.
+
+    With `check`, raises where there is NaN in what it reads.
+    """
     found: Any = about.data
     if isinstance(found, str) and ":" in found:
         found = named(found)
@@ -114,13 +122,28 @@ def load_data(about: SiteFile, check: bool = True) -> Clients:
         found = found()
     if isinstance(found, (str, Path)):
         found = Clients.open(found, check=check)
+    if about.departments is not None:
+        columns = found.columns if isinstance(found, Clients) and len(found) == 1 else found
+        if not isinstance(columns, Mapping):
+            raise ValueError(
+                f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
+                "where they are Clients of several, these are the departments: leave `departments` out"
+            )
+        return divided(about.name, columns, about.departments, allow_nan=not check)
     if isinstance(found, Mapping):
         found = Clients.from_list([found], allow_nan=not check)
-    if not isinstance(found, Clients) or len(found) != 1:
+    if not isinstance(found, Clients):
+        raise ValueError(f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}")
+    return Clients(found.columns, found.offsets, [about.name] if len(found) == 1 else ids_of(about.name, found.ids))
+
+
+def check_divided(site: str, study: Study, clients: Clients) -> None:
+    """Raises where these examples of a site are divided into departments, and the study's clients are whole sites."""
+    if not study.departments and clients.ids.tolist() != [site]:
         raise ValueError(
-            f"the data of {about.name} must be one client's: columns, Clients of one, or a folder of one that Clients.save wrote"
+            f"the data of {site} are divided into departments, {len(clients)} of them, and the clients of this study are whole "
+            "sites: leave `departments` out of the site's file and give one client's data, or agree on a study with departments=True"
         )
-    return Clients(found.columns, found.offsets, [about.name])
 
 
 def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
@@ -130,5 +153,6 @@ def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
     sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
-    fields = ("weight", "examples", "data", *sorted({"loss", *local.LEFT, *PARTIAL, *shapes, *sums}))
+    clients_ = ("clients",) if study.departments else ()
+    fields = ("weight", "examples", "data", *clients_, *sorted({"loss", *local.LEFT, *PARTIAL, *shapes, *sums}))
     return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))

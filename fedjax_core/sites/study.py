@@ -24,6 +24,7 @@ from typing import Any
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import identity
+from fedjax_core.lanes.gather import why_not
 from fedjax_core.round import Round
 
 
@@ -45,15 +46,20 @@ class Study:
     where the site keeps an account of its own."""
     prepare: tuple[Step, ...] = ()
     """The steps by which all sites prepare their columns alike, such as `fc.preprocess.Standardise("x")`."""
+    departments: bool = False
+    """Whether the clients are the departments of sites, and a site's report is the mean of theirs; see departments.py."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepare", check_steps(self.prepare))
+        if self.departments and (reason := why_not(self.round)) is not None:
+            raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
 
     @cached_property
     def hash(self) -> str:
         """32 hexadecimal digits: what must be the same at all sites. The order in which a site takes its rows is its own."""
         said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
-        return identity(said | ({"prepare": self.prepare} if self.prepare else {}))
+        more = {"prepare": self.prepare, "departments": self.departments}
+        return identity(said | {name: value for name, value in more.items() if value})
 
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""

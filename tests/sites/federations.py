@@ -43,7 +43,7 @@ def simulator(composed, kind="classes", **plan):
 def federation(composed, kind="classes", *, fault=None, files=None, folder=None, **settings):
     """(the federation, its sites, its transport); with a `fault`, of every message between them."""
     files = site_files(kind, folder) if files is None else files
-    said = {name: settings[name] for name in ("clip", "noise", "epsilon", "prepare") if name in settings}
+    said = {name: settings[name] for name in ("clip", "noise", "epsilon", "prepare", "departments") if name in settings}
     study = Study(composed, BATCH, EPOCHS, **said)
     with contextlib.ExitStack() as stack:
         sites = [stack.enter_context(Site(one, study, COORDINATOR.public)) for one in files]

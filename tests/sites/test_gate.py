@@ -33,6 +33,12 @@ def test_a_good_update_is_accepted_with_its_norm():
     assert verdict == Verdict(True, "accepted", "", math.sqrt(1 + 4 + 0.25 + 9 + 16 + 25))
 
 
+def test_a_report_is_of_as_many_clients_as_its_site_said_to_be():
+    expected = replace(EXPECTED, clients=3)
+    codes = [check(envelope(fields=FIELDS | more), expected).code for more in ({"clients": 3}, {"clients": 300}, {})]
+    assert codes == ["accepted", "wrong-clients", "wrong-clients"]
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [

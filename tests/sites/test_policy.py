@@ -69,6 +69,7 @@ def test_a_request_within_the_policy_is_allowed():
         ({}, {"examples": 49}, NIGHT, "examples", "charite has fewer than the 50 examples that its policy asks for (minimum.examples)"),
         ({}, {"per_class": {0: 299, 1: 4}}, NIGHT, "per-class", "charite does not have the 5 examples of each class that its policy"),
         ({}, {"per_class": None}, NIGHT, "per-class", "charite does not have the 5 examples of each class"),
+        ({"minimum": Minimum(department=5)}, {"department": 4}, NIGHT, "department", "charite has a department with fewer than the 5"),
         ({}, {"fields": ("weight", "ages")}, NIGHT, "field", "charite does not let 'ages' leave (leaving.fields)"),
         ({}, {"clip": 1.5}, NIGHT, "clip", "charite asks for updates clipped to 1 or less: add fc.uplink.clip(1) (leaving.clip)"),
         ({}, {"clip": None}, NIGHT, "clip", "charite asks for updates clipped to 1 or less"),

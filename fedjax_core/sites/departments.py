@@ -1,0 +1,107 @@
+"""A site whose departments are clients of the round: each trains by itself in lanes, and one mean of all their reports leaves the site.
+
+    rows ─divided─► charite/icu, charite/ward ─lanes: begin, step, finish, encode, expand─► mean, its weight, how many ─► coordinator
+
+The stages of the uplink act on each department's report, as on any client's: each is clipped by itself. So what leaves is expanded
+already, and the coordinator runs `merged` of the round, whose uplink only has its `finish` left. The result is that of a simulator in
+which every department of every site is a client, named as here: a department's draws come of its name, "site/department".
+
+All departments count, or nothing leaves: a model that only few of them can be trained from would single those out. Which train side by side
+goes by their sizes and the model's alone, and nothing is measured, as a site that starts again must do the same to the last bit.
+
+>>> found = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
+>>> found.ids.tolist(), found.sizes.tolist(), list(found.columns)
+(['charite/ear', 'charite/icu'], [1, 2], ['x'])
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.data import partition
+from fedjax_core.data.batches import Plan
+from fedjax_core.data.clients import Clients
+from fedjax_core.lanes import tune
+from fedjax_core.lanes.gather import gathering, meet, start
+from fedjax_core.lanes.rewrite import rewrite
+from fedjax_core.lanes.simulator import Simulator
+from fedjax_core.round import Kept, Round
+from fedjax_core.sites.local import Visit
+from fedjax_core.sites.request import Draws
+from fedjax_core.types import Message
+
+_OF_A_ROUND = ("refused", "clients", "examples")  # metrics of the lanes' own, which are said otherwise
+
+
+def divided(site: str, columns: Mapping[str, Any], by: str, *, allow_nan: bool = False) -> Clients:
+    """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then left out. Copies the rows."""
+    if by not in columns:
+        raise ValueError(f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}")
+    owner = np.asarray(columns[by])
+    if owner.ndim != 1 or owner.dtype.kind not in "iuU":
+        raise ValueError(f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}")
+    rest = {name: x for name, x in columns.items() if name != by}
+    return Clients.from_parts(rest, partition.by_owner(owner), ids_of(site, partition.owner_names(owner)), allow_nan=allow_nan)
+
+
+def ids_of(site: str, departments: Any) -> list[str]:
+    """The names of departments in a federation, as a simulator has them for clients' ids. No site's own name has a "/" in it."""
+    return [f"{site}/{one}" for one in np.asarray(departments).tolist()]
+
+
+@lru_cache(maxsize=32)
+def merged(composed: Round) -> Round:
+    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
+    plain: Any = {"encode": lambda state, own, update, key: (update, own), "expand": lambda state, update: update}
+    return composed._replace(uplink=composed.uplink._replace(**plain))
+
+
+class Departments:
+    """Trains every one of `clients`, and gathers what they report."""
+
+    def __init__(self, composed: Round, clients: Clients, plan: Plan) -> None:
+        self.clients = clients
+        largest_first = np.argsort(-clients.sizes, kind="stable")[: np.count_nonzero(clients.sizes)]
+        lanes = min(tune.guess(composed), len(largest_first))
+        # Of one size, so that lanes end together; and between two groups the site tells that it goes on, or stops where it has to.
+        self._groups = np.split(largest_first, range(lanes, len(largest_first), lanes))
+        self._steps = plan.steps_of(clients.sizes)
+        self._gathers = _usual(gathering(composed), lanes)
+        self._lanes = Simulator(self._gathers, clients, lanes=lanes, **vars(plan))
+
+    def visit(self, message: Message, draws: Draws, watch: Callable[[int], None] | None = None) -> Visit:
+        """The mean of the reports to this message, its weight, and sums of metrics; `draws` are of any client in this round.
+
+        `watch` is told after each group of departments how many steps are done, and may raise to stop. What comes is `fine` where every
+        department's report could be used.
+        """
+        state = start(self._gathers, draws.run_key(), int(draws.round), message)
+        so_far, metrics, done = None, dict[str, Any](), 0
+        for group in self._groups:
+            found, seen = self._lanes.run(state, group)
+            so_far = found if so_far is None else meet(self._gathers, state, [(so_far.server, 1.0), (found.server, 1.0)])
+            metrics = tree.add(metrics, seen) if metrics else seen
+            if watch is not None:
+                jax.block_until_ready(so_far)
+                done += int(self._steps[group].sum())
+                watch(done)
+        assert so_far is not None
+        mean: Any = so_far.server
+        fine = (mean.clients == len(self)) & tree.finite(mean.value)
+        said = {name: m for name, m in metrics.items() if name not in _OF_A_ROUND}
+        return Visit(mean.value, mean.weight, Kept((), ()), fine, {}, said)
+
+    def __len__(self) -> int:
+        """How many have examples."""
+        return sum(map(len, self._groups))
+
+
+def _usual(gathers: Round, lanes: int) -> Round:
+    """The round with its step in the form that is usual in so many lanes."""
+    (exchange,) = gathers.algorithm.exchanges
+    client = exchange.client._replace(step=rewrite(exchange.client.step, lanes, measure=False))
+    return gathers._replace(algorithm=gathers.algorithm._replace(exchanges=(exchange._replace(client=client),)))
