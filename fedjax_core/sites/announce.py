@@ -17,7 +17,7 @@ request, its last one, in memory; a process that began anew lacks all. How parts
 (4, 'deliver')
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -26,10 +26,10 @@ import numpy as np
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.caps import OverCap
 from fedjax_core.sites.guard import Replayed
-from fedjax_core.sites.parts import Assembly, BadParts, Gone, TamperedPart, contents, cut, which
+from fedjax_core.sites.parts import Assembly, BadParts, Contents, Gone, TamperedPart, contents, cut, which
 from fedjax_core.sites.request import Requests
 from fedjax_core.sites.tensors import named, place
-from fedjax_core.sites.wire import Envelope, encode, header_of
+from fedjax_core.sites.wire import Envelope, Header, encode, header_of
 
 if TYPE_CHECKING:
     from fedjax_core.sites.site import Site
@@ -47,7 +47,7 @@ class Outgoing:
     def __init__(self, request: Bytes, part_bytes: int, requests: Requests) -> None:
         self.request, self.contents = request, cut(request, part_bytes)
         self._requests, self._asked = requests, header_of(request)
-        self.part = lru_cache(_KEPT)(self._part)
+        self.part = lru_cache(_KEPT)(partial(_part, request, self.contents, self._asked, requests))  # knows no self: no cycle to collect
         """Part `i` as it is sent, the same bytes to all sites that are nearly as far."""
         self._announcement: Bytes = b""
         self.digest = header_of(self.announcement).digest
@@ -69,9 +69,11 @@ class Outgoing:
             raise BadParts("a site that lacks no part of a request answers the request")
         return np.flatnonzero(found).tolist()
 
-    def _part(self, i: int) -> Bytes:
-        raw = np.frombuffer(self.request, np.uint8)[self.contents.place(i)]
-        return self._requests.concerning(self._asked, DELIVER, {"of": self.contents.of, "part": i}, {"part": raw})
+
+def _part(request: Bytes, contents: Contents, asked: Header, requests: Requests, i: int) -> Bytes:
+    """Part `i` in its envelope."""
+    raw = np.frombuffer(request, np.uint8)[contents.place(i)]
+    return requests.concerning(asked, DELIVER, {"of": contents.of, "part": i}, {"part": raw})
 
 
 class Incoming(NamedTuple):

@@ -1,7 +1,9 @@
 """Large requests in parts: the bits of requests that go whole, over links that lose, repeat, reorder, change or cut what they carry."""
 
+import gc
 import time
 import tracemalloc
+import weakref
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
@@ -315,6 +317,19 @@ def test_a_request_that_is_not_what_was_signed_is_not_read_though_every_part_is(
             for i in range(len(outgoing.contents.digests)):
                 sites[0].handle(outgoing.part(i))
             assert header_of(sites[0].handle(outgoing.announcement)).fields["code"] == code
+
+
+def test_a_request_and_its_parts_go_when_nobody_sends_them_any_more():
+    with simple() as (fed, _, _):
+        outgoing = Outgoing(asking(fed), PART, fed._requests)
+        outgoing.part(0)
+        gone = weakref.ref(outgoing)
+        gc.disable()
+        try:
+            del outgoing
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_an_older_announcement_changes_nothing_unless_it_is_made_anew():
