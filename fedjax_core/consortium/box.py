@@ -82,14 +82,15 @@ def run(
     say(f"{folder}: a coordinator and {len(plan.sites)} sites, on loopback, with TLS and a token")
     made = "keys made at each site, a roster of them, certificates" if new else "as it was left; certificates"
     say(f"  folder    {made} until {until}")
-    if sums := held_back(build(plan.study, json.loads(plan.arguments)).prepare, ()):
+    built = build(plan.study, json.loads(plan.arguments))
+    if sums := held_back(built.prepare, ()):
         told = "; ".join(f"{kind} for {steps}" for kind, steps in sums.items())
         say(f"  leaving   once, as the policies let it, sums of columns: {told}{_RANGE if 'range' in sums else ''}")
     began = time.monotonic()
     with Processes(where, lead) as processes:
         processes.start_nodes(plan.sites)
         say(f"  started   {1 + len(plan.sites)} Ray nodes, in {time.monotonic() - began:.1f} s: the coordinator's, and one for each site")
-        restarts = _Watch(where, plan, processes, say).until_done()
+        restarts = _Watch(where, plan, processes, say, "departments" if built.departments else "sites").until_done()
     heads = verify(where, plan)
     entries = ", ".join(f"{name} {head.n + 1}" for name, head in heads.items())
     say(f"  stopped   everything; all audit logs are as they were written ({entries} entries)")
@@ -122,7 +123,9 @@ def table(result: Result) -> Table:
 class _Watch:
     """Watches the coordinator and the nodes until the rounds are done."""
 
-    def __init__(self, folder: Folder, plan: Plan, processes: Processes, say: Say) -> None:
+    def __init__(self, folder: Folder, plan: Plan, processes: Processes, say: Say, clients: str) -> None:
+        """`clients`: what the study's clients are."""
+        self._clients = clients
         self.folder, self.plan, self.processes, self.say = folder, plan, processes, say
         self.restarts: dict[str, int] = {}
         self._shown = len(folder.rounds())
@@ -177,7 +180,7 @@ class _Watch:
                 self._lost = None
             if number % self._every == 0 or number in (1, self.plan.rounds):
                 loss = f"loss {record['loss']:.4f}, " if "loss" in record else ""
-                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{record['clients']:.0f} sites")
+                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{record['clients']:.0f} {self._clients}")
 
     def _save(self) -> None:
         """Has the coordinator finish its round and save."""
