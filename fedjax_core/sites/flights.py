@@ -4,8 +4,9 @@
                                        │ └ damaged, lost: asked again         └ too large to come, or the request to go, at once: in parts
                                        └ no reply within `deadline_seconds` of being asked, nor a sign of life for `idle_seconds`: given up
 
-Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Who is given up is free, and may be
-asked something new; what it sends after that is refused as late.
+Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Of one that is asked again the first
+reply that comes counts, to whichever asking it is. Who is given up is free, and may be asked something new; what it sends after that is
+refused as late.
 """
 
 import time
@@ -29,7 +30,7 @@ class Flight:
     version: int  # of the model that it was given
     request: Bytes
     asked: Header
-    reply: "Future[Reply]"
+    replies: "list[Future[Reply]]"  # that are waited for: one of each time that it was asked
     until: float  # when it is given up, by time.monotonic()
     look: float  # when to look whether it goes on
     outgoing: Outgoing | None  # how the request goes, if in parts
@@ -72,7 +73,7 @@ class Flights:
         until = now + rules.deadline_seconds
         outgoing = self._collector.outgoing(request)
         reply, moved = self._collector.ask(at, request, outgoing), self._fetch.moved(at)
-        self._all[at] = Flight(version, request, asked, reply, until, self._next_look(until), outgoing, parts=moved)
+        self._all[at] = Flight(version, request, asked, [reply], until, self._next_look(until), outgoing, parts=moved)
 
     def next(self, oldest: int) -> Landed | None:
         """The next site that is free again, None where nobody is at work; large reports from a version below the `oldest` are not brought.
@@ -80,11 +81,11 @@ class Flights:
         Of several that are heard of at once it is the one with the oldest model, and of those the first by position.
         """
         while self._all:
-            waiting = {flight.reply: at for at, flight in self._all.items()}
+            waiting = {reply: at for at, flight in self._all.items() for reply in flight.replies}
             done = self._fetch.wait(waiting, min(flight.look for flight in self._all.values()), None)
             if done:
-                at = min((waiting[reply] for reply in done), key=lambda at: (self._all[at].version, at))
-                landed = self._hear(at, oldest)
+                reply = min((r for r in waiting if r in done), key=lambda r: (self._all[waiting[r]].version, waiting[r]))
+                landed = self._hear(waiting[reply], reply, oldest)
             else:
                 landed = self._look()
             if landed is not None:
@@ -96,19 +97,22 @@ class Flights:
         for at in list(self._all):
             self._leave(at)
 
-    def _hear(self, at: int, oldest: int) -> Landed | None:
+    def _hear(self, at: int, reply: "Future[Reply]", oldest: int) -> Landed | None:
         flight = self._all[at]
-        heard = self._collector.hear(flight.reply, at, self.number, flight.asked, flight.outgoing)
+        flight.replies.remove(reply)
+        heard = self._collector.hear(reply, at, self.number, flight.asked, flight.outgoing)
         if heard is None and flight.times < self._collector.rules.attempts:
             self._ask_again(at)
             return None
         if heard is not None and heard.header.kind == PARTS and flight.version >= oldest:
             said = contents(heard, flight.asked)
             self._large[said.of] = flight.asked
-            flight.reply = self._fetch.begin(at, self._collector.names[at], said)
+            _await(flight, self._fetch.begin(at, self._collector.names[at], said))
             return None
         if heard is not None and heard.header.kind == LACKING and flight.outgoing is not None and flight.version >= oldest:
-            flight.reply = self._fetch.send(at, self._collector.names[at], flight.outgoing, flight.outgoing.lacking(heard))
+            _await(flight, self._fetch.send(at, self._collector.names[at], flight.outgoing, flight.outgoing.lacking(heard)))
+            return None
+        if heard is None and flight.replies:
             return None
         self._leave(at)
         refused = heard is None or heard.header.kind == "refusal"
@@ -134,10 +138,9 @@ class Flights:
     def _ask_again(self, at: int) -> None:
         """The same bytes, to which a site that has answered gives the same reply."""
         flight = self._all[at]
-        if not flight.reply.done():
-            self._collector.leave(flight.reply, at)
         flight.times += 1
-        flight.reply, flight.look = self._collector.ask(at, flight.request, flight.outgoing), self._next_look(flight.until)
+        flight.replies.append(self._collector.ask(at, flight.request, flight.outgoing))
+        flight.look = self._next_look(flight.until)
 
     def _next_look(self, until: float) -> float:
         idle = self._collector.rules.idle_seconds
@@ -147,5 +150,11 @@ class Flights:
         flight = self._all.pop(at)
         self._fetch.drop(at)
         self._large = {of: asked for of, asked in self._large.items() if any(asked is f.asked for f in self._all.values())}
-        if not flight.reply.done():
-            self._collector.leave(flight.reply, at)
+        for reply in flight.replies:
+            self._collector.leave(reply, at)
+
+
+def _await(flight: Flight, moved: "Future[Reply]") -> None:
+    """Waits for what comes of parts; where they go on from where they were when the site was asked again, that is waited for already."""
+    if moved not in flight.replies:
+        flight.replies.append(moved)

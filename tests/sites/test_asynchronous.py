@@ -327,6 +327,74 @@ def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_i
     assert (NAMES[1], "asked again", None) in entries and (NAMES[2], "missing", "no sign of life") in entries
 
 
+def test_of_a_site_that_is_asked_twice_the_reply_that_comes_counts(composed, tmp_path):
+    """It was silent for too long, and is heard only once: the second request is lost on its way."""
+    asked = []
+
+    def fault(send, site, request, n):
+        if site != NAMES[1] or header_of(request).kind != "train":
+            return send(site, request)
+        asked.append(site)
+        return delayed(send(site, request), 0.15) if len(asked) == 1 else futures.Future()
+
+    with federation(composed, fault=fault, buffer=fc.Buffer(4), folder=tmp_path, rules=Rules(idle_seconds=0.1)) as (fed, _, transport):
+        transport.progress = lambda site: 0
+        _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
+    assert (float(seen["clients"]), float(seen["missing"]), len(asked)) == (4, 0, 2)
+
+
+@pytest.mark.parametrize("kind", ["deliver", "part"])
+def test_a_site_that_is_asked_again_while_parts_move_is_not_late(composed, tmp_path, kind):
+    """One part of a large request, or of a large report, is lost without a word; what comes of it once it is asked again counts, once."""
+    lost = []
+
+    def fault(send, site, request, n):
+        header = header_of(request)
+        if (site, header.kind, header.fields.get("part")) == (NAMES[1], kind, 1) and not lost:
+            lost.append(site)
+            return futures.Future()
+        return send(site, request)
+
+    with federation(composed, fault=fault, buffer=fc.Buffer(4), folder=tmp_path) as (fed, _, transport):
+        state = fed.init(jax.random.key(1))
+        transport.near, fed.rules = False, Rules(idle_seconds=0.1, part_bytes=400)
+        run(fed, 2, state)
+    entries = [(entry.who, entry.what) for entry in show(tmp_path / "coordinator" / "audit")]
+    assert entries.count((NAMES[1], "asked again")) == 1 and not refused(tmp_path)
+    assert sorted(accepted(tmp_path)) == [(at, version) for at in ALL for version in (0, 1)]
+
+
+def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, monkeypatch, tmp_path):
+    """Its last part comes together with that of another, with which the step is over."""
+    other, asked = [], []
+
+    def fault(send, site, request, n):
+        header = header_of(request)
+        if (header.kind, header.fields.get("part"), header.round) != ("part", 1, 0) or site not in NAMES[:2]:
+            return send(site, request)
+        if site == NAMES[0]:
+            other.append((send(site, request), futures.Future()))
+            return other[0][1]
+        asked.append(site)
+        if len(asked) == 1:
+            return futures.Future()
+        found = send(site, request)
+        found.result()
+        other[0][1].set_result(other[0][0].result())
+        return found
+
+    monkeypatch.setattr(Collector, "outgoing", lambda self, request: None)
+    with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (fed, _, transport):
+        state = fed.init(jax.random.key(1))
+        steps = iter(range(1, 10**6))
+        fed.rules, transport.progress = Rules(idle_seconds=0.1), lambda site: next(steps) if site == NAMES[0] else 0
+        monkeypatch.setattr(Collector, "part_bytes", 400)
+        state, _ = fed.run(state, ALL)
+        assert state.clients.started.tolist()[1] == 0
+        fed.run(state, ALL)
+    assert len(asked) == 2 and (1, 0) in accepted(tmp_path) and not refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("build", "settings", "said"),
     [
