@@ -39,11 +39,12 @@ from fedjax_core.lanes.gather import why_not
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Round, State
 from fedjax_core.sites.base import Bytes, Refused, Scalar
-from fedjax_core.sites.collect import Collector, Paused, Rules
+from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.flights import Flights, Landed
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NothingLearned, Reports, Sums, total_of, training
 from fedjax_core.sites.request import About, Record, Requests
+from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import server_half
 from fedjax_core.sites.wire import COORDINATOR
 

@@ -4,21 +4,15 @@
         │        └ damaged, lost: ask again        └ refused: recorded, settled
         └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `announce.py`
 
-Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for `idle_seconds`, or until its one
-deadline. Below the quorum those who are missing are asked again while there is time, and then `Paused` is raised. So a straggler is
-
-    waited for       a long `deadline_seconds`, as it is
-    dropped          a short one, or `enough` reports
-    taken partway    `train_seconds`: every site sends what it has done by then (`fedjax_core.sites.limit`)
+How long, and how many are enough, is in `rules.py`. Below the quorum those who are missing are asked again while there is time, and then
+`Paused` is raised.
 """
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,10 +22,11 @@ from fedjax_core.sites.announce import LACKING, Outgoing
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.base import Bytes, Refused, Scalar, shown
 from fedjax_core.sites.fetch import Fetch
-from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
+from fedjax_core.sites.guard import Guard, check_clock
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import PARTS, contents
 from fedjax_core.sites.request import Record, Requests
+from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.transport import Reply, Transport, bring, first_of
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode, header_of
 
@@ -52,48 +47,6 @@ class WrongReply(Refused):
     """The reply is to another request, or of another kind."""
 
     code = "wrong-reply"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How long a round waits, and for how many."""
-
-    quorum: int | None = None
-    """So many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
-    share: float = 0.0
-    """And they must have this share of the cohort's examples."""
-    deadline_seconds: float = 3600.0
-    """So long a round waits for its cohort, in all of its exchanges together."""
-    idle_seconds: float | None = None
-    """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a site has done more steps."""
-    enough: int | None = None
-    """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
-    train_seconds: float | None = None
-    """So long a site trains in an exchange; it then stops after the step at hand, and what it did counts. None: as long as it needs."""
-    attempts: int = 2
-    """How often a site is asked, where its reply was damaged or lost, and how often those missing are waited for."""
-    max_weight: float | None = None
-    """Of one report; None: the site's number of examples, or 1 where that is less."""
-    max_norm: float = math.inf
-    """Of the numbers sent by one site."""
-    skew_seconds: float = SKEW_SECONDS
-    """By how much a site's clock may differ from the coordinator's."""
-    allow_zero: bool = False
-    """Whether a round may go on from reports that add up to exactly nothing, which otherwise raises `NothingLearned`."""
-    warn_below: float = 0.1
-    """Where the uplink leaves less than this share of the updates' numbers or norm, on average over sites, it is warned of."""
-    part_bytes: int | None = 8 << 20
-    """A report or a request that is longer moves in parts of so many bytes, each well within `idle_seconds` on the slowest link; None, or
-    where all sites are on this machine: whole."""
-
-    def __post_init__(self) -> None:
-        if self.train_seconds is not None and not 0 < self.train_seconds < self.deadline_seconds:
-            raise ValueError(
-                f"train_seconds is {self.train_seconds:g}; it should be above 0 and well below the deadline_seconds of "
-                f"{self.deadline_seconds:g}, by which the report must be here; or None, for sites that train as long as they need"
-            )
-        if self.part_bytes is not None and self.part_bytes < 1:
-            raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for messages that move whole")
 
 
 class Collector:
@@ -319,21 +272,14 @@ class Collector:
 
     def quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
         """Whether those here are enough of those asked."""
-        sizes = self.sizes
-        return len(here) >= self._needed(len(positions)) and bool(
-            sizes[list(here)].sum() >= self.rules.share * sizes[list(positions)].sum()
-        )
-
-    def _needed(self, sites: int) -> int:
-        """How many of so many sites must report."""
-        return sites // 2 + 1 if self.rules.quorum is None else min(self.rules.quorum, sites)
+        return self.rules.quorate(self.sizes[list(positions)], self.sizes[list(here)])
 
     def check_quorum(self, number: int, positions: Any, here: list[int], what: str) -> None:
         """Raises `Paused` where those here are too few."""
         positions = [int(p) for p in positions]
         if here and self.quorate(positions, here):
             return
-        missing, needed = ", ".join(self.names[p] for p in positions if p not in here), self._needed(len(positions))
+        missing, needed = ", ".join(self.names[p] for p in positions if p not in here), self.rules.needed(len(positions))
         self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions)})
         raise Paused(
             f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "

@@ -44,7 +44,7 @@ from fedjax_core.sites import crossing
 from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Scalar, printable
-from fedjax_core.sites.collect import Collector, Paused, Rules
+from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.departments import merged
 from fedjax_core.sites.described import Sites, describe
 from fedjax_core.sites.exchange import exchange
@@ -52,6 +52,7 @@ from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
 from fedjax_core.sites.request import About, Requests, addresses
+from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.settled import settled
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile

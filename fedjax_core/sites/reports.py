@@ -18,10 +18,11 @@ from fedjax_core.metrics import Mean, Sum
 from fedjax_core.round import Round, State
 from fedjax_core.sites import gate
 from fedjax_core.sites.base import Bytes, Scalar
-from fedjax_core.sites.collect import Collector, Rules
+from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
+from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import server_half
 from fedjax_core.sites.tensors import kinds
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header

@@ -18,10 +18,11 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.caps import Budget, OverCap
-from fedjax_core.sites.collect import Paused, Rules
+from fedjax_core.sites.collect import Paused
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.policy import Caps
 from fedjax_core.sites.reports import NothingLearned
+from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.wire import decode, encode, header_of
 from fedjax_core.uplink.base import stage
 from tests.sites.federations import COORDINATOR, NAMES, columns, federation, site_files
