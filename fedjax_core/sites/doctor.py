@@ -3,7 +3,8 @@
     examine(site.toml)  ─►  findings, each fine, not fine with what to do about it, or not looked at and why
 
 What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends with the study; what is looked
-at is in checks.py.
+at is in checks.py. Whether the run will limit the time to train, so that the policy has to let `steps_done` and `examples_seen` leave, is
+in none of them and not looked at: it is a rule that the coordinator may set for any round.
 """
 
 import os
