@@ -171,7 +171,7 @@ class Federation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that changes the answer, to the last bit, besides the `Round`, the data, and who reported in time."""
+        """All that changes the answer, to the last bit, besides the `Round`, the data, and what counted by the `rules` of each round."""
         study = self.study
         plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
         more = {"prepared": self.prepared, "buffer": self.buffer, "departments": study.departments or None}

@@ -103,6 +103,7 @@ class Requests:
             sent[PREPARED] = self.prepared
         header, request = self._signed(kind, number, e, said, sent)
         asked: dict[str, Scalar] = {"kind": kind, "exchange": e, "bytes": len(request), "digest": header.digest}
+        asked |= {name: said[name] for name in (TRAIN_SECONDS,) if name in said}
         self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
         return request
 

@@ -9,6 +9,10 @@ deadline. So a straggler is
 
 and a round counts with a `quorum` of its sites, which have at least the `share` of its examples.
 
+A run goes on under other rules than it began with: none is among the settings that a resume compares. They may change between any two
+rounds, and what they decide, who counts and how far each site came, is up to clocks as well. The audit log has what came of them: who was
+missing, what was set aside and why, and of each request to train its `train_seconds`.
+
 >>> import numpy as np
 >>> rules = Rules(share=0.5)
 >>> rules.needed(4)

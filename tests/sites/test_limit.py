@@ -201,6 +201,18 @@ def said_of_round(fed, folder):
     return entries(folder, "coordinator", "round")[-1]
 
 
+def test_a_run_goes_on_under_other_rules_and_the_log_has_the_time_of_each_request(tmp_path):
+    for rounds, rules in ((1, LIMITED), (2, Rules(train_seconds=7.0)), (3, Rules())):
+        with limited(tmp_path, rules=rules) as (fed, sites, _):
+            at_pace(sites)
+            keeping = {"run_dir": tmp_path / "run", "checkpoint_every": 1, "progress": False}
+            history = fc.fit(fed, rounds, cohorts=lambda round: ALL, key=jax.random.key(1), **keeping)
+        assert int(history.state.round) == rounds
+    asked = [one.get("train_seconds") for one in entries(tmp_path, "coordinator", "asked") if one["kind"] == "train"]
+    assert asked == [10.0, 7.0, None]
+    assert [one.get("partial") for one in entries(tmp_path, "coordinator", "round")] == ["10 of 20 steps", "9 of 20 steps", None]
+
+
 def test_a_site_that_died_before_it_answered_may_do_another_number_of_steps_which_is_recorded(tmp_path):
     died = []
 
