@@ -85,7 +85,7 @@ class Incoming(NamedTuple):
 
 def announce(site: "Site", envelope: Envelope) -> Bytes:
     """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the request."""
-    header, before, cap = envelope.header, site.incoming, site.policy.caps.memory_gb
+    header, before, cap = envelope.header, site.incoming, site.terms.policy.caps.memory_gb
     said = contents(envelope, header)
     if cap is not None and said.length > cap * 1e9:
         raise OverCap(f"the request has {said.length:,} bytes, and the site gives {cap:g} GB of memory to all of its work (caps.memory_gb)")

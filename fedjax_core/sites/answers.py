@@ -74,7 +74,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         keep.write(0, found["first"])
     kept = keep.read(version, site.kept_shapes)
     draws = request.draws(header, site.address)
-    with site.budget.round(site.policy.caps) as watch:
+    with site.budget.round(site.terms.policy.caps) as watch:
         if site.study.departments:
             seen = site.departments.visit(found["message"], draws, watch)
         else:
@@ -92,7 +92,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
     for name, metric in (metrics | left).items():
-        fields |= site.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
+        fields |= site.terms.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
     more: dict[str, Scalar] = {**site.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
     keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
@@ -113,7 +113,7 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
         params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
     fields: dict[str, Scalar] = {"examples": site.clients.examples}
     for name, total in local.totals(algorithm.task, params, site.clients, batch).items():
-        fields |= site.metric(name, {"total": total})
+        fields |= site.terms.metric(name, {"total": total})
     return site.reply(header, fields)
 
 
@@ -123,7 +123,7 @@ def score(site: "Site", envelope: Envelope) -> Bytes:
     params = place(envelope.tensors, {"params": site.params})["params"]
     fields: dict[str, Scalar] = {"examples": site.clients.examples}
     for name, total in local.totals(site.study.round.algorithm.task, params, site.clients, request.count(header, "batch")).items():
-        fields |= site.metric(name, {"total": total})
+        fields |= site.terms.metric(name, {"total": total})
     return site.reply(header, fields)
 
 

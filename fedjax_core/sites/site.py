@@ -2,14 +2,13 @@
 
     handle(request) -> reply        bytes in, bytes out, whatever comes in; the transport is somebody else's
 
-What a request may ask for is in `answers.py`. The policy is asked before any work and before anything leaves. What leaves is recorded in
-the site's ledger first. Requests may come twice: the same bytes get the same bytes back, and the same request anew gets the same numbers,
-as all that a site computes from is in its folder and in the request. What was answered is remembered by the process only, so that a site
-that died at work can be asked again. A refusal carries a code and names of settings, never a value of the data; what went wrong in full is
-in `errors.log` in the site's folder.
+What a request may ask for is in `answers.py`. The policy is asked before any work and before anything leaves (`terms.py`). What leaves is
+recorded in the site's ledger first. Requests may come twice: the same bytes get the same bytes back, and the same request anew gets the
+same numbers, as all that a site computes from is in its folder and in the request. What was answered is remembered by the process only, so
+that a site that died at work can be asked again. A refusal carries a code and names of settings, never a value of the data; what went wrong
+in full is in `errors.log` in the site's folder.
 """
 
-import math
 import time
 import traceback
 from collections.abc import Mapping
@@ -23,38 +22,25 @@ import numpy as np
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
-from fedjax_core.sites import parts, policy, prepare
+from fedjax_core.sites import parts, prepare
 from fedjax_core.sites.announce import Incoming
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
 from fedjax_core.sites.departments import Departments
-from fedjax_core.sites.epsilon import Ledger, epsilon
-from fedjax_core.sites.gate import WrongConfig, WrongKind, measure
+from fedjax_core.sites.gate import WrongConfig, WrongKind
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
-from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.policy import Policy, Request
 from fedjax_core.sites.records import usable
 from fedjax_core.sites.request import TRAIN_SECONDS, addresses
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.terms import Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
-
-
-class Declined(Refused):
-    """The site's policy does not allow it."""
-
-    code = "declined"
-
-
-class Withdrawn(Refused):
-    """The site left the federation: from then on it contributes nothing."""
-
-    code = "withdrawn"
-
 
 _OLDEST_MS = 24 * 3600 * 1000  # a request may be so long under way
 
@@ -86,11 +72,13 @@ class Site:
         check_divided(self.name, study, self.raw)
         self.clients = self.raw
         """The examples as the study prepares them, once it is known how."""
-        self.policy = usual_policy(self.name, study, self.clients)
-        self._read_policy()
+        self._classes = None if about.labels is None else _classes(self.raw.columns[about.labels])
+        self.terms = Terms(
+            self.name, usual_policy(self.name, study, self.clients), asked=self._asked(), file=about.policy, folder=self.folder
+        )
+        """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self.budget, self.done = Budget(self.folder), Done(self.folder)
-        self.told = Ledger(self.folder)
         self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
         self.data = fingerprint(self.clients, about.order)
@@ -100,9 +88,6 @@ class Site:
         self._departments: Departments | None = None
         self._keeps: dict[str, Keep] = {}
         self._guards: dict[str, Guard] = {}
-        self._pins = None if self.folder is None else self.folder / "pinned"
-        self._pinned: str | None = None
-        self._classes = None if about.labels is None else _classes(self.raw.columns[about.labels])
         self._said = 0
         self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
         self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
@@ -146,6 +131,8 @@ class Site:
             self._last[header.kind] = which, reply
             return reply
         except Refused as refusal:
+            if header is not None and isinstance(refusal, Withdrawn):
+                self._withdraw(header)
             return self._refuse(header, refusal.code, str(refusal))
         except Exception as error:
             self._note(error)
@@ -170,8 +157,8 @@ class Site:
             self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
         now = int(time.time() * 1000)
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
-        self._read_policy()
-        self._ask_policy(header, leaving(header.kind, self.study) + (PARTIAL if TRAIN_SECONDS in header.fields else ()))
+        fields = leaving(header.kind, self.study) + (PARTIAL if TRAIN_SECONDS in header.fields else ())
+        self.terms.check(header, fields, self.budget.seconds_today)
         if answer.prepared and self._preparation is not None:
             envelope = self._prepared(self._preparation, envelope)
         return answer.compute(self, envelope)
@@ -187,41 +174,6 @@ class Site:
     def counted(self) -> dict[str, Scalar]:
         """How many clients the site is in a study of departments: those with examples; nothing in others."""
         return {"clients": int(np.count_nonzero(self.raw.sizes))} if self.study.departments else {}
-
-    def metric(self, name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
-        """A metric's sums as fields, where the policy lets it leave; what is not finite goes as nothing."""
-        if not self.policy.may_leave([name], 0.0).allowed:
-            return {}
-        return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}
-
-    def _read_policy(self) -> None:
-        """The policy as it is in its file now: staff may pause the site at any time."""
-        if self.about.policy is not None:
-            self.policy = Policy.read(self.about.policy)
-        if self.policy.site != self.name:
-            raise ValueError(f"{self.about.policy} is the policy of {self.policy.site!r}, not of {self.name!r}")
-
-    def _ask_policy(self, header: Header, fields: tuple[str, ...]) -> None:
-        """Returns where the policy lets the site work on this; the task is then pinned where it is the first one."""
-        request = policy.Request(
-            task=header.config, examples=self.clients.examples, per_class=self._classes, clip=self.study.clip, noise=self.study.noise,
-            fields=fields, bad=(self.skipped or 0) / (self.clients.examples + (self.skipped or 0)), seconds_today=self.budget.seconds_today,
-            epsilon=self._epsilon(header),
-            department=int(self.raw.sizes[self.raw.sizes > 0].min()) if self.study.departments else None,
-        )  # fmt: skip
-        pinned = self._pinned if self._pins is None else policy.pinned(self._pins)
-        decision = self.policy.allows(request, datetime.now(UTC), pinned)
-        if decision.code == "withdrawn":
-            if self.log is not None and header.run not in self._withdrawn:
-                self.log.record(self.name, "withdrew", run=header.run, round=header.round, about={"key": self.key.public.fingerprint})
-            self._withdrawn.add(header.run)
-            raise Withdrawn(decision.reason)
-        if not decision.allowed:
-            raise Declined(f"{decision.reason} [{decision.code}]")
-        if decision.pin is not None:
-            self._pinned = decision.pin
-            if self._pins is not None:
-                policy.pin(self._pins, decision.pin)
 
     def keep(self, run: str) -> Keep:
         """Where the site keeps what it has between the rounds of a run."""
@@ -239,31 +191,32 @@ class Site:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
         tensors = tensors or {}
         header = self.header(ANSWERS[request.kind].reply, request, fields)
-        norms = request.kind != "measure" and self.policy.leaving.max_norm is not None  # sums of columns have no such norm
-        if norms and not (leave := self.policy.may_leave([], measure(tensors))).allowed:
-            raise Declined(f"{leave.reason} [{leave.code}]")
+        self.terms.let_out(request, tensors)
         header, reply = encode_both(header, tensors, self.key)
-        counted = self._count(request, header.digest)
+        counted = self.terms.count(request, header.digest)
         if self.log is not None:
             self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more={**(more or {}), **counted})
         return reply
 
-    def _epsilon(self, request: Header, digest: str | None = None) -> float:
-        """Of all updates, once one has left in answer to this request; 0 where the policy has none kept."""
-        delta, noise = self.policy.leaving.delta, self.study.noise
-        if request.kind != "train" or delta is None or not noise:
-            return 0.0
-        return epsilon(self.told.after(_where(request), noise, digest), delta)
+    def _asked(self) -> Request:
+        """What holds of every request, by which the policy is asked."""
+        study, examples, skipped = self.study, self.raw.examples, self.skipped or 0
+        bad, least = skipped / max(1, examples + skipped), min(self.raw.sizes[self.raw.sizes > 0].tolist(), default=0)
+        return Request(
+            study.hash,
+            examples,
+            self._classes,
+            clip=study.clip,
+            noise=study.noise,
+            bad=bad,
+            department=least if study.departments else None,
+        )
 
-    def _count(self, request: Header, digest: str) -> dict[str, Scalar]:
-        """Counts what an update of this digest tells, before it leaves; raises where that is more than the policy lets it."""
-        delta, noise = self.policy.leaving.delta, self.study.noise
-        if request.kind != "train" or delta is None or not noise:
-            return {}
-        now = self._epsilon(request, digest)
-        if not (leave := self.policy.may_leave([], 0.0, now)).allowed:
-            raise Declined(f"{leave.reason} [{leave.code}]")
-        return {"epsilon": now, "delta": delta, "told": self.told.add(_where(request), noise, digest)}
+    def _withdraw(self, request: Header) -> None:
+        """The ledger's last word on a run."""
+        if self.log is not None and request.run not in self._withdrawn:
+            self.log.record(self.name, "withdrew", run=request.run, round=request.round, about={"key": self.key.public.fingerprint})
+        self._withdrawn.add(request.run)
 
     def _refuse(self, request: Header | None, code: str, reason: str) -> Bytes:
         request = request or Header(
@@ -299,7 +252,7 @@ class Site:
 
     def _too_bad(self) -> bool:
         """Whether so many records are bad that the policy refuses every request."""
-        skipped, most = self.skipped or 0, self.policy.max_bad_share
+        skipped, most = self.skipped or 0, self.terms.policy.max_bad_share
         return most is not None and skipped > most * (self.clients.examples + skipped)
 
     def _check(self, clients: Clients) -> None:
@@ -336,11 +289,6 @@ def fingerprint(clients: Clients, order: Order | None) -> str:
 def _classes(labels: np.ndarray) -> dict[str, int]:
     """How many examples each class has."""
     return {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
-
-
-def _where(request: Header) -> str:
-    """Of a run, the place to which a report belongs."""
-    return f"{request.run}/{request.round}/{request.exchange}"
 
 
 def _columns(clients: Clients) -> list[tuple[str, np.ndarray]]:
