@@ -76,11 +76,11 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     draws = request.draws(header, site.address)
     with site.budget.round(site.terms.policy.caps) as watch:
         if site.study.departments:
-            seen = site.departments.visit(found["message"], draws, watch)
+            seen = site.data.departments.visit(found["message"], draws, watch)
         else:
             limit = None if seconds is None else site.done.limit(header, seconds, site.budget.clock)
             seen = local.visit(
-                composed, e, site.plan, site.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
+                composed, e, site.data.plan, site.data.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
             )
         sent, weight, now, fine, left, metrics = jax.tree.map(np.asarray, tuple(seen))
     tensors, weight = named(sent), float(weight)
@@ -88,12 +88,13 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
     if seconds is not None:
         site.done.add(header, seconds, int(metrics[PARTIAL[0]].total))
-    fields: dict[str, Scalar] = {"weight": weight, "examples": site.clients.examples, "data": site.data, **site.counted}
+    data = site.data
+    fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
     for name, metric in (metrics | left).items():
         fields |= site.terms.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
-    more: dict[str, Scalar] = {**site.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
+    more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
     keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
     return reply
@@ -111,8 +112,8 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
         version = request.version(found, site.address)
         kept = found["first"] if version == 0 and "first" in found else site.keep(header.run).read(version, site.kept_shapes)
         params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
-    fields: dict[str, Scalar] = {"examples": site.clients.examples}
-    for name, total in local.totals(algorithm.task, params, site.clients, batch).items():
+    fields: dict[str, Scalar] = {"examples": site.data.clients.examples}
+    for name, total in local.totals(algorithm.task, params, site.data.clients, batch).items():
         fields |= site.terms.metric(name, {"total": total})
     return site.reply(header, fields)
 
@@ -121,16 +122,17 @@ def score(site: "Site", envelope: Envelope) -> Bytes:
     """Sums of the metrics of the given model over the site's examples, whatever the site keeps itself."""
     header = envelope.header
     params = place(envelope.tensors, {"params": site.params})["params"]
-    fields: dict[str, Scalar] = {"examples": site.clients.examples}
-    for name, total in local.totals(site.study.round.algorithm.task, params, site.clients, request.count(header, "batch")).items():
+    fields: dict[str, Scalar] = {"examples": site.data.clients.examples}
+    for name, total in local.totals(site.study.round.algorithm.task, params, site.data.clients, request.count(header, "batch")).items():
         fields |= site.terms.metric(name, {"total": total})
     return site.reply(header, fields)
 
 
 def describe(site: "Site", envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round."""
-    fields: dict[str, Scalar] = {"examples": site.clients.examples, "data": site.data, "schema": site.schema, **site.counted}
-    return site.reply(envelope.header, fields if site.skipped is None else fields | {"skipped": site.skipped})
+    data = site.data
+    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, "schema": data.schema, **data.counted}
+    return site.reply(envelope.header, fields if data.skipped is None else fields | {"skipped": data.skipped})
 
 
 ANSWERS: Mapping[str, Answer] = {

@@ -24,7 +24,7 @@ from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.expected import Expected, columns, packages, python
 from fedjax_core.sites.identity import SiteKey, read_public
 from fedjax_core.sites.policy import Policy, Request, Tasks
-from fedjax_core.sites.site import fingerprint
+from fedjax_core.sites.site_data import fingerprint
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR

@@ -56,9 +56,9 @@ def measure(site: "Site", envelope: Envelope) -> Bytes:
         raise BadRequest("the study prepares nothing, so no sums are told")
     if not (leave := site.terms.policy.may_leave(leaving(steps), 0.0)).allowed:
         raise SumsStay(f"{leave.reason} [{leave.code}]")
-    fields: dict[str, Scalar] = {"examples": site.raw.examples}
+    fields: dict[str, Scalar] = {"examples": site.data.raw.examples}
     fields |= {name: " ".join(step.column for step in steps if name in step.leaving)[:1000] for name in leaving(steps)}
-    return site.reply(envelope.header, fields, named({"sums": sums_of(steps, site.raw.columns, site.terms.policy.minimum.cell)}))
+    return site.reply(envelope.header, fields, named({"sums": sums_of(steps, site.data.raw.columns, site.terms.policy.minimum.cell)}))
 
 
 def leaving(steps: Steps) -> tuple[str, ...]:

@@ -2,42 +2,37 @@
 
     handle(request) -> reply        bytes in, bytes out, whatever comes in; the transport is somebody else's
 
-What a request may ask for is in `answers.py`. The policy is asked before any work and before anything leaves (`terms.py`). What leaves is
-recorded in the site's ledger first. Requests may come twice: the same bytes get the same bytes back, and the same request anew gets the
-same numbers, as all that a site computes from is in its folder and in the request. What was answered is remembered by the process only, so
-that a site that died at work can be asked again. A refusal carries a code and names of settings, never a value of the data; what went wrong
-in full is in `errors.log` in the site's folder.
+What a request may ask for is in `answers.py`, and what it is answered from in `site_data.py`. The policy is asked before any work and
+before anything leaves (`terms.py`). What leaves is recorded in the site's ledger first. Requests may come twice: the same bytes get the
+same bytes back, and the same request anew gets the same numbers, as all that a site computes from is in its folder and in the request. What
+was answered is remembered by the process only, so that a site that died at work can be asked again. A refusal carries a code and names of
+settings, never a value of the data; what went wrong in full is in `errors.log` in the site's folder.
 """
 
 import time
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
 import jax
 import numpy as np
 
-from fedjax_core.data.batches import Order
-from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept
-from fedjax_core.sites import parts, prepare
+from fedjax_core.sites import parts
 from fedjax_core.sites.announce import Incoming
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
-from fedjax_core.sites.departments import Departments
 from fedjax_core.sites.gate import WrongConfig, WrongKind
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
-from fedjax_core.sites.policy import Policy, Request
-from fedjax_core.sites.records import usable
 from fedjax_core.sites.request import TRAIN_SECONDS, addresses
-from fedjax_core.sites.site_file import SiteFile, check_divided, load_data, load_key, usual_policy
+from fedjax_core.sites.site_data import SiteData
+from fedjax_core.sites.site_file import SiteFile, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.terms import Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
@@ -60,36 +55,20 @@ class Site:
             raise ValueError(f"site {about.name} needs a study and the coordinator's public key: name them in its file")
         self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
         self.key = load_key(about)
-        skips = about.policy is not None and Policy.read(about.policy).max_bad_share is not None
-        self.raw = load_data(about, check=not skips and not study.prepare)
-        """The examples as they lie there."""
-        self.skipped: int | None = None
-        """How many bad records were left out; None where the policy does not ask for it."""
-        if skips:
-            self._skip()
-        elif study.prepare:
-            prepare.check_rest(study.prepare, self.raw)
-        check_divided(self.name, study, self.raw)
-        self.clients = self.raw
-        """The examples as the study prepares them, once it is known how."""
-        self._classes = None if about.labels is None else _classes(self.raw.columns[about.labels])
-        self.terms = Terms(
-            self.name, usual_policy(self.name, study, self.clients), asked=self._asked(), file=about.policy, folder=self.folder
-        )
+        self.data = SiteData(about, study)
+        if (bad := self.data.bad) is not None and len(bad):
+            self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
+        usual = usual_policy(self.name, study, self.data.raw)
+        self.terms = Terms(self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder)
         """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self.budget, self.done = Budget(self.folder), Done(self.folder)
         self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
-        self.data = fingerprint(self.clients, about.order)
-        self.schema = sha256(repr([(str(p), str(x.dtype), x.shape[1:]) for p, x in _columns(self.clients)]).encode()).hexdigest()[:16]
-        self.plan = study.plan(about.order)
         self.address: np.ndarray = addresses([self.name])[0]
-        self._departments: Departments | None = None
         self._keeps: dict[str, Keep] = {}
         self._guards: dict[str, Guard] = {}
         self._said = 0
-        self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
         self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
         self.large: parts.Large | None = None
         """The last reply that was too large to travel at once."""
@@ -100,14 +79,13 @@ class Site:
         self.uplink, self.server, self.params = shapes.uplink, shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
         self.messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
-        if not study.prepare:
-            self._check(self.clients)
 
     def __enter__(self) -> "Site":
         if self.log is not None:
             self.log.__enter__()
-            about: dict[str, Scalar] = {"config": self.study.hash, "data": self.data, "examples": self.clients.examples}
-            self.log.record(self.name, "opened", about=about | self.counted | ({} if self.skipped is None else {"skipped": self.skipped}))
+            data = self.data
+            about: dict[str, Scalar] = {"config": self.study.hash, "data": data.fingerprint, "examples": data.raw.examples, **data.counted}
+            self.log.record(self.name, "opened", about=about if data.skipped is None else about | {"skipped": data.skipped})
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -159,21 +137,11 @@ class Site:
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         fields = leaving(header.kind, self.study) + (PARTIAL if TRAIN_SECONDS in header.fields else ())
         self.terms.check(header, fields, self.budget.seconds_today)
-        if answer.prepared and self._preparation is not None:
-            envelope = self._prepared(self._preparation, envelope)
+        if answer.prepared:
+            before, envelope = self.data.numbers, self.data.prepared(envelope)
+            if self.data.numbers != before and self.log is not None:
+                self.log.record(self.name, "prepared", run=header.run, round=header.round, about={"numbers": self.data.numbers})
         return answer.compute(self, envelope)
-
-    @property
-    def departments(self) -> Departments:
-        """The site's departments, with their examples as the study prepares them now."""
-        if self._departments is None or self._departments.clients is not self.clients:
-            self._departments = Departments(self.study.round, self.clients, self.plan)
-        return self._departments
-
-    @property
-    def counted(self) -> dict[str, Scalar]:
-        """How many clients the site is in a study of departments: those with examples; nothing in others."""
-        return {"clients": int(np.count_nonzero(self.raw.sizes))} if self.study.departments else {}
 
     def keep(self, run: str) -> Keep:
         """Where the site keeps what it has between the rounds of a run."""
@@ -197,20 +165,6 @@ class Site:
         if self.log is not None:
             self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more={**(more or {}), **counted})
         return reply
-
-    def _asked(self) -> Request:
-        """What holds of every request, by which the policy is asked."""
-        study, examples, skipped = self.study, self.raw.examples, self.skipped or 0
-        bad, least = skipped / max(1, examples + skipped), min(self.raw.sizes[self.raw.sizes > 0].tolist(), default=0)
-        return Request(
-            study.hash,
-            examples,
-            self._classes,
-            clip=study.clip,
-            noise=study.noise,
-            bad=bad,
-            department=least if study.departments else None,
-        )
 
     def _withdraw(self, request: Header) -> None:
         """The ledger's last word on a run."""
@@ -243,53 +197,8 @@ class Site:
             sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest, fields=fields,
         )  # fmt: skip
 
-    def _skip(self) -> None:
-        """Leaves bad records out, and tells the site's own staff which."""
-        self.raw, bad = usable(self.raw, self.study.round.algorithm.task, [step.column for step in self.study.prepare])
-        self.skipped = len(bad)
-        if len(bad):
-            self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
-
-    def _too_bad(self) -> bool:
-        """Whether so many records are bad that the policy refuses every request."""
-        skipped, most = self.skipped or 0, self.terms.policy.max_bad_share
-        return most is not None and skipped > most * (self.clients.examples + skipped)
-
-    def _check(self, clients: Clients) -> None:
-        """Raises where the task cannot use these examples."""
-        check = self.study.round.algorithm.task.check
-        if check is not None and not self._too_bad():
-            check(clients)
-
-    def _prepared(self, preparation: prepare.Preparation, envelope: Envelope) -> Envelope:
-        """The request without the numbers of preprocessing, by which the examples then are."""
-        before = preparation.digest
-        envelope = preparation.take(envelope)
-        if preparation.digest != before:
-            self.clients = preparation.clients
-            if self.log is not None:
-                header = envelope.header
-                self.log.record(self.name, "prepared", run=header.run, round=header.round, about={"numbers": preparation.digest})
-        return envelope
-
     def _note(self, error: Exception) -> None:
         """What went wrong, in full, where only the site's staff reads it."""
         if self.folder is not None:
             with open(self.folder / "errors.log", "a") as file:
                 file.write(f"{datetime.now(UTC).isoformat()}\n{''.join(traceback.format_exception(error))}\n")
-
-
-def fingerprint(clients: Clients, order: Order | None) -> str:
-    """A short name for the site's data, and for the order of its batches where that is given."""
-    if order is None or callable(order):
-        return clients.fingerprint()
-    return sha256(f"{clients.fingerprint()}{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()[:16]
-
-
-def _classes(labels: np.ndarray) -> dict[str, int]:
-    """How many examples each class has."""
-    return {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
-
-
-def _columns(clients: Clients) -> list[tuple[str, np.ndarray]]:
-    return [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(clients.columns)]

@@ -110,7 +110,8 @@ def test_bad_records_are_skipped_and_counted(tmp_path):
     files[0] = dataclasses.replace(files[0], data=bad_records())
     with federation(COMPOSED, files=files, folder=tmp_path) as (fed, sites, transport):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
-        assert float(seen["clients"]) == 4 and sites[0].clients.examples == 21 and np.isfinite(sites[0].clients.columns["x"]).all()
+        used = sites[0].data.clients
+        assert float(seen["clients"]) == 4 and used.examples == 21 and np.isfinite(used.columns["x"]).all()
         said = [header_of(raw) for raw in transport.received]
     assert [(one.sender, one.fields["skipped"]) for one in said if "skipped" in one.fields] == [(NAMES[0], 2)]
     assert next(show(tmp_path / NAMES[0] / "audit", what="opened")).about["skipped"] == 2

@@ -100,7 +100,7 @@ def test_categories_of_a_single_example_may_be_told(composed):
     with federation(composed, files=files(), prepare=steps) as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
     assert float(seen["clients"]) == 4
-    assert fed.prepared.numbers[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].clients.examples == 1
+    assert fed.prepared.numbers[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].data.clients.examples == 1
 
 
 def test_a_run_that_is_started_again_has_the_same_numbers_and_measures_nothing(composed, tmp_path):
@@ -182,15 +182,15 @@ def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
     study = Study(composed, BATCH, EPOCHS, prepare=STEPS)
     with Site(about[0], study, COORDINATOR.public) as site:
         sums = ask(site, "measure").tensors
-        x, sex = site.raw.columns["x"], site.raw.columns["sex"]
+        x, sex = site.data.raw.columns["x"], site.data.raw.columns["sex"]
         assert sums["['sums'][0]['count']"].tolist() == (~np.isnan(x)).sum(axis=0).tolist()
         values, counts = np.unique(sex, return_counts=True)
         assert (counts >= 9).any() and (counts < 9).any()
         assert sums["['sums'][1]['values']"].tolist() == values[counts >= 9].tolist()
     with Site(about[1], study, COORDINATOR.public) as site:  # of 9 examples, each column has fewer values
         sums = ask(site, "measure").tensors
-        assert (np.isnan(site.raw.columns["x"]).sum(axis=0) > 0).any()
-        missing = np.isnan(site.raw.columns["x"]).any(axis=0)
+        assert (np.isnan(site.data.raw.columns["x"]).sum(axis=0) > 0).any()
+        missing = np.isnan(site.data.raw.columns["x"]).any(axis=0)
         assert sums["['sums'][0]['mean']"][missing].tolist() == [0.0] * missing.sum() and sums["['sums'][1]['values']"].size == 0
     with Site(about[2], study, COORDINATOR.public) as site:
         reply = ask(site, "measure")
@@ -252,4 +252,4 @@ def test_missing_values_are_for_columns_with_a_step_alone(composed, tmp_path):
     ages = about[0].data.columns["age"]
     for steps, skipped in ((STEPS, 0), (STEPS[:2], int(np.isnan(ages).sum()))):
         with Site(about[0], Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
-            assert site.skipped == skipped and site.raw.examples == len(ages) - skipped
+            assert site.data.skipped == skipped and site.data.raw.examples == len(ages) - skipped

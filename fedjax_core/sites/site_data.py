@@ -1,0 +1,113 @@
+"""The examples of a site: opened, without bad records where its policy has them skipped, checked, and as the study prepares them.
+
+    raw      as they lie there                                   what sums for preprocessing are of
+    clients  by the numbers that the last request brought        what is trained and counted on; `raw` where the study prepares nothing
+
+>>> import optax
+>>> from fedjax_core import algorithms, compose, models
+>>> study = Study(compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1))), batch_size=2, epochs=1)
+>>> columns = {"x": np.ones((3, 2), np.float32), "y": np.array([0, 1, 1], np.float32)}
+>>> data = SiteData(SiteFile(name="charite", data=columns, labels="y"), study)
+>>> data.clients.examples, data.skipped, data.asked.per_class
+(3, None, {'0.0': 1, '1.0': 2})
+"""
+
+from hashlib import sha256
+
+import jax
+import numpy as np
+
+from fedjax_core.data.batches import Order
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites import prepare
+from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.departments import Departments
+from fedjax_core.sites.policy import Policy, Request
+from fedjax_core.sites.records import usable
+from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.wire import Envelope
+
+
+class SiteData:
+    """What a site has, for one study."""
+
+    def __init__(self, about: SiteFile, study: Study) -> None:
+        """Raises ValueError where the study cannot use it."""
+        self._study = study
+        most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
+        self.raw = load_data(about, check=most_bad is None and not study.prepare)
+        """The examples as they lie there."""
+        self.bad: np.ndarray | None = None
+        """Positions of the bad records, which are left out; None where the policy does not ask for it."""
+        if most_bad is not None:
+            self.raw, self.bad = usable(self.raw, study.round.algorithm.task, [step.column for step in study.prepare])
+        elif study.prepare:
+            prepare.check_rest(study.prepare, self.raw)
+        check_divided(about.name, study, self.raw)
+        self.clients = self.raw
+        """The examples as the study prepares them, once it is known how."""
+        self.fingerprint = fingerprint(self.raw, about.order)
+        self.schema = sha256(repr([(str(p), str(x.dtype), x.shape[1:]) for p, x in _columns(self.raw)]).encode()).hexdigest()[:16]
+        self.plan = study.plan(about.order)
+        """Of which batches are made."""
+        skipped, least = self.skipped or 0, int(self.raw.sizes[self.raw.sizes > 0].min())
+        self.asked = Request(
+            study.hash, self.raw.examples, None if about.labels is None else _classes(self.raw.columns[about.labels]), clip=study.clip,
+            noise=study.noise, bad=skipped / (self.raw.examples + skipped), department=least if study.departments else None,
+        )  # fmt: skip
+        """By which the site's policy is asked, whatever the request."""
+        self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
+        self._departments: Departments | None = None
+        if not study.prepare and not (most_bad is not None and self.asked.bad > most_bad):  # of which the policy refuses every request
+            self._check(self.raw)
+
+    @property
+    def skipped(self) -> int | None:
+        """How many bad records were left out; None where the policy does not ask for it."""
+        return None if self.bad is None else len(self.bad)
+
+    @property
+    def counted(self) -> dict[str, Scalar]:
+        """How many clients the site is in a study of departments: those with examples; nothing in others."""
+        return {"clients": int(np.count_nonzero(self.raw.sizes))} if self._study.departments else {}
+
+    @property
+    def departments(self) -> Departments:
+        """The site's departments, with their examples as the study prepares them now."""
+        if self._departments is None or self._departments.clients is not self.clients:
+            self._departments = Departments(self._study.round, self.clients, self.plan)
+        return self._departments
+
+    @property
+    def numbers(self) -> str | None:
+        """The digest of those by which `clients` are prepared."""
+        return None if self._preparation is None else self._preparation.digest
+
+    def prepared(self, envelope: Envelope) -> Envelope:
+        """The request without the numbers of preprocessing, by which `clients` then are."""
+        if self._preparation is not None:
+            envelope = self._preparation.take(envelope)
+            self.clients = self._preparation.clients
+        return envelope
+
+    def _check(self, clients: Clients) -> None:
+        """Raises where the task cannot use these examples."""
+        if (check := self._study.round.algorithm.task.check) is not None:
+            check(clients)
+
+
+def fingerprint(clients: Clients, order: Order | None) -> str:
+    """A short name for the site's data, and for the order of its batches where that is given."""
+    if order is None or callable(order):
+        return clients.fingerprint()
+    return sha256(f"{clients.fingerprint()}{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()[:16]
+
+
+def _classes(labels: np.ndarray) -> dict[str, int]:
+    """How many examples each class has."""
+    return {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
+
+
+def _columns(clients: Clients) -> list[tuple[str, np.ndarray]]:
+    return [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(clients.columns)]
