@@ -1,15 +1,13 @@
 """The waiting for replies: who is asked again, who is late or lost, and how many are enough.
 
-    ask all ─► a reply ─► authentic? this request's? heard once? ─► use ─► settled
+    ask all ─► a reply ─► hear: authentic? this request's? the first? ─► use ─► settled
         │        └ damaged, lost: ask again        └ refused: recorded, settled
         └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `announce.py`
 
-How long, and how many are enough, is in `rules.py`. Below the quorum those who are missing are asked again while there is time, and then
-`Paused` is raised.
+What may be heard is in `hearing.py`; how long it is waited, and how many are enough, in `rules.py`. Below the quorum those who are missing
+are asked again while there is time, and then `Paused` is raised.
 """
 
-import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -19,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.sites.announce import LACKING, Outgoing
-from fedjax_core.sites.answers import ANSWERS
-from fedjax_core.sites.base import Bytes, Refused, Scalar, shown
+from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.fetch import Fetch
-from fedjax_core.sites.guard import Guard, check_clock
+from fedjax_core.sites.hearing import Hearing
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import PARTS, contents
 from fedjax_core.sites.request import Record, Requests
@@ -30,23 +27,9 @@ from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.transport import Reply, Transport, bring, first_of
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode, header_of
 
-log = logging.getLogger("fedjax_core")
-
 
 class Paused(RuntimeError):
     """Too few sites reported. Nothing was averaged: the state is what it was, and the round can be run again."""
-
-
-class WrongSender(Refused):
-    """The reply of another site than the one that was asked."""
-
-    code = "wrong-sender"
-
-
-class WrongReply(Refused):
-    """The reply is to another request, or of another kind."""
-
-    code = "wrong-reply"
 
 
 class Collector:
@@ -60,11 +43,10 @@ class Collector:
         """Examples of each site, once they are known."""
         self.clients: np.ndarray | None = None
         """[N] how many clients each site is, where departments are clients; None: each is one."""
-        self.reasons: dict[int, str] = {}
-        """Why there is no reply of a site to the last request."""
-        self._transport, self._roster, self._record = transport, roster, record
-        self._requests, self._guard = requests, Guard(requests.run, 0)
-        self._late: dict[Future[Reply], str] = {}
+        self.hearing = Hearing(requests.run, self.names, roster, record)
+        """Which has the reasons of those whose reply does not count."""
+        self._transport, self._roster, self._record, self._requests = transport, roster, record, requests
+        self._late: dict[Future[Reply], int] = {}
         self._counted: dict[int, Future[Reply]] = {}
         self._steps: dict[str, int] = {}
         self._outgoing: Outgoing | None = None
@@ -77,11 +59,11 @@ class Collector:
 
     def begin(self, number: int) -> None:
         """It is now round `number`: what comes of another is refused, and so is what comes late."""
-        self._guard = self._guard.at(number)
+        self.hearing.begin(number)
         self._until = time.monotonic() + self.rules.deadline_seconds
         while done := first_of(self._transport, self._late, 0.0) if self._late else ():
             for future in done:
-                self._hear_late(future, self._late.pop(future))
+                self.hearing.hear_late(future, self._late.pop(future))
 
     def collect(
         self,
@@ -99,7 +81,7 @@ class Collector:
         rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
         header, outgoing = header_of(request), self.outgoing(request)
         good: dict[int, Envelope] = {}
-        self.reasons = {}
+        self.hearing.reasons.clear()
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
         waiting: dict[Future[Reply], int] = {}
@@ -122,9 +104,9 @@ class Collector:
                 for future in sorted(done, key=lambda f: waiting[f]):
                     at = waiting.pop(future)
                     if at in settled:  # asked twice, and answered twice
-                        self._hear_late(future, self.names[at])
+                        self.hearing.hear_late(future, at)
                         continue
-                    heard = self.hear(future, at, number, header, outgoing)
+                    heard = self.hearing.hear(future, at, number, header, outgoing, skew_seconds=rules.skew_seconds)
                     if heard is not None and heard.header.kind == PARTS:
                         whole = fetch.begin(at, self.names[at], contents(heard, header))
                         waiting[whole], heads[whole] = at, future
@@ -150,7 +132,7 @@ class Collector:
         fetch.close()
         for future, at in waiting.items():
             if at not in settled:
-                self.reasons[at] = "no reply in time"
+                self.hearing.reasons[at] = "no reply in time"
                 self._record(self.names[at], "missing", number, {"reason": "no reply in time"})
             self.leave(future, at)
         return good
@@ -171,7 +153,7 @@ class Collector:
 
     def leave(self, future: "Future[Reply]", at: int) -> None:
         """Nobody waits any more for this reply of the site at this position: it is recorded when it comes."""
-        self._late[future] = self.names[at]
+        self._late[future] = at
 
     def goes_on(self, positions: Iterable[int]) -> bool:
         """Whether one of these sites has done steps since it was last looked at."""
@@ -208,63 +190,6 @@ class Collector:
         send, and `number` is the round that the audit log has it under.
         """
         return Fetch(self._transport, self._roster, positions, request, lambda who, what, about: self._record(who, what, number(), about))
-
-    def hear(self, future: "Future[Reply]", at: int, number: int, asked: Header, outgoing: Outgoing | None = None) -> Envelope | None:
-        """The authentic reply of the site at this position to this request, None where there is none in what came.
-
-        The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of which a site may lack some.
-        """
-        name = self.names[at]
-        try:
-            raw = bring(future)
-        except Exception as error:
-            self.reasons[at] = "no reply came through"
-            self._record(name, "lost", number, {"reason": type(error).__name__})
-            return None
-        try:
-            envelope = decode(raw, self._roster, recipient=COORDINATOR)
-            header = envelope.header
-            if header.sender != name:
-                raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
-            check_clock(
-                name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
-                skew_seconds=self.rules.skew_seconds,
-            )  # fmt: skip
-            heard = self._guard.at(asked.round).admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
-            kind = ANSWERS[asked.kind].reply
-            if header.kind == PARTS and header.answers == asked.digest:
-                contents(envelope, asked)
-                return envelope  # may be said again: it is the reply itself that is heard once
-            if header.kind == LACKING and outgoing is not None and header.answers == outgoing.digest:
-                outgoing.lacking(envelope)
-                return envelope
-            self._guard = heard.at(number)
-            if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
-                raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
-        except Refused as refusal:
-            self.reasons[at] = str(refusal)
-            self._record(name, "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
-            return None
-        if header.kind == "refusal":
-            about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
-            self.reasons[at] = str(about["reason"])
-            log.warning("site %s did not take part in round %d: %s", name, asked.round, about["reason"])
-            self._record(name, "declined", number, about)
-        elif asked.kind != "train":  # a report is recorded with what the gate says of it
-            self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})
-        return envelope
-
-    def _hear_late(self, future: "Future[Reply]", name: str) -> None:
-        """Records what came when nobody waited for it."""
-        try:
-            raw = bring(future)
-        except Exception:  # nothing came, and nobody waits for it
-            return
-        about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
-        with contextlib.suppress(Refused):
-            header = decode(raw, self._roster, recipient=COORDINATOR).header
-            about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
-        self._record(name, "refused", self._guard.round, about)
 
     def clients_of(self, at: int) -> int:
         """How many clients the site at this position is."""

@@ -34,7 +34,7 @@ def cross_evaluate(
         asked = requests.write("score", number, to=collector.names, body={"params": params}, fields={"batch": batch_size(sizes)})
         replies = collector.collect(asked, number, list(range(len(sizes))))
         for at in range(len(sizes)):
-            found[m, at] = _read(replies[at].header.fields) if at in replies else collector.reasons.get(at, "no reply")
+            found[m, at] = _read(replies[at].header.fields) if at in replies else collector.hearing.reasons.get(at, "no reply")
     return crossed(list(models), collector.names, found)
 
 

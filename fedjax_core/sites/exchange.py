@@ -18,7 +18,8 @@ import numpy as np
 
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.round import Round, State
-from fedjax_core.sites.collect import Collector, WrongReply
+from fedjax_core.sites.collect import Collector
+from fedjax_core.sites.hearing import WrongReply
 from fedjax_core.sites.reports import Reports, Sums, total_of, training
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.server import server_half

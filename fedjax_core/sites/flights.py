@@ -100,7 +100,9 @@ class Flights:
     def _hear(self, at: int, reply: "Future[Reply]", oldest: int) -> Landed | None:
         flight = self._all[at]
         flight.replies.remove(reply)
-        heard = self._collector.hear(reply, at, self.number, flight.asked, flight.outgoing)
+        heard = self._collector.hearing.hear(
+            reply, at, self.number, flight.asked, flight.outgoing, skew_seconds=self._collector.rules.skew_seconds
+        )
         if heard is None and flight.times < self._collector.rules.attempts:
             self._ask_again(at)
             return None

@@ -47,7 +47,7 @@ def settled(steps: tuple[Step, ...], collector: Collector, requests: Requests, r
 def _measured(steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record) -> Fitted:
     names = collector.names
     replies = collector.collect(requests.write("measure", 0, to=names), 0, list(range(len(names))))
-    reasons = {names[at]: collector.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
+    reasons = {names[at]: collector.hearing.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
     said: list[tuple[Sums, ...]] = []
     for at, reply in sorted(replies.items()):
         try:

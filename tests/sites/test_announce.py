@@ -357,7 +357,7 @@ def test_a_site_takes_no_request_that_is_larger_than_its_memory_and_none_while_i
             (tmp_path / "policy.toml").write_text(("" if more else "paused = true\n") + policy + more)
             transport.sent.clear()
             before = sites[AT].incoming
-            assert ask(fed) == [0] and said in fed._collector.reasons[AT] and sites[AT].incoming is before
+            assert ask(fed) == [0] and said in fed._collector.hearing.reasons[AT] and sites[AT].incoming is before
             assert sum(header_of(raw).kind == DELIVER for raw in transport.sent) > 20
     codes = [entry.about["code"] for entry in show(tmp_path / "coordinator" / "audit") if (entry.who, entry.what) == (WHO, "declined")]
     assert codes == ["over-cap", "declined"]
