@@ -91,9 +91,9 @@ def ids_of(ids: Any, clients: int) -> np.ndarray:
         raise ValueError(f"there are {len(found)} ids for {clients} clients; give one id each, or none for positions")
     if found.dtype.kind == "i" and found.min(initial=0) < 0:
         raise ValueError(f"id {found.min()} is negative; an id is an integer from 0 to 2**64 - 1, or a string")
-    values, counts = np.unique(found, return_counts=True)
-    if len(values) < clients:
-        twice = values[np.argmax(counts > 1)].item()
+    ordered = np.sort(found)
+    if (again := ordered[1:] == ordered[:-1]).any():
+        twice = ordered[np.argmax(again)].item()
         first, second = np.flatnonzero(found == twice)[:2]
         raise ValueError(f"id {twice!r} is given to two clients, at positions {first} and {second}; ids address randomness and must differ")
     found.flags.writeable = False
