@@ -73,15 +73,15 @@ def _slow(jaxpr: core.Jaxpr, swap: bool) -> Iterator[core.JaxprEqn]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated" or _separate_windows(eqn) or late_products(eqn):
             yield eqn
-        for inner in _jaxprs(tuple(eqn.params.values())):
+        for inner in jaxprs(tuple(eqn.params.values())):
             yield from _slow(inner, swap)
 
 
-def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
+def jaxprs(value: Any) -> Iterator[core.Jaxpr]:
     """The jaxprs in a parameter of an equation: the body of a jit, loop, branch or checkpoint."""
     if isinstance(value, (tuple, list)):
         for one in value:
-            yield from _jaxprs(one)
+            yield from jaxprs(one)
     elif isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
         yield value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
 
@@ -113,7 +113,7 @@ def _apply(eqn: core.JaxprEqn, args: list[Any], chosen: Chosen, swap: bool) -> l
         return [_pool_gradient(args[0], args[1], params["window_dimensions"], params["padding"])]
     if late_products(eqn):
         return scan(eqn, args, lambda jaxpr, consts, args, wanted: _evaluate(jaxpr, consts, args, chosen, swap, wanted))
-    if any(True for inner in _jaxprs(tuple(params.values())) for _ in _slow(inner, swap)):
+    if any(True for inner in jaxprs(tuple(params.values())) for _ in _slow(inner, swap)):
         params = {name: _inside(value, chosen, swap) for name, value in params.items()}
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
@@ -122,7 +122,7 @@ def _apply(eqn: core.JaxprEqn, args: list[Any], chosen: Chosen, swap: bool) -> l
 
 def _inside(value: Any, chosen: Chosen, swap: bool) -> Any:
     """The parameter of an equation with every jaxpr in it written anew."""
-    if isinstance(value, (tuple, list)) and any(True for _ in _jaxprs(value)):
+    if isinstance(value, (tuple, list)) and any(True for _ in jaxprs(value)):
         return type(value)(_inside(one, chosen, swap) for one in value)
     if not isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
         return value

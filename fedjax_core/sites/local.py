@@ -20,6 +20,7 @@ from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes import evaluate
 from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Mean
@@ -109,7 +110,8 @@ def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dic
     group = max(1, min(_ROWS // batch_size, 1 << max(4, (len(rows) - 1).bit_length())))
     for begin in range(0, len(rows), group):
         part = _padded(rows[begin : begin + group], group)
-        sums = _evaluation(task)(params, _gather(clients.columns, part), (part >= 0).astype(np.float32))
+        mask: Any = (part >= 0).astype(np.float32)
+        sums = evaluate.totals(task)(params, Batch(_gather(clients.columns, part), mask))
         for name, value in jax.device_get(sums).items():
             found[name] = found.get(name, 0.0) + float(np.sum(value[: len(rows) - begin], dtype=np.float64))
     return found
@@ -179,17 +181,6 @@ def _client(composed: Round, e: int) -> _Client:
         return *finish(message, uplink, kept, carry, seen, key), metrics
 
     return _Client(jax.jit(begin), jax.jit(nothing), compiled(work), jax.jit(finish), compiled(whole, static_argnums=0))
-
-
-@lru_cache(maxsize=32)
-def _evaluation(task: Task) -> Any:
-    """(params, columns, masks) -> the sum of each metric over each batch, {name: [G]}."""
-
-    def one(params: Params, columns: Columns, mask: Array) -> dict[str, Array]:
-        found = task.evaluation(params, Batch(columns, mask))
-        return {name: jnp.sum(jnp.where(mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()}
-
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
 
 
 def _chunks(columns: Columns, rows: np.ndarray) -> Iterator[tuple[int, int, Columns, np.ndarray]]:

@@ -158,6 +158,24 @@ def test_a_federation_that_echoes_ends_where_it_began_and_its_table_is_printed(c
     assert "times bare Ray" in out and "left out: would need about" in out
 
 
+def test_the_yardstick_is_the_published_network():
+    import bench_cifar
+
+    made = bench_cifar.simulator(bench_cifar.Settings(clients=3, images=2, cores=1, lanes=1))
+    params = jax.eval_shape(made.round.algorithm.task.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_626_442
+    with pytest.raises(SystemExit, match="multiple of 10"):
+        bench_cifar.main(bench_cifar.Settings(rounds=15))
+
+
+@pytest.mark.slow  # compiles the network
+def test_the_yardstick_is_run(capsys):
+    import bench_cifar
+
+    bench_cifar.main(bench_cifar.Settings(rounds=6, every=2, clients=3, images=10, cohort=2, tested=20, cores=1, lanes=1))
+    assert "1500 rounds at that" in capsys.readouterr().out
+
+
 def test_what_is_done_to_a_message_is_measured_part_by_part(capsys):
     import bench_sites
 
