@@ -1,6 +1,7 @@
 """Strict settings for every test, eight fake devices, `--slow`, and where the real data lies."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 tune._BUDGET_SECONDS = 0.0  # lanes by the size of the model: measuring takes seconds, and differs from machine to machine
+
+# A shell starts what runs in its background with Ctrl-C ignored, which processes of the tests would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -92,7 +92,7 @@ def _sums(task: Task, params: Params, clients: Clients, personal: Params | None 
     found: dict[str, np.ndarray] = {}
     for rows, owner, batches in _chunks(clients):
         mine = jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal) if personal is not None else params
-        for name, sums in jax.device_get(totals(task, personal is not None)(mine, batches)).items():
+        for name, sums in jax.device_get(batch_sums(task, personal is not None)(mine, batches)).items():
             into = found.setdefault(name, np.zeros(len(clients)))
             np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
     return found
@@ -115,7 +115,7 @@ def _chunks(clients: Clients) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
 
 
 @lru_cache(maxsize=32)
-def totals(task: Task, personal: bool = False) -> Any:
+def batch_sums(task: Task, personal: bool = False) -> Any:
     """(params, batches [G, B, ...]) -> the sum of each metric over each batch, {name: [G]}; `personal`: params are [G, ...], too."""
 
     def one(params: Params, batch: Batch) -> dict[str, jax.Array]:

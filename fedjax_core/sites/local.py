@@ -20,8 +20,8 @@ from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes import evaluate
 from fedjax_core.lanes.compiling import options
+from fedjax_core.lanes.evaluate import batch_sums
 from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round
@@ -111,7 +111,7 @@ def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dic
     for begin in range(0, len(rows), group):
         part = _padded(rows[begin : begin + group], group)
         mask: Any = (part >= 0).astype(np.float32)
-        sums = evaluate.totals(task)(params, Batch(_gather(clients.columns, part), mask))
+        sums = batch_sums(task)(params, Batch(_gather(clients.columns, part), mask))
         for name, value in jax.device_get(sums).items():
             found[name] = found.get(name, 0.0) + float(np.sum(value[: len(rows) - begin], dtype=np.float64))
     return found

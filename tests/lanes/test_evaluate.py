@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from fedjax_core import Batch, Clients, Simulator, Task, algorithms, compose, evaluate, models, predict
-from fedjax_core.lanes.evaluate import totals
+from fedjax_core.lanes.evaluate import batch_sums
 from tests.zoo import SIZES, clients
 
 
@@ -61,7 +61,7 @@ def test_a_model_whose_batches_go_one_after_another(outputs, personal):
     params = {"k": rng.normal(size=(4, 2, 1, 3, 3)).astype(np.float32), "w": rng.normal(size=(4, width)).astype(np.float32)}
     task = Task(lambda key: params, outputs)
     first = jax.tree.map(lambda x: x[0], params)
-    program = str(jax.make_jaxpr(totals(task))(first, Batch({"x": np.zeros((5, 2, 1, 4, 4), np.float32)}, np.ones((5, 2), np.float32))))
+    program = str(jax.make_jaxpr(batch_sums(task))(first, Batch({"x": np.zeros((5, 2, 1, 4, 4), np.float32)}, np.ones((5, 2), np.float32))))
     assert ("scan[" in program) == (jax.default_backend() == "cpu")
     found = evaluate(task, first, data, personal=params if personal else None)
     for i, n in enumerate(sizes):
