@@ -21,7 +21,9 @@ from tests.run.small import averaging, bits, clients, cohorts
 
 @pytest.fixture(scope="module")
 def sim():
-    return averaging()
+    made = averaging()
+    made.reserve(6)  # all of them, whichever test comes first
+    return made
 
 
 class Altered:
