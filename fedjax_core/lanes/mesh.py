@@ -83,8 +83,9 @@ class Placing:
 
     @property
     def on_cores(self) -> bool:
-        """Whether the devices are parts of one processor, which share its memory."""
-        return self.mesh is not None and self.mesh.devices.size > 1 and self.mesh.devices.flat[0].platform == "cpu"
+        """Whether the devices are parts of one host's processor, which share its memory."""
+        mesh = self.mesh
+        return mesh is not None and mesh.size > 1 and not mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu"
 
     def data(self, columns: Columns) -> Columns:
         """All examples, on every device; cores work on the same copy."""

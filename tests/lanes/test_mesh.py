@@ -61,8 +61,10 @@ def test_a_model_that_does_not_fit_one_device_fits_eight(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda: needed.total // 2)
     with pytest.raises(ValueError, match=r"needs at least .* MB on each device, which has .* MB"):
         transformer().plan(3)
+    monkeypatch.setattr(memory, "device_bytes", lambda: 8 * (needed.total // 2))  # which the eight, parts of one processor, share
     mesh = jax.make_mesh((1, 8), ("lanes", "model"))
     sim = transformer(mesh)
+    assert sim.plan(3).limit == needed.total // 2
     assert sim.plan(3).working < needed.working / 3
     after_two_rounds(sim)
 
