@@ -31,6 +31,6 @@ def test_a_second_call_reads_what_the_first_left(study, tmp_path, capsys, monkey
         raise AssertionError("a finished run must not train")
 
     monkeypatch.setattr(study.fc.Simulator, "run_many", refuse)
-    monkeypatch.setattr(study, "simulate", lambda cohort, seed: "")
+    monkeypatch.setattr(study, "simulate", lambda cohort, seed, cores: "")
     assert study.main(settings) == 0
     assert (tmp_path / "table.md").read_bytes() == table
