@@ -48,15 +48,15 @@ def lead(folder: Folder, address: str | None) -> int:
                     federation, plan.rounds, cohorts.everyone(len(plan.sites)), home / "run",
                     key=jax.random.key(study.seed), checkpoint_every=plan.checkpoint_every, progress=False,
                 )  # fmt: skip
+                if history.stopped == "interrupted":
+                    return INTERRUPTED
+                found = federation.evaluate(history.state)
                 break
             except Paused as paused:  # sites are away: nothing is lost by asking again, from the last checkpoint on
                 if attempt == _PATIENCE:
                     raise
                 print(paused, file=sys.stderr, flush=True)
                 time.sleep(_AWAY_SECONDS)
-        if history.stopped == "interrupted":
-            return INTERRUPTED
-        found = federation.evaluate(history.state)
         clients = {metric: values.tolist() for metric, values in found.clients.items()}
         about = {"rounds": int(history.state.round), "sizes": found.sizes.tolist(), "pooled": found.pooled, "sites": clients}
         write_whole(home / "result.json", json.dumps(about))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.cli import main
+from fedjax_core.consortium import lead
 from fedjax_core.consortium.processes import Part
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.sites.doctor import examine
@@ -32,6 +34,34 @@ def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
     with pytest.raises(ValueError, match=r"has 2 rounds already, more than 1: ask for as many"):
         prepare(folder, rounds=1)
     assert prepare(folder, rounds=2)[0].rounds == 2 and prepare(folder)[0].rounds == 2
+
+
+def test_a_coordinator_waits_for_sites_that_are_away_when_the_last_model_is_evaluated(tmp_path, monkeypatch, capsys):
+    folder, evaluated = Folder(tmp_path / "box"), []
+    prepare(folder, sites=2, rounds=1)
+
+    class Federation:
+        def __init__(self, *about, **settings):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def evaluate(self, state):
+            evaluated.append(state)
+            if len(evaluated) < 3:
+                raise lead.Paused("1 of 2 sites reported")
+            return fc.Evaluation({"loss": 0.5}, {"loss": np.array([0.25, 0.75])}, np.array([4, 4]))
+
+    monkeypatch.setattr(lead, "Federation", Federation)
+    monkeypatch.setattr(lead, "fit", lambda *about, **settings: SimpleNamespace(stopped="finished", state=SimpleNamespace(round=1)))
+    monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.0)
+    assert lead.lead(folder, None) == 0 and len(evaluated) == 3
+    assert capsys.readouterr().err.count("1 of 2 sites reported") == 2
+    assert json.loads((folder.coordinator / "result.json").read_text())["pooled"] == {"loss": 0.5}
 
 
 @pytest.mark.parametrize(
