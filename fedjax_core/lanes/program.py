@@ -107,16 +107,20 @@ def _run_one(
     return state._replace(round=state.round + 1), metrics
 
 
-def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
-    """All the clients of the schedule, worked through by this device's lanes."""
-    exchange = composed.algorithm.exchanges[e]
+class _Client(NamedTuple):
+    """What any client of the cohort does in one exchange, by its place k in it."""
+
+    begin: Any  # (k, what it keeps) -> carry
+    step: Any  # (carry, rows [B], k, which step) -> (carry, metrics)
+    report: Any  # (k, carry, what it kept) -> (update, weight, what it keeps, whether that may be used)
+
+
+def _client(composed: Round, e: int, data: Columns, state: State, places: Places, steps: Array, lanes: int) -> _Client:
+    """For clients that take these numbers of steps [K], in so many lanes."""
+    exchange, K = composed.algorithm.exchanges[e], places.position.shape[0]
     client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
-    K, (S, L) = places.position.shape[0], schedule.client.shape
-    client_step = rewrite(client.step, lanes=L)
+    client_step = rewrite(client.step, lanes=lanes)
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
-    steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
-    ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
-    until = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)  # [S]
 
     def begin(k: Array, kept: Kept) -> Any:
         return client.begin(message, kept.own, keys.begin(client_keys[k], e))
@@ -132,6 +136,18 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
         sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
         update, usable = composed.receive(e, uplink, sent, weight)
         return update, weight, kept, usable & tree.finite(kept)
+
+    return _Client(begin, step, report)
+
+
+def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
+    """All the clients of the schedule, worked through by this device's lanes."""
+    exchange = composed.algorithm.exchanges[e]
+    K, (S, L) = places.position.shape[0], schedule.client.shape
+    steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
+    ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
+    until = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)  # [S]
+    begin, step, report = _client(composed, e, data, state, places, steps, L)
 
     def fresh(k: Array) -> Lanes:
         """A lane where client k has just begun."""
