@@ -4,6 +4,7 @@ Coming    a reply:      `part` i is asked for, and comes as it is
 Going     a request:    `deliver` brings part i, and the site says that it is `delivered`
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from fedjax_core.sites.transport import Reply
 from fedjax_core.sites.wire import COORDINATOR, decode
 
 
-class Transfer:
+class Transfer(ABC):
     """What both directions have."""
 
     over: ClassVar[str]
@@ -38,13 +39,13 @@ class Transfer:
         self.tries = [0] * len(contents.digests)
         """How often each part was lost or damaged."""
 
+    @abstractmethod
     def message(self, i: int) -> Bytes:
         """What is sent to the site for part `i`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, i: int, raw: Bytes) -> bool:
         """Whether this reply means that part `i` is where it belongs."""
-        raise NotImplementedError
 
 
 class Coming(Transfer):
