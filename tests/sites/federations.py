@@ -57,6 +57,13 @@ def federation(composed, kind="classes", *, fault=None, files=None, folder=None,
         yield fed, sites, transport
 
 
+def begin_anew(sites, transport, at):
+    """The site at this position is killed, and started again over its folder."""
+    old = sites[at]
+    old.__exit__()
+    transport.inner.sites[old.name] = sites[at] = Site(old.about, old.study, COORDINATOR.public).__enter__()
+
+
 def whole(fed, sites, state):
     """The state with what sites keep in the place of its versions: what the simulator's state is."""
     versions = np.asarray(state.clients.version)

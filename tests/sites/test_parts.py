@@ -16,12 +16,11 @@ from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.fetch import Fetch, Stuck
 from fedjax_core.sites.identity import Roster
-from fedjax_core.sites.site import Site
 from fedjax_core.sites.tensors import LIMITS
 from fedjax_core.sites.transport import bring
 from fedjax_core.sites.wire import decode, encode, header_of
 from tests.sites.faulty import changed, corrupt, delayed, failed
-from tests.sites.federations import COORDINATOR, NAMES, federation
+from tests.sites.federations import NAMES, begin_anew, federation
 from tests.test_contracts import assert_equal
 from tests.zoo import lossy, task
 
@@ -139,10 +138,8 @@ def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tm
             lost += 1
             return failed()
         if len(came) == 6 and cut == "as the site begins anew" and not lost:
-            lost += 1  # killed, and started again over its folder
-            old = sites[AT]
-            old.__exit__()
-            transport.inner.sites[WHO] = sites[AT] = Site(old.about, old.study, COORDINATOR.public).__enter__()
+            lost += 1
+            begin_anew(sites, transport, AT)
         found = send(site, request)
         came.append(i)
         return found
