@@ -1,0 +1,198 @@
+"""Faults drawn at random, many in one run, with sites and the coordinator killed between them: the bits are the same as without any."""
+
+import contextlib
+import random
+import threading
+from concurrent.futures import Future
+
+import jax
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.sites.audit import verify
+from fedjax_core.sites.coordinator import Federation, Paused, Rules
+from fedjax_core.sites.identity import Roster
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.transport import InProcess
+from tests.sites.faulty import changed, delayed, failed
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, site_files, whole
+from tests.sites.test_parts import COMPOSED
+from tests.test_contracts import assert_equal
+from tests.zoo import task
+
+ROUNDS, PATIENCE = 4, 100  # how often a round is run again
+STUDIES = {
+    "scaffold": COMPOSED,
+    "mime": fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))),  # two exchanges a round
+    "ifca": fc.compose(fc.algorithms.ifca(task(), 2, optax.sgd(0.1))),
+}
+
+
+def mangled(raw, draw):
+    """The message cut, lengthened, made of something else, or with a bit turned or a piece missing."""
+    at, to = sorted(draw.randrange(len(raw) + 1) for _ in range(2))
+    turned = raw[:-1] + bytes([raw[-1] ^ 1 << draw.randrange(8)])
+    return draw.choice([raw[:at], raw + draw.randbytes(9), draw.randbytes(to), turned, raw[:at] + raw[to:]])
+
+
+class Chaos:
+    """A transport of which one message in so many goes wrong, and which restarts a site now and then."""
+
+    near = False
+
+    def __init__(self, sites, share, draw):
+        self.inner, self._share, self._draw = InProcess(sites), share, draw
+        self._requests, self._replies, self._timers = [], [b""], []
+        self.still = False
+        """Whether nothing goes wrong any more."""
+
+    def send(self, site, request):
+        request = bytes(request)
+        self._requests.append((site, request))
+        if self.still or self._draw.random() > self._share:
+            return self._whole(site, request)
+        fault = self._draw.choice(FAULTS)
+        return fault(self, site, request, random.Random(self._draw.random()))
+
+    def progress(self, site):
+        return self.inner.progress(site)
+
+    def close(self):
+        """Nothing: the sites outlive a coordinator."""
+
+    def stop(self):
+        """The sites, once they have done all that they were asked."""
+        for timer in self._timers:
+            timer.join()
+        self.inner.close()
+        return self.inner.sites.values()
+
+    def _whole(self, site, request):
+        def handle():  # by the site of that name that there is when its turn comes
+            self._replies.append(bytes(self.inner.sites[site].handle(request)))
+            return self._replies[-1]
+
+        return self.inner._threads[site].submit(handle)
+
+    def lost(self, site, request, draw):
+        return failed()
+
+    def reply_lost(self, site, request, draw):
+        self._whole(site, request).result()
+        return failed()
+
+    def request_mangled(self, site, request, draw):
+        return self._whole(site, mangled(request, draw))
+
+    def reply_mangled(self, site, request, draw):
+        return changed(self._whole(site, request), lambda raw: mangled(raw, draw))
+
+    def twice(self, site, request, draw):
+        self._whole(site, request)
+        return self._whole(site, request)
+
+    def late(self, site, request, draw):
+        return delayed(self._whole(site, request), draw.random() / 3)
+
+    def request_late(self, site, request, draw):
+        """So late that it is taken for lost."""
+        self._timers.append(threading.Timer(draw.random(), lambda: self._whole(site, request)))
+        self._timers[-1].start()
+        return failed()
+
+    def request_of_before(self, site, request, draw):
+        self._whole(*draw.choice(self._requests)).result()
+        return self._whole(site, request)
+
+    def reply_of_before(self, site, request, draw):
+        self._whole(site, request)
+        old = Future()
+        old.set_result(draw.choice(self._replies))
+        return old
+
+    def silence(self, site, request, draw):
+        self._whole(site, request)
+        return Future()
+
+    def restart(self, site, request, draw):
+        """The site is killed, perhaps with its work done and nothing said, and started again over its folder."""
+
+        def anew():
+            old = self.inner.sites[site]
+            if draw.random() < 0.5:
+                old.handle(request)
+            old.__exit__()
+            self.inner.sites[site] = Site(old.about, old.study, COORDINATOR.public).__enter__()
+
+        self.inner._threads[site].submit(anew).result()
+        return self._whole(site, request)
+
+
+FAULTS = [
+    Chaos.lost, Chaos.reply_lost, Chaos.request_mangled, Chaos.reply_mangled, Chaos.twice, Chaos.late, Chaos.request_late,
+    Chaos.request_of_before, Chaos.reply_of_before, Chaos.silence, Chaos.restart,
+]  # fmt: skip
+
+
+def patiently(ask, *about):
+    """What it gives once no site is away."""
+    for _ in range(PATIENCE):
+        with contextlib.suppress(Paused):
+            return ask(*about)
+    raise AssertionError(f"paused {PATIENCE} times")
+
+
+def undisturbed(composed, cohorts):
+    with federation(composed, rules=Rules(quorum=4)) as (fed, sites, _):
+        state = fed.init(jax.random.key(1))
+        for cohort in cohorts:
+            state, _ = fed.run(state, cohort)
+        return state, whole(fed, sites, state), fed.evaluate(state).pooled
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 2 else pytest.mark.slow) for seed in range(60)])
+def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
+    draw = random.Random(seed)
+    composed = STUDIES[draw.choice(list(STUDIES)) if seed > 1 else "scaffold"]
+    cohorts = [sorted(draw.sample(range(4), draw.randint(2, 4))) for _ in range(ROUNDS)]
+    expected = undisturbed(composed, cohorts)
+    held = draw.choice([0, 1, 4])
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD", held)
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", held << 20)
+    part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)])  # more parts, more messages to go wrong
+    rules = Rules(
+        quorum=4, attempts=draw.choice([1, 2, 4]), idle_seconds=0.4, deadline_seconds=draw.choice([2.0, 6.0]), part_bytes=part_bytes
+    )
+    files = site_files(folder=tmp_path)
+    sites = [Site(one, Study(composed, BATCH, EPOCHS), COORDINATOR.public).__enter__() for one in files]
+    transport = Chaos(sites, share, draw)
+
+    def begun():
+        fed = patiently(
+            lambda: Federation(
+                composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, rules=rules, folder=tmp_path / "coordinator",
+                roster=Roster({site.name: site.key.public for site in sites}), key=COORDINATOR,
+            )
+        )  # fmt: skip
+        return fed, fed.init(jax.random.key(1))
+
+    fed, state = begun()
+    states = [state]
+    while (number := len(states) - 1) < ROUNDS:
+        if draw.random() < 0.15:  # the coordinator is killed, and begins anew from one of its last two checkpoints
+            fed.close()
+            fed, _ = begun()
+            number = max(0, number - draw.randint(0, 1))
+        state, _ = patiently(fed.run, states[number], cohorts[number])
+        states[number + 1 :] = [state]
+    transport.still = True
+    assert patiently(lambda: fed.evaluate(state)).pooled == expected[2]
+    assert_equal(state, expected[0])
+    assert_equal(whole(fed, [transport.inner.sites[name] for name in NAMES], state), expected[1])
+    fed.close()
+    verify(tmp_path / "coordinator" / "audit", [COORDINATOR.public])
+    for site in transport.stop():
+        site.__exit__()
+        verify(site.folder / "audit", [site.key.public])
