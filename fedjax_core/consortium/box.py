@@ -162,11 +162,10 @@ class _Watch:
                 "the coordinator's Ray node ended, and Ray with it. Run the same command again: it goes on from the last checkpoint."
             )
         if times > _TRIES or (part.name == LEAD and code > 0):
-            raise Failed(f"{part.name} ended with code {code}:\n{part.last_words()}\n({part.log} says more)")
+            raise Failed(f"{part.name} ended with {part.ended}:\n{part.last_words()}\n({part.log} says more)")
         self._lost = time.monotonic()
-        why = signal.Signals(-code).name if code < 0 else f"code {code}"
         what = "coordinator" if part.name == LEAD else f"Ray node of {part.name}"
-        self.say(f"  lost      the {what} ({why}); starting it again")
+        self.say(f"  lost      the {what} ({part.ended}); starting it again")
         if part.name == LEAD:
             self.processes.lead()
         else:

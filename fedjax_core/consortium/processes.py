@@ -40,6 +40,12 @@ class Part:
     process: subprocess.Popen[str]
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def ended(self) -> str:
+        """How: the signal that ended it, or its code. Waits for the end."""
+        code = self.process.wait()
+        return signal.Signals(-code).name if code < 0 else f"code {code}"
+
     def let_go(self) -> None:
         """Ends its standard input, by which it ends."""
         assert self.process.stdin is not None
@@ -134,5 +140,6 @@ class Processes:
         assert part.process.stdout is not None
         line = part.process.stdout.readline().strip()
         if not line:
-            raise Failed(f"the Ray node of {part.name} did not start:\n{part.last_words()}\n({part.log} says more)")
+            part.let_go()
+            raise Failed(f"the Ray node of {part.name} did not start ({part.ended}):\n{part.last_words()}\n({part.log} says more)")
         return line

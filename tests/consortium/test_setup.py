@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.cli import main
 from fedjax_core.consortium import lead
-from fedjax_core.consortium.processes import Part
+from fedjax_core.consortium.processes import Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.identity import SiteKey
@@ -149,6 +150,14 @@ def test_arguments_that_are_no_json_are_refused_by_name(tmp_path, capsys):
     for text in ("{lr: 3}", "[3]", "3"):
         assert main(["consortium", "run", str(tmp_path / "box"), "--arguments", text]) == 1
         assert f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got '{text}'" in capsys.readouterr().err
+
+
+def test_a_node_that_is_killed_as_it_starts_is_told_of(tmp_path):
+    log = tmp_path / "mayo.log"
+    log.write_text("starting\n")
+    process = subprocess.Popen(["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process, pytest.raises(Failed, match=r"the Ray node of mayo did not start \(SIGKILL\):\nstarting\n.*mayo.log says more"):
+        Processes(Folder(tmp_path))._hear(Part("mayo", log, process))
 
 
 def test_the_last_words_of_a_part_are_its_error_and_not_our_code(tmp_path):

@@ -11,5 +11,5 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2] / "scripts")
         yield
-        for name in [name for name in sys.modules if name.startswith(("bench_", "profile_round"))]:
+        for name in [name for name in sys.modules if name.startswith(("bench_", "profile_round", "soak_"))]:
             del sys.modules[name]

@@ -1,0 +1,25 @@
+"""The soak of the consortium in a box: one run left alone, one in which things are killed, the same bits."""
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_run_in_which_things_are_killed_is_told_to_end_with_the_same_bits(capsys):
+    import soak_box
+
+    assert soak_box.main(soak_box.Settings(minutes=0.01, seed=3, apart=(7.0, 15.0))) == 0
+    found = capsys.readouterr()
+    assert "yes" in found.out and "seed 3:" in found.err and "seed 3: 0 killed" not in found.err
+
+
+def test_other_bits_are_told(monkeypatch, capsys):
+    import soak_box
+
+    states = iter([["one"], ["other"]])
+    monkeypatch.setattr(soak_box.subprocess, "run", lambda *about, **settings: None)
+    monkeypatch.setattr(soak_box, "last", lambda folder, rounds: next(states))
+    monkeypatch.setattr(soak_box, "attempt", lambda folder, settings, draw, killed: True)
+    clock = iter([0.0, 0.0, 0.0, 0.0, 100.0])
+    monkeypatch.setattr(soak_box.time, "monotonic", lambda: next(clock))
+    assert soak_box.main(soak_box.Settings(minutes=1.0)) == 1
+    assert "NO: " in capsys.readouterr().out
