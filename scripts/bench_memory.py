@@ -1,13 +1,13 @@
 """Does the memory plan tell the truth? `sim.plan(cohort).total` beside the memory that rounds are seen to take.
 
-    python scripts/bench_memory.py                          all cases: 4 minutes on two idle cores
+    python scripts/bench_memory.py                          all cases: MINUTES minutes on two idle cores
     python scripts/bench_memory.py --cases data scaffold
 
 On a device that counts its memory, the most in use less what was in use before the simulator was made; on a CPU, the same of resident
 memory, in a process of its own that reads its programs and choices from a cache, since compiling and measuring take memory too: trying
 the rules for the CNN's convolutions in 8 lanes takes twice what its rounds do. A CPU's number therefore has what the host holds as well,
-such as packed rounds. glibc is told to have one arena and to give back at once what it is given: left to
-itself, it keeps up to twice the memory of the CNN below for later.
+such as packed rounds. glibc is told to have one arena and to give back at once what it is given: left to itself, it keeps up to twice the
+memory of the CNN below for later.
 """
 
 import itertools

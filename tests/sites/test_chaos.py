@@ -4,15 +4,21 @@ import contextlib
 import random
 import threading
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.sites.audit import verify
+from fedjax_core.sites.audit import show, verify
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
 from fedjax_core.sites.identity import Roster
+from fedjax_core.sites.local import visit
+from fedjax_core.sites.reports import Sums
+from fedjax_core.sites.request import Draws
+from fedjax_core.sites.server import server_half
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess
@@ -144,6 +150,49 @@ def patiently(ask, *about):
     raise AssertionError(f"paused {PATIENCE} times")
 
 
+def chaotic(composed, share, draw, folder, **settings):
+    """(a function that begins a federation over the same sites and folder, their transport)."""
+    files = site_files(folder=folder)
+    sites = [Site(one, Study(composed, BATCH, EPOCHS), COORDINATOR.public).__enter__() for one in files]
+    transport, roster = Chaos(sites, share, draw), Roster({site.name: site.key.public for site in sites})
+
+    def begun():
+        fed = patiently(
+            lambda: Federation(
+                composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, roster=roster, key=COORDINATOR,
+                folder=folder / "coordinator", **settings,
+            )
+        )  # fmt: skip
+        return fed, fed.init(jax.random.key(1))
+
+    return begun, transport
+
+
+def run(begun, transport, cohorts, draw, done=lambda number: None):
+    """(the federation, all its states), with the coordinator killed now and then; `done` is told of each round that is done."""
+    fed, state = begun()
+    states = [state]
+    while (number := len(states) - 1) < len(cohorts):
+        if draw.random() < 0.15:  # and begins anew from one of its last two checkpoints
+            fed.close()
+            fed, _ = begun()
+            number = max(0, number - draw.randint(0, 1))
+        state, _ = patiently(fed.run, states[number], cohorts[number])
+        states[number + 1 :] = [state]
+        done(number)
+    transport.still = True
+    return fed, states
+
+
+def check_logs(fed, transport, folder):
+    """All are as they were written."""
+    fed.close()
+    verify(folder / "coordinator" / "audit", [COORDINATOR.public])
+    for site in transport.stop():
+        site.__exit__()
+        verify(site.folder / "audit", [site.key.public])
+
+
 def undisturbed(composed, cohorts):
     with federation(composed, rules=Rules(quorum=4)) as (fed, sites, _):
         state = fed.init(jax.random.key(1))
@@ -165,34 +214,56 @@ def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     rules = Rules(
         quorum=4, attempts=draw.choice([1, 2, 4]), idle_seconds=0.4, deadline_seconds=draw.choice([2.0, 6.0]), part_bytes=part_bytes
     )
-    files = site_files(folder=tmp_path)
-    sites = [Site(one, Study(composed, BATCH, EPOCHS), COORDINATOR.public).__enter__() for one in files]
-    transport = Chaos(sites, share, draw)
-
-    def begun():
-        fed = patiently(
-            lambda: Federation(
-                composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, rules=rules, folder=tmp_path / "coordinator",
-                roster=Roster({site.name: site.key.public for site in sites}), key=COORDINATOR,
-            )
-        )  # fmt: skip
-        return fed, fed.init(jax.random.key(1))
-
-    fed, state = begun()
-    states = [state]
-    while (number := len(states) - 1) < ROUNDS:
-        if draw.random() < 0.15:  # the coordinator is killed, and begins anew from one of its last two checkpoints
-            fed.close()
-            fed, _ = begun()
-            number = max(0, number - draw.randint(0, 1))
-        state, _ = patiently(fed.run, states[number], cohorts[number])
-        states[number + 1 :] = [state]
-    transport.still = True
+    begun, transport = chaotic(composed, share, draw, tmp_path, rules=rules)
+    fed, states = run(begun, transport, cohorts, draw)
+    state = states[-1]
     assert patiently(lambda: fed.evaluate(state)).pooled == expected[2]
     assert_equal(state, expected[0])
     assert_equal(whole(fed, [transport.inner.sites[name] for name in NAMES], state), expected[1])
-    fed.close()
-    verify(tmp_path / "coordinator" / "audit", [COORDINATOR.public])
-    for site in transport.stop():
-        site.__exit__()
-        verify(site.folder / "audit", [site.key.public])
+    check_logs(fed, transport, tmp_path)
+
+
+BUFFERED = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1), server=optax.sgd(0.5, momentum=0.9)), uplink=fc.uplink.quantize(bits=4))
+BUFFER = fc.Buffer(2, max_staleness=2)
+
+
+def made_again(state, steps, sites):
+    """The state after steps of these (site, version), one report after another."""
+    models = []
+    for counted in steps:
+        models.append(server_half(BUFFERED).broadcast[0](state.server))
+        sums = Sums(BUFFERED, 0, state.uplink[0], BUFFER.size)
+        for place, (name, version) in enumerate(counted):
+            site = sites[name]
+            draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(version), site.address, str(jax.random.key_impl(state.key)))
+            seen = visit(
+                BUFFERED, 0, site.data.plan, site.data.clients, models[version], state.uplink[0], site.kept_shapes, draws, version
+            )  # fmt: skip
+            damping = np.float32(BUFFER.damping(len(models) - 1 - version))
+            report = jax.tree.map(np.asarray, seen.sent), float(seen.weight)
+            sums.add(SimpleNamespace(fields={}), report, place, factor=damping)
+        state = sums.conclude(state, "", Rules(), lambda *about: None)._replace(round=state.round + 1)
+    return state
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 1 else pytest.mark.slow) for seed in range(40)])
+def test_an_asynchronous_run_can_be_made_again_from_its_audit_log_whatever_happened(seed, tmp_path):
+    draw, steps = random.Random(seed), []
+    part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03)])
+    rules = Rules(attempts=draw.choice([1, 2, 4]), deadline_seconds=draw.choice([1.0, 2.0]), part_bytes=part_bytes)
+    begun, transport = chaotic(BUFFERED, share, draw, tmp_path, rules=rules, buffer=BUFFER)
+    read = 0
+
+    def done(number):
+        nonlocal read
+        entries = list(show(tmp_path / "coordinator" / "audit"))
+        new = [one for one in entries[read:] if one.what == "update" and one.about["accepted"]]
+        steps[number:] = [[(one.who, one.about["version"]) for one in new]]
+        assert {one.round for one in new} == {number}
+        read = len(entries)
+
+    fed, states = run(begun, transport, [range(4)] * 6, draw, done)
+    assert [len(counted) for counted in steps] == [BUFFER.size] * 6
+    expected = made_again(states[0], steps, transport.inner.sites)
+    assert_equal(states[-1]._replace(clients=()), expected._replace(clients=()))
+    check_logs(fed, transport, tmp_path)

@@ -40,6 +40,10 @@ ROWS = {
         tests/consortium/test_kills.py::test_killed_and_started_again_it_ends_bit_for_bit
         tests/consortium/test_box.py::test_the_coordinator_is_killed_at_every_point
         tests/run/test_checkpoint.py::test_half_written_remains_are_removed""",
+    "many of these and of the faults of messages in one run, drawn at random": """
+        tests/sites/test_chaos.py::test_whatever_happens_the_bits_are_the_same
+        tests/sites/test_chaos.py::test_an_asynchronous_run_can_be_made_again_from_its_audit_log_whatever_happened
+        tests/scripts/test_soak.py::test_a_run_in_which_things_are_killed_is_told_to_end_with_the_same_bits""",
     "all fall back to a checkpoint": """
         tests/sites/test_federation.py::test_a_coordinator_that_falls_back_takes_its_sites_back""",
     "all participants killed at once": """
