@@ -59,9 +59,14 @@ def federation(composed, kind="classes", *, fault=None, files=None, folder=None,
 
 def begin_anew(sites, transport, at):
     """The site at this position is killed, and started again over its folder."""
-    old = sites[at]
-    old.__exit__()
-    transport.inner.sites[old.name] = sites[at] = Site(old.about, old.study, COORDINATOR.public).__enter__()
+    sites[at] = anew(sites[at])
+    transport.inner.sites[sites[at].name] = sites[at]
+
+
+def anew(site):
+    """The same site after it was killed: another over its folder."""
+    site.__exit__()
+    return Site(site.about, site.study, COORDINATOR.public).__enter__()
 
 
 def whole(fed, sites, state):

@@ -23,7 +23,7 @@ from fedjax_core.sites.site import Site
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess
 from tests.sites.faulty import changed, delayed, failed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, site_files, whole
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, federation, site_files, whole
 from tests.sites.test_parts import COMPOSED
 from tests.test_contracts import assert_equal
 from tests.zoo import task
@@ -39,7 +39,8 @@ STUDIES = {
 def mangled(raw, draw):
     """The message cut, lengthened, made of something else, or with a bit turned or a piece missing."""
     at, to = sorted(draw.randrange(len(raw) + 1) for _ in range(2))
-    turned = raw[:-1] + bytes([raw[-1] ^ 1 << draw.randrange(8)])
+    bit = draw.randrange(8 * len(raw))
+    turned = raw[: bit // 8] + bytes([raw[bit // 8] ^ 1 << bit % 8]) + raw[bit // 8 + 1 :]
     return draw.choice([raw[:at], raw + draw.randbytes(9), draw.randbytes(to), turned, raw[:at] + raw[to:]])
 
 
@@ -125,14 +126,12 @@ class Chaos:
     def restart(self, site, request, draw):
         """The site is killed, perhaps with its work done and nothing said, and started again over its folder."""
 
-        def anew():
-            old = self.inner.sites[site]
+        def again():
             if draw.random() < 0.5:
-                old.handle(request)
-            old.__exit__()
-            self.inner.sites[site] = Site(old.about, old.study, COORDINATOR.public).__enter__()
+                self.inner.sites[site].handle(request)
+            self.inner.sites[site] = anew(self.inner.sites[site])
 
-        self.inner._threads[site].submit(anew).result()
+        self.inner._threads[site].submit(again).result()
         return self._whole(site, request)
 
 
@@ -207,9 +206,8 @@ def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     composed = STUDIES[draw.choice(list(STUDIES)) if seed > 1 else "scaffold"]
     cohorts = [sorted(draw.sample(range(4), draw.randint(2, 4))) for _ in range(ROUNDS)]
     expected = undisturbed(composed, cohorts)
-    held = draw.choice([0, 1, 4])
-    monkeypatch.setattr("fedjax_core.sites.exchange.HELD", held)
-    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", held << 20)
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD", draw.choice([0, 1, 4]))
+    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", 0)
     part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)])  # more parts, more messages to go wrong
     rules = Rules(
         quorum=4, attempts=draw.choice([1, 2, 4]), idle_seconds=0.4, deadline_seconds=draw.choice([2.0, 6.0]), part_bytes=part_bytes
