@@ -1,6 +1,6 @@
 """Does the memory plan tell the truth? `sim.plan(cohort).total` beside the memory that rounds are seen to take.
 
-    python scripts/bench_memory.py                          all cases: 2 to 5 minutes on two idle cores
+    python scripts/bench_memory.py                          all cases: 3 minutes on two idle cores, more where nothing is compiled
     python scripts/bench_memory.py --cases data scaffold
 
 On a device that counts its memory, the most in use less what was in use before the simulator was made; on a CPU, the same of resident
