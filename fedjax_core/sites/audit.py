@@ -35,7 +35,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from fedjax_core.files import sync_folder
-from fedjax_core.sites.base import Scalar, dumps, is_scalar
+from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.entries import (
     NOTHING,
     PURPOSE,
@@ -50,6 +50,7 @@ from fedjax_core.sites.entries import (
     number,
     read,
     show,
+    spelt,
 )
 from fedjax_core.sites.gate import NotFinite, measure
 from fedjax_core.sites.identity import PublicKey, SiteKey
@@ -113,17 +114,11 @@ class Log:
 
         Without `wait` the entry may reach the disk with the next one that waits: for what nothing is yet concluded from.
         """
-        plain = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in (about or {}).items()}
-        for name, value in (*plain.items(), ("who", who), ("what", what), ("run", run), ("round", round)):
-            if not is_scalar(value):
-                raise ValueError(
-                    f"{name} of a {what!r} entry is of type {type(value).__name__}, or no single line; record a digest of it instead"
-                )
         entry = Entry(
             n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self.key.public.fingerprint,
-            who=who, what=what, run=run, round=round, about=plain,
+            who=who, what=what, run=run, round=round, about=dict(about or {}),
         )  # fmt: skip
-        body = dumps(vars(entry))
+        body = spelt(entry)
         line = b'{"entry":%b,"signature":"%b"}' % (body, self.key.sign(PURPOSE, body).hex().encode())  # as `dumps` would spell it
         file = self._writable()
         start = file.tell()

@@ -1,23 +1,31 @@
 """What everything between sites shares: `Refused`, with a code and a reason, and the one way a value is written as text.
 
-Signatures and chains are over bytes, so a value may have only one spelling: JSON with sorted keys, no spaces, ASCII, no NaN. `loads`
-refuses every other spelling, a key that is there twice, and nesting that would exhaust the stack. The texts of refusals
-travel and are kept, so they name settings, sizes and names, and never a value of somebody's data.
+Signatures and chains are over bytes, so a value may have only one spelling: JSON as `msgspec` writes it with sorted keys, without spaces or
+NaN. `loads`, and for a value of a known type `read`, refuse every other spelling, a key that is there twice, and nesting that would exhaust
+the stack. The texts of refusals travel and are kept, so they name settings, sizes and names, and never a value of somebody's data.
 
 >>> dumps({"weight": 3.0, "round": 3})
 b'{"round":3,"weight":3.0}'
 >>> loads(b'{"round": 3}')
 Traceback (most recent call last):
-fedjax_core.sites.base.NonCanonical: the text is not in canonical form (sorted keys, no spaces, ASCII, finite numbers)...
+fedjax_core.sites.base.NonCanonical: the text is not in canonical form (sorted keys, no spaces, finite numbers)...
 """
 
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+T = TypeVar("T")
 
 Scalar = bool | int | float | str | None  # what a header, an audit entry and a request may hold
+
+Value = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | Annotated[str, Meta(max_length=1024)] | None
+"""A `Scalar` as it is read; whether text is of one line, `is_scalar` tells."""
 
 Bytes = bytes | memoryview  # of a message, where it lies
 
@@ -54,7 +62,15 @@ class TooDeep(Refused):
 
 def dumps(value: Any) -> bytes:
     """The value as canonical JSON; raises ValueError where it holds a number that is not finite."""
-    return _ENCODER.encode(value).encode()
+    raw = _ENCODER.encode(value)
+    if b"null" in raw:  # which is written of None, but also of NaN and infinities
+        json.dumps(msgspec.to_builtins(value), allow_nan=False)
+    return raw
+
+
+def is_plain(raw: bytes) -> bool:
+    """Whether this canonical JSON is printable ASCII without escapes, so that each of its texts is one line: a look at it all at once."""
+    return raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
 
 
 def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
@@ -62,13 +78,25 @@ def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
     value = loads_loosely(raw, what, levels)
     try:
         same = dumps(value) == raw
-    except ValueError:  # NaN or an infinity
+    except (ValueError, TypeError):  # NaN or an infinity, or text that is not UTF-8
         same = False
     if not same:
         raise NonCanonical(
-            f"{what} is not in canonical form (sorted keys, no spaces, ASCII, finite numbers), so what was signed is not what is read; "
+            f"{what} is not in canonical form (sorted keys, no spaces, finite numbers), so what was signed is not what is read; "
             "write it with fedjax_core.sites"
         )
+    return value
+
+
+def read(reader: msgspec.json.Decoder[T], raw: bytes, what: str, levels: int, bad: Callable[[Any, str], Refused]) -> T:
+    """The value, of the reader's type, of canonical JSON; raises a `Refused` as `loads`, or `bad` (the value as it is, what is wrong)."""
+    try:
+        value = reader.decode(raw)
+        said = "" if dumps(value) == raw else "an entry is missing, or of another type"
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        said = printable(str(error))[:200]
+    if said:
+        raise bad(loads(raw, what, levels), said)
     return value
 
 
@@ -106,9 +134,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# Made once: `json.dumps` and `json.loads` would make them for every call.
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+def _plain(value: object) -> object:
+    """NumPy's own float64 and str are such, and are written as such."""
+    for kind in (float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"a value of type {type(value).__name__} has no spelling")
+
+
+_ENCODER = msgspec.json.Encoder(order="sorted", enc_hook=_plain)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: `json.loads` would make it for every call
 
 
 def check_name(name: str, what: str) -> str:
@@ -124,7 +159,7 @@ def is_scalar(value: object) -> bool:
         return len(value) <= 1024 and value.isprintable()
     if type(value) is int:
         return -(2**63) <= value < 2**63
-    return value is None or isinstance(value, bool | float)
+    return value is None or isinstance(value, (bool, float))
 
 
 def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:

@@ -13,13 +13,17 @@
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from fedjax_core.sites.base import Refused, Scalar, dumps, is_scalar, loads, of_lines, shown
+import msgspec
+from msgspec import Meta
+
+from fedjax_core.sites.base import Refused, Value, dumps, is_plain, is_scalar, of_lines, shown
+from fedjax_core.sites.base import read as read_json
 from fedjax_core.sites.identity import PublicKey
 
 PURPOSE, PATTERN = "audit", "audit-[0-9]*.jsonl"
@@ -52,11 +56,10 @@ class Head(NamedTuple):
 NOTHING = Head(-1, "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One thing that happened."""
 
-    n: int  # 0, 1, 2, ...
+    n: Annotated[int, Meta(ge=0)]  # 0, 1, 2, ...
     prev: str  # digest of the line before
     time: float  # seconds since 1970, by the clock of whoever wrote it
     key: str  # fingerprint of the key that signs
@@ -64,7 +67,7 @@ class Entry:
     what: str
     run: str = ""
     round: int | None = None
-    about: Mapping[str, Scalar] = field(default_factory=dict)
+    about: dict[str, Value] = {}
 
 
 def show(
@@ -147,15 +150,37 @@ def read(line: bytes, where: str, known: set[PublicKey]) -> Entry:
 def parse(line: bytes, where: str) -> tuple[Entry, bytes, bytes]:
     """(entry, the bytes that are signed, signature)."""
     try:
-        found: dict[str, Any] = loads(line, "the line")
-        entry, signature = Entry(**found.pop("entry")), bytes.fromhex(text := found.pop("signature"))
-    except (Refused, TypeError, KeyError, ValueError, AttributeError) as error:
-        said = str(error) if isinstance(error, Refused) else "it is no entry"
-        raise AuditError(f"{where} was edited or damaged: {said}") from None
-    plain = all(is_scalar(x) for x in (*entry.about.values(), entry.who, entry.what, entry.run, entry.round, entry.time))
-    if found or text != signature.hex() or not plain or type(entry.n) is not int:
+        entry, signature = msgspec.structs.astuple(read_json(_LINE, line, "the line", 3, lambda found, said: Refused("it is no entry")))
+    except Refused as refusal:
+        raise AuditError(f"{where} was edited or damaged: {refusal}") from None
+    if not all(map(is_scalar, (*entry.about.values(), entry.who, entry.what, entry.run))):
         raise AuditError(f"{where} was edited: it is not spelt as an entry and its signature are")
-    return entry, dumps(vars(entry)), signature
+    return entry, dumps(entry), bytes.fromhex(signature)
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    entry: Entry
+    signature: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})*\Z")]
+
+
+_LINE, _ENTRY = msgspec.json.Decoder(_Line), msgspec.json.Decoder(Entry)
+
+
+def spelt(entry: Entry) -> bytes:
+    """The entry's one spelling, in which a number that is not finite is text; raises ValueError for what `parse` would not read."""
+    try:
+        body = dumps(entry)
+        if is_plain(body) and _ENTRY.decode(body) == entry:
+            return body
+    except (ValueError, TypeError, msgspec.MsgspecError):  # of a value, which is found below
+        pass
+    about = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in entry.about.items()}
+    for name, value in (*about.items(), ("who", entry.who), ("what", entry.what), ("run", entry.run), ("round", entry.round)):
+        if not is_scalar(value):
+            raise ValueError(
+                f"{name} of a {entry.what!r} entry is of type {type(value).__name__}, or no single line; record a digest of it instead"
+            )
+    return dumps(msgspec.structs.replace(entry, about=about))
 
 
 def digest(line: bytes) -> str:

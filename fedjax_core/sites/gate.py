@@ -18,9 +18,9 @@ Verdict(accepted=True, code='accepted', reason='', norm=5.0)
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from fedjax_core.sites.base import Refused, shown
@@ -100,8 +100,7 @@ class NormTooLarge(Refused):
     code = "norm-too-large"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expected:
+class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """What the updates of one exchange have to be."""
 
     run: str
@@ -109,7 +108,7 @@ class Expected:
     exchange: int
     config: str
     kinds: Mapping[str, Kind]  # of the report's tensors: tensors.kinds(eval_shape of what is sent)
-    data: Mapping[str, str] = field(default_factory=dict)  # site -> fingerprint of its dataset; a site not here is heard for the first time
+    data: Mapping[str, str] = {}  # site -> fingerprint of its dataset; a site not here is heard for the first time
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
     max_norm: float

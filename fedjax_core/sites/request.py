@@ -73,6 +73,7 @@ class Requests:
         self.announced = ""
         """Which large request was announced last (announce.py)."""
         self._key, self._record, self._said = key, record, 0
+        self._drawn: tuple[Key, dict[str, Scalar]] | None = None
 
     def write(
         self,
@@ -94,7 +95,7 @@ class Requests:
                     "this federation has not made a state yet: call init() with the run's key and params, also before resuming"
                 )
             new = bool((about.version == 0).any() and jax.tree.leaves(self.first))
-            said |= {"sites": len(about.version), "first": new, **(_draws(about.state.key) if draws else {})}
+            said |= {"sites": len(about.version), "first": new, **(self._draws(about.state.key) if draws else {})}
             sent |= {
                 "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
                 **({"first": self.first} if new else {}),
@@ -115,18 +116,20 @@ class Requests:
         """A signed request about another, that was `asked` or is to be; the audit log has that one."""
         return self._signed(kind, asked.round, asked.exchange, said, sent)[1]
 
+    def _draws(self, key: Key) -> dict[str, Scalar]:
+        """What a request says of the run's key."""
+        if self._drawn is None or self._drawn[0] is not key:
+            words = np.asarray(jax.random.key_data(key)).astype("<u4")
+            self._drawn = key, {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
+        return self._drawn[1]
+
     def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> tuple[Header, Bytes]:
         self._said = max(time.time_ns(), self._said + 1)
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
-            created_unix_ms=int(time.time() * 1000), config=self.config, fields=said,
+            created_unix_ms=int(time.time() * 1000), config=self.config, fields=dict(said),
         )  # fmt: skip
         return encode_both(header, named(sent), self._key)
-
-
-def _draws(key: Key) -> dict[str, Scalar]:
-    words = np.asarray(jax.random.key_data(key)).astype("<u4")
-    return {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
 
 
 class Draws(NamedTuple):
@@ -198,7 +201,7 @@ def about_sites(header: Header, first: Any) -> dict[str, Any]:
 
 def version(found: Mapping[str, Any], address: np.ndarray) -> int:
     """Which version of what it keeps the site is to begin from: that after its last report that counted."""
-    mine = np.flatnonzero((found["sites"]["address"] == address).all(axis=1))
+    (mine,) = (found["sites"]["address"] == address).all(axis=1).nonzero()
     if len(mine) != 1:
         raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
     return int(found["sites"]["version"][mine[0]])

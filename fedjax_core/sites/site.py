@@ -194,7 +194,8 @@ class Site:
         self._said = max(time.time_ns(), self._said + 1)
         return Header(
             kind=kind, run=request.run, round=request.round, exchange=request.exchange, sender=self.name, recipient=COORDINATOR,
-            sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest, fields=fields,
+            sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest,
+            fields=dict(fields),
         )  # fmt: skip
 
     def _note(self, error: Exception) -> None:

@@ -17,19 +17,20 @@ Traceback (most recent call last):
 fedjax_core.sites.tensors.WrongStructure: the tensors are not those of this round: unexpected "['steps']"...
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from fedjax_core.sites.base import Bytes, Refused, listed, loads_loosely, shown
+from fedjax_core.sites.base import Bytes, Refused, listed, loads_loosely, printable, shown
 
 DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -117,6 +118,17 @@ class Limits:
 LIMITS = Limits()
 
 
+class _Place(msgspec.Struct, forbid_unknown_fields=True):
+    """What the index says of a tensor, as `safetensors` spells it."""
+
+    dtype: str
+    shape: list[Annotated[int, Meta(ge=0, le=1 << 48)]]
+    data_offsets: tuple[int, int]
+
+
+_INDEX = msgspec.json.Decoder(dict[str, _Place])
+
+
 class Kind(NamedTuple):
     """What has to agree for a tensor to stand for a leaf."""
 
@@ -140,21 +152,26 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 def kinds(tree: Any) -> dict[str, Kind]:
     """{name: (dtype, shape)} of the leaves, which may be `jax.ShapeDtypeStruct`s."""
     leaves, structure = jax.tree.flatten(tree)
-    leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
-    return {name: Kind(_dtype_name(leaf.dtype), tuple(leaf.shape)) for name, leaf in zip(_names(structure), leaves, strict=True)}
+    return _kinds(_names(structure), leaves)
+
+
+def _kinds(names: Sequence[str], leaves: Sequence[Any]) -> dict[str, Kind]:
+    arrays = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves)
+    return {name: Kind(_dtype_name(leaf.dtype), leaf.shape) for name, leaf in zip(names, arrays, strict=True)}
 
 
 def place(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
     """The tensors in the structure of `like`, whose leaves may be `jax.ShapeDtypeStruct`s; raises a `Refused` where they do not fit."""
-    expected = kinds(like)
-    check_kinds(tensors, expected)
-    return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in expected])
+    leaves, structure = jax.tree.flatten(like)
+    names = _names(structure)
+    check_kinds(tensors, _kinds(names, leaves))
+    return jax.tree.unflatten(structure, [tensors[name] for name in names])
 
 
 def check_kinds(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Kind]) -> None:
     """Returns where the tensors are those expected, in name, shape and dtype; else raises a `Refused` that names what is not."""
-    missing, unexpected = [n for n in expected if n not in tensors], [n for n in tensors if n not in expected]
-    if missing or unexpected:
+    if tensors.keys() != expected.keys():
+        missing, unexpected = [n for n in expected if n not in tensors], [n for n in tensors if n not in expected]
         said = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
         raise WrongStructure(
             f"the tensors are not those of this round: {'; '.join(said)}. Both ends need the same model, algorithm, uplink and version."
@@ -188,8 +205,8 @@ def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
     index, end = {}, 0
     for name in order:
         code, begin, end = _CODES[tensors[name].dtype.newbyteorder("=")], end, end + arrays[name].nbytes
-        index[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
-    text = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
+        index[name] = _Place(code, list(tensors[name].shape), (begin, end))
+    text = msgspec.json.encode(index)
     text += b" " * (-(8 + len(text)) % ALIGN)
     numbers = [arrays[name].reshape(-1).view(np.uint8).data for name in order]
     return [memoryview(len(text).to_bytes(8, "little") + text), *numbers]
@@ -229,17 +246,15 @@ def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
         raise Oversize(
             f"the index of the tensors takes {size:,} bytes, and at most {limits.index_bytes:,} are read; raise Limits.index_bytes"
         )
-    index = loads_loosely(bytes(view[8 : 8 + size]), "the index of the tensors", levels=3)
-    if not isinstance(index, dict):
-        raise BadTensors("the index of the tensors is no table; they were not written by fedjax_core.sites")
+    index = _read_index(bytes(view[8 : 8 + size]))
     if len(index) > limits.tensors:
         raise TooManyTensors(f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors")
     data = view[8 + size :]
     found, end = {}, 0
-    for name, entry in sorted(index.items(), key=_begin):
-        dtype, shape = _read_entry(name, entry, end, limits)
+    for name, place in sorted(index.items(), key=_offsets):
+        dtype, shape = _read_place(name, place, end, limits)
         begin, end = end, end + math.prod(shape) * dtype.itemsize
-        if entry["data_offsets"] != [begin, end] or end > len(data):
+        if place.data_offsets != (begin, end) or end > len(data):
             raise BadTensors(f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged")
         found[name] = np.ndarray(shape, dtype, data, begin)
         if dtype == np.bool_ and np.any(found[name].view(np.uint8) > 1):
@@ -276,27 +291,32 @@ def _bad_name(name: str, limits: Limits) -> str | None:
     return None
 
 
-def _begin(item: tuple[str, Any]) -> tuple[int, int]:
-    """Where a tensor says that it begins and ends; what is malformed comes first, and is then refused."""
-    offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
-    if isinstance(offsets, list) and len(offsets) == 2 and all(type(x) is int for x in offsets):
-        return offsets[0], offsets[1]
-    return -1, -1
+def _read_index(text: bytes) -> dict[str, _Place]:
+    """Where the tensors lie; spaces may follow, as the format allows, and other spellings are read unless a key is there twice."""
+    try:
+        index = _INDEX.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        loads_loosely(text, "the index of the tensors", levels=3)
+        raise BadTensors(
+            f"the index of the tensors is not in order: {printable(str(error))[:200]}; they were not written by fedjax_core.sites"
+        ) from None
+    if msgspec.json.encode(index) != text.rstrip(b" "):
+        loads_loosely(text, "the index of the tensors", levels=3)
+    return index
 
 
-def _read_entry(name: str, entry: Any, begin: int, limits: Limits) -> tuple[np.dtype, tuple[int, ...]]:
+def _offsets(item: tuple[str, _Place]) -> tuple[int, int]:
+    return item[1].data_offsets
+
+
+def _read_place(name: str, place: _Place, begin: int, limits: Limits) -> tuple[np.dtype, tuple[int, ...]]:
     if problem := _bad_name(name, limits):
         raise BadTensors(problem)
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise BadTensors(f"tensor {shown(name)} is not described by dtype, shape and data_offsets; it was not written by fedjax_core.sites")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise UnknownDtype(
-            f"tensor {shown(name)} is {shown(entry['dtype'])}, which does not travel; convert it to one of {', '.join(DTYPES)}"
-        )
-    shape = entry["shape"]
-    if not isinstance(shape, list) or len(shape) > limits.axes or not all(type(n) is int and 0 <= n <= limits.message_bytes for n in shape):
+    if (dtype := DTYPES.get(place.dtype)) is None:
+        raise UnknownDtype(f"tensor {shown(name)} is {shown(place.dtype)}, which does not travel; convert it to one of {', '.join(DTYPES)}")
+    shape = place.shape
+    if len(shape) > limits.axes or any(n > limits.message_bytes for n in shape):
         raise BadTensors(f"tensor {shown(name)} has no shape of at most {limits.axes} axes of ordinary length; it is damaged or forged")
-    dtype = DTYPES[entry["dtype"]]
     if math.prod(shape) * dtype.itemsize > limits.message_bytes - begin:
         raise Oversize(f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes")
     return dtype, tuple(shape)

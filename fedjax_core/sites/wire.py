@@ -26,27 +26,30 @@ fedjax_core.sites.wire.TamperedBody: the tensors of message 17 from 'charite' ar
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from fedjax_core.sites.base import NAME, Bytes, Refused, Scalar, dumps, is_scalar, loads, shown
+from fedjax_core.sites.base import NAME, Bytes, Refused, Value, dumps, is_plain, is_scalar, read, shown
 from fedjax_core.sites.identity import Roster, SiteKey
 from fedjax_core.sites.tensors import ALIGN, LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, joined, pieces, unpack
 
 COORDINATOR, SITES = "coordinator", "sites"
 """The names of who asks and of whom is asked: a broadcast is one message for all sites."""
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 MAGIC = b"fjx-env\x01"
 _PURPOSE, _SIGNATURE = "envelope", 64
-_DIGEST = re.compile(r"[0-9a-f]{0,64}")
+
+_DIGITS = re.compile(r"[0-9a-f]{0,64}")
 _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
-_FIELDS = 256  # at most so many small values
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class NotAnEnvelope(Refused):
@@ -85,24 +88,23 @@ class WrongRecipient(Refused):
     code = "wrong-recipient"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a message says of itself. `encode` fills in the last four."""
 
     kind: str  # what it is: update, broadcast, metrics, ...
     run: str
-    round: int
-    exchange: int
+    round: Count
+    exchange: Count
     sender: str
     recipient: str
-    sequence: int  # grows with each message of the sender; see guard.py
-    created_unix_ms: int
+    sequence: Count  # grows with each message of the sender; see guard.py
+    created_unix_ms: Count
     config: str  # hash of the run's configuration: both ends must mean the same run
     answers: str = ""  # digest of the tensors this answers: an update counts only for the model it was computed from
-    fields: Mapping[str, Scalar] = field(default_factory=dict)  # small typed values: weight, examples, losses
-    schema: int = SCHEMA
+    fields: Annotated[dict[str, Value], Meta(max_length=256)] = {}  # small typed values: weight, examples, losses
+    schema: Literal[1] = SCHEMA
     key: str = ""  # fingerprint of the sender's key
-    size: int = 0  # bytes of the body
+    size: Count = 0  # bytes of the body
     digest: str = ""  # SHA-256 of the body
 
 
@@ -125,10 +127,13 @@ def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey)
     body, digest = pieces(tensors), hashlib.sha256()
     for piece in body:
         digest.update(piece)
-    header = replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
-    if bad := _problem(found := _as_dict(header)):
-        raise ValueError(f"the message cannot be sent: {bad}")
-    return header, joined([*_opening(dumps(found), key), *body])
+    header = msgspec.structs.replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
+    try:
+        if _parse(head := dumps(header)) != header:
+            raise ValueError("an entry is of a type that does not travel")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the message cannot be sent: {error}") from None
+    return header, joined([*_opening(head, key), *body])
 
 
 def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:
@@ -190,43 +195,47 @@ def _read_head(view: memoryview, limits: Limits) -> tuple[bytes, int]:
 
 
 def _parse(head: bytes) -> Header:
-    found = loads(head, "the header", levels=2)
-    if not isinstance(found, dict):
-        raise BadHeader("the header is no table; the message was not written by fedjax_core.sites")
-    if found.get("schema") != SCHEMA:
-        theirs = shown(found.get("schema"))
-        raise WrongSchema(f"the message is of schema {theirs}, and {SCHEMA} is read here; install one version at all sites")
-    if bad := _problem(found):
-        raise BadHeader(f"the header is not in order: {bad}")
-    return Header(**found)
-
-
-def _problem(found: dict[str, Any]) -> str | None:
-    """What is wrong with a header's entries, None for nothing."""
-    if odd := set(found) ^ set(_TYPES):
-        return f"{shown(min(odd))} is {'missing' if min(odd) in _TYPES else 'unknown'}"
-    for name, kind in _TYPES.items():
-        value: object = found[name]
-        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
-            return f"{name} is {shown(value)}, and should be {'a count' if kind is int else f'of type {kind.__name__}'}"
-    for name in ("kind", "run", "sender", "recipient"):
-        if not NAME.fullmatch(found[name]):
-            return f"{name} is {shown(found[name])}; it should be a name of 1 to 64 letters, digits, '-' and '_'"
+    header = read(_HEADER, head, "the header", 2, _bad)
+    _check_texts(kind=header.kind, run=header.run, sender=header.sender, recipient=header.recipient)
     for name in ("config", "answers", "key", "digest"):
-        if not _DIGEST.fullmatch(found[name]):
-            return f"{name} is {shown(found[name])}; it should be hexadecimal digits, at most 64"
-    if len(found["fields"]) > _FIELDS:
-        return f"there are {len(found['fields'])} fields, and at most {_FIELDS} are read; send many values as a tensor"
-    for name, value in found["fields"].items():
-        if not isinstance(name, str) or not _FIELD.fullmatch(name):
-            return f"field {shown(name)} has no proper name: use up to 64 lower-case letters, digits, '_', '-' and '.'"
-        if not is_scalar(value) or (isinstance(value, float) and not math.isfinite(value)):
-            return f"field {name} is no finite number of 64 bits, truth value, or line of text; send other things as a tensor"
-    return None
+        if not _DIGITS.fullmatch(text := getattr(header, name)):
+            raise BadHeader(f"the header is not in order: {name} is {shown(text)}; it should be hexadecimal digits, at most 64")
+    _check_fields(*header.fields)
+    if not is_plain(head):
+        for name, value in header.fields.items():
+            if not is_scalar(value):
+                raise BadHeader(f"the header is not in order: field {name} is no line of text")
+    return header
 
 
-def _as_dict(header: Header) -> dict[str, Any]:
-    return {**{name: getattr(header, name) for name in _TYPES}, "fields": dict(header.fields)}
+@lru_cache(maxsize=1024)
+def _check_texts(**texts: str) -> None:
+    """Raises where one of these is no name; of the same ones again, nothing is done."""
+    for name, text in texts.items():
+        if not NAME.fullmatch(text):
+            raise BadHeader(
+                f"the header is not in order: {name} is {shown(text)}; it should be a name of 1 to 64 letters, digits, '-' and '_'"
+            )
 
 
-_TYPES: dict[str, type] = {f.name: dict if f.name == "fields" else f.type for f in fields(Header)}  # type: ignore[misc]
+@lru_cache(maxsize=1024)
+def _check_fields(*names: str) -> None:
+    """Raises where a field could not be called so; of the same ones again, nothing is done."""
+    for name in names:
+        if not _FIELD.fullmatch(name):
+            raise BadHeader(
+                f"the header is not in order: field {shown(name)} has no proper name: use up to 64 lower-case letters, digits, "
+                "'_', '-' and '.'"
+            )
+
+
+def _bad(found: Any, said: str) -> Refused:
+    """What is wrong with a header that is none: `found` in it, as `said`."""
+    if not isinstance(found, dict):
+        return BadHeader("the header is no table; the message was not written by fedjax_core.sites")
+    if (theirs := found.get("schema")) != SCHEMA or type(theirs) is not int:
+        return WrongSchema(f"the message is of schema {shown(theirs)}, and {SCHEMA} is read here; install one version at all sites")
+    return BadHeader(f"the header is not in order: {said}")
+
+
+_HEADER = msgspec.json.Decoder(Header)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import optax
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites import fetch
@@ -368,7 +369,7 @@ def lying(fed, sites, **changes):
         header, found = decode(raw, fed()._roster, recipient="coordinator")
         if header.kind != "lacking":
             return raw
-        header = replace(header, **{name: value for name, value in changes.items() if name != "lacking"})
+        header = structs.replace(header, **{name: value for name, value in changes.items() if name != "lacking"})
         return encode(header, {name: changes.get("lacking", lambda x: x)(x) for name, x in found.items()}, sites()[AT].key)
 
     return lie

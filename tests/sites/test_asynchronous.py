@@ -2,12 +2,12 @@
 
 import re
 from concurrent import futures
-from dataclasses import replace
 
 import jax
 import numpy as np
 import optax
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.metrics import summary
@@ -146,7 +146,7 @@ def forged(box, **changes):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
         tensors = {name: x + changes.get("plus", 0) for name, x in tensors.items()}
         key = next(site.key for site in box["sites"] if site.name == header.sender)
-        return encode(replace(header, **{k: v for k, v in changes.items() if k != "plus"}), tensors, key)
+        return encode(structs.replace(header, **{k: v for k, v in changes.items() if k != "plus"}), tensors, key)
 
     return lambda send, site, request: changed(send(site, request), forge)
 

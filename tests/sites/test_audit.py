@@ -69,7 +69,7 @@ def test_every_changed_byte_is_found(tmp_path):
         (lambda old: [*old[:-1], old[-1][:50]], r"line 6, has no end: a crash tore it, or it was cut"),
         (lambda old: [old[0].replace(b"303", b"304"), *old[1:]], r"line 1, was edited: its signature does not fit entry 0"),
         (lambda old: [old[0].replace(b'{"entry"', b'{ "entry"'), *old[1:]], r"line 1, was edited or damaged: the line is not in canonical"),
-        (lambda old: [old[0][:-2] + b',"x":1}\n', *old[1:]], r"line 1, was edited: it is not spelt as an entry"),
+        (lambda old: [old[0][:-2] + b',"x":1}\n', *old[1:]], r"line 1, was edited or damaged: it is no entry"),
         (lambda old: [old[0].replace(b'"n":0', b'"m":0'), *old[1:]], r"line 1, was edited or damaged: it is no entry"),
         (lambda old: [b"\n", *old], r"line 1, was edited or damaged: the line is not JSON"),
         (lambda old: [b"7\n", *old], r"line 1, was edited or damaged: it is no entry"),

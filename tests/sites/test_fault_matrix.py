@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import psutil
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites import policy
@@ -217,9 +218,9 @@ def test_every_row_names_tests_that_are_there():
 
 
 ROLES = {
-    "another site": lambda header: encode(replace(header, sender="mayo"), {}, SiteKey.make("mayo")),
+    "another site": lambda header: encode(structs.replace(header, sender="mayo"), {}, SiteKey.make("mayo")),
     "a stranger by the coordinator's name": lambda header: encode(header, {}, SiteKey.make("coordinator")),
-    "the site itself": lambda header: encode(replace(header, sender="charite"), {}, SITE),
+    "the site itself": lambda header: encode(structs.replace(header, sender="charite"), {}, SITE),
     "somebody who changes what the coordinator signed": lambda header: encode(header, {}, COORDINATOR).replace(
         b'"run":"run"', b'"run":"nur"'
     ),

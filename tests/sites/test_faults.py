@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites.audit import show, verify
@@ -117,7 +118,7 @@ def forged(box, **changes):
         new = {key: value for key, value in changes.items() if key not in ("tensor", "key", "weight")}
         fields = {**header.fields, **({"weight": changes["weight"]} if "weight" in changes else {})}
         key = changes.get("key") or box["sites"][WHO].key
-        return encode(replace(header, fields=fields, **new), tensors, key)
+        return encode(structs.replace(header, fields=fields, **new), tensors, key)
 
     return lambda send, site, request: changed(send(site, request), forge)
 
@@ -154,7 +155,7 @@ LEFT_OUT = {
 def forged_field(box, field, value):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-        return encode(replace(header, fields={**header.fields, field: value}), tensors, box["sites"][WHO].key)
+        return encode(structs.replace(header, fields={**header.fields, field: value}), tensors, box["sites"][WHO].key)
 
     return lambda send, site, request: changed(send(site, request), forge)
 

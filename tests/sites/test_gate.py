@@ -1,11 +1,11 @@
 """Each thing that can be wrong with an authentic update is found, by its own code, and nothing is raised."""
 
 import math
-from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fedjax_core.sites.gate import Expected, Verdict, check, measure
 from fedjax_core.sites.tensors import Kind, kinds

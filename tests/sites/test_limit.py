@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.algorithms.base import uniform
@@ -240,7 +241,7 @@ def test_only_what_trains_is_limited(tmp_path):
         for seconds, said in ((5.0, "exchange 0 goes over each example once, so its time cannot be limited"), (-1.0, "of seconds above 0")):
             header, tensors = decode(asked, Roster({"coordinator": COORDINATOR.public}), recipient="sites")
             fields = {**header.fields, "train_seconds": seconds}
-            header = dataclasses.replace(header, fields=fields, sequence=header.sequence + int(10**12 - seconds), round=5)
+            header = structs.replace(header, fields=fields, sequence=header.sequence + int(10**12 - seconds), round=5)
             reply = header_of(sites[0].handle(encode(header, tensors, COORDINATOR)))
             assert reply.fields["code"] == "bad-request" and said in reply.fields["reason"]
     assert [(one["exchange"], "partial" in one) for one in entries(tmp_path, NAMES[0], "left") if one["kind"] == "update"] == [
@@ -264,7 +265,7 @@ def test_with_a_buffer_each_report_is_of_what_was_done(tmp_path):
 def test_a_report_that_says_what_cannot_be_is_set_aside(change, tmp_path):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-        return encode(dataclasses.replace(header, fields={**header.fields, **change}), tensors, box["sites"][0].key)
+        return encode(structs.replace(header, fields={**header.fields, **change}), tensors, box["sites"][0].key)
 
     def fault(send, site, request, n):
         found = send(site, request)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites.audit import show
@@ -136,7 +137,7 @@ def test_a_wrong_clock_is_refused_by_how_much(tmp_path, monkeypatch, hours):
         state = fed.init(jax.random.key(1))
         real = sites[2].header
         monkeypatch.setattr(
-            sites[2], "header", lambda *a: dataclasses.replace(h := real(*a), created_unix_ms=h.created_unix_ms + hours * 3_600_000)
+            sites[2], "header", lambda *a: structs.replace(h := real(*a), created_unix_ms=h.created_unix_ms + hours * 3_600_000)
         )
         _, seen = fed.run(state, ALL)
         assert float(seen["clients"]) == 3
@@ -145,7 +146,7 @@ def test_a_wrong_clock_is_refused_by_how_much(tmp_path, monkeypatch, hours):
         assert [one["code"] for one in refused] == ["clock-skew"]
         assert way in refused[0]["reason"] and "have both machines take their time from NTP" in refused[0]["reason"]
         asked, tensors = decode(transport.sent[-1], Roster({"coordinator": COORDINATOR.public}), recipient="sites")
-        off = dataclasses.replace(asked, created_unix_ms=asked.created_unix_ms + hours * 3_600_000, sequence=asked.sequence + 1)
+        off = structs.replace(asked, created_unix_ms=asked.created_unix_ms + hours * 3_600_000, sequence=asked.sequence + 1)
         answer = header_of(sites[0].handle(encode(off, tensors, COORDINATOR)))
         assert answer.fields["code"] == "clock-skew" and "the clock of 'coordinator' is" in answer.fields["reason"]
 

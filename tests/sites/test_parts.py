@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites import fetch, parts
@@ -195,7 +196,7 @@ def test_a_site_that_lies_about_its_report_is_left_out(lie, tmp_path):
     def forge(raw):
         header, found = decode(raw, fed._roster, recipient="coordinator")
         said = {name: fields.get(name, value) for name, value in header.fields.items()}
-        header = replace(header, fields=said, answers=fields.get("answers", header.answers))
+        header = structs.replace(header, fields=said, answers=fields.get("answers", header.answers))
         return encode(header, {name: tensors[name](x) if name in tensors else x for name, x in found.items()}, sites[AT].key)
 
     def fault(send, site, request, n):

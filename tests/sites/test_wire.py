@@ -1,14 +1,15 @@
 """The negative matrix of the envelope: everything that is not what a site signed is refused, each for its own reason."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
 import random
+import re
 import struct
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from fedjax_core.sites.base import DuplicateKey, NonCanonical, Refused, TooDeep, dumps
 from fedjax_core.sites.identity import BadSignature, RevokedKey, UnknownSender, WrongKey
@@ -21,7 +22,6 @@ from fedjax_core.sites.wire import (
     Truncated,
     WrongRecipient,
     WrongSchema,
-    _as_dict,
     decode,
     encode,
     seal,
@@ -64,7 +64,7 @@ def test_what_is_sent_arrives_with_its_types():
     raw = message(fields=fields)
     found = read(raw)
     assert repr(dict(sorted(found.header.fields.items()))) == repr(dict(sorted(fields.items())))
-    assert dataclasses.replace(found.header, key="", size=0, digest="", fields={}) == header(fields={})
+    assert structs.replace(found.header, key="", size=0, digest="", fields={}) == header(fields={})
     assert list(found.tensors) == list(read(raw).tensors) and set(found.tensors) == set(TENSORS)
     for name, tensor in TENSORS.items():
         assert np.array_equal(found.tensors[name], tensor) and found.tensors[name].dtype == tensor.dtype
@@ -108,19 +108,19 @@ def test_arrays_lie_where_they_can_be_used():
         # what its sender should not have written
         (lambda: forged(schema=2), WrongSchema, "the message is of schema 2, and 1 is read here"),
         (lambda: forged(drop=["schema"]), WrongSchema, "the message is of schema None"),
-        (lambda: forged(drop=["run"]), BadHeader, "'run' is missing"),
-        (lambda: forged(code="print()"), BadHeader, "'code' is unknown"),
-        (lambda: forged(round=-1), BadHeader, "round is -1, and should be a count"),
-        (lambda: forged(round=3.0), BadHeader, "round is 3.0, and should be a count"),
-        (lambda: forged(round=True), BadHeader, "round is True, and should be a count"),
-        (lambda: forged(sequence=2**63), BadHeader, "sequence is 9223372036854775808, and should be a count"),
+        (lambda: forged(drop=["run"]), BadHeader, "missing required field `run`"),
+        (lambda: forged(code="print()"), BadHeader, "contains unknown field `code`"),
+        (lambda: forged(round=-1), BadHeader, r"not in order: Expected `int` >= 0 - at `\$.round`"),
+        (lambda: forged(round=3.0), BadHeader, r"Expected `int`, got `float` - at `\$.round`"),
+        (lambda: forged(round=True), BadHeader, r"Expected `int`, got `bool` - at `\$.round`"),
+        (lambda: forged(sequence=2**63), BadHeader, r"Expected `int` <= .* - at `\$.sequence`"),
         (lambda: forged(run="../../etc"), BadHeader, r"run is '\.\./\.\./etc'; it should be a name"),
         (lambda: forged(sender="\x1b[31m"), BadHeader, r"sender is '\\x1b\[31m'; it should be a name"),
         (lambda: forged(config="xyz"), BadHeader, "config is 'xyz'; it should be hexadecimal digits"),
         (lambda: forged(fields={"A b": 1}), BadHeader, "field 'A b' has no proper name"),
-        (lambda: forged(fields={"a": "x\ny"}), BadHeader, "field a is no finite number of 64 bits, truth value, or line of text"),
-        (lambda: forged(fields={"a": 2**64}), BadHeader, "field a is no finite number"),
-        (lambda: forged(fields={f"f{i}": 0 for i in range(300)}), BadHeader, "there are 300 fields, and at most 256 are read"),
+        (lambda: forged(fields={"a": "x\ny"}), BadHeader, "field a is no line of text"),
+        (lambda: forged(fields={"a": 2**64}), BadHeader, r"Expected `int` <= .* - at `\$.fields\[...\]`"),
+        (lambda: forged(fields={f"f{i}": 0 for i in range(300)}), BadHeader, r"Expected `object` of length <= 256 - at `\$.fields`"),
         (lambda: forged(fields={"a": [1]}), TooDeep, "the header is nested more deeply than the 2 levels"),
         (lambda: with_head(b'{"a":' * 5000), TooDeep, "the header is nested"),
         (lambda: with_head(b"[]"), BadHeader, "the header is no table"),
@@ -138,7 +138,8 @@ def test_refused(raw, error, said):
     with pytest.raises(error, match=said) as refusal:
         read(raw())
     assert refusal.type is error and error.code != Refused.code
-    assert "303" not in str(refusal.value) and "0.5" not in str(refusal.value)
+    plain = re.sub("[0-9a-f]{32}", "", str(refusal.value))  # without fingerprints, in which any digits may be
+    assert "303" not in plain and "0.5" not in plain
 
 
 @pytest.mark.parametrize(
@@ -158,10 +159,11 @@ def test_limits_hold(limits, error, said):
     ("changes", "said"),
     [
         ({"sender": "mayo"}, "names 'mayo' as sender, but the key is of 'charite'"),
-        ({"fields": {"weight": float("nan")}}, "cannot be sent: field weight is no finite number"),
-        ({"fields": {"weight": np.float32(1)}}, "cannot be sent: field weight is no finite number"),
-        ({"round": -1}, "cannot be sent: round is -1"),
-        ({"run": ""}, "cannot be sent: run is ''"),
+        ({"fields": {"weight": float("nan")}}, "cannot be sent: .*(JSON compliant|type float32 has no spelling)"),
+        ({"fields": {"weight": np.float32(1)}}, "cannot be sent: .*(JSON compliant|type float32 has no spelling)"),
+        ({"fields": {"weight": b"1"}}, "cannot be sent: an entry is of a type that does not travel"),
+        ({"round": -1}, r"cannot be sent: the header is not in order: .* - at `\$.round`"),
+        ({"run": ""}, "cannot be sent: the header is not in order: run is ''"),
     ],
 )
 def test_what_could_not_be_read_is_not_sent(changes, said):
@@ -215,4 +217,4 @@ def test_nothing_but_a_refusal_ever_comes_of_bytes():
 
 def test_the_key_of_a_header_is_filled_in():
     found = read(encode(header(sender="mayo"), TENSORS, MAYO)).header
-    assert found.key == MAYO.public.fingerprint and len(found.digest) == 64 and set(_as_dict(found)) == set(dataclasses.asdict(found))
+    assert found.key == MAYO.public.fingerprint and len(found.digest) == 64
