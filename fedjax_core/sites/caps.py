@@ -23,6 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from fedjax_core.files import write_whole
@@ -103,7 +104,13 @@ def _read(path: Path) -> tuple[str, float]:
 
 
 def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
+    return _date(int(time.time() // 86400))
+
+
+@lru_cache(maxsize=1)
+def _date(days: int) -> str:
+    """Of a day, so many after the first of 1970."""
+    return datetime.fromtimestamp(days * 86400, UTC).date().isoformat()
 
 
 def _memory_gb() -> float:

@@ -210,8 +210,9 @@ class Federation:
         clients = sum(map(self._collector.clients_of, here))
         found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}
         self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total), **said(found)})
-        after: Any = Versions(jnp.asarray(version))
-        return state._replace(round=state.round + 1, clients=after), found
+        round_, now = _next(state.round, version)
+        after: Any = Versions(now)
+        return state._replace(round=round_, clients=after), found
 
     def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
@@ -289,6 +290,12 @@ class Federation:
             found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local)
             return found, found.keys
         return transport, {}
+
+
+@jax.jit
+def _next(round: Array, version: np.ndarray) -> tuple[Array, Array]:
+    """(the number of the next round, the versions on the device), in one dispatch."""
+    return round + 1, jnp.asarray(version)
 
 
 def _own_key(folder: Path | None) -> SiteKey:

@@ -89,13 +89,17 @@ class Guard:
                 f"{sender!r} speaks of round {round}, which {when}: this is round {self.round}; it should wait for the next broadcast"
             )
         seen = self.seen.get(sender, ())
-        if sequence in seen:
-            raise Replayed(f"message {sequence} of {sender!r} was accepted before; a repeat changes nothing")
-        if len(seen) == _WINDOW and sequence < seen[0]:
-            raise Replayed(
-                f"message {sequence} of {sender!r} is older than the last {_WINDOW} accepted ones, so it may be a repeat; send it anew"
-            )
-        return Guard(self.run, self.round, {**self.seen, sender: tuple(sorted((*seen, sequence)))[-_WINDOW:]})
+        if seen and sequence <= seen[-1]:
+            if sequence in seen:
+                raise Replayed(f"message {sequence} of {sender!r} was accepted before; a repeat changes nothing")
+            if len(seen) == _WINDOW and sequence < seen[0]:
+                raise Replayed(
+                    f"message {sequence} of {sender!r} is older than the last {_WINDOW} accepted ones, so it may be a repeat; send it anew"
+                )
+            seen = tuple(sorted((*seen, sequence)))
+        else:
+            seen = (*seen, sequence)
+        return Guard(self.run, self.round, {**self.seen, sender: seen[-_WINDOW:]})
 
     def at(self, round: int) -> "Guard":
         """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run resumes from an earlier round."""

@@ -69,27 +69,27 @@ def visit(
     says how many more may follow before it is asked again; 0 ends the work there, and what is done so far is reported, with `PARTIAL`
     among the metrics. Raises `NoStepDone` where that is nothing.
     """
-    who, client = np.zeros(1, np.int64), _client(composed, e)
+    client = _client(composed, e)
     if composed.algorithm.exchanges[e].work == "train":
-        rows, _ = plan.batches(who, clients.offsets, clients.addresses, round)
+        rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, round)
     else:
-        rows, _ = in_order(who, clients.offsets, plan.batch_size)
+        rows = _once(*clients.offsets.tolist(), plan.batch_size)
     number: Any = np.float32  # as jnp.float32, without a dispatch
     seen = Seen(number(clients.examples), number(len(rows)))
-    if limit is None and 0 < len(rows) <= min(_STEPS, _at_once(clients.columns, rows)):
-        _, count, columns, mask = next(_chunks(clients.columns, rows))
-        found = Visit(*client.whole(draws.kind, *draws[:3], message, uplink, kept, columns, mask, np.int32(count), seen))
+    columns, size = clients.columns, _at_once(clients.columns, rows)
+    if limit is None and 0 < len(rows) <= min(_STEPS, size):
+        found = Visit(*client.whole(draws.kind, *draws[:3], message, uplink, kept, *_chunk(columns, rows, size), np.int32(len(rows)), seen))
         if watch is not None:
             jax.block_until_ready(found)
-            watch(count)
+            watch(len(rows))
         return found
     key = draws.key()
     carry = client.begin(message, kept, key)
     metrics, done = None, 0
     more = limit or (Pace(_STEPS) if watch is not None else lambda done: len(rows))
-    for first, begin, end, columns, mask in _spans(clients.columns, rows, more):
-        metrics = client.nothing(message, carry, columns, mask, key) if metrics is None else metrics
-        carry, metrics = client.work(message, carry, metrics, columns, mask, key, np.int32(first), np.int32(begin), np.int32(end))
+    for first, begin, end, some, mask in _spans(columns, rows, size, more):
+        metrics = client.nothing(message, carry, some, mask, key) if metrics is None else metrics
+        carry, metrics = client.work(message, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end))
         done = first + end
         if watch is not None:
             jax.block_until_ready(carry)
@@ -106,7 +106,7 @@ def visit(
 def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
     """The sum of each metric over all the examples, which meet in batches of this size."""
     found: dict[str, float] = {}
-    rows, _ = in_order(np.zeros(1, np.int64), clients.offsets[[0, -1]], batch_size)
+    rows = _once(*clients.offsets[[0, -1]].tolist(), batch_size)
     group = max(1, min(_ROWS // batch_size, 1 << max(4, (len(rows) - 1).bit_length())))
     for begin in range(0, len(rows), group):
         part = _padded(rows[begin : begin + group], group)
@@ -183,18 +183,27 @@ def _client(composed: Round, e: int) -> _Client:
     return _Client(jax.jit(begin), jax.jit(nothing), compiled(work), jax.jit(finish), compiled(whole, static_argnums=0))
 
 
-def _chunks(columns: Columns, rows: np.ndarray) -> Iterator[tuple[int, int, Columns, np.ndarray]]:
-    """(first step, steps, columns [C, B, ...], mask [C, B])."""
-    size = _at_once(columns, rows)
-    for first in range(0, len(rows), size):
-        part = _padded(rows[first : first + size], size)
-        yield first, min(size, len(rows) - first), _gather(columns, part), (part >= 0).astype(np.float32)
+@lru_cache(maxsize=8)
+def _once(begin: int, end: int, batch_size: int) -> np.ndarray:
+    """[T, B] int32: these examples in their order, the same in every round."""
+    rows, _ = in_order(np.zeros(1, np.int64), np.array([begin, end]), batch_size)
+    rows.flags.writeable = False
+    return rows
 
 
-def _spans(columns: Columns, rows: np.ndarray, more: Callable[[int], int]) -> Iterator[tuple[int, int, int, Columns, np.ndarray]]:
+def _chunk(columns: Columns, rows: np.ndarray, size: int) -> tuple[Columns, np.ndarray]:
+    """(columns [C, B, ...], mask [C, B]) of these rows of batches, filled up to so many."""
+    part = _padded(rows, size)
+    return _gather(columns, part), (part >= 0).astype(np.float32)
+
+
+def _spans(
+    columns: Columns, rows: np.ndarray, size: int, more: Callable[[int], int]
+) -> Iterator[tuple[int, int, int, Columns, np.ndarray]]:
     """(first step of a chunk, from which to which of its steps, its columns and mask), as many steps as there may be `more`."""
-    for first, count, *chunk in _chunks(columns, rows):
-        begin = 0
+    for first in range(0, len(rows), size):
+        begin, count = 0, min(size, len(rows) - first)
+        chunk = _chunk(columns, rows[first : first + size], size)
         while begin < count:
             end = min(count, begin + more(first + begin))
             if begin == end:
@@ -218,16 +227,18 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 def _gather(columns: Columns, rows: np.ndarray) -> Columns:
     """The rows of every column."""
     at = np.where(rows < 0, ~rows, rows)
-    return narrow(jax.tree.map(lambda x: x[at], columns))
+    return jax.tree.map(lambda x: _narrow(x[at]), columns)
 
 
 def narrow(columns: Columns) -> Columns:
     """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
+    return jax.tree.map(_narrow, columns)
 
-    def one(x: np.ndarray) -> np.ndarray:
-        found = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
-        if found.dtype != x.dtype and np.issubdtype(x.dtype, np.integer) and not np.array_equal(found, x):
-            raise ValueError(f"a column holds whole numbers that do not fit {found.dtype}; renumber them, or store them as two columns")
-        return found
 
-    return jax.tree.map(one, columns)
+def _narrow(x: np.ndarray) -> np.ndarray:
+    if x.itemsize < 8:
+        return x
+    found = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+    if found.dtype != x.dtype and np.issubdtype(x.dtype, np.integer) and not np.array_equal(found, x):
+        raise ValueError(f"a column holds whole numbers that do not fit {found.dtype}; renumber them, or store them as two columns")
+    return found

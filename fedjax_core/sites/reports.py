@@ -8,11 +8,11 @@ Whose turn it is, and how many are enough, is for whoever asks: a round (`exchan
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
+from msgspec.structs import replace
 
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.round import Round, State
@@ -130,15 +130,16 @@ class Sums:
         if any(share < rules.warn_below for share in left.values()):
             log.warning("%s: the uplink leaves little of the updates: %s", where, left)
             record(COORDINATOR, "warned", {"code": "little-left", **left})
-        if self._acc is not None and not rules.allow_zero and float(self._server.size(self._acc)) == 0:
+        concluded: State
+        concluded, size = self._server.conclude[self._e](state._replace(clients=()), self._acc, self.weight, self.count)  # type: ignore[arg-type]
+        if size is not None and not rules.allow_zero and float(size) == 0:
             record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
             raise NothingLearned(
                 f"{where}: {self.count:g} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "
                 f"leaves of them on average: {left or 'all, where it has no stages'}. Look at its clip, filter and quantisation, at the "
                 "learning rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
             )
-        concluded: State = self._server.conclude[self._e](state._replace(clients=()), self._acc, self.weight, self.count)  # type: ignore[arg-type]
-        return concluded
+        return concluded._replace(key=state.key)  # the very same, of which requests know what to say
 
 
 def metrics_of(header: Header) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
-from fedjax_core.round import Round
+from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key
 
 
@@ -20,8 +20,7 @@ class Server(NamedTuple):
     fine: list[Any]  # whether what a report expands to may be used; None where that is what was sent, as the gate has seen
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
-    conclude: list[Any]
-    size: Any  # of all reports together
+    conclude: list[Any]  # (the state, the size of all reports together)
 
 
 @lru_cache(maxsize=16)
@@ -53,6 +52,10 @@ def server_half(composed: Round) -> Server:
         update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
         return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
 
+    def conclude(e: int, state: State, acc: Any, weight: Array, clients: Array) -> tuple[State, Array | None]:
+        size = None if acc is None else tree.norm(composed.aggregator.value(acc))
+        return composed.conclude(e, state, acc, weight, clients), size
+
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = [jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges]
     return Server(
@@ -61,6 +64,5 @@ def server_half(composed: Round) -> Server:
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
-        conclude=[jax.jit(partial(composed.conclude, e)) for e in exchanges],
-        size=jax.jit(lambda acc: tree.norm(composed.aggregator.value(acc))),
+        conclude=[jax.jit(partial(conclude, e)) for e in exchanges],
     )
