@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import numpy as np
 
 from fedjax_core.sites import announce, local, parts, prepare, request
 from fedjax_core.sites.base import Bytes, Refused, Scalar
@@ -82,9 +81,9 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
             seen = local.visit(
                 composed, e, site.data.plan, site.data.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
             )
-        sent, weight, now, fine, left, metrics = jax.tree.map(np.asarray, tuple(seen))
-    tensors, weight = named(sent), float(weight)
-    if not (fine and math.isfinite(weight)):
+    sent, its, now, fine, left, metrics = seen
+    tensors, weight = named(sent), float(its)
+    if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
     if seconds is not None:
         site.done.add(header, seconds, int(metrics[PARTIAL[0]].total))

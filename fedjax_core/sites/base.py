@@ -168,7 +168,8 @@ def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:
     >>> in_lines("names", ["charite", "mayo"])
     {'names': 'charite mayo'}
     """
-    lines = textwrap.wrap(" ".join(names), _LINE, break_on_hyphens=False)
+    text = " ".join(names)
+    lines = [text] if text and len(text) <= _LINE else textwrap.wrap(text, _LINE, break_on_hyphens=False)
     return {field if i == 1 else f"{field}.{i}": line for i, line in enumerate(lines, start=1)}
 
 

@@ -13,8 +13,9 @@ True
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from fedjax_core.sites.base import Refused, shown
 
@@ -67,8 +68,7 @@ def check_clock(sender: str, created_unix_ms: int, *, earliest_unix_ms: int, lat
         )
 
 
-@dataclass(frozen=True)
-class Guard:
+class Guard(msgspec.Struct, frozen=True):
     """What has been heard in a run: admits every message once, and only in its round.
 
     Sequence numbers of one sender grow, across its restarts too (a clock in nanoseconds will do). The last 256 of each are kept, so
@@ -77,7 +77,7 @@ class Guard:
 
     run: str
     round: int
-    seen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # sender -> the last sequence numbers, ascending
+    seen: Mapping[str, tuple[int, ...]] = {}  # sender -> the last sequence numbers, ascending
 
     def admit(self, *, sender: str, run: str, round: int, sequence: int) -> "Guard":
         """The guard that has heard this message too; raises a `Refused` where it must not be heard."""

@@ -80,7 +80,7 @@ def visit(
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
         found = Visit(*client.whole(draws.kind, *draws[:3], message, uplink, kept, *_chunk(columns, rows, size), np.int32(len(rows)), seen))
         if watch is not None:
-            jax.block_until_ready(found)
+            np.asarray(found.weight)  # is there when all of it is, and asked for sooner than by `block_until_ready`
             watch(len(rows))
         return found
     key = draws.key()

@@ -188,7 +188,7 @@ class Policy:
 
         Asked of every message, when it is ready.
         """
-        if extra := sorted(set(fields) - set(self.leaving.fields)):
+        if extra := sorted({name for name in fields if name not in self.leaving.fields}):
             return Decision(False, "field", f"{self.site} does not let {listed(extra)} leave (leaving.fields)")
         if self.leaving.max_norm is not None and not norm <= self.leaving.max_norm:
             return Decision(False, "norm", f"{self.site} lets nothing leave with a norm above {self.leaving.max_norm:g} (leaving.max_norm)")

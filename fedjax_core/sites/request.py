@@ -201,7 +201,8 @@ def about_sites(header: Header, first: Any) -> dict[str, Any]:
 
 def version(found: Mapping[str, Any], address: np.ndarray) -> int:
     """Which version of what it keeps the site is to begin from: that after its last report that counted."""
-    (mine,) = (found["sites"]["address"] == address).all(axis=1).nonzero()
+    each: np.ndarray = found["sites"]["address"]
+    (mine,) = (each.view(np.uint64)[:, 0] == address.view(np.uint64)).nonzero()  # the two words of an address as one number
     if len(mine) != 1:
         raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
     return int(found["sites"]["version"][mine[0]])

@@ -195,16 +195,17 @@ def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
     """
     arrays = {}
     for name, tensor in tensors.items():
-        if tensor.dtype.newbyteorder("=") not in _CODES:
+        native = tensor.dtype if tensor.dtype.isnative else tensor.dtype.newbyteorder("=")
+        if native not in _CODES:
             known = ", ".join(dtype.name for dtype in DTYPES.values())
             raise TypeError(f"tensor {name} is {tensor.dtype}, which does not travel; convert it to one of {known}")
         if problem := _bad_name(name, LIMITS):
             raise ValueError(problem)
-        arrays[name] = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        arrays[name] = np.ascontiguousarray(tensor, native.newbyteorder("<"))
     order = sorted(arrays, key=lambda name: (arrays[name].nbytes % ALIGN != 0, -arrays[name].itemsize, name))
     index, end = {}, 0
     for name in order:
-        code, begin, end = _CODES[tensors[name].dtype.newbyteorder("=")], end, end + arrays[name].nbytes
+        code, begin, end = _CODES[arrays[name].dtype.newbyteorder("=")], end, end + arrays[name].nbytes
         index[name] = _Place(code, list(tensors[name].shape), (begin, end))
     text = msgspec.json.encode(index)
     text += b" " * (-(8 + len(text)) % ALIGN)
@@ -315,7 +316,7 @@ def _read_place(name: str, place: _Place, begin: int, limits: Limits) -> tuple[n
     if (dtype := DTYPES.get(place.dtype)) is None:
         raise UnknownDtype(f"tensor {shown(name)} is {shown(place.dtype)}, which does not travel; convert it to one of {', '.join(DTYPES)}")
     shape = place.shape
-    if len(shape) > limits.axes or any(n > limits.message_bytes for n in shape):
+    if len(shape) > limits.axes or max(shape, default=0) > limits.message_bytes:
         raise BadTensors(f"tensor {shown(name)} has no shape of at most {limits.axes} axes of ordinary length; it is damaged or forged")
     if math.prod(shape) * dtype.itemsize > limits.message_bytes - begin:
         raise Oversize(f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes")

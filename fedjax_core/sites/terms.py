@@ -22,6 +22,7 @@ fedjax_core.sites.terms.Declined: charite does not let 'examples' leave (leaving
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -59,7 +60,7 @@ class Terms:
         self.policy = usual
         self._site, self._file, self._asked = site, file, asked
         self._told = Ledger(folder)
-        self._pins = None if folder is None else folder / "pinned"
+        self._pins = None if folder is None else os.fspath(folder / "pinned")
         self._pinned: str | None = None  # where there is no folder
         self._read()
 

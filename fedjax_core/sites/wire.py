@@ -196,10 +196,10 @@ def _read_head(view: memoryview, limits: Limits) -> tuple[bytes, int]:
 
 def _parse(head: bytes) -> Header:
     header = read(_HEADER, head, "the header", 2, _bad)
-    _check_texts(kind=header.kind, run=header.run, sender=header.sender, recipient=header.recipient)
-    for name in ("config", "answers", "key", "digest"):
-        if not _DIGITS.fullmatch(text := getattr(header, name)):
-            raise BadHeader(f"the header is not in order: {name} is {shown(text)}; it should be hexadecimal digits, at most 64")
+    _check_names(header.kind, header.run, header.sender, header.recipient)
+    _check_digits(config=header.config, key=header.key)
+    if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):
+        _check_digits(answers=header.answers, digest=header.digest)
     _check_fields(*header.fields)
     if not is_plain(head):
         for name, value in header.fields.items():
@@ -209,13 +209,21 @@ def _parse(head: bytes) -> Header:
 
 
 @lru_cache(maxsize=1024)
-def _check_texts(**texts: str) -> None:
+def _check_names(kind: str, run: str, sender: str, recipient: str) -> None:
     """Raises where one of these is no name; of the same ones again, nothing is done."""
-    for name, text in texts.items():
+    for name, text in (("kind", kind), ("run", run), ("sender", sender), ("recipient", recipient)):
         if not NAME.fullmatch(text):
             raise BadHeader(
                 f"the header is not in order: {name} is {shown(text)}; it should be a name of 1 to 64 letters, digits, '-' and '_'"
             )
+
+
+@lru_cache(maxsize=1024)
+def _check_digits(**texts: str) -> None:
+    """Raises where one of these is not of such digits; of the same ones again, nothing is done."""
+    for name, text in texts.items():
+        if not _DIGITS.fullmatch(text):
+            raise BadHeader(f"the header is not in order: {name} is {shown(text)}; it should be hexadecimal digits, at most 64")
 
 
 @lru_cache(maxsize=1024)
