@@ -30,7 +30,7 @@ import jax
 
 from fedjax_core.data.clients import Clients
 
-PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "cryptography", "ray")
+PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "msgspec", "cryptography", "PyNaCl", "ray")
 
 
 @dataclass(frozen=True)
