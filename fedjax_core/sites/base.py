@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 Scalar = bool | int | float | str | None  # what a header, an audit entry and a request may hold
 
-Value = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | Annotated[str, Meta(max_length=1024)] | None
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Text = Annotated[str, Meta(max_length=1024)]
+Value = bool | Integer | float | Text | None
 """A `Scalar` as it is read; whether text is of one line, `is_scalar` tells."""
 
 Bytes = bytes | memoryview  # of a message, where it lies
@@ -64,7 +66,7 @@ def dumps(value: Any) -> bytes:
     """The value as canonical JSON; raises ValueError where it holds a number that is not finite."""
     raw = _ENCODER.encode(value)
     if b"null" in raw:  # which is written of None, but also of NaN and infinities
-        json.dumps(msgspec.to_builtins(value), allow_nan=False)
+        json.dumps(msgspec.to_builtins(value, enc_hook=_plain), allow_nan=False)
     return raw
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from fedjax_core.sites.base import Refused, Value, dumps, is_plain, is_scalar, of_lines, shown
+from fedjax_core.sites.base import Integer, Refused, Text, Value, dumps, is_plain, is_scalar, of_lines, shown
 from fedjax_core.sites.base import read as read_json
 from fedjax_core.sites.identity import PublicKey
 
@@ -63,10 +63,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     prev: str  # digest of the line before
     time: float  # seconds since 1970, by the clock of whoever wrote it
     key: str  # fingerprint of the key that signs
-    who: str
-    what: str
-    run: str = ""
-    round: int | None = None
+    who: Text
+    what: Text
+    run: Text = ""
+    round: Integer | None = None
     about: dict[str, Value] = {}
 
 

@@ -1,5 +1,6 @@
 """No entry can be changed, removed, moved or cut off without `verify` saying where; a crash costs the entry that was being written."""
 
+import math
 import os
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def test_a_full_disk_stops_the_work_and_leaves_the_log_whole(tmp_path, monkeypat
                 log.record("charite", "second")
         log.record("charite", "third")
     assert verify(tmp_path, KEYS).n == 1 and [entry.what for entry in show(tmp_path)] == ["first", "third"]
+
+
+@pytest.mark.parametrize("odd", [{"who": "x" * 2000}, {"what": "x" * 2000}, {"run": "a\nb"}, {"round": 2**63}])
+def test_nothing_is_written_that_could_not_be_read(tmp_path, odd):
+    with Log(tmp_path, CHARITE) as log:
+        with pytest.raises(ValueError, match=f"{next(iter(odd))} of a .* entry is of type"):
+            log.record(**{"who": "charite", "what": "trained", **odd})
+        log.record("charite", "trained", about={"loss": np.float64(1e-5), "weight": math.nan, "said": "Zürich \\", "none": None})
+    (entry,) = show(tmp_path)
+    assert verify(tmp_path, KEYS).n == 0 and entry.about == {"loss": 1e-5, "weight": "nan", "said": "Zürich \\", "none": None}
 
 
 @pytest.mark.parametrize("about", [{"rows": np.ones(3)}, {"rows": [1, 2]}, {"text": "a\nb"}, {"raw": b"x"}, {"long": "x" * 2000}])
