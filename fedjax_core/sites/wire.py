@@ -26,6 +26,7 @@ fedjax_core.sites.wire.TamperedBody: the tensors of message 17 from 'charite' ar
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -132,7 +133,7 @@ def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey)
         if _parse(head := dumps(header)) != header:
             raise ValueError("an entry is of a type that does not travel")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the message cannot be sent: {error}") from None
+        raise ValueError(f"the message cannot be sent: {_odd_field(header.fields) or error}") from None
     return header, joined([*_opening(head, key), *body])
 
 
@@ -198,14 +199,20 @@ def _parse(head: bytes) -> Header:
     header = read(_HEADER, head, "the header", 2, _bad)
     _check_names(header.kind, header.run, header.sender, header.recipient)
     _check_digits(config=header.config, key=header.key)
-    if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):
+    if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):  # which no message has twice
         _check_digits(answers=header.answers, digest=header.digest)
     _check_fields(*header.fields)
-    if not is_plain(head):
-        for name, value in header.fields.items():
-            if not is_scalar(value):
-                raise BadHeader(f"the header is not in order: field {name} is no line of text")
+    if not is_plain(head) and (odd := _odd_field(header.fields)):
+        raise BadHeader(f"the header is not in order: {odd}")
     return header
+
+
+def _odd_field(fields: Mapping[str, object]) -> str | None:
+    """What is wrong with the first value that may not stand in a header, None where there is none."""
+    for name, value in fields.items():
+        if not is_scalar(value) or (isinstance(value, float) and not math.isfinite(value)):
+            return f"field {shown(name)} is no finite number of 64 bits, truth value, or line of text; send other things as a tensor"
+    return None
 
 
 @lru_cache(maxsize=1024)
@@ -226,7 +233,7 @@ def _check_digits(**texts: str) -> None:
             raise BadHeader(f"the header is not in order: {name} is {shown(text)}; it should be hexadecimal digits, at most 64")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _check_fields(*names: str) -> None:
     """Raises where a field could not be called so; of the same ones again, nothing is done."""
     for name in names:
@@ -243,7 +250,9 @@ def _bad(found: Any, said: str) -> Refused:
         return BadHeader("the header is no table; the message was not written by fedjax_core.sites")
     if (theirs := found.get("schema")) != SCHEMA or type(theirs) is not int:
         return WrongSchema(f"the message is of schema {shown(theirs)}, and {SCHEMA} is read here; install one version at all sites")
-    return BadHeader(f"the header is not in order: {said}")
+    fields = found.get("fields")
+    odd = _odd_field(fields) if isinstance(fields, dict) else None
+    return BadHeader(f"the header is not in order: {odd or said}")
 
 
 _HEADER = msgspec.json.Decoder(Header)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pickle
 import random
 import re
@@ -118,8 +119,8 @@ def test_arrays_lie_where_they_can_be_used():
         (lambda: forged(sender="\x1b[31m"), BadHeader, r"sender is '\\x1b\[31m'; it should be a name"),
         (lambda: forged(config="xyz"), BadHeader, "config is 'xyz'; it should be hexadecimal digits"),
         (lambda: forged(fields={"A b": 1}), BadHeader, "field 'A b' has no proper name"),
-        (lambda: forged(fields={"a": "x\ny"}), BadHeader, "field a is no line of text"),
-        (lambda: forged(fields={"a": 2**64}), BadHeader, r"Expected `int` <= .* - at `\$.fields\[...\]`"),
+        (lambda: forged(fields={"a": "x\ny"}), BadHeader, "field 'a' is no finite number of 64 bits, truth value, or line of text"),
+        (lambda: forged(fields={"a": 2**64}), BadHeader, "field 'a' is no finite number"),
         (lambda: forged(fields={f"f{i}": 0 for i in range(300)}), BadHeader, r"Expected `object` of length <= 256 - at `\$.fields`"),
         (lambda: forged(fields={"a": [1]}), TooDeep, "the header is nested more deeply than the 2 levels"),
         (lambda: with_head(b'{"a":' * 5000), TooDeep, "the header is nested"),
@@ -159,9 +160,11 @@ def test_limits_hold(limits, error, said):
     ("changes", "said"),
     [
         ({"sender": "mayo"}, "names 'mayo' as sender, but the key is of 'charite'"),
-        ({"fields": {"weight": float("nan")}}, "cannot be sent: .*(JSON compliant|type float32 has no spelling)"),
-        ({"fields": {"weight": np.float32(1)}}, "cannot be sent: .*(JSON compliant|type float32 has no spelling)"),
-        ({"fields": {"weight": b"1"}}, "cannot be sent: an entry is of a type that does not travel"),
+        ({"fields": {"weight": float("nan")}}, "cannot be sent: field 'weight' is no finite number"),
+        ({"fields": {"none": None, "weight": math.inf}}, "cannot be sent: field 'weight' is no finite number"),
+        ({"fields": {"weight": np.float32(1)}}, "cannot be sent: field 'weight' is no finite number"),
+        ({"fields": {"weight": b"1"}}, "cannot be sent: field 'weight' is no finite number"),
+        ({"run": b"abc"}, "cannot be sent: an entry is of a type that does not travel"),
         ({"round": -1}, r"cannot be sent: the header is not in order: .* - at `\$.round`"),
         ({"run": ""}, "cannot be sent: the header is not in order: run is ''"),
     ],
