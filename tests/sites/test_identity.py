@@ -131,3 +131,17 @@ def test_a_pub_file_has_one_line(tmp_path):
     path.write_text(f"{CHARITE.line}\n{MAYO.line}\n")
     with pytest.raises(ValueError, match="should hold one line"):
         read_public(path)
+
+
+def test_signatures_are_those_of_another_library():
+    data = b"hello"
+    signature, signed = CHARITE.sign("message", data), b"fedjax_core message\0" + data
+    assert signature == CHARITE.private.sign(signed)
+    CHARITE.private.public_key().verify(signature, signed)  # raises where it does not fit
+    assert CHARITE.public.fits("message", data, CHARITE.private.sign(signed))
+
+
+@pytest.mark.parametrize("signature", [b"", b"\0" * 63, b"\0" * 64, b"\xff" * 64, b"\0" * 65])
+def test_what_is_no_signature_does_not_fit(signature):
+    assert not CHARITE.public.fits("message", b"hello", signature)
+    assert not PublicKey(bytes(32)).fits("message", b"hello", signature)
