@@ -188,6 +188,8 @@ def _check_clients(clients: np.ndarray, population: int) -> None:
         raise ValueError(f"a cohort is one-dimensional, [K], but got shape {list(clients.shape)}; for several rounds [R, K] use run_many")
     if not clients.size:
         return
+    if int(clients[0]) >= 0 and int(clients[-1]) < population and (clients[1:] > clients[:-1]).all():  # sorted, as most cohorts are
+        return
     if clients.min() < 0 or clients.max() >= population:
         outside = clients[(clients < 0) | (clients >= population)][0]
         raise ValueError(f"the cohort names client {outside}, but the population is clients 0 to {population - 1}")

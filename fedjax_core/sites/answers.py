@@ -58,9 +58,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     e = header.exchange
     if not e < len(composed.algorithm.exchanges):
         raise BadRequest(f"the study has {len(composed.algorithm.exchanges)} exchanges a round")
-    found = place(
-        envelope.tensors, {"message": site.messages[e], "uplink": site.uplink[e], **request.about_sites(header, site.kept_shapes)}
-    )
+    found = site.form(e, request.count(header, "sites"), request.has_first(header)).filled(envelope.tensors)
     seconds = request.train_seconds(header)
     if seconds is not None and composed.algorithm.exchanges[e].work != "train":
         raise BadRequest(f"exchange {e} goes over each example once, so its time cannot be limited")
@@ -104,7 +102,8 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
     header, algorithm = envelope.header, site.study.round.algorithm
     batch = request.count(header, "batch")
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
-    found = place(envelope.tensors, model | request.about_sites(header, site.kept_shapes))
+    first = site.kept_shapes if request.has_first(header) else None
+    found = place(envelope.tensors, model | request.about_sites(request.count(header, "sites"), first))
     if algorithm.personal is None:
         params = found["params"]
     else:

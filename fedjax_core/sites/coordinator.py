@@ -59,7 +59,7 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess, Transport
 from fedjax_core.sites.wire import COORDINATOR
-from fedjax_core.types import Array, Key, Params
+from fedjax_core.types import Key, Params
 
 __all__ = ["Federation", "Paused", "Rules", "Versions"]
 
@@ -67,7 +67,7 @@ __all__ = ["Federation", "Paused", "Rules", "Versions"]
 class Versions(NamedTuple):
     """What the coordinator has of the clients' own state: which version of it is valid."""
 
-    version: Array  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
+    version: np.ndarray  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
 
 
 class Federation:
@@ -184,7 +184,7 @@ class Federation:
         self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
         if self._steps is not None:
             return self._steps.init(state)
-        versions: Any = Versions(jnp.zeros(len(self.clients), jnp.int32))
+        versions: Any = Versions(np.zeros(len(self.clients), np.int32))
         return state._replace(clients=versions)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
@@ -210,9 +210,9 @@ class Federation:
         clients = sum(map(self._collector.clients_of, here))
         found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}
         self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total), **said(found)})
-        round_, now = _next(state.round, version)
-        after: Any = Versions(now)
-        return state._replace(round=round_, clients=after), found
+        version.flags.writeable = False
+        after: Any = Versions(version)
+        return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]
 
     def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
@@ -290,12 +290,6 @@ class Federation:
             found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local)
             return found, found.keys
         return transport, {}
-
-
-@jax.jit
-def _next(round: Array, version: np.ndarray) -> tuple[Array, Array]:
-    """(the number of the next round, the versions on the device), in one dispatch."""
-    return round + 1, jnp.asarray(version)
 
 
 def _own_key(folder: Path | None) -> SiteKey:

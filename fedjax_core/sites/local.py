@@ -4,12 +4,16 @@ The same keys and the same batches as on the simulator's lanes, so the same numb
 memory does not grow with the data, and the compiled loop knows their number only as data. In it the step has the usual one of the forms
 that lanes choose from (`fedjax_core.lanes.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
 Where there are few batches, all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
-keys among what it is given or gives the most of it. Where the time is limited it goes on step by step, so as to be able to stop.
+keys among what it is given or gives the most of it, and each array that comes of it 10 to 30 us until it is read. So what is told of the
+work comes as one array, and what is the same in every round is given to the device once. Where the time is limited it goes on step by
+step, so as to be able to stop.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +43,12 @@ _STEPS = 64  # so many steps go before a first look at the clock
 
 
 class Visit(NamedTuple):
-    """What a client brings back from one exchange."""
+    """What a client brings back from one exchange; its scalars may be NumPy's."""
 
     sent: Any
     weight: Array
     kept: Kept
-    fine: Array  # bool: what it keeps is finite
+    fine: Array  # whether what it keeps is finite
     left: dict[str, Mean]
     """What the uplink's stages leave of the update; empty where there are none."""
     metrics: dict[str, Any]
@@ -78,11 +82,12 @@ def visit(
     seen = Seen(number(clients.examples), number(len(rows)))
     columns, size = clients.columns, _at_once(clients.columns, rows)
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
-        found = Visit(*client.whole(draws.kind, *draws[:3], message, uplink, kept, *_chunk(columns, rows, size), np.int32(len(rows)), seen))
+        chunk = _chunk(columns, rows, size) if composed.algorithm.exchanges[e].work == "train" else _all_of(clients, rows, size)
+        sent, kept, told = client.whole(draws.kind, *draws[:3], message, uplink, kept, *chunk, np.int32(len(rows)), seen)
+        weight, fine, left, metrics = _apart(told)  # which are there when all of it is
         if watch is not None:
-            np.asarray(found.weight)  # is there when all of it is, and asked for sooner than by `block_until_ready`
             watch(len(rows))
-        return found
+        return Visit(sent, weight, kept, fine, left, metrics)
     key = draws.key()
     carry = client.begin(message, kept, key)
     metrics, done = None, 0
@@ -178,9 +183,45 @@ def _client(composed: Round, e: int) -> _Client:
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
-        return *finish(message, uplink, kept, carry, seen, key), metrics
+        sent, weight, kept, fine, left = finish(message, uplink, kept, carry, seen, key)
+        return sent, kept, _together((weight, fine, left, metrics))
 
     return _Client(jax.jit(begin), jax.jit(nothing), compiled(work), jax.jit(finish), compiled(whole, static_argnums=0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Together:
+    """A pytree of scalars as one array."""
+
+    values: Array  # [n] float32
+    structure: Any = field(metadata={"static": True})
+
+
+def _together(scalars: Any) -> Any:
+    """The scalars as one array, where a float32 can hold each."""
+    leaves, structure = jax.tree.flatten(scalars)
+    if not all(x.shape == () and x.dtype in (jnp.float32, jnp.bool_) for x in leaves):
+        return scalars
+    return _Together(jnp.stack([x.astype(jnp.float32) for x in leaves]), structure)
+
+
+def _apart(together: Any) -> Any:
+    """The scalars that were put together, as NumPy's float32."""
+    if not isinstance(together, _Together):
+        return jax.device_get(together)
+    return jax.tree.unflatten(together.structure, np.asarray(together.values))
+
+
+_given: "WeakKeyDictionary[Clients, tuple[tuple[int, int], Any]]" = WeakKeyDictionary()
+
+
+def _all_of(clients: Clients, rows: np.ndarray, size: int) -> Any:
+    """`_chunk` of these rows, which are all examples of the clients in their order: on the device, and kept there as long as these are."""
+    given = _given.get(clients)
+    if given is None or given[0] != (size, rows.shape[1]):
+        given = _given[clients] = (size, rows.shape[1]), jax.device_put(_chunk(clients.columns, rows, size))
+    return given[1]
 
 
 @lru_cache(maxsize=4)

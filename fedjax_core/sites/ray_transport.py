@@ -60,6 +60,7 @@ class RayTransport:
         self._started = _start(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
+        self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
@@ -73,6 +74,7 @@ class RayTransport:
                 actor = ray.remote(concurrency_groups={"watch": 1})(_Actor)  # type: ignore[call-overload]
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
+                self._handle[about.name] = self._actors[about.name].handle
             said = ray.get([actor.key.remote() for actor in self._actors.values()], timeout=_START_SECONDS)
             for name, text in zip(self._actors, said, strict=True):
                 if not text.startswith("ed25519:"):
@@ -87,19 +89,20 @@ class RayTransport:
 
         Only in `wait` does the future become done.
         """
-        return _Asked(self._actors[site].handle.remote(bytes(request) if len(request) <= _SHORT else self._put(request)))
+        return _Asked(self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request)))
 
     def wait(self, asked: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
         """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100 us and a thread each."""
-        until, mine = time.monotonic() + seconds, {one.ref: one for one in asked if isinstance(one, _Asked)}
-        others = [one for one in asked if not isinstance(one, _Asked)]
+        until, mine = time.monotonic() + seconds, [one.ref for one in asked if type(one) is _Asked]
         if not mine:
             return futures.wait(asked, seconds, futures.FIRST_COMPLETED).done
+        others = [one for one in asked if type(one) is not _Asked] if len(mine) < len(asked) else []
         while True:
             left, done = max(0.0, until - time.monotonic()), {one for one in others if one.done()}
             look = 0.0 if done else min(left, _LOOK_SECONDS) if others else left
-            ready, _ = ray.wait(list(mine), timeout=look, fetch_local=False)
-            done |= {mine[ref].told() for ref in ready}
+            ready, _ = ray.wait(mine, timeout=look, fetch_local=False)
+            if ready:
+                done.update(one.told() for one in asked if type(one) is _Asked and one.ref in ready)
             if done or not left:
                 return done
 
@@ -127,7 +130,7 @@ class RayTransport:
             return
         for actor in self._actors.values():
             ray.kill(actor)
-        self._actors = {}
+        self._actors, self._handle = {}, {}
         if self._started:
             ray.shutdown()
 

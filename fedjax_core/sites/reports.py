@@ -7,7 +7,7 @@ Whose turn it is, and how many are enough, is for whoever asks: a round (`exchan
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from fedjax_core.sites.limit import said
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
 from fedjax_core.sites.rules import Rules
-from fedjax_core.sites.server import server_half
+from fedjax_core.sites.server import TOGETHER, Small, server_half
 from fedjax_core.sites.tensors import kinds
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
 
@@ -31,8 +31,6 @@ log = logging.getLogger("fedjax_core")
 
 NO_METRICS = ("weight", "examples", "data", "data_was", "clients")
 """Of the fields in a reply."""
-
-_SMALL_BYTES = 64 << 10  # of what a program takes quicker as it is, twice, than it is put on the device once: 6 us against 21 to 90
 
 
 class NothingLearned(RuntimeError):
@@ -61,7 +59,7 @@ class Reports:
         rules, sizes, e = collector.rules, collector.sizes, asked.exchange
         self.refused = 0
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
-        self._clients = collector.clients
+        self._clients, self._form = collector.clients, jax.tree.structure(self._server.sent[e])
         self._bounds = np.maximum(1.0, sizes) if rules.max_weight is None else np.full(len(sizes), rules.max_weight)  # [N] on the weight
         self._expected = gate.Expected(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=kinds(self._server.sent[e]), data=data,
@@ -88,9 +86,8 @@ class Reports:
 
     def sent(self, heard: Envelope) -> tuple[Any, float]:
         """(what was sent, weight)."""
-        like = jax.tree.structure(self._server.sent[self._e])
-        sent = jax.tree.unflatten(like, [heard.tensors[name] for name in self._expected.kinds])  # which the gate has checked
-        if heard.header.size > _SMALL_BYTES:
+        sent = jax.tree.unflatten(self._form, [heard.tensors[name] for name in self._expected.kinds])  # which the gate has checked
+        if not self._server.small[self._e]:
             sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
         return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
 
@@ -109,12 +106,16 @@ class Sums:
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
+        self._small: list[tuple[Any, np.float32, np.int32, Any]] = []  # (sent, weight, place, factor) of those that are yet to be added
 
     def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None, clients: int = 1) -> None:
         """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update is multiplied by `factor`,
         None: taken as it is."""
         sent, its, times = report[0], np.float32(report[1]), np.float32(times)
-        if self._adds:
+        if self._adds and self._server.small[self._e]:
+            self._make_room(factor)
+            self._small.append((sent, its * times, np.int32(place), factor))
+        elif self._adds:
             acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
             self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
@@ -131,7 +132,9 @@ class Sums:
             log.warning("%s: the uplink leaves little of the updates: %s", where, left)
             record(COORDINATOR, "warned", {"code": "little-left", **left})
         concluded: State
-        concluded, size = self._server.conclude[self._e](state._replace(clients=()), self._acc, self.weight, self.count)  # type: ignore[arg-type]
+        concluded, size = self._server.conclude[self._e](
+            self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count,  # type: ignore[arg-type]
+        )  # fmt: skip
         if size is not None and not rules.allow_zero and float(size) == 0:
             record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
             raise NothingLearned(
@@ -140,6 +143,29 @@ class Sums:
                 "learning rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
             )
         return concluded._replace(key=state.key)  # the very same, of which requests know what to say
+
+    def _make_room(self, factor: Any) -> None:
+        """Adds the small reports that wait, where another such as has this factor cannot wait with them."""
+        if self._small and (len(self._small) == TOGETHER or (self._small[0][3] is None) != (factor is None)):
+            self._acc = self._server.add_all[self._e](self._cohort, self._acc, self._uplink, self._waiting())
+            self._small.clear()
+
+    def _waiting(self) -> Small | None:
+        """The small reports that wait, None where there are none."""
+        if not self._small:
+            return None
+        sent, weights, places, factors = zip(*self._small, strict=True)
+        return Small(
+            jax.tree.map(lambda *leaves: _filled(leaves), *sent), _filled(weights), _filled(places),
+            None if factors[0] is None else _filled(factors), np.int32(len(sent)),
+        )  # fmt: skip
+
+
+def _filled(rows: Sequence[Any]) -> np.ndarray:
+    """[TOGETHER, ...]: these, and then zeros."""
+    found = np.zeros((TOGETHER, *np.shape(rows[0])), rows[0].dtype)
+    found[: len(rows)] = rows
+    return found
 
 
 def metrics_of(header: Header) -> dict[str, Any]:

@@ -155,17 +155,17 @@ def draws(header: Header, address: np.ndarray) -> Draws:
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
     try:
-        words = np.frombuffer(bytes.fromhex(text), "<u4")
-        _check_kind(kind, len(words))
+        return Draws(_words(text, kind), np.int32(header.round), address, kind)
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
-    return Draws(words, np.int32(header.round), address, kind)
 
 
-@lru_cache
-def _check_kind(kind: str, words: int) -> None:
-    """Raises where a key of this kind is not of so many words."""
-    jax.eval_shape(partial(jax.random.wrap_key_data, impl=kind), jax.ShapeDtypeStruct((words,), np.uint32))
+@lru_cache(maxsize=64)
+def _words(text: str, kind: str) -> np.ndarray:
+    """The words of a key, of which a run has one; raises where a key of this kind is not of so many."""
+    words = np.frombuffer(bytes.fromhex(text), "<u4")
+    jax.eval_shape(partial(jax.random.wrap_key_data, impl=kind), jax.ShapeDtypeStruct(words.shape, np.uint32))
+    return words
 
 
 def client_key(words: Array, round: Array, address: Array, kind: str) -> Key:
@@ -192,17 +192,26 @@ def train_seconds(header: Header) -> float | None:
     return value
 
 
-def about_sites(header: Header, first: Any) -> dict[str, Any]:
-    """The shapes of what every request about a run has: the list of sites, and `first` (given by its shapes) where the header says so."""
-    sites = count(header, "sites")
+def about_sites(sites: int, first: Any) -> dict[str, Any]:
+    """The shapes of what every request about a run has: the list of so many sites, and `first` (given by its shapes, None: not there)."""
     listed = {"address": np.empty((sites, 2), np.uint32), "version": np.empty(sites, np.int32)}
-    return {"sites": listed, **({"first": first} if header.fields.get("first") is True else {})}
+    return {"sites": listed, **({} if first is None else {"first": first})}
+
+
+def has_first(header: Header) -> bool:
+    """Whether the request says what a site keeps before its first report."""
+    return header.fields.get("first") is True
 
 
 def version(found: Mapping[str, Any], address: np.ndarray) -> int:
     """Which version of what it keeps the site is to begin from: that after its last report that counted."""
-    each: np.ndarray = found["sites"]["address"]
-    (mine,) = (each.view(np.uint64)[:, 0] == address.view(np.uint64)).nonzero()  # the two words of an address as one number
-    if len(mine) != 1:
+    return int(found["sites"]["version"][_position(found["sites"]["address"].tobytes(), address.tobytes())])
+
+
+@lru_cache(maxsize=4)
+def _position(addresses: bytes, mine: bytes) -> int:
+    """Where the site is among these; a run has the same ones in every request."""
+    (found,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)).nonzero()  # the two words of one as one number
+    if len(found) != 1:
         raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
-    return int(found["sites"]["version"][mine[0]])
+    return int(found[0])

@@ -1,26 +1,49 @@
-"""The server's half of a round over real sites, compiled once: broadcast, what comes of one report, how they add, what they conclude to."""
+"""The server's half of a round over real sites, compiled once: broadcast, what comes of one report, how they add, what they conclude to.
+
+A call of a compiled program takes some 0.1 ms, whatever it does. So small reports wait until there are `TOGETHER` of them, or no more come,
+and then one program adds them one after another, and makes the state of them where they are the last; of large ones each is added as
+it comes.
+"""
 
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key
 
+TOGETHER, SMALL_BYTES = 16, 64 << 10
+"""So many reports are added by one program, of at most so many bytes each."""
+
 
 class Server(NamedTuple):
     """The server's part of a round, compiled; all but the last by exchange."""
 
     sent: list[Any]  # the shapes of what a site sends
+    small: list[bool]  # whether that has at most SMALL_BYTES
     broadcast: list[Any]
     fine: list[Any]  # whether what a report expands to may be used; None where that is what was sent, as the gate has seen
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
-    conclude: list[Any]  # (the state, the size of all reports together)
+    add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
+    conclude: list[Any]  # (the state, the size of all reports together); of an accumulator or None, and reports or None
+
+
+class Small(NamedTuple):
+    """Reports that are added together: [TOGETHER, ...], of which the first `filled` are any."""
+
+    sent: Any
+    weights: np.ndarray
+    places: np.ndarray
+    factors: np.ndarray | None
+    """By which their updates are multiplied; None: they are taken as they are."""
+    filled: np.int32
 
 
 @lru_cache(maxsize=16)
@@ -52,7 +75,17 @@ def server_half(composed: Round) -> Server:
         update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
         return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
 
-    def conclude(e: int, state: State, acc: Any, weight: Array, clients: Array) -> tuple[State, Array | None]:
+    def add_all(e: int, cohort: int, acc: Any, uplink: Any, small: Small) -> Any:
+        def one(i: Array, acc: Any) -> Any:
+            sent, weight, place, factor = jax.tree.map(lambda x: x[i], small[:-1])
+            return add(e, acc, uplink, sent, weight, place, factor)
+
+        return lax.fori_loop(0, small.filled, one, zero(e, cohort) if acc is None else acc)
+
+    def conclude(
+        e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array
+    ) -> tuple[State, Array | None]:
+        acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
         size = None if acc is None else tree.norm(composed.aggregator.value(acc))
         return composed.conclude(e, state, acc, weight, clients), size
 
@@ -60,9 +93,11 @@ def server_half(composed: Round) -> Server:
     shapes = [jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges]
     return Server(
         sent=shapes,
+        small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
         broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
-        conclude=[jax.jit(partial(conclude, e)) for e in exchanges],
+        add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],
+        conclude=[jax.jit(partial(conclude, e), static_argnums=0) for e in exchanges],
     )

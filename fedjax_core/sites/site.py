@@ -11,8 +11,9 @@ settings, never a value of the data; what went wrong in full is in `errors.log` 
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -30,10 +31,11 @@ from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
-from fedjax_core.sites.request import TRAIN_SECONDS, addresses
+from fedjax_core.sites.request import TRAIN_SECONDS, about_sites, addresses
 from fedjax_core.sites.site_data import SiteData
 from fedjax_core.sites.site_file import SiteFile, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.tensors import Form
 from fedjax_core.sites.terms import Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
 
@@ -76,9 +78,11 @@ class Site:
         """The last request that was."""
         composed = study.round
         shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
-        self.uplink, self.server, self.params = shapes.uplink, shapes.server, shapes.params
+        self.server, self.params = shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
-        self.messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
+        messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
+        self.form = lru_cache(maxsize=8)(partial(_form, messages, shapes.uplink, self.kept_shapes))
+        """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form of a request to train."""
 
     def __enter__(self) -> "Site":
         if self.log is not None:
@@ -203,3 +207,8 @@ class Site:
         if self.folder is not None:
             with open(self.folder / "errors.log", "a") as file:
                 file.write(f"{datetime.now(UTC).isoformat()}\n{''.join(traceback.format_exception(error))}\n")
+
+
+def _form(messages: Sequence[Any], uplink: Sequence[Any], kept: Any, e: int, sites: int, first: bool) -> Form:
+    """Of a request to train in exchange `e`."""
+    return Form.of({"message": messages[e], "uplink": uplink[e], **about_sites(sites, kept if first else None)})

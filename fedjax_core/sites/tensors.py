@@ -24,7 +24,6 @@ from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import msgspec
 import numpy as np
@@ -47,6 +46,7 @@ _CODES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGN = 64
 """Where an array lies at a multiple of so many bytes, XLA takes it on a CPU as it is: another of 100 MB is copied, in 40 to 50 ms."""
 _LONG = 1 << 22  # bytes
+_SMALL_INDEX = 64 << 10  # bytes: of such indexes some are kept as they were read
 
 
 class Oversize(Refused):
@@ -141,7 +141,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     leaves, structure = jax.tree.flatten(tree)
     names = _names(structure)
     for name, leaf in zip(names, leaves, strict=True):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf.dtype, np.dtype):
             raise TypeError(f"{name} is a random key, which never travels: send jax.random.key_data of it, if it must")
     found = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
     if len(found) != len(leaves):
@@ -152,20 +152,30 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 def kinds(tree: Any) -> dict[str, Kind]:
     """{name: (dtype, shape)} of the leaves, which may be `jax.ShapeDtypeStruct`s."""
     leaves, structure = jax.tree.flatten(tree)
-    return _kinds(_names(structure), leaves)
-
-
-def _kinds(names: Sequence[str], leaves: Sequence[Any]) -> dict[str, Kind]:
     arrays = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves)
-    return {name: Kind(_dtype_name(leaf.dtype), leaf.shape) for name, leaf in zip(names, arrays, strict=True)}
+    return {name: Kind(_dtype_name(leaf.dtype), leaf.shape) for name, leaf in zip(_names(structure), arrays, strict=True)}
 
 
 def place(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
     """The tensors in the structure of `like`, whose leaves may be `jax.ShapeDtypeStruct`s; raises a `Refused` where they do not fit."""
-    leaves, structure = jax.tree.flatten(like)
-    names = _names(structure)
-    check_kinds(tensors, _kinds(names, leaves))
-    return jax.tree.unflatten(structure, [tensors[name] for name in names])
+    return Form.of(like).filled(tensors)
+
+
+class Form(NamedTuple):
+    """A structure that tensors are to be placed in, with what they must be: for whoever reads many of one kind."""
+
+    structure: Any
+    kinds: dict[str, Kind]
+
+    @classmethod
+    def of(cls, like: Any) -> "Form":
+        """The form of this pytree, whose leaves may be `jax.ShapeDtypeStruct`s."""
+        return cls(jax.tree.structure(like), kinds(like))
+
+    def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
+        """The tensors in this structure; raises a `Refused` where they do not fit."""
+        check_kinds(tensors, self.kinds)
+        return jax.tree.unflatten(self.structure, [tensors[name] for name in self.kinds])
 
 
 def check_kinds(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Kind]) -> None:
@@ -193,24 +203,32 @@ def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
 
     Tensors whose length is a multiple of `ALIGN` come first and the index is filled up to one, so that most lie at a multiple of it.
     """
-    arrays = {}
-    for name, tensor in tensors.items():
-        native = tensor.dtype if tensor.dtype.isnative else tensor.dtype.newbyteorder("=")
+    index, order = _layout(tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
+    numbers = [np.ascontiguousarray(tensors[name], dtype).reshape(-1).view(np.uint8).data for name, dtype in order]
+    return [memoryview(index), *numbers]
+
+
+@lru_cache(maxsize=32)
+def _layout(tensors: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]) -> tuple[bytes, list[tuple[str, np.dtype]]]:
+    """(the index of tensors of these names, dtypes and shapes, their order with the dtypes in which they are written)."""
+    dtypes, shapes = {}, {}
+    for name, dtype, shape in tensors:
+        native = dtype if dtype.isnative else dtype.newbyteorder("=")
         if native not in _CODES:
             known = ", ".join(dtype.name for dtype in DTYPES.values())
-            raise TypeError(f"tensor {name} is {tensor.dtype}, which does not travel; convert it to one of {known}")
+            raise TypeError(f"tensor {name} is {dtype}, which does not travel; convert it to one of {known}")
         if problem := _bad_name(name, LIMITS):
             raise ValueError(problem)
-        arrays[name] = np.ascontiguousarray(tensor, native.newbyteorder("<"))
-    order = sorted(arrays, key=lambda name: (arrays[name].nbytes % ALIGN != 0, -arrays[name].itemsize, name))
+        dtypes[name], shapes[name] = native, shape
+    length = {name: math.prod(shapes[name]) * dtype.itemsize for name, dtype in dtypes.items()}
+    order = sorted(dtypes, key=lambda name: (length[name] % ALIGN != 0, -dtypes[name].itemsize, name))
     index, end = {}, 0
     for name in order:
-        code, begin, end = _CODES[arrays[name].dtype.newbyteorder("=")], end, end + arrays[name].nbytes
-        index[name] = _Place(code, list(tensors[name].shape), (begin, end))
+        begin, end = end, end + length[name]
+        index[name] = _Place(_CODES[dtypes[name]], list(shapes[name]), (begin, end))
     text = msgspec.json.encode(index)
     text += b" " * (-(8 + len(text)) % ALIGN)
-    numbers = [arrays[name].reshape(-1).view(np.uint8).data for name in order]
-    return [memoryview(len(text).to_bytes(8, "little") + text), *numbers]
+    return len(text).to_bytes(8, "little") + text, [(name, dtypes[name].newbyteorder("<")) for name in order]
 
 
 def joined(pieces: Sequence[Bytes]) -> Bytes:
@@ -247,22 +265,17 @@ def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
         raise Oversize(
             f"the index of the tensors takes {size:,} bytes, and at most {limits.index_bytes:,} are read; raise Limits.index_bytes"
         )
-    index = _read_index(bytes(view[8 : 8 + size]))
-    if len(index) > limits.tensors:
-        raise TooManyTensors(f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors")
     data = view[8 + size :]
     found, end = {}, 0
-    for name, place in sorted(index.items(), key=_offsets):
-        dtype, shape = _read_place(name, place, end, limits)
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        if place.data_offsets != (begin, end) or end > len(data):
+    for name, dtype, shape, begin, end in (_places if size <= _SMALL_INDEX else _places.__wrapped__)(bytes(view[8 : 8 + size]), limits):
+        if end > len(data):
             raise BadTensors(f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged")
         found[name] = np.ndarray(shape, dtype, data, begin)
         if dtype == np.bool_ and np.any(found[name].view(np.uint8) > 1):
             raise BadTensors(f"tensor {shown(name)} is of truth values, but holds bytes that are neither; it is damaged")
     if end != len(data):
         raise TrailingBytes(f"there are {len(data) - end:,} bytes after the last tensor, which nobody would read; send the tensors alone")
-    return {name: found[name] for name in index}
+    return found
 
 
 def check_no_pickle(view: memoryview) -> None:
@@ -304,6 +317,22 @@ def _read_index(text: bytes) -> dict[str, _Place]:
     if msgspec.json.encode(index) != text.rstrip(b" "):
         loads_loosely(text, "the index of the tensors", levels=3)
     return index
+
+
+@lru_cache(maxsize=64)
+def _places(text: bytes, limits: Limits) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
+    """(name, dtype, shape, begin, end) of each tensor that this index has, in the order in which they lie: of the same index the same."""
+    index = _read_index(text)
+    if len(index) > limits.tensors:
+        raise TooManyTensors(f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors")
+    found, end = [], 0
+    for name, place in sorted(index.items(), key=_offsets):
+        dtype, shape = _read_place(name, place, end, limits)
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        if place.data_offsets != (begin, end):
+            raise BadTensors(f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged")
+        found.append((name, dtype, shape, begin, end))
+    return found
 
 
 def _offsets(item: tuple[str, _Place]) -> tuple[int, int]:

@@ -88,6 +88,18 @@ def test_large_tensors_lie_where_they_can_be_used_as_they_are():
     assert [(found[name].ctypes.data - begin) % 64 for name in "bde"] == [0, 0, 0] and found["f"].ctypes.data % 8 == begin % 8
 
 
+def test_the_same_index_before_other_bytes_is_looked_at_anew():
+    body = pack({"b": np.array([True, False]), "w": np.arange(3, dtype=np.float32)})
+    assert unpack(body)["w"].tolist() == unpack(body)["w"].tolist() == [0, 1, 2]
+    other = pack({"b": np.array([False, True]), "w": np.arange(3, 6, dtype=np.float32)})
+    assert unpack(other)["w"].tolist() == [3, 4, 5] and unpack(other)["b"].tolist() == [False, True]
+    for wrong, error in ((body[:-1], BadTensors), (body + b"1", TrailingBytes), (body[:-2] + b"\2\0", BadTensors)):
+        with pytest.raises(error):
+            unpack(wrong)
+    with pytest.raises(TooManyTensors):
+        unpack(body, Limits(tensors=1))
+
+
 def test_reading_copies_nothing():
     body = pack({"a": np.ones(4, np.float32)})
     assert np.shares_memory(unpack(body)["a"], np.frombuffer(body, np.uint8))
