@@ -58,6 +58,8 @@ class Checkpoints:
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # orbax runs an event loop: never in the caller's thread
         self._pending: tuple[int, Future[None]] | None = None
+        self.set_aside: list[tuple[int, str, str]] = []
+        """(round, its name now, what is wrong with it) of each damaged checkpoint that `newest` found."""
 
     def __enter__(self) -> "Checkpoints":
         self.folder.mkdir(exist_ok=True)
@@ -120,6 +122,7 @@ class Checkpoints:
             for bad, why in damaged:
                 aside = self._set_aside(bad)
                 log.error("checkpoint of round %d is damaged (%s), set aside as %s; going on from round %d", bad, why, aside, round)
+                self.set_aside.append((bad, aside, why))
             self._point_to_best(saved.about.get("best"))
             return saved
         if damaged:

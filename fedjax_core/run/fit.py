@@ -141,7 +141,9 @@ def fit(
         }
         described = config.describe(configuration) if run_dir is not None else {}
         about = {"config": described, "versions": config.versions()}
-        saved = None if checkpoints is None else resumable(checkpoints, newest, about, rounds=rounds, override=override)
+        saved, changed = (None, []) if checkpoints is None else resumable(checkpoints, newest, about, rounds=rounds, override=override)
+        if checkpoints is not None and saved is not None:
+            _note(sim, checkpoints, saved, changed)
         state = sim.init(key, params)
         run = _Run(sim, cohorts, judge, checkpoints, about, interruption)
         if saved is not None:
@@ -170,6 +172,16 @@ def _key(encrypt: str | os.PathLike[str] | None, folder: Path | None) -> bytes |
     if folder is None:
         raise ValueError(f"encrypt={encrypt!r} encrypts checkpoints, but without a run_dir there are none: name one, or leave encrypt= out")
     return load_key(encrypt, folder)
+
+
+def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list[str]) -> None:
+    """Tells a backend that keeps an audit log, by its `note(what, round, about)`, what the run goes on from."""
+    note = getattr(sim, "note", None)
+    if note is None:
+        return
+    for round, name, why in checkpoints.set_aside:
+        note("checkpoint damaged", round, {"set_aside": name, "reason": why})
+    note("resumed", saved.round, {f"changed.{i}": line for i, line in enumerate(changed[:20])})
 
 
 class _Run:

@@ -15,21 +15,24 @@ from fedjax_core.run.saved import Saved
 log = logging.getLogger("fedjax_core")
 
 
-def resumable(checkpoints: Checkpoints, saved: Saved | None, about: dict[str, Any], *, rounds: int, override: bool) -> Saved | None:
-    """`saved`, the newest checkpoint, to go on from, None for a fresh start; raises where it is not a checkpoint of this run.
+def resumable(
+    checkpoints: Checkpoints, saved: Saved | None, about: dict[str, Any], *, rounds: int, override: bool
+) -> tuple[Saved | None, list[str]]:
+    """(`saved`, the newest checkpoint, to go on from, None for a fresh start; in words, what it was made with and is otherwise now).
 
-    `about` has this run's `config` (as `config.describe` gives it) and `versions`.
+    `about` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not a checkpoint of this run, but for
+    what `override` lets be otherwise.
     """
     if saved is None:
         _check_unused(checkpoints)
-        return None
-    _compare(checkpoints, saved, about, override)
+        return None, []
+    changed = _compare(checkpoints, saved, about, override)
     if saved.round > rounds:
         raise ValueError(
             f"run_dir {str(checkpoints.run_dir)!r} has {saved.round} rounds done already, but rounds={rounds}. "
             "Ask for at least as many, or choose another run_dir."
         )
-    return saved
+    return saved, changed
 
 
 def _check_unused(checkpoints: Checkpoints) -> None:
@@ -42,7 +45,7 @@ def _check_unused(checkpoints: Checkpoints) -> None:
         )
 
 
-def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], override: bool) -> None:
+def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], override: bool) -> list[str]:
     then, now = saved.about["config"], about["config"]
     versions = config.difference(saved.about["versions"], about["versions"])
     if versions:
@@ -51,7 +54,7 @@ def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], over
         then, now = config.without_code(then), config.without_code(now)
     changed = config.difference(then, now)
     if not changed:
-        return
+        return []
     shown = "\n  ".join(changed[:20] + ([f"and {len(changed) - 20} more"] if len(changed) > 20 else []))
     if not override:
         raise ValueError(
@@ -59,6 +62,7 @@ def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], over
             "Choose another run_dir, or go on with the changed one by override=True."
         )
     log.warning("going on from round %d with a changed configuration, as override=True asks:\n  %s", saved.round, shown)
+    return changed
 
 
 def _minor(versions: dict[str, Any]) -> list[str]:

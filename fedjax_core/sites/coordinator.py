@@ -254,6 +254,10 @@ class Federation:
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
         return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.sizes)
 
+    def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
+        """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""
+        self._record(COORDINATOR, what, round, about)
+
     def _checked(self, rules: Rules) -> Rules:
         if self.buffer is not None:
             check(self.round, self.buffer, len(self._names), rules)

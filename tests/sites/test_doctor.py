@@ -20,6 +20,12 @@ from fedjax_core.sites.ray_security import equip
 from tests.sites.test_ray_security import server
 
 
+@pytest.fixture(autouse=True)
+def no_token_of_another_test(monkeypatch):
+    """A Ray that this process started for another test leaves its token, by which a site's own would not be looked at."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A site that is fit, as a consortium in a box makes it."""

@@ -53,11 +53,14 @@ ROWS = {
         tests/run/test_checkpoint.py::test_a_damaged_newest_falls_back_says_so_and_is_set_aside
         tests/run/test_resume.py::test_a_damaged_newest_costs_rounds_and_not_the_answer
         tests/run/test_seal.py::test_a_damaged_newest_falls_back_as_a_plain_one_does""",
-    "the same, with an entry in the audit log": "not built: checkpoints are of any run, also of a simulation, and know of no audit log",
+    "the same, with an entry in the audit log": """
+        tests/sites/test_federation.py::test_what_a_run_goes_on_from_is_in_the_audit_log""",
     "changed configuration before a resume": """
         tests/run/test_resume.py::test_a_changed_configuration_is_refused_by_name
         tests/run/test_resume.py::test_changed_data_and_settings_are_refused_by_name""",
-    "the same, with a flag that overrides": "not built: another configuration is another run, in another folder",
+    "the same, with a flag that overrides": """
+        tests/run/test_resume.py::test_a_changed_configuration_is_refused_by_name
+        tests/sites/test_federation.py::test_a_run_goes_on_with_another_configuration_where_it_is_told_to""",
     "site killed at work, its node killed": """
         tests/consortium/test_box.py::test_a_site_and_a_node_are_killed
         tests/sites/test_ray.py::test_four_site_processes_follow_the_stored_weights""",

@@ -12,7 +12,7 @@ from fedjax_core.cli import main
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.base import in_lines, is_scalar, of_lines
-from fedjax_core.sites.coordinator import Rules
+from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About
 from fedjax_core.sites.wire import decode, header_of
@@ -79,6 +79,41 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_pat
             state = fit(fed, 5, folder / "run").state
             assert_equal(state, expected)
             assert_equal(whole(fed, sites, state), rows)
+
+
+def test_what_a_run_goes_on_from_is_in_the_audit_log(stateful, tmp_path):
+    with federation(stateful, folder=tmp_path) as (fed, _, _):
+        fit(fed, 4, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "00000004" / "checkpoint.json").write_text("{")
+    with federation(stateful, folder=tmp_path) as (fed, _, _):
+        fit(fed, 5, tmp_path / "run")
+    entries = list(show(tmp_path / "coordinator" / "audit"))
+    found = [(one.what, one.round, one.about) for one in entries if one.what in ("checkpoint damaged", "resumed")]
+    assert [(what, round) for what, round, _ in found] == [("checkpoint damaged", 4), ("resumed", 2)]
+    assert found[0][2]["set_aside"] == "damaged-00000004" and "checkpoint.json" in found[0][2]["reason"] and found[1][2] == {}
+
+
+def test_a_run_goes_on_with_another_configuration_where_it_is_told_to(tmp_path):
+    faster, slower = (fc.compose(fc.algorithms.scaffold(task(), lr, 4), uplink=lossy()) for lr in (0.1, 0.05))
+    with federation(faster, folder=tmp_path) as (fed, _, _):
+        fit(fed, 2, tmp_path / "run")
+    cohorts, keeping = COHORTS.__getitem__, {"run_dir": tmp_path / "run", "checkpoint_every": 2, "evaluate_every": 2, "progress": False}
+    with federation(slower, folder=tmp_path) as (fed, sites, _):
+        with pytest.raises(ValueError, match="another configuration"):
+            fit(fed, 4, tmp_path / "run")
+        with pytest.raises(Paused, match="0 of 4 sites reported"):  # which have another task pinned, and are not overridden
+            fc.fit(fed, 4, cohorts=cohorts, key=jax.random.key(1), override=True, **keeping)
+        for pinned in tmp_path.rglob("pinned"):
+            pinned.unlink()
+        state = fc.fit(fed, 4, cohorts=cohorts, key=jax.random.key(1), override=True, **keeping).state
+        rows = whole(fed, sites, state)
+    resumed = [one for one in show(tmp_path / "coordinator" / "audit") if one.what == "resumed"]
+    assert len(resumed) == 2 and all(one.round == 2 and any("0.1 -> 0.05" in str(line) for line in one.about.values()) for one in resumed)
+    at_hand = simulator(faster)
+    expected = at_hand.init(jax.random.key(1))
+    for r in range(4):
+        expected, _ = (at_hand if r < 2 else simulator(slower)).run(expected, COHORTS[r])
+    assert_close(rows, expected)
 
 
 def test_a_coordinator_that_falls_back_takes_its_sites_back(stateful, tmp_path):
