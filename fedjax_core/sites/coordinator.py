@@ -127,7 +127,7 @@ class Federation:
             self._folder = None if folder is None else Path(folder)
             self._key = _own_key(self._folder) if key is None else key
             self._log = None if self._folder is None else self._exit.enter_context(Log(self._folder / "audit", self._key))
-            self._transport, found = self._connect(files, transport, address, insecure_local)
+            self._transport, found = self._connect(files, transport, address, insecure_local, watched=rules.idle_seconds is not None)
             self._exit.callback(self._transport.close)
             self._roster = roster or Roster(found)
             if missing := [name for name in self._names if name not in self._roster.keys]:
@@ -162,11 +162,20 @@ class Federation:
 
     @property
     def rules(self) -> Rules:
-        """How long an exchange waits, and for how many; may be set between rounds."""
+        """How long an exchange waits, and for how many; may be set between rounds.
+
+        Raises ValueError for `idle_seconds` where sites over Ray cannot be asked for their progress: those of a federation that began
+        without.
+        """
         return self._collector.rules
 
     @rules.setter
     def rules(self, rules: Rules) -> None:
+        if rules.idle_seconds is not None and not getattr(self._transport, "watched", True):
+            raise ValueError(
+                f"idle_seconds is {rules.idle_seconds:g}, and this federation began without: its sites cannot be asked how far they are "
+                "while they work, and would be given up at long work; make it with rules=Rules(idle_seconds=...)"
+            )
         self._collector.rules = self._checked(rules)
 
     @property
@@ -283,7 +292,7 @@ class Federation:
             self._log.record(who, what, run=self.run_name, round=number, about=plain, wait=who == COORDINATOR and what != "asked")
 
     def _connect(
-        self, files: list[SiteFile], transport: Any, address: str | None, insecure_local: bool
+        self, files: list[SiteFile], transport: Any, address: str | None, insecure_local: bool, watched: bool
     ) -> tuple[Transport, dict[str, PublicKey]]:
         if transport == "in-process":
             sites = [self._exit.enter_context(Site(one, self.study, self._key.public)) for one in files]
@@ -291,7 +300,7 @@ class Federation:
         if transport == "ray":
             from fedjax_core.sites.ray_transport import RayTransport
 
-            found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local)
+            found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local, watched=watched)
             return found, found.keys
         return transport, {}
 

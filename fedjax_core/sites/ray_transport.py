@@ -56,7 +56,10 @@ class RayTransport:
         *,
         address: str | None = None,
         insecure_local: bool = False,
+        watched: bool = True,
     ) -> None:
+        """`watched`: whether sites can be asked for their progress while they work. A thread more at each then makes every call dearer."""
+        self.watched = watched
         self._started = _start(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
@@ -71,7 +74,7 @@ class RayTransport:
                 options |= {"resources": dict(about.resources)} if about.resources else {}
                 options |= {"label_selector": dict(about.node)} if about.node else {}
                 # A retry is the same bytes, which a site answers with the same bytes.
-                actor = ray.remote(concurrency_groups={"watch": 1})(_Actor)  # type: ignore[call-overload]
+                actor = ray.remote(concurrency_groups={"watch": 1})(_Watched) if watched else ray.remote(_Actor)  # type: ignore[call-overload]
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
                 self._handle[about.name] = self._actors[about.name].handle
@@ -117,7 +120,9 @@ class RayTransport:
         return self._stored[-1][1]
 
     def progress(self, site: str) -> int:
-        """Asked of the site in a thread beside that of its work; 0 where it does not say."""
+        """Asked of the site in a thread beside that of its work; 0 where it does not say, or is not `watched`."""
+        if not self.watched:
+            return 0
         try:
             return int(ray.get(self._actors[site].progress.remote(), timeout=_PROGRESS_SECONDS))
         except (ray.exceptions.RayError, TimeoutError):
@@ -171,15 +176,19 @@ class _Actor:
         """The site's public key, or why there is none."""
         return self._key
 
-    @ray.method(concurrency_group="watch")
-    def progress(self) -> int:
-        """Local steps that this process has done."""
-        return 0 if self._site is None else self._site.budget.steps
-
     def handle(self, request: Any) -> bytes | np.ndarray:
         """The site's reply; an empty one from a site that could not start."""
         reply = b"" if self._site is None else self._site.handle(memoryview(request))
         return bytes(reply) if len(reply) <= _SHORT else np.frombuffer(reply, np.uint8)
+
+
+class _Watched(_Actor):
+    """One that says how far it is while it works."""
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> int:
+        """Local steps that this process has done."""
+        return 0 if self._site is None else self._site.budget.steps
 
 
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:

@@ -44,7 +44,8 @@ class Rules:
     deadline_seconds: float = 3600.0
     """So long a round waits for its cohort, in all of its exchanges together."""
     idle_seconds: float | None = None
-    """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a site has done more steps."""
+    """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a site has done more steps. Over
+    Ray a federation has to begin with it: its sites are then made so that they can be asked."""
     enough: int | None = None
     """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
     train_seconds: float | None = None

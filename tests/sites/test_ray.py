@@ -2,8 +2,9 @@
 
 import os
 import signal
+import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -48,10 +49,32 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
             state, seen = fed.run(state, np.arange(4))
             np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
             assert float(seen["clients"]) == 4
+        with pytest.raises(ValueError, match=r"idle_seconds is 9, and this federation began without"):
+            fed.rules = Rules(idle_seconds=9.0)
+        assert fed.rules is rules and fed._transport.progress(HOSPITALS[0]) == 0
     assert not ray.is_initialized()
     for way in ("came in parts", "went in parts"):
         moved = [entry.about["parts"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == way]
         assert len(moved) == 4 * few and min(moved) > 1
+
+
+def slow(x):
+    """0, after 10 ms."""
+    return jax.pure_callback(lambda x: np.float32(time.sleep(0.01) or 0), jax.ShapeDtypeStruct((), np.float32), x)
+
+
+def test_a_site_that_is_watched_says_how_far_it_is_while_it_works():
+    task = fc.Task(lambda key: jax.numpy.ones(()), lambda w, batch, key: w * batch["x"] * (1 + slow(jax.lax.stop_gradient(w))))
+    sites = [SiteFile(name="charite", data={"x": np.ones(1, np.float32)})]
+    composed, steps = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), 300
+    with fc.Federation(composed, sites, batch_size=1, steps=steps, rules=Rules(idle_seconds=60.0)) as fed, ThreadPoolExecutor(1) as thread:
+        state = fed.init(jax.random.key(0))
+        running = thread.submit(fed.run, state, [0])
+        while not (seen := fed._transport.progress("charite")) and not running.done():
+            time.sleep(0.05)
+        assert 0 < seen < steps and not running.done()
+        running.result()
+        assert fed._transport.progress("charite") == steps
 
 
 def listening():
