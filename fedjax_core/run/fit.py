@@ -181,7 +181,7 @@ def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list
         return
     for round, name, why in checkpoints.set_aside:
         note("checkpoint damaged", round, {"set_aside": name, "reason": why})
-    note("resumed", saved.round, {f"changed.{i}": line for i, line in enumerate(changed[:20])})
+    note("resumed", saved.round, {f"changed.{i}": line for i, line in enumerate(changed)})
 
 
 class _Run:

@@ -55,7 +55,8 @@ def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], over
     changed = config.difference(then, now)
     if not changed:
         return []
-    shown = "\n  ".join(changed[:20] + ([f"and {len(changed) - 20} more"] if len(changed) > 20 else []))
+    changed = changed[:20] + ([f"and {len(changed) - 20} more"] if len(changed) > 20 else [])
+    shown = "\n  ".join(changed)
     if not override:
         raise ValueError(
             f"run_dir {str(checkpoints.run_dir)!r} holds a run with another configuration:\n  {shown}\n"

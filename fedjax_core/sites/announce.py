@@ -25,10 +25,10 @@ import numpy as np
 
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.caps import OverCap
+from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.guard import Replayed
 from fedjax_core.sites.parts import Assembly, BadParts, Contents, Gone, TamperedPart, contents, cut, which
 from fedjax_core.sites.request import Requests
-from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope, Header, encode, header_of
 
 if TYPE_CHECKING:

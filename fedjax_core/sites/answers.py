@@ -22,10 +22,10 @@ import jax
 
 from fedjax_core.sites import announce, local, parts, prepare, request
 from fedjax_core.sites.base import Bytes, Refused, Scalar
+from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.limit import PARTIAL, said
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 
 from fedjax_core.metrics import CrossEvaluation, crossed
 from fedjax_core.sites.collect import Collector
+from fedjax_core.sites.forms import kinds
 from fedjax_core.sites.reports import NO_METRICS, number_of
 from fedjax_core.sites.request import Requests
-from fedjax_core.sites.tensors import kinds
 from fedjax_core.types import Params
 
 

@@ -5,7 +5,7 @@ update, the weight of all patients there are. Cheap checks come first, and the f
 expected and never what was found in the numbers.
 
 >>> import numpy as np
->>> from fedjax_core.sites.tensors import kinds
+>>> from fedjax_core.sites.forms import kinds
 >>> expected = Expected(run="heart-1", round=3, exchange=0, config="ab12", kinds=kinds({"w": np.ones(2)}), data={"charite": "f00d"},
 ...                     max_weight=1e6, max_norm=10.0)
 >>> header = Header(kind="update", run="heart-1", round=3, exchange=0, sender="charite", recipient="coordinator", sequence=17,
@@ -24,9 +24,9 @@ import msgspec
 import numpy as np
 
 from fedjax_core.sites.base import Refused, shown
+from fedjax_core.sites.forms import Kind, check_kinds
 from fedjax_core.sites.guard import WrongRound, WrongRun
 from fedjax_core.sites.limit import PARTIAL
-from fedjax_core.sites.tensors import Kind, check_kinds
 from fedjax_core.sites.wire import Envelope, Header
 
 # Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts threads. 25 M float32 then take
@@ -107,7 +107,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     exchange: int
     config: str
-    kinds: Mapping[str, Kind]  # of the report's tensors: tensors.kinds(eval_shape of what is sent)
+    kinds: Mapping[str, Kind]  # of the report's tensors: forms.kinds(eval_shape of what is sent)
     data: Mapping[str, str] = {}  # site -> fingerprint of its dataset; a site not here is heard for the first time
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float

@@ -20,7 +20,8 @@ import jax
 
 from fedjax_core.files import write_whole
 from fedjax_core.sites.base import Refused
-from fedjax_core.sites.tensors import named, pack, place, unpack
+from fedjax_core.sites.forms import named, place
+from fedjax_core.sites.tensors import pack, unpack
 
 _DIGEST = 32
 

@@ -25,8 +25,9 @@ import jax
 import numpy as np
 
 from fedjax_core.sites.base import Bytes, Refused, Scalar
+from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.request import BadRequest
-from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, named, place, room
+from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, room
 from fedjax_core.sites.wire import Envelope, Header, encode
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import numpy as np
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.preprocess import Fitted, Step, settle, sums_of
 from fedjax_core.sites.base import Bytes, Refused, Scalar
+from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.request import PREPARED, BadRequest
-from fedjax_core.sites.tensors import named, place
 from fedjax_core.sites.wire import Envelope
 from fedjax_core.types import Columns
 

@@ -24,7 +24,6 @@ from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import TOGETHER, Small, server_half
-from fedjax_core.sites.tensors import kinds
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
 
 log = logging.getLogger("fedjax_core")
@@ -59,10 +58,10 @@ class Reports:
         rules, sizes, e = collector.rules, collector.sizes, asked.exchange
         self.refused = 0
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
-        self._clients, self._form = collector.clients, jax.tree.structure(self._server.sent[e])
+        self._clients, self._form = collector.clients, self._server.form[e]
         self._bounds = np.maximum(1.0, sizes) if rules.max_weight is None else np.full(len(sizes), rules.max_weight)  # [N] on the weight
         self._expected = gate.Expected(
-            run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=kinds(self._server.sent[e]), data=data,
+            run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.kinds, data=data,
             answers=asked.digest, max_weight=math.inf, max_norm=rules.max_norm, limited=TRAIN_SECONDS in asked.fields,
         )  # fmt: skip
 
@@ -86,7 +85,7 @@ class Reports:
 
     def sent(self, heard: Envelope) -> tuple[Any, float]:
         """(what was sent, weight)."""
-        sent = jax.tree.unflatten(self._form, [heard.tensors[name] for name in self._expected.kinds])  # which the gate has checked
+        sent = self._form.filled(heard.tensors)
         if not self._server.small[self._e]:
             sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
         return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]

@@ -20,8 +20,8 @@ from fedjax_core import keys
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import State
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
+from fedjax_core.sites.forms import named
 from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.tensors import named
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode_both
 from fedjax_core.types import Array, Key
 

@@ -16,6 +16,7 @@ from jax import lax
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.round import Round, State
+from fedjax_core.sites.forms import Form
 from fedjax_core.types import Array, Key
 
 TOGETHER, SMALL_BYTES = 16, 64 << 10
@@ -25,7 +26,7 @@ TOGETHER, SMALL_BYTES = 16, 64 << 10
 class Server(NamedTuple):
     """The server's part of a round, compiled; all but the last by exchange."""
 
-    sent: list[Any]  # the shapes of what a site sends
+    form: list[Form]  # of what a site sends
     small: list[bool]  # whether that has at most SMALL_BYTES
     broadcast: list[Any]
     fine: list[Any]  # whether what a report expands to may be used; None where that is what was sent, as the gate has seen
@@ -92,7 +93,7 @@ def server_half(composed: Round) -> Server:
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = [jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges]
     return Server(
-        sent=shapes,
+        form=[Form.of(one) for one in shapes],
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
         broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],

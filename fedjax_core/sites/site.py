@@ -26,6 +26,7 @@ from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
+from fedjax_core.sites.forms import Form
 from fedjax_core.sites.gate import WrongConfig, WrongKind
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
@@ -35,7 +36,6 @@ from fedjax_core.sites.request import TRAIN_SECONDS, about_sites, addresses
 from fedjax_core.sites.site_data import SiteData
 from fedjax_core.sites.site_file import SiteFile, load_key, usual_policy
 from fedjax_core.sites.study import Study, build
-from fedjax_core.sites.tensors import Form
 from fedjax_core.sites.terms import Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
 

@@ -9,10 +9,10 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.sites.audit import Log, show, verify
 from fedjax_core.sites.base import Refused
+from fedjax_core.sites.forms import kinds, named, place
 from fedjax_core.sites.gate import Expected, check
 from fedjax_core.sites.guard import Guard
 from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.tensors import kinds, named, place
 from fedjax_core.sites.wire import Header, decode, encode
 
 CANARY = 77_123.5  # a value of the site's data

@@ -13,11 +13,11 @@ import fedjax_core as fc
 from fedjax_core.data.preprocess import Codes, Impute, Rescale, Standardise
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Federation, Paused
+from fedjax_core.sites.forms import named
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.tensors import named
 from fedjax_core.sites.wire import Header, decode, encode, header_of
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, whole
 from tests.test_contracts import assert_close, assert_equal

@@ -18,11 +18,11 @@ MANY = server.TOGETHER * 2 + 3
 
 
 def added(composed, reports, factors):
-    """The model that comes of these (update, weight), with one report in three marked by its factor."""
+    """(the model before, the model that comes of these (update, weight)); the second, fourth, ... count twice, each times its factor."""
     state = composed.init(jax.random.key(0), 1)
     sums = Sums(composed, 0, state.uplink[0], len(reports))
     for place, ((update, weight), factor) in enumerate(zip(reports, factors, strict=True)):
-        sums.add(SimpleNamespace(fields={}), (update, weight), place, times=2, factor=factor)
+        sums.add(SimpleNamespace(fields={}), (update, weight), place, times=1 + place % 2, factor=factor)
     concluded = sums.conclude(state, "round 0", Rules(), lambda *about: None)
     again = sums.conclude(state, "round 0", Rules(), lambda *about: None)  # as where a step is run again
     jax.tree.map(np.testing.assert_array_equal, again.params, concluded.params)
@@ -44,6 +44,10 @@ def reports_of(count):
     return [(jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes), float(rng.integers(1, 9))) for _ in range(count)]
 
 
+def counted(reports):
+    return [weight * (1 + i % 2) for i, (_, weight) in enumerate(reports)]
+
+
 @pytest.mark.parametrize("count", [1, server.TOGETHER, server.TOGETHER + 1, MANY])
 def test_the_mean_is_that_of_a_plain_loop(count, how):
     composed, reports = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), reports_of(count)
@@ -52,10 +56,8 @@ def test_the_mean_is_that_of_a_plain_loop(count, how):
     before, found = added(composed, reports, factors)
 
     def expected(was, *updates):
-        total = sum(
-            weight * (1 if f is None else f) * u.astype(np.float64) for u, (_, weight), f in zip(updates, reports, factors, strict=True)
-        )
-        return was + total / sum(weight for _, weight in reports)
+        damped = [u.astype(np.float64) * (1 if f is None else f) for u, f in zip(updates, factors, strict=True)]
+        return was + np.average(damped, axis=0, weights=counted(reports))
 
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), found, jax.tree.map(expected, before, *[u for u, _ in reports])
@@ -82,6 +84,6 @@ def test_quantised_reports_are_expanded_as_they_are_added(how):
     expanded = [composed.receive(0, state.uplink[0], sent, jnp.float32(weight))[0] for sent, weight in reports]
 
     def expected(was, *updates):
-        return was + np.average(np.stack(updates), axis=0, weights=[weight for _, weight in reports])
+        return was + np.average(np.stack(updates), axis=0, weights=counted(reports))
 
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), found, jax.tree.map(expected, before, *expanded))

@@ -11,25 +11,27 @@ import pytest
 import safetensors.numpy
 
 from fedjax_core.sites.base import DuplicateKey, NonCanonical, TooDeep
+from fedjax_core.sites.forms import (
+    Kind,
+    WrongDtype,
+    WrongShape,
+    WrongStructure,
+    kinds,
+    named,
+    place,
+)
 from fedjax_core.sites.tensors import (
     ALIGN,
     DTYPES,
     BadTensors,
-    Kind,
     Limits,
     Oversize,
     PicklePayload,
     TooManyTensors,
     TrailingBytes,
     UnknownDtype,
-    WrongDtype,
-    WrongShape,
-    WrongStructure,
     joined,
-    kinds,
-    named,
     pack,
-    place,
     unpack,
 )
 
