@@ -11,7 +11,7 @@ from tests.zoo import clients
 
 
 @pytest.mark.parametrize(
-    "name", ["mime, clip, feedback", "linen convolution", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedavg", "ifca", "cox"))]
+    "name", ["linen convolution", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mime, clip, feedback", "fedavg", "ifca", "cox"))]
 )
 def test_streamed_examples_are_the_same(name):
     assert_close(run(simulator(name, stream=True))[0], by_plain_loops(name)[0])
