@@ -3,6 +3,7 @@
     python scripts/bench_cluster.py                                  2 workers
     python scripts/bench_cluster.py --workers 4 --workloads mlp
     python scripts/bench_cluster.py --workloads scaffold:mlp         what clients keep goes to the workers and back
+    python scripts/bench_cluster.py --workloads scaffold:mlp --client-state rows     it lies in files of the workers
 
 The two have their turns one after another; the ratio is taken turn by turn, so that a machine whose speed drifts does not decide it.
 Compilation and warm-up are not counted. One process uses as many threads as XLA likes, a worker one core.
@@ -41,6 +42,8 @@ class Settings:
     """How often each has its turn."""
     rounds: int = 3
     """Rounds in a turn."""
+    client_state: str = "device"
+    """Where what clients keep lies, for the workers: "device", "host", or a folder."""
 
 
 def idle_clients(clients: int = 100) -> tuple[fc.Round, fc.Clients, list[np.ndarray]]:
@@ -89,7 +92,8 @@ def main(settings: Settings) -> None:
         rounds = settings.rounds * (settings.turns + 1)
         composed, clients, cohorts = real_work(workload, rounds, algorithm == "scaffold") if workload else idle_clients()
         one = fc.Simulator(composed, clients, batch_size=batch, epochs=1)
-        with fc.ClusterSimulator(composed, clients, workers=settings.workers, batch_size=batch, epochs=1, lanes=one.lanes) as many:
+        options: dict[str, Any] = {"workers": settings.workers, "lanes": one.lanes, "client_state": settings.client_state}
+        with fc.ClusterSimulator(composed, clients, batch_size=batch, epochs=1, **options) as many:
             seconds, moved = turns([one, many], cohorts, settings), many.meter.report()["client state MB/round"]
         examples = float(np.mean([clients.sizes[cohort].sum() for cohort in cohorts]))
         milliseconds = [f"{np.median(s) * 1e3:,.1f} ({s.min() * 1e3:,.1f} to {s.max() * 1e3:,.1f})" for s in seconds]

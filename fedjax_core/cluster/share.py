@@ -2,7 +2,8 @@
 
     Done = Worker.do(Broadcast, Share)
 
-A pure function of its two arguments: it may be done again, by another worker on another machine, and comes out the same. Reports are
+A pure function of its two arguments, but that what clients keep may be read and written where the share says: it may be done again, by
+another worker on another machine, and comes out the same. Reports are
 added in the client's place in the whole cohort, so that accumulators of different shares merge into that of the cohort.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from fedjax_core import tree
 from fedjax_core.cluster.deal import Room
+from fedjax_core.cluster.rows import Stored
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
@@ -49,18 +51,14 @@ class Share(NamedTuple):
     clients: np.ndarray  # [k] positions in the population
     places: np.ndarray  # [k] places in the cohort
     counts: np.ndarray  # [k] how often each was drawn
-    kept: Kept  # [k, ...]
+    kept: Kept | Stored  # [k, ...], or where that lies
     room: Room
-
-    def of(self, kept: Kept) -> "Share":
-        """The share with its clients' rows of what the cohort keeps, [K, ...]."""
-        return self._replace(kept=jax.tree.map(lambda x: x[self.places], kept))
 
 
 class Done(NamedTuple):
     """What comes of a share, on the host."""
 
-    collected: Collected  # kept and touched are [k]
+    collected: Collected  # kept and touched are [k]; nothing is kept in it where that lies in files
     work: Work
     seconds: float
     traces: int  # of this worker's programs so far, the most of any
@@ -89,6 +87,8 @@ class Worker:
         arguments, work = self._arguments(broadcast, share)
         collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
         collected = collected._replace(kept=jax.tree.map(lambda x: x[:k], collected.kept), touched=collected.touched[:k])
+        if isinstance(share.kept, Stored):
+            collected = share.kept.write(collected)
         seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
         return Done(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
 
@@ -107,7 +107,8 @@ class Worker:
         notebook.go_by(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
-        kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept)
+        rows = share.kept.read() if isinstance(share.kept, Stored) else share.kept
+        kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), rows)
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
         told = from_host((broadcast.message, broadcast.uplink, broadcast.round, broadcast.key))
         return (K, self._data, told, kept, place, packed), work

@@ -3,7 +3,8 @@
     message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
 
 The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that a cohort is dealt in, not on
-which worker did them, how fast, or whether one died on the way. All that crosses a round is in the `State`, on the driver.
+which worker did them, how fast, or whether one died on the way. All that crosses a round is in the `State`, on the driver; what clients
+keep may lie beside it, in files of the workers.
 
     with fc.ClusterSimulator(composed, clients, workers=2, batch_size=20) as cluster:
         history = fc.fit(cluster, rounds=100, cohorts=fc.cohorts.uniform(len(clients), size=50))
@@ -26,7 +27,7 @@ import numpy as np
 
 from fedjax_core import tree
 from fedjax_core.cluster.deal import Room, deal, room_for
-from fedjax_core.cluster.keeper import Keeper, take_back
+from fedjax_core.cluster.keeper import Held, Keeper
 from fedjax_core.cluster.pace import Pace
 from fedjax_core.cluster.share import Broadcast, Done, Share, merge, to_host
 from fedjax_core.cluster.source import source_of
@@ -52,8 +53,9 @@ class ClusterSimulator:
     """Runs rounds of `composed` over `clients` on `workers`; everything that changes from round to round is in the `State` it is given.
 
     `batch_size`, `epochs`, `steps`, `order`, `seed`, `lanes` (of one worker) and `stream` are those of `Simulator`. Clients opened from a
-    folder are opened by each worker under the same path; others are sent to each node once. `client_state`: where the driver keeps
-    what clients keep between rounds, "device", "host", or a folder.
+    folder are opened by each worker under the same path; others are sent to each node once. `client_state`: where what clients keep
+    between rounds lies, "device" or "host" of the driver, which sends it to workers and back, or a folder that all nodes see under the same
+    path, in which workers read and write it themselves.
 
     Without an `address`, and without one in RAY_ADDRESS, Ray is started on this machine and ended by `close`, unless this process is
     connected to a cluster already.
@@ -227,13 +229,13 @@ class ClusterSimulator:
         self.reserve(len(who))
         first, shares = int(state.round), self._deal(who, counts)
         assert self._room is not None
-        kept, half = self._kept.read(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
+        held, half = self._kept.read(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         done: list[Done] = []
         for e in range(len(self.round.algorithm.exchanges)):
-            found = self._exchange(e, half, shares, kept, first)
+            found = self._exchange(e, half, shares, held, first)
             for share, part in zip(shares, found, strict=True):
-                take_back(kept, share.places, part.collected)
+                held.take_back(share.places, part.collected)
             collected = merge(self.round, [part.collected for part in found])
             half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
             seen = {**collected.metrics, "refused": Sum(collected.refused)}
@@ -241,8 +243,8 @@ class ClusterSimulator:
             done += found
         sizes = self.clients.sizes[who]
         metrics["clients"], metrics["examples"] = Sum(jnp.float32((sizes > 0).sum())), Sum(jnp.float32(sizes.sum()))
-        state = self._kept.write(half._replace(round=half.round + 1), state, who, kept, first, self._room.cohort, donate)
-        moved = 2 * sum(tree.nbytes(share.of(kept).kept) for share in shares) * len(self.round.algorithm.exchanges)
+        state = self._kept.write(half._replace(round=half.round + 1), state, who, held, first, self._room.cohort, donate)
+        moved = 2 * sum(tree.nbytes(part.collected.kept) for part in done)
         self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members), moved)
         return state, metrics
 
@@ -269,12 +271,13 @@ class ClusterSimulator:
         dealt = [at for at in dealt if len(at)] or dealt[:1]
         return [Share(who[at], at, counts[at], Kept((), ()), self._room) for at in dealt]
 
-    def _exchange(self, e: int, half: State, shares: list[Share], kept: Kept, first: int) -> list[Done]:
+    def _exchange(self, e: int, half: State, shares: list[Share], held: Held, first: int) -> list[Done]:
         """What comes of the shares in one exchange."""
         crew = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
         told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), notebook.answers())
-        shares, loads = [share.of(kept) for share in shares], [float(self._load[share.clients].sum()) for share in shares]
+        shares = [share._replace(kept=held.of(share.places)) for share in shares]
+        loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
             notebook.go_by(crew.measure(crew.put(told), shares[0]))
             told = told._replace(measured=notebook.answers())

@@ -29,15 +29,7 @@ class Rows:
         self._first = jax.tree.map(np.asarray, first)
         self._structure: Any
         leaves, self._structure = jax.tree.flatten(self._first)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        # Neither takes room before it is written: memory from calloc, and files with holes.
-        self._leaves = [
-            np.zeros((population, *x.shape), x.dtype)
-            if folder is None or not x.size
-            else np.memmap(folder / f"rows_{i}.bin", x.dtype, "w+", shape=(population, *x.shape))
-            for i, x in enumerate(leaves)
-        ]
+        self._open(leaves)
         self._written = np.zeros(population, bool)
         self._pending: tuple[np.ndarray, Own] | None = None
 
@@ -48,7 +40,7 @@ class Rows:
 
     def begin(self, clients: Any) -> "Rows":
         """A store in the same place for rows that all begin as the first of `clients` [1, ...]."""
-        return Rows(jax.tree.map(lambda x: np.asarray(x[0]), clients), self.population, self.folder)
+        return type(self)(jax.tree.map(lambda x: np.asarray(x[0]), clients), self.population, self.folder)
 
     def check_round(self, round: int) -> None:
         """Raises where the rows are not those of a state of this round."""
@@ -75,9 +67,9 @@ class Rows:
         known = self._written[who]
 
         def rows(first: np.ndarray, stored: np.ndarray) -> np.ndarray:
-            return np.where(known.reshape((-1,) + (1,) * first.ndim), stored[who], first)
+            return np.where(known.reshape((-1,) + (1,) * first.ndim), stored, first)
 
-        return self._structure.unflatten([rows(x, s) for x, s in zip(jax.tree.leaves(self._first), self._leaves, strict=True)])
+        return self._structure.unflatten([rows(x, s) for x, s in zip(jax.tree.leaves(self._first), self._load(who), strict=True)])
 
     def write(self, who: np.ndarray, rows: Own, round: int) -> None:
         """The rows of these clients are now these, [at least K, ...], after `round` rounds; fetched from the device when next needed."""
@@ -106,6 +98,26 @@ class Rows:
         if self._pending is None:
             return
         (who, rows), self._pending = self._pending, None
-        for stored, x in zip(self._leaves, jax.tree.leaves(jax.device_get(rows)), strict=True):
-            stored[who] = x[: len(who)]
+        self._store(who, [x[: len(who)] for x in jax.tree.leaves(jax.device_get(rows))])
         self._written[who] = True
+
+    def _open(self, leaves: list[np.ndarray]) -> None:
+        """Room for rows of such leaves."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # Neither takes room before it is written: memory from calloc, and files with holes.
+        self._leaves = [
+            np.zeros((self.population, *x.shape), x.dtype)
+            if self.folder is None or not x.size
+            else np.memmap(self.folder / f"rows_{i}.bin", x.dtype, "w+", shape=(self.population, *x.shape))
+            for i, x in enumerate(leaves)
+        ]
+
+    def _load(self, who: np.ndarray) -> list[np.ndarray]:
+        """What is stored for these clients, leaves [K, ...]; anything for those who have no row yet."""
+        return [stored[who] for stored in self._leaves]
+
+    def _store(self, who: np.ndarray, leaves: list[np.ndarray]) -> None:
+        """Stores these clients' rows, leaves [K, ...]."""
+        for stored, x in zip(self._leaves, leaves, strict=True):
+            stored[who] = x

@@ -1,6 +1,8 @@
 """A run over workers of a Ray of its own that kills itself, or itself and all of that Ray, at points of its rounds.
 
-python -m tests.cluster.kill_script FOLDER WHO [POINT ROUND]
+python -m tests.cluster.kill_script FOLDER WHO WHERE [POINT ROUND]
+
+WHERE is what clients keep: "device", or "files".
 """
 
 import json
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import psutil
 
 import fedjax_core as fc
@@ -58,16 +61,20 @@ def arm(point, number, come, folder):
     crew.Crew._next = outer
 
 
-def main(folder, who, point="", number="0"):
+def main(folder, who, where, point="", number="0"):
     """Ends with the state in state.npz."""
     folder = Path(folder)
     if point:
         arm(point, int(number), lambda: strike(folder, who), folder)
     composed = small.simulator().round
-    with Watched(composed, small.clients(), workers=2, shares=2, batch_size=4, epochs=1, lanes=2, cpus_per_worker=0.5) as sim:
+    settings = {"workers": 2, "shares": 2, "batch_size": 4, "epochs": 1, "lanes": 2, "cpus_per_worker": 0.5}
+    with Watched(composed, small.clients(), client_state=where if where == "device" else folder / "rows", **settings) as sim:
         draw = fc.cohorts.uniform(len(small.SIZES), size=4, seed=1)
         history = fc.fit(sim, ROUNDS, draw, folder / "run", key=jax.random.key(3), checkpoint_every=2, evaluate_every=3, progress=False)
-    save(history.state, folder / "state.npz")
+    state = history.state
+    if where != "device":
+        state = state._replace(clients=state.clients.read(np.arange(len(small.SIZES))))
+    save(state, folder / "state.npz")
 
 
 if __name__ == "__main__":

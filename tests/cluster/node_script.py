@@ -2,8 +2,10 @@
 
 import sys
 import warnings
+from pathlib import Path
 
 import jax
+import numpy as np
 from ray.experimental import get_object_locations
 
 import fedjax_core as fc
@@ -13,7 +15,7 @@ from tests.run import small
 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # Ray starts its own programs
 
 
-def main() -> None:
+def main(folder: str) -> None:
     """Prints `same` where what was lost changed no bit."""
     from ray.cluster_utils import Cluster
 
@@ -30,10 +32,20 @@ def main() -> None:
         found, _ = sim.run_many(first, [cohort] * 3)
         assert sim.deaths == 1 and small.bits(found) == small.bits(expected)
 
-        nodes.add_node(num_cpus=1)
+        second = nodes.add_node(num_cpus=1)
         sim.resize(2)
         assert len({worker["node"] for worker in sim.workers}) == 2
         assert small.bits(sim.run_many(first, [cohort] * 3)[0]) == small.bits(expected)
+
+    with fc.ClusterSimulator(
+        composed, small.clients(), workers=2, batch_size=4, lanes=2, address=nodes.address, client_state=Path(folder) / "rows"
+    ) as sim:
+        assert len({worker["node"] for worker in sim.workers}) == 2
+        first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
+        nodes.remove_node(second, allow_graceful=False)
+        found, _ = sim.run_many(first, [cohort] * 3)
+        assert sim.deaths == 1
+        assert small.bits(found._replace(clients=found.clients.read(np.arange(len(small.SIZES))))) == small.bits(expected)
     nodes.shutdown()
     print("same")
 
@@ -48,4 +60,4 @@ def check_once_a_node(sim, state, cohort) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

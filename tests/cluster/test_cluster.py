@@ -127,6 +127,22 @@ def test_who_dies_joins_or_leaves_changes_no_bit(tmp_path):
         assert sim.traces == 1
 
 
+@pytest.mark.slow
+def test_who_dies_with_rows_in_files_changes_no_bit(tmp_path):
+    trap = Trap(tmp_path / "trap")
+    with trapped(trap) as sim:
+        expected, _ = run(sim, [ALL] * 4)
+    with trapped(trap, client_state=tmp_path / "rows") as sim:
+        trap.set(2, 3)
+        state, _ = run(sim, [ALL] * 3)
+        assert sim.deaths == 1
+        os.kill(sim.workers[0]["pid"], signal.SIGKILL)
+        state, _ = run(sim, [ALL], state)
+        assert sim.meter.report()["client state MB/round"] == 0
+        assert_equal(state._replace(clients=state.clients.read(np.arange(12))), expected)
+
+
+@pytest.mark.slow
 def test_who_hangs_is_found_by_the_clock_and_changes_no_bit(tmp_path, caplog):
     trap = Trap(tmp_path / "trap", sends=signal.SIGSTOP)
     with trapped(trap) as sim:

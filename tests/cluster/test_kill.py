@@ -26,7 +26,7 @@ def start(folder, *more):
 def uninterrupted(tmp_path_factory):
     """Leaves and metrics of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = start(folder, "nobody")
+    done = start(folder, "nobody", "device")
     assert done.returncode == 0, done.stderr[-2000:]
     return leaves(folder / "state.npz"), (folder / "run" / "metrics.jsonl").read_text()
 
@@ -42,11 +42,11 @@ def left(folder):
     return found
 
 
-@pytest.mark.parametrize("who", ["driver", "everything"])
-def test_killed_and_started_again_it_ends_bit_for_bit(who, uninterrupted, tmp_path):
+@pytest.mark.parametrize(("who", "where"), [("driver", "device"), ("everything", "device"), ("everything", "files")])
+def test_killed_and_started_again_it_ends_bit_for_bit(who, where, uninterrupted, tmp_path):
     """With shares at work, with one of two back, in the middle of a checkpoint, before its commit: four kills of one run."""
     for point in POINTS:
-        killed = start(tmp_path, who, *point)
+        killed = start(tmp_path, who, where, *point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         names = " ".join(name for _, _, name in json.loads((tmp_path / "tree").read_text()))
         assert "raylet" in names and "gcs_server" in names and names.count("ray::") >= 2
@@ -55,7 +55,7 @@ def test_killed_and_started_again_it_ends_bit_for_bit(who, uninterrupted, tmp_pa
         for one, _ in left(tmp_path):
             one.kill()
     assert not (tmp_path / "state.npz").exists()
-    done = start(tmp_path, who)
+    done = start(tmp_path, who, where)
     assert done.returncode == 0, done.stderr[-2000:]
     assert leaves(tmp_path / "state.npz") == uninterrupted[0]
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == uninterrupted[1]

@@ -41,7 +41,9 @@ def test_two_shares_are_the_whole_cohort(name):
 
 
 @pytest.mark.parametrize("shares", [pytest.param(1, marks=pytest.mark.slow), 5])
-@pytest.mark.parametrize("name", ["scaffold, clip, feedback", "trimmed mean", pytest.param("ifca", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["trimmed mean", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scaffold, clip, feedback", "ifca"))]
+)
 def test_any_number_of_shares(name, shares):
     assert_close(run(cluster(name, shares=shares))[0], usual(name)[1])
 
@@ -79,15 +81,42 @@ def test_many_rounds_are_one_by_one_bit_for_bit():
     assert np.asarray(seen["loss"].total).tolist() == [float(found["loss"].total) for found in one_by_one]
 
 
-@pytest.mark.parametrize("name", ["scaffold, clip, feedback", "ifca"])
-def test_client_state_on_the_host(name, tmp_path):
+def whole(sim, state):
+    """The state with all rows in it."""
+    return state._replace(clients=jax.tree.map(jax.numpy.asarray, state.clients.read(np.arange(len(sim.clients)))))
+
+
+@pytest.mark.parametrize("name", ["scaffold, clip, feedback", "mime, clip, feedback", pytest.param("ifca", marks=pytest.mark.slow)])
+def test_client_state_on_the_host_or_in_files_of_the_workers(name, tmp_path):
     for tier in ("host", tmp_path / "rows"):
         sim = cluster(name, client_state=tier)
         state, _ = run(sim)
         _, expected, _ = usual(name)
-        assert_close(state._replace(clients=state.clients.read(np.arange(len(sim.clients)))), expected)
+        assert_close(whole(sim, state), expected)
+        moved = sim.meter.report()["client state MB/round"]
+        assert (moved == 0) == (tier != "host")
+    assert_equal(whole(sim, state), run(cluster(name))[0])
     with pytest.raises(ValueError, match="a state goes forward only"):
         sim.run(state._replace(round=state.round - 1), [0])
+
+
+def test_a_folder_for_clients_who_keep_nothing(tmp_path):
+    sim = cluster("fedavg", client_state=tmp_path / "rows")
+    assert_close(run(sim)[0]._replace(clients=usual("fedavg")[1].clients), usual("fedavg")[1])
+    assert not list((tmp_path / "rows").glob("*"))
+
+
+def test_workers_who_see_another_folder_say_so(tmp_path, monkeypatch):
+    sim = cluster("scaffold", client_state=tmp_path / "rows")
+    state, _ = sim.run(sim.init(jax.random.key(0)), COHORTS[0])
+    (tmp_path / "elsewhere").mkdir()
+    for f in range(3):
+        (tmp_path / "elsewhere" / f"rows_{f}.bin").touch()
+    monkeypatch.setattr(state.clients._files, "folder", tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match=r"The driver and all workers must see one folder under that path"):
+        sim.run(state, COHORTS[0])
+    monkeypatch.undo()
+    sim.run(state, COHORTS[0])  # the state before is still good
 
 
 @pytest.mark.parametrize("cohort", [[2], [3], [0, 2]])
@@ -127,7 +156,8 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     composed, data = built("mime, clip, feedback")
     state = sim.init(jax.random.key(1))
     sim.reserve(9)
-    share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1].of(jax.tree.map(lambda x: np.asarray(x[COHORTS[0]]), state.clients))
+    share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1]
+    share = share._replace(kept=jax.tree.map(lambda x: np.asarray(x[share.clients]), state.clients))
     message = composed.algorithm.exchanges[0].broadcast(state.server)
     told = to_host(Broadcast(0, message, state.uplink[0], np.int32(0), state.key, {}))
     one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).do(told, share) for _ in range(2))
