@@ -1,6 +1,6 @@
 """What becomes of each fault and attack, and the tests that show it; those that have no other home are here.
 
-`ROWS` are the faults that other frameworks and hospitals met, first those of a run, then of messages and numbers, then of those who mean
+`ROWS` are the faults that other frameworks and hospitals met: those of a run, of a simulation, of messages and numbers, and of those who mean
 harm. A row whose entry begins with "not built" says why.
 """
 
@@ -105,6 +105,21 @@ ROWS = {
     "full disk": """
         tests/run/test_resume.py::test_a_disk_that_fills_costs_rounds_and_not_the_answer
         tests/sites/test_audit.py::test_a_full_disk_stops_the_work_and_leaves_the_log_whole""",
+    # A simulation on a cluster.
+    "worker killed within a round or between rounds, with what clients keep sent to it or in its files": """
+        tests/cluster/test_cluster.py::test_who_dies_joins_or_leaves_changes_no_bit
+        tests/cluster/test_cluster.py::test_who_dies_with_rows_in_files_changes_no_bit
+        tests/cluster/test_cluster.py::test_all_workers_die_and_others_go_on
+        tests/cluster/test_rows.py::test_a_share_may_be_left_halfway_and_done_again""",
+    "worker that hangs": """
+        tests/cluster/test_cluster.py::test_who_hangs_is_found_by_the_clock_and_changes_no_bit""",
+    "Ray node lost": """
+        tests/cluster/test_node.py::test_a_node_that_is_lost_changes_no_bit""",
+    "driver killed, alone or with all of Ray": """
+        tests/cluster/test_kill.py::test_killed_and_started_again_it_ends_bit_for_bit""",
+    "rows of clients cut, torn, older, or of another run": """
+        tests/cluster/test_rows.py::test_what_was_not_written_is_not_taken_for_a_row
+        tests/cluster/test_share.py::test_workers_who_see_another_folder_say_so""",
     # Messages and numbers.
     "duplicate, replayed or stale update": """
         tests/sites/test_guard.py::test_a_message_is_heard_once_and_others_beside_it
