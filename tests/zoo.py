@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -122,8 +123,9 @@ ZOO: dict[str, Entry] = {
     "linen dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Dropped()), SGD))),
     "linen convolution": Entry(lambda: compose(algorithms.fedavg(flax_task(Small(), "images"), SGD)), "images"),
     "nnx dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Twin), SGD))),
-    # what makes models fit
+    # what makes models fit, or trains a part of them
     "remat": Entry(lambda: compose(algorithms.fedavg(models.remat(task(), 2), SGD))),
     "accumulate": Entry(lambda: compose(algorithms.fedavg(models.accumulate(task(), 3), SGD))),
     "bfloat16": Entry(lambda: compose(algorithms.fedavg(models.bfloat16(task()), SGD))),
+    "head only": Entry(lambda: compose(algorithms.scaffold(models.train_only(task(), task().init(jax.random.key(5)), "1"), 0.1, N))),
 }

@@ -4,6 +4,7 @@ from fedjax_core.models.base import accuracy, binary_cross_entropy, cross_entrop
 from fedjax_core.models.cnn import cnn
 from fedjax_core.models.cox import cox
 from fedjax_core.models.from_flax import from_flax
+from fedjax_core.models.frozen import train_only, whole
 from fedjax_core.models.linear import linear, logistic
 from fedjax_core.models.mlp import mlp
 from fedjax_core.models.transforms import accumulate, bfloat16, remat
@@ -21,4 +22,6 @@ __all__ = [
     "logistic",
     "mlp",
     "remat",
+    "train_only",
+    "whole",
 ]

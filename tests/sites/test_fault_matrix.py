@@ -1,7 +1,7 @@
 """What becomes of each fault and attack, and the tests that show it; those that have no other home are here.
 
-`ROWS` are the faults that other frameworks and hospitals met: those of a run, of a simulation, of messages and numbers, and of those who mean
-harm. A row whose entry begins with "not built" says why.
+`ROWS` are the faults that other frameworks and hospitals met: those of a run, of a simulation on a cluster, of messages and numbers, and of
+those who mean harm. A row whose entry begins with "not built" says why.
 """
 
 import ast

@@ -1,0 +1,71 @@
+"""A task of which only some leaves are trained, kept and sent, as when the head of a pretrained model is fitted to hospitals.
+
+    the model's leaves = those that are trained, which are the parameters of the new task, + the others, as they were given
+
+The parameters of the new task have None in the place of every other leaf, so no algorithm, stage, message or checkpoint ever sees one. The
+others are part of the task itself: whoever trains has them from the study, and a study's hash is of their values too.
+
+>>> import jax
+>>> from fedjax_core.models.mlp import mlp
+>>> pretrained = mlp(features=2, hidden=(3,), classes=2).init(jax.random.key(0))
+>>> task = train_only(mlp(features=2, hidden=(3,), classes=2), pretrained, "1")
+>>> jax.tree.map(lambda x: x.shape, task.init(jax.random.key(1)))
+[{'b': None, 'w': None}, {'b': (2,), 'w': (3, 2)}]
+>>> jax.tree.map(lambda x: x.shape, whole(pretrained, task.init(jax.random.key(1))))
+[{'b': (3,), 'w': (2, 3)}, {'b': (2,), 'w': (3, 2)}]
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core.task import Task
+from fedjax_core.types import Array, Batch, Key, Params
+
+
+def train_only(task: Task, params: Params, *names: str) -> Task:
+    """The task that begins at `params` and trains the leaves under these names, as "Dense_1", "Dense_1/kernel", or "1/w" in a list.
+
+    `fc.models.whole(params, state.params)` is the whole model again. What a round costs in memory, messages and checkpoints goes by the
+    leaves that are trained, and a gradient is taken of no other. Put it around `remat`, `accumulate` and `bfloat16`, not within. Raises
+    where a name is of no leaf. The other leaves become constants of compiled programs.
+    """
+    known = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for name in names:
+        if not any(_under(leaf, name) for leaf in known):
+            raise ValueError(f"train_only() has no leaf under {name!r}: the leaves are {', '.join(map(repr, known))}")
+    if not names:
+        raise ValueError(f"train_only() needs at least one name of what is trained: the leaves are {', '.join(map(repr, known))}")
+    params = jax.tree.map(np.asarray, params)  # on no device until a program needs them
+
+    def chosen(path: Any, x: Array) -> Array | None:
+        return jnp.asarray(x) if any(_under(_name(path), name) for name in names) else None
+
+    def init(key: Key) -> Params:
+        return jax.tree_util.tree_map_with_path(chosen, params)
+
+    def loss(trained: Params, batch: Batch, key: Key) -> Array:
+        return task.loss(whole(params, trained), batch, key)
+
+    metrics, predict = task.metrics, task.predict
+    return task._replace(
+        init=init,
+        loss=loss,
+        metrics=None if metrics is None else lambda trained, batch: metrics(whole(params, trained), batch),
+        predict=None if predict is None else lambda trained, batch: predict(whole(params, trained), batch),
+    )
+
+
+def whole(params: Params, trained: Params) -> Params:
+    """`params` with those leaves replaced that are not None in `trained`."""
+    return jax.tree.map(lambda new, old: jnp.asarray(old) if new is None else new, trained, params, is_leaf=lambda x: x is None)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _under(leaf: str, name: str) -> bool:
+    return leaf == name or leaf.startswith(name + "/")
