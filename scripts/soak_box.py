@@ -108,8 +108,13 @@ def main(settings: Settings) -> int:
         killed: list[str] = []
         times = next((n for n in range(1, _TRIES + 1) if attempt(folder, settings, draw, killed)), None)
         same = times is not None and last(folder, settings.rounds) == expected
-        table.add_row(str(seed), f"{time.monotonic() - began:.0f}", str(times), ", ".join(killed), "yes" if same else f"NO: {folder}")
-        timing.say(f"seed {seed}: {len(killed)} killed, {times} commands, {'the same bits' if same else 'NOT the same bits'}")
+        found = (
+            "the same bits" if same else "NOT the same bits" if times else f"NO END: kills {settings.apart} s apart may leave it no time"
+        )
+        table.add_row(
+            str(seed), f"{time.monotonic() - began:.0f}", str(times or _TRIES), ", ".join(killed), "yes" if same else f"NO: {folder}"
+        )
+        timing.say(f"seed {seed}: {len(killed)} killed, {times or _TRIES} commands, {found}")
         wrong += not same
         seed += 1
     timing.show(table)

@@ -10,7 +10,7 @@ The files are working storage, with holes where nothing was written; checkpoints
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +60,8 @@ class Files:
         """The rows there, leaves [k, ...]; raises where one is not what was written."""
         found = np.zeros(len(where.file), self._record)
         raw = found.view(np.uint8).reshape(len(found), self._record.itemsize)
-        for f in np.unique(where.file):
-            with open(self._path(f), "rb") as file:
-                for k in np.flatnonzero(where.file == f):
-                    file.seek(int(where.record[k]) * self._record.itemsize)
-                    file.readinto(raw[k])
+        for k, file in self._each(where, "rb"):
+            file.readinto(raw[k])
         wrong = (found["begins"] != where.writing) | (found["ends"] != where.writing)
         if wrong.any():
             raise RuntimeError(
@@ -80,11 +77,16 @@ class Files:
         for name, x in zip(self._names, leaves, strict=True):
             rows[name] = x
         raw = rows.view(np.uint8).reshape(len(rows), self._record.itemsize)
+        for k, file in self._each(where, "r+b"):
+            file.write(raw[k])
+
+    def _each(self, where: Where, mode: str) -> Iterator[tuple[int, Any]]:
+        """(k, the file at the place of row k) of each row."""
         for f in np.unique(where.file):
-            with open(self._path(f), "r+b") as file:
-                for k in np.flatnonzero(where.file == f):
+            with open(self._path(f), mode) as file:
+                for k in np.flatnonzero(where.file == f).tolist():
                     file.seek(int(where.record[k]) * self._record.itemsize)
-                    file.write(raw[k])
+                    yield k, file
 
     def _path(self, f: int) -> Path:
         return self.folder / f"rows_{f}.bin"
@@ -120,7 +122,7 @@ class SharedRows(Rows):
 
     def share(self, who: np.ndarray, began: Where, here: Where) -> Stored:
         """What a worker is told of these clients' rows, in a round that began with them there, in an exchange that does here."""
-        free = [min({0, 1, 2} - {a, b}) for a, b in zip(began.file, here.file, strict=True)]
+        free = [min(set(range(FILES)) - {a, b}) for a, b in zip(began.file, here.file, strict=True)]
         there = Where(np.array(free, np.int8), who.astype(np.int64), np.full(len(who), self._next()))
         return Stored(self._files, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._first), here, there)
 

@@ -28,9 +28,9 @@ from fedjax_core.types import Array, Batch, Key, Params
 def train_only(task: Task, params: Params, *names: str) -> Task:
     """The task that begins at `params` and trains the leaves under these names, as "Dense_1", "Dense_1/kernel", or "1/w" in a list.
 
-    `fc.models.whole(params, state.params)` is the whole model again. What a round costs in memory, messages and checkpoints goes by the
-    leaves that are trained, and a gradient is taken of no other. Put it around `remat`, `accumulate` and `bfloat16`, not within. Raises
-    where a name is of no leaf. The other leaves become constants of compiled programs.
+    `fc.models.whole(params, state.params)` is the whole model again. Messages, checkpoints, lanes and what clients keep are of the size of
+    the leaves that are trained, and a gradient is taken of no other. The others become constants of each compiled program. Put it around
+    `remat`, `accumulate` and `bfloat16`, not within. Raises where a name is of no leaf.
     """
     known = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for name in names:
@@ -60,7 +60,9 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
 
 def whole(params: Params, trained: Params) -> Params:
     """`params` with those leaves replaced that are not None in `trained`."""
-    return jax.tree.map(lambda new, old: jnp.asarray(old) if new is None else new, trained, params, is_leaf=lambda x: x is None)
+    return jax.tree.map(
+        lambda new, old: jax.tree.map(jnp.asarray, old) if new is None else new, trained, params, is_leaf=lambda x: x is None
+    )
 
 
 def _name(path: Any) -> str:

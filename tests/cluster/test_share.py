@@ -6,6 +6,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.cluster import crew
+from fedjax_core.cluster.rows import FILES
 from fedjax_core.cluster.share import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
 from fedjax_core.lanes import notebook
@@ -110,7 +111,7 @@ def test_workers_who_see_another_folder_say_so(tmp_path, monkeypatch):
     sim = cluster("scaffold", client_state=tmp_path / "rows")
     state, _ = sim.run(sim.init(jax.random.key(0)), COHORTS[0])
     (tmp_path / "elsewhere").mkdir()
-    for f in range(3):
+    for f in range(FILES):
         (tmp_path / "elsewhere" / f"rows_{f}.bin").touch()
     monkeypatch.setattr(state.clients._files, "folder", tmp_path / "elsewhere")
     with pytest.raises(RuntimeError, match=r"The driver and all workers must see one folder under that path"):

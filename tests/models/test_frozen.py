@@ -10,23 +10,23 @@ import fedjax_core as fc
 from fedjax_core import describe, models
 from fedjax_core.sites.wire import decode, header_of
 from tests.sites.federations import federation
-from tests.zoo import ZOO, Small, clients, flax_task, task
+from tests.zoo import SGD, ZOO, Small, clients, flax_task, task
 
 PRETRAINED = task().init(jax.random.key(5))
 
 
-def after_three_rounds(task, kind="classes", params=None):
+def after_three_rounds(task, local=SGD, kind="classes", params=None):
     data = clients(kind)
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task[0], task[1])), data, batch_size=4, epochs=1, lanes=3)
+    sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task, local)), data, batch_size=4, epochs=1, lanes=3)
     return sim, sim.run_many(sim.init(jax.random.key(0), params), [np.arange(len(data))] * 3)[0].params
 
 
 @pytest.mark.parametrize("names", [("1",), ("0/w", "1/b")])
 def test_it_is_the_whole_model_with_the_gradients_of_the_others_set_to_zero(names):
-    _, part = after_three_rounds((models.train_only(task(), PRETRAINED, *names), optax.sgd(0.1)))
+    _, part = after_three_rounds(models.train_only(task(), PRETRAINED, *names))
     labels = [{leaf: any(f"{i}/{leaf}".startswith(name) for name in names) for leaf in layer} for i, layer in enumerate(PRETRAINED)]
-    masked = optax.multi_transform({True: optax.sgd(0.1), False: optax.set_to_zero()}, labels)
-    _, expected = after_three_rounds((task(), masked), params=PRETRAINED)
+    masked = optax.multi_transform({True: SGD, False: optax.set_to_zero()}, labels)
+    _, expected = after_three_rounds(task(), masked, params=PRETRAINED)
     found = models.whole(PRETRAINED, part)
     assert jax.tree.structure(found) == jax.tree.structure(PRETRAINED)
     for moved, x, y, before in zip(*map(jax.tree.leaves, (labels, found, expected, PRETRAINED)), strict=True):
@@ -38,7 +38,7 @@ def test_the_head_of_a_flax_module_is_evaluated_and_predicts_as_the_whole_does()
     plain = flax_task(Small(), "images")
     params = plain.init(jax.random.key(3))
     head = models.train_only(plain, params, "Dense_0")
-    sim, trained = after_three_rounds((head, optax.sgd(0.1)), "images")
+    sim, trained = after_three_rounds(head, kind="images")
     assert jax.tree.map(jnp.shape, trained["Dense_0"]) == jax.tree.map(jnp.shape, params["Dense_0"]) and len(jax.tree.leaves(trained)) == 2
     both = ((head, trained), (plain, models.whole(params, trained)))
     got, expected = (fc.evaluate(task, model, sim.clients).pooled for task, model in both)
