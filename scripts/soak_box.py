@@ -42,8 +42,8 @@ class Settings:
     seed: int = 0
     """Of what is killed, and when; the next run has the next one."""
     rounds: int = 60
-    apart: tuple[float, float] = (1.0, 20.0)
-    """Seconds from one kill to the next, at least and at most."""
+    apart: tuple[float, float] = (0.05, 1.0)
+    """From one kill to the next, at least and at most, in times of what the run that is left alone takes."""
 
 
 def study() -> Study:
@@ -73,7 +73,7 @@ def kind(process: psutil.Process) -> str:
     return next((known[word] for word in words if word in known), Path(words[0].split()[0]).name if words else process.name())
 
 
-def attempt(folder: Path, settings: Settings, draw: random.Random, killed: list[str]) -> bool:
+def attempt(folder: Path, settings: Settings, alone: float, draw: random.Random, killed: list[str]) -> bool:
     """Whether the command came to its end, with others killed on the way; adds what was killed."""
     with (
         open(folder.parent / f"{folder.name}.log", "a") as log,
@@ -82,7 +82,7 @@ def attempt(folder: Path, settings: Settings, draw: random.Random, killed: list[
         try:
             while True:
                 try:
-                    return run.wait(draw.uniform(*settings.apart)) == 0
+                    return run.wait(alone * draw.uniform(*settings.apart)) == 0
                 except subprocess.TimeoutExpired:
                     whole = psutil.Process(run.pid)
                     one = draw.choice([whole, *whole.children(recursive=True)])
@@ -100,17 +100,17 @@ def main(settings: Settings) -> int:
     """Runs until the time is over: 0 where all ended with the same bits."""
     home = Path(tempfile.mkdtemp(prefix="soak-"))
     print(timing.header(), flush=True)
+    begun = time.monotonic()
     subprocess.run(command(home / "alone", settings), cwd=HERE, stdout=subprocess.DEVNULL, check=True)
+    alone = time.monotonic() - begun
     expected, until, seed, wrong = last(home / "alone", settings.rounds), time.monotonic() + settings.minutes * 60, settings.seed, 0
     table = Table("seed", "seconds", "commands", "killed", "the same bits")
     while time.monotonic() < until:
         folder, draw, began = home / str(seed), random.Random(seed), time.monotonic()
         killed: list[str] = []
-        times = next((n for n in range(1, _TRIES + 1) if attempt(folder, settings, draw, killed)), None)
+        times = next((n for n in range(1, _TRIES + 1) if attempt(folder, settings, alone, draw, killed)), None)
         same = times is not None and last(folder, settings.rounds) == expected
-        found = (
-            "the same bits" if same else "NOT the same bits" if times else f"NO END: kills {settings.apart} s apart may leave it no time"
-        )
+        found = "the same bits" if same else "NOT the same bits" if times else "NO END: kills may come too soon one after another"
         table.add_row(
             str(seed), f"{time.monotonic() - began:.0f}", str(times or _TRIES), ", ".join(killed), "yes" if same else f"NO: {folder}"
         )
