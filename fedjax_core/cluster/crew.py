@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from fedjax_core.cluster.deal import hand_out
-from fedjax_core.cluster.share import Broadcast, Done, Share, Worker
+from fedjax_core.cluster.share import Broadcast, Done, Share, Worker, in_pairs
 from fedjax_core.cluster.source import Folder, Sent
 from fedjax_core.data.batches import Plan
 from fedjax_core.round import Round
@@ -79,6 +80,15 @@ class Actor:
         """A share worked through."""
         return self.worker.do(broadcast, share)
 
+    def do_apart(self, broadcast: Broadcast, share: Share) -> tuple[Done, Any]:
+        """(the same without its accumulator, that): two objects for Ray, of which the second stays on this node until it is asked for."""
+        done = self.worker.do(broadcast, share)
+        return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
+
+    def meet(self, a: Any, b: Any) -> Any:
+        """Two accumulators as one."""
+        return self.worker.meet(a, b)
+
     def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
         """What the program of an exchange has to measure."""
         return self.worker.measure(broadcast, share)
@@ -110,6 +120,14 @@ class Member:
 
     def __str__(self) -> str:
         return f"worker {self.about.get('pid', '(starting)')} on node {str(self.about.get('node', '?'))[:8]}"
+
+
+class Came(NamedTuple):
+    """What came of a share."""
+
+    done: Done
+    acc: Any  # where its accumulator lies, if that did not come along
+    member: Member
 
 
 class Crew:
@@ -162,14 +180,44 @@ class Crew:
         while self._coming:
             self._welcome(wait=True)
 
+    @property
+    def nodes(self) -> int:
+        """On how many nodes they are."""
+        return len({member.about["node"] for member in self.members})
+
     def put(self, broadcast: Broadcast) -> Any:
         """The broadcast in Ray's store: it crosses to each node once."""
         return ray.put(broadcast)
 
     def do(self, broadcast: Any, shares: list[Share], loads: list[float]) -> list[Done]:
         """Every share worked through, in the order given."""
-        done: dict[int, Done] = {}
+        return [came.done for came in self._do(lambda actor, share: (actor.do.remote(broadcast, share), None), shares, loads)]
+
+    def do_and_merge(self, broadcast: Any, shares: list[Share], loads: list[float]) -> tuple[list[Done], Any]:
+        """(every share worked through, without accumulators; these as one). Workers merge them, and only the last comes here.
+
+        Where one is lost on the way the shares are done again, and bring theirs along: what is second is then None.
+        """
+        found = self._do(lambda actor, share: actor.do_apart.options(num_returns=2).remote(broadcast, share), shares, loads)
+        try:
+            return [came.done for came in found], self._merged([(came.acc, came.member) for came in found])
+        except (failures.RayError, TimeoutError) as error:
+            log.warning("what workers had added up is lost, and all shares are done again: %s", _last_line(error))
+        return self.do(broadcast, shares, loads), None
+
+    def _merged(self, level: list[tuple[Any, Member]]) -> Any:
+        """Accumulators that lie with members as one, merged in pairs by the member who has the first of each."""
+
+        def meet(a: tuple[Any, Member], b: tuple[Any, Member]) -> tuple[Any, Member]:
+            return a[1].actor.meet.remote(a[0], b[0]), a[1]
+
+        return ray.get(in_pairs(meet, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
+
+    def _do(self, begin: Callable[[Any, Share], tuple[Any, Any]], shares: list[Share], loads: list[float]) -> list[Came]:
+        """What came of every share, in the order given; `begin` gives the promise of that, and of an accumulator that lies apart."""
+        done: dict[int, Came] = {}
         waiting: dict[Any, tuple[int, Member]] = {}
+        apart: dict[Any, Any] = {}
         tries, todo = [0] * len(shares), list(range(len(shares)))
         at_work: set[Member] = set()
         while todo or waiting:
@@ -182,15 +230,16 @@ class Crew:
                     tries[s] += 1
                     if not any(who is self.members[w] for _, who in waiting.values()):
                         self.members[w].since = time.monotonic()
-                    waiting[self.members[w].actor.do.remote(broadcast, shares[s])] = (s, self.members[w])
+                    promise, acc = begin(self.members[w].actor, shares[s])
+                    waiting[promise], apart[promise] = (s, self.members[w]), acc
                 todo = []
             ready, hangs = self._next(waiting)
             s, member = waiting.pop(ready)
             try:
                 if hangs:
                     raise TimeoutError(f"it finished nothing for {self.hang_seconds:g} s; where shares take that long, raise hang_seconds=")
-                done[s], member.since = ray.get(ready), time.monotonic()
-                member.worked(done[s])
+                done[s], member.since = Came(ray.get(ready), apart[ready], member), time.monotonic()
+                member.worked(done[s].done)
                 at_work.add(member)
             except failures.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error

@@ -79,6 +79,7 @@ class Worker:
             jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=options(cores=False))
             for e in range(len(composed.algorithm.exchanges))
         ]
+        self._meet = jax.jit(composed.aggregator.merge)
         self.traces = [0] * len(self._programs)
 
     def do(self, broadcast: Broadcast, share: Share) -> Done:
@@ -101,6 +102,10 @@ class Worker:
         """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
         notebook.go_by(measured)
         return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most), _news(measured)
+
+    def meet(self, a: Any, b: Any) -> Any:
+        """Two accumulators as one, on the host."""
+        return jax.device_get(self._meet(a, b))
 
     def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Work]:
         """(what the program of the exchange is called with, how much work that is)."""
@@ -154,9 +159,19 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
     """What the shares collected as one, in pairs, in the order given; rows of what clients keep are left to their places."""
-    level = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool)) for part in parts]
+    bare = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool)) for part in parts]
+    return in_pairs(partial(_meet, composed.aggregator.merge), bare)
+
+
+def in_pairs(meet: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+    """All parts as one, neighbours first.
+
+    >>> in_pairs("({} {})".format, "abcde")
+    '(((a b) (c d)) e)'
+    """
+    level = list(parts)
     while len(level) > 1:
-        pairs = [_meet(composed.aggregator.merge, a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        pairs = [meet(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[2 * len(pairs) :]
     return level[0]
 

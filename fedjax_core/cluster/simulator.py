@@ -3,8 +3,9 @@
     message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
 
 The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that a cohort is dealt in, not on
-which worker did them, how fast, or whether one died on the way. All that crosses a round is in the `State`, on the driver; what clients
-keep may lie beside it, in files of the workers.
+which worker did them, how fast, whether one died on the way, or who merged them: workers do, in pairs, where accumulators are large and
+come from several nodes. All that crosses a round is in the `State`, on the driver; what clients keep may lie beside it, in files of the
+workers.
 
     with fc.ClusterSimulator(composed, clients, workers=2, batch_size=20) as cluster:
         history = fc.fit(cluster, rounds=100, cohorts=fc.cohorts.uniform(len(clients), size=50))
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from fedjax_core.cluster.crew import Crew
 
 log = logging.getLogger("fedjax_core")
+
+LARGE = 10_000_000  # bytes of an accumulator; those of smaller ones come to the driver along with what else a worker tells
 
 
 class ClusterSimulator:
@@ -115,6 +118,7 @@ class ClusterSimulator:
         self._room: Room | None = None
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._measured: set[int] = set()  # exchanges
+        self._accumulator: dict[int, int] = {}  # bytes of the last one of each exchange
         self._traced: dict[tuple[Any, ...], int] = {}  # how often each was made, here and on the workers
 
         from fedjax_core.cluster import crew
@@ -233,10 +237,12 @@ class ClusterSimulator:
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         done: list[Done] = []
         for e in range(len(self.round.algorithm.exchanges)):
-            found = self._exchange(e, half, shares, held, first)
+            found, acc = self._exchange(e, half, shares, held, first)
             for share, part in zip(shares, found, strict=True):
                 held.take_back(share.places, part.collected)
             collected = merge(self.round, [part.collected for part in found])
+            collected = collected if acc is None else collected._replace(acc=acc)
+            self._accumulator[e] = tree.nbytes(collected.acc)
             half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
             seen = {**collected.metrics, "refused": Sum(collected.refused)}
             metrics |= {name: metrics[name] + m if name in metrics else m for name, m in seen.items()}
@@ -271,8 +277,12 @@ class ClusterSimulator:
         dealt = [at for at in dealt if len(at)] or dealt[:1]
         return [Share(who[at], at, counts[at], Kept((), ()), self._room) for at in dealt]
 
-    def _exchange(self, e: int, half: State, shares: list[Share], held: Held, first: int) -> list[Done]:
-        """What comes of the shares in one exchange."""
+    def _exchange(self, e: int, half: State, shares: list[Share], held: Held, first: int) -> tuple[list[Done], Any]:
+        """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).
+
+        They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
+        driver's link to the network. The bits are the same.
+        """
         crew = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
         told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), notebook.answers())
@@ -282,11 +292,12 @@ class ClusterSimulator:
             notebook.go_by(crew.measure(crew.put(told), shares[0]))
             told = told._replace(measured=notebook.answers())
         self._measured.add(e)
-        found = crew.do(crew.put(told), shares, loads)
+        at_workers = len(shares) > 2 and crew.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
+        found, acc = crew.do_and_merge(crew.put(told), shares, loads) if at_workers else (crew.do(crew.put(told), shares, loads), None)
         for part in reversed(found):  # where two know of an answer, the first counts
             notebook.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
-        return found
+        return found, acc
 
     def _message(self, e: int, half: State) -> tuple[Any, Any]:
         return self.round.algorithm.exchanges[e].broadcast(half.server), half.uplink[e]

@@ -8,7 +8,7 @@ from fedjax_core.cluster.share import Worker
 class InProcess:
     """Stands for `crew.Crew`: every share and every result goes through pickle, as between processes."""
 
-    deaths = 0
+    deaths, nodes = 0, 1
 
     def __init__(self, composed, plan, source, *, workers, streamed, **options):
         self.members = [Worker(composed, source.open(), plan, streamed=streamed) for _ in range(workers)]

@@ -9,7 +9,7 @@ import numpy as np
 from ray.experimental import get_object_locations
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew
+from fedjax_core.cluster import crew, simulator
 from tests.run import small
 
 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # Ray starts its own programs
@@ -46,8 +46,32 @@ def main(folder: str) -> None:
         found, _ = sim.run_many(first, [cohort] * 3)
         assert sim.deaths == 1
         assert small.bits(found._replace(clients=found.clients.read(np.arange(len(small.SIZES))))) == small.bits(expected)
+
+    second = nodes.add_node(num_cpus=1)
+    with fc.ClusterSimulator(composed, small.clients(), workers=2, shares=4, batch_size=4, lanes=2, address=nodes.address) as sim:
+        first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
+        expected, _ = sim.run_many(first, [cohort] * 3)
+        check_merged_there(sim, first, cohort, expected, lambda: nodes.remove_node(second, allow_graceful=False))
     nodes.shutdown()
     print("same")
+
+
+def check_merged_there(sim, first, cohort, expected, lose) -> None:
+    """Accumulators taken for large ones are merged by the workers; a node that is lost with some of them changes no bit."""
+    simulator.LARGE, merged, times, lost = 1, crew.Crew._merged, [], []
+    here = crew.ray.get_runtime_context().get_node_id()
+
+    def watched(self, level):
+        times.append(len(level))
+        if len(times) > 3 and not lost and any(member.about["node"] != here for _, member in level):
+            lost.append(lose())
+        return merged(self, level)
+
+    crew.Crew._merged = watched
+    found, _ = sim.run_many(first, [cohort] * 3)
+    assert small.bits(found) == small.bits(expected) and times == [4] * 3 and sim.deaths == 0
+    found, _ = sim.run_many(first, [cohort] * 3)
+    assert small.bits(found) == small.bits(expected) and len(lost) == 1 and sim.deaths == 1
 
 
 def check_once_a_node(sim, state, cohort) -> None:

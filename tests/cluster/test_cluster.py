@@ -13,7 +13,7 @@ import pytest
 from ray.experimental import get_object_locations
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew
+from fedjax_core.cluster import crew, simulator
 from tests.run import small
 from tests.test_contracts import BATCH, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO, clients
@@ -140,6 +140,33 @@ def test_who_dies_with_rows_in_files_changes_no_bit(tmp_path):
         state, _ = run(sim, [ALL], state)
         assert sim.meter.report()["client state MB/round"] == 0
         assert_equal(state._replace(clients=state.clients.read(np.arange(12))), expected)
+
+
+@pytest.mark.slow
+def test_workers_merge_what_they_have_and_who_dies_then_changes_no_bit(tmp_path, monkeypatch, caplog):
+    """As on several nodes with a large model: `node_script` has two nodes."""
+    with trapped(Trap(tmp_path / "trap"), shares=5) as sim:
+        expected, seen = run(sim, [ALL] * 4)
+
+        by_workers, merged = [], crew.Crew._merged
+        monkeypatch.setattr(crew.Crew, "_merged", lambda self, level: by_workers.append(len(level)) or merged(self, level))
+        monkeypatch.setattr(crew.Crew, "nodes", 2)
+        monkeypatch.setattr(simulator, "LARGE", 1)
+        state, found = run(sim, [ALL] * 4)
+        assert_equal(state, expected)
+        jax.tree.map(np.testing.assert_array_equal, found, seen)
+        exchanges = len(by_workers) // 4
+        assert exchanges >= 1 and by_workers == [5] * 4 * exchanges and sim.deaths == 0
+
+        def dies(self, level):
+            os.kill(level[0][1].about["pid"], signal.SIGKILL)
+            monkeypatch.setattr(crew.Crew, "_merged", merged)
+            return merged(self, level)
+
+        state, _ = run(sim, [ALL] * 2)
+        monkeypatch.setattr(crew.Crew, "_merged", dies)
+        assert_equal(run(sim, [ALL] * 2, state)[0], expected)
+        assert sim.deaths == 1 and "all shares are done again" in caplog.text
 
 
 @pytest.mark.slow

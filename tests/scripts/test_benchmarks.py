@@ -1,5 +1,8 @@
 """The benchmarks on tiny sizes: the workloads are what they say, the engines do the same work, and the tables are printed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
+from tests.conftest import REPOSITORY
 
 PARAMETERS = {"synth": 610, "mlp": 199_210, "emnist": 1_206_590, "char-lstm": 820_522, "transformer": 814_720}
 
@@ -199,3 +203,25 @@ def test_a_killed_coordinator_and_a_killed_site_come_back():
     assert 0 < back["imported"] < back["sites answer"] < back["first round done"]
     back = bench_recovery.site_killed(3)
     assert back["the round after the kill"] > back["a round"]
+
+
+@pytest.mark.slow  # starts three Ray nodes
+def test_who_merges_changes_no_bit_and_is_timed():
+    script = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "scripts/bench_merge.py",
+        "--nodes",
+        "2",
+        "--parameters",
+        "100",
+        "--shares",
+        "3",
+        "--turns",
+        "1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].startswith("100 parameters, 3 shares: driver ")
