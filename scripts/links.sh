@@ -3,8 +3,8 @@
 #
 #     sudo scripts/links.sh 4 1gbit .venv/bin/python scripts/bench_merge.py --address auto
 #
-# Node 0 is the head, has no CPU for workers, and is where the command runs; nodes 1 to n have one CPU each. A node is a network namespace
-# with a link of that speed each way. Linux with iproute2, as root. All of it is taken down at the end.
+# Node 0 is the head, has no CPU for workers, and is where the command runs; nodes 1 to n have a CPU and the resource node<i>. A node is a namespace
+# of the network with a link of that speed each way. Linux with iproute2, as root. All of it is taken down at the end.
 set -euo pipefail
 nodes="$1" speed="$2"
 shift 2
@@ -42,6 +42,6 @@ RAY_AUTH_TOKEN="$(head -c 32 /dev/urandom | base64)"
 start=("$ray" start --object-store-memory 2000000000 --disable-usage-stats)
 in_node 0 "${start[@]}" --head --node-ip-address 10.201.0.10 --port 6379 --num-cpus 0 --include-dashboard false >/dev/null
 for i in $(seq 1 "$nodes"); do
-    in_node "$i" "${start[@]}" --address 10.201.0.10:6379 --node-ip-address "10.201.0.$((i + 10))" --num-cpus 1 >/dev/null
+    in_node "$i" "${start[@]}" --address 10.201.0.10:6379 --node-ip-address "10.201.0.$((i + 10))" --num-cpus 1 --resources "{\"node$i\": 1}" >/dev/null
 done
 in_node 0 "$@"

@@ -225,3 +225,11 @@ def test_who_merges_changes_no_bit_and_is_timed():
     done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1].startswith("100 parameters, 3 shares: driver ")
+
+
+@pytest.mark.slow  # starts a federation three times
+def test_rounds_over_links_are_timed_by_what_is_sent(capsys):
+    import bench_links
+
+    bench_links.main(bench_links.Settings(parameters=100, sites=2, rounds=1))
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["float32", "half", "8 bits"]

@@ -1,0 +1,81 @@
+"""What does a round of real sites take over slow links, by how the updates are sent?
+
+    sudo scripts/links.sh 4 20mbit .venv/bin/python scripts/bench_links.py --address auto      each node behind a link of that speed
+    python scripts/bench_links.py                                                              no links, to see what is left
+
+The coordinator has a node of its own, as has each site. A model of so many float32 numbers goes out as it is, and updates come back as the
+uplink makes them; there is next to nothing to compute.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import ray
+import tyro
+
+import fedjax_core as fc
+from fedjax_core.sites.site_file import SiteFile
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a script
+
+UPLINKS = {"float32": None, "half": fc.uplink.half(), "8 bits": fc.uplink.quantize(bits=8)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure."""
+
+    parameters: int = 1_200_000
+    sites: int = 4
+    rounds: int = 5
+    """After one that is not counted."""
+    address: str | None = None
+    """Of a cluster with the resources node1, node2, ...; without one Ray is started here."""
+
+
+def measure(name: str, settings: Settings, folder: Path) -> np.ndarray:
+    """Seconds of each round."""
+    task = fc.Task(lambda key: jnp.ones(settings.parameters), lambda params, batch, key: (params.mean() - batch["x"]) ** 2)
+    stage = UPLINKS[name]
+    local = optax.sgd(settings.parameters / 4)  # halves every number in a step
+    composed = fc.compose(fc.algorithms.fedavg(task, local), **({} if stage is None else {"uplink": stage}))
+    files = [
+        SiteFile(
+            name=f"site{i}",
+            data={"x": np.zeros(4, np.float32)},
+            folder=folder / f"site{i}",
+            resources={} if settings.address is None else {f"node{i}": 1.0},
+        )
+        for i in range(1, settings.sites + 1)
+    ]
+    seconds = []
+    there = {"address": settings.address, "insecure_local": settings.address is not None}
+    with fc.Federation(composed, files, batch_size=4, epochs=1, folder=folder / "coordinator", **there) as federation:
+        state = federation.init(jax.random.key(0))
+        for _ in range(settings.rounds + 1):
+            begun = time.perf_counter()
+            state, seen = federation.run(state, np.arange(settings.sites))
+            seconds.append(time.perf_counter() - begun)
+            if float(seen["clients"]) != settings.sites:
+                raise RuntimeError(f"only {float(seen['clients']):g} of {settings.sites} sites reported")
+    return np.array(seconds[1:])
+
+
+def main(settings: Settings) -> None:
+    """Measures and prints a line for each way to send updates."""
+    print(f"{settings.sites} sites, {settings.parameters:,} parameters; jax {jax.__version__}")
+    for name in UPLINKS:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = measure(name, settings, Path(folder))
+        print(f"{name}: {np.median(seconds):.2f} s a round ({seconds.min():.2f} to {seconds.max():.2f})", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Settings)))
