@@ -1,4 +1,4 @@
-"""Workers as Ray actors, and what happens when one dies or hangs: its shares are done again by the others, another takes its place.
+"""The driver's side of Ray workers: when one dies or hangs its shares are done again by the others, and another takes its place.
 
 A share is a pure function of what it is given, so it comes out the same whoever does it and however often. One that kills its workers
 again and again is given up with an error. Tasks and results are pickled by Ray, and anyone who reaches a Ray cluster can run code in it:
@@ -12,14 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_core.cluster.deal import hand_out
-from fedjax_core.cluster.share import Broadcast, Done, Share, Worker, in_pairs
+from fedjax_core.cluster.share import Broadcast, Done, Share, in_pairs
 from fedjax_core.cluster.source import Folder, Sent
 from fedjax_core.data.batches import Plan
 from fedjax_core.round import Round
@@ -30,6 +29,7 @@ try:
 except ImportError as error:
     raise ImportError("ClusterSimulator needs Ray, which is not installed: pip install 'fedjax-core[cluster]'") from error
 
+from fedjax_core.cluster.actor import Actor, Setup
 from fedjax_core.cluster.connection import connections
 
 log = logging.getLogger("fedjax_core")
@@ -49,53 +49,6 @@ _NUMERICS = (
 )
 # Where compiled programs are kept: for workers of this machine, as another kind of processor may not be able to run them.
 _CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
-
-
-class Setup(NamedTuple):
-    """All that a worker is made from; in Ray's store once a node."""
-
-    code: bytes  # (Round, Plan) by cloudpickle: closures of the user's own functions
-    source: Sent | Folder
-    streamed: bool
-    settings: dict[str, Any]  # of JAX
-    path: list[str]  # where the user's modules are
-
-
-class Actor:
-    """A `Worker` in a process of its own."""
-
-    def __init__(self, setup: Setup) -> None:
-        sys.path += [folder for folder in setup.path if folder not in sys.path and Path(folder).exists()]
-        for name, value in setup.settings.items():
-            jax.config.update(name, value)
-        composed, plan = ray.cloudpickle.loads(setup.code)
-        self.worker = Worker(composed, setup.source.open(), plan, streamed=setup.streamed)
-
-    def about(self) -> dict[str, Any]:
-        """Where this worker is."""
-        device = jax.devices()[0]
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "device": f"{device.platform} {device.device_kind}"}
-
-    def do(self, broadcast: Broadcast, share: Share) -> Done:
-        """A share worked through."""
-        return self.worker.do(broadcast, share)
-
-    def do_apart(self, broadcast: Broadcast, share: Share) -> tuple[Done, Any]:
-        """(the same without its accumulator, that): two objects for Ray, of which the second stays on this node until it is asked for."""
-        done = self.worker.do(broadcast, share)
-        return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
-
-    def meet(self, a: Any, b: Any) -> Any:
-        """Two accumulators as one."""
-        return self.worker.meet(a, b)
-
-    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
-        """What the program of an exchange has to measure."""
-        return self.worker.measure(broadcast, share)
-
-    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The fastest number of lanes here."""
-        return self.worker.choose_lanes(most, measured)
 
 
 class Member:

@@ -1,0 +1,59 @@
+"""A worker's side of Ray: a `Worker` in a process of its own, and what that is made from. `crew` is the driver's."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ray
+
+from fedjax_core.cluster.share import Broadcast, Done, Share, Worker
+from fedjax_core.cluster.source import Folder, Sent
+
+
+class Setup(NamedTuple):
+    """All that a worker is made from; in Ray's store once a node."""
+
+    code: bytes  # (Round, Plan) by cloudpickle: closures of the user's own functions
+    source: Sent | Folder
+    streamed: bool
+    settings: dict[str, Any]  # of JAX
+    path: list[str]  # where the user's modules are
+
+
+class Actor:
+    """A `Worker` in a process of its own."""
+
+    def __init__(self, setup: Setup) -> None:
+        sys.path += [folder for folder in setup.path if folder not in sys.path and Path(folder).exists()]
+        for name, value in setup.settings.items():
+            jax.config.update(name, value)
+        composed, plan = ray.cloudpickle.loads(setup.code)
+        self.worker = Worker(composed, setup.source.open(), plan, streamed=setup.streamed)
+
+    def about(self) -> dict[str, Any]:
+        """Where this worker is."""
+        device = jax.devices()[0]
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "device": f"{device.platform} {device.device_kind}"}
+
+    def do(self, broadcast: Broadcast, share: Share) -> Done:
+        """A share worked through."""
+        return self.worker.do(broadcast, share)
+
+    def do_apart(self, broadcast: Broadcast, share: Share) -> tuple[Done, Any]:
+        """(the same without its accumulator, that): two objects for Ray, of which the second stays on this node until it is asked for."""
+        done = self.worker.do(broadcast, share)
+        return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
+
+    def meet(self, a: Any, b: Any) -> Any:
+        """Two accumulators as one."""
+        return self.worker.meet(a, b)
+
+    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+        """What the program of an exchange has to measure."""
+        return self.worker.measure(broadcast, share)
+
+    def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The fastest number of lanes here."""
+        return self.worker.choose_lanes(most, measured)
