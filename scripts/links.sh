@@ -6,6 +6,10 @@
 # Node 0 is the head, has no CPU for workers, and is where the command runs; nodes 1 to n have a CPU and the resource node<i>. A node is a namespace
 # of the network with a link of that speed each way. Linux with iproute2, as root. All of it is taken down at the end.
 set -euo pipefail
+if [ $# -lt 3 ] || [ "$(id -u)" != 0 ]; then
+    echo "usage, as root: links.sh NODES SPEED COMMAND..., as: sudo scripts/links.sh 4 1gbit .venv/bin/python scripts/bench_merge.py --address auto" >&2
+    exit 2
+fi
 nodes="$1" speed="$2"
 shift 2
 ray="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/ray"

@@ -207,20 +207,8 @@ def test_a_killed_coordinator_and_a_killed_site_come_back():
 
 @pytest.mark.slow  # starts three Ray nodes
 def test_who_merges_changes_no_bit_and_is_timed():
-    script = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "scripts/bench_merge.py",
-        "--nodes",
-        "2",
-        "--parameters",
-        "100",
-        "--shares",
-        "3",
-        "--turns",
-        "1",
-    ]
+    options = ["--nodes", "2", "--parameters", "100", "--shares", "3", "--turns", "1"]
+    script = [sys.executable, "-W", "ignore", "scripts/bench_merge.py", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
