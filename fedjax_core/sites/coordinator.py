@@ -135,7 +135,8 @@ class Federation:
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            self.clients = Sites(self._names, describe(self._collector, self._requests, path, departments), departments)
+            said = describe(self._collector, self._requests, path, departments, agreed=self._roster.examples, record=self._record)
+            self.clients = Sites(self._names, said, departments)
             self._collector.sizes, self._collector.clients = self.clients.sizes, self.clients.clients
             self._steps = (
                 None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.files import write_whole
+from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Collector, Paused
-from fedjax_core.sites.request import Requests
+from fedjax_core.sites.request import Record, Requests
+
+log = logging.getLogger("fedjax_core")
 
 
 class Sites:
@@ -31,17 +35,24 @@ class Sites:
         return hashlib.sha256(json.dumps(self.data).encode()).hexdigest()[:16]
 
 
-def describe(collector: Collector, requests: Requests, path: Path | None, departments: bool = False) -> list[dict[str, Any]]:
+def describe(
+    collector: Collector,
+    requests: Requests,
+    path: Path | None,
+    departments: bool = False,
+    *,
+    agreed: Mapping[str, int] | None = None,
+    record: Record = lambda who, what, number, about: None,
+) -> list[dict[str, Any]]:
     """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`.
 
-    With `departments` it says how many it has, too.
+    With `departments` it says how many it has, too. `agreed`: the largest number of examples of each site with which one was agreed on; a
+    site that says more than is believed counts as one that has not said anything.
     """
     names = collector.names
     known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
     heard = collector.collect(requests.write("describe", 0, to=names), 0, list(range(len(names))))
     now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
-    if missing := [name for name in names if name not in now and name not in known]:
-        raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why")
     for name, about in now.items():
         examples: Any = about.get("examples")
         if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
@@ -49,6 +60,10 @@ def describe(collector: Collector, requests: Requests, path: Path | None, depart
         clients: Any = about.get("clients")
         if departments and not (type(clients) is int and 0 < clients <= examples):
             raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
+    collector.hearing.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
+    if missing := [name for name in names if name not in now and name not in known]:
+        why = "".join(f". {name}: {reason}" for at, reason in collector.hearing.reasons.items() if (name := names[at]) in missing)
+        raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why{why}")
     if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
         raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
     found = {name: known[name] if name in known else now[name] for name in names}
@@ -58,3 +73,22 @@ def describe(collector: Collector, requests: Requests, path: Path | None, depart
     if path is not None and found != known:
         write_whole(path, json.dumps(found))
     return [found[name] for name in names]
+
+
+def believe(known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int], record: Record) -> dict[str, str]:
+    """Takes out of what sites said, before and now, what is not believed: {name: why}. Says who has more than half of all examples."""
+    claimed = {name: known[name]["examples"] if name in known else now[name]["examples"] for name in {**known, **now}}
+    refused = doubtful(claimed, agreed)
+    for name, reason in refused.items():
+        log.warning("%s. Its description is set aside", reason)
+        record(name, "refused", 0, {"code": "too-many-examples", "reason": reason})
+        known.pop(name, None)
+        now.pop(name, None)
+        del claimed[name]
+    if claimed and (most := dominating(claimed, agreed)) is not None:
+        log.warning(
+            "%s has %.0f %% of the examples of %d sites, so the model will be mostly its own; where that is meant, agree on a largest "
+            "number with it and write `%s = %d` under [examples] of the roster",
+            most[0], 100 * most[1], len(claimed), most[0], claimed[most[0]],
+        )  # fmt: skip
+    return refused

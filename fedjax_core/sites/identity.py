@@ -4,6 +4,7 @@
     charite.pub     charite = "ed25519:<base64>"          one line, sent to the coordinator by any means that cannot be forged
     roster.toml     [keys]     such lines, one a site
                     [revoked]  "ed25519:<base64>" = "why"
+                    [examples] charite = 50000                    the largest number of examples agreed with it; see claims.py
 
 Keys are made and kept by `cryptography`; libsodium, in PyNaCl, signs and verifies, in little more than half the time: the same signatures.
 A signature is over a purpose and the data, so that one made for a message is none for an audit entry. The roster decides: the
@@ -163,6 +164,8 @@ class Roster:
     keys: Mapping[str, PublicKey]
     revoked: Mapping[PublicKey, str] = field(default_factory=dict)
     """Each withdrawn key, with the reason. A key may be in both tables: being revoked is what counts."""
+    examples: Mapping[str, int] = field(default_factory=dict)
+    """The largest number of examples that was agreed on with a site; a site that is not here is compared with the others (claims.py)."""
 
     def __post_init__(self) -> None:
         owners: dict[PublicKey, str] = {}
@@ -173,19 +176,27 @@ class Roster:
                     f"the roster gives {owners[key]!r} and {name!r} one key: they could sign for each other; each makes its own"
                 )
             owners[key] = name
+        for name, most in self.examples.items():
+            if type(most) is not int or most < 1:
+                raise ValueError(f"the roster's [examples] has {name} = {most!r}; it should be the largest number of examples agreed on")
+            if name not in self.keys:
+                raise ValueError(f"the roster's [examples] names {name!r}, who has no key in it: add the key, or take the line out")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Roster":
-        """The roster in a TOML file with the tables `keys` and, where there are any, `revoked`."""
+        """The roster in a TOML file with the tables `keys` and, where there are any, `revoked` and `examples`."""
         found = _toml(path)
-        if unknown := sorted(set(found) - {"keys", "revoked"}):
-            raise ValueError(f"{path} has {listed(unknown)}, which a roster does not: its tables are [keys] and [revoked]")
-        keys, revoked = found.get("keys", {}), found.get("revoked", {})
+        if unknown := sorted(set(found) - {"keys", "revoked", "examples"}):
+            raise ValueError(f"{path} has {listed(unknown)}, which a roster does not: its tables are [keys], [revoked] and [examples]")
+        keys, revoked, examples = found.get("keys", {}), found.get("revoked", {}), found.get("examples", {})
         for table, name in ((keys, "keys"), (revoked, "revoked")):
             if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
                 raise ValueError(f'{path}: [{name}] must be a table of lines like charite = "ed25519:..."')
+        if not isinstance(examples, dict):
+            raise ValueError(f"{path}: [examples] must be a table of lines like charite = 50000")
         try:
-            return cls({name: PublicKey.parse(t) for name, t in keys.items()}, {PublicKey.parse(t): str(why) for t, why in revoked.items()})
+            withdrawn = {PublicKey.parse(text): str(why) for text, why in revoked.items()}
+            return cls({name: PublicKey.parse(text) for name, text in keys.items()}, withdrawn, examples)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

@@ -4,6 +4,7 @@ import contextlib
 
 import jax
 import numpy as np
+from msgspec.structs import replace
 
 from fedjax_core import Clients, Simulator
 from fedjax_core.round import Kept
@@ -13,7 +14,8 @@ from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess
-from tests.sites.faulty import Faulty
+from fedjax_core.sites.wire import decode, encode
+from tests.sites.faulty import Faulty, changed
 from tests.zoo import ZOO, clients
 
 NAMES = ("charite", "mayo", "oslo", "kyoto")
@@ -39,16 +41,32 @@ def simulator(composed, kind="classes", **plan):
     return Simulator(composed, everyone, lanes=2, **{"batch_size": BATCH, "epochs": EPOCHS, **plan})
 
 
+def lying(site, raw, lie):
+    """The site's reply with what `lie(name, envelope)` changes of it, (fields, tensors or None), signed with the site's own key."""
+    said = decode(raw, Roster({site.name: site.key.public}), recipient=COORDINATOR.name)
+    if (change := lie(site.name, said)) is None:
+        return raw
+    fields, tensors = change
+    header = replace(said.header, fields=said.header.fields | fields, key="", size=0, digest="")
+    return encode(header, said.tensors if tensors is None else tensors, site.key)
+
+
 @contextlib.contextmanager
-def federation(composed, kind="classes", *, fault=None, files=None, folder=None, **settings):
-    """(the federation, its sites, its transport); with a `fault`, of every message between them."""
+def federation(composed, kind="classes", *, fault=None, lie=None, files=None, folder=None, **settings):
+    """(the federation, its sites, its transport); with a `fault`, of every message between them, or a `lie` in every reply."""
     files = site_files(kind, folder) if files is None else files
     said = {name: settings[name] for name in ("clip", "noise", "epsilon", "prepare", "departments") if name in settings}
     study = Study(composed, BATCH, EPOCHS, **said)
     with contextlib.ExitStack() as stack:
         sites = [stack.enter_context(Site(one, study, COORDINATOR.public)) for one in files]
+        if lie is not None:
+            by_name = {site.name: site for site in sites}
+
+            def fault(send, site, request, n):
+                return changed(send(site, request), lambda raw: lying(by_name[site], raw, lie))
+
         transport = Faulty(InProcess(sites), fault or (lambda send, site, request, n: send(site, request)))
-        roster = Roster({site.name: site.key.public for site in sites})
+        roster = Roster({site.name: site.key.public for site in sites}, examples=settings.pop("agreed", {}))
         home = None if folder is None else folder / "coordinator"
         fed = Federation(
             composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, roster=roster, key=COORDINATOR, folder=home, **settings

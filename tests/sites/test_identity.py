@@ -103,6 +103,9 @@ def test_a_roster_comes_from_its_file(tmp_path):
     path = tmp_path / "roster.toml"
     path.write_text(f'[keys]\n{CHARITE.line}\n{MAYO.line}\n[revoked]\n"{OLD.public.text}" = "laptop lost"\n')
     assert Roster.read(path) == ROSTER
+    with path.open("a") as file:
+        file.write("[examples]\ncharite = 303\n")
+    assert Roster.read(path) == Roster(ROSTER.keys, ROSTER.revoked, {"charite": 303})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,11 @@ def test_a_roster_comes_from_its_file(tmp_path):
         ('[keys]\n"a b" = "{key}"\n', "the roster's site 'a b' is not a name"),
         ('[keys]\na = "{key}"\na = "{key}"\n', "is not TOML"),
         ('[keys]\na = "{key}"\nb = "{key}"\n', "the roster gives 'a' and 'b' one key"),
-        ("[sites]\n", r"has 'sites', which a roster does not: its tables are \[keys\] and \[revoked\]"),
+        ("[sites]\n", r"has 'sites', which a roster does not: its tables are \[keys\], \[revoked\] and \[examples\]"),
+        ("examples = 1\n", r"\[examples\] must be a table of lines"),
+        ('[keys]\na = "{key}"\n[examples]\nb = 1\n', "names 'b', who has no key in it: add the key, or take the line out"),
+        ('[keys]\na = "{key}"\n[examples]\na = 0\n', "has a = 0; it should be the largest number of examples agreed on"),
+        ('[keys]\na = "{key}"\n[examples]\na = true\n', "has a = True; it should be the largest number"),
     ],
 )
 def test_a_roster_that_is_not_in_order_is_refused(tmp_path, text, said):
