@@ -1,7 +1,8 @@
 """The processes of a consortium in a box: a Ray node for the coordinator and one for each site, and the coordinator's own.
 
-Each has a session, an environment and a log of its own, and ends when its standard input does: so all of them end with who started them,
-even if that was killed. Ray's sockets and sessions are in a folder of few letters under the system's temporary one, gone at the end.
+Each has a session, an environment and a log of its own, and what it writes is for its owner alone (umask 077). Each ends when its
+standard input does: so all of them end with who started them, even if that was killed. Ray's sockets and sessions are in a folder of few
+letters under the system's temporary one, gone at the end.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from fedjax_core.consortium.setup import Folder
+from fedjax_core.files import make_folder, opener, write_whole
 from fedjax_core.sites.wire import COORDINATOR
 
 _NODE, _LEAD = "fedjax_core.sites.ray_node", "fedjax_core.consortium.lead"
@@ -75,11 +77,11 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         logs = self.folder.root / "logs"
-        logs.mkdir(exist_ok=True)
+        make_folder(logs)
         self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX)), logs / "sockets"
         if note.exists() and (left := Path(note.read_text())).name.startswith(_PREFIX):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        note.write_text(str(self._sockets))
+        write_whole(note, str(self._sockets))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -125,10 +127,10 @@ class Processes:
         path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # where a study of one's own is
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         environment |= {"PYTHONPATH": path, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "RAY_USAGE_STATS_ENABLED": "0"}
-        with open(log, "a") as said:
+        with open(log, "a", opener=opener) as said:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], env=environment | self.folder.environment(whose), stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if command[0] == _NODE else said, stderr=said, text=True, start_new_session=True,
+                stdout=subprocess.PIPE if command[0] == _NODE else said, stderr=said, text=True, start_new_session=True, umask=0o077,
             )  # fmt: skip
         if name in self.parts:
             self.parts[name].close()

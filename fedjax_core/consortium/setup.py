@@ -22,6 +22,7 @@ from typing import Any
 
 from fedjax_core.consortium import example
 from fedjax_core.data.clients import Clients
+from fedjax_core.files import write_whole
 from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import expected, identity, ray_security
@@ -69,9 +70,7 @@ class Plan:
     def write(self, path: Path) -> None:
         """Writes the study.toml whole, over one that is there."""
         lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items()]
-        fresh = path.with_suffix(".new")
-        fresh.write_text("\n".join(lines) + "\n")
-        fresh.replace(path)
+        write_whole(path, "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,6 @@ def prepare(
     _check_policies(found, built)
     plan = Plan(sites=tuple(found), **said)
     for name, clients in made_up.items():
-        folder.site(name).mkdir(parents=True)
         clients.save(folder.site(name) / "data")
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
@@ -161,7 +159,7 @@ def prepare(
     for name, about in found.items():
         expected.Expected.here(built.hash, expected.columns(clients)).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
-            (folder.site(name) / "policy.toml").write_text(_policy(name, plan, built, clients))
+            write_whole(folder.site(name) / "policy.toml", _policy(name, plan, built, clients))
     plan.write(folder.plan)
     return plan, True
 
@@ -192,13 +190,13 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
 def _keys_and_certificates(folder: Folder, sites: Sequence[str]) -> None:
     public = [f'{name} = "{identity.SiteKey.load(_key(folder, name)).public.text}"' for name in sites]
     _key(folder, COORDINATOR)
-    (folder.coordinator / "roster.toml").write_text("[keys]\n" + "\n".join(public) + "\n")
+    write_whole(folder.coordinator / "roster.toml", "[keys]\n" + "\n".join(public) + "\n")
     everyone = (COORDINATOR, *sites)
     ray_security.equip(folder.root / "tls", {name: ["127.0.0.1", "localhost"] for name in everyone})
     for name in everyone:
         move(folder.root / "tls" / name, folder.home(name) / _RAY)
         lines = [f"{key}={value}" for key, value in folder.environment(name).items()]
-        (folder.home(name) / _RAY / "environment").write_text("\n".join(lines) + "\n")
+        write_whole(folder.home(name) / _RAY / "environment", "\n".join(lines) + "\n")
 
 
 def _key(folder: Folder, name: str) -> Path:
@@ -215,13 +213,13 @@ def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> Non
 
 
 def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: Plan) -> None:
-    (home / "coordinator.pub").write_bytes((home.parents[1] / "coordinator" / "coordinator.pub").read_bytes())
+    write_whole(home / "coordinator.pub", (home.parents[1] / "coordinator" / "coordinator.pub").read_bytes())
     said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
     said |= {"key": f"{name}.key", "coordinator": "coordinator.pub"}
     lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
     lines += [f"resources = {{ {name} = 1.0 }}", "[arguments]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in json.loads(plan.arguments).items()]
-    (home / "site.toml").write_text("\n".join(lines) + "\n")
+    write_whole(home / "site.toml", "\n".join(lines) + "\n")
 
 
 def _policy(name: str, plan: Plan, built: Study, clients: Clients) -> str:

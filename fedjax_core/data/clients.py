@@ -77,7 +77,11 @@ class Clients:
         return clients
 
     def save(self, folder: str | Path) -> None:
-        """Writes the clients to a folder that does not exist yet: whole, or not at all. Columns must be dicts, lists and tuples."""
+        """Writes the clients to a folder that does not exist yet: whole, or not at all. Columns must be dicts, lists and tuples.
+
+        The folder is for its owner alone, as are those above it that are made, for they may hold records of patients. To share data with
+        other users of a machine or cluster: `chmod -R go+rX FOLDER`.
+        """
         storage.write(folder, self.columns, self.offsets, self.ids)
 
     @property

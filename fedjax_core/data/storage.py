@@ -5,8 +5,9 @@
     folder/ids.npy         [N] integers or strings
     folder/column_0.npy    ... one a leaf, numbered as in the structure
 
-The folder is written under another name and renamed when whole and on disk, so that it is there entirely or not at all. Columns go
-out straight from where they are: memory-mapped data larger than memory can be written.
+The folder is written under another name and renamed when whole and on disk, so that it is there entirely or not at all. It may hold
+records of patients, so what is made is for its owner alone: folders 0700, files 0600, whatever the umask. Columns go out straight from
+where they are: memory-mapped data larger than memory can be written.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()) / "data"
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.files import FOLDER, make_folder, opener
 from fedjax_core.types import Columns
 
 _VERSION = 1
@@ -38,15 +40,16 @@ def write(folder: str | Path, columns: Columns, offsets: np.ndarray, ids: np.nda
     leaves: list[np.ndarray] = []
     structure = _describe(columns, leaves, "columns")
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    unfinished.mkdir(parents=True)
+    make_folder(unfinished.parent)
+    unfinished.mkdir(FOLDER)
     try:
         about = {"fedjax_core clients": _VERSION, "structure": structure, "dtypes": [leaf.dtype.name for leaf in leaves]}
-        with open(unfinished / "clients.json", "w") as file:
+        with open(unfinished / "clients.json", "w", opener=opener) as file:
             json.dump(about, file, indent=1)
             _to_disk(file)
         arrays = {"offsets": offsets, "ids": ids, **{f"column_{i}": leaf for i, leaf in enumerate(leaves)}}
         for name, array in arrays.items():
-            with open(unfinished / f"{name}.npy", "wb") as data:
+            with open(unfinished / f"{name}.npy", "wb", opener=opener) as data:
                 np.save(data, array, allow_pickle=False)
                 _to_disk(data)
         unfinished.rename(folder)

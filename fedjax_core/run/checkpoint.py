@@ -39,7 +39,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_core.describe import digest as digest
-from fedjax_core.files import write_whole
+from fedjax_core.files import FOLDER, close_to_others, write_whole
 from fedjax_core.run import sealed
 from fedjax_core.run.saved import CheckpointError as CheckpointError
 from fedjax_core.run.saved import Damaged, Leaf, Saved, taken
@@ -50,10 +50,13 @@ _ABOUT, _STATE, _WRITING, _DAMAGED = "checkpoint.json", "state", "writing-", "da
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and the best that any of these names. Use it in a `with`. With a `key`, encrypted."""
+    """The checkpoints of one run: the last `keep`, and the best that any of these names. Use it in a `with`. With a `key`, encrypted.
 
-    def __init__(self, run_dir: str | os.PathLike[str], keep: int = 3, key: bytes | None = None) -> None:
-        self._key = key
+    Where they are `private`, they are for their owner alone; else as the umask says.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], keep: int = 3, key: bytes | None = None, *, private: bool = False) -> None:
+        self._key, self._private = key, private
         self.run_dir, self.folder, self.keep = Path(run_dir).absolute(), Path(run_dir).absolute() / "checkpoints", keep
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # orbax runs an event loop: never in the caller's thread
@@ -62,7 +65,7 @@ class Checkpoints:
         """(round, its name now, what is wrong with it) of each damaged checkpoint that `newest` found."""
 
     def __enter__(self) -> "Checkpoints":
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(FOLDER if self._private else 0o777, exist_ok=True)
         for remains in self.folder.glob(f"{_WRITING}*"):
             shutil.rmtree(remains)
         return self
@@ -144,6 +147,8 @@ class Checkpoints:
             else:
                 writing.mkdir()
                 sealed.write(writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays)
+            if self._private:
+                close_to_others(writing)  # which only now has all that Orbax made; the folder around it was closed before
             os.rename(writing, home)
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
@@ -157,7 +162,7 @@ class Checkpoints:
         leaves = [leaf._replace(digest=digest(x)) for leaf, x in zip(leaves, arrays, strict=True)]
         files = {str(path.relative_to(writing)): _file_digest(path, sync=True) for path in sorted(writing.rglob("*")) if path.is_file()}
         body = {"round": round, "about": about, "leaves": leaves, "files": files}
-        write_whole(writing / _ABOUT, json.dumps({"digest": _body_digest(body), "body": body}))
+        write_whole(writing / _ABOUT, json.dumps({"digest": _body_digest(body), "body": body}), private=self._private)
 
     def _set_aside(self, round: int) -> str:
         names = (f"{_DAMAGED}{round:08d}" + (f"-{i}" if i else "") for i in range(1_000_000))

@@ -106,7 +106,7 @@ def fit(
     checkpoint, and `patience` evaluations in a row without a better one end the run. Ctrl-C or SIGTERM finishes the running rounds,
     saves, and returns. In one `run_dir` everything that changes the answer must stay as it was, unless `override=True`. `encrypt`: a file
     with a key, or "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.seal`). As one of several
-    processes of `jax.distributed` it takes no `run_dir`.
+    processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it writes is for its owner alone; else as the umask says.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
@@ -123,9 +123,10 @@ def fit(
     judge = Judge(evaluate_every, evaluate, best, mode, patience)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
-        folder = stack.enter_context(claim(run_dir)) if run_dir is not None else None
+        private = getattr(sim, "private", False)
+        folder = stack.enter_context(claim(run_dir, private=private)) if run_dir is not None else None
         secret = _key(encrypt, folder)
-        checkpoints = stack.enter_context(Checkpoints(folder, keep, secret)) if folder is not None else None
+        checkpoints = stack.enter_context(Checkpoints(folder, keep, secret, private=private)) if folder is not None else None
         newest = None if checkpoints is None else checkpoints.newest()
         if newest is not None:  # how many lanes, and the like: measured anew, it might come out otherwise, and so the last bits
             notebook.go_by(newest.about.get("measured", {}))
@@ -149,7 +150,7 @@ def fit(
         if saved is not None:
             state = saved.place(state)
             run.resume(saved)
-        run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, progress=progress))
+        run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, progress=progress, private=private))
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
         speed = dict(sim.meter.report()) if hasattr(sim, "meter") else {}
         if speed and progress:

@@ -16,21 +16,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedjax_core.files import make_folder, opener
+
 log = logging.getLogger("fedjax_core")
 
 LOCK = "lock"
 
 
 @contextmanager
-def claim(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder, made with its parents and held until the end of the `with`; raises where it cannot be had."""
+def claim(run_dir: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
+    """The folder, made with its parents and held until the end of the `with`; raises where it cannot be had.
+
+    What is made is as the umask says, or, where it is `private`, for its owner alone.
+    """
     folder = Path(run_dir).expanduser().absolute()
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():
             raise NotADirectoryError(f"run_dir {str(run_dir)!r} cannot be a folder, for {part} is a file. Choose another run_dir.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / LOCK, "a+")  # noqa: SIM115  closed below, after everything that needs the lock
+        make_folder(folder) if private else folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / LOCK, "a+", opener=opener if private else None)  # noqa: SIM115  closed below, after all that needs the lock
     except OSError as error:
         raise PermissionError(
             f"run_dir {str(run_dir)!r} cannot be written ({error}). Choose a folder that you may write to, or run_dir=None to keep nothing."

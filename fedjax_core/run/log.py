@@ -27,7 +27,7 @@ from typing import Any, Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedjax_core.files import write_whole
+from fedjax_core.files import FOLDER, close_to_others, write_whole
 
 log = logging.getLogger("fedjax_core")
 
@@ -38,10 +38,14 @@ Record = dict[str, Any]
 
 
 class Log:
-    """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it in a `with`."""
+    """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it in a `with`.
 
-    def __init__(self, run_dir: Path | None, *, rounds: int, done: int = 0, progress: bool = True) -> None:
+    Where they are `private`, its files are for their owner alone; else as the umask says.
+    """
+
+    def __init__(self, run_dir: Path | None, *, rounds: int, done: int = 0, progress: bool = True, private: bool = False) -> None:
         self.records: list[Record] = []
+        self._private = private
         self._run_dir, self._done = run_dir, done
         self._file: TextIO | None = None
         self._events: _Events | None = None
@@ -51,9 +55,9 @@ class Log:
         if self._run_dir is not None:
             path = self._run_dir / METRICS
             self.records = read_records(path, self._done)
-            write_whole(path, "".join(map(_line, self.records)))
+            write_whole(path, "".join(map(_line, self.records)), private=self._private)
             self._file = open(path, "a", buffering=1)
-            self._events = _Events(self._run_dir / EVENTS, forget=self._done + 1 if self._done else 0)
+            self._events = _Events(self._run_dir / EVENTS, forget=self._done + 1 if self._done else 0, private=self._private)
             missing = self._done - sum(record["kind"] == "train" for record in self.records)
             if missing:
                 log.warning("%s lacks %d of the %d rounds done: it was edited or damaged", path, missing, self._done)
@@ -123,15 +127,17 @@ class _Events:
     Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the next scalar then waits for it forever.
     """
 
-    def __init__(self, folder: Path, forget: int) -> None:
+    def __init__(self, folder: Path, forget: int, private: bool = False) -> None:
         from tensorboardX.event_file_writer import EventsWriter  # slow to import, and only needed here
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
 
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(FOLDER if private else 0o777, exist_ok=True)
         self._event, self._summary = Event, Summary
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         self._writer.write_event(Event(wall_time=time.time(), step=forget, session_log=SessionLog(status=SessionLog.START)))
+        if private:
+            close_to_others(folder)
 
     def write(self, round: int, kind: str, values: dict[str, float]) -> None:
         scalars = [self._summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]

@@ -34,7 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from fedjax_core.files import sync_folder
+from fedjax_core.files import make_folder, opener, sync_folder
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.entries import (
     NOTHING,
@@ -78,8 +78,8 @@ class Log:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "Log":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / _LOCK, "ab")
+        make_folder(self.folder)
+        self._lock = open(self.folder / _LOCK, "ab", opener=opener)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -177,7 +177,7 @@ class Log:
             found = files(self.folder)
             full = not found or found[-1].stat().st_size >= self._file_bytes
             path = self.folder / f"audit-{number(found[-1]) + 1 if found else 1:06d}.jsonl" if full else found[-1]
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed with the log
+            self._file = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115  closed with the log
             if full:
                 sync_folder(self.folder)
         return self._file

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedjax_core.files import write_whole
 from fedjax_core.sites import private
 from fedjax_core.sites.base import check_name
 
@@ -114,7 +115,7 @@ class Authority:
         _write_key(found.folder / "ca.key", key)
         usage = _usage(key_cert_sign=True, crl_sign=True)
         builder = _builder(name, name, key, days).add_extension(x509.BasicConstraints(True, 0), True).add_extension(usage, True)
-        found.certificate.write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+        write_whole(found.certificate, builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
         return found
 
     def issue(self, folder: str | os.PathLike[str], name: str, hosts: Sequence[str], days: int = 365) -> Files:
@@ -134,8 +135,8 @@ class Authority:
         )
         found = Files(folder / "node.crt", folder / "node.key", folder / "ca.crt")
         _write_key(found.key, key)
-        found.certificate.write_bytes(builder.sign(its_key, SHA256()).public_bytes(Encoding.PEM))
-        found.authority.write_bytes(self.certificate.read_bytes())
+        write_whole(found.certificate, builder.sign(its_key, SHA256()).public_bytes(Encoding.PEM))
+        write_whole(found.authority, self.certificate.read_bytes())
         return found
 
 

@@ -5,8 +5,10 @@ The table `CHECKS` has them in the order in which they are read.
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_core.data.clients import Clients
+from fedjax_core.files import open_to_others
 from fedjax_core.sites import prepare, ray_security
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.base import listed
@@ -202,6 +205,21 @@ def _study(about: SiteFile, settings: Settings) -> str:
     return f"{about.study}, {found}"
 
 
+def _modes(about: SiteFile, settings: Settings) -> str:
+    named = isinstance(about.data, (str, Path)) and ":" not in str(about.data)
+    private = [path for path in (Path(about.data) if named else None, about.folder) if path is not None and path.exists()]
+    found = {path: list(open_to_others(path)) for path in private}
+    if readable := {path: inside for path, inside in found.items() if inside}:
+        said = "; ".join(f"{len(inside)} files and folders of {path}, such as {inside[-1]}" for path, inside in readable.items())
+        command = f"chmod -R go-rwx {shlex.join(map(str, readable))}"
+        raise Unfit(f"other users of this machine may read {said}, which may hold records of patients: {command}")
+    keys = {path.parent for path in (about.key, about.coordinator, about.policy) if path is not None}
+    if writable := sorted(path for path in keys if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o022):
+        command = f"chmod go-w {shlex.join(map(str, writable))}"
+        raise Unfit(f"other users of this machine may put another key or policy into {', '.join(map(str, writable))}: {command}")
+    return f"nobody but its owner can read {' and '.join(map(str, private)) or 'what is there'}"
+
+
 def _disk(about: SiteFile, settings: Settings) -> str:
     folder = (about.folder or Path.cwd()).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
@@ -249,5 +267,5 @@ def _ray(about: SiteFile, settings: Settings) -> str:
 _SOON_DAYS = 7
 CHECKS: dict[str, Callable[[SiteFile, Settings], str]] = {
     "versions": _versions, "key": _own_key, "coordinator": _coordinator, "clock": _clock, "data": _data, "labels": _labels,
-    "policy": _policy, "study": _study, "disk": _disk, "memory": _memory, "network": _network, "ray": _ray,
+    "policy": _policy, "study": _study, "modes": _modes, "disk": _disk, "memory": _memory, "network": _network, "ray": _ray,
 }  # fmt: skip

@@ -87,6 +87,9 @@ class Federation:
     model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.asynchronous`).
     """
 
+    private = True
+    """What `fit` writes of its runs is for its owner alone."""
+
     def __init__(
         self,
         composed: Round,

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 
 from fedjax_core.data.clients import Clients
+from fedjax_core.files import write_whole
 
 PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "msgspec", "cryptography", "PyNaCl", "ray")
 
@@ -62,7 +63,7 @@ class Expected:
         lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
         for name in ("packages", "columns", "data"):
             lines += [f"[{name}]", *(f'"{key}" = "{value}"' for key, value in getattr(self, name).items())]
-        Path(path).write_text("\n".join(lines) + "\n")
+        write_whole(Path(path), "\n".join(lines) + "\n")
 
 
 def columns(clients: Clients) -> dict[str, str]:

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
+from fedjax_core.files import write_whole
 from fedjax_core.sites import private as private_file
 from fedjax_core.sites.base import Refused, check_name, listed, shown
 
@@ -153,7 +154,7 @@ class SiteKey:
             raise FileExistsError(
                 f"{path} is there already, and without it the site could not prove who it is. Choose another folder or name."
             ) from None
-        path.with_suffix(".pub").write_text(self.line + "\n")
+        write_whole(path.with_suffix(".pub"), self.line + "\n")
         return path
 
 

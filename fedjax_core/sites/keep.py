@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from fedjax_core.files import write_whole
+from fedjax_core.files import make_folder, write_whole
 from fedjax_core.sites.base import Refused
 from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.tensors import pack, unpack
@@ -39,7 +39,7 @@ class Keep:
         self.folder, self.versions = folder, versions
         self._memory: dict[int, bytes] = {}
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
     def read(self, version: int, like: Any) -> Any:
         """The version in the structure of `like`; raises `LostState` where it is not there."""

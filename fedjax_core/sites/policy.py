@@ -263,7 +263,7 @@ def _pinned(path: str, *file: int) -> str:
 def pin(path: str | os.PathLike[str], task: str) -> None:
     """Pins a task for good; raises where another is pinned, and where two try at once for one of them."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise FileExistsError(
             f"{path} pins a task already; remove the file to let the next one in, or add its hash to tasks.allowed"

@@ -18,6 +18,8 @@ import os
 import stat
 from pathlib import Path
 
+from fedjax_core.files import make_folder, opener
+
 
 def read(path: str | os.PathLike[str], what: str = "it") -> bytes:
     """The file's bytes; raises `PermissionError` where others could have read them."""
@@ -34,9 +36,9 @@ def read(path: str | os.PathLike[str], what: str = "it") -> bytes:
 def write(path: str | os.PathLike[str], data: bytes) -> Path:
     """Writes a file of mode 0600 and returns its path; raises `FileExistsError` where there is one already."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)  # whatever the umask
+    make_folder(path.parent)
+    with open(path, "xb", opener=opener) as file:
+        os.fchmod(file.fileno(), 0o600)  # which a file system's own rules may have widened
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -28,6 +28,7 @@ import numpy as np
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+from fedjax_core.files import make_folder, opener
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.caps import confine
 from fedjax_core.sites.identity import PublicKey
@@ -232,6 +233,5 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
 def _note(folder: Path | None, error: Exception) -> None:
     """Why a site could not start, in full, where only its staff reads it."""
     if folder is not None:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "errors.log").write_text("".join(traceback.format_exception(error)))
+        with contextlib.suppress(OSError), open(make_folder(folder) / "errors.log", "a", opener=opener) as file:
+            file.write("".join(traceback.format_exception(error)))

@@ -21,11 +21,10 @@ names, so an archive that all removals went to is a log that verifies, up to the
 >>> folder.cleanup()
 """
 
-import shutil
 import time
 from pathlib import Path
 
-from fedjax_core.files import write_whole
+from fedjax_core.files import make_folder, write_whole
 from fedjax_core.sites import audit
 from fedjax_core.sites.audit import Anchor, AuditError, Head, Log
 from fedjax_core.sites.base import loads
@@ -66,9 +65,9 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
 
 def _begin(archive: Path, folder: Path, ends: set[Head]) -> None:
     """Makes the archive, or finds that it ends with one of these entries, so that what comes goes on from there."""
-    archive.mkdir(parents=True, exist_ok=True)
+    make_folder(archive)
     if not audit.files(archive):
         if audit.anchor_path(folder).exists():
-            shutil.copy(audit.anchor_path(folder), audit.anchor_path(archive))
+            write_whole(audit.anchor_path(archive), audit.anchor_path(folder).read_bytes())
     elif (there := audit.head_of(archive)) not in ends:
         raise AuditError(f"{archive} ends with entry {there.n} of another log, or entries after it are gone: give a folder of its own")

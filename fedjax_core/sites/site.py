@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_core.files import make_folder, opener
 from fedjax_core.round import Kept
 from fedjax_core.sites import parts
 from fedjax_core.sites.announce import Incoming
@@ -205,7 +206,7 @@ class Site:
     def _note(self, error: Exception) -> None:
         """What went wrong, in full, where only the site's staff reads it."""
         if self.folder is not None:
-            with open(self.folder / "errors.log", "a") as file:
+            with open(make_folder(self.folder) / "errors.log", "a", opener=opener) as file:
                 file.write(f"{datetime.now(UTC).isoformat()}\n{''.join(traceback.format_exception(error))}\n")
 
 

@@ -1,6 +1,7 @@
 """A consortium's folder is made once, and keeps what it was made with."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from fedjax_core.cli import main
 from fedjax_core.consortium import lead
 from fedjax_core.consortium.processes import Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, prepare
+from fedjax_core.files import open_to_others
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.limit import PARTIAL
@@ -35,6 +37,15 @@ def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
     with pytest.raises(ValueError, match=r"has 2 rounds already, more than 1: ask for as many"):
         prepare(folder, rounds=1)
     assert prepare(folder, rounds=2)[0].rounds == 2 and prepare(folder)[0].rounds == 2
+
+
+def test_a_folder_and_all_in_it_is_for_its_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        prepare(Folder(tmp_path / "runs" / "box"), sites=2)
+    finally:
+        os.umask(before)
+    assert not list(open_to_others(tmp_path / "runs")) and (tmp_path / "runs" / "box" / "sites" / "hospital-1" / "site.toml").exists()
 
 
 def test_a_coordinator_waits_for_sites_that_are_away_when_the_last_model_is_evaluated(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import stat
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 import ray
 
 import fedjax_core as fc
+from fedjax_core.files import open_to_others
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.coordinator import Paused
 from fedjax_core.sites.ray_transport import _Actor
@@ -140,3 +143,23 @@ def test_nothing_of_a_site_is_in_rays_own_logs(tmp_path, capfd):
     assert PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
     seen = {"raised": str(paused.value).encode(), "printed": (out.out + out.err).encode(), **files(session / "logs")}
     assert len(seen) > 5 and found({**seen, **files(tmp_path / "coordinator", tmp_path / NAMES[1] / "audit")}) == []
+
+
+def test_nothing_that_a_site_or_a_coordinator_writes_can_be_read_by_other_users(tmp_path):
+    before = os.umask(0o022)
+    try:
+        data = tmp_path / "records" / "charite"
+        fc.Clients.from_list([planted()], ids=["charite"]).save(data)
+        where = [
+            SiteFile(name="charite", data=data, folder=tmp_path / "charite"),
+            SiteFile(name="mayo", data=planted(), folder=tmp_path / "mayo"),
+        ]
+        with federation(COMPOSED, "normal", folder=tmp_path, files=where) as (fed, sites, _):
+            fc.fit(fed, 1, fc.cohorts.everyone(2), tmp_path / "coordinator" / "run", checkpoint_every=1, progress=False)
+            sites[0]._note(ValueError(PATIENT))
+    finally:
+        os.umask(before)
+    made = [path for path in tmp_path.rglob("*") if not path.is_symlink()]
+    assert {"errors.log", "audit-000001.jsonl", "checkpoint.json", "metrics.jsonl", "kept-000000000001"} <= {path.name for path in made}
+    assert not [path for top in tmp_path.iterdir() for path in open_to_others(top)]
+    assert not [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077]
