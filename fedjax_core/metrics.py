@@ -10,7 +10,8 @@ Lanes, devices, workers and sites then merge by `+`, and a mean of means cannot 
 {'loss': 2.0, 'clients': 3.0}
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -137,9 +138,68 @@ def mean(values: Array, weight: Array | float = 1.0) -> Mean:
 
 
 def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
-    """Plain floats to read and log, in one transfer from the device. Stacked rounds must be added first."""
-    found = jax.device_get(dict(metrics))  # comes back in alphabetical order
-    return {name: float(np.asarray(found[name].value)) for name in metrics}
+    """Plain floats to read and log, in one transfer from the device. Raises where a metric is not one number, as of several rounds."""
+    found = {name: np.asarray(metric.value) for name, metric in jax.device_get(dict(metrics)).items()}
+    for name, value in found.items():
+        if value.size != 1:
+            raise ValueError(
+                f"metric {name!r} has {list(value.shape)} numbers, as run_many and sweeps give them, and a summary has one: take one of "
+                f"them, such as the last, by jax.tree.map(lambda x: x[-1], metrics), or read metrics[{name!r}].value"
+            )
+    return {name: float(found[name].item()) for name in metrics}  # device_get gives them in alphabetical order
+
+
+TAKEN = frozenset(
+    ("weight", "examples", "data", "data_was", "schema", "skipped", "code", "reason")  # a reply's own fields
+    + ("moments", "range", "categories")  # sums of columns, as a site's policy names them
+    + ("steps_done", "examples_seen", "uplink_kept", "uplink_norm")  # metrics of the sites' own
+    + ("clients", "refused", "missing", "staleness", "stale", "ticks")  # a round's own
+    + ("round", "kind")  # a record's own
+)
+"""What no metric of a task or an algorithm may be called, for it would be taken for something else."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,55}")
+
+
+def check_names(names: Iterable[Any], where: str) -> None:
+    """Raises where one of these could not be the name of a metric everywhere: in records, in a site's reply, and in its policy.
+
+    `where` says whose they are. Simulators and sites ask it before the first round.
+
+    >>> check_names(["loss", "AUROC"], "the task")
+    >>> check_names(["weight"], "the task")
+    Traceback (most recent call last):
+    ValueError: the task has a metric called 'weight', a name that rounds, records or sites' replies have for something else: rename it
+    """
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{where} has a metric called {name!r}: use up to 56 letters (a to z), digits, '_' and '-', as in 'top_5', and begin "
+                "with a letter, for the name goes into records, into messages of sites and into their policies"
+            )
+        if name in TAKEN:
+            raise ValueError(
+                f"{where} has a metric called {name!r}, a name that rounds, records or sites' replies have for something else: rename it"
+            )
+
+
+def check_step_metrics(found: Any, where: str) -> None:
+    """Raises unless these are what a client's `step` may give beside its carry: {name: `Mean` or `Sum` of one number}; arrays or shapes."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{where} gives {type(found).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}")
+    check_names(found, where)
+    for name, metric in found.items():
+        if not isinstance(metric, (Mean, Sum)):
+            raise TypeError(
+                f"metric {name!r} of {where} is a {type(metric).__name__}: give what adds up, fc.metrics.mean(value, weight) or "
+                "fc.metrics.Sum(total)"
+            )
+        for leaf in jax.tree.leaves(metric):
+            if np.shape(leaf) != ():
+                raise ValueError(
+                    f"metric {name!r} of {where} has the shape {list(np.shape(leaf))}, and a metric is one number: give each a name of "
+                    "its own, or its mean by fc.metrics.mean"
+                )
 
 
 def crossed(

@@ -17,7 +17,7 @@ A round is one or more exchanges. For each, every backend does the same five thi
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Report, Seen
-from fedjax_core.types import Array, Carry, Key, Message, Own, Params, Server, Update
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Exchange, Report, Seen
+from fedjax_core.metrics import check_names, check_step_metrics
+from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update
 from fedjax_core.uplink.base import Info, Stage, chain, stage
 
 
@@ -168,6 +169,44 @@ def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
     acc = composed.aggregator.add(composed.aggregator.zero(tree.shapes(expanded), 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
     value, _ = composed.uplink.finish(uplink, composed.aggregator.value(acc), Info(jnp.float32(1), jnp.float32(1)), jax.random.key(0))
     return acc, value
+
+
+def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[str, ...]:
+    """The names of the metrics of clients' steps, in all exchanges; of columns, of which a row is enough, only the shapes matter.
+
+    Raises where a metric of these or of the task's evaluation has a name that means something else, or where a step's is not one number.
+    """
+    leaves, structure = jax.tree.flatten(columns)
+    rows = tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
+    return _metric_names(composed, structure, rows)
+
+
+@lru_cache(maxsize=64)
+def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[str, ...]:
+    mask: Any = jax.ShapeDtypeStruct((rows[0].shape[0],), jnp.float32)
+    batch, key = Batch(jax.tree.unflatten(structure, rows), mask), jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    task = composed.algorithm.task
+    check_names(jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation")
+    found: dict[str, Any] = {}
+    for e, exchange in enumerate(composed.algorithm.exchanges):
+
+        def one(server: Server, own: Own, batch: Batch, key: Key, exchange: Exchange = exchange) -> Any:
+            message = exchange.broadcast(server)
+            own = jax.tree.map(lambda x: x[0], own)
+            return exchange.client.step(message, exchange.client.begin(message, own, key), batch, key)
+
+        where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
+        gives = jax.eval_shape(one, state.server, state.clients.own, batch, key)
+        if not isinstance(gives, tuple) or len(gives) != 2:
+            raise TypeError(
+                f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"
+            )
+        check_step_metrics(gives[1], where)
+        for name, metric in gives[1].items():
+            if type(found.setdefault(name, metric)) is not type(metric):
+                raise TypeError(f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them")
+    return tuple(found)
 
 
 def _same(got: Any, expected: Any, what: str) -> None:

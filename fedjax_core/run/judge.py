@@ -58,6 +58,8 @@ class Judge:
     def __call__(self, sim: Any, state: Any) -> dict[str, float]:
         """Every metric of the state; raises where the one that decides is not among them."""
         found = self.evaluate(sim, state) if callable(self.evaluate) else sim.evaluate(state, self.evaluate).pooled
+        if wrong := sorted({"round", "kind"} & set(map(str, found))):
+            raise ValueError(f"evaluate= gives a metric called {wrong[0]!r}, which every record has for its own: rename it")
         if self.metric not in found:
             raise ValueError(f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(found)}")
         return {str(name): float(value) for name, value in found.items()}

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 
 from fedjax_core.sites import announce, local, parts, prepare, request
-from fedjax_core.sites.base import Bytes, Refused, Scalar
+from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.limit import PARTIAL, said
-from fedjax_core.sites.request import BadRequest
+from fedjax_core.sites.request import WITHHELD, BadRequest
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import Envelope
 
@@ -130,7 +130,10 @@ def describe(site: "Site", envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round."""
     data = site.data
     fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, "schema": data.schema, **data.counted}
-    return site.reply(envelope.header, fields if data.skipped is None else fields | {"skipped": data.skipped})
+    if data.skipped is not None:
+        fields["skipped"] = data.skipped
+    kept = [name for name in site.metrics if not site.terms.policy.may_leave([name], 0.0).allowed]
+    return site.reply(envelope.header, fields | in_lines(WITHHELD, kept))
 
 
 ANSWERS: Mapping[str, Answer] = {

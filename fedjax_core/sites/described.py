@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.files import write_whole
+from fedjax_core.sites.base import of_lines
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Collector, Paused
-from fedjax_core.sites.request import Record, Requests
+from fedjax_core.sites.request import WITHHELD, Record, Requests
 
 log = logging.getLogger("fedjax_core")
 
@@ -53,6 +54,7 @@ def describe(
     known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
     heard = collector.collect(requests.write("describe", 0, to=names), 0, list(range(len(names))))
     now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
+    _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
     for name, about in now.items():
         examples: Any = about.get("examples")
         if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
@@ -92,3 +94,14 @@ def believe(known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int
             most[0], 100 * most[1], len(claimed), most[0], claimed[most[0]],
         )  # fmt: skip
     return refused
+
+
+def _say_withheld(withheld: Mapping[str, Sequence[str]]) -> None:
+    """Says at the start which metrics will lack sites, and which sites: {site: metrics}."""
+    for metric in sorted({metric for metrics in withheld.values() for metric in metrics}):
+        sites = [site for site, metrics in withheld.items() if metric in metrics]
+        log.warning(
+            "the metric %r will be without %s, whose policy does not let it leave: its staff may name it in leaving.fields",
+            metric,
+            "all sites" if len(sites) == len(withheld) else ", ".join(sites),
+        )

@@ -34,6 +34,9 @@ PREPARED = "prepared"
 TRAIN_SECONDS = "train_seconds"
 """Of a request's fields: how long a site may train."""
 
+WITHHELD = "withheld"
+"""Of a description's fields: the study's metrics that the site's policy does not let leave."""
+
 _MOST = 100_000  # of anything that a request counts
 
 

@@ -35,7 +35,7 @@ from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
 from fedjax_core.sites.request import TRAIN_SECONDS, about_sites, addresses
 from fedjax_core.sites.site_data import SiteData
-from fedjax_core.sites.site_file import SiteFile, load_key, usual_policy
+from fedjax_core.sites.site_file import SiteFile, load_key, metrics_of, usual_policy
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.terms import Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
@@ -61,6 +61,8 @@ class Site:
         self.data = SiteData(about, study)
         if (bad := self.data.bad) is not None and len(bad):
             self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
+        self.metrics = metrics_of(study, self.data.raw)
+        """The names of what is measured in training and in evaluation."""
         usual = usual_policy(self.name, study, self.data.raw)
         self.terms = Terms(self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder)
         """What its policy says of requests, and of what would leave."""

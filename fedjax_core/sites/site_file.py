@@ -33,6 +33,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
+from fedjax_core.round import check_metrics
 from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
 from fedjax_core.sites.departments import divided, ids_of
@@ -148,11 +149,16 @@ def check_divided(site: str, study: Study, clients: Clients) -> None:
 
 def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
     """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
-    task = study.round.algorithm.task
-    columns = local.narrow(prepare.one_row(study.prepare, clients))
-    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
-    shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
     sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
     clients_ = ("clients",) if study.departments else ()
-    fields = ("weight", "examples", "data", *clients_, *sorted({"loss", *local.LEFT, *PARTIAL, *shapes, *sums}))
+    fields = ("weight", "examples", "data", *clients_, *sorted({*local.LEFT, *PARTIAL, *metrics_of(study, clients), *sums}))
     return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
+
+
+def metrics_of(study: Study, clients: Clients) -> list[str]:
+    """The names of all that is measured in training and in evaluation; raises where one of them could not be told."""
+    task, columns = study.round.algorithm.task, local.narrow(prepare.one_row(study.prepare, clients))
+    steps = check_metrics(study.round, columns, study.batch_size)
+    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
+    return sorted({*steps, *shapes})

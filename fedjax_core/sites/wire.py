@@ -48,7 +48,7 @@ MAGIC = b"fjx-env\x01"
 _PURPOSE, _SIGNATURE = "envelope", 64
 
 _DIGITS = re.compile(r"[0-9a-f]{0,64}")
-_FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -239,8 +239,7 @@ def _check_fields(*names: str) -> None:
     for name in names:
         if not _FIELD.fullmatch(name):
             raise BadHeader(
-                f"the header is not in order: field {shown(name)} has no proper name: use up to 64 lower-case letters, digits, "
-                "'_', '-' and '.'"
+                f"the header is not in order: field {shown(name)} has no proper name: use up to 64 letters, digits, '_', '-' and '.'"
             )
 
 
