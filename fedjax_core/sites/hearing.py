@@ -75,6 +75,10 @@ class Hearing:
         name = self._names[at]
         try:
             raw = bring(future)
+        except Refused as refusal:
+            self.reasons[at] = str(refusal)
+            self._refuse(at, number, refusal)
+            return None
         except Exception as error:
             self.reasons[at] = "no reply came through"
             self._record(name, "lost", number, {"reason": type(error).__name__})
@@ -101,7 +105,7 @@ class Hearing:
                 raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
         except Refused as refusal:
             self.reasons[at] = str(refusal)
-            self._record(name, "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
+            self._refuse(at, number, refusal)
             return None
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
@@ -112,10 +116,17 @@ class Hearing:
             self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})
         return envelope
 
+    def _refuse(self, at: int, number: int, refusal: Refused) -> None:
+        """Records why what came from the site at this position is no reply."""
+        self._record(self._names[at], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
+
     def hear_late(self, future: "Future[Reply]", at: int) -> None:
         """Records what came when nobody waited for it."""
         try:
             raw = bring(future)
+        except Refused as refusal:
+            self._refuse(at, self._guard.round, refusal)
+            return
         except Exception:  # nothing came, and nobody waits for it
             return
         about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}

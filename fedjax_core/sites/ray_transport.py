@@ -29,10 +29,11 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from fedjax_core.files import make_folder, opener
-from fedjax_core.sites.base import Bytes
+from fedjax_core.sites.base import Bytes, printable
 from fedjax_core.sites.caps import confine
 from fedjax_core.sites.identity import PublicKey
 from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.ray_bytes import NoReply, NotBytes, bytes_of, leave_errors_unread
 from fedjax_core.sites.ray_security import InsecureRay, on_loopback, preflight
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -42,6 +43,7 @@ from fedjax_core.sites.transport import Reply
 NAMESPACE = "fedjax_core"
 _START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
 _STORED, _STORED_BYTES = 8, 40 << 20
+_TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
 _SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
 _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
 
@@ -79,11 +81,9 @@ class RayTransport:
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
                 self._handle[about.name] = self._actors[about.name].handle
-            said = ray.get([actor.key.remote() for actor in self._actors.values()], timeout=_START_SECONDS)
-            for name, text in zip(self._actors, said, strict=True):
-                if not text.startswith("ed25519:"):
-                    raise RuntimeError(f"site {name} could not start: {text}; errors.log in its folder says more")
-                self.keys[name] = PublicKey.parse(text)
+            said, until = {name: actor.key.remote() for name, actor in self._actors.items()}, time.monotonic() + _START_SECONDS
+            for name, ref in said.items():
+                self.keys[name] = _key(name, ref, until)
         except BaseException:
             self.close()
             raise
@@ -125,9 +125,10 @@ class RayTransport:
         if not self.watched:
             return 0
         try:
-            return int(ray.get(self._actors[site].progress.remote(), timeout=_PROGRESS_SECONDS))
-        except (ray.exceptions.RayError, TimeoutError):
+            said = bytes(bytes_of(self._actors[site].progress.remote(), _PROGRESS_SECONDS)[:_DIGITS])
+        except (ray.exceptions.RayError, NoReply, NotBytes):
             return 0
+        return int(said) if said.isdigit() else 0
 
     def close(self) -> None:
         """Ends the actors."""
@@ -152,12 +153,15 @@ class _Asked(Future[Reply]):
         """Itself, done: whoever calls what it brings gets the reply, or what Ray raises instead."""
         ref = self.ref
         if not self.done():
-            self.set_result(lambda: memoryview(ray.get(ref)))  # of a long reply where it lies in the object store
+            self.set_result(lambda: bytes_of(ref))  # of a long reply where it lies in the object store
         return self
 
 
 class _Actor:
-    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text."""
+    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text.
+
+    Each method returns `bytes`, which is all that the other end reads.
+    """
 
     def __init__(self, about: SiteFile, study: Study | None, coordinator: str) -> None:
         self._site: Site | None = None
@@ -173,27 +177,38 @@ class _Actor:
             self._site, self._key = None, type(error).__name__
             _note(about.folder, error)
 
-    def key(self) -> str:
+    def key(self) -> bytes:
         """The site's public key, or why there is none."""
-        return self._key
+        return self._key.encode()
 
-    def handle(self, request: Any) -> bytes | np.ndarray:
+    def handle(self, request: Any) -> bytes:
         """The site's reply; an empty one from a site that could not start."""
-        reply = b"" if self._site is None else self._site.handle(memoryview(request))
-        return bytes(reply) if len(reply) <= _SHORT else np.frombuffer(reply, np.uint8)
+        return b"" if self._site is None else bytes(self._site.handle(memoryview(request)))
 
 
 class _Watched(_Actor):
     """One that says how far it is while it works."""
 
     @ray.method(concurrency_group="watch")
-    def progress(self) -> int:
-        """Local steps that this process has done."""
-        return 0 if self._site is None else self._site.budget.steps
+    def progress(self) -> bytes:
+        """Local steps that this process has done, in digits."""
+        return b"0" if self._site is None else str(self._site.budget.steps).encode()
+
+
+def _key(name: str, ref: Any, until: float) -> PublicKey:
+    """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that could not start."""
+    try:
+        text = bytes(bytes_of(ref, max(0.0, until - time.monotonic()))[:_TEXT]).decode("ascii", "replace")
+    except (ray.exceptions.GetTimeoutError, NoReply, NotBytes) as error:
+        raise RuntimeError(f"site {name} could not start: {error}") from None
+    if not text.startswith("ed25519:"):
+        raise RuntimeError(f"site {name} could not start: {printable(text)}; errors.log in its folder says more")
+    return PublicKey.parse(text)
 
 
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
+    leave_errors_unread()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
     if ray.is_initialized():
         preflight(insecure_local)

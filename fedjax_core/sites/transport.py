@@ -16,7 +16,8 @@ from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.site import Site
 
 Reply = Bytes | Callable[[], Bytes]
-"""A reply, or a function that brings it: so that a large one stays where it is until its turn. It can be called again, and may raise."""
+"""A reply, or a function that brings it: so that a large one stays where it is until its turn. It can be called again, and may raise: a
+`Refused` where something came that is no reply, anything else where nothing came."""
 
 
 class Transport(Protocol):

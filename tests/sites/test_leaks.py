@@ -119,7 +119,7 @@ def test_a_site_that_cannot_read_its_data_says_no_more_than_the_kind_of_error(tm
     for broken, kind in ((fails, "ValueError"), (opens, "FileNotFoundError")):
         one = dataclasses.replace(site_files(folder=tmp_path)[0], data=broken)
         said = _Actor(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text).key()
-        assert said == kind and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
+        assert said == kind.encode() and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
     assert found({"logged": everything_logged.text.encode()}) == []
 
 
