@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core import sources
+
 Scalar = bool | int | float | str | None
 
 _DEPTH = 40
@@ -37,7 +39,8 @@ def describe(value: Any) -> dict[str, Scalar]:
     """The value flattened, {dotted name: JSON scalar}: equal for equal builds in any process, else different by a telling name.
 
     Functions are named, with the values they close over and their defaults; a user's own also with their code, its constants, and
-    the plain values and functions of their file that they mention. Other objects count by their public attributes, arrays by a digest.
+    the plain values and functions of their file that they mention. Other objects count by their public attributes, those of a user's
+    class by its methods too, arrays by a digest.
     """
     walk = _Walk()
     walk.visit("", value, 0)
@@ -45,8 +48,22 @@ def describe(value: Any) -> dict[str, Scalar]:
 
 
 def identity(value: Any) -> str:
-    """32 hexadecimal digits that two processes share where they describe the value alike."""
-    return hashlib.sha256(json.dumps(describe(value), sort_keys=True).encode()).hexdigest()[:32]
+    """32 hexadecimal digits that two processes share where they describe the value alike, and have the same code for it.
+
+    Code counts by the files of its package and of what these import (sources.py); code that lies in no such file, as that of
+    a notebook, by its instructions, which another version of Python writes differently.
+    """
+    walk = _Walk(by_files=True)
+    walk.visit("", value, 0)
+    said = walk.found | {f"files of {name}": digest for name, digest in sources.digests(walk.packages).items()}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def code_of(value: Any) -> dict[str, str]:
+    """{package: digest of its files} of all packages whose functions and classes the value uses, and of what these import."""
+    walk = _Walk(by_files=True)
+    walk.visit("", value, 0)
+    return sources.digests(walk.packages)
 
 
 def digest(array: np.ndarray) -> str:
@@ -57,33 +74,59 @@ def digest(array: np.ndarray) -> str:
 class _Walk:
     """One walk over a value; what was met before is named by where, which ends cycles and keeps shared parts short."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_files: bool = False) -> None:
+        """`by_files`: code that lies in a package's files is left out, for whoever takes the files of `packages` instead."""
         self.found: dict[str, Scalar] = {}
+        self.packages: set[str] = set()
+        self._by_files = by_files
         self._met: dict[int, tuple[str, Any]] = {}  # holds the objects, so that an id is not used twice
 
     def visit(self, name: str, value: Any, depth: int) -> None:
+        self._note_package(value)
         plain = _plain(value)
-        if plain is not None or value is None:
+        methods = self._methods(value) if isinstance(value, type) else []
+        if (plain is not None or value is None) and not methods:
             self.found[name or "value"] = plain
             return
         if id(value) in self._met:
             self.found[name] = f"the same as {self._met[id(value)][0] or 'the whole'}"
             return
         self._met[id(value)] = name, value
-        kind = _kind(value)
+        kind = _kind(value) if plain is None else plain
         if depth >= _DEPTH:
             self.found[name] = f"{kind}, too deep to describe"
             return
-        parts = self._parts(value)
+        parts = methods or self._parts(value)
         if kind not in ("dict", "list", "tuple") or not parts:
             self.found[name or "value"] = kind
         for part, inner in parts:
             self.visit(f"{name}{part}" if part.startswith("[") or not name else f"{name}.{part}", inner, depth + 1)
 
+    def _note_package(self, value: Any) -> None:
+        module = value.__name__ if isinstance(value, types.ModuleType) else None
+        if isinstance(value, (type, types.FunctionType)):
+            module = value.__module__
+        self.packages.add(sources.root(module or type(value).__module__))
+
     def _parts(self, value: Any) -> list[tuple[str, Any]]:
         """(name, value) of all that makes this one what it is."""
         if isinstance(value, types.FunctionType):
-            return _function_parts(value)
+            return _function_parts(value, by_files=self._by_files)
+        return self._plain_parts(value) + self._methods(type(value))
+
+    def _methods(self, of: type) -> list[tuple[str, Any]]:
+        """The methods of a user's own class, which are its code."""
+        found: dict[str, Any] = {}
+        for kind in of.__mro__:
+            if sources.is_library(kind.__module__):
+                continue
+            for name, method in vars(kind).items():
+                method = getattr(method, "__func__", getattr(method, "fget", method))
+                if isinstance(method, types.FunctionType) and not sources.is_library(method.__module__) and not _generated(kind, name):
+                    found.setdefault(f"methods.{name}", method)
+        return [] if self._by_files and all(map(sources.in_files, found.values())) else sorted(found.items())
+
+    def _plain_parts(self, value: Any) -> list[tuple[str, Any]]:
         if isinstance(value, functools.partial):
             return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
         if isinstance(value, types.MethodType):
@@ -159,7 +202,13 @@ def _root(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
 
 
-def _function_parts(f: types.FunctionType) -> list[tuple[str, Any]]:
+def _generated(kind: type, name: str) -> bool:
+    """Whether Python makes this method of a dataclass or a NamedTuple, from its fields."""
+    made = name.startswith("__") and name != "__call__" and name != "__post_init__"
+    return made and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"))
+
+
+def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple[str, Any]]:
     if (f.__module__ or "").partition(".")[0] in _NAMED:
         return [("wrapped", f.__wrapped__)] if hasattr(f, "__wrapped__") else []
     parts: list[tuple[str, Any]] = [(f"closure.{k}", v) for k, v in _cells(f)]
@@ -167,13 +216,17 @@ def _function_parts(f: types.FunctionType) -> list[tuple[str, Any]]:
     defaults = f.__defaults__ or ()
     parts += [(f"defaults.{k}", v) for k, v in zip(names[len(names) - len(defaults) :], defaults, strict=True)]
     parts += [(f"defaults.{k}", v) for k, v in sorted((f.__kwdefaults__ or {}).items())]
-    if (f.__module__ or "").partition(".")[0] in _VERSIONED:
+    if sources.root(f.__module__) in _VERSIONED:
         return parts
     mentioned, constants, listing = _read_code(f.__code__, f.__doc__)
     for name in sorted(mentioned):
         other = f.__globals__.get(name)
-        if isinstance(other, (bool, int, float, str, np.ndarray)) or (_is_function(other) and other.__module__ == f.__module__):
+        near = _is_function(other) and other.__module__ == f.__module__
+        far = by_files and isinstance(other, (types.ModuleType, types.FunctionType, type))  # of whose package the files count
+        if near or far or isinstance(other, (bool, int, float, str, np.ndarray)):
             parts.append((f"globals.{name}", other))
+    if by_files and sources.in_files(f):
+        return parts
     parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]
     return [*parts, ("code", hashlib.sha256(listing.encode()).hexdigest()[:16])]
 

@@ -157,7 +157,7 @@ def prepare(
         _write_site(folder.site(name), name, about, plan)
     clients = load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare)
     for name, about in found.items():
-        expected.Expected.here(built.hash, expected.columns(clients)).write(folder.site(name) / "expected.toml")
+        expected.Expected.here(built, expected.columns(clients)).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
             write_whole(folder.site(name) / "policy.toml", _policy(name, plan, built, clients))
     plan.write(folder.plan)

@@ -19,12 +19,12 @@ import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import open_to_others
-from fedjax_core.sites import prepare, ray_security
+from fedjax_core.sites import prepare, ray_security, reviewed
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.epsilon import Ledger, epsilon
-from fedjax_core.sites.expected import Expected, columns, packages, python
+from fedjax_core.sites.expected import Expected, code, columns, packages, python
 from fedjax_core.sites.identity import SiteKey, read_public
 from fedjax_core.sites.policy import Policy, Request, Tasks
 from fedjax_core.sites.site_data import fingerprint
@@ -199,10 +199,19 @@ def _policy(about: SiteFile, settings: Settings) -> str:
 def _study(about: SiteFile, settings: Settings) -> str:
     if about.study is None:
         raise Skipped("the site's file names no study, so the coordinator's is handed over, which is code")
-    found, expected = build(about.study, about.arguments).hash, settings.expected.study
-    if expected and found != expected:
-        raise Unfit(f"{about.study} here is {found}, and the run is of {expected}: install the same version, with the same arguments")
-    return f"{about.study}, {found}"
+    built, expected = build(about.study, about.arguments), settings.expected
+    here, known = code(built), expected.code
+    odd = [name for name in {**known, **here} if known.get(name) != here.get(name)] if known else []
+    if expected.study and built.hash != expected.study:
+        why = f"the files of {listed(odd)} differ: install the same version" if odd else "install the same version, with the same arguments"
+        raise Unfit(f"{about.study} here is {built.hash}, and the run is of {expected.study}; {why}")
+    if odd:
+        raise Unfit(f"the files of {listed(odd)} are others than those that the study was made with: install the same version")
+    if about.folder is not None and (odd := reviewed.changed(about.folder, about.study, built.hash)):
+        raise Unfit(
+            f"the files of {listed(odd)} have changed since this site took part: review them, and remove {about.folder / reviewed.NAME}"
+        )
+    return f"{about.study}, {built.hash}, made of the files of {listed([name for name in here])}"
 
 
 def _modes(about: SiteFile, settings: Settings) -> str:

@@ -8,6 +8,8 @@
     [columns]                               of the data: dtype and shape of one example
     x = "float32[30]"
     y = "int32[]"
+    [code]                                  digests of the files of the study's packages, and of fedjax_core's
+    heart = "77c1..."
     [data]                                  fingerprints, where those of sites are agreed on
     charite = "91d2..."
 
@@ -30,6 +32,8 @@ import jax
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
+from fedjax_core.sites.study import Study
+from fedjax_core.sources import digest
 
 PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "msgspec", "cryptography", "PyNaCl", "ray")
 
@@ -43,12 +47,13 @@ class Expected:
     made: float = 0.0
     packages: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, study: str, columns: Mapping[str, str]) -> "Expected":
-        """What this process has."""
-        return cls(python(), study, time.time(), packages(), columns)
+    def here(cls, study: Study, columns: Mapping[str, str]) -> "Expected":
+        """What this process has, for a study."""
+        return cls(python(), study.hash, time.time(), packages(), columns, code(study))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Expected":
@@ -61,7 +66,7 @@ class Expected:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the expected.toml."""
         lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
-        for name in ("packages", "columns", "data"):
+        for name in ("packages", "columns", "code", "data"):
             lines += [f"[{name}]", *(f'"{key}" = "{value}"' for key, value in getattr(self, name).items())]
         write_whole(Path(path), "\n".join(lines) + "\n")
 
@@ -74,6 +79,11 @@ def columns(clients: Clients) -> dict[str, str]:
 
     leaves = jax.tree_util.tree_leaves_with_path(clients.columns)
     return {name(path): f"{x.dtype}[{','.join(map(str, x.shape[1:]))}]" for path, x in leaves}
+
+
+def code(study: Study) -> dict[str, str]:
+    """{package: digest of its files} of the study's packages and of fedjax_core, as they are here."""
+    return {**study.code, "fedjax_core": digest("fedjax_core")}
 
 
 def packages() -> dict[str, str]:

@@ -34,9 +34,10 @@ from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
 from fedjax_core.sites.request import TRAIN_SECONDS, about_sites, addresses
+from fedjax_core.sites.reviewed import check_code
 from fedjax_core.sites.site_data import SiteData
 from fedjax_core.sites.site_file import SiteFile, load_key, metrics_of, usual_policy
-from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.study import Study, build, here
 from fedjax_core.sites.terms import Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
 
@@ -50,6 +51,8 @@ class Site:
         """`study` and `coordinator` are for where the file names none."""
         if about.study is not None:
             study = build(about.study, about.arguments)
+            if about.folder is not None:
+                check_code(about.folder, about.study, study.hash)
         if about.coordinator is not None:
             name, coordinator = read_public(about.coordinator)
             if name != COORDINATOR:
@@ -136,7 +139,10 @@ class Site:
         if answer is None:
             raise WrongKind(f"requests of kind {header.kind!r} are not answered here; a site answers {', '.join(ANSWERS)}")
         if header.config != self.study.hash:
-            raise WrongConfig("the site has another study than the run; both ends need the same algorithm, settings and versions")
+            raise WrongConfig(
+                "the site has another study than the run: both ends need the same algorithm, settings, code and fedjax_core. "
+                f"Here are {here()}; the doctor at the site names the package that differs"
+            )
         if not answer.again:
             guard = self._guards.get(header.run, Guard(header.run, 0)).at(header.round)
             self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)

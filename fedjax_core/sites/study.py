@@ -15,15 +15,19 @@ staff can read; the hash of what came out is in every message, and the site's po
 """
 
 import importlib
+import importlib.metadata
 import inspect
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
+
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.preprocess import Step, check_steps
-from fedjax_core.describe import identity
+from fedjax_core.describe import code_of, identity
 from fedjax_core.lanes.gather import why_not
 from fedjax_core.round import Round
 
@@ -56,14 +60,46 @@ class Study:
 
     @cached_property
     def hash(self) -> str:
-        """32 hexadecimal digits: what must be the same at all sites. The order in which a site takes its rows is its own."""
+        """32 hexadecimal digits: what must be the same at all sites.
+
+        That is all settings, the files of every package whose code computes or decides what leaves (`code`), the version of
+        fedjax_core, and whether JAX computes in 64 bits. The order in which a site takes its rows is its own.
+        """
+        return identity(self._said | {"fedjax_core": version(), "bits": bits()})
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """{package: digest of its files} of the packages that are in the hash."""
+        return code_of(self._said)
+
+    @property
+    def _said(self) -> dict[str, Any]:
         said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
         more = {"prepare": self.prepare, "departments": self.departments}
-        return identity(said | {name: value for name, value in more.items() if value})
+        return said | {name: value for name, value in more.items() if value}
 
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""
         return Plan(self.batch_size, self.epochs, self.steps, self.seed, order)
+
+
+def version() -> str:
+    """The version of fedjax_core that is installed here; empty where it is run from a checkout."""
+    try:
+        return importlib.metadata.version("fedjax-core")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def here() -> str:
+    """What of this process may make a study another one: versions, and the width of JAX's numbers."""
+    width = "64 bits (x64)" if bits() == 64 else "32 bits"
+    return f"fedjax_core {version() or 'of a checkout'}, Python {platform.python_version()} and JAX {jax.__version__} in {width}"
+
+
+def bits() -> int:
+    """How wide the numbers are that JAX computes with here: 64 where x64 is on, else 32."""
+    return 8 * jax.dtypes.canonicalize_dtype(float).itemsize
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> Study:

@@ -1,5 +1,6 @@
 """Each check both ways: a site that is fit passes all of them, and one thing wrong at a time is found by its check and by no other."""
 
+import json
 import re
 import shutil
 import socket
@@ -13,6 +14,7 @@ from fedjax_core.cli import main
 from fedjax_core.consortium import example
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.data.clients import Clients
+from fedjax_core.files import write_whole
 from fedjax_core.sites import checks
 from fedjax_core.sites.doctor import Settings, beside, examine
 from fedjax_core.sites.expected import Expected, columns
@@ -68,6 +70,13 @@ def expire(site):
     equip(site, {"ray": ["127.0.0.1"]}, days=3)
 
 
+def reviewed_was(site, digest):
+    """The site took part once, when its study's package had other files."""
+    (site / "state").mkdir(mode=0o700, exist_ok=True)
+    hash = Expected.read(site / "expected.toml").study
+    write_whole(site / "state" / "code.json", json.dumps({hash: {"fedjax_core": digest}}))
+
+
 WRONG = {
     "another package": ("versions", lambda s: edit(s / "expected.toml", '^"jax" = .*', '"jax" = "0.0.1"'), r"pip install 'jax==0.0.1'"),
     "another python": ("versions", lambda s: edit(s / "expected.toml", "^python = .*", 'python = "2.7"'), "made with 2.7"),
@@ -92,6 +101,8 @@ WRONG = {
     "a clip that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "clip = 1.0\nfields"), "does not say"),
     "a noise that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "noise = 2.0\nfields"), "noise of at least 2"),
     "another study": ("study", lambda s: edit(s / "site.toml", r"^\[arguments\]", "[arguments]\nlr = 0.5"), "install the same version"),
+    "another fedjax_core": ("study", lambda s: edit(s / "expected.toml", "^.fedjax_core. = .*", "fedjax_core = '00'"), "are others"),
+    "changed code": ("study", lambda s: reviewed_was(s, "00"), "fedjax_core. have changed .*code.json"),
     "no study": ("study", lambda s: edit(s / "site.toml", "example:study", "example:studio"), "names no function"),
     "data for all to read": ("modes", lambda s: ((s / "data").chmod(0o755), (s / "data" / "ids.npy").chmod(0o644)),
                              r"2 files and folders of .*/data, such as .*ids.npy, .*: chmod -R go-rwx .*/data"),
@@ -151,7 +162,7 @@ def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):
 
 
 def test_what_was_expected_is_read_as_it_was_written(tmp_path):
-    said = Expected.here("3f9a", columns(example.hospitals(2)["hospital-1"]))
+    said = Expected.here(example.study(), columns(example.hospitals(2)["hospital-1"]))
     said.write(tmp_path / "expected.toml")
     assert Expected.read(tmp_path / "expected.toml") == said
-    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages
+    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages and "fedjax_core" in said.code

@@ -1,0 +1,144 @@
+"""The hash of a study changes with whatever code decides what leaves, and with nothing else."""
+
+import importlib
+import sys
+
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core import sources
+from fedjax_core.describe import code_of, identity
+from fedjax_core.sites.reviewed import check_code
+from fedjax_core.sites.study import Study
+
+STUDY = """
+import {helper}
+from heart.parts import loss
+
+RATE = 0.5
+
+
+class Net:
+    def __call__(self, x):
+        return {helper}.double(x)
+
+
+def own(x):
+    return loss(x) * RATE
+
+
+def late(x):
+    import {helper} as other
+    return other.double(x)
+"""
+
+
+@pytest.fixture
+def heart(tmp_path, monkeypatch):
+    """A package in the folder `heart`, and a module that it uses beside it; writes of them are seen at the next `load`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {
+        "heart/__init__.py": "", "heart/study.py": STUDY.format(helper="beside"), "heart/parts.py": "def loss(x):\n    return x\n",
+        "heart/weights.json": "{}", "beside.py": "def double(x):\n    return 2 * x\n",
+    }  # fmt: skip
+
+    def load(**changed):
+        for path, text in (files | {name.replace("__", "/", 1).replace("_dot_", "."): text for name, text in changed.items()}).items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(text)
+        for name in [name for name in sys.modules if sources.root(name) in ("heart", "beside", "beneath")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        return importlib.import_module("heart.study")
+
+    yield load
+    for name in [name for name in sys.modules if sources.root(name) in ("heart", "beside", "beneath")]:
+        del sys.modules[name]
+
+
+CHANGES = {
+    "a helper in another file": {"heart__parts_dot_py": "def loss(x):\n    return x + 1\n"},
+    "a file that nothing mentions": {"heart__more_dot_py": "import os\n"},
+    "data of the package": {"heart__weights_dot_json": "[1]"},
+    "a module that it imports": {"beside_dot_py": "def double(x):\n    return x\n"},
+    "a method": {"heart__study_dot_py": STUDY.format(helper="beside").replace("double(x)\n\n\ndef own", "double(x[::-1])\n\n\ndef own")},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("name", ["own", "Net", "net", "late"])
+def test_whatever_code_changed_changes_the_hash(heart, what, name):
+    def found(**changed):
+        module = heart(**changed)
+        return identity({"f": module.Net() if name == "net" else getattr(module, name)})
+
+    before = found()
+    assert found() == before
+    assert found(**CHANGES[what]) != before
+
+
+def test_a_module_that_is_only_imported_by_an_imported_one_counts(heart):
+    first = {"beside_dot_py": "from beneath import double\n", "beneath_dot_py": "def double(x):\n    return 2 * x\n"}
+    before = code_of(heart(**first).own)
+    after = code_of(heart(**first | {"beneath_dot_py": "def double(x):\n    return x\n"}).own)
+    assert set(before) == {"heart", "beside", "beneath"}
+    assert {name for name in before if before[name] != after[name]} == {"beneath"}
+
+
+def test_settings_of_a_file_count_as_they_are_now(heart, monkeypatch):
+    module = heart()
+    before = identity(module.own)
+    monkeypatch.setattr(module, "RATE", 0.25)
+    assert identity(module.own) != before
+
+
+def test_compiled_and_hidden_files_do_not_count(heart, tmp_path):
+    before = identity(heart().own)
+    (tmp_path / "heart" / "__pycache__").mkdir(exist_ok=True)
+    for name in ("__pycache__/study.cpython-311.pyc", ".study.py.swp", "study.py~"):
+        (tmp_path / "heart" / name).write_text("anything")
+    assert identity(heart().own) == before
+
+
+def test_code_that_lies_in_no_file_counts_by_its_methods_and_what_it_mentions(heart):
+    def cell(body):
+        scope = {"__name__": "__main__", "heart_study": module}
+        exec(f"class Net:\n    def __call__(self, x):\n        return {body}\n", scope)
+        return scope["Net"]
+
+    module = heart()
+    for made in (lambda kind: kind, lambda kind: kind()):
+        assert identity(made(cell("x"))) == identity(made(cell("x"))) != identity(made(cell("-x")))
+    assert set(code_of(cell("heart_study.own(x)")())) == {"heart", "beside"}
+
+
+def test_libraries_are_trusted_by_their_version():
+    study = Study(fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.adam(0.1))), batch_size=2, epochs=1)
+    assert study.code == {}
+    assert sources.digests(["jax", "scipy", "json", "msgspec"]) == {}
+    assert sources.digest("fedjax_core") != sources.ABSENT == sources.digest("no_such_package_as_this")
+
+
+def test_another_version_of_fedjax_core_or_another_width_of_numbers_is_another_study(monkeypatch):
+    from fedjax_core.sites import study as module
+
+    def made():
+        return Study(fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.sgd(0.1))), batch_size=2, epochs=1).hash
+
+    before = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "version", lambda: "99.0")
+        assert made() != before
+    monkeypatch.setattr(module, "bits", lambda: 64)
+    assert made() != before
+
+
+def test_a_site_starts_only_while_its_study_is_the_code_that_it_reviewed(heart, tmp_path):
+    heart()
+    check_code(tmp_path / "state", "heart.study:own", "3f9a")
+    check_code(tmp_path / "state", "heart.study:own", "3f9a")
+    heart(**{"heart____init___dot_py": "import jax\n"})
+    with pytest.raises(ValueError, match=r"files of heart, .* changed under the same hash 3f9a: review them, and remove .*code\.json"):
+        check_code(tmp_path / "state", "heart.study:own", "3f9a")
+    check_code(tmp_path / "state", "heart.study:own", "91d2")  # another hash was allowed by the policy after a review of its own
