@@ -72,8 +72,13 @@ def _versions(about: SiteFile, settings: Settings) -> str:
     return f"Python {python()} and {len(expected.packages)} packages as the study was made with"
 
 
+def _key_path(about: SiteFile) -> Path | None:
+    """Where the site's key is, or will be made."""
+    return about.key or (about.folder / f"{about.name}.key" if about.folder is not None else None)
+
+
 def _own_key(about: SiteFile, settings: Settings) -> str:
-    path = about.key or (about.folder / f"{about.name}.key" if about.folder is not None else None)
+    path = _key_path(about)
     if path is None or not path.exists():
         raise Unfit(f"there is no key {path or ''}: make one with `fedjax-core keys make {about.name}`, and name it in the site's file")
     key = SiteKey.load(path)
@@ -135,10 +140,18 @@ def _data(about: SiteFile, settings: Settings) -> str:
         odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
         said = "; ".join(f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}" for name in odd[:5])
         raise Unfit(f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save")
-    known, now = expected.data.get(about.name), fingerprint(clients, about.order)
+    path, key, said = _key_path(about), None, f"{clients.examples} examples of {listed(here)}"
+    with contextlib.suppress(OSError, ValueError):  # which another check tells
+        key = None if path is None else SiteKey.load(path)
+    if key is None:
+        return f"{said}, which have a fingerprint once the site has a key"
+    known, now = expected.data.get(about.name), fingerprint(clients, about.order, key)
     if known is not None and known != now:
-        raise Unfit(f"the data have the fingerprint {now}, and {known} is known: where the change is meant, set data_was = {known!r}")
-    return f"{clients.examples} examples of {listed(here)}, fingerprint {now}"
+        raise Unfit(
+            f"the data have the fingerprint {now}, and {known} is known: the data are others, or the site's key is. "
+            f"Where that is meant, set data_was = {known!r}"
+        )
+    return f"{said}, fingerprint {now}"
 
 
 def _labels(about: SiteFile, settings: Settings) -> str:

@@ -13,7 +13,7 @@ them: it is as much for a patient who is in one department, and for one who is i
 
 It counts what the study says that it adds, and the site adds none itself: it holds where the study's code, whose hash the policy allows,
 does so, from numbers that whoever looks on does not know. Noise made of a round's `key` hides nothing from the coordinator, which has the
-key; noise that the server adds is for those who see the model alone. Counts of examples and the data's fingerprint are said openly.
+key; noise that the server adds is for those who see the model alone. Counts of examples are said openly.
 
 >>> round(epsilon(1.0, delta=1e-5), 5)
 4.37718

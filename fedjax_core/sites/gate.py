@@ -203,7 +203,7 @@ def _check_header(header: Header, expected: Expected) -> str:
         return "accepted"
     if header.fields.get("data_was") != known:
         raise ChangedData(
-            f"the data of {header.sender!r} have another fingerprint than before, which the site does not declare; "
-            "if the change is meant, it sends the former fingerprint as field data_was"
+            f"the data of {header.sender!r} have another fingerprint than before, which the site does not declare: its data "
+            "changed, or its key, by which the fingerprint is made; where that is meant, its site.toml has the former one as data_was"
         )
     return "data-change-declared"

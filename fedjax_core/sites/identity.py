@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
@@ -144,6 +146,10 @@ class SiteKey:
     def sign(self, purpose: str, data: bytes) -> bytes:
         """64 bytes that only this key can make, over the data and what it is for."""
         return self._signer.sign(_tagged(purpose, data)).signature
+
+    def secret(self, purpose: str) -> bytes:
+        """32 bytes that only this key's holder can know, the same each time for the same purpose: HKDF-SHA256 of the private key."""
+        return HKDF(SHA256(), 32, salt=None, info=_tagged(purpose, b"")).derive(self.private.private_bytes_raw())
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `<name>.key` (mode 0600) and `<name>.pub`, and returns the path of the first; never over a key that is there."""

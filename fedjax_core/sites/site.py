@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -61,7 +62,8 @@ class Site:
             raise ValueError(f"site {about.name} needs a study and the coordinator's public key: name them in its file")
         self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
         self.key = load_key(about)
-        self.data = SiteData(about, study)
+        handed = about.key is None and about.folder is None and not isinstance(about.data, (str, Path))  # over, for a try, by who asks
+        self.data = SiteData(about, study, None if handed else self.key)
         if (bad := self.data.bad) is not None and len(bad):
             self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
         self.metrics = metrics_of(study, self.data.raw)

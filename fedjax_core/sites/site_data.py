@@ -12,6 +12,7 @@
 (3, None, {'0.0': 1, '1.0': 2})
 """
 
+import hmac
 from hashlib import sha256
 
 import jax
@@ -22,6 +23,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.sites import prepare
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.departments import Departments
+from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.policy import Policy, Request
 from fedjax_core.sites.records import usable
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
@@ -32,8 +34,8 @@ from fedjax_core.sites.wire import Envelope
 class SiteData:
     """What a site has, for one study."""
 
-    def __init__(self, about: SiteFile, study: Study) -> None:
-        """Raises ValueError where the study cannot use it."""
+    def __init__(self, about: SiteFile, study: Study, key: SiteKey | None = None) -> None:
+        """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is made."""
         self._study = study
         most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
         self.raw = load_data(about, check=most_bad is None and not study.prepare)
@@ -47,7 +49,7 @@ class SiteData:
         check_divided(about.name, study, self.raw)
         self.clients = self.raw
         """The examples as the study prepares them, once it is known how."""
-        self.fingerprint = fingerprint(self.raw, about.order)
+        self.fingerprint = fingerprint(self.raw, about.order, key)
         self.schema = sha256(repr([(str(p), str(x.dtype), x.shape[1:]) for p, x in _columns(self.raw)]).encode()).hexdigest()[:16]
         self.plan = study.plan(about.order)
         """Of which batches are made."""
@@ -97,11 +99,16 @@ class SiteData:
             check(clients)
 
 
-def fingerprint(clients: Clients, order: Order | None) -> str:
-    """A short name for the site's data, and for the order of its batches where that is given."""
-    if order is None or callable(order):
-        return clients.fingerprint()
-    return sha256(f"{clients.fingerprint()}{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()[:16]
+def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> str:
+    """A short name for the site's data, and for the order of its batches where that is given: the same as long as these and the key are.
+
+    It leaves the site, so it is made with a secret that the site's `key` gives (HMAC-SHA256). Without one, whoever knows all records
+    but one would find that one by trying. None is for data that the coordinator's own process handed over.
+    """
+    found = clients.fingerprint().encode()
+    if not (order is None or callable(order)):
+        found += f"{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()
+    return (sha256(found) if key is None else hmac.new(key.secret("data"), found, sha256)).hexdigest()[:16]
 
 
 def _classes(labels: np.ndarray) -> dict[str, int]:

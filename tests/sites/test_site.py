@@ -1,5 +1,7 @@
 """A site from its file: what is installed there is what runs there."""
 
+import shutil
+
 import jax
 import numpy as np
 import optax
@@ -9,6 +11,7 @@ import fedjax_core as fc
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.keep import Keep, LostState
+from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
 
@@ -63,6 +66,22 @@ def test_a_study_is_built_from_what_is_installed():
         build("nowhere:study", {})
     with pytest.raises(ValueError, match=r"does not take the arguments \{'rate': 0.1\}: missing a required argument: 'lr'"):
         build("tests.sites.test_site:study", {"rate": 0.1})
+
+
+def test_a_fingerprint_tells_nothing_without_the_sites_key(tmp_path):
+    def told(folder, age=58.0, order=None, **more):
+        data = {"x": np.array([[1.0, 2.0], [age, 4.0]], np.float32), "y": np.zeros(2, np.float32)}
+        about = SiteFile(name="charite", data=data, folder=folder, order=order, **more)
+        with Site(about, study(0.1), SiteKey.make("coordinator").public) as site:
+            return site.data.fingerprint, site.data.raw.fingerprint()
+
+    (first, plain), (second, _) = told(tmp_path / "one"), told(tmp_path / "two")
+    assert len({first, second, plain}) == 3 and plain not in first
+    assert told(tmp_path / "one") == (first, plain) and told(tmp_path / "one", age=59.0)[0] != first
+    assert told(tmp_path / "one", order=np.zeros((1, 2, 2), np.int32))[0] not in (first, second, plain)
+    shutil.move(tmp_path / "one", tmp_path / "moved")  # a site that is moved with its key keeps it
+    assert told(tmp_path / "moved")[0] == first == told(tmp_path / "anew", key=tmp_path / "moved" / "charite.key")[0]
+    assert told(None) == told(None)  # in the process of who has the data: a run resumes there, and no key is kept
 
 
 def test_what_a_site_keeps_is_whole_or_not_there(tmp_path):
