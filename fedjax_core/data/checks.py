@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.data.given import given, is_text
 from fedjax_core.types import Columns
 
 _CHUNK_BYTES = 16 << 20  # scanned at a time, so that memory-mapped data is never all in memory
@@ -29,20 +30,20 @@ def flat(columns: Columns, whose: str = "") -> tuple[list[np.ndarray], Any, list
 
 
 def _array(leaf: Any, name: str, whose: str) -> np.ndarray:
-    array = np.asarray(leaf)
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
-        raise TypeError(
-            f"{whose}column {name!r} has dtype {array.dtype}, which JAX cannot hold. "
-            "Convert it to numbers first: np.asarray(column, np.float32), or codes from np.unique(column, return_inverse=True)."
-        )
+    array = given(leaf, name, whose)
     if array.ndim == 0:
         raise ValueError(
-            f"{whose}column {name!r} is the single number {array}, but a column's first axis is the example. "
+            f"{whose}column {name!r} is a single value, but a column's first axis is the example. "
             "A list in the columns is read as several columns: make it one with np.asarray(list)."
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False).view()
     array.flags.writeable = False
     return array
+
+
+def dtype_of(leaf: Any) -> str:
+    """The column's dtype in a word: of text whatever its length."""
+    return "text" if is_text(leaf) else str(leaf.dtype.name)
 
 
 def rows(leaves: list[np.ndarray], names: list[str], whose: str = "") -> int:
@@ -125,24 +126,130 @@ def _chunks(leaf: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, leaf[start : start + step]
 
 
-def finite(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids: np.ndarray) -> None:
-    """Raises where a floating column holds NaN or an infinity."""
+LARGEST = 2.0**64
+"""Numbers up to this one can be squared in float32: a loss of larger ones is infinite, though they may be finite themselves."""
+
+_STEP = 2.0**-23  # between neighbours in float32, of their size
+_SAMPLE = 1 << 22  # numbers of a column that are looked at for what float32 loses
+
+
+def usable(x: np.ndarray, missing: bool = False) -> np.ndarray:
+    """Which of these numbers a model can use, as far as they are floating: finite, and not too large. `missing`: NaN as well."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return np.ones(x.shape, bool)
+    x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+    good = np.abs(x) < LARGEST
+    return good | np.isnan(x) if missing else good
+
+
+def fits(x: np.ndarray) -> np.ndarray:
+    """Which of these numbers are not too large for the 32 bits that a device has for whole numbers."""
+    if x.dtype.kind not in "iu" or x.dtype.itemsize < 8:
+        return np.ones(x.shape, bool)
+    limits = np.iinfo(np.int32 if x.dtype.kind == "i" else np.uint32)
+    return (x >= limits.min) & (x <= limits.max)
+
+
+def finite(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids: np.ndarray, missing: Any = ()) -> None:
+    """Raises where a floating column holds NaN, an infinity or what is too large; in the columns `missing` NaN may be."""
     for leaf, name in zip(leaves, names, strict=True):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         for start, chunk in _chunks(leaf):
-            good = np.isfinite(chunk)
+            good = usable(chunk, name in missing)
             if not good.all():
                 row = int(np.argwhere(~good)[0][0])
-                value = chunk[row][~good[row]].flat[0]
-                raise ValueError(
-                    f"column {name!r} holds {value} at {where(start + row, offsets, ids)}: one such value makes the whole model NaN. "
-                    "Fill in or drop those rows, or pass allow_nan=True where the model expects it."
-                )
+                said = _said_of(chunk[row][~good[row]].flat[0], name)
+                raise ValueError(f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}.")
+
+
+def _said_of(value: Any, name: str) -> tuple[str, str]:
+    """(what is wrong with a number, what it does and what to do), without a finite number itself, as it is somebody's."""
+    if not np.isfinite(value):
+        return (
+            str(value),
+            "one such value makes the whole model NaN. Fill in or drop those rows, or pass allow_nan=True where the model expects it",
+        )
+    if np.issubdtype(type(value), np.integer):
+        return (
+            "a whole number that does not fit 32 bits",
+            f"codes of all clients alike come from fc.preprocess.Codes({name!r}); what nothing learns from, such as a patient's number, is "
+            f"left out with clients.without({name!r}); a measurement is given as float64",
+        )
+    return (
+        f"a number of more than {LARGEST:.2g}",
+        "its square, if not itself, is infinite in float32. Make it NaN if it stands for a missing value, or choose another unit",
+    )
+
+
+def numbers(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids: np.ndarray, but: Any = (), whole: bool = True) -> None:
+    """Raises where a column is not what a model can be given: text, or numbers that are others in 32 bits; not in the columns `but`.
+
+    NaN and infinities may be there. Not `whole`: only what can be told without reading all of the data.
+    """
+    for leaf, name in zip(leaves, names, strict=True):
+        if name in but:
+            continue
+        if is_text(leaf):
+            raise ValueError(text_needs_codes(name))
+        for start, chunk in _chunks(leaf) if whole and leaf.dtype.itemsize >= 4 else ():
+            good = fits(chunk) & (usable(chunk) | ~np.isfinite(chunk))
+            if not good.all():
+                row = int(np.argwhere(~good)[0][0])
+                said = _said_of(chunk[row][~good[row]].flat[0], name)
+                raise ValueError(f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}.")
+        exact(leaf, name)
+
+
+def exact(leaf: np.ndarray, name: str) -> None:
+    """Raises where float32 makes different numbers of a column the same. Of large columns some rows are looked at."""
+    if lost := _lost(leaf):
+        raise ValueError(
+            f"column {name!r}{lost.rstrip()} holds numbers so far from 0 that float32 makes different ones the same, such as times in "
+            f"seconds since 1970: prepare it with fc.preprocess.Standardise({name!r}), which computes in float64, or count from a date or "
+            "value near them that all clients share."
+        )
+
+
+def text_needs_codes(name: str) -> str:
+    """What is to be done with a column of text, in words."""
+    return (
+        f"column {name!r} holds text, and a model needs numbers: fc.preprocess.Codes({name!r}) gives every category one code "
+        f"that all clients share, or is told the list of categories; what nothing learns from is left out with clients.without({name!r})"
+    )
+
+
+def _lost(leaf: np.ndarray) -> str:
+    """Where in a row float32 loses what tells examples apart, in words; empty where it does not."""
+    wide = leaf.dtype.kind == "f" and leaf.dtype.itemsize == 8
+    if not wide and not (leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1):  # one whole number a row may be a name
+        return ""
+    width = max(1, int(np.prod(leaf.shape[1:])))
+    sample = np.asarray(leaf[:: max(1, len(leaf) * width // _SAMPLE)], np.float64).reshape(-1, width)
+    for i in range(width):
+        x = sample[np.isfinite(sample[:, i]), i]
+        if not len(x) or np.abs(x).max() * _STEP <= 3e-7 * np.ptp(x) or not np.ptp(x):  # far finer than the values differ
+            continue
+        narrow = x.astype(np.float32)
+        if np.array_equal(x, np.round(x)) and np.abs(x).max() < 2.0**62:
+            lost = np.abs(narrow - x).max() >= np.gcd.reduce(x.astype(np.int64)) / 2
+        else:
+            lost = len(np.unique(narrow)) < 0.99 * len(np.unique(_coarse(x)))
+        if lost:
+            return f" (number {i} of each row)" if leaf.ndim > 1 else " "
+    return ""
+
+
+def _coarse(x: np.ndarray) -> np.ndarray:
+    """The numbers to 36 bits, so that what the last bits of a sum differ in is not taken for a difference."""
+    part, exponent = np.frexp(x)
+    return np.ldexp(np.round(part * 2.0**36), exponent - 36)
 
 
 def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: np.ndarray) -> None:
     """Raises unless the column is of integers from 0 to classes - 1."""
+    if is_text(leaf):
+        raise TypeError(text_needs_codes(name))
     if leaf.dtype.kind not in "iub":
         raise TypeError(f"labels {name!r} have dtype {leaf.dtype}, but class labels are integers; convert with .astype(np.int32)")
     for start, chunk in _chunks(leaf):
@@ -152,5 +259,6 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
             value = chunk[row][bad[row]].flat[0]
             raise ValueError(
                 f"label {value} in column {name!r} at {where(start + row, offsets, ids)} is outside 0 to {classes - 1}. "
-                f"Number the classes from 0 with np.unique(labels, return_inverse=True), or build the model for more than {classes}."
+                f"All clients must number the classes from 0 alike, by one list: fc.preprocess.Codes({name!r}, categories=[...]). "
+                f"Or build the model for more than {classes}."
             )

@@ -17,15 +17,16 @@ Clients(2 clients, 4 examples, sizes 1 to 3 (median 2), x: float64[2], y: int64[
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_core.data import checks, draws, storage
+from fedjax_core.data import checks, draws, spill, storage
 from fedjax_core.data.fingerprint import fingerprint
+from fedjax_core.data.given import is_text
 from fedjax_core.types import Columns
 
 
@@ -89,6 +90,11 @@ class Clients:
         """The flat columns: each leaf [examples, ...]."""
         return self._structure.unflatten(self._leaves)
 
+    @property
+    def named_columns(self) -> dict[str, np.ndarray]:
+        """The flat columns by their names; of columns within columns, "outer.inner"."""
+        return dict(zip(self._names, self._leaves, strict=True))
+
     @cached_property
     def sizes(self) -> np.ndarray:
         """[N] int64: how many examples each client has."""
@@ -138,9 +144,7 @@ class Clients:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        columns = ", ".join(
-            f"{name}: {leaf.dtype.name}{list(leaf.shape[1:])}" for name, leaf in zip(self._names, self._leaves, strict=True)
-        )
+        columns = ", ".join(f"{name}: {checks.dtype_of(leaf)}{list(leaf.shape[1:])}" for name, leaf in self.named_columns.items())
         sizes = f"sizes {self.sizes.min():,} to {self.sizes.max():,} (median {np.median(self.sizes):,.0f})"
         return f"Clients({len(self):,} clients, {self.examples:,} examples, {sizes}, {columns}, {_in_words(self.nbytes)})"
 
@@ -164,6 +168,10 @@ class Clients:
             rows = np.arange(offsets[-1]) + np.repeat(self.offsets[positions] - offsets[:-1], self.sizes[positions])
         return self._with([leaf[rows] for leaf in self._leaves], offsets, self.ids[positions])
 
+    def take(self, rows: np.ndarray) -> "Clients":
+        """The same clients with these rows of the flat columns alone, ascending. Copies them; to a file where the columns are mapped."""
+        return self._with([spill.taken(leaf, rows) for leaf in self._leaves], np.searchsorted(rows, self.offsets), self.ids)
+
     def split(self, fraction: float, seed: int = 0) -> tuple["Clients", "Clients"]:
         """(first, rest): each client's examples divided at random, `fraction` of them (to the nearest, half up) in `first`.
 
@@ -184,7 +192,22 @@ class Clients:
                 f"split({fraction}) leaves one part without examples: the largest client has {self.sizes.max()}. "
                 "Choose a fraction nearer to a half."
             )
-        return self._keep(chosen), self._keep(~chosen)
+        return self.take(np.flatnonzero(chosen)), self.take(np.flatnonzero(~chosen))
+
+    def with_columns(self, columns: Columns) -> "Clients":
+        """The same clients with other columns, of as many rows, none of which is copied. Does not look for NaN."""
+        return type(self)(columns, self.offsets, self.ids)
+
+    def without(self, *names: str) -> "Clients":
+        """The clients without these columns: what nothing learns from, such as a patient's number by which they were split."""
+        columns = self.columns
+        if not names:
+            return self
+        if not isinstance(columns, dict) or (odd := [name for name in names if name not in columns]):
+            raise ValueError(
+                f"there is no column {odd[0] if isinstance(columns, dict) else names[0]!r} to leave out; there are {', '.join(self._names)}"
+            )
+        return self.with_columns({name: x for name, x in columns.items() if name not in names})
 
     def map(self, fn: Callable[[Columns], Columns], *, allow_nan: bool = False) -> "Clients":
         """The clients with fn(one client's columns) for columns: a site's own standardisation, new features, rows left out.
@@ -193,9 +216,20 @@ class Clients:
         """
         return type(self).from_list((fn(columns) for columns in self), self.ids, allow_nan=allow_nan)
 
-    def check_finite(self) -> None:
-        """Raises where a floating column holds NaN or an infinity, and names column, client and row. Reads all data."""
-        checks.finite(self._leaves, self._names, self.offsets, self.ids)
+    def check_finite(self, missing: Collection[str] = ()) -> None:
+        """Raises where a floating column holds NaN, an infinity, or a number whose square float32 cannot hold.
+
+        Names column, client and row. In the columns `missing` NaN is a missing value. Reads all data.
+        """
+        checks.finite(self._leaves, self._names, self.offsets, self.ids, missing)
+
+    def check_numbers(self, but: Collection[str] = (), *, whole: bool = True) -> None:
+        """Raises where a column is text, or has other values in the 32 bits that a model works on; not in the columns `but`.
+
+        Names column, client and row. What is not finite may be there. Without `whole`, only what can be told without reading all
+        of the data.
+        """
+        checks.numbers(self._leaves, self._names, self.offsets, self.ids, but, whole)
 
     def check_labels(self, name: str, classes: int) -> None:
         """Raises unless the column holds integers from 0 to classes - 1; names label, client and row. Reads the column."""
@@ -217,10 +251,6 @@ class Clients:
         digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in self.ids.tolist())
         return np.frombuffer(digests, ">u8").astype(np.uint64)
 
-    def _keep(self, chosen: np.ndarray) -> "Clients":
-        offsets = np.concatenate([[0], np.cumsum(chosen)])[self.offsets]
-        return self._with([leaf[chosen] for leaf in self._leaves], offsets, self.ids)
-
     def _with(self, leaves: list[np.ndarray], offsets: np.ndarray, ids: np.ndarray) -> "Clients":
         return type(self)(self._structure.unflatten(leaves), offsets, ids)
 
@@ -238,7 +268,7 @@ def _join(each: list[Columns], ids: np.ndarray) -> tuple[Columns, np.ndarray]:
             )
         sizes[i + 1] = checks.rows(leaves, names, _whose(i, ids))
         for leaf, other, name in zip(leaves, first, names, strict=True):
-            if leaf.dtype != other.dtype or leaf.shape[1:] != other.shape[1:]:
+            if (leaf.dtype != other.dtype and not (is_text(leaf) and is_text(other))) or leaf.shape[1:] != other.shape[1:]:
                 raise ValueError(
                     f"{_whose(i, ids)}column {name!r} is {leaf.dtype}{list(leaf.shape)}, "
                     f"but client 0's is {other.dtype}{list(other.shape)}; all clients need one dtype and one shape after the first axis"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data import draws
+from fedjax_core.data.given import given
 
 Parts = list[np.ndarray]
 
@@ -170,7 +171,7 @@ def _count(n_or_labels: Any) -> int:
 
 def _values(name: str, values: Any) -> np.ndarray:
     """The values as a one-dimensional array of integers, bools or strings."""
-    found = np.asarray(values)
+    found = given(values, name) if hasattr(values, "mask") or hasattr(values, "isna") else np.asarray(values)
     if found.dtype == object:  # a text column of a data frame
         found = np.array(found.tolist()) if all(isinstance(v, (str, int)) for v in found.flat) else found
     if found.ndim != 1 or not len(found):

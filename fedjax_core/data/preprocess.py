@@ -15,17 +15,25 @@ The same steps are an argument of `Federation`, where sites send the sums that t
 >>> fitted = fit([Standardise("x")], raw)
 >>> fitted.numbers[0]["mean"].tolist(), fitted.apply(raw)[0]["x"].tolist()
 ([3.0], [[-1.0], [0.0]])
+>>> wards = Clients.from_list([{"ward": np.array(["icu", "ear"])}, {"ward": np.array(["ear", "onc"])}])
+>>> [one["ward"].tolist() for one in fit([Codes("ward", minimum=1)], wards).apply(wards)]
+[[1, 0], [0, 2]]
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from fedjax_core.data import checks, spill
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.given import is_text
 from fedjax_core.types import Columns
+
+Folder = str | Path | None
 
 Sums = Mapping[str, np.ndarray]
 """What a client says of a column, or what is made of it: named arrays."""
@@ -44,17 +52,18 @@ class Step(Protocol):
     def merge(self, a: Sums, b: Sums) -> Sums: ...
     def problem(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that somebody sent
     def settle(self, sums: Sums) -> Sums: ...
-    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray: ...
+    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray: ...  # what is large and mapped goes to the folder
 
 
 class _Moments:
     """What steps share that go by count, mean and M2 of each number of a row."""
 
     leaving = ("moments",)
+    column: str
 
     def sums(self, x: np.ndarray, cell: int) -> Sums:
         total = self._of(np.zeros((0, *x.shape[1:])))
-        for rows in _chunks(x):
+        for rows in _chunks(x, self.column):
             total = self.merge(total, self._of(rows))
         enough = total["count"] >= cell
         return {name: np.where(enough, value, 0) for name, value in total.items()}
@@ -73,6 +82,8 @@ class _Moments:
         return {"count": count, "mean": mean, "m2": a["m2"] + b["m2"] + d**2 * a["count"] * share}
 
     def problem(self, sums: Sums, examples: int) -> str | None:
+        if not _alike(sums):
+            return "they are not of one shape"
         if (sums["count"] < 0).any() or (sums["count"] > examples).any():
             return "a count is below 0, or above the site's examples"
         if not (np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()):
@@ -95,8 +106,8 @@ class Standardise(_Moments):
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2  # no more than the rounding of the sums
         return {"mean": mean, "scale": np.where(constant, 1.0, np.sqrt(variance))}
 
-    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
-        return _rowwise(x, lambda rows: np.nan_to_num((rows - numbers["mean"]) / numbers["scale"], nan=0.0), np.float32)
+    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
+        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - numbers["mean"]) / numbers["scale"], nan=0.0), folder)
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,9 @@ class Impute(_Moments):
     def settle(self, sums: Sums) -> Sums:
         return {"mean": sums["mean"]}
 
-    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
-        return _rowwise(x, lambda rows: np.where(np.isnan(rows), numbers["mean"], rows), np.float32)
+    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
+        checks.exact(x, self.column)  # which moving to a mean of 0, as the other steps do, would not need
+        return _rowwise(x, self.column, lambda rows: np.where(np.isnan(rows), numbers["mean"], rows), folder)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ class Rescale:
     def sums(self, x: np.ndarray, cell: int) -> Sums:
         count = np.zeros(x.shape[1:], np.int64)
         low, high = np.full(x.shape[1:], np.inf), np.full(x.shape[1:], -np.inf)
-        for rows in _chunks(x):
+        for rows in _chunks(x, self.column):
             here = ~np.isnan(rows)
             count = count + here.sum(axis=0)
             low = np.minimum(low, np.where(here, rows, np.inf).min(axis=0))
@@ -140,6 +152,8 @@ class Rescale:
         return {"count": a["count"] + b["count"], "low": np.where(neither, 0, low), "high": np.where(neither, 0, high)}
 
     def problem(self, sums: Sums, examples: int) -> str | None:
+        if not _alike(sums):
+            return "they are not of one shape"
         if (sums["count"] < 0).any() or (sums["count"] > examples).any():
             return "a count is below 0, or above the site's examples"
         fine = np.isfinite(sums["low"]) & np.isfinite(sums["high"]) & (sums["low"] <= sums["high"])
@@ -149,49 +163,106 @@ class Rescale:
         width = sums["high"] - sums["low"]
         return {"low": sums["low"], "scale": np.where(width > 0, width, 1.0)}
 
-    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
-        return _rowwise(x, lambda rows: np.nan_to_num((rows - numbers["low"]) / numbers["scale"], nan=0.0), np.float32)
+    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
+        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - numbers["low"]) / numbers["scale"], nan=0.0), folder)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A column of whole numbers as codes 0, 1, ... of the categories in ascending order, in int32; V, their number, for all others.
+    """A column of text, or of whole numbers, as codes 0, 1, ... of its categories, in int32; V, their number, for all others.
 
-    A client tells only of categories of which it has `minimum` examples, so one that is rare everywhere has no code of its own.
+    The categories are given, in the order of their codes: the way for labels, as in `Codes("y", categories=("benign", "malignant"))`, for
+    which nothing has to leave a site. Or they are those that clients have, in ascending order: a client then tells only of categories of
+    which it has `minimum` examples, so one that is rare everywhere has no code of its own.
     """
 
     column: str
     minimum: int = 5
-    leaving = ("categories",)
+    categories: Sequence[str] | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.categories is None:
+            return
+        given: tuple[Any, ...] = tuple(self.categories)
+        kinds = {str if isinstance(one, str) else int if isinstance(one, (int, np.integer)) else type(one) for one in given}
+        if isinstance(self.categories, str) or len(kinds) != 1 or not kinds <= {str, int} or len(set(given)) != len(given):
+            raise ValueError(
+                f"categories= lists different texts, or different whole numbers, in the order of their codes; got {self.categories!r}"
+            )
+        object.__setattr__(self, "categories", given)
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """Nothing where the categories are given."""
+        return ("categories",) if self.categories is None else ()
 
     def sums(self, x: np.ndarray, cell: int) -> Sums:
-        if x.dtype.kind not in "iu" or x.ndim != 1:
-            raise ValueError(f"Codes needs a column of whole numbers, one a row; {self.column!r} is {x.dtype}{list(x.shape)}")
-        values, counts = np.unique(x.astype(np.int64), return_counts=True)
+        if x.dtype.kind not in "iuU" or x.ndim != 1:
+            raise ValueError(
+                f"Codes needs a column of text or of whole numbers, one a row; {self.column!r} is {checks.dtype_of(x)}{list(x.shape[1:])}"
+            )
+        if self.categories is not None and len(x) and (x.dtype.kind == "U") != isinstance(self.categories[0], str):
+            raise ValueError(
+                f"{self!r} lists {type(self.categories[0]).__name__} values, and the column is {checks.dtype_of(x)}: list those it has"
+            )
+        if self.categories is not None:
+            return _vocabulary(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        if x.dtype.kind == "u" and x.dtype.itemsize == 8 and x.max(initial=0) >= 2**63:
+            raise ValueError(
+                f"Codes takes whole numbers below 2**63, and {self.column!r} holds a larger one: give them as text, column.astype(str)"
+            )
+        values, counts = np.unique(x if x.dtype.kind == "U" else x.astype(np.int64), return_counts=True)
         told = counts >= max(cell, self.minimum)
-        return {"values": values[told], "counts": counts[told].astype(np.int64)}
+        return _vocabulary(values[told], counts[told])
 
     def merge(self, a: Sums, b: Sums) -> Sums:
-        values, place = np.unique(np.concatenate([a["values"], b["values"]]), return_inverse=True)
+        parts = [one for one in (a, b) if len(one["counts"])]
+        if not parts:
+            return a
+        values, place = np.unique(np.concatenate([_values(one) for one in parts]), return_inverse=True)
         counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, place, np.concatenate([a["counts"], b["counts"]]))
-        return {"values": values, "counts": counts}
+        np.add.at(counts, place, np.concatenate([one["counts"] for one in parts]))
+        return _vocabulary(values, counts)
 
     def problem(self, sums: Sums, examples: int) -> str | None:
-        if len(sums["values"]) != len(sums["counts"]) or (np.diff(sums["values"]) <= 0).any():
+        try:
+            values = _values(sums)
+        except UnicodeDecodeError:
+            return "a category is not text in UTF-8"
+        if (len(sums["values"]) and len(sums["text"])) or len(values) != len(sums["counts"]) or not (values[:-1] < values[1:]).all():
             return "the categories are not in ascending order with a count each"
         fine = (sums["counts"] >= self.minimum).all() and sums["counts"].sum() <= examples
         return None if fine else "a category has fewer than the minimum, or all together more examples than the site"
 
     def settle(self, sums: Sums) -> Sums:
-        return {"values": sums["values"]}
+        if self.categories is not None:
+            sums = _vocabulary(np.array(self.categories), np.zeros(0, np.int64))
+        return {"values": sums["values"], "text": sums["text"]}
 
-    def apply(self, x: np.ndarray, numbers: Sums) -> np.ndarray:
-        values = numbers["values"]
+    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
+        values = _values(numbers)
         if not len(values):
             return np.zeros(len(x), np.int32)
-        at = np.minimum(np.searchsorted(values, x), len(values) - 1)
-        return np.where(values[at] == x, at, len(values)).astype(np.int32)
+        order = np.argsort(values, kind="stable")
+        at = np.minimum(np.searchsorted(values, x, sorter=order), len(values) - 1)
+        return np.where(values[order[at]] == x, order[at], len(values)).astype(np.int32)
+
+
+def _vocabulary(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Categories as arrays of numbers: whole ones as they are, or of text the UTF-8, each with a zero behind it."""
+    text = "".join(f"{one}\0" for one in values.tolist()) if values.dtype.kind == "U" else ""
+    whole = np.zeros(0, np.int64) if values.dtype.kind == "U" else values.astype(np.int64)
+    return {"values": whole, "text": np.frombuffer(text.encode(), np.uint8), "counts": counts.astype(np.int64)}
+
+
+def _values(sums: Sums) -> np.ndarray:
+    """The categories of a vocabulary."""
+    text = np.asarray(sums["text"]).tobytes()
+    return np.array(text.decode().split("\0")[:-1]) if text else np.asarray(sums["values"])
+
+
+def _alike(sums: Sums) -> bool:
+    return len({x.shape for x in sums.values()}) == 1
 
 
 @dataclass(frozen=True)
@@ -201,16 +272,21 @@ class Fitted:
     steps: tuple[Step, ...]
     numbers: tuple[Sums, ...]
 
-    def __call__(self, columns: Columns) -> Columns:
+    def __call__(self, columns: Columns, folder: Folder = None) -> Columns:
         """The columns, each step's in its new form."""
         found = dict(columns)
         for step, numbers in zip(self.steps, self.numbers, strict=True):
-            found[step.column] = step.apply(_column(step, columns), numbers)
+            found[step.column] = step.apply(_column(step, columns), numbers, folder)
         return found
 
-    def apply(self, clients: Clients) -> Clients:
-        """The clients with their columns in the new form; raises where a value is then not finite."""
-        return Clients.from_arrays(self(clients.columns), clients.offsets, clients.ids)
+    def apply(self, clients: Clients, folder: Folder = None) -> Clients:
+        """The clients with their columns in the new form; raises where a value is then not finite.
+
+        Of large memory-mapped columns the new form goes to a file without a name in the `folder`, or in the system's for such.
+        """
+        found = clients.with_columns(self(clients.columns, folder))
+        found.check_finite()
+        return found
 
     @property
     def digest(self) -> str:
@@ -258,25 +334,33 @@ def _column(step: Step, columns: Columns) -> np.ndarray:
         there = ", ".join(columns) if isinstance(columns, Mapping) else type(columns).__name__
         raise ValueError(f"{type(step).__name__} is for the column {step.column!r}, and there are {there}")
     x: np.ndarray = columns[step.column]
-    if isinstance(x, Mapping) or not hasattr(x, "dtype") or x.dtype.kind not in "fiub":
-        raise ValueError(f"{type(step).__name__} needs {step.column!r} to be one array of numbers")
+    if isinstance(x, Mapping) or not hasattr(x, "dtype"):
+        raise ValueError(f"{type(step).__name__} needs {step.column!r} to be one array")
+    if is_text(x) and not isinstance(step, Codes):
+        raise ValueError(f"{type(step).__name__} needs numbers; {checks.text_needs_codes(step.column)}")
     return x
 
 
-def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows as float64, some at a time; raises where one is infinite."""
+def _chunks(x: np.ndarray, column: str) -> Iterator[np.ndarray]:
+    """The rows as float64, some at a time; raises where one holds what cannot be computed with."""
     size = max(1, _CHUNK_BYTES // max(1, 8 * int(np.prod(x.shape[1:]))))
     for begin in range(0, len(x), size):
         rows = x[begin : begin + size].astype(np.float64)
-        if np.isinf(rows).any():
-            raise ValueError("a value is infinite; missing values are NaN")
+        good = checks.usable(rows, missing=True)
+        if not good.all():
+            row = begin + int(np.argwhere(~good)[0][0])
+            raise ValueError(
+                f"column {column!r} holds an infinity, or a number of more than {checks.LARGEST:.2g}, in row {row}, beside which the "
+                "others vanish in float32: missing values are NaN, so make it that if it stands for one, or choose another unit"
+            )
         yield rows
 
 
-def _rowwise(x: np.ndarray, one: Any, dtype: Any) -> np.ndarray:
-    """`one` of the rows in float64, some at a time, as `dtype`."""
-    found, begin = np.empty(x.shape, dtype), 0
-    for rows in _chunks(x):
+def _rowwise(x: np.ndarray, column: str, one: Any, folder: Folder) -> np.ndarray:
+    """`one` of the rows in float64, some at a time, in float32."""
+    found, begin = spill.room(x.shape, np.float32, x, folder), 0
+    for rows in _chunks(x, column):
         found[begin : begin + len(rows)] = one(rows)
         begin += len(rows)
+    spill.settle(found)
     return found

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes.columns import forget, narrow
+from fedjax_core.lanes.columns import forget, mapped, narrow
 from fedjax_core.round import Round, check_metrics
 from fedjax_core.task import check_task
 
@@ -15,13 +15,14 @@ log = logging.getLogger("fedjax_core")
 
 
 def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None:
-    """Raises where simulator `name` was given something else than a `Round`, `Clients` and a number of lanes."""
+    """Raises where simulator `name` was given something else than a `Round`, `Clients` that 32 bits hold, and a number of lanes."""
     if not isinstance(composed, Round):
         raise TypeError(f"{name} needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
     if not isinstance(clients, Clients):
         raise TypeError(f"{name} needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
     if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
         raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
+    clients.check_numbers(whole=not mapped(clients.columns))
 
 
 def check_model(composed: Round, clients: Clients, batch_size: int) -> None:

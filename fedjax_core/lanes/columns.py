@@ -19,6 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_core.data.checks import text_needs_codes
+from fedjax_core.data.given import is_text
+from fedjax_core.data.spill import map_of
 from fedjax_core.types import Columns
 
 
@@ -26,7 +29,7 @@ class Column:
     """One column of all clients, of which rows are read into places of the dtype that a device works on."""
 
     def __init__(self, path: Any, x: np.ndarray) -> None:
-        self.path, self.x, self.shape, self.target = path, x, x.shape, target_of(x)
+        self.path, self.x, self.shape, self.target = path, x, x.shape, target_of(x, path)
         self._row = x.dtype.itemsize * int(np.prod(x.shape[1:]))
         self._file, self._start = _file_of(x)
         if self._file is not None:
@@ -60,46 +63,50 @@ class Column:
 
 def narrow(columns: Columns) -> Columns:
     """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
+    if all(x.dtype.itemsize < 8 for x in jax.tree.leaves(columns)):
+        return columns
     return jax.tree_util.tree_map_with_path(narrow_column, columns)
 
 
 def narrow_column(path: Any, x: np.ndarray) -> np.ndarray:
     """One column of `narrow`, or some of its rows."""
-    target = target_of(x)
+    target = target_of(x, path)
     if target == x.dtype:
         return x
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
     if np.issubdtype(x.dtype, np.integer):
         limits, least, most = np.iinfo(target), x.min(initial=0), x.max(initial=0)
         if least < limits.min or most > limits.max:
             raise ValueError(
-                f"column {jax.tree_util.keystr(path)} holds whole numbers from {least} to {most}, which do not fit {target}; "
-                "renumber them, or store them as two columns"
+                f"column {name!r} holds whole numbers that do not fit {target}: codes of all clients alike come from "
+                "fc.preprocess.Codes; what nothing learns from is left out with clients.without"
             )
-    return x.astype(target)
+    try:
+        with np.errstate(over="raise"):
+            return x.astype(target)
+    except FloatingPointError:
+        raise ValueError(
+            f"column {name!r} holds numbers that {target} cannot hold: make them NaN if they stand for missing values, or choose "
+            "another unit; clients.check_numbers() says where they are"
+        ) from None
 
 
 def mapped(columns: Columns) -> bool:
     """Whether any column lies in a memory-mapped file."""
-    return any(_map_of(x) is not None for x in jax.tree.leaves(columns))
+    return any(map_of(x) is not None for x in jax.tree.leaves(columns))
 
 
-def target_of(x: np.ndarray) -> np.dtype:
-    """The dtype that a device has for a column."""
+def target_of(x: np.ndarray, path: Any = ()) -> np.dtype:
+    """The dtype that a device has for a column; raises for text."""
+    if is_text(x):
+        raise ValueError(text_needs_codes(jax.tree_util.keystr(path, simple=True, separator=".")))
     return np.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
-
-
-def _map_of(x: Any) -> mmap.mmap | None:
-    while isinstance(x, np.ndarray):
-        if isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None:
-            return x._mmap  # type: ignore[attr-defined]
-        x = x.base
-    return x if isinstance(x, mmap.mmap) else None
 
 
 def forget(columns: Columns) -> None:
     """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this process."""
     for x in jax.tree.leaves(columns):
-        found = _map_of(x)
+        found = map_of(x)
         if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
             found.madvise(mmap.MADV_DONTNEED)
 

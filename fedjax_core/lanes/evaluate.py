@@ -34,6 +34,7 @@ from jax.extend import core
 from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.columns import narrow
 from fedjax_core.lanes.rewrite import jaxprs
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.metrics import CrossEvaluation, crossed
@@ -110,7 +111,7 @@ def _chunks(clients: Clients) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
         short = group - len(part)
         part, who = np.pad(part, ((0, short), (0, 0)), constant_values=-1), np.pad(who, (0, short))
         part[group - short :] = ~clients.offsets[who[0]]  # padding reads an example that is there
-        examples = jax.tree.map(lambda x, part=part: jnp.asarray(x[np.where(part < 0, ~part, part)]), clients.columns)
+        examples = jax.tree.map(jnp.asarray, narrow(jax.tree.map(lambda x, part=part: x[np.where(part < 0, ~part, part)], clients.columns)))
         yield part, who, Batch(examples, jnp.asarray(part >= 0, jnp.float32))
 
 

@@ -119,6 +119,7 @@ def _opened(about: SiteFile) -> Clients:
         check_divided(about.name, built, found)
     if steps:
         prepare.check_rest(steps, found)
+    found.check_numbers(but=[step.column for step in steps])
     return found
 
 

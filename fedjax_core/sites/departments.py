@@ -25,6 +25,7 @@ from fedjax_core import tree
 from fedjax_core.data import partition
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.given import given
 from fedjax_core.lanes import tune
 from fedjax_core.lanes.gather import gathering, meet, start
 from fedjax_core.lanes.rewrite import rewrite
@@ -41,7 +42,7 @@ def divided(site: str, columns: Mapping[str, Any], by: str, *, allow_nan: bool =
     """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then left out. Copies the rows."""
     if by not in columns:
         raise ValueError(f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}")
-    owner = np.asarray(columns[by])
+    owner = given(columns[by], by, f"{site}: ")
     if owner.ndim != 1 or owner.dtype.kind not in "iuU":
         raise ValueError(f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}")
     rest = {name: x for name, x in columns.items() if name != by}

@@ -24,6 +24,7 @@ from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.columns import narrow
 from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.evaluate import batch_sums
 from fedjax_core.lanes.rewrite import rewrite
@@ -268,18 +269,4 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 def _gather(columns: Columns, rows: np.ndarray) -> Columns:
     """The rows of every column."""
     at = np.where(rows < 0, ~rows, rows)
-    return jax.tree.map(lambda x: _narrow(x[at]), columns)
-
-
-def narrow(columns: Columns) -> Columns:
-    """64-bit columns as the 32-bit ones a device works on; raises where a whole number does not fit."""
-    return jax.tree.map(_narrow, columns)
-
-
-def _narrow(x: np.ndarray) -> np.ndarray:
-    if x.itemsize < 8:
-        return x
-    found = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
-    if found.dtype != x.dtype and np.issubdtype(x.dtype, np.integer) and not np.array_equal(found, x):
-        raise ValueError(f"a column holds whole numbers that do not fit {found.dtype}; renumber them, or store them as two columns")
-    return found
+    return narrow(jax.tree.map(lambda x: x[at], columns))

@@ -12,6 +12,7 @@ As every request brings the numbers, a site that was away, or begins anew, has t
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -73,11 +74,8 @@ def held_back(steps: Steps, fields: Iterable[str]) -> dict[str, str]:
 
 
 def check_rest(steps: Steps, raw: Clients) -> None:
-    """Raises for NaN in a column that no step fills."""
-    covered = {step.column for step in steps}
-    rest = {name: x for name, x in raw.columns.items() if name not in covered}
-    if rest:
-        Clients(rest, raw.offsets, raw.ids).check_finite()
+    """Raises for what is not finite: NaN may be where a step fills it."""
+    raw.check_finite(missing=[step.column for step in steps])
 
 
 def one_row(steps: Steps, raw: Clients) -> Columns:
@@ -89,9 +87,9 @@ def one_row(steps: Steps, raw: Clients) -> Columns:
 class Preparation:
     """Reads the numbers of all sites that a request brings, and applies them where they are not those that were applied last."""
 
-    def __init__(self, steps: Steps, raw: Clients, check: Callable[[Clients], None]) -> None:
-        """`check` raises for examples that the study's task cannot use."""
-        self.steps, self.raw, self._check = steps, raw, check
+    def __init__(self, steps: Steps, raw: Clients, check: Callable[[Clients], None], folder: Path | None = None) -> None:
+        """`check` raises for examples that the study's task cannot use. What is made of large mapped columns is on the folder's disk."""
+        self.steps, self.raw, self._check, self._folder = steps, raw, check, folder
         self.digest: str | None = None
         """Of the numbers that were applied last."""
         self.clients = raw
@@ -114,7 +112,7 @@ class Preparation:
             raise BadNumbers(f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns")
         fitted = Fitted(self.steps, numbers)
         if fitted.digest != self.digest:
-            clients = fitted.apply(self.raw)
+            clients = fitted.apply(self.raw, self._folder)
             self._check(clients)
             self.clients, self.digest = clients, fitted.digest
         return Envelope(envelope.header, rest)

@@ -1,6 +1,7 @@
 """Bad records: those that no model could use are left out when a site opens its data, and counted.
 
-A record is bad where a floating column has NaN or an infinity in it, or where the task's own check refuses it (a label out of range).
+A record is bad where a column has a number in it that a model's 32 bits cannot hold (NaN, an infinity, 1e39, a whole number above
+2**31), or where the task's own check refuses it (a label out of range).
 How many are left out is reported with the site's description and in its ledger; which they are goes to `errors.log`, for the site's
 staff. Whether it takes part with so many is its policy's to say (`max_bad_share`); without that setting no record is left out.
 
@@ -11,12 +12,13 @@ staff. Whether it takes part with so many is its policy's to say (`max_bad_share
 ([[1.0]], [1, 2])
 """
 
+import contextlib
 from collections.abc import Collection
 from typing import Any
 
-import jax
 import numpy as np
 
+from fedjax_core.data import checks
 from fedjax_core.data.clients import Clients
 from fedjax_core.task import Task
 
@@ -26,24 +28,26 @@ _ROWS = 1 << 16  # looked at together
 def usable(clients: Clients, task: Task, filled: Collection[str] = ()) -> tuple[Clients, np.ndarray]:
     """(the clients without their bad records, positions of those [M]). The same object where there are none, or no others.
 
-    In the columns that preprocessing has `filled`, by their names, NaN is a missing value, and not bad.
+    In the columns that preprocessing has `filled`, by their names, NaN is a missing value, and not bad; and whole numbers may be any.
     """
     count = clients.examples
     bad = np.zeros(count, bool)
-    for path, column in jax.tree_util.tree_leaves_with_path(clients.columns):
-        good = (lambda x: ~np.isinf(x)) if getattr(path[0], "key", None) in filled else np.isfinite
-        if np.issubdtype(column.dtype, np.floating) or np.issubdtype(column.dtype, np.complexfloating):
-            for begin in range(0, count, _ROWS):
-                part = np.asarray(column[begin : begin + _ROWS])
-                bad[begin : begin + _ROWS] |= ~good(part).reshape(len(part), -1).all(axis=1)
+    for name, column in clients.named_columns.items():
+        for begin in range(0, count, _ROWS):
+            part = np.asarray(column[begin : begin + _ROWS])
+            good = checks.usable(part, missing=name in filled)
+            if name not in filled:
+                good &= checks.fits(part)
+            bad[begin : begin + _ROWS] |= ~good.reshape(len(part), -1).all(axis=1)
     check = task.check
     if check is not None:
-        fine = np.flatnonzero(~bad)
-        bad[_refused(lambda rows: check(_taken(clients, rows)), fine)] = True
+        rest, fine = clients.without(*(name for name in filled if name in clients.named_columns)), np.flatnonzero(~bad)
+        with contextlib.suppress(KeyError):  # it is of a column that preprocessing makes, so of what that makes of it
+            bad[_refused(lambda rows: check(rest.take(rows)), fine)] = True
     found = np.flatnonzero(bad)
     if len(found) in (0, count):
         return clients, found
-    return _taken(clients, np.flatnonzero(~bad)), found
+    return clients.take(np.flatnonzero(~bad)), found
 
 
 def _refused(check: Any, rows: np.ndarray) -> np.ndarray:
@@ -58,8 +62,3 @@ def _refused(check: Any, rows: np.ndarray) -> np.ndarray:
         half = len(rows) // 2
         return np.concatenate([_refused(check, rows[:half]), _refused(check, rows[half:])])
     return rows[:0]
-
-
-def _taken(clients: Clients, rows: np.ndarray) -> Clients:
-    columns = jax.tree.map(lambda x: np.asarray(x[rows]), clients.columns)
-    return Clients(columns, np.searchsorted(rows, clients.offsets), clients.ids)

@@ -46,6 +46,8 @@ class SiteData:
             self.raw, self.bad = usable(self.raw, study.round.algorithm.task, [step.column for step in study.prepare])
         elif study.prepare:
             prepare.check_rest(study.prepare, self.raw)
+        if study.prepare:
+            self.raw.check_numbers(but=[step.column for step in study.prepare])
         check_divided(about.name, study, self.raw)
         self.clients = self.raw
         """The examples as the study prepares them, once it is known how."""
@@ -59,7 +61,7 @@ class SiteData:
             noise=study.noise, bad=skipped / (self.raw.examples + skipped), department=least if study.departments else None,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""
-        self._preparation = prepare.Preparation(study.prepare, self.raw, self._check) if study.prepare else None
+        self._preparation = prepare.Preparation(study.prepare, self.raw, self._check, about.folder) if study.prepare else None
         self._departments: Departments | None = None
         if not study.prepare and not (most_bad is not None and self.asked.bad > most_bad):  # of which the policy refuses every request
             self._check(self.raw)
@@ -94,7 +96,8 @@ class SiteData:
         return envelope
 
     def _check(self, clients: Clients) -> None:
-        """Raises where the task cannot use these examples."""
+        """Raises where the task cannot use these examples, or a model's 32 bits do not hold them."""
+        clients.check_numbers()
         if (check := self._study.round.algorithm.task.check) is not None:
             check(clients)
 

@@ -33,6 +33,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
+from fedjax_core.lanes.columns import narrow
 from fedjax_core.round import check_metrics
 from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
@@ -157,7 +158,7 @@ def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
 
 def metrics_of(study: Study, clients: Clients) -> list[str]:
     """The names of all that is measured in training and in evaluation; raises where one of them could not be told."""
-    task, columns = study.round.algorithm.task, local.narrow(prepare.one_row(study.prepare, clients))
+    task, columns = study.round.algorithm.task, narrow(prepare.one_row(study.prepare, clients))
     steps = check_metrics(study.round, columns, study.batch_size)
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]

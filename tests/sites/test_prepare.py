@@ -94,6 +94,33 @@ def test_sites_end_where_the_simulator_of_the_prepared_clients_ends(composed, tm
     assert {entry.about["numbers"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "prepared"} == {fitted.digest}
 
 
+def test_text_of_all_sites_has_one_coding_and_so_have_labels(composed, tmp_path):
+    """The second site has no case of one class, and the first no patient of one ward: what each would number by itself is not alike."""
+    rng = np.random.default_rng(0)
+    wards = [np.array(["icu", "ear"])[rng.integers(0, 2, 12)], np.array(["ear", "onc"])[rng.integers(0, 2, 9)]]
+    labels = [np.array(["benign", "malignant"])[rng.integers(0, 2, 12)], np.full(9, "malignant")]
+    data = [
+        {"x": rng.normal(size=(len(y), 3)).astype(np.float32), "age": np.ones(len(y), np.float32), "sex": w, "y": y}
+        for w, y in zip(wards, labels, strict=True)
+    ]
+    steps = (Codes("sex", minimum=2), Codes("y", categories=("benign", "malignant")))
+    everyone = fc.Clients.from_list(data, ids=["a", "b"])
+    prepared = fc.preprocess.fit(steps, everyone).apply(everyone)
+    assert [set(c["y"].tolist()) for c in prepared] == [{0, 1}, {1}] and prepared.columns["sex"].max() == 2
+    sim = fc.Simulator(composed, prepared, batch_size=BATCH, epochs=EPOCHS)
+    expected, _ = sim.run(sim.init(jax.random.key(1)), [0, 1])
+    sites = [SiteFile(name=name, data=columns) for name, columns in zip("ab", data, strict=True)]
+    with Federation(composed, sites, batch_size=BATCH, epochs=EPOCHS, prepare=steps, transport="in-process", folder=tmp_path) as fed:
+        state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1])
+    np.testing.assert_allclose(state.params, expected.params, rtol=1e-6, atol=1e-6)
+    with Federation(  # which measures nothing: the coordinator has the categories of before
+        composed, sites, batch_size=BATCH, epochs=EPOCHS, prepare=steps, transport="in-process", folder=tmp_path
+    ) as fed:
+        assert fed.prepared.apply(everyone).columns["sex"].tolist() == prepared.columns["sex"].tolist()
+    with pytest.raises(ValueError, match=r"column 'sex' holds text, .* fc.preprocess.Codes\('sex'\)"):
+        Federation(composed, sites, batch_size=BATCH, epochs=EPOCHS, transport="in-process")
+
+
 def test_categories_of_a_single_example_may_be_told(composed):
     """Then the first row alone has a code, and the numbers of all sites have more."""
     steps = (STEPS[0], Codes("sex", minimum=1), STEPS[2])
