@@ -305,6 +305,9 @@ class Federation:
             from fedjax_core.sites.ray_transport import RayTransport
 
             found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local, watched=watched)
+            if found.away:
+                found.close()
+                raise Paused("not all sites have started: " + "; ".join(f"{name}: {why}" for name, why in found.away.items()))
             return found, found.keys
         return transport, {}
 

@@ -40,8 +40,14 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import Reply
 
+log = logging.getLogger("fedjax_core")
+
 NAMESPACE = "fedjax_core"
 _START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
+_PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 30.0
+"""How long a site may have no node, how often that is looked at, how long a key that is there takes to come, and how often a site that
+could not start is started again."""
+
 _STORED, _STORED_BYTES = 8, 40 << 20
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
 _SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
@@ -70,6 +76,9 @@ class RayTransport:
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
+        self.away: dict[str, str] = {}
+        """The sites that did not start with the others, and why. What is sent to them waits in Ray until they have."""
+        self._tried: dict[str, float] = {}  # when a site whose process is there, and is no site, was last started
         try:
             for about in files:
                 # Ray would keep an event of every call: 3.6 kB each, of the last 100,000.
@@ -81,9 +90,15 @@ class RayTransport:
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
                 self._handle[about.name] = self._actors[about.name].handle
-            said, until = {name: actor.key.remote() for name, actor in self._actors.items()}, time.monotonic() + _START_SECONDS
-            for name, ref in said.items():
-                self.keys[name] = _key(name, ref, until)
+            self._meet({about.name: about for about in files}, alone=self._started and address is None)
+        except ValueError as error:
+            self.close()
+            if "already taken" in str(error):
+                raise RuntimeError(
+                    f"sites of these names are at work in this Ray for another coordinator ({error}); stop that one. Where it is a "
+                    "Federation of this process, as after a notebook cell that was run twice, close() it first"
+                ) from None
+            raise
         except BaseException:
             self.close()
             raise
@@ -93,6 +108,9 @@ class RayTransport:
 
         Only in `wait` does the future become done.
         """
+        if site in self._tried and time.monotonic() - self._tried[site] > _AGAIN_SECONDS:
+            self._tried[site] = time.monotonic()
+            ray.kill(self._actors[site], no_restart=False)  # Ray makes it anew, which may go well now
         return _Asked(self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request)))
 
     def wait(self, asked: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
@@ -109,6 +127,39 @@ class RayTransport:
                 done.update(one.told() for one in asked if type(one) is _Asked and one.ref in ready)
             if done or not left:
                 return done
+
+    def take_back(self, asked: "Future[Any]") -> None:
+        """Has a site not begin with what nobody waits for any more, if it has not yet: one that was away would do all of it first."""
+        if type(asked) is _Asked and not asked.done():
+            ray.cancel(asked.ref)
+
+    def _meet(self, files: dict[str, SiteFile], alone: bool) -> None:
+        """Waits until every site has started, or cannot; raises RuntimeError for one that cannot where Ray is this process's `alone`."""
+        waiting = {actor.key.remote(): name for name, actor in self._actors.items()}
+        began, told = time.monotonic(), False
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=_TURN_SECONDS, fetch_local=False)
+            passed = time.monotonic() - began
+            for ref in ready:
+                name = waiting.pop(ref)
+                try:
+                    self.keys[name] = _key(name, ref, _LATEST_SECONDS)
+                except RuntimeError as error:
+                    if alone:
+                        raise
+                    self.away[name], self._tried[name] = str(error), time.monotonic()
+            for ref, name in list(waiting.items()) if not ready and passed > _PLACE_SECONDS else []:
+                lacking = _no_place(files[name])
+                if lacking is None and passed > _START_SECONDS:
+                    lacking = f"its process did not start within {_START_SECONDS:g} s"
+                if lacking is not None:
+                    if alone:
+                        raise RuntimeError(f"site {name} could not start: {lacking}")
+                    self.away[name] = lacking
+                    del waiting[ref]
+            if waiting and passed > _PLACE_SECONDS and not told:
+                told = True
+                log.warning("waiting for the processes of %s to start; they may be reading their data", ", ".join(waiting.values()))
 
     def _put(self, request: Bytes) -> Any:
         """Where the request lies in the object store; a few of the last ones stay there, as sites are sent the parts of one in turn."""
@@ -195,15 +246,30 @@ class _Watched(_Actor):
         return b"0" if self._site is None else str(self._site.budget.steps).encode()
 
 
-def _key(name: str, ref: Any, until: float) -> PublicKey:
+def _key(name: str, ref: Any, seconds: float) -> PublicKey:
     """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that could not start."""
     try:
-        text = bytes(bytes_of(ref, max(0.0, until - time.monotonic()))[:_TEXT]).decode("ascii", "replace")
+        text = bytes(bytes_of(ref, seconds)[:_TEXT]).decode("ascii", "replace")
     except (ray.exceptions.GetTimeoutError, NoReply, NotBytes) as error:
         raise RuntimeError(f"site {name} could not start: {error}") from None
     if not text.startswith("ed25519:"):
         raise RuntimeError(f"site {name} could not start: {printable(text)}; errors.log in its folder says more")
     return PublicKey.parse(text)
+
+
+def _no_place(about: SiteFile) -> str | None:
+    """Why this Ray has no node for the site; None where it has one, or where that cannot be told."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    plain = {name: value for name, value in about.node.items() if not value.startswith(("!", "in("))}  # else a selector of Ray's own kind
+
+    def fits(node: dict[str, Any]) -> bool:
+        enough = all(node["Resources"].get(name, 0.0) >= amount for name, amount in about.resources.items())
+        return enough and plain.items() <= node.get("Labels", {}).items()
+
+    if any(map(fits, nodes)):
+        return None
+    wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(f"{k}={v}" for k, v in plain.items())
+    return f"no node of this Ray has what its file names ({wanted}): its machine is down, or `ray start` is not running there"
 
 
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:

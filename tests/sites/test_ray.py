@@ -5,6 +5,7 @@ import signal
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,10 +16,12 @@ import ray
 
 import fedjax_core as fc
 from fedjax_core.data.sources.heart_disease import HOSPITALS
+from fedjax_core.sites import ray_transport
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Rules
+from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.ray_security import InsecureRay
-from fedjax_core.sites.ray_transport import NAMESPACE, RayTransport, _Asked
+from fedjax_core.sites.ray_transport import NAMESPACE, RayTransport, _Asked, _no_place
 from fedjax_core.sites.site_file import SiteFile
 from tests.experiments.test_heart_golden import STEPS, golden, study
 
@@ -133,3 +136,38 @@ def test_a_request_is_stored_once_and_so_are_parts_that_sites_are_sent_in_turn(m
     for i in range(100):
         transport._put(bytes([i]))
     assert len(transport._stored) == 8
+
+
+def test_who_cannot_start_is_known_by_name_and_nobody_waits_for_whom_there_is_no_place(monkeypatch):
+    """Without Ray: a node that lacks a site's resources, a process that is no site, and one that reads its data for long."""
+    nodes = [
+        {"Alive": True, "Resources": {"charite": 1.0, "oslo": 1.0}, "Labels": {"at": "kyoto"}},
+        {"Alive": False, "Resources": {"mayo": 1.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    files = {name: SiteFile(name=name, data={}, resources={name: 1.0}) for name in ("charite", "mayo", "oslo")}
+    files["kyoto"] = SiteFile(name="kyoto", data={}, node={"at": "kyoto"})
+    assert _no_place(files["charite"]) is None and _no_place(files["kyoto"]) is None
+    assert "no node of this Ray has what its file names (mayo=1)" in _no_place(files["mayo"])
+    assert "(at=lima)" in _no_place(SiteFile(name="lima", data={}, node={"at": "lima"}))
+    assert _no_place(SiteFile(name="any", data={}, node={"at": "!lima"})) is None, "a selector of another kind is Ray's to judge"
+    key = SiteKey.make("charite").public
+    said = {"charite": key.text.encode(), "oslo": b"FileNotFoundError"}
+    monkeypatch.setattr(ray_transport, "bytes_of", lambda ref, seconds: said[ref])
+    monkeypatch.setattr(ray, "wait", lambda refs, **how: ([ref for ref in refs if ref in said], []))
+    monkeypatch.setattr(ray_transport, "_PLACE_SECONDS", 0.0)
+    monkeypatch.setattr(ray_transport, "_START_SECONDS", 0.2)
+
+    def transport():
+        found = object.__new__(RayTransport)
+        found._actors = {name: SimpleNamespace(key=SimpleNamespace(remote=lambda name=name: name)) for name in files}
+        found.keys, found.away, found._tried = {}, {}, {}
+        return found
+
+    found = transport()
+    found._meet(files, alone=False)
+    assert found.keys == {"charite": key} and list(found._tried) == ["oslo"]
+    assert found.away["oslo"].startswith("site oslo could not start: FileNotFoundError")
+    assert "no node of this Ray" in found.away["mayo"] and "did not start within 0.2 s" in found.away["kyoto"]
+    with pytest.raises(RuntimeError, match="site oslo could not start: FileNotFoundError"):
+        transport()._meet(files, alone=True)
