@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.data import checks, draws, spill, storage
+from fedjax_core.data import checks, spill, storage
 from fedjax_core.data.fingerprint import fingerprint
 from fedjax_core.data.given import is_text
+from fedjax_core.data.split import Alone, first_part
 from fedjax_core.types import Columns
 
 
@@ -172,21 +173,22 @@ class Clients:
         """The same clients with these rows of the flat columns alone, ascending. Copies them; to a file where the columns are mapped."""
         return self._with([spill.taken(leaf, rows) for leaf in self._leaves], np.searchsorted(rows, self.offsets), self.ids)
 
-    def split(self, fraction: float, seed: int = 0) -> tuple["Clients", "Clients"]:
+    def split(self, fraction: float, seed: int = 0, *, by: str | None = None, stratify: str | None = None) -> tuple["Clients", "Clients"]:
         """(first, rest): each client's examples divided at random, `fraction` of them (to the nearest, half up) in `first`.
 
+        `by` names the column of persons, all of whose examples are then in one part; it is the fraction of the persons. `stratify`
+        names the column of classes, each of which is then divided so, and is in both parts at every client that has it.
         Drawn by (seed, client's id): a client's division does not depend on the other clients or their order. Both parts have all
         clients, some perhaps without examples, and keep the order of the rows. Copies the rows.
         """
-        if not 0 < fraction < 1:
+        who, what = (None if name is None else self._names_of(name, word) for name, word in ((by, "by"), (stratify, "stratify")))
+        try:
+            chosen = first_part(self.offsets, self._words, fraction, seed, by=who, stratify=what)
+        except Alone as alone:
             raise ValueError(
-                f"fraction must lie between 0 and 1, got {fraction!r}; it is the share of each client's examples in the first part"
-            )
-        draws.check_seed(seed)
-        chosen = np.zeros(self.examples, bool)
-        for start, size, word in zip(self.offsets[:-1], self.sizes, self._words, strict=True):
-            order = draws.generator(draws.SPLIT, seed, word).permutation(size)
-            chosen[start + order[: int(fraction * size + 0.5)]] = True
+                f"class {alone.value} of column {stratify!r} has one example (or person) at {_whose(alone.client, self.ids)[:-2]}, "
+                "and it cannot be in both parts: put rare classes together, leave that client or example out, or split without stratify="
+            ) from None
         if chosen.all() or not chosen.any():
             raise ValueError(
                 f"split({fraction}) leaves one part without examples: the largest client has {self.sizes.max()}. "
@@ -250,6 +252,19 @@ class Clients:
             return self.ids.astype(np.uint64)
         digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in self.ids.tolist())
         return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+    def _names_of(self, name: str, word: str) -> np.ndarray:
+        """A column of names, numbers or classes by which examples are split; raises where it is none."""
+        if name not in self._names:
+            raise ValueError(f"{word}={name!r} names no column; the columns are {', '.join(self._names)}")
+        x = self.named_columns[name]
+        whole = x.dtype.kind in "biuU" or (x.dtype.kind == "f" and bool((x == np.round(x)).all()))
+        if x.ndim != 1 or not whole:
+            raise ValueError(
+                f"{word}={name!r} must be a column of whole numbers, truth values or text, one an example without any missing, "
+                f"got {checks.dtype_of(x)}{list(x.shape[1:])}"
+            )
+        return x
 
     def _with(self, leaves: list[np.ndarray], offsets: np.ndarray, ids: np.ndarray) -> "Clients":
         return type(self)(self._structure.unflatten(leaves), offsets, ids)

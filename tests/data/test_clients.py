@@ -93,6 +93,38 @@ def test_split_divides_each_client_once_whatever_the_order():
     assert clients.split(0.7, seed=4)[0][3]["x"].tolist() != first[3]["x"].tolist()
 
 
+def scans(seed, patients, first=0):
+    """Three scans a patient, in any order; of one patient in ten some show the disease."""
+    rng = np.random.default_rng(seed)
+    patient = rng.permutation(np.repeat(np.arange(patients) + first, 3))
+    return {"patient": patient, "y": ((patient % 10 == 0) & (rng.random(len(patient)) < 0.8)).astype(np.int32)}
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_split_by_person_keeps_each_on_one_side(text):
+    each = [scans(i, n, 100 * i) for i, n in enumerate((10, 1, 25))]
+    if text:
+        each = [{**c, "patient": np.array([f"p{n}" for n in c["patient"]])} for c in each]
+    clients = Clients.from_list([*each, {name: x[:0] for name, x in each[0].items()}])
+    first, rest = clients.split(0.7, seed=2, by="patient")
+    assert [len(np.unique(c["patient"])) for c in first] == [7, 1, 18, 0] and [len(np.unique(c["patient"])) for c in rest] == [3, 0, 7, 0]
+    assert not set(first.columns["patient"].tolist()) & set(rest.columns["patient"].tolist())
+    assert first.examples + rest.examples == clients.examples
+    alone, _ = clients.select([2, 0]).split(0.7, seed=2, by="patient")
+    assert alone[0]["patient"].tolist() == first[2]["patient"].tolist()
+
+
+def test_split_by_class_has_rare_cases_on_both_sides():
+    rare = Clients.from_list([{"y": (np.arange(60) < 2).astype(np.int32)} for _ in range(20)])
+    first, rest = rare.split(0.8, stratify="y")
+    assert {int(c["y"].sum()) for c in first} == {int(c["y"].sum()) for c in rest} == {1}
+    assert set(first.sizes.tolist()) == {1 + 46}
+    both = Clients.from_list([scans(i, 30) for i in range(5)])
+    first, rest = both.split(0.8, by="patient", stratify="y")
+    for one, two in zip(first, rest, strict=True):
+        assert not set(one["patient"].tolist()) & set(two["patient"].tolist()) and one["y"].any() and two["y"].any()
+
+
 def test_split_is_fair_to_every_row():
     clients = Clients.from_arrays({"x": np.tile(np.arange(10), 1000)}, offsets=np.arange(1001) * 10)
     counts = np.bincount(clients.split(0.3)[0].columns["x"])
@@ -179,6 +211,9 @@ def test_repr_says_what_is_there():
         (lambda: three().select([0, 0]), ValueError, "id 0 is given to two clients"),
         (lambda: three().split(1.0), ValueError, "between 0 and 1, got 1.0"),
         (lambda: three().split(0.1), ValueError, "without examples: the largest client has 3"),
+        (lambda: three().split(0.5, by="who"), ValueError, "by='who' names no column; the columns are x, y"),
+        (lambda: three().split(0.5, by="x"), ValueError, r"by='x' must be a column of whole numbers, .* got float64\[2\]"),
+        (lambda: three(["a", "b", "c"]).split(0.5, stratify="y"), ValueError, r"class 0 of column 'y' has one .* at client 0 \(id 'a'\), "),
         (lambda: three().split(0.5, seed=-1), ValueError, "seed must be a whole number of at least 0, got -1"),
     ],
 )

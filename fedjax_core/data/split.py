@@ -1,0 +1,75 @@
+"""Which examples are in the first part when clients' examples are divided in two: at random, by person, with rare cases on both sides.
+
+    drawn by (seed, client's id)         a client's division does not depend on the other clients or their order
+    by = "patient"                       all examples of a person are in one part: a test part then has people that nobody trained on
+    stratify = "y"                       of each class alike: of a class of two examples, one is in each part
+
+>>> first_part([0, 4], [7], 0.5, 0, by=np.array([1, 1, 2, 2])).tolist() in ([True, True, False, False], [False, False, True, True])
+True
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.data import draws
+
+
+def first_part(
+    offsets: Sequence[int] | np.ndarray,
+    words: Sequence[int] | np.ndarray,
+    fraction: float,
+    seed: int,
+    *,
+    by: Any = None,
+    stratify: Any = None,
+) -> np.ndarray:
+    """[examples] bool: whether an example is in the first part, which has `fraction` (to the nearest, half up) of each client's examples.
+
+    `words` [N] are the clients' addresses; `by` [examples] the person, and `stratify` [examples] the class of an example. With `by` it is
+    the fraction of the persons; with `stratify` of each class, of which both parts have at least one: raises where a class has one alone.
+    A person is of the class of theirs that is rarest at the client.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction must lie between 0 and 1, got {fraction!r}; it is the share of each client's examples in the first part"
+        )
+    draws.check_seed(seed)
+    chosen = np.zeros(offsets[-1], bool)
+    for i, (start, end, word) in enumerate(zip(offsets[:-1], offsets[1:], words, strict=True)):
+        generator = draws.generator(draws.SPLIT, seed, word)
+        if by is None and stratify is None:
+            chosen[start + generator.permutation(end - start)[: int(fraction * (end - start) + 0.5)]] = True
+            continue
+        person = np.arange(end - start) if by is None else np.unique(by[start:end], return_inverse=True)[1]
+        first = _of_each_class(i, person, None if stratify is None else np.asarray(stratify[start:end]), fraction, generator)
+        chosen[start:end] = np.isin(person, first)
+    return chosen
+
+
+class Alone(ValueError):
+    """A class has one example, or person, at a client, and two parts were to have one each: `client` is the position."""
+
+    def __init__(self, client: int, value: Any) -> None:
+        super().__init__(f"class {value} is one example, or person, alone")
+        self.client, self.value = client, value
+
+
+def _of_each_class(
+    client: int, person: np.ndarray, classes: np.ndarray | None, fraction: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Which persons, who are numbered from 0, are in the first part."""
+    if classes is None or not len(person):
+        count = len(np.unique(person))
+        return generator.permutation(count)[: int(fraction * count + 0.5)]
+    values, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    rarest = np.lexsort((counts[code], person))  # by person, and of each first the rarest of their classes
+    of = code[rarest[np.unique(person[rarest], return_index=True)[1]]]
+    first = []
+    for one in np.unique(of):
+        persons = np.flatnonzero(of == one)
+        if len(persons) == 1:
+            raise Alone(client, values[one])
+        first.append(generator.permutation(persons)[: min(max(1, int(fraction * len(persons) + 0.5)), len(persons) - 1)])
+    return np.concatenate(first)
