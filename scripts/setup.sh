@@ -1,6 +1,8 @@
 # Makes the environment in .venv, or reuses the one already there. Sourced by demo.sh and test.sh; `bash scripts/setup.sh` also works.
+# FEDJAX_CORE_VENV names another folder than .venv.
 #
-# The environment holds what pyproject.toml asks for, in the versions of constraints.txt. A stamp inside it, written last, says which
+# The environment holds what pyproject.toml asks for, in the versions of constraints.txt; from Python 3.13 on, which the newest
+# releases of JAX need, in those of constraints-newest.txt. A stamp inside it, written last, says which
 # of these it was made from, so that the next call installs again only after a change. Where an install was cut short, a package may be
 # there by half and look whole to pip: the environment is then made anew.
 
@@ -27,18 +29,19 @@ suitable_python() {
 }
 
 set_up() {
-    # set_up REPOSITORY: afterwards REPOSITORY/.venv/bin/python has the package and its development tools.
-    local repository="$1" venv="$1/.venv" python wanted
+    # set_up REPOSITORY: afterwards REPOSITORY/$venv/bin/python has the package and its development tools.
+    local repository="$1" venv="$1/${FEDJAX_CORE_VENV:-.venv}" python wanted constraints
     if [ -e "$venv/installing" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         [ -e "$venv" ] && echo "setup: $venv is incomplete or broken"
         python="$(suitable_python)" || return 1
         echo "setup: making $venv with $python ($("$python" --version 2>&1))"
         "$python" -m venv --clear "$venv" || return 1
     fi
-    wanted="$("$venv/bin/python" - "$repository" <<'PYTHON'
+    constraints="$("$venv/bin/python" -c 'import sys; print("constraints-newest.txt" if sys.version_info >= (3, 13) else "constraints.txt")')"
+    wanted="$("$venv/bin/python" - "$repository" "$constraints" <<'PYTHON'
 import hashlib, pathlib, sys
 root = pathlib.Path(sys.argv[1])
-text = b"".join((root / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+text = b"".join((root / name).read_bytes() for name in ("pyproject.toml", sys.argv[2]))
 print(hashlib.sha256(text + str(root).encode() + sys.version.encode()).hexdigest())
 PYTHON
 )" || return 1
@@ -49,7 +52,7 @@ PYTHON
     echo "setup: installing fedjax-core and its tools into $venv (the first time takes a few minutes)"
     touch "$venv/installing"
     rm -f "$venv/stamp"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$repository/constraints.txt" -e "$repository[dev,cluster]" || {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$repository/$constraints" -e "$repository[dev,cluster]" || {
         echo "error: the installation failed; what pip said is above. Run the same command to try again." >&2
         return 1
     }

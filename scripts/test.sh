@@ -6,11 +6,12 @@ repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$repository/scripts/setup.sh"
 set_up "$repository"
 cd "$repository"
+python="${FEDJAX_CORE_VENV:-.venv}/bin/python"
 echo "test: ruff check"
-.venv/bin/python -m ruff check .
+"$python" -m ruff check .
 echo "test: ruff format --check"
-.venv/bin/python -m ruff format --check .
+"$python" -m ruff format --check .
 echo "test: mypy"
-.venv/bin/python -m mypy
+"$python" -m mypy
 echo "test: pytest -n auto $*"
-exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -40,8 +40,7 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
     if eqn.primitive.name != "scan":
         return {}
     params: Any = eqn.params
-    body, first = params["jaxpr"].jaxpr, params["num_consts"]
-    last = first + params["num_carry"]
+    body, (first, last) = params["jaxpr"].jaxpr, _places(params)
     made = {v: e for e in body.eqns for v in e.outvars}
     used = Counter(v for e in body.eqns for v in e.invars if isinstance(v, core.Var))
     used.update(v for v in body.outvars if isinstance(v, core.Var))
@@ -55,6 +54,14 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
         if product is not None and _pays(product.eqn, params["length"], set(body.invars[:first])):
             found[c] = product
     return found
+
+
+def _places(params: Any) -> tuple[int, int]:
+    """Of a scan's operands, where the carries begin and end: the constants of the loop are before, what it goes over behind."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    constants, carries, _ = params["ft_in"].unpack()  # from JAX 0.12 on
+    return len(constants), len(constants) + len(carries)
 
 
 def _product(made: dict[Any, Any], v: Any) -> Product | None:
@@ -82,8 +89,7 @@ def _pays(eqn: Any, steps: int, constant: set[Any]) -> bool:
 def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]) -> list[Any]:
     """What the scan gives, its late products taken after it; `evaluate(jaxpr, consts, args, outvars)` works out the body."""
     params: Any = eqn.params
-    late, body, first = late_products(eqn), params["jaxpr"], params["num_consts"]
-    last = first + params["num_carry"]
+    late, body, (first, last) = late_products(eqn), params["jaxpr"], _places(params)
     consts, start, xs = args[:first], args[first:last], args[last:]
     carried = [c for c in range(len(start)) if c not in late]
     outs = body.jaxpr.outvars

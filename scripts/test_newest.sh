@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The tests of what depends on JAX and Python, with the newest releases of both (constraints-newest.txt) in .venv-newest.
+# Does nothing where there is no Python 3.13. Arguments go to pytest, and paths replace the usual ones.
+set -euo pipefail
+repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$repository/scripts/setup.sh"
+if ! python3.13 -c 'import venv, ensurepip' >/dev/null 2>&1; then
+    echo "test_newest: no Python 3.13 with venv here, so nothing was tested with the newest releases"
+    exit 0
+fi
+export FEDJAX_CORE_PYTHON=python3.13 FEDJAX_CORE_VENV=.venv-newest
+set_up "$repository"
+cd "$repository"
+[ $# -gt 0 ] || set -- tests/algorithms tests/aggregators tests/uplink tests/models tests/lanes tests/data tests/test_contracts.py tests/test_sources.py tests/sites
+exec "$FEDJAX_CORE_VENV/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
