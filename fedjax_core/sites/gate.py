@@ -173,7 +173,7 @@ def _check_header(header: Header, expected: Expected) -> str:
     if header.config != expected.config:
         raise WrongConfig(
             f"the site runs configuration {shown(header.config)}, and the run has {shown(expected.config)}; "
-            "both ends need the same algorithm, settings, code and fedjax_core; code of a notebook needs the same Python too"
+            "both ends need the same study: algorithm, settings, code and fedjax_core, and Python too for code of a notebook"
         )
     if expected.answers is not None and header.answers != expected.answers:
         raise WrongModel("the update was not computed from this round's broadcast; the site should train from the latest one")
