@@ -16,6 +16,7 @@ A round is one or more exchanges. For each, every backend does the same five thi
 ('chain(clip, quantize)', 'mean')
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -95,11 +96,14 @@ class Round(NamedTuple):
         """The client's end of an exchange: (what goes on the wire, its weight, what the client keeps)."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
         sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, keys.encode(key, e))
-        return sent, report.weight, Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
+        return sent, jnp.asarray(report.weight, jnp.float32), Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
 
     def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
-        """The server's reading of one report: (update, whether it may be used). Numbers that are not finite never spread."""
-        update = self._stage(e).expand(uplink, sent)
+        """The server's reading of one report: (update, whether it may be used). Numbers that are not finite never spread.
+
+        The update has 32 bits at least, whatever the model has: sums of reports in 16 bits would lose most of them.
+        """
+        update = tree.wide(self._stage(e).expand(uplink, sent))
         return update, tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
 
     def conclude(self, e: int, state: State, acc: Any, weight: Array, clients: Array) -> State:
@@ -137,9 +141,56 @@ def compose(algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggre
                 f"{aggregator.name}() cannot take what clients report in exchange {e} of this algorithm, which has a meaning only as "
                 "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
             )
-    composed = Round(algorithm, uplink, aggregator)
+    composed = Round(_in_32_bits(algorithm), uplink, aggregator)
     _check_shapes(composed)
     return composed
+
+
+def _in_32_bits(algorithm: Algorithm) -> Algorithm:
+    """The algorithm with what its server keeps beside the model in float32 at least, where the model has fewer bits.
+
+    The server's update is computed in float32, too, and its results are cast once. Clients are sent what they would be sent otherwise.
+    """
+    if not any(leaf is not wide for leaf, wide in _leaves_and_wide(jax.eval_shape(algorithm.init_params, _key()))):
+        return algorithm
+
+    def init(params: Params) -> Server:
+        return _with_params(algorithm.init(tree.wide(params)), params)
+
+    def plain(server: Server) -> Server:
+        """In the dtypes that the algorithm itself gives to what it keeps."""
+        return tree.like(server, jax.eval_shape(algorithm.init, server.params))
+
+    def exchange_of(exchange: Exchange) -> Exchange:
+        conclude = exchange.update
+
+        def update(server: Server, reports: Aggregate) -> Server:
+            assert conclude is not None
+            return tree.like(conclude(tree.wide(server), reports), server)
+
+        return exchange._replace(broadcast=lambda server: exchange.broadcast(plain(server)), update=None if conclude is None else update)
+
+    personal = algorithm.personal
+    return algorithm._replace(
+        init=init,
+        exchanges=tuple(exchange_of(exchange) for exchange in algorithm.exchanges),
+        personal=None if personal is None else lambda server, own: personal(plain(server), own),
+    )
+
+
+def _leaves_and_wide(a: Any) -> list[tuple[Any, Any]]:
+    return list(zip(jax.tree.leaves(a), jax.tree.leaves(tree.wide(a)), strict=True))
+
+
+def _with_params(server: Server, params: Params) -> Server:
+    """The server with this model, where it is of a type that can have one field replaced."""
+    if hasattr(server, "_replace"):
+        return server._replace(params=params)
+    return dataclasses.replace(server, params=params)
+
+
+def _key() -> Key:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _check_shapes(composed: Round) -> None:
@@ -150,11 +201,16 @@ def _check_shapes(composed: Round) -> None:
     for e, exchange in enumerate(composed.algorithm.exchanges):
         report = composed.report_shapes(e, state.server, own)
         _same(report.own, own, f"what a client keeps after exchange {e}")
+        if jnp.shape(report.weight) != ():
+            raise ValueError(
+                f"the weight of a report in exchange {e} is an array of shape {jnp.shape(report.weight)}, and must be one number: "
+                "look at weighting=, which gets a client's numbers of examples and steps"
+            )
         if exchange.update is None:
             continue
 
         acc, value = jax.eval_shape(partial(_meet, composed), report.update)
-        _same(value, report.update, f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}")
+        _same(value, tree.wide(report.update), f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}")
         one = jax.ShapeDtypeStruct((), jnp.float32)
         after = jax.eval_shape(partial(composed.conclude, e), state, acc, one, one)
         _same(after, state, f"the state after exchange {e}")
@@ -165,6 +221,8 @@ def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
     uplink, mine = composed.uplink.init(update), composed.uplink.init_client(update)
     sent, _ = composed.uplink.encode(uplink, mine, update, jax.random.key(0))
     expanded = composed.uplink.expand(uplink, sent)
+    if tree.shapes(expanded) != tree.shapes(tree.wide(expanded)) and tree.shapes(update) != tree.shapes(tree.wide(update)):
+        expanded = tree.wide(expanded)  # as `receive` does; of a model in 32 bits it gets what is no longer its update
     rows = jax.tree.map(lambda x: x[None], expanded)
     acc = composed.aggregator.add(composed.aggregator.zero(tree.shapes(expanded), 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
     value, _ = composed.uplink.finish(uplink, composed.aggregator.value(acc), Info(jnp.float32(1), jnp.float32(1)), jax.random.key(0))

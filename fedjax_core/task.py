@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_core import tree
 from fedjax_core.types import Array, Batch, Columns, Key, Params
 
 
@@ -31,7 +32,7 @@ class Task(NamedTuple):
 
     def mean_loss(self, params: Params, batch: Batch, key: Key) -> Array:
         """The mean loss over the examples that are not padding: what a local step differentiates."""
-        losses = jnp.where(batch.mask > 0, self.loss(params, batch, key), 0)
+        losses = jnp.where(batch.mask > 0, tree.wide(self.loss(params, batch, key)), 0)
         return jnp.sum(losses) / jnp.maximum(jnp.sum(batch.mask), 1).astype(losses.dtype)
 
     def evaluation(self, params: Params, batch: Batch) -> dict[str, Array]:

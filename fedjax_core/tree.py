@@ -34,6 +34,26 @@ def zeros_like(a: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), a)
 
 
+def wide(a: Any) -> Any:
+    """`a` with floating leaves of fewer than 32 bits brought to float32, in which sums are taken; all others as they are."""
+
+    def widen(x: Any) -> Any:
+        narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+        return cast(x, jnp.float32) if narrow else x
+
+    return jax.tree.map(widen, a)
+
+
+def like(a: Any, given: Any) -> Any:
+    """`a` with each floating leaf in the dtype of that of `given`, whose leaves may be `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x, g: cast(x, g.dtype) if jnp.issubdtype(g.dtype, jnp.floating) else x, a, given)
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """One leaf, or its `jax.ShapeDtypeStruct`, in another dtype."""
+    return x.update(dtype=dtype) if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x).astype(dtype)
+
+
 def norm(a: Any) -> Array:
     """The l2 norm over all leaves together, accumulated in float32."""
     return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(a)), jnp.float32(0)))

@@ -9,8 +9,21 @@ made apart (devices, workers, sites) merge into the one that all reports togethe
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from fedjax_core import tree
 from fedjax_core.types import Array, Update
+
+
+def check_floating(name: str, shapes: Update) -> None:
+    """Raises where a report has whole numbers in it, of which an average would keep nothing after the point."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{name}() averages numbers with a point, and a client reports {jax.tree_util.keystr(path) or 'an array'} as {leaf.dtype}: "
+                "report it with .astype(jnp.float32)"
+            )
 
 
 class Aggregator(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.aggregators.base import Aggregator, check_floating
 from fedjax_core.types import Array, Update
 
 
@@ -28,6 +28,7 @@ def mean() -> Aggregator:
     """Averages reports by their weight; zeros when nobody reported."""
 
     def zero(shapes: Update, cohort: int) -> Weighted:
+        check_floating("mean", shapes)
         return Weighted(tree.zeros_like(shapes), jnp.float32(0))
 
     def add(acc: Weighted, updates: Update, weights: Array, positions: Array) -> Weighted:

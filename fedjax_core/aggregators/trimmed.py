@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.aggregators.base import Aggregator, check_floating
 from fedjax_core.types import Array, Update, known
 
 
@@ -35,6 +35,7 @@ def trimmed_mean(fraction: float) -> Aggregator:
         raise ValueError(f"trimmed_mean needs 0 <= fraction < 0.5 (it trims that share at both ends), got {fraction}")
 
     def zero(shapes: Update, cohort: int) -> Reports:
+        check_floating("trimmed_mean", shapes)
         return Reports(jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes), jnp.zeros(cohort))
 
     def add(acc: Reports, updates: Update, weights: Array, positions: Array) -> Reports:

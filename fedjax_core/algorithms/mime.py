@@ -88,12 +88,12 @@ def _whole_gradient(task: Task) -> Client:
     """A client that reports the gradient of its whole data at the broadcast model."""
 
     def begin(params: Params, own: Own, key: Key) -> Gradient:
-        return Gradient(jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+        return Gradient(tree.zeros_like(tree.wide(params)), jnp.float32(0))
 
     def step(params: Params, carry: Gradient, batch: Batch, key: Key) -> tuple[Gradient, dict[str, Mean]]:
         examples = jnp.sum(batch.mask)
         grads, _ = gradient(task, params, batch, key)
-        return Gradient(tree.add(carry.total, tree.scale(examples, grads)), carry.examples + examples), {}
+        return Gradient(tree.add(carry.total, tree.scale(examples, tree.wide(grads))), carry.examples + examples), {}
 
     def finish(params: Params, carry: Gradient, seen: Seen) -> Report:
         return Report(tree.scale(1 / jnp.maximum(carry.examples, 1), carry.total), by_examples(seen), own=())

@@ -59,7 +59,7 @@ def gathering(composed: Round) -> Round:
     algorithm = composed.algorithm
     (exchange,) = algorithm.exchanges
     server = jax.eval_shape(lambda: algorithm.init(algorithm.init_params(jax.random.key(0))))
-    shapes = composed.report_shapes(0, server, ()).update
+    shapes = tree.wide(composed.report_shapes(0, server, ()).update)  # as reports are summed
 
     def init_params(key: Key) -> Params:
         return exchange.broadcast(algorithm.init(algorithm.init_params(key)))

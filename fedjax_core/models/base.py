@@ -14,21 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core.task import Task
+from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
 
 
 def images(x: Array) -> Array:
     """`x` with uint8 brought to floats in [0, 1]; any other dtype is left as it is."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
-
-
-def wide(x: Any) -> Any:
-    """Floating numbers of fewer than 32 bits brought to float32, in which losses are taken; all others as they are."""
-
-    def widen(x: Array) -> Array:
-        return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
-
-    return jax.tree.map(widen, x)
 
 
 def like(params: Params, x: Any) -> Any:
@@ -88,7 +80,7 @@ def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], 
         return losses(wide(logits(params, batch)), batch)
 
     def metrics(params: Params, batch: Batch) -> dict[str, Array]:
-        outputs = logits(params, batch)
+        outputs = wide(logits(params, batch))
         return {"loss": losses(outputs, batch), "accuracy": accuracy(outputs, batch["y"])}
 
     return Task(init, loss, metrics, logits, labels_below(max(classes, 2)))

@@ -18,8 +18,9 @@ Cox, "Regression models and life-tables", Journal of the Royal Statistical Socie
 import jax
 import jax.numpy as jnp
 
-from fedjax_core.models.base import flat, like, wide
+from fedjax_core.models.base import flat, like
 from fedjax_core.task import Task
+from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
 
 

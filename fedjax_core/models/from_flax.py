@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from fedjax_core.models.base import images, like, wide
+from fedjax_core.models.base import images, like
 from fedjax_core.task import Task, check_losses
+from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
 
 Init = Callable[[Key], Params]
@@ -61,7 +62,7 @@ def from_flax(
         return loss(wide(apply(params, like(params, inputs(batch)), key)), batch)
 
     def evaluate(params: Params, batch: Batch) -> dict[str, Array]:
-        outputs = apply(params, inputs(batch), None)
+        outputs = wide(apply(params, inputs(batch), None))
         return {"loss": loss(outputs, batch), **(metrics(outputs, batch) if metrics else {})}
 
     task = Task(init, train_loss, evaluate, predict=lambda params, batch: apply(params, inputs(batch), None))

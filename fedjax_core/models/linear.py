@@ -12,8 +12,9 @@ All begin at zero, where the loss is the same for everyone and the problem is co
 
 import jax.numpy as jnp
 
-from fedjax_core.models.base import classifier, flat, like, wide
+from fedjax_core.models.base import classifier, flat, like
 from fedjax_core.task import Task
+from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
 
 

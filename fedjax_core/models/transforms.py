@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from fedjax_core.models.base import wide
 from fedjax_core.task import Task
+from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Columns, Key, Params
 
 

@@ -57,7 +57,7 @@ def ids_of(site: str, departments: Any) -> list[str]:
 @lru_cache(maxsize=32)
 def merged(composed: Round) -> Round:
     """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
-    plain: Any = {"encode": lambda state, own, update, key: (update, own), "expand": lambda state, update: update}
+    plain: Any = {"encode": lambda state, own, update, key: (tree.wide(update), own), "expand": lambda state, update: update}
     return composed._replace(uplink=composed.uplink._replace(**plain))
 
 

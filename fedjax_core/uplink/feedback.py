@@ -18,17 +18,20 @@ from fedjax_core.uplink.base import Stage
 
 
 def feedback(inner: Stage) -> Stage:
-    """`inner` with the client keeping what it loses; one float copy of the update a client."""
+    """`inner` with the client keeping what it loses, in 32 bits at least; one such copy of the update a client."""
     if not isinstance(inner, Stage):
         raise TypeError(f"feedback() wraps a stage, got {type(inner).__name__}: write feedback(quantize(bits=4))")
 
+    def init(shapes: Update) -> Any:
+        return inner.init(tree.wide(shapes))
+
     def init_client(shapes: Update) -> Own:
-        return tree.zeros_like(shapes), inner.init_client(shapes)
+        return tree.zeros_like(tree.wide(shapes)), inner.init_client(tree.wide(shapes))
 
     def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
         residual, rest = own
-        wanted = tree.add(update, residual)
+        wanted = tree.add(tree.wide(update), residual)
         sent, rest = inner.encode(state, rest, wanted, key)
-        return sent, (tree.sub(wanted, inner.expand(state, sent)), rest)
+        return sent, (tree.sub(wanted, tree.wide(inner.expand(state, sent))), rest)
 
-    return Stage(f"feedback({inner.name})", inner.init, init_client, encode, inner.expand, inner.finish)
+    return Stage(f"feedback({inner.name})", init, init_client, encode, inner.expand, inner.finish)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_core import tree
 from fedjax_core.types import Array, Key, Message, Own, Update
 from fedjax_core.uplink.base import Stage, stage
 
@@ -25,7 +26,7 @@ class Quantized(NamedTuple):
     """What crosses the wire."""
 
     levels: Any  # each leaf int8 or int16, as the update
-    scale: Any  # each leaf a float scalar of the update's dtype
+    scale: Any  # each leaf a float scalar of the update's dtype, of 32 bits at least
 
 
 def quantize(bits: int) -> Stage:
@@ -37,7 +38,7 @@ def quantize(bits: int) -> Stage:
 
     def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
         structure: Any
-        leaves, structure = jax.tree.flatten(update)
+        leaves, structure = jax.tree.flatten(tree.wide(update))  # 8 bits of levels and a draw do not fit a bfloat16
         scales = [jnp.max(jnp.abs(x), initial=0) / most for x in leaves]
 
         def levels(i: int, x: Array, scale: Array) -> Array:

@@ -55,6 +55,13 @@ def test_nobody_gives_zeros(aggregator):
     assert fold(aggregator, REPORTS, np.zeros(10, np.float32)).tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("aggregator", [aggregators.mean(), aggregators.trimmed_mean(0.2)], ids=lambda a: a.name)
+def test_whole_numbers_are_not_averaged(aggregator):
+    """Their mean would be cut to a whole number, 0 for most."""
+    with pytest.raises(TypeError, match=r"a client reports \['n'\] as int32: report it with .astype"):
+        aggregator.zero({"n": jax.ShapeDtypeStruct((2,), jnp.int32)}, 3)
+
+
 def test_fraction_is_checked():
     with pytest.raises(ValueError, match=r"0 <= fraction < 0.5 .* got 0.5"):
         aggregators.trimmed_mean(0.5)
