@@ -39,8 +39,8 @@ def lead(folder: Folder, address: str | None) -> int:
     roster = Roster.read(home / "roster.toml")
     with Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
-        noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, rules=rules,
-        folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
+        noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, features=study.features,
+        rules=rules, folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
     ) as federation:  # fmt: skip
         for attempt in itertools.count(1):
             try:

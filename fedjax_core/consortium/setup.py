@@ -155,9 +155,9 @@ def prepare(
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
-    clients = load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare)
+    clients = load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare, study=built)
     for name, about in found.items():
-        expected.Expected.here(built, expected.columns(clients)).write(folder.site(name) / "expected.toml")
+        expected.Expected.here(built, expected.columns(clients), clients.features).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
             write_whole(folder.site(name) / "policy.toml", _policy(name, plan, built, clients))
     plan.write(folder.plan)

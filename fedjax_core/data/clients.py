@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data import checks, spill, storage
+from fedjax_core.data.features import Features, checked, order
 from fedjax_core.data.fingerprint import fingerprint
-from fedjax_core.data.given import is_text
+from fedjax_core.data.given import features_in, is_text
 from fedjax_core.data.split import Alone, first_part
 from fedjax_core.types import Columns
 
@@ -34,46 +35,62 @@ from fedjax_core.types import Columns
 class Clients:
     """N clients' examples. Build it with `from_list`, `from_arrays`, `from_parts` or `open`; it and its arrays do not change."""
 
-    def __init__(self, columns: Columns, offsets: Any, ids: Any = None) -> None:
+    def __init__(self, columns: Columns, offsets: Any, ids: Any = None, *, features: Features | None = None) -> None:
         """Like `from_arrays`, without looking for NaN."""
+        named = features_in(columns) | dict(features or {})
         self._leaves, self._structure, self._names = checks.flat(columns)
         self.offsets: np.ndarray = checks.offsets_of(offsets, checks.rows(self._leaves, self._names))
         """[N+1] int64: client i is rows offsets[i]:offsets[i+1]."""
         self.ids: np.ndarray = checks.ids_of(ids, len(self.offsets) - 1)
         """[N] integers or strings: the clients' names, which address their randomness."""
+        self.features: dict[str, tuple[str, ...]] = checked(named, self.named_columns)
+        """{column: the names of the numbers in each of its rows}, where they are known."""
         if not self.examples:
             raise ValueError(f"the dataset is empty: there are {len(self)} clients, but not one example; give at least one client data")
 
     @classmethod
-    def from_list(cls, columns: Iterable[Columns], ids: Any = None, *, allow_nan: bool = False) -> "Clients":
-        """Clients from each one's columns: [{"x": x0, "y": y0}, {"x": x1, "y": y1}, ...]. A client may have no examples."""
+    def from_list(
+        cls, columns: Iterable[Columns], ids: Any = None, *, features: Features | None = None, allow_nan: bool = False
+    ) -> "Clients":
+        """Clients from each one's columns: [{"x": x0, "y": y0}, {"x": x1, "y": y1}, ...]. A client may have no examples.
+
+        `features={"x": ["age", "weight"]}` names the numbers in a row of `x`; they are part of what sites compare, and `arranged`
+        goes by them. A data frame has names of its own, and its columns are put into the order of the first client's.
+        """
         each = list(columns)
         if not each:
             raise ValueError("the dataset is empty: the list holds no clients; give one entry of columns for each client")
         ids = checks.ids_of(ids, len(each))
-        joined, offsets = _join(each, ids)
-        return cls.from_arrays(joined, offsets, ids, allow_nan=allow_nan)
+        named = features_in(each[0]) | dict(features or {})
+        joined, offsets = _join(each, ids, named)
+        return cls.from_arrays(joined, offsets, ids, features=named, allow_nan=allow_nan)
 
     @classmethod
-    def from_arrays(cls, columns: Columns, offsets: Any, ids: Any = None, *, allow_nan: bool = False) -> "Clients":
+    def from_arrays(
+        cls, columns: Columns, offsets: Any, ids: Any = None, *, features: Features | None = None, allow_nan: bool = False
+    ) -> "Clients":
         """Clients from flat columns, of which client i has rows offsets[i]:offsets[i+1]. Nothing is copied."""
-        clients = cls(columns, offsets, ids)
+        clients = cls(columns, offsets, ids, features=features)
         if not allow_nan:
             clients.check_finite()
         return clients
 
     @classmethod
-    def from_parts(cls, columns: Columns, parts: Sequence[Any], ids: Any = None, *, allow_nan: bool = False) -> "Clients":
+    def from_parts(
+        cls, columns: Columns, parts: Sequence[Any], ids: Any = None, *, features: Features | None = None, allow_nan: bool = False
+    ) -> "Clients":
         """Clients from flat columns and each one's row numbers, as the functions of `partition` return them. Copies the rows."""
         leaves, structure, names = checks.flat(columns)
         rows = _rows_of(parts, checks.rows(leaves, names))
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
-        return cls.from_arrays(structure.unflatten([leaf[rows] for leaf in leaves]), offsets, ids, allow_nan=allow_nan)
+        named = features_in(columns) | dict(features or {})
+        return cls.from_arrays(structure.unflatten([leaf[rows] for leaf in leaves]), offsets, ids, features=named, allow_nan=allow_nan)
 
     @classmethod
     def open(cls, folder: str | Path, *, check: bool = False) -> "Clients":
         """The clients that `save` wrote to a folder, memory-mapped: rows are read when used. `check` looks for NaN, in all of them."""
-        clients = cls(*storage.read(folder))
+        columns, offsets, ids, features = storage.read(folder)
+        clients = cls(columns, offsets, ids, features=features)
         if check:
             clients.check_finite()
         return clients
@@ -84,7 +101,7 @@ class Clients:
         The folder is for its owner alone, as are those above it that are made, for they may hold records of patients. To share data with
         other users of a machine or cluster: `chmod -R go+rX FOLDER`.
         """
-        storage.write(folder, self.columns, self.offsets, self.ids)
+        storage.write(folder, self.columns, self.offsets, self.ids, self.features)
 
     @property
     def columns(self) -> Columns:
@@ -197,8 +214,44 @@ class Clients:
         return self.take(np.flatnonzero(chosen)), self.take(np.flatnonzero(~chosen))
 
     def with_columns(self, columns: Columns) -> "Clients":
-        """The same clients with other columns, of as many rows, none of which is copied. Does not look for NaN."""
-        return type(self)(columns, self.offsets, self.ids)
+        """The same clients with other columns, of as many rows, none of which is copied. Does not look for NaN.
+
+        A column of the same name and width keeps the names of its features.
+        """
+        found = type(self)(columns, self.offsets, self.ids)
+        same = {
+            name: features
+            for name, features in self.features.items()
+            if name in found.named_columns and found.named_columns[name].shape[1:] == (len(features),)
+        }
+        return type(self)(columns, self.offsets, self.ids, features=same | found.features)
+
+    def with_ids(self, ids: Any) -> "Clients":
+        """The same clients under other ids, and so with other draws."""
+        return type(self)(self.columns, self.offsets, ids, features=self.features)
+
+    def arranged(self, features: Features) -> "Clients":
+        """The clients with the features of each of these columns in this order, by their names.
+
+        A column that is not there is made, as a matrix, of the columns that are called like its features, which are then no longer by
+        themselves: `arranged({"x": ["age", "weight"]})`. Raises, naming it, where a feature is missing or there is another one.
+        """
+        columns, names = dict(self.columns), dict(self.features)
+        for column, wanted in features.items():
+            if column in columns and column not in names:
+                raise ValueError(
+                    f"column {column!r} has no names of its features, by which it could be put in order: give them, Clients.from_list(..., "
+                    f"features={{{column!r}: [...]}})"
+                )
+            if column in columns:
+                places = order(names[column], wanted, column)
+                if (places != np.arange(len(places))).any():
+                    columns[column] = spill.reordered(columns[column], places)
+            else:
+                columns[column] = _matrix(columns, wanted, column)
+                columns = {name: x for name, x in columns.items() if name not in set(wanted) - {column}}
+            names[column] = tuple(wanted)
+        return type(self)(columns, self.offsets, self.ids, features={name: of for name, of in names.items() if name in columns})
 
     def without(self, *names: str) -> "Clients":
         """The clients without these columns: what nothing learns from, such as a patient's number by which they were split."""
@@ -244,7 +297,8 @@ class Clients:
 
         Of data larger than 64 MB only evenly spaced blocks of rows are read, 64 MB in all: a change between them goes unseen.
         """
-        return fingerprint(self._leaves, self._names, self.offsets, self.addresses)
+        named = [f"{name}:{','.join(self.features[name])}" if name in self.features else name for name in self._names]
+        return fingerprint(self._leaves, named, self.offsets, self.addresses)
 
     @property
     def _words(self) -> np.ndarray:
@@ -267,11 +321,28 @@ class Clients:
         return x
 
     def _with(self, leaves: list[np.ndarray], offsets: np.ndarray, ids: np.ndarray) -> "Clients":
-        return type(self)(self._structure.unflatten(leaves), offsets, ids)
+        return type(self)(self._structure.unflatten(leaves), offsets, ids, features=self.features)
 
 
-def _join(each: list[Columns], ids: np.ndarray) -> tuple[Columns, np.ndarray]:
-    """The clients' columns one after another, and the offsets, once they are known to be alike."""
+def _matrix(columns: dict[str, np.ndarray], names: Sequence[str], column: str) -> np.ndarray:
+    """A matrix of the columns of these names, in float32 where it holds them all."""
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"there is no column {column!r}, and no column {name!r} to make it of; there are {', '.join(columns)}")
+        if columns[name].ndim != 1 or columns[name].dtype.kind not in "fiub":
+            raise ValueError(
+                f"column {name!r}, of which {column!r} is to be made, must hold a number an example, got "
+                f"{checks.dtype_of(columns[name])}{list(columns[name].shape[1:])}"
+            )
+    dtype = np.result_type(np.float32, *(columns[name].dtype for name in names))
+    return np.stack([columns[name].astype(dtype) for name in names], axis=1)
+
+
+def _join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tuple[Columns, np.ndarray]:
+    """The clients' columns one after another, and the offsets, once they are known to be alike.
+
+    Columns that say the names of their features themselves are put into the order of `features`.
+    """
     found, sizes = [], np.zeros(len(each) + 1, np.int64)
     first, structure, names = checks.flat(each[0], _whose(0, ids))
     for i, columns in enumerate(each):
@@ -282,6 +353,9 @@ def _join(each: list[Columns], ids: np.ndarray) -> tuple[Columns, np.ndarray]:
                 "all clients need the same columns in the same structure"
             )
         sizes[i + 1] = checks.rows(leaves, names, _whose(i, ids))
+        for column, its in features_in(columns).items():
+            at = names.index(column)
+            leaves[at] = leaves[at][:, order(its, features[column], column, _whose(i, ids))]
         for leaf, other, name in zip(leaves, first, names, strict=True):
             if (leaf.dtype != other.dtype and not (is_text(leaf) and is_text(other))) or leaf.shape[1:] != other.shape[1:]:
                 raise ValueError(

@@ -14,6 +14,7 @@ numbers below it trained on.
 'U'
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,9 +55,11 @@ def is_text(array: Any) -> bool:
     return bool(array.dtype.kind == "U")
 
 
-def features_of(leaf: Any) -> list[str] | None:
-    """The names of a data frame's columns; None of anything else."""
-    return [str(name) for name in leaf.columns] if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy") else None
+def features_in(columns: Any) -> dict[str, list[str]]:
+    """{column: the names of its features}, of those columns that are data frames."""
+    if not isinstance(columns, Mapping):
+        return {}
+    return {name: [str(one) for one in x.columns] for name, x in columns.items() if hasattr(x, "columns") and hasattr(x, "to_numpy")}
 
 
 def _filled(data: np.ndarray, missing: np.ndarray, name: str, whose: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A population's data in a folder: one .npy a column, opened again without being read.
 
-    folder/clients.json    the structure of the columns, their dtypes, the format's version
+    folder/clients.json    the structure of the columns, their dtypes, the names of their features, the format's version
     folder/offsets.npy     [N+1] int64
     folder/ids.npy         [N] integers or strings
     folder/column_0.npy    ... one a leaf, numbered as in the structure
@@ -12,7 +12,7 @@ where they are: memory-mapped data larger than memory can be written.
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()) / "data"
 >>> write(folder, {"x": np.arange(3)}, np.array([0, 1, 3]), np.arange(2))
->>> columns, offsets, ids = read(folder)
+>>> columns, offsets, ids, _ = read(folder)
 >>> columns["x"].tolist(), offsets.tolist(), ids.tolist()
 ([0, 1, 2], [0, 1, 3], [0, 1])
 """
@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from fedjax_core.types import Columns
 _VERSION = 1
 
 
-def write(folder: str | Path, columns: Columns, offsets: np.ndarray, ids: np.ndarray) -> None:
+def write(
+    folder: str | Path, columns: Columns, offsets: np.ndarray, ids: np.ndarray, features: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Writes the folder, which must not exist yet."""
     folder = Path(folder)
     if folder.exists():
@@ -43,7 +46,8 @@ def write(folder: str | Path, columns: Columns, offsets: np.ndarray, ids: np.nda
     make_folder(unfinished.parent)
     unfinished.mkdir(FOLDER)
     try:
-        about = {"fedjax_core clients": _VERSION, "structure": structure, "dtypes": [leaf.dtype.name for leaf in leaves]}
+        named = {} if not features else {"features": {name: list(of) for name, of in features.items()}}
+        about = named | {"fedjax_core clients": _VERSION, "structure": structure, "dtypes": [leaf.dtype.name for leaf in leaves]}
         with open(unfinished / "clients.json", "w", opener=opener) as file:
             json.dump(about, file, indent=1)
             _to_disk(file)
@@ -58,8 +62,8 @@ def write(folder: str | Path, columns: Columns, offsets: np.ndarray, ids: np.nda
         raise
 
 
-def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray]:
-    """(columns, offsets, ids) as written; the columns are memory-mapped and read-only."""
+def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray, dict[str, list[str]]]:
+    """(columns, offsets, ids, names of features) as written; the columns are memory-mapped and read-only."""
     folder = Path(folder)
     if not (folder / "clients.json").is_file():
         raise FileNotFoundError(f"{folder} holds no clients.json, so it is not data written by Clients.save()")
@@ -70,7 +74,7 @@ def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray]:
     for i, dtype in enumerate(about["dtypes"]):
         leaf = _load(folder / f"column_{i}.npy", mapped=True)
         leaves.append(leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype)))  # a .npy does not know bfloat16
-    return _rebuild(about["structure"], leaves), _load(folder / "offsets.npy"), _load(folder / "ids.npy")
+    return _rebuild(about["structure"], leaves), _load(folder / "offsets.npy"), _load(folder / "ids.npy"), about.get("features", {})
 
 
 def _load(path: Path, mapped: bool = False) -> np.ndarray:

@@ -129,7 +129,7 @@ def score(site: "Site", envelope: Envelope) -> Bytes:
 def describe(site: "Site", envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round."""
     data = site.data
-    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, "schema": data.schema, **data.counted}
+    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted}
     if data.skipped is not None:
         fields["skipped"] = data.skipped
     kept = [name for name in site.metrics if not site.terms.policy.may_leave([name], 0.0).allowed]

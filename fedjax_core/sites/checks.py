@@ -27,6 +27,8 @@ from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.expected import Expected, code, columns, packages, python
 from fedjax_core.sites.identity import SiteKey, read_public
 from fedjax_core.sites.policy import Policy, Request, Tasks
+from fedjax_core.sites.schema import difference, items_of
+from fedjax_core.sites.schema import said as said_of
 from fedjax_core.sites.site_data import fingerprint
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
 from fedjax_core.sites.study import Study, build
@@ -114,7 +116,7 @@ def _opened(about: SiteFile) -> Clients:
     """The site's data, in which NaN may be where the study's preprocessing fills it."""
     built = _built(about)
     steps = _steps(built)
-    found = load_data(about, check=not steps)
+    found = load_data(about, check=not steps, study=built)
     if built is not None:
         check_divided(about.name, built, found)
     if steps:
@@ -141,6 +143,9 @@ def _data(about: SiteFile, settings: Settings) -> str:
         odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
         said = "; ".join(f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}" for name in odd[:5])
         raise Unfit(f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save")
+    if expected.features and dict(clients.features) != {name: tuple(of) for name, of in expected.features.items()}:
+        here_, there = (items_of(expected.columns, of) for of in (clients.features, expected.features))
+        raise Unfit(f"the features are not those of the study: {difference('this site', said_of(here_), 'the study', said_of(there))}")
     path, key, said = _key_path(about), None, f"{clients.examples} examples of {listed(here)}"
     with contextlib.suppress(OSError, ValueError):  # which another check tells
         key = None if path is None else SiteKey.load(path)

@@ -82,6 +82,7 @@ class Federation:
     sites' columns, asked for once; they are in `folder`, too.
     `departments`: the clients are the departments into which sites divide their examples (`SiteFile.departments`), a site without any is
     one; each site sends one mean of their reports, and the numbers are those of a simulator of them all (`fedjax_core.sites.departments`).
+    `features`, as in `{"x": ["age", "weight"]}`: the order into which each site brings the features of a column, by their names.
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
     With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
     model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.asynchronous`).
@@ -104,6 +105,7 @@ class Federation:
         epsilon: float | None = None,
         prepare: Any = (),
         departments: bool = False,
+        features: Mapping[str, Sequence[str]] | None = None,
         buffer: Buffer | None = None,
         rules: Rules | None = None,
         folder: str | Path | None = None,
@@ -116,7 +118,10 @@ class Federation:
     ) -> None:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        self.round, self.study = composed, Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments)
+        self.round, self.study = (
+            composed,
+            Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments, features or {}),
+        )
         self._here = merged(composed) if departments else composed
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]

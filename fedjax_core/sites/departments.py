@@ -25,6 +25,7 @@ from fedjax_core import tree
 from fedjax_core.data import partition
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.features import Features
 from fedjax_core.data.given import given
 from fedjax_core.lanes import tune
 from fedjax_core.lanes.gather import gathering, meet, start
@@ -38,7 +39,7 @@ from fedjax_core.types import Message
 _OF_A_ROUND = ("refused", "clients", "examples")  # metrics of the lanes' own, which are said otherwise
 
 
-def divided(site: str, columns: Mapping[str, Any], by: str, *, allow_nan: bool = False) -> Clients:
+def divided(site: str, columns: Mapping[str, Any], by: str, *, features: Features | None = None, allow_nan: bool = False) -> Clients:
     """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then left out. Copies the rows."""
     if by not in columns:
         raise ValueError(f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}")
@@ -46,7 +47,8 @@ def divided(site: str, columns: Mapping[str, Any], by: str, *, allow_nan: bool =
     if owner.ndim != 1 or owner.dtype.kind not in "iuU":
         raise ValueError(f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}")
     rest = {name: x for name, x in columns.items() if name != by}
-    return Clients.from_parts(rest, partition.by_owner(owner), ids_of(site, partition.owner_names(owner)), allow_nan=allow_nan)
+    ids = ids_of(site, partition.owner_names(owner))
+    return Clients.from_parts(rest, partition.by_owner(owner), ids, features=features, allow_nan=allow_nan)
 
 
 def ids_of(site: str, departments: Any) -> list[str]:

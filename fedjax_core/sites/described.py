@@ -14,6 +14,7 @@ from fedjax_core.sites.base import of_lines
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.request import WITHHELD, Record, Requests
+from fedjax_core.sites.schema import difference
 
 log = logging.getLogger("fedjax_core")
 
@@ -69,9 +70,13 @@ def describe(
     if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
         raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
     found = {name: known[name] if name in known else now[name] for name in names}
-    schemas = {name: about["schema"] for name, about in {**found, **now}.items()}
-    if odd := [name for name, schema in schemas.items() if schema != schemas[names[0]]]:
-        raise ValueError(f"{', '.join(odd)} have other columns, shapes or dtypes than {names[0]}; all sites need the same")
+    schemas = {**found, **now}
+    if odd := [name for name in names if schemas[name]["schema"] != schemas[names[0]]["schema"]]:
+        raise ValueError(
+            f"all sites need the same columns in the same order, and {difference(names[0], schemas[names[0]], odd[0], schemas[odd[0]])}. "
+            + (f"Others than {names[0]}'s are also those of {', '.join(odd[1:])}. " if odd[1:] else "")
+            + "Convert the data of one, or have the study put features in order by their names (features=)"
+        )
     if path is not None and found != known:
         write_whole(path, json.dumps(found))
     return [found[name] for name in names]

@@ -8,6 +8,8 @@
     [columns]                               of the data: dtype and shape of one example
     x = "float32[30]"
     y = "int32[]"
+    [features]                              the names of the numbers in a row, where the data have them
+    x = ["age", "weight"]
     [code]                                  digests of the files of the study's packages, and of fedjax_core's
     heart = "77c1..."
     [data]                                  fingerprints, where those of sites are agreed on
@@ -19,17 +21,16 @@
 """
 
 import importlib.metadata
+import json
 import os
 import platform
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import jax
-
+from fedjax_core.data.checks import dtype_of
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
 from fedjax_core.sites.study import Study
@@ -47,13 +48,14 @@ class Expected:
     made: float = 0.0
     packages: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, study: Study, columns: Mapping[str, str]) -> "Expected":
+    def here(cls, study: Study, columns: Mapping[str, str], features: Mapping[str, Sequence[str]] | None = None) -> "Expected":
         """What this process has, for a study."""
-        return cls(python(), study.hash, time.time(), packages(), columns, code(study))
+        return cls(python(), study.hash, time.time(), packages(), columns, features or {}, code(study))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Expected":
@@ -66,19 +68,15 @@ class Expected:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the expected.toml."""
         lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
-        for name in ("packages", "columns", "code", "data"):
-            lines += [f"[{name}]", *(f'"{key}" = "{value}"' for key, value in getattr(self, name).items())]
+        for name in ("packages", "columns", "features", "code", "data"):
+            said = {key: value if isinstance(value, str) else list(value) for key, value in getattr(self, name).items()}
+            lines += [f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in said.items())]
         write_whole(Path(path), "\n".join(lines) + "\n")
 
 
 def columns(clients: Clients) -> dict[str, str]:
     """Of each column, dtype and shape of one example."""
-
-    def name(path: Any) -> str:
-        return ".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
-
-    leaves = jax.tree_util.tree_leaves_with_path(clients.columns)
-    return {name(path): f"{x.dtype}[{','.join(map(str, x.shape[1:]))}]" for path, x in leaves}
+    return {name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()}
 
 
 def code(study: Study) -> dict[str, str]:

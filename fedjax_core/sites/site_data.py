@@ -15,14 +15,14 @@
 import hmac
 from hashlib import sha256
 
-import jax
 import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
-from fedjax_core.sites import prepare
+from fedjax_core.sites import prepare, schema
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.departments import Departments
+from fedjax_core.sites.expected import columns
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.policy import Policy, Request
 from fedjax_core.sites.records import usable
@@ -38,7 +38,7 @@ class SiteData:
         """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is made."""
         self._study = study
         most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
-        self.raw = load_data(about, check=most_bad is None and not study.prepare)
+        self.raw = load_data(about, check=most_bad is None and not study.prepare, study=study)
         """The examples as they lie there."""
         self.bad: np.ndarray | None = None
         """Positions of the bad records, which are left out; None where the policy does not ask for it."""
@@ -52,7 +52,8 @@ class SiteData:
         self.clients = self.raw
         """The examples as the study prepares them, once it is known how."""
         self.fingerprint = fingerprint(self.raw, about.order, key)
-        self.schema = sha256(repr([(str(p), str(x.dtype), x.shape[1:]) for p, x in _columns(self.raw)]).encode()).hexdigest()[:16]
+        self.schema = schema.said(schema.items_of(columns(self.raw), self.raw.features))
+        """Fields that say what columns there are."""
         self.plan = study.plan(about.order)
         """Of which batches are made."""
         skipped, least = self.skipped or 0, int(self.raw.sizes[self.raw.sizes > 0].min())
@@ -117,7 +118,3 @@ def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> s
 def _classes(labels: np.ndarray) -> dict[str, int]:
     """How many examples each class has."""
     return {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
-
-
-def _columns(clients: Clients) -> list[tuple[str, np.ndarray]]:
-    return [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(clients.columns)]

@@ -112,10 +112,10 @@ def load_key(about: SiteFile) -> SiteKey:
     return key
 
 
-def load_data(about: SiteFile, check: bool = True) -> Clients:
+def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
     """The site's examples, as one client with the site's name, or one for each department.
 
-    With `check`, raises where there is NaN in what it reads.
+    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where that has one.
     """
     found: Any = about.data
     if isinstance(found, str) and ":" in found:
@@ -126,17 +126,20 @@ def load_data(about: SiteFile, check: bool = True) -> Clients:
         found = Clients.open(found, check=check)
     if about.departments is not None:
         columns = found.columns if isinstance(found, Clients) and len(found) == 1 else found
+        features = found.features if isinstance(found, Clients) else None
         if not isinstance(columns, Mapping):
             raise ValueError(
                 f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
                 "where they are Clients of several, these are the departments: leave `departments` out"
             )
-        return divided(about.name, columns, about.departments, allow_nan=not check)
+        found = divided(about.name, columns, about.departments, features=features, allow_nan=not check)
+        return found if study is None or not study.features else found.arranged(study.features)
     if isinstance(found, Mapping):
         found = Clients.from_list([found], allow_nan=not check)
     if not isinstance(found, Clients):
         raise ValueError(f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}")
-    return Clients(found.columns, found.offsets, [about.name] if len(found) == 1 else ids_of(about.name, found.ids))
+    found = found.with_ids([about.name] if len(found) == 1 else ids_of(about.name, found.ids))
+    return found if study is None or not study.features else found.arranged(study.features)
 
 
 def check_divided(site: str, study: Study, clients: Clients) -> None:

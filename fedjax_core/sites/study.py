@@ -18,8 +18,8 @@ import importlib
 import importlib.metadata
 import inspect
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -52,9 +52,12 @@ class Study:
     """The steps by which all sites prepare their columns alike, such as `fc.preprocess.Standardise("x")`."""
     departments: bool = False
     """Whether the clients are the departments of sites, and a site's report is the mean of theirs; see departments.py."""
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """{column: the names of its features, in order}: each site brings its own into this order, by their names (`Clients.arranged`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepare", check_steps(self.prepare))
+        object.__setattr__(self, "features", {name: tuple(of) for name, of in dict(self.features).items()})
         if self.departments and (reason := why_not(self.round)) is not None:
             raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
 
@@ -75,7 +78,7 @@ class Study:
     @property
     def _said(self) -> dict[str, Any]:
         said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
-        more = {"prepare": self.prepare, "departments": self.departments}
+        more = {"prepare": self.prepare, "departments": self.departments, "features": self.features}
         return said | {name: value for name, value in more.items() if value}
 
     def plan(self, order: Order | None = None) -> Plan:

@@ -1,0 +1,51 @@
+"""The names of the numbers in each row of a matrix column, and the order in which they are.
+
+A model knows its inputs by their place alone: where two hospitals have the columns of their tables in different order, each trains on what
+the other means by something else. With names, an order is put right, or refused.
+
+>>> checked({"x": ["age", "weight"]}, {"x": np.zeros((3, 2))})
+{'x': ('age', 'weight')}
+>>> order(("weight", "age"), ("age", "weight"), "x")
+array([1, 0])
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Features = Mapping[str, Sequence[str]]
+"""{column: the names of the numbers in each of its rows}."""
+
+
+def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """The names, once they are known to be those of these columns: one for each number of a row, all different."""
+    found = {}
+    for column, names in dict(features or {}).items():
+        if column not in columns:
+            raise ValueError(f"features= has names for {column!r}, which is no column; the columns are {', '.join(columns)}")
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"features={{{column!r}: ...}} must be a list of texts, got {names!r}")
+        names, shape = tuple(names), columns[column].shape[1:]
+        if len(shape) != 1 or len(names) != shape[0]:
+            raise ValueError(
+                f"features= has {len(names)} names for column {column!r}, whose rows are {list(shape)}: give one for each number of a row"
+            )
+        if twice := [name for name in names if names.count(name) > 1 or not name.isprintable() or not 0 < len(name) <= 200]:
+            raise ValueError(f"the feature {twice[0]!r} of {column!r} is there twice, or is not a name: give each one of its own, in print")
+        found[column] = names
+    return found
+
+
+def order(have: Sequence[str], want: Sequence[str], column: str, whose: str = "") -> np.ndarray:
+    """Where each of the features that are wanted is among those that are there; raises, naming it, where one is not or there are more."""
+    if odd := [name for name in want if name not in set(have)]:
+        raise ValueError(f"{whose}column {column!r} has no feature {odd[0]!r}; it has {_listed(have)}")
+    if more := [name for name in have if name not in set(want)]:
+        raise ValueError(f"{whose}column {column!r} has the feature {more[0]!r}, which is not wanted: leave it out, or name it")
+    place = {name: i for i, name in enumerate(have)}
+    return np.array([place[name] for name in want])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
