@@ -19,7 +19,7 @@ A round is one or more exchanges. For each, every backend does the same five thi
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Exchange, Report, Seen
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
 from fedjax_core.metrics import check_names, check_step_metrics
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update
 from fedjax_core.uplink.base import Info, Stage, chain, stage
@@ -107,14 +107,21 @@ class Round(NamedTuple):
         return update, tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
 
     def conclude(self, e: int, state: State, acc: Any, weight: Array, clients: Array) -> State:
-        """The server's end of an exchange, once all reports are in `acc`."""
+        """The server's end of an exchange, once all reports are in `acc`.
+
+        Where nobody reported the server stays as it is, its optimiser's momentum too; but not where a stage makes something of nothing
+        (noise, which is to be there whoever took part).
+        """
         update = self.algorithm.exchanges[e].update
         if update is None:
             return state
         key = keys.server(state.key, state.round, e)
         value, mine = self._stage(e).finish(state.uplink[e], self.aggregator.value(acc), Info(weight, clients), key)
         server = update(state.server, Aggregate(value, weight, clients))
-        return state._replace(server=server, uplink=(*state.uplink[:e], mine, *state.uplink[e + 1 :]))
+        after = server, (*state.uplink[:e], mine, *state.uplink[e + 1 :])
+        moves = (clients > 0) | ((tree.norm(value) > 0) & tree.finite(value))
+        server, uplink = jax.tree.map(partial(jnp.where, moves), after, (state.server, state.uplink))
+        return state._replace(server=server, uplink=uplink)
 
     def _stage(self, e: int) -> Stage:
         """The uplink of exchange `e`: nothing for one from which no report leaves."""
@@ -135,8 +142,9 @@ def compose(algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggre
         if not isinstance(value, kind):
             way_out = "join several stages with fc.uplink.chain(a, b)" if name == "uplink" else f"build one with fc.{name}s"
             raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
+    _check_exchanges(algorithm)
     for e, exchange in enumerate(algorithm.exchanges):
-        if exchange.needs_mean and aggregator.name != "mean":
+        if exchange.needs_mean and not aggregator.additive:
             raise ValueError(
                 f"{aggregator.name}() cannot take what clients report in exchange {e} of this algorithm, which has a meaning only as "
                 "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
@@ -193,10 +201,33 @@ def _key() -> Key:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
+def _check_exchanges(algorithm: Algorithm) -> None:
+    """Raises where the algorithm's exchanges are not what an engine can run."""
+    exchanges: Any = algorithm.exchanges
+    if not isinstance(exchanges, tuple) or isinstance(exchanges, Exchange) or not exchanges:
+        said = "an empty tuple" if exchanges == () else f"a single {type(exchanges).__name__}"
+        raise TypeError(f"exchanges= of an algorithm is a tuple with one Exchange or more, got {said}: write exchanges=(exchange,)")
+    for e, exchange in enumerate(exchanges):
+        if not isinstance(exchange, Exchange) or not isinstance(exchange.client, Client):
+            what = exchange if not isinstance(exchange, Exchange) else exchange.client
+            wanted = "an Exchange" if not isinstance(exchange, Exchange) else "a Client as its client="
+            raise TypeError(f"exchange {e} of the algorithm should be {wanted}, got {type(what).__name__}: see fedjax_core.algorithms.base")
+        if exchange.work not in get_args(Exchange.__annotations__["work"]):
+            raise ValueError(
+                f"exchange {e} has work={exchange.work!r}: 'train' goes by the run's epochs or steps, 'once' over each example exactly once"
+            )
+
+
 def _check_shapes(composed: Round) -> None:
     """Raises where a stage or the server's update does not give back the structure it was given."""
-    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
     params = jax.eval_shape(lambda: composed.algorithm.init_params(jax.random.key(0)))
+    server = jax.eval_shape(composed.algorithm.init, params)
+    if not hasattr(server, "params"):
+        raise TypeError(
+            f"init= of an algorithm makes what the server keeps, which needs a field `params` with the model, and made a "
+            f"{type(server).__name__} without: write class Global(NamedTuple): params: Params"
+        )
+    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
     own = jax.eval_shape(composed.algorithm.init_client, params)
     for e, exchange in enumerate(composed.algorithm.exchanges):
         report = composed.report_shapes(e, state.server, own)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import keys
+from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.round import Kept, Round, State
@@ -27,17 +27,18 @@ class Reference:
 
     def run(self, state: State, cohort, counts=None) -> tuple[State, list[dict]]:
         """One round: (state, the metrics of every step that counted)."""
-        number, seen = int(state.round), []
+        number, seen, refused = int(state.round), [], set()
         counts = [1.0] * len(cohort) if counts is None else counts
         for e, exchange in enumerate(self.round.algorithm.exchanges):
             message, acc, weight, number_of = exchange.broadcast(state.server), None, 0.0, 0.0
             for place, (i, count) in enumerate(zip(cohort, counts, strict=True)):
-                visit = self.visit(e, state, message, int(i), number)
+                visit = None if int(i) in refused else self.visit(e, state, message, int(i), number)
                 if visit is None:
                     continue
                 sent, its_weight, kept, metrics = visit
                 update, usable = self.round.receive(e, state.uplink[e], sent, its_weight)
-                if not bool(usable):
+                if not (bool(usable) and bool(tree.finite(kept))):
+                    refused.add(int(i))
                     continue
                 seen += metrics
                 if exchange.update is not None:
@@ -47,7 +48,10 @@ class Reference:
                     weight, number_of = weight + its_weight * count, number_of + count
                 clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, kept)
                 state = state._replace(clients=clients)
-            if exchange.update is not None and acc is not None:
+            if exchange.update is not None:
+                if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
+                    sent, its_weight, _, _ = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
+                    acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], sent, its_weight)[0], 1)
                 state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of))
         return state._replace(round=state.round + 1), seen
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.types import Array, Update
+from fedjax_core.types import Array, Update, known
 
 
 def check_floating(name: str, shapes: Update) -> None:
@@ -38,3 +38,12 @@ class Aggregator(NamedTuple):
     additive: bool
     """Only sums are kept, whatever the cohort's size; otherwise every report is, K times the memory."""
     merge: Callable[[Any, Any], Any] = tree.add
+
+
+def is_mean(aggregator: Aggregator) -> bool:
+    """Whether it makes the mean by weight of what it is given, whatever it is called: seen from two numbers."""
+    if not aggregator.additive:
+        return False
+    acc = aggregator.add(aggregator.zero(jnp.zeros(1), 2), jnp.array([[1.0], [4.0]]), jnp.array([2.0, 1.0]), jnp.arange(2))
+    value = aggregator.value(acc)
+    return not known(value) or bool(jnp.allclose(value, 2.0, rtol=1e-3))

@@ -60,7 +60,8 @@ def fedavg(
 ) -> Algorithm:
     """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging) gets the mean change, negated.
 
-    `weighting` says how much a client counts: `by_examples` (default) or `uniform`.
+    `weighting` says how much a client counts: `by_examples` (default) or `uniform`. In an empty round, in which nobody reported, the
+    server takes no step, and its momentum stays as it is.
     """
     local = check_optimizer(local, "local")
     server = check_optimizer(optax.sgd(1.0) if server is None else server, "server")

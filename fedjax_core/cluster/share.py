@@ -53,6 +53,7 @@ class Share(NamedTuple):
     counts: np.ndarray  # [k] how often each was drawn
     kept: Kept | Stored  # [k, ...], or where that lies
     room: Room
+    here: np.ndarray  # [k] bool: who takes part, not having been refused in an exchange before of the same round
 
 
 class Done(NamedTuple):
@@ -115,8 +116,9 @@ class Worker:
         rows = share.kept.read() if isinstance(share.kept, Stored) else share.kept
         kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), rows)
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
+        here = np.pad(share.here, (0, K - k))
         told = from_host((broadcast.message, broadcast.uplink, broadcast.round, broadcast.key))
-        return (K, self._data, told, kept, place, packed), work
+        return (K, self._data, told, kept, place, here, packed), work
 
     def _feed(self, e: int, room: Room) -> Feed:
         """Packs for this exchange, with at least so much room."""
@@ -129,7 +131,7 @@ class Worker:
                 feed.room[kind] = room.examples[kind]
         return feed
 
-    def _collect(self, e: int, cohort: int, data: Columns, told: Any, kept: Kept, place: Array, packed: Packed) -> Collected:
+    def _collect(self, e: int, cohort: int, data: Columns, told: Any, kept: Kept, place: Array, here: Array, packed: Packed) -> Collected:
         """The program of an exchange, traced once; `told` is what a `Broadcast` says after which exchange it is."""
         self.traces[e] += 1
         kind = self.round.algorithm.exchanges[e].work
@@ -138,7 +140,8 @@ class Worker:
         message, mine, round, key = told
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
         state = State(message, uplink, Kept((), ()), round, key)
-        return program.collect(part_of(self.round, cohort, place), e, data, state, jax.tree.map(jnp.asarray, kept), places, schedule)
+        part = part_of(self.round, cohort, place)
+        return program.collect(part, e, data, state, jax.tree.map(jnp.asarray, kept), places, schedule, here)
 
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:

@@ -236,9 +236,11 @@ class ClusterSimulator:
         held, half = self._kept.read(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         done: list[Done] = []
+        here = np.ones(len(who), bool)  # who has not been refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
-            found, acc = self._exchange(e, half, shares, held, first)
+            found, acc = self._exchange(e, half, [share._replace(here=here[share.places]) for share in shares], held, first)
             for share, part in zip(shares, found, strict=True):
+                here[share.places] = part.collected.touched
                 held.take_back(share.places, part.collected)
             collected = merge(self.round, [part.collected for part in found])
             collected = collected if acc is None else collected._replace(acc=acc)
@@ -248,7 +250,7 @@ class ClusterSimulator:
             metrics |= {name: metrics[name] + m if name in metrics else m for name, m in seen.items()}
             done += found
         sizes = self.clients.sizes[who]
-        metrics["clients"], metrics["examples"] = Sum(jnp.float32((sizes > 0).sum())), Sum(jnp.float32(sizes.sum()))
+        metrics["clients"], metrics["examples"] = Sum(jnp.float32(here.sum())), Sum(jnp.float32(sizes[here].sum()))
         state = self._kept.write(half._replace(round=half.round + 1), state, who, held, first, self._room.cohort, donate)
         moved = 2 * sum(tree.nbytes(part.collected.kept) for part in done)
         self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members), moved)
@@ -275,7 +277,7 @@ class ClusterSimulator:
         assert self._room is not None
         dealt = deal(self._load[who], self.shares)
         dealt = [at for at in dealt if len(at)] or dealt[:1]
-        return [Share(who[at], at, counts[at], Kept((), ()), self._room) for at in dealt]
+        return [Share(who[at], at, counts[at], Kept((), ()), self._room, np.ones(len(at), bool)) for at in dealt]
 
     def _exchange(self, e: int, half: State, shares: list[Share], held: Held, first: int) -> tuple[list[Done], Any]:
         """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).

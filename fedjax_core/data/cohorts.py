@@ -81,7 +81,11 @@ class uniform:
 
 @dataclass(frozen=True)
 class poisson:
-    """Each client by itself with probability `rate`; the size varies and may be 0. What privacy amplification by sampling assumes."""
+    """Each client by itself with probability `rate`; the size varies and may be 0. What privacy amplification by sampling assumes.
+
+    A round of an empty cohort is an empty round, with any backend: the model and all else that the server keeps, such as its optimiser's
+    momentum, stay as they are, and only the number of the round goes on. A stage that adds noise to the sum adds it then, too.
+    """
 
     population: int
     rate: float

@@ -91,18 +91,20 @@ def _run_one(
     composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
+    here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
         kept = tree.take(state.clients, places.position)
-        collected = collect(composed, e, data[exchange.work], state, kept, places, schedules[exchange.work])
+        collected = collect(composed, e, data[exchange.work], state, kept, places, schedules[exchange.work], here)
         if axis is not None:
             collected = _merge(composed, collected, axis)
+        here = collected.touched
         kept = tree.where(collected.touched, collected.kept, kept)
         state = composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
         found = {**collected.metrics, "refused": Sum(collected.refused)}
         metrics = {**metrics, **{name: metrics[name] + m if name in metrics else m for name, m in found.items()}}
-    here = places.times > 0
-    metrics["clients"] = Sum(jnp.sum(here & (places.examples > 0), dtype=jnp.float32))
+    assert here is not None  # an algorithm has an exchange
+    metrics["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
     metrics["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
     return state._replace(round=state.round + 1), metrics
 
@@ -140,8 +142,13 @@ def _client(composed: Round, e: int, data: Columns, state: State, places: Places
     return _Client(begin, step, report)
 
 
-def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule) -> Collected:
-    """All the clients of the schedule, worked through by this device's lanes."""
+def collect(
+    composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule, here: Array | None
+) -> Collected:
+    """All the clients of the schedule, worked through by this device's lanes.
+
+    `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom nothing counts. None: all do.
+    """
     exchange = composed.algorithm.exchanges[e]
     K, (S, L) = places.position.shape[0], schedule.client.shape
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
@@ -171,7 +178,8 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
     def gather(ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
         at = jnp.minimum(k, K - 1)
         updates, weights, now, usable = jax.vmap(report)(at, lanes.carry, tree.take(so_far.kept, at))
-        good = ends & usable
+        taking = ends if here is None else ends & here[at]
+        good = taking & usable
         count = jnp.where(good, places.times[at], 0)
         weights = jnp.where(good, weights, 0) * count
         place = jnp.where(good, k, K)
@@ -185,7 +193,7 @@ def collect(composed: Round, e: int, data: Columns, state: State, kept: Kept, pl
             touched=so_far.touched.at[place].set(True, mode="drop"),
             weight=so_far.weight + jnp.sum(weights),
             clients=so_far.clients + jnp.sum(count),
-            refused=so_far.refused + jnp.sum(ends & ~usable, dtype=jnp.float32),
+            refused=so_far.refused + jnp.sum(taking & ~usable, dtype=jnp.float32),
             metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), reported)),
         )
 

@@ -133,7 +133,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
         def again(i: Any, state: State) -> State:
             kept = tree.take(state.clients, places.position)
-            collected = program.collect(composed, e, examples, state, kept, jax.tree.map(jnp.asarray, places), schedule)
+            collected = program.collect(composed, e, examples, state, kept, jax.tree.map(jnp.asarray, places), schedule, None)
             return composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
 
         return jax.lax.fori_loop(0, times, again, state)

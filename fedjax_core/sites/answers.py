@@ -80,6 +80,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
                 composed, e, site.data.plan, site.data.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
             )
     sent, its, now, fine, left, metrics = seen
+    left = left if site.study.measurable else {}
     tensors, weight = named(sent), float(its)
     if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")

@@ -51,9 +51,12 @@ def exchange(
 ) -> Result:
     """Exchange `e` with the sites at these places of the cohort: who of them counted, and the state that comes of it.
 
-    `data`: the fingerprint of each site's. Raises `Paused` where too few report.
+    `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is asked.
     """
     state, number = about.state, int(about.state.round)
+    if not len(cohort.clients):
+        nothing = Sums(composed, e, state.uplink[e], 0)
+        return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None), [], {})
     to, message = [collector.names[cohort.clients[p]] for p in places], server_half(composed).broadcast[e](state.server)
     request = training(composed, message, number, e, to=to, about=about, requests=requests, collector=collector)
     reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)

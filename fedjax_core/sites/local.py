@@ -39,7 +39,8 @@ from fedjax_core.uplink.base import chain
 _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
 LEFT = ("uplink_kept", "uplink_norm")
-"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm."""
+"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm. Not of noise or masks,
+for these are to hide how large the update was (`Stage.measurable`)."""
 _STEPS = 64  # so many steps go before a first look at the clock
 
 
@@ -51,7 +52,7 @@ class Visit(NamedTuple):
     kept: Kept
     fine: Array  # whether what it keeps is finite
     left: dict[str, Mean]
-    """What the uplink's stages leave of the update; empty where there are none."""
+    """What the uplink's stages leave of the update; empty where there are none, or where they hide its size."""
     metrics: dict[str, Any]
 
 
@@ -166,7 +167,8 @@ def _client(composed: Round, e: int) -> _Client:
         return sent, weight, kept, tree.finite(kept), left(message, uplink, carry, seen, sent, weight)
 
     def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
-        if composed.uplink.name == chain().name or composed.algorithm.exchanges[e].update is None:
+        stages = composed.uplink.name != chain().name and composed.algorithm.exchanges[e].update is not None
+        if not (stages and composed.uplink.measurable):
             return {}
         before, after = client.finish(message, carry, seen).update, composed.receive(e, uplink, sent, weight)[0]
         one = jnp.float32(1)

@@ -134,7 +134,7 @@ class Sums:
         concluded, size = self._server.conclude[self._e](
             self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count,  # type: ignore[arg-type]
         )  # fmt: skip
-        if size is not None and not rules.allow_zero and float(size) == 0:
+        if size is not None and not rules.allow_zero and self.count > 0 and float(size) == 0:
             record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
             raise NothingLearned(
                 f"{where}: {self.count:g} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "

@@ -87,6 +87,8 @@ def server_half(composed: Round) -> Server:
         e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array
     ) -> tuple[State, Array | None]:
         acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
+        if acc is None and composed.algorithm.exchanges[e].update is not None:  # nobody was asked
+            acc = zero(e, max(1, cohort))
         size = None if acc is None else tree.norm(composed.aggregator.value(acc))
         return composed.conclude(e, state, acc, weight, clients), size
 

@@ -155,7 +155,8 @@ def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
     """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
     sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
     clients_ = ("clients",) if study.departments else ()
-    fields = ("weight", "examples", "data", *clients_, *sorted({*local.LEFT, *PARTIAL, *metrics_of(study, clients), *sums}))
+    left = local.LEFT if study.measurable else ()
+    fields = ("weight", "examples", "data", *clients_, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
     return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
 
 

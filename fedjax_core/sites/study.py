@@ -81,6 +81,11 @@ class Study:
         more = {"prepare": self.prepare, "departments": self.departments, "features": self.features}
         return said | {name: value for name, value in more.items() if value}
 
+    @property
+    def measurable(self) -> bool:
+        """Whether sites may tell what the uplink leaves of an update's size: not where noise is added, which would then hide less."""
+        return self.round.uplink.measurable and self.noise is None and self.epsilon is None
+
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""
         return Plan(self.batch_size, self.epochs, self.steps, self.seed, order)

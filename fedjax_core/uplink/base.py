@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedjax_core import tree
 from fedjax_core.types import Array, Key, Message, Own, Update
 
 
@@ -31,6 +32,9 @@ class Stage(NamedTuple):
     encode: Callable[[Any, Own, Update, Key], tuple[Message, Own]]
     expand: Callable[[Any, Message], Update]
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]]
+    measurable: bool = False
+    """Whether a site may tell how much of an update's size the stage leaves (`uplink_norm`): not where it adds noise or masks, for the size
+    before would be known of it."""
 
 
 def stage(
@@ -40,13 +44,18 @@ def stage(
     encode: Callable[[Any, Own, Update, Key], tuple[Message, Own]] = lambda state, own, update, key: (update, own),
     expand: Callable[[Any, Message], Update] = lambda state, message: message,
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = lambda state, value, info, key: (value, state),
+    measurable: bool = False,
 ) -> Stage:
     """A stage from the halves that do something."""
-    return Stage(name, init, init_client, encode, expand, finish)
+    return Stage(name, init, init_client, encode, expand, finish, measurable)
 
 
 def chain(*stages: Stage) -> Stage:
-    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty, it changes nothing."""
+    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty, it changes nothing.
+
+    Each stage but the first must give back, by `expand`, what it was given: those before it work on that. One that decodes only in
+    `finish` (a ring of whole numbers) therefore comes first, and does by itself what was to be done before it.
+    """
     for i, s in enumerate(stages):
         if not isinstance(s, Stage):
             raise TypeError(f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like")
@@ -54,9 +63,11 @@ def chain(*stages: Stage) -> Stage:
     def shapes_between(update: Update) -> list[Update]:
         """The shapes each stage is given: those of the message of the one before."""
         given = [update]
-        for s in stages[:-1]:
+        for i, s in enumerate(stages):
+            if i:
+                check_expands(s, given[-1], f"chain({', '.join(s.name for s in stages)})")
             given.append(message_shapes(s, given[-1]))
-        return given
+        return given[:-1]
 
     def init(update: Update) -> Any:
         return tuple(s.init(u) for s, u in zip(stages, shapes_between(update), strict=True)) if stages else ()
@@ -82,7 +93,8 @@ def chain(*stages: Stage) -> Stage:
             value, kept[i] = stages[i].finish(state[i], value, info, jax.random.fold_in(key, i))
         return value, tuple(kept)
 
-    return Stage(f"chain({', '.join(s.name for s in stages)})", init, init_client, encode, expand, finish)
+    measurable = all(s.measurable for s in stages)
+    return Stage(f"chain({', '.join(s.name for s in stages)})", init, init_client, encode, expand, finish, measurable)
 
 
 def message_shapes(stage: Stage, update: Update) -> Message:
@@ -92,3 +104,25 @@ def message_shapes(stage: Stage, update: Update) -> Message:
         return stage.encode(stage.init(update), stage.init_client(update), update, key)[0]
 
     return jax.eval_shape(send, update, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def check_expands(stage: Stage, given: Update, where: str) -> None:
+    """Raises unless `stage` gives back by `expand` the structure, shapes and dtypes that it was given: what is around it works on that."""
+    sent = message_shapes(stage, given)
+    back = jax.eval_shape(lambda sent: stage.expand(stage.init(given), sent), sent)
+    before: Any = jax.tree.structure(given)
+    after: Any = jax.tree.structure(back)
+    said = f"the structure is {before} before and {after} after"
+    if before == after:
+        pairs = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(back), strict=True)
+        # In 16 bits or in 32: sums are wide.
+        wrong = [(path, a, b) for (path, a), b in pairs if tree.wide(tree.shapes(a)) != tree.wide(tree.shapes(b))]
+        if not wrong:
+            return
+        path, a, b = wrong[0]
+        said = f"leaf {jax.tree_util.keystr(path)} is {a.dtype}{list(a.shape)} before and {b.dtype}{list(b.shape)} after"
+    raise ValueError(
+        f"in {where}, stage {stage.name!r} does not give back by expand() what it was given ({said}), so what stands before it "
+        "would work on numbers that are not decoded. Have it decode in expand(); or, where it decodes only in finish(), put it "
+        "first and alone, and let it do the clipping and the like in its own encode()."
+    )

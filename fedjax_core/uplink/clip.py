@@ -30,4 +30,4 @@ def clip(bound: float) -> Stage:
     def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
         return shorten(update), own
 
-    return stage("clip", encode=encode, expand=lambda state, message: shorten(message))
+    return stage("clip", encode=encode, expand=lambda state, message: shorten(message), measurable=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedjax_core import tree
 from fedjax_core.types import Key, Message, Own, Update
-from fedjax_core.uplink.base import Stage
+from fedjax_core.uplink.base import Stage, check_expands
 
 
 def feedback(inner: Stage) -> Stage:
@@ -26,6 +26,7 @@ def feedback(inner: Stage) -> Stage:
         return inner.init(tree.wide(shapes))
 
     def init_client(shapes: Update) -> Own:
+        check_expands(inner, tree.wide(shapes), f"feedback({inner.name})")
         return tree.zeros_like(tree.wide(shapes)), inner.init_client(tree.wide(shapes))
 
     def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
@@ -34,4 +35,4 @@ def feedback(inner: Stage) -> Stage:
         sent, rest = inner.encode(state, rest, wanted, key)
         return sent, (tree.sub(wanted, tree.wide(inner.expand(state, sent))), rest)
 
-    return Stage(f"feedback({inner.name})", init, init_client, encode, inner.expand, inner.finish)
+    return Stage(f"feedback({inner.name})", init, init_client, encode, inner.expand, inner.finish, inner.measurable)

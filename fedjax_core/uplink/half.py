@@ -32,4 +32,4 @@ def half(dtype: str = "bfloat16") -> Stage:
     def expand(state: Any, message: Message) -> Update:
         return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == small else x, message)
 
-    return stage("half", encode=encode, expand=expand)
+    return stage("half", encode=encode, expand=expand, measurable=True)

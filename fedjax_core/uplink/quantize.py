@@ -53,4 +53,4 @@ def quantize(bits: int) -> Stage:
     def expand(state: Any, message: Quantized) -> Update:
         return jax.tree.map(lambda q, scale: q.astype(scale.dtype) * scale, message.levels, message.scale)
 
-    return stage("quantize", encode=encode, expand=expand)
+    return stage("quantize", encode=encode, expand=expand, measurable=True)

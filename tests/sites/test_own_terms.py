@@ -166,7 +166,9 @@ def test_what_the_uplink_leaves_is_told_and_little_is_warned_of(tmp_path, caplog
     def first_only(state, own, update, key):
         return jax.tree.map(lambda x: x.at[...].set(0).reshape(-1).at[0].set(x.reshape(-1)[0]).reshape(x.shape), update), own
 
-    wiped = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=fc.uplink.chain(stage("filter", encode=first_only)))
+    wiped = fc.compose(
+        fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=fc.uplink.chain(stage("filter", encode=first_only, measurable=True))
+    )
     with federation(wiped, folder=tmp_path) as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
     shapes = [x.size for x in jax.tree.leaves(jax.eval_shape(task().init, jax.random.key(0)))]
@@ -174,6 +176,13 @@ def test_what_the_uplink_leaves_is_told_and_little_is_warned_of(tmp_path, caplog
     assert 0 < float(seen["uplink_norm"].total / seen["uplink_norm"].weight) < 1
     left = [one.about for one in show(tmp_path / NAMES[0] / "audit", what="left") if one.about["kind"] == "update"]
     assert left[0]["uplink_kept"] <= 1 and left[0]["uplink_norm"] < 1
+    hidden = wiped._replace(uplink=fc.uplink.chain(stage("masks", encode=first_only)))
+    with federation(hidden, folder=tmp_path / "hidden") as (fed, _, _):
+        _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
+        assert not {"uplink_kept", "uplink_norm"} & {*seen}
+    with federation(wiped, folder=tmp_path / "noise", clip=1.0, noise=2.0) as (fed, sites, _):
+        _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
+        assert not {"uplink_kept", "uplink_norm"} & {*seen, *sites[0].terms.policy.leaving.fields}
     fed_rules = Rules(warn_below=0.9)
     with federation(wiped, folder=tmp_path / "again", rules=fed_rules) as (fed, _, _):
         fed.run(fed.init(jax.random.key(1)), ALL)

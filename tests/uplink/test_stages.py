@@ -126,3 +126,31 @@ def test_pieces_that_do_not_fit_are_named():
     half = uplink.stage("half", expand=lambda s, m: jax.tree.map(lambda x: x.astype(jnp.float16), m))
     with pytest.raises(ValueError, match=r"the update of exchange 0 after half and mean changed .* from float32\[1\] to float16\[1\]"):
         compose(algorithm, uplink=half)
+
+
+def ring():
+    """Sends whole numbers, which only `finish` reads as what they stand for."""
+
+    def finish(state, value, info, key):
+        return jax.tree.map(lambda x: x.astype(jnp.float32) / 64, value), state
+
+    return uplink.stage("ring", encode=lambda s, o, u, k: (jax.tree.map(lambda x: (64 * x).astype(jnp.int32), u), o), finish=finish)
+
+
+@pytest.mark.parametrize("make", [lambda: uplink.chain(uplink.clip(1.0), ring()), lambda: uplink.feedback(ring())])
+def test_a_stage_that_decodes_only_in_the_end_is_not_put_around_others(make):
+    """What clips, or keeps what is lost, would do so to numbers that are not decoded, and the model would never move."""
+    with pytest.raises(ValueError, match=r"stage 'ring' does not give back by expand\(\).*float32\[1\] before and int32\[1\] after.*first"):
+        compose(algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=make())
+
+
+def test_a_stage_of_another_structure_is_not_put_around_others():
+    counted = uplink.stage("counted", encode=lambda s, o, u, k: ((u, jnp.float32(1)), o))
+    with pytest.raises(ValueError, match=r"stage 'counted' does not give back.*the structure is"):
+        compose(algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=uplink.chain(uplink.clip(1.0), counted))
+
+
+def test_what_a_stage_leaves_is_told_only_where_it_says_that_it_may_be():
+    own, noisy = uplink.chain(uplink.clip(1.0), uplink.feedback(uplink.quantize(8)), uplink.half()), uplink.stage("noise")
+    assert own.measurable and not noisy.measurable
+    assert not uplink.chain(uplink.clip(1.0), noisy).measurable and not uplink.feedback(noisy).measurable

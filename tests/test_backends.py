@@ -1,0 +1,109 @@
+"""What a round comes to where few or none take part, in every backend: lanes, plain loops, shares of a cluster, and sites."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.cluster import crew
+from fedjax_core.sites.coordinator import Rules
+from fedjax_core.sites.site_file import SiteFile
+from tests.cluster.in_process import InProcess
+from tests.reference import Reference
+from tests.test_contracts import assert_close, assert_equal
+
+NAMES, SIZES, PLAN = ("charite", "mayo", "oslo"), (5, 3, 4), {"batch_size": 2, "epochs": 1}
+TASK = fc.models.linear(features=2)
+BACKENDS = ("lanes", "one lane", "loops", "shares", "sites")
+
+
+def columns(i):
+    rng = np.random.default_rng(i)
+    return {"x": rng.normal(size=(SIZES[i], 2)).astype(np.float32), "y": rng.normal(size=SIZES[i]).astype(np.float32)}
+
+
+@contextlib.contextmanager
+def backend(kind, composed, monkeypatch):
+    clients = fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
+    for name, value in (("Crew", InProcess), ("connect", lambda *_: None), ("disconnect", lambda: None)):
+        monkeypatch.setattr(crew, name, value)
+    if kind == "loops":
+        yield Reference(composed, clients, **PLAN)
+    elif kind == "shares":
+        with fc.ClusterSimulator(composed, clients, workers=2, lanes=1, **PLAN) as sim:
+            yield sim
+    elif kind == "sites":
+        files = [SiteFile(name=name, data=columns(i)) for i, name in enumerate(NAMES)]
+        with fc.Federation(composed, files, transport="in-process", rules=Rules(quorum=1), **PLAN) as fed:
+            yield fed
+    else:
+        yield fc.Simulator(composed, clients, lanes=2 if kind == "lanes" else 1, **PLAN)
+
+
+def noisy():
+    """Noise on the sum, whoever took part."""
+
+    def finish(state, value, info, key):
+        return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape, x.dtype), value), state
+
+    return fc.uplink.stage("noise", finish=finish)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_round_of_nobody_changes_nothing_but_its_number(kind, monkeypatch):
+    server = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(1.0, momentum=0.9))
+    with backend(kind, fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1), server)), monkeypatch) as sim:
+        before, _ = sim.run(sim.init(jax.random.key(1)), [0, 1, 2])
+        after, _ = sim.run(before, np.zeros(0, np.int64))
+        assert (int(before.round), int(after.round)) == (1, 2)
+        assert_equal(after._replace(round=before.round), before)
+        again, _ = sim.run(after, [1])  # and goes on
+        assert not np.array_equal(again.params["w"], after.params["w"])
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_noise_is_added_whoever_took_part(kind, monkeypatch):
+    """That nobody took part would else be seen in the model."""
+    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=noisy())
+    with backend(kind, composed, monkeypatch) as sim:
+        before = sim.init(jax.random.key(1))
+        after, _ = sim.run(before, [])
+    value, _ = composed.uplink.finish((), jax.tree.map(jnp.zeros_like, before.params), None, fc.round.keys.server(before.key, 0, 0))
+    for name, noise in value.items():
+        np.testing.assert_allclose(after.params[name], before.params[name] + noise, rtol=1e-6)
+
+
+def refusing(composed, size):
+    """The same, but that clients of so many examples report a weight that is NaN in the first exchange, and only there."""
+    first, *rest = composed.algorithm.exchanges
+
+    def finish(message, carry, seen):
+        report = first.client.finish(message, carry, seen)
+        return report._replace(weight=jnp.where(seen.examples == size, jnp.nan, report.weight))
+
+    changed = first._replace(client=first.client._replace(finish=finish))
+    return composed._replace(algorithm=composed.algorithm._replace(exchanges=(changed, *rest)))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("name", ["mime", "ifca"])
+def test_a_client_refused_in_one_exchange_is_out_of_the_round(name, kind, monkeypatch):
+    """As if it were not in the cohort, of what is averaged and of what is counted."""
+    algorithm = fc.algorithms.mime(TASK, optax.sgd(0.1)) if name == "mime" else fc.algorithms.ifca(TASK, 2, optax.sgd(0.1))
+    composed = fc.compose(algorithm)
+    with backend("one lane", composed, monkeypatch) as sim:
+        expected, without = sim.run(sim.init(jax.random.key(1)), [0, 2])
+    with backend(kind, refusing(composed, SIZES[1]), monkeypatch) as sim:
+        state, seen = sim.run(sim.init(jax.random.key(1)), [0, 1, 2])
+    assert_close(state._replace(clients=expected.clients), expected)
+    if kind == "loops":
+        return
+    assert {name: float(seen[name]) for name in without if name != "refused"} == pytest.approx(
+        {name: float(without[name]) for name in without if name != "refused"}, rel=1e-5
+    )
+    assert float(seen["missing" if kind == "sites" else "refused"]) == 1  # a site sees by itself that its numbers are no good
+    assert (float(seen["clients"]), float(seen["examples"])) == (2, SIZES[0] + SIZES[2])
