@@ -1,7 +1,8 @@
 """The report's figures, as PNG files: convergence, one bar a hospital and method, calibration.
 
 Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart; line styles and markers differ as well,
-so that the figures survive a grey printer.
+so that the figures survive a grey printer. A method keeps the look that it was given in the first figure of a process in all others. A
+score interval, which is of a wider kind than the bootstrap's, has a hollow marker and a dashed bar.
 
 >>> import tempfile
 >>> convergence({"FedAvg": [0.7, 0.5, 0.4]}, f"{tempfile.mkdtemp()}/loss.png", ylabel="training loss").name
@@ -9,31 +10,59 @@ so that the figures survive a grey printer.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fedjax_core.run.report import METRICS, Assessment, Predictions, calibration_curve, wilson
+from fedjax_core.run.report import METRICS, Assessment, Predictions, calibration_curve, estimate, names_of, wilson
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DPI = 160
+_MOST_INCHES = 60.0
+_MOST_HOSPITALS = 100  # whose names can be read in a figure of that width
+
+
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+_looks: dict[str, Look] = {}
+
+
+def look(method: str) -> Look:
+    """How this method is drawn, in every figure of this process alike."""
+    if method not in _looks:
+        i = len(_looks)
+        styles = _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)]  # so that methods of one colour differ in their lines
+        _looks[method] = Look(_COLOURS[i % len(_COLOURS)], styles, _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)])
+    return _looks[method]
 
 
 def convergence(curves: Mapping[str, Sequence[float]], path: str | Path, *, ylabel: str, level: Mapping[str, float] | None = None) -> Path:
-    """A line a method over the rounds, written to `path`; `level` adds horizontal lines for methods that have no rounds."""
+    """A line a method over the rounds, written to `path`; `level` adds horizontal lines for methods that have no rounds.
+
+    A value that is not finite is a gap in its line.
+    """
     figure, axes = _figure(6.4, 4.0)
     widths = np.linspace(3.2, 1.4, len(curves))  # later lines lie above and are thinner, so that equal ones are all seen
-    for (name, values), width, colour, style in zip(curves.items(), widths, cycle(_COLOURS), cycle(_STYLES), strict=False):
-        axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=style, linewidth=width, label=name)
+    for (name, values), width in zip(curves.items(), widths, strict=True):
+        shown = np.where(np.isfinite(values), values, np.nan)
+        axes.plot(np.arange(1, len(values) + 1), shown, color=look(name).colour, linestyle=look(name).line, linewidth=width, label=name)
     for name, value in (level or {}).items():
-        axes.axhline(value, color="0.45", linestyle=(0, (1, 1)), linewidth=1.2, label=name)
+        axes.axhline(value, color=look(name).colour, linestyle=(0, (1, 1)), linewidth=1.2, label=name)
     axes.set(xlabel="round", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.01)
     axes.legend(frameon=False)
     return _save(figure, path)
@@ -41,20 +70,40 @@ def convergence(curves: Mapping[str, Sequence[float]], path: str | Path, *, ylab
 
 def hospitals(results: Mapping[str, Assessment], metric: str, path: str | Path, sizes: Mapping[str, int] | None = None) -> Path:
     """A point a method with its 95 % interval, grouped by hospital, written to `path`; `sizes` adds each group's test patients."""
-    groups = list(next(iter(results.values())))
-    figure, axes = _figure(1.6 + 1.25 * len(groups), 4.2)
+    groups = names_of(results)
+    if len(groups) > _MOST_HOSPITALS:
+        raise ValueError(f"a figure shows at most {_MOST_HOSPITALS} hospitals, got {len(groups)}: draw some of them, or print the table")
+    figure, axes = _figure(min(_MOST_INCHES, 1.6 + 1.25 * len(groups)), 4.2)
     step = 0.78 / len(results)
-    for j, ((method, found), colour, marker) in enumerate(zip(results.items(), cycle(_COLOURS), cycle(_MARKERS), strict=False)):
-        estimates = [found[group][metric] for group in groups]
+    for j, (method, found) in enumerate(results.items()):
+        estimates = [estimate(method, found, group, metric) for group in groups]
         value, low, high = (np.array([getattr(each, field) for each in estimates]) for field in ("value", "low", "high"))
+        score = np.array([each.is_score for each in estimates])
         x = np.arange(len(groups)) + (j - (len(results) - 1) / 2) * step
         error = np.nan_to_num(np.stack([value - low, high - value]))
-        axes.errorbar(x, value, yerr=error, fmt=marker, color=colour, markersize=5, elinewidth=1.4, capsize=2.5, label=method)
+        drawn: dict[str, Any] = {
+            "color": look(method).colour,
+            "fmt": look(method).marker,
+            "markersize": 5,
+            "elinewidth": 1.4,
+            "capsize": 2.5,
+        }
+        if (~score).any() or not len(groups):
+            axes.errorbar(x[~score], value[~score], yerr=error[:, ~score], label=method, **drawn)
+        if score.any():
+            label = None if (~score).any() else method
+            _, _, bars = axes.errorbar(x[score], value[score], yerr=error[:, score], label=label, markerfacecolor="white", **drawn)
+            bars[0].set_linestyle("--")
+    if not any(np.isfinite(estimate(method, found, group, metric).value) for method, found in results.items() for group in groups):
+        axes.text(0.5, 0.5, "not defined at any hospital", transform=axes.transAxes, ha="center", va="center", color="0.45")
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.88", linewidth=0.8)
     names = [f"{group}\n(n = {sizes[group]})" if sizes and group in sizes else group for group in groups]
     axes.set_xticks(range(len(groups)), names)
-    axes.set(ylabel=f"{METRICS[metric]}, 95 % interval", xlim=(-0.5, len(groups) - 0.5))
+    kinds = (
+        " (hollow: score)" if any(estimate(m, found, group, metric).is_score for m, found in results.items() for group in groups) else ""
+    )
+    axes.set(ylabel=f"{METRICS[metric]}, 95 % interval{kinds}", xlim=(-0.5, len(groups) - 0.5))
     _legend_above(figure, axes, len(results))
     return _save(figure, path)
 
@@ -64,18 +113,21 @@ def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int 
 
     A point is one of `groups` equal parts of the patients, ordered by risk; its bar is Wilson's 95 % interval for the share.
     """
+    if not found:
+        raise ValueError("a calibration figure needs at least one method: {method: Predictions}")
     columns = min(len(found), 3)
     rows = -(-len(found) // columns)
     figure = Figure(figsize=(0.5 + 2.5 * columns, 0.6 + 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, (name, each), colour, marker in zip(panels, found.items(), cycle(_COLOURS), cycle(_MARKERS), strict=False):
-        risk, share, count = calibration_curve(each, groups)
+    sizes = {len(each.risk) for each in found.values()}
+    for axes, (name, each) in zip(panels, found.items(), strict=False):
+        (colour, _, marker), (risk, share, count) = look(name), calibration_curve(each, groups)
         low, high = wilson(share, count)
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=(0, (4, 3)))
         axes.errorbar(risk, share, yerr=np.stack([share - low, high - share]), fmt=marker, color=colour, markersize=5, elinewidth=1.2)
         axes.plot(risk, share, color=colour, linewidth=1, alpha=0.6)
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(name if len(sizes) == 1 else f"{name}, n = {len(each.risk)}", fontsize="medium")
         axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
         axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
         axes.set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
@@ -84,7 +136,8 @@ def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int 
         axes.set_visible(False)
     for axes in panels[max(0, len(found) - columns) : len(found)]:  # also where the row below is not full
         axes.tick_params(labelbottom=True)
-    figure.supxlabel(f"predicted risk, {groups} groups of equal size, n = {len(next(iter(found.values())).risk)}", fontsize="medium")
+    number = f", n = {min(sizes)}" if len(sizes) == 1 else ""
+    figure.supxlabel(f"predicted risk, at most {groups} groups of nearly equal size{number}", fontsize="medium")
     figure.supylabel("share with the outcome, 95 % interval", fontsize="medium")
     return _save(figure, path)
 

@@ -12,6 +12,9 @@ proved a perfect model; Wilson's score interval for a share and Newcombe's for a
 take its place, marked *. The calibration error leans upwards where patients are few, and its interval too: compare methods on the
 same patients, not hospitals of different size.
 
+What cannot be told is a - with its reason: a hospital without patients, one for whom the model gives NaN, one outcome only. A hospital
+whose risks are not numbers is left out of the row of all hospitals, which says so.
+
 >>> found = assess(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9]), resamples=200)
 >>> found["auroc"].value, found["accuracy"].value
 (0.75, 0.5)
@@ -20,10 +23,12 @@ same patients, not hospitals of different size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
+from scipy.special import expit
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.evaluate import predict
@@ -33,6 +38,7 @@ from fedjax_core.types import Params
 METRICS = {"auroc": "AUROC", "accuracy": "accuracy", "brier": "Brier score", "calibration": "calibration error"}
 ALL = "all hospitals"
 _Z = 1.959964  # of the normal distribution, for 95 %
+_DRAWN_BYTES = 32 << 20  # of drawn sets that are looked at together: 16 million patients' counts take 4 such arrays
 
 
 class Predictions(NamedTuple):
@@ -56,6 +62,15 @@ class Estimate(NamedTuple):
         interval = "" if np.isnan(self.low) else f" ({self.low:.3f}-{self.high:.3f})"
         return f"{self.value:.3f}{interval}{'*' if self.note else ''}"
 
+    def noted(self, note: str) -> "Estimate":
+        """The same with one more note."""
+        return self._replace(note=f"{self.note}; {note}" if self.note else note)
+
+    @property
+    def is_score(self) -> bool:
+        """Whether the interval is a score interval, and not the bootstrap's."""
+        return "score interval" in self.note and not np.isnan(self.low)
+
 
 Assessment = Mapping[str, Mapping[str, Estimate]]  # {hospital: {metric: Estimate}}, `ALL` comes last
 
@@ -65,16 +80,29 @@ def predictions(task: Task, params: Params, clients: Clients) -> dict[str, Predi
     logits = np.asarray(predict(task, params, clients), np.float64)
     if logits.ndim != 1:
         raise ValueError(f"the report is for one logit a patient, but the task predicts {logits.shape[1:]}: use classes=1")
-    parts = np.split(1 / (1 + np.exp(-logits)), clients.offsets[1:-1])
+    parts = np.split(expit(logits), clients.offsets[1:-1])
     return {str(id): Predictions(clients[i]["y"], risk) for i, (id, risk) in enumerate(zip(clients.ids, parts, strict=True))}
 
 
 def by_hospital(found: Mapping[str, Predictions], *, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """`assess` for each hospital, then for all their patients together under `ALL`."""
-    return {name: assess(*each, resamples=resamples, seed=seed) for name, each in {**found, ALL: joined(found)}.items()}
+    """`assess` for each hospital, then for all their patients together under `ALL`.
+
+    A hospital for whose patients the model gives no number has - in its row, and is not in `ALL`, which names it.
+    """
+    if not found or ALL in found:
+        raise ValueError(f"a report needs hospitals, of which none has the name {ALL!r}: that row is of all of them; got {list(found)[:5]}")
+    odd = [name for name, each in found.items() if not np.isfinite(each.risk).all()]
+    rows = {
+        name: _missing("the model gives risks that are not numbers") if name in odd else assess(*each, resamples=resamples, seed=seed)
+        for name, each in found.items()
+    }
+    whole = [each for name, each in found.items() if name not in odd]
+    everybody = assess(*joined(dict(enumerate(whole))), resamples=resamples, seed=seed) if whole else _missing("no hospital has risks")
+    without = f"without {', '.join(odd)}, for whom the model gives risks that are not numbers"
+    return rows | {ALL: {name: one.noted(without) for name, one in everybody.items()} if odd and whole else everybody}
 
 
-def joined(found: Mapping[str, Predictions]) -> Predictions:
+def joined(found: Mapping[Any, Predictions]) -> Predictions:
     """The patients of all hospitals together."""
     return Predictions(*(np.concatenate(parts) for parts in zip(*found.values(), strict=True)))
 
@@ -82,18 +110,28 @@ def joined(found: Mapping[str, Predictions]) -> Predictions:
 def assess(
     outcome: np.ndarray, risk: np.ndarray, *, threshold: float = 0.5, bins: int = 10, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """The four metrics of one group of patients, each with its interval; the same seed draws the same patients for every model."""
+    """The four metrics of one group of patients, each with its interval; the same seed draws the same patients for every model.
+
+    Of no patients each is -. The memory does not grow with `resamples`: drawn sets are looked at a few at a time.
+    """
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     _check(outcome, risk)
-    drawn = np.random.default_rng(seed).multinomial(len(risk), np.full(len(risk), 1 / len(risk)), size=resamples)
+    if not len(outcome):
+        return _missing("no patients")
     rows: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "auroc": lambda counts: _auroc(outcome, risk, counts),
+        "auroc": _auroc_of(outcome, risk),
         "accuracy": lambda counts: counts @ ((risk > threshold) == outcome) / len(risk),
         "brier": lambda counts: counts @ (risk - outcome) ** 2 / len(risk),
-        "calibration": lambda counts: _calibration(outcome, risk, counts, bins),
+        "calibration": _calibration_of(outcome, risk, bins),
     }
+    draw, equal = np.random.default_rng(seed), np.full(len(risk), 1 / len(risk))
+    together, drawn = max(1, _DRAWN_BYTES // (8 * len(risk))), {name: np.empty(resamples) for name in rows}
+    for first in range(0, resamples, together):
+        counts = draw.multinomial(len(risk), equal, size=min(together, resamples - first))
+        for name, metric in rows.items():
+            drawn[name][first : first + len(counts)] = metric(counts)
     once = np.ones((1, len(risk)), int)
-    found = {name: _estimate(float(metric(once)[0]), metric(drawn)) for name, metric in rows.items()}
+    found = {name: _estimate(float(metric(once)[0]), drawn[name]) for name, metric in rows.items()}
     ill, well = int(outcome.sum()), int(len(outcome) - outcome.sum())  # both variances are the same at 1 - share
     found["accuracy"] = _or_score(found["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome))
     found["auroc"] = _or_score(found["auroc"], "Newcombe", lambda off: off**2 - _Z**2 * _auroc_variance(off, ill, well))
@@ -101,17 +139,27 @@ def assess(
 
 
 def calibration_curve(found: Predictions, groups: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean risk, share with the outcome, patients) [groups], patients sorted by risk and cut into groups of nearly equal size."""
-    parts = [part for part in np.array_split(np.argsort(found.risk, kind="stable"), groups) if len(part)]
-    risk, share = ([float(values[part].mean()) for part in parts] for values in (found.risk, found.outcome))
-    return np.array(risk), np.array(share), np.array([len(part) for part in parts])
+    """(mean risk, share with the outcome, patients) [at most groups], patients sorted by risk and cut into groups of nearly equal size.
+
+    Patients of the same risk are in one group, so that the order in which patients are stored does not matter. Those for whom the
+    model gives no number are left out.
+    """
+    known = np.isfinite(found.risk)
+    found = Predictions(np.asarray(found.outcome)[known], np.asarray(found.risk)[known])
+    _, tied, size = np.unique(found.risk, return_inverse=True, return_counts=True)
+    middle = np.cumsum(size) - size / 2  # of the places that patients of the same risk have among all
+    group = np.minimum((middle * groups / max(1, len(found.risk))).astype(int), groups - 1)[tied]
+    count = np.bincount(group, minlength=groups)
+    here = count > 0
+    risk, share = (np.bincount(group, np.asarray(values, float), groups)[here] / count[here] for values in (found.risk, found.outcome))
+    return risk, share, count[here]
 
 
 def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95 % interval (low, high) for shares found in `count` patients each."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return middle - half, middle + half
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)  # of which the last digit may be beyond
 
 
 def table(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> Table:
@@ -123,7 +171,7 @@ def table(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METR
         made.add_column(METRICS[metric], no_wrap=True, justify="right")
     for group, rows in _rows(results, metrics, sizes):
         for i, (method, cells) in enumerate(rows):
-            made.add_row(group if i == 0 else "", method, *cells, end_section=i == len(rows) - 1)
+            made.add_row(escape(group) if i == 0 else "", escape(method), *cells, end_section=i == len(rows) - 1)
     return made
 
 
@@ -132,36 +180,61 @@ def markdown(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(M
     heads = ["hospital", "method", *(METRICS[metric] for metric in metrics)]
     lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(metrics) + "|"]
     for group, rows in _rows(results, metrics, sizes):
-        lines += ["| " + " | ".join([group, method, *cells]) + " |" for method, cells in rows]
+        lines += ["| " + " | ".join([_cell(group), _cell(method), *cells]) + " |" for method, cells in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(results, metrics))]).rstrip() + "\n"
 
 
 def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS)) -> list[str]:
     """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it concerns."""
-    where: dict[tuple[str, str], dict[str, None]] = {}
-    for found in results.values():
-        for hospital, estimates in found.items():
+    where: dict[tuple[str, str, str], dict[str, None]] = {}
+    for method, found in results.items():
+        for hospital in names_of(results):
             for metric in metrics:
-                if estimates[metric].note:
-                    where.setdefault((metric, estimates[metric].note), {})[hospital] = None
-    return [
-        f"{'*' if 'score interval' in note else '-'} {METRICS[metric]} ({', '.join(hospitals)}): {note}"
-        for (metric, note), hospitals in where.items()
-    ]
+                one = estimate(method, found, hospital, metric)
+                if one.note:
+                    where.setdefault(("-" if np.isnan(one.value) else "*", metric, one.note), {})[hospital] = None
+    return [f"{sign} {METRICS[metric]} ({', '.join(hospitals)}): {note}" for (sign, metric, note), hospitals in where.items()]
+
+
+def names_of(results: Mapping[str, Assessment]) -> list[str]:
+    """The names of all rows, of every method, in the order in which they come; `ALL` is the last."""
+    if not results:
+        raise ValueError("a table or figure needs at least one method: {method: report.by_hospital(...)}")
+    names = list(dict.fromkeys(name for found in results.values() for name in found))
+    return [name for name in names if name != ALL] + [ALL] * (ALL in names)
+
+
+def estimate(method: str, found: Assessment, hospital: str, metric: str) -> Estimate:
+    """A method's estimate for a hospital: - with the reason where it was not assessed there; raises ValueError for an unknown metric."""
+    if metric not in METRICS:
+        raise ValueError(f"there is no metric {metric!r}: a report has {', '.join(METRICS)}")
+    if hospital not in found:
+        return _missing(f"{method} was not assessed there")[metric]
+    return found[hospital][metric]
 
 
 def _rows(
     results: Mapping[str, Assessment], metrics: Sequence[str], sizes: Mapping[str, int] | None
 ) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """Each hospital's name, and for each method its cells."""
-    for group in next(iter(results.values())):
+    for group in names_of(results):
         name = f"{group} (n = {sizes[group]})" if sizes and group in sizes else group
-        yield name, [(method, [str(found[group][metric]) for metric in metrics]) for method, found in results.items()]
+        cells = {method: [str(estimate(method, found, group, metric)) for metric in metrics] for method, found in results.items()}
+        yield name, list(cells.items())
+
+
+def _cell(text: str) -> str:
+    """A name as it stands in one cell of a Markdown table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _missing(why: str) -> dict[str, Estimate]:
+    return {name: Estimate(np.nan, np.nan, np.nan, why) for name in METRICS}
 
 
 def _check(outcome: np.ndarray, risk: np.ndarray) -> None:
-    if outcome.shape != risk.shape or outcome.ndim != 1 or not len(outcome):
-        raise ValueError(f"outcome and risk must be [n] for the same n > 0 patients, got shapes {outcome.shape} and {risk.shape}")
+    if outcome.shape != risk.shape or outcome.ndim != 1:
+        raise ValueError(f"outcome and risk must be [n] for the same n patients, got shapes {outcome.shape} and {risk.shape}")
     if not np.isin(outcome, (0, 1)).all():
         raise ValueError(f"outcome must be 0 or 1, found {sorted(set(np.unique(outcome)) - {0.0, 1.0})[:5]}")
     if not ((risk >= 0) & (risk <= 1)).all():  # also NaN
@@ -171,8 +244,9 @@ def _check(outcome: np.ndarray, risk: np.ndarray) -> None:
 def _estimate(value: float, drawn: np.ndarray) -> Estimate:
     if np.isnan(value):
         return Estimate(value, np.nan, np.nan, "not defined where all patients have the same outcome")
-    low, high = (float(end) for end in np.nanpercentile(drawn, [2.5, 97.5]))
-    if low == high:
+    defined = drawn[~np.isnan(drawn)]
+    low, high = (float(end) for end in np.percentile(defined, [2.5, 97.5])) if len(defined) else (value, value)
+    if high - low <= 1e-9:  # sums of the same numbers in another order differ in their last digits
         return Estimate(value, np.nan, np.nan, "no interval, for every drawn set of patients gives the same value")
     return Estimate(value, min(low, value), max(high, value))  # all drawn calibration errors may lie above the value
 
@@ -197,17 +271,27 @@ def _auroc_variance(share: float, ill: int, well: int) -> float:
     return share * (1 - share) * (1 + half * (1 - share) / (2 - share) + half * share / (1 + share)) / (ill * well)
 
 
-def _auroc(outcome: np.ndarray, risk: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[S] for counts [S, n] of how often each patient is drawn; NaN where a drawn set has one outcome only."""
+def _auroc_of(outcome: np.ndarray, risk: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The AUROC [S] of counts [S, n] of how often each patient is drawn; NaN where a drawn set has one outcome only."""
     order = np.argsort(risk)
     starts = np.flatnonzero(np.r_[True, np.diff(risk[order]) > 0])  # of groups with equal risk
-    ill = np.add.reduceat(counts[:, order] * outcome[order].astype(int), starts, axis=1)
-    well = np.add.reduceat(counts[:, order], starts, axis=1) - ill
-    below = np.cumsum(well, axis=1) - well
-    pairs = (ill.sum(axis=1) * well.sum(axis=1)).astype(float)
-    return np.sum(ill * (below + well / 2), axis=1) / np.where(pairs > 0, pairs, np.nan)
+    ill_first = outcome[order].astype(int)
+
+    def auroc(counts: np.ndarray) -> np.ndarray:
+        sorted_ = counts[:, order]
+        every = np.add.reduceat(sorted_, starts, axis=1)
+        sorted_ *= ill_first
+        ill = np.add.reduceat(sorted_, starts, axis=1)
+        well = every - ill
+        below = np.cumsum(well, axis=1) - well
+        pairs = (ill.sum(axis=1) * well.sum(axis=1)).astype(float)
+        return np.sum(ill * (below + well / 2), axis=1) / np.where(pairs > 0, pairs, np.nan)
+
+    return auroc
 
 
-def _calibration(outcome: np.ndarray, risk: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
+def _calibration_of(outcome: np.ndarray, risk: np.ndarray, bins: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The calibration error [S] of counts [S, n] of how often each patient is drawn."""
     member = np.minimum((risk * bins).astype(int), bins - 1)[:, None] == np.arange(bins)  # [n, bins]
-    return np.abs(counts @ (member * (risk - outcome)[:, None])).sum(axis=1) / len(risk)
+    gaps = member * (risk - outcome)[:, None]
+    return lambda counts: np.abs(counts @ gaps).sum(axis=1) / len(risk)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 from sklearn.metrics import accuracy_score, brier_score_loss, roc_auc_score
 
 from fedjax_core.data.clients import Clients
@@ -71,8 +72,7 @@ def test_the_interval_holds_the_value(patients):
 @pytest.mark.parametrize(
     ("outcome", "risk", "message"),
     [
-        ([0, 1], [0.5], "same n > 0 patients"),
-        ([], [], "same n > 0 patients"),
+        ([0, 1], [0.5], "same n patients"),
         ([0, 2], [0.5, 0.5], "outcome must be 0 or 1"),
         ([0, 1], [0.5, 3.0], "sigmoid"),
         ([0, 1], [0.5, np.nan], "sigmoid"),
@@ -129,3 +129,103 @@ def test_figures_are_written(patients, tmp_path):
         figures.calibration({"FedAvg": patients}, tmp_path / "calibration.png"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def hospital(n, seed=0):
+    rng = np.random.default_rng(seed)
+    outcome = (rng.random(n) < 0.4).astype(int)
+    return report.Predictions(outcome, np.clip(0.3 * outcome + rng.random(n) * 0.7, 0, 1))
+
+
+NOBODY = report.Predictions(np.zeros(0, int), np.zeros(0))
+
+
+def test_a_hospital_without_patients_or_without_numbers_is_a_row_with_its_reason():
+    lost = hospital(8)._replace(risk=np.r_[np.full(7, 0.5), np.nan])
+    found = report.by_hospital({"north": hospital(50), "tiny": NOBODY, "lost": lost}, resamples=50)
+    assert all(str(one) == "-" and one.note == "no patients" for one in found["tiny"].values())
+    assert all(str(one) == "-" and "risks that are not numbers" in one.note for one in found["lost"].values())
+    everybody, alone = found[report.ALL], report.assess(*hospital(50), resamples=50)
+    assert {name: one[:3] for name, one in everybody.items()} == {name: one[:3] for name, one in alone.items()}
+    assert all(one.note.startswith("without lost") and str(one).endswith("*") for one in everybody.values())
+    with pytest.raises(ValueError, match="none has the name 'all hospitals'"):
+        report.by_hospital({report.ALL: hospital(5), "x": hospital(5)})
+
+
+def test_drawn_sets_are_looked_at_a_few_at_a_time_with_the_same_numbers(patients, monkeypatch):
+    whole = report.assess(*patients, resamples=100)
+    monkeypatch.setattr(report, "_DRAWN_BYTES", 7 * 8 * len(patients.risk))
+    for name, one in report.assess(*patients, resamples=100).items():
+        np.testing.assert_allclose(one[:3], whole[name][:3], rtol=1e-12)
+
+
+def test_no_interval_is_a_point():
+    for n in (3, 7, 10, 14, 33):
+        for risk in (0.8, 0.1, 0.3, 0.37):
+            for one in report.assess(np.ones(n), np.full(n, risk), resamples=100).values():
+                assert np.isnan(one.low) or one.high - one.low > 1e-3
+
+
+def test_a_saturated_model_has_risks_of_0_and_1():
+    task = Task(init=lambda key: jnp.ones(1), loss=lambda w, batch, key: batch["x"] @ w, predict=lambda w, batch: batch["x"] @ w)
+    clients = Clients.from_list([{"x": np.array([[-3e3], [3e3]], np.float32), "y": np.array([True, False])}], ids=["a"])
+    found = report.predictions(task, jnp.ones(1), clients)["a"]
+    assert found.risk.tolist() == [0.0, 1.0] and report.assess(*found, resamples=20)["accuracy"].value == 0.0
+
+
+@pytest.mark.parametrize("groups", [1, 3, 8])
+def test_the_calibration_curve_does_not_depend_on_the_order_of_patients(patients, groups):
+    order = np.random.default_rng(0).permutation(60)
+    again = report.Predictions(patients.outcome[order], patients.risk[order])
+    for one, other in zip(report.calibration_curve(patients, groups), report.calibration_curve(again, groups), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    risk, _, count = report.calibration_curve(patients, groups)
+    assert count.sum() == 60 and (np.diff(risk) > 0).all()
+    assert [len(part) for part in report.calibration_curve(NOBODY, groups)] == [0, 0, 0]
+    distinct = report.Predictions(np.arange(60) % 2, np.linspace(0, 1, 60))
+    assert np.ptp(report.calibration_curve(distinct, groups)[2]) <= 1
+
+
+def test_wilson_holds_its_share_and_is_scipys():
+    count = np.arange(1, 3000)
+    for share in (0.0, 0.3, 1.0):
+        low, high = report.wilson(np.full(len(count), share), count)
+        assert ((low >= 0) & (low <= share) & (share <= high) & (high <= 1)).all()
+    expected = [stats.binomtest(k, 37).proportion_ci(method="wilson") for k in range(38)]
+    np.testing.assert_allclose(report.wilson(np.arange(38) / 37, np.full(38, 37)), np.transpose(expected), atol=1e-7)
+
+
+def test_names_and_methods_that_do_not_match_are_told_in_the_table():
+    both = report.by_hospital({"St. Mary | North": hospital(20), "[red]x": hospital(20, 1)}, resamples=20)
+    few = report.by_hospital({"[red]x": hospital(20, 1)}, resamples=20)
+    for results in ({"fed": both, "local": few}, {"local": few, "fed": both}):
+        text = report.markdown(results)
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1 and len(lines) == 2 + 3 * 2
+        assert "(St. Mary | North): local was not assessed there" in text
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(report.table(results))
+        assert "[red]x" in console.export_text()
+    with pytest.raises(ValueError, match="at least one method"):
+        report.markdown({})
+
+
+def test_figures_of_what_is_awkward(tmp_path):
+    perfect = report.assess(np.repeat([0, 1], 7), np.repeat([0.1, 0.9], 7), resamples=50)
+    none = report.assess(np.ones(8), np.full(8, 0.7), resamples=50)
+    figures.hospitals({"FedAvg": {"a": perfect, "b": none}, "local": {"a": none}}, "auroc", tmp_path / "a.png")
+    figures.hospitals({"FedAvg": {"b": none}}, "auroc", tmp_path / "b.png")
+    figures.convergence({"FedAvg": [1.0, np.nan, np.inf, 0.5], "none": []}, tmp_path / "c.png", ylabel="loss")
+    figures.calibration({"FedAvg": report.Predictions(np.ones(80, int), np.linspace(0, 1, 80)), "no": NOBODY}, tmp_path / "d.png")
+    many = {f"h{i}": none for i in range(101)}
+    for bad, message in (({"FedAvg": many}, "at most 100 hospitals, got 101"), ({}, "at least one method")):
+        with pytest.raises(ValueError, match=message):
+            figures.hospitals(bad, "auroc", tmp_path / "e.png")
+    with pytest.raises(ValueError, match="no metric 'auc': a report has auroc"):
+        figures.hospitals({"FedAvg": {"a": perfect}}, "auc", tmp_path / "e.png")
+
+
+def test_a_method_looks_alike_in_every_figure_and_unlike_others():
+    names = [f"method {i}" for i in range(20)]
+    looks = [figures.look(name) for name in names]
+    assert len(set(looks)) == 20 and [figures.look(name) for name in reversed(names)] == looks[::-1]
