@@ -29,6 +29,8 @@ class Task(NamedTuple):
     """(params, batch) -> [B, ...]: the model's outputs in evaluation (logits, log risks), for metrics made on the host."""
     check: Callable[[Any], None] | None = None
     """(clients) -> None: raises where the data cannot be meant for this model (a label out of range). Simulators call it once."""
+    classes: int | None = None
+    """How many classes the labels are of, where they are of some: a site that lacks one has none of its examples (`minimum.per_class`)."""
 
     def mean_loss(self, params: Params, batch: Batch, key: Key) -> Array:
         """The mean loss over the examples that are not padding: what a local step differentiates."""

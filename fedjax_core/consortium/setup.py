@@ -12,7 +12,9 @@ coordinator's `study.toml` says what is run:
     sites = ["hospital-1", "hospital-2"]
 """
 
+import contextlib
 import json
+import logging
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,13 +27,15 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
 from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
-from fedjax_core.sites import expected, identity, ray_security
+from fedjax_core.sites import checks, expected, identity, ray_security
 from fedjax_core.sites.base import check_name
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.prepare import held_back, leaving
-from fedjax_core.sites.site_file import SiteFile, load_data, usual_policy
+from fedjax_core.sites.site_file import SiteFile, load_data, minimum_of, usual_policy
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
+
+log = logging.getLogger("fedjax_core")
 
 STUDY = "fedjax_core.consortium.example:study"
 DEADLINE_SECONDS = 600.0
@@ -159,9 +163,19 @@ def prepare(
     for name, about in found.items():
         expected.Expected.here(built, expected.columns(clients), clients.features).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
-            write_whole(folder.site(name) / "policy.toml", _policy(name, plan, built, clients))
+            write_whole(folder.site(name) / "policy.toml", _policy(SiteFile.read(folder.site(name) / "site.toml"), built, clients))
+        _warn_of_few(SiteFile.read(folder.site(name) / "site.toml"))
     plan.write(folder.plan)
     return plan, True
+
+
+def _warn_of_few(about: SiteFile) -> None:
+    """Says of a site with fewer examples than its policy asks for that it will take no part; what else is wrong, the site itself tells."""
+    with contextlib.suppress(OSError, ValueError, checks.Skipped):
+        try:
+            checks.CHECKS["labels"](about, checks.Settings())
+        except checks.Unfit as why:
+            log.warning("%s will decline, until that is changed: %s; its policy is %s", about.name, why, about.policy)
 
 
 def _made_up(count: int) -> dict[str, Clients]:
@@ -222,12 +236,15 @@ def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: Plan) -> 
     write_whole(home / "site.toml", "\n".join(lines) + "\n")
 
 
-def _policy(name: str, plan: Plan, built: Study, clients: Clients) -> str:
+def _policy(about: SiteFile, built: Study, clients: Clients) -> str:
     """A policy under which the study runs: what every study needs, the task's metrics, and the sums that its preprocessing needs."""
-    fields = [*usual_policy(name, built, clients).leaving.fields, *leaving(built.prepare)]
+    fields = [*usual_policy(about, built, clients).leaving.fields, *leaving(built.prepare)]
     steps = "".join(f"# {kind}: sums for {needs}\n" for kind, needs in held_back(built.prepare, ()).items())
-    minimum = _MINIMUM if plan.study == STUDY else ""
-    return _POLICY.format(name=name, minimum=minimum, steps=steps, fields=json.dumps(list(dict.fromkeys(fields))))
+    minimum = asdict(minimum_of(about))
+    return _POLICY.format(
+        name=about.name, steps=steps, fields=json.dumps(list(dict.fromkeys(fields))),
+        minimum="\n".join(f"{name} = {value}" for name, value in minimum.items() if value),
+    )  # fmt: skip
 
 
 _POLICY = """\
@@ -237,15 +254,19 @@ paused = false
 
 [tasks]
 mode = "first-use"
+
+[minimum]
 {minimum}
+
 [leaving]
 {steps}fields = {fields}
-"""
 
-_MINIMUM = """
-[minimum]
-examples = 10
-per_class = 3
+[evaluation]
+models = "sent"
+per_day = 150
+
+[caps]
+updates_per_day = 2000
 """
 
 

@@ -83,7 +83,7 @@ def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], 
         outputs = wide(logits(params, batch))
         return {"loss": losses(outputs, batch), "accuracy": accuracy(outputs, batch["y"])}
 
-    return Task(init, loss, metrics, logits, labels_below(max(classes, 2)))
+    return Task(init, loss, metrics, logits, labels_below(max(classes, 2)), max(classes, 2))
 
 
 def labels_below(classes: int) -> Callable[[Any], None]:

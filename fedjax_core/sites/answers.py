@@ -15,8 +15,9 @@ authentic, in time, of the site's own study and allowed by its policy; it return
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -26,7 +27,7 @@ from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.limit import PARTIAL, said
 from fedjax_core.sites.request import WITHHELD, BadRequest
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.wire import Envelope
+from fedjax_core.sites.wire import Envelope, Header
 
 if TYPE_CHECKING:
     from fedjax_core.sites.site import Site
@@ -36,6 +37,7 @@ class NotFiniteHere(Refused):
     """Training at the site gave NaN or an infinity, so nothing is sent."""
 
     code = "not-finite"
+    of_data = True
 
 
 class Answer(NamedTuple):
@@ -71,11 +73,11 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         keep.write(0, found["first"])
     kept = keep.read(version, site.kept_shapes)
     draws = request.draws(header, site.address)
+    limit = _limit(site, header, seconds)
     with site.budget.round(site.terms.policy.caps) as watch:
         if site.study.departments:
             seen = site.data.departments.visit(found["message"], draws, watch)
         else:
-            limit = None if seconds is None else site.done.limit(header, seconds, site.budget.clock)
             seen = local.visit(
                 composed, e, site.data.plan, site.data.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
             )
@@ -84,24 +86,50 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     tensors, weight = named(sent), float(its)
     if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
-    if seconds is not None:
-        site.done.add(header, seconds, int(metrics[PARTIAL[0]].total))
+    steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
+    minimum = site.terms.policy.minimum
+    if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class):
+        site.terms.check_examples(*site.data.used(header.round, steps))
+    if seconds is not None and steps is not None:
+        site.done.add(_which(site, header, seconds), steps)
     data = site.data
     fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
     for name, metric in (metrics | left).items():
-        fields |= site.terms.metric(name, {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)})
+        sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
+        of = None if name in PARTIAL or name in left else sums.get("weight")  # those are of steps, and of the update
+        fields |= site.terms.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
     keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
     return reply
 
 
+def _limit(site: "Site", header: Header, seconds: float | None) -> Callable[[int], int] | None:
+    """How many steps more may follow so many; None: all there are.
+
+    A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
+    of one model would be of the few examples that one of them has more.
+    """
+    if site.terms.policy.evaluation.models == "sent" and site.asked is not None and site.terms.answered.told(site.asked):
+        steps = site.done.steps(_which(site, header, seconds))
+        if steps is not None:
+            return lambda done: steps - done
+        return None if seconds is None else lambda done: sys.maxsize
+    return None if seconds is None else site.done.limit(_which(site, header, seconds), seconds, site.budget.clock)
+
+
+def _which(site: "Site", header: Header, seconds: float | None) -> str:
+    """By what the steps that were done are known again: the question, and its time where a model may be trained to several steps."""
+    digest = header.digest if site.asked is None else site.asked.digest
+    where = f"{header.run}/{header.round}/{header.exchange}/{digest}"
+    return where if site.terms.policy.evaluation.models == "sent" or seconds is None else f"{where}/{seconds:g}"
+
+
 def evaluate(site: "Site", envelope: Envelope) -> Bytes:
     """Sums of the metrics over the site's examples; where clients keep a model of their own, of the site's."""
     header, algorithm = envelope.header, site.study.round.algorithm
-    batch = request.count(header, "batch")
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
     first = site.kept_shapes if request.has_first(header) else None
     found = place(envelope.tensors, model | request.about_sites(request.count(header, "sites"), first))
@@ -111,30 +139,34 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
         version = request.version(found, site.address)
         kept = found["first"] if version == 0 and "first" in found else site.keep(header.run).read(version, site.kept_shapes)
         params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
-    fields: dict[str, Scalar] = {"examples": site.data.clients.examples}
-    for name, total in local.totals(algorithm.task, params, site.data.clients, batch).items():
-        fields |= site.terms.metric(name, {"total": total})
-    return site.reply(header, fields)
+    return _sums(site, header, params)
 
 
 def score(site: "Site", envelope: Envelope) -> Bytes:
     """Sums of the metrics of the given model over the site's examples, whatever the site keeps itself."""
-    header = envelope.header
-    params = place(envelope.tensors, {"params": site.params})["params"]
-    fields: dict[str, Scalar] = {"examples": site.data.clients.examples}
-    for name, total in local.totals(site.study.round.algorithm.task, params, site.data.clients, request.count(header, "batch")).items():
+    return _sums(site, envelope.header, place(envelope.tensors, {"params": site.params})["params"])
+
+
+def _sums(site: "Site", header: Header, params: Any) -> Bytes:
+    """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a loss, it would ask by them."""
+    clients = site.data.clients
+    site.terms.check_cell(clients.examples)
+    fields: dict[str, Scalar] = {"examples": clients.examples}
+    for name, total in local.totals(site.study.round.algorithm.task, params, clients, local.EVALUATED).items():
         fields |= site.terms.metric(name, {"total": total})
     return site.reply(header, fields)
 
 
 def describe(site: "Site", envelope: Envelope) -> Bytes:
-    """What the coordinator has to know before the first round."""
+    """What the coordinator has to know before the first round; it begins, or begins anew."""
     data = site.data
     fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted}
     if data.skipped is not None:
         fields["skipped"] = data.skipped
     kept = [name for name in site.metrics if not site.terms.policy.may_leave([name], 0.0).allowed]
-    return site.reply(envelope.header, fields | in_lines(WITHHELD, kept))
+    reply = site.reply(envelope.header, fields | in_lines(WITHHELD, kept))
+    site.terms.answered.begins_anew(envelope.header.run)
+    return reply
 
 
 ANSWERS: Mapping[str, Answer] = {

@@ -135,11 +135,16 @@ class Log:
             ) from error
         self.head = Head(entry.n, digest(line))
 
-    def record_sent(self, envelope: Envelope, size: int, decision: str = "sent", more: Mapping[str, Scalar] | None = None) -> None:
-        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, how much, its norm, and what is `more`."""
+    def record_sent(
+        self, envelope: Envelope, size: int, decision: str = "sent", more: Mapping[str, Scalar] | None = None, norm: float | None = None
+    ) -> None:
+        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, how much, its norm, and what is `more`.
+
+        `norm`: where it was measured before.
+        """
         header, tensors = envelope
         try:
-            norm = measure(tensors)
+            norm = measure(tensors) if norm is None else norm
         except NotFinite:  # the ledger tells what left, however bad
             norm = math.nan
         about: dict[str, Scalar] = {

@@ -42,6 +42,8 @@ class Refused(ValueError):
 
     code: ClassVar[str] = "refused"
     """The reason in one word, for audit entries and counts."""
+    of_data: ClassVar[bool] = False
+    """Whether the reason may have to do with a site's data: a site then says no more than that it declined."""
 
 
 class NonCanonical(Refused):

@@ -26,11 +26,11 @@ from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.expected import Expected, code, columns, packages, python
 from fedjax_core.sites.identity import SiteKey, read_public
-from fedjax_core.sites.policy import Policy, Request, Tasks
+from fedjax_core.sites.policy import SAFE, Policy, Request, Tasks
 from fedjax_core.sites.schema import difference, items_of
 from fedjax_core.sites.schema import said as said_of
-from fedjax_core.sites.site_data import fingerprint
-from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
+from fedjax_core.sites.site_data import absent, fingerprint
+from fedjax_core.sites.site_file import SiteFile, check_divided, load_data, minimum_of
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
 
@@ -161,9 +161,9 @@ def _data(about: SiteFile, settings: Settings) -> str:
 
 
 def _labels(about: SiteFile, settings: Settings) -> str:
-    if about.policy is None:
+    if about.policy is None and about.study is None:
         raise Skipped("the site has no policy of its own")
-    minimum, clients = Policy.read(about.policy).minimum, _opened(about)
+    minimum, clients = minimum_of(about) if about.policy is None else Policy.read(about.policy).minimum, _opened(about)
     if clients.examples < minimum.examples:
         raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
     least = int(clients.sizes[clients.sizes > 0].min())
@@ -171,11 +171,23 @@ def _labels(about: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"a department has {least} examples, and the policy asks for {minimum.department}: put small ones together (minimum.department)"
         )
+    if built is not None and built.steps is not None and built.steps * built.batch_size < minimum.examples:
+        raise Unfit(
+            f"a report of the study is of {built.steps * built.batch_size} examples at most, and the policy asks for {minimum.examples} "
+            "(minimum.examples): it would never leave. Decline the study, or have it take more steps"
+        )
+    if not minimum.examples:
+        return f"{clients.examples} examples, and the policy asks for none: set minimum.examples, such as {SAFE.examples}"
     if not minimum.per_class:
         return f"{clients.examples} examples, {minimum.examples} asked for"
     if about.labels is None or about.labels not in clients.columns:
         raise Unfit(f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})")
     classes, counts = np.unique(clients.columns[about.labels], return_counts=True)
+    if built is not None and absent(len(classes), built.round.algorithm.task):
+        raise Unfit(
+            f"the only classes with examples are {listed(classes)}, and the task has more: the policy asks for {minimum.per_class} of each "
+            "(minimum.per_class)"
+        )
     if few := [f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < minimum.per_class]:
         raise Unfit(f"too few of some classes ({', '.join(few[:5])}), and the policy asks for {minimum.per_class} (minimum.per_class)")
     return f"{len(classes)} classes, each with {counts.min()} examples or more, {minimum.per_class} asked for"

@@ -250,9 +250,7 @@ class Federation:
         body = {"server": state.server} if personal else {"params": state.params}
         versions = np.zeros(len(sizes), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
         about = About(state, versions)
-        request = self._requests.write(
-            "evaluate", number, to=self._names, about=about, body=body, fields={"batch": crossing.batch_size(sizes)}
-        )
+        request = self._requests.write("evaluate", number, to=self._names, about=about, body=body)
         replies = self._collector.collect(request, number, list(range(len(self._names))))
         self._collector.check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
         totals: dict[str, np.ndarray] = {}

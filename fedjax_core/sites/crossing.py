@@ -31,16 +31,11 @@ def cross_evaluate(
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     collector.begin(number)
     for m, params in enumerate(models.values()):
-        asked = requests.write("score", number, to=collector.names, body={"params": params}, fields={"batch": batch_size(sizes)})
+        asked = requests.write("score", number, to=collector.names, body={"params": params})
         replies = collector.collect(asked, number, list(range(len(sizes))))
         for at in range(len(sizes)):
             found[m, at] = _read(replies[at].header.fields) if at in replies else collector.hearing.reasons.get(at, "no reply")
     return crossed(list(models), collector.names, found)
-
-
-def batch_size(sizes: np.ndarray) -> int:
-    """The simulator's batches in evaluation, for losses in which examples meet."""
-    return int(np.clip(2 ** np.ceil(np.log2(np.median(sizes))), 8, 512))
 
 
 def _read(fields: Mapping[str, Any]) -> tuple[int, Mapping[str, float]] | str:

@@ -1,7 +1,7 @@
 """What a site's updates have told so far, as an epsilon: a ledger, to which the site's policy may set an end.
 
     leaving: clip C, noise z, delta, epsilon      the study clips each update to C and adds N(0, (z C)^2), or more
-    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, before it does
+    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of it, before it does
     delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
 
 Whatever changes in a site's data, its clipped updates before and after are at most 2 C apart: a patient more, less or other moves one by at
@@ -55,7 +55,8 @@ def epsilon(told: float, delta: float) -> float:
 class Ledger:
     """What one site's updates have told, over all runs and restarts: in `told.json` in its folder, or in memory.
 
-    An update that leaves again with the same bits, as after a lost reply, tells nothing new.
+    An update that leaves again with the same bits, as after a lost reply, tells nothing new. That none leaves is told, too: a refusal after
+    work on the data is counted as an update of the digest "declined".
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -71,8 +72,8 @@ class Ledger:
         """Sum of mu^2."""
         if self._told is None:  # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn end
             assert self._folder is not None
-            left = (entry.about.get("told") for entry in audit.show(self._folder / "audit", what="left"))
-            self._told = max((float(x) for x in left if isinstance(x, int | float)), default=0.0)
+            said = (entry.about.get("told") for entry in audit.show(self._folder / "audit"))  # of updates, and of refusals
+            self._told = max((float(x) for x in said if isinstance(x, int | float)), default=0.0)
         return self._told
 
     def after(self, where: str, noise: float, digest: str | None = None) -> float:

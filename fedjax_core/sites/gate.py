@@ -92,6 +92,7 @@ class NotFinite(Refused):
     """A tensor holds NaN or an infinity."""
 
     code = "not-finite"
+    of_data = True
 
 
 class NormTooLarge(Refused):

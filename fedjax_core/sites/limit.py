@@ -11,8 +11,8 @@ MLSys 2020) averages inexact solutions as it does exact ones. FedAvg leans towar
 theorem 1): a site that always stops early counts for less in it, and with the examples seen in place of all it would do so twice.
 
 How many steps fit is up to the clock, so they are written down before the report leaves: asked the same again, after whatever died, the
-site does as many, to the same bits. One that died before that may do another number, as nobody has heard of the first; the audit logs have
-the number that counts.
+site does as many, to the same bits, and where a round has one model (answered.py) whatever time it now has. One that died before that may
+do another number, as nobody has heard of the first; the audit logs have the number that counts.
 
 >>> now = iter([0.0, 0.0, 0.1, 0.3, 1.0])
 >>> pace = Pace(first=1, seconds=1.0, clock=lambda: next(now))
@@ -32,7 +32,6 @@ import numpy as np
 from fedjax_core.files import write_whole
 from fedjax_core.metrics import Mean
 from fedjax_core.sites.base import Refused, Scalar
-from fedjax_core.sites.wire import Header
 
 PARTIAL = ("steps_done", "examples_seen")
 """Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
@@ -45,6 +44,7 @@ class NoStepDone(Refused):
     """The time was used up before the first step."""
 
     code = "no-step"
+    of_data = True
 
 
 class Pace:
@@ -76,14 +76,17 @@ class Done:
         self._path = None if folder is None else folder / "steps.json"
         self._last: dict[str, int] = {} if self._path is None or not self._path.exists() else _read(self._path)
 
-    def limit(self, asked: Header, seconds: float, clock: Callable[[], float]) -> Callable[[int], int]:
-        """How many more steps may follow so many: up to as many as in the last answer to the same, or in so many seconds from now."""
-        steps = self._last.get(_which(asked, seconds))
+    def steps(self, which: str) -> int | None:
+        """How many steps the answer to this was of; None where there was none, or its time was not limited."""
+        return self._last.get(which)
+
+    def limit(self, which: str, seconds: float, clock: Callable[[], float]) -> Callable[[int], int]:
+        """How many more steps may follow so many: up to as many as in the last answer to this, or in so many seconds from now."""
+        steps = self.steps(which)
         return Pace(1, seconds, clock) if steps is None else lambda done: steps - done
 
-    def add(self, asked: Header, seconds: float, steps: int) -> None:
+    def add(self, which: str, steps: int) -> None:
         """Keeps how many steps the answer is of, on the disk where there is one when this returns."""
-        which = _which(asked, seconds)
         self._last.pop(which, None)
         self._last[which] = steps
         for old in list(self._last)[:-_LAST]:
@@ -105,11 +108,6 @@ def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
         return {}
     done, steps = float(metrics[PARTIAL[0]].total), float(metrics[PARTIAL[0]].weight)
     return {"partial": f"{done:g} of {steps:g} steps"} if done < steps else {}
-
-
-def _which(asked: Header, seconds: float) -> str:
-    """Of all requests: by its place, its time, and the digest of all that the site begins from."""
-    return f"{asked.run}/{asked.round}/{asked.exchange}/{seconds:g}/{asked.digest}"
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -38,6 +38,8 @@ from fedjax_core.uplink.base import chain
 
 _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
+EVALUATED = 512
+"""Examples in a batch of evaluation, where they may meet in a loss: as in the largest batches of the simulator's evaluation."""
 LEFT = ("uplink_kept", "uplink_norm")
 """Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm. Not of noise or masks,
 for these are to hide how large the update was (`Stage.measurable`)."""

@@ -8,11 +8,11 @@
     mode = "list"                 # or "first-use": the first one asked for is pinned, and every other refused
     allowed = ["3f9a..."]
 
-    [minimum]                     # of examples in a request
+    [minimum]                     # of examples: those that the site has, and those that a report is computed of
     examples = 50
-    per_class = 5
+    per_class = 5                 # of each class, those of the task that the site lacks among them
     department = 5                # of each department that is a client by itself; see departments.py
-    cell = 5                      # of values behind a sum for preprocessing, or it is not told
+    cell = 5                      # of values behind a sum for preprocessing or of a metric, or it is not told
 
     [leaving]
     fields = ["weight", "examples", "data"]     # and metrics, such as "loss": not where an epsilon is kept, which does not count them
@@ -22,6 +22,10 @@
     noise = 0.8                   # and add at least this multiple of it
     delta = 1e-6                  # what leaves is then counted, as an epsilon at this delta; see epsilon.py
     epsilon = 8.0                 # up to which updates leave, in all runs together
+
+    [evaluation]                  # see answered.py
+    models = "sent"               # one model a round, and evaluated are those of training; or "any": whatever the coordinator names
+    per_day = 150                 # new answers to evaluate, score, measure and describe
 
     [hours]
     zone = "Europe/Berlin"
@@ -33,9 +37,11 @@
     memory_gb = 16.0
     seconds_per_round = 600
     seconds_per_day = 7200
+    updates_per_day = 1000        # new updates that leave; one for each exchange of a round
+    updates = 5000                # the same, in all
 
-What is not set is not demanded, but for tasks: nothing is allowed that is not named. A refusal travels to the coordinator, so it
-says what the policy asks for, and not how many examples there are.
+What is not set is not demanded, but for tasks, of which none is allowed that is not named, and [evaluation], which is as shown. A refusal
+for a reason that has to do with the site's data is for its staff alone: to the coordinator goes that it declined.
 
 >>> from datetime import UTC
 >>> policy = Policy(site="charite", tasks=Tasks(allowed=("3f9a",)), minimum=Minimum(examples=50))
@@ -60,7 +66,7 @@ from fedjax_core.sites.base import check_name, listed, shown
 from fedjax_core.sites.hours import Hours
 from fedjax_core.sites.limit import PARTIAL
 
-__all__ = ["Caps", "Decision", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
+__all__ = ["SAFE", "Caps", "Decision", "Evaluation", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,18 @@ class Minimum:
     per_class: int = 0
     cell: int = 0
     department: int = 0
+
+    def lacking(self, examples: int, per_class: Mapping[Any, int] | None) -> tuple[str, str] | None:
+        """(code, reason) where so many examples, and of each class, are too few; None where they are enough."""
+        if examples < self.examples:
+            return "examples", f"fewer than the {self.examples} examples that its policy asks for (minimum.examples)"
+        if self.per_class and min((per_class or {}).values(), default=0) < self.per_class:
+            return "per-class", f"fewer than the {self.per_class} examples of each class that its policy asks for (minimum.per_class)"
+        return None
+
+
+SAFE = Minimum(examples=10, per_class=3, cell=10, department=10)
+"""What is written into policies that are made, and holds for a site with a study in its file and no policy."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +127,24 @@ class Leaving:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """On which models the site works, and how often it tells of one."""
+
+    models: Literal["sent", "any"] = "sent"
+    per_day: int = 150
+
+
+@dataclass(frozen=True)
 class Caps:
-    """What the site's process may use at most; nothing that a request says changes it."""
+    """What the site's process may use at most, and how many updates it gives; nothing that a request says changes it."""
 
     cpus: int | None = None
     gpu_share: float | None = None
     memory_gb: float | None = None
     seconds_per_round: float | None = None
     seconds_per_day: float | None = None
+    updates_per_day: int | None = None
+    updates: int | None = None
 
     def __post_init__(self) -> None:
         if self.cpus == 0:
@@ -141,8 +169,12 @@ class Request:
     department: int | None = None  # examples of the smallest, where departments are clients
 
 
+OF_DATA = ("bad-records", "examples", "per-class", "department", "norm")
+"""Codes of decisions that depend on the site's data: their reasons are for its staff, and do not travel."""
+
+
 class Decision(NamedTuple):
-    """What the policy says; the reason may travel."""
+    """What the policy says; the reason may travel, but for the codes `OF_DATA`."""
 
     allowed: bool
     code: str
@@ -161,6 +193,7 @@ class Policy:
     tasks: Tasks = Tasks()
     minimum: Minimum = Minimum()
     leaving: Leaving = Leaving()
+    evaluation: Evaluation = Evaluation()
     hours: Hours = field(default_factory=Hours)
     caps: Caps = Caps()
 
@@ -210,13 +243,8 @@ class Policy:
             yield "task", f"has not allowed the task {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
         if self.tasks.mode == "first-use" and pinned not in (None, request.task) and request.task not in self.tasks.allowed:
             yield "task", f"has pinned another task than {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
-        if request.examples < self.minimum.examples:
-            yield "examples", f"has fewer than the {self.minimum.examples} examples that its policy asks for (minimum.examples)"
-        if self.minimum.per_class and min((request.per_class or {}).values(), default=0) < self.minimum.per_class:
-            yield (
-                "per-class",
-                f"does not have the {self.minimum.per_class} examples of each class that its policy asks for (minimum.per_class)",
-            )
+        if (lacking := self.minimum.lacking(request.examples, request.per_class)) is not None:
+            yield lacking[0], f"has {lacking[1]}"
         if request.department is not None and request.department < self.minimum.department:
             yield (
                 "department",

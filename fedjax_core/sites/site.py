@@ -3,17 +3,20 @@
     handle(request) -> reply        bytes in, bytes out, whatever comes in; the transport is somebody else's
 
 What a request may ask for is in `answers.py`, and what it is answered from in `site_data.py`. The policy is asked before any work and
-before anything leaves (`terms.py`). What leaves is recorded in the site's ledger first. Requests may come twice: the same bytes get the
-same bytes back, and the same request anew gets the same numbers, as all that a site computes from is in its folder and in the request. What
-was answered is remembered by the process only, so that a site that died at work can be asked again. A refusal carries a code and names of
-settings, never a value of the data; what went wrong in full is in `errors.log` in the site's folder.
+before anything leaves (`terms.py`), also where a reply is ready. What leaves is recorded in the site's ledger first. Requests may come
+twice: the same bytes get the same bytes back, and the same request anew gets the same numbers, as all that a site computes from is in its
+folder and in the request. Replies are remembered by the process only, so that a site that died at work can be asked again.
+
+A refusal carries a code and names of settings. Where its reason may have to do with the site's data, it says `declined` and nothing else:
+which of several things went wrong would be an answer about them. The reason is in the site's ledger, and in full in its `errors.log`.
 """
 
+import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from fedjax_core.files import make_folder, opener
 from fedjax_core.round import Kept
 from fedjax_core.sites import parts
 from fedjax_core.sites.announce import Incoming
+from fedjax_core.sites.answered import Question
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
@@ -34,13 +38,16 @@ from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
+from fedjax_core.sites.question import Places, question
 from fedjax_core.sites.request import TRAIN_SECONDS, about_sites, addresses
 from fedjax_core.sites.reviewed import check_code
 from fedjax_core.sites.site_data import SiteData
 from fedjax_core.sites.site_file import SiteFile, load_key, metrics_of, usual_policy
 from fedjax_core.sites.study import Study, build, here
-from fedjax_core.sites.terms import Terms, Withdrawn
+from fedjax_core.sites.terms import Declined, Terms, Withdrawn
 from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
+
+log = logging.getLogger("fedjax_core")
 
 _OLDEST_MS = 24 * 3600 * 1000  # a request may be so long under way
 
@@ -68,7 +75,7 @@ class Site:
             self._note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
         self.metrics = metrics_of(study, self.data.raw)
         """The names of what is measured in training and in evaluation."""
-        usual = usual_policy(self.name, study, self.data.raw)
+        usual = usual_policy(about, study, self.data.raw)
         self.terms = Terms(self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder)
         """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
@@ -79,6 +86,9 @@ class Site:
         self._keeps: dict[str, Keep] = {}
         self._guards: dict[str, Guard] = {}
         self._said = 0
+        self.asked: Question | None = None
+        """The question that is being answered."""
+        self._at_work = False  # whether what comes now may depend on the data
         self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
         self.large: parts.Large | None = None
         """The last reply that was too large to travel at once."""
@@ -107,13 +117,15 @@ class Site:
     def handle(self, request: Bytes) -> Bytes:
         """The reply to a request, whatever it is; raises nothing over it."""
         header = None
+        self._at_work, self.asked = False, None
         try:
             envelope = self._decode(request)
             header = envelope.header
             which = (header.key, header.sequence, header.digest)
             known = self._last.get(header.kind)
-            if known is not None and known[0] == which:
-                return known[1]  # a transport that tries again, of which the guard must not speak
+            if known is not None and known[0] == which:  # a transport that tries again, of which the guard must not speak
+                self.terms.check(header, self._leaving(header))  # as the policy is now
+                return known[1]
             reply = self._answer(envelope)
             if ANSWERS[header.kind].again:
                 return reply
@@ -123,10 +135,15 @@ class Site:
         except Refused as refusal:
             if header is not None and isinstance(refusal, Withdrawn):
                 self._withdraw(header)
+            if header is not None and refusal.of_data:
+                return self._decline(header, refusal, str(refusal))
             return self._refuse(header, refusal.code, str(refusal))
         except Exception as error:
+            said = f"{self.name} failed with {type(error).__name__}; its errors.log says more"
+            if header is not None and self._at_work:
+                return self._decline(header, error, said)
             self._note(error)
-            return self._refuse(header, "error", f"{self.name} failed with {type(error).__name__}; its errors.log says more")
+            return self._refuse(header, "error", said)
 
     def kept(self, run: str, version: int) -> Kept:
         """What the site keeps, at a version; for the site's own staff."""
@@ -150,13 +167,23 @@ class Site:
             self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
         now = int(time.time() * 1000)
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
-        fields = leaving(header.kind, self.study) + (PARTIAL if TRAIN_SECONDS in header.fields else ())
-        self.terms.check(header, fields, self.budget.seconds_today)
+        any_model = self.terms.policy.evaluation.models == "any"
+        asked = question(envelope, self._places, self.data.fingerprint, any_model=any_model)
+        self.terms.check(header, self._leaving(header), self.budget.seconds_today, asked)
+        self.asked, self._at_work = asked, not answer.again
         if answer.prepared:
             before, envelope = self.data.numbers, self.data.prepared(envelope)
             if self.data.numbers != before and self.log is not None:
                 self.log.record(self.name, "prepared", run=header.run, round=header.round, about={"numbers": self.data.numbers})
         return answer.compute(self, envelope)
+
+    def _leaving(self, request: Header) -> tuple[str, ...]:
+        """The fields that the reply will have whatever comes of the work."""
+        return leaving(request.kind, self.study) + (PARTIAL if TRAIN_SECONDS in request.fields else ())
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places.of(self.study.round.algorithm, self.server, prepares=bool(self.study.prepare))
 
     def keep(self, run: str) -> Keep:
         """Where the site keeps what it has between the rounds of a run."""
@@ -174,11 +201,11 @@ class Site:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
         tensors = tensors or {}
         header = self.header(ANSWERS[request.kind].reply, request, fields)
-        self.terms.let_out(request, tensors)
+        norm = self.terms.let_out(request, tensors)
         header, reply = encode_both(header, tensors, self.key)
-        counted = self.terms.count(request, header.digest)
+        counted = self.terms.count(request, header.digest, self.asked)
         if self.log is not None:
-            self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more={**(more or {}), **counted})
+            self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more={**(more or {}), **counted}, norm=norm)
         return reply
 
     def _withdraw(self, request: Header) -> None:
@@ -186,6 +213,20 @@ class Site:
         if self.log is not None and request.run not in self._withdrawn:
             self.log.record(self.name, "withdrew", run=request.run, round=request.round, about={"key": self.key.public.fingerprint})
         self._withdrawn.add(request.run)
+
+    def _decline(self, request: Header, error: Exception, reason: str) -> Bytes:
+        """The refusal for a reason that is for the site's staff alone; after work on the data it costs what an update does."""
+        self._note(error)
+        counted = self.terms.declined(request, self.asked) if self._at_work else {}
+        about: dict[str, Scalar] = {"code": error.code if isinstance(error, Refused) else "error", "reason": printable(reason)[:500]}
+        if self.log is not None:
+            self.log.record(self.name, "refused", run=request.run, round=request.round, about=about | {"said": Declined.code} | counted)
+        if self.folder is None:  # a try in one's own process, where nothing is written down
+            log.warning("site %s declined: %s", self.name, reason)
+        said = f"{self.name} declined, for a reason that is for its staff: its errors.log has it, and its audit log (--what refused)"
+        if TRAIN_SECONDS in request.fields:
+            said += "; the time to train was limited, and more of it may be needed (Rules.train_seconds)"
+        return encode(self.header("refusal", request, {"code": Declined.code, "reason": said}), {}, self.key)
 
     def _refuse(self, request: Header | None, code: str, reason: str) -> Bytes:
         request = request or Header(

@@ -13,6 +13,7 @@
 """
 
 import hmac
+from collections.abc import Mapping
 from hashlib import sha256
 
 import numpy as np
@@ -29,6 +30,7 @@ from fedjax_core.sites.records import usable
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import Envelope
+from fedjax_core.task import Task
 
 
 class SiteData:
@@ -36,7 +38,7 @@ class SiteData:
 
     def __init__(self, about: SiteFile, study: Study, key: SiteKey | None = None) -> None:
         """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is made."""
-        self._study = study
+        self._study, self._labels = study, about.labels
         most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
         self.raw = load_data(about, check=most_bad is None and not study.prepare, study=study)
         """The examples as they lie there."""
@@ -58,7 +60,7 @@ class SiteData:
         """Of which batches are made."""
         skipped, least = self.skipped or 0, int(self.raw.sizes[self.raw.sizes > 0].min())
         self.asked = Request(
-            study.hash, self.raw.examples, None if about.labels is None else _classes(self.raw.columns[about.labels]), clip=study.clip,
+            study.hash, self.raw.examples, self._classes(slice(None)), clip=study.clip,
             noise=study.noise, bad=skipped / (self.raw.examples + skipped), department=least if study.departments else None,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""
@@ -96,6 +98,27 @@ class SiteData:
             self.clients = self._preparation.clients
         return envelope
 
+    def used(self, round: int, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
+        """(how many examples, of each class how many) so many steps of a round are computed of; None: all steps."""
+        plan = self.plan
+        if steps is None and plan.epochs is not None and plan.order is None:
+            return self.raw.examples, self.asked.per_class
+        everyone = np.arange(len(self.raw))
+        rows, _ = plan.batches(everyone, self.raw.offsets, self.raw.addresses, round)
+        rows = np.unique(rows[:steps])
+        rows = rows[rows >= 0]
+        return len(rows), self._classes(rows)
+
+    def _classes(self, rows: slice | np.ndarray) -> dict[str, int] | None:
+        """How many of these examples each class has, a class that none of the site's examples has among them; None without labels."""
+        if self._labels is None:
+            return None
+        labels = self.raw.columns[self._labels]
+        names = np.unique(labels)
+        counts = np.bincount(np.searchsorted(names, labels[rows]), minlength=len(names))
+        found = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+        return found | absent(len(names), self._study.round.algorithm.task)
+
     def _check(self, clients: Clients) -> None:
         """Raises where the task cannot use these examples, or a model's 32 bits do not hold them."""
         clients.check_numbers()
@@ -115,6 +138,6 @@ def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> s
     return (sha256(found) if key is None else hmac.new(key.secret("data"), found, sha256)).hexdigest()[:16]
 
 
-def _classes(labels: np.ndarray) -> dict[str, int]:
-    """How many examples each class has."""
-    return {str(c): int(n) for c, n in zip(*np.unique(labels, return_counts=True), strict=True)}
+def absent(classes: int, task: Task) -> dict[str, int]:
+    """Of a site that has examples of so many classes: a class without any, where the task has more; of one class alone, there are two."""
+    return {"none of them": 0} if classes < max(2, task.classes or 0) else {}

@@ -60,7 +60,7 @@ class SiteFile:
     """"module:function", installed at the site. None: given at construction, in one's own process or trust domain only."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     policy: Path | None = None
-    """None: the first configuration asked for is the only one, and the usual fields and the task's metrics may leave."""
+    """None: the first configuration asked for is the only one, and the usual fields and the task's metrics may leave (`usual_policy`)."""
     key: Path | None = None
     """None: one is made in the folder, or in memory."""
     coordinator: Path | None = None
@@ -151,13 +151,25 @@ def check_divided(site: str, study: Study, clients: Clients) -> None:
         )
 
 
-def usual_policy(name: str, study: Study, clients: Clients) -> Policy:
-    """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
+def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
+    """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave.
+
+    A site whose file names its study is a real one: it has the minimums of policies that are made (`policy.SAFE`). One that is handed its
+    study is a try in one's own process or trust domain: it has none, and evaluates whatever model it is given.
+    """
     sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
     clients_ = ("clients",) if study.departments else ()
     left = local.LEFT if study.measurable else ()
     fields = ("weight", "examples", "data", *clients_, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
-    return Policy(name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
+    usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
+    if about.study is None:
+        return dataclasses.replace(usual, evaluation=policy.Evaluation("any", per_day=_TRIES))
+    return dataclasses.replace(usual, minimum=minimum_of(about))
+
+
+def minimum_of(about: SiteFile) -> policy.Minimum:
+    """The minimums of a policy that is made for a site: of each class where its file names the column of classes."""
+    return policy.SAFE if about.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
 
 
 def metrics_of(study: Study, clients: Clients) -> list[str]:
@@ -167,3 +179,6 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
     return sorted({*steps, *shapes})
+
+
+_TRIES = 10_000  # evaluations a day

@@ -15,7 +15,7 @@ ROUNDS, BATCH, EPOCHS = 6, 4, 2
 def columns():
     """The examples of each site."""
     rng = np.random.default_rng(0)
-    x = [rng.normal(size=(n, 3)).astype(np.float32) for n in (9, 14, 23)]
+    x = [rng.normal(size=(n, 3)).astype(np.float32) for n in (12, 14, 23)]
     return [{"x": each, "y": (each @ [1, -1, 2] > 0).astype(np.int32)} for each in x]
 
 

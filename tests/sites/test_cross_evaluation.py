@@ -12,7 +12,9 @@ from fedjax_core.metrics import crossed
 from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import task
 
-POLICY = 'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n{}'
+POLICY = (
+    'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n[evaluation]\nmodels = "any"\n{}'
+)
 
 
 @pytest.fixture(scope="module")

@@ -260,7 +260,7 @@ def test_bad_records_leave_their_own_department():
     ("policy", "said"),
     [
         ("", "does not let 'clients' leave"),
-        ('fields = ["weight", "examples", "data", "clients"]\n[minimum]\ndepartment = 3', "minimum.department"),
+        ('fields = ["weight", "examples", "data", "clients"]\n[minimum]\ndepartment = 3', "for a reason that is for its staff"),
     ],
 )
 def test_the_policy_of_a_site_has_a_say(policy, said, tmp_path):
@@ -271,6 +271,8 @@ def test_the_policy_of_a_site_has_a_say(policy, said, tmp_path):
         pass
     (reason,) = [one.about["reason"] for one in show(tmp_path / "coordinator" / "audit") if one.what == "declined"]
     assert said in reason
+    (true,) = [one.about["reason"] for one in show(tmp_path / "mayo" / "audit", what="refused")]
+    assert true == reason or "minimum.department" in true
 
 
 def test_the_time_to_train_is_not_limited_within_departments():

@@ -321,6 +321,6 @@ def test_what_the_documents_show_is_what_the_code_reads(tmp_path):
         (tmp_path / f"{name}.toml").write_text(re.sub(r"(?m)^ {3,4}", "", text))
     assert SiteFile.read(tmp_path / "site.toml").name == Policy.read(tmp_path / "shown.toml").site == "charite"
     found, tables = Policy.read(tmp_path / "whole.toml"), tomllib.loads((tmp_path / "whole.toml").read_text())
-    for name in ("tasks", "minimum", "leaving", "hours", "caps"):
+    for name in ("tasks", "minimum", "leaving", "evaluation", "hours", "caps"):
         assert set(tables[name]) == set(vars(getattr(found, name))), name
     assert set(tables) | {"withdrawn"} == set(vars(found))

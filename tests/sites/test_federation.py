@@ -216,7 +216,13 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
         assert state.clients.version.tolist() == [1, 0, 0, 0]
         assert set(seen) == {"refused", "missing", "clients", "examples"}  # the loss is not among the fields that may leave
         said = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
-    assert "(paused)" in said[NAMES[1]] and "minimum.examples" in said[NAMES[2]] and "leaving.max_norm" in said[NAMES[3]]
+    assert "(paused)" in said[NAMES[1]]
+    for name, setting in ((NAMES[2], "minimum.examples"), (NAMES[3], "leaving.max_norm")):  # which depend on the data
+        assert (
+            said[name] == f"{name} declined, for a reason that is for its staff: its errors.log has it, and its audit log (--what refused)"
+        )
+        assert setting in next(show(tmp_path / name / "audit", what="refused")).about["reason"]
+        assert setting in (tmp_path / name / "errors.log").read_text()
     ledger = [entry.about["kind"] for entry in show(tmp_path / NAMES[0] / "audit") if entry.what == "left"]
     assert ledger == ["description", "update"]
     assert "update" not in [entry.about.get("kind") for entry in show(tmp_path / NAMES[3] / "audit")]

@@ -97,7 +97,7 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
     seen = {"sent": b"".join(transport.sent), "received": b"".join(transport.received), "refusals": b"".join(refusals)}
     seen |= {"raised": "".join(texts).encode(), "logged": everything_logged.text.encode(), "printed": (out.out + out.err).encode()}
     seen |= files(tmp_path / "coordinator")
-    assert b"ValueError" in seen["received"] and b"FileNotFoundError" in seen["received"]
+    assert b"ValueError" not in seen["received"]  # nor of which kind the error was
     assert any("checkpoints" in where for where in seen) and any("audit" in where for where in seen)
     assert found(seen) == []
     # Nor is there any in what the sites write for the others to verify: their audit logs and ledgers.

@@ -125,7 +125,8 @@ def test_with_more_bad_records_a_site_takes_no_part(tmp_path):
     with pytest.raises(Paused, match=f"{NAMES[0]} did not say"), federation(COMPOSED, files=files, folder=tmp_path):
         pass
     reason = f"{NAMES[0]} has more bad records than the share of 0.05 that it skips (max_bad_share) [bad-records]"
-    assert declined(tmp_path)[0]["reason"] == reason
+    assert next(show(tmp_path / NAMES[0] / "audit", what="refused")).about["reason"] == reason
+    assert declined(tmp_path)[0]["code"] == "declined" and "bad" not in declined(tmp_path)[0]["reason"]
     files[0] = dataclasses.replace(files[0], policy=None)  # which skips none
     with pytest.raises(ValueError, match="NaN"), federation(COMPOSED, files=files):
         pass

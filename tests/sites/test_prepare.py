@@ -221,7 +221,9 @@ def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
         assert sums["['sums'][0]['mean']"][missing].tolist() == [0.0] * missing.sum() and sums["['sums'][1]['values']"].size == 0
     with Site(about[2], study, COORDINATOR.public) as site:
         reply = ask(site, "measure")
-        assert reply.header.kind == "refusal" and "fewer than the 9 examples" in reply.header.fields["reason"] and not reply.tensors
+        assert reply.header.kind == "refusal" and reply.header.fields["code"] == "declined" and not reply.tensors
+        assert "9" not in reply.header.fields["reason"]
+        assert "fewer than the 9 examples" in next(show(tmp_path / "oslo" / "audit", what="refused")).about["reason"]
 
 
 def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
