@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fedjax_core.cli import main
 from fedjax_core.sites.audit import Log, files
 from fedjax_core.sites.identity import SiteKey, read_public
+from fedjax_core.sites.wire import Envelope, Header
 
 
 @pytest.fixture
@@ -53,20 +55,63 @@ def test_a_log_is_verified_with_keys_or_a_roster_and_a_head(site, capsys):
         assert main(["audit", "verify", str(site / "logs"), "--keys", str(keys), "--head", head]) == 0
         said = capsys.readouterr().out
         assert "3 entries, all as they were written, and the exported head is among them." in said and f"head {head}" in said
+    assert main(["audit", "verify", str(site / "logs"), "--keys", str(roster)]) == 0
+    said = capsys.readouterr().out
+    assert "as they were written" not in said and "Whether entries are missing at the end cannot be told by the log alone" in said
     path = files(site / "logs")[0]
     path.write_bytes(path.read_bytes().rpartition(b'{"entry"')[0])
+    assert main(["audit", "verify", str(site / "logs"), "--keys", str(roster)]) == 1
+    assert "the head in its heads.json is entry 2: 1 entries were cut off" in capsys.readouterr().err
+    (site / "logs" / "heads.json").unlink()
     assert main(["audit", "verify", str(site / "logs"), "--keys", str(roster)]) == 0
     assert main(["audit", "verify", str(site / "logs"), "--keys", str(roster), "--head", head]) == 1
     assert "1 entries were cut off" in capsys.readouterr().err
     assert main(["audit", "verify", str(site / "logs"), "--keys", str(roster), "--head", "nonsense"]) == 1
 
 
-def test_the_entries_are_shown(site, capsys):
-    assert main(["audit", "show", str(site / "logs"), "--what", "left"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 1 and out[0].startswith("1 20") and out[0].endswith('charite left heart-1/1 {"bytes":8}')
-    assert main(["audit", "show", str(site / "logs"), "--round", "2", "--who", "charite", "--run", "heart-1"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+def test_a_log_is_verified_by_the_head_that_the_other_end_holds(site, capsys):
+    key, keys, logs = SiteKey.make("coordinator"), site / "keys", site / "logs"
+    key.save(keys)
+    assert main(["audit", "head", str(logs)]) == 0
+    head = capsys.readouterr().out.strip()
+    with Log(site / "other", key) as log:
+        log.record("mayo", "answered", about={"head.mayo": f"0:{'0' * 64}"})
+        log.record("charite", "answered", about={"head.charite": head})
+    assert main(["audit", "head", str(site / "other"), "--of", "charite"]) == 0 and capsys.readouterr().out.strip() == head
+    assert main(["audit", "head", str(site / "other"), "--of", "oslo"]) == 1
+    both = ["--keys", str(keys / "charite.pub"), str(keys / "coordinator.pub"), "--held-by", str(site / "other")]
+    assert main(["audit", "verify", str(logs), *both]) == 0
+    assert "all as they were written, and the head that coordinator holds (entry 2) is among them" in capsys.readouterr().out
+    assert main(["audit", "verify", str(logs), both[0], both[1], *both[3:]]) == 1 and "whose log" in capsys.readouterr().err
+    path = files(logs)[0]
+    path.write_bytes(path.read_bytes().rpartition(b'{"entry"')[0])
+    (logs / "heads.json").unlink()
+    assert main(["audit", "verify", str(logs), *both]) == 1
+    assert "the head that coordinator holds is entry 2: 1 entries were cut off" in capsys.readouterr().err
+
+
+def test_the_entries_are_shown_in_a_table_once_they_are_proven(site, capsys):
+    logs, keys = str(site / "logs"), ["--keys", str(site / "keys" / "charite.pub")]
+    with Log(site / "logs", SiteKey.load(site / "keys" / "charite.key")) as log:
+        header = Header(
+            kind="update", run="heart-1", round=3, exchange=0, sender="charite", recipient="coordinator", sequence=1, created_unix_ms=1,
+            config="ab", fields={"weight": 2.5, "data": "f00d"},
+        )  # fmt: skip
+        log.record_sent(Envelope(header, {"w": np.ones((2, 3), np.float32)}), 600, more={"epsilon": 1.23456})
+    assert main(["audit", "show", logs, *keys, "--what", "left"]) == 0
+    title, first, second = capsys.readouterr().out.splitlines()
+    assert title.split() == ["entry", "when", "(UTC)", "who", "what", "run/round", "to", "numbers", "epsilon", "more"]
+    assert first.split()[2:] == ["charite", "left", "heart-1/1", "0"]
+    shown = second.split()
+    assert shown[2:7] == ["charite", "left", "heart-1/3", "coordinator", "7"] and shown[7] == "1.235" and "weight=2.5" in shown
+    assert main(["audit", "show", logs, "--round", "2", "--who", "charite", "--run", "heart-1", "--raw"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("2 20") and said.out.endswith('charite trained heart-1/2 {"bytes":8}\n') and "not verified" in said.err
+    path = files(site / "logs")[0]
+    path.write_bytes(path.read_bytes().replace(b"heart-1", b"heart-2"))
+    assert main(["audit", "show", logs, *keys]) == 1
+    said = capsys.readouterr()
+    assert not said.out and "line 1, was edited: its signature does not fit" in said.err
 
 
 def test_the_module_is_the_command(site):

@@ -7,8 +7,9 @@
     fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
     fedjax-core certificates show tls/charite                                   for whom, and until when
     fedjax-core audit head logs                          the line to give to somebody else now and then
-    fedjax-core audit verify logs --keys roster.toml --head 17:9f...
-    fedjax-core audit show logs --what left              the ledger of what left this site
+    fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
+    fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
+    fedjax-core audit show logs --keys keys/charite.pub --what left      the ledger of what left this site, proven first
     fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
 
 Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it

@@ -98,12 +98,18 @@ def run(
 
 
 def verify(folder: Folder, plan: Plan) -> dict[str, audit.Head]:
-    """The head of every audit log, all verified; raises `AuditError` with the first that is not as it was written."""
+    """The head of every audit log, all verified; raises `AuditError` with the first that is not as it was written.
+
+    Sites' logs are also verified by the heads that the coordinator holds of them, and its log by those that they hold.
+    """
+    everyone = (COORDINATOR, *plan.sites)
+    logs = {name: (folder.home(name) if name == COORDINATOR else folder.home(name) / "state") / "audit" for name in everyone}
+    keys = {name: [identity.read_public(folder.home(name) / f"{name}.pub")[1]] for name in everyone}
     found = {}
-    for name in (COORDINATOR, *plan.sites):
-        home = folder.home(name)
-        key = identity.read_public(home / f"{name}.pub")[1]
-        found[name] = audit.verify((home if name == COORDINATOR else home / "state") / "audit", [key])
+    for name in everyone:
+        others = plan.sites if name == COORDINATOR else (COORDINATOR,)
+        held = {other: audit.held_by(logs[other], keys[other], name) for other in others}
+        found[name] = audit.verify(logs[name], keys[name], held=held)
     return found
 
 

@@ -6,9 +6,10 @@
     line_n = entry_n, sign(entry_n)        entry_n.prev = SHA-256(line_(n-1))        head = "n:SHA-256(line_n)"
 
 Every entry is signed and names the line before it, across files too. A chain cannot show what was cut from its end, nor that its
-owner, who has the key, wrote all of it anew: for that the head is given now and then to somebody else (it is one short line), and
-`verify` compares. Entries hold names, digests, sizes, norms and decisions, and no data. What left a site is recorded by `record_sent`:
-that is the ledger which its data owner can read with `show`. Old entries may be removed where an `Anchor` says up to which (retention.py).
+owner, who has the key, wrote all of it anew: for that others hold its head (it is one short line), and `verify` compares. In a federation
+each end holds the other's, which comes with every message (heads.py). Entries hold names, digests, sizes, norms and decisions, and no data.
+What left a site is recorded by `record_sent`, with the values of all fields and of small tensors: that is the ledger which its data owner
+can read with `show`. Old entries may be removed where an `Anchor` says up to which (retention.py).
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -26,6 +27,7 @@ True
 
 import errno
 import fcntl
+import logging
 import math
 import os
 import time
@@ -35,10 +37,13 @@ from types import TracebackType
 from typing import BinaryIO
 
 from fedjax_core.files import make_folder, opener, sync_folder
-from fedjax_core.sites.base import Scalar
+from fedjax_core.sites.base import Scalar, in_lines
 from fedjax_core.sites.entries import (
+    CUT,
     NOTHING,
+    NUMBERS,
     PURPOSE,
+    SENT,
     AuditError,
     Entry,
     Head,
@@ -53,19 +58,27 @@ from fedjax_core.sites.entries import (
     spelt,
 )
 from fedjax_core.sites.gate import NotFinite, measure
+from fedjax_core.sites.heads import FILE as HEADS
+from fedjax_core.sites.heads import Heads
 from fedjax_core.sites.identity import PublicKey, SiteKey
-from fedjax_core.sites.proof import Anchor, anchor_path, verify
+from fedjax_core.sites.proof import Anchor, anchor_path, held_by, verify
 from fedjax_core.sites.wire import Envelope
 
-__all__ = ["NOTHING", "Anchor", "AuditError", "Entry", "Head", "Log", "anchor_path", "files", "head_of", "heads", "show", "verify"]
+log = logging.getLogger("fedjax_core")
+
+__all__ = [
+    "NOTHING", "Anchor", "AuditError", "Entry", "Head", "Log", "anchor_path", "files", "head_of", "heads", "held_by", "show", "verify",
+]  # fmt: skip
 
 _LOCK = "lock"
+_SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
 
 
 class Log:
     """A log that is open for writing, by one process at a time. Use it in a `with`.
 
-    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line is cut off, and recorded.
+    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line is cut off, and
+    recorded. That entries are missing which were there when it was open before is recorded, too: `verify` then fails.
     """
 
     def __init__(
@@ -73,9 +86,15 @@ class Log:
     ) -> None:
         """`former` are the keys that this log's owner had before; a file of more than `file_bytes` is followed by another."""
         self.folder, self.head = Path(folder), NOTHING
+        self.durable = NOTHING
+        """The last entry that is on the disk for certain: what others may be told of, whatever dies."""
+        self.held: dict[str, Head] = {}
+        """The newest head of each other log, as its owner's messages said."""
         self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
         self._lock: BinaryIO | None = None
         self._file: BinaryIO | None = None
+        self._heads: BinaryIO | None = None
+        self._backwards: set[str] = set()
 
     def __enter__(self) -> "Log":
         make_folder(self.folder)
@@ -96,9 +115,10 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.rest()
-        if self._lock is not None:
-            self._lock.close()
-        self._lock = None
+        for file in (self._heads, self._lock):
+            if file is not None:
+                file.close()
+        self._heads = self._lock = None
 
     def record(
         self,
@@ -134,11 +154,26 @@ class Log:
                 error.errno, f"could not write to the audit log {file.name}: {error}. Nothing may go on unrecorded: free some space."
             ) from error
         self.head = Head(entry.n, digest(line))
+        if wait:
+            self._on_disk()
+
+    def hold(self, name: str, head: str) -> str | None:
+        """Holds the head that another's message had. Where that log has gone back, says so in words, once, and holds what it had before."""
+        now, before = Head.parse(head), self.held.get(name, NOTHING)
+        if now.n > before.n or now == before:
+            self.held[name] = now
+            return None
+        if name in self._backwards:
+            return None
+        self._backwards.add(name)
+        where = f"entry {now.n}, and ended with entry {before.n}"
+        return f"the log of {name} ends with {where}: entries were cut off, or it was written anew"
 
     def record_sent(
         self, envelope: Envelope, size: int, decision: str = "sent", more: Mapping[str, Scalar] | None = None, norm: float | None = None
     ) -> None:
-        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, how much, its norm, and what is `more`.
+        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, its norm, all values of its fields, those
+        of its tensors where they are small together (4 kB), and what is `more`.
 
         `norm`: where it was measured before.
         """
@@ -150,8 +185,13 @@ class Log:
         about: dict[str, Scalar] = {
             "recipient": header.recipient, "kind": header.kind, "exchange": header.exchange, "sequence": header.sequence,
             "bytes": size, "tensors": len(tensors), "numbers": sum(x.size for x in tensors.values()), "norm": norm,
-            "digest": header.digest, "fields": " ".join(sorted(header.fields)), "decision": decision, **(more or {}),
+            "digest": header.digest, **in_lines("fields", sorted(header.fields)), "decision": decision, **(more or {}),
         }  # fmt: skip
+        small = len(tensors) <= _FEW and sum(x.nbytes for x in tensors.values()) <= _SMALL
+        for name, value in header.fields.items():
+            about[f"{SENT}{name}"] = value
+        for name, x in tensors.items() if small else ():
+            about |= in_lines(f"{NUMBERS}{name}", map(str, x.ravel()))
         self.record(header.sender, "left", run=header.run, round=header.round, about=about)
 
     def rest(self) -> None:
@@ -160,6 +200,16 @@ class Log:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
+            self._on_disk()
+
+    def _on_disk(self) -> None:
+        """All entries are: the file of heads says so, which is not waited for."""
+        self.durable = self.head
+        if self._heads is None:
+            self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
+        text = Heads(self.durable, self.held).signed(self.key)
+        os.pwrite(self._heads.fileno(), text, 0)  # in one go, so that a process that is killed leaves the old one or this
+        os.ftruncate(self._heads.fileno(), len(text))
 
     def _open(self) -> None:
         """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have such a remainder."""
@@ -169,8 +219,29 @@ class Log:
         if last is not None:
             where, line = last
             self.head = Head(read(line, where, self.keys).n, digest(line))
+        wrong = self._missing()
         if torn is not None:
             self.record(self.key.name, "recovered", about=torn)
+        if wrong is not None:
+            what, about = wrong
+            self.record(self.key.name, what, about=about)
+            said = "; ".join(f"{name} {value}" for name, value in about.items())
+            log.warning("the audit log %s: %s (%s). Keep it as it is, and compare with whoever holds its head", self.folder, what, said)
+
+    def _missing(self) -> tuple[str, dict[str, Scalar]] | None:
+        """(kind, values) of the entry that says that the log does not lead to the head that it had when it was last open; None: it does."""
+        try:
+            before = Heads.read(self.folder, self.keys)
+        except AuditError as error:
+            return "no heads", {"reason": f"{error}, so entries may be missing"[:1000]}
+        if before is None:
+            return None if self.head == NOTHING else ("no heads", {"reason": f"{HEADS} is not there, so entries may be missing"})
+        self.held = dict(before.held)
+        if before.own.n > self.head.n:
+            return CUT, {"entries": before.own.n - self.head.n, "head": str(before.own)}
+        if before.own.n == self.head.n and before.own != self.head:
+            return CUT, {"entries": 1, "head": str(before.own)}
+        return None
 
     def _writable(self) -> BinaryIO:
         """The newest file, or a new one where that is full."""

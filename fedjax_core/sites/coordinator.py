@@ -26,6 +26,7 @@ after a restart a repeat could only be of the same round, model and numbers.
 """
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.departments import merged
 from fedjax_core.sites.described import Sites, describe
 from fedjax_core.sites.exchange import exchange
+from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
@@ -60,6 +62,8 @@ from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess, Transport
 from fedjax_core.sites.wire import COORDINATOR
 from fedjax_core.types import Key, Params
+
+log = logging.getLogger("fedjax_core")
 
 __all__ = ["Federation", "Paused", "Rules", "Versions"]
 
@@ -141,6 +145,9 @@ class Federation:
             if missing := [name for name in self._names if name not in self._roster.keys]:
                 raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
+            if (audited := self._log) is not None:
+                self._requests.head = lambda: audited.durable
+            self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
             said = describe(self._collector, self._requests, path, departments, agreed=self._roster.examples, record=self._record)
@@ -294,9 +301,20 @@ class Federation:
 
     def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
         if self._log is not None:
-            plain = {k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()}
+            plain = {k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()} | self._heard_head(who, number)
             # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a site.
             self._log.record(who, what, run=self.run_name, round=number, about=plain, wait=who == COORDINATOR and what != "asked")
+
+    def _heard_head(self, who: str, number: int) -> dict[str, Scalar]:
+        """For the audit log: the head of this site's own log, where its last message had a new one."""
+        _, head = self._collector.hearing.heads.get(who, (0, None)) if who != COORDINATOR else (0, None)
+        if self._log is None or head is None or head == self._heads.get(who):
+            return {}
+        self._heads[who] = head
+        if (wrong := self._log.hold(who, head)) is not None:
+            log.warning("%s. Ask its staff to prove it: fedjax-core audit verify", wrong)
+            self._log.record(who, "head went back", run=self.run_name, round=number, about={"reason": wrong})
+        return {f"{HELD}{who}": head}
 
     def _connect(
         self, files: list[SiteFile], transport: Any, address: str | None, insecure_local: bool, watched: bool

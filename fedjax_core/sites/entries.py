@@ -27,6 +27,10 @@ from fedjax_core.sites.base import read as read_json
 from fedjax_core.sites.identity import PublicKey
 
 PURPOSE, PATTERN = "audit", "audit-[0-9]*.jsonl"
+CUT = "cut"
+"""What an entry is of that says that entries are missing before it."""
+SENT, NUMBERS = "sent.", "numbers."
+"""What the names of an entry's values begin with that left: of a field, `sent.loss`, and of a tensor, `numbers.['w']`."""
 
 
 class AuditError(RuntimeError):

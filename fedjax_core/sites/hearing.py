@@ -26,6 +26,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from msgspec import UNSET
+
 from fedjax_core.sites.announce import LACKING, Outgoing
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.base import Refused, Scalar, shown
@@ -57,6 +59,8 @@ class Hearing:
     def __init__(self, run: str, names: Sequence[str], roster: Roster, record: Record) -> None:
         self.reasons: dict[int, str] = {}
         """Why there is no reply of a site to the last request."""
+        self.heads: dict[str, tuple[int, str]] = {}
+        """Of each site, the last head of its audit log that it said: in a message of this number."""
         self._names, self._roster, self._record = names, roster, record
         self._guard = Guard(run, 0)
 
@@ -107,6 +111,8 @@ class Hearing:
             self.reasons[at] = str(refusal)
             self._refuse(at, number, refusal)
             return None
+        if header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]:  # replies may overtake one another
+            self.heads[name] = header.sequence, header.head
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
             self.reasons[at] = str(about["reason"])

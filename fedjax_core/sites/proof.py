@@ -1,30 +1,35 @@
 """The proof that an audit log is as it was written, from its first entry, or from where its owner signed that older ones were removed.
 
-    line_0 ◄─ prev ─ line_1 ◄─ prev ─ ... line_n        each signed; the head exported before must be among them
+    line_0 ◄─ prev ─ line_1 ◄─ prev ─ ... line_n        each signed; the heads that are held of it must be among them
 
-A chain cannot show what was cut from its end, nor that its owner, who has the key, wrote all of it anew: for that the head is given now
-and then to somebody else, and compared here.
+A chain cannot show what was cut from its end, nor that its owner, who has the key, wrote all of it anew: for that somebody else holds its
+head, and it is compared here.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedjax_core.files import sync_folder, write_whole
 from fedjax_core.sites.base import Refused, dumps, loads
-from fedjax_core.sites.entries import NOTHING, PATTERN, PURPOSE, AuditError, Head, digest, files, lines, read
+from fedjax_core.sites.entries import CUT, NOTHING, PATTERN, PURPOSE, AuditError, Head, digest, files, lines, read, show
+from fedjax_core.sites.heads import FILE as HEADS
+from fedjax_core.sites.heads import HELD, Heads
 from fedjax_core.sites.identity import PublicKey, SiteKey
 
 _ANCHOR = "anchor.json"
 
 
-def verify(folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head | None = None) -> Head:
+def verify(
+    folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head | None = None, *, held: Mapping[str, Iterable[Head]] | None = None
+) -> Head:
     """The log's head, once every line is known to be as it was written; raises `AuditError` with the first place where one is not.
 
-    `keys` are those that may have signed, former ones included. With a `head` that was exported before, the log must lead there.
-    Where entries were removed on purpose, the rest is proven from the signed `Anchor` on.
+    `keys` are those that may have signed, former ones included. The log must lead to the `head` that was exported before, to those that
+    others have `held`, by their names, and to the one in its file of heads. Without any of these, nobody can tell what was cut from its
+    end. Where entries were removed on purpose, the rest is proven from the signed `Anchor` on.
     """
     known = set(keys)
     paths, anchor = files(folder), Anchor.read(folder, known)
@@ -36,6 +41,17 @@ def verify(folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head
             f"the exported head is entry {head.n}, and the entries up to {removed.n} were removed and anchored as {removed}: "
             "compare with a head exported since, or verify where the old ones were archived"
         )
+    own, unread = None, None
+    try:
+        own = Heads.read(folder, known)
+    except AuditError as error:  # of which is told where nothing is wrong with the entries
+        unread = error
+    wanted = [("the exported head", head)] if head is not None else []
+    wanted += [(f"the head that {name} holds", one) for name, every in (held or {}).items() for one in every]
+    wanted += [(f"the head in its {HEADS}", own.own)] if own is not None else []
+    at: dict[int, list[tuple[str, Head]]] = {}
+    for whose, one in wanted:
+        at.setdefault(one.n, []).append((whose, one))
     last: Head | None = None
     for where, line in lines(paths):
         entry = read(line, where, known)
@@ -49,16 +65,35 @@ def verify(folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head
         last = Head(entry.n, digest(line))
         if entry.n == removed.n and last != removed:
             raise AuditError(f"{where} is entry {removed.n}, but not the one that the anchor names: the log was written anew")
-        if head is not None and entry.n == head.n and last != head:
-            raise AuditError(f"{where} is entry {head.n}, but not the one that the exported head names: the log was written anew")
+        for whose, one in at.get(entry.n, ()):
+            if last != one:
+                raise AuditError(f"{where} is entry {one.n}, but not the one that {whose} names: the log was written anew")
+        if entry.what == CUT:
+            raise AuditError(
+                f"{where} says that {entry.about.get('entries')} entries are missing before it, of those up to {entry.about.get('head')}"
+            )
     last = removed if last is None else last
     if last.n < removed.n:
         raise AuditError(f"{paths[-1]} ends with entry {last.n}, before entry {removed.n}, which the anchor names: entries were cut off")
-    if head is not None and head.n > last.n:
-        raise AuditError(
-            f"{paths[-1]} ends with entry {last.n}, but the exported head is entry {head.n}: {head.n - last.n} entries were cut off"
-        )
+    for whose, one in wanted:
+        if one.n > last.n:
+            raise AuditError(f"{paths[-1]} ends with entry {last.n}, but {whose} is entry {one.n}: {one.n - last.n} entries were cut off")
+    if unread is not None:
+        raise unread
     return last
+
+
+def held_by(folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: str) -> list[Head]:
+    """All heads of the owner's log that the log in this folder, of another end, has had, the newest last.
+
+    That log is proven first, with these keys. The heads are in its entries about the owner's messages, and the newest in its file of heads.
+    """
+    known = set(keys)
+    verify(folder, known)
+    found = Heads.read(folder, known)
+    every = set() if found is None or owner not in found.held else {found.held[owner]}
+    every |= {Head.parse(str(said)) for entry in show(folder) if (said := entry.about.get(f"{HELD}{owner}")) is not None}
+    return sorted(every)
 
 
 @dataclass(frozen=True, kw_only=True)

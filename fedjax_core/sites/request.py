@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from msgspec import UNSET
 
 from fedjax_core import keys
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import State
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
+from fedjax_core.sites.entries import NOTHING, Head
 from fedjax_core.sites.forms import named
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode_both
@@ -75,6 +77,8 @@ class Requests:
         """The numbers by which sites prepare their columns, an entry a step; known once all sites were measured."""
         self.announced = ""
         """Which large request was announced last (announce.py)."""
+        self.head: Callable[[], Head] = lambda: NOTHING
+        """The head of the coordinator's audit log, which goes with every request."""
         self._key, self._record, self._said = key, record, 0
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
 
@@ -131,6 +135,7 @@ class Requests:
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
             created_unix_ms=int(time.time() * 1000), config=self.config, fields=dict(said),
+            head=UNSET if (head := self.head()) == NOTHING else str(head),
         )  # fmt: skip
         return encode_both(header, named(sent), self._key)
 

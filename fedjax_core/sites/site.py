@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from msgspec import UNSET
 
 from fedjax_core.files import make_folder, opener
 from fedjax_core.round import Kept
@@ -32,9 +33,11 @@ from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
 from fedjax_core.sites.caps import Budget
+from fedjax_core.sites.entries import NOTHING
 from fedjax_core.sites.forms import Form
 from fedjax_core.sites.gate import WrongConfig, WrongKind
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
+from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
 from fedjax_core.sites.limit import PARTIAL, Done
@@ -45,7 +48,7 @@ from fedjax_core.sites.site_data import SiteData
 from fedjax_core.sites.site_file import SiteFile, load_key, metrics_of, usual_policy
 from fedjax_core.sites.study import Study, build, here
 from fedjax_core.sites.terms import Declined, Terms, Withdrawn
-from fedjax_core.sites.wire import COORDINATOR, SITES, Envelope, Header, decode, encode, encode_both
+from fedjax_core.sites.wire import COORDINATOR, SITES, Draft, Envelope, Header, decode, encode
 
 log = logging.getLogger("fedjax_core")
 
@@ -165,6 +168,7 @@ class Site:
         if not answer.again:
             guard = self._guards.get(header.run, Guard(header.run, 0)).at(header.round)
             self._guards[header.run] = guard.admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            self._hold(header)
         now = int(time.time() * 1000)
         check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
         any_model = self.terms.policy.evaluation.models == "any"
@@ -202,11 +206,20 @@ class Site:
         tensors = tensors or {}
         header = self.header(ANSWERS[request.kind].reply, request, fields)
         norm = self.terms.let_out(request, tensors)
-        header, reply = encode_both(header, tensors, self.key)
-        counted = self.terms.count(request, header.digest, self.asked)
-        if self.log is not None:
-            self.log.record_sent(Envelope(header, dict(tensors)), len(reply), more={**(more or {}), **counted}, norm=norm)
-        return reply
+        draft = Draft(header, tensors, self.key)
+        counted = self.terms.count(request, draft.header.digest, self.asked)
+        if self.log is None:
+            return draft.signed()
+        more = {**(more or {}), **counted}
+        if request.head is not UNSET:
+            more[f"{HELD}{COORDINATOR}"] = request.head
+        self.log.record_sent(Envelope(draft.header, dict(tensors)), draft.size(self.log.head.n + 1), more=more, norm=norm)
+        return draft.signed(str(self.log.durable))
+
+    def _hold(self, request: Header) -> None:
+        """Holds the head of the coordinator's log that came with a request, and records where that log has gone back."""
+        if self.log is not None and request.head is not UNSET and (wrong := self.log.hold(COORDINATOR, request.head)) is not None:
+            self.log.record(COORDINATOR, "head went back", run=request.run, round=request.round, about={"reason": wrong})
 
     def _withdraw(self, request: Header) -> None:
         """The ledger's last word on a run."""
@@ -251,7 +264,7 @@ class Site:
         return Header(
             kind=kind, run=request.run, round=request.round, exchange=request.exchange, sender=self.name, recipient=COORDINATOR,
             sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest,
-            fields=dict(fields),
+            fields=dict(fields), head=UNSET if self.log is None or self.log.durable == NOTHING else str(self.log.durable),
         )  # fmt: skip
 
     def _note(self, error: Exception) -> None:

@@ -34,7 +34,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from fedjax_core.sites.base import NAME, Bytes, Refused, Value, dumps, is_plain, is_scalar, read, shown
 from fedjax_core.sites.identity import Roster, SiteKey
@@ -48,6 +48,7 @@ MAGIC = b"fjx-env\x01"
 _PURPOSE, _SIGNATURE = "envelope", 64
 
 _DIGITS = re.compile(r"[0-9a-f]{0,64}")
+_HEAD = r"^(0|[1-9][0-9]{0,17}):[0-9a-f]{64}\Z"
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -103,6 +104,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     config: str  # hash of the run's configuration: both ends must mean the same run
     answers: str = ""  # digest of the tensors this answers: an update counts only for the model it was computed from
     fields: Annotated[dict[str, Value], Meta(max_length=256)] = {}  # small typed values: weight, examples, losses
+    head: Annotated[str, Meta(pattern=_HEAD)] | UnsetType = UNSET
+    """The head of the sender's audit log, which the other end holds (heads.py); not there where it keeps none."""
     schema: Literal[1] = SCHEMA
     key: str = ""  # fingerprint of the sender's key
     size: Count = 0  # bytes of the body
@@ -123,6 +126,32 @@ def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> B
 
 def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, Bytes]:
     """(the header with all entries filled in, the message), as `encode`."""
+    header, head, body = _filled(header, tensors, key)
+    return header, joined([*_opening(head, key), *body])
+
+
+class Draft:
+    """A message that is ready but for the head of its sender's log: so that the log may have the message before it is signed."""
+
+    def __init__(self, header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> None:
+        """Raises as `encode`."""
+        self.header, self._head, self._body = _filled(header, tensors, key)
+        self._key = key
+
+    def size(self, entry: int | None = None) -> int:
+        """Bytes of the message, with the head that is this entry of a log."""
+        more = 0 if entry is None else len(f',"head":"{entry}:"') + 64
+        start = len(MAGIC) + 4 + len(self._head) + more + _SIGNATURE
+        return start + -start % ALIGN + self.header.size
+
+    def signed(self, head: str | None = None) -> Bytes:
+        """The message, with this head."""
+        raw = self._head if head is None else dumps(msgspec.structs.replace(self.header, head=head))
+        return joined([*_opening(raw, self._key), *self._body])
+
+
+def _filled(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, bytes, list[Any]]:
+    """(the header with all entries filled in, its bytes, those of the body in pieces)."""
     if key.name != header.sender:
         raise ValueError(f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone")
     body, digest = pieces(tensors), hashlib.sha256()
@@ -134,7 +163,7 @@ def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey)
             raise ValueError("an entry is of a type that does not travel")
     except (ValueError, TypeError) as error:
         raise ValueError(f"the message cannot be sent: {_odd_field(header.fields) or error}") from None
-    return header, joined([*_opening(head, key), *body])
+    return header, head, body
 
 
 def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from fedjax_core.sites.audit import NOTHING, AuditError, Head, Log, files, head_of, show, verify
+from fedjax_core.sites.audit import NOTHING, AuditError, Head, Log, files, head_of, held_by, show, verify
+from fedjax_core.sites.heads import Heads
 from tests.sites.parties import CHARITE, MAYO, TENSORS, envelope, message
 
 KEYS = [CHARITE.public]
@@ -131,24 +132,32 @@ def test_a_log_goes_on_with_a_new_key(tmp_path):
     assert verify(tmp_path, [MAYO.public, *KEYS]).n == 3
 
 
+def crash(folder, entries, keep, **rest):
+    """Writes entries, of which a crash tears the last before it is known to be on the disk, so that so many bytes of it are there."""
+    write(folder, entries - 1, **rest)
+    heads = (folder / "heads.json").read_bytes()
+    write(folder, 1, **rest)
+    (folder / "heads.json").write_bytes(heads)
+    path = files(folder)[-1]
+    *whole, last = lines(path)
+    path.write_bytes(b"".join(whole) + last[:keep])
+    return path, len(last[:keep])
+
+
 @pytest.mark.parametrize("keep", [1, 2, 50, -2, -1])
 def test_a_torn_last_line_is_cut_off_and_recorded(tmp_path, keep):
-    write(tmp_path, 3)
-    path = files(tmp_path)[0]
-    raw = lines(path)
-    torn = raw[-1][:keep]
-    path.write_bytes(b"".join(raw[:-1]) + torn)
+    path, size = crash(tmp_path, 3, keep)
     head = write(tmp_path, 1)
     found = list(show(tmp_path))
     assert verify(tmp_path, KEYS) == head and [entry.what for entry in found] == ["trained", "trained", "recovered", "trained"]
-    assert found[2].about["file"] == path.name and found[2].about["bytes"] == len(torn)
+    assert found[2].about["file"] == path.name and found[2].about["bytes"] == size
 
 
-def test_a_file_of_which_only_a_torn_line_was_written_is_recovered_too(folder):
-    last = files(folder)[-1]
-    last.write_bytes(b'{"entry":')
-    write(folder, 1, file_bytes=1000)
-    assert [entry.what for entry in show(folder)][-2:] == ["recovered", "trained"] and verify(folder, KEYS).n == 10
+def test_a_file_of_which_only_a_torn_line_was_written_is_recovered_too(tmp_path):
+    crash(tmp_path, 10, 9, file_bytes=1000)
+    assert files(tmp_path)[-1].read_bytes() == b'{"entry":'
+    write(tmp_path, 1, file_bytes=1000)
+    assert [entry.what for entry in show(tmp_path)][-2:] == ["recovered", "trained"] and verify(tmp_path, KEYS).n == 10
 
 
 def test_a_torn_line_in_an_older_file_is_no_crash_and_stays(folder):
@@ -245,7 +254,102 @@ def test_the_ledger_tells_what_left(tmp_path):
     assert first.about["bytes"] == len(raw) and first.about["tensors"] == 2 and first.about["numbers"] == 6
     assert first.about["norm"] == pytest.approx(55.25**0.5) and first.about["recipient"] == "coordinator"
     assert first.about["fields"] == "data examples weight" and second.about["norm"] == "nan" and second.about["decision"] == "withheld"
-    assert not {303, "f00d"} & set(first.about.values())  # names of fields, and not what is in them
+    sent = {name: value for name, value in first.about.items() if name.startswith(("sent.", "numbers."))}
+    fields = {"sent.data": "f00d", "sent.examples": 303, "sent.weight": 303.0}
+    assert sent == {**fields, "numbers.['b']": "4 5", "numbers.['w']": "1.0 -2.0 0.5 3.0"}
+
+
+def test_the_ledger_has_every_value_that_left_exactly_or_its_digest(tmp_path):
+    sums = np.float32([0.1, 1e-30, 3e38, 2**24 + 2])
+    small = {"sums": sums, "none": np.zeros((0, 3)), "scalar": np.array(np.float64(1) / 3), "many": np.arange(900, dtype=np.int16)}
+    large = {"w": np.ones(2000, np.float32)}
+    with Log(tmp_path, CHARITE) as log:
+        log.record_sent(envelope(small, fields={"loss": 0.1, "none": None, "code": "x" * 1000}), 10)
+        log.record_sent(envelope(large), 10)
+        log.record_sent(envelope({f"t{i}": np.ones(1, np.int8) for i in range(100)}, fields={f"name-{i:060}": i for i in range(100)}), 10)
+    first, second, third = show(tmp_path)
+
+    def numbers(name, dtype):
+        parts = [first.about[f"numbers.{name}{part}"] for part in ("", ".2", ".3", ".4") if f"numbers.{name}{part}" in first.about]
+        return np.array(" ".join(parts).split(), dtype)
+
+    assert numbers("sums", np.float32).tobytes() == sums.tobytes() and numbers("many", np.int16).tolist() == list(range(900))
+    assert numbers("scalar", np.float64) == 1 / 3 and first.about["sent.none"] is None and first.about["sent.loss"] == 0.1
+    assert first.about["sent.code"] == "x" * 1000
+    assert [name for name in second.about if name.startswith(("sent.", "numbers."))] == ["sent.data", "sent.examples", "sent.weight"]
+    assert third.about[f"sent.name-{99:060}"] == 99 and verify(tmp_path, KEYS).n == 2
+
+
+CUTS = {
+    "the last entries": lambda path: path.write_bytes(b"".join(lines(path)[:-4])),
+    "all of it": lambda path: path.unlink(),
+    "in the middle of a line": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_log_that_was_cut_is_found_without_a_head_and_when_it_is_opened_again(tmp_path, cut, caplog):
+    write(tmp_path)
+    CUTS[cut](files(tmp_path)[0])
+    with pytest.raises(AuditError, match=r"entries were cut off|holds no audit log|has no end"):
+        verify(tmp_path, KEYS)
+    write(tmp_path, 9)  # whoever opens it again says so, and however many entries follow
+    assert "cut" in [entry.what for entry in show(tmp_path)] and "Keep it as it is" in caplog.text
+    with pytest.raises(AuditError, match=r"says that [1-6] entries are missing before it"):
+        verify(tmp_path, KEYS)
+
+
+def test_the_file_of_heads_cannot_be_edited_and_is_missed(tmp_path, caplog):
+    old = write(tmp_path, 2)
+    path = tmp_path / "heads.json"
+    path.write_bytes(path.read_bytes().replace(f"{old}".encode(), f"1:{'0' * 64}".encode()))
+    with pytest.raises(AuditError, match="is not signed with a key of those given"):
+        verify(tmp_path, KEYS)
+    write(tmp_path, 1)
+    path.unlink()
+    assert verify(tmp_path, KEYS).n == 3
+    write(tmp_path, 1)
+    found = [(entry.what, entry.about.get("reason", "")) for entry in show(tmp_path)]
+    assert [what for what, _ in found] == ["trained", "trained", "no heads", "trained", "no heads", "trained"]
+    assert "is not signed" in found[2][1] and found[4][1] == "heads.json is not there, so entries may be missing"
+    assert verify(tmp_path, KEYS).n == 5 and caplog.text.count("entries may be missing") == 2
+
+
+def test_what_is_not_waited_for_is_told_to_nobody_before_it_is_on_the_disk(tmp_path):
+    with Log(tmp_path, CHARITE) as log:
+        log.record("charite", "first")
+        first = log.head
+        log.record("charite", "second", wait=False)
+        assert log.durable == first == Heads.read(tmp_path, KEYS).own
+        log.record("charite", "third")
+        assert log.durable == log.head == Heads.read(tmp_path, KEYS).own
+        log.record("charite", "fourth", wait=False)
+    assert Heads.read(tmp_path, KEYS).own == head_of(tmp_path)
+
+
+def test_each_end_holds_the_others_head_and_sees_it_go_back(tmp_path):
+    first, last = write(tmp_path / "mayo", 3, key=MAYO), write(tmp_path / "mayo", 3, key=MAYO)
+    with Log(tmp_path / "charite", CHARITE) as log:
+        assert log.hold("mayo", str(first)) is None and log.hold("mayo", str(last)) is None and log.hold("mayo", str(last)) is None
+        log.record("charite", "trained")
+    with Log(tmp_path / "charite", CHARITE) as log:
+        assert log.held == {"mayo": last}
+        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold("mayo", str(first))
+        assert log.hold("mayo", str(first)) is None and log.held == {"mayo": last}  # said once
+        log.record("mayo", "answered", about={"head.mayo": str(last)})
+    assert held_by(tmp_path / "charite", KEYS, "mayo") == [last] and held_by(tmp_path / "charite", KEYS, "oslo") == []
+    (tmp_path / "charite" / "heads.json").unlink()
+    assert held_by(tmp_path / "charite", KEYS, "mayo") == [last]  # from its entries
+    assert verify(tmp_path / "mayo", [MAYO.public], held={"charite": [last]}) == last
+    path = files(tmp_path / "mayo")[0]
+    path.write_bytes(b"".join(lines(path)[:-2]))
+    (tmp_path / "mayo" / "heads.json").unlink()
+    assert verify(tmp_path / "mayo", [MAYO.public]).n == 3  # which nobody can tell by itself
+    with pytest.raises(AuditError, match="ends with entry 3, but the head that charite holds is entry 5: 2 entries were cut off"):
+        verify(tmp_path / "mayo", [MAYO.public], held={"charite": [last]})
+    write(tmp_path / "anew", 9, key=MAYO)
+    with pytest.raises(AuditError, match="line 6, is entry 5, but not the one that the head that charite holds names: the log was written"):
+        verify(tmp_path / "anew", [MAYO.public], held={"charite": [last]})
 
 
 def test_show_filters(tmp_path):

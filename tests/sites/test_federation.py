@@ -175,7 +175,7 @@ def test_the_audit_says_who_was_asked(tmp_path, capsys):
     ]
     assert [(one.what, one.round) for one in show(log, site="oslo", round=1)] == [("asked", 1), ("update", 1), ("asked", 1), ("update", 1)]
     assert main(["audit", "show", str(log), "--site", "kyoto", "--what", "asked"]) == 0
-    assert capsys.readouterr().out.count("\n") == 3
+    assert capsys.readouterr().out.count("\n") == 4  # with the title
 
 
 def test_who_was_asked_is_told_of_any_number_of_sites():

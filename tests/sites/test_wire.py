@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 import pytest
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from fedjax_core.sites.base import DuplicateKey, NonCanonical, Refused, TooDeep, dumps
 from fedjax_core.sites.identity import BadSignature, RevokedKey, UnknownSender, WrongKey
@@ -18,6 +18,7 @@ from fedjax_core.sites.tensors import BadTensors, Limits, Oversize, PicklePayloa
 from fedjax_core.sites.wire import (
     MAGIC,
     BadHeader,
+    Draft,
     NotAnEnvelope,
     TamperedBody,
     Truncated,
@@ -25,6 +26,7 @@ from fedjax_core.sites.wire import (
     WrongSchema,
     decode,
     encode,
+    header_of,
     seal,
 )
 from tests.sites.parties import CHARITE, MAYO, OLD, ROSTER, STRANGER, TENSORS, header, message
@@ -221,3 +223,24 @@ def test_nothing_but_a_refusal_ever_comes_of_bytes():
 def test_the_key_of_a_header_is_filled_in():
     found = read(encode(header(sender="mayo"), TENSORS, MAYO)).header
     assert found.key == MAYO.public.fingerprint and len(found.digest) == 64
+
+
+def test_the_head_of_the_senders_log_travels_and_need_not():
+    head = f"17:{'9f' * 32}"
+    without, with_head = message(), message(head=head)
+    assert b'"head"' not in bytes(without) and decode(without, ROSTER, recipient="coordinator").header.head is UNSET
+    assert decode(with_head, ROSTER, recipient="coordinator").header.head == head
+    draft = Draft(header(), TENSORS, CHARITE)
+    assert bytes(draft.signed(head)) == bytes(with_head) and bytes(draft.signed()) == bytes(without)
+    assert draft.size() == len(without) and draft.size(17) == len(with_head)
+    for entry in (0, 9, 10, 12345, 10**17):
+        assert draft.size(entry) == len(draft.signed(f"{entry}:{'0' * 64}"))
+
+
+@pytest.mark.parametrize("head", ["", "17", "17:" + "9" * 63, "-1:" + "9" * 64, "017:" + "9" * 64, "1:" + "G" * 64, f"17:{'9' * 64}\n", 7])
+def test_what_is_no_head_does_not_travel_and_is_refused(head):
+    with pytest.raises(ValueError, match="cannot be sent"):
+        message(head=head)
+    good = json.loads(dumps(header_of(message())))
+    with pytest.raises(BadHeader):
+        decode(seal(dumps(good | {"head": head}), bytes(message())[-good["size"] :], CHARITE), ROSTER, recipient="coordinator")

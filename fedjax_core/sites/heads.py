@@ -1,0 +1,63 @@
+"""The heads of logs that one end of a federation holds: of its own log, and of the logs of those who write to it.
+
+    audit/heads.json    {"heads": {"held": {"coordinator": "40:3c..."}, "key": "...", "own": "17:9f..."}, "signature": "..."}
+
+Every message has its sender's head in it (wire.py). So each end knows what the other's log led to, and nobody can cut entries off a log, or
+write it anew, without changing it at both ends. The own head tells whoever opens the log again that entries were cut off since. It is
+written after the entry that it names is on the disk: so a crash may leave it older than the log, and never newer.
+
+A head says how many entries a log has, and nothing of what is in them: its digest is of a line with a signature in it, which nobody but the
+log's owner can make, so contents cannot be tried.
+
+>>> import tempfile
+>>> folder, key = tempfile.TemporaryDirectory(), SiteKey.make("charite")
+>>> heads = Heads(Head(17, "9f" * 32), {"coordinator": Head(40, "3c" * 32)})
+>>> _ = (Path(folder.name) / FILE).write_bytes(heads.signed(key))
+>>> Heads.read(folder.name, [key.public]) == heads
+True
+>>> folder.cleanup()
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedjax_core.sites.base import Refused, dumps, loads
+from fedjax_core.sites.entries import PURPOSE, AuditError, Head
+from fedjax_core.sites.identity import PublicKey, SiteKey
+
+FILE, HELD = "heads.json", "head."
+"""The file beside a log; and what the names of an entry's values begin with that are another's head, such as `head.coordinator`."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What one end holds."""
+
+    own: Head
+    held: Mapping[str, Head] = field(default_factory=dict)
+    """By the name of the other end."""
+
+    def signed(self, key: SiteKey) -> bytes:
+        """The file's text, signed by the log's owner."""
+        body = {"own": str(self.own), "held": {name: str(head) for name, head in self.held.items()}, "key": key.public.fingerprint}
+        return dumps({"heads": body, "signature": key.sign(f"{PURPOSE} heads", dumps(body)).hex()})
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str], keys: Iterable[PublicKey]) -> "Heads | None":
+        """What the file beside a log says, None where there is none; raises `AuditError` where none of the keys signed it."""
+        path = Path(folder) / FILE
+        if not path.exists():
+            return None
+        try:
+            found: Any = loads(path.read_bytes(), "the file", levels=4)
+            body, signature = found["heads"], bytes.fromhex(found["signature"])
+            heads = cls(Head.parse(body["own"]), {str(name): Head.parse(text) for name, text in body["held"].items()})
+            signer = str(body["key"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise AuditError(f"{path} was edited or damaged: {error if isinstance(error, Refused) else 'it holds no heads'}") from None
+        if not any(key.fingerprint == signer and key.fits(f"{PURPOSE} heads", dumps(body), signature) for key in keys):
+            raise AuditError(f"{path} is not signed with a key of those given: it was written by somebody else, or edited")
+        return heads
