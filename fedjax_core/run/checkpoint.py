@@ -211,6 +211,8 @@ def _read(path: Path, key: bytes | None) -> Saved:
             raise Damaged(f"{name} is missing")
         if _file_digest(path / name) != expected:
             raise Damaged(f"{name} ({(path / name).stat().st_size} bytes) is not as it was written")
+    if path.name.isdigit() and int(path.name) != body["round"]:
+        raise Damaged(f"it is the checkpoint of round {body['round']}, under another name")
     leaves = [Leaf(name, dtype, tuple(shape), key, known) for name, dtype, shape, key, known in body["leaves"]]
     full = {f"{i:05d}": ocp.RestoreArgs(restore_type=np.ndarray) for i, leaf in enumerate(leaves) if 0 not in leaf.shape}
     try:

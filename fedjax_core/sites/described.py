@@ -52,7 +52,7 @@ def describe(
     site that says more than is believed counts as one that has not said anything.
     """
     names = collector.names
-    known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    known = _read(path) if path is not None and path.exists() else {}
     heard = collector.collect(requests.write("describe", 0, to=names), 0, list(range(len(names))))
     now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
     _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
@@ -80,6 +80,17 @@ def describe(
     if path is not None and found != known:
         write_whole(path, json.dumps(found))
     return [found[name] for name in names]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        return {str(name): dict(about) for name, about in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path}, what sites said of themselves before the first round, is damaged: restore it from its backup, or remove it, and "
+            "they are asked anew"
+        ) from None
 
 
 def believe(known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int], record: Record) -> dict[str, str]:

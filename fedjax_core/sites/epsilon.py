@@ -55,25 +55,29 @@ def epsilon(told: float, delta: float) -> float:
 class Ledger:
     """What one site's updates have told, over all runs and restarts: in `told.json` in its folder, or in memory.
 
+    The site's audit log has it, too, and pruning leaves it there: so it is the larger of both, whoever removes the file, or puts an
+    older one in its place.
+
     An update that leaves again with the same bits, as after a lost reply, tells nothing new. That none leaves is told, too: a refusal after
     work on the data is counted as an update of the digest "declined".
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """Raises ValueError where the file is damaged; where it is gone, the site's audit log has what it said."""
+        """Raises ValueError where the file is damaged."""
         self._folder, self._path = folder, None if folder is None else folder / "told.json"
         self._told: float | None = 0.0 if folder is None else None
-        self._last: dict[str, str] = {}  # where -> digest
+        self._written, self._last = 0.0, dict[str, str]()  # where -> digest
         if self._path is not None and self._path.exists():
-            self._told, self._last = _read(self._path)
+            self._written, self._last = _read(self._path)
 
     @property
     def told(self) -> float:
         """Sum of mu^2."""
         if self._told is None:  # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn end
             assert self._folder is not None
-            said = (entry.about.get("told") for entry in audit.show(self._folder / "audit"))  # of updates, and of refusals
+            said = (entry.about.get("told") for entry in audit.show(self._folder / "audit"))  # of updates, refusals, and what was pruned
             self._told = max((float(x) for x in said if isinstance(x, int | float)), default=0.0)
+            self._told = max(self._told, self._written)
         return self._told
 
     def after(self, where: str, noise: float, digest: str | None = None) -> float:
@@ -102,6 +106,6 @@ def _read(path: Path) -> tuple[float, dict[str, str]]:
     if not (math.isfinite(told) and told >= 0):
         raise ValueError(
             f"{path}, which has what this site's updates have told, is damaged: restore it from its backup, or remove it, and it is made "
-            "anew from the site's audit log, where that has not been pruned"
+            "anew from the site's audit log"
         )
     return told, last

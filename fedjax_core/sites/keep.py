@@ -1,6 +1,6 @@
 """What a site keeps between rounds, on its own disk: one version for each exchange in which its report counted.
 
-    folder/kept-000000000012        SHA-256, then safetensors: written beside its place and renamed into it
+    folder/kept-000000000012        SHA-256 of its number and the rest, then safetensors: written beside its place and renamed into it
 
 A request names the version to begin from, and says by that which reports counted: one that came late left a version that is never
 named again. A round that is done again, as the reply was lost or the coordinator fell back to a checkpoint, begins where it began.
@@ -47,7 +47,7 @@ class Keep:
             return like
         raw = self._memory.get(version, b"") if self.folder is None else self._read(version)
         digest, body = raw[:_DIGEST], raw[_DIGEST:]
-        if hashlib.sha256(body).digest() != digest:
+        if _digest(version, body) != digest:
             state = "damaged" if raw else "not there"
             raise LostState(
                 f"version {version} of what the site keeps is {state}; restore the site's folder from its backup, or begin another run"
@@ -59,7 +59,7 @@ class Keep:
         if not jax.tree.leaves(kept):
             return
         body = pack(named(jax.device_get(kept)))
-        raw = hashlib.sha256(body).digest() + body
+        raw = _digest(version, body) + body
         if self.folder is None:
             self._memory.pop(version, None)
             self._memory[version] = raw
@@ -79,3 +79,8 @@ class Keep:
     def _path(self, version: int) -> Path:
         assert self.folder is not None
         return self.folder / f"kept-{version:012d}"
+
+
+def _digest(version: int, body: bytes) -> bytes:
+    """By which a version is known to be whole, and to be that one and not another under its name."""
+    return hashlib.sha256(f"{version}:".encode() + body).digest()

@@ -27,7 +27,7 @@ from pathlib import Path
 from fedjax_core.files import make_folder, write_whole
 from fedjax_core.sites import audit
 from fedjax_core.sites.audit import Anchor, AuditError, Head, Log
-from fedjax_core.sites.base import loads
+from fedjax_core.sites.base import Scalar, loads
 
 
 def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | None:
@@ -48,7 +48,9 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
         _begin(archive, log.folder, {Head(first.n - 1, first.prev), *(head for _, head in found[:gone])})
     anchor = Anchor(head=found[gone - 1][1], time=time.time(), key=log.key.public.fingerprint)
     anchor.write(log.folder, log.key)
-    log.record(log.key.name, "pruned", about={"upto": anchor.head.n, "digest": anchor.head.digest, "archived": archive is not None})
+    about: dict[str, Scalar] = {"upto": anchor.head.n, "digest": anchor.head.digest, "archived": archive is not None}
+    told = [x for entry in audit.show(log.folder) if isinstance(x := entry.about.get("told"), int | float)]
+    log.record(log.key.name, "pruned", about=about | ({"told": max(told)} if told else {}))  # what has left stays told (epsilon.py)
     log.rest()
     for path in audit.files(log.folder):
         lines = path.read_bytes().splitlines(keepends=True)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,10 @@ DAMAGE = {
     "description missing": (lambda f: (f / "checkpoint.json").unlink(), r"checkpoint.json cannot be read: FileNotFoundError"),
     "description truncated": (lambda f: truncate(f / "checkpoint.json"), r"checkpoint.json cannot be read: JSONDecodeError"),
     "description empty": (lambda f: (f / "checkpoint.json").write_text(""), r"checkpoint.json cannot be read"),
+    "an older one under its name": (
+        lambda f: (shutil.rmtree(f), shutil.copytree(f.with_name("00000001"), f)),
+        "it is the checkpoint of round 1, under another name",
+    ),
     "description byte flipped": (lambda f: flip(f / "checkpoint.json"), r"checkpoint.json (is not as it was written|cannot be read)"),
 }
 

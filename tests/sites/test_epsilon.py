@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from fedjax_core.sites import checks
 from fedjax_core.sites.audit import Log, show
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.retention import prune
 from tests.sites.federations import NAMES, federation, site_files
 from tests.zoo import task
 
@@ -76,6 +78,23 @@ def test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused
         (tmp_path / "told.json").write_text(text)
         with pytest.raises(ValueError, match=r"told\.json.* is damaged: restore it from its backup"):
             Ledger(tmp_path)
+
+
+def test_what_was_told_stays_told_whoever_puts_an_older_file_there_or_prunes_the_log(tmp_path):
+    key, path = SiteKey.make("charite"), tmp_path / "told.json"
+    with Log(tmp_path / "audit", key) as log:
+        ledger = Ledger(tmp_path)
+        files = []
+        for i in range(3):
+            log.record("charite", "left", about={"told": ledger.add(f"run/{i}/0", NOISE, "ab")})
+            files.append(path.read_bytes())
+        told = ledger.told
+        path.write_bytes(files[0])
+        assert Ledger(tmp_path).told == told
+        path.unlink()
+        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
+        log.record("charite", "opened")
+        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told  # the entry that said so is gone, too
 
 
 def sites(folder, limit, more=""):

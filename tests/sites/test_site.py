@@ -95,3 +95,6 @@ def test_what_a_site_keeps_is_whole_or_not_there(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(LostState, match="damaged"):
         keep.read(6, like)
+    path.write_bytes((tmp_path / "kept-000000000003").read_bytes())
+    with pytest.raises(LostState, match=r"version 6 .* is damaged"):  # another version under its name
+        keep.read(6, like)
