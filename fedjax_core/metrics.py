@@ -85,6 +85,7 @@ class Evaluation(NamedTuple):
     pooled: dict[str, float]  # over all examples
     clients: dict[str, np.ndarray]  # [N] float64, over each client's examples; NaN for a client with none
     sizes: np.ndarray  # [N] examples behind each
+    on: str = ""  # "held-out" or "trained on", where a federation's sites evaluated: on which of their examples
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
 
 
 TAKEN = frozenset(
-    ("weight", "examples", "data", "data_was", "schema", "skipped", "code", "reason")  # a reply's own fields
+    ("weight", "examples", "data", "data_was", "schema", "columns", "skipped", "held_out", "code", "reason")  # a reply's own fields
     + ("moments", "range", "categories")  # sums of columns, as a site's policy names them
     + ("steps_done", "examples_seen", "uplink_kept", "uplink_norm")  # metrics of the sites' own
     + ("clients", "refused", "missing", "staleness", "stale", "ticks")  # a round's own

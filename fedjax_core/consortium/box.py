@@ -44,6 +44,8 @@ class Result:
     """Of each verified audit log: to be given to somebody else."""
     restarts: dict[str, int]
     """How often each part was started again."""
+    on: str = "trained on"
+    """On which of the sites' examples the metrics are: "held-out", or "trained on"."""
 
 
 def run(
@@ -114,9 +116,9 @@ def verify(folder: Folder, plan: Plan) -> dict[str, audit.Head]:
 
 
 def table(result: Result) -> Table:
-    """How the model does at every site, on the examples that it trained on there."""
+    """How the model does at every site, on the examples that it trained on there, or that were held out."""
     names = list(result.pooled)
-    found = Table(title=f"after {result.rounds} rounds, on what each site trained on")
+    found = Table(title=f"after {result.rounds} rounds, on what each site {'held out' if result.on == 'held-out' else 'trained on'}")
     for name in ("site", "examples", *names):
         found.add_column(name, justify="left" if name == "site" else "right")
     for site, values in result.sites.items():
@@ -203,4 +205,4 @@ def _result(folder: Folder, plan: Plan, heads: dict[str, audit.Head], restarts: 
     metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in about["sites"].items()}
     sizes = dict(zip(plan.sites, about["sizes"], strict=True))
     each = {site: {"examples": float(sizes[site]), **{name: values[site] for name, values in metrics.items()}} for site in plan.sites}
-    return Result(about["rounds"], each, about["pooled"], heads, restarts)
+    return Result(about["rounds"], each, about["pooled"], heads, restarts, about.get("on", "trained on"))

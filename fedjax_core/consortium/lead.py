@@ -40,6 +40,7 @@ def lead(folder: Folder, address: str | None) -> int:
     with Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
         noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, features=study.features,
+        held_out=study.held_out,
         rules=rules, folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
     ) as federation:  # fmt: skip
         for attempt in itertools.count(1):
@@ -58,7 +59,13 @@ def lead(folder: Folder, address: str | None) -> int:
                 print(paused, file=sys.stderr, flush=True)
                 time.sleep(_AWAY_SECONDS)
         clients = {metric: values.tolist() for metric, values in found.clients.items()}
-        about = {"rounds": int(history.state.round), "sizes": found.sizes.tolist(), "pooled": found.pooled, "sites": clients}
+        about = {
+            "rounds": int(history.state.round),
+            "sizes": found.sizes.tolist(),
+            "on": found.on,
+            "pooled": found.pooled,
+            "sites": clients,
+        }
         write_whole(home / "result.json", json.dumps(about))
     return 0
 

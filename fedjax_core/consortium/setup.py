@@ -29,6 +29,7 @@ from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import checks, expected, identity, ray_security
 from fedjax_core.sites.base import check_name
+from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.prepare import held_back, leaving
 from fedjax_core.sites.site_file import SiteFile, load_data, minimum_of, usual_policy
@@ -159,7 +160,7 @@ def prepare(
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
-    clients = load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare, study=built)
+    clients, _ = parted(load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare, study=built))
     for name, about in found.items():
         expected.Expected.here(built, expected.columns(clients), clients.features).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
@@ -194,7 +195,7 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
         about = SiteFile.read(path)
         data = about.data if isinstance(about.data, str) else str(Path(about.data).absolute())
         policy = None if about.policy is None else str(about.policy.absolute())
-        kept = {"labels": about.labels, "departments": about.departments, "policy": policy}
+        kept = {name: getattr(about, name) for name in ("labels", "departments", "person", "held_out")} | {"policy": policy}
         if about.name in found or about.name == COORDINATOR:
             raise ValueError(f"{path}: the name {about.name!r} is taken")
         found[about.name] = {"data": data, **{key: value for key, value in kept.items() if value is not None}}

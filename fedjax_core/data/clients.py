@@ -186,9 +186,12 @@ class Clients:
             rows = np.arange(offsets[-1]) + np.repeat(self.offsets[positions] - offsets[:-1], self.sizes[positions])
         return self._with([leaf[rows] for leaf in self._leaves], offsets, self.ids[positions])
 
-    def take(self, rows: np.ndarray) -> "Clients":
-        """The same clients with these rows of the flat columns alone, ascending. Copies them; to a file where the columns are mapped."""
-        return self._with([spill.taken(leaf, rows) for leaf in self._leaves], np.searchsorted(rows, self.offsets), self.ids)
+    def take(self, rows: np.ndarray, folder: str | Path | None = None) -> "Clients":
+        """The same clients with these rows of the flat columns alone, ascending. Copies them.
+
+        Large copies of memory-mapped columns go to a file without a name, on the disk of the `folder` or the system's for such.
+        """
+        return self._with([spill.taken(leaf, rows, folder) for leaf in self._leaves], np.searchsorted(rows, self.offsets), self.ids)
 
     def split(self, fraction: float, seed: int = 0, *, by: str | None = None, stratify: str | None = None) -> tuple["Clients", "Clients"]:
         """(first, rest): each client's examples divided at random, `fraction` of them (to the nearest, half up) in `first`.
@@ -198,20 +201,24 @@ class Clients:
         Drawn by (seed, client's id): a client's division does not depend on the other clients or their order. Both parts have all
         clients, some perhaps without examples, and keep the order of the rows. Copies the rows.
         """
-        who, what = (None if name is None else self._names_of(name, word) for name, word in ((by, "by"), (stratify, "stratify")))
-        try:
-            chosen = first_part(self.offsets, self._words, fraction, seed, by=who, stratify=what)
-        except Alone as alone:
-            raise ValueError(
-                f"class {alone.value} of column {stratify!r} has one example (or person) at {_whose(alone.client, self.ids)[:-2]}, "
-                "and it cannot be in both parts: put rare classes together, leave that client or example out, or split without stratify="
-            ) from None
+        chosen = self.drawn(fraction, seed, by=by, stratify=stratify)
         if chosen.all() or not chosen.any():
             raise ValueError(
                 f"split({fraction}) leaves one part without examples: the largest client has {self.sizes.max()}. "
                 "Choose a fraction nearer to a half."
             )
         return self.take(np.flatnonzero(chosen)), self.take(np.flatnonzero(~chosen))
+
+    def drawn(self, fraction: float, seed: int = 0, *, by: str | None = None, stratify: str | None = None) -> np.ndarray:
+        """[examples] bool: which of them such a `split` has in its first part."""
+        who, what = (None if name is None else self.column_of(name, word) for name, word in ((by, "by"), (stratify, "stratify")))
+        try:
+            return first_part(self.offsets, self._words, fraction, seed, by=who, stratify=what)
+        except Alone as alone:
+            raise ValueError(
+                f"class {alone.value} of column {stratify!r} has one example (or person) at {_whose(alone.client, self.ids)[:-2]}, "
+                "and it cannot be in both parts: put rare classes together, leave that client or example out, or split without stratify="
+            ) from None
 
     def with_columns(self, columns: Columns) -> "Clients":
         """The same clients with other columns, of as many rows, none of which is copied. Does not look for NaN.
@@ -307,8 +314,8 @@ class Clients:
         digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in self.ids.tolist())
         return np.frombuffer(digests, ">u8").astype(np.uint64)
 
-    def _names_of(self, name: str, word: str) -> np.ndarray:
-        """A column of names, numbers or classes by which examples are split; raises where it is none."""
+    def column_of(self, name: str, word: str) -> np.ndarray:
+        """A column of persons or classes, by which examples are told apart; raises where it is none. `word` says in what it was named."""
         if name not in self._names:
             raise ValueError(f"{word}={name!r} names no column; the columns are {', '.join(self._names)}")
         x = self.named_columns[name]

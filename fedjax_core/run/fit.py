@@ -102,11 +102,12 @@ def fit(
     """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` where there is one; None writes nothing.
 
     `cohorts(round)` gives the clients of a round. Without a `key`, `jax.random.key(0)`. `evaluate_every` rounds (0: never), and
-    once before the first, the state is evaluated, by default on the clients trained on; the metric `best` of that chooses the best
-    checkpoint, and `patience` evaluations in a row without a better one end the run. Ctrl-C or SIGTERM finishes the running rounds,
-    saves, and returns. In one `run_dir` everything that changes the answer must stay as it was, unless `override=True`. `encrypt`: a file
-    with a key, or "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.seal`). As one of several
-    processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it writes is for its owner alone; else as the umask says.
+    once before the first, the state is evaluated, by default on the clients trained on, or on the people that real sites hold out
+    (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row without a better
+    one end the run. Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
+    must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and nothing else, are
+    encrypted (`fedjax_core.run.seal`). As one of several processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it
+    writes is for its owner alone; else as the umask says.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
@@ -121,6 +122,7 @@ def fit(
         )
     check_counts(rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
     judge = Judge(evaluate_every, evaluate, best, mode, patience)
+    _say(sim, judge, progress)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         private = getattr(sim, "private", False)
@@ -156,6 +158,21 @@ def fit(
         if speed and progress:
             log.info("%s", ", ".join(f"{name} {value:,.3g}" for name, value in speed.items()))
         return History(state, run.log.records, run.best, stopped, speed)
+
+
+def _say(sim: Simulation, judge: Judge, progress: bool) -> None:
+    """Says of which of the sites' examples the metric is by which the best model is chosen, and patience ends."""
+    on = getattr(sim, "judged_on", None)
+    if not judge.every or judge.evaluate is not None or on is None:
+        return
+    if on == "trained on":
+        log.warning(
+            "the best model, and patience, go by %r on the examples that were trained on, where learning by heart looks best: "
+            "have the sites hold some out, fc.Federation(..., held_out=0.2)",
+            judge.metric,
+        )
+    elif progress:
+        log.info("the best model, and patience, go by %r on the sites' %s examples", judge.metric, on)
 
 
 def load_best(run_dir: str | os.PathLike[str], sim: Simulation, *, encrypt: str | os.PathLike[str] | None = None) -> Any:

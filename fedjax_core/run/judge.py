@@ -40,7 +40,7 @@ class Judge:
         if self.evaluate is not None and not isinstance(self.evaluate, Clients) and not callable(self.evaluate):
             raise TypeError(
                 f"evaluate= must be fc.Clients or a function (sim, state) -> {{name: value}}, got {type(self.evaluate).__name__}; "
-                "leave it out to evaluate on the clients trained on"
+                "leave it out to evaluate on the clients trained on, or on those that sites hold out"
             )
         if self.patience is not None:
             check_counts(patience=self.patience)

@@ -128,7 +128,7 @@ def _which(site: "Site", header: Header, seconds: float | None) -> str:
 
 
 def evaluate(site: "Site", envelope: Envelope) -> Bytes:
-    """Sums of the metrics over the site's examples; where clients keep a model of their own, of the site's."""
+    """Sums of the metrics over the examples by which models are judged here; where clients keep a model of their own, of the site's."""
     header, algorithm = envelope.header, site.study.round.algorithm
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
     first = site.kept_shapes if request.has_first(header) else None
@@ -143,13 +143,14 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
 
 
 def score(site: "Site", envelope: Envelope) -> Bytes:
-    """Sums of the metrics of the given model over the site's examples, whatever the site keeps itself."""
+    """Sums of the metrics of the given model over the same examples, whatever the site keeps itself."""
     return _sums(site, envelope.header, place(envelope.tensors, {"params": site.params})["params"])
 
 
 def _sums(site: "Site", header: Header, params: Any) -> Bytes:
     """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a loss, it would ask by them."""
-    clients = site.data.clients
+    clients = site.data.judged
+    site.terms.check_examples(*site.data.judged_of)
     site.terms.check_cell(clients.examples)
     fields: dict[str, Scalar] = {"examples": clients.examples}
     for name, total in local.totals(site.study.round.algorithm.task, params, clients, local.EVALUATED).items():
@@ -160,7 +161,7 @@ def _sums(site: "Site", header: Header, params: Any) -> Bytes:
 def describe(site: "Site", envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round; it begins, or begins anew."""
     data = site.data
-    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted}
+    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted, **data.held_out}
     if data.skipped is not None:
         fields["skipped"] = data.skipped
     kept = [name for name in site.metrics if not site.terms.policy.may_leave([name], 0.0).allowed]

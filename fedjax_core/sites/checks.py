@@ -25,6 +25,7 @@ from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.expected import Expected, code, columns, packages, python
+from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey, read_public
 from fedjax_core.sites.policy import SAFE, Policy, Request, Tasks
 from fedjax_core.sites.schema import difference, items_of
@@ -137,7 +138,8 @@ def _steps(built: Study | None) -> prepare.Steps:
 
 
 def _data(about: SiteFile, settings: Settings) -> str:
-    clients, expected = _opened(about), settings.expected
+    opened, expected = _opened(about), settings.expected
+    clients, held = parted(opened)
     here = columns(clients)
     if expected.columns and here != expected.columns:
         odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
@@ -146,12 +148,16 @@ def _data(about: SiteFile, settings: Settings) -> str:
     if expected.features and dict(clients.features) != {name: tuple(of) for name, of in expected.features.items()}:
         here_, there = (items_of(expected.columns, of) for of in (clients.features, expected.features))
         raise Unfit(f"the features are not those of the study: {difference('this site', said_of(here_), 'the study', said_of(there))}")
-    path, key, said = _key_path(about), None, f"{clients.examples} examples of {listed(here)}"
+    path, key, said = (
+        _key_path(about),
+        None,
+        f"{clients.examples} examples of {listed(here)}{'' if held is None else f', and {held.examples} held out'}",
+    )
     with contextlib.suppress(OSError, ValueError):  # which another check tells
         key = None if path is None else SiteKey.load(path)
     if key is None:
         return f"{said}, which have a fingerprint once the site has a key"
-    known, now = expected.data.get(about.name), fingerprint(clients, about.order, key)
+    known, now = expected.data.get(about.name), fingerprint(opened, about.order, key)
     if known is not None and known != now:
         raise Unfit(
             f"the data have the fingerprint {now}, and {known} is known: the data are others, or the site's key is. "
@@ -163,9 +169,15 @@ def _data(about: SiteFile, settings: Settings) -> str:
 def _labels(about: SiteFile, settings: Settings) -> str:
     if about.policy is None and about.study is None:
         raise Skipped("the site has no policy of its own")
-    minimum, clients = minimum_of(about) if about.policy is None else Policy.read(about.policy).minimum, _opened(about)
+    minimum = minimum_of(about) if about.policy is None else Policy.read(about.policy).minimum
+    clients, held = parted(_opened(about))
     if clients.examples < minimum.examples:
         raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
+    if held is not None and held.examples < minimum.examples:
+        raise Unfit(
+            f"{held.examples} examples are held out, and the policy asks for {minimum.examples} (minimum.examples): no model would "
+            "be judged here. Agree on a larger share, or lower the minimum after review"
+        )
     least = int(clients.sizes[clients.sizes > 0].min())
     if (built := _built(about)) is not None and built.departments and least < minimum.department:
         raise Unfit(

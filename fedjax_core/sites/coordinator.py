@@ -87,6 +87,8 @@ class Federation:
     `departments`: the clients are the departments into which sites divide their examples (`SiteFile.departments`), a site without any is
     one; each site sends one mean of their reports, and the numbers are those of a simulator of them all (`fedjax_core.sites.departments`).
     `features`, as in `{"x": ["age", "weight"]}`: the order into which each site brings the features of a column, by their names.
+    `held_out`: a share, such as 0.2, of each site's examples that are not trained on, and on which every evaluation is
+    (`fedjax_core.sites.held_out`); without, evaluation is on what was trained on.
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
     With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
     model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.asynchronous`).
@@ -110,6 +112,7 @@ class Federation:
         prepare: Any = (),
         departments: bool = False,
         features: Mapping[str, Sequence[str]] | None = None,
+        held_out: float = 0.0,
         buffer: Buffer | None = None,
         rules: Rules | None = None,
         folder: str | Path | None = None,
@@ -122,10 +125,8 @@ class Federation:
     ) -> None:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
-        self.round, self.study = (
-            composed,
-            Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments, features or {}),
-        )
+        self.round = composed
+        self.study = Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments, features or {}, held_out)
         self._here = merged(composed) if departments else composed
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
@@ -150,7 +151,7 @@ class Federation:
             self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            said = describe(self._collector, self._requests, path, departments, agreed=self._roster.examples, record=self._record)
+            said = describe(self._collector, self._requests, path, departments, held_out, agreed=self._roster.examples, record=self._record)
             self.clients = Sites(self._names, said, departments)
             self._collector.sizes, self._collector.clients = self.clients.sizes, self.clients.clients
             self._steps = (
@@ -199,8 +200,14 @@ class Federation:
         """All that changes the answer, to the last bit, besides the `Round`, the data, and what counted by the `rules` of each round."""
         study = self.study
         plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
-        more = {"prepared": self.prepared, "buffer": self.buffer, "departments": study.departments or None}
+        more: dict[str, Any] = {"prepared": self.prepared, "buffer": self.buffer, "departments": study.departments or None}
+        more |= {"features": study.features or None, "held_out": study.held_out or None}
         return plain | {name: value for name, value in more.items() if value is not None}
+
+    @property
+    def judged_on(self) -> Literal["held-out", "trained on"]:
+        """On which of the sites' examples a model is evaluated."""
+        return "held-out" if self.study.held_out else "trained on"
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
@@ -248,10 +255,13 @@ class Federation:
         return state, stacked(seen)
 
     def evaluate(self, state: State, clients: Any = None) -> Evaluation:
-        """The model on every site's examples, counted there; where sites keep a model of their own, each on its own."""
+        """The model on every site's examples, counted there; where sites keep a model of their own, each on its own.
+
+        The examples are those held out, or those trained on where the study holds nobody out: `Evaluation.on` says which.
+        """
         if clients is not None:
             raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
-        number, sizes = int(state.round), self.clients.sizes
+        number, sizes = int(state.round), self.clients.judged
         self._collector.begin(number)
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
@@ -267,15 +277,16 @@ class Federation:
                     totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = number_of(value)
         here = np.isin(np.arange(len(sizes)), list(replies))
         pooled = {name: float(total[here].sum() / sizes[here].sum()) for name, total in totals.items()}
-        return Evaluation(pooled, {name: total / sizes for name, total in totals.items()}, sizes)
+        return Evaluation(pooled, {name: total / sizes for name, total in totals.items()}, sizes, self.judged_on)
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
         """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
 
+        The examples are those held out, or those trained on where the study holds nobody out.
         `round` is the one under which messages and audit logs have it.
         """
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
-        return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.sizes)
+        return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.judged)
 
     def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
         """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""

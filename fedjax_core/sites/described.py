@@ -27,6 +27,8 @@ class Sites:
         self.sizes = np.array([one["examples"] for one in about], np.int64)
         self.clients: np.ndarray | None = np.array([one["clients"] for one in about], np.int64) if departments else None
         """[N] how many clients each site is, where departments are clients."""
+        self.judged = np.array([one.get("held_out", one["examples"]) for one in about], np.int64)
+        """[N] by how many examples models are judged at each site: those held out, or those trained on."""
         self.data = {name: str(one["data"]) for name, one in zip(ids, about, strict=True)}
 
     def __len__(self) -> int:
@@ -42,14 +44,16 @@ def describe(
     requests: Requests,
     path: Path | None,
     departments: bool = False,
+    held_out: float = 0.0,
     *,
     agreed: Mapping[str, int] | None = None,
     record: Record = lambda who, what, number, about: None,
 ) -> list[dict[str, Any]]:
     """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`.
 
-    With `departments` it says how many it has, too. `agreed`: the largest number of examples of each site with which one was agreed on; a
-    site that says more than is believed counts as one that has not said anything.
+    With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many these are.
+    `agreed`: the largest number of examples of each site with which one was agreed on; a site that says more than is believed counts as
+    one that has not said anything.
     """
     names = collector.names
     known = _read(path) if path is not None and path.exists() else {}
@@ -63,6 +67,16 @@ def describe(
         clients: Any = about.get("clients")
         if departments and not (type(clients) is int and 0 < clients <= examples):
             raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
+        held: Any = about.get("held_out")
+        if bool(held_out) != (held is not None):
+            raise ValueError(
+                f"{name} does not say how many examples it holds out, or does where nobody should; install one version at all sites"
+            )
+        if held_out and not (type(held) is int and 0 < held <= max(1.0, 2 * held_out / (1 - held_out)) * examples):
+            raise ValueError(
+                f"{name} says that it holds out {held!r} examples, of {examples} that it trains on: too many (or none) for a share of "
+                f"{held_out:g}; its column for that must leave more to train on"
+            )
     collector.hearing.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
     if missing := [name for name in names if name not in now and name not in known]:
         why = "".join(f". {name}: {reason}" for at, reason in collector.hearing.reasons.items() if (name := names[at]) in missing)

@@ -112,10 +112,18 @@ class Preparation:
             raise BadNumbers(f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns")
         fitted = Fitted(self.steps, numbers)
         if fitted.digest != self.digest:
-            clients = fitted.apply(self.raw, self._folder)
-            self._check(clients)
-            self.clients, self.digest = clients, fitted.digest
+            self.clients, self._fitted = self._apply(fitted, self.raw), fitted
+            self.digest = fitted.digest
         return Envelope(envelope.header, rest)
+
+    def of(self, clients: Clients) -> Clients:
+        """Others of the site's examples, as the numbers that were applied last make them."""
+        return self._apply(self._fitted, clients)
+
+    def _apply(self, fitted: Fitted, clients: Clients) -> Clients:
+        found = fitted.apply(clients, self._folder)
+        self._check(found)
+        return found
 
 
 def place_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:

@@ -110,6 +110,7 @@ class Site:
             self.log.__enter__()
             data = self.data
             about: dict[str, Scalar] = {"config": self.study.hash, "data": data.fingerprint, "examples": data.raw.examples, **data.counted}
+            about |= data.held_out
             self.log.record(self.name, "opened", about=about if data.skipped is None else about | {"skipped": data.skipped})
         return self
 

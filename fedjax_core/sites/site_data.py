@@ -1,7 +1,8 @@
 """The examples of a site: opened, without bad records where its policy has them skipped, checked, and as the study prepares them.
 
-    raw      as they lie there                                   what sums for preprocessing are of
+    raw      as they lie there, but for those held out           what sums for preprocessing are of
     clients  by the numbers that the last request brought        what is trained and counted on; `raw` where the study prepares nothing
+    judged   those held out, prepared likewise                   what models are evaluated on; `clients` where the study holds nobody out
 
 >>> import optax
 >>> from fedjax_core import algorithms, compose, models
@@ -24,6 +25,7 @@ from fedjax_core.sites import prepare, schema
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.departments import Departments
 from fedjax_core.sites.expected import columns
+from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.policy import Policy, Request
 from fedjax_core.sites.records import usable
@@ -40,34 +42,37 @@ class SiteData:
         """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is made."""
         self._study, self._labels = study, about.labels
         most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
-        self.raw = load_data(about, check=most_bad is None and not study.prepare, study=study)
-        """The examples as they lie there."""
+        found = load_data(about, check=most_bad is None and not study.prepare, study=study)
         self.bad: np.ndarray | None = None
         """Positions of the bad records, which are left out; None where the policy does not ask for it."""
         if most_bad is not None:
-            self.raw, self.bad = usable(self.raw, study.round.algorithm.task, [step.column for step in study.prepare])
+            found, self.bad = usable(found, study.round.algorithm.task, [step.column for step in study.prepare])
         elif study.prepare:
-            prepare.check_rest(study.prepare, self.raw)
+            prepare.check_rest(study.prepare, found)
         if study.prepare:
-            self.raw.check_numbers(but=[step.column for step in study.prepare])
-        check_divided(about.name, study, self.raw)
+            found.check_numbers(but=[step.column for step in study.prepare])
+        check_divided(about.name, study, found)
+        self.fingerprint = fingerprint(found, about.order, key)
+        self.raw, self._held = parted(found, about.folder)
+        """The examples to train on, as they lie there."""
         self.clients = self.raw
-        """The examples as the study prepares them, once it is known how."""
-        self.fingerprint = fingerprint(self.raw, about.order, key)
+        """The same as the study prepares them, once it is known how."""
+        self.judged = self.raw if self._held is None else self._held
+        """The examples by which models are judged, as the study prepares them: those held out, or those trained on."""
         self.schema = schema.said(schema.items_of(columns(self.raw), self.raw.features))
         """Fields that say what columns there are."""
         self.plan = study.plan(about.order)
         """Of which batches are made."""
-        skipped, least = self.skipped or 0, int(self.raw.sizes[self.raw.sizes > 0].min())
+        skipped, every, least = self.skipped or 0, found.examples, int(self.raw.sizes[self.raw.sizes > 0].min())
         self.asked = Request(
-            study.hash, self.raw.examples, self._classes(slice(None)), clip=study.clip,
-            noise=study.noise, bad=skipped / (self.raw.examples + skipped), department=least if study.departments else None,
+            study.hash, self.raw.examples, self._classes(self.raw), clip=study.clip,
+            noise=study.noise, bad=skipped / (every + skipped), department=least if study.departments else None,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""
         self._preparation = prepare.Preparation(study.prepare, self.raw, self._check, about.folder) if study.prepare else None
         self._departments: Departments | None = None
         if not study.prepare and not (most_bad is not None and self.asked.bad > most_bad):  # of which the policy refuses every request
-            self._check(self.raw)
+            self._check(found)
 
     @property
     def skipped(self) -> int | None:
@@ -78,6 +83,11 @@ class SiteData:
     def counted(self) -> dict[str, Scalar]:
         """How many clients the site is in a study of departments: those with examples; nothing in others."""
         return {"clients": int(np.count_nonzero(self.raw.sizes))} if self._study.departments else {}
+
+    @property
+    def held_out(self) -> dict[str, Scalar]:
+        """How many examples are held out, in a study that does so."""
+        return {} if self._held is None else {"held_out": self._held.examples}
 
     @property
     def departments(self) -> Departments:
@@ -94,8 +104,12 @@ class SiteData:
     def prepared(self, envelope: Envelope) -> Envelope:
         """The request without the numbers of preprocessing, by which `clients` then are."""
         if self._preparation is not None:
-            envelope = self._preparation.take(envelope)
+            before, envelope = self.numbers, self._preparation.take(envelope)
             self.clients = self._preparation.clients
+            if self._held is None:
+                self.judged = self.clients
+            elif self.numbers != before:
+                self.judged = self._preparation.of(self._held)
         return envelope
 
     def used(self, round: int, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
@@ -107,14 +121,19 @@ class SiteData:
         rows, _ = plan.batches(everyone, self.raw.offsets, self.raw.addresses, round)
         rows = np.unique(rows[:steps])
         rows = rows[rows >= 0]
-        return len(rows), self._classes(rows)
+        return len(rows), self._classes(self.raw, rows)
 
-    def _classes(self, rows: slice | np.ndarray) -> dict[str, int] | None:
+    @property
+    def judged_of(self) -> tuple[int, Mapping[str, int] | None]:
+        """(how many examples, of each class how many) a model is judged by."""
+        return (self.raw.examples, self.asked.per_class) if self._held is None else (self._held.examples, self._classes(self._held))
+
+    def _classes(self, clients: Clients, rows: slice | np.ndarray = slice(None)) -> dict[str, int] | None:
         """How many of these examples each class has, a class that none of the site's examples has among them; None without labels."""
         if self._labels is None:
             return None
-        labels = self.raw.columns[self._labels]
-        names = np.unique(labels)
+        labels = clients.columns[self._labels]
+        names = np.unique(np.concatenate([part.columns[self._labels] for part in (self.raw, self._held) if part is not None]))
         counts = np.bincount(np.searchsorted(names, labels[rows]), minlength=len(names))
         found = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
         return found | absent(len(names), self._study.round.algorithm.task)

@@ -10,6 +10,8 @@
     coordinator = "coordinator.pub"
     labels = "y"                          column of classes, for the policy's minimum.per_class
     departments = "ward"                  column by which its examples are divided, for a study whose clients are departments
+    person = "patient_id"                 column of persons, who are held out whole; see held_out.py
+    held_out = "test"                     column of truth values: the examples that the site holds out, where the study does
     resources = { charite = 1.0 }         of the Ray node where the site's data is
 
 >>> import tempfile
@@ -26,6 +28,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import jax
@@ -38,6 +41,7 @@ from fedjax_core.round import check_metrics
 from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
 from fedjax_core.sites.departments import divided, ids_of
+from fedjax_core.sites.held_out import mark
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.policy import Policy
@@ -68,6 +72,10 @@ class SiteFile:
     departments: str | None = None
     """The column, of whole numbers or text, that says of which department an example is; it is for nothing else. Data that are `Clients` of
     several are divided already."""
+    person: str | None = None
+    """The column, of whole numbers or text, that says whose an example is, where examples are held out; it is for nothing else."""
+    held_out: str | None = None
+    """The column of truth values that says which examples are held out in a study that holds some out, instead of a draw."""
     resources: Mapping[str, float] = field(default_factory=dict)
     """Of Ray, that the site takes up: a node that has them is where its actor runs."""
     node: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +85,9 @@ class SiteFile:
 
     def __post_init__(self) -> None:
         check_name(self.name, "the site")
+        for what in ("labels", "departments", "person", "held_out"):
+            if not isinstance(getattr(self, what), (str, NoneType)):
+                raise TypeError(f"{what} of {self.name} must name a column of its data, got {type(getattr(self, what)).__name__}")
 
     @classmethod
     def read(cls, path: str | Path) -> "SiteFile":
@@ -115,31 +126,35 @@ def load_key(about: SiteFile) -> SiteKey:
 def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
     """The site's examples, as one client with the site's name, or one for each department.
 
-    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where that has one.
+    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where that has one, and
+    examples that it holds out are marked (held_out.py).
     """
     found: Any = about.data
     if isinstance(found, str) and ":" in found:
         found = named(found)
     if callable(found) and not isinstance(found, Clients):
         found = found()
+    handed = isinstance(found, Clients)  # and looked at when it was made
     if isinstance(found, (str, Path)):
-        found = Clients.open(found, check=check)
-    if about.departments is not None:
-        columns = found.columns if isinstance(found, Clients) and len(found) == 1 else found
-        features = found.features if isinstance(found, Clients) else None
-        if not isinstance(columns, Mapping):
-            raise ValueError(
-                f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
-                "where they are Clients of several, these are the departments: leave `departments` out"
-            )
-        found = divided(about.name, columns, about.departments, features=features, allow_nan=not check)
-        return found if study is None or not study.features else found.arranged(study.features)
+        found = Clients.open(found)
     if isinstance(found, Mapping):
-        found = Clients.from_list([found], allow_nan=not check)
+        found = Clients.from_list([found], [about.name], allow_nan=True)
     if not isinstance(found, Clients):
         raise ValueError(f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}")
+    if about.departments is not None and not (len(found) == 1 and isinstance(found.columns, Mapping)):
+        raise ValueError(
+            f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
+            "where they are Clients of several, these are the departments: leave `departments` out"
+        )
     found = found.with_ids([about.name] if len(found) == 1 else ids_of(about.name, found.ids))
-    return found if study is None or not study.features else found.arranged(study.features)
+    if study is not None and study.features:
+        found = found.arranged(study.features)
+    found = mark(found, about, *((study.held_out, study.seed) if study is not None else (None, 0)))
+    if about.departments is not None:
+        found = divided(about.name, found.columns, about.departments, features=found.features, allow_nan=True)
+    if check and not handed:
+        found.check_finite()
+    return found
 
 
 def check_divided(site: str, study: Study, clients: Clients) -> None:

@@ -54,9 +54,15 @@ class Study:
     """Whether the clients are the departments of sites, and a site's report is the mean of theirs; see departments.py."""
     features: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """{column: the names of its features, in order}: each site brings its own into this order, by their names (`Clients.arranged`)."""
+    held_out: float = 0.0
+    """The share of each site's examples that are not trained on, and by which models are judged; see held_out.py."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepare", check_steps(self.prepare))
+        if not 0 <= self.held_out < 1:
+            raise ValueError(
+                f"held_out is the share of examples that are not trained on, from 0 to below 1, such as 0.2; got {self.held_out!r}"
+            )
         object.__setattr__(self, "features", {name: tuple(of) for name, of in dict(self.features).items()})
         if self.departments and (reason := why_not(self.round)) is not None:
             raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
@@ -78,7 +84,7 @@ class Study:
     @property
     def _said(self) -> dict[str, Any]:
         said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
-        more = {"prepare": self.prepare, "departments": self.departments, "features": self.features}
+        more = {"prepare": self.prepare, "departments": self.departments, "features": self.features, "held_out": self.held_out}
         return said | {name: value for name, value in more.items() if value}
 
     @property

@@ -1,0 +1,77 @@
+"""Held-out people of a site: examples that are not trained on, by which a model is judged.
+
+    Study(held_out=0.2)             that share of each site's examples, drawn by the study's seed and the site's name, always alike
+    person = "patient_id"           in site.toml: all examples of a person are on one side; the column is for nothing else
+    held_out = "test"               in site.toml: the site's own column of truth values, instead of the draw
+
+The training part is the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients whose ids are the sites' names. A
+site that has departments draws before it is divided into them, so that no person is on both sides in two of them.
+
+>>> from fedjax_core.sites.site_file import SiteFile
+>>> clients = Clients.from_list([{"x": np.arange(10), "who": np.repeat(np.arange(5), 2)}], ids=["charite"])
+>>> marked = mark(clients, SiteFile(name="charite", data=None, person="who"), share=0.2, seed=0)
+>>> [one.examples for one in parted(marked)], list(marked.columns)
+([8, 2], ['(held out)', 'x'])
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+
+if TYPE_CHECKING:
+    from fedjax_core.sites.site_file import SiteFile
+
+HELD_OUT = "(held out)"
+"""The column that says of each example whether it is, until the parts are made."""
+
+
+def mark(clients: Clients, about: "SiteFile", share: float | None, seed: int) -> Clients:
+    """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns that are for this alone.
+
+    None: it is not known what the study does.
+    """
+    own = tuple(name for name in (about.person, about.held_out) if name is not None)
+    if not share:
+        if about.held_out is not None and share is not None:
+            raise ValueError(
+                f"{about.name} names held_out = {about.held_out!r}, and the study holds nobody out: agree on one with "
+                "held_out=0.2, which goes by that column here, or leave it out of the site's file"
+            )
+        return clients.without(*own)
+    whole = Clients(clients.columns, [0, clients.examples], [about.name])
+    own_column = about.held_out
+    out = ~whole.drawn(1 - share, seed, by=about.person) if own_column is None else _said(whole, own_column, about.person)
+    if out.all() or not out.any():
+        raise ValueError(
+            f"{about.name} has too few examples (or persons) for a part of {share:g} of them that is not trained on: none would be "
+            f"{'left to train on' if out.all() else 'held out'}; it cannot take part in a study with held_out={share:g}"
+        )
+    rest = clients.without(*own)
+    if not isinstance(rest.columns, dict):
+        raise ValueError(f"the columns of {about.name} must have names, as in {{'x': x, 'y': y}}, to hold some examples out")
+    return rest.with_columns({**rest.columns, HELD_OUT: out})
+
+
+def parted(clients: Clients, folder: Path | None = None) -> tuple[Clients, Clients | None]:
+    """(what is trained on, what is held out); None where the study holds nobody out."""
+    if HELD_OUT not in clients.named_columns:
+        return clients, None
+    out, rest = clients.named_columns[HELD_OUT], clients.without(HELD_OUT)
+    return rest.take(np.flatnonzero(~out), folder), rest.take(np.flatnonzero(out), folder)
+
+
+def _said(clients: Clients, column: str, person: str | None) -> np.ndarray:
+    """What the site's own column says."""
+    found = clients.named_columns.get(column)
+    if found is None or found.ndim != 1 or not (found.dtype.kind == "b" or (found.dtype.kind in "iu" and np.isin(found, (0, 1)).all())):
+        raise ValueError(
+            f"held_out = {column!r} must be a column of truth values, or of 0 and 1, one an example; the data have "
+            f"{', '.join(clients.named_columns)}"
+        )
+    out = found.astype(bool)
+    if person is not None and np.isin(clients.column_of(person, "person")[out], clients.named_columns[person][~out]).any():
+        raise ValueError(f"held_out = {column!r} has a person of column {person!r} on both sides: let it go by persons")
+    return out
