@@ -267,7 +267,7 @@ def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[s
     """
     leaves, structure = jax.tree.flatten(columns)
     rows = tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
-    return _metric_names(composed, structure, rows)
+    return _metric_names(Round(*composed), structure, rows)  # of a sweep, the first of its rounds
 
 
 @lru_cache(maxsize=64)

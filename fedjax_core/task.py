@@ -7,6 +7,8 @@
 1.0
 """
 
+import contextlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ class Task(NamedTuple):
     predict: Callable[[Params, Batch], Array] | None = None
     """(params, batch) -> [B, ...]: the model's outputs in evaluation (logits, log risks), for metrics made on the host."""
     check: Callable[[Any], None] | None = None
-    """(clients) -> None: raises where the data cannot be meant for this model (a label out of range). Simulators call it once."""
+    """(clients) -> None: raises where the data cannot be meant for this model (a label out of range). Simulators and sites call it once."""
     classes: int | None = None
     """How many classes the labels are of, where they are of some: a site that lacks one has none of its examples (`minimum.per_class`)."""
 
@@ -44,15 +46,71 @@ class Task(NamedTuple):
         return {"loss": loss, **found}
 
 
-def check_task(task: Task, columns: Columns, batch_size: int) -> None:
-    """Raises where the task does not fit the columns: a loss of another shape than [B], or one that cannot be traced."""
+def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params | None = None) -> None:
+    """Raises where a function of the task does not give what it must for such columns, of which only the shapes matter.
+
+    Parameters are floating, the loss is [B] floating, every metric is [B], and predictions are [B, ...]. Nothing is computed. With
+    `params`, only what an evaluation of these asks for is looked at.
+    """
     if not isinstance(task, Task):
         raise TypeError(f"expected a Task, got {type(task).__name__}: build one with fc.Task(init=..., loss=...) or fc.models")
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), columns)
-    mask: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    batch = Batch(rows, mask)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    check_losses(jax.eval_shape(task.loss, jax.eval_shape(task.init, key), batch, key), batch_size)
+    training = params is None
+    params = jax.eval_shape(task.init, key) if params is None else jax.eval_shape(lambda: params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"the task's init gives parameter {jax.tree_util.keystr(path) or 'array'} of dtype {leaf.dtype}, and a gradient trains "
+                "only floating ones: make it floating, or keep it out of init and close over it"
+            )
+    # As many rows as no column has of anything else, so that a shape is not right by chance.
+    taken = {1, *(n for x in jax.tree.leaves(columns) for n in x.shape[1:])}
+    size = next(size for size in itertools.count(batch_size, batch_size) if size not in taken)
+    batch = _rows(columns, size)
+
+    def check_all(batch: Batch) -> None:
+        if training:
+            check_losses(jax.eval_shape(task.loss, params, batch, key), size)
+        check_values(jax.eval_shape(task.evaluation, params, batch), size)
+        if training and task.predict is not None:
+            check_predictions(jax.eval_shape(task.predict, params, batch), size)
+
+    try:
+        check_all(batch)
+    except KeyError as error:
+        names = ", ".join(map(repr, columns)) if isinstance(columns, Mapping) else "no names"
+        raise ValueError(f"the task reads a column {error}, and the data have {names}: name it so") from error
+    except Exception as error:
+        if (way_out := _one_axis_too_many(check_all, batch)) is not None:
+            raise ValueError(way_out) from error
+        raise
+
+
+def _rows(columns: Columns, size: int) -> Batch:
+    """The shapes of a batch of so many of the rows."""
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), columns)
+    return Batch(rows, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
+
+
+def _one_axis_too_many(check_all: Callable[[Batch], None], batch: Batch) -> str | None:
+    """What to do about columns [n, 1] where the task would be right with [n], in words; None where that is not it."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(batch.columns)
+    narrow = [i for i, (_, x) in enumerate(leaves) if len(x.shape) > 1 and x.shape[-1] == 1]
+    for chosen in (*([i] for i in narrow), narrow):
+        tried = [x.update(shape=x.shape[:-1]) if i in chosen else x for i, (_, x) in enumerate(leaves)]
+        with contextlib.suppress(Exception):
+            check_all(Batch(jax.tree.unflatten(structure, tried), batch.mask))
+            return "; ".join(_axis_said(*leaves[i]) for i in chosen)
+    return None
+
+
+def _axis_said(path: Any, column: Any) -> str:
+    name, axes = jax.tree_util.keystr(path, simple=True, separator="."), len(column.shape)
+    inner = ", ".join(["n", *["..."] * (axes > 2)])
+    return (
+        f"column {name!r} has shape [{inner}, 1], and the task needs [{inner}]: with one axis more, every example would meet every other. "
+        f"Pass {name}[{'..., 0' if axes > 2 else ':, 0'}]"
+    )
 
 
 def check_losses(losses: Any, batch_size: int) -> None:
@@ -63,4 +121,33 @@ def check_losses(losses: Any, batch_size: int) -> None:
         raise ValueError(
             f"the task's loss must return one floating number an example, shape ({batch_size},) here, but returned {was}. "
             "Leave the mean to the engine, which must mask padding: return the per-example losses before any .mean() or .sum()."
+            + _all_pairs(shape, batch_size)
         )
+
+
+def check_values(values: Any, batch_size: int) -> None:
+    """Raises unless `values`, of an evaluation, are one number an example by name."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the task's metrics must be a dict of one number an example each, but are a {type(values).__name__}")
+    for name, value in values.items():
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape != (batch_size,) or dtype is None or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+            was = f"shape {shape} and dtype {dtype}" if shape is not None else f"is a {type(value).__name__}"
+            raise ValueError(
+                f"the metric {name!r} must be one number an example, shape ({batch_size},) here, but has {was}: leave the mean to the "
+                "engine, and give several numbers an example several names." + _all_pairs(shape, batch_size)
+            )
+
+
+def check_predictions(outputs: Any, batch_size: int) -> None:
+    """Raises unless the model's `outputs` have a row an example."""
+    shape = getattr(outputs, "shape", None)
+    if not shape or shape[0] != batch_size:
+        was = f"has shape {shape}" if shape is not None else f"is a {type(outputs).__name__}"
+        raise ValueError(f"what predict returns must have a row an example, shape ({batch_size}, ...) here, but it {was}")
+
+
+def _all_pairs(shape: Any, batch_size: int) -> str:
+    if shape != (batch_size, batch_size):
+        return ""
+    return " Every example met every other: an array [B, 1] was joined with one [B]; take [:, 0] of the first."

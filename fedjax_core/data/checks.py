@@ -247,18 +247,18 @@ def _coarse(x: np.ndarray) -> np.ndarray:
 
 
 def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: np.ndarray) -> None:
-    """Raises unless the column is of integers from 0 to classes - 1."""
+    """Raises unless the column is of whole numbers from 0 to classes - 1, in whatever dtype."""
     if is_text(leaf):
         raise TypeError(text_needs_codes(name))
-    if leaf.dtype.kind not in "iub":
-        raise TypeError(f"labels {name!r} have dtype {leaf.dtype}, but class labels are integers; convert with .astype(np.int32)")
     for start, chunk in _chunks(leaf):
-        bad = (chunk < 0) | (chunk >= classes)
+        bad = ~((chunk >= 0) & (chunk < classes))  # of NaN, too
+        if floating := chunk.dtype.kind not in "iub":
+            bad |= chunk != np.round(chunk)
         if bad.any():
             row = int(np.argwhere(bad)[0][0])
-            value = chunk[row][bad[row]].flat[0]
+            kind = "a whole number " if floating else ""
             raise ValueError(
-                f"label {value} in column {name!r} at {where(start + row, offsets, ids)} is outside 0 to {classes - 1}. "
+                f"the label in column {name!r} at {where(start + row, offsets, ids)}, is not {kind}from 0 to {classes - 1}. "
                 f"All clients must number the classes from 0 alike, by one list: fc.preprocess.Codes({name!r}, categories=[...]). "
                 f"Or build the model for more than {classes}."
             )

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.task_check import check_data
 from fedjax_core.lanes.columns import forget, mapped, narrow
 from fedjax_core.round import Round, check_metrics
-from fedjax_core.task import check_task
 
 log = logging.getLogger("fedjax_core")
 
@@ -27,12 +27,9 @@ def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None
 
 def check_model(composed: Round, clients: Clients, batch_size: int) -> None:
     """Raises where the task does not fit the clients' examples, or where what is measured could not be told."""
-    row = narrow(jax.tree.map(lambda x: x[:1], clients.columns))
-    check_task(composed.algorithm.task, row, batch_size)
-    check_metrics(composed, row, batch_size)
-    if composed.algorithm.task.check is not None:
-        composed.algorithm.task.check(clients)
-        forget(clients.columns)
+    check_data(composed.algorithm.task, clients, batch_size)
+    check_metrics(composed, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
+    forget(clients.columns)
 
 
 def warn_outgrown(cohort_size: int, room: int) -> None:

@@ -34,20 +34,23 @@ from jax.extend import core
 from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.task_check import check_data
 from fedjax_core.lanes.columns import narrow
 from fedjax_core.lanes.rewrite import jaxprs
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.metrics import CrossEvaluation, crossed
 from fedjax_core.metrics import Evaluation as Evaluation
 from fedjax_core.round import State
-from fedjax_core.task import Task
+from fedjax_core.task import Task, check_predictions, check_values
 from fedjax_core.types import Batch, Params
 
+_SMALL = 2  # a batch of which only the shapes are looked at
 _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough for any image
 
 
 def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:
     """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a model of its own instead."""
+    check_data(task, clients, _SMALL, params=params if personal is None else jax.tree.map(lambda x: x[0], personal))
     sizes, sums = clients.sizes, _sums(task, params, clients, personal)
     each = {name: np.divide(total, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0) for name, total in sums.items()}
     return Evaluation({name: float(total.sum() / sizes.sum()) for name, total in sums.items()}, each, sizes)
@@ -56,6 +59,7 @@ def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params |
 def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -> CrossEvaluation:
     """Every model on every client's examples: the same numbers that `Federation.cross_evaluate` gathers from sites."""
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
+    check_data(task, clients, _SMALL, params=next(iter(models.values()), None))
     for m, params in enumerate(models.values()):
         sums = _sums(task, params, clients)
         for i, size in enumerate(clients.sizes):
@@ -121,6 +125,7 @@ def batch_sums(task: Task, personal: bool = False) -> Any:
 
     def one(params: Params, batch: Batch) -> dict[str, jax.Array]:
         found = task.evaluation(params, batch)
+        check_values(found, batch.mask.shape[0])
         return {name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()}
 
     return _each(one, personal)
@@ -128,8 +133,15 @@ def batch_sums(task: Task, personal: bool = False) -> Any:
 
 @lru_cache(maxsize=32)
 def _outputs(task: Task) -> Any:
-    assert task.predict is not None
-    return _each(task.predict)
+    predict = task.predict
+    assert predict is not None
+
+    def one(params: Params, batch: Batch) -> jax.Array:
+        outputs = predict(params, batch)
+        check_predictions(outputs, batch.mask.shape[0])
+        return outputs
+
+    return _each(one)
 
 
 def _each(one: Callable[[Params, Batch], Any], personal: bool = False) -> Any:

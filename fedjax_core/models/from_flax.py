@@ -29,7 +29,7 @@ import numpy as np
 from flax import linen, nnx
 
 from fedjax_core.models.base import images, like
-from fedjax_core.task import Task, check_losses
+from fedjax_core.task import Task, check_losses, check_values
 from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -176,7 +176,4 @@ def _check(task: Task, example: Batch) -> None:
             "the module draws random numbers in evaluation: give its __call__ an argument `train` or `deterministic` and obey it, "
             "as in nn.Dropout(0.5, deterministic=not train)(x)"
         ) from error
-    for name, values in found.items():
-        if values.shape != (2,):
-            shape = f"shape (2,) here, but has shape {values.shape}"
-            raise ValueError(f"the metric {name!r} must be one number an example, {shape}: leave the mean to the engine")
+    check_values(found, 2)

@@ -21,6 +21,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.task_check import check_data
 from fedjax_core.sites import prepare, schema
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.departments import Departments
@@ -141,8 +142,7 @@ class SiteData:
     def _check(self, clients: Clients) -> None:
         """Raises where the task cannot use these examples, or a model's 32 bits do not hold them."""
         clients.check_numbers()
-        if (check := self._study.round.algorithm.task.check) is not None:
-            check(clients)
+        check_data(self._study.round.algorithm.task, clients, self._study.batch_size)
 
 
 def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> str:

@@ -234,13 +234,17 @@ def test_nan_is_found_where_it_lies(value):
 def test_labels_are_found_where_they_lie():
     clients = three(ids=["a", "b", "c"])
     clients.check_labels("y", classes=5)
-    with pytest.raises(ValueError, match=r"label 4 in column 'y' at client 2 \(id 'c'\), its row 1 is outside 0 to 3"):
+    with pytest.raises(ValueError, match=r"the label in column 'y' at client 2 \(id 'c'\), its row 1, is not from 0 to 3"):
         clients.check_labels("y", classes=4)
     negative = Clients.from_arrays({"y": np.array([[0, 1], [1, -1]])}, offsets=[0, 2])
-    with pytest.raises(ValueError, match=r"label -1 .*its row 1"):
+    with pytest.raises(ValueError, match=r"its row 1, is not from 0"):
         negative.check_labels("y", classes=2)
-    with pytest.raises(TypeError, match="'x' have dtype float64"):
+    with pytest.raises(ValueError, match=r"column \'x\' at client 0 .* is not a whole number from 0 to 1"):
         clients.check_labels("x", classes=2)
+    floats = Clients.from_arrays({"y": np.array([0.0, 1.0, 1.0, np.nan])}, offsets=[0, 4], allow_nan=True)
+    floats.take(np.arange(3)).check_labels("y", classes=2)
+    with pytest.raises(ValueError, match="its row 3, is not a whole number"):
+        floats.check_labels("y", classes=2)
     with pytest.raises(ValueError, match=r"no column 'z'.*the columns are x, y"):
         clients.check_labels("z", classes=2)
 
