@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 from functools import partial
 
 import jax
@@ -13,14 +15,18 @@ import fedjax_core as fc
 from fedjax_core.sites import answered as module
 from fedjax_core.sites.answered import UNTRAINED, Answered, Question
 from fedjax_core.sites.audit import show
+from fedjax_core.sites.collect import Paused
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.policy import Caps, Evaluation, Policy
 from fedjax_core.sites.request import About, Requests, addresses
+from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.wire import decode
-from tests.sites.federations import COORDINATOR, anew
+from fedjax_core.sites.wire import decode, header_of
+from tests.sites.faulty import failed
+from tests.sites.federations import COORDINATOR, NAMES, anew, federation, site_files
+from tests.zoo import task
 
 SENT, ANY = Policy("charite"), Policy("charite", evaluation=Evaluation("any"))
 
@@ -391,3 +397,74 @@ def test_a_site_that_had_too_little_time_may_be_given_more(hospital, tmp_path):
     found = [there.train(model(), train_seconds=seconds) for seconds in (3.0, 7.0, 9.0)]
     assert [code(one) for one in found] == ["declined", "update", "update"]
     assert [one.fields["examples_seen"] for one in found[1:]] == [28, 28]
+
+
+def runs(algorithm, folder, **settings):
+    """A federation of sites that have policies of their own, which let the usual fields leave and no more."""
+    files = []
+    for one in site_files(folder=folder):
+        path = folder / f"{one.name}.toml"
+        fields = '"weight", "examples", "data", "loss", "accuracy"'
+        path.write_text(f'site = "{one.name}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = [{fields}]\n')
+        files.append(dataclasses.replace(one, policy=path))
+    return federation(fc.compose(algorithm), files=files, folder=folder, **settings)
+
+
+def declined(folder):
+    return [one.about["reason"] for one in show(folder / "coordinator" / "audit", what="declined")]
+
+
+ALGORITHMS = {
+    "fedavg": lambda: fc.algorithms.fedavg(task(), optax.sgd(0.1)),
+    "scaffold": lambda: fc.algorithms.scaffold(task(), 0.1, 4),
+    "mime, two exchanges": lambda: fc.algorithms.mime(task(), optax.sgd(0.1)),
+    "ifca, personal models": lambda: fc.algorithms.ifca(task(), 2, optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", ["fedavg", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "fedavg")])
+def test_runs_that_evaluate_and_are_resumed_are_answered_all_the_way(name, tmp_path):
+    """Each round, some of the sites, and a model that is best; then from a checkpoint of two rounds before, with others of them."""
+    there = {
+        "run_dir": tmp_path / "run",
+        "progress": False,
+        "key": jax.random.key(1),
+        "evaluate_every": 1,
+        "checkpoint_every": 2,
+        "patience": 50,
+    }
+    chosen = lambda round: [[0, 1, 2], [1, 2, 3], [0, 2, 3]][round % 3]  # noqa: E731
+    with runs(ALGORITHMS[name](), tmp_path) as (fed, _, _):
+        fc.fit(fed, 5, cohorts=chosen, **there)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / max(os.listdir(tmp_path / "run" / "checkpoints")))
+    with runs(ALGORITHMS[name](), tmp_path) as (fed, _, _):
+        state = fc.fit(fed, 7, cohorts=lambda round: [0, 1, 3], override=True, **there).state
+        assert np.isfinite(fed.evaluate(state).pooled["loss"])
+    assert declined(tmp_path) == []
+
+
+@pytest.mark.slow  # default: above
+def test_a_run_without_rounds_is_answered_all_the_way(tmp_path):
+    with runs(ALGORITHMS["fedavg"](), tmp_path, buffer=fc.Buffer(size=2)) as (fed, _, _):
+        state = fc.fit(fed, 5, cohorts=lambda round: [0, 1, 2, 3], key=jax.random.key(1), evaluate_every=1, progress=False).state
+        fed.evaluate(state)
+    assert declined(tmp_path) == []
+
+
+def test_a_round_that_too_few_reported_in_is_run_again(tmp_path):
+    """With another set of sites in its first exchange, so that its second has another model."""
+    away = {"train": None}
+
+    def fault(send, site, request, n):
+        asked = header_of(request)
+        return failed() if asked.kind == "train" and (site, asked.exchange) in (away["train"] or ()) else send(site, request)
+
+    with runs(ALGORITHMS["mime, two exchanges"](), tmp_path, fault=fault, rules=Rules(quorum=3)) as (fed, _, _):
+        state = fed.init(jax.random.key(1))
+        away["train"] = {(NAMES[0], 1), (NAMES[1], 1)}
+        with pytest.raises(Paused, match="exchange 1"):
+            fed.run(state, [0, 1, 2, 3])
+        away["train"] = {(NAMES[3], 0)}
+        state, seen = fed.run(state, [0, 1, 2, 3])
+        assert float(seen["clients"]) == 3
+    assert declined(tmp_path) == []
