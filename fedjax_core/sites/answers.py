@@ -86,6 +86,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     tensors, weight = named(sent), float(its)
     if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
+    site.terms.check_weight(header, weight)
     steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
     minimum = site.terms.policy.minimum
     if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class):

@@ -103,6 +103,11 @@ class Terms:
         if (lacking := self.policy.minimum.lacking(examples, per_class)) is not None:
             raise Withheld(f"{self._site} would report on {lacking[1]} [{lacking[0]}]")
 
+    def check_weight(self, request: Header, weight: float) -> None:
+        """Returns where a report may have this weight: with an account of an epsilon, which does not count it, one that is of counts."""
+        if self._accounted(request) and not weight.is_integer():
+            raise Withheld(f"{self._site} keeps an account of an epsilon (leaving.delta), and the report's weight is not a count [weight]")
+
     def check_cell(self, examples: int) -> None:
         """Returns where sums of metrics may be of so many examples."""
         if examples < self.policy.minimum.cell:

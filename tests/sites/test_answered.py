@@ -468,3 +468,17 @@ def test_a_round_that_too_few_reported_in_is_run_again(tmp_path):
         state, seen = fed.run(state, [0, 1, 2, 3])
         assert float(seen["clients"]) == 3
     assert declined(tmp_path) == []
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1.0, "update"), (0.5, "update"), (0.51, "refusal")])
+def test_a_weight_that_is_no_count_does_not_leave_beside_an_account(hospital, tmp_path, factor, kind):
+    """Of 40 examples: one made of losses, say, would tell of them without noise."""
+    policy = POLICY.replace(', "loss", "accuracy"', "") + ACCOUNT
+    there = hospital(tmp_path, policy, clip=1.0, noise=4.0, algorithm=partial(weighted, factor))
+    assert there.train(model()).kind == kind
+    assert kind == "update" or "[weight]" in there.refused()[0]["reason"]
+
+
+def weighted(factor, task, local):
+    """FedAvg in which a report counts for this share of its examples."""
+    return fc.algorithms.fedavg(task, local, weighting=lambda seen: factor * seen.examples)
