@@ -25,6 +25,7 @@ key, or none, is an error and never damage. What is not a checkpoint stays plain
 >>> run_dir.cleanup()
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -84,6 +85,14 @@ class Checkpoints:
     def rounds(self) -> list[int]:
         """The rounds that have a checkpoint, oldest first."""
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
+
+    def abouts(self) -> dict[int, dict[str, Any]]:
+        """{round: what is known of it} of each checkpoint that tells; a damaged one does not."""
+        found = {}
+        for round in self.rounds():
+            with contextlib.suppress(Damaged):
+                found[round] = _read_about(self._home(round), self._key)["about"]
+        return found
 
     def save(self, round: int, state: Any, about: dict[str, Any]) -> None:
         """Copies the state to the host and writes it in the background; raises where the save before this one failed.

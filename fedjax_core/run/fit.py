@@ -150,9 +150,13 @@ def fit(
         state = sim.init(key, params)
         run = _Run(sim, cohorts, judge, checkpoints, about, interruption)
         if saved is not None:
+            assert checkpoints is not None
             state = saved.place(state)
             run.resume(saved)
+            run.needs = {round: about.get("needs") for round, about in checkpoints.abouts().items()}
         run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, progress=progress, private=private))
+        if hasattr(sim, "retain"):
+            stack.callback(sim.retain, None)  # whoever runs rounds by hand may go on from states that nobody knows of
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
         speed = dict(sim.meter.report()) if hasattr(sim, "meter") else {}
         if speed and progress:
@@ -225,6 +229,7 @@ class _Run:
         self.refused: list[int] = []  # rounds with refused reports
         self.finite = True
         self.saved: int | None = None
+        self.needs: dict[int, Any] = {}  # of each checkpoint: what the backend must still have to go on from it
 
     def resume(self, saved: Saved) -> None:
         """Takes up the bookkeeping of a checkpoint."""
@@ -241,6 +246,7 @@ class _Run:
     def until(self, rounds: int, state: Any, group: int, checkpoint_every: int) -> tuple[Any, Stopped]:
         """(the state after these rounds, why it stopped)."""
         self._reserve()
+        self._retain()
         if self.saved is None:  # before any work is lost to a full disk, or to a metric that is not there
             self._evaluate(state)
             self._save(state)
@@ -334,7 +340,23 @@ class _Run:
             "cohort_size": self.cohort_size,
         }
         best = self.best.round if self.best else None
-        self.checkpoints.save(self.done, state, {**self.about, "progress": progress, "best": best, "measured": notebook.answers()})
+        about = {**self.about, "progress": progress, "best": best, "measured": notebook.answers()}
+        if hasattr(self.sim, "needs"):
+            about["needs"] = self.needs[self.done] = self.sim.needs(state)
+        self.checkpoints.save(self.done, state, about)
+        self._retain()
+
+    def _retain(self) -> None:
+        """Tells a backend whose clients keep old versions from which checkpoints this run may still go on: `needs(state)` of each."""
+        if not hasattr(self.sim, "retain"):
+            return
+        if self.checkpoints is None:
+            self.sim.retain([])
+            return
+        there = {*self.checkpoints.rounds(), self.saved} - {None}  # the newest is being written
+        self.needs = {round: needs for round, needs in self.needs.items() if round in there}
+        unknown = any(needs is None for needs in self.needs.values())  # in a checkpoint of a former version
+        self.sim.retain(None if unknown else [*self.needs.values()])
 
 
 def _next(done: int, every: int) -> int:

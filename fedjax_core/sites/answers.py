@@ -71,7 +71,9 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         if "first" not in found:
             raise BadRequest("the request does not say what a site keeps before its first round")
         keep.write(0, found["first"])
-    kept = keep.read(version, site.kept_shapes)
+    kept, after = keep.read(version, site.kept_shapes), header.round * len(composed.algorithm.exchanges) + e + 1
+    needed, recent = request.needed(header, found, site.address)
+    keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.terms.policy.caps.kept_gb)
     draws = request.draws(header, site.address)
     limit = _limit(site, header, seconds)
     with site.budget.round(site.terms.policy.caps) as watch:
@@ -92,7 +94,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class):
         site.terms.check_examples(*site.data.used(header.round, steps))
     if seconds is not None and steps is not None:
-        site.done.add(_which(site, header, seconds), steps)
+        site.done.add(_which(site, header, seconds), steps, header)
     data = site.data
     fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
     if site.about.data_was is not None:
@@ -103,7 +105,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         fields |= site.terms.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
-    keep.write(header.round * len(composed.algorithm.exchanges) + e + 1, now)
+    keep.write(after, now)
     return reply
 
 

@@ -51,6 +51,7 @@ from fedjax_core.sites.described import Sites, describe
 from fedjax_core.sites.exchange import exchange
 from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
+from fedjax_core.sites.keep import RECENT
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
 from fedjax_core.sites.request import About, Requests, addresses
@@ -229,9 +230,10 @@ class Federation:
         places = list(range(len(chosen.clients)))
         found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(0)}
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
+        needed = self._requests.recovery.needed(version)
         for e in range(exchanges):
             result = exchange(
-                self._here, e, About(state, version), chosen, places,
+                self._here, e, About(state, version, needed), chosen, places,
                 requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record,
             )  # fmt: skip
             state, places = result.state, result.places
@@ -287,6 +289,26 @@ class Federation:
         """
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
         return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.judged)
+
+    def needs(self, state: State) -> dict[str, Any]:
+        """What sites must still have for the run to go on from this state; plain values, for its checkpoint."""
+        round = int(state.round)
+        if self.buffer is not None:  # whoever is at work is asked again from an older version
+            return {"oldest": max(0, round - self.buffer.max_staleness), "versions": []}
+        return {"oldest": round, "versions": np.asarray(state.clients.version).tolist()}  # type: ignore[attr-defined]
+
+    def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
+        """From now on the run goes on only from states that have these `needs`, or from the one at hand: sites forget the rest.
+
+        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions (`keep.RECENT`) as well.
+        """
+        recovery = self._requests.recovery
+        recovery.recent = RECENT if needs is None else 0
+        if needs is None:
+            recovery.oldest = None
+            return
+        recovery.versions = [list(one["versions"]) for one in needs if one["versions"]]
+        recovery.oldest = min((int(one["oldest"]) for one in needs), default=None)
 
     def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
         """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""

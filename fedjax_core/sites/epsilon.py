@@ -28,9 +28,8 @@ from scipy.special import log_ndtr, ndtr
 
 from fedjax_core.files import write_whole
 from fedjax_core.sites import audit
-
-_LAST = 64
-"""So many updates are known again, as many as versions of what a site keeps."""
+from fedjax_core.sites.request import may_come_again
+from fedjax_core.sites.wire import Header
 
 
 def epsilon(told: float, delta: float) -> float:
@@ -85,13 +84,12 @@ class Ledger:
         again = where in self._last and digest in (None, self._last[where])
         return self.told if again else self.told + (2 / noise) ** 2
 
-    def add(self, where: str, noise: float, digest: str) -> float:
-        """Counts an update that is about to leave, on the disk before it does; returns `told`."""
+    def add(self, where: str, noise: float, digest: str, asked: Header) -> float:
+        """Counts an update that is about to leave as the answer to what was `asked`, on the disk before it does; returns `told`."""
         self._told = told = self.after(where, noise, digest)
         self._last.pop(where, None)
         self._last[where] = digest
-        for old in list(self._last)[:-_LAST]:
-            del self._last[old]
+        self._last = may_come_again(self._last, asked)
         if self._path is not None:
             write_whole(self._path, json.dumps({"told": told, "last": self._last}))
         return told

@@ -32,12 +32,13 @@ import numpy as np
 from fedjax_core.files import write_whole
 from fedjax_core.metrics import Mean
 from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.request import may_come_again
+from fedjax_core.sites.wire import Header
 
 PARTIAL = ("steps_done", "examples_seen")
 """Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
 
 _SECONDS = 0.5  # how long the steps between two looks at the clock should take
-_LAST = 64  # so many exchanges are known again, as many as versions of what a site keeps
 
 
 class NoStepDone(Refused):
@@ -85,12 +86,11 @@ class Done:
         steps = self.steps(which)
         return Pace(1, seconds, clock) if steps is None else lambda done: steps - done
 
-    def add(self, which: str, steps: int) -> None:
+    def add(self, which: str, steps: int, asked: Header) -> None:
         """Keeps how many steps the answer is of, on the disk where there is one when this returns."""
         self._last.pop(which, None)
         self._last[which] = steps
-        for old in list(self._last)[:-_LAST]:
-            del self._last[old]
+        self._last = may_come_again(self._last, asked)
         if self._path is not None:
             write_whole(self._path, json.dumps(self._last))
 

@@ -1,8 +1,8 @@
 """What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part of it.
 
     fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own:
-               such as train_seconds, how long a site may train
-    tensors    sites (address and version of each), first, prepared (the numbers of preprocessing), and the kind's own
+               such as train_seconds, how long a site may train; needed, recent and oldest, of what may be asked again
+    tensors    sites (address and version of each, ), first, prepared (the numbers of preprocessing), and the kind's own
 
 A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
 """
@@ -20,10 +20,11 @@ from msgspec import UNSET
 from fedjax_core import keys
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import State
-from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
+from fedjax_core.sites.base import Bytes, Refused, Scalar, T, in_lines
 from fedjax_core.sites.entries import NOTHING, Head
 from fedjax_core.sites.forms import named
 from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.keep import RECENT
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode_both
 from fedjax_core.types import Array, Key
 
@@ -39,6 +40,14 @@ TRAIN_SECONDS = "train_seconds"
 WITHHELD = "withheld"
 """Of a description's fields: the study's metrics that the site's policy does not let leave."""
 
+NEEDED, RECENT_FIELD = "needed", "recent"
+"""Of a request's fields: the versions that the states need from which the run may go on, and how many others are kept."""
+
+OLDEST = "oldest"
+"""Of a request's fields: no round before this is ever asked again."""
+
+_LINE, _LINES = 1000, 200  # letters in a field, and such fields
+_LAST, _MOST_KNOWN = 64, 10_000  # answers that are known again: where a request does not say which may come again, and where it does
 _MOST = 100_000  # of anything that a request counts
 
 
@@ -64,6 +73,31 @@ class About(NamedTuple):
 
     state: State
     version: np.ndarray  # [N] int
+    needed: np.ndarray | None = None  # [C, N] int: the versions that may be asked for again, from C states; None: it does not say
+
+
+class Recovery:
+    """Which states of a run may be gone on from: those of its checkpoints. So what sites must keep, and may forget."""
+
+    def __init__(self) -> None:
+        self.versions: list[Sequence[int]] = []
+        """Of each such state, the version of what each site keeps."""
+        self.oldest: int | None = None
+        """No round before this is ever asked again; None: nobody knows."""
+        self.recent = RECENT
+        """So many other versions are kept, too."""
+
+    def needed(self, begun: np.ndarray) -> np.ndarray:
+        """[C, N] int32: the versions that may be asked for again in a round that begins with these [N]."""
+        return np.unique(np.array([*self.versions, begun], np.int32), axis=0)
+
+    def said(self, needed: np.ndarray) -> dict[str, Scalar]:
+        """The fields of a request that say so: not among its tensors, as a request that is made again begins from the same ones."""
+        text = needed.astype("<i4").tobytes().hex()
+        lines = [text[i : i + _LINE] for i in range(0, len(text), _LINE)]
+        if len(lines) > _LINES:
+            return {}
+        return {RECENT_FIELD: self.recent, **{NEEDED if i == 0 else f"{NEEDED}.{i + 1}": line for i, line in enumerate(lines)}}
 
 
 class Requests:
@@ -79,6 +113,7 @@ class Requests:
         """Which large request was announced last (announce.py)."""
         self.head: Callable[[], Head] = lambda: NOTHING
         """The head of the coordinator's audit log, which goes with every request."""
+        self.recovery = Recovery()
         self._key, self._record, self._said = key, record, 0
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
 
@@ -107,6 +142,10 @@ class Requests:
                 "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
                 **({"first": self.first} if new else {}),
             }
+            if about.needed is not None and jax.tree.leaves(self.first):
+                said |= self.recovery.said(about.needed)
+            if draws and self.recovery.oldest is not None:
+                said[OLDEST] = self.recovery.oldest
         if self.prepared:
             sent[PREPARED] = self.prepared
         header, request = self._signed(kind, number, e, said, sent)
@@ -209,6 +248,36 @@ def about_sites(sites: int, first: Any) -> dict[str, Any]:
 def has_first(header: Header) -> bool:
     """Whether the request says what a site keeps before its first report."""
     return header.fields.get("first") is True
+
+
+def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tuple[set[int], int]:
+    """(the versions of what the site keeps that may be asked for again, how many others it keeps)."""
+    if NEEDED not in header.fields:
+        return set(), RECENT
+    names, recent = [NEEDED], header.fields.get(RECENT_FIELD)
+    while (more := f"{NEEDED}.{len(names) + 1}") in header.fields:
+        names.append(more)
+    try:
+        rows = np.frombuffer(bytes.fromhex("".join(str(header.fields[name]) for name in names)), "<i4").reshape(-1, count(header, "sites"))
+    except ValueError:
+        raise BadRequest(f"the field {NEEDED!r} of the request does not list versions of all sites") from None
+    if type(recent) is not int or not 0 <= recent <= RECENT:
+        raise BadRequest(f"the field {RECENT_FIELD!r} of the request should be a count of at most {RECENT}")
+    return set(rows[:, _position(found["sites"]["address"].tobytes(), address.tobytes())].tolist()), recent
+
+
+def may_come_again(known: Mapping[str, T], asked: Header) -> dict[str, T]:
+    """Of what is known by its place, "run/round/...", what may be asked again, by what a request says; of the rest, the last 64."""
+    oldest = asked.fields.get(OLDEST)
+
+    def again(where: str) -> bool:
+        run, _, rest = where.partition("/")
+        number = rest.partition("/")[0]
+        return type(oldest) is int and run == asked.run and number.isdecimal() and int(number) >= oldest
+
+    these = [where for where in known if again(where)][-_MOST_KNOWN:]
+    stay = {*these, *[where for where in known if not again(where)][-_LAST:]}
+    return {where: one for where, one in known.items() if where in stay}
 
 
 def version(found: Mapping[str, Any], address: np.ndarray) -> int:

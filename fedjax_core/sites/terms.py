@@ -156,7 +156,7 @@ class Terms:
             return {}
         assert self._asked.noise is not None
         now = self._epsilon(request, digest)
-        told = self._told.add(_where(request), self._asked.noise, digest)
+        told = self._told.add(_where(request), self._asked.noise, digest, request)
         return {"epsilon": now, "delta": self.policy.leaving.delta, "told": told}
 
     def _accounted(self, request: Header) -> bool:

@@ -16,6 +16,7 @@ from fedjax_core.sites.audit import Log, show
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.retention import prune
+from fedjax_core.sites.wire import COORDINATOR, SITES, Header
 from tests.sites.federations import NAMES, federation, site_files
 from tests.zoo import task
 
@@ -56,16 +57,32 @@ def test_it_is_the_definition_by_quadrature_and_below_the_bound_of_zcdp(mu):
     assert epsilon(0.0, 1e-6) == 0 and 90 < epsilon(100.0, 1e-5) < epsilon(1e6, 1e-5) < math.inf
 
 
+def asked(round, **fields):
+    return Header(
+        kind="train", run="run", round=round, exchange=0, sender=COORDINATOR, recipient=SITES, sequence=round, created_unix_ms=0, config="",
+        fields=fields,
+    )  # fmt: skip
+
+
+def test_what_may_be_asked_again_is_known_however_long_ago_it_was(tmp_path):
+    """As in a run whose oldest checkpoint is of round 10: done again from there, it tells nothing new."""
+    ledger = Ledger(tmp_path)
+    for round in range(200):
+        told = ledger.add(f"run/{round}/0", NOISE, f"{round:x}", asked(round, oldest=10))
+    again = Ledger(tmp_path)
+    assert all(again.after(f"run/{round}/0", NOISE, f"{round:x}") == told for round in range(10, 200))
+
+
 def test_each_update_counts_once_over_restarts(tmp_path):
     ledger = Ledger(tmp_path)
     assert ledger.after("run/0/0", NOISE) == (2 / NOISE) ** 2 and ledger.told == 0
     for round in range(100):
-        ledger.add(f"run/{round}/0", NOISE, f"{round:x}")
+        ledger.add(f"run/{round}/0", NOISE, f"{round:x}", asked(round))
     assert ledger.told == pytest.approx(100 * (2 / NOISE) ** 2)
     again = Ledger(tmp_path)
     assert again.told == ledger.told == again.after("run/99/0", NOISE) == again.after("run/99/0", NOISE, "63")
-    assert again.add("run/99/0", NOISE, "63") == ledger.told  # the same bits tell nothing new
-    assert again.add("run/99/0", NOISE, "64") == ledger.told + (2 / NOISE) ** 2  # others do
+    assert again.add("run/99/0", NOISE, "63", asked(99)) == ledger.told  # the same bits tell nothing new
+    assert again.add("run/99/0", NOISE, "64", asked(99)) == ledger.told + (2 / NOISE) ** 2  # others do
     assert Ledger(tmp_path).after("run/0/0", NOISE) > again.told  # long forgotten: counted again rather than not
 
 
@@ -86,7 +103,7 @@ def test_what_was_told_stays_told_whoever_puts_an_older_file_there_or_prunes_the
         ledger = Ledger(tmp_path)
         files = []
         for i in range(3):
-            log.record("charite", "left", about={"told": ledger.add(f"run/{i}/0", NOISE, "ab")})
+            log.record("charite", "left", about={"told": ledger.add(f"run/{i}/0", NOISE, "ab", asked(i))})
             files.append(path.read_bytes())
         told = ledger.told
         path.write_bytes(files[0])

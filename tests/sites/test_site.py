@@ -10,7 +10,6 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.keep import Keep, LostState
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
@@ -82,19 +81,3 @@ def test_a_fingerprint_tells_nothing_without_the_sites_key(tmp_path):
     shutil.move(tmp_path / "one", tmp_path / "moved")  # a site that is moved with its key keeps it
     assert told(tmp_path / "moved")[0] == first == told(tmp_path / "anew", key=tmp_path / "moved" / "charite.key")[0]
     assert told(None) == told(None)  # in the process of who has the data: a run resumes there, and no key is kept
-
-
-def test_what_a_site_keeps_is_whole_or_not_there(tmp_path):
-    keep, like = Keep(tmp_path, versions=2), {"c": np.zeros(2, np.float32)}
-    for version in (5, 6, 3):  # the last as after a fall back to a checkpoint
-        keep.write(version, {"c": np.full(2, version, np.float32)})
-    assert Keep(tmp_path).read(3, like)["c"].tolist() == [3, 3]
-    with pytest.raises(LostState, match=r"version 5 .* is not there"):
-        keep.read(5, like)
-    path = tmp_path / "kept-000000000006"
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(LostState, match="damaged"):
-        keep.read(6, like)
-    path.write_bytes((tmp_path / "kept-000000000003").read_bytes())
-    with pytest.raises(LostState, match=r"version 6 .* is damaged"):  # another version under its name
-        keep.read(6, like)
