@@ -28,8 +28,9 @@ the buffer is not full; run again, it asks those who failed again.
 (1, 1.0, [-1, 0])
 """
 
+from collections import deque
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,11 +43,12 @@ from fedjax_core.sites.base import Bytes, Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.flights import Flights, Landed
 from fedjax_core.sites.limit import said
-from fedjax_core.sites.reports import NothingLearned, Reports, Sums, total_of, training
+from fedjax_core.sites.outlying import LEAST
+from fedjax_core.sites.reports import NothingLearned, Reports, Sums, absurd, total_of, training
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import server_half
-from fedjax_core.sites.wire import COORDINATOR
+from fedjax_core.sites.wire import COORDINATOR, Header
 
 
 class TooStale(Refused):
@@ -70,6 +72,20 @@ def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
         )
 
 
+class _Waiting(NamedTuple):
+    """A report that was read, and is not counted yet."""
+
+    landed: Landed
+    header: Header
+    report: tuple[Any, float]
+    reports: Reports
+
+    @property
+    def norm(self) -> tuple[float, int]:
+        """Of the update, with the steps that the site had to do."""
+        return self.reports.norms[self.landed.at], int(self.reports.steps[self.landed.at])
+
+
 class Steps:
     """Makes steps of the server, and has what lives between them in this process."""
 
@@ -80,6 +96,8 @@ class Steps:
         self._round, self._buffer, self._server = composed, buffer, server_half(composed)
         self._requests, self._collector, self._data, self._record = requests, collector, data, record
         self._flights = Flights(requests, collector, record)
+        self._norms: deque[tuple[float, int]] = deque(maxlen=max(LEAST, 4 * buffer.size))
+        """Of the last updates that counted, with the steps that their sites had to do."""
         self._state: State | None = None
         """From which all else here comes."""
 
@@ -110,6 +128,7 @@ class Steps:
         """Whoever is at work in this state is asked again."""
         flight: InFlight = state.clients  # type: ignore[assignment]
         self._flights.clear()
+        self._norms.clear()
         self._started, self._last, self._models = np.array(flight.started), np.array(flight.last), flight.models
         self._open(state)
         for at in np.flatnonzero(self._started >= 0).tolist():
@@ -127,6 +146,7 @@ class Steps:
         self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Sums(self._round, 0, state.uplink[0], self._buffer.size)
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
+        self._waiting: list[_Waiting] = []
         self._refused, self._stale, self._missing = 0, 0, 0
 
     def _request(self, version: int) -> Bytes:
@@ -151,13 +171,15 @@ class Steps:
             begin(at)
         while len(self._counted) < self._buffer.size:
             landed = self._flights.next(self._version - self._buffer.max_staleness)
-            if landed is None:
+            if landed is not None:
+                self._started[landed.at] = -1
+            nothing = {} if landed is None or self._use(landed) else {landed.at: landed.version}
+            nothing |= self._count(whatever=landed is None)
+            failed |= nothing
+            self._last[list(nothing)] = -1  # nothing of it counted
+            if landed is None and len(self._counted) < self._buffer.size:
                 self._too_few(failed, len(mine))
-            self._started[landed.at] = -1
-            if not self._use(landed):
-                self._last[landed.at] = -1  # nothing of it counted
-                failed[landed.at] = landed.version
-            if len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
+            if landed is not None and len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
                 begin(landed.at)
 
     def _use(self, landed: Landed) -> bool:
@@ -184,10 +206,33 @@ class Steps:
         if (report := reports.read(at, heard)) is None:
             self._refused += 1
             return False
-        damping = np.float32(self._buffer.damping(staleness))
-        self._sums.add(heard.header, report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))
-        self._counted.append((at, staleness))
+        self._waiting.append(_Waiting(landed, heard.header, report, reports))
         return True
+
+    def _count(self, whatever: bool = False) -> dict[int, int]:
+        """Counts the reports that wait, once there are norms enough to compare theirs with, or the buffer is full, or `whatever` there is.
+
+        Site -> version of those that are absurdly larger than the others, and are set aside.
+        """
+        waiting, known, here = self._waiting, list(self._norms), len(self._counted)
+        if not (whatever or len(known) + len(waiting) >= LEAST or here + len(waiting) >= self._buffer.size):
+            return {}
+        norms, steps = zip(*known, *(one.norm for one in waiting), strict=True) if known or waiting else ((), ())
+        params = self._about.state.params
+        aside = {i - len(known) for i in absurd(self._collector.rules, norms, steps, params) if i >= len(known)}
+        self._waiting, failed = [], dict[int, int]()
+        for i, one in enumerate(waiting):
+            at, staleness = one.landed.at, self._version - one.landed.version
+            if i in aside:
+                one.reports.set_aside(at)
+                self._refused += 1
+                failed[at] = one.landed.version
+                continue
+            damping = np.float32(self._buffer.damping(staleness))
+            self._sums.add(one.header, one.report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))
+            self._counted.append((at, staleness))
+            self._norms.append(one.norm)
+        return failed
 
     def _too_few(self, failed: Collection[int], cohort: int) -> NoReturn:
         here, size = len(self._counted), self._buffer.size

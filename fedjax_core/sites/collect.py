@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.data.batches import Plan
 from fedjax_core.sites.announce import LACKING, Outgoing
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.fetch import Fetch
@@ -41,6 +42,8 @@ class Collector:
         self.names, self.rules = list(names), rules
         self.sizes = np.ones(len(self.names), np.int64)
         """Examples of each site, once they are known."""
+        self.plan: Plan | None = None
+        """How a site goes through its data."""
         self.clients: np.ndarray | None = None
         """[N] how many clients each site is, where departments are clients; None: each is one."""
         self.hearing = Hearing(requests.run, self.names, roster, record)

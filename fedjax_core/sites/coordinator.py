@@ -154,7 +154,11 @@ class Federation:
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
             said = describe(self._collector, self._requests, path, departments, held_out, agreed=self._roster.examples, record=self._record)
             self.clients = Sites(self._names, said, departments)
-            self._collector.sizes, self._collector.clients = self.clients.sizes, self.clients.clients
+            self._collector.sizes, self._collector.clients, self._collector.plan = (
+                self.clients.sizes,
+                self.clients.clients,
+                self.study.plan(),
+            )
             self._steps = (
                 None
                 if buffer is None

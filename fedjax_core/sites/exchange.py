@@ -10,7 +10,7 @@ reports, however many sites there are and whoever of them is late. (An aggregato
 accumulator of all reports.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from fedjax_core.data.cohorts import Cohort
 from fedjax_core.round import Round, State
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.hearing import WrongReply
-from fedjax_core.sites.reports import Reports, Sums, total_of, training
+from fedjax_core.sites.reports import Reports, Sums, absurd, total_of, training
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.server import server_half
 from fedjax_core.sites.wire import Envelope, Header, header_of
@@ -60,10 +60,10 @@ def exchange(
     to, message = [collector.names[cohort.clients[p]] for p in places], server_half(composed).broadcast[e](state.server)
     request = training(composed, message, number, e, to=to, about=about, requests=requests, collector=collector)
     reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
-    fold = _Fold(cohort, places, reports, Sums(composed, e, state.uplink[e], len(cohort.clients)), collector)
+    fold = _Fold(cohort, places, reports, lambda: Sums(composed, e, state.uplink[e], len(cohort.clients)), collector)
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
     declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
-    fold.finish()
+    fold.finish(state.params)
     collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
     state = fold.sums.conclude(state, f"round {number}, exchange {e}", collector.rules, reports.record)
     metrics = fold.sums.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
@@ -73,12 +73,15 @@ def exchange(
 class _Fold:
     """Adds reports in the order of the cohort, as they come."""
 
-    def __init__(self, cohort: Cohort, places: list[int], reports: Reports, sums: Sums, collector: Collector) -> None:
+    def __init__(self, cohort: Cohort, places: list[int], reports: Reports, nothing: Callable[[], Sums], collector: Collector) -> None:
+        """`nothing`: the sums before the first report."""
         self.turns = {int(cohort.clients[p]): p for p in places}  # position of the site -> place, in the order of the cohort
         self.here: list[int] = []
         self.lost = 0  # that were of use, and could not be brought again
-        self._cohort, self.reports, self.sums, self._collector = cohort, reports, sums, collector
+        self._cohort, self.reports, self.sums, self._collector = cohort, reports, nothing(), collector
+        self._nothing = nothing
         self._left = list(self.turns)
+        self._added: dict[int, Header] = {}
         self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}  # what came: None where it is to be brought again
         self._skipped: set[int] = set()
 
@@ -98,10 +101,19 @@ class _Fold:
         self._skipped.add(at)
         self._go_on()
 
-    def finish(self) -> None:
-        """No more reports come."""
+    def finish(self, params: Any) -> None:
+        """No more reports come. Of those who are here some may be absurdly larger than the others: all is then added again without them."""
         self._skipped.update(at for at in self._left if at not in self._ready)
         self._go_on()
+        here = list(self._added)
+        norms, steps = [self.reports.norms[at] for at in here], [int(self.reports.steps[at]) for at in here]
+        if aside := {here[i] for i in absurd(self._collector.rules, norms, steps, params)}:
+            for at in sorted(aside):
+                self.reports.set_aside(at)
+            again = {at: header for at, header in self._added.items() if at not in aside}
+            self.sums, self.here, self._added = self._nothing(), [], {}
+            for at, header in again.items():
+                self._add(at, header, None)
 
     def _go_on(self) -> None:
         while self._left and (self._left[0] in self._ready or self._left[0] in self._skipped):
@@ -116,6 +128,7 @@ class _Fold:
             return
         self.sums.add(header, report, place, times, clients=self._collector.clients_of(at))
         self.here.append(place)
+        self._added[at] = header
 
     def _read_again(self, at: int, header: Header) -> tuple[Any, float] | None:
         """The report whose header this is, None where it cannot be brought any more."""

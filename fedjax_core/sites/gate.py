@@ -70,6 +70,12 @@ class BadWeight(Refused):
     code = "bad-weight"
 
 
+class TooManyExamples(Refused):
+    """The update says that it is of more examples than its site said to have."""
+
+    code = "too-many-examples"
+
+
 class BadSteps(Refused):
     """Of work whose time was limited it does not say how much was done, or says what cannot be."""
 
@@ -112,7 +118,9 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     data: Mapping[str, str] = {}  # site -> fingerprint of its dataset; a site not here is heard for the first time
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
-    max_norm: float
+    max_norm: float  # of what is sent; inf: it is compared with the others' later (outlying.py)
+    max_examples: int | None = None  # that the site said to have
+    max_steps: int | None = None  # that its plan has for so many
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
     clients: int | None = None  # that the report is the mean of, where departments are clients; None: it is one client's
 
@@ -185,12 +193,18 @@ def _check_header(header: Header, expected: Expected) -> str:
     data: Any = header.fields["data"]
     if not 0 <= weight <= expected.max_weight:  # NaN is not
         raise BadWeight(
-            f"the weight is not between 0 and the bound of {expected.max_weight:g}; a site cannot count for more than its examples"
+            f"the weight is not between 0 and the bound of {expected.max_weight:g}; a site cannot count for more than its examples give "
+            "it, or set Rules(max_weight=) where the algorithm weighs otherwise"
+        )
+    if expected.max_examples is not None and not 0 <= header.fields["examples"] <= expected.max_examples:  # type: ignore[operator]
+        raise TooManyExamples(
+            f"the update is of another number of examples than the {expected.max_examples} that the site said to have; "
+            "where its data have grown, begin another run (run_name=)"
         )
     if expected.limited:
-        for name in PARTIAL:
+        for name, most in zip(PARTIAL, (expected.max_steps, expected.max_examples), strict=True):
             part, whole = header.fields.get(name), header.fields.get(f"{name}.weight")
-            if not (type(part) is type(whole) is float and (0 < part <= whole or part == whole == 0)):
+            if not (type(part) is type(whole) is float and (0 < part <= whole or part == whole == 0) and (most is None or whole <= most)):
                 raise BadSteps(
                     f"time to train was limited, so the update needs {name!r} and {name + '.weight'!r}, the part done and the whole"
                 )

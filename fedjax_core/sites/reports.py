@@ -8,6 +8,7 @@ Whose turn it is, and how many are enough, is for whoever asks: a round (`exchan
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -19,11 +20,14 @@ from fedjax_core.round import Round, State
 from fedjax_core.sites import gate
 from fedjax_core.sites.base import Bytes, Scalar
 from fedjax_core.sites.collect import Collector
+from fedjax_core.sites.forms import named
 from fedjax_core.sites.limit import said
 from fedjax_core.sites.local import LEFT
+from fedjax_core.sites.outlying import MOST, outlying
 from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import TOGETHER, Small, server_half
+from fedjax_core.sites.weighing import Weigher
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
 
 log = logging.getLogger("fedjax_core")
@@ -57,31 +61,54 @@ class Reports:
         """`asked`: the request's header; `data`: the fingerprint of each site's."""
         rules, sizes, e = collector.rules, collector.sizes, asked.exchange
         self.refused = 0
+        self.norms: dict[int, float] = {}
+        """Of the updates that were read, by the sites' positions."""
+        self.steps = steps_of(collector, composed.algorithm.exchanges[e].work)
+        """[N] that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
-        self._clients, self._form = collector.clients, self._server.form[e]
-        self._bounds = np.maximum(1.0, sizes) if rules.max_weight is None else np.full(len(sizes), rules.max_weight)  # [N] on the weight
+        self._clients, self._form, self._sizes, self._names = collector.clients, self._server.form[e], sizes, collector.names
+        limited = TRAIN_SECONDS in asked.fields
+        if rules.max_weight is not None:
+            self._bounds = np.full(len(sizes), rules.max_weight)
+        else:  # a department's weight is of its own examples, which only the site knows
+            weigh = self._server.weigh[e] if collector.clients is None else None
+            self._bounds = _weights(weigh, sizes.tobytes(), self.steps.tobytes(), limited)
+        most = math.inf if rules.max_norm == "relative" else float(rules.max_norm)
         self._expected = gate.Expected(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.kinds, data=data,
-            answers=asked.digest, max_weight=math.inf, max_norm=rules.max_norm, limited=TRAIN_SECONDS in asked.fields,
+            answers=asked.digest, max_weight=math.inf, max_norm=most, limited=limited,
         )  # fmt: skip
 
     def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
         """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
         clients = None if self._clients is None else int(self._clients[at])
-        verdict = gate.check(heard, replace(self._expected, max_weight=float(self._bounds[at]), clients=clients))
+        its = {"max_weight": float(self._bounds[at]), "max_examples": int(self._sizes[at]), "max_steps": int(self.steps[at])}
+        verdict = gate.check(heard, replace(self._expected, clients=clients, **its))
         about: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
         found = None
-        if verdict.accepted:
+        if verdict.accepted and verdict.norm is not None:
             sent, weight = self.sent(heard)
             about |= said(metrics_of(heard.header))
-            fine = self._server.fine[self._e]
-            if np.isfinite(np.float32(weight)) and (fine is None or fine(self._uplink, sent, np.float32(weight))):
-                found = sent, weight
+            expands, good, norm = self._server.fine[self._e], True, verdict.norm
+            if expands is not None:
+                good, norm = (x.item() for x in expands(self._uplink, sent, np.float32(weight)))
+            if np.isfinite(np.float32(weight)) and good:
+                found, self.norms[at] = (sent, weight), norm
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
         self.refused += found is None
         self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
         return found
+
+    def set_aside(self, at: int) -> None:
+        """The update of the site at this position, which was read, is absurdly larger than the others'."""
+        reason = (
+            f"the norm of the update is more than {MOST:g} times the median of those in this exchange, for as many steps, or beyond all "
+            "reason where there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
+        )
+        log.warning("round %d goes on without the report of %s: %s", self._expected.round, self._names[at], reason)
+        self.record(self._names[at], "update", {"accepted": False, "code": gate.NormTooLarge.code, "reason": reason})
+        self.refused += 1
 
     def sent(self, heard: Envelope) -> tuple[Any, float]:
         """(what was sent, weight)."""
@@ -93,6 +120,28 @@ class Reports:
     def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:
         """Into the audit log."""
         self._record(who, what, self._expected.round, {**about, "exchange": self._e})
+
+
+def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: Any) -> list[int]:
+    """Which of these norms of updates, of so many steps, are absurdly larger than the others, or than `params` where these are few."""
+    return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: gate.measure(named(params)))
+
+
+def steps_of(collector: Collector, work: str) -> np.ndarray:
+    """[N]: how many steps each site does in an exchange of this work; 1 where no plan is known."""
+    if collector.plan is None:
+        return np.ones(len(collector.sizes), np.int64)
+    return collector.plan.steps_of(collector.sizes) if work == "train" else -(-collector.sizes // collector.plan.batch_size)
+
+
+@lru_cache(maxsize=64)
+def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -> np.ndarray:
+    """[N]: the largest weight of each site's report, of so many examples and steps (int64); a `limited` one may be of fewer steps."""
+    examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
+    if weigh is None:
+        return np.maximum(1.0, examples)
+    ends = [most, np.minimum(most, 1)] if limited else [most]
+    return np.max([weigh(examples.astype(np.float32), steps.astype(np.float32)) for steps in ends], axis=0) * (1 + 1e-6)
 
 
 class Sums:

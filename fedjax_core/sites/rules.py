@@ -25,8 +25,8 @@ Traceback (most recent call last):
 ValueError: train_seconds is 60; it should be above 0 and well below the deadline_seconds of 60, ...
 """
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -53,9 +53,11 @@ class Rules:
     attempts: int = 2
     """How often a site is asked, where its reply was damaged or lost, and how often those missing are waited for."""
     max_weight: float | None = None
-    """Of one report; None: the site's number of examples, or 1 where that is less."""
-    max_norm: float = math.inf
-    """Of the numbers sent by one site."""
+    """Of one report; None: what the algorithm gives to as many examples and steps as the site has. Where that depends on more than
+    these: the site's number of examples, or 1 where that is less."""
+    max_norm: float | Literal["relative"] = "relative"
+    """Of the update of one site. "relative": 100 times the median of those in the same exchange (outlying.py). A number: that many,
+    whatever the others send; `math.inf`: any."""
     skew_seconds: float = SKEW_SECONDS
     """By how much a site's clock may differ from the coordinator's."""
     allow_zero: bool = False
@@ -72,6 +74,8 @@ class Rules:
                 f"train_seconds is {self.train_seconds:g}; it should be above 0 and well below the deadline_seconds of "
                 f"{self.deadline_seconds:g}, by which the report must be here; or None, for sites that train as long as they need"
             )
+        if self.max_norm != "relative" and not (type(self.max_norm) in (int, float) and self.max_norm > 0):
+            raise ValueError(f'max_norm is {self.max_norm!r}; it should be "relative", or the largest norm that an update may have')
         if self.part_bytes is not None and self.part_bytes < 1:
             raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for messages that move whole")
 

@@ -17,6 +17,7 @@ from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.round import Round, State
 from fedjax_core.sites.forms import Form
+from fedjax_core.sites.weighing import Weigher, weigher
 from fedjax_core.types import Array, Key
 
 TOGETHER, SMALL_BYTES = 16, 64 << 10
@@ -29,7 +30,8 @@ class Server(NamedTuple):
     form: list[Form]  # of what a site sends
     small: list[bool]  # whether that has at most SMALL_BYTES
     broadcast: list[Any]
-    fine: list[Any]  # whether what a report expands to may be used; None where that is what was sent, as the gate has seen
+    fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as the gate has seen
+    weigh: list[Weigher | None]  # what a report weighs
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
@@ -60,8 +62,9 @@ def server_half(composed: Round) -> Server:
         carry = exchange.client.begin(message, kept.own, key)
         return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
 
-    def fine(e: int, uplink: Any, sent: Any, weight: Array) -> Array:
-        return composed.receive(e, uplink, sent, weight)[1]
+    def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
+        update, good = composed.receive(e, uplink, sent, weight)
+        return good, tree.norm(update)
 
     def as_sent(e: int) -> bool:
         """Whether a report expands to the very numbers that were sent."""
@@ -99,6 +102,7 @@ def server_half(composed: Round) -> Server:
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
         broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
+        weigh=[weigher(composed.algorithm, e) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
         add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],

@@ -41,7 +41,14 @@ class Faulty:
 def changed(found: "Future[bytes]", change: Callable[[bytes], bytes]) -> "Future[bytes]":
     """The reply, changed on its way."""
     after: Future[bytes] = Future()
-    found.add_done_callback(lambda f: after.set_result(change(f.result())))
+
+    def then(f: "Future[bytes]") -> None:
+        try:
+            after.set_result(change(f.result()))
+        except BaseException as error:  # which whoever waits must hear of
+            after.set_exception(error)
+
+    found.add_done_callback(then)
     return after
 
 

@@ -39,6 +39,17 @@ def test_a_report_is_of_as_many_clients_as_its_site_said_to_be():
     assert codes == ["accepted", "wrong-clients", "wrong-clients"]
 
 
+def test_later_counts_are_bounded_by_what_the_site_said_first():
+    expected = replace(EXPECTED, max_examples=303, max_steps=20, limited=True)
+    done = {"steps_done": 5.0, "steps_done.weight": 20.0, "examples_seen": 80.0, "examples_seen.weight": 303.0}
+    more = (
+        {}, {"examples": 304}, {"examples": -1}, {"steps_done.weight": 21.0}, {"examples_seen.weight": 1e15}, {"steps_done": 21.0},
+        {"examples_seen": math.nan}, {"examples": 10, "examples_seen.weight": 303.0},
+    )  # fmt: skip
+    codes = [check(envelope(fields=FIELDS | done | one), expected).code for one in more]
+    assert codes == ["accepted", "too-many-examples", "too-many-examples", *["bad-steps"] * 4, "accepted"]
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [

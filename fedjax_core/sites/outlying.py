@@ -1,0 +1,49 @@
+"""Which sites' numbers are absurdly larger than those of the others in the same exchange: by the set of numbers, whoever came first.
+
+The norm of an update may be at most 100 times the median of the norms that are above zero. A site that has more steps to do
+than the median site may be larger in proportion, so one large hospital among clinics passes. An update that is small beside
+the model itself, at most a hundredth of its norm, always passes. With fewer than three norms there is nothing to compare with:
+then a norm may be a million times the model's, or a million where the model is smaller than 1.
+
+The lower median counts, so of four sites two that lie do not make the rule.
+
+>>> outlying([1.0, 2.0, 1e20], [10, 10, 10], lambda: 5.0), outlying([1.0, 2.0, 150.0], [10, 10, 10], lambda: 5.0)
+([2], [])
+>>> outlying([1.0, 1.0, 900.0], [1, 1, 1000], lambda: 0.0), outlying([1.0, 1e20], [10, 10], lambda: 0.0)
+([], [1])
+"""
+
+from collections.abc import Callable, Sequence
+
+MOST = 100.0
+"""So many times the median a number may be."""
+LEAST = 3
+"""With fewer numbers than this there is no median to go by."""
+_OF_THE_MODEL = 0.01
+_ALONE = 1e6
+
+
+def outlying(norms: Sequence[float], work: Sequence[float], model: Callable[[], float]) -> list[int]:
+    """The positions of the norms that are too large; `work`: the steps that each had to do, `model`: gives the norm of the model."""
+    here = list(range(len(norms)))
+    while True:
+        large, share = _large([norms[i] for i in here], [work[i] for i in here])
+        size = model() if large else 0.0
+        bad = {here[i] for i in large if norms[here[i]] > share * size}
+        if not bad:
+            return [i for i in range(len(norms)) if i not in here]
+        here = [i for i in here if i not in bad]
+
+
+def median(values: Sequence[float]) -> float:
+    """The lower one, where there are two in the middle."""
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def _large(norms: Sequence[float], work: Sequence[float]) -> tuple[list[int], float]:
+    """(the positions of the norms that are too large beside the others, which share of the model's norm they may have all the same)."""
+    some = [norm for norm in norms if norm > 0]
+    if len(some) < LEAST:
+        return [i for i, norm in enumerate(norms) if norm > _ALONE], _ALONE
+    most, usual = MOST * median(some), max(1.0, median(work))
+    return [i for i, norm in enumerate(norms) if norm > most * max(1.0, work[i] / usual)], _OF_THE_MODEL

@@ -1,0 +1,55 @@
+"""How much a report of so many examples and steps weighs, where the algorithm says so: the coordinator knows it without being told.
+
+FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each is a function of what a client had to work on (`Seen`),
+and the coordinator has that from the site's description and the study's plan. So no site can give itself more weight. Where the weight
+depends on anything else, such as the loss, nothing is known.
+
+>>> import jax, numpy as np, optax
+>>> from fedjax_core import algorithms, models
+>>> task = models.linear(features=2)
+>>> examples, steps = np.array([3.0, 50.0], np.float32), np.array([1.0, 7.0], np.float32)
+>>> weigher(algorithms.fedavg(task, optax.sgd(0.1)), 0)(examples, steps).tolist()
+[3.0, 50.0]
+>>> weigher(algorithms.scaffold(task, 0.1, population=2), 0)(examples, steps).tolist()
+[1.0, 1.0]
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from fedjax_core.algorithms.base import Algorithm, Seen
+from fedjax_core.types import Array
+
+Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(examples [N], steps [N]) -> the weight of each report [N]."""
+
+
+def weigher(algorithm: Algorithm, e: int) -> Weigher | None:
+    """How the reports of exchange `e` are weighed; None where that depends on more than examples and steps."""
+    exchange, key = algorithm.exchanges[e], jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(algorithm.init_params, key)
+    message = jax.eval_shape(lambda params: exchange.broadcast(algorithm.init(params)), params)
+    carry = jax.eval_shape(exchange.client.begin, message, jax.eval_shape(algorithm.init_client, params), key)
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def weight(examples: Array, steps: Array, message: object, carry: object) -> Array:
+        return jnp.float32(exchange.client.finish(message, carry, Seen(examples, steps)).weight)
+
+    closed = jax.make_jaxpr(weight)(one, one, message, carry)
+    whole: Any = closed.jaxpr
+    needed, eqns = {v for v in whole.outvars if isinstance(v, core.Var)}, []
+    for eqn in reversed(whole.eqns):
+        if needed.intersection(eqn.outvars):
+            eqns.append(eqn)
+            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
+    if needed.intersection(whole.invars[2:]):
+        return None
+    part = whole.replace(invars=whole.invars[:2], eqns=eqns[::-1], debug_info=whole.debug_info.with_unknown_names())
+    one_report: Any = core.jaxpr_as_fun(core.ClosedJaxpr(part, closed.consts))
+    all_reports: Any = jax.vmap(one_report)
+    return lambda examples, steps: np.asarray(all_reports(examples, steps)[0], np.float64)
