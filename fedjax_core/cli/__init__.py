@@ -1,7 +1,8 @@
-"""The command line: `fedjax-core consortium ...`, `doctor`, `keys ...`, `certificates ...` and `audit ...`.
+"""The command line: `fedjax-core consortium ...`, `doctor`, `node`, `keys ...`, `certificates ...` and `audit ...`.
 
     fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
     fedjax-core doctor site.toml                        is this site ready to join? what is to be done, and 1 where something is
+    fedjax-core node site.toml --address ray.example:6379        Ray on a site's machine, with less open than `ray start` leaves
     fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
     fedjax-core keys show keys/charite.pub               its line for the roster, and the fingerprint to compare by telephone
     fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from fedjax_core.cli import audit, certificates, consortium, doctor, keys
+from fedjax_core.cli import audit, certificates, consortium, doctor, keys, node
 from fedjax_core.sites.audit import AuditError
 
 _app = SubcommandApp()
@@ -33,6 +34,7 @@ _app.command(keys.app, name="keys", help="Make a site's key, and show its public
 _app.command(certificates.app, name="certificates", help="Make and show what protects Ray: TLS certificates and a token.")
 _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobody changed them.")
 _app.command(doctor.doctor)
+_app.command(node.node)
 
 
 def main(args: Sequence[str] | None = None) -> int:
