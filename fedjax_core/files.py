@@ -15,12 +15,19 @@ and the umask of the process stays as it is.
 >>> folder.cleanup()
 """
 
+import errno
+import fcntl
+import logging
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+log = logging.getLogger("fedjax_core")
+
 FILE, FOLDER = 0o600, 0o700
+_LACKING = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY)
+"""What a file system answers that lacks what it was asked for."""
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -75,9 +82,58 @@ def open_to_others(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has on the disk which files the folder has: what was made, renamed or removed in it."""
+    """Has on the disk which files the folder has: what was made, renamed or removed in it.
+
+    Does nothing where the file system cannot do that for a folder, as those of Windows shares.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, folder: Path) -> None:
+    """Locks an open file for this process, until it ends; raises BlockingIOError where another one holds it.
+
+    Warns where the file system has no locks, as some network file systems, and goes on without.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        log.warning("the file system of %s has no locks (%s): make sure that no other process uses this folder", folder, error)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a settings file, whatever the locale; raises ValueError, with the way out, where it is not UTF-8.
+
+    A byte order mark, which some editors write before it, is left out.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: save it in the encoding UTF-8, which editors offer with `save as`") from None
+
+
+def read_private(path: str | os.PathLike[str], what: str = "it") -> bytes:
+    """The bytes of a key or token; raises PermissionError where others than its user could have read them.
+
+    A file of root that only root and a group of this process may read is taken too: so containers are given secrets.
+    """
+    with open(path, "rb") as file:
+        about = os.fstat(file.fileno())
+        mode = stat.S_IMODE(about.st_mode)
+        own = about.st_uid == os.geteuid() and not mode & 0o077
+        given = about.st_uid == 0 != os.geteuid() and about.st_gid in {os.getegid(), *os.getgroups()} and not mode & 0o037
+        if not (own or given):
+            raise PermissionError(
+                f"{path} has mode {mode:04o} and owner {about.st_uid}: others may have read {what}. If they cannot have, "
+                f"`chmod 600 {path}`; where that cannot be done, as on a Windows disk or in a container, copy it to a disk of this "
+                f"machine (`install -m 600 {path} COPY`) and name the copy. Otherwise revoke it and make another."
+            )
+        return file.read()

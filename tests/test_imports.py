@@ -15,7 +15,7 @@ import fedjax_core
 ROOT = Path(fedjax_core.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-NOUNS = {"types", "tree", "keys", "metrics", "task", "describe", "files", "sources"}
+NOUNS = {"types", "tree", "keys", "metrics", "task", "describe", "files", "sources", "machine"}
 PIECES = {"algorithms", "uplink", "aggregators"}
 BACKENDS = {"lanes", "cluster", "sites"}
 # What each part may import beside itself. A part not named here is one that nobody has placed yet, and the test says so.

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from fedjax_core.machine import cores, short_folder
+
 
 class Connections:
     """Ray as connected or started here, for as long as somebody uses it."""
@@ -26,7 +28,12 @@ class Connections:
             self._environment("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             chosen: dict[str, Any] = {"address": address}
             if address is None:
-                chosen = {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+                chosen = {
+                    "address": "local",
+                    "num_cpus": max(cpus, cores()),
+                    "include_dashboard": False,
+                    "_temp_dir": str(short_folder() / "ray"),
+                }
             with warnings.catch_warnings():
                 # JAX warns of any fork; these only start Ray's own programs.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)

@@ -22,6 +22,7 @@ from typing import Any
 
 from fedjax_core.consortium.setup import Folder
 from fedjax_core.files import make_folder, opener, write_whole
+from fedjax_core.machine import short_folder
 from fedjax_core.sites.wire import COORDINATOR
 
 _NODE, _LEAD = "fedjax_core.sites.ray_node", "fedjax_core.consortium.lead"
@@ -78,7 +79,7 @@ class Processes:
     def __enter__(self) -> "Processes":
         logs = self.folder.root / "logs"
         make_folder(logs)
-        self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX)), logs / "sockets"
+        self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short_folder())), logs / "sockets"
         if note.exists() and (left := Path(note.read_text())).name.startswith(_PREFIX):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         write_whole(note, str(self._sockets))

@@ -24,7 +24,7 @@ from typing import Any
 
 from fedjax_core.consortium import example
 from fedjax_core.data.clients import Clients
-from fedjax_core.files import write_whole
+from fedjax_core.files import read_text, write_whole
 from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import checks, expected, identity, ray_security
@@ -67,7 +67,7 @@ class Plan:
     def read(cls, path: Path) -> "Plan":
         """The plan in a study.toml; raises, naming the file, where it is none."""
         try:
-            found = tomllib.loads(path.read_text())
+            found = tomllib.loads(read_text(path))
             return cls(**{**found, "sites": tuple(found["sites"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a study that `consortium run` wrote: {error}") from None

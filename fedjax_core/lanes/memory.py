@@ -14,7 +14,6 @@ activations, accumulators) is the compiler's own account of it. A run that canno
 (192, 2, 2, 1.0)
 """
 
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ import numpy as np
 from fedjax_core import tree
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.pack import lay_out
+from fedjax_core.machine import memory_limit
 from fedjax_core.round import Round, State
 
 
@@ -126,20 +126,27 @@ def check_fits(plan: MemoryPlan, rows: int) -> None:
     )
 
 
+def check_state(state: State, parts: int, rows: int) -> None:
+    """Raises, before it is made, where a state of these shapes, split in so many `parts`, fits no device."""
+    nbytes, limit = -(-tree.nbytes(state[:-1]) // parts), device_bytes()  # all but the key
+    if nbytes > limit:
+        raise ValueError(
+            f"the state alone takes {nbytes / 1e6:,.0f} MB on each device, which has {limit / 1e6:,.0f} MB: "
+            f'client_state="host" keeps the rows of {rows} clients off the device, and a mesh with a second axis splits the model'
+        )
+
+
 def streams(clients: Clients, mapped: bool) -> bool:
     """Whether the examples are better brought dispatch by dispatch: from files, or where they would fill half of the device."""
     return mapped or clients.nbytes > device_bytes() // 2
 
 
 def device_bytes() -> int:
-    """The memory of the first device; for a CPU what the system has available."""
+    """The memory of the first device; for a CPU what this process may use of the machine's."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    try:
-        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):  # a system that does not say
-        return 1 << 62
+    return memory_limit()
 
 
 def bytes_of(composed: Round, population: int, cohort: int, lanes: int) -> dict[str, int]:

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fedjax_core import machine
 from fedjax_core.lanes.pack import Schedule
 from fedjax_core.lanes.program import Packed, Places
 from fedjax_core.types import Columns
@@ -41,7 +42,7 @@ def cores(count: int | None = None) -> Mesh:
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    wanted = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    wanted = count or machine.cores()
     if jax.config.values["jax_num_cpu_devices"] < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with suppress(RuntimeError):  # JAX has begun
             jax.config.update("jax_num_cpu_devices", wanted)

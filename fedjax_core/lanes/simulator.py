@@ -133,7 +133,9 @@ class Simulator:
         population = len(self.clients) if self._rows is None else 1
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         make = partial(self.round.init, population=population)
-        placed = self._placing.state(jax.eval_shape(make, key, params=params))
+        shapes = jax.eval_shape(make, key, params=params)
+        memory.check_state(shapes, self._placing.parts, population)
+        placed = self._placing.state(shapes)
         state = jax.jit(make, out_shardings=placed)(key, params=params)
         if self._rows is None:
             return state

@@ -194,9 +194,23 @@ class Checkpoints:
     def _point_to_best(self, round: int | None) -> None:
         link, fresh = self.run_dir / "best", self.run_dir / "best.new"
         if round is not None:
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(Path(self.folder.name) / self._home(round).name)
-            os.replace(fresh, link)
+            home = Path(self.folder.name) / self._home(round).name
+            try:
+                fresh.unlink(missing_ok=True)
+                fresh.symlink_to(home)
+                os.replace(fresh, link)
+            except OSError:  # a file system without links, as exFAT or a Windows share: a file with the name does
+                write_whole(link, home.as_posix(), private=self._private)
+
+
+def best(run_dir: Path) -> Path:
+    """The folder of the best checkpoint; raises FileNotFoundError where there is none."""
+    link = run_dir / "best"
+    if link.is_file():
+        return run_dir / link.read_text("utf-8")
+    if not link.exists():
+        raise FileNotFoundError(f"{link} does not exist: fit() keeps a best model where evaluate_every= is above 0")
+    return link.resolve()
 
 
 def read(path: Path, key: bytes | None = None) -> Saved:

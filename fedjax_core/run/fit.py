@@ -36,7 +36,7 @@ import numpy as np
 from fedjax_core.lanes import notebook
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
-from fedjax_core.run.checkpoint import Checkpoints, read
+from fedjax_core.run.checkpoint import Checkpoints, best, read
 from fedjax_core.run.folder import claim
 from fedjax_core.run.judge import Best, Evaluate, Judge, check_counts
 from fedjax_core.run.log import Log, Record
@@ -181,10 +181,7 @@ def _say(sim: Simulation, judge: Judge, progress: bool) -> None:
 
 def load_best(run_dir: str | os.PathLike[str], sim: Simulation, *, encrypt: str | os.PathLike[str] | None = None) -> Any:
     """The whole `State` of the best evaluation in `run_dir`; `.params` of it is the best model. `encrypt` is as it was for `fit`."""
-    path = Path(run_dir) / "best"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: fit() keeps a best model where evaluate_every= is above 0")
-    return read(path.resolve(), _key(encrypt, Path(run_dir))).place(sim.init(jax.random.key(0)))
+    return read(best(Path(run_dir)), _key(encrypt, Path(run_dir))).place(sim.init(jax.random.key(0)))
 
 
 def _key(encrypt: str | os.PathLike[str] | None, folder: Path | None) -> bytes | None:

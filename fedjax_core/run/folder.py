@@ -8,17 +8,13 @@ The lock belongs to the process and goes when it dies, however it dies, so that 
 True
 """
 
-import fcntl
-import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedjax_core.files import make_folder, opener
-
-log = logging.getLogger("fedjax_core")
+from fedjax_core.files import lock, make_folder, opener
 
 LOCK = "lock"
 
@@ -50,12 +46,10 @@ def claim(run_dir: str | os.PathLike[str], *, private: bool = False) -> Iterator
 
 def _lock(descriptor: int, folder: Path, run_dir: object) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, folder)
     except BlockingIOError as error:
         owner = (folder / LOCK).read_text() or "another process"
         raise RuntimeError(
             f"run_dir {str(run_dir)!r} is in use by {owner}; two runs in one folder would overwrite each other. "
             "Wait for it, stop it, or choose another run_dir."
         ) from error
-    except OSError as error:  # some cluster file systems are mounted without locks
-        log.warning("the file system of %s has no locks (%s): make sure that no other process uses this run_dir", folder, error)

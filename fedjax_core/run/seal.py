@@ -26,7 +26,6 @@ False
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -35,6 +34,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedjax_core.files import read_private
 
 CHUNK = 1 << 20  # of plain bytes
 _MAGIC, _SALT, _NAME, _SUM, _TAG = b"fedjax_core sealed 1\n", 32, 16, 8, 16
@@ -61,15 +62,11 @@ def load_key(source: str | os.PathLike[str], run_dir: Path) -> bytes:
     if path.resolve().is_relative_to(run_dir.resolve()):
         raise KeyUnfit(f"the key {path} is in the folder of the run, where whoever gets the checkpoints gets it too: keep it elsewhere")
     try:
-        with open(path) as file:
-            about, text = os.fstat(file.fileno()), file.read(1000)
+        text = read_private(path, "the key")[:1000].decode()
+    except PermissionError as error:
+        raise KeyUnfit(f"{error} A new key is for another run_dir.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise KeyUnfit(f"the key {path} cannot be read ({error}). Make one with: (umask 077; openssl rand -hex 32 > {path})") from error
-    if stat.S_IMODE(about.st_mode) & 0o077 or about.st_uid != os.geteuid():
-        raise KeyUnfit(
-            f"the key {path} has mode {stat.S_IMODE(about.st_mode):04o} and owner {about.st_uid}: others may have read it. "
-            f"If they cannot have, chown it and `chmod 600 {path}`; otherwise make another, for another run_dir."
-        )
     return _parsed(text, str(path))
 
 

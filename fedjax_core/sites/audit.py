@@ -26,7 +26,6 @@ True
 """
 
 import errno
-import fcntl
 import logging
 import math
 import os
@@ -36,7 +35,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from fedjax_core.files import make_folder, opener, sync_folder
+from fedjax_core.files import lock, make_folder, opener, sync_folder
 from fedjax_core.sites.base import Scalar, in_lines
 from fedjax_core.sites.entries import (
     CUT,
@@ -100,7 +99,7 @@ class Log:
         make_folder(self.folder)
         self._lock = open(self.folder / _LOCK, "ab", opener=opener)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock.fileno(), self.folder)
         except BlockingIOError:
             self._lock.close()
             raise RuntimeError(

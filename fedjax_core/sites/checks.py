@@ -19,6 +19,7 @@ import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import open_to_others
+from fedjax_core.machine import memory_available
 from fedjax_core.sites import prepare, ray_security, reviewed
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.base import listed
@@ -284,7 +285,7 @@ def _disk(about: SiteFile, settings: Settings) -> str:
 
 
 def _memory(about: SiteFile, settings: Settings) -> str:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    free = memory_available() / 1e9
     if free < settings.memory_gb:
         raise Unfit(f"{free:.1f} GB of memory free, and {settings.memory_gb:g} are asked for: stop something, or use another machine")
     return f"{free:.1f} GB free"

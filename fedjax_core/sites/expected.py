@@ -32,7 +32,7 @@ from pathlib import Path
 
 from fedjax_core.data.checks import dtype_of
 from fedjax_core.data.clients import Clients
-from fedjax_core.files import write_whole
+from fedjax_core.files import read_text, write_whole
 from fedjax_core.sites.study import Study
 from fedjax_core.sources import digest
 
@@ -53,15 +53,17 @@ class Expected:
     data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, study: Study, columns: Mapping[str, str], features: Mapping[str, Sequence[str]] | None = None) -> "Expected":
-        """What this process has, for a study."""
-        return cls(python(), study.hash, time.time(), packages(), columns, features or {}, code(study))
+    def here(cls, study: Study | str, columns: Mapping[str, str], features: Mapping[str, Sequence[str]] | None = None) -> "Expected":
+        """What this process has, for a study, or for one of which it has the hash alone, and not the code."""
+        files = {} if isinstance(study, str) else code(study)
+        hash = study if isinstance(study, str) else study.hash
+        return cls(python(), hash, time.time(), packages(), columns, features or {}, files)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Expected":
         """What an expected.toml says; raises ValueError where it is none."""
         try:
-            return cls(**tomllib.loads(Path(path).read_text()))
+            return cls(**tomllib.loads(read_text(path)))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not what a coordinator sends with a study: {error}") from None
 

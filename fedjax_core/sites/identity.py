@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
-from fedjax_core.files import write_whole
+from fedjax_core.files import read_text, write_whole
 from fedjax_core.sites import private as private_file
 from fedjax_core.sites.base import Refused, check_name, listed, shown
 
@@ -239,8 +239,8 @@ def read_public(path: str | os.PathLike[str]) -> tuple[str, PublicKey]:
 
 def _toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # a name that is there twice, too
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:  # a name that is there twice, too
         raise ValueError(f"{path} is not TOML: {error}") from None
 
 

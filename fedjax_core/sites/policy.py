@@ -62,6 +62,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fedjax_core.files import read_text
 from fedjax_core.sites import strict
 from fedjax_core.sites.base import check_name, listed, shown
 from fedjax_core.sites.hours import Hours
@@ -208,7 +209,7 @@ class Policy:
     def read(cls, path: str | os.PathLike[str]) -> "Policy":
         """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have or of another type."""
         try:
-            return _parsed(Path(path).read_text())
+            return _parsed(read_text(path))
         except ValueError as error:  # what tomllib raises is one, too
             raise ValueError(f"{path}: {error}") from None
 

@@ -15,22 +15,12 @@ PermissionError: ...token has mode 0644 and owner ...: others may have read it..
 """
 
 import os
-import stat
 from pathlib import Path
 
 from fedjax_core.files import make_folder, opener
+from fedjax_core.files import read_private as read
 
-
-def read(path: str | os.PathLike[str], what: str = "it") -> bytes:
-    """The file's bytes; raises `PermissionError` where others could have read them."""
-    with open(path, "rb") as file:
-        about = os.fstat(file.fileno())
-        if stat.S_IMODE(about.st_mode) & 0o077 or about.st_uid != os.geteuid():
-            raise PermissionError(
-                f"{path} has mode {stat.S_IMODE(about.st_mode):04o} and owner {about.st_uid}: others may have read {what}. "
-                f"If they cannot have, chown it and `chmod 600 {path}`; otherwise revoke it and make another."
-            )
-        return file.read()
+__all__ = ["read", "write"]
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -29,6 +29,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from fedjax_core.files import make_folder, opener
+from fedjax_core.machine import short_folder
 from fedjax_core.sites.base import Bytes, printable
 from fedjax_core.sites.caps import confine
 from fedjax_core.sites.identity import PublicKey
@@ -299,7 +300,7 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
     with on_loopback():
         ray.init(
             address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
-            resources=resources, **quiet,
+            resources=resources, _temp_dir=str(short_folder() / "ray"), **quiet,
         )  # fmt: skip
     lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["without token authentication: unset RAY_AUTH_MODE"]
     lacking += (

@@ -24,6 +24,7 @@
 """
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
+from fedjax_core.files import read_text
 from fedjax_core.lanes.columns import narrow
 from fedjax_core.round import check_metrics
 from fedjax_core.sites import local, policy, prepare
@@ -45,7 +47,7 @@ from fedjax_core.sites.held_out import mark
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.study import Study, named
+from fedjax_core.sites.study import Study, is_function, named
 from fedjax_core.types import Batch
 
 
@@ -93,18 +95,25 @@ class SiteFile:
     def read(cls, path: str | Path) -> "SiteFile":
         """The site in a TOML file; relative paths begin at the file's folder."""
         try:
-            found = tomllib.loads(Path(path).read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            found = tomllib.loads(read_text(path))
+        except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
         known = [f.name for f in dataclasses.fields(cls) if f.name != "order"]
         if wrong := sorted(set(found) - set(known)) or sorted({"name", "data"} - set(found)):
             raise ValueError(f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}")
         for name in ("folder", "policy", "key", "coordinator"):
             if name in found:
-                found[name] = Path(path).parent / found[name]
-        if ":" not in found["data"]:
-            found["data"] = Path(path).parent / found["data"]
+                found[name] = _beside(path, found[name])
+        folder = _beside(path, found["data"])
+        if folder.exists() or not is_function(found["data"]):
+            found["data"] = folder
         return cls(**found)
+
+
+def _beside(file: str | Path, name: str) -> Path:
+    """The path that a site's file means: relative to the file, or, with ~, to the home of the user who runs the site."""
+    name = os.fsdecode(name.encode())  # the bytes of the file's UTF-8, whatever the locale says that paths are
+    return Path(file).parent / Path(name).expanduser()
 
 
 def load_key(about: SiteFile) -> SiteKey:
@@ -130,7 +139,7 @@ def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -
     examples that it holds out are marked (held_out.py).
     """
     found: Any = about.data
-    if isinstance(found, str) and ":" in found:
+    if isinstance(found, str) and is_function(found):
         found = named(found)
     if callable(found) and not isinstance(found, Clients):
         found = found()

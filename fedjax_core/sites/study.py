@@ -18,6 +18,7 @@ import importlib
 import importlib.metadata
 import inspect
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -127,6 +128,11 @@ def build(name: str, arguments: Mapping[str, Any]) -> Study:
     if not isinstance(found, Study):
         raise ValueError(f"{name} must return a fedjax_core.sites.study.Study, got {type(found).__name__}")
     return found
+
+
+def is_function(name: str) -> bool:
+    """Whether this is written as `module:function`, and not as a path, which may hold a colon too."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 def named(name: str) -> Callable[..., Any]:

@@ -106,7 +106,7 @@ def test_keys_are_read_where_they_are_safe(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_KEY", KEY.hex())
     assert load_key(key_file(tmp_path), tmp_path / "run") == load_key("env:STUDY_KEY", tmp_path) == KEY
     for mode in (0o640, 0o604, 0o660):
-        with pytest.raises(KeyUnfit, match=f"has mode {mode:04o} and owner .* others may have read it"):
+        with pytest.raises(KeyUnfit, match=f"has mode {mode:04o} and owner .* others may have read the key"):
             load_key(key_file(tmp_path, mode=mode), tmp_path / "run")
     for text in ("", "00" * 31, "00" * 33, "no key", KEY.hex()[:-1]):
         with pytest.raises(KeyUnfit, match="64 hexadecimal digits"):
