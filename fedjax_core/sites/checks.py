@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.expected import Expected, code, columns, packages, python
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey, read_public
-from fedjax_core.sites.policy import SAFE, Policy, Request, Tasks
+from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinned
 from fedjax_core.sites.schema import difference, items_of
 from fedjax_core.sites.schema import said as said_of
-from fedjax_core.sites.site_data import absent, fingerprint
-from fedjax_core.sites.site_file import SiteFile, check_divided, load_data, minimum_of
+from fedjax_core.sites.site_data import absent, check_study, fingerprint, opened, too_many_bad
+from fedjax_core.sites.site_file import SiteFile, load_data, minimum_of
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
 
@@ -115,16 +115,22 @@ def _clock(about: SiteFile, settings: Settings) -> str:
 
 
 def _opened(about: SiteFile) -> Clients:
-    """The site's data, in which NaN may be where the study's preprocessing fills it."""
-    built = _built(about)
-    steps = _steps(built)
-    found = load_data(about, check=not steps, study=built)
-    if built is not None:
-        check_divided(about.name, built, found)
-    if steps:
-        prepare.check_rest(steps, found)
-    found.check_numbers(but=[step.column for step in steps])
+    """The site's data as the site opens them: NaN may be where the study's preprocessing fills it, and bad records may be left out."""
+    if (built := _built(about)) is not None:
+        return opened(_policy_read(about), built)[0]
+    found = load_data(about)
+    found.check_numbers()
     return found
+
+
+def _policy_read(about: SiteFile) -> SiteFile:
+    """The same, without a policy where that cannot be read, which another check tells."""
+    try:
+        if about.policy is not None:
+            Policy.read(about.policy)
+    except (OSError, ValueError):
+        return replace(about, policy=None)
+    return about
 
 
 def _built(about: SiteFile) -> Study | None:
@@ -165,6 +171,26 @@ def _data(about: SiteFile, settings: Settings) -> str:
             f"Where that is meant, set data_was = {known!r}"
         )
     return f"{said}, fingerprint {now}"
+
+
+def _task(about: SiteFile, settings: Settings) -> str:
+    if (built := _built(about)) is None:
+        raise Skipped("there is no study here that the data could be looked at with")
+    about = _policy_read(about)
+    try:
+        clients, bad = opened(about, built)
+    except Exception:
+        raise Skipped("the data cannot be opened, as is said above") from None
+    skipped, said = 0 if bad is None else len(bad), ""
+    if too_many_bad(about, skipped / (clients.examples + skipped)):
+        raise Unfit(
+            f"{skipped} of {clients.examples + skipped} records are bad, which is more than the policy leaves out (max_bad_share): mend "
+            "those that errors.log names once the site was opened, or raise the share after review"
+        )
+    check_study(built, clients)
+    if bad is not None:
+        said = f", {skipped} bad records left out"
+    return f"the study's task can be trained on the data{said}" + (", as far as is known before they are prepared" if built.prepare else "")
 
 
 def _labels(about: SiteFile, settings: Settings) -> str:
@@ -218,8 +244,14 @@ def _policy(about: SiteFile, settings: Settings) -> str:
         raise Unfit(f"{about.policy} is the policy of {found.site!r}, and the site is {about.name!r}")
     if found.withdrawn or found.paused:
         raise Unfit(f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything")
+    study = study if built is None else built.hash  # where these differ, that is another check's to tell
     if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
         raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
+    pin = None if about.folder is None else pinned(about.folder / PINNED)
+    if found.tasks.mode == "first-use" and study and pin not in (None, study) and study not in found.tasks.allowed:
+        raise Unfit(
+            f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
+        )
     always = ANSWERS["train"].leaving if built is None else leaving("train", built)
     if kept := [name for name in always if name not in found.leaving.fields]:
         raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
@@ -319,6 +351,6 @@ def _ray(about: SiteFile, settings: Settings) -> str:
 
 _SOON_DAYS = 7
 CHECKS: dict[str, Callable[[SiteFile, Settings], str]] = {
-    "versions": _versions, "key": _own_key, "coordinator": _coordinator, "clock": _clock, "data": _data, "labels": _labels,
+    "versions": _versions, "key": _own_key, "coordinator": _coordinator, "clock": _clock, "data": _data, "task": _task, "labels": _labels,
     "policy": _policy, "study": _study, "modes": _modes, "disk": _disk, "memory": _memory, "network": _network, "ray": _ray,
 }  # fmt: skip

@@ -6,7 +6,7 @@
 
     [tasks]                       # which configurations, by hash
     mode = "list"                 # or "first-use": the first one asked for is pinned, and every other refused
-    allowed = ["3f9a..."]
+    allowed = ["3f9a..."]         # the 32 digits of a study's hash, as `fedjax-core doctor` prints them
 
     [minimum]                     # of examples: those that the site has, and those that a report is computed of
     examples = 50
@@ -54,6 +54,7 @@ charite has fewer than the 50 examples that its policy asks for (minimum.example
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,12 @@ from fedjax_core.sites.hours import Hours
 from fedjax_core.sites.limit import PARTIAL
 
 __all__ = ["SAFE", "Caps", "Decision", "Evaluation", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
+
+
+PINNED = "pinned"
+"""The file, in a site's folder, that names the task pinned there."""
+
+_HASH = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,13 @@ class Policy:
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Policy:
     """The policy that the text is: of the same text the same, as it is read for every request."""
-    return strict.read(Policy, tomllib.loads(text), "policy")
+    found: Policy = strict.read(Policy, tomllib.loads(text), "policy")
+    if wrong := [name for name in found.tasks.allowed if not _HASH.fullmatch(name)]:
+        raise ValueError(
+            f"tasks.allowed names {listed(wrong)}, and the hash of a study is 32 digits from 0 to f: write the one "
+            "that `fedjax-core doctor` prints of the study that is installed here, once it was reviewed"
+        )
+    return found
 
 
 def pinned(path: str | os.PathLike[str]) -> str | None:

@@ -33,7 +33,7 @@ from fedjax_core.sites.records import usable
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import Envelope
-from fedjax_core.task import Task
+from fedjax_core.task import Task, check_task
 
 
 class SiteData:
@@ -42,17 +42,8 @@ class SiteData:
     def __init__(self, about: SiteFile, study: Study, key: SiteKey | None = None) -> None:
         """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is made."""
         self._study, self._labels = study, about.labels
-        most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
-        found = load_data(about, check=most_bad is None and not study.prepare, study=study)
-        self.bad: np.ndarray | None = None
+        found, self.bad = opened(about, study)
         """Positions of the bad records, which are left out; None where the policy does not ask for it."""
-        if most_bad is not None:
-            found, self.bad = usable(found, study.round.algorithm.task, [step.column for step in study.prepare])
-        elif study.prepare:
-            prepare.check_rest(study.prepare, found)
-        if study.prepare:
-            found.check_numbers(but=[step.column for step in study.prepare])
-        check_divided(about.name, study, found)
         self.fingerprint = fingerprint(found, about.order, key)
         self.raw, self._held = parted(found, about.folder)
         """The examples to train on, as they lie there."""
@@ -72,8 +63,8 @@ class SiteData:
         """By which the site's policy is asked, whatever the request."""
         self._preparation = prepare.Preparation(study.prepare, self.raw, self._check, about.folder) if study.prepare else None
         self._departments: Departments | None = None
-        if not study.prepare and not (most_bad is not None and self.asked.bad > most_bad):  # of which the policy refuses every request
-            self._check(found)
+        if not too_many_bad(about, self.asked.bad):  # of which the policy refuses every request
+            check_study(study, found)
 
     @property
     def skipped(self) -> int | None:
@@ -140,9 +131,45 @@ class SiteData:
         return found | absent(len(names), self._study.round.algorithm.task)
 
     def _check(self, clients: Clients) -> None:
-        """Raises where the task cannot use these examples, or a model's 32 bits do not hold them."""
+        """Raises where the task cannot use these examples, once they are prepared, or a model's 32 bits do not hold them."""
         clients.check_numbers()
         check_data(self._study.round.algorithm.task, clients, self._study.batch_size)
+
+
+def opened(about: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
+    """(the site's examples, positions of the bad records, which are left out; None where the policy does not ask for it).
+
+    Raises where the study could not read them; what the task says of them is `check_study`'s.
+    """
+    most_bad, bad = None if about.policy is None else Policy.read(about.policy).max_bad_share, None
+    found = load_data(about, check=most_bad is None and not study.prepare, study=study)
+    if most_bad is not None:
+        found, bad = usable(found, study.round.algorithm.task, [step.column for step in study.prepare])
+    elif study.prepare:
+        prepare.check_rest(study.prepare, found)
+    if study.prepare:
+        found.check_numbers(but=[step.column for step in study.prepare])
+    check_divided(about.name, study, found)
+    return found, bad
+
+
+def too_many_bad(about: SiteFile, share: float) -> bool:
+    """Whether the policy has bad records left out, and this share of them is more than it allows."""
+    most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
+    return most_bad is not None and share > most_bad
+
+
+def check_study(study: Study, clients: Clients) -> None:
+    """Raises where the study's task cannot be trained on these examples, as a simulation of them would.
+
+    Where the study prepares its columns, only shapes can be looked at before all sites' numbers are there.
+    """
+    task = study.round.algorithm.task
+    if study.prepare:
+        check_task(task, prepare.one_row(study.prepare, clients), study.batch_size)
+    else:
+        clients.check_numbers()
+        check_data(task, clients, study.batch_size)
 
 
 def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> str:

@@ -36,7 +36,7 @@ from fedjax_core.sites.answered import Answered, Question
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.gate import measure
-from fedjax_core.sites.policy import OF_DATA, Policy, Request, pin, pinned
+from fedjax_core.sites.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
 from fedjax_core.sites.wire import Header
 
 _REFUSED = "declined"  # the digest of an update that is none
@@ -72,7 +72,7 @@ class Terms:
         self._site, self._file, self._asked = site, file, asked
         self._told = Ledger(folder)
         self.answered = Answered(folder)
-        self._pins = None if folder is None else os.fspath(folder / "pinned")
+        self._pins = None if folder is None else os.fspath(folder / PINNED)
         self._pinned: str | None = None  # where there is no folder
         self._read()
 

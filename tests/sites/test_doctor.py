@@ -18,7 +18,9 @@ from fedjax_core.files import write_whole
 from fedjax_core.sites import checks
 from fedjax_core.sites.doctor import Settings, beside, examine
 from fedjax_core.sites.expected import Expected, columns
+from fedjax_core.sites.policy import PINNED, pin
 from fedjax_core.sites.ray_security import equip
+from fedjax_core.sites.site_file import SiteFile
 from tests.sites.test_ray_security import server
 
 
@@ -77,6 +79,22 @@ def reviewed_was(site, digest):
     write_whole(site / "state" / "code.json", json.dumps({hash: {"fedjax_core": digest}}))
 
 
+def allow(site, name):
+    edit(site / "policy.toml", 'mode = "first-use"', f'mode = "list"\nallowed = ["{name}"]')
+
+
+def pin_another(site):
+    folder = SiteFile.read(site / "site.toml").folder
+    folder.mkdir(mode=0o700, exist_ok=True)
+    pin(folder / PINNED, "3f9a" * 8)
+    (folder / PINNED).chmod(0o600)
+
+
+def bad_labels(columns):
+    """Three records that no model of two classes could use."""
+    return {**columns, "y": np.where(np.arange(len(columns["y"])) < 3, 7, columns["y"])}
+
+
 WRONG = {
     "another package": ("versions", lambda s: edit(s / "expected.toml", '^"jax" = .*', '"jax" = "0.0.1"'), r"pip install 'jax==0.0.1'"),
     "another python": ("versions", lambda s: edit(s / "expected.toml", "^python = .*", 'python = "2.7"'), "made with 2.7"),
@@ -100,6 +118,27 @@ WRONG = {
     "a study not allowed": ("policy", lambda s: edit(s / "policy.toml", "first-use", "list"), "tasks.allowed"),
     "a clip that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "clip = 1.0\nfields"), "does not say"),
     "a noise that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "noise = 2.0\nfields"), "noise of at least 2"),
+    "a hash that is none": ("labels policy", lambda s: allow(s, "3f9a..."), r"'3f9a\.\.\.', and the hash of a study is 32 digits"),
+    "another hash": ("policy", lambda s: allow(s, "3f9a" * 8), "does not allow the study [0-9a-f]{32}"),
+    "another hash, and nothing expected": (
+        "policy", lambda s: (allow(s, "3f9a" * 8), (s / "expected.toml").unlink()), "does not allow the study [0-9a-f]{32}",
+    ),
+    "a study pinned before": ("policy", lambda s: pin_another(s), f"pins the study {'3f9a' * 8}.*add it to tasks.allowed"),
+    "a column target": ("data task", lambda s: resave(s, lambda c: {**c, "y": c["y"][:, None]}), r"Pass y\[:, 0\]|columns are not"),
+    "two features too few": (
+        "data task", lambda s: resave(s, lambda c: {**c, "x": c["x"][:, :28]}), "built for 30 features|columns are not",
+    ),
+    "labels 1 and 2": (
+        "task", lambda s: resave(s, lambda c: {**c, "y": c["y"] + 1}), r"label in column 'y' at client 0 .*, is not from 0 to 1",
+    ),
+    "labels -1 and 1": (
+        "data task", lambda s: resave(s, lambda c: {**c, "y": (2 * c["y"] - 1).astype("f4")}),
+        "is not a whole number from 0|columns are not",
+    ),
+    "too many bad records": (
+        "task", lambda s: (resave(s, bad_labels), edit(s / "policy.toml", "^paused", "max_bad_share = 0.01\npaused")),
+        "3 of [0-9]+ records are bad",
+    ),
     "another study": ("study", lambda s: edit(s / "site.toml", r"^\[arguments\]", "[arguments]\nlr = 0.5"), "install the same version"),
     "another fedjax_core": ("study", lambda s: edit(s / "expected.toml", "^.fedjax_core. = .*", "fedjax_core = '00'"), "are others"),
     "changed code": ("study", lambda s: reviewed_was(s, "00"), "fedjax_core. have changed .*code.json"),
@@ -150,6 +189,14 @@ def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
         assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].said)
     wrong = {one.what: one.said for one in examine(site / "site.toml", replace(settings, address=address)) if one.fine is False}
     assert list(wrong) == ["network", "ray"] and all("start Ray there first" in said for said in wrong.values())
+
+
+def test_bad_records_that_the_policy_leaves_out_are_no_fault(site):
+    """The site opens without them, so the doctor does."""
+    resave(site, lambda columns: bad_labels({**columns, "x": np.where(np.arange(len(columns["x"]))[:, None] == 5, np.nan, columns["x"])}))
+    edit(site / "policy.toml", "^paused", "max_bad_share = 0.5\npaused")
+    found = {one.what: one for one in examine(site / "site.toml")}
+    assert found["task"].fine and "4 bad records left out" in found["task"].said and found["data"].fine
 
 
 def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):

@@ -14,7 +14,7 @@ max_bad_share = 0.01
 
 [tasks]
 mode = "list"
-allowed = ["3f9a", "77aa"]
+allowed = ["3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a", "77aa77aa77aa77aa77aa77aa77aa77aa"]
 
 [minimum]
 examples = 50
@@ -38,7 +38,7 @@ seconds_per_day = 60
 POLICY = Policy(
     site="charite",
     max_bad_share=0.01,
-    tasks=Tasks(allowed=("3f9a", "77aa")),
+    tasks=Tasks(allowed=("3f9a" * 8, "77aa" * 8)),
     minimum=Minimum(50, 5),
     leaving=Leaving(("weight", "examples", "data", "loss"), max_norm=10.0, clip=1.0, noise=0.8),
     hours=Hours("Europe/Berlin", ("Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00")),
@@ -46,7 +46,7 @@ POLICY = Policy(
 )
 NIGHT = datetime(2026, 1, 5, 22, tzinfo=UTC)  # a Monday, 23:00 in Berlin
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-GOOD = Request("3f9a", 303, {0: 100, 1: 203}, ("weight", "loss"), clip=0.5, noise=1.0, bad=0.01, seconds_today=59.0)
+GOOD = Request("3f9a" * 8, 303, {0: 100, 1: 203}, ("weight", "loss"), clip=0.5, noise=1.0, bad=0.01, seconds_today=59.0)
 
 
 def test_a_policy_comes_from_its_file(tmp_path):
