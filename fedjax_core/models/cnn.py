@@ -54,4 +54,4 @@ def cnn(shape: tuple[int, int, int] = (28, 28, 1), classes: int = 62, *, dropout
         metrics=lambda logits, batch: {"accuracy": accuracy(logits, batch["y"])},
         inputs=inputs,
     )
-    return task._replace(check=labels_below(classes))
+    return task._replace(check=labels_below(classes), classes=classes)

@@ -222,10 +222,10 @@ def _labels(about: SiteFile, settings: Settings) -> str:
     if about.labels is None or about.labels not in clients.columns:
         raise Unfit(f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})")
     classes, counts = np.unique(clients.columns[about.labels], return_counts=True)
-    if built is not None and absent(len(classes), built.round.algorithm.task):
+    if len(classes) < minimum.classes or (built is not None and absent(len(classes), built.round.algorithm.task)):
         raise Unfit(
-            f"the only classes with examples are {listed(classes)}, and the task has more: the policy asks for {minimum.per_class} of each "
-            "(minimum.per_class)"
+            f"the only classes with examples are {listed(classes.tolist())}, and the task has more: the policy asks for "
+            f"{minimum.per_class} of each (minimum.per_class)"
         )
     if few := [f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < minimum.per_class]:
         raise Unfit(f"too few of some classes ({', '.join(few[:5])}), and the policy asks for {minimum.per_class} (minimum.per_class)")

@@ -11,6 +11,7 @@
     [minimum]                     # of examples: those that the site has, and those that a report is computed of
     examples = 50
     per_class = 5                 # of each class, those of the task that the site lacks among them
+    classes = 2                   # so many there are, where the study's task does not say it
     department = 5                # of each department that is a client by itself; see departments.py
     cell = 5                      # of values behind a sum for preprocessing or of a metric, or it is not told
 
@@ -94,12 +95,14 @@ class Minimum:
     per_class: int = 0
     cell: int = 0
     department: int = 0
+    classes: int = 0
 
     def lacking(self, examples: int, per_class: Mapping[Any, int] | None) -> tuple[str, str] | None:
         """(code, reason) where so many examples, and of each class, are too few; None where they are enough."""
         if examples < self.examples:
             return "examples", f"fewer than the {self.examples} examples that its policy asks for (minimum.examples)"
-        if self.per_class and min((per_class or {}).values(), default=0) < self.per_class:
+        absent = len(per_class or {}) < self.classes
+        if self.per_class and (absent or min((per_class or {}).values(), default=0) < self.per_class):
             return "per-class", f"fewer than the {self.per_class} examples of each class that its policy asks for (minimum.per_class)"
         return None
 

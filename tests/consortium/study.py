@@ -13,10 +13,10 @@ ROUNDS, BATCH, EPOCHS = 6, 4, 2
 
 
 def columns():
-    """The examples of each site."""
+    """The examples of each site, of all three classes."""
     rng = np.random.default_rng(0)
-    x = [rng.normal(size=(n, 3)).astype(np.float32) for n in (12, 14, 23)]
-    return [{"x": each, "y": (each @ [1, -1, 2] > 0).astype(np.int32)} for each in x]
+    x = [rng.normal(size=(n, 3)).astype(np.float32) for n in (14, 18, 23)]
+    return [{"x": each, "y": np.digitize(each @ [1, -1, 2], [-1, 1]).astype(np.int32)} for each in x]
 
 
 def scaffold():

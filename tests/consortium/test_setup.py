@@ -21,7 +21,11 @@ from fedjax_core.files import open_to_others
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.limit import PARTIAL
-from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.policy import SAFE, Policy
+from fedjax_core.sites.request import Requests, addresses
+from fedjax_core.sites.site import Site
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.wire import header_of
 from tests.consortium import study
 
 
@@ -144,6 +148,24 @@ def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp
         assert list(wrong()) == ["policy"] and re.search(said, wrong()["policy"])
     file.write_text(about.replace('policy = "policy.toml"\n', ""))
     assert list(wrong()) == ["policy"] and "leaves only where a policy of the site's own names it" in wrong()["policy"]
+
+
+def test_policies_that_are_made_have_minimums_and_a_site_below_them_is_named(tmp_path, caplog):
+    files, folder = study.site_files(tmp_path / "files"), Folder(tmp_path / "box")
+    alone = {name: x[:1] for name, x in study.columns()[2].items()}
+    shutil.rmtree(files / "mayo-data")
+    fc.Clients.from_list([alone], ids=["mayo"]).save(files / "mayo-data")
+    prepare(folder, site_files=files, study=PREPARED)
+    assert {Policy.read(folder.site(name) / "policy.toml").minimum for name in study.NAMES} == {SAFE}
+    assert "mayo will decline, until that is changed: 1 examples, and the policy asks for 10 (minimum.examples)" in caplog.text
+    assert "charite" not in caplog.text
+    about, key = SiteFile.read(folder.site("mayo") / "site.toml"), SiteKey.load(folder.coordinator / "coordinator.key")
+    for one in (about, replace(about, policy=None, folder=tmp_path / "none")):  # nor without a policy, where the site has its study
+        with Site(one) as site:
+            requests = Requests("run", site.study.hash, addresses(["mayo"]), key, lambda *said: None)
+            for kind in ("describe", "measure"):
+                said = header_of(site.handle(requests.write(kind, 0, to=["mayo"])))
+                assert (said.kind, said.fields["code"]) == ("refusal", "declined")
 
 
 def test_a_policy_brought_along_that_keeps_the_sums_is_told_before_anything_is_made(tmp_path):

@@ -110,6 +110,7 @@ WRONG = {
     "NaN": ("data labels", lambda s: resave(s, lambda c: {**c, "x": c["x"] * np.nan}), "NaN|finite"),
     "changed data": ("data", lambda s: known(s, "beef"), "data_was = 'beef'"),
     "few of a class": ("labels", lambda s: edit(s / "policy.toml", "per_class = 3", "per_class = 300"), "asks for 300"),
+    "one class alone": ("labels", lambda s: resave(s, lambda c: {**c, "y": c["y"] * 0}), "the only classes with examples are 0,"),
     "few examples": ("labels", lambda s: edit(s / "policy.toml", "examples = 10", "examples = 9999"), "asks for 9999"),
     "no labels": ("labels", lambda s: edit(s / "site.toml", '^labels = "y"', 'labels = "z"'), "names no column"),
     "a policy that is none": ("labels policy", lambda s: edit(s / "policy.toml", "^paused", "pausd"), "pausd"),

@@ -68,6 +68,7 @@ def test_a_request_within_the_policy_is_allowed():
         ({}, {"task": "beef"}, NIGHT, "task", "charite has not allowed the task 'beef': its staff adds the hash after review"),
         ({}, {"examples": 49}, NIGHT, "examples", "charite has fewer than the 50 examples that its policy asks for (minimum.examples)"),
         ({}, {"per_class": {0: 299, 1: 4}}, NIGHT, "per-class", "charite has fewer than the 5 examples of each class that its policy"),
+        ({"minimum": Minimum(per_class=5, classes=3)}, {}, NIGHT, "per-class", "charite has fewer than the 5 examples of each class"),
         ({}, {"per_class": None}, NIGHT, "per-class", "charite has fewer than the 5 examples of each class"),
         ({"minimum": Minimum(department=5)}, {"department": 4}, NIGHT, "department", "charite has a department with fewer than the 5"),
         ({}, {"fields": ("weight", "ages")}, NIGHT, "field", "charite does not let 'ages' leave (leaving.fields)"),
