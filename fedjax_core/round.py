@@ -17,6 +17,7 @@ A round is one or more exchanges. For each, every backend does the same five thi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, get_args
@@ -54,6 +55,11 @@ class State(NamedTuple):
         """The global model."""
         return self.server.params
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(getattr(self.server, "params", ()))
+        numbers = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
+        return f"State(round={self.round}, a model of {numbers:,} numbers in {len(leaves)} leaves)"
+
 
 class Round(NamedTuple):
     """One algorithm with its uplink and aggregator, checked to fit. Build it with `compose`."""
@@ -61,6 +67,10 @@ class Round(NamedTuple):
     algorithm: Algorithm
     uplink: Stage
     aggregator: Aggregator
+
+    def __repr__(self) -> str:
+        exchanges = len(self.algorithm.exchanges)
+        return f"Round({exchanges} exchange{'s' if exchanges > 1 else ''}, uplink {self.uplink.name}, aggregator {self.aggregator.name})"
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
         """The state before the first round, for `population` clients; from `params` where given, else as the task begins."""

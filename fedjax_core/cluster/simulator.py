@@ -156,6 +156,10 @@ class ClusterSimulator:
         self._disconnect()
         self._disconnect = None
 
+    def __repr__(self) -> str:
+        who = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
+        return f"ClusterSimulator({self.round}, {who}, {self.plan_of_batches}, shares={self.shares})"
+
     @property
     def settings(self) -> dict[str, Any]:
         """All that changes the answer, to the last bit, besides the `Round` and the data."""

@@ -55,6 +55,10 @@ class Plan:
                     f"order must be an integer array [clients, updates, batch_size={self.batch_size}], got {order.dtype}{list(order.shape)}"
                 )
 
+    def __str__(self) -> str:
+        work = f"steps={self.steps}" if self.steps is not None else f"epochs={self.epochs}" if self.order is None else "order=..."
+        return f"batch_size={self.batch_size}, {work}, seed={self.seed}"
+
     def steps_of(self, sizes: np.ndarray) -> np.ndarray:
         """How many local steps clients of these sizes take a round, [K] int64; none for a client with no examples."""
         per_pass = -(-sizes // self.batch_size)

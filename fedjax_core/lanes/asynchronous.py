@@ -83,6 +83,9 @@ class AsynchronousSimulator:
         self._broadcast = jax.jit(composed.algorithm.exchanges[0].broadcast)
         self.meter = self._sim.meter
 
+    def __repr__(self) -> str:
+        return f"AsynchronousSimulator({self.round}, {len(self.clients):,} clients, {self.buffer}, {self._sim.plan_of_batches})"
+
     @property
     def settings(self) -> dict[str, Any]:
         """All that changes the answer, to the last bit, besides the `Round` and the data."""

@@ -72,7 +72,11 @@ def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, populat
     personal = None
     if algorithm.personal is not None:
         if len(clients) != population:
-            raise ValueError(f"each client is evaluated on its own model, so clients must be the same {population}, got {len(clients)}")
+            raise ValueError(
+                f"each client is evaluated on a model of its own, so these must be the same {population} clients, got {len(clients)}. "
+                "For the global model on other data, such as a central test set: fc.evaluate(task, state.params, central); in fc.fit, "
+                "evaluate=lambda sim, state: fc.evaluate(task, state.params, central).pooled"
+            )
         kept = state.clients if rows is None else rows.read(np.arange(population))
         personal = jax.jit(jax.vmap(algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
     return evaluate(algorithm.task, state.params, clients, personal=personal)

@@ -51,7 +51,8 @@ class Simulator:
     """Runs rounds of `composed` over `clients`; everything that changes from round to round is in the `State` it is given.
 
     A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that goes on across rounds,
-    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). `seed` draws the shuffles.
+    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). `seed` draws the shuffles, whatever the key that `init` and
+    `fc.fit` are given: for another repetition change it, too, and the seed of the cohorts.
 
     The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
     lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over
@@ -98,6 +99,11 @@ class Simulator:
         self._programs: dict[bool, Any] = {}
         self._known_round: tuple[Any, int] = (None, 0)
         self._in_flight: deque[Any] = deque(maxlen=2)
+
+    def __repr__(self) -> str:
+        who = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
+        lanes = "auto" if self._lanes is None else self._lanes
+        return f"Simulator({self.round}, {who}, {self.plan_of_batches}, lanes={lanes})"
 
     @property
     def settings(self) -> dict[str, Any]:

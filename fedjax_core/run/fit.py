@@ -43,6 +43,7 @@ from fedjax_core.run.log import Log, Record
 from fedjax_core.run.resume import resumable
 from fedjax_core.run.saved import Saved
 from fedjax_core.run.seal import load_key
+from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
 from fedjax_core.types import Key, Params
 
@@ -78,6 +79,11 @@ class History(NamedTuple):
     """Since it was last started: client updates, local steps, examples and operations a second, fill, share of time waiting for data,
     programs, compile seconds; empty where the backend has no meter. Also the last line of the log."""
 
+    def __repr__(self) -> str:
+        rounds = self.records[-1]["round"] if self.records else 0
+        best = "" if self.best is None else f", best {self.best.value:.4g} after round {self.best.round}"
+        return f"History({self.stopped!r} after {rounds} rounds, {len(self.records)} records{best})"
+
 
 def fit(
     sim: Simulation,
@@ -101,7 +107,11 @@ def fit(
 ) -> History:
     """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` where there is one; None writes nothing.
 
-    `cohorts(round)` gives the clients of a round. Without a `key`, `jax.random.key(0)`. `evaluate_every` rounds (0: never), and
+    `key` (default `jax.random.key(0)`) is not the only seed: it draws the first parameters, and what clients draw as they train
+    (dropout, rounding). The order of examples goes by the backend's `seed`, and cohorts by theirs: to repeat a run with other draws,
+    change all three.
+
+    `cohorts(round)` gives the clients of a round. `evaluate_every` rounds (0: never), and
     once before the first, the state is evaluated, by default on the clients trained on, or on the people that real sites hold out
     (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row without a better
     one end the run. Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
@@ -142,6 +152,7 @@ def fit(
             "rounds_per_dispatch": rounds_per_dispatch,
             "evaluation": judge.settings,
         }
+        warn_of_other_seeds(sim, cohorts, key, params)
         described = config.describe(configuration) if run_dir is not None else {}
         about = {"config": described, "versions": config.versions()}
         saved, changed = (None, []) if checkpoints is None else resumable(checkpoints, newest, about, rounds=rounds, override=override)

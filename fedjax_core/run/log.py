@@ -1,4 +1,5 @@
-"""What a run says of itself: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`, and a progress bar.
+"""What a run says of itself: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`, and a progress bar,
+or lines on standard error where there is no terminal.
 
     {"round": 20, "kind": "train", "loss": 0.31, "examples": 640.0, "clients": 10.0, "refused": 0.0}
     {"round": 20, "kind": "eval", "loss": 0.33, "accuracy": 0.87}
@@ -32,7 +33,7 @@ from fedjax_core.files import FOLDER, close_to_others, write_whole
 log = logging.getLogger("fedjax_core")
 
 METRICS, EVENTS = "metrics.jsonl", "events"
-_LINE_EVERY_SECONDS = 30.0
+_FIRST_LINES, _LINE_EVERY_SECONDS = 3, 30.0
 
 Record = dict[str, Any]
 
@@ -49,7 +50,9 @@ class Log:
         self._run_dir, self._done = run_dir, done
         self._file: TextIO | None = None
         self._events: _Events | None = None
-        self._shown = _Bar(rounds, done) if progress and sys.stderr.isatty() else _Lines(rounds) if progress else None
+        self._shown = (
+            _Bar(rounds, done) if progress and sys.stderr is not None and sys.stderr.isatty() else _Lines(rounds) if progress else None
+        )
 
     def __enter__(self) -> "Log":
         if self._run_dir is not None:
@@ -193,15 +196,24 @@ class _Bar:
 
 
 class _Lines:
-    """A line now and then through `logging`, where there is no terminal."""
+    """Lines on standard error where there is no terminal (a notebook, a pipe, nohup): the first rounds, then one now and then, the last."""
 
     def __init__(self, rounds: int) -> None:
-        self._rounds, self._speed, self._last = rounds, _Speed(), time.monotonic()
+        self._rounds, self._speed, self._last, self._shown = rounds, _Speed(), time.monotonic(), 0
+        self._waiting: str | None = None
 
     def update(self, round: int, loss: float, examples: float) -> None:
         speed = self._speed.update(examples)
-        if time.monotonic() - self._last >= _LINE_EVERY_SECONDS:
-            self._last = time.monotonic()
-            log.info("round %d of %d: loss %.4g, %.0f examples/s", round, self._rounds, loss, speed)
+        shown = "" if math.isnan(speed) else f", {speed:,.0f} examples/s"
+        self._waiting = f"round {round} of {self._rounds}: loss {loss:.4g}{shown}"
+        if self._shown < _FIRST_LINES or time.monotonic() - self._last >= _LINE_EVERY_SECONDS:
+            self._show()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        if self._waiting is not None:
+            with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+                print(self._waiting, file=sys.stderr, flush=True)
+        self._waiting, self._last, self._shown = None, time.monotonic(), self._shown + 1

@@ -246,7 +246,7 @@ class Steps:
         raise Paused(
             f"step {self._version}: {here} reports are in the buffer of {size}, and nobody is at work. Without a report: {missing[:500]}. "
             "The state is unchanged: see the audit log, and run the step again."
-        )
+        ) from self._collector.failure(failed)
 
     def _conclude(self, state: State) -> tuple[State, dict[str, Any]]:
         def record(who: str, what: str, about: Mapping[str, Any]) -> None:

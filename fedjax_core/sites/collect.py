@@ -212,4 +212,9 @@ class Collector:
         raise Paused(
             f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "
             f"of the examples must. Missing: {missing[:500]}. The state is unchanged: see the audit log, and run the round again."
-        )
+        ) from self.failure(p for p in positions if p not in here)
+
+    def failure(self, positions: Iterable[int]) -> Exception | None:
+        """What the user's own code raised at one of these sites, where they are in this process."""
+        failures: dict[str, Exception] = getattr(self._transport, "failures", {})
+        return next((failures[self.names[p]] for p in positions if self.names[p] in failures), None)

@@ -44,7 +44,7 @@ from fedjax_core.round import Round, State
 from fedjax_core.sites import crossing
 from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Scalar, printable
+from fedjax_core.sites.base import Scalar, listed, printable
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.departments import merged
 from fedjax_core.sites.described import Sites, describe
@@ -171,6 +171,9 @@ class Federation:
         except BaseException:
             self._exit.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"Federation({self.round}, {len(self._names)} sites: {listed(self._names)}; {self.study.plan()})"
 
     def __enter__(self) -> "Federation":
         return self

@@ -80,7 +80,9 @@ def describe(
     collector.hearing.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
     if missing := [name for name in names if name not in now and name not in known]:
         why = "".join(f". {name}: {reason}" for at, reason in collector.hearing.reasons.items() if (name := names[at]) in missing)
-        raise Paused(f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why{why}")
+        raise Paused(
+            f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why{why}"
+        ) from (collector.failure(names.index(name) for name in missing))
     if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
         raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
     found = {name: known[name] if name in known else now[name] for name in names}

@@ -86,6 +86,8 @@ class Site:
         self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
         self.address: np.ndarray = addresses([self.name])[0]
+        self.failed: Exception | None = None
+        """What the code of the study, or this package, raised over the last request: for whoever has the site in their own process."""
         self._keeps: dict[str, Keep] = {}
         self._guards: dict[str, Guard] = {}
         self._said = 0
@@ -121,7 +123,7 @@ class Site:
     def handle(self, request: Bytes) -> Bytes:
         """The reply to a request, whatever it is; raises nothing over it."""
         header = None
-        self._at_work, self.asked = False, None
+        self._at_work, self.asked, self.failed = False, None, None
         try:
             envelope = self._decode(request)
             header = envelope.header
@@ -143,6 +145,7 @@ class Site:
                 return self._decline(header, refusal, str(refusal))
             return self._refuse(header, refusal.code, str(refusal))
         except Exception as error:
+            self.failed = error
             said = f"{self.name} failed with {type(error).__name__}; its errors.log says more"
             if header is not None and self._at_work:
                 return self._decline(header, error, said)

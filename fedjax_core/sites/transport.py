@@ -7,6 +7,7 @@ out by signatures, digests, numbers and clocks. `InProcess` calls sites in threa
 anything else that moves bytes (gRPC, files on a USB stick) is one more class.
 """
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.site import Site
+
+log = logging.getLogger("fedjax_core")
 
 Reply = Bytes | Callable[[], Bytes]
 """A reply, or a function that brings it: so that a large one stays where it is until its turn. It can be called again, and may raise: a
@@ -55,11 +58,25 @@ class InProcess:
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self.sites: Mapping[str, Site] = {site.name: site for site in sites}
+        self.failures: dict[str, Exception] = {}
+        """What sites raised over their last request; it is not in their replies, but here it is the user's own code that did."""
+        self._shown: set[str] = set()
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.sites}
 
     def send(self, site: str, request: Bytes) -> "Future[Reply]":
         """A site works on one request at a time."""
-        return self._threads[site].submit(self.sites[site].handle, request)
+        self.failures.pop(site, None)
+        return self._threads[site].submit(self._handle, site, request)
+
+    def _handle(self, name: str, request: Bytes) -> Bytes:
+        site = self.sites[name]
+        reply = site.handle(request)
+        if (error := site.failed) is not None:
+            self.failures[name] = error
+            if site.folder is None and (said := f"{name} {type(error).__name__} {error}") not in self._shown:  # else it is in errors.log
+                self._shown.add(said)
+                log.error("site %s failed", name, exc_info=error)
+        return reply
 
     def progress(self, site: str) -> int:
         """Counted by the site."""

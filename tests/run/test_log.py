@@ -1,7 +1,6 @@
 """The log has every round once, whatever happened on the way."""
 
 import json
-import logging
 import math
 
 import pytest
@@ -75,11 +74,23 @@ def test_a_full_disk_is_told_with_the_way_out(tmp_path):
         log.write(1, "train", {"loss": 1.0})
 
 
-def test_without_a_terminal_a_line_now_and_then(tmp_path, caplog, monkeypatch):
+def test_without_a_terminal_the_first_rounds_and_the_last_are_shown(tmp_path, capsys):
+    """As in a notebook, a pipe, or under nohup."""
+    write(tmp_path, 1, 9, progress=True)
+    shown = capsys.readouterr()
+    assert [line.split(":")[0] for line in shown.err.splitlines()] == [f"round {n} of 9" for n in (1, 2, 3, 9)]
+    assert "round 2 of 9: loss 0.5, " in shown.err and "examples/s" in shown.err and not shown.out
+
+
+def test_without_a_terminal_one_line_now_and_then(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedjax_core.run.log._LINE_EVERY_SECONDS", 0.0)
-    with caplog.at_level(logging.INFO, "fedjax_core"):
-        write(tmp_path, 1, 2, progress=True)
-    assert "round 2 of 2: loss 0.5," in caplog.text and "examples/s" in caplog.text
+    write(tmp_path, 1, 6, progress=True)
+    assert len(capsys.readouterr().err.splitlines()) == 6
+
+
+def test_without_progress_nothing_is_shown(tmp_path, capsys):
+    write(tmp_path, 1, 9, progress=False)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_on_a_terminal_a_bar(monkeypatch, capsys):
