@@ -36,6 +36,9 @@ from fedjax_core.sites.policy import Policy
 UNTRAINED = 32
 """So many models newer than the last one that it trained may be evaluated before the site trains again: rounds without it are no error."""
 
+ALL = -1
+"""Of the steps of an answer: it went over all that there are, or is of none."""
+
 _LAST = 1024  # questions, and models, that are known again
 _RUNS = 256
 _NOWHERE = (-1, -1, -1)  # round and exchange trained last, round evaluated last
@@ -69,7 +72,7 @@ class Answered:
     def __init__(self, folder: Path | None) -> None:
         """Raises ValueError where the file is damaged."""
         self._path = None if folder is None else folder / "answered.jsonl"
-        self._known: dict[str, list[Any]] = {}  # place -> digest, fingerprint of the data, whether more than a refusal was told
+        self._known: dict[str, list[Any]] = {}  # place -> digest, fingerprint of the data, steps
         self._models: dict[str, None] = {}
         self._runs: dict[str, tuple[int, int, int]] = {}
         self._day, self._updates_today, self._others_today, self._updates, self._untrained = "", 0, 0, 0, 0
@@ -81,9 +84,9 @@ class Answered:
         """Whether the very same was answered, of the same data, be it that the site declined after work on them."""
         return self._known.get(question.place, ())[:2] == [question.digest, question.data]
 
-    def told(self, question: Question) -> bool:
-        """Whether it was answered by more than a refusal."""
-        return self._known.get(question.place) == [question.digest, question.data, True]
+    def steps(self, question: Question) -> int:
+        """How many steps the answer to it is of: `ALL`, or so many where the time was limited; 0 where there was none but a refusal."""
+        return int(self._known[question.place][2]) if self.knows(question) else 0
 
     def objection(self, question: Question, policy: Policy) -> tuple[str, str] | None:
         """(code, reason) why the policy does not let the site answer; None where it does."""
@@ -102,9 +105,9 @@ class Answered:
             return "updates", f"gives no more than {caps.updates} updates in all, which it has (caps.updates)"
         return None
 
-    def add(self, question: Question, told: bool = True) -> bool:
-        """Counts an answer that is about to leave, or where nothing is `told` a refusal; whether it is a new one."""
-        return self._keep([*question, told, _today()])
+    def add(self, question: Question, steps: int = ALL) -> bool:
+        """Counts an answer that is about to leave, of so many steps, or of 0 a refusal; whether it is a new one."""
+        return self._keep([*question, steps, _today()])
 
     def begins_anew(self, run: str) -> None:
         """The coordinator of the run began anew: its rounds may begin again anywhere."""
@@ -155,9 +158,9 @@ class Answered:
         if line[0] == "anew":
             self._runs.pop(line[1], None)
             return True
-        *said, told, day = line
+        *said, steps, day = line
         question = Question(*said)
-        answer = [question.digest, question.data, told]
+        answer = [question.digest, question.data, steps]
         new = self._known.get(question.place) != answer
         if day != self._day:
             self._day, self._updates_today, self._others_today = day, 0, 0

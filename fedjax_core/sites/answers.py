@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from fedjax_core.sites import announce, local, parts, prepare, request
+from fedjax_core.sites.answered import ALL
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.limit import PARTIAL, said
@@ -104,7 +105,8 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         of = None if name in PARTIAL or name in left else sums.get("weight")  # those are of steps, and of the update
         fields |= site.terms.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
-    reply = site.reply(header, fields, tensors, more if site.study.epsilon is None else more | {"epsilon": site.study.epsilon})
+    more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
+    reply = site.reply(header, fields, tensors, more, ALL if steps is None else steps)
     keep.write(after, now)
     return reply
 
@@ -115,11 +117,11 @@ def _limit(site: "Site", header: Header, seconds: float | None) -> Callable[[int
     A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
     of one model would be of the few examples that one of them has more.
     """
-    if site.terms.policy.evaluation.models == "sent" and site.asked is not None and site.terms.answered.told(site.asked):
-        steps = site.done.steps(_which(site, header, seconds))
-        if steps is not None:
-            return lambda done: steps - done
+    before = 0 if site.asked is None or site.terms.policy.evaluation.models == "any" else site.terms.answered.steps(site.asked)
+    if before == ALL:
         return None if seconds is None else lambda done: sys.maxsize
+    if before:
+        return lambda done: before - done
     return None if seconds is None else site.done.limit(_which(site, header, seconds), seconds, site.budget.clock)
 
 

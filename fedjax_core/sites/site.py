@@ -28,7 +28,7 @@ from fedjax_core.files import make_folder, opener
 from fedjax_core.round import Kept
 from fedjax_core.sites import parts
 from fedjax_core.sites.announce import Incoming
-from fedjax_core.sites.answered import Question
+from fedjax_core.sites.answered import ALL, Question
 from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Bytes, Refused, Scalar, listed, printable
@@ -205,13 +205,17 @@ class Site:
         fields: Mapping[str, Scalar],
         tensors: Mapping[str, np.ndarray] | None = None,
         more: Mapping[str, Scalar] | None = None,
+        steps: int = ALL,
     ) -> Bytes:
-        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there."""
+        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there.
+
+        `steps`: of how many the work was, where its time was limited.
+        """
         tensors = tensors or {}
         header = self.header(ANSWERS[request.kind].reply, request, fields)
         norm = self.terms.let_out(request, tensors)
         draft = Draft(header, tensors, self.key)
-        counted = self.terms.count(request, draft.header.digest, self.asked)
+        counted = self.terms.count(request, draft.header.digest, self.asked, steps)
         if self.log is None:
             return draft.signed()
         more = {**(more or {}), **counted}

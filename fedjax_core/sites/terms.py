@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.sites.answered import Answered, Question
+from fedjax_core.sites.answered import ALL, Answered, Question
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.gate import measure
@@ -136,22 +136,23 @@ class Terms:
             raise Withheld(f"{leave.reason} [{leave.code}]")
         return norm
 
-    def count(self, request: Header, digest: str, question: Question | None = None) -> dict[str, Scalar]:
-        """Counts what an update of this digest tells, before it leaves; raises where that is more than the policy lets it.
+    def count(self, request: Header, digest: str, question: Question | None = None, steps: int = ALL) -> dict[str, Scalar]:
+        """Counts what an update of this digest, and of so many steps, tells, before it leaves; raises where that is more than the policy
+        lets it.
 
         For the site's audit log: the epsilon of all updates so far; nothing where none is kept.
         """
         if self._accounted(request) and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed:
             raise Withheld(f"{leave.reason} [{leave.code}]")
-        return self._count(request, digest, question)
+        return self._count(request, digest, question, steps)
 
     def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
         """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
-        return self._count(request, _REFUSED, question)
+        return self._count(request, _REFUSED, question, 0)
 
-    def _count(self, request: Header, digest: str, question: Question | None) -> dict[str, Scalar]:
+    def _count(self, request: Header, digest: str, question: Question | None, steps: int) -> dict[str, Scalar]:
         if question is not None:
-            self.answered.add(question, told=digest != _REFUSED)
+            self.answered.add(question, steps)
         if not self._accounted(request):
             return {}
         assert self._asked.noise is not None
