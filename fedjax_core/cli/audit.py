@@ -10,7 +10,7 @@ from tyro.extras import SubcommandApp
 
 from fedjax_core.sites import audit, identity, retention
 from fedjax_core.sites.base import Scalar, dumps, shown
-from fedjax_core.sites.entries import SENT, files, last_line, parse
+from fedjax_core.sites.entries import NUMBERS, SENT, files, last_line, parse
 from fedjax_core.sites.heads import HELD
 
 app = SubcommandApp()
@@ -88,7 +88,8 @@ def show(
             continue
         to, epsilon = about.pop("recipient", ""), about.pop("epsilon", "")
         numbers, hidden = (_numbers(about), _UNSHOWN) if entry.what == "left" else ("", set[str]())
-        more = " ".join(f"{name.removeprefix(SENT)}={value}" for name, value in about.items() if name not in hidden)
+        values = sorted(about.items(), key=lambda one: one[0].startswith(NUMBERS))  # those of tensors last, which may be many
+        more = " ".join(f"{name.removeprefix(SENT)}={value}" for name, value in values if name not in hidden and not name.startswith(HELD))
         spent = f"{epsilon:.4g}" if isinstance(epsilon, float) else epsilon
         print(_line(entry.n, _when(entry.time, "seconds")[:19], entry.who, entry.what, where, to, numbers, spent, more))
 

@@ -51,4 +51,6 @@ def run(
         raise RuntimeError(f"stopped; `fedjax-core consortium run {folder}` goes on from here") from None
     Console().print(box.table(result))
     print(f"Look around in {folder}: sites/*/site.toml and policy.toml say what a site does and lets out; this shows what left one:")
-    print(f"  fedjax-core audit show {folder}/sites/{next(iter(result.sites))}/state/audit --what left")
+    one = next(iter(result.sites))
+    home = f"{folder}/sites/{one}"
+    print(f"  fedjax-core audit show {home}/state/audit --keys {home}/{one}.pub --what left")

@@ -40,6 +40,7 @@ from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, read_public
 from fedjax_core.sites.keep import Keep
+from fedjax_core.sites.left import Left
 from fedjax_core.sites.limit import PARTIAL, Done
 from fedjax_core.sites.question import Places, question
 from fedjax_core.sites.request import TRAIN_SECONDS, about_sites, addresses
@@ -82,6 +83,7 @@ class Site:
         self.terms = Terms(self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder)
         """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
+        self.left = Left(self.folder, int(about.left_gb * 1e9))
         self.budget, self.done = Budget(self.folder), Done(self.folder)
         self._withdrawn: set[str] = set()
         self._roster = Roster({COORDINATOR: coordinator})
@@ -219,6 +221,8 @@ class Site:
         if self.log is None:
             return draft.signed()
         more = {**(more or {}), **counted}
+        if self.left.most_bytes and tensors:
+            more["kept"] = self.left.keep(draft.header.digest, draft.body)
         if request.head is not UNSET:
             more[f"{HELD}{COORDINATOR}"] = request.head
         self.log.record_sent(Envelope(draft.header, dict(tensors)), draft.size(self.log.head.n + 1), more=more, norm=norm)

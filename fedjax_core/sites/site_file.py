@@ -24,6 +24,7 @@
 """
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ class SiteFile:
     """The fingerprint that the data had before, where they have changed in the middle of a run and are meant to have."""
     folder: Path | None = None
     """Where state, ledger and errors are kept; None keeps nothing, for tries in memory."""
+    left_gb: float = 0.0
+    """So many GB of tensors that left are kept in the folder, to be read again (left.py); the ledger has small ones anyway."""
     study: str | None = None
     """"module:function", installed at the site. None: given at construction, in one's own process or trust domain only."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -90,6 +93,8 @@ class SiteFile:
         for what in ("labels", "departments", "person", "held_out"):
             if not isinstance(getattr(self, what), (str, NoneType)):
                 raise TypeError(f"{what} of {self.name} must name a column of its data, got {type(getattr(self, what)).__name__}")
+        if not (isinstance(self.left_gb, int | float) and 0 <= self.left_gb < math.inf):
+            raise ValueError(f"left_gb of {self.name} is {self.left_gb!r}; it is how many GB of what left are kept, 0 for none")
 
     @classmethod
     def read(cls, path: str | Path) -> "SiteFile":

@@ -135,7 +135,7 @@ class Draft:
 
     def __init__(self, header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> None:
         """Raises as `encode`."""
-        self.header, self._head, self._body = _filled(header, tensors, key)
+        self.header, self._head, self.body = _filled(header, tensors, key)
         self._key = key
 
     def size(self, entry: int | None = None) -> int:
@@ -147,7 +147,7 @@ class Draft:
     def signed(self, head: str | None = None) -> Bytes:
         """The message, with this head."""
         raw = self._head if head is None else dumps(msgspec.structs.replace(self.header, head=head))
-        return joined([*_opening(raw, self._key), *self._body])
+        return joined([*_opening(raw, self._key), *self.body])
 
 
 def _filled(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, bytes, list[Any]]:
