@@ -167,7 +167,7 @@ class Answered:
         round, exchange, evaluated = self._runs.pop(question.run, _NOWHERE)
         if question.kind == "train":
             self._updates_today, self._updates = self._updates_today + new, self._updates + new
-            self._untrained = 0 if new else self._untrained
+            self._untrained = 0 if new and steps else self._untrained
             round, exchange, evaluated = question.round, question.exchange, min(evaluated, question.round)
         else:
             self._others_today += new
@@ -177,7 +177,7 @@ class Answered:
         self._runs[question.run] = round, exchange, evaluated
         self._known.pop(question.place, None)
         self._known[question.place] = answer
-        if question.model and question.kind != "score":
+        if question.model and question.kind != "score" and steps:
             self._models.pop(question.model, None)
             self._models[question.model] = None
         for kept, most in ((self._known, _LAST), (self._models, _LAST), (self._runs, _RUNS)):

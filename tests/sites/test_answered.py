@@ -113,6 +113,15 @@ def test_evaluated_is_what_was_trained_or_is_newer_and_not_often_without_trainin
     ]
 
 
+def test_a_model_that_it_declined_to_train_is_none_of_training(answered):
+    """With no time for a step, say: else any model could be sent so, and then be asked about."""
+    for i in range(UNTRAINED):
+        assert asked(answered, evaluate(i, f"{i}")) == [""]
+    answered.add(train(UNTRAINED, "a"), steps=0)
+    assert asked(answered, score("a"), evaluate(UNTRAINED, "a"), evaluate(99, "b")) == ["unsent-model", "another-model", "untrained"]
+    assert asked(answered, train(UNTRAINED, "a"), score("a"), evaluate(99, "b")) == ["", "", ""]
+
+
 @pytest.mark.parametrize("policy", [SENT, ANY], ids=["sent", "any"])
 def test_there_is_an_end_to_answers_but_what_was_told_is_told_again(answered, policy, monkeypatch):
     policy = dataclasses.replace(
