@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from fedjax_core import tree
 from fedjax_core.types import Array, Batch, Columns, Key, Params
 
+Range = tuple[str, float, float]
+"""(metric, the least value that an example can have, the largest)."""
+
 
 class Task(NamedTuple):
     """A model and what it is judged by. Batches are read as their columns, `batch["x"]`, and know their `mask`."""
@@ -33,6 +36,8 @@ class Task(NamedTuple):
     """(clients) -> None: raises where the data cannot be meant for this model (a label out of range). Simulators and sites call it once."""
     classes: int | None = None
     """How many classes the labels are of, where they are of some: a site that lacks one has none of its examples (`minimum.per_class`)."""
+    ranges: tuple[Range, ...] = ()
+    """As in `(("accuracy", 0, 1),)`: what a metric of one example can be. What a site tells beyond that is not believed."""
 
     def mean_loss(self, params: Params, batch: Batch, key: Key) -> Array:
         """The mean loss over the examples that are not padding: what a local step differentiates."""

@@ -38,7 +38,7 @@ from fedjax_core.data.task_check import check_data
 from fedjax_core.lanes.columns import narrow
 from fedjax_core.lanes.rewrite import jaxprs
 from fedjax_core.lanes.tiers import Rows
-from fedjax_core.metrics import CrossEvaluation, crossed
+from fedjax_core.metrics import CrossEvaluation, crossed, pool
 from fedjax_core.metrics import Evaluation as Evaluation
 from fedjax_core.round import State
 from fedjax_core.task import Task, check_predictions, check_values
@@ -49,11 +49,16 @@ _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough
 
 
 def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:
-    """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a model of its own instead."""
+    """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a model of its own instead.
+
+    Where a client's sum is not finite, the metric is pooled over the others, and `Evaluation.without` names it.
+    """
     check_data(task, clients, _SMALL, params=params if personal is None else jax.tree.map(lambda x: x[0], personal))
     sizes, sums = clients.sizes, _sums(task, params, clients, personal)
     each = {name: np.divide(total, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0) for name, total in sums.items()}
-    return Evaluation({name: float(total.sum() / sizes.sum()) for name, total in sums.items()}, each, sizes)
+    pooled = {name: pool(clients.ids, sizes, total) for name, total in sums.items()}
+    without = {name: lacking for name, (_, lacking) in pooled.items() if lacking}
+    return Evaluation({name: value for name, (value, _) in pooled.items()}, each, sizes, without=without)
 
 
 def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -> CrossEvaluation:

@@ -7,6 +7,7 @@ True
 [[0.0, 1.0]]
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 from fedjax_core.task import Task
 from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
+
+POSITIVE_LOSS = ("loss", 0.0, math.inf)
+"""The range of a loss that is never below zero."""
 
 
 def images(x: Array) -> Array:
@@ -88,7 +92,8 @@ def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], 
         outputs = wide(logits(params, batch))
         return {"loss": losses(outputs, batch), "accuracy": accuracy(outputs, batch["y"])}
 
-    return Task(init, loss, metrics, logits, labels_below(max(classes, 2)), max(classes, 2))
+    ranges = (POSITIVE_LOSS, ("accuracy", 0.0, 1.0))
+    return Task(init, loss, metrics, logits, labels_below(max(classes, 2)), max(classes, 2), ranges)
 
 
 def labels_below(classes: int) -> Callable[[Any], None]:

@@ -18,7 +18,7 @@ Cox, "Regression models and life-tables", Journal of the Royal Statistical Socie
 import jax
 import jax.numpy as jnp
 
-from fedjax_core.models.base import flat, like
+from fedjax_core.models.base import POSITIVE_LOSS, flat, like
 from fedjax_core.task import Task
 from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
@@ -42,7 +42,7 @@ def cox(features: int) -> Task:
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         return partial_likelihood(predict(params, batch), batch["time"], batch["event"], batch.mask)
 
-    return Task(init, loss, predict=predict)
+    return Task(init, loss, predict=predict, ranges=(POSITIVE_LOSS,))
 
 
 def partial_likelihood(scores: Array, time: Array, event: Array, mask: Array) -> Array:

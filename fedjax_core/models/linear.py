@@ -12,7 +12,7 @@ All begin at zero, where the loss is the same for everyone and the problem is co
 
 import jax.numpy as jnp
 
-from fedjax_core.models.base import classifier, flat, like
+from fedjax_core.models.base import POSITIVE_LOSS, classifier, flat, like
 from fedjax_core.task import Task
 from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
@@ -50,4 +50,4 @@ def linear(features: int) -> Task:
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         return jnp.square(predict(params, batch) - batch["y"].astype(jnp.float32))
 
-    return Task(init, loss, predict=predict)
+    return Task(init, loss, predict=predict, ranges=(POSITIVE_LOSS,))

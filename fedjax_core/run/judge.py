@@ -5,12 +5,18 @@
 (True, False, False)
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedjax_core.data.clients import Clients
+from fedjax_core.metrics import NOT_TOLD
+
+log = logging.getLogger("fedjax_core")
 
 Evaluate = Clients | Callable[[Any, Any], Mapping[str, float]]
 """What to evaluate on, or (sim, state) -> {name: value}."""
@@ -32,6 +38,7 @@ class Judge:
     metric: str = "loss"
     mode: str = "min"
     patience: int | None = None  # evaluations without a better one that end the run
+    said: set[Any] = field(default_factory=set, compare=False, repr=False)  # whom evaluations were without
 
     def __post_init__(self) -> None:
         check_counts(least=0, evaluate_every=self.every)
@@ -57,12 +64,28 @@ class Judge:
 
     def __call__(self, sim: Any, state: Any) -> dict[str, float]:
         """Every metric of the state; raises where the one that decides is not among them."""
-        found = self.evaluate(sim, state) if callable(self.evaluate) else sim.evaluate(state, self.evaluate).pooled
+        found = self.evaluate(sim, state) if callable(self.evaluate) else self._pooled(sim.evaluate(state, self.evaluate))
         if wrong := sorted({"round", "kind"} & set(map(str, found))):
             raise ValueError(f"evaluate= gives a metric called {wrong[0]!r}, which every record has for its own: rename it")
         if self.metric not in found:
             raise ValueError(f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(found)}")
         return {str(name): float(value) for name, value in found.items()}
+
+    def _pooled(self, found: Any) -> Mapping[str, float]:
+        """The evaluation's metrics. Says once whom the one that decides is without; raises where one client alone of several tells it."""
+        without = dict(getattr(found, "without", {}).get(self.metric, {}))
+        silent = [name for name, why in without.items() if why == NOT_TOLD]
+        if silent and np.count_nonzero(found.sizes) - len(silent) < 2:
+            raise ValueError(
+                f"best={self.metric!r} would go by what one site alone tells, without {', '.join(silent)[:500]}: let their staff name it "
+                f"in leaving.fields of their policies, or choose another of {list(found.pooled)}"
+            )
+        if without and (said := frozenset(without.items())) not in self.said:
+            self.said.add(said)
+            names = "; ".join(f"{name}: {why}" for name, why in without.items())
+            log.warning("the best model is chosen by the %r of the others, without %d of all. %s", self.metric, len(without), names[:1500])
+        pooled: Mapping[str, float] = found.pooled
+        return pooled
 
     def better(self, value: float, than: Best | None) -> bool:
         """Whether the value is a new best; one that is not finite never is."""

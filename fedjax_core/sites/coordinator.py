@@ -41,7 +41,7 @@ from fedjax_core.data.preprocess import Fitted
 from fedjax_core.lanes.buffer import Buffer
 from fedjax_core.metrics import CrossEvaluation, Evaluation, stacked
 from fedjax_core.round import Round, State
-from fedjax_core.sites import crossing
+from fedjax_core.sites import crossing, told
 from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.base import Scalar, listed, printable
@@ -53,7 +53,7 @@ from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
 from fedjax_core.sites.keep import RECENT
 from fedjax_core.sites.limit import said
-from fedjax_core.sites.reports import NO_METRICS, number_of, total_of
+from fedjax_core.sites.reports import total_of
 from fedjax_core.sites.request import About, Requests, addresses
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.settled import settled
@@ -267,6 +267,7 @@ class Federation:
         """The model on every site's examples, counted there; where sites keep a model of their own, each on its own.
 
         The examples are those held out, or those trained on where the study holds nobody out: `Evaluation.on` says which.
+        A metric is pooled over the sites that tell it; `Evaluation.without` names the others, and why.
         """
         if clients is not None:
             raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
@@ -278,15 +279,11 @@ class Federation:
         about = About(state, versions)
         request = self._requests.write("evaluate", number, to=self._names, about=about, body=body)
         replies = self._collector.collect(request, number, list(range(len(self._names))))
-        self._collector.check_quorum(number, np.arange(len(self._names)), list(replies), "evaluation")
-        totals: dict[str, np.ndarray] = {}
-        for place_, heard in replies.items():
-            for name, value in heard.header.fields.items():
-                if name not in NO_METRICS:
-                    totals.setdefault(name, np.full(len(self._names), np.nan))[place_] = number_of(value)
-        here = np.isin(np.arange(len(sizes)), list(replies))
-        pooled = {name: float(total[here].sum() / sizes[here].sum()) for name, total in totals.items()}
-        return Evaluation(pooled, {name: total / sizes for name, total in totals.items()}, sizes, self.judged_on)
+        believed = told.believe(replies, sizes, self.round.algorithm.task.ranges)
+        told.say(believed, self._names, lambda name, about: self._record(name, "set aside", number, about))
+        self._collector.hearing.reasons |= believed.reasons
+        self._collector.check_quorum(number, np.arange(len(self._names)), list(believed.told), "evaluation")
+        return told.evaluation(self._names, believed, self._collector.hearing.reasons, self.judged_on)
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
         """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
@@ -295,7 +292,10 @@ class Federation:
         `round` is the one under which messages and audit logs have it.
         """
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
-        return crossing.cross_evaluate(models, like, round, self._requests, self._collector, self.clients.judged)
+        return crossing.cross_evaluate(
+            models, like, round, self._requests, self._collector, self.clients.judged,
+            ranges=self.round.algorithm.task.ranges, record=self._record,
+        )  # fmt: skip
 
     def needs(self, state: State) -> dict[str, Any]:
         """What sites must still have for the run to go on from this state; plain values, for its checkpoint."""

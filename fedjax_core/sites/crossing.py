@@ -6,40 +6,42 @@ The federation's model beside those that sites trained alone, each where it was 
 model is on its way at a time, so that no site or coordinator holds more than one.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from fedjax_core.metrics import CrossEvaluation, crossed
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.forms import kinds
-from fedjax_core.sites.reports import NO_METRICS, number_of
-from fedjax_core.sites.request import Requests
+from fedjax_core.sites.request import Record, Requests
+from fedjax_core.sites.told import believe, say
+from fedjax_core.task import Range
 from fedjax_core.types import Params
 
 
 def cross_evaluate(
-    models: Mapping[str, Params], like: Params, number: int, requests: Requests, collector: Collector, sizes: np.ndarray
-) -> CrossEvaluation:
-    """Every model at every site; raises before anything is sent where a model has not the shapes of `like`."""
+    models: Mapping[str, Params], like: Params, number: int, requests: Requests, collector: Collector, sizes: np.ndarray, *,
+    ranges: Iterable[Range], record: Record,
+) -> CrossEvaluation:  # fmt: skip
+    """Every model at every site; raises before anything is sent where a model has not the shapes of `like`.
+
+    `sizes`: how many examples each site said to be judged by; `ranges`: of the task's metrics.
+    """
     for name, params in models.items():
         if odd := sorted(kinds(params).items() ^ kinds(like).items()):
             raise ValueError(
                 f"model {name!r} is not one of this federation's task: {odd[0][0]} differs in being there, in shape or in dtype"
             )
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
+    doubts: dict[tuple[int, int, str], str] = {}
     collector.begin(number)
     for m, params in enumerate(models.values()):
         asked = requests.write("score", number, to=collector.names, body={"params": params})
         replies = collector.collect(asked, number, list(range(len(sizes))))
+        believed = believe(replies, sizes, ranges)
+        say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
+        reasons = {**collector.hearing.reasons, **believed.reasons}
         for at in range(len(sizes)):
-            found[m, at] = _read(replies[at].header.fields) if at in replies else collector.hearing.reasons.get(at, "no reply")
-    return crossed(list(models), collector.names, found)
-
-
-def _read(fields: Mapping[str, Any]) -> tuple[int, Mapping[str, float]] | str:
-    examples = fields.get("examples")
-    if type(examples) is not int or examples < 1:
-        return "its reply lacks the number of examples"
-    return examples, {name: number_of(value) for name, value in fields.items() if name not in NO_METRICS}
+            found[m, at] = believed.told[at] if at in believed.told else reasons.get(at, "no reply")
+        doubts |= {(m, at, name): why for (at, name), why in believed.doubts.items() if name in believed.told[at].totals}
+    return crossed(list(models), collector.names, found, doubts)

@@ -7,6 +7,7 @@ Whose turn it is, and how many are enough, is for whoever asks: a round (`exchan
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,19 +22,17 @@ from fedjax_core.sites import gate
 from fedjax_core.sites.base import Bytes, Scalar
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.forms import named
-from fedjax_core.sites.limit import said
+from fedjax_core.sites.limit import PARTIAL, said
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.outlying import MOST, outlying
 from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import TOGETHER, Small, server_half
+from fedjax_core.sites.told import NO_METRICS, doubtful_means, number_of
 from fedjax_core.sites.weighing import Weigher
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
 
 log = logging.getLogger("fedjax_core")
-
-NO_METRICS = ("weight", "examples", "data", "data_was", "clients")
-"""Of the fields in a reply."""
 
 
 class NothingLearned(RuntimeError):
@@ -151,6 +150,8 @@ class Sums:
         """`cohort`: for how many reports there are places."""
         self.weight, self.count = np.float32(0), np.float32(0)
         self.metrics: dict[str, Any] = {}
+        """What the metrics in the reports add up to, as far as they are believed; known once they are concluded."""
+        self._told: list[tuple[str, int, dict[str, Any]]] = []  # (site, its examples, its metrics)
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
@@ -167,14 +168,14 @@ class Sums:
             acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
             self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
-        for name, metric in metrics_of(header).items():
-            self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
+        self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header)))
 
     def conclude(self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> State:
         """The state that comes of them.
 
         Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports together are nothing.
         """
+        self.metrics = self._pooled(record)
         left = {name: float(self.metrics[name].total / self.metrics[name].weight) for name in LEFT if name in self.metrics}
         if any(share < rules.warn_below for share in left.values()):
             log.warning("%s: the uplink leaves little of the updates: %s", where, left)
@@ -191,6 +192,32 @@ class Sums:
                 "learning rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
             )
         return concluded._replace(key=state.key)  # the very same, of which requests know what to say
+
+    def _pooled(self, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> dict[str, Any]:
+        """The sums of the metrics over the reports that tell them, without those that are not believed, which are said by name.
+
+        Where nobody tells a finite one, the sum is not finite either.
+        """
+        means, weights, sums = (defaultdict[str, dict[int, float]](dict) for _ in range(3))
+        for i, (_, examples, metrics) in enumerate(self._told):
+            for name, metric in metrics.items():
+                if isinstance(metric, Mean):
+                    means[name][i], weights[name][i] = float(metric.value), float(metric.weight) / examples
+                else:
+                    sums[name][i] = float(metric.value) / examples
+        named, answered = ("loss", *LEFT, *PARTIAL), len(self._told)
+        doubts = doubtful_means(means, (), named, answered) | doubtful_means(sums, (), named, answered)
+        doubts |= doubtful_means(weights, [(name, 0.0, math.inf) for name in weights], tuple(weights), answered)
+        for (i, name), why in doubts.items():
+            log.warning("the metric %r in the report of %s does not count: %s", name, self._told[i][0], why)
+            record(self._told[i][0], "set aside", {"metric": name, "reason": why})
+        found = dict[str, Any]()
+        for name in dict.fromkeys(name for _, _, metrics in self._told for name in metrics):
+            told = {i: metrics[name] for i, (_, _, metrics) in enumerate(self._told) if name in metrics and (i, name) not in doubts}
+            finite = [one for one in told.values() if all(map(math.isfinite, jax.tree.leaves(one)))]
+            if told:
+                found[name] = sum(finite or told.values())
+        return found
 
     def _make_room(self, factor: Any) -> None:
         """Adds the small reports that wait, where another such as has this factor cannot wait with them."""
@@ -226,11 +253,6 @@ def metrics_of(header: Header) -> dict[str, Any]:
             total: Any = np.float32(value)
             found[name] = Mean(total, weight) if f"{name}.weight" in fields else Sum(total)
     return found
-
-
-def number_of(value: Any) -> float:
-    """A field that should be a number; NaN where it is none."""
-    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def total_of(value: Any) -> Sum:

@@ -45,7 +45,9 @@ def test_sites_and_simulator_give_each_models_own_numbers(composed, models):
             for metric, pooled in expected.pooled.items():
                 np.testing.assert_allclose(found.values(metric)[m], expected.clients[metric], rtol=1e-6)
                 assert found.pooled(metric)[m] == pytest.approx(pooled, rel=1e-6)
-        assert np.isinf(found.values("loss")[2]).all() and np.isinf(found.pooled("loss")[2])
+        assert np.isnan(found.values("loss")[2]).all() and np.isnan(found.pooled("loss")[2])
+        assert [(model, site) for metric, model, site in found.without if metric == "loss"] == [("nan", site) for site in NAMES]
+        assert f"loss of nan at {NAMES[0]}: it is not finite there" in found.table("loss")
 
 
 def test_who_does_not_answer_is_a_hole_with_its_reason(composed, models, tmp_path):

@@ -22,7 +22,7 @@ def added(composed, reports, factors):
     state = composed.init(jax.random.key(0), 1)
     sums = Sums(composed, 0, state.uplink[0], len(reports))
     for place, ((update, weight), factor) in enumerate(zip(reports, factors, strict=True)):
-        sums.add(SimpleNamespace(fields={}), (update, weight), place, times=1 + place % 2, factor=factor)
+        sums.add(SimpleNamespace(sender="charite", fields={}), (update, weight), place, times=1 + place % 2, factor=factor)
     concluded = sums.conclude(state, "round 0", Rules(), lambda *about: None)
     again = sums.conclude(state, "round 0", Rules(), lambda *about: None)  # as where a step is run again
     jax.tree.map(np.testing.assert_array_equal, again.params, concluded.params)
