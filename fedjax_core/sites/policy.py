@@ -36,7 +36,7 @@
     cpus = 4
     gpu_share = 0.5               # of the memory of its GPU
     memory_gb = 16.0
-    kept_gb = 20.0                # of what the site keeps between rounds, in its folder or in memory
+    kept_gb = 20.0                # of what the site keeps between rounds; so much where it is not set
     seconds_per_round = 600
     seconds_per_day = 7200
     updates_per_day = 1000        # new updates that leave; one for each exchange of a round
@@ -153,7 +153,7 @@ class Caps:
     cpus: int | None = None
     gpu_share: float | None = None
     memory_gb: float | None = None
-    kept_gb: float | None = None
+    kept_gb: float | None = 20.0
     seconds_per_round: float | None = None
     seconds_per_day: float | None = None
     updates_per_day: int | None = None

@@ -44,7 +44,7 @@ class Altered:
 
 def scripted(values):
     """An evaluation that says values[round]."""
-    return lambda sim, state: {"score": values[int(state.round)], "round": float(state.round)}
+    return lambda sim, state: {"score": values[int(state.round)], "rounds": float(state.round)}
 
 
 def trained(history):
@@ -262,3 +262,9 @@ def test_load_best_needs_an_evaluation(sim, tmp_path):
     fit(sim, 1, cohorts(), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"best does not exist: fit\(\) keeps a best model where evaluate_every= is above 0"):
         load_best(tmp_path, sim)
+
+
+@pytest.mark.parametrize("name", ["round", "kind"])
+def test_a_metric_of_an_evaluation_is_not_called_as_what_every_record_has(sim, name):
+    with pytest.raises(ValueError, match=f"evaluate= gives a metric called '{name}'"):
+        fit(sim, 1, cohorts(), evaluate_every=1, evaluate=lambda sim, state: {"loss": 1.0, name: 2.0})

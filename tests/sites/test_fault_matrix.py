@@ -47,6 +47,14 @@ ROWS = {
         tests/scripts/test_soak.py::test_a_run_in_which_things_are_killed_is_told_to_end_with_the_same_bits""",
     "all fall back to a checkpoint": """
         tests/sites/test_federation.py::test_a_coordinator_that_falls_back_takes_its_sites_back""",
+    "many rounds since the checkpoint, or the newest one damaged: what sites keep is still there, and no more than is needed": """
+        tests/sites/test_keep.py::test_a_run_resumes_however_rare_its_checkpoints_are
+        tests/sites/test_keep.py::test_a_site_that_is_late_for_long_keeps_little_and_what_counted
+        tests/sites/test_keep.py::test_a_site_declines_rather_than_forget_what_the_run_needs""",
+    "nobody takes part in a round": """
+        tests/test_backends.py::test_a_round_of_nobody_changes_nothing_but_its_number""",
+    "a client whose numbers cannot be used in the first of several exchanges": """
+        tests/test_backends.py::test_a_client_refused_in_one_exchange_is_out_of_the_round""",
     "all participants killed at once": """
         tests/consortium/test_box.py::test_everything_is_killed_at_once""",
     "corrupt or truncated newest checkpoint: the one before, and the log says so": """
@@ -130,7 +138,7 @@ ROWS = {
         tests/sites/test_faults.py::test_as_if_nothing_had_been
         tests/sites/test_wire.py::test_refused""",
     "bit flip in what a site keeps": """
-        tests/sites/test_site.py::test_what_a_site_keeps_is_whole_or_not_there""",
+        tests/sites/test_keep.py::test_a_version_is_whole_or_not_there""",
     "NaN, Inf, shape, dtype, tree, absurd weight or norm": """
         tests/sites/test_gate.py::test_quarantined
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked""",

@@ -6,6 +6,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.sites.keep import Keep, LostState, NoRoom
+from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.request import may_come_again
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.site_file import SiteFile
@@ -145,6 +146,10 @@ def test_a_site_declines_rather_than_forget_what_the_run_needs(stateful, tmp_pat
         _, seen = fed.run(fed.init(jax.random.key(0)), range(4))
         assert float(seen["missing"]) == 1
         assert "caps.kept_gb" in (tmp_path / "coordinator" / "audit" / "audit-000001.jsonl").read_text()
+
+
+def test_what_is_kept_has_a_bound_where_the_policy_sets_none():
+    assert Policy("charite").caps.kept_gb == 20
 
 
 def test_rounds_without_fit_may_go_back_by_many(stateful):
