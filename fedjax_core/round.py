@@ -16,7 +16,6 @@ A round is one or more exchanges. For each, every backend does the same five thi
 ('chain(clip, quantize)', 'mean')
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -30,7 +29,7 @@ from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
 from fedjax_core.metrics import check_names, check_step_metrics
-from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update
+from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
 from fedjax_core.uplink.base import Info, Stage, chain, stage
 
 
@@ -164,6 +163,16 @@ def compose(algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggre
     return composed
 
 
+def check_population(composed: Round, clients: int, what: str) -> None:
+    """Raises where the algorithm was made for another number of clients than there are."""
+    population = composed.algorithm.population
+    if population is not None and known(population) and population != clients:
+        raise ValueError(
+            f"the algorithm was made with population={population}, and there are {clients} {what}: its numbers would be those of another "
+            f"algorithm. Make it with population={clients}"
+        )
+
+
 def _in_32_bits(algorithm: Algorithm) -> Algorithm:
     """The algorithm with what its server keeps beside the model in float32 at least, where the model has fewer bits.
 
@@ -173,7 +182,8 @@ def _in_32_bits(algorithm: Algorithm) -> Algorithm:
         return algorithm
 
     def init(params: Params) -> Server:
-        return _with_params(algorithm.init(tree.wide(params)), params)
+        given = {id(leaf) for leaf in jax.tree.leaves(params)}  # the model itself keeps its dtype
+        return jax.tree.map(lambda x, wide: x if id(x) in given else wide, algorithm.init(params), algorithm.init(tree.wide(params)))
 
     def plain(server: Server) -> Server:
         """In the dtypes that the algorithm itself gives to what it keeps."""
@@ -198,13 +208,6 @@ def _in_32_bits(algorithm: Algorithm) -> Algorithm:
 
 def _leaves_and_wide(a: Any) -> list[tuple[Any, Any]]:
     return list(zip(jax.tree.leaves(a), jax.tree.leaves(tree.wide(a)), strict=True))
-
-
-def _with_params(server: Server, params: Params) -> Server:
-    """The server with this model, where it is of a type that can have one field replaced."""
-    if hasattr(server, "_replace"):
-        return server._replace(params=params)
-    return dataclasses.replace(server, params=params)
 
 
 def _key() -> Key:

@@ -39,6 +39,8 @@ NEIGHBOURS = PIECES | {"models"}
 EXCEPTIONS = {
     ("algorithms.fedprox", "algorithms.fedavg"): "FedProx is FedAvg with one more gradient transformation",
     ("algorithms.fedopt", "algorithms.fedavg"): "the adaptive server optimisers are FedAvg with another argument",
+    ("algorithms.fedavg", "algorithms.by_round"): "an optimiser that goes by rounds is the algorithm made anew for each",
+    ("algorithms.ifca", "algorithms.by_round"): "the same",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",
 }
 HOMES = {"ray": ("cluster", "sites"), "orbax": ("run.checkpoint",), "flax": ("models",)}

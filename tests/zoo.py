@@ -104,6 +104,7 @@ ZOO: dict[str, Entry] = {
     "fedavg, momentum": Entry(lambda: compose(algorithms.fedavg(task(), optax.sgd(0.1, momentum=0.9), optax.sgd(1.0, momentum=0.9)))),
     "fedyogi": Entry(lambda: compose(algorithms.fedavg(task(), SGD, algorithms.fedopt.yogi(0.01, tau=1e-3)))),
     "fedprox": Entry(lambda: compose(algorithms.fedprox(task(), 0.5, SGD))),
+    "by round": Entry(lambda: compose(algorithms.fedavg(task(), lambda round: optax.sgd(0.1 * 0.5**round)))),
     "scaffold": Entry(lambda: compose(algorithms.scaffold(task(), 0.1, N))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),

@@ -30,7 +30,11 @@ class Reports(NamedTuple):
 
 
 def trimmed_mean(fraction: float) -> Aggregator:
-    """Leaves out the `fraction` largest and the `fraction` smallest of each coordinate, 0 <= fraction < 0.5, and averages the rest."""
+    """Leaves out the `fraction` largest and the `fraction` smallest of each coordinate, 0 <= fraction < 0.5, and averages the rest.
+
+    Every client counts alike, whatever its weight: the weights by examples that `fedavg` gives are dropped, so that nobody gains by a
+    large one. Only a weight of 0 matters: such a report is not there.
+    """
     if known(fraction) and not 0 <= fraction < 0.5:
         raise ValueError(f"trimmed_mean needs 0 <= fraction < 0.5 (it trims that share at both ends), got {fraction}")
 

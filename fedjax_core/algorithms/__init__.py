@@ -2,6 +2,7 @@
 
 from fedjax_core.algorithms import fedopt
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, uniform
+from fedjax_core.algorithms.by_round import by_round
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.algorithms.fedprox import add_proximal, fedprox
 from fedjax_core.algorithms.ifca import ifca
@@ -17,6 +18,7 @@ __all__ = [
     "Seen",
     "add_proximal",
     "by_examples",
+    "by_round",
     "fedavg",
     "fedopt",
     "fedprox",

@@ -6,8 +6,9 @@ Most algorithms have one exchange a round. Mime has two that cross the wire; IFC
 nothing goes up) and one in which they train. All are pure functions over pytrees, so that a backend may vmap, scan, shard or send them.
 """
 
+import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ import optax
 
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
-from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update
+from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update, known
+
+log = logging.getLogger("fedjax_core")
 
 
 class Seen(NamedTuple):
@@ -72,6 +75,8 @@ class Algorithm(NamedTuple):
     exchanges: tuple[Exchange, ...]
     personal: Callable[[Server, Own], Params] | None = None
     """The model a client would use; None: the global one."""
+    population: int | None = None
+    """Of how many clients it is, where its numbers depend on that; who runs it refuses another number."""
 
 
 def nothing(params: Params) -> Own:
@@ -87,6 +92,34 @@ def by_examples(seen: Seen) -> Array:
 def uniform(seen: Seen) -> Array:
     """Weighs all reports alike: the objective is the mean over clients."""
     return jnp.ones_like(seen.examples)
+
+
+LocalOptimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+"""A client's optimiser; or round -> optimiser, for one that changes by the round."""
+
+
+def made_by_round(local: Any) -> Callable[[Any], optax.GradientTransformation] | None:
+    """round -> optimiser, checked, where `local` is such a function; None where it is an optimiser itself, or neither."""
+    return None if hasattr(local, "update") or not callable(local) else lambda round: check_local(local(round))
+
+
+def check_local(optimizer: Any, name: str = "local") -> optax.GradientTransformation:
+    """A client's optimiser itself; raises where it is none, and tells where it has a schedule in it."""
+    found = check_optimizer(optimizer, name)
+    state = jax.eval_shape(found.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+    scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
+    if scheduled and known(jnp.zeros(())):  # not while a program is traced, which was told before
+        log.warning(
+            "the schedule in %s= begins anew at every client and in every round, as it counts a client's own steps; for one that goes by "
+            "rounds write %s=lambda round: optax.sgd(schedule(round)), or fc.algorithms.by_round",
+            name,
+            name,
+        )
+    return found
+
+
+def _is_schedule(state: Any) -> bool:
+    return isinstance(state, (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState))
 
 
 def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:

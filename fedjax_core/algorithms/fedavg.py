@@ -25,13 +25,17 @@ from fedjax_core.algorithms.base import (
     Algorithm,
     Client,
     Exchange,
+    LocalOptimizer,
     Report,
     Seen,
     by_examples,
+    check_local,
     check_optimizer,
     gradient,
+    made_by_round,
     nothing,
 )
+from fedjax_core.algorithms.by_round import by_round
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Own, Params
@@ -53,17 +57,21 @@ class Local(NamedTuple):
 
 def fedavg(
     task: Task,
-    local: optax.GradientTransformation,
+    local: LocalOptimizer,
     server: optax.GradientTransformation | None = None,
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
     """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging) gets the mean change, negated.
 
+    Clients begin `local` anew in every round, so a schedule within it counts a client's steps of one round. For a learning rate that goes
+    by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with rounds from 0 (`by_round` does it for any algorithm).
     `weighting` says how much a client counts: `by_examples` (default) or `uniform`. In an empty round, in which nobody reported, the
     server takes no step, and its momentum stays as it is.
     """
-    local = check_optimizer(local, "local")
+    if (make := made_by_round(local)) is not None:
+        return by_round(lambda round: fedavg(task, make(round), server, weighting=weighting))
+    local = check_local(local)
     server = check_optimizer(optax.sgd(1.0) if server is None else server, "server")
 
     def begin(params: Params, own: Own, key: Key) -> Local:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import optax
 
-from fedjax_core.algorithms.base import Algorithm, check_optimizer
+from fedjax_core.algorithms.base import Algorithm, LocalOptimizer, check_optimizer, made_by_round
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.task import Task
 from fedjax_core.types import known
@@ -29,8 +29,10 @@ def add_proximal(mu: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: params, update)
 
 
-def fedprox(task: Task, mu: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
+def fedprox(task: Task, mu: float, local: LocalOptimizer, **rest: Any) -> Algorithm:
     """`fedavg` whose local gradients are pulled back with strength `mu` >= 0; the rest of the arguments are fedavg's."""
     if known(mu) and mu < 0:
         raise ValueError(f"mu must be at least 0, got {mu}: a negative pull pushes clients apart")
+    if (make := made_by_round(local)) is not None:
+        return fedavg(task, lambda round: optax.chain(add_proximal(mu), make(round)), **rest)
     return fedavg(task, optax.chain(add_proximal(mu), check_optimizer(local, "local")), **rest)

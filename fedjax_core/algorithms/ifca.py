@@ -19,7 +19,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, check_optimizer, gradient
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    LocalOptimizer,
+    Report,
+    Seen,
+    by_examples,
+    check_local,
+    gradient,
+    made_by_round,
+)
+from fedjax_core.algorithms.by_round import by_round
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
@@ -46,9 +59,11 @@ class Part(NamedTuple):
     chosen: Array  # [k]
 
 
-def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algorithm:
+def ifca(task: Task, models: int, local: LocalOptimizer) -> Algorithm:
     """Clustered training of `models` models, each begun from its own key; clients count by their examples."""
-    local = check_optimizer(local, "local")
+    if (make := made_by_round(local)) is not None:
+        return by_round(lambda round: ifca(task, models, make(round)))
+    local = check_local(local)
     if models < 1:
         raise ValueError(f"ifca needs models >= 1, got {models}")
 

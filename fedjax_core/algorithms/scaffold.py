@@ -74,4 +74,4 @@ def scaffold(task: Task, lr: float, population: int, server_lr: float = 1.0, *, 
         return jax.tree.map(jnp.zeros_like, params)
 
     exchange = Exchange(lambda server: server, Client(begin, step, finish), update)
-    return Algorithm(task, task.init, lambda params: Global(params, zeros(params)), zeros, (exchange,))
+    return Algorithm(task, task.init, lambda params: Global(params, zeros(params)), zeros, (exchange,), population=population)

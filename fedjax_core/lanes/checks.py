@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.task_check import check_data
 from fedjax_core.lanes.columns import forget, mapped, narrow
-from fedjax_core.round import Round, check_metrics
+from fedjax_core.round import Round, check_metrics, check_population
 
 log = logging.getLogger("fedjax_core")
 
@@ -22,6 +22,7 @@ def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None
         raise TypeError(f"{name} needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
     if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
         raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
+    check_population(composed, len(clients), "clients")
     clients.check_numbers(whole=not mapped(clients.columns))
 
 

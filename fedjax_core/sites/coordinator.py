@@ -40,7 +40,7 @@ from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.lanes.buffer import Buffer
 from fedjax_core.metrics import CrossEvaluation, Evaluation, stacked
-from fedjax_core.round import Round, State
+from fedjax_core.round import Round, State, check_population
 from fedjax_core.sites import crossing, told
 from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
@@ -134,6 +134,7 @@ class Federation:
         self._names = [one.name for one in files]
         if len(set(self._names)) != len(self._names) or not files:
             raise ValueError(f"a federation needs sites of different names, got {self._names}")
+        check_population(composed, len(files), "sites")
         self.buffer = buffer
         rules = self._checked(rules or Rules())
         self._exit = contextlib.ExitStack()

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+import fedjax_core as fc
 from fedjax_core import algorithms
-from tests.quadratic import MEANS, START, TASK, simulate
+from fedjax_core.sites.site_file import SiteFile
+from tests.quadratic import CLIENTS, MEANS, START, TASK, simulate
 
 
 def test_rounds_of_the_paper_worked_by_hand():
@@ -68,3 +70,12 @@ def test_a_round_is_exact_from_the_stored_controls():
     """At the optimum of every client's corrected problem nothing moves: controls equal to the local gradients hold the model still."""
     state = simulate(algorithms.scaffold(TASK, lr=0.1, population=3), rounds=80, epochs=5)
     assert float(state.params[0]) == pytest.approx(MEANS.mean(), abs=1e-4)
+
+
+def test_another_number_of_clients_than_it_was_made_for_is_refused():
+    for population in (2, 4):
+        with pytest.raises(ValueError, match=f"made with population={population}, and there are 3 clients.*Make it with population=3"):
+            fc.Simulator(fc.compose(algorithms.scaffold(TASK, lr=0.1, population=population)), CLIENTS, batch_size=3)
+    sites = [SiteFile(name=name, data=CLIENTS[i]) for i, name in enumerate("ab")]
+    with pytest.raises(ValueError, match="made with population=3, and there are 2 sites"):
+        fc.Federation(fc.compose(algorithms.scaffold(TASK, lr=0.1, population=3)), sites, batch_size=3, transport="in-process")

@@ -1,0 +1,86 @@
+"""An algorithm with numbers that change from round to round, such as a learning rate that decays.
+
+    build(round) -> Algorithm        round = 0, 1, 2, ... as a float32, counted by the server and sent to clients with the model
+
+A schedule inside a client's own optimiser counts the client's steps, and begins anew at every client and in every round. This one goes by
+the rounds of the run. Rounds in which nobody reported do not count.
+
+>>> import jax.numpy as jnp, optax
+>>> from fedjax_core import models
+>>> from fedjax_core.algorithms.fedavg import fedavg
+>>> task, decay = models.linear(features=3), optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.9)
+>>> algorithm = by_round(lambda round: fedavg(task, local=optax.sgd(decay(round))))
+>>> int(algorithm.init(task.init(None)).round)
+0
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
+from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server
+
+
+class Counted(NamedTuple):
+    """What the algorithm's server keeps, and how many rounds were concluded."""
+
+    inner: Server
+    round: Array  # int32
+
+    @property
+    def params(self) -> Params:
+        """The global model."""
+        return self.inner.params
+
+
+class Dated(NamedTuple):
+    """A message, and of which round it is."""
+
+    inner: Message
+    round: Array  # float32
+
+
+def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
+    """The algorithm that `build(round)` gives for each round; only numbers may depend on the round, not shapes or what is kept."""
+    first = build(0.0)
+    if not isinstance(first, Algorithm):
+        raise TypeError(f"by_round's build must return an Algorithm, got {type(first).__name__}: lambda round: fc.algorithms.fedavg(...)")
+    silent = [exchange.update is None for exchange in first.exchanges]
+    last = max((e for e, quiet in enumerate(silent) if not quiet), default=-1)
+
+    def exchange(e: int) -> Exchange:
+        def now(message: Dated) -> Client:
+            return build(message.round).exchanges[e].client
+
+        def broadcast(server: Counted) -> Dated:
+            round = server.round.astype(jnp.float32)
+            return Dated(build(round).exchanges[e].broadcast(server.inner), round)
+
+        def begin(message: Dated, own: Own, key: Key) -> Carry:
+            return now(message).begin(message.inner, own, key)
+
+        def step(message: Dated, carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Any]:
+            return now(message).step(message.inner, carry, batch, key)
+
+        def finish(message: Dated, carry: Carry, seen: Seen) -> Report:
+            return now(message).finish(message.inner, carry, seen)
+
+        def update(server: Counted, reports: Aggregate) -> Counted:
+            conclude = build(server.round.astype(jnp.float32)).exchanges[e].update
+            assert conclude is not None
+            return Counted(conclude(server.inner, reports), server.round + jnp.int32(e == last))
+
+        return first.exchanges[e]._replace(broadcast=broadcast, client=Client(begin, step, finish), update=None if silent[e] else update)
+
+    def personal(server: Counted, own: Own) -> Params:
+        inner = build(server.round.astype(jnp.float32)).personal
+        assert inner is not None
+        return inner(server.inner, own)
+
+    return first._replace(
+        init=lambda params: Counted(first.init(params), jnp.int32(0)),
+        exchanges=tuple(exchange(e) for e in range(len(first.exchanges))),
+        personal=None if first.personal is None else personal,
+    )

@@ -1,0 +1,73 @@
+"""Numbers that go by the rounds of the run, and what is said where a schedule does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_core as fc
+from fedjax_core.sites.site_file import SiteFile
+
+# The loss falls by w for each example: a step moves w by the learning rate.
+TASK = fc.Task(lambda key: jnp.zeros(1), lambda w, batch, key: -batch["x"] @ w)
+DATA = [{"x": np.ones((4, 1), np.float32)} for _ in range(2)]
+CLIENTS = fc.Clients.from_list(DATA)
+DECAY = optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.5)
+
+
+def steps(sim, cohorts=((0, 1), (0, 1), (0, 1))):
+    state, found = sim.init(jax.random.key(0)), [0.0]
+    for cohort in cohorts:
+        state, _ = sim.run(state, np.array(cohort, int))
+        found.append(float(state.params[0]))
+    return np.diff(found)
+
+
+def simulator(algorithm, **settings):
+    return fc.Simulator(fc.compose(algorithm), CLIENTS, batch_size=4, lanes=1, **settings)
+
+
+def test_a_learning_rate_goes_by_rounds():
+    assert np.allclose(steps(simulator(fc.algorithms.fedavg(TASK, lambda round: optax.sgd(0.1 * 0.5**round)))), [0.1, 0.05, 0.025])
+    assert np.allclose(steps(simulator(fc.algorithms.fedprox(TASK, 0.0, lambda round: optax.sgd(DECAY(round))))), [0.1, 0.05, 0.025])
+
+
+def test_so_does_any_number_of_any_algorithm_and_at_sites():
+    algorithm = fc.algorithms.by_round(lambda round: fc.algorithms.scaffold(TASK, DECAY(round), 2))
+    sites = [SiteFile(name=name, data=columns) for name, columns in zip("ab", DATA, strict=True)]
+    with fc.Federation(fc.compose(algorithm), sites, batch_size=4, transport="in-process") as fed:
+        assert np.allclose(steps(fed), steps(simulator(algorithm)))
+
+
+def test_an_empty_round_does_not_count():
+    found = steps(simulator(fc.algorithms.fedavg(TASK, lambda round: optax.sgd(DECAY(round)))), cohorts=((0,), (), (0, 1)))
+    assert np.allclose(found, [0.1, 0.0, 0.05])
+
+
+SCHEDULED = {
+    "sgd": lambda: fc.algorithms.fedavg(TASK, optax.sgd(DECAY)),
+    "a chain": lambda: fc.algorithms.fedavg(TASK, optax.chain(optax.clip(1.0), optax.adamw(DECAY))),
+    "fedprox": lambda: fc.algorithms.fedprox(TASK, 0.1, optax.sgd(DECAY)),
+    "ifca": lambda: fc.algorithms.ifca(TASK, 2, optax.sgd(DECAY)),
+    "injected": lambda: fc.algorithms.fedavg(TASK, optax.inject_hyperparams(optax.sgd)(learning_rate=DECAY)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_schedule_that_begins_anew_in_every_round_is_told(name, caplog):
+    SCHEDULED[name]()
+    assert ["begins anew at every client and in every round" in record.message for record in caplog.records] == [True]
+
+
+def test_nothing_is_told_where_there_is_none(caplog):
+    fc.algorithms.fedavg(TASK, optax.adam(0.1), optax.sgd(DECAY))  # the server's counts rounds
+    fc.algorithms.fedavg(TASK, lambda round: optax.sgd(DECAY(round)))
+    assert not caplog.records
+
+
+def test_what_is_no_optimiser_is_refused():
+    with pytest.raises(TypeError, match=r"local= must be an optax optimiser .*, got float 0.1"):
+        fc.algorithms.fedavg(TASK, lambda round: 0.1)
+    with pytest.raises(TypeError, match="by_round's build must return an Algorithm, got Task"):
+        fc.algorithms.by_round(lambda round: TASK)
