@@ -76,7 +76,8 @@ def test_a_log_is_verified_by_the_head_that_the_other_end_holds(site, capsys):
     head = capsys.readouterr().out.strip()
     with Log(site / "other", key) as log:
         log.record("mayo", "answered", about={"head.mayo": f"0:{'0' * 64}"})
-        log.record("charite", "answered", about={"head.charite": head})
+        log.record("charite", "answered", run="heart-1", about={"head.charite": head})
+        log.record("charite", "answered", run="of another log", about={"head.charite": f"1:{'0' * 64}"})
     assert main(["audit", "head", str(site / "other"), "--of", "charite"]) == 0 and capsys.readouterr().out.strip() == head
     assert main(["audit", "head", str(site / "other"), "--of", "oslo"]) == 1
     both = ["--keys", str(keys / "charite.pub"), str(keys / "coordinator.pub"), "--held-by", str(site / "other")]

@@ -31,7 +31,7 @@ def verify(folder: Positional[Path], keys: tuple[Path, ...], head: str | None = 
     held: dict[str, list[audit.Head]] = {}
     for other in held_by:
         owner, holder = (_owner(one, known) for one in (folder, other))
-        held[holder] = audit.held_by(other, public, owner)
+        held[holder] = audit.held_by(other, public, owner, {entry.run for entry in audit.show(folder)})
         if not held[holder]:
             raise ValueError(f"{other}, the log of {holder}, has no head of the log of {owner}: no message of that came with one")
     found = audit.verify(folder, public, audit.Head.parse(head) if head else None, held=held)

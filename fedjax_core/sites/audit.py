@@ -58,7 +58,7 @@ from fedjax_core.sites.entries import (
 )
 from fedjax_core.sites.gate import NotFinite, measure
 from fedjax_core.sites.heads import FILE as HEADS
-from fedjax_core.sites.heads import Heads
+from fedjax_core.sites.heads import Heads, Held
 from fedjax_core.sites.identity import PublicKey, SiteKey
 from fedjax_core.sites.proof import Anchor, anchor_path, held_by, verify
 from fedjax_core.sites.wire import Envelope
@@ -87,7 +87,7 @@ class Log:
         self.folder, self.head = Path(folder), NOTHING
         self.durable = NOTHING
         """The last entry that is on the disk for certain: what others may be told of, whatever dies."""
-        self.held: dict[str, Head] = {}
+        self.held: dict[str, Held] = {}
         """The newest head of each other log, as its owner's messages said."""
         self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
         self._lock: BinaryIO | None = None
@@ -156,11 +156,15 @@ class Log:
         if wait:
             self._on_disk()
 
-    def hold(self, name: str, head: str) -> str | None:
-        """Holds the head that another's message had. Where that log has gone back, says so in words, once, and holds what it had before."""
-        now, before = Head.parse(head), self.held.get(name, NOTHING)
+    def hold(self, name: str, run: str, head: str) -> str | None:
+        """Holds the head that another's message of a run had.
+
+        Where that log has gone back since the last message of this run, it says so in words, once, and holds what it had before.
+        """
+        now, held = Head.parse(head), self.held.get(name)
+        before = held.head if held is not None and held.run == run else NOTHING
         if now.n > before.n or now == before:
-            self.held[name] = now
+            self.held[name] = Held(run, now)
             return None
         if name in self._backwards:
             return None

@@ -352,7 +352,7 @@ class Federation:
         if self._log is None or head is None or head == self._heads.get(who):
             return {}
         self._heads[who] = head
-        if (wrong := self._log.hold(who, head)) is not None:
+        if (wrong := self._log.hold(who, self.run_name, head)) is not None:
             log.warning("%s. Ask its staff to prove it: fedjax-core audit verify", wrong)
             self._log.record(who, "head went back", run=self.run_name, round=number, about={"reason": wrong})
         return {f"{HELD}{who}": head}

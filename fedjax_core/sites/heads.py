@@ -1,17 +1,19 @@
 """The heads of logs that one end of a federation holds: of its own log, and of the logs of those who write to it.
 
-    audit/heads.json    {"heads": {"held": {"coordinator": "40:3c..."}, "key": "...", "own": "17:9f..."}, "signature": "..."}
+    audit/heads.json    {"heads": {"held": {"coordinator": {"head": "40:3c...", "run": "heart-1"}}, "key": "...", "own": "17:9f..."},
+                         "signature": "..."}
 
 Every message has its sender's head in it (wire.py). So each end knows what the other's log led to, and nobody can cut entries off a log, or
 write it anew, without changing it at both ends. The own head tells whoever opens the log again that entries were cut off since. It is
-written after the entry that it names is on the disk: so a crash may leave it older than the log, and never newer.
+written after the entry that it names is on the disk: so a crash may leave it older than the log, and never newer. Whoever has several
+logs, in several folders, has a run in one of them: so heads are compared within a run.
 
 A head says how many entries a log has, and nothing of what is in them: its digest is of a line with a signature in it, which nobody but the
 log's owner can make, so contents cannot be tried.
 
 >>> import tempfile
 >>> folder, key = tempfile.TemporaryDirectory(), SiteKey.make("charite")
->>> heads = Heads(Head(17, "9f" * 32), {"coordinator": Head(40, "3c" * 32)})
+>>> heads = Heads(Head(17, "9f" * 32), {"coordinator": Held("heart-1", Head(40, "3c" * 32))})
 >>> _ = (Path(folder.name) / FILE).write_bytes(heads.signed(key))
 >>> Heads.read(folder.name, [key.public]) == heads
 True
@@ -22,7 +24,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_core.sites.base import Refused, dumps, loads
 from fedjax_core.sites.entries import PURPOSE, AuditError, Head
@@ -32,17 +34,25 @@ FILE, HELD = "heads.json", "head."
 """The file beside a log; and what the names of an entry's values begin with that are another's head, such as `head.coordinator`."""
 
 
+class Held(NamedTuple):
+    """Another's head, as a message of this run brought it."""
+
+    run: str
+    head: Head
+
+
 @dataclass(frozen=True)
 class Heads:
     """What one end holds."""
 
     own: Head
-    held: Mapping[str, Head] = field(default_factory=dict)
-    """By the name of the other end."""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    """The newest of each other end, by its name."""
 
     def signed(self, key: SiteKey) -> bytes:
         """The file's text, signed by the log's owner."""
-        body = {"own": str(self.own), "held": {name: str(head) for name, head in self.held.items()}, "key": key.public.fingerprint}
+        held = {name: {"head": str(one.head), "run": one.run} for name, one in self.held.items()}
+        body = {"own": str(self.own), "held": held, "key": key.public.fingerprint}
         return dumps({"heads": body, "signature": key.sign(f"{PURPOSE} heads", dumps(body)).hex()})
 
     @classmethod
@@ -54,7 +64,8 @@ class Heads:
         try:
             found: Any = loads(path.read_bytes(), "the file", levels=4)
             body, signature = found["heads"], bytes.fromhex(found["signature"])
-            heads = cls(Head.parse(body["own"]), {str(name): Head.parse(text) for name, text in body["held"].items()})
+            held = {str(name): Held(str(one["run"]), Head.parse(one["head"])) for name, one in body["held"].items()}
+            heads = cls(Head.parse(body["own"]), held)
             signer = str(body["key"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise AuditError(f"{path} was edited or damaged: {error if isinstance(error, Refused) else 'it holds no heads'}") from None

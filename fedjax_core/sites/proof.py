@@ -7,7 +7,7 @@ head, and it is compared here.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fedjax_core.files import sync_folder, write_whole
 from fedjax_core.sites.base import Refused, dumps, loads
 from fedjax_core.sites.entries import CUT, NOTHING, PATTERN, PURPOSE, AuditError, Head, digest, files, lines, read, show
 from fedjax_core.sites.heads import FILE as HEADS
-from fedjax_core.sites.heads import HELD, Heads
+from fedjax_core.sites.heads import HELD, Heads, Held
 from fedjax_core.sites.identity import PublicKey, SiteKey
 
 _ANCHOR = "anchor.json"
@@ -51,6 +51,8 @@ def verify(
     wanted += [(f"the head in its {HEADS}", own.own)] if own is not None else []
     at: dict[int, list[tuple[str, Head]]] = {}
     for whose, one in wanted:
+        if one.n == removed.n and one != removed:
+            raise AuditError(f"{folder} is anchored at entry {one.n}, but not the one that {whose} names: the log was written anew")
         at.setdefault(one.n, []).append((whose, one))
     last: Head | None = None
     for where, line in lines(paths):
@@ -83,17 +85,18 @@ def verify(
     return last
 
 
-def held_by(folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: str) -> list[Head]:
-    """All heads of the owner's log that the log in this folder, of another end, has had, the newest last.
+def held_by(folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: str, runs: Collection[str] | None = None) -> list[Head]:
+    """All heads of the owner's log that the log in this folder, of another end, has had, the newest last; with `runs`, of these runs alone.
 
     That log is proven first, with these keys. The heads are in its entries about the owner's messages, and the newest in its file of heads.
+    `runs`: those that the owner's log is of, where the owner has others.
     """
     known = set(keys)
     verify(folder, known)
     found = Heads.read(folder, known)
-    every = set() if found is None or owner not in found.held else {found.held[owner]}
-    every |= {Head.parse(str(said)) for entry in show(folder) if (said := entry.about.get(f"{HELD}{owner}")) is not None}
-    return sorted(every)
+    every = [] if found is None or owner not in found.held else [found.held[owner]]
+    every += [Held(one.run, Head.parse(str(said))) for one in show(folder) if (said := one.about.get(f"{HELD}{owner}")) is not None]
+    return sorted({held.head for held in every if runs is None or held.run in runs})
 
 
 @dataclass(frozen=True, kw_only=True)

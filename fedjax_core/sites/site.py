@@ -230,7 +230,9 @@ class Site:
 
     def _hold(self, request: Header) -> None:
         """Holds the head of the coordinator's log that came with a request, and records where that log has gone back."""
-        if self.log is not None and request.head is not UNSET and (wrong := self.log.hold(COORDINATOR, request.head)) is not None:
+        if self.log is None or request.head is UNSET:
+            return
+        if (wrong := self.log.hold(COORDINATOR, request.run, request.head)) is not None:
             self.log.record(COORDINATOR, "head went back", run=request.run, round=request.round, about={"reason": wrong})
 
     def _withdraw(self, request: Header) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_core.sites.audit import NOTHING, AuditError, Head, Log, files, head_of, held_by, show, verify
-from fedjax_core.sites.heads import Heads
+from fedjax_core.sites.heads import Heads, Held
 from tests.sites.parties import CHARITE, MAYO, TENSORS, envelope, message
 
 KEYS = [CHARITE.public]
@@ -330,16 +330,19 @@ def test_what_is_not_waited_for_is_told_to_nobody_before_it_is_on_the_disk(tmp_p
 def test_each_end_holds_the_others_head_and_sees_it_go_back(tmp_path):
     first, last = write(tmp_path / "mayo", 3, key=MAYO), write(tmp_path / "mayo", 3, key=MAYO)
     with Log(tmp_path / "charite", CHARITE) as log:
-        assert log.hold("mayo", str(first)) is None and log.hold("mayo", str(last)) is None and log.hold("mayo", str(last)) is None
+        for head in (first, last, last):
+            assert log.hold("mayo", "run", str(head)) is None
         log.record("charite", "trained")
     with Log(tmp_path / "charite", CHARITE) as log:
-        assert log.held == {"mayo": last}
-        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold("mayo", str(first))
-        assert log.hold("mayo", str(first)) is None and log.held == {"mayo": last}  # said once
-        log.record("mayo", "answered", about={"head.mayo": str(last)})
-    assert held_by(tmp_path / "charite", KEYS, "mayo") == [last] and held_by(tmp_path / "charite", KEYS, "oslo") == []
+        assert log.held == {"mayo": Held("run", last)}
+        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold("mayo", "run", str(first))
+        assert log.hold("mayo", "run", str(first)) is None and log.held == {"mayo": Held("run", last)}  # said once
+        log.record("mayo", "answered", run="run", about={"head.mayo": str(last)})
+        assert log.hold("mayo", "another run", str(first)) is None  # which may be in another log of that end
+    assert held_by(tmp_path / "charite", KEYS, "mayo") == [first, last] and held_by(tmp_path / "charite", KEYS, "oslo") == []
+    assert held_by(tmp_path / "charite", KEYS, "mayo", ["another run"]) == [first]
     (tmp_path / "charite" / "heads.json").unlink()
-    assert held_by(tmp_path / "charite", KEYS, "mayo") == [last]  # from its entries
+    assert held_by(tmp_path / "charite", KEYS, "mayo") == [last] == held_by(tmp_path / "charite", KEYS, "mayo", ["run"])  # from its entries
     assert verify(tmp_path / "mayo", [MAYO.public], held={"charite": [last]}) == last
     path = files(tmp_path / "mayo")[0]
     path.write_bytes(b"".join(lines(path)[:-2]))

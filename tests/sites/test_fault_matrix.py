@@ -197,6 +197,8 @@ ROWS = {
         tests/sites/test_audit.py::test_every_changed_byte_is_found
         tests/sites/test_audit.py::test_each_way_of_changing_a_log_is_found
         tests/sites/test_audit.py::test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head
+        tests/sites/test_audit.py::test_a_log_that_was_cut_is_found_without_a_head_and_when_it_is_opened_again
+        tests/sites/test_heads.py::test_what_is_cut_off_at_one_end_the_other_end_knows
         tests/sites/test_retention.py::test_more_cannot_be_taken_away_than_was_signed""",
     "somebody does what is not theirs to do": """
         tests/sites/test_fault_matrix.py::test_only_the_coordinator_is_answered_whatever_is_asked
