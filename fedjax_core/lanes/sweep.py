@@ -76,6 +76,9 @@ class Sweep:
             numbers = tree.size(jax.eval_shape(self._runs.algorithm.init_params, jax.random.key(0)))
             self._simulator.adopt(max(1, min(64, 640_000 // max(1, len(self) * numbers))))
 
+    def __repr__(self) -> str:
+        return f"Sweep({len(self)} runs that differ in {', '.join(self.points)}; {self._simulator})"
+
     def __len__(self) -> int:
         """J, the number of runs."""
         return len(next(iter(self.points.values())))

@@ -238,7 +238,7 @@ class Federation:
         places = list(range(len(chosen.clients)))
         found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(0)}
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
-        needed = self._requests.recovery.needed(version)
+        needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
         for e in range(exchanges):
             result = exchange(
                 self._here, e, About(state, version, needed), chosen, places,
