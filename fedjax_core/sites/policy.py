@@ -6,7 +6,7 @@
 
     [tasks]                       # which configurations, by hash
     mode = "list"                 # or "first-use": the first one asked for is pinned, and every other refused
-    allowed = ["3f9a..."]         # the 32 digits of a study's hash, as `fedjax-core doctor` prints them
+    allowed = ["3f9a0b1c2d3e4f5a6b7c8d9e0f1a2b3c"]    # the hashes of studies, as `fedjax-core doctor` prints them
 
     [minimum]                     # of examples: those that the site has, and those that a report is computed of
     examples = 50
