@@ -3,8 +3,9 @@
     training       module(x, train=True), random numbers from the loss's key
     evaluation     module(x, train=False), no random numbers: `predict` and every metric, the metric `loss` among them
 
-The argument may be called `train`, `training`, `is_training` or `deterministic`; an nnx module also has its `train()` and
-`eval()`. Parameters are all that a client trains and sends, so a module may keep nothing else.
+The argument may be called `train`, `training`, `is_training` or `deterministic`; one of another name is given by `training=` and
+`evaluation=`, and a module whose dropout never drops is refused. An nnx module also has its `train()` and `eval()`. Parameters are all
+that a client trains and sends, so a module may keep nothing else; statistics of a pretrained network can be its `constants`.
 
 >>> import jax.numpy as jnp, optax
 >>> from flax import linen as nn
@@ -19,8 +20,9 @@ ValueError: Sequential keeps state beside its parameters (batch_stats: layers_1/
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.errors
 import jax
@@ -45,8 +47,11 @@ def from_flax(
     *,
     metrics: Callable[[Any, Batch], Mapping[str, Array]] | None = None,
     inputs: Callable[[Batch], Any] = lambda batch: images(batch["x"]),
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | Sequence[str] = (),
 ) -> Task:
-    """The task of a Flax module; raises where the module keeps state, or the loss is not one number an example.
+    """The task of a Flax module; raises where the module keeps state or never drops, or the loss is not one number an example.
 
     module: a linen module; an nnx class, or any callable that makes an nnx module from `rngs=`, begun anew from the key given to
         `init`; or an nnx module already made, which every `init` begins from as it now is, whatever the key.
@@ -54,9 +59,15 @@ def from_flax(
     loss, metrics: (outputs, batch) -> one number an example, [B], or a dict of such.
     inputs: batch -> what the module is applied to. By default column `x`, uint8 brought to [0, 1]; for bytes that are
         tokens give `lambda batch: batch["x"]`.
+    training, evaluation: arguments by which the module is told what it does, such as `{"mode": "train"}` and `{"mode": "eval"}`.
+    constants: what the module keeps beside its parameters and is used as it is, never trained or sent: of a linen module its collections,
+        `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already made, the types of its variables, `["BatchStat"]`.
     """
-    example = _example(example_batch)
-    init, apply = _linen(module, inputs, example) if isinstance(module, linen.Module) else _nnx(module)
+    example, modes = _example(example_batch), Modes(training or {}, evaluation or {})
+    if isinstance(module, linen.Module):
+        init, apply, draws = _linen(module, inputs, example, modes, constants)
+    else:
+        init, apply, draws = _nnx(module, inputs, example, modes, constants)
 
     def train_loss(params: Params, batch: Batch, key: Key) -> Array:
         return loss(wide(apply(params, like(params, inputs(batch)), key)), batch)
@@ -67,27 +78,95 @@ def from_flax(
 
     task = Task(init, train_loss, evaluate, predict=lambda params, batch: apply(params, inputs(batch), None))
     _check(task, example)
+    _check_dropout(module, draws)
     return task
 
 
-def _linen(module: linen.Module, inputs: Callable[[Batch], Any], example: Batch) -> tuple[Init, Apply]:
+class Modes(NamedTuple):
+    """What the module is told beside the usual arguments."""
+
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+    def of(self, module: Any, train: bool) -> dict[str, Any]:
+        """The arguments by which the module's `__call__` is told whether it trains."""
+        usual = {"train": train, "training": train, "is_training": train, "deterministic": not train}
+        accepted = inspect.signature(type(module).__call__).parameters
+        open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values())
+        given = self.training if train else self.evaluation
+        if wrong := [name for name in given if name not in accepted and not open_ended]:
+            raise ValueError(f"{type(module).__name__}.__call__ takes no argument {wrong[0]!r}: it has {', '.join(list(accepted)[1:])}")
+        found = {name: value for name, value in usual.items() if name in accepted} | dict(given)
+        needed = [name for name, one in list(accepted.items())[2:] if one.default is one.empty and one.kind in _NAMED and name not in found]
+        if needed:
+            raise ValueError(
+                f"{type(module).__name__}.__call__ needs {needed[0]!r}: say what it is in training and in evaluation, as in "
+                f"from_flax(..., training={{{needed[0]!r}: True}}, evaluation={{{needed[0]!r}: False}})"
+            )
+        return found
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_DRAWS_IN_EVALUATION = (
+    "the module draws random numbers in evaluation: give its __call__ an argument `train` or `deterministic` and obey it, "
+    "as in nn.Dropout(0.5, deterministic=not train)(x)"
+)
+Draws = Callable[[], tuple[list[str], bool]]
+"""() -> (layers that are meant to drop, whether any random number is drawn in training)."""
+
+
+def _linen(
+    module: linen.Module, inputs: Callable[[Batch], Any], example: Batch, modes: Modes, constants: Mapping[str, Any] | Sequence[str]
+) -> tuple[Init, Apply, Draws]:
+    if constants and not isinstance(constants, Mapping):
+        raise TypeError('constants= of a linen module are its collections by name, such as {"batch_stats": pretrained["batch_stats"]}')
+    collections = constants if isinstance(constants, Mapping) else {}
+    fixed = {name: jax.tree.map(np.asarray, tree) for name, tree in collections.items()}  # on no device until they are needed
+
     def variables(key: Key) -> dict[str, Any]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-        return dict(module.init(key, inputs(zeros), **_mode(module, train=False)))
+        return dict(module.init(key, inputs(zeros), **modes.of(module, train=False)))
 
     state = {name: tree for name, tree in jax.eval_shape(variables, jax.random.key(0)).items() if name != "params"}
+    for name, given in fixed.items():
+        shapes = jax.tree.map(jnp.shape, dict(given))
+        if name not in state or shapes != jax.tree.map(jnp.shape, dict(state[name])):
+            wanted = f"the module keeps {jax.tree.map(jnp.shape, dict(state[name]))} there" if name in state else f"it keeps {[*state]}"
+            raise ValueError(f"constants={{{name!r}: ...}} do not fit {type(module).__name__}: {wanted}, and was given {shapes}")
+    state = {name: tree for name, tree in state.items() if name not in fixed}
     leaves = jax.tree_util.tree_leaves_with_path(state)
     _refuse_state(module, [(p[0].key, jax.tree_util.keystr(p[1:], simple=True, separator="/")) for p, _ in leaves])
 
     def apply(params: Params, x: Any, key: Key | None) -> Any:
         # Streams of any other name fall back to "params".
         rngs = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "params"))}
-        return module.apply({"params": params}, x, rngs=rngs, **_mode(module, train=key is not None))
+        return module.apply({"params": params, **fixed}, x, rngs=rngs, **modes.of(module, train=key is not None))
 
-    return jax.jit(lambda key: variables(key).get("params", {})), apply
+    def draws() -> tuple[list[str], bool]:
+        dropping: list[str] = []
+
+        def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            if _rate(context.module) > 0:
+                dropping.append(type(context.module).__name__)
+            return next_fun(*args, **kwargs)
+
+        def train(params: Params, batch: Batch) -> Any:
+            return module.apply({"params": params, **fixed}, inputs(batch), **modes.of(module, train=True))  # without any random numbers
+
+        with linen.intercept_methods(look):
+            try:
+                jax.eval_shape(train, jax.eval_shape(lambda: variables(jax.random.key(0)).get("params", {})), example)
+            except flax.errors.InvalidRngError:
+                return dropping, True
+        return dropping, False
+
+    return jax.jit(lambda key: variables(key).get("params", {})), apply, draws
 
 
-def _nnx(module: nnx.Module | Callable[..., nnx.Module]) -> tuple[Init, Apply]:
+def _nnx(
+    module: nnx.Module | Callable[..., nnx.Module], inputs: Callable[[Batch], Any], example: Batch, modes: Modes,
+    constants: Mapping[str, Any] | Sequence[str],
+) -> tuple[Init, Apply, Draws]:  # fmt: skip
     made = isinstance(module, nnx.Module)
     if not made and (not callable(module) or (inspect.isclass(module) and issubclass(module, linen.Module))):
         raise TypeError(f"from_flax() needs a linen or nnx module, or a callable that makes an nnx module from rngs=, got {module!r}")
@@ -96,7 +175,13 @@ def _nnx(module: nnx.Module | Callable[..., nnx.Module]) -> tuple[Init, Apply]:
         raise TypeError(f"from_flax() called {module!r} with rngs=, which gave a {type(model).__name__}, not an nnx.Module")
     graph, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
     params, rngs, rest = states
-    kept = [(path, leaf) for path, leaf in nnx.to_flat_state(rest) if isinstance(leaf, nnx.Variable)]  # a plain array is a constant
+    if constants and (not made or isinstance(constants, (str, Mapping))):
+        raise TypeError('constants= of an nnx module, which has to be one already made, are the types of its variables: ["BatchStat"]')
+    kept = [
+        (path, leaf)
+        for path, leaf in nnx.to_flat_state(rest)  # a plain array is a constant
+        if isinstance(leaf, nnx.Variable) and type(leaf).__name__ not in constants
+    ]
     _refuse_state(model, [(type(leaf).__name__, "/".join(map(str, path))) for path, leaf in kept])
     shapes = jax.eval_shape(lambda: params)
     streams = sorted({leaf.tag for _, leaf in nnx.to_flat_state(rngs)})
@@ -108,18 +193,65 @@ def _nnx(module: nnx.Module | Callable[..., nnx.Module]) -> tuple[Init, Apply]:
         params = nnx.from_flat_state([(path, leaf.replace(values[_name(path)])) for path, leaf in nnx.to_flat_state(shapes)])
         fresh = jax.tree.map(lambda leaf: leaf, rngs)  # reseeding changes streams in place: not those of another trace
         model = nnx.merge(graph, params, fresh, rest)
-        if key is None:
-            model.eval()
-        else:
-            model.train()
+        tell(model, train=key is not None)
+        if key is not None:
             keys: dict[str, Any] = {tag: jax.random.fold_in(key, i) for i, tag in enumerate(streams)}
             nnx.reseed(model, policy="match_shape", **keys)
-        return model(x, **_mode(model, train=key is not None))
+        return model(x, **modes.of(model, train=key is not None))
+
+    def tell(model: Any, train: bool) -> None:
+        """Whether it trains; statistics that are constants are used as they are in any case."""
+        if train:
+            model.train()
+            if constants:
+                model.set_attributes(nnx.BatchNorm, use_running_average=True, raise_if_not_found=False)
+        else:
+            model.eval()
+
+    def draws() -> tuple[list[str], bool]:
+        dropping = [type(part).__name__ for _, part in nnx.iter_modules(model) if _rate(part) > 0]
+        drawn: dict[bool, bool] = {}
+
+        def call(train: bool, params: Any, rngs: Any, batch: Batch) -> None:
+            called = nnx.merge(graph, params, rngs, rest)
+            tell(called, train)
+            before = _counts(called)
+            called(inputs(batch), **modes.of(called, train=train))
+            drawn[train] = any(a is not b for a, b in zip(before, _counts(called), strict=True))
+
+        for train in (True, False):
+            jax.eval_shape(partial(call, train), params, rngs, example)
+        if drawn[False]:
+            raise ValueError(_DRAWS_IN_EVALUATION)
+        return dropping, drawn[True]
 
     if not made:
-        return jax.jit(init), apply
+        return jax.jit(init), apply, draws
     begin = _values(params)
-    return (lambda key: jax.tree.map(jnp.copy, begin)), apply  # copies, for a simulator may donate what it is given
+    return (lambda key: jax.tree.map(jnp.copy, begin)), apply, draws  # copies, for a simulator may donate what it is given
+
+
+def _counts(model: nnx.Module) -> list[Any]:
+    """How often each of the module's random streams was drawn from."""
+    return [leaf.get_value() for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.RngCount))]
+
+
+def _rate(layer: Any) -> float:
+    """The share that a layer is meant to drop; 0 of one that drops nothing."""
+    rate = getattr(layer, "rate" if isinstance(layer, (linen.Dropout, nnx.Dropout)) else "dropout_rate", 0.0)
+    return float(rate) if isinstance(rate, (int, float)) else 0.0
+
+
+def _check_dropout(module: Any, draws: Draws) -> None:
+    """Raises where layers are meant to drop, and nothing is drawn in training."""
+    dropping, drawn = draws()
+    if dropping and not drawn:
+        kind = module if inspect.isclass(module) else type(module)
+        raise ValueError(
+            f"{kind.__name__} has dropout ({dropping[0]}), and none of it drops in training: from_flax says that it trains by an argument "
+            "train, training, is_training or deterministic of its __call__. Where the argument has another name, give it: "
+            "from_flax(..., training={'mode': 'train'}, evaluation={'mode': 'eval'})"
+        )
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -128,13 +260,6 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _values(state: Any) -> dict[str, Array]:
     return {_name(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-
-
-def _mode(module: Any, train: bool) -> dict[str, Any]:
-    """The arguments by which the module's `__call__` is told that it trains."""
-    named = {"train": train, "training": train, "is_training": train, "deterministic": not train}
-    accepted = inspect.signature(type(module).__call__).parameters
-    return {name: value for name, value in named.items() if name in accepted}
 
 
 def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
@@ -147,7 +272,8 @@ def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
         raise ValueError(
             f"{type(module).__name__} keeps state beside its parameters ({names}), which a federated task cannot have: each client's "
             "running statistics describe its own data, and their average describes nobody's. Normalise each example by itself: "
-            "replace BatchNorm with GroupNorm or LayerNorm, and turn other variables into parameters or inputs."
+            "replace BatchNorm with GroupNorm or LayerNorm, and turn other variables into parameters or inputs. The statistics of a "
+            "pretrained network, used as they are, can be given as constants={'batch_stats': ...}."
         )
 
 
@@ -168,12 +294,15 @@ def _check(task: Task, example: Batch) -> None:
     """Raises unless training and evaluation can be traced and give one number an example."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(task.init, key)
-    check_losses(jax.eval_shape(task.loss, params, example, key), 2)
+    try:
+        check_losses(jax.eval_shape(task.loss, params, example, key), 2)
+    except (flax.errors.ModifyScopeVariableError, flax.errors.TraceContextError) as error:
+        raise ValueError(
+            "the module changes its constants in training, and there they are used as they are: make it with "
+            "nn.BatchNorm(use_running_average=True), or have it told so by training={...}"
+        ) from error
     try:
         found = jax.eval_shape(task.evaluation, params, example)
     except flax.errors.InvalidRngError as error:
-        raise ValueError(
-            "the module draws random numbers in evaluation: give its __call__ an argument `train` or `deterministic` and obey it, "
-            "as in nn.Dropout(0.5, deterministic=not train)(x)"
-        ) from error
+        raise ValueError(_DRAWS_IN_EVALUATION) from error
     check_values(found, 2)

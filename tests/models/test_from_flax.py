@@ -151,6 +151,113 @@ def test_batch_norm_is_refused_with_the_way_out(module, named):
         models.from_flax(module, BATCH, losses)
 
 
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, x, mode="eval"):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=mode != "train")(x))
+
+
+class Always(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=True)(x))
+
+
+class Attending(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.MultiHeadDotProductAttention(num_heads=1, dropout_rate=0.5, deterministic=True)(x[:, :, None])
+        return nn.Dense(3)(x[:, :, 0])
+
+
+class FlaggedNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout, self.linear = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(2, 3, rngs=rngs)
+
+    def __call__(self, x, keep=True):
+        return self.linear(self.dropout(x, deterministic=keep))
+
+
+class StubbornNnx(FlaggedNnx):
+    def __call__(self, x):
+        return self.linear(self.dropout(x, deterministic=False))
+
+
+NEVER = {"another name": Named(), "always off": Always(), "attention": Attending(), "nnx": FlaggedNnx}
+
+
+@pytest.mark.parametrize("module", NEVER.values(), ids=NEVER.keys())
+def test_dropout_that_never_drops_is_refused(module):
+    with pytest.raises(ValueError, match=r"has dropout .*, and none of it drops in training.*from_flax\(\.\.\., training="):
+        models.from_flax(module, BATCH, losses)
+
+
+@pytest.mark.parametrize(
+    ("module", "training", "evaluation"),
+    [(Named(), {"mode": "train"}, {"mode": "eval"}), (FlaggedNnx, {"keep": False}, {"keep": True}), (Linen(0.5), None, None)],
+    ids=["linen", "nnx", "usual"],
+)
+def test_the_argument_that_says_so_can_be_named(module, training, evaluation):
+    task = models.from_flax(module, BATCH, losses, training=training, evaluation=evaluation)
+    params = task.init(KEY)
+    assert (task.loss(params, BATCH, KEY) != task.loss(params, BATCH, OTHER)).any()
+    np.testing.assert_allclose(task.evaluation(params, BATCH)["loss"], losses(task.predict(params, BATCH), BATCH), rtol=1e-6)
+
+
+def test_arguments_that_are_lacking_or_unknown_are_named():
+    class Required(nn.Module):
+        @nn.compact
+        def __call__(self, x, is_train):
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not is_train)(x))
+
+    with pytest.raises(ValueError, match=r"Required.__call__ needs 'is_train'.*training=\{'is_train': True\}"):
+        models.from_flax(Required(), BATCH, losses)
+    models.from_flax(Required(), BATCH, losses, training={"is_train": True}, evaluation={"is_train": False})
+    with pytest.raises(ValueError, match="takes no argument 'modus': it has x, mode"):
+        models.from_flax(Named(), BATCH, losses, training={"modus": "train"})
+    with pytest.raises(ValueError, match="draws random numbers in evaluation"):
+        models.from_flax(StubbornNnx, BATCH, losses)
+
+
+class Frozen(nn.Module):
+    fixed: bool = True
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=self.fixed or not train)(x))
+
+
+STATISTICS = {"BatchNorm_0": {"mean": np.array([1.0, 2.0], np.float32), "var": np.array([4.0, 0.25], np.float32)}}
+
+
+def test_statistics_of_a_pretrained_network_are_constants():
+    task = models.from_flax(Frozen(), BATCH, losses, constants={"batch_stats": STATISTICS})
+    params = task.init(KEY)
+    assert set(params) == {"BatchNorm_0", "Dense_0"} and set(params["BatchNorm_0"]) == {"scale", "bias"}
+    by_hand = Frozen().apply({"params": params, "batch_stats": STATISTICS}, BATCH["x"])
+    np.testing.assert_allclose(task.predict(params, BATCH), by_hand, rtol=1e-6)
+    np.testing.assert_allclose(task.loss(params, BATCH, KEY), losses(by_hand, BATCH), rtol=1e-6)
+
+
+def test_statistics_of_a_made_nnx_module_are_constants():
+    module = NnxNorm(nnx.Rngs(0))
+    module.norm.mean[...], module.norm.var[...] = jnp.array([1.0, 2.0]), jnp.array([4.0, 0.25])
+    task = models.from_flax(module, BATCH, losses, constants=["BatchStat"])
+    module.eval()
+    np.testing.assert_allclose(task.loss(task.init(KEY), BATCH, KEY), losses(module(BATCH["x"]), BATCH), rtol=1e-6)
+    with pytest.raises(TypeError, match="one already made"):
+        models.from_flax(NnxNorm, BATCH, losses, constants=["BatchStat"])
+
+
+def test_constants_that_do_not_fit_or_would_change_are_refused():
+    with pytest.raises(ValueError, match=r"constants=\{'batch_stats': ...\} do not fit Frozen"):
+        models.from_flax(Frozen(), BATCH, losses, constants={"batch_stats": {"BatchNorm_0": {"mean": np.zeros(3), "var": np.ones(3)}}})
+    with pytest.raises(ValueError, match=r"it keeps \['batch_stats'\]"):
+        models.from_flax(Frozen(), BATCH, losses, constants={"cache": {}})
+    with pytest.raises(ValueError, match="changes its constants in training"):
+        models.from_flax(Frozen(fixed=False), BATCH, losses, constants={"batch_stats": STATISTICS})
+
+
 @pytest.mark.parametrize("loss", [lambda o, b: losses(o, b).mean(), lambda o, b: o, lambda o, b: losses(o, b)[:, None]])
 def test_a_loss_that_is_not_one_number_an_example_is_refused(loss):
     with pytest.raises(ValueError, match="must return one floating number an example"):
