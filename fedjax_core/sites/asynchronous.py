@@ -39,7 +39,8 @@ from fedjax_core.lanes.buffer import Buffer, InFlight, beginners, nobody, recall
 from fedjax_core.lanes.gather import why_not
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Round, State
-from fedjax_core.sites.base import Bytes, Refused, Scalar
+from fedjax_core.sites.absent import with_reasons
+from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.flights import Flights, Landed
 from fedjax_core.sites.limit import said
@@ -100,6 +101,8 @@ class Steps:
         """Of the last updates that counted, with the steps that their sites had to do."""
         self._state: State | None = None
         """From which all else here comes."""
+        self.lacked: dict[str, str] = {}
+        """{site: why} of those who were at work and gave no report to the last step that was made."""
 
     def init(self, state: State) -> State:
         """The state before the first step: nobody is at work."""
@@ -109,6 +112,7 @@ class Steps:
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
         """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish only."""
         free = beginners(cohort, len(self._collector.names))
+        free = free[~np.isin(free, list(self._collector.unknown))]
         self._collector.begin(int(state.round))
         if state is not self._state:
             self._take_up(state)
@@ -148,6 +152,7 @@ class Steps:
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
         self._waiting: list[_Waiting] = []
         self._refused, self._stale, self._missing = 0, 0, 0
+        self._failed: dict[int, str] = {}  # site -> why it gave no report to this step
 
     def _request(self, version: int) -> Bytes:
         if version not in self._written:
@@ -179,6 +184,8 @@ class Steps:
             self._last[list(nothing)] = -1  # nothing of it counted
             if landed is None and len(self._counted) < self._buffer.size:
                 self._too_few(failed, len(mine))
+            for at in nothing:
+                self._failed[at] = self._collector.hearing.reasons.get(at, "no reply")
             if landed is not None and len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
                 begin(landed.at)
 
@@ -241,11 +248,12 @@ class Steps:
                 f"version {self._version} can get only {here} reports and its buffer needs {size}: each site trains once from a version, "
                 f"and the cohort has {cohort}; use a smaller Buffer(size=) or a larger cohort"
             )
-        missing = ", ".join(self._collector.names[at] for at in sorted(failed))
-        self._record(COORDINATOR, "paused", self._version, {"reports": here, "sites": cohort})
+        reasons = {at: self._failed[at] for at in sorted(failed)} | self._collector.unknown
+        missing = with_reasons({self._collector.names[at]: why for at, why in reasons.items()})
+        self._record(COORDINATOR, "paused", self._version, {"reports": here, "sites": cohort, "missing": missing[:1000]})
         raise Paused(
-            f"step {self._version}: {here} reports are in the buffer of {size}, and nobody is at work. Without a report: {missing[:500]}. "
-            "The state is unchanged: see the audit log, and run the step again."
+            f"step {self._version}: {here} reports are in the buffer of {size}, and nobody is at work. Without a report: {missing}. "
+            "The state is unchanged: run the step again."
         ) from self._collector.failure(failed)
 
     def _conclude(self, state: State) -> tuple[State, dict[str, Any]]:
@@ -255,7 +263,10 @@ class Steps:
         flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)  # copies: these go on
         after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record)
         sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
+        failed = self._collector.unknown | {at: why for at, why in self._failed.items() if at not in sites}
+        self.lacked = self._collector.absent.tell(f"step {self._version + 1}", failed, sites, failed)
         counts: dict[str, Scalar] = {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness}
+        counts |= in_lines("lacked", self.lacked)
         record(COORDINATOR, "round", counts | said(self._sums.metrics))
         total, weight = np.float32(staleness), np.float32(len(sites))
         metrics = self._sums.metrics | {

@@ -5,11 +5,12 @@
         └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `announce.py`
 
 What may be heard is in `hearing.py`; how long it is waited, and how many are enough, in `rules.py`. Below the quorum those who are missing
-are asked again while there is time, and then `Paused` is raised.
+are asked again while there is time, and then `Paused` is raised, which says of each of them why it is missing. What nobody waits for any
+more is taken back where a site has not begun with it: one that was away for long would do all of that first.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data.batches import Plan
+from fedjax_core.sites.absent import ENOUGH, Absent, with_reasons
 from fedjax_core.sites.announce import LACKING, Outgoing
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.fetch import Fetch
@@ -25,8 +27,11 @@ from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.parts import PARTS, contents
 from fedjax_core.sites.request import Record, Requests
 from fedjax_core.sites.rules import Rules
-from fedjax_core.sites.transport import Reply, Transport, bring, first_of
+from fedjax_core.sites.transport import Reply, Transport, bring, first_of, take_back
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode, header_of
+
+_GRACE_SECONDS = 1.0
+"""A site that was silent is waited for as long at least, however fast the others are."""
 
 
 class Paused(RuntimeError):
@@ -46,8 +51,15 @@ class Collector:
         """How a site goes through its data."""
         self.clients: np.ndarray | None = None
         """[N] how many clients each site is, where departments are clients; None: each is one."""
+        self.unknown: dict[int, str] = {}
+        """Sites that have not yet said what they are, so that nothing else is asked of them, each with the reason."""
+        self.away: dict[str, str] = dict(getattr(transport, "away", {}))
+        """The sites of which the transport knows why they are not there, by their names."""
+        self.silent: set[int] = set()
+        """Sites that did not answer when they were last waited for, and of which nothing came since."""
         self.hearing = Hearing(requests.run, self.names, roster, record)
         """Which has the reasons of those whose reply does not count."""
+        self.absent = Absent(self.names)
         self._transport, self._roster, self._record, self._requests = transport, roster, record, requests
         self._late: dict[Future[Reply], int] = {}
         self._counted: dict[int, Future[Reply]] = {}
@@ -60,13 +72,21 @@ class Collector:
         """Messages that are longer move in parts; None where bytes do not travel, as in a store that all processes of a machine share."""
         return None if getattr(self._transport, "near", False) else self.rules.part_bytes
 
-    def begin(self, number: int) -> None:
-        """It is now round `number`: what comes of another is refused, and so is what comes late."""
+    def begin(self, number: int, cohort: Iterable[int] = (), exchanges: int = 1) -> None:
+        """It is now round `number`: what comes of another is refused, and so is what comes late.
+
+        The quorum is that of the `cohort`, or of whoever is asked, and so many exchanges share the round's time.
+        """
         self.hearing.begin(number)
+        self.hearing.reasons.clear()
+        self.hearing.reasons.update(self.unknown)
         self._until = time.monotonic() + self.rules.deadline_seconds
+        self._cohort, self._left = [int(at) for at in cohort], exchanges
         while done := first_of(self._transport, self._late, 0.0) if self._late else ():
             for future in done:
-                self.hearing.hear_late(future, self._late.pop(future))
+                at = self._late.pop(future)
+                if self.hearing.hear_late(future, at):
+                    self.silent.discard(at)
 
     def collect(
         self,
@@ -75,21 +95,41 @@ class Collector:
         positions: list[int],
         use: Callable[[int, Envelope], bool] | None = None,
         skip: Callable[[int], None] | None = None,
+        *,
+        seconds: float | None = None,
+        brief: Collection[int] = (),
+        least: float | None = None,
     ) -> dict[int, Envelope]:
         """The replies that count, by the sites' positions: all of them, or, without their tensors, reports that are of `use`.
 
-        `skip` is told of a site that has answered, or failed for good, without such a reply.
+        `skip` is told of a site that has answered, or failed for good, without such a reply. It waits for `seconds` at most, if that
+        is less than is left of the round. `brief` ones are waited for as those are that were silent: by `Rules.grace`, and `least`
+        seconds.
         """
         self._counted = {}
         rules, most = self.rules, len(positions) if use is None or self.rules.enough is None else self.rules.enough
         header, outgoing = header_of(request), self.outgoing(request)
         good: dict[int, Envelope] = {}
-        self.hearing.reasons.clear()
+        for at in positions:
+            self.hearing.reasons.pop(at, None)
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
         waiting: dict[Future[Reply], int] = {}
         heads: dict[Future[Reply], Future[Reply]] = {}  # of replies that come in parts
         fetch = self._fetch(header, positions)
+        began = time.monotonic()
+        until, left, self._left = min(self._until, began + (seconds or self.rules.deadline_seconds)), self._left, max(1, self._left - 1)
+        ours = until if left == 1 else began + (until - began) / left  # what this exchange has of the time
+        took = 0.0  # to the last reply so far
+        hasty = (set(brief) | self.silent) & asked.keys() if rules.grace is not None else set[int]()
+
+        def last() -> float:
+            if (left == 1 and not hasty) or not self.quorate(self._cohort or positions, list(good)):
+                return until
+            hasty.difference_update([at for at in hasty if fetch.moved(at)])  # of which something comes
+            if hasty and hasty.issuperset(waiting.values()):
+                return min(ours, began + max(_GRACE_SECONDS if least is None else least, (rules.grace or 0.0) * took))
+            return ours
 
         def ask(at: int) -> None:
             asked[at] += 1
@@ -99,17 +139,22 @@ class Collector:
             ask(at)
         for turn in range(rules.attempts):
             while waiting and len(good) < most:
-                done = fetch.wait(waiting, self._until, rules.idle_seconds)
-                if not done and time.monotonic() < self._until and self.goes_on(waiting.values()):
+                end = last()
+                done = fetch.wait(waiting, end, rules.idle_seconds)
+                now = time.monotonic()
+                if not done and (now < last() if now >= end else self.goes_on(at for at in waiting.values() if at not in hasty)):
                     continue
                 if not done:
                     break
+                took = now - began
                 for future in sorted(done, key=lambda f: waiting[f]):
                     at = waiting.pop(future)
                     if at in settled:  # asked twice, and answered twice
                         self.hearing.hear_late(future, at)
                         continue
                     heard = self.hearing.hear(future, at, number, header, outgoing, skew_seconds=rules.skew_seconds)
+                    if heard is not None:
+                        self.silent.discard(at)
                     if heard is not None and heard.header.kind == PARTS:
                         whole = fetch.begin(at, self.names[at], contents(heard, header))
                         waiting[whole], heads[whole] = at, future
@@ -127,7 +172,8 @@ class Collector:
                     if skip is not None and at not in waiting.values():
                         skip(at)
             missing = [at for at in positions if at not in settled and at in waiting.values()]
-            if not missing or turn + 1 == rules.attempts or time.monotonic() >= self._until or self.quorate(positions, list(good)):
+            over = turn + 1 == rules.attempts or time.monotonic() >= until
+            if not missing or over or self.quorate(self._cohort or positions, list(good)):
                 break
             for at in missing:
                 self._record(self.names[at], "asked again", number, {})
@@ -135,14 +181,20 @@ class Collector:
         fetch.close()
         for future, at in waiting.items():
             if at not in settled:
-                self.hearing.reasons[at] = "no reply in time"
-                self._record(self.names[at], "missing", number, {"reason": "no reply in time"})
+                if len(good) < most:
+                    self.silent.add(at)
+                self.hearing.reasons[at] = f"no reply in {time.monotonic() - began:.3g} s" if at in self.silent else ENOUGH
+                self._record(self.names[at], "missing", number, {"reason": self.hearing.reasons[at]})
             self.leave(future, at)
         return good
 
     def ask(self, at: int, request: Bytes, outgoing: Outgoing | None) -> "Future[Reply]":
         """The reply, once it is there, of the site at this position."""
         return self._transport.send(self.names[at], request if outgoing is None else outgoing.announcement)
+
+    def done(self, future: "Future[Reply]") -> bool:
+        """Whether this reply is there now."""
+        return bool(first_of(self._transport, [future], 0.0))
 
     def outgoing(self, request: Bytes) -> Outgoing | None:
         """How a request goes that is too large to go at once; None for others. The last one is kept, for all whom it goes to."""
@@ -155,8 +207,9 @@ class Collector:
         return last
 
     def leave(self, future: "Future[Reply]", at: int) -> None:
-        """Nobody waits any more for this reply of the site at this position: it is recorded when it comes."""
+        """Nobody waits any more for this reply of the site at this position: it is not begun, or recorded when it comes."""
         self._late[future] = at
+        take_back(self._transport, future)
 
     def goes_on(self, positions: Iterable[int]) -> bool:
         """Whether one of these sites has done steps since it was last looked at."""
@@ -207,11 +260,12 @@ class Collector:
         positions = [int(p) for p in positions]
         if here and self.quorate(positions, here):
             return
-        missing, needed = ", ".join(self.names[p] for p in positions if p not in here), self.rules.needed(len(positions))
-        self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions)})
+        needed, reasons = self.rules.needed(len(positions)), self.hearing.reasons
+        missing = with_reasons({self.names[p]: reasons.get(p, "no reply") for p in positions if p not in here})
+        self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions), "missing": missing[:1000]})
         raise Paused(
             f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "
-            f"of the examples must. Missing: {missing[:500]}. The state is unchanged: see the audit log, and run the round again."
+            f"of the examples must. Missing: {missing}. The state is unchanged: run the round again."
         ) from self.failure(p for p in positions if p not in here)
 
     def failure(self, positions: Iterable[int]) -> Exception | None:

@@ -27,6 +27,7 @@ after a restart a repeat could only be of the same round, model and numbers.
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,12 +43,13 @@ from fedjax_core.lanes.buffer import Buffer
 from fedjax_core.metrics import CrossEvaluation, Evaluation, stacked
 from fedjax_core.round import Round, State, check_population
 from fedjax_core.sites import crossing, told
+from fedjax_core.sites.absent import with_reasons
 from fedjax_core.sites.asynchronous import Steps, check
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.base import Scalar, listed, printable
+from fedjax_core.sites.base import Scalar, in_lines, listed, printable
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.departments import merged
-from fedjax_core.sites.described import Sites, describe
+from fedjax_core.sites.described import Joining, Sites, describe
 from fedjax_core.sites.exchange import exchange
 from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
@@ -67,6 +69,9 @@ from fedjax_core.types import Key, Params
 log = logging.getLogger("fedjax_core")
 
 __all__ = ["Federation", "Paused", "Rules", "Versions"]
+
+_LACKED = 1000
+"""Of so many rounds it is kept who was not in them."""
 
 
 class Versions(NamedTuple):
@@ -146,6 +151,11 @@ class Federation:
             self._exit.callback(self._transport.close)
             self._roster = roster or Roster(found)
             if missing := [name for name in self._names if name not in self._roster.keys]:
+                if away := getattr(self._transport, "away", {}):
+                    raise Paused(
+                        "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
+                        f"give roster=, or start again once they are. {with_reasons(away)}"
+                    )
                 raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
             if (audited := self._log) is not None:
@@ -153,8 +163,10 @@ class Federation:
             self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            said = describe(self._collector, self._requests, path, departments, held_out, agreed=self._roster.examples, record=self._record)
-            self.clients = Sites(self._names, said, departments)
+            agreed = self._roster.examples
+            about = describe(self._collector, self._requests, path, departments, held_out, agreed=agreed, record=self._record)
+            self.clients = Sites(self._names, about, departments)
+            self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
             self._collector.sizes, self._collector.clients, self._collector.plan = (
                 self.clients.sizes,
                 self.clients.clients,
@@ -167,6 +179,7 @@ class Federation:
                     self._here, buffer, requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record
                 )
             )
+            self._lacked: OrderedDict[int, dict[str, str]] = OrderedDict()
             self.prepared = self._prepare()
             """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
         except BaseException:
@@ -229,14 +242,21 @@ class Federation:
         return state._replace(clients=versions)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report."""
+        """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report.
+
+        Who of them was not in it is said once, for as long as it lasts, and `lacked` tells it of each round.
+        """
+        number = int(state.round)
+        self._joining.look(number)
         if self._steps is not None:
-            return self._steps.run(state, cohort)
+            step = self._steps.run(state, cohort)
+            self._say_lacked(number, self._steps.lacked)
+            return step
         chosen = sampling.as_cohort(cohort, len(self.clients))
-        number, exchanges = int(state.round), len(self.round.algorithm.exchanges)
-        self._collector.begin(number)
-        places = list(range(len(chosen.clients)))
-        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(0)}
+        exchanges = len(self.round.algorithm.exchanges)
+        self._collector.begin(number, chosen.clients, exchanges)
+        places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in self._collector.unknown]
+        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(len(chosen.clients) - len(places))}
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
         needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
         for e in range(exchanges):
@@ -251,7 +271,12 @@ class Federation:
         here = chosen.clients[places]
         clients = sum(map(self._collector.clients_of, here))
         found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}
-        self._record(COORDINATOR, "round", number, {"sites": len(here), "refused": float(found["refused"].total), **said(found)})
+        lacked = self._collector.absent.tell(
+            f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), self._collector.hearing.reasons
+        )
+        self._say_lacked(number, lacked)
+        counts = {"sites": len(here), "refused": float(found["refused"].total), **in_lines("lacked", lacked)}
+        self._record(COORDINATOR, "round", number, counts | said(found))
         version.flags.writeable = False
         after: Any = Versions(version)
         return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]
@@ -273,18 +298,22 @@ class Federation:
         if clients is not None:
             raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
         number, sizes = int(state.round), self.clients.judged
-        self._collector.begin(number)
+        everyone = range(len(sizes))
+        self._collector.begin(number, everyone)
+        asked = [at for at in everyone if at not in self._collector.unknown]
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
         versions = np.zeros(len(sizes), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
         about = About(state, versions)
-        request = self._requests.write("evaluate", number, to=self._names, about=about, body=body)
-        replies = self._collector.collect(request, number, list(range(len(self._names))))
+        request = self._requests.write("evaluate", number, to=[self._names[at] for at in asked], about=about, body=body)
+        replies = self._collector.collect(request, number, asked)
         believed = told.believe(replies, sizes, self.round.algorithm.task.ranges)
         told.say(believed, self._names, lambda name, about: self._record(name, "set aside", number, about))
-        self._collector.hearing.reasons |= believed.reasons
-        self._collector.check_quorum(number, np.arange(len(self._names)), list(believed.told), "evaluation")
-        return told.evaluation(self._names, believed, self._collector.hearing.reasons, self.judged_on)
+        reasons = self._collector.hearing.reasons
+        reasons |= believed.reasons
+        self._collector.check_quorum(number, everyone, list(believed.told), "evaluation")
+        self._collector.absent.tell(f"the evaluation after round {number}", everyone, set(believed.told), reasons)
+        return told.evaluation(self._names, believed, reasons, self.judged_on)
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
         """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
@@ -317,6 +346,20 @@ class Federation:
             return
         recovery.versions = [list(one["versions"]) for one in needs if one["versions"]]
         recovery.oldest = min((int(one["oldest"]) for one in needs), default=None)
+
+    def lacked(self, round: int) -> dict[str, str]:
+        """{site: why} of those who were asked to be in this round, numbered from 1 as in `fit`'s records, and were not.
+
+        It is known of the last thousand rounds of this process.
+        """
+        return dict(self._lacked.get(round - 1, {}))
+
+    def _say_lacked(self, number: int, lacked: Mapping[str, str]) -> None:
+        self._lacked.pop(number, None)
+        if lacked:
+            self._lacked[number] = dict(lacked)
+        while len(self._lacked) > _LACKED:
+            self._lacked.popitem(last=False)
 
     def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
         """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""
@@ -367,9 +410,6 @@ class Federation:
             from fedjax_core.sites.ray_transport import RayTransport
 
             found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local, watched=watched)
-            if found.away:
-                found.close()
-                raise Paused("not all sites have started: " + "; ".join(f"{name}: {why}" for name, why in found.away.items()))
             return found, found.keys
         return transport, {}
 

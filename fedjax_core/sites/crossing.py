@@ -34,10 +34,11 @@ def cross_evaluate(
             )
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     doubts: dict[tuple[int, int, str], str] = {}
-    collector.begin(number)
+    collector.begin(number, exchanges=max(1, len(models)))
+    here = [at for at in range(len(sizes)) if at not in collector.unknown]
     for m, params in enumerate(models.values()):
-        asked = requests.write("score", number, to=collector.names, body={"params": params})
-        replies = collector.collect(asked, number, list(range(len(sizes))))
+        asked = requests.write("score", number, to=[collector.names[at] for at in here], body={"params": params})
+        replies = collector.collect(asked, number, here)
         believed = believe(replies, sizes, ranges)
         say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
         reasons = {**collector.hearing.reasons, **believed.reasons}

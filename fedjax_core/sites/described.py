@@ -1,20 +1,34 @@
-"""The sites as a run sees them: how many, with how many examples, and what each says of itself before the first round."""
+"""The sites as a run sees them: how many, with how many examples, and what each says of itself before its first round.
+
+A run begins with those that are there, or that have said it before (`RUN-sites.json`), where these are enough for a round. Whoever is away
+joins in the first round after it has said what it is (`Joining`); until then the rounds go on without it, and it is named.
+"""
 
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedjax_core.files import write_whole
-from fedjax_core.sites.base import of_lines
+from fedjax_core.sites.absent import with_reasons
+from fedjax_core.sites.base import Refused, of_lines
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.request import WITHHELD, Record, Requests
 from fedjax_core.sites.schema import difference
+from fedjax_core.sites.wire import Header, header_of
+
+_ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
+"""How long a site has to say what it is where the others are enough, where they are not, and when one that was away is asked anew."""
+
+_JOINED = "joined"
+"""Says, of a site in the file, that it was not there when the run began."""
 
 log = logging.getLogger("fedjax_core")
 
@@ -22,21 +36,38 @@ log = logging.getLogger("fedjax_core")
 class Sites:
     """The sites as a run sees them: how many, with how many examples."""
 
-    def __init__(self, ids: Sequence[str], about: Sequence[Mapping[str, Any]], departments: bool = False) -> None:
+    def __init__(self, ids: Sequence[str], about: Mapping[str, Mapping[str, Any]], departments: bool = False) -> None:
+        """`about`: what each says of itself, by its name; nothing of one that has not said it yet."""
         self.ids = np.array(list(ids))
-        self.sizes = np.array([one["examples"] for one in about], np.int64)
-        self.clients: np.ndarray | None = np.array([one["clients"] for one in about], np.int64) if departments else None
+        self.sizes = np.zeros(len(self.ids), np.int64)
+        """[N] examples of each; 0 of one that has not said it yet."""
+        self.clients: np.ndarray | None = np.zeros(len(self.ids), np.int64) if departments else None
         """[N] how many clients each site is, where departments are clients."""
-        self.judged = np.array([one.get("held_out", one["examples"]) for one in about], np.int64)
+        self.judged = np.zeros(len(self.ids), np.int64)
         """[N] by how many examples models are judged at each site: those held out, or those trained on."""
-        self.data = {name: str(one["data"]) for name, one in zip(ids, about, strict=True)}
+        self.data: dict[str, str] = {}
+        """The fingerprint of each site's data, by its name."""
+        self._late: set[str] = set()
+        for at, name in enumerate(ids):
+            if name in about:
+                self.add(at, name, about[name])
+
+    def add(self, at: int, name: str, about: Mapping[str, Any]) -> None:
+        """The site at this position has said what it is."""
+        self.sizes[at], self.data[name] = about["examples"], str(about["data"])
+        self.judged[at] = about.get("held_out", about["examples"])
+        if self.clients is not None:
+            self.clients[at] = about["clients"]
+        if about.get(_JOINED):
+            self._late.add(name)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of all sites' names and fingerprints."""
-        return hashlib.sha256(json.dumps(self.data).encode()).hexdigest()[:16]
+        """16 hexadecimal digits of the names and fingerprints of all sites that were there when the run began."""
+        first = {name: data for name, data in self.data.items() if name not in self._late}
+        return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
 
 def describe(
@@ -48,54 +79,139 @@ def describe(
     *,
     agreed: Mapping[str, int] | None = None,
     record: Record = lambda who, what, number, about: None,
-) -> list[dict[str, Any]]:
-    """What every site says of itself: now, or, where it does not answer, as it said before, which is in the file at `path`.
+) -> dict[str, dict[str, Any]]:
+    """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in the file at `path`.
 
+    Of a site that has never said it there is nothing, and `collector.unknown` has the reason. Raises `Paused` where the others would be
+    too few for a round, or where a number is not believed.
     With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many these are.
-    `agreed`: the largest number of examples of each site with which one was agreed on; a site that says more than is believed counts as
-    one that has not said anything.
+    `agreed`: the largest number of examples of each site with which one was agreed on.
     """
     names = collector.names
     known = _read(path) if path is not None and path.exists() else {}
-    heard = collector.collect(requests.write("describe", 0, to=names), 0, list(range(len(names))))
+    everyone = list(range(len(names)))
+    request = requests.write("describe", 0, to=names)
+    heard = collector.collect(request, 0, everyone, seconds=_START_SECONDS, brief=everyone, least=_ANSWER_SECONDS)
     now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
     _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
     for name, about in now.items():
-        examples: Any = about.get("examples")
-        if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
-            raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
-        clients: Any = about.get("clients")
-        if departments and not (type(clients) is int and 0 < clients <= examples):
-            raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
-        held: Any = about.get("held_out")
-        if bool(held_out) != (held is not None):
-            raise ValueError(
-                f"{name} does not say how many examples it holds out, or does where nobody should; install one version at all sites"
-            )
-        if held_out and not (type(held) is int and 0 < held <= max(1.0, 2 * held_out / (1 - held_out)) * examples):
-            raise ValueError(
-                f"{name} says that it holds out {held!r} examples, of {examples} that it trains on: too many (or none) for a share of "
-                f"{held_out:g}; its column for that must leave more to train on"
-            )
-    collector.hearing.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
-    if missing := [name for name in names if name not in now and name not in known]:
-        why = "".join(f". {name}: {reason}" for at, reason in collector.hearing.reasons.items() if (name := names[at]) in missing)
+        _check(name, about, departments, held_out)
+    if doubted := believe(known, now, agreed or {}, record):
+        raise Paused(f"{', '.join(doubted)} did not say how many examples they have, or are not believed. {with_reasons(doubted)}")
+    for at, name in enumerate(names):
+        if at not in heard and name in collector.away:
+            collector.hearing.reasons[at] = collector.away[name]
+    here = [at for at in everyone if names[at] in now or names[at] in known]
+    unknown = {at: collector.hearing.reasons.get(at, "no reply") for at in everyone if at not in here}
+    collector.absent.tell("the run", everyone, [at for at in here if names[at] in now], collector.hearing.reasons)
+    if not here or not collector.quorate(everyone, here):
         raise Paused(
-            f"{', '.join(missing)} did not say how many examples they have, so a run cannot begin; the audit log says why{why}"
-        ) from (collector.failure(names.index(name) for name in missing))
+            f"a run cannot begin before {collector.rules.needed(len(names))} of its {len(names)} sites have said how many examples they "
+            f"have, and {len(here)} did. {with_reasons({names[at]: why for at, why in unknown.items()})}"
+        ) from collector.failure(unknown)
+    collector.unknown |= unknown
     if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
         raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
-    found = {name: known[name] if name in known else now[name] for name in names}
-    schemas = {**found, **now}
-    if odd := [name for name in names if schemas[name]["schema"] != schemas[names[0]]["schema"]]:
+    began = bool(known)
+    found = {names[at]: known.get(names[at]) or now[names[at]] | ({_JOINED: True} if began else {}) for at in here}
+    schemas, first = {**found, **now}, names[here[0]]
+    if odd := [name for name in schemas if schemas[name]["schema"] != schemas[first]["schema"]]:
         raise ValueError(
-            f"all sites need the same columns in the same order, and {difference(names[0], schemas[names[0]], odd[0], schemas[odd[0]])}. "
-            + (f"Others than {names[0]}'s are also those of {', '.join(odd[1:])}. " if odd[1:] else "")
-            + "Convert the data of one, or have the study put features in order by their names (features=)"
+            _other_columns(first, schemas[first], odd[0], schemas[odd[0]])
+            + (f" Others than {first}'s are also those of {', '.join(odd[1:])}." if odd[1:] else "")
         )
     if path is not None and found != known:
         write_whole(path, json.dumps(found))
-    return [found[name] for name in names]
+    return found
+
+
+def _other_columns(one: str, its: Mapping[str, Any], other: str, others: Mapping[str, Any]) -> str:
+    """That two sites have other columns, with the first difference and the way out."""
+    return (
+        f"all sites need the same columns in the same order, and {difference(one, its, other, others)}. "
+        "Convert the data of one, or have the study put features in order by their names (features=)."
+    )
+
+
+def _check(name: str, about: Mapping[str, Any], departments: bool, held_out: float) -> None:
+    """Raises where the site's description lacks something."""
+    examples: Any = about.get("examples")
+    if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
+        raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
+    clients: Any = about.get("clients")
+    if departments and not (type(clients) is int and 0 < clients <= examples):
+        raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
+    held: Any = about.get("held_out")
+    if bool(held_out) != (held is not None):
+        raise ValueError(
+            f"{name} does not say how many examples it holds out, or does where nobody should; install one version at all sites"
+        )
+    if held_out and not (type(held) is int and 0 < held <= max(1.0, 2 * held_out / (1 - held_out)) * examples):
+        raise ValueError(
+            f"{name} says that it holds out {held!r} examples, of {examples} that it trains on: too many (or none) for a share of "
+            f"{held_out:g}; its column for that must leave more to train on"
+        )
+
+
+class Joining:
+    """Takes in the sites that were away when the run began, once they say what they are; waits for nobody."""
+
+    def __init__(
+        self, collector: Collector, requests: Requests, sites: Sites, about: dict[str, dict[str, Any]], path: Path | None,
+        departments: bool, held_out: float, agreed: Mapping[str, int], record: Record,
+    ) -> None:  # fmt: skip
+        """`about`: what those say of themselves who have."""
+        self._collector, self._requests, self._sites, self._about, self._path = collector, requests, sites, about, path
+        self._departments, self._held_out, self._agreed, self._record = departments, held_out, agreed, record
+        self._asked: dict[int, tuple[Future[Any], Header, float]] = {}  # position -> the reply, to what, when asked
+
+    def look(self, number: int) -> None:
+        """Before round `number`: asks those who have not said what they are, and hears who has by now."""
+        for at in list(self._collector.unknown):
+            name = self._collector.names[at]
+            if at in self._asked:
+                future, asked, when = self._asked[at]
+                if self._collector.done(future):
+                    del self._asked[at]
+                    heard = self._collector.hearing.hear(future, at, number, asked)
+                    if heard is not None and heard.header.kind != "refusal":
+                        self._take(at, name, dict(heard.header.fields), number)
+                    elif at in self._collector.hearing.reasons:
+                        self._collector.unknown[at] = self._collector.hearing.reasons[at]
+                elif time.monotonic() - when > _AGAIN_SECONDS:
+                    del self._asked[at]
+                    self._collector.leave(future, at)
+            if at in self._collector.unknown and at not in self._asked:
+                request = self._requests.write("describe", number, to=[name])
+                self._asked[at] = self._collector.ask(at, request, None), header_of(request), time.monotonic()
+
+    def _take(self, at: int, name: str, about: dict[str, Any], number: int) -> None:
+        """The site joins, or it is set aside with the reason."""
+        claimed = {one: said["examples"] for one, said in self._about.items()}
+        try:
+            _check(name, about, self._departments, self._held_out)
+            if (doubt := doubtful({**claimed, name: about["examples"]}, self._agreed).get(name)) is not None:
+                raise Unfit(doubt)
+            first, its = next(iter(self._about.items()))
+            if about["schema"] != its["schema"]:
+                raise Unfit(_other_columns(first, its, name, about))
+        except ValueError as error:
+            self._collector.unknown[at] = str(error)
+            self._record(name, "refused", number, {"code": Unfit.code, "reason": str(error)})
+            return
+        self._about[name] = about | {_JOINED: True}
+        if self._path is not None:
+            write_whole(self._path, json.dumps(self._about))
+        self._sites.add(at, name, self._about[name])
+        del self._collector.unknown[at]
+        self._collector.hearing.reasons.pop(at, None)
+        self._record(name, "joined", number, {"examples": about["examples"], "data": about["data"]})
+
+
+class Unfit(Refused):
+    """What a site that joins later says of itself is not believed, or is not of the run."""
+
+    code = "unfit"
 
 
 def _read(path: Path) -> dict[str, Any]:

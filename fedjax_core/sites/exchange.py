@@ -137,6 +137,7 @@ class _Fold:
             if heard.header != header:
                 raise WrongReply(f"{header.sender!r} has another report than the one that was checked")
         except Exception as error:
+            self._collector.hearing.reasons[at] = f"its report could not be brought again ({type(error).__name__})"
             self.reports.record(header.sender, "lost", {"reason": type(error).__name__})
             return None
         return self.reports.sent(heard)

@@ -132,6 +132,7 @@ class Flights:
                 self._ask_again(at)
             else:
                 reason = "no reply in time" if now >= flight.until else "no sign of life"
+                self._collector.hearing.reasons[at] = reason
                 self._record(name, "missing", self.number, {"reason": reason, "version": flight.version})
                 self._leave(at)
                 return Landed(at, flight.version, flight.asked, None)

@@ -21,7 +21,6 @@ True
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -37,8 +36,6 @@ from fedjax_core.sites.parts import PARTS, contents
 from fedjax_core.sites.request import Record
 from fedjax_core.sites.transport import Reply, bring
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode
-
-log = logging.getLogger("fedjax_core")
 
 
 class WrongSender(Refused):
@@ -84,7 +81,7 @@ class Hearing:
             self._refuse(at, number, refusal)
             return None
         except Exception as error:
-            self.reasons[at] = "no reply came through"
+            self.reasons[at] = f"no reply came through ({type(error).__name__})"
             self._record(name, "lost", number, {"reason": type(error).__name__})
             return None
         try:
@@ -116,7 +113,6 @@ class Hearing:
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
             self.reasons[at] = str(about["reason"])
-            log.warning("site %s did not take part in round %d: %s", name, asked.round, about["reason"])
             self._record(name, "declined", number, about)
         elif asked.kind != "train":  # a report is recorded with what the gate says of it
             self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})
@@ -126,17 +122,20 @@ class Hearing:
         """Records why what came from the site at this position is no reply."""
         self._record(self._names[at], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
 
-    def hear_late(self, future: "Future[Reply]", at: int) -> None:
-        """Records what came when nobody waited for it."""
+    def hear_late(self, future: "Future[Reply]", at: int) -> bool:
+        """Records what came when nobody waited for it; returns whether it is the site that sent it."""
         try:
             raw = bring(future)
         except Refused as refusal:
             self._refuse(at, self._guard.round, refusal)
-            return
+            return False
         except Exception:  # nothing came, and nobody waits for it
-            return
+            return False
+        own = False
         about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
         with contextlib.suppress(Refused):
             header = decode(raw, self._roster, recipient=COORDINATOR).header
             about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
+            own = header.sender == self._names[at]
         self._record(self._names[at], "refused", self._guard.round, about)
+        return own

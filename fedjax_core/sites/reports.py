@@ -66,6 +66,7 @@ class Reports:
         """[N] that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
         self._clients, self._form, self._sizes, self._names = collector.clients, self._server.form[e], sizes, collector.names
+        self._reasons = collector.hearing.reasons
         limited = TRAIN_SECONDS in asked.fields
         if rules.max_weight is not None:
             self._bounds = np.full(len(sizes), rules.max_weight)
@@ -95,7 +96,9 @@ class Reports:
                 found, self.norms[at] = (sent, weight), norm
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
-        self.refused += found is None
+        if found is None:
+            self.refused += 1
+            self._reasons[at] = f"its report was set aside ({about['code']}): {about['reason']}"
         self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
         return found
 
@@ -105,7 +108,7 @@ class Reports:
             f"the norm of the update is more than {MOST:g} times the median of those in this exchange, for as many steps, or beyond all "
             "reason where there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
         )
-        log.warning("round %d goes on without the report of %s: %s", self._expected.round, self._names[at], reason)
+        self._reasons[at] = f"its report was set aside: {reason}"
         self.record(self._names[at], "update", {"accepted": False, "code": gate.NormTooLarge.code, "reason": reason})
         self.refused += 1
 

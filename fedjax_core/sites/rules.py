@@ -1,7 +1,9 @@
 """How long a round of real sites waits, for whom, and what it lets through: `Rules`, which may be set between rounds.
 
 Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for `idle_seconds`, or until its one
-deadline. So a straggler is
+deadline. A site that did not answer, as where its machine is down, is waited for so long once. From then on it is asked as before, and
+waited for a `grace` only, until something comes from it again. In a round of several exchanges each has its part of the time, as soon as
+the quorum is there, so that the next one has some too. So a straggler is
 
     waited for       a long `deadline_seconds`, as it is
     dropped          a short one, or `enough` reports
@@ -25,6 +27,7 @@ Traceback (most recent call last):
 ValueError: train_seconds is 60; it should be above 0 and well below the deadline_seconds of 60, ...
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +46,9 @@ class Rules:
     """And they must have this share of the cohort's examples."""
     deadline_seconds: float = 3600.0
     """So long a round waits for its cohort, in all of its exchanges together."""
+    grace: float | None = 1.5
+    """A site that was silent when it was last waited for is waited for so many times as long as the others took, and a second at least,
+    once the quorum is there; None: as long as any other."""
     idle_seconds: float | None = None
     """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a site has done more steps. Over
     Ray a federation has to begin with it: its sites are then made so that they can be asked."""
@@ -76,6 +82,11 @@ class Rules:
             )
         if self.max_norm != "relative" and not (type(self.max_norm) in (int, float) and self.max_norm > 0):
             raise ValueError(f'max_norm is {self.max_norm!r}; it should be "relative", or the largest norm that an update may have')
+        if self.grace is not None and not 1 <= self.grace < math.inf:
+            raise ValueError(
+                f"grace is {self.grace:g}; it should be at least 1, which is as long as the others took; or None, to wait for a site that "
+                "is silent as long as for any other"
+            )
         if self.part_bytes is not None and self.part_bytes < 1:
             raise ValueError(f"part_bytes is {self.part_bytes}; it should be the bytes of a part, or None for messages that move whole")
 

@@ -17,6 +17,7 @@ import numpy as np
 from fedjax_core.data.preprocess import Fitted, Step, Sums, settle
 from fedjax_core.describe import describe
 from fedjax_core.files import write_whole
+from fedjax_core.sites.absent import with_reasons
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.prepare import place_open
@@ -46,6 +47,9 @@ def settled(steps: tuple[Step, ...], collector: Collector, requests: Requests, r
 
 def _measured(steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record) -> Fitted:
     names = collector.names
+    if away := collector.unknown.keys() | collector.silent:
+        why = with_reasons({names[at]: collector.hearing.reasons.get(at, "no reply") for at in sorted(away)})
+        raise Paused(f"preprocessing needs sums of every site's columns before the first round, and not all are there. {why}")
     replies = collector.collect(requests.write("measure", 0, to=names), 0, list(range(len(names))))
     reasons = {names[at]: collector.hearing.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
     said: list[tuple[Sums, ...]] = []
@@ -56,8 +60,9 @@ def _measured(steps: tuple[Step, ...], collector: Collector, requests: Requests,
             reasons[names[at]] = str(refusal)
             record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
     if reasons:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise Paused(f"preprocessing needs sums of every site's columns, and these told none, so a run cannot begin. {listed[:1500]}")
+        raise Paused(
+            f"preprocessing needs sums of every site's columns, and these told none, so a run cannot begin. {with_reasons(reasons)}"
+        )
     return settle(steps, said)
 
 

@@ -39,6 +39,13 @@ class Transport(Protocol):
         """Lets go of what it holds; replies under way are lost."""
 
 
+def take_back(transport: Transport, asked: "Future[Any]") -> None:
+    """Has a site not begin with what nobody waits for any more, by the transport's own `take_back`, where it has one."""
+    done: Callable[[Any], None] | None = getattr(transport, "take_back", None)
+    if done is not None:
+        done(asked)
+
+
 def first_of(transport: Transport, asked: Collection["Future[Any]"], seconds: float) -> "set[Future[Any]]":
     """Those that are done, as soon as one is, or none after so many seconds; by the transport's own `wait`, where it has one."""
     wait: Callable[[Any, float], set[Future[Any]]] | None = getattr(transport, "wait", None)
@@ -77,6 +84,10 @@ class InProcess:
                 self._shown.add(said)
                 log.error("site %s failed", name, exc_info=error)
         return reply
+
+    def take_back(self, asked: "Future[Any]") -> None:
+        """What a site is at goes on, and what it has not begun is dropped."""
+        asked.cancel()
 
     def progress(self, site: str) -> int:
         """Counted by the site."""
