@@ -34,7 +34,8 @@ def run(
         study: For them: module:function, that returns a fedjax_core.sites.study.Study.
         arguments: Of the function, as JSON.
         rounds: So many in all (20).
-        quorum: So many sites must report for a round to count; by default more than half.
+        quorum: So many sites must report for a round to count, and rounds go on without the others. By default all must: a site that
+            died is waited for until it is back.
         train_seconds: So long a site trains in an exchange at most, and then sends what it has done; by default as long as it needs.
         checkpoint_every: So many rounds (5).
     """

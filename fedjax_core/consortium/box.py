@@ -2,24 +2,28 @@
 
     prepare ─► Ray nodes ─► coordinator ─► rounds ... ─► table ─► audit logs verified ─► stopped
 
-A site's node or the coordinator that is killed is started again, and the run ends bit for bit where it would have ended. When the
+A site's node or the coordinator that is killed is started again. A round waits for all sites, so the run ends bit for bit where it would
+have ended; with a smaller `quorum` rounds go on without a site that is away, which is said, and the numbers are others. When the
 coordinator's node is lost, all of Ray is: then everything stops, and the same call goes on from the last checkpoint.
 
 >>> run("runs/consortium", sites=3, rounds=20)  # doctest: +SKIP
 """
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from fedjax_core.consortium.lead import SAYS
 from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, Plan, prepare
+from fedjax_core.run.log import without
 from fedjax_core.sites import audit, certificates, identity
 from fedjax_core.sites.prepare import held_back
 from fedjax_core.sites.study import build
@@ -46,6 +50,8 @@ class Result:
     """How often each part was started again."""
     on: str = "trained on"
     """On which of the sites' examples the metrics are: "held-out", or "trained on"."""
+    took_part: dict[str, int] = field(default_factory=dict)
+    """In how many of the rounds each site was."""
 
 
 def run(
@@ -119,12 +125,14 @@ def table(result: Result) -> Table:
     """How the model does at every site, on the examples that it trained on there, or that were held out."""
     names = list(result.pooled)
     found = Table(title=f"after {result.rounds} rounds, on what each site {'held out' if result.on == 'held-out' else 'trained on'}")
-    for name in ("site", "examples", *names):
+    for name in ("site", "rounds", "examples", *names):
         found.add_column(name, justify="left" if name == "site" else "right")
     for site, values in result.sites.items():
-        found.add_row(site, f"{values['examples']:.0f}", *(f"{values[name]:.4f}" for name in names))
+        rounds = f"{result.took_part.get(site, result.rounds)} of {result.rounds}"
+        shown = ("-" if math.isnan(values[name]) else f"{values[name]:.4f}" for name in names)
+        found.add_row(site, rounds, f"{values['examples']:.0f}", *shown)
     total = sum(values["examples"] for values in result.sites.values())
-    found.add_row("all together", f"{total:.0f}", *(f"{result.pooled[name]:.4f}" for name in names), style="bold")
+    found.add_row("all together", str(result.rounds), f"{total:.0f}", *(f"{result.pooled[name]:.4f}" for name in names), style="bold")
     return found
 
 
@@ -139,6 +147,9 @@ class _Watch:
         self._shown = len(folder.rounds())
         self._every = max(1, plan.rounds // 10)
         self._lost: float | None = None  # when something was
+        self._lacked = ""  # by the last round that was shown
+        self._log = folder.root / "logs" / f"{LEAD}.log"
+        self._heard = self._log.stat().st_size if self._log.exists() else 0  # bytes of it
 
     def until_done(self) -> dict[str, int]:
         """How often each part was started again."""
@@ -179,15 +190,31 @@ class _Watch:
         else:
             self.processes.site_node(part.name)
 
+    def _hear(self) -> None:
+        """Says what the coordinator says to people."""
+        if not self._log.exists():
+            return
+        with open(self._log, "rb") as file:
+            file.seek(self._heard)
+            said = file.read()
+        said = said[: said.rfind(b"\n") + 1]  # whole lines
+        self._heard += len(said)
+        for line in said.splitlines():
+            if line.startswith(SAYS.encode()):
+                self.say(f"  note      {line.decode(errors='replace').removeprefix(SAYS).strip()}")
+
     def _show(self) -> None:
+        self._hear()
         for record in self.folder.rounds()[self._shown :]:
             self._shown = number = record["round"]
             if self._lost is not None:
                 self.say(f"  going on  {time.monotonic() - self._lost:.1f} s later, with round {number}")
                 self._lost = None
-            if number % self._every == 0 or number in (1, self.plan.rounds):
+            lacked, before, self._lacked = record.get("lacked", ""), self._lacked, record.get("lacked", "")
+            if number % self._every == 0 or number in (1, self.plan.rounds) or lacked != before:
                 loss = f"loss {record['loss']:.4f}, " if "loss" in record else ""
-                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{record['clients']:.0f} {self._clients}")
+                who = f"{record['clients']:.0f} {self._clients}{without(lacked.split())}"
+                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{who}")
 
     def _save(self) -> None:
         """Has the coordinator finish its round and save."""
@@ -205,4 +232,6 @@ def _result(folder: Folder, plan: Plan, heads: dict[str, audit.Head], restarts: 
     metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in about["sites"].items()}
     sizes = dict(zip(plan.sites, about["sizes"], strict=True))
     each = {site: {"examples": float(sizes[site]), **{name: values[site] for name, values in metrics.items()}} for site in plan.sites}
-    return Result(about["rounds"], each, about["pooled"], heads, restarts, about.get("on", "trained on"))
+    lacked = [name for record in folder.rounds() for name in record.get("lacked", "").split()]
+    took_part = {site: about["rounds"] - lacked.count(site) for site in plan.sites}
+    return Result(about["rounds"], each, about["pooled"], heads, restarts, about.get("on", "trained on"), took_part)

@@ -2,31 +2,40 @@
 
     python -m fedjax_core.consortium.lead FOLDER 127.0.0.1:6379
 
-Ends with 0 when `rounds` are done, and result.json says how every site fares; with 3 when it was interrupted, and has saved.
+Ends with 0 when `rounds` are done, and result.json says how every site fares; with 3 when it was interrupted, and has saved. Where sites
+are away it waits, and says who: what it says to people are the lines of its log that begin with `SAYS`.
 It also ends when its standard input does, as then nobody watches it any more.
 """
 
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
 from fedjax_core.consortium.setup import DEADLINE_SECONDS, Folder, Plan
 from fedjax_core.data import cohorts
 from fedjax_core.files import write_whole
-from fedjax_core.run.fit import fit
+from fedjax_core.metrics import Evaluation
+from fedjax_core.run.fit import History, fit
+from fedjax_core.sites.absent import without_numbers
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
 from fedjax_core.sites.identity import Roster, SiteKey
 from fedjax_core.sites.study import build
 from fedjax_core.sites.wire import COORDINATOR
 
+T = TypeVar("T")
+
 INTERRUPTED = 3
+SAYS = "says: "
 _PATIENCE, _AWAY_SECONDS = 60, 2.0
 
 
@@ -35,29 +44,27 @@ def lead(folder: Folder, address: str | None) -> int:
     plan, home = Plan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
     files = [folder.site(name) / "site.toml" for name in plan.sites]
-    rules = Rules(quorum=plan.quorum or None, deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
+    rules = Rules(quorum=plan.quorum or len(plan.sites), deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
     roster = Roster.read(home / "roster.toml")
-    with Federation(
+    logging.getLogger("fedjax_core").addHandler(_Aloud(logging.WARNING))
+    federation = _patiently(lambda: Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
         noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, features=study.features,
         held_out=study.held_out,
         rules=rules, folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
-    ) as federation:  # fmt: skip
-        for attempt in itertools.count(1):
-            try:
-                history = fit(
-                    federation, plan.rounds, cohorts.everyone(len(plan.sites)), home / "run",
-                    key=jax.random.key(study.seed), checkpoint_every=plan.checkpoint_every, progress=False,
-                )  # fmt: skip
-                if history.stopped == "interrupted":
-                    return INTERRUPTED
-                found = federation.evaluate(history.state)
-                break
-            except Paused as paused:  # sites are away: nothing is lost by asking again, from the last checkpoint on
-                if attempt == _PATIENCE:
-                    raise
-                print(paused, file=sys.stderr, flush=True)
-                time.sleep(_AWAY_SECONDS)
+    ))  # fmt: skip
+
+    def run() -> tuple[History, Evaluation | None]:
+        history = fit(
+            federation, plan.rounds, cohorts.everyone(len(plan.sites)), home / "run",
+            key=jax.random.key(study.seed), checkpoint_every=plan.checkpoint_every, progress=False,
+        )  # fmt: skip
+        return history, None if history.stopped == "interrupted" else federation.evaluate(history.state)
+
+    with federation:
+        history, found = _patiently(run)
+        if found is None:
+            return INTERRUPTED
         clients = {metric: values.tolist() for metric, values in found.clients.items()}
         about = {
             "rounds": int(history.state.round),
@@ -68,6 +75,33 @@ def lead(folder: Folder, address: str | None) -> int:
         }
         write_whole(home / "result.json", json.dumps(about))
     return 0
+
+
+def _patiently(do: Callable[[], T]) -> T:
+    """What it returns; done again while sites are away: nothing is lost by that, as a run goes on from its last checkpoint."""
+    told = ""
+    for attempt in itertools.count(1):
+        try:
+            return do()
+        except Paused as paused:
+            if attempt == _PATIENCE:
+                raise
+            if (text := without_numbers(str(paused))) != told:
+                _say(f"waiting: {paused}")
+            told = text
+            time.sleep(_AWAY_SECONDS)
+    raise AssertionError("never comes here")
+
+
+class _Aloud(logging.Handler):
+    """Has whoever watches this process say its warnings on screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+def _say(text: str) -> None:
+    print(SAYS + " ".join(text.split()), file=sys.stderr, flush=True)
 
 
 def _end_when_nobody_watches() -> None:

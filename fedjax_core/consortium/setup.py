@@ -7,7 +7,7 @@ coordinator's `study.toml` says what is run:
     arguments = '{"lr": 0.05}'            JSON
     rounds = 20
     checkpoint_every = 5
-    quorum = 0                            sites that must report; 0: more than half
+    quorum = 0                            sites that must report; 0: all of them
     train_seconds = 0.0                   that a site trains in an exchange at most; 0: as long as it needs
     sites = ["hospital-1", "hospital-2"]
 """
@@ -59,7 +59,7 @@ class Plan:
     def __post_init__(self) -> None:
         check_counts(rounds=self.rounds, checkpoint_every=self.checkpoint_every)
         if not 0 <= self.quorum <= len(self.sites):
-            raise ValueError(f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is more than half")
+            raise ValueError(f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is all of them")
         if not 0 <= self.train_seconds < DEADLINE_SECONDS:
             raise ValueError(f"train_seconds={self.train_seconds:g}, and a round has {DEADLINE_SECONDS:g} s: ask for less; 0 is no limit")
 

@@ -312,13 +312,18 @@ class _Run:
         for i in range(max(len(column) for column in values.values())):
             row = {name: float(column[i]) for name, column in values.items()}
             self._warn(start + i + 1, row)
-            self.log.write(start + i + 1, "train", row)
+            self.log.write(start + i + 1, "train", row, lacked=self._lacked(start + i + 1))
+
+    def _lacked(self, round: int) -> list[str]:
+        """Who was to be in this round and was not, where the backend tells, by its `lacked(round)`."""
+        lacked = getattr(self.sim, "lacked", None)
+        return [] if lacked is None else list(lacked(round))
 
     def _warn(self, round: int, row: dict[str, float]) -> None:
         if self.finite and row.get("examples", 1.0) > 0 and not math.isfinite(row.get("loss", 0.0)):
             self.finite = False
             log.warning("the training loss is %s in round %d: a smaller learning rate or clipping may help", row["loss"], round)
-        if row.get("refused", 0.0) > 0:
+        if row.get("refused", 0.0) > 0 and not hasattr(self.sim, "lacked"):  # which says itself whose, and why
             if not self.refused:
                 log.warning("round %d refused %d reports that were not finite, and went on without them", round, row["refused"])
             self.refused.append(round)

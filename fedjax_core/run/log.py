@@ -3,6 +3,9 @@ or lines on standard error where there is no terminal.
 
     {"round": 20, "kind": "train", "loss": 0.31, "examples": 640.0, "clients": 10.0, "refused": 0.0}
     {"round": 20, "kind": "eval", "loss": 0.33, "accuracy": 0.87}
+    {"round": 21, "kind": "train", "loss": 0.30, "examples": 540.0, "clients": 9.0, "refused": 0.0, "lacked": "mayo"}
+
+The last one is of real sites, where a round may lack some: it has their names, with a space between any two.
 
 A number that is not finite is written as null. On resume the lines after the checkpoint's round are cut, and TensorBoard is told to
 forget them, so that no round is there twice and none is missing.
@@ -20,7 +23,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -73,16 +76,16 @@ class Log:
                 if part is not None:
                     stack.callback(part.close)
 
-    def write(self, round: int, kind: Literal["train", "eval"], values: dict[str, float]) -> None:
-        """Adds one record, of the state after `round` rounds."""
-        record = {"round": round, "kind": kind, **values}
+    def write(self, round: int, kind: Literal["train", "eval"], values: dict[str, float], lacked: Sequence[str] = ()) -> None:
+        """Adds one record, of the state after `round` rounds, the last of which went on without the `lacked` sites."""
+        record = {"round": round, "kind": kind, **values, **({"lacked": " ".join(lacked)} if lacked else {})}
         self.records.append(record)
         if self._file is not None and self._events is not None:
             with _explained(self._file.name):
                 self._file.write(_line(record))
                 self._events.write(round, kind, values)
         if kind == "train" and self._shown is not None:
-            self._shown.update(round, values.get("loss", math.nan), values.get("examples", 0.0))
+            self._shown.update(round, values.get("loss", math.nan), values.get("examples", 0.0), lacked)
 
     def sync(self) -> None:
         """Returns when all records are on the disk: before a checkpoint, which must not know of rounds that the log lacks."""
@@ -153,6 +156,11 @@ class _Events:
         self._writer.close()
 
 
+def without(lacked: Sequence[str]) -> str:
+    """Whom the last round lacked, to follow what is said of it."""
+    return f", without {', '.join(lacked)}" if lacked else ""
+
+
 class _Speed:
     """Examples a second, from the first record on: the round before it holds the compilation."""
 
@@ -176,37 +184,42 @@ class _Bar:
             TextColumn("rounds"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s{task.fields[without]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        self._task = self._progress.add_task("rounds", total=rounds, completed=done, loss="-", speed="-")
+        self._task = self._progress.add_task("rounds", total=rounds, completed=done, loss="-", speed="-", without="")
         self._speed = _Speed()
         self._progress.start()
 
-    def update(self, round: int, loss: float, examples: float) -> None:
+    def update(self, round: int, loss: float, examples: float, lacked: Sequence[str] = ()) -> None:
         speed = self._speed.update(examples)
         shown = "-" if math.isnan(speed) else f"{speed:,.0f}"
-        self._progress.update(self._task, completed=round, loss=f"{loss:.4g}", speed=shown)
+        self._progress.update(self._task, completed=round, loss=f"{loss:.4g}", speed=shown, without=without(lacked))
 
     def close(self) -> None:
         self._progress.stop()
 
 
 class _Lines:
-    """Lines on standard error where there is no terminal (a notebook, a pipe, nohup): the first rounds, then one now and then, the last."""
+    """Lines on standard error where there is no terminal (a notebook, a pipe, nohup): the first rounds, then one now and then, the last.
+
+    And one at once where other sites are lacking than in the round before.
+    """
 
     def __init__(self, rounds: int) -> None:
         self._rounds, self._speed, self._last, self._shown = rounds, _Speed(), time.monotonic(), 0
         self._waiting: str | None = None
+        self._lacked: list[str] = []
 
-    def update(self, round: int, loss: float, examples: float) -> None:
+    def update(self, round: int, loss: float, examples: float, lacked: Sequence[str] = ()) -> None:
         speed = self._speed.update(examples)
         shown = "" if math.isnan(speed) else f", {speed:,.0f} examples/s"
-        self._waiting = f"round {round} of {self._rounds}: loss {loss:.4g}{shown}"
-        if self._shown < _FIRST_LINES or time.monotonic() - self._last >= _LINE_EVERY_SECONDS:
+        self._waiting = f"round {round} of {self._rounds}: loss {loss:.4g}{shown}{without(lacked)}"
+        news, self._lacked = list(lacked) != self._lacked, list(lacked)
+        if news or self._shown < _FIRST_LINES or time.monotonic() - self._last >= _LINE_EVERY_SECONDS:
             self._show()
 
     def close(self) -> None:

@@ -22,6 +22,11 @@ _NUMBER = re.compile(r"\d[\d.]*")
 _LETTERS = 1500
 
 
+def without_numbers(text: str) -> str:
+    """The text with a sign for each number in it: what is news of it, and not only later."""
+    return _NUMBER.sub("#", text)
+
+
 class Absent:
     """Says which sites a round goes on without, and which are back."""
 
@@ -36,7 +41,7 @@ class Absent:
         return {self._names[at]: why for at, why in lacked.items()}
 
     def _say(self, what: str, lacked: Mapping[int, str], here: Collection[int]) -> None:
-        told = {at: _NUMBER.sub("#", why) for at, why in lacked.items()}
+        told = {at: without_numbers(why) for at, why in lacked.items()}
         if news := {self._names[at]: lacked[at] for at, why in told.items() if self._told.get(at) != why}:
             log.warning("%s goes on without %d of its sites. %s", what, len(news), with_reasons(news))
         if back := [at for at in self._told if at in here]:
