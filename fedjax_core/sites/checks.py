@@ -267,6 +267,8 @@ def _policy(about: SiteFile, settings: Settings) -> str:
         if not decision.allowed:
             raise Unfit(f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed")
     open_now = "open now" if found.hours.open(datetime.now(UTC)) else f"closed now, open at {', '.join(found.hours.windows)}"
+    if steps and not found.minimum.cell:
+        open_now += f", sums of columns of however few examples leave: set minimum.cell, such as {SAFE.cell}"
     if found.leaving.delta is not None:
         open_now += f", an epsilon of {epsilon(Ledger(about.folder).told, found.leaving.delta):.3g} told so far"
     return f"{about.policy}, {open_now}"

@@ -126,6 +126,11 @@ def test_policies_let_leave_what_the_study_prepares_by(prepared):
     np.testing.assert_allclose(fed.prepared.numbers[0]["low"], everyone.min(axis=0))
 
 
+def policy_says(file):
+    """What the doctor says of a policy that is fit."""
+    return next(one.said for one in examine(file) if one.what == "policy" and one.fine)
+
+
 def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp_path):
     shutil.copytree(prepared[0].site("mayo"), tmp_path / "mayo")
     path, file = tmp_path / "mayo" / "policy.toml", tmp_path / "mayo" / "site.toml"
@@ -134,6 +139,10 @@ def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp
         return {one.what: one.said for one in examine(file) if one.fine is False}
 
     assert wrong() == {}
+    assert "however few" not in policy_says(file)
+    cell = re.sub(r"\ncell = \d+", "", path.read_text())
+    path.write_text(cell)
+    assert "sums of columns of however few examples leave: set minimum.cell, such as 10" in policy_says(file)
     whole, about = path.read_text(), file.read_text()
     for gone, said in (
         (
