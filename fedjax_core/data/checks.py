@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.data.given import given, is_text
+from fedjax_core.data.given import columns_of, given, is_text
 from fedjax_core.types import Columns
 
 _CHUNK_BYTES = 16 << 20  # scanned at a time, so that memory-mapped data is never all in memory
@@ -22,6 +22,7 @@ _CHUNK_BYTES = 16 << 20  # scanned at a time, so that memory-mapped data is neve
 
 def flat(columns: Columns, whose: str = "") -> tuple[list[np.ndarray], Any, list[str]]:
     """The columns as read-only arrays (no copies), with their tree structure and their names; `whose` is for the message."""
+    columns = columns_of(columns)
     found, structure = jax.tree_util.tree_flatten_with_path(columns)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") or "columns" for path, _ in found]
     if not found:

@@ -3,7 +3,8 @@
     masked arrays, nullable columns     a missing number is NaN; a whole number, a label or text that is missing is refused, with its row
     text, categories                    text, which `preprocess.Codes` turns into codes that all clients share
     objects, dates, complex numbers     refused, with what to write instead
-    a data frame                        a matrix, whose column names are the names of its features
+    a data frame as a column            a matrix, whose column names are the names of its features
+    a data frame for all columns        its columns, by their names
 
 Whatever hides its meaning beside the numbers (a mask, a unit, a list of categories) would otherwise be dropped by `np.asarray`, and the
 numbers below it trained on.
@@ -55,11 +56,20 @@ def is_text(array: Any) -> bool:
     return bool(array.dtype.kind == "U")
 
 
+def columns_of(columns: Any) -> Any:
+    """A data frame that is given for all columns as {name: column}, in which their order is nothing; all else as it is."""
+    return {str(name): columns[name] for name in columns.columns} if _is_frame(columns) else columns
+
+
 def features_in(columns: Any) -> dict[str, list[str]]:
     """{column: the names of its features}, of those columns that are data frames."""
     if not isinstance(columns, Mapping):
         return {}
-    return {name: [str(one) for one in x.columns] for name, x in columns.items() if hasattr(x, "columns") and hasattr(x, "to_numpy")}
+    return {name: [str(one) for one in x.columns] for name, x in columns.items() if _is_frame(x)}
+
+
+def _is_frame(x: Any) -> bool:
+    return hasattr(x, "columns") and hasattr(x, "to_numpy")
 
 
 def _filled(data: np.ndarray, missing: np.ndarray, name: str, whose: str) -> np.ndarray:
@@ -98,7 +108,8 @@ def _text(array: np.ndarray, name: str, whose: str) -> np.ndarray:
     """An array of Python's text as one of NumPy's; raises for other objects."""
     for place, value in np.ndenumerate(array):
         if not isinstance(value, str):
-            what = "no value" if value is None or value is np.ma.masked or value != value else f"a {type(value).__name__}"
+            no_value = value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType") or value != value
+            what = "no value" if no_value else f"an object ({type(value).__name__})"
             raise TypeError(
                 f"{whose}column {name!r} has dtype {array.dtype} and holds {what} in row {place[0] if place else 0}: give numbers, such as "
                 "np.asarray(column, np.float64), where NaN is missing, or text in every row"

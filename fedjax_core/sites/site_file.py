@@ -38,6 +38,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.given import columns_of
 from fedjax_core.files import read_text
 from fedjax_core.lanes.columns import narrow
 from fedjax_core.round import check_metrics
@@ -151,6 +152,7 @@ def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -
     handed = isinstance(found, Clients)  # and looked at when it was made
     if isinstance(found, (str, Path)):
         found = Clients.open(found)
+    found = columns_of(found)
     if isinstance(found, Mapping):
         found = Clients.from_list([found], [about.name], allow_nan=True)
     if not isinstance(found, Clients):

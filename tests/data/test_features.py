@@ -5,6 +5,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.data.clients import Clients
+from fedjax_core.sites.site_file import SiteFile, load_data
 
 NAMES = ("age", "weight", "height")
 
@@ -16,7 +17,7 @@ class Frame:
         self.columns, self.values, self.iloc = list(columns), list(columns.values()), self
 
     def __getitem__(self, at):
-        return self.values[at[1]]
+        return self.values[self.columns.index(at) if isinstance(at, str) else at[1]]
 
     def __len__(self):
         return len(self.values[0])
@@ -79,6 +80,13 @@ def test_a_frame_says_its_names_and_clients_frames_are_put_in_one_order():
     assert clients.features == {"x": ("age", "weight")} and clients.columns["x"].tolist() == [[1, 3], [2, 4], [8, 7]]
     with pytest.raises(ValueError, match=r"client 1 \(id 1\): column 'x' has no feature 'weight'; it has 'age'"):
         Clients.from_list([{"x": first}, {"x": Frame(age=np.array([8.0]))}])
+
+
+def test_a_frame_for_all_columns_is_these_by_their_names():
+    first, second = Frame(x=np.array([1.0, 2.0]), y=np.array([0, 1])), Frame(y=np.array([1]), x=np.array([3.0]))
+    clients = Clients.from_list([first, second])
+    assert clients.columns["x"].tolist() == [1, 2, 3] and clients.columns["y"].tolist() == [0, 1, 1]
+    assert load_data(SiteFile(name="charite", data=second)).columns["x"].tolist() == [3]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_whole_number_that_is_missing_is_refused_with_its_row():
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (np.array([1, decimal.Decimal(2)], object), r"holds a int in row 0"),
+        (np.array([1, decimal.Decimal(2)], object), r"dtype object and holds an object \(int\) in row 0"),
         (np.array(["a", None], object), r"holds no value in row 1"),
         (np.array(["2020-01-01"], "M8[D]"), r"holds dates or times \(datetime64\[D\]\)"),
         (np.array([1], "m8[s]"), "holds dates or times"),
