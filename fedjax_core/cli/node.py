@@ -11,9 +11,9 @@ from tyro.conf import Positional
 from fedjax_core.files import make_folder
 from fedjax_core.sites import ray_node, ray_security
 from fedjax_core.sites.certificates import Files
+from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.site_file import SiteFile
 
-_SITE = "FEDJAX_CORE_SITE"
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of a socket's path on Linux
 
 
@@ -46,7 +46,7 @@ def node(
         os.environ.update(ray_security.environment(ray))
     ray_security.preflight()
     if about is not None and site is not None:
-        os.environ[_SITE] = str(site.absolute())
+        os.environ[VARIABLE] = str(site.absolute())
         folder = folder or (None if about.folder is None else about.folder / "ray")
     if folder is None:
         raise ValueError("where should Ray's logs and sockets go? name a --folder, which is made for its owner alone")

@@ -29,6 +29,7 @@ from fedjax_core.run.fit import History, fit
 from fedjax_core.sites.absent import without_numbers
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
 from fedjax_core.sites.identity import Roster, SiteKey
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import build
 from fedjax_core.sites.wire import COORDINATOR
 
@@ -43,7 +44,7 @@ def lead(folder: Folder, address: str | None) -> int:
     """Runs what is left of the plan over the Ray at this address; returns the exit code."""
     plan, home = Plan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
-    files = [folder.site(name) / "site.toml" for name in plan.sites]
+    files = [SiteFile(name=name, resources={name: 1.0}) for name in plan.sites]  # all else each site reads from its own file
     rules = Rules(quorum=plan.quorum or len(plan.sites), deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
     roster = Roster.read(home / "roster.toml")
     logging.getLogger("fedjax_core").addHandler(_Aloud(logging.WARNING))

@@ -23,6 +23,7 @@ from typing import Any
 from fedjax_core.consortium.setup import Folder
 from fedjax_core.files import make_folder, opener, write_whole
 from fedjax_core.machine import short_folder
+from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.wire import COORDINATOR
 
 _NODE, _LEAD = "fedjax_core.sites.ray_node", "fedjax_core.consortium.lead"
@@ -126,7 +127,7 @@ class Processes:
     def _start(self, name: str, whose: str, command: Sequence[str]) -> Part:
         log = self.folder.root / "logs" / f"{name}.log"
         path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # where a study of one's own is
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != VARIABLE}
         environment |= {"PYTHONPATH": path, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "RAY_USAGE_STATS_ENABLED": "0"}
         with open(log, "a", opener=opener) as said:
             process = subprocess.Popen(

@@ -30,6 +30,7 @@ from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import checks, expected, identity, ray_security
 from fedjax_core.sites.base import check_name
 from fedjax_core.sites.held_out import parted
+from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.prepare import held_back, leaving
 from fedjax_core.sites.site_file import SiteFile, load_data, minimum_of, usual_policy
@@ -107,8 +108,9 @@ class Folder:
         return [record for record in read_records(self.coordinator / "run" / METRICS) if record["kind"] == "train"]
 
     def environment(self, name: str) -> dict[str, str]:
-        """The variables of Ray on this one's machine."""
-        return ray_security.environment(self.home(name) / _RAY)
+        """The variables of Ray on this one's machine, and of a site the one that names its file."""
+        own = {} if name == COORDINATOR else {VARIABLE: str((self.site(name) / "site.toml").absolute())}
+        return ray_security.environment(self.home(name) / _RAY) | own
 
 
 def prepare(
@@ -193,6 +195,8 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         about = SiteFile.read(path)
+        if about.data is None:
+            raise ValueError(f"{path} names no `data`: a consortium in a box needs it of each site, a folder of Clients.save")
         data = about.data if isinstance(about.data, str) else str(Path(about.data).absolute())
         policy = None if about.policy is None else str(about.policy.absolute())
         kept = {name: getattr(about, name) for name in ("labels", "departments", "person", "held_out")} | {"policy": policy}

@@ -28,6 +28,7 @@ from fedjax_core.sites.epsilon import Ledger, epsilon
 from fedjax_core.sites.expected import Expected, code, columns, packages, python
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey, read_public
+from fedjax_core.sites.own_file import VARIABLE, paths
 from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinned
 from fedjax_core.sites.schema import difference, items_of
 from fedjax_core.sites.schema import said as said_of
@@ -325,6 +326,18 @@ def _memory(about: SiteFile, settings: Settings) -> str:
     return f"{free:.1f} GB free"
 
 
+def _started(about: SiteFile, settings: Settings) -> str:
+    value = settings.environment.get(VARIABLE, "")
+    where = "" if about.file is None else about.file.absolute()
+    if not value:
+        raise Skipped(
+            f"start Ray with `fedjax-core node {where}`, by which the site's process knows its file; for `ray start` set {VARIABLE}"
+        )
+    if about.file is not None and not any(path.exists() and path.samefile(about.file) for path in paths(value)):
+        raise Unfit(f"{VARIABLE} names {value}, and not this file: start Ray with {VARIABLE}={where}")
+    return f"Ray starts the site by this file ({VARIABLE})"
+
+
 def _network(about: SiteFile, settings: Settings) -> str:
     if settings.address is None:
         raise Skipped("give the coordinator's address with --address host:port")
@@ -348,11 +361,15 @@ def _ray(about: SiteFile, settings: Settings) -> str:
     days = (files.check() - datetime.now(UTC)).days
     if days < _SOON_DAYS:
         raise CertificateError(f"the certificate ends in {days} days: make another with `fedjax-core certificates make`")
-    return f"a token and TLS, the certificate for {days} more days"
+    return (
+        f"a token and TLS, the certificate for {days} more days. Whoever is in this Ray can run programs here as the user that started it: "
+        "it is for those who trust each other so far"
+    )
 
 
 _SOON_DAYS = 7
 CHECKS: dict[str, Callable[[SiteFile, Settings], str]] = {
     "versions": _versions, "key": _own_key, "coordinator": _coordinator, "clock": _clock, "data": _data, "task": _task, "labels": _labels,
-    "policy": _policy, "study": _study, "modes": _modes, "disk": _disk, "memory": _memory, "network": _network, "ray": _ray,
+    "policy": _policy, "study": _study, "modes": _modes, "disk": _disk, "memory": _memory, "network": _network, "started": _started,
+    "ray": _ray,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fedjax_core.sites import ray_security
 from fedjax_core.sites.checks import CHECKS, Settings, Skipped
 from fedjax_core.sites.expected import Expected
+from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.site_file import SiteFile
 
 __all__ = ["Finding", "Settings", "beside", "examine"]
@@ -53,10 +54,15 @@ def examine(path: str | Path, settings: Settings | None = None) -> list[Finding]
 
 
 def beside(path: Path, settings: Settings | None = None) -> Settings:
-    """The settings with what is beside a site's file: `expected.toml`, and `ray` as `fedjax-core certificates make` wrote it."""
+    """The settings with what is beside a site's file: `expected.toml`, and `ray` as `fedjax-core certificates make` wrote it, with the
+    variables in `ray/environment`, where Ray is started with these."""
     settings = Settings() if settings is None else settings
     if (expected := path.parent / "expected.toml").exists():
         settings = replace(settings, expected=Expected.read(expected))
     if (path.parent / "ray").is_dir():
-        settings = replace(settings, environment={**os.environ, **ray_security.environment(path.parent / "ray")})
+        variables = ray_security.environment(path.parent / "ray")
+        if (written := path.parent / "ray" / "environment").exists():
+            lines = dict(line.strip().split("=", 1) for line in written.read_text().splitlines() if "=" in line)
+            variables |= {name: value for name, value in lines.items() if name == VARIABLE}
+        settings = replace(settings, environment={**os.environ, **variables})
     return settings

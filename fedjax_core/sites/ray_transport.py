@@ -1,8 +1,9 @@
 """Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and carries bytes.
 
 A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a consortium that agreed to be
-one domain; between others the transport is another. What crosses is signed envelopes and nothing else, but at construction:
-where a site's file names no study, the coordinator's is handed over, which is code. With a `study` in every file, none is.
+one domain; between others the transport is another. What crosses is signed envelopes and nothing else, but for the site's name when its
+actor is made: the actor reads the site's own file, which its own machine names (own_file.py), and imports what is installed there. Only
+to the sites of a Ray that this process starts itself, which is a try on one machine, is a `SiteFile` made in Python handed over as it is.
 
     no address    Ray is started on this machine: loopback, no dashboard, a token of this process
     an address    a cluster that runs already: refused without token authentication and TLS, unless insecure_local=True
@@ -15,29 +16,33 @@ import gc
 import logging
 import os
 import secrets
+import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from fedjax_core.files import make_folder, opener
 from fedjax_core.machine import short_folder
-from fedjax_core.sites.base import Bytes, printable
+from fedjax_core.sites.audit import Log
+from fedjax_core.sites.base import Bytes, listed, printable
 from fedjax_core.sites.caps import confine
 from fedjax_core.sites.identity import PublicKey
+from fedjax_core.sites.own_file import VARIABLE, NotOwn, check, find
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.ray_bytes import NoReply, NotBytes, bytes_of, leave_errors_unread
 from fedjax_core.sites.ray_security import InsecureRay, on_loopback, preflight
 from fedjax_core.sites.site import Site
-from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.site_file import SiteFile, load_key
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import Reply
 
@@ -50,8 +55,13 @@ _PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 
 could not start is started again."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
+_NOTED = "errors.log in its folder says more"
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
 _SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
+_ONE_DOMAIN = (
+    "whoever is in this Ray can run programs at every site and at the coordinator, whatever the sites' policies say: it is for those who "
+    "trust each other so far (docs/sites.md, Who can do what)"
+)
 _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
 
 
@@ -89,7 +99,10 @@ class RayTransport:
                 # A retry is the same bytes, which a site answers with the same bytes.
                 actor = ray.remote(concurrency_groups={"watch": 1})(_Watched) if watched else ray.remote(_Actor)  # type: ignore[call-overload]
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
-                self._actors[about.name] = actor.remote(about, study if about.study is None else None, coordinator.text)
+                # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
+                made_here = self._started and address is None and about.file is None
+                handed = Handed(about, study if about.study is None else None, coordinator.text) if made_here else None
+                self._actors[about.name] = actor.remote(about.name, dict(about.said), handed)
                 self._handle[about.name] = self._actors[about.name].handle
             self._meet({about.name: about for about in files}, alone=self._started and address is None)
         except ValueError as error:
@@ -209,25 +222,41 @@ class _Asked(Future[Reply]):
         return self
 
 
+class Handed(NamedTuple):
+    """What the sites of a Ray that this process started are given, as they would be in this process: all of it is the user's own."""
+
+    about: SiteFile
+    study: Study | None
+    coordinator: str
+
+
 class _Actor:
     """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text.
 
     Each method returns `bytes`, which is all that the other end reads.
     """
 
-    def __init__(self, about: SiteFile, study: Study | None, coordinator: str) -> None:
+    def __init__(self, name: str, copy: Mapping[str, str], handed: Handed | None = None) -> None:
+        """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or the one `handed` over."""
         self._site: Site | None = None
+        about = None
         try:
+            if handed is None:
+                _own_code_alone()
+                about = find(name)
+                _only_here(about, copy)
+            else:
+                about = handed.about
             if about.policy is not None:
                 confine(Policy.read(about.policy).caps)
-            self._site = Site(about, study, PublicKey.parse(coordinator))
+            self._site = Site(about, *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))))
             self._site.__enter__()
             self._key = self._site.key.public.text
             gc.collect()
             gc.freeze()  # what is here now stays: JAX and the data, looked through time and again, would take a twentieth of a short visit
         except Exception as error:
-            self._site, self._key = None, type(error).__name__
-            _note(about.folder, error)
+            self._site, self._key = None, str(error) if isinstance(error, NotOwn) else f"{type(error).__name__}; {_NOTED}"
+            _note(None if about is None else about.folder, error)
 
     def key(self) -> bytes:
         """The site's public key, or why there is none."""
@@ -253,9 +282,10 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
         text = bytes(bytes_of(ref, seconds)[:_TEXT]).decode("ascii", "replace")
     except (ray.exceptions.GetTimeoutError, NoReply, NotBytes) as error:
         raise RuntimeError(f"site {name} could not start: {error}") from None
-    if not text.startswith("ed25519:"):
-        raise RuntimeError(f"site {name} could not start: {printable(text)}; errors.log in its folder says more")
-    return PublicKey.parse(text)
+    try:
+        return PublicKey.parse(text)
+    except ValueError:  # it is the reason, then
+        raise RuntimeError(f"site {name} could not start: {printable(text)}") from None
 
 
 def _no_place(about: SiteFile) -> str | None:
@@ -273,15 +303,47 @@ def _no_place(about: SiteFile) -> str | None:
     return f"no node of this Ray has what its file names ({wanted}): its machine is down, or `ray start` is not running there"
 
 
+def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
+    """Raises `NotOwn` where this process was to be another site than the one of its own file; that is in the site's audit log, then."""
+    try:
+        if brought := _brought():
+            raise NotOwn(
+                f"{own.name} was to start in a runtime environment of the coordinator's ({listed(brought)}), which brings code or settings "
+                "from elsewhere: begin without one (under `uv run`, with RAY_ENABLE_UV_RUN_RUNTIME_ENV=0)"
+            )
+        check(own, copy)
+    except NotOwn as refusal:
+        if own.folder is not None:
+            with Log(own.folder / "audit", load_key(own)) as log:
+                log.record(own.name, "refused", about={"code": refusal.code, "reason": printable(str(refusal))[:500]})
+        raise
+
+
+def _brought() -> list[str]:
+    """What a runtime environment brings to this process, by the names of its settings: variables, or code that would be imported here."""
+    found = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
+    return sorted(str(name) for name in found)
+
+
+def _own_code_alone() -> None:
+    """Has this process import what is installed on its machine: Ray puts the folders of the coordinator's script before all others."""
+    if ray.is_initialized():
+        for folder in ray_worker.global_worker.core_worker.get_job_config().py_driver_sys_path:  # type: ignore[attr-defined]
+            if folder in sys.path:
+                sys.path.remove(folder)
+
+
 def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
     leave_errors_unread()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
+    if ray.is_initialized() or address is not None:
+        preflight(insecure_local, None if ray.is_initialized() else address)
+        _check_nothing_is_carried(files)
+        log.warning(_ONE_DOMAIN)
     if ray.is_initialized():
-        preflight(insecure_local)
         return False
     if address is not None:
-        preflight(insecure_local, address)
         loopback = address.startswith("127.")
         quiet |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
         with on_loopback() if loopback else contextlib.nullcontext():
@@ -310,6 +372,17 @@ def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool)
         ray.shutdown()
         raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
     return True
+
+
+def _check_nothing_is_carried(files: Sequence[SiteFile]) -> None:
+    """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it would not be the site's own."""
+    for about in files:
+        if about.file is None and (carried := about.carried):
+            raise ValueError(
+                f"the site {about.name} is given here with {listed(carried)}, and over a Ray that runs already a site has these from its "
+                f"own file alone: give SiteFile(name=, resources=) or the path of a copy that has these two, and set {VARIABLE} at the "
+                "site. For a try on this machine leave out address, and let Federation start Ray"
+            )
 
 
 def _note(folder: Path | None, error: Exception) -> None:

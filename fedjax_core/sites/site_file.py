@@ -1,5 +1,7 @@
 """The file that says what a site is: its name, where its data and folder are, its study, policy and keys.
 
+It is the site's, and lies at the site: a coordinator's copy needs `name` and `resources` alone (own_file.py).
+
     name = "charite"                      site.toml
     folder = "/srv/federation"            of its state, ledger and errors
     data = "/srv/data/heart"              what `Clients.save` wrote, of one client (or departments); or "module:function"
@@ -24,11 +26,13 @@
 """
 
 import dataclasses
+import json
 import math
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -52,14 +56,17 @@ from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.study import Study, is_function, named
 from fedjax_core.types import Batch
 
+PLACE = ("resources", "node")
+"""The settings that say on which node of Ray the site is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFile:
     """What a site is, as its staff writes it down; `read` reads the file."""
 
     name: str
-    data: Any
-    """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients` themselves."""
+    data: Any = None
+    """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients` themselves. None: in a copy."""
     data_was: str | None = None
     """The fingerprint that the data had before, where they have changed in the middle of a run and are meant to have."""
     folder: Path | None = None
@@ -88,6 +95,10 @@ class SiteFile:
     """Labels of the Ray node on which the actor runs."""
     order: Order | None = None
     """Batches outright, [1, updates, batch size] of the site's own rows; [departments, updates, batch size] where it has some."""
+    file: Path | None = field(default=None, compare=False)
+    """Where it was read; None: made in Python, in one's own process or trust domain."""
+    said: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Of each setting in the file, a digest of it as it stands there."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "the site")
@@ -104,16 +115,25 @@ class SiteFile:
             found = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
-        known = [f.name for f in dataclasses.fields(cls) if f.name != "order"]
-        if wrong := sorted(set(found) - set(known)) or sorted({"name", "data"} - set(found)):
+        known = [f.name for f in dataclasses.fields(cls) if f.name not in ("order", "file", "said")]
+        if wrong := sorted(set(found) - set(known)) or sorted({"name"} - set(found)):
             raise ValueError(f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}")
+        tables = ("arguments", *PLACE)
+        if odd := [name for name, value in found.items() if not isinstance(value, dict if name in tables else str)]:
+            raise ValueError(f"{path}: {listed(odd)} is of another kind than it should be: {', '.join(tables)} are tables, all others text")
+        said = {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for name, value in found.items()}
         for name in ("folder", "policy", "key", "coordinator"):
             if name in found:
                 found[name] = _beside(path, found[name])
-        folder = _beside(path, found["data"])
-        if folder.exists() or not is_function(found["data"]):
+        if "data" in found and ((folder := _beside(path, found["data"])).exists() or not is_function(found["data"])):
             found["data"] = folder
-        return cls(**found)
+        return cls(**found, file=Path(path), said=said)
+
+    @property
+    def carried(self) -> list[str]:
+        """The settings that it has beside its name and where Ray places it."""
+        mine = [f.name for f in dataclasses.fields(self) if f.name not in ("name", *PLACE, "file", "said")]
+        return [name for name in mine if (value := getattr(self, name)) is not None and not (isinstance(value, Mapping) and not value)]
 
 
 def _beside(file: str | Path, name: str) -> Path:
@@ -145,6 +165,8 @@ def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -
     examples that it holds out are marked (held_out.py).
     """
     found: Any = about.data
+    if found is None:
+        raise ValueError(f"{about.file or f'the site {about.name}'} names no `data`: a folder of Clients.save, or module:function")
     if isinstance(found, str) and is_function(found):
         found = named(found)
     if callable(found) and not isinstance(found, Clients):

@@ -19,6 +19,7 @@ import importlib.metadata
 import inspect
 import platform
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -136,12 +137,18 @@ def is_function(name: str) -> bool:
 
 
 def named(name: str) -> Callable[..., Any]:
-    """The function `module:function`, installed here."""
+    """The function `module:function`, installed here for this: written in that module or its package, and none of Python's own library."""
     module, _, function = name.partition(":")
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        raise ValueError(f"{name!r} is of Python's own library: name a function of the package that is installed for the study")
     try:
         found = getattr(importlib.import_module(module), function, None) if module and function else None
     except ModuleNotFoundError as error:
         raise ValueError(f"{name!r} is not to be had: no module {error.name!r} here. Install it, or start where it lies") from error
     if not callable(found):
         raise ValueError(f"{name!r} names no function: write module:function, and install the module at the site")
+    inner = inspect.unwrap(found)
+    if not inspect.isfunction(inner) or inner.__module__.partition(".")[0] != package:
+        raise ValueError(f"{name!r} is no function that is written in {package!r}: name one that is, so that the site's staff can read it")
     return found

@@ -21,6 +21,7 @@ from fedjax_core.files import open_to_others
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.limit import PARTIAL
+from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import SAFE, Policy
 from fedjax_core.sites.request import Requests, addresses
 from fedjax_core.sites.site import Site
@@ -133,6 +134,7 @@ def policy_says(file):
 
 def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp_path):
     shutil.copytree(prepared[0].site("mayo"), tmp_path / "mayo")
+    (tmp_path / "mayo" / "ray" / "environment").write_text(f"{VARIABLE}={tmp_path / 'mayo' / 'site.toml'}\n")
     path, file = tmp_path / "mayo" / "policy.toml", tmp_path / "mayo" / "site.toml"
 
     def wrong():

@@ -18,6 +18,7 @@ from fedjax_core.files import write_whole
 from fedjax_core.sites import checks
 from fedjax_core.sites.doctor import Settings, beside, examine
 from fedjax_core.sites.expected import Expected, columns
+from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import PINNED, pin
 from fedjax_core.sites.ray_security import equip
 from fedjax_core.sites.site_file import SiteFile
@@ -41,6 +42,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def site(made, tmp_path):
     shutil.copytree(made, tmp_path / "site")
+    edit(tmp_path / "site" / "ray" / "environment", "^FEDJAX_CORE_SITE=.*", f"FEDJAX_CORE_SITE={tmp_path / 'site' / 'site.toml'}")
     return tmp_path / "site"
 
 
@@ -68,8 +70,10 @@ def other_public(site):
 
 
 def expire(site):
+    environment = (site / "ray" / "environment").read_text()
     shutil.rmtree(site / "ray")
     equip(site, {"ray": ["127.0.0.1"]}, days=3)
+    (site / "ray" / "environment").write_text(environment)
 
 
 def reviewed_was(site, digest):
@@ -148,6 +152,7 @@ WRONG = {
                              r"2 files and folders of .*/data, such as .*ids.npy, .*: chmod -R go-rwx .*/data"),
     "a state for the group": ("modes", lambda s: (s / "state").mkdir(0o750), r"chmod -R go-rwx .*/state"),
     "a folder of keys for all to write": ("modes", lambda s: s.chmod(0o777), "put another key or policy into .*: chmod go-w"),
+    "another's file": ("started", lambda s: edit(s / "ray" / "environment", "(?<=SITE=).*", "/srv/mayo"), "names /srv/mayo, and not"),
     "a token for all to read": ("ray", lambda s: (s / "ray" / "token").chmod(0o604), "a token that is secret"),
     "no certificate": ("ray", lambda s: (s / "ray" / "node.crt").unlink(), "TLS that works"),
     "a certificate about to end": ("ray", expire, "ends in 2 days"),
@@ -184,10 +189,16 @@ def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
         ({"memory_gb": 1e9}, "memory", "stop something"),
         ({"now": time.time() + 600}, "clock", r"-(600|5\d\d) s off"),
         ({"now": time.time() - 600}, "clock", r"\+6\d\d s off, and 60 s are allowed"),
-        ({"environment": {}}, "ray", r"lacks token authentication .* and TLS"),
+        ({"environment": {VARIABLE: str(site / "site.toml")}}, "ray", r"lacks token authentication .* and TLS"),
     ):
         wrong = [one for one in examine(site / "site.toml", replace(settings, **change)) if one.fine is False]
         assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].said)
+    (started,) = [one for one in examine(site / "site.toml", replace(settings, environment={})) if one.what == "started"]
+    assert (
+        started.fine is None
+        and "start Ray with `fedjax-core node" in started.said
+        and "for `ray start` set FEDJAX_CORE_SITE" in started.said
+    )
     wrong = {one.what: one.said for one in examine(site / "site.toml", replace(settings, address=address)) if one.fine is False}
     assert list(wrong) == ["network", "ray"] and all("start Ray there first" in said for said in wrong.values())
 

@@ -16,7 +16,7 @@ import fedjax_core as fc
 from fedjax_core.files import open_to_others
 from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.coordinator import Paused
-from fedjax_core.sites.ray_transport import _Actor
+from fedjax_core.sites.ray_transport import Handed, _Actor
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.wire import COORDINATOR, Header, encode, header_of
 from tests.sites import federations
@@ -118,8 +118,8 @@ def unfit(fed):
 def test_a_site_that_cannot_read_its_data_says_no_more_than_the_kind_of_error(tmp_path, everything_logged):
     for broken, kind in ((fails, "ValueError"), (opens, "FileNotFoundError")):
         one = dataclasses.replace(site_files(folder=tmp_path)[0], data=broken)
-        said = _Actor(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text).key()
-        assert said == kind.encode() and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
+        said = _Actor(one.name, {}, Handed(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text)).key().decode()
+        assert said == f"{kind}; errors.log in its folder says more" and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
     assert found({"logged": everything_logged.text.encode()}) == []
 
 

@@ -1,6 +1,9 @@
 """A site from its file: what is installed there is what runs there."""
 
+import functools
 import shutil
+import subprocess
+from subprocess import getoutput
 
 import jax
 import numpy as np
@@ -11,8 +14,10 @@ import fedjax_core as fc
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.site import Site
-from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.site_file import SiteFile, load_data
 from fedjax_core.sites.study import Study, build
+
+partly = functools.partial(getoutput, "id")
 
 FILE = """
 name = "charite"
@@ -51,7 +56,13 @@ def test_a_site_file_is_checked(tmp_path):
     with pytest.raises(ValueError, match="'studie' is unknown or missing"):
         SiteFile.read(tmp_path / "site.toml")
     (tmp_path / "site.toml").write_text('name = "charite"')
-    with pytest.raises(ValueError, match="'data' is unknown or missing"):
+    with pytest.raises(ValueError, match=r"site.toml names no `data`: a folder of Clients.save"):
+        load_data(SiteFile.read(tmp_path / "site.toml"))
+    (tmp_path / "site.toml").write_text('name = "charite"\ndata = 3\nresources = "charite"')
+    with pytest.raises(ValueError, match="'data', 'resources' is of another kind than it should be"):
+        SiteFile.read(tmp_path / "site.toml")
+    (tmp_path / "site.toml").write_text('data = "data"')
+    with pytest.raises(ValueError, match="'name' is unknown or missing"):
         SiteFile.read(tmp_path / "site.toml")
 
 
@@ -60,7 +71,7 @@ def test_a_study_is_built_from_what_is_installed():
     with pytest.raises(ValueError, match="names no function"):
         build("tests.sites.test_site", {})
     with pytest.raises(ValueError, match=r"must return a .*Study"):
-        build("os:getcwd", {})
+        build("tests.sites.test_site:note", {"text": "hello"})
     with pytest.raises(ValueError, match="no module 'nowhere' here"):
         build("nowhere:study", {})
     with pytest.raises(ValueError, match=r"does not take the arguments \{'rate': 0.1\}: missing a required argument: 'lr'"):
@@ -81,3 +92,39 @@ def test_a_fingerprint_tells_nothing_without_the_sites_key(tmp_path):
     shutil.move(tmp_path / "one", tmp_path / "moved")  # a site that is moved with its key keeps it
     assert told(tmp_path / "moved")[0] == first == told(tmp_path / "anew", key=tmp_path / "moved" / "charite.key")[0]
     assert told(None) == told(None)  # in the process of who has the data: a run resumes there, and no key is kept
+
+
+CALLED = []
+
+
+def note(text):
+    """A function that makes no study."""
+    CALLED.append(text)
+
+
+class Callable:
+    def __init__(self, text):
+        CALLED.append(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("subprocess:getoutput", "is of Python's own library"),
+        ("os.path:exists", "is of Python's own library"),
+        ("builtins:exec", "is of Python's own library"),
+        ("tests.sites.test_site:getoutput", "is no function that is written in 'tests'"),
+        ("tests.sites.test_site:partly", "is no function that is written in 'tests'"),
+        ("tests.sites.test_site:Callable", "is no function that is written in 'tests'"),
+        ("numpy:array", "is no function that is written in 'numpy'"),
+    ],
+)
+def test_a_file_can_name_no_function_but_one_that_is_written_for_it(name, said, monkeypatch):
+    """Of what is refused nothing is called, as a study or as data."""
+    monkeypatch.setattr(subprocess, "getoutput", lambda cmd: CALLED.append(cmd))
+    CALLED.clear()
+    with pytest.raises(ValueError, match=said):
+        build(name, {"text": "hello"})
+    with pytest.raises(ValueError, match=said):
+        load_data(SiteFile(name="charite", data=name))
+    assert CALLED == []

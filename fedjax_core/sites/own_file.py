@@ -1,0 +1,81 @@
+"""A site's own file: what a site's process reads of itself on its own machine, whoever asked from elsewhere that it be started.
+
+    FEDJAX_CORE_SITE=/srv/federation/site.toml      for whatever starts the process; several: separated as in PATH
+
+`fedjax-core node site.toml` sets it; with `ray start` it is set by hand.
+A coordinator says the site's name and nothing else. Its copy of the file is its own affair: of each setting that stands in it a digest
+comes along, and where one differs from the site's own, the site says which, records it in its audit log, and is not started.
+
+>>> import tempfile
+>>> folder = tempfile.TemporaryDirectory()
+>>> path, copy = Path(folder.name) / "site.toml", Path(folder.name) / "copy.toml"
+>>> settings = {"name": "charite", "data": "heart", "study": "heart:study", "coordinator": "coordinator.pub", "policy": "policy.toml"}
+>>> _ = path.write_text("".join(f'{name} = "{value}"\\n' for name, value in settings.items()))
+>>> _ = copy.write_text('name = "charite"\\npolicy = "another.toml"\\nresources = { charite = 1.0 }')
+>>> own = find("charite", {VARIABLE: str(path)})
+>>> check(own, SiteFile.read(copy).said)
+Traceback (most recent call last):
+fedjax_core.sites.own_file.NotOwn: the coordinator's copy of charite's file has another 'policy' than the site's own, which counts...
+>>> folder.cleanup()
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedjax_core.sites.base import Refused, listed
+from fedjax_core.sites.site_file import PLACE, SiteFile
+
+VARIABLE = "FEDJAX_CORE_SITE"
+"""Names the files of the sites on a machine."""
+
+
+class NotOwn(Refused):
+    """A site cannot be started from its own file, or was asked to be started by another. The text names settings and no value of any."""
+
+    code = "not-own"
+
+
+def find(name: str, environment: Mapping[str, str] = os.environ) -> SiteFile:
+    """The file of the site of this name, of those that this machine names; raises `NotOwn` where there is none."""
+    value = environment.get(VARIABLE, "")
+    if not value:
+        raise NotOwn(
+            f"{VARIABLE} is not set on the machine where {name} was to start, so its own file is not known: start Ray there "
+            "with `fedjax-core node site.toml`, which sets it to the path of that file, or set it for `ray start`"
+        )
+    wrong, found = "", []
+    for path in paths(value):
+        try:
+            found.append(SiteFile.read(path))
+        except (OSError, ValueError) as error:
+            wrong = f", and one cannot be read ({type(error).__name__}): `fedjax-core doctor` says why"
+    mine = [one for one in found if one.name == name]
+    if len(mine) != 1:
+        raise NotOwn(
+            f"{VARIABLE} on the machine where {name} was to start names {len(mine) or 'no'} files of a site of this name{wrong}. Correct "
+            "it there, or correct resources = {...} in the coordinator's copy where the machine is another site's"
+        )
+    return mine[0]
+
+
+def paths(value: str) -> list[Path]:
+    """The files that a value of the variable names: one, whatever characters its path has, or several."""
+    whole = Path(value).expanduser()
+    return [whole] if whole.is_file() else [Path(path).expanduser() for path in value.split(os.pathsep) if path]
+
+
+def check(own: SiteFile, copy: Mapping[str, str]) -> None:
+    """Raises `NotOwn` where the site's own file leaves to the coordinator what is the site's, or the coordinator's copy differs from it.
+
+    `copy`: of each setting in the copy, its digest (`SiteFile.said`). Where Ray places the site is the coordinator's to say, unless the
+    site's file says it, too.
+    """
+    for setting, what in (("data", "data"), ("study", "code that is installed at the site"), ("coordinator", "key of the one it hears")):
+        if getattr(own, setting) is None:
+            raise NotOwn(f"{own.name}'s own file has no `{setting}`: its staff names the {what} there; nobody else can")
+    if odd := [name for name, digest in sorted(copy.items()) if own.said.get(name, digest if name in PLACE else "") != digest]:
+        raise NotOwn(
+            f"the coordinator's copy of {own.name}'s file has another {listed(odd)} than the site's own, which counts. Leave everything "
+            "but name and resources out of the copy, or have the site's staff change its file"
+        )
