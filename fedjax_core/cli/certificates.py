@@ -1,5 +1,6 @@
 """`fedjax-core certificates ...`: what protects Ray between machines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -7,6 +8,7 @@ from tyro.extras import SubcommandApp
 
 from fedjax_core.sites import certificates, ray_security
 from fedjax_core.sites.base import check_name
+from fedjax_core.sites.own_file import VARIABLE
 
 app = SubcommandApp()
 
@@ -26,10 +28,34 @@ def make(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int
         if not (equals and rest):
             raise ValueError(f"{text!r} should read NAME=HOST or NAME=HOST,HOST, such as charite=ray.charite.example,10.1.2.3")
         hosts[check_name(name, "the machine")] = rest.split(",")
-    for name, files in ray_security.equip(folder, hosts, days).items():
+    _tell(folder, ray_security.equip(folder, hosts, days))
+
+
+@app.command
+def withdraw(folder: Positional[Path], names: Positional[tuple[str, ...]] = (), days: int = 365) -> None:
+    """Makes a new authority, a new token and new certificates for all machines but those NAMES, which no longer get in with what they have.
+
+    Args:
+        folder: Where `certificates make` wrote; what was there moves to FOLDER/withdrawn-1.
+        names: The machines that have left, or whose folder others may know; none: the same machines, all with new files.
+        days: How long the new certificates are valid.
+    """
+    made = ray_security.withdraw(folder, names, days)
+    _tell(folder, made)
+    gone = f"{' and '.join(names)} and " if names else ""
+    print(
+        f"Stop Ray on every machine now, and start it again with the new folders: until then {gone}whoever has an old token still gets in."
+    )
+    print("A site that has left also goes from [keys] of the coordinator's roster to [revoked].")
+
+
+def _tell(folder: Path, made: Mapping[str, certificates.Files]) -> None:
+    """Prints what is to be done with the files of each machine."""
+    for name, files in made.items():
         print(f"{files.certificate}: {certificates.describe(files.certificate)}")
         print(f"  copy {files.certificate.parent} to {name} unread by anybody else, and have Ray start there with (the paths as there):")
         print("".join(f"  {key}={value}\n" for key, value in ray_security.environment(files.certificate.parent).items()), end="")
+    print(f"Ray at a site starts with {VARIABLE}=PATH too, where PATH is the site's own site.toml: its process reads that and no other.")
     print(f"{folder / 'authority'} lets anybody in: keep it where only you can read it.")
 
 

@@ -140,12 +140,17 @@ class Authority:
         return found
 
 
+def hosts_of(path: str | os.PathLike[str]) -> list[str]:
+    """The names and addresses for which a machine's certificate was made."""
+    names = _certificate(Path(path)).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(host.value) for host in names]
+
+
 def describe(path: str | os.PathLike[str], now: datetime | None = None) -> str:
     """One line: whose certificate it is, for which hosts, until when, and in how many days that is."""
     one = _certificate(Path(path))
     try:
-        names = one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        hosts = ", ".join(str(host.value) for host in names)
+        hosts = ", ".join(hosts_of(path))
     except x509.ExtensionNotFound:
         hosts = "an authority"
     left = (one.not_valid_after_utc - (now or datetime.now(UTC))).days

@@ -13,19 +13,22 @@ runtime environments, which only its own node calls, and which the federation do
 """
 
 import contextlib
+import itertools
 import os
 import secrets
 import socket
 import ssl
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedjax_core.sites import private
+from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import VARIABLES as VARIABLES
-from fedjax_core.sites.certificates import Authority, CertificateError, Files
+from fedjax_core.sites.certificates import Authority, CertificateError, Files, hosts_of
 
 _SECONDS = 5.0
+_ISSUED = "issued"  # of the authority's folder: every certificate that it has made, which is no secret
 
 
 class InsecureRay(RuntimeError):
@@ -107,7 +110,30 @@ def equip(folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], da
     for name, hosts in nodes.items():
         found[name] = authority.issue(Path(folder) / name, name, hosts, days)
         private.write(Path(folder) / name / "token", token)
+        (home / _ISSUED).mkdir(exist_ok=True)
+        (home / _ISSUED / f"{name}.crt").write_bytes(found[name].certificate.read_bytes())
     return found
+
+
+def withdraw(folder: str | os.PathLike[str], names: Collection[str] = (), days: int = 365) -> dict[str, Files]:
+    """What `equip` makes anew for every machine but those of these names: a new authority and a new token, which no old file fits.
+
+    The old ones move to folder/withdrawn-N. They count until the others have their new folders, and Ray was started again with these.
+    """
+    home = Path(folder)
+    issued = {path.parent.name: path for path in sorted(home.glob("*/node.crt"))}
+    issued |= {path.stem: path for path in sorted((home / "authority" / _ISSUED).glob("*.crt"))}
+    if unknown := sorted(set(names) - set(issued)):
+        raise CertificateError(f"{home} has made no certificate for {listed(unknown)}: it has for {listed(issued) or 'nobody'}")
+    stay = {name: hosts_of(path) for name, path in issued.items() if name not in names}
+    if not stay:
+        raise CertificateError(f"nobody is left of {listed(issued) or 'nobody'}: a consortium that ends removes its folder and stops Ray")
+    old = next(path for n in itertools.count(1) if not (path := home / f"withdrawn-{n}").exists())
+    old.mkdir(mode=0o700)
+    for name in ("authority", *issued):
+        if (home / name).exists():
+            (home / name).rename(old / name)
+    return equip(home, stay, days)
 
 
 def environment(folder: str | os.PathLike[str]) -> dict[str, str]:

@@ -32,9 +32,12 @@ FULL = {
     "labels": "y",
     "data_was": "f00d",
     "departments": "ward",
+    "person": "patient",
+    "held_out": "test",
     "resources": {"charite": 1.0},
     "node": {"zone": "a"},
 }
+ABSENT = ("data_was", "departments", "person", "held_out")  # of the file of the site that is started
 MARKED = []
 
 
@@ -55,7 +58,7 @@ def write(path, settings):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A site's folder, which its machine names; it is paused by its policy."""
-    own = {name: value for name, value in FULL.items() if name not in ("data_was", "departments")}
+    own = {name: value for name, value in FULL.items() if name not in ABSENT}
     write(tmp_path / "site.toml", own)
     SiteKey.make("charite").save(tmp_path)
     COORDINATOR.save(tmp_path)
@@ -98,6 +101,8 @@ ANOTHER = {
     "labels": "x",
     "data_was": "f00d",
     "departments": "ward",
+    "person": "patient",
+    "held_out": "test",
     "resources": {"charite": 2.0},
     "node": {"zone": "b"},
 }
@@ -134,7 +139,7 @@ def test_a_copy_that_is_the_same_or_says_less_is_as_good_as_none(home):
 
 @pytest.mark.parametrize("setting", ["data", "study", "coordinator"])
 def test_what_its_own_file_lacks_nobody_else_gives(home, setting):
-    write(home / "site.toml", {name: value for name, value in FULL.items() if name not in (setting, "data_was", "departments")})
+    write(home / "site.toml", {name: value for name, value in FULL.items() if name not in (setting, *ABSENT)})
     said = _Actor("charite", {}).key().decode()
     assert f"charite's own file has no `{setting}`" in said and len(refusals(home)) == 1
 

@@ -7,9 +7,11 @@ import threading
 
 import pytest
 
+from fedjax_core.cli import main
 from fedjax_core.sites import ray_security
-from fedjax_core.sites.certificates import Files
-from fedjax_core.sites.ray_security import InsecureRay, environment, equip, greeting, lacking, preflight
+from fedjax_core.sites.certificates import CertificateError, Files, WrongAuthority, hosts_of
+from fedjax_core.sites.own_file import VARIABLE
+from fedjax_core.sites.ray_security import InsecureRay, environment, equip, greeting, lacking, preflight, withdraw
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +154,50 @@ class server:
 
 def test_the_environment_is_whole(folder):
     assert set(environment(folder / "charite")) == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS", *ray_security.VARIABLES}
+
+
+@pytest.fixture
+def withdrawn(tmp_path):
+    """(folder, the files of charite before it was withdrawn, the files of the others after)."""
+    old = equip(tmp_path, {"charite": ["127.0.0.1"], "mayo": ["127.0.0.1", "ray.mayo.example"], "oslo": ["127.0.0.1"]})["charite"]
+    made(tmp_path / "kept", (tmp_path / "charite" / "token").read_bytes())
+    copied = {name: made(tmp_path / f"old-{name}", getattr(old, name).read_bytes()) for name in ("certificate", "key", "authority")}
+    (tmp_path / "oslo" / "node.crt").unlink()  # as where a folder was moved to its machine: whose it was is known all the same
+    return tmp_path, old._replace(**copied), withdraw(tmp_path, ["charite"])
+
+
+def test_who_is_withdrawn_has_neither_a_certificate_nor_the_token_of_the_others(withdrawn):
+    folder, old, others = withdrawn
+    assert set(others) == {"mayo", "oslo"} and not (folder / "charite").exists()
+    tokens = {(folder / name / "token").read_bytes() for name in ("mayo", "oslo", "authority")}
+    assert len(tokens) == 1 and (folder / "kept").read_bytes() not in tokens
+    assert all(lacking(environment(folder / name)) == [] for name in others)
+    assert hosts_of(others["mayo"].certificate) == ["127.0.0.1", "ray.mayo.example"]
+    for wrong in (old._replace(authority=others["mayo"].authority), others["mayo"]._replace(authority=old.authority)):
+        with pytest.raises(WrongAuthority):
+            wrong.check()
+
+
+def test_ray_that_was_started_anew_does_not_let_in_who_was_withdrawn(withdrawn):
+    folder, old, others = withdrawn
+    with server(folder / "mayo") as port:
+        assert greeting(f"127.0.0.1:{port}", others["oslo"]) is None
+    with server(folder / "mayo") as port:
+        assert "is not good for 127.0.0.1" in greeting(f"127.0.0.1:{port}", old)
+    with server(folder / "mayo") as port:  # whom the withdrawn trusts is its own affair
+        assert "does not take" in greeting(f"127.0.0.1:{port}", old._replace(authority=others["mayo"].authority))
+
+
+def test_all_may_be_made_anew_and_nobody_may_not(withdrawn, capsys):
+    folder = withdrawn[0]
+    with pytest.raises(CertificateError, match=r"has made no certificate for 'charite': it has for 'mayo', 'oslo'"):
+        withdraw(folder, ["charite"])
+    with pytest.raises(CertificateError, match="nobody is left of 'mayo', 'oslo'"):
+        withdraw(folder, ["mayo", "oslo"])
+    before = (folder / "mayo" / "token").read_bytes()
+    assert main(["certificates", "withdraw", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "Stop Ray on every machine now" in said and said.count("RAY_AUTH_TOKEN_PATH=") == 2 and f"{VARIABLE}=PATH" in said
+    assert (folder / "mayo" / "token").read_bytes() != before
+    kept = {path.name for path in folder.glob("withdrawn-*")}
+    assert kept == {"withdrawn-1", "withdrawn-2"} and all((folder / name).stat().st_mode & 0o777 == 0o700 for name in kept)
