@@ -51,5 +51,5 @@ def test_a_mean_is_known_by_what_it_does_and_not_by_its_name():
         compose(IFCA, aggregator=disguised)
     assert why_not(compose(FEDAVG, aggregator=mine)) is None
     total = aggregators.mean()._replace(name="mean", value=lambda acc: jax.tree.map(lambda x: x * 1.0, acc.total))
-    for other in (disguised, total):
-        assert "no mean by weight" in (why_not(compose(FEDAVG, aggregator=other)) or "")
+    for other, said in ((disguised, "needs the report of each client"), (total, "no mean by weight")):
+        assert said in (why_not(compose(FEDAVG, aggregator=other)) or "")

@@ -47,6 +47,8 @@ def why_not(composed: Round) -> str | None:
         return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
     if jax.tree.leaves(state.uplink):
         return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+    if not composed.aggregator.additive:
+        return f"{composed.aggregator.name}() needs the report of each client in its place: use aggregator=fc.aggregators.mean()"
     if not is_mean(composed.aggregator):
         return f"{composed.aggregator.name}() is no mean by weight, of which parts meet in the whole: use aggregator=fc.aggregators.mean()"
     return None
