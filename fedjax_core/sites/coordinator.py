@@ -379,7 +379,7 @@ class Federation:
         if not self.study.prepare:
             return None
         path = None if self._folder is None else self._folder / f"{self.run_name}-prepared.json"
-        fitted = settled(self.study.prepare, self._collector, self._requests, self._record, path)
+        fitted = settled(self.study.prepare, self._collector, self._requests, self._record, path, self.clients.features)
         self._requests.prepared = fitted.numbers
         return fitted
 

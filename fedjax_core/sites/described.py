@@ -21,7 +21,7 @@ from fedjax_core.sites.base import Refused, of_lines
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.request import WITHHELD, Record, Requests
-from fedjax_core.sites.schema import difference
+from fedjax_core.sites.schema import difference, features_of
 from fedjax_core.sites.wire import Header, header_of
 
 _ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
@@ -47,6 +47,8 @@ class Sites:
         """[N] by how many examples models are judged at each site: those held out, or those trained on."""
         self.data: dict[str, str] = {}
         """The fingerprint of each site's data, by its name."""
+        self.features: dict[str, list[str]] = {}
+        """{column: names of its features}, as far as sites said them."""
         self._late: set[str] = set()
         for at, name in enumerate(ids):
             if name in about:
@@ -55,6 +57,7 @@ class Sites:
     def add(self, at: int, name: str, about: Mapping[str, Any]) -> None:
         """The site at this position has said what it is."""
         self.sizes[at], self.data[name] = about["examples"], str(about["data"])
+        self.features = self.features or features_of(about)
         self.judged[at] = about.get("held_out", about["examples"])
         if self.clients is not None:
             self.clients[at] = about["clients"]

@@ -11,11 +11,13 @@
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from fedjax_core.sites.base import Scalar
 
+_KIND = re.compile(r"[a-z]+[0-9]*\[[0-9,]*\]")
 _LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyond is in the digest alone
 
 
@@ -55,6 +57,20 @@ def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[
         name, more = (one, here[len(there)]) if len(here) > len(there) else (other, there[len(here)])
         return f"{name} has {more!r}, which {other if name == one else one} has not"
     return f"{one} and {other} have other features beyond the first {len(here)} names"
+
+
+def features_of(fields: Mapping[str, Scalar]) -> dict[str, list[str]]:
+    """The names of features that a site said, {column: names}, as far as they went into its message: for texts that people read."""
+    found: dict[str, list[str]] = {}
+    column = ""
+    for item in _read(fields) or []:
+        head, _, kind = item.rpartition(": ")
+        if _KIND.fullmatch(kind):
+            column = head
+            found[column] = []
+        elif item.startswith(f"{column}: "):
+            found[column].append(item.removeprefix(f"{column}: "))
+    return found
 
 
 def _about(column: str, kind: str, features: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ asked again. All sites must answer: a scaler of some is another scaler, and nobo
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.prepare import place_open
 from fedjax_core.sites.request import Record, Requests
+from fedjax_core.sites.units import far
 from fedjax_core.sites.wire import COORDINATOR
+
+log = logging.getLogger("fedjax_core")
 
 
 class BadSums(Refused):
@@ -31,13 +35,21 @@ class BadSums(Refused):
     code = "bad-sums"
 
 
-def settled(steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record, path: Path | None) -> Fitted:
+def settled(
+    steps: tuple[Step, ...],
+    collector: Collector,
+    requests: Requests,
+    record: Record,
+    path: Path | None,
+    features: Mapping[str, Sequence[str]],
+) -> Fitted:
     """The steps with the numbers of all sites: those in the file at `path`, or measured now, and written to it.
 
-    Raises `Paused` where a site does not tell its sums, with its reason.
+    Raises `Paused` where a site does not tell its sums, with its reason. Warns where a site's means lie far from the others' (units.py);
+    `features` has the names for that.
     """
     known = path is not None and path.exists()
-    fitted = _read(path, steps) if path is not None and known else _measured(steps, collector, requests, record)
+    fitted = _read(path, steps) if path is not None and known else _measured(steps, collector, requests, record, features)
     if path is not None and not known:
         _write(path, fitted)
     about: dict[str, Scalar] = {"numbers": fitted.digest, "steps": len(steps), "measured": not known}
@@ -45,7 +57,9 @@ def settled(steps: tuple[Step, ...], collector: Collector, requests: Requests, r
     return fitted
 
 
-def _measured(steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record) -> Fitted:
+def _measured(
+    steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record, features: Mapping[str, Sequence[str]]
+) -> Fitted:
     names = collector.names
     if away := collector.unknown.keys() | collector.silent:
         why = with_reasons({names[at]: collector.hearing.reasons.get(at, "no reply") for at in sorted(away)})
@@ -63,6 +77,9 @@ def _measured(steps: tuple[Step, ...], collector: Collector, requests: Requests,
         raise Paused(
             f"preprocessing needs sums of every site's columns, and these told none, so a run cannot begin. {with_reasons(reasons)}"
         )
+    for sentence in far(steps, names, said, features):
+        log.warning("%s", sentence)
+        record(COORDINATOR, "far apart", 0, {"reason": sentence[:1000]})
     return settle(steps, said)
 
 

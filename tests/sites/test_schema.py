@@ -8,12 +8,14 @@ import optax
 import pytest
 
 import fedjax_core as fc
+from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.doctor import Settings, examine
 from fedjax_core.sites.expected import Expected, columns
 from fedjax_core.sites.schema import difference, items_of, said
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
+from fedjax_core.sites.units import far
 
 NAMES = ("age", "weight", "sex")
 
@@ -86,6 +88,38 @@ def test_thousands_of_names_fit_a_message_and_the_rest_is_told_by_the_digest():
     assert difference("charite", here, "mayo", early).startswith("charite has 'x: gene 0 of")
     for broken in ({"schema": "1"}, {"schema": "1", "columns": "{}"}, {"schema": "1", "columns": "[[]]"}, {"schema": "1", "columns": 3}):
         assert difference("charite", here, "mayo", broken) == "charite and mayo have other columns, shapes or dtypes"
+
+
+def test_another_unit_at_one_site_is_named_before_the_first_round(composed, caplog, tmp_path):
+    def site(seed, times):
+        clients = data(seed)
+        x = clients.columns["x"] * [10, 10, 1] + [60, 80, 0]
+        return clients.with_columns({"x": (x * [1, times, 1]).astype(np.float32), "y": clients.columns["y"]})
+
+    steps = [fc.preprocess.Standardise("x")]
+    run(composed, site(0, 1), site(1, 1), site(2, 1), prepare=steps)
+    assert "another unit" not in caplog.text
+    run(composed, site(0, 1), site(1, 1), site(2, 1000), prepare=steps, folder=tmp_path)  # grams for kilograms
+    said = [r.getMessage() for r in caplog.records if "another unit" in r.getMessage()]
+    assert said == ["oslo has a mean of 'weight' in 'x' far from that of the other sites: is it in another unit, or another column?"]
+    (entry,) = [entry for entry in show(tmp_path / "audit") if entry.what == "far apart"]
+    assert entry.about["reason"] == said[0]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "apart"),
+    [
+        ((98.6, 1.0), (37.0, 0.6), True),  # Fahrenheit, Celsius
+        ((1.0, 0.3), (88.0, 26.0), True),  # creatinine in mg/dl, micromol/l
+        ((20.0, 5.0), (72.0, 15.0), False),  # the weight of children
+        ((0.1, 0.3), (0.6, 0.5), False),  # shares of a rare and a common thing
+        ((3.0, 0.0), (3.0, 0.0), False),
+    ],
+)
+def test_hospitals_differ_by_less_than_units_do(own, others, apart):
+    said = [{"count": np.array(50), "mean": np.array(m), "m2": np.array(50 * s**2)} for m, s in (own, others, others)]
+    found = far([fc.preprocess.Standardise("x")], ["charite", "mayo", "oslo"], [[one] for one in said], {})
+    assert [sentence.split()[0] for sentence in found] == (["charite"] if apart else [])
 
 
 def test_the_doctor_compares_features_with_those_of_the_study(composed, tmp_path):
