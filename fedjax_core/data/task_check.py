@@ -77,6 +77,12 @@ def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
         values: Params = begun
     else:
         values = _plausible(params)
+    if not tried.any():
+        log.warning(
+            "the loss is 0 for all of the %d examples that were looked at, whatever the model, so nothing can be learned from such: are "
+            "all of them censored, or left out?",
+            len(set(rows.tolist())),
+        )
     _check_apart(loss, values, columns, tried, batch_size)
 
 
@@ -110,9 +116,9 @@ def _check_apart(loss: _Loss, params: Params, columns: Any, together: np.ndarray
             "meet, leave out those whose batch.mask is 0"
         )
     if batch_size == 1 and not _same(first, together[:half]):
-        raise ValueError(
-            "the loss compares the examples of a batch with one another, and with batch_size=1 there are none: nothing can be learned. Use "
-            "larger batches"
+        log.warning(
+            "the loss compares the examples of a batch with one another, and with batch_size=1 there are none to compare: a Cox model "
+            "learns nothing so. Use larger batches"
         )
 
 

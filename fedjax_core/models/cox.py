@@ -15,6 +15,8 @@ Cox, "Regression models and life-tables", Journal of the Royal Statistical Socie
 [3.0, 1.0, 2.0]
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -27,8 +29,8 @@ from fedjax_core.types import Array, Batch, Key, Params
 def cox(features: int) -> Task:
     """Cox regression on columns `x`, `time` and `event` (1 seen, 0 censored); parameters {"w": [features], "b": []}.
 
-    `predict` gives the log risk. The loss depends on which examples share a batch; padding is in nobody's risk set.
-    `b` cancels in the loss and never moves.
+    Of examples all of which are censored nothing can be learned. `predict` gives the log risk. The loss depends on which examples share a
+    batch, so batches of one teach nothing; padding is in nobody's risk set. `b` cancels in the loss and never moves.
     """
     if features < 1:
         raise ValueError(f"cox() needs features of at least 1, got {features}")
@@ -42,7 +44,21 @@ def cox(features: int) -> Task:
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         return partial_likelihood(predict(params, batch), batch["time"], batch["event"], batch.mask)
 
-    return Task(init, loss, predict=predict, ranges=(POSITIVE_LOSS,))
+    return Task(init, loss, predict=predict, check=_check_events, ranges=(POSITIVE_LOSS,))
+
+
+def _check_events(clients: Any) -> None:
+    """Raises where column `event` is not of 0 and 1, as where 1 stands for censored and 2 for seen."""
+    if "event" not in clients.columns:  # the shapes are wrong
+        return
+    try:
+        clients.check_labels("event", 2)
+    except ValueError as error:
+        said = str(error).partition(", is not")[0].removeprefix("the label in ")
+        raise ValueError(
+            f"{said}, must be 1 where the event was seen and 0 where the patient was censored: with 1 and 2, as other programs write them, "
+            "take event - 1"
+        ) from None
 
 
 def partial_likelihood(scores: Array, time: Array, event: Array, mask: Array) -> Array:

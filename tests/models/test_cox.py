@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from fedjax_core import models
+from fedjax_core import Clients, models
+from fedjax_core.data.task_check import check_data
 from fedjax_core.types import Batch
 
 KEY = jax.random.key(0)
@@ -38,6 +40,24 @@ def test_loss_is_the_double_loop_and_padding_is_in_no_risk_set():
     for real in (9, 6, 1):
         expected = mean_loss_by_loops(X[:real], TIME[:real], EVENT[:real], WEIGHT)
         np.testing.assert_allclose(jax.jit(task.mean_loss)(params, padded(real), KEY), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("event", [EVENT + 1, -EVENT, EVENT * 0.5], ids=["1 and 2", "-1", "0.5"])
+def test_events_are_0_and_1(event):
+    task = models.cox(features=4)
+    for dtype in (bool, np.int32, np.float32, np.float64):
+        check_data(task, Clients.from_list([{"x": X, "time": TIME, "event": EVENT.astype(dtype)}]), batch_size=4)
+    wrong = Clients.from_list([{"x": X, "time": TIME, "event": event}], ids=["icu"])
+    with pytest.raises(ValueError, match=r"column 'event' at client 0 \(id 'icu'\), its row [0-8], must be 1 where the event was seen"):
+        check_data(task, wrong, batch_size=4)
+
+
+def test_patients_who_are_all_censored_teach_nothing_and_that_is_said(caplog):
+    columns = [{"x": X, "time": TIME, "event": event} for event in (np.zeros(9, np.float32), EVENT.astype(np.float32))]
+    check_data(models.cox(features=4), Clients.from_list(columns), batch_size=4)
+    assert not caplog.records
+    check_data(models.cox(features=4), Clients.from_list(columns[:1]), batch_size=4)
+    assert ["nothing can be learned" in record.message for record in caplog.records] == [True]
 
 
 def test_gradient_is_the_difference_quotient_of_the_double_loop():
