@@ -34,6 +34,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
+from weakref import WeakSet
 
 from fedjax_core.files import lock, make_folder, opener, sync_folder
 from fedjax_core.sites.base import Scalar, in_lines
@@ -70,6 +71,9 @@ __all__ = [
 ]  # fmt: skip
 
 _LOCK = "lock"
+
+_OPEN: "WeakSet[Log]" = WeakSet()
+"""Those that are open in this process."""
 _SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
 
 
@@ -102,9 +106,16 @@ class Log:
             lock(self._lock.fileno(), self.folder)
         except BlockingIOError:
             self._lock.close()
+            self._lock = None
+            if any(one.folder.resolve() == self.folder.resolve() for one in _OPEN):
+                raise RuntimeError(
+                    f"the audit log {self.folder} is open in this process already: its Federation or site was not closed, as after a "
+                    "notebook cell that was run twice. close() that one first, or use it in a `with`."
+                ) from None
             raise RuntimeError(
                 f"the audit log {self.folder} is being written by another process; two would break its chain. Stop one."
             ) from None
+        _OPEN.add(self)
         try:
             self._open()
         except BaseException:
@@ -118,6 +129,7 @@ class Log:
             if file is not None:
                 file.close()
         self._heads = self._lock = None
+        _OPEN.discard(self)
 
     def record(
         self,

@@ -114,6 +114,7 @@ class Collector:
             self.hearing.reasons.pop(at, None)
         asked = dict.fromkeys(positions, 0)
         settled: set[int] = set()
+        there: set[int] = set()  # of whom something came, whatever it was
         waiting: dict[Future[Reply], int] = {}
         heads: dict[Future[Reply], Future[Reply]] = {}  # of replies that come in parts
         fetch = self._fetch(header, positions)
@@ -155,6 +156,7 @@ class Collector:
                     heard = self.hearing.hear(future, at, number, header, outgoing, skew_seconds=rules.skew_seconds)
                     if heard is not None:
                         self.silent.discard(at)
+                        there.add(at)
                     if heard is not None and heard.header.kind == PARTS:
                         whole = fetch.begin(at, self.names[at], contents(heard, header))
                         waiting[whole], heads[whole] = at, future
@@ -179,10 +181,10 @@ class Collector:
                 self._record(self.names[at], "asked again", number, {})
                 ask(at)
         fetch.close()
+        awaited = set(waiting.values()) if len(good) >= most else set()  # who may still have answered
+        self.silent |= asked.keys() - there - awaited
         for future, at in waiting.items():
             if at not in settled:
-                if len(good) < most:
-                    self.silent.add(at)
                 self.hearing.reasons[at] = f"no reply in {time.monotonic() - began:.3g} s" if at in self.silent else ENOUGH
                 self._record(self.names[at], "missing", number, {"reason": self.hearing.reasons[at]})
             self.leave(future, at)

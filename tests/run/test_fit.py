@@ -16,6 +16,7 @@ import fedjax_core as fc
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import Best, fit, load_best
 from fedjax_core.run.folder import claim
+from fedjax_core.run.log import read_records
 from tests.run.small import averaging, bits, clients, cohorts
 
 
@@ -268,3 +269,16 @@ def test_load_best_needs_an_evaluation(sim, tmp_path):
 def test_a_metric_of_an_evaluation_is_not_called_as_what_every_record_has(sim, name):
     with pytest.raises(ValueError, match=f"evaluate= gives a metric called '{name}'"):
         fit(sim, 1, cohorts(), evaluate_every=1, evaluate=lambda sim, state: {"loss": 1.0, name: 2.0})
+
+
+def test_whom_a_round_lacked_is_in_its_record_and_said_at_once(tmp_path, capsys):
+    """A backend of real sites tells it by `lacked(round)`."""
+    sim = averaging()
+    sim.lacked = lambda round: {"mayo": "no reply in 12 s", "oslo": "declined"} if round in (30, 31) else {}
+    history = fit(sim, 33, cohorts(), tmp_path)
+    found = [record.get("lacked") for record in history.records if record["kind"] == "train"]
+    assert found == [None] * 29 + ["mayo oslo"] * 2 + [None] * 2
+    assert [record.get("lacked") for record in read_records(tmp_path / "metrics.jsonl") if record["kind"] == "train"] == found
+    lines = [line for line in capsys.readouterr().err.splitlines() if "round 3" in line]
+    assert any(line.startswith("round 30 of 33") and line.endswith(", without mayo, oslo") for line in lines)
+    assert any(line.startswith("round 32 of 33") and "without" not in line for line in lines)

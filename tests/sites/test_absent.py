@@ -1,6 +1,7 @@
 """Sites that are away, dead or slow: a round goes on without them soon, names them and why, and has them back when they are."""
 
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
@@ -84,6 +85,28 @@ def test_a_site_that_is_silent_costs_its_deadline_once_and_then_a_grace_until_it
         assert clients == 4 and took > 1.7, "which is a sign of life, so it is waited for again"
     assert [line.partition(" goes")[0] for line in told() if "goes on" in line] == ["round 2"], "said once, not in every round"
     assert told()[-1] == f"round 6: back again are {AWAY}"
+
+
+def test_a_site_whose_connection_fails_only_after_a_while_costs_that_once():
+    """As with Ray, which says after some seconds that an actor is not available, or says nothing."""
+
+    def fails_late(send, site, request):
+        lost = Future()
+        timer = threading.Timer(1.5, lambda: lost.set_exception(ConnectionError("unavailable")))
+        timer.daemon = True
+        timer.start()
+        return lost
+
+    switch = Switch()
+    with federation(fedavg(), fault=switch, rules=Rules(deadline_seconds=60.0, attempts=1)) as (fed, _, _):
+        state, _, _ = seconds(fed, fed.init(jax.random.key(1)))
+        switch.off, switch.how = {AWAY}, fails_late
+        found = []
+        for _ in range(2):
+            state, took, clients = seconds(fed, state)
+            found.append(took)
+            assert clients == 3
+    assert found[0] > 1.4 > found[1]
 
 
 def test_without_a_grace_a_silent_site_is_waited_for_as_any_other():

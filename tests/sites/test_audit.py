@@ -200,8 +200,18 @@ def test_a_killed_writer_loses_nothing_that_was_recorded(tmp_path):
 
 
 def test_one_process_writes_at_a_time(tmp_path):
-    with Log(tmp_path, CHARITE), pytest.raises(RuntimeError, match="is being written by another process"), Log(tmp_path, CHARITE):
+    with Log(tmp_path, CHARITE):
+        again = pytest.raises(RuntimeError, match=r"open in this process already: .* was not closed, .* close\(\) that one first")
+        with again, Log(tmp_path, CHARITE):
+            pass
+    with Log(tmp_path, CHARITE):
         pass
+    hold = f"import fcntl, sys; f = open({str(tmp_path / 'lock')!r}); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        with pytest.raises(RuntimeError, match="is being written by another process"), Log(tmp_path, CHARITE):
+            pass
+        other.stdin.close()
     with pytest.raises(RuntimeError, match="is not open"):
         Log(tmp_path, CHARITE).record("charite", "trained")
 
