@@ -85,8 +85,8 @@ def describe(
 ) -> dict[str, dict[str, Any]]:
     """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in the file at `path`.
 
-    Of a site that has never said it there is nothing, and `collector.unknown` has the reason. Raises `Paused` where the others would be
-    too few for a round, or where a number is not believed.
+    Of a site that has never said it, or whose number of examples is not believed, there is nothing, and `collector.unknown` has the
+    reason. Raises `Paused` where the others would be too few for a round.
     With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many these are.
     `agreed`: the largest number of examples of each site with which one was agreed on.
     """
@@ -99,8 +99,7 @@ def describe(
     _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
     for name, about in now.items():
         _check(name, about, departments, held_out)
-    if doubted := believe(known, now, agreed or {}, record):
-        raise Paused(f"{', '.join(doubted)} did not say how many examples they have, or are not believed. {with_reasons(doubted)}")
+    collector.hearing.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
     for at, name in enumerate(names):
         if at not in heard and name in collector.away:
             collector.hearing.reasons[at] = collector.away[name]

@@ -2,11 +2,13 @@
 
 import logging
 
+import jax
 import pytest
 
 import fedjax_core as fc
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Paused
+from fedjax_core.sites.rules import Rules
 from tests.sites.federations import NAMES, federation
 from tests.zoo import fedavg
 
@@ -44,17 +46,25 @@ def described_as(site, count):
     return lambda name, said: ({"examples": count}, None) if name == site and said.header.kind == "description" else None
 
 
-def test_a_site_that_says_more_than_agreed_is_refused_by_name(tmp_path):
-    said = r"mayo did not say how many examples .* mayo says that it has 6 .* agrees to at most 5 \(\[examples\]\)"
-    lie = described_as("mayo", 6)
-    with pytest.raises(Paused, match=said), federation(fedavg(), lie=lie, agreed={"mayo": 5}, folder=tmp_path):
-        pass
-    assert not (tmp_path / "coordinator" / "run-sites.json").exists()
+@pytest.mark.parametrize(
+    ("count", "agreed", "said"),
+    [
+        (6, {"mayo": 5}, r"mayo says that it has 6 examples, and the roster agrees to at most 5 (\[examples\])"),
+        (10**15, {}, "more than 100 times what the smaller sites have together (28); where that is true, agree on a largest number"),
+    ],
+)
+def test_a_run_goes_on_without_a_site_whose_number_is_not_believed(count, agreed, said, tmp_path, caplog):
+    with federation(fedavg(), lie=described_as("mayo", count), agreed=agreed, folder=tmp_path) as (fed, _, _):
+        state, metrics = fed.run(fed.init(jax.random.key(0)), range(4))
+        found = fed.evaluate(state)
+    assert said.replace("\\", "") in caplog.text and said.replace("\\", "") in fed.lacked(1)["mayo"]
+    assert float(metrics["examples"].total) == 23 + 1 + 4 and found.sizes.tolist() == [23, 0, 1, 4]
+    assert "mayo" not in (tmp_path / "coordinator" / "run-sites.json").read_text()
 
 
-def test_a_site_that_says_absurdly_much_is_refused_with_the_way_out():
-    said = r"mayo says .* more than 100 times .*\(28\).* write `mayo = 1000000000000000` under \[examples\]"
-    with pytest.raises(Paused, match=said), federation(fedavg(), lie=described_as("mayo", 10**15)):
+def test_a_run_that_would_have_too_few_without_it_does_not_begin():
+    said = r"write `mayo = 1000000000000000` under \[examples\]"
+    with pytest.raises(Paused, match=said), federation(fedavg(), lie=described_as("mayo", 10**15), rules=Rules(quorum=4)):
         pass
 
 
