@@ -54,7 +54,8 @@ def test_a_site_that_withdrew_says_so_and_contributes_no_more(tmp_path):
         for _ in range(2):
             state, seen = fed.run(state, ALL)
             assert float(seen["clients"]) == 3
-        assert declined(tmp_path)[-1] == {"code": "withdrawn", "reason": f"{NAMES[1]} has withdrawn from the federation (withdrawn)"}
+        said = declined(tmp_path)[-1]
+        assert (said["code"], said["reason"]) == ("withdrawn", f"{NAMES[1]} has withdrawn from the federation (withdrawn)")
         withdrew = list(show(tmp_path / NAMES[1] / "audit", what="withdrew"))
         assert [(one.run, one.round, one.about["key"]) for one in withdrew] == [("run", 1, sites[1].key.public.fingerprint)]
         assert [one.round for one in show(tmp_path / NAMES[1] / "audit", what="left") if one.about["kind"] == "update"] == [0]
