@@ -33,7 +33,7 @@ from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinne
 from fedjax_core.sites.schema import difference, items_of
 from fedjax_core.sites.schema import said as said_of
 from fedjax_core.sites.site_data import absent, check_study, fingerprint, opened, too_many_bad
-from fedjax_core.sites.site_file import SiteFile, load_data, minimum_of
+from fedjax_core.sites.site_file import SiteFile, load_data, metrics_of, minimum_of
 from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire import COORDINATOR
 
@@ -191,6 +191,10 @@ def _task(about: SiteFile, settings: Settings) -> str:
     check_study(built, clients)
     if bad is not None:
         said = f", {skipped} bad records left out"
+    kept = (
+        [] if about.policy is None else [one for one in metrics_of(built, clients) if one not in Policy.read(about.policy).leaving.fields]
+    )
+    said += f"; of what it measures {listed(kept)} would not leave (leaving.fields)" if kept else ""
     return f"the study's task can be trained on the data{said}" + (", as far as is known before they are prepared" if built.prepare else "")
 
 

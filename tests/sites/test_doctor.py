@@ -225,3 +225,13 @@ def test_what_was_expected_is_read_as_it_was_written(tmp_path):
     said.write(tmp_path / "expected.toml")
     assert Expected.read(tmp_path / "expected.toml") == said
     assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages and "fedjax_core" in said.code
+
+
+def test_what_is_measured_and_would_not_leave_is_named(site):
+    assert "would not leave" not in found_by_the_task(site)
+    edit(site / "policy.toml", '"accuracy", ', "")
+    assert "of what it measures 'accuracy' would not leave (leaving.fields)" in found_by_the_task(site)
+
+
+def found_by_the_task(site):
+    return checks.CHECKS["task"](SiteFile.read(site / "site.toml"), Settings())
