@@ -39,9 +39,9 @@ def usable(clients: Clients, task: Task, filled: Collection[str] = ()) -> tuple[
             if name not in filled:
                 good &= checks.fits(part)
             bad[begin : begin + _ROWS] |= ~good.reshape(len(part), -1).all(axis=1)
-    check = task.check
-    if check is not None:
-        rest, fine = clients.without(*(name for name in filled if name in clients.named_columns)), np.flatnonzero(~bad)
+    check, made = task.check, [name for name in filled if name in clients.named_columns]
+    if check is not None and len(made) < len(clients.named_columns):
+        rest, fine = clients.without(*made), np.flatnonzero(~bad)
         with contextlib.suppress(KeyError):  # it is of a column that preprocessing makes, so of what that makes of it
             bad[_refused(lambda rows: check(rest.take(rows)), fine)] = True
     found = np.flatnonzero(bad)

@@ -49,6 +49,11 @@ def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[
     here, there = _read(its), _read(others)
     if here is None or there is None:
         return f"{one} and {other} have other columns, shapes or dtypes"
+    named, bare = features_of(its), features_of(others)
+    for column in named.keys() & bare.keys():
+        if bool(named[column]) != bool(bare[column]):
+            who, not_ = (one, other) if named[column] else (other, one)
+            return f"{who} names the features of {column!r} and {not_} does not, so that nobody can tell whether they are in one order"
     for a, b in zip(here, there, strict=False):
         if a != b:
             again = ": the same features in another order" if sorted(here) == sorted(there) else ""

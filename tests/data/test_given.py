@@ -151,7 +151,9 @@ def test_a_task_does_not_judge_raw_what_preprocessing_makes():
     from fedjax_core.sites.records import usable
 
     clients = fc.Clients.from_list([{"x": np.ones((3, 1), np.float32), "y": np.array(["ill", "well", "ill"])}])
-    assert not len(usable(clients, fc.models.logistic(1, 2), ["y"])[1])
+    assert not len(usable(clients, fc.models.logistic(1, 2), ["y"])[1]) and not len(
+        usable(clients, fc.models.logistic(1, 2), ["x", "y"])[1]
+    )
     whole = clients.with_columns({"x": clients.columns["x"], "y": np.array([2, 1, 2])})
     assert usable(whole, fc.models.logistic(1, 2))[1].tolist() == [0, 2]  # where nothing codes them
 

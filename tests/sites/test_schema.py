@@ -48,7 +48,7 @@ def run(composed, *each, **rest):
             data(1).arranged({"x": NAMES}).with_columns({**data(1).columns, "z": np.ones(8)}),
             "mayo has 'z: float64[]', which charite has not",
         ),
-        (fc.Clients.from_list([data(1)[0]]), "charite has 'x: age' where mayo has 'y: int32[]'"),
+        (fc.Clients.from_list([data(1)[0]]), "charite names the features of 'x' and mayo does not"),
         (
             fc.Clients.from_list([{"x": np.ones((8, 3)), "y": np.zeros(8, np.int32)}], features={"x": NAMES}),
             "charite has 'x: float32[3]' where mayo has 'x: float64[3]'",
