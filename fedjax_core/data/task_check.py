@@ -34,6 +34,7 @@ log = logging.getLogger("fedjax_core")
 
 _ROWS = 8  # of which the loss is computed
 _SCANNED = 64 << 20  # bytes of a column of whole numbers that are looked through for the largest
+_CHUNK = 256  # examples at a time, where all of them are looked at
 _LARGE = 1 << 30  # bytes of parameters from which nothing is computed: they may fit no single device
 
 _fine: "WeakKeyDictionary[Clients, list[tuple[Task, int, bool]]]" = WeakKeyDictionary()
@@ -56,13 +57,29 @@ def check_data(task: Task, clients: Clients, batch_size: int, *, params: Params 
     known[:] = [*known[-3:], (task, batch_size, training)]
 
 
+def not_finite(task: Task, params: Params, clients: Clients) -> str | None:
+    """The first example whose loss under these parameters is NaN or infinite, in words; None where there is none. Looks at all of them."""
+    loss = jax.jit(lambda params, columns: task.evaluation(params, Batch(columns, jnp.ones(_CHUNK)))["loss"])
+    for start in range(0, clients.examples, _CHUNK):
+        rows = np.minimum(np.arange(start, start + _CHUNK), clients.examples - 1)
+        found = np.asarray(loss(params, _examples(clients, rows)).astype(jnp.float32))
+        if (bad := np.flatnonzero(~np.isfinite(found))).size:
+            return checks.where(int(rows[bad[0]]), clients.offsets, clients.ids)
+    return None
+
+
+def _examples(clients: Clients, rows: np.ndarray) -> Any:
+    """These rows of every column, in the dtypes of a device."""
+    return jax.tree.map(lambda x: x[rows].astype(jax.dtypes.canonicalize_dtype(x.dtype)), clients.columns)
+
+
 def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
     """Raises where the loss of some examples is not finite, or where examples meet in it although the mask says that they are not there."""
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     if tree.nbytes(params) > _LARGE:
         return
     rows = _telling(clients)
-    columns = jax.tree.map(lambda x: x[rows].astype(jax.dtypes.canonicalize_dtype(x.dtype)), clients.columns)
+    columns = _examples(clients, rows)
     loss = _Loss(task)
     tried = loss(_plausible(params), columns, np.ones(_ROWS, bool))
     if not np.isfinite(tried).all():  # which may be of these parameters

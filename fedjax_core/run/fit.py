@@ -33,6 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.task_check import not_finite
 from fedjax_core.lanes import notebook
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
@@ -236,6 +238,7 @@ class _Run:
         self.cohort_size = 0  # the largest so far: a backend's buffers are made for it
         self.refused: list[int] = []  # rounds with refused reports
         self.finite = True
+        self.newest: Any = None  # the last state, of which nothing was used up
         self.saved: int | None = None
         self.needs: dict[int, Any] = {}  # of each checkpoint: what the backend must still have to go on from it
 
@@ -271,6 +274,7 @@ class _Run:
                 break
             start, stop = self.done, min(rounds, *(_next(self.done, n) for n in (group, checkpoint_every, self.judge.every) if n))
             state, metrics = self._dispatch(state, start, stop, group)
+            self.newest = state
             self._read(unread)  # of the rounds before: the device is at work on these
             unread, self.done = (start, metrics), stop
             due = self.done % checkpoint_every == 0
@@ -325,8 +329,20 @@ class _Run:
             log.warning("the training loss is %s in round %d: a smaller learning rate or clipping may help", row["loss"], round)
         if row.get("refused", 0.0) > 0 and not hasattr(self.sim, "lacked"):  # which says itself whose, and why
             if not self.refused:
+                self._explain(row)
                 log.warning("round %d refused %d reports that were not finite, and went on without them", round, row["refused"])
             self.refused.append(round)
+
+    def _explain(self, row: dict[str, float]) -> None:
+        """Raises where the first refused reports are those of all clients, because of examples whose loss is not finite."""
+        sim = self.sim
+        if not 0 < row.get("clients", 0.0) <= row["refused"] or not isinstance(sim.clients, Clients) or sim.round.algorithm.personal:
+            return
+        if (where := not_finite(sim.round.algorithm.task, self.newest.params, sim.clients)) is not None:
+            raise ValueError(
+                f"all clients' reports were refused, as they were not finite: so is the loss of {where}. Look at its columns, such as a "
+                "label or a code that the model has no place for, a zero or a negative number that a logarithm is taken of"
+            )
 
     def _evaluate(self, state: Any) -> bool:
         """Whether the state is the best so far."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fedjax_core as fc
@@ -179,6 +180,18 @@ def test_a_loss_that_is_not_finite_is_told_once(sim, caplog):
 def test_a_round_without_examples_has_no_loss_and_is_no_alarm(sim, caplog):
     history = fit(sim, 1, lambda round: [])
     assert math.isnan(history.records[0]["loss"]) and not caplog.records
+
+
+def test_a_run_in_which_nobody_ever_counts_ends_with_the_example_that_is_to_blame():
+    """Both clients have an example that no model can use, and a few looked at beforehand do not show it."""
+    x = np.ones((20, 2), np.float32)
+    x[12, 1] = 0
+    task = fc.Task(lambda key: jnp.zeros(2), lambda w, batch, key: jnp.log(batch["x"][:, 1]) * (1 + w[0]) + batch["x"] @ w)
+    simulator = fc.Simulator(
+        fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), fc.Clients.from_list([{"x": x}, {"x": x}]), batch_size=20, lanes=1
+    )
+    with pytest.raises(ValueError, match=r"all clients' reports were refused.* the loss of client 0 \(id 0\), its row 12"):
+        fit(simulator, 3, fc.cohorts.everyone(2), progress=False)
 
 
 def test_refused_reports_are_told(sim, caplog):
