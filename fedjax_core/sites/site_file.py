@@ -118,9 +118,9 @@ class SiteFile:
         known = [f.name for f in dataclasses.fields(cls) if f.name not in ("order", "file", "said")]
         if wrong := sorted(set(found) - set(known)) or sorted({"name"} - set(found)):
             raise ValueError(f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}")
-        tables = ("arguments", *PLACE)
-        if odd := [name for name, value in found.items() if not isinstance(value, dict if name in tables else str)]:
-            raise ValueError(f"{path}: {listed(odd)} is of another kind than it should be: {', '.join(tables)} are tables, all others text")
+        kinds: dict[str, Any] = {"left_gb": (int, float), **dict.fromkeys(("arguments", *PLACE), dict)}
+        if odd := [name for name, value in found.items() if not isinstance(value, kinds.get(name, str))]:
+            raise ValueError(f"{path}: {listed(odd)} is of another kind than it should be: arguments and resources are tables, names text")
         said = {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for name, value in found.items()}
         for name in ("folder", "policy", "key", "coordinator"):
             if name in found:
@@ -132,8 +132,13 @@ class SiteFile:
     @property
     def carried(self) -> list[str]:
         """The settings that it has beside its name and where Ray places it."""
+        bare = SiteFile(name=self.name)
+
+        def differs(value: Any, usual: Any) -> bool:
+            return value is not usual and (usual is None or value != usual)
+
         mine = [f.name for f in dataclasses.fields(self) if f.name not in ("name", *PLACE, "file", "said")]
-        return [name for name in mine if (value := getattr(self, name)) is not None and not (isinstance(value, Mapping) and not value)]
+        return [name for name in mine if differs(getattr(self, name), getattr(bare, name))]
 
 
 def _beside(file: str | Path, name: str) -> Path:

@@ -24,6 +24,7 @@ FULL = {
     "name": "charite",
     "data": "data",
     "folder": "state",
+    "left_gb": 0.5,
     "study": "tests.sites.test_own_file:study",
     "arguments": {"lr": 0.1},
     "policy": "policy.toml",
@@ -93,6 +94,7 @@ def test_a_site_starts_from_its_own_file_and_keeps_its_policy(home):
 ANOTHER = {
     "data": "elsewhere",
     "folder": "elsewhere",
+    "left_gb": 2.5,
     "study": "tests.sites.test_own_file:another",
     "arguments": {"lr": 0.1234},
     "policy": "elsewhere.toml",
