@@ -131,6 +131,7 @@ LARGEST = 2.0**64
 """Numbers up to this one can be squared in float32: a loss of larger ones is infinite, though they may be finite themselves."""
 
 _STEP = 2.0**-23  # between neighbours in float32, of their size
+_SUSPECTS = 1000  # of the numbers in a row, that are looked at one by one
 _SAMPLE = 1 << 22  # numbers of a column that are looked at for what float32 loses
 
 
@@ -227,10 +228,12 @@ def _lost(leaf: np.ndarray) -> str:
         return ""
     width = max(1, int(np.prod(leaf.shape[1:])))
     sample = np.asarray(leaf[:: max(1, len(leaf) * width // _SAMPLE)], np.float64).reshape(-1, width)
-    for i in range(width):
-        x = sample[np.isfinite(sample[:, i]), i]
-        if not len(x) or np.abs(x).max() * _STEP <= 3e-7 * np.ptp(x) or not np.ptp(x):  # far finer than the values differ
-            continue
+    known = np.isfinite(sample)
+    low, high = np.where(known, sample, np.inf).min(axis=0, initial=np.inf), np.where(known, sample, -np.inf).max(axis=0, initial=-np.inf)
+    with np.errstate(invalid="ignore"):  # where nobody has a value
+        suspect = (high > low) & (np.maximum(np.abs(low), np.abs(high)) * _STEP > 3e-7 * (high - low))  # else far finer than they differ
+    for i in np.flatnonzero(suspect)[:_SUSPECTS]:
+        x = sample[known[:, i], i]
         narrow = x.astype(np.float32)
         if np.array_equal(x, np.round(x)) and np.abs(x).max() < 2.0**62:
             lost = np.abs(narrow - x).max() >= np.gcd.reduce(x.astype(np.int64)) / 2

@@ -94,7 +94,8 @@ class SiteFile:
     node: Mapping[str, str] = field(default_factory=dict)
     """Labels of the Ray node on which the actor runs."""
     order: Order | None = None
-    """Batches outright, [1, updates, batch size] of the site's own rows; [departments, updates, batch size] where it has some."""
+    """Batches outright, [1, updates, batch size] of the site's own rows, those held out not counted; [departments, updates, batch size]
+    where it has some."""
     file: Path | None = field(default=None, compare=False)
     """Where it was read; None: made in Python, in one's own process or trust domain."""
     said: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
