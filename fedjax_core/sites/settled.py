@@ -23,7 +23,7 @@ from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.prepare import place_open
 from fedjax_core.sites.request import Record, Requests
-from fedjax_core.sites.units import far
+from fedjax_core.sites.units import absurd, far
 from fedjax_core.sites.wire import COORDINATOR
 
 log = logging.getLogger("fedjax_core")
@@ -67,15 +67,21 @@ def _measured(
     replies = collector.collect(requests.write("measure", 0, to=names), 0, list(range(len(names))))
     reasons = {names[at]: collector.hearing.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
     said: list[tuple[Sums, ...]] = []
+    who: list[str] = []
     for at, reply in sorted(replies.items()):
         try:
             said.append(_sums(steps, reply.tensors, int(collector.sizes[at]), said[0] if said else None))
+            who.append(names[at])
         except Refused as refusal:
             reasons[names[at]] = str(refusal)
             record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
+    for place, why in absurd(steps, said).items():
+        reasons[who[place]] = why
+        record(who[place], "refused", 0, {"code": BadSums.code, "reason": why})
     if reasons:
         raise Paused(
-            f"preprocessing needs sums of every site's columns, and these told none, so a run cannot begin. {with_reasons(reasons)}"
+            "preprocessing needs sums of every site's columns, and these told none that count, so a run cannot begin. "
+            + with_reasons(reasons)
         )
     for sentence in far(steps, names, said, features):
         log.warning("%s", sentence)

@@ -18,8 +18,10 @@ from functools import reduce
 import numpy as np
 
 from fedjax_core.data.preprocess import Step, Sums
+from fedjax_core.sites.outlying import LEAST
 
 _LEAST = 5  # examples behind a mean that is compared
+_ABSURD = 1e6
 
 
 def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sums]], features: Mapping[str, Sequence[str]]) -> list[str]:
@@ -35,6 +37,37 @@ def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sum
                 which = _in_words(step.column, odd, features.get(step.column, ()), alone=np.ndim(own["mean"]) == 0)
                 found.append(f"{site} has a mean of {which} far from that of the other sites: is it in another unit, or another column?")
     return found
+
+
+def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, str]:
+    """{place of a site: why its sums are refused}: of three sites or more, one tells numbers of a column a million times the others'.
+
+    By them alone the columns of all other sites would become nothing.
+    """
+    found = dict[int, str]()
+    for i, step in enumerate(steps):
+        told = [_largest(one[i]) for one in said]
+        if len(told) < LEAST or any(one is None for one in told):
+            continue
+        sizes = np.stack([np.ravel(one) for one in told if one is not None])  # [sites, numbers of a row]; NaN of what a site does not have
+        here = (~np.isnan(sizes)).sum(axis=0) >= LEAST
+        middle = np.take_along_axis(np.sort(sizes, axis=0), ((~np.isnan(sizes)).sum(axis=0, keepdims=True) - 1) // 2, axis=0)[0]
+        odd = here & (middle > 0) & (sizes > _ABSURD * middle)
+        found |= {
+            at: f"its sums for {type(step).__name__}({step.column!r}) are of numbers a million times the others', which would vanish"
+            for at in np.flatnonzero(odd.any(axis=1)).tolist()
+        }
+    return found
+
+
+def _largest(sums: Sums) -> np.ndarray | None:
+    """How large a site's numbers are by what it tells of them, NaN where it has none; None of categories."""
+    parts = [np.abs(sums[name]) for name in ("mean", "low", "high") if name in sums]
+    if not parts:
+        return None
+    if "m2" in sums:
+        parts.append(np.sqrt(sums["m2"] / np.maximum(sums["count"], 1)))
+    return np.where(sums["count"] > 0, np.max(parts, axis=0), np.nan)
 
 
 def _in_words(column: str, odd: list[int], names: Sequence[str], alone: bool) -> str:

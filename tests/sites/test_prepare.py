@@ -18,6 +18,7 @@ from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
+from fedjax_core.sites.units import absurd
 from fedjax_core.sites.wire import Header, decode, encode, header_of
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, whole
 from tests.test_contracts import assert_close, assert_equal
@@ -282,3 +283,25 @@ def test_missing_values_are_for_columns_with_a_step_alone(composed, tmp_path):
     for steps, skipped in ((STEPS, 0), (STEPS[:2], int(np.isnan(ages).sum()))):
         with Site(about[0], Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
             assert site.data.skipped == skipped and site.data.raw.examples == len(ages) - skipped
+
+
+@pytest.mark.parametrize("part", ["mean", "m2"])
+def test_sums_of_absurd_numbers_would_leave_nothing_of_the_others_and_are_refused_by_name(composed, part):
+    def lie(name, said):
+        if name != "oslo" or said.header.kind != "sums":
+            return None
+        return {}, {n: np.full_like(x, 1e30) if n.startswith("['sums'][0]") and part in n else x for n, x in said.tensors.items()}
+
+    refused = pytest.raises(Paused, match=r"oslo: its sums for Standardise\('x'\) are of numbers a million times the others'")
+    with refused, federation(composed, files=files(), prepare=STEPS, lie=lie):
+        pass
+
+
+def test_sums_of_another_unit_or_of_a_column_that_few_have_are_no_absurd_ones():
+    def said(*means, counts=(10, 10, 10)):
+        rows = [{"count": np.array([n]), "mean": np.array([mean]), "m2": np.array([1.0])} for n, mean in zip(counts, means, strict=False)]
+        return [(one,) for one in rows]
+
+    steps = (fc.preprocess.Standardise("x"),)
+    assert not absurd(steps, said(5.5, 99.0, 5.0)) and not absurd(steps, said(1.0, 1e9)) and list(absurd(steps, said(5.5, 1e9, 5.0))) == [1]
+    assert not absurd(steps, said(0.0, 1e9, 5.0, counts=(0, 10, 10)))  # of which two have any
