@@ -3,9 +3,10 @@
     request  ─transport─►  Site.handle  ─transport─►  decode ─► guard ─► gate ─► receive ─► aggregate ─► conclude
 
 The same `init`, `run` and `fit` as the simulator, and with all sites the same numbers. Time has one rule: an exchange waits for its cohort
-until nothing has come for `idle_seconds`, or until its deadline. What is late, repeated, damaged, forged, of another round, shape,
-configuration or data set, not finite or out of bounds is set aside, recorded in the audit log, and the round goes on while the quorum
-holds. Below it those who are missing are asked again, and then `Paused` is raised: the state is what it was, and `run` can be called again.
+until nothing has come for `idle_seconds`, or until its deadline; a site that was silent is waited for a `grace` from then on. What is
+late, repeated, damaged, forged, of another round, shape, configuration or data set, not finite or out of bounds is set aside, recorded in
+the audit log, and the round goes on while the quorum holds; who lacked is said by name. Below it those who are missing are asked again, and
+then `Paused` is raised: the state is what it was, and `run` can be called again.
 Reports meet in the order of the cohort, so the same set of sites gives the same bits, whoever came first.
 
 The `State` holds all that crosses a round but what sites keep; of that it has the version that counted, so a coordinator that falls

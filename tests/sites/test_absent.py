@@ -15,6 +15,7 @@ from fedjax_core.sites.absent import Absent
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.base import of_lines
 from fedjax_core.sites.coordinator import Paused, Rules
+from fedjax_core.sites.transport import InProcess
 from fedjax_core.sites.wire import header_of
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, federation, site_files
@@ -274,3 +275,30 @@ def test_who_is_absent_is_said_when_it_changes(caplog):
     tell([0, 1, 2])
     tell([0, 1], c="not waited for, as there were enough reports")
     assert said == [1, 0, 1, 1, 1, 0, 0]
+
+
+def test_what_nobody_waits_for_is_not_begun():
+    """A site that is back after many rounds would else train all of them before the newest."""
+
+    class Slow:
+        name, began, go, failed = AWAY, [], threading.Event(), None
+
+        def handle(self, request):
+            self.began.append(request)
+            self.go.wait(30)
+            return b""
+
+    transport = InProcess([Slow()])
+    first, second, third = (transport.send(AWAY, request) for request in (b"1", b"2", b"3"))
+    for left in (first, second):
+        transport.take_back(left)
+    Slow.go.set()
+    third.result(30)
+    assert Slow.began == [b"1", b"3"]
+    taken = []
+    switch = Switch()
+    with federation(fedavg(), fault=switch, rules=Rules(deadline_seconds=60.0)) as (fed, _, faulty):
+        state, _, _ = seconds(fed, fed.init(jax.random.key(1)))
+        faulty.take_back, switch.off, fed.rules = taken.append, {AWAY}, Rules(deadline_seconds=1.0)
+        seconds(fed, state)
+    assert len(taken) == 1

@@ -75,14 +75,28 @@ ROWS = {
     "site lost for a round: quorum, renormalised weights, its name in the audit": """
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked
         tests/sites/test_federation.py::test_the_audit_says_who_was_asked""",
+    "site away when the run begins or is resumed": """
+        tests/sites/test_absent.py::test_a_run_begins_with_those_who_are_there_and_the_other_joins
+        tests/sites/test_absent.py::test_too_few_to_begin_is_said_at_once_by_name
+        tests/sites/test_absent.py::test_a_study_that_prepares_columns_needs_all_sites_and_names_at_once_who_is_missing
+        tests/sites/test_ray.py::test_who_cannot_start_is_known_by_name_and_nobody_waits_for_whom_there_is_no_place
+        tests/consortium/test_screen.py::test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom""",
+    "machine of a site dead for many rounds: its deadline once, then a grace, and its name on screen once": """
+        tests/sites/test_absent.py::test_a_site_that_is_silent_costs_its_deadline_once_and_then_a_grace_until_it_answers
+        tests/sites/test_absent.py::test_a_site_whose_connection_fails_only_after_a_while_costs_that_once
+        tests/sites/test_absent.py::test_who_is_absent_is_said_when_it_changes
+        tests/sites/test_absent.py::test_what_nobody_waits_for_is_not_begun
+        tests/consortium/test_screen.py::test_a_round_that_lacked_a_site_is_said_at_once_and_the_coordinator_is_heard""",
     "site returns after missing rounds": """
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked
         tests/sites/test_parts.py::test_what_was_cut_is_taken_up_where_it_was""",
     "all but one lost, below the quorum": """
         tests/sites/test_faults.py::test_below_the_quorum_nothing_is_averaged_and_the_round_can_be_run_again
-        tests/sites/test_faults.py::test_a_share_of_the_examples_may_be_asked_for""",
+        tests/sites/test_faults.py::test_a_share_of_the_examples_may_be_asked_for
+        tests/sites/test_absent.py::test_a_pause_says_of_each_site_why""",
     "straggler: one deadline for a round, of however many exchanges": """
         tests/sites/test_own_terms.py::test_a_round_has_one_deadline
+        tests/sites/test_absent.py::test_of_several_exchanges_each_has_a_part_of_the_time
         tests/sites/test_faults.py::test_with_enough_reports_the_others_are_not_waited_for
         tests/sites/test_faults.py::test_waiting_ends_when_nothing_comes_for_a_while""",
     "straggler: its partial work is used, and repeated to the same bits": """
