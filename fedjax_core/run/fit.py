@@ -336,7 +336,7 @@ class _Run:
     def _explain(self, row: dict[str, float]) -> None:
         """Raises where the first refused reports are those of all clients, because of examples whose loss is not finite."""
         sim = self.sim
-        if not 0 < row.get("clients", 0.0) <= row["refused"] or not isinstance(sim.clients, Clients) or sim.round.algorithm.personal:
+        if row.get("clients", 1.0) > 0 or not isinstance(sim.clients, Clients) or sim.round.algorithm.personal:
             return
         if (where := not_finite(sim.round.algorithm.task, self.newest.params, sim.clients)) is not None:
             raise ValueError(
