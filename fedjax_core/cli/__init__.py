@@ -6,6 +6,7 @@
     fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
     fedjax-core keys show keys/charite.pub               its line for the roster, and the fingerprint to compare by telephone
     fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
+    fedjax-core certificates withdraw tls charite                               new ones for all others, when a site has left
     fedjax-core certificates show tls/charite                                   for whom, and until when
     fedjax-core audit head logs                          the line to give to somebody else now and then
     fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
@@ -31,7 +32,7 @@ from fedjax_core.sites.audit import AuditError
 _app = SubcommandApp()
 _app.command(consortium.app, name="consortium", help="A coordinator and its sites on this machine: try this first.")
 _app.command(keys.app, name="keys", help="Make a site's key, and show its public half.")
-_app.command(certificates.app, name="certificates", help="Make and show what protects Ray: TLS certificates and a token.")
+_app.command(certificates.app, name="certificates", help="Make, show and withdraw what protects Ray: TLS certificates and a token.")
 _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobody changed them.")
 _app.command(doctor.doctor)
 _app.command(node.node)
