@@ -168,15 +168,17 @@ class Log:
         if wait:
             self._on_disk()
 
-    def hold(self, name: str, run: str, head: str) -> str | None:
-        """Holds the head that another's message of a run had.
+    def hold(self, name: str, run: str, message: int, head: str) -> str | None:
+        """Holds the head that another's message of a run, by its sequence number, had; an older message than the last changes nothing.
 
         Where that log has gone back since the last message of this run, it says so in words, once, and holds what it had before.
         """
         now, held = Head.parse(head), self.held.get(name)
+        if held is not None and message < held.message:
+            return None
         before = held.head if held is not None and held.run == run else NOTHING
         if now.n > before.n or now == before:
-            self.held[name] = Held(run, now)
+            self.held[name] = Held(run, message, now)
             return None
         if name in self._backwards:
             return None

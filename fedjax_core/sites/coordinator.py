@@ -392,11 +392,11 @@ class Federation:
 
     def _heard_head(self, who: str, number: int) -> dict[str, Scalar]:
         """For the audit log: the head of this site's own log, where its last message had a new one."""
-        _, head = self._collector.hearing.heads.get(who, (0, None)) if who != COORDINATOR else (0, None)
+        message, head = self._collector.hearing.heads.get(who, (0, None)) if who != COORDINATOR else (0, None)
         if self._log is None or head is None or head == self._heads.get(who):
             return {}
         self._heads[who] = head
-        if (wrong := self._log.hold(who, self.run_name, head)) is not None:
+        if (wrong := self._log.hold(who, self.run_name, message, head)) is not None:
             log.warning("%s. Ask its staff to prove it: fedjax-core audit verify", wrong)
             self._log.record(who, "head went back", run=self.run_name, round=number, about={"reason": wrong})
         return {f"{HELD}{who}": head}

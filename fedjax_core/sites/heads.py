@@ -1,7 +1,7 @@
 """The heads of logs that one end of a federation holds: of its own log, and of the logs of those who write to it.
 
-    audit/heads.json    {"heads": {"held": {"coordinator": {"head": "40:3c...", "run": "heart-1"}}, "key": "...", "own": "17:9f..."},
-                         "signature": "..."}
+    audit/heads.json    {"heads": {"held": {"coordinator": {"head": "40:3c...", "message": 17, "run": "heart-1"}}, "key": "...",
+                         "own": "17:9f..."}, "signature": "..."}
 
 Every message has its sender's head in it (wire.py). So each end knows what the other's log led to, and nobody can cut entries off a log, or
 write it anew, without changing it at both ends. The own head tells whoever opens the log again that entries were cut off since. It is
@@ -13,7 +13,7 @@ log's owner can make, so contents cannot be tried.
 
 >>> import tempfile
 >>> folder, key = tempfile.TemporaryDirectory(), SiteKey.make("charite")
->>> heads = Heads(Head(17, "9f" * 32), {"coordinator": Held("heart-1", Head(40, "3c" * 32))})
+>>> heads = Heads(Head(17, "9f" * 32), {"coordinator": Held("heart-1", 17, Head(40, "3c" * 32))})
 >>> _ = (Path(folder.name) / FILE).write_bytes(heads.signed(key))
 >>> Heads.read(folder.name, [key.public]) == heads
 True
@@ -35,9 +35,10 @@ FILE, HELD = "heads.json", "head."
 
 
 class Held(NamedTuple):
-    """Another's head, as a message of this run brought it."""
+    """Another's head, as a message of this run brought it: the newest that came, as messages may overtake one another."""
 
     run: str
+    message: int  # its sequence number
     head: Head
 
 
@@ -51,7 +52,7 @@ class Heads:
 
     def signed(self, key: SiteKey) -> bytes:
         """The file's text, signed by the log's owner."""
-        held = {name: {"head": str(one.head), "run": one.run} for name, one in self.held.items()}
+        held = {name: {"head": str(one.head), "message": one.message, "run": one.run} for name, one in self.held.items()}
         body = {"own": str(self.own), "held": held, "key": key.public.fingerprint}
         return dumps({"heads": body, "signature": key.sign(f"{PURPOSE} heads", dumps(body)).hex()})
 
@@ -64,7 +65,7 @@ class Heads:
         try:
             found: Any = loads(path.read_bytes(), "the file", levels=4)
             body, signature = found["heads"], bytes.fromhex(found["signature"])
-            held = {str(name): Held(str(one["run"]), Head.parse(one["head"])) for name, one in body["held"].items()}
+            held = {str(name): Held(str(one["run"]), int(one["message"]), Head.parse(one["head"])) for name, one in body["held"].items()}
             heads = cls(Head.parse(body["own"]), held)
             signer = str(body["key"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:

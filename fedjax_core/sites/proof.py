@@ -95,7 +95,7 @@ def held_by(folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: st
     verify(folder, known)
     found = Heads.read(folder, known)
     every = [] if found is None or owner not in found.held else [found.held[owner]]
-    every += [Held(one.run, Head.parse(str(said))) for one in show(folder) if (said := one.about.get(f"{HELD}{owner}")) is not None]
+    every += [Held(one.run, 0, Head.parse(str(said))) for one in show(folder) if (said := one.about.get(f"{HELD}{owner}")) is not None]
     return sorted({held.head for held in every if runs is None or held.run in runs})
 
 

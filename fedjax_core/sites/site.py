@@ -232,7 +232,7 @@ class Site:
         """Holds the head of the coordinator's log that came with a request, and records where that log has gone back."""
         if self.log is None or request.head is UNSET:
             return
-        if (wrong := self.log.hold(COORDINATOR, request.run, request.head)) is not None:
+        if (wrong := self.log.hold(COORDINATOR, request.run, request.sequence, request.head)) is not None:
             self.log.record(COORDINATOR, "head went back", run=request.run, round=request.round, about={"reason": wrong})
 
     def _withdraw(self, request: Header) -> None:

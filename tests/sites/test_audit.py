@@ -340,15 +340,15 @@ def test_what_is_not_waited_for_is_told_to_nobody_before_it_is_on_the_disk(tmp_p
 def test_each_end_holds_the_others_head_and_sees_it_go_back(tmp_path):
     first, last = write(tmp_path / "mayo", 3, key=MAYO), write(tmp_path / "mayo", 3, key=MAYO)
     with Log(tmp_path / "charite", CHARITE) as log:
-        for head in (first, last, last):
-            assert log.hold("mayo", "run", str(head)) is None
+        for message, head in ((1, first), (3, last), (4, last), (2, first)):  # of which one overtook another
+            assert log.hold("mayo", "run", message, str(head)) is None
         log.record("charite", "trained")
     with Log(tmp_path / "charite", CHARITE) as log:
-        assert log.held == {"mayo": Held("run", last)}
-        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold("mayo", "run", str(first))
-        assert log.hold("mayo", "run", str(first)) is None and log.held == {"mayo": Held("run", last)}  # said once
+        assert log.held == {"mayo": Held("run", 4, last)}
+        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold("mayo", "run", 5, str(first))
+        assert log.hold("mayo", "run", 5, str(first)) is None and log.held == {"mayo": Held("run", 4, last)}  # said once
         log.record("mayo", "answered", run="run", about={"head.mayo": str(last)})
-        assert log.hold("mayo", "another run", str(first)) is None  # which may be in another log of that end
+        assert log.hold("mayo", "another run", 6, str(first)) is None  # which may be in another log of that end
     assert held_by(tmp_path / "charite", KEYS, "mayo") == [first, last] and held_by(tmp_path / "charite", KEYS, "oslo") == []
     assert held_by(tmp_path / "charite", KEYS, "mayo", ["another run"]) == [first]
     (tmp_path / "charite" / "heads.json").unlink()

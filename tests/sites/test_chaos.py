@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.sites.audit import show, verify
+from fedjax_core.sites.audit import held_by, show, verify
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
 from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.local import visit
@@ -184,12 +184,15 @@ def run(begun, transport, cohorts, draw, done=lambda number: None):
 
 
 def check_logs(fed, transport, folder):
-    """All are as they were written."""
+    """All are as they were written, and lead to the heads that the other ends hold."""
     fed.close()
-    verify(folder / "coordinator" / "audit", [COORDINATOR.public])
-    for site in transport.stop():
-        site.__exit__()
-        verify(site.folder / "audit", [site.key.public])
+    home, keys = folder / "coordinator" / "audit", [COORDINATOR.public]
+    logs = {site.name: (site.folder / "audit", [site.key.public]) for site in transport.stop() if site.__exit__() is None}
+    verify(home, keys, held={name: held_by(*one, "coordinator") for name, one in logs.items()})
+    for name, (log, its) in logs.items():
+        verify(log, its, held={"coordinator": held_by(home, keys, name)})
+    for log in (home, *(log for log, _ in logs.values())):
+        assert not {"cut", "no heads", "head went back"} & {entry.what for entry in show(log)}
 
 
 def undisturbed(composed, cohorts):
@@ -239,7 +242,7 @@ def made_again(state, steps, sites):
             )  # fmt: skip
             damping = np.float32(BUFFER.damping(len(models) - 1 - version))
             report = jax.tree.map(np.asarray, seen.sent), float(seen.weight)
-            sums.add(SimpleNamespace(fields={}), report, place, factor=damping)
+            sums.add(SimpleNamespace(fields={}, sender=name), report, place, factor=damping)
         state = sums.conclude(state, "", Rules(), lambda *about: None)._replace(round=state.round + 1)
     return state
 
