@@ -164,7 +164,7 @@ class Federation:
             self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            agreed = self._roster.examples
+            agreed = {**_counted(self._transport if transport == "in-process" else None), **self._roster.examples}
             about = describe(self._collector, self._requests, path, departments, held_out, agreed=agreed, record=self._record)
             self.clients = Sites(self._names, about, departments)
             self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
@@ -413,6 +413,11 @@ class Federation:
             found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local, watched=watched)
             return found, found.keys
         return transport, {}
+
+
+def _counted(transport: Any) -> dict[str, int]:
+    """How many examples each site has whose data this process opened itself, so that it need not believe it."""
+    return {} if transport is None else {name: site.data.raw.examples for name, site in transport.sites.items()}
 
 
 def _own_key(folder: Path | None) -> SiteKey:

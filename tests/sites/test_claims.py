@@ -3,12 +3,15 @@
 import logging
 
 import jax
+import numpy as np
+import optax
 import pytest
 
 import fedjax_core as fc
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Paused
 from fedjax_core.sites.rules import Rules
+from fedjax_core.sites.site_file import SiteFile
 from tests.sites.federations import NAMES, federation
 from tests.zoo import fedavg
 
@@ -75,3 +78,11 @@ def test_who_has_most_of_the_examples_is_said_at_the_start(caplog):
     caplog.clear()
     with federation(fedavg(), agreed={NAMES[0]: 23}) as (fed, _, _):
         assert not caplog.text and isinstance(fed, fc.Federation)
+
+
+def test_sites_of_this_process_are_counted_by_it_and_not_doubted():
+    data = {name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for name, n in (("charite", 3), ("oslo", 301))}
+    composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=2), local=optax.sgd(0.1)))
+    sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
+    with fc.Federation(composed, sites, batch_size=2, transport="in-process") as fed:
+        assert fed.clients.sizes.tolist() == [3, 301]
