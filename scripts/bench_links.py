@@ -7,6 +7,7 @@ The coordinator has a node of its own, as has each site. A model of so many floa
 uplink makes them; there is next to nothing to compute.
 """
 
+import shutil
 import sys
 import tempfile
 import time
@@ -17,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import ray
 import tyro
 
 import fedjax_core as fc
+from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study, build
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a script
+SITES = Path("/tmp/bench_links")  # where links.sh has each node look for the file of its site
 
 UPLINKS = {"float32": None, "half": fc.uplink.half(), "8 bits": fc.uplink.quantize(bits=8)}
 
@@ -40,24 +42,39 @@ class Settings:
     """Of a cluster with the resources node1, node2, ...; without one Ray is started here."""
 
 
+def study(uplink: str, parameters: int) -> Study:
+    """A model of so many numbers and next to nothing to compute, its updates sent in this way."""
+    task = fc.Task(lambda key: jnp.ones(parameters), lambda params, batch, key: (params.mean() - batch["x"]) ** 2)
+    stage = UPLINKS[uplink]
+    local = optax.sgd(parameters / 4)  # halves every number in a step
+    return Study(fc.compose(fc.algorithms.fedavg(task, local), **({} if stage is None else {"uplink": stage})), batch_size=16, epochs=1)
+
+
+def write_site(i: int, uplink: str, settings: Settings, coordinator: SiteKey) -> SiteFile:
+    """What the coordinator has of a site on a node of its own, whose file is written to where the node looks for it."""
+    name, home = f"site{i}", SITES / f"site{i}"
+    shutil.rmtree(home, ignore_errors=True)
+    fc.Clients.from_list([{"x": np.zeros(16, np.float32)}], ids=[name]).save(home / "data")
+    SiteKey.make(name).save(home)
+    (home / "coordinator.pub").write_text(coordinator.line + "\n")
+    said = {"name": name, "data": "data", "folder": "state", "study": "bench_links:study", "key": f"{name}.key"}
+    lines = [f'{key} = "{value}"\n' for key, value in {**said, "coordinator": "coordinator.pub"}.items()]
+    arguments = f'arguments = {{ uplink = "{uplink}", parameters = {settings.parameters} }}\n'
+    (home / "site.toml").write_text("".join(lines) + arguments)
+    return SiteFile(name=name, resources={f"node{i}": 1.0})
+
+
 def measure(name: str, settings: Settings, folder: Path) -> np.ndarray:
     """Seconds of each round."""
-    task = fc.Task(lambda key: jnp.ones(settings.parameters), lambda params, batch, key: (params.mean() - batch["x"]) ** 2)
-    stage = UPLINKS[name]
-    local = optax.sgd(settings.parameters / 4)  # halves every number in a step
-    composed = fc.compose(fc.algorithms.fedavg(task, local), **({} if stage is None else {"uplink": stage}))
-    files = [
-        SiteFile(
-            name=f"site{i}",
-            data={"x": np.zeros(4, np.float32)},
-            folder=folder / f"site{i}",
-            resources={} if settings.address is None else {f"node{i}": 1.0},
-        )
-        for i in range(1, settings.sites + 1)
-    ]
+    built, key = build("bench_links:study", {"uplink": name, "parameters": settings.parameters}), SiteKey.make("coordinator")
+    numbers = range(1, settings.sites + 1)
+    if settings.address is None:
+        files = [SiteFile(name=f"site{i}", data={"x": np.zeros(16, np.float32)}, folder=folder / f"site{i}") for i in numbers]
+    else:
+        files = [write_site(i, name, settings, key) for i in numbers]
     seconds = []
     there = {"address": settings.address, "insecure_local": settings.address is not None}
-    with fc.Federation(composed, files, batch_size=4, epochs=1, folder=folder / "coordinator", **there) as federation:
+    with fc.Federation(built.round, files, batch_size=16, epochs=1, folder=folder / "coordinator", key=key, **there) as federation:
         state = federation.init(jax.random.key(0))
         for _ in range(settings.rounds + 1):
             begun = time.perf_counter()

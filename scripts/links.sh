@@ -46,6 +46,6 @@ RAY_AUTH_TOKEN="$(head -c 32 /dev/urandom | base64)"
 start=("$ray" start --object-store-memory 2000000000 --disable-usage-stats)
 in_node 0 "${start[@]}" --head --node-ip-address 10.201.0.10 --port 6379 --num-cpus 0 --include-dashboard false >/dev/null
 for i in $(seq 1 "$nodes"); do
-    in_node "$i" "${start[@]}" --address 10.201.0.10:6379 --node-ip-address "10.201.0.$((i + 10))" --num-cpus 1 --resources "{\"node$i\": 1}" >/dev/null
+    in_node "$i" env FEDJAX_CORE_SITE="/tmp/bench_links/site$i/site.toml" PYTHONPATH="$(dirname "${BASH_SOURCE[0]}")" "${start[@]}" --address 10.201.0.10:6379 --node-ip-address "10.201.0.$((i + 10))" --num-cpus 1 --resources "{\"node$i\": 1}" >/dev/null
 done
 in_node 0 "$@"

@@ -84,9 +84,10 @@ class Versions(NamedTuple):
 class Federation:
     """Runs rounds of `composed` over sites. Use it in a `with`, or `close` it.
 
-    `sites`: a `SiteFile` (or the path of one) each. `transport="ray"` starts a long-lived actor for each, which is handed the study
-    where its file names none; "in-process" has them in threads here; any other `Transport` is used as it is, with a `roster` of the
-    sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
+    `sites`: a `SiteFile` (or the path of one) each. `transport="ray"` starts a long-lived actor for each: by its name alone, so that it
+    reads its own file on its own machine (`fedjax_core.sites.own_file`); only a `SiteFile` made in Python is handed over, with the study
+    where it names none, and only where no `address` is given. "in-process" has them in threads here; any other `Transport` is used as it
+    is, with a `roster` of the sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
 
     `clip`, `noise` and `epsilon` say what the study does, to sites whose policy asks for it, as the sites' own studies do.
     `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
