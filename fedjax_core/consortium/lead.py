@@ -7,7 +7,6 @@ are away it waits, and says who: what it says to people are the lines of its log
 It also ends when its standard input does, as then nobody watches it any more.
 """
 
-import itertools
 import json
 import logging
 import os
@@ -37,7 +36,8 @@ T = TypeVar("T")
 
 INTERRUPTED = 3
 SAYS = "says: "
-_PATIENCE, _AWAY_SECONDS = 60, 2.0
+_PATIENCE_SECONDS, _AWAY_SECONDS = 3600.0, 2.0
+"""How long it waits for sites without a round more, and how long before it asks again."""
 
 
 def lead(folder: Folder, address: str | None) -> int:
@@ -47,13 +47,15 @@ def lead(folder: Folder, address: str | None) -> int:
     files = [SiteFile(name=name, resources={name: 1.0}) for name in plan.sites]  # all else each site reads from its own file
     rules = Rules(quorum=plan.quorum or len(plan.sites), deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
     roster = Roster.read(home / "roster.toml")
-    logging.getLogger("fedjax_core").addHandler(_Aloud(logging.WARNING))
     federation = _patiently(lambda: Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
         noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, features=study.features,
         held_out=study.held_out,
         rules=rules, folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
-    ))  # fmt: skip
+    ), lambda: 0)  # fmt: skip
+
+    def done() -> int:
+        return len(folder.rounds())
 
     def run() -> tuple[History, Evaluation | None]:
         history = fit(
@@ -63,7 +65,7 @@ def lead(folder: Folder, address: str | None) -> int:
         return history, None if history.stopped == "interrupted" else federation.evaluate(history.state)
 
     with federation:
-        history, found = _patiently(run)
+        history, found = _patiently(run, done)
         if found is None:
             return INTERRUPTED
         clients = {metric: values.tolist() for metric, values in found.clients.items()}
@@ -78,20 +80,24 @@ def lead(folder: Folder, address: str | None) -> int:
     return 0
 
 
-def _patiently(do: Callable[[], T]) -> T:
-    """What it returns; done again while sites are away: nothing is lost by that, as a run goes on from its last checkpoint."""
-    told = ""
-    for attempt in itertools.count(1):
+def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
+    """What it returns; tried again while sites are away: nothing is lost by that, as a run goes on from its last checkpoint.
+
+    Raises what it raised last where no more was `done` for `_PATIENCE_SECONDS`.
+    """
+    told, since, before = "", time.monotonic(), done()
+    while True:
         try:
             return do()
         except Paused as paused:
-            if attempt == _PATIENCE:
+            if done() != before:
+                since, before = time.monotonic(), done()
+            if time.monotonic() - since > _PATIENCE_SECONDS:
                 raise
             if (text := without_numbers(str(paused))) != told:
                 _say(f"waiting: {paused}")
             told = text
             time.sleep(_AWAY_SECONDS)
-    raise AssertionError("never comes here")
 
 
 class _Aloud(logging.Handler):
@@ -113,6 +119,7 @@ def _end_when_nobody_watches() -> None:
 
 def main(folder: str, address: str) -> int:
     """The process."""
+    logging.getLogger("fedjax_core").addHandler(_Aloud(logging.WARNING))
     threading.Thread(target=_end_when_nobody_watches, daemon=True).start()
     return lead(Folder(Path(folder)), address)
 

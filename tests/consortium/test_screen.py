@@ -96,3 +96,17 @@ def test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom(quo
     assert lead.lead(folder, None) == 0
     assert made[-1].needed(3) == needed and len(made) == 4
     assert capsys.readouterr().err.count("says: waiting: a run cannot begin. mayo: no reply in 1 s") == 1
+
+
+def test_it_waits_as_long_as_rounds_are_done_and_then_gives_up(monkeypatch, capsys):
+    monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.02)
+    monkeypatch.setattr(lead, "_PATIENCE_SECONDS", 0.1)
+    tries = []
+
+    def paused():
+        tries.append(0)
+        raise Paused(f"round {len(tries)}: mayo: no reply")
+
+    with pytest.raises(Paused, match="mayo"):
+        lead._patiently(paused, lambda: min(len(tries), 20))
+    assert len(tries) > 20 and capsys.readouterr().err.count("waiting") == 1
