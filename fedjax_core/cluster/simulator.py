@@ -240,7 +240,7 @@ class ClusterSimulator:
         held, half = self._kept.read(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         done: list[Done] = []
-        here = np.ones(len(who), bool)  # who has not been refused in this round so far
+        here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
             found, acc = self._exchange(e, half, [share._replace(here=here[share.places]) for share in shares], held, first)
             for share, part in zip(shares, found, strict=True):
