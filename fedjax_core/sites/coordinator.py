@@ -309,7 +309,7 @@ class Federation:
         about = About(state, versions)
         request = self._requests.write("evaluate", number, to=[self._names[at] for at in asked], about=about, body=body)
         replies = self._collector.collect(request, number, asked)
-        believed = told.believe(replies, sizes, self.round.algorithm.task.ranges)
+        believed = told.believe(replies, sizes, self.round.algorithm.task.ranges, self.clients.withheld)
         told.say(believed, self._names, lambda name, about: self._record(name, "set aside", number, about))
         reasons = self._collector.hearing.reasons
         reasons |= believed.reasons
@@ -326,7 +326,7 @@ class Federation:
         like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
         return crossing.cross_evaluate(
             models, like, round, self._requests, self._collector, self.clients.judged,
-            ranges=self.round.algorithm.task.ranges, record=self._record,
+            ranges=self.round.algorithm.task.ranges, withheld=self.clients.withheld, record=self._record,
         )  # fmt: skip
 
     def needs(self, state: State) -> dict[str, Any]:

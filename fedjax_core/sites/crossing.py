@@ -6,7 +6,7 @@ The federation's model beside those that sites trained alone, each where it was 
 model is on its way at a time, so that no site or coordinator holds more than one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -21,11 +21,12 @@ from fedjax_core.types import Params
 
 def cross_evaluate(
     models: Mapping[str, Params], like: Params, number: int, requests: Requests, collector: Collector, sizes: np.ndarray, *,
-    ranges: Iterable[Range], record: Record,
+    ranges: Iterable[Range], withheld: Mapping[int, Collection[str]], record: Record,
 ) -> CrossEvaluation:  # fmt: skip
     """Every model at every site; raises before anything is sent where a model has not the shapes of `like`.
 
-    `sizes`: how many examples each site said to be judged by; `ranges`: of the task's metrics.
+    `sizes`: how many examples each site said to be judged by; `ranges`: of the task's metrics; `withheld`: which of them
+    sites said to keep.
     """
     for name, params in models.items():
         if odd := sorted(kinds(params).items() ^ kinds(like).items()):
@@ -39,7 +40,7 @@ def cross_evaluate(
     for m, params in enumerate(models.values()):
         asked = requests.write("score", number, to=[collector.names[at] for at in here], body={"params": params})
         replies = collector.collect(asked, number, here)
-        believed = believe(replies, sizes, ranges)
+        believed = believe(replies, sizes, ranges, withheld)
         say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
         reasons = {**collector.hearing.reasons, **believed.reasons}
         for at in range(len(sizes)):

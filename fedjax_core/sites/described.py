@@ -45,6 +45,8 @@ class Sites:
         """[N] how many clients each site is, where departments are clients."""
         self.judged = np.zeros(len(self.ids), np.int64)
         """[N] by how many examples models are judged at each site: those held out, or those trained on."""
+        self.withheld: dict[int, tuple[str, ...]] = {}
+        """Metrics of the study that the policies of sites keep, by their positions."""
         self.data: dict[str, str] = {}
         """The fingerprint of each site's data, by its name."""
         self.features: dict[str, list[str]] = {}
@@ -61,6 +63,7 @@ class Sites:
         self.judged[at] = about.get("held_out", about["examples"])
         if self.clients is not None:
             self.clients[at] = about["clients"]
+        self.withheld[at] = tuple(of_lines(WITHHELD, about))
         if about.get(_JOINED):
             self._late.add(name)
 

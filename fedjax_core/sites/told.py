@@ -72,10 +72,13 @@ class Believed(NamedTuple):
     reasons: dict[int, str]  # why a reply was not read at all
 
 
-def believe(replies: Mapping[int, Envelope], sizes: np.ndarray, ranges: Iterable[Range], named: Collection[str] = ()) -> Believed:
-    """What is in these replies, of sites that said to have at most so many examples (`sizes` [N])."""
+def believe(
+    replies: Mapping[int, Envelope], sizes: np.ndarray, ranges: Iterable[Range], withheld: Mapping[int, Collection[str]]
+) -> Believed:
+    """What is in these replies, of sites that said to have so many examples at most (`sizes` [N]), and to keep the metrics `withheld`."""
     found = {at: read(reply.header.fields, int(sizes[at])) for at, reply in replies.items()}
     told = {at: one for at, one in found.items() if not isinstance(one, str)}
+    named = {name for at, names in withheld.items() for name in names if at not in told or name not in told[at].totals}
     why = doubts(told, ranges, named)
     alone = {one for one, reason in why.items() if reason == ALONE}
     kept = {

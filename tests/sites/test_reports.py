@@ -87,3 +87,15 @@ def test_quantised_reports_are_expanded_as_they_are_added(how):
         return was + np.average(np.stack(updates), axis=0, weights=counted(reports))
 
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), found, jax.tree.map(expected, before, *expanded))
+
+
+def test_a_metric_that_one_site_tells_as_a_sum_and_others_as_a_mean_ends_nothing():
+    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)))
+    state, recorded = composed.init(jax.random.key(0), 1), []
+    sums = Sums(composed, 0, state.uplink[0], 3)
+    told = ({"loss": 1.0, "loss.weight": 2.0}, {"loss": 7e300}, {"loss": 3.0, "loss.weight": 2.0}, {"loss": 5.0, "loss.weight": None})
+    for place, (report, fields) in enumerate(zip(reports_of(4), told, strict=True)):
+        sums.add(SimpleNamespace(sender=f"site {place}", fields={"examples": 2, **fields}), report, place)
+    sums.conclude(state, "round 0", Rules(), lambda *about: recorded.append(about))
+    assert (float(sums.metrics["loss"].total), float(sums.metrics["loss"].weight)) == (4.0, 4.0)
+    assert [(who, what, about["metric"]) for who, what, about in recorded] == [("site 1", "set aside", "loss")]

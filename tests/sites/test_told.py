@@ -162,6 +162,16 @@ def test_a_metric_that_is_made_up_is_nobodys(caplog):
     assert "the metric 'auroc' of mayo does not count: no other site has such a metric" in caplog.text
 
 
+def test_a_metric_that_all_others_keep_is_of_the_study_and_told_by_one(tmp_path):
+    task = fc.models.logistic(features=3, classes=3)
+    task = task._replace(metrics=lambda params, batch: {"large": batch["x"][:, 0] > 1}, ranges=())
+    composed = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1)))
+    with federation(composed, files=kept_by(tmp_path, "charite", "oslo", "kyoto"), lie=saying("oslo", made_up=1.0)) as (fed, _, _):
+        found = fed.evaluate(fed.init(jax.random.key(0)))
+    assert found.pooled["large"] == pytest.approx((columns()[1]["x"][:, 0] > 1).mean()) and "made_up" not in found.pooled
+    assert found.without["large"] == dict.fromkeys(("charite", "oslo", "kyoto"), NOT_TOLD)
+
+
 @pytest.mark.parametrize("lie", [{"loss": -1e30}, {"loss": 1e30}, {"loss.weight": 1e30}, {"loss.weight": -5.0}, {"made_up": 7.0}])
 @pytest.mark.parametrize("buffer", [None, fc.Buffer(size=4)])
 def test_a_metric_in_a_report_that_cannot_be_is_left_out_by_name(lie, buffer, caplog, tmp_path):
