@@ -3,6 +3,7 @@
 An entry is a function of the number of clients that gives a `Round`; models bring the columns that they need.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,8 +23,12 @@ SGD = optax.sgd(0.1)
 class Entry(NamedTuple):
     """One line of the zoo."""
 
-    build: Callable[[], Round]
+    build: Callable[..., Round]
     data: str = "classes"
+
+    def of(self, clients: int) -> Round:
+        """For so many clients, where that is a number of the algorithm."""
+        return self.build(clients) if inspect.signature(self.build).parameters else self.build()
 
 
 def clients(kind: str = "classes", sizes=SIZES, ids=None) -> Clients:
@@ -105,7 +110,7 @@ ZOO: dict[str, Entry] = {
     "fedyogi": Entry(lambda: compose(algorithms.fedavg(task(), SGD, algorithms.fedopt.yogi(0.01, tau=1e-3)))),
     "fedprox": Entry(lambda: compose(algorithms.fedprox(task(), 0.5, SGD))),
     "by round": Entry(lambda: compose(algorithms.fedavg(task(), lambda round: optax.sgd(0.1 * 0.5**round)))),
-    "scaffold": Entry(lambda: compose(algorithms.scaffold(task(), 0.1, N))),
+    "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     # stages; few bits, for the more levels, the likelier that float32's last digit tips one of them over
@@ -113,7 +118,7 @@ ZOO: dict[str, Entry] = {
     "quantize": Entry(lambda: fedavg(uplink=uplink.quantize(bits=4))),
     "half": Entry(lambda: fedavg(uplink=uplink.half())),
     "feedback": Entry(lambda: fedavg(uplink=uplink.feedback(uplink.quantize(bits=4)))),
-    "scaffold, clip, feedback": Entry(lambda: compose(algorithms.scaffold(task(), 0.1, N), uplink=lossy())),
+    "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
     # aggregators
     "trimmed mean": Entry(lambda: fedavg(aggregator=aggregators.trimmed_mean(0.2))),
@@ -128,5 +133,5 @@ ZOO: dict[str, Entry] = {
     "remat": Entry(lambda: compose(algorithms.fedavg(models.remat(task(), 2), SGD))),
     "accumulate": Entry(lambda: compose(algorithms.fedavg(models.accumulate(task(), 3), SGD))),
     "bfloat16": Entry(lambda: compose(algorithms.fedavg(models.bfloat16(task()), SGD))),
-    "head only": Entry(lambda: compose(algorithms.scaffold(models.train_only(task(), task().init(jax.random.key(5)), "1"), 0.1, N))),
+    "head only": Entry(lambda n=N: compose(algorithms.scaffold(models.train_only(task(), task().init(jax.random.key(5)), "1"), 0.1, n))),
 }

@@ -47,7 +47,7 @@ def test_the_head_of_a_flax_module_is_evaluated_and_predicts_as_the_whole_does()
 
 
 def test_nothing_of_the_others_travels():
-    with federation(ZOO["head only"].build()) as (fed, _, transport):
+    with federation(ZOO["head only"].of(4)) as (fed, _, transport):
         state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1])
         raw = next(raw for raw in transport.received if header_of(raw).kind == "update")
         shapes = {x.shape for x in decode(raw, fed._roster, recipient="coordinator").tensors.values()}

@@ -29,7 +29,7 @@ FAST = ("scaffold, clip, feedback", "mime, clip, feedback", "ifca", "trimmed mea
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
 def test_sites_end_where_the_simulator_ends(name):
     entry = ZOO[name]
-    composed = entry.build()
+    composed = entry.of(4)
     sim = simulator(composed, entry.data)
     expected = sim.init(jax.random.key(1))
     with federation(composed, entry.data) as (fed, sites, _):

@@ -153,7 +153,7 @@ def test_a_round_of_partial_work_is_that_of_plain_loops_and_says_so(tmp_path):
 @pytest.mark.slow  # default: above
 @pytest.mark.parametrize("name", ["fedavg", "scaffold, clip, feedback", "ifca", "mime, clip, feedback"])
 def test_reports_count_by_all_examples_however_few_were_seen(name):
-    composed = ZOO[name].build()
+    composed = ZOO[name].of(4)
     with federation(composed, rules=LIMITED) as (fed, sites, transport):
         at_pace(sites)
         state, ours = fed.init(jax.random.key(1)), loops(composed, DONE)
