@@ -150,12 +150,10 @@ def test_nothing_that_a_site_or_a_coordinator_writes_can_be_read_by_other_users(
     try:
         data = tmp_path / "records" / "charite"
         fc.Clients.from_list([planted()], ids=["charite"]).save(data)
-        where = [
-            SiteFile(name="charite", data=data, folder=tmp_path / "charite"),
-            SiteFile(name="mayo", data=planted(), folder=tmp_path / "mayo"),
-        ]
+        where = [dataclasses.replace(one, data=planted()) for one in site_files(folder=tmp_path)]
+        where[0] = dataclasses.replace(where[0], data=data)
         with federation(COMPOSED, "normal", folder=tmp_path, files=where) as (fed, sites, _):
-            fc.fit(fed, 1, fc.cohorts.everyone(2), tmp_path / "coordinator" / "run", checkpoint_every=1, progress=False)
+            fc.fit(fed, 1, fc.cohorts.everyone(4), tmp_path / "coordinator" / "run", checkpoint_every=1, progress=False)
             sites[0]._note(ValueError(PATIENT))
     finally:
         os.umask(before)
