@@ -18,7 +18,7 @@ def arm(point, number, strike, once):
     if point == "in the middle of a checkpoint":
         _after(checkpoint, "_file_digest", lambda path, **_: f"writing-{number:08d}" in str(path), come)
     elif point == "before its commit":  # all is written, and not yet in its place
-        _after(checkpoint, "write_whole", lambda path, text: path.parent.name == f"writing-{number:08d}", come)
+        _after(checkpoint, "write_whole", lambda path, text, **_: path.parent.name == f"writing-{number:08d}", come)
     else:
         what = {"before broadcast": "asked", "after 1 result": "update", "after aggregation": "round"}[point]
 
