@@ -100,13 +100,13 @@ LocalOptimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax
 
 def made_by_round(local: Any) -> Callable[[Any], optax.GradientTransformation] | None:
     """round -> optimiser, checked, where `local` is such a function; None where it is an optimiser itself, or neither."""
-    return None if hasattr(local, "update") or not callable(local) else lambda round: check_local(local(round))
+    return None if hasattr(local, "update") or not callable(local) else lambda round: check_optimizer(local(round), "local")
 
 
-def check_local(optimizer: Any, name: str = "local") -> optax.GradientTransformation:
-    """A client's optimiser itself; raises where it is none, and tells where it has a schedule in it."""
+def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
+    """A client's optimiser itself, for the task's parameters; raises where it is none, and tells where it has a schedule in it."""
     found = check_optimizer(optimizer, name)
-    state = jax.eval_shape(found.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+    state = jax.eval_shape(lambda: found.init(task.init(jax.random.key(0))))
     scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
     if scheduled and known(jnp.zeros(())):  # not while a program is traced, which was told before
         log.warning(

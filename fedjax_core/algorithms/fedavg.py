@@ -71,7 +71,7 @@ def fedavg(
     """
     if (make := made_by_round(local)) is not None:
         return by_round(lambda round: fedavg(task, make(round), server, weighting=weighting))
-    local = check_local(local)
+    local = check_local(local, task)
     server = check_optimizer(optax.sgd(1.0) if server is None else server, "server")
 
     def begin(params: Params, own: Own, key: Key) -> Local:

@@ -63,7 +63,7 @@ def ifca(task: Task, models: int, local: LocalOptimizer) -> Algorithm:
     """Clustered training of `models` models, each begun from its own key; clients count by their examples."""
     if (make := made_by_round(local)) is not None:
         return by_round(lambda round: ifca(task, models, make(round)))
-    local = check_local(local)
+    local = check_local(local, task)
     if models < 1:
         raise ValueError(f"ifca needs models >= 1, got {models}")
 

@@ -62,7 +62,9 @@ def test_a_schedule_that_begins_anew_in_every_round_is_told(name, caplog):
 
 def test_nothing_is_told_where_there_is_none(caplog):
     fc.algorithms.fedavg(TASK, optax.adam(0.1), optax.sgd(DECAY))  # the server's counts rounds
-    fc.algorithms.fedavg(TASK, lambda round: optax.sgd(DECAY(round)))
+    fc.algorithms.fedprox(TASK, 0.1, lambda round: optax.sgd(DECAY(round)))
+    two = TASK._replace(init=lambda key: {"a": jnp.zeros(1), "b": jnp.zeros(1)})
+    fc.algorithms.fedavg(two, optax.multi_transform({1: optax.sgd(0.1), 2: optax.set_to_zero()}, {"a": 1, "b": 2}))
     assert not caplog.records
 
 
