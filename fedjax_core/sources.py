@@ -6,7 +6,7 @@ count: they are trusted by their version.
 
     package of a function  ─►  its files  ─►  modules that these import  ─►  their files  ─►  {package: SHA-256}
 
-An import that happens by a name made at run time is not seen.
+Modules that are imported count where they lie beside the package or are installed. An import by a name made at run time is not seen.
 
 >>> from email.message import Message
 >>> is_library(Message.__module__), is_library("jax.numpy")
@@ -56,7 +56,8 @@ def in_files(function: FunctionType) -> bool:
 
 def digest(package: str) -> str:
     """SHA-256 of a package's files, whatever package it is; `ABSENT` where it is not here."""
-    return _package(package)[0]
+    places = _places(package)
+    return _package(places)[0] if places else ABSENT
 
 
 def digests(packages: Iterable[str]) -> dict[str, str]:
@@ -65,26 +66,34 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
     Libraries that are trusted by their version are left out.
     """
     found: dict[str, str] = {}
-    gone: set[str] = set()
-    waiting = {name for name in packages if not is_library(name) and not _is_trusted(name)} - {"__main__"}
-    asked = set(waiting)  # of these also when they were installed as libraries are
-    while waiting:
-        name = waiting.pop()
-        found[name], imported = _package(name)
-        if found[name] == ABSENT:  # what is not here decides nothing
-            del found[name]
-            gone.add(name)
-        if name in asked or not _was_installed(name):
-            more = {other for other in imported if not is_library(other) and not _is_trusted(other)}
-            waiting |= more - set(found) - gone
+    places = {name: _places(name) for name in packages if not (is_library(name) or _is_trusted(name) or name == "__main__")}
+    asked = set(places)  # of these also when they were installed as libraries are
+    while places:
+        name, here = places.popitem()
+        if not here:  # what is not here decides nothing
+            continue
+        found[name], imported = _package(here)
+        if name in asked or not _are_installed(here):
+            new = {other: _imported(other, here) for other in imported - {name} if other not in found and not is_library(other)}
+            places |= {other: there for other, there in new.items() if there}
     return dict(sorted(found.items()))
 
 
-def _package(name: str) -> tuple[str, frozenset[str]]:
+def _imported(name: str, by: list[Path]) -> list[Path]:
+    """Where a module lies that a package imports: beside the package, or where packages are installed.
+
+    Not where this process alone looks for modules, such as the folder of its script: at another site that would be another.
+    """
+    for place in by:
+        for there in (place.parent / name, place.parent / f"{name}.py"):
+            if there.is_file() or (there.is_dir() and place.parent.name not in _INSTALLED):
+                return [there]
+    installed = _places(name)
+    return installed if _are_installed(installed) and name not in _dependencies() else []
+
+
+def _package(places: list[Path]) -> tuple[str, frozenset[str]]:
     """(digest of a package's files, top-level names that they import)."""
-    places = _places(name)
-    if not places:
-        return ABSENT, frozenset()
     whole, imported = hashlib.sha256(), set[str]()
     for place in places:
         for path in _files(place):
@@ -93,18 +102,20 @@ def _package(name: str) -> tuple[str, frozenset[str]]:
             inside = path.relative_to(place).as_posix() if path != place else path.name
             whole.update(f"{inside}\0{digest}\n".encode())
             imported |= names
-    return whole.hexdigest()[:32], frozenset(imported - {name})
+    return whole.hexdigest()[:32], frozenset(imported)
 
 
 def _places(name: str) -> list[Path]:
     """The folders of a package, or the file of a module; none where it is not here."""
-    module = sys.modules.get(name)
-    spec = getattr(module, "__spec__", None)
-    if spec is None and module is None:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            spec = None
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is None:  # not imported, or put there by a tool that has no file for it
+        for finder in sys.meta_path:
+            try:
+                spec = finder.find_spec(name, None)
+            except (ImportError, ValueError, AttributeError):
+                continue
+            if spec is not None:
+                break
     if spec is None:
         return []
     if spec.submodule_search_locations is not None:
@@ -146,14 +157,14 @@ def _imports(source: bytes) -> frozenset[str]:
     return frozenset(found)
 
 
-def _was_installed(name: str) -> bool:
+def _are_installed(places: list[Path]) -> bool:
     """Whether a package lies where pip puts packages."""
-    return any(part in _INSTALLED for place in _places(name) for part in place.parts)
+    return any(part in _INSTALLED for place in places for part in place.parts)
 
 
 def _is_trusted(name: str) -> bool:
     """Whether fedjax_core depends on this package itself."""
-    return _was_installed(name) and name in _dependencies()
+    return name in _dependencies() and _are_installed(_places(name))
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 
 import optax
 import pytest
@@ -84,6 +85,23 @@ def test_a_module_that_is_only_imported_by_an_imported_one_counts(heart):
     after = code_of(heart(**first | {"beneath_dot_py": "def double(x):\n    return x\n"}).own)
     assert set(before) == {"heart", "beside", "beneath"}
     assert {name for name in before if before[name] != after[name]} == {"beneath"}
+
+
+def test_a_package_is_found_by_its_files_whoever_put_a_module_of_its_name_there(heart, monkeypatch):
+    heart()
+    before = sources.digests(["heart"])
+    heart()
+    assert sources.digests(["heart"]) == before
+    monkeypatch.setitem(sys.modules, "heart", types.ModuleType("heart"))  # as test runners do
+    assert sources.digests(["heart"]) == before and "heart" in before
+
+
+def test_where_this_process_looks_for_modules_beside_does_not_count(heart, tmp_path, monkeypatch):
+    before = code_of(heart(**{"heart__script_dot_py": "import far\n"}).own)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    assert code_of(heart(**{"heart__script_dot_py": "import far\n"}).own) == before and set(before) == {"heart", "beside"}
 
 
 def test_settings_of_a_file_count_as_they_are_now(heart, monkeypatch):
