@@ -60,7 +60,7 @@ _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of its
 _SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
 _ONE_DOMAIN = (
     "whoever is in this Ray can run programs at every site and at the coordinator, whatever the sites' policies say: it is for those who "
-    "trust each other so far (docs/sites.md, Who can do what)"
+    "trust each other so far (docs/sites-privacy.md, Who can do what)"
 )
 _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
 

@@ -217,7 +217,7 @@ ROWS = {
     "somebody does what is not theirs to do": """
         tests/sites/test_fault_matrix.py::test_only_the_coordinator_is_answered_whatever_is_asked
         tests/sites/test_federation.py::test_sites_refuse_what_is_not_theirs_to_answer""",
-    "secure aggregation with dropout": "not built: the coordinator sees each report; docs/sites.md says so",
+    "secure aggregation with dropout": "not built: the coordinator sees each report; docs/sites-privacy.md says so",
     "small cohort or cell": """
         tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves
         tests/sites/test_policy.py::test_no
@@ -250,9 +250,9 @@ def named_in(path: str) -> set[str]:
 
 
 def test_every_row_names_tests_that_are_there():
-    """Of this table, and of the threat model in docs/sites.md."""
+    """Of this table, and of the threat model in docs/sites-privacy.md."""
     named = [name for row in ROWS.values() if not row.startswith("not built: ") for name in row.split()]
-    table = (REPOSITORY / "docs" / "sites.md").read_text().partition("## Threat model")[2]
+    table = (REPOSITORY / "docs" / "sites-privacy.md").read_text().partition("## Threat model")[2]
     assert len(named) > 80 and len(ROWS) > 40
     for name in named + re.findall(r"`(tests/[^`]+)`", table):
         path, _, test = name.partition("::")
@@ -338,8 +338,8 @@ def test_memory_is_flat_over_rounds():
 
 
 def test_what_the_documents_show_is_what_the_code_reads(tmp_path):
-    """The files in docs/sites.md, and the policy in its module's docstring, which shows every setting that there is."""
-    site, shown = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "docs" / "sites.md").read_text(), re.DOTALL)
+    """The files in docs/sites-setup.md, and the policy in its module's docstring, which shows every setting that there is."""
+    site, shown = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "docs" / "sites-setup.md").read_text(), re.DOTALL)
     whole = policy.__doc__.partition("\n\n")[2].partition("What is not set")[0]
     for name, text in (("site", site), ("shown", shown), ("whole", whole)):
         (tmp_path / f"{name}.toml").write_text(re.sub(r"(?m)^ {3,4}", "", text))
