@@ -77,8 +77,15 @@ class Answered:
         self._runs: dict[str, tuple[int, int, int]] = {}
         self._day, self._updates_today, self._others_today, self._updates, self._untrained = "", 0, 0, 0, 0
         self._lines = 0
+        self._descriptor: int | None = None  # of the file: opening it for every answer takes longer than writing it
         if self._path is not None and self._path.exists():
             self._read(self._path)
+
+    def close(self) -> None:
+        """Lets go of the file, which the next answer opens again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def knows(self, question: Question) -> bool:
         """Whether the very same was answered, of the same data, be it that the site declined after work on them."""
@@ -147,12 +154,22 @@ class Answered:
         new = self._apply(line)
         if self._path is not None and (new or runs != self._runs):
             if self._lines >= 2 * _LAST:
+                self.close()
                 self._lines = 1
                 write_whole(self._path, json.dumps({name: getattr(self, f"_{name}") for name in _STATE}) + "\n")
             else:
                 self._lines += 1
-                _append(self._path, json.dumps(line).encode() + b"\n")
+                self._append(self._path, json.dumps(line).encode() + b"\n")
         return new
+
+    def _append(self, path: Path, line: bytes) -> None:
+        """Adds the line, whole or not at all. It outlives the process; that it outlives the machine is not waited for."""
+        if self._descriptor is None:
+            self._descriptor = opener(os.fspath(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise OSError(f"could not write to {path}: is the disk full? Nothing may leave uncounted.")
 
     def _apply(self, line: list[Any]) -> bool:
         if line[0] == "anew":
@@ -207,18 +224,6 @@ class Answered:
 
 
 _STATE = ("known", "models", "runs", "day", "updates_today", "others_today", "updates", "untrained")
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Adds the line, whole or not at all. It outlives the process; that it outlives the machine is not waited for."""
-    descriptor = opener(os.fspath(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        start = os.fstat(descriptor).st_size
-        if os.write(descriptor, line) < len(line):
-            os.ftruncate(descriptor, start)
-            raise OSError(f"could not write to {path}: is the disk full? Nothing may leave uncounted.")
-    finally:
-        os.close(descriptor)
 
 
 def _today() -> str:

@@ -74,6 +74,7 @@ _LOCK = "lock"
 
 _OPEN: "WeakSet[Log]" = WeakSet()
 """Those that are open in this process."""
+_HEADS_SECONDS = 1.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
 _SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
 
 
@@ -97,6 +98,7 @@ class Log:
         self._lock: BinaryIO | None = None
         self._file: BinaryIO | None = None
         self._heads: BinaryIO | None = None
+        self._heads_until = 0.0  # when they are next written, by time.monotonic
         self._backwards: set[str] = set()
 
     def __enter__(self) -> "Log":
@@ -217,11 +219,17 @@ class Log:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
-            self._on_disk()
+            self.durable = self.head
+            self._write_heads()
 
     def _on_disk(self) -> None:
-        """All entries are: the file of heads says so, which is not waited for."""
+        """All entries are: the file of heads says so within a second of entries, which is not waited for."""
         self.durable = self.head
+        if time.monotonic() >= self._heads_until:
+            self._write_heads()
+
+    def _write_heads(self) -> None:
+        self._heads_until = time.monotonic() + _HEADS_SECONDS
         if self._heads is None:
             self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
         text = Heads(self.durable, self.held).signed(self.key)

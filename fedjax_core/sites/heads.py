@@ -5,8 +5,8 @@
 
 Every message has its sender's head in it (wire.py). So each end knows what the other's log led to, and nobody can cut entries off a log, or
 write it anew, without changing it at both ends. The own head tells whoever opens the log again that entries were cut off since. It is
-written after the entry that it names is on the disk: so a crash may leave it older than the log, and never newer. Whoever has several
-logs, in several folders, has a run in one of them: so heads are compared within a run.
+written at most once a second, after the entry that it names is on the disk: so a crash may leave it older than the log, and never newer.
+Whoever has several logs, in several folders, has a run in one of them: so heads are compared within a run.
 
 A head says how many entries a log has, and nothing of what is in them: its digest is of a line with a signature in it, which nobody but the
 log's owner can make, so contents cannot be tried.

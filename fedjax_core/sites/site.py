@@ -121,6 +121,7 @@ class Site:
     def __exit__(self, *error: Any) -> None:
         if self.log is not None:
             self.log.__exit__(None, None, None)
+        self.terms.answered.close()
 
     def handle(self, request: Bytes) -> Bytes:
         """The reply to a request, whatever it is; raises nothing over it."""

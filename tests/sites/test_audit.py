@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from fedjax_core.sites import audit
 from fedjax_core.sites.audit import NOTHING, AuditError, Head, Log, files, head_of, held_by, show, verify
 from fedjax_core.sites.heads import Heads, Held
 from tests.sites.parties import CHARITE, MAYO, TENSORS, envelope, message
@@ -325,14 +326,16 @@ def test_the_file_of_heads_cannot_be_edited_and_is_missed(tmp_path, caplog):
     assert verify(tmp_path, KEYS).n == 5 and caplog.text.count("entries may be missing") == 2
 
 
-def test_what_is_not_waited_for_is_told_to_nobody_before_it_is_on_the_disk(tmp_path):
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_what_is_not_waited_for_is_told_to_nobody_before_it_is_on_the_disk(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(audit, "_HEADS_SECONDS", seconds)
     with Log(tmp_path, CHARITE) as log:
         log.record("charite", "first")
         first = log.head
         log.record("charite", "second", wait=False)
         assert log.durable == first == Heads.read(tmp_path, KEYS).own
         log.record("charite", "third")
-        assert log.durable == log.head == Heads.read(tmp_path, KEYS).own
+        assert log.durable == log.head and Heads.read(tmp_path, KEYS).own == (first if seconds else log.head)
         log.record("charite", "fourth", wait=False)
     assert Heads.read(tmp_path, KEYS).own == head_of(tmp_path)
 
