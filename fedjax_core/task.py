@@ -83,8 +83,10 @@ def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params 
     try:
         check_all(batch)
     except KeyError as error:
-        names = ", ".join(map(repr, columns)) if isinstance(columns, Mapping) else "no names"
-        raise ValueError(f"the task reads a column {error}, and the data have {names}: name it so") from error
+        if not isinstance(columns, Mapping) or error.args[:1] == () or error.args[0] in columns:
+            raise
+        names = ", ".join(map(repr, columns))
+        raise ValueError(f"the task looks up {error}, which is not there: the data have the columns {names}; name them alike") from error
     except Exception as error:
         if (way_out := _one_axis_too_many(check_all, batch)) is not None:
             raise ValueError(way_out) from error

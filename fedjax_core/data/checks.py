@@ -133,6 +133,8 @@ LARGEST = 2.0**64
 _STEP = 2.0**-23  # between neighbours in float32, of their size
 _SUSPECTS = 1000  # of the numbers in a row, that are looked at one by one
 _SAMPLE = 1 << 22  # numbers of a column that are looked at for what float32 loses
+_BLOCKS = 64  # of rows one after another in which they lie, as reading single rows of a file would read most of it
+_COMPARED = 1000  # of them that are told apart: of more, some would meet however finely they differ
 
 
 def usable(x: np.ndarray, missing: bool = False) -> np.ndarray:
@@ -209,7 +211,7 @@ def exact(leaf: np.ndarray, name: str) -> None:
         raise ValueError(
             f"column {name!r}{lost.rstrip()} holds numbers so far from 0 that float32 makes different ones the same, such as times in "
             f"seconds since 1970: prepare it with fc.preprocess.Standardise({name!r}), which computes in float64, or count from a date or "
-            "value near them that all clients share."
+            f"value near them that all clients share; what nothing learns from is left out with clients.without({name!r})."
         )
 
 
@@ -227,7 +229,7 @@ def _lost(leaf: np.ndarray) -> str:
     if not wide and not (leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1):  # one whole number a row may be a name
         return ""
     width = max(1, int(np.prod(leaf.shape[1:])))
-    sample = np.asarray(leaf[:: max(1, len(leaf) * width // _SAMPLE)], np.float64).reshape(-1, width)
+    sample = np.asarray(_some(leaf, max(_BLOCKS, _SAMPLE // width)), np.float64).reshape(-1, width)
     known = np.isfinite(sample)
     low, high = np.where(known, sample, np.inf).min(axis=0, initial=np.inf), np.where(known, sample, -np.inf).max(axis=0, initial=-np.inf)
     with np.errstate(invalid="ignore"):  # where nobody has a value
@@ -238,10 +240,19 @@ def _lost(leaf: np.ndarray) -> str:
         if np.array_equal(x, np.round(x)) and np.abs(x).max() < 2.0**62:
             lost = np.abs(narrow - x).max() >= np.gcd.reduce(x.astype(np.int64)) / 2
         else:
-            lost = len(np.unique(narrow)) < 0.99 * len(np.unique(_coarse(x)))
+            few = slice(None, None, -(-len(x) // _COMPARED))
+            lost = len(np.unique(narrow[few])) < 0.9 * len(np.unique(_coarse(x[few])))
         if lost:
             return f" (number {i} of each row)" if leaf.ndim > 1 else " "
     return ""
+
+
+def _some(leaf: np.ndarray, rows: int) -> np.ndarray:
+    """So many of the rows, or all of fewer, in blocks that are spread evenly."""
+    if len(leaf) <= rows:
+        return leaf
+    starts = np.linspace(0, len(leaf) - rows // _BLOCKS, _BLOCKS).astype(int)
+    return np.concatenate([leaf[start : start + rows // _BLOCKS] for start in starts.tolist()])
 
 
 def _coarse(x: np.ndarray) -> np.ndarray:
@@ -263,6 +274,6 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
             kind = "a whole number " if floating else ""
             raise ValueError(
                 f"the label in column {name!r} at {where(start + row, offsets, ids)}, is not {kind}from 0 to {classes - 1}. "
-                f"All clients must number the classes from 0 alike, by one list: fc.preprocess.Codes({name!r}, categories=[...]). "
+                f"All clients must number the classes from 0 alike, by one list of all: fc.preprocess.Codes({name!r}, categories=[...]). "
                 f"Or build the model for more than {classes}."
             )

@@ -32,6 +32,12 @@ from fedjax_core.data.split import Alone, first_part
 from fedjax_core.types import Columns
 
 
+class NoColumn(ValueError, KeyError):
+    """A column that is asked for is not there, or not yet, as where preprocessing is to make it."""
+
+    __str__ = ValueError.__str__  # the sentence, where a KeyError shows the repr of it
+
+
 class Clients:
     """N clients' examples. Build it with `from_list`, `from_arrays`, `from_parts` or `open`; it and its arrays do not change."""
 
@@ -296,7 +302,7 @@ class Clients:
     def check_labels(self, name: str, classes: int) -> None:
         """Raises unless the column holds integers from 0 to classes - 1; names label, client and row. Reads the column."""
         if name not in self._names:
-            raise ValueError(f"there is no column {name!r} to hold labels; the columns are {', '.join(self._names)}")
+            raise NoColumn(f"there is no column {name!r} to hold labels; the columns are {', '.join(self._names)}")
         checks.labels(self._leaves[self._names.index(name)], name, classes, self.offsets, self.ids)
 
     def fingerprint(self) -> str:

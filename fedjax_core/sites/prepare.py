@@ -84,6 +84,18 @@ def one_row(steps: Steps, raw: Clients) -> Columns:
     return _of_rows(steps, raw, 1)(row) if steps else row
 
 
+def alone(steps: Steps, raw: Clients) -> Clients | None:
+    """What is known of the examples before any site tells its sums; None where that is nothing.
+
+    That are the columns that no step makes, and codes of categories that the study lists.
+    """
+    others = [step.column for step in steps if step.leaving and step.column in raw.named_columns]
+    if len(others) == len(raw.named_columns):
+        return None
+    mine, rest = tuple(step for step in steps if not step.leaving), raw.without(*others)
+    return rest.with_columns(_of_rows(mine, rest, 0)(rest.columns)) if mine else rest
+
+
 class Preparation:
     """Reads the numbers of all sites that a request brings, and applies them where they are not those that were applied last."""
 

@@ -13,25 +13,25 @@ staff. Whether it takes part with so many is its policy's to say (`max_bad_share
 """
 
 import contextlib
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from fedjax_core.data import checks
 from fedjax_core.data.clients import Clients
+from fedjax_core.sites import prepare
 from fedjax_core.task import Task
 
 _ROWS = 1 << 16  # looked at together
 
 
-def usable(clients: Clients, task: Task, filled: Collection[str] = ()) -> tuple[Clients, np.ndarray]:
+def usable(clients: Clients, task: Task, steps: prepare.Steps = ()) -> tuple[Clients, np.ndarray]:
     """(the clients without their bad records, positions of those [M]). The same object where there are none, or no others.
 
-    In the columns that preprocessing has `filled`, by their names, NaN is a missing value, and not bad; and whole numbers may be any.
+    In the columns of the preprocessing's `steps` NaN is a missing value, and not bad; and whole numbers may be any.
     """
     count = clients.examples
-    bad = np.zeros(count, bool)
+    bad, filled = np.zeros(count, bool), {step.column for step in steps}
     for name, column in clients.named_columns.items():
         for begin in range(0, count, _ROWS):
             part = np.asarray(column[begin : begin + _ROWS])
@@ -39,15 +39,19 @@ def usable(clients: Clients, task: Task, filled: Collection[str] = ()) -> tuple[
             if name not in filled:
                 good &= checks.fits(part)
             bad[begin : begin + _ROWS] |= ~good.reshape(len(part), -1).all(axis=1)
-    check, made = task.check, [name for name in filled if name in clients.named_columns]
-    if check is not None and len(made) < len(clients.named_columns):
-        rest, fine = clients.without(*made), np.flatnonzero(~bad)
-        with contextlib.suppress(KeyError):  # it is of a column that preprocessing makes, so of what that makes of it
-            bad[_refused(lambda rows: check(rest.take(rows)), fine)] = True
+    if (known := prepare.alone(steps, clients)) is not None:
+        bad[_refused(lambda rows: check_known(task, known.take(rows)), np.flatnonzero(~bad))] = True
     found = np.flatnonzero(bad)
     if len(found) in (0, count):
         return clients, found
     return clients.take(np.flatnonzero(~bad)), found
+
+
+def check_known(task: Task, known: Clients) -> None:
+    """Raises where the task's own check refuses these examples, of which preprocessing may have columns yet to make."""
+    if task.check is not None:
+        with contextlib.suppress(KeyError):  # it is of a column that is not made yet
+            task.check(known)
 
 
 def _refused(check: Any, rows: np.ndarray) -> np.ndarray:

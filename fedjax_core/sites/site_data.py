@@ -29,7 +29,7 @@ from fedjax_core.sites.expected import columns
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.policy import Policy, Request
-from fedjax_core.sites.records import usable
+from fedjax_core.sites.records import check_known, usable
 from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import Envelope
@@ -144,7 +144,7 @@ def opened(about: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
     most_bad, bad = None if about.policy is None else Policy.read(about.policy).max_bad_share, None
     found = load_data(about, check=most_bad is None and not study.prepare, study=study)
     if most_bad is not None:
-        found, bad = usable(found, study.round.algorithm.task, [step.column for step in study.prepare])
+        found, bad = usable(found, study.round.algorithm.task, study.prepare)
     elif study.prepare:
         prepare.check_rest(study.prepare, found)
     if study.prepare:
@@ -162,11 +162,14 @@ def too_many_bad(about: SiteFile, share: float) -> bool:
 def check_study(study: Study, clients: Clients) -> None:
     """Raises where the study's task cannot be trained on these examples, as a simulation of them would.
 
-    Where the study prepares its columns, only shapes can be looked at before all sites' numbers are there.
+    Where the study prepares its columns, shapes are looked at, and the values that no other site has a say in, such as labels: the rest
+    when all sites' numbers are there.
     """
     task = study.round.algorithm.task
     if study.prepare:
         check_task(task, prepare.one_row(study.prepare, clients), study.batch_size)
+        if (known := prepare.alone(study.prepare, clients)) is not None:
+            check_known(task, known)
     else:
         clients.check_numbers()
         check_data(task, clients, study.batch_size)

@@ -103,6 +103,7 @@ def test_what_32_bits_do_not_hold_is_refused_with_its_place_and_without_its_valu
         np.full(5, 1.7e9 + 1),  # which tells nobody apart
         np.random.default_rng(0).integers(100, 400, 300) * 1e9,  # platelets a litre, of which float32 holds every difference
         np.random.default_rng(0).normal(2020, 1, 300),
+        np.random.default_rng(0).normal(1013, 5, 300_000),  # hectopascals, of which many meet in float32, each near where it was
         np.array([2**31 - 1, -(2**31)]),
         np.array([np.nan, np.inf, 1.0]),
         np.arange(16_777_000, 16_778_000),  # one whole number a row may be a name: of a code, or a patient
@@ -144,18 +145,20 @@ def test_rows_with_numbers_that_32_bits_do_not_hold_are_bad_records():
     task = fc.Task(init=lambda key: 0.0, loss=lambda params, batch, key: batch["x"])
     good, bad = usable(clients, task)
     assert bad.tolist() == [1, 2, 3] and good.columns["n"].tolist() == [1, 5]
-    assert usable(clients, task, ["x", "n"])[1].tolist() == [1]  # NaN is filled, any whole number may be coded
+    assert usable(clients, task, (Standardise("x"), Codes("n")))[1].tolist() == [1]  # NaN is filled, any whole number may be coded
 
 
 def test_a_task_does_not_judge_raw_what_preprocessing_makes():
     from fedjax_core.sites.records import usable
 
-    clients = fc.Clients.from_list([{"x": np.ones((3, 1), np.float32), "y": np.array(["ill", "well", "ill"])}])
-    assert not len(usable(clients, fc.models.logistic(1, 2), ["y"])[1]) and not len(
-        usable(clients, fc.models.logistic(1, 2), ["x", "y"])[1]
-    )
+    clients = fc.Clients.from_list([{"x": np.ones((3, 1), np.float32), "y": np.array(["ill", "well", "odd"])}])
+    task = fc.models.logistic(1, 2)
+    for steps in ((Codes("y"),), (Standardise("x"), Codes("y"))):
+        assert not len(usable(clients, task, steps)[1])
+    for steps in ((Codes("y", categories=("well", "ill")),), (Standardise("x"), Codes("y", categories=("well", "ill")))):
+        assert usable(clients, task, steps)[1].tolist() == [2]  # which is known before any site has told anything
     whole = clients.with_columns({"x": clients.columns["x"], "y": np.array([2, 1, 2])})
-    assert usable(whole, fc.models.logistic(1, 2))[1].tolist() == [0, 2]  # where nothing codes them
+    assert usable(whole, task)[1].tolist() == [0, 2]  # where nothing codes them
 
 
 def test_text_of_clients_is_coded_by_one_list():

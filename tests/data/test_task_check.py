@@ -30,7 +30,7 @@ SHAPES = {
     "whole numbers": (lambda w, b, k: squares(w, b).astype(jnp.int32), "dtype int32"),
     "all pairs": (lambda w, b, k: squares(w, b)[:, None] - squares(w, b)[None, :], r"Every example met every other"),
     "a dict": (lambda w, b, k: {"loss": squares(w, b)}, "returned a dict"),
-    "another column": (lambda w, b, k: squares(w, b) * b["z"], "reads a column 'z', and the data have 'x', 'y'"),
+    "another column": (lambda w, b, k: squares(w, b) * b["z"], "looks up 'z', which is not there: the data have the columns 'x', 'y'"),
 }
 
 

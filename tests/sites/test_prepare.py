@@ -285,6 +285,20 @@ def test_missing_values_are_for_columns_with_a_step_alone(composed, tmp_path):
             assert site.data.skipped == skipped and site.data.raw.examples == len(ages) - skipped
 
 
+def test_a_label_that_the_study_has_no_place_for_is_told_before_any_sums_are_asked_for(tmp_path):
+    """Whatever is prepared beside it; as also one that is not among the categories that the study lists."""
+    study = fc.compose(fc.algorithms.fedavg(fc.models.logistic(1, 2), local=optax.sgd(0.1)))
+    x, y = np.arange(6.0)[:, None], np.array([0, 1, 7, 0, 1, 1])
+    words = np.array(["well", "ill", "I11", "well", "ill", "ill"])
+    for prepare, labels in (([Standardise("x")], y), ([Standardise("x"), Codes("y", categories=("well", "ill"))], words)):
+        good = np.where(labels == labels[2], labels[0], labels)
+        sites = [SiteFile(name=name, data={"x": x, "y": of}) for name, of in (("charite", good), ("mayo", labels))]
+        with pytest.raises(ValueError, match=r"the label in column 'y' at client 0 \(id 'mayo'\), its row 2, is not from 0 to 1"):
+            Federation(study, sites, batch_size=2, epochs=1, prepare=prepare, transport="in-process")
+    own = study.algorithm.task._replace(check=lambda clients: clients.check_labels("y", 2))  # of a column that is made of all sites' sums
+    Site(sites[1], Study(fc.compose(fc.algorithms.fedavg(own, optax.sgd(0.1))), 2, 1, prepare=[Codes("y")]), COORDINATOR.public)
+
+
 @pytest.mark.parametrize("part", ["mean", "m2"])
 def test_sums_of_absurd_numbers_would_leave_nothing_of_the_others_and_are_refused_by_name(composed, part):
     def lie(name, said):
