@@ -12,11 +12,10 @@ coordinator's `study.toml` says what is run:
     sites = ["hospital-1", "hospital-2"]
 """
 
-import contextlib
 import json
 import logging
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from shutil import move
@@ -27,8 +26,9 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.files import read_text, write_whole
 from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
-from fedjax_core.sites import checks, expected, identity, ray_security
+from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
+from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import Policy
@@ -162,23 +162,33 @@ def prepare(
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
-    clients, _ = parted(load_data(SiteFile.read(folder.site(plan.sites[0]) / "site.toml"), check=not built.prepare, study=built))
+    clients = _first(folder, plan, built)
     for name, about in found.items():
         expected.Expected.here(built, expected.columns(clients), clients.features).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
             write_whole(folder.site(name) / "policy.toml", _policy(SiteFile.read(folder.site(name) / "site.toml"), built, clients))
-        _warn_of_few(SiteFile.read(folder.site(name) / "site.toml"))
+        _warn_of_unfit(folder.site(name) / "site.toml", ("labels",) if name in made_up else ("data", "task", "labels"))
     plan.write(folder.plan)
     return plan, True
 
 
-def _warn_of_few(about: SiteFile) -> None:
-    """Says of a site with fewer examples than its policy asks for that it will take no part; what else is wrong, the site itself tells."""
-    with contextlib.suppress(OSError, ValueError, checks.Skipped):
+def _first(folder: Folder, plan: Plan, built: Study) -> Clients:
+    """What the first site trains on whose data can be opened; raises the first site's error where none can."""
+    errors: list[Exception] = []
+    for name in plan.sites:
         try:
-            checks.CHECKS["labels"](about, checks.Settings())
-        except checks.Unfit as why:
-            log.warning("%s will decline, until that is changed: %s; its policy is %s", about.name, why, about.policy)
+            return parted(load_data(SiteFile.read(folder.site(name) / "site.toml"), check=not built.prepare, study=built))[0]
+        except Exception as error:  # a site's own function reads the data
+            errors.append(error)
+    raise errors[0]
+
+
+def _warn_of_unfit(file: Path, checks: Collection[str]) -> None:
+    """Says of a site what will keep it from taking part: data that cannot be opened, a label that means nothing, too few examples."""
+    for finding in examine(file, only=checks):
+        if finding.fine is False:
+            log.warning("%s will take no part until that is mended: %s (%s)", file.parent.name, finding.said, file)
+            return
 
 
 def _made_up(count: int) -> dict[str, Clients]:

@@ -96,9 +96,10 @@ def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
         values = _plausible(params)
     if not tried.any():
         log.warning(
-            "the loss is 0 for all of the %d examples that were looked at, whatever the model, so nothing can be learned from such: are "
-            "all of them censored, or left out?",
+            "the loss is 0 for all of the %d examples of %s that were looked at, whatever the model, so nothing can be learned from such: "
+            "are all of them censored, or left out?",
             len(set(rows.tolist())),
+            repr(clients.ids[0].item()) if len(clients) == 1 else f"{len(clients)} clients",
         )
     _check_apart(loss, values, columns, tried, batch_size)
 

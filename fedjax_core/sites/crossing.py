@@ -31,7 +31,8 @@ def cross_evaluate(
     for name, params in models.items():
         if odd := sorted(kinds(params).items() ^ kinds(like).items()):
             raise ValueError(
-                f"model {name!r} is not one of this federation's task: {odd[0][0]} differs in being there, in shape or in dtype"
+                f"model {name!r} is not one of this federation's task: {odd[0][0] or 'its array'} differs in being there, in shape or in "
+                "dtype; where an algorithm has several models, give each by itself, jax.tree.map(lambda x: x[0], params)"
             )
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     doubts: dict[tuple[int, int, str], str] = {}

@@ -103,10 +103,10 @@ def check_kinds(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Kind])
             f"the tensors are not those of this round: {'; '.join(said)}. Both ends need the same model, algorithm, uplink and version."
         )
     for name, (dtype, shape) in expected.items():
-        if tensors[name].shape != shape:
-            raise WrongShape(f"tensor {name} has shape {list(tensors[name].shape)} instead of {list(shape)}; both ends need the same model")
+        if (has := tensors[name].shape) != shape:
+            raise WrongShape(f"tensor {name or 'array'} has shape {list(has)} instead of {list(shape)}; both ends need the same model")
         if (given := _dtype_name(tensors[name].dtype)) != dtype:
-            raise WrongDtype(f"tensor {name} is {given} instead of {dtype}; both ends need the same model and uplink")
+            raise WrongDtype(f"tensor {name or 'array'} is {given} instead of {dtype}; both ends need the same model and uplink")
 
 
 @lru_cache(maxsize=256)

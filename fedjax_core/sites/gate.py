@@ -162,7 +162,9 @@ def measure(tensors: Mapping[str, np.ndarray]) -> float:
             wide = part.view(np.float32).astype(np.float64) if part.dtype.kind == "c" else part.astype(np.float64)
             square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
             if not math.isfinite(square) and not np.isfinite(wide).all():  # finite numbers may have an infinite square
-                raise NotFinite(f"tensor {name} holds NaN or an infinity; look at the site's loss, and train with a smaller step")
+                raise NotFinite(
+                    f"tensor {name or 'array'} holds NaN or an infinity; look at the site's loss, and train with a smaller step"
+                )
             total += square
     return math.sqrt(total)
 

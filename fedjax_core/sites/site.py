@@ -251,7 +251,8 @@ class Site:
             self.log.record(self.name, "refused", run=request.run, round=request.round, about=about | {"said": Declined.code} | counted)
         if self.folder is None:  # a try in one's own process, where nothing is written down
             log.warning("site %s declined: %s", self.name, reason)
-        said = f"{self.name} declined, for a reason that is for its staff: its errors.log has it, and its audit log (--what refused)"
+        where = "the log of its process has it" if self.folder is None else "its errors.log has it, and its audit log (--what refused)"
+        said = f"{self.name} declined, for a reason that is for its staff: {where}"
         if TRAIN_SECONDS in request.fields:
             said += "; the time to train was limited, and more of it may be needed (Rules.train_seconds)"
         return encode(self.header("refusal", request, {"code": Declined.code, "reason": said}), {}, self.key)

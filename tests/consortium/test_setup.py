@@ -27,7 +27,7 @@ from fedjax_core.sites.request import Requests, addresses
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.wire import header_of
-from tests.consortium import study
+from tests.consortium import csv_study, study
 
 
 def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
@@ -168,7 +168,7 @@ def test_policies_that_are_made_have_minimums_and_a_site_below_them_is_named(tmp
     fc.Clients.from_list([alone], ids=["mayo"]).save(files / "mayo-data")
     prepare(folder, site_files=files, study=PREPARED)
     assert {Policy.read(folder.site(name) / "policy.toml").minimum for name in study.NAMES} == {SAFE}
-    assert "mayo will decline, until that is changed: 1 examples, and the policy asks for 10 (minimum.examples)" in caplog.text
+    assert "mayo will take no part until that is mended: 1 examples, and the policy asks for 10 (minimum.examples)" in caplog.text
     assert "charite" not in caplog.text
     about, key = SiteFile.read(folder.site("mayo") / "site.toml"), SiteKey.load(folder.coordinator / "coordinator.key")
     for one in (about, replace(about, policy=None, folder=tmp_path / "none")):  # nor without a policy, where the site has its study
@@ -208,3 +208,17 @@ def test_the_last_words_of_a_part_are_its_error_and_not_our_code(tmp_path):
     log = tmp_path / "coordinator.log"
     log.write_text('Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    fail()\n\nValueError: too few rounds\n')
     assert Part("coordinator", log, None).last_words() == "ValueError: too few rounds"
+
+
+def test_what_will_keep_a_site_from_taking_part_is_said_by_name_before_anything_starts(tmp_path, monkeypatch, caplog):
+    """A label that the study has no place for, and data that are not there, of sites whose own function reads CSV files."""
+    files = csv_study.site_files(tmp_path, monkeypatch, bad_label="charite", absent="oslo")
+    plan, new = prepare(Folder(tmp_path / "box"), site_files=files, study=csv_study.STUDY)
+    assert new and plan.sites == csv_study.NAMES
+    said = {record.args[0]: record.getMessage() for record in caplog.records if "take no part" in record.getMessage()}
+    assert said.keys() == {"charite", "oslo"}
+    assert re.search(r"the label in column 'y' .*\(id 'charite'\), its row 12, is not from 0 to 1", said["charite"])
+    assert "No such file" in said["oslo"] and "oslo.csv" in said["oslo"] and "sites/oslo/site.toml" in said["oslo"]
+    shutil.rmtree(tmp_path / "box")
+    (files / "data" / "charite.csv").unlink()  # of the first, too
+    assert prepare(Folder(tmp_path / "box"), site_files=files, study=csv_study.STUDY)[1]
