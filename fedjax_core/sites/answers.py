@@ -91,9 +91,10 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
     site.terms.check_weight(header, weight)
     steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
-    minimum = site.terms.policy.minimum
-    if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class):
-        site.terms.check_examples(*site.data.used(header.round, steps))
+    minimum, used = site.terms.policy.minimum, site.data.raw.examples
+    if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class or minimum.cell):
+        used, per_class = site.data.used(header.round, steps)
+        site.terms.check_examples(used, per_class)
     if seconds is not None and steps is not None:
         site.done.add(_which(site, header, seconds), steps, header)
     data = site.data
@@ -102,7 +103,8 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
         fields["data_was"] = site.about.data_was
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
-        of = None if name in PARTIAL or name in left else sums.get("weight")  # those are of steps, and of the update
+        # Those are of steps, and of the update. A metric's weight may count an example once in each epoch, and some have none.
+        of = None if name in PARTIAL or name in left else min(used, sums.get("weight", used))
         fields |= site.terms.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}

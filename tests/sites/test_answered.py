@@ -7,11 +7,13 @@ import shutil
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import fedjax_core as fc
+from fedjax_core.metrics import Sum
 from fedjax_core.sites import answered as module
 from fedjax_core.sites.answered import UNTRAINED, Answered, Question
 from fedjax_core.sites.audit import show
@@ -315,6 +317,25 @@ def test_a_study_of_few_steps_is_of_few_examples(hospital, tmp_path):
     assert code(there.train(model())) == "declined" and "fewer than the 20 examples" in there.refused()[0]["reason"]
     (tmp_path / "five").mkdir()
     assert code(hospital(tmp_path / "five", epochs=None, steps=5).train(model())) == "update"
+
+
+def counting(task, local):
+    """FedAvg that tells a plain sum over its examples, which has no weight."""
+    algorithm = fc.algorithms.fedavg(task, local)
+    (exchange,) = algorithm.exchanges
+
+    def step(message, carry, batch, key):
+        carry, seen = exchange.client.step(message, carry, batch, key)
+        return carry, seen | {"positives": Sum(jnp.sum(jnp.where(batch["y"] == 1, batch.mask, 0)))}
+
+    return algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(step=step)),))
+
+
+@pytest.mark.parametrize(("cell", "told"), [(40, {"loss", "positives"}), (41, set())])
+def test_a_sum_in_a_report_is_of_its_examples_however_often_each_was_trained_on(hospital, tmp_path, cell, told):
+    policy = POLICY.replace("examples = 20", f"cell = {cell}").replace('"loss"', '"loss", "positives"')
+    header = hospital(tmp_path, policy, algorithm=counting, epochs=2).train(model())
+    assert header.kind == "update" and {"loss", "positives"} & set(header.fields) == told
 
 
 def test_sums_of_few_examples_do_not_leave(hospital, tmp_path):
