@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 import tomllib
+from operator import attrgetter
 
 import pytest
 
@@ -72,6 +73,19 @@ def test_the_settings_that_they_name_are_there():
     assert given and {name for names in given for name in names} <= federation
 
 
+def test_the_names_of_the_package_that_they_use_are_there():
+    names = set(re.findall(r"\bfc((?:\.\w+)+)", ALL))
+    assert len(names) > 30 and [name for name in sorted(names) if not there(fc, name[1:])] == []
+
+
+def there(what, name):
+    try:
+        attrgetter(name)(what)
+    except AttributeError:
+        return False
+    return True
+
+
 def test_every_code_of_a_refusal_is_in_the_page_of_what_to_do():
     for module in pkgutil.iter_modules(sites.__path__):
         importlib.import_module(f"fedjax_core.sites.{module.name}")
@@ -112,10 +126,7 @@ def test_the_example_calls_what_there_is():
     ours = {ast.unparse(call.func): [word.arg for word in call.keywords] for call in calls if ast.unparse(call.func).startswith("fc.")}
     assert set(ours) == {"fc.Federation", "fc.fit", "fc.cohorts.everyone"}
     for name, given in ours.items():
-        what = fc
-        for part in name.split(".")[1:]:
-            what = getattr(what, part)
-        assert set(given) <= set(inspect.signature(what).parameters), name
+        assert set(given) <= set(inspect.signature(attrgetter(name.partition(".")[2])(fc)).parameters), name
 
 
 def test_what_the_doctor_looks_at_is_what_the_readme_says():
