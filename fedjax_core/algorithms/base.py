@@ -6,6 +6,7 @@ Most algorithms have one exchange a round. Mime has two that cross the wire; IFC
 nothing goes up) and one in which they train. All are pure functions over pytrees, so that a backend may vmap, scan, shard or send them.
 """
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -100,7 +101,14 @@ LocalOptimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax
 
 def made_by_round(local: Any) -> Callable[[Any], optax.GradientTransformation] | None:
     """round -> optimiser, checked, where `local` is such a function; None where it is an optimiser itself, or neither."""
-    return None if hasattr(local, "update") or not callable(local) else lambda round: check_optimizer(local(round), "local")
+    if hasattr(local, "update") or not callable(local):
+        return None
+    first = next(iter(inspect.signature(local).parameters), "")
+    if first == "learning_rate" or str(getattr(local, "__module__", "")).partition(".")[0] == "optax":  # it would take rounds for rates
+        raise TypeError(
+            f"local={getattr(local, '__name__', repr(local))} makes an optimiser of a learning rate: write local=optax.sgd(0.1)"
+        )
+    return lambda round: check_optimizer(local(round), "local")
 
 
 def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:

@@ -265,9 +265,10 @@ class Collector:
         needed, reasons = self.rules.needed(len(positions)), self.hearing.reasons
         missing = with_reasons({self.names[p]: reasons.get(p, "no reply") for p in positions if p not in here})
         self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions), "missing": missing[:1000]})
+        share = f" with {self.rules.share:.0%} of the examples" if self.rules.share else ""
         raise Paused(
-            f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed} with {self.rules.share:.0%} "
-            f"of the examples must. Missing: {missing}. The state is unchanged: run the round again."
+            f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed}{share} must. Missing: {missing}. "
+            "The state is unchanged: run the round again."
         ) from self.failure(p for p in positions if p not in here)
 
     def failure(self, positions: Iterable[int]) -> Exception | None:

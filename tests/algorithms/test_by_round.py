@@ -1,5 +1,7 @@
 """Numbers that go by the rounds of the run, and what is said where a schedule does not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,12 @@ def test_what_is_no_optimiser_is_refused():
         fc.algorithms.fedavg(TASK, lambda round: 0.1)
     with pytest.raises(TypeError, match="by_round's build must return an Algorithm, got Task"):
         fc.algorithms.by_round(lambda round: TASK)
+
+
+@pytest.mark.parametrize(
+    "local", [optax.sgd, optax.adam, functools.partial(optax.sgd, momentum=0.9), lambda learning_rate: optax.sgd(learning_rate)]
+)
+def test_an_optimiser_that_was_not_made_does_not_take_rounds_for_learning_rates(local):
+    for build in (fc.algorithms.fedavg, lambda task, local: fc.algorithms.fedprox(task, 0.1, local)):
+        with pytest.raises(TypeError, match=r"makes an optimiser of a learning rate: write local=optax.sgd\(0.1\)"):
+            build(TASK, local)
