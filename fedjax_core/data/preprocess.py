@@ -219,14 +219,14 @@ class Codes:
         parts = [one for one in (a, b) if len(one["counts"])]
         if not parts:
             return a
-        values, place = np.unique(np.concatenate([_values(one) for one in parts]), return_inverse=True)
+        values, place = np.unique(np.concatenate([categories_in(one) for one in parts]), return_inverse=True)
         counts = np.zeros(len(values), np.int64)
         np.add.at(counts, place, np.concatenate([one["counts"] for one in parts]))
         return _vocabulary(values, counts)
 
     def problem(self, sums: Sums, examples: int) -> str | None:
         try:
-            values = _values(sums)
+            values = categories_in(sums)
         except UnicodeDecodeError:
             return "a category is not text in UTF-8"
         if (len(sums["values"]) and len(sums["text"])) or len(values) != len(sums["counts"]) or not (values[:-1] < values[1:]).all():
@@ -240,7 +240,7 @@ class Codes:
         return {"values": sums["values"], "text": sums["text"]}
 
     def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
-        values = _values(numbers)
+        values = categories_in(numbers)
         if not len(values):
             return np.zeros(len(x), np.int32)
         order = np.argsort(values, kind="stable")
@@ -255,7 +255,7 @@ def _vocabulary(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]
     return {"values": whole, "text": np.frombuffer(text.encode(), np.uint8), "counts": counts.astype(np.int64)}
 
 
-def _values(sums: Sums) -> np.ndarray:
+def categories_in(sums: Sums) -> np.ndarray:
     """The categories of a vocabulary."""
     text = np.asarray(sums["text"]).tobytes()
     return np.array(text.decode().split("\0")[:-1]) if text else np.asarray(sums["values"])

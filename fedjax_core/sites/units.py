@@ -1,9 +1,11 @@
-"""Whose numbers lie far from everybody else's: another unit, or a column that means something else.
+"""Whose numbers lie far from everybody else's, and whose categories are nobody else's: another unit, or spelling, or column.
 
-    moments of each site's columns  ─►  a site's mean against those of all others  ─►  a warning that names site and feature
+    moments of each site's columns     ─►  a site's mean against those of all others         ─►  a warning that names site and feature
+    categories of each site's columns  ─►  whether a site has one in common with the others  ─►  a warning that names site and column
 
 Hospitals differ, but not by several of their standard deviations: Fahrenheit for Celsius, micromol/l for mg/dl do. It is known where the
-study standardises or fills its columns, as sites then tell their means; training goes on, since who is right only the sites can tell.
+study standardises, fills or codes its columns, as sites then tell their means and categories; training goes on, since who is right only
+the sites can tell.
 
 >>> from fedjax_core.data.preprocess import Standardise
 >>> means = (37.0, 0.6), (36.8, 0.7), (98.6, 1.0)
@@ -17,7 +19,7 @@ from functools import reduce
 
 import numpy as np
 
-from fedjax_core.data.preprocess import Step, Sums
+from fedjax_core.data.preprocess import Step, Sums, categories_in
 from fedjax_core.sites.outlying import LEAST
 
 _LEAST = 5  # examples behind a mean that is compared
@@ -28,15 +30,28 @@ def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sum
     """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the names of a row's numbers."""
     found = []
     for i, step in enumerate(steps):
-        if "moments" not in step.leaving or len(sites) < 2:
+        if not step.leaving or len(sites) < 2:
             continue
         for at, site in enumerate(sites):
             own, others = said[at][i], reduce(step.merge, [one[i] for j, one in enumerate(said) if j != at])
+            if "categories" in step.leaving and _foreign(own, others):
+                found.append(
+                    f"{site} has no category of {step.column!r} in common with the other sites: does it spell or number them otherwise, "
+                    "or is it another column?"
+                )
+            if "moments" not in step.leaving:
+                continue
             odd = np.flatnonzero(_apart(own, others)).tolist()
             if odd:
                 which = _in_words(step.column, odd, features.get(step.column, ()), alone=np.ndim(own["mean"]) == 0)
                 found.append(f"{site} has a mean of {which} far from that of the other sites: is it in another unit, or another column?")
     return found
+
+
+def _foreign(own: Sums, others: Sums) -> bool:
+    """Whether both have categories, and none in common."""
+    mine, theirs = categories_in(own), categories_in(others)
+    return len(mine) > 0 and len(theirs) > 0 and (mine.dtype.kind != theirs.dtype.kind or not np.isin(mine, theirs).any())
 
 
 def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, str]:

@@ -113,6 +113,15 @@ def test_what_32_bits_hold_is_let_be(x):
     fc.Clients.from_arrays({"x": x}, [0, len(x)], allow_nan=True).check_numbers()
 
 
+def test_of_a_large_column_blocks_of_rows_from_end_to_end_are_looked_at(monkeypatch):
+    monkeypatch.setattr(checks, "_SAMPLE", 6400)
+    times = 1.7e9 + np.arange(100_000.0) * 3.3
+    some = checks._some(times, 6400)
+    assert len(some) == 6400 and (some[0], some[-1]) == (times[0], times[-1]) and (np.diff(some[:100]) < 4).all()
+    with pytest.raises(ValueError, match="column 'x' holds numbers so far from 0"):
+        one(times).check_numbers()
+
+
 def test_times_are_standardised_in_64_bits_and_not_filled_in_32():
     times = 1.7e9 + np.arange(50.0) * 3.3
     raw = one(times)

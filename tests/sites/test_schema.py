@@ -122,6 +122,29 @@ def test_hospitals_differ_by_less_than_units_do(own, others, apart):
     assert [sentence.split()[0] for sentence in found] == (["charite"] if apart else [])
 
 
+@pytest.mark.parametrize(
+    ("own", "others", "apart"),
+    [
+        (["female", "male"], ["f", "m"], True),
+        (["m", "male"], ["f", "m"], False),
+        ([1, 2], [0, 3], True),
+        ([], ["f", "m"], False),  # of which a site has too few to tell
+    ],
+)
+def test_categories_that_no_other_site_has_are_named(own, others, apart):
+    step = fc.preprocess.Codes("sex", minimum=1)
+    said = [[step.sums(np.array(one or np.zeros(0, "U1")), 0)] for one in (own, others, others)]
+    found = far([step], ["charite", "mayo", "oslo"], said, {})
+    assert (
+        found
+        == [
+            "charite has no category of 'sex' in common with the other sites: does it spell or number them otherwise, "
+            "or is it another column?"
+        ]
+        * apart
+    )
+
+
 def test_the_doctor_compares_features_with_those_of_the_study(composed, tmp_path):
     clients = data(0)
     expected = Expected.here(Study(composed, 4, 1), columns(clients), clients.features)
