@@ -240,6 +240,8 @@ ROWS = {
         tests/sites/test_leaks.py::test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others
         tests/sites/test_leaks.py::test_nothing_of_a_site_is_in_rays_own_logs""",
     "documents that say other than the code": """
+        tests/test_docs.py::test_the_settings_that_they_name_are_there
+        tests/test_docs.py::test_every_code_of_a_refusal_is_in_the_page_of_what_to_do
         tests/sites/test_fault_matrix.py::test_what_the_documents_show_is_what_the_code_reads
         tests/sites/test_fault_matrix.py::test_every_row_names_tests_that_are_there""",
 }
