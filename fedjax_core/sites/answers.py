@@ -101,10 +101,12 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
+    trains = composed.algorithm.exchanges[e].work == "train"
+    visits = data.visits(header.round) if trains and minimum.cell else 1
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
-        # Those are of steps, and of the update. A metric's weight may count an example once in each epoch, and some have none.
-        of = None if name in PARTIAL or name in left else min(used, sums.get("weight", used))
+        # Those are of steps, and of the update. A metric's weight may count an example in each pass, and some have none.
+        of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / visits)
         fields |= site.terms.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}

@@ -58,7 +58,7 @@ class Ledger:
     older one in its place.
 
     An update that leaves again with the same bits, as after a lost reply, tells nothing new. That none leaves is told, too: a refusal after
-    work on the data is counted as an update of the digest "declined".
+    work on the data is counted as an update of the digest "declined" and what was asked.
     """
 
     def __init__(self, folder: Path | None) -> None:

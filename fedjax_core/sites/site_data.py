@@ -109,11 +109,19 @@ class SiteData:
         plan = self.plan
         if steps is None and plan.epochs is not None and plan.order is None:
             return self.raw.examples, self.asked.per_class
-        everyone = np.arange(len(self.raw))
-        rows, _ = plan.batches(everyone, self.raw.offsets, self.raw.addresses, round)
-        rows = np.unique(rows[:steps])
-        rows = rows[rows >= 0]
+        rows = np.unique(self._rows(round, steps))
         return len(rows), self._classes(self.raw, rows)
+
+    def visits(self, round: int) -> int:
+        """How often an example is trained on in a round, at most: by so much a sum over the steps may count it."""
+        plan = self.plan
+        return plan.epochs if plan.epochs is not None and plan.order is None else int(np.bincount(self._rows(round)).max(initial=1))
+
+    def _rows(self, round: int, steps: int | None = None) -> np.ndarray:
+        """The examples of so many steps of a round one after another, None: of all steps; an example stands there as often as it is used."""
+        rows, _ = self.plan.batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)
+        rows = rows[:steps].ravel()
+        return rows[rows >= 0]
 
     @property
     def judged_of(self) -> tuple[int, Mapping[str, int] | None]:

@@ -39,7 +39,7 @@ from fedjax_core.sites.gate import measure
 from fedjax_core.sites.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
 from fedjax_core.sites.wire import Header
 
-_REFUSED = "declined"  # the digest of an update that is none
+_REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
 
 
 class Declined(Refused):
@@ -148,7 +148,7 @@ class Terms:
 
     def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
         """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
-        return self._count(request, _REFUSED, question, 0)
+        return self._count(request, f"{_REFUSED} {question.digest if question is not None else request.digest}", question, 0)
 
     def _count(self, request: Header, digest: str, question: Question | None, steps: int) -> dict[str, Scalar]:
         if question is not None:

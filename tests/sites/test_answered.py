@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.metrics import Sum
+from fedjax_core.metrics import Mean, Sum
 from fedjax_core.sites import answered as module
 from fedjax_core.sites.answered import UNTRAINED, Answered, Question
 from fedjax_core.sites.audit import show
@@ -320,26 +320,28 @@ def test_a_study_of_few_steps_is_of_few_examples(hospital, tmp_path):
 
 
 def counting(task, local):
-    """FedAvg that tells a plain sum over its examples, which has no weight."""
+    """FedAvg that tells a plain sum over its examples, which has no weight, and a mean over those of one class."""
     algorithm = fc.algorithms.fedavg(task, local)
     (exchange,) = algorithm.exchanges
 
     def step(message, carry, batch, key):
         carry, seen = exchange.client.step(message, carry, batch, key)
-        return carry, seen | {"positives": Sum(jnp.sum(jnp.where(batch["y"] == 1, batch.mask, 0)))}
+        positive = jnp.where(batch["y"] == 1, batch.mask, 0)
+        return carry, seen | {"positives": Sum(jnp.sum(positive)), "age": Mean(jnp.sum(batch["x"][:, 0] * positive), jnp.sum(positive))}
 
     return algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(step=step)),))
 
 
-@pytest.mark.parametrize(("cell", "told"), [(40, {"loss", "positives"}), (41, set())])
+@pytest.mark.parametrize(("cell", "told"), [(20, {"loss", "positives", "age"}), (21, {"loss", "positives"}), (40, {"loss", "positives"}), (41, set())])
 def test_a_sum_in_a_report_is_of_its_examples_however_often_each_was_trained_on(hospital, tmp_path, cell, told):
-    policy = POLICY.replace("examples = 20", f"cell = {cell}").replace('"loss"', '"loss", "positives"')
+    policy = POLICY.replace("examples = 20", f"cell = {cell}").replace('"loss"', '"loss", "positives", "age"')
     header = hospital(tmp_path, policy, algorithm=counting, epochs=2).train(model())
-    assert header.kind == "update" and {"loss", "positives"} & set(header.fields) == told
+    assert header.kind == "update" and {"loss", "positives", "age"} & set(header.fields) == told
 
 
-def test_sums_of_few_examples_do_not_leave(hospital, tmp_path):
-    there = hospital(tmp_path, POLICY.replace("examples = 20", "cell = 41"))
+@pytest.mark.parametrize("often", [{}, {"epochs": 2}, {"epochs": None, "steps": 13}])  # a sum over steps has some of them twice
+def test_sums_of_few_examples_do_not_leave(hospital, tmp_path, often):
+    there = hospital(tmp_path, POLICY.replace("examples = 20", "cell = 41"), **often)
     header = there.train(model())
     assert header.kind == "update" and "loss" not in header.fields
     assert code(there.evaluate(model())) == "declined" and "minimum.cell" in there.refused()[0]["reason"]
@@ -371,6 +373,8 @@ def test_that_nothing_left_says_no_more_and_costs_as_much_as_a_report(hospital, 
         there.site = anew(there.site)
         again = there.train(model(huge), 0)  # the same again tells nothing new, in another process too
         assert again.fields == found[0].fields and there.refused()[-1]["told"] == 0.75
+        another = [there.train(model(-huge), 0) for _ in range(2)]  # declined as the other was, which tells of this one too
+        assert [one.fields for one in another] == [found[0].fields] * 2 and there.refused()[-1]["told"] == 1.0
         assert there.evaluate(model(), 3).fields["reason"].startswith("charite keeps an account of an epsilon (leaving.delta)")
 
 
