@@ -6,7 +6,8 @@ count: they are trusted by their version.
 
     package of a function  ─►  its files  ─►  modules that these import  ─►  their files  ─►  {package: SHA-256}
 
-Modules that are imported count where they lie beside the package or are installed. An import by a name made at run time is not seen.
+Modules that are imported count where they lie beside the package or are installed. So does a file beside it that bears the name of one
+of Python's own modules or of a trusted library, as Python may take it for that. An import by a name made at run time is not seen.
 
 >>> from email.message import Message
 >>> is_library(Message.__module__), is_library("jax.numpy")
@@ -17,15 +18,22 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import marshal
+import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FunctionType
 
 TRUSTED = {"jax", "jaxlib", "numpy", "ml_dtypes", "optax", "flax", "fedjax_core", "builtins"}
 """Packages of which a name and a version say enough, beside Python's own."""
+
+_OWN = {"", "builtins", "fedjax_core"}  # wherever they lie: this is their code
+_CODE = (".py", ".pyc", ".so", ".pyd")
 
 ABSENT = "absent"
 _INSTALLED = ("site-packages", "dist-packages")
@@ -37,9 +45,25 @@ def root(module: str | None) -> str:
 
 
 def is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, or of a library that is trusted by its version."""
+    """Whether a module is Python's own, or of a library that is trusted by its version: by its name, and by where it lies."""
     name = root(module)
-    return not name or name in TRUSTED or name in sys.stdlib_module_names
+    if name in _OWN:
+        return True
+    if not (name in TRUSTED or name in sys.stdlib_module_names):
+        return False
+    spec = _spec(name)
+    return spec is None or spec.origin is None or _at_home(spec.origin, name in sys.stdlib_module_names)
+
+
+@lru_cache(maxsize=4096)
+def _at_home(origin: str, python: bool) -> bool:
+    """Whether a file lies where Python has its own modules, or where packages are installed."""
+    path, installed = Path(origin), any(part in _INSTALLED for part in Path(origin).parts)
+    if not python:
+        return installed
+    homes = {Path(os.__file__).parent, *(Path(sysconfig.get_path(which)) for which in ("stdlib", "platstdlib"))}
+    homes |= {home.resolve() for home in homes}
+    return origin in ("built-in", "frozen") or (not installed and any(path.is_relative_to(home) for home in homes))
 
 
 def in_files(function: FunctionType) -> bool:
@@ -74,8 +98,8 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
             continue
         found[name], imported = _package(here)
         if name in asked or not _are_installed(here):
-            new = {other: _imported(other, here) for other in imported - {name} if other not in found and not is_library(other)}
-            places |= {other: there for other, there in new.items() if there}
+            new = {other: _imported(other, here) for other in imported - {name} if not is_library(other)} | _shadows(here)
+            places |= {other: there for other, there in new.items() if there and other not in found}
     return dict(sorted(found.items()))
 
 
@@ -92,13 +116,25 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
     return installed if _are_installed(installed) and name not in _dependencies() else []
 
 
+def _shadows(by: list[Path]) -> dict[str, list[Path]]:
+    """Modules beside a package by whose names a library is trusted: where Python looks here first, they are imported in its place."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted({place.parent for place in by if place.parent.name not in _INSTALLED}):
+        for path in sorted(folder.iterdir()):
+            name = path.name.partition(".")[0]
+            trusted = name in TRUSTED or name in sys.stdlib_module_names or name in _dependencies()
+            if trusted and name not in _OWN and ((path.suffix in _CODE and path.is_file()) or (path / "__init__.py").is_file()):
+                found.setdefault(name, []).append(path)
+    return found
+
+
 def _package(places: list[Path]) -> tuple[str, frozenset[str]]:
     """(digest of a package's files, top-level names that they import)."""
     whole, imported = hashlib.sha256(), set[str]()
     for place in places:
         for path in _files(place):
             about = path.stat()
-            digest, names = _file(str(path), about.st_mtime_ns, about.st_size)
+            digest, names = _file(str(path), about.st_mtime_ns, about.st_size, _changed(_compiled(path)))
             inside = path.relative_to(place).as_posix() if path != place else path.name
             whole.update(f"{inside}\0{digest}\n".encode())
             imported |= names
@@ -107,7 +143,17 @@ def _package(places: list[Path]) -> tuple[str, frozenset[str]]:
 
 def _places(name: str) -> list[Path]:
     """The folders of a package, or the file of a module; none where it is not here."""
-    spec = getattr(sys.modules.get(name), "__spec__", None)
+    spec = _spec(name)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        return sorted({Path(place).resolve() for place in spec.submodule_search_locations if Path(place).is_dir()})
+    return [Path(spec.origin).resolve()] if spec.origin and Path(spec.origin).is_file() else []
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """How Python imports it; None where it is not here."""
+    spec: ModuleSpec | None = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None:  # not imported, or put there by a tool that has no file for it
         for finder in sys.meta_path:
             try:
@@ -116,31 +162,69 @@ def _places(name: str) -> list[Path]:
                 continue
             if spec is not None:
                 break
-    if spec is None:
-        return []
-    if spec.submodule_search_locations is not None:
-        return sorted({Path(place).resolve() for place in spec.submodule_search_locations if Path(place).is_dir()})
-    return [Path(spec.origin).resolve()] if spec.origin and Path(spec.origin).is_file() else []
+    return spec
 
 
 def _files(place: Path) -> list[Path]:
-    """All files of a package but those that Python or an editor made beside them."""
+    """All files of a package but those that Python or an editor made beside them; folders that are links have theirs, too."""
     if place.is_file():
         return [place]
     found = []
-    for path in sorted(place.rglob("*"), key=lambda path: path.relative_to(place).as_posix()):
-        inside = path.relative_to(place).parts
-        odd = any(part == "__pycache__" or part.startswith(".") for part in inside) or inside[-1].endswith((".pyc", "~"))
-        if not odd and path.is_file():
-            found.append(path)
-    return found
+    for folder, inner, names in os.walk(place, followlinks=True):
+        above = os.path.realpath(folder)
+        inner[:] = [name for name in inner if not (name == "__pycache__" or name.startswith(".")) and not _within(above, folder, name)]
+        paths = [Path(folder, name) for name in names if not (name.startswith(".") or name.endswith("~"))]
+        found += [path for path in paths if path.is_file()]
+    return sorted(found, key=lambda path: path.relative_to(place).as_posix())
+
+
+def _within(above: str, folder: str, name: str) -> bool:
+    """Whether a folder in this one is a link to this one, or to one that this one is in: its files would have no end."""
+    real = os.path.realpath(os.path.join(folder, name))
+    return os.path.commonpath([above, real]) == real
 
 
 @lru_cache(maxsize=65536)
-def _file(path: str, mtime_ns: int, size: int) -> tuple[str, frozenset[str]]:
-    """(SHA-256 of a file, the top-level names that it imports), as it was at this time."""
+def _file(path: str, mtime_ns: int, size: int, compiled: int) -> tuple[str, frozenset[str]]:
+    """(SHA-256 of a file, the top-level names that it imports), as it was at this time, and so was what was compiled of it."""
     raw = Path(path).read_bytes()
-    return hashlib.sha256(raw).hexdigest(), _imports(raw) if path.endswith(".py") else frozenset()
+    whole = hashlib.sha256(raw)
+    if not path.endswith(".py"):
+        return whole.hexdigest(), frozenset()
+    whole.update(_other_code(path, raw, mtime_ns))
+    return whole.hexdigest(), _imports(raw)
+
+
+def _compiled(path: Path) -> Path | None:
+    """Where Python keeps what it compiled of a file of code; None for other files."""
+    try:
+        return Path(importlib.util.cache_from_source(path)) if path.suffix == ".py" else None
+    except NotImplementedError:  # this Python keeps nothing
+        return None
+
+
+def _changed(path: Path | None) -> int:
+    """When a file was written; 0 where there is none."""
+    return path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+
+
+def _other_code(path: str, raw: bytes, mtime_ns: int) -> bytes:
+    """The compiled file that Python would run in the place of this source, where that is other code; else nothing."""
+    compiled = _compiled(Path(path))
+    if compiled is None or not compiled.is_file():
+        return b""
+    found = compiled.read_bytes()
+    flags, key, code = int.from_bytes(found[4:8], "little"), found[8:16], found[16:]
+    if flags & 1:  # of a source with this hash, which is not always compared
+        runs = not flags & 2 or key == importlib.util.source_hash(raw)
+    else:
+        runs = key == b"".join((x & 0xFFFFFFFF).to_bytes(4, "little") for x in (mtime_ns // 10**9, len(raw)))
+    if found[:4] != importlib.util.MAGIC_NUMBER or not runs:
+        return b""
+    try:
+        return b"" if marshal.loads(code) == compile(raw, path, "exec", dont_inherit=True) else found
+    except (ValueError, EOFError, TypeError, SyntaxError):
+        return found
 
 
 def _imports(source: bytes) -> frozenset[str]:
@@ -169,7 +253,7 @@ def _is_trusted(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _dependencies() -> frozenset[str]:
-    """The top-level names of all packages that fedjax_core depends on, by whatever way."""
+    """The top-level names of all packages that fedjax_core depends on, by whatever way, and that no other one installs files for."""
     names, waiting = set[str](), ["fedjax-core"]
     while waiting:
         name = waiting.pop()
@@ -182,7 +266,7 @@ def _dependencies() -> frozenset[str]:
             continue
         waiting += [_distribution(re.split(r"[^A-Za-z0-9._-]", one, maxsplit=1)[0]) for one in needed]
     tops = importlib.metadata.packages_distributions()
-    return frozenset(top for top, owners in tops.items() if any(_distribution(owner) in names for owner in owners))
+    return frozenset(top for top, owners in tops.items() if all(_distribution(owner) in names for owner in owners))
 
 
 def _distribution(name: str) -> str:

@@ -1,8 +1,11 @@
 """The hash of a study changes with whatever code decides what leaves, and with nothing else."""
 
 import importlib
+import importlib.util
+import py_compile
 import sys
 import types
+from pathlib import Path
 
 import optax
 import pytest
@@ -117,6 +120,72 @@ def test_compiled_and_hidden_files_do_not_count(heart, tmp_path):
     for name in ("__pycache__/study.cpython-311.pyc", ".study.py.swp", "study.py~"):
         (tmp_path / "heart" / name).write_text("anything")
     assert identity(heart().own) == before
+
+
+def test_a_module_beside_it_that_bears_the_name_of_a_library_counts(heart, tmp_path, monkeypatch):
+    """Python takes it for the library, also where another library imports that: here for `secrets`, as in hmac, and for `yaml`."""
+    (tmp_path / "fedjax_core").mkdir()
+    (tmp_path / "fedjax_core" / "__init__.py").write_text("")
+    (tmp_path / "test").mkdir()  # without __init__.py nobody takes it for a module
+    before = code_of(heart().own)
+    assert set(before) == {"heart", "beside"}
+    names = {"secrets": "secrets.py", "yaml": "yaml/__init__.py", "jax": "jax/__init__.py"}
+    for path in names.values():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("x = 1\n")
+    with monkeypatch.context() as patch:  # as another process may have it, which looks elsewhere first
+        patch.setattr(sys, "path", [*sys.path[1:], sys.path[0]])
+        assert set(code_of(heart().own)) == {"heart", "beside", *names}
+    first = code_of(heart().own)
+    (tmp_path / "secrets.py").write_text("x = 2\n")
+    assert {name for name, digest in code_of(heart().own).items() if first[name] != digest} == {"secrets"}
+
+
+def test_code_of_a_module_that_bears_the_name_of_one_of_pythons_own_is_not_pythons(tmp_path, monkeypatch):
+    def found(text):
+        (tmp_path / "this.py").write_text(text)
+        sys.modules.pop("this", None)
+        importlib.invalidate_caches()
+        return identity(importlib.import_module("this").own)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    assert found("def own(x):\n    return x\n") != found("def own(x):\n    return x + 1\n")
+    sys.modules.pop("this", None)
+
+
+def test_what_was_compiled_beforehand_counts_where_python_runs_it_and_it_is_other_code(heart, tmp_path):
+    """A compiled file is run in the place of its source where it says that it is of that; one alone is a module."""
+    module = heart()
+    parts, other = tmp_path / "heart" / "parts.py", tmp_path / "other.py"
+    other.write_text("def loss(x):\n    return 9 * x\n")
+    compiled = Path(importlib.util.cache_from_source(str(parts)))
+    compiled.unlink(missing_ok=True)
+    before = identity(module.own)
+    py_compile.compile(str(parts))
+    assert identity(module.own) == before  # what Python itself makes
+    py_compile.compile(str(other), cfile=str(compiled))
+    assert identity(module.own) == before  # of another source: Python does not run it
+    about, raw = parts.stat(), compiled.read_bytes()
+    compiled.write_bytes(raw[:8] + b"".join(x.to_bytes(4, "little") for x in (int(about.st_mtime), about.st_size)) + raw[16:])
+    assert identity(module.own) != before
+    py_compile.compile(str(other), cfile=str(compiled), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    assert identity(module.own) != before
+    compiled.unlink()
+    assert identity(module.own) == before
+    py_compile.compile(str(other), cfile=str(tmp_path / "heart" / "more.pyc"))
+    assert identity(module.own) != before
+
+
+def test_files_behind_links_count_and_links_in_a_circle_end(heart, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "one.py").write_text("x = 1\n")
+    heart()
+    (tmp_path / "heart" / "inner").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "heart" / "circle").symlink_to(tmp_path / "heart")
+    before = identity(heart().own)
+    (tmp_path / "elsewhere" / "one.py").write_text("x = 2\n")
+    assert identity(heart().own) != before
 
 
 def test_code_that_lies_in_no_file_counts_by_its_methods_and_what_it_mentions(heart):
