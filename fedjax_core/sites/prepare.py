@@ -122,6 +122,9 @@ class Preparation:
         numbers = place_open(found, self._like)[PREPARED]
         if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
             raise BadNumbers(f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns")
+        for step, its, own in zip(self.steps, numbers, self._like[PREPARED], strict=True):
+            if not step.leaving and any(not np.array_equal(its[name], own[name]) for name in own):  # which nobody's sums decide
+                raise BadNumbers(f"{type(step).__name__}({step.column!r}) is settled by the study, and the request says otherwise")
         fitted = Fitted(self.steps, numbers)
         if fitted.digest != self.digest:
             self.clients, self._fitted = self._apply(fitted, self.raw), fitted

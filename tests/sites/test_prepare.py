@@ -249,6 +249,21 @@ def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
         assert ask(site, "measure").header.fields["code"] == "bad-request"
 
 
+@pytest.mark.parametrize("categories", [(11, -7, 3_000_000_000), ("f", "m", "x")])
+def test_a_request_cannot_say_which_category_is_which_where_the_study_lists_them(composed, categories):
+    """Else labels could be exchanged, or persons told apart by a category that only they have."""
+    steps = (STEPS[0], Codes("sex", categories=categories), STEPS[2])
+    columns = dict(raw()[0])
+    columns["sex"] = np.array(categories)[np.arange(SIZES[0]) % 3]
+    numbers = named({"prepared": fc.preprocess.fit(steps, fc.Clients.from_list([columns], allow_nan=True)).numbers})
+    good = numbers | named({"params": np.zeros((8, 2), np.float32)})
+    (name,) = (name for name in numbers if name.startswith("['prepared'][1]") and numbers[name].size)
+    with Site(SiteFile(name="charite", data=columns), Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
+        assert ask(site, "score", good).header.kind == "scores"
+        refusal = ask(site, "score", good | {name: np.roll(good[name], 2)}).header.fields
+        assert refusal["code"] == "bad-numbers" and "Codes('sex') is settled by the study" in refusal["reason"]
+
+
 @pytest.mark.parametrize(
     ("part", "value", "said"),
     [
