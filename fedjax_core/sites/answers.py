@@ -119,14 +119,18 @@ def _limit(site: "Site", header: Header, seconds: float | None) -> Callable[[int
     """How many steps more may follow so many; None: all there are.
 
     A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
-    of one model would be of the few examples that one of them has more.
+    of one model would be of the few examples that one of them has more. As a model that is nearly the same is another one, and so is one
+    of another run, there are also few places to stop at (`SiteData.stop`).
     """
     before = 0 if site.asked is None or site.terms.policy.evaluation.models == "any" else site.terms.answered.steps(site.asked)
     if before == ALL:
         return None if seconds is None else lambda done: sys.maxsize
     if before:
         return lambda done: before - done
-    return None if seconds is None else site.done.limit(_which(site, header, seconds), seconds, site.budget.clock)
+    if seconds is None:
+        return None
+    limit, least = site.done.limit(_which(site, header, seconds), seconds, site.budget.clock), site.terms.policy.minimum.examples
+    return limit if least < 2 else lambda done: limit(done) or site.data.stop(header.round, done, least) - done
 
 
 def _which(site: "Site", header: Header, seconds: float | None) -> str:

@@ -112,6 +112,23 @@ class SiteData:
         rows = np.unique(self._rows(round, steps))
         return len(rows), self._classes(self.raw, rows)
 
+    def stop(self, round: int, done: int, least: int) -> int:
+        """After which step, these or a later one, training may stop: between two such are so many examples at least, and so are after it.
+
+        Where fewer were trained on by then, it may at once: nothing is told of them.
+        """
+        rows, _ = self.plan.batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)
+        begun, seen = False, set[int]()
+        for step, row in enumerate(rows, start=1):
+            seen.update(row[row >= 0].tolist())
+            if len(seen) >= least:
+                if not begun and done < step:
+                    return done
+                if done <= step:
+                    return step if len(np.unique(rows[step:][rows[step:] >= 0])) >= least else len(rows)
+                begun, seen = True, set()
+        return len(rows) if begun else done
+
     def visits(self, round: int) -> int:
         """How often an example is trained on in a round, at most: by so much a sum over the steps may count it."""
         plan = self.plan

@@ -282,7 +282,7 @@ def test_what_else_a_request_has_is_of_the_model_too(hospital, tmp_path):
 
 def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_path):
     """40 examples in batches of 4: after 8 steps, and after 9, which tell of four people by their difference."""
-    there = hospital(tmp_path)
+    there = hospital(tmp_path, POLICY.replace("examples = 20", "examples = 4"))
     budget = there.site.budget
     budget.clock = lambda: float(budget.steps)
     first = there.train(model(), train_seconds=8.0)
@@ -295,10 +295,35 @@ def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_
 
 
 @pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        (4, [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),
+        (10, [None, None, 12, 24, 24, 24, 40, 40, 40, 40]),  # 36 are no stop, as 4 are left after it
+        (25, [None] * 6 + [40] * 4),
+        (41, [None] * 10),
+    ],
+)
+def test_between_two_steps_that_a_model_may_be_trained_to_there_are_as_many_examples_as_the_minimum(hospital, tmp_path, least, expected):
+    """By runs of other names, or models that are nearly the same, the same model is trained for as long as each of these times."""
+    there = hospital(tmp_path, POLICY.replace("examples = 20", f"examples = {min(least, 40)}"))
+    assert [there.site.data.stop(0, done, least) * 4 for done in range(1, 11)] == [
+        4 * (i + 1) if one is None else one for i, one in enumerate(expected)
+    ]
+    if least == 10:
+        budget = there.site.budget
+        budget.clock = lambda: float(budget.steps)
+        found = []
+        for seconds in (2.0, 3.0, 4.0, 6.0, 7.0):
+            there.requests.run = f"run-{seconds:g}"
+            found.append(there.train(model(), train_seconds=seconds).fields.get("examples_seen"))
+        assert found == [None, 12, 24, 24, 40]
+
+
+@pytest.mark.parametrize(
     ("positive", "seconds", "said"),
     [
         (20, 3.0, "fewer than the 20 examples"),
-        (6, 6.0, "fewer than the 5 examples of each class"),
+        (6, 5.0, "fewer than the 5 examples of each class"),
         (40, None, "fewer than the 5 examples of each class"),  # the other class is absent
     ],
 )
@@ -430,9 +455,9 @@ def test_a_site_that_had_too_little_time_may_be_given_more(hospital, tmp_path):
     there = hospital(tmp_path)
     budget = there.site.budget
     budget.clock = lambda: float(budget.steps)
-    found = [there.train(model(), train_seconds=seconds) for seconds in (3.0, 7.0, 9.0)]
+    found = [there.train(model(), train_seconds=seconds) for seconds in (3.0, 5.0, 9.0)]
     assert [code(one) for one in found] == ["declined", "update", "update"]
-    assert [one.fields["examples_seen"] for one in found[1:]] == [28, 28]
+    assert [one.fields["examples_seen"] for one in found[1:]] == [20, 20]
 
 
 def runs(algorithm, folder, **settings):
