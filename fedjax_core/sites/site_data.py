@@ -135,7 +135,7 @@ class SiteData:
         return plan.epochs if plan.epochs is not None and plan.order is None else int(np.bincount(self._rows(round)).max(initial=1))
 
     def _rows(self, round: int, steps: int | None = None) -> np.ndarray:
-        """The examples of so many steps of a round one after another, None: of all steps; an example stands there as often as it is used."""
+        """The examples of so many steps of a round, None: of all; an example stands there as often as it is used."""
         rows, _ = self.plan.batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)
         rows = rows[:steps].ravel()
         return rows[rows >= 0]
