@@ -88,6 +88,8 @@ class _Moments:
             return "a count is below 0, or above the site's examples"
         if not (np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()):
             return "a mean or a sum of squares is not finite or below 0"
+        if ((sums["count"] == 0) & ((sums["mean"] != 0) | (sums["m2"] != 0))).any():  # which would be added all the same
+            return "there is a mean or a sum of squares of no values"
         return None
 
 

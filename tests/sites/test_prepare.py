@@ -270,6 +270,7 @@ def test_a_request_cannot_say_which_category_is_which_where_the_study_lists_them
         ("['sums'][0]['count']", np.full(3, 24), "a count is below 0, or above the site's examples"),
         ("['sums'][0]['m2']", np.full(3, np.nan), "a mean or a sum of squares is not finite"),
         ("['sums'][0]['mean']", np.zeros(2), "they are not of one shape"),
+        ("['sums'][0]['count']", np.zeros(3, np.int64), "a mean or a sum of squares of no values"),
         ("['sums'][1]['counts']", np.full(3, 23), "all together more examples than the site"),
         ("['sums'][2]['count']", np.float64(3), "is float64 instead of int64"),
         ("['sums'][2]['more']", np.float64(3), "unexpected"),
