@@ -11,6 +11,7 @@ An optax optimiser, a task or an algorithm is a tuple of functions: what was set
 (True, False)
 """
 
+import copyreg
 import dataclasses
 import dis
 import enum
@@ -32,6 +33,7 @@ Scalar = bool | int | float | str | None
 
 _DEPTH = 40
 _NAMED = {"jax", "jaxlib", "numpy", "builtins", "ml_dtypes", "functools", "typing"}  # of these a function's name says enough
+_LINKS = {"parent", "name"}  # of a Flax module, to the one that it is in
 _VERSIONED = {"fedjax_core", "optax", "flax"}  # of these what is closed over counts, and `versions` tells of changed code
 
 
@@ -40,7 +42,7 @@ def describe(value: Any) -> dict[str, Scalar]:
 
     Functions are named, with the values they close over and their defaults; a user's own also with their code, its constants, and
     the plain values and functions of their file that they mention. Other objects count by their public attributes, those of a user's
-    class by its methods too, arrays by a digest.
+    class by all attributes and its methods, those without any by what they would be copied from, arrays by a digest.
     """
     walk = _Walk()
     walk.visit("", value, 0)
@@ -131,7 +133,9 @@ class _Walk:
             return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
         if isinstance(value, types.MethodType):
             return [("func", value.__func__), ("self", value.__self__)]
-        if _root(value) in _NAMED and callable(value) and not isinstance(value, Mapping):
+        if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):  # of an object, as {1: 2}.get
+            return [("func", value.__name__), ("self", value.__self__)]
+        if _root(value) in _NAMED and callable(value) and hasattr(value, "__name__") and not isinstance(value, Mapping):
             wrapped = getattr(value, "__wrapped__", None)  # jax.jit(f) is f
             return [("wrapped", wrapped)] if wrapped is not None else []
         if isinstance(value, Mapping):
@@ -143,11 +147,41 @@ class _Walk:
         if isinstance(value, (set, frozenset)):
             return [(f"[{i}]", v) for i, v in enumerate(sorted(value, key=repr))]
         if dataclasses.is_dataclass(value):
-            # Fields that do not print are left out, as they are caches and links to parents (Flax modules), not settings.
-            return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr and hasattr(value, f.name)]
+            # Of a library's, fields that do not print are left out, as they are caches and links to parents (Flax modules), not settings.
+            module, own = _is_module(type(value)), not sources.is_library(type(value).__module__)
+            fields = [f.name for f in dataclasses.fields(value) if f.repr or (own and not (module and f.name in _LINKS))]
+            return [(name, getattr(value, name)) for name in fields if hasattr(value, name)]
         if hasattr(value, "__wrapped__"):
             return [("wrapped", value.__wrapped__)]
-        return sorted((k, v) for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_"))
+        own = all(kind is object or not sources.is_library(kind.__module__) for kind in type(value).__mro__)
+        return sorted((k, v) for k, v in _attributes(value).items() if own or not k.startswith("_")) or _copied(value)
+
+
+def _is_module(kind: type) -> bool:
+    """Whether it is a Flax module."""
+    return any(sources.root(one.__module__) == "flax" for one in kind.__mro__)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What is in an object, also where its class lists the names (`__slots__`)."""
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for one in slots for name in ([one] if isinstance(one, str) else one)]
+    found = {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
+    return found | getattr(value, "__dict__", {})
+
+
+def _copied(value: Any) -> list[tuple[str, Any]]:
+    """By what a copy of the object would be made, as of a date, a path or a generator of random numbers; nothing where it cannot be."""
+    reduce: Any = copyreg.dispatch_table.get(type(value))
+    try:
+        made = value.__reduce_ex__(2) if reduce is None else reduce(value)
+    except Exception:  # its own code says that it cannot, by whatever error
+        return []
+    if isinstance(made, str):
+        return [("copied", made)]
+    by, *rest = made
+    parts = [("by", f"{by.__module__}.{by.__qualname__}"), *zip(("args", "state", "items", "pairs"), rest, strict=False)]
+    return [(name, list(part) if name in ("items", "pairs") else part) for name, part in parts if part is not None]
 
 
 def _plain(value: Any) -> Scalar:
@@ -164,7 +198,8 @@ def _plain(value: Any) -> Scalar:
         return value
     if isinstance(value, (complex, bytes, types.EllipsisType, range, slice, np.dtype)):
         return repr(value)
-    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
+    bound = isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, (types.ModuleType, type, types.NoneType))
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)) and not bound:
         return f"{getattr(value, '__module__', None) or 'module'}.{getattr(value, '__qualname__', value.__name__)}"
     if isinstance(value, (np.ndarray, jax.Array)):
         return _array(value)

@@ -1,12 +1,20 @@
 """The hash of a study changes with whatever code decides what leaves, and with nothing else."""
 
+import collections
+import dataclasses
+import datetime
+import decimal
 import importlib
 import importlib.util
+import operator
 import py_compile
+import re
 import sys
 import types
 from pathlib import Path
 
+import jax
+import numpy as np
 import optax
 import pytest
 
@@ -198,6 +206,38 @@ def test_code_that_lies_in_no_file_counts_by_its_methods_and_what_it_mentions(he
     for made in (lambda kind: kind, lambda kind: kind()):
         assert identity(made(cell("x"))) == identity(made(cell("x"))) != identity(made(cell("-x")))
     assert set(code_of(cell("heart_study.own(x)")())) == {"heart", "beside"}
+
+
+class Hidden:
+    """An object of which a setting is not in a public attribute."""
+
+    def __init__(self, x):
+        self._x = x
+
+
+class Slotted:
+    __slots__ = ("x",)
+
+    def __init__(self, x):
+        self.x = x
+
+
+@dataclasses.dataclass
+class Unprinted:
+    x: float = dataclasses.field(repr=False)
+
+
+SETTINGS = [
+    Hidden, Slotted, Unprinted, datetime.timedelta, Path, re.compile, decimal.Decimal, np.random.default_rng, operator.itemgetter,
+    lambda x: collections.deque([x]), lambda x: {1: x}.get, lambda x: x.__add__, lambda x: np.polynomial.Polynomial([x, 1]),
+    lambda x: jax.tree_util.Partial(jax.numpy.add, x), lambda x: Hidden(Slotted(x)).__init__,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("of", SETTINGS, ids=[f"{i} {getattr(of, '__name__', of)}" for i, of in enumerate(SETTINGS)])
+def test_whatever_object_holds_a_setting_it_is_in_the_hash(of):
+    one, two = ("a", "b") if of in (Path, re.compile) else (1, 2)
+    assert identity({"f": of(one)}) == identity({"f": of(one)}) != identity({"f": of(two)})
 
 
 def test_libraries_are_trusted_by_their_version():
