@@ -17,6 +17,7 @@ import dis
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import math
 import types
@@ -33,7 +34,7 @@ Scalar = bool | int | float | str | None
 
 _DEPTH = 40
 _NAMED = {"jax", "jaxlib", "numpy", "builtins", "ml_dtypes", "functools", "typing"}  # of these a function's name says enough
-_LINKS = {"parent", "name"}  # of a Flax module, to the one that it is in
+_LINKS = {"parent", "name", "scope"}  # of a Flax module, to where it is used
 _VERSIONED = {"fedjax_core", "optax", "flax"}  # of these what is closed over counts, and `versions` tells of changed code
 
 
@@ -117,8 +118,9 @@ class _Walk:
         return self._plain_parts(value) + self._methods(type(value))
 
     def _methods(self, of: type) -> list[tuple[str, Any]]:
-        """The methods of a user's own class, which are its code."""
+        """The methods of a user's own class, which are its code, and what stands beside them in the class."""
         found: dict[str, Any] = {}
+        whole = _is_own(of)
         for kind in of.__mro__:
             if sources.is_library(kind.__module__):
                 continue
@@ -126,7 +128,11 @@ class _Walk:
                 method = getattr(method, "__func__", getattr(method, "fget", method))
                 if isinstance(method, types.FunctionType) and not sources.is_library(method.__module__) and not _generated(kind, name):
                     found.setdefault(f"methods.{name}", method)
-        return [] if self._by_files and all(map(sources.in_files, found.values())) else sorted(found.items())
+                elif not (
+                    name.startswith("__" if whole else "_") or name in _LINKS or inspect.isroutine(method) or hasattr(method, "__get__")
+                ):
+                    found.setdefault(f"class.{name}", method)
+        return sorted(found.items())
 
     def _plain_parts(self, value: Any) -> list[tuple[str, Any]]:
         if isinstance(value, functools.partial):
@@ -153,8 +159,13 @@ class _Walk:
             return [(name, getattr(value, name)) for name in fields if hasattr(value, name)]
         if hasattr(value, "__wrapped__"):
             return [("wrapped", value.__wrapped__)]
-        own = all(kind is object or not sources.is_library(kind.__module__) for kind in type(value).__mro__)
+        own = _is_own(type(value), "abc", "typing")
         return sorted((k, v) for k, v in _attributes(value).items() if own or not k.startswith("_")) or _copied(value)
+
+
+def _is_own(kind: type, *but: str) -> bool:
+    """Whether it is a user's own class, and of nothing but such, and of classes of these modules."""
+    return all(one is object or one.__module__ in but or not sources.is_library(one.__module__) for one in kind.__mro__)
 
 
 def _is_module(kind: type) -> bool:
@@ -260,10 +271,16 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
         far = by_files and isinstance(other, (types.ModuleType, types.FunctionType, type))  # of whose package the files count
         if near or far or isinstance(other, (bool, int, float, str, np.ndarray)):
             parts.append((f"globals.{name}", other))
-    if by_files and sources.in_files(f):
-        return parts
+    if by_files and sources.in_files(f):  # of which the files tell all, but for which of the functions in them it is
+        return [*parts, ("at", _place_of(f.__code__))]
     parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]
     return [*parts, ("code", hashlib.sha256(listing.encode()).hexdigest()[:16])]
+
+
+def _place_of(code: types.CodeType) -> str:
+    """The line in which a function begins, and of one without a name where what it computes begins: several may be in a line."""
+    columns = [column for line, _, column, _ in code.co_positions() if line == code.co_firstlineno and column]
+    return f"{code.co_firstlineno}:{min(columns, default=0)}" if code.co_name == "<lambda>" else f"{code.co_firstlineno}"
 
 
 def _cells(f: types.FunctionType) -> list[tuple[str, Any]]:

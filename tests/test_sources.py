@@ -240,6 +240,60 @@ def test_whatever_object_holds_a_setting_it_is_in_the_hash(of):
     assert identity({"f": of(one)}) == identity({"f": of(one)}) != identity({"f": of(two)})
 
 
+WITHIN = """
+def closed(x):
+    class Loss:
+        def __call__(self, y):
+            return x * y
+    return Loss()
+
+
+def default(x):
+    class Loss:
+        def __call__(self, y, x=x):
+            return x * y
+    return Loss()
+
+
+def beside(x):
+    class Loss:
+        scale = x
+    return Loss() if x else Loss
+
+
+def line(x):
+    return (lambda y: y) if x == 1 else (lambda y: -y)
+
+
+def lines(x):
+    if x == 1:
+        def loss(y):
+            return y
+    else:
+        def loss(y):
+            return -y
+    return loss
+
+
+def classes(x):
+    if x == 1:
+        class Loss:
+            def __call__(self, y):
+                return y
+    else:
+        class Loss:
+            def __call__(self, y):
+                return -y
+    return Loss
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "default", "beside", "line", "lines", "classes"])
+def test_which_of_the_functions_of_a_file_it_is_and_what_was_set_in_it_is_in_the_hash(heart, how):
+    make = getattr(heart(heart__study_dot_py=WITHIN), how)
+    assert identity({"f": make(1)}) == identity({"f": make(1)}) != identity({"f": make(2)})
+
+
 def test_libraries_are_trusted_by_their_version():
     study = Study(fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.adam(0.1))), batch_size=2, epochs=1)
     assert study.code == {}
