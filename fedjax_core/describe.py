@@ -19,6 +19,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import math
 import types
 from collections.abc import Mapping
@@ -214,6 +215,8 @@ def _plain(value: Any) -> Scalar:
         return f"{getattr(value, '__module__', None) or 'module'}.{getattr(value, '__qualname__', value.__name__)}"
     if isinstance(value, (np.ndarray, jax.Array)):
         return _array(value)
+    if isinstance(value, logging.Logger):  # whose handlers are each process's own
+        return f"{_kind(value)} {value.name}"
     fingerprint = getattr(value, "fingerprint", None)
     if isinstance(value, types.CodeType) or not callable(fingerprint):
         return None

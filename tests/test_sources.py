@@ -6,6 +6,7 @@ import datetime
 import decimal
 import importlib
 import importlib.util
+import logging
 import operator
 import py_compile
 import re
@@ -238,6 +239,15 @@ SETTINGS = [
 def test_whatever_object_holds_a_setting_it_is_in_the_hash(of):
     one, two = ("a", "b") if of in (Path, re.compile) else (1, 2)
     assert identity({"f": of(one)}) == identity({"f": of(one)}) != identity({"f": of(two)})
+
+
+def test_where_a_process_writes_its_log_is_no_setting():
+    held = Hidden(logging.getLogger("heart"))
+    before = identity({"f": held})
+    handler = logging.NullHandler()
+    logging.getLogger("heart").addHandler(handler)
+    assert identity({"f": held}) == before
+    logging.getLogger("heart").removeHandler(handler)
 
 
 WITHIN = """
