@@ -274,6 +274,7 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
             kind = "a whole number " if floating else ""
             raise ValueError(
                 f"the label in column {name!r} at {where(start + row, offsets, ids)}, is not {kind}from 0 to {classes - 1}. "
-                f"All clients must number the classes from 0 alike, by one list of all: fc.preprocess.Codes({name!r}, categories=[...]). "
+                f"All clients must number the classes from 0 alike, by one list of them: fc.preprocess.Codes({name!r}, categories=[...]), "
+                "by which a value that is not in the list has the number after the last. "
                 f"Or build the model for more than {classes}."
             )

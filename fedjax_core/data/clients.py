@@ -52,7 +52,8 @@ class Clients:
         self.features: dict[str, tuple[str, ...]] = checked(named, self.named_columns)
         """{column: the names of the numbers in each of its rows}, where they are known."""
         if not self.examples:
-            raise ValueError(f"the dataset is empty: there are {len(self)} clients, but not one example; give at least one client data")
+            who = f"client {self.ids[0].item()!r} has" if len(self) == 1 else f"there are {len(self)} clients, but"
+            raise ValueError(f"the dataset is empty: {who} not one example; give at least one client data")
 
     @classmethod
     def from_list(

@@ -21,7 +21,7 @@ from fedjax_core.sites.base import Refused, of_lines
 from fedjax_core.sites.claims import dominating, doubtful
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.request import WITHHELD, Record, Requests
-from fedjax_core.sites.schema import difference, features_of
+from fedjax_core.sites.schema import IN_ANOTHER_ORDER, difference, features_of
 from fedjax_core.sites.wire import Header, header_of
 
 _ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
@@ -132,10 +132,9 @@ def describe(
 
 def _other_columns(one: str, its: Mapping[str, Any], other: str, others: Mapping[str, Any]) -> str:
     """That two sites have other columns, with the first difference and the way out."""
-    return (
-        f"all sites need the same columns in the same order, and {difference(one, its, other, others)}. "
-        "Convert the data of one, or have the study put features in order by their names (features=)."
-    )
+    odd = str(difference(one, its, other, others))
+    way_out = "Have the study put them in order by their names (features=)" if odd.endswith(IN_ANOTHER_ORDER) else "Convert the data of one"
+    return f"all sites need the same columns in the same order, and {odd}. {way_out}."
 
 
 def _check(name: str, about: Mapping[str, Any], departments: bool, held_out: float) -> None:

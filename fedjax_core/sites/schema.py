@@ -17,6 +17,8 @@ from hashlib import sha256
 
 from fedjax_core.sites.base import Scalar
 
+IN_ANOTHER_ORDER = "the same features in another order"
+
 _KIND = re.compile(r"[a-z]+[0-9]*\[[0-9,]*\]")
 _LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyond is in the digest alone
 
@@ -56,7 +58,9 @@ def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[
             return f"{who} names the features of {column!r} and {not_} does not, so that nobody can tell whether they are in one order"
     for a, b in zip(here, there, strict=False):
         if a != b:
-            again = ": the same features in another order" if sorted(here) == sorted(there) else ""
+            if _column(a) != _column(b) and (b not in here or a not in there):
+                return f"{other} has {b!r}, which {one} has not" if b not in here else f"{one} has {a!r}, which {other} has not"
+            again = f": {IN_ANOTHER_ORDER}" if sorted(here) == sorted(there) else ""
             return f"{one} has {a!r} where {other} has {b!r}{again}"
     if len(here) != len(there):
         name, more = (one, here[len(there)]) if len(here) > len(there) else (other, there[len(here)])
@@ -76,6 +80,10 @@ def features_of(fields: Mapping[str, Scalar]) -> dict[str, list[str]]:
         elif item.startswith(f"{column}: "):
             found[column].append(item.removeprefix(f"{column}: "))
     return found
+
+
+def _column(item: str) -> str:
+    return item.rpartition(": ")[0]
 
 
 def _about(column: str, kind: str, features: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:

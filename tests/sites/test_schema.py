@@ -90,6 +90,26 @@ def test_thousands_of_names_fit_a_message_and_the_rest_is_told_by_the_digest():
         assert difference("charite", here, "mayo", broken) == "charite and mayo have other columns, shapes or dtypes"
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        ({"x": "float32[2]"}, {"age": "int32[]", "x": "float32[2]"}, "mayo has 'age: int32[]', which charite has not"),
+        ({"age": "int32[]", "x": "float32[2]"}, {"x": "float32[2]"}, "charite has 'age: int32[]', which mayo has not"),
+        (
+            {"x": "float32[2]", "y": "int64[]"},
+            {"x": "float32[2]", "y": "float64[]"},
+            "charite has 'y: int64[]' where mayo has 'y: float64[]'",
+        ),
+    ],
+)
+def test_a_column_more_is_no_difference_of_its_neighbours(here, there, said):
+    assert difference("charite", fields(here), "mayo", fields(there)) == said
+
+
+def fields(columns):
+    return said(items_of(columns, {}))
+
+
 def test_another_unit_at_one_site_is_named_before_the_first_round(composed, caplog, tmp_path):
     def site(seed, times):
         clients = data(seed)
