@@ -1,6 +1,8 @@
 """`fedjax-core consortium ...`: a coordinator and its sites on this machine."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -43,6 +45,8 @@ def run(
         given = None if arguments is None else dict(json.loads(arguments))
     except (ValueError, TypeError) as error:
         raise ValueError(f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got {arguments!r} ({error})") from None
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where a study of one's own is, as it is for the processes that are started
     try:
         result = box.run(
             folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,

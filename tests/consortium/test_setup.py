@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -222,3 +223,14 @@ def test_what_will_keep_a_site_from_taking_part_is_said_by_name_before_anything_
     shutil.rmtree(tmp_path / "box")
     (files / "data" / "charite.csv").unlink()  # of the first, too
     assert prepare(Folder(tmp_path / "box"), site_files=files, study=csv_study.STUDY)[1]
+
+
+def test_a_study_that_lies_where_the_command_is_given_is_found(tmp_path, monkeypatch, capsys):
+    """As the console script is started with the folder of scripts in the place of this one."""
+    (tmp_path / "my_own_study.py").write_text("def study():\n    raise ValueError('it was called')\n")
+    (tmp_path / "a.toml").write_text('name = "a"\ndata = "a"\n')
+    (tmp_path / "b.toml").write_text('name = "b"\ndata = "b"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    assert main(["consortium", "run", "box", "--site-files", ".", "--study", "my_own_study:study"]) == 1
+    assert "it was called" in capsys.readouterr().err
