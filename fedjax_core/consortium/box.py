@@ -148,6 +148,7 @@ class _Watch:
         self._every = max(1, plan.rounds // 10)
         self._lost: float | None = None  # when something was
         self._lacked = ""  # by the last round that was shown
+        self._told_where = False
         self._log = folder.root / "logs" / f"{LEAD}.log"
         self._heard = self._log.stat().st_size if self._log.exists() else 0  # bytes of it
 
@@ -201,7 +202,11 @@ class _Watch:
         self._heard += len(said)
         for line in said.splitlines():
             if line.startswith(SAYS.encode()):
-                self.say(f"  note      {line.decode(errors='replace').removeprefix(SAYS).strip()}")
+                text = line.decode(errors="replace").removeprefix(SAYS).strip()
+                self.say(f"  note      {text}")
+                if "errors.log" in text and not self._told_where:
+                    self.say(f"  note      errors.log of a site is in {self.folder.site('NAME') / 'state'}")
+                    self._told_where = True
 
     def _show(self) -> None:
         self._hear()

@@ -86,12 +86,15 @@ def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
     Raises what it raised last where no more was `done` for `_PATIENCE_SECONDS`.
     """
     told, since, before = "", time.monotonic(), done()
+    _aloud.begin_anew()
     while True:
         try:
             return do()
         except Paused as paused:
             if done() != before:
                 since, before = time.monotonic(), done()
+                _aloud.begin_anew()
+            _aloud.try_again()
             if time.monotonic() - since > _PATIENCE_SECONDS:
                 raise
             if (text := without_numbers(str(paused))) != told:
@@ -101,10 +104,28 @@ def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
 
 
 class _Aloud(logging.Handler):
-    """Has whoever watches this process say its warnings on screen."""
+    """Has whoever watches this process say its warnings on screen: of one try after another what is new."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """All that comes is new."""
+        self._before, self._now = set[str](), set[str]()
+
+    def try_again(self) -> None:
+        """What was said so far is not said again."""
+        self._before, self._now = self._before | self._now, set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        text = without_numbers(record.getMessage())
+        if text not in self._before:
+            self._now.add(text)
+            _say(record.getMessage())
+
+
+_aloud = _Aloud()
 
 
 def _say(text: str) -> None:
@@ -119,7 +140,7 @@ def _end_when_nobody_watches() -> None:
 
 def main(folder: str, address: str) -> int:
     """The process."""
-    logging.getLogger("fedjax_core").addHandler(_Aloud(logging.WARNING))
+    logging.getLogger("fedjax_core").addHandler(_aloud)
     threading.Thread(target=_end_when_nobody_watches, daemon=True).start()
     return lead(Folder(Path(folder)), address)
 

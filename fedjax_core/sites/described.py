@@ -108,12 +108,12 @@ def describe(
             collector.hearing.reasons[at] = collector.away[name]
     here = [at for at in everyone if names[at] in now or names[at] in known]
     unknown = {at: collector.hearing.reasons.get(at, "no reply") for at in everyone if at not in here}
-    collector.absent.tell("the run", everyone, [at for at in here if names[at] in now], collector.hearing.reasons)
     if not here or not collector.quorate(everyone, here):
         raise Paused(
             f"a run cannot begin before {collector.rules.needed(len(names))} of its {len(names)} sites have said how many examples they "
             f"have, and {len(here)} did. {with_reasons({names[at]: why for at, why in unknown.items()})}"
         ) from collector.failure(unknown)
+    collector.absent.tell("the run", everyone, [at for at in here if names[at] in now], collector.hearing.reasons)
     collector.unknown |= unknown
     if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
         raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")

@@ -19,7 +19,7 @@ from fedjax_core.consortium import box
 from fedjax_core.run.checkpoint import read
 from fedjax_core.sites.audit import show
 from tests.conftest import REPOSITORY
-from tests.consortium import study
+from tests.consortium import csv_study, study
 from tests.consortium.failpoints import POINTS
 
 pytestmark = pytest.mark.slow
@@ -114,6 +114,28 @@ def test_a_study_that_prepares_its_columns_runs_with_the_policies_of_the_box(hom
     found, said = run(home / "prepared", study="tests.consortium.study:prepared", rounds=2)
     assert found.rounds == 2 and found.restarts == {}
     assert "sums of columns: range for Rescale('x'); categories for Codes('y') (a range is of single persons" in said
+
+
+def test_a_bad_label_an_absent_site_and_another_unit_are_said_by_name_before_the_first_round(tmp_path, monkeypatch, caplog):
+    """Over data of one's own in CSV files; what is mended while the box waits is taken up."""
+    files, said = csv_study.site_files(tmp_path, monkeypatch, bad_label="charite", absent="oslo", other_unit="mayo"), []
+
+    def say(line):
+        said.append(" ".join(line.split()))
+        if "waiting: a run cannot begin" in line:
+            csv_study.write(files, "charite")
+            csv_study.write(files, "oslo")
+
+    found = box.run(tmp_path / "box", site_files=files, study=csv_study.STUDY, rounds=1, say=say)
+    assert found.rounds == 1 and found.took_part == dict.fromkeys(csv_study.NAMES, 1)
+    unfit = [line for line in caplog.messages if "will take no part until that is mended" in line]
+    assert ["charite" in unfit[0] and "'y'" in unfit[0] and "its row 12" in unfit[0], "oslo.csv" in unfit[1], len(unfit)] == [True, True, 2]
+    first = said.index(next(line for line in said if line.startswith("round 1 of 1")))
+    (waiting,) = [line for line in said[:first] if "waiting: a run cannot begin before 3 of its 3 sites" in line and "charite: " in line]
+    assert "oslo: site oslo could not start: FileNotFoundError" in waiting and "mayo: " not in waiting
+    assert f"note errors.log of a site is in {tmp_path}/box/sites/NAME/state" in said[:first]
+    (unit,) = [line for line in said[:first] if "another unit" in line]
+    assert unit.startswith("note mayo has a mean of 'crea' in 'x' far from that of the other sites")
 
 
 def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(home, tmp_path):

@@ -1,6 +1,7 @@
 """What a consortium in a box says on screen of sites that are away, without starting any: lines, notes, and the table at its end."""
 
 import json
+import logging
 from io import StringIO
 from types import SimpleNamespace
 
@@ -110,3 +111,23 @@ def test_it_waits_as_long_as_rounds_are_done_and_then_gives_up(monkeypatch, caps
     with pytest.raises(Paused, match="mayo"):
         lead._patiently(paused, lambda: min(len(tries), 20))
     assert len(tries) > 20 and capsys.readouterr().err.count("waiting") == 1
+
+
+@pytest.mark.parametrize(("done", "times"), [(lambda tries: 0, 1), (lambda tries: len(tries), 4)])
+def test_what_one_try_said_the_next_does_not_say_again_unless_rounds_were_done(monkeypatch, capsys, done, times):
+    monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.0)
+    log, tries = logging.getLogger("fedjax_core"), []
+
+    def do():
+        tries.append(1)
+        for _ in range(2):  # within one try what is said again is news, as where a site is away once more
+            log.warning("no node for oslo in %d s", len(tries))
+        if len(tries) < 4:
+            raise Paused("2 of 3 sites are there")
+
+    log.addHandler(lead._aloud)
+    try:
+        lead._patiently(do, lambda: done(tries))
+    finally:
+        log.removeHandler(lead._aloud)
+    assert capsys.readouterr().err.count("no node for oslo") == 2 * times and len(tries) == 4
