@@ -33,6 +33,7 @@ TRUSTED = {"jax", "jaxlib", "numpy", "ml_dtypes", "optax", "flax", "fedjax_core"
 """Packages of which a name and a version say enough, beside Python's own."""
 
 _OWN = {"", "builtins", "fedjax_core"}  # wherever they lie: this is their code
+_UNASKED = {"sitecustomize", "usercustomize", "jax_plugins"}  # which Python and JAX import wherever they are found
 _CODE = (".py", ".pyc", ".so", ".pyd")
 
 ABSENT = "absent"
@@ -117,13 +118,14 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
 
 
 def _shadows(by: list[Path]) -> dict[str, list[Path]]:
-    """Modules beside a package by whose names a library is trusted: where Python looks here first, they are imported in its place."""
+    """Modules beside a package by whose names a library is trusted, which Python may import in its place, and those that run unasked."""
     found: dict[str, list[Path]] = {}
     for folder in sorted({place.parent for place in by if place.parent.name not in _INSTALLED}):
         for path in sorted(folder.iterdir()):
             name = path.name.partition(".")[0]
             trusted = name in TRUSTED or name in sys.stdlib_module_names or name in _dependencies()
-            if trusted and name not in _OWN and ((path.suffix in _CODE and path.is_file()) or (path / "__init__.py").is_file()):
+            module = (path.suffix in _CODE and path.is_file()) or (path / "__init__.py").is_file() or (name in _UNASKED and path.is_dir())
+            if (trusted or name in _UNASKED) and name not in _OWN and module:
                 found.setdefault(name, []).append(path)
     return found
 
