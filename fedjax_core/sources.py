@@ -109,10 +109,10 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
 
     Not where this process alone looks for modules, such as the folder of its script: at another site that would be another.
     """
-    for place in by:
-        for there in (place.parent / name, place.parent / f"{name}.py"):
-            if there.is_file() or (there.is_dir() and place.parent.name not in _INSTALLED):
-                return [there]
+    for folder in (place.parent for place in by if place.parent.name not in _INSTALLED):
+        files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in _CODE and path.is_file()]
+        if found := [path for path in (folder / name, *files) if path.is_dir() or path in files]:
+            return found
     installed = _places(name)
     return installed if _are_installed(installed) and name not in _dependencies() else []
 

@@ -99,6 +99,25 @@ def test_a_module_that_is_only_imported_by_an_imported_one_counts(heart):
     assert {name for name in before if before[name] != after[name]} == {"beneath"}
 
 
+def test_a_compiled_module_beside_it_counts(heart, tmp_path):
+    text = STUDY.format(helper="beside") + "\n\ndef fast(x):\n    import fast\n    return fast.double(x)\n"
+    before = code_of(heart(heart__study_dot_py=text).own)
+    (tmp_path / "fast.cpython-311-x86_64-linux-gnu.so").write_bytes(b"one")
+    first = code_of(heart(heart__study_dot_py=text).own)
+    (tmp_path / "fast.cpython-311-x86_64-linux-gnu.so").write_bytes(b"two")
+    assert set(before) == {"heart", "beside"} and set(first) == {*before, "fast"}
+    assert code_of(heart(heart__study_dot_py=text).own)["fast"] != first["fast"]
+
+
+def test_where_a_package_is_installed_what_it_imports_is_the_same(heart, tmp_path, monkeypatch):
+    """A library that is one file, as typing_extensions, is trusted beside an installed package, too."""
+    import typing_extensions
+
+    installed = Path(typing_extensions.__file__).parent
+    monkeypatch.setattr(sources, "_places", lambda name: [installed / f"{name}.py"] if name != "heart" else [installed / "heart"])
+    assert sources._imported("typing_extensions", [installed / "heart"]) == []
+
+
 def test_a_package_is_found_by_its_files_whoever_put_a_module_of_its_name_there(heart, monkeypatch):
     heart()
     before = sources.digests(["heart"])
