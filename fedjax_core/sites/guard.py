@@ -1,8 +1,11 @@
 """Said once, and in time: `Guard` admits each message a single time, in its own run and round.
 
 An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders number their messages, and
-the receiver remembers what it heard. The guard is a value: hearing gives another one, and its `state` goes into a checkpoint, since what
-was heard before a crash must stay heard.
+the receiver remembers what it heard. The guard is a value: hearing gives another one, and its `state` can be kept.
+
+Both ends hold theirs in memory, and begin with an empty one. A coordinator that was started again is safe from older
+replies all the same: a reply names the digest of what it answers, and was not written before that (`check_clock`). A
+site is asked again with the same bytes where it died at work, so it hears them again, and answers to the same bits.
 
 >>> guard = Guard(run="heart-1", round=3).admit(sender="charite", run="heart-1", round=3, sequence=17)
 >>> guard.admit(sender="charite", run="heart-1", round=3, sequence=17)
