@@ -28,6 +28,7 @@ from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
+from fedjax_core.sites.claims import doubtful
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.own_file import VARIABLE
@@ -162,7 +163,11 @@ def prepare(
     _keys_and_certificates(folder, plan.sites)
     for name, about in found.items():
         _write_site(folder.site(name), name, about, plan)
-    clients = _first(folder, plan, built)
+    clients, counts = _opened(folder, plan, built)
+    if large := doubtful(counts, {}):  # whose owner is that of this roster, too
+        agreed = "".join(f"{name} = {counts[name]}\n" for name in large)
+        roster = folder.coordinator / "roster.toml"
+        write_whole(roster, f"{read_text(roster)}\n[examples]\n{agreed}")
     for name, about in found.items():
         expected.Expected.here(built, expected.columns(clients), clients.features).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
@@ -172,15 +177,19 @@ def prepare(
     return plan, True
 
 
-def _first(folder: Folder, plan: Plan, built: Study) -> Clients:
-    """What the first site trains on whose data can be opened; raises the first site's error where none can."""
-    errors: list[Exception] = []
+def _opened(folder: Folder, plan: Plan, built: Study) -> tuple[Clients, dict[str, int]]:
+    """(what the first site trains on whose data can be opened, how many examples each such site has); raises where none can."""
+    first, counts, errors = None, dict[str, int](), list[Exception]()
     for name in plan.sites:
         try:
-            return parted(load_data(SiteFile.read(folder.site(name) / "site.toml"), check=not built.prepare, study=built))[0]
+            clients, _ = parted(load_data(SiteFile.read(folder.site(name) / "site.toml"), check=False, study=built))
         except Exception as error:  # a site's own function reads the data
             errors.append(error)
-    raise errors[0]
+            continue
+        first, counts[name] = first or clients, clients.examples
+    if first is None:
+        raise errors[0]
+    return first, counts
 
 
 def _warn_of_unfit(file: Path, checks: Collection[str]) -> None:

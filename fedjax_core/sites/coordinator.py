@@ -71,6 +71,8 @@ log = logging.getLogger("fedjax_core")
 
 __all__ = ["Federation", "Paused", "Rules", "Versions"]
 
+_ANY = 2**63 - 1
+"""Examples, of a site whose number is not doubted."""
 _LACKED = 1000
 """Of so many rounds it is kept who was not in them."""
 
@@ -165,7 +167,9 @@ class Federation:
             self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            agreed = {**_counted(self._transport if transport == "in-process" else None), **self._roster.examples}
+            try_on_ray = transport == "ray" and address is None and roster is None  # which this process started, with what it handed over
+            agreed = _counted(self._transport) if transport == "in-process" else dict.fromkeys(self._names, _ANY) if try_on_ray else {}
+            agreed |= self._roster.examples
             about = describe(self._collector, self._requests, path, departments, held_out, agreed=agreed, record=self._record)
             self.clients = Sites(self._names, about, departments)
             self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
@@ -406,7 +410,7 @@ class Federation:
         self, files: list[SiteFile], transport: Any, address: str | None, insecure_local: bool, watched: bool
     ) -> tuple[Transport, dict[str, PublicKey]]:
         if transport == "in-process":
-            sites = [self._exit.enter_context(Site(one, self.study, self._key.public)) for one in files]
+            sites = [self._exit.enter_context(_site(one, self.study, self._key.public)) for one in files]
             return InProcess(sites), {site.name: site.key.public for site in sites}
         if transport == "ray":
             from fedjax_core.sites.ray_transport import RayTransport
@@ -418,7 +422,16 @@ class Federation:
 
 def _counted(transport: Any) -> dict[str, int]:
     """How many examples each site has whose data this process opened itself, so that it need not believe it."""
-    return {} if transport is None else {name: site.data.raw.examples for name, site in transport.sites.items()}
+    return {name: site.data.raw.examples for name, site in transport.sites.items()}
+
+
+def _site(about: SiteFile, study: Study, coordinator: PublicKey) -> Site:
+    """The site; what its data raise is told with its name."""
+    try:
+        return Site(about, study, coordinator)
+    except Exception as error:
+        error.add_note(f"It is the site {about.name} that could not start.")
+        raise
 
 
 def _own_key(folder: Path | None) -> SiteKey:

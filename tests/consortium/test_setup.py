@@ -20,7 +20,7 @@ from fedjax_core.consortium.processes import Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.files import open_to_others
 from fedjax_core.sites.doctor import examine
-from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.identity import Roster, SiteKey
 from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import SAFE, Policy
@@ -234,3 +234,12 @@ def test_a_study_that_lies_where_the_command_is_given_is_found(tmp_path, monkeyp
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
     assert main(["consortium", "run", "box", "--site-files", ".", "--study", "my_own_study:study"]) == 1
     assert "it was called" in capsys.readouterr().err
+
+
+def test_a_hospital_far_larger_than_the_others_is_agreed_on_in_the_box_of_them_all(tmp_path):
+    files = study.site_files(tmp_path / "files")
+    many = {name: np.resize(x, (7000, *x.shape[1:])) for name, x in study.columns()[2].items()}
+    shutil.rmtree(files / "mayo-data")
+    fc.Clients.from_list([many], ids=["mayo"]).save(files / "mayo-data")
+    prepare(Folder(tmp_path / "box"), site_files=files, study=PREPARED)
+    assert Roster.read(tmp_path / "box" / "coordinator" / "roster.toml").examples == {"mayo": 7000}

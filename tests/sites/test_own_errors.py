@@ -5,11 +5,13 @@ import threading
 import traceback
 
 import jax
+import numpy as np
 import optax
 import pytest
 
 import fedjax_core as fc
 from fedjax_core.sites.coordinator import Paused
+from fedjax_core.sites.site_file import SiteFile
 from tests.sites.federations import BATCH, site_files
 
 
@@ -47,3 +49,14 @@ def test_a_central_test_set_of_a_personal_algorithm_is_refused_with_the_way_out(
     sim = fc.Simulator(composed, clients, batch_size=BATCH, lanes=1)
     with pytest.raises(ValueError, match=r"evaluate=lambda sim, state: fc.evaluate\(task, state.params, central\).pooled"):
         sim.evaluate(sim.init(jax.random.key(0)), fc.Clients.from_list([site_files("numbers")[0].data]))
+
+
+def test_what_a_sites_own_data_raise_is_told_with_its_name():
+    def data():
+        raise FileNotFoundError("patients.csv")
+
+    sites = [SiteFile(name="charite", data={"x": np.ones((3, 1)), "y": np.ones(3)}), SiteFile(name="oslo", data=data)]
+    algorithm = fc.algorithms.fedavg(fc.models.linear(1), optax.sgd(0.1))
+    with pytest.raises(FileNotFoundError) as caught:
+        fc.Federation(fc.compose(algorithm), sites, batch_size=2, epochs=1, transport="in-process")
+    assert caught.value.__notes__ == ["It is the site oslo that could not start."]
