@@ -8,7 +8,8 @@ site and writes it into its roster:
 
 Without such a line a site is compared with the others. Sites are looked at from the smallest to the largest. One that says more than
 `MOST` times what those before it have together is not believed, and neither is any larger one; so several liars cannot vouch for
-each other. Hospitals that differ as 1 to 100 are believed.
+each other. Hospitals that differ as 1 to 100 are believed, and so are all where they are one's own: in the coordinator's process, on a Ray
+that it started for a try, and in a consortium on one machine.
 
 >>> doubtful({"oslo": 50, "mayo": 5000, "mallory": 10**15}, {})
 {'mallory': 'mallory says that it has 1000000000000000 examples, more than 100 times what the smaller sites have together (5050)...'}
