@@ -5,7 +5,8 @@ than the median site may be larger in proportion, so one large hospital among cl
 the model itself, at most a hundredth of its norm, always passes. With fewer than three norms there is nothing to compare with:
 then a norm may be a million times the model's, or a million where the model is smaller than 1.
 
-The lower median counts, so of four sites two that lie do not make the rule.
+The lower median counts, so of four sites two that send far too much do not make the rule. Two of four that send next to
+nothing do: then the others are set aside, by name, unless their updates are small beside the model.
 
 >>> outlying([1.0, 2.0, 1e20], [10, 10, 10], lambda: 5.0), outlying([1.0, 2.0, 150.0], [10, 10, 10], lambda: 5.0)
 ([2], [])
