@@ -193,7 +193,8 @@ class Sums:
             raise NothingLearned(
                 f"{where}: {self.count:g} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "
                 f"leaves of them on average: {left or 'all, where it has no stages'}. Look at its clip, filter and quantisation, at the "
-                "learning rate, and at whether sites have examples; Rules(allow_zero=True) goes on all the same. The state is unchanged."
+                "learning rate, and at whether sites have examples. Where the model has nothing left to learn, "
+                "Rules(allow_zero=True) goes on. The state is unchanged."
             )
         return concluded._replace(key=state.key)  # the very same, of which requests know what to say
 
