@@ -78,7 +78,7 @@ def test_the_round_is_that_of_the_others_to_the_last_bit(site, tmp_path, caplog)
     without, _ = after(composed, fault=silent(site), folder=tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, lied.params, without.params)
     np.testing.assert_array_equal(lied.clients.version, without.clients.version)
-    assert float(metrics["refused"].total) == 1 and f"without the report of {site}: the norm of the update" in caplog.text
+    assert float(metrics["refused"].total) == 1 and f"{site}: its report was set aside: the norm of the update" in caplog.text
 
 
 def test_reports_too_large_to_be_held_are_brought_again(monkeypatch):
