@@ -300,7 +300,7 @@ def _no_place(about: SiteFile) -> str | None:
     if any(map(fits, nodes)):
         return None
     wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(f"{k}={v}" for k, v in plain.items())
-    return f"no node of this Ray has what its file names ({wanted}): its machine is down, or `ray start` is not running there"
+    return f"no node of this Ray has what its file names ({wanted}): its machine is down, or Ray is not running there"
 
 
 def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
