@@ -84,11 +84,15 @@ def test_a_lock_that_is_held_and_a_disk_that_fails_are_errors(tmp_path, monkeypa
 
 
 def test_a_folder_that_cannot_be_synchronised_is_left(tmp_path, monkeypatch):
+    asked = []
+
     def fsync(descriptor):
+        asked.append(os.fstat(descriptor).st_ino)
         raise OSError(errno.EINVAL, "invalid argument")
 
     monkeypatch.setattr(os, "fsync", fsync)
     files.sync_folder(tmp_path)
+    assert asked == [tmp_path.stat().st_ino]
 
 
 @pytest.mark.parametrize(

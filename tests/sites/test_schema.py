@@ -75,7 +75,9 @@ def test_sites_are_put_in_the_studys_order_by_their_names(composed):
 
 def test_the_order_of_a_dictionary_is_nothing(composed):
     one = data(1)[0]
-    run(composed, {"y": one["y"], "x": one["x"]}, {"x": one["x"], "y": one["y"]})
+    found = run(composed, {"y": one["y"], "x": one["x"]}, {"x": one["x"], "y": one["y"]})
+    alike = run(composed, {"x": one["x"], "y": one["y"]}, {"x": one["x"], "y": one["y"]})
+    jax.tree.map(np.testing.assert_array_equal, found, alike)
 
 
 def test_thousands_of_names_fit_a_message_and_the_rest_is_told_by_the_digest():
