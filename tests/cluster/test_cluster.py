@@ -14,8 +14,8 @@ from ray.experimental import get_object_locations
 
 import fedjax_core as fc
 from fedjax_core.cluster import crew, simulator
+from tests.contracts import BATCH, assert_close, assert_equal, built, run, usual
 from tests.run import small
-from tests.test_contracts import BATCH, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO, clients
 
 pytestmark = pytest.mark.usefixtures("ray_here")

@@ -11,7 +11,7 @@ from fedjax_core.cluster.share import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
 from fedjax_core.lanes import notebook
 from tests.cluster.in_process import InProcess
-from tests.test_contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
+from tests.contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
 from tests.zoo import ZOO
 
 

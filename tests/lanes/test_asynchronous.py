@@ -7,7 +7,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.metrics import summary
-from tests.test_contracts import assert_equal, assert_norm
+from tests.contracts import assert_equal, assert_norm
 from tests.zoo import clients, lossy, task
 
 PLAN = {"batch_size": 4, "epochs": 1, "lanes": 2}

@@ -7,7 +7,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.lanes import compiling, memory
 from fedjax_core.lanes.mesh import split
-from tests.test_contracts import assert_norm, by_plain_loops, run, simulator
+from tests.contracts import assert_norm, by_plain_loops, run, simulator
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.lanes.feed import Work
 from fedjax_core.lanes.meter import Meter
-from tests.test_contracts import COHORTS, simulator
+from tests.contracts import COHORTS, simulator
 from tests.zoo import SIZES
 
 

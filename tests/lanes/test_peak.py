@@ -8,7 +8,7 @@ from jax import lax
 
 import fedjax_core as fc
 from fedjax_core.lanes import peak
-from tests.test_contracts import COHORTS, simulator
+from tests.contracts import COHORTS, simulator
 
 
 def counted(task, examples):

@@ -6,7 +6,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.lanes import simulator as module
 from fedjax_core.lanes.columns import Column
-from tests.test_contracts import COHORTS, assert_close, by_plain_loops, run, simulator
+from tests.contracts import COHORTS, assert_close, by_plain_loops, run, simulator
 from tests.zoo import clients
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core import algorithms, compose, models, uplink
-from tests.test_contracts import assert_norm
+from tests.contracts import assert_norm
 from tests.zoo import SIZES, clients, lossy
 
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:7] for r in range(3)]

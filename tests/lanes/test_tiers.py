@@ -6,9 +6,9 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.run.checkpoint import Checkpoints
+from tests.contracts import COHORTS, assert_close, built, run
+from tests.contracts import simulator as of_zoo
 from tests.run.small import bits, simulator
-from tests.test_contracts import COHORTS, assert_close, built, run
-from tests.test_contracts import simulator as of_zoo
 
 STATEFUL = ("scaffold, clip, feedback", "ifca", "feedback")
 

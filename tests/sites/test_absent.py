@@ -17,9 +17,9 @@ from fedjax_core.sites.base import of_lines
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.transport import InProcess
 from fedjax_core.sites.wire import header_of
+from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, federation, site_files
-from tests.test_contracts import assert_equal
 from tests.zoo import fedavg, lossy, task
 
 ALL = [0, 1, 2, 3]

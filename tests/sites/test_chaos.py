@@ -22,10 +22,10 @@ from fedjax_core.sites.server import server_half
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.transport import InProcess
+from tests.contracts import assert_equal
 from tests.sites.faulty import changed, delayed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, federation, site_files, whole
 from tests.sites.test_parts import COMPOSED
-from tests.test_contracts import assert_equal
 from tests.zoo import task
 
 ROUNDS, PATIENCE = 4, 100  # how often a round is run again

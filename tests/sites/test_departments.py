@@ -21,8 +21,8 @@ from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile, load_data
 from fedjax_core.sites.study import Study
 from fedjax_core.uplink.base import stage
+from tests.contracts import assert_norm
 from tests.sites.federations import COORDINATOR, federation
-from tests.test_contracts import assert_norm
 
 TASK = fc.models.linear(features=2)
 # Divides by the number of clients, as noise for a sum does: which the coordinator must have right.

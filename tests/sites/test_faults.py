@@ -15,9 +15,9 @@ from fedjax_core.sites.audit import show, verify
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.wire import decode, encode, header_of
+from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import COORDINATOR, NAMES, federation
-from tests.test_contracts import assert_equal
 from tests.zoo import lossy, task
 
 ALL = [0, 1, 2, 3]

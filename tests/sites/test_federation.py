@@ -16,9 +16,9 @@ from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About
 from fedjax_core.sites.wire import decode, header_of
+from tests.contracts import assert_close, assert_equal
 from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
-from tests.test_contracts import assert_close, assert_equal
 from tests.zoo import ZOO, lossy, task
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]

@@ -11,9 +11,9 @@ from fedjax_core.sites.request import may_come_again
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header
+from tests.contracts import assert_equal
 from tests.sites.faulty import failed
 from tests.sites.federations import BATCH, federation, site_files
-from tests.test_contracts import assert_equal
 
 LIKE = {"c": np.zeros(250_000, np.float32)}  # a megabyte
 

@@ -23,10 +23,10 @@ from fedjax_core.sites.policy import Leaving
 from fedjax_core.sites.request import Draws
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import decode, encode, header_of
+from tests.contracts import assert_close, assert_equal
 from tests.reference import Reference
 from tests.sites.faulty import changed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, federation, site_files, whole
-from tests.test_contracts import assert_close, assert_equal
 from tests.zoo import ZOO
 
 ALL = [0, 1, 2, 3]

@@ -20,9 +20,9 @@ from fedjax_core.sites.identity import Roster
 from fedjax_core.sites.tensors import LIMITS
 from fedjax_core.sites.transport import bring
 from fedjax_core.sites.wire import decode, encode, header_of
+from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, begin_anew, federation
-from tests.test_contracts import assert_equal
 from tests.zoo import lossy, task
 
 ALL = [0, 1, 2, 3]

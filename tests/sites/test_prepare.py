@@ -20,8 +20,8 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.units import absurd
 from fedjax_core.sites.wire import Header, decode, encode, header_of
+from tests.contracts import assert_close, assert_equal
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, whole
-from tests.test_contracts import assert_close, assert_equal
 
 SIZES = (23, 9, 1, 8)
 STEPS = (Standardise("x"), Codes("sex", minimum=2), Impute("age"))
