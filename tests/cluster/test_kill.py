@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.kill_script import POINTS, ROUNDS
 from tests.conftest import run_script
-from tests.run.test_kill import leaves, rounds_logged
+from tests.run.small import leaves, rounds_logged
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,7 @@
 """A small run with everything that a resume could forget: client state, a server optimiser, error feedback, draws, uneven cohorts."""
 
+import json
+
 import jax
 import numpy as np
 import optax
@@ -39,3 +41,15 @@ def bits(state):
     """Every leaf as (dtype, shape, bytes)."""
     leaves = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)]
     return [(str(x.dtype), x.shape, np.asarray(x).tobytes()) for x in leaves]
+
+
+def leaves(path):
+    """Every array that a script saved of its last state, as (dtype, shape, bytes)."""
+    with np.load(path) as found:
+        return [(found[name].dtype, found[name].shape, found[name].tobytes()) for name in found.files]
+
+
+def rounds_logged(run_dir, kind):
+    """The rounds of one kind of record in metrics.jsonl, in order."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record["round"] for record in map(json.loads, lines) if record["kind"] == kind]

@@ -1,6 +1,5 @@
 """A run that is killed at any moment and started again ends bit for bit where an uninterrupted one ends."""
 
-import json
 import os
 import random
 import signal
@@ -10,8 +9,9 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
+
+from tests.run.small import leaves, rounds_logged
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("train_script.py")
@@ -38,18 +38,6 @@ def wait_for_round(process, wanted):
         if line.split()[0] == str(wanted):
             return
     raise AssertionError(f"the script ended before round {wanted}")
-
-
-def leaves(path):
-    """What the script saved of its last state."""
-    with np.load(path) as found:
-        return [(found[name].dtype, found[name].shape, found[name].tobytes()) for name in found.files]
-
-
-def rounds_logged(run_dir, kind):
-    """The rounds of one kind of record in metrics.jsonl, in order."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [record["round"] for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 @pytest.fixture(scope="module")

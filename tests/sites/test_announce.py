@@ -25,7 +25,7 @@ from fedjax_core.sites.wire import decode, encode, header_of
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, begin_anew, federation
-from tests.sites.test_parts import AT, COMPOSED, WHO, entries, run
+from tests.sites.multipart import AT, COMPOSED, WHO, entries, run
 
 PART, PARTS = 210, 9  # bytes of a part, and parts of the request in the second round, with the head of a log in it or without
 RULES = Rules(deadline_seconds=300.0, part_bytes=PART)

@@ -17,9 +17,9 @@ from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.wire import decode, encode, header_of
 from tests.contracts import assert_equal, assert_norm
+from tests.sites.actors import kill
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import BATCH, EPOCHS, NAMES, columns, federation
-from tests.sites.test_ray import kill
 from tests.zoo import lossy, task
 
 ALL = [0, 1, 2, 3]

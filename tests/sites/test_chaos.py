@@ -25,7 +25,7 @@ from fedjax_core.sites.transport import InProcess
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, delayed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, federation, site_files, whole
-from tests.sites.test_parts import COMPOSED
+from tests.sites.multipart import COMPOSED
 from tests.zoo import task
 
 ROUNDS, PATIENCE = 4, 100  # how often a round is run again

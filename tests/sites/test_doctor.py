@@ -22,7 +22,7 @@ from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import PINNED, pin
 from fedjax_core.sites.ray_security import equip
 from fedjax_core.sites.site_file import SiteFile
-from tests.sites.test_ray_security import server
+from tests.sites.tls_server import server
 
 
 @pytest.fixture(autouse=True)

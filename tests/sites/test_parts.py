@@ -5,14 +5,11 @@ import tracemalloc
 from concurrent.futures import Future
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from msgspec import structs
 
-import fedjax_core as fc
 from fedjax_core.sites import fetch, parts
-from fedjax_core.sites.audit import show
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.fetch import Fetch, Stuck
@@ -23,13 +20,9 @@ from fedjax_core.sites.wire import decode, encode, header_of
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, begin_anew, federation
-from tests.zoo import lossy, task
+from tests.sites.multipart import ALL, AT, COMPOSED, WHO, entries, run
 
-ALL = [0, 1, 2, 3]
-AT = 1
-WHO = NAMES[AT]  # to whom things happen, in the second round
 PART = 100  # bytes; a report has 18 parts
-COMPOSED = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
 RULES = Rules(deadline_seconds=300.0, part_bytes=PART)
 
 
@@ -42,17 +35,6 @@ def part_of(request, round=1):
 def trains(request):
     header = header_of(request)
     return header.kind == "train" and header.round == 1
-
-
-def run(fed, rounds=2):
-    state = fed.init(jax.random.key(1))
-    for _ in range(rounds):
-        state, seen = fed.run(state, ALL)
-    return state, seen
-
-
-def entries(folder, what, who=WHO):
-    return [entry.about for entry in show(folder / "coordinator" / "audit") if entry.who == who and entry.what == what]
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Four hospitals as four processes under Ray follow the stored trajectory of the heart study; an open Ray is refused."""
 
-import os
-import signal
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +19,10 @@ from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.ray_security import InsecureRay
-from fedjax_core.sites.ray_transport import NAMESPACE, RayTransport, _Asked, _no_place
+from fedjax_core.sites.ray_transport import RayTransport, _Asked, _no_place
 from fedjax_core.sites.site_file import SiteFile
 from tests.experiments.test_heart_golden import STEPS, golden, study
+from tests.sites.actors import kill
 
 __all__ = ["golden", "study"]
 
@@ -85,12 +84,6 @@ def listening():
     tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [c.laddr.ip for process in tree for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     return {ip.removeprefix("::ffff:") for ip in found}
-
-
-def kill(site):
-    """SIGKILL to the process of a site."""
-    actor = ray.get_actor(f"site-{site}", namespace=NAMESPACE)
-    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
 
 
 def test_a_federation_does_not_join_a_ray_without_protection(monkeypatch):

@@ -1,0 +1,14 @@
+"""What happens to the processes of sites under Ray."""
+
+import os
+import signal
+
+import ray
+
+from fedjax_core.sites.ray_transport import NAMESPACE
+
+
+def kill(site):
+    """SIGKILL to the process of a site."""
+    actor = ray.get_actor(f"site-{site}", namespace=NAMESPACE)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)

@@ -1,0 +1,26 @@
+"""The federation whose reports and requests go in parts: SCAFFOLD under lossy stages, and one site to which things happen."""
+
+import jax
+
+import fedjax_core as fc
+from fedjax_core.sites.audit import show
+from tests.sites.federations import NAMES
+from tests.zoo import lossy, task
+
+ALL = [0, 1, 2, 3]
+AT = 1
+WHO = NAMES[AT]  # to whom things happen, in the second round
+COMPOSED = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+
+
+def run(fed, rounds=2):
+    """(state, metrics) after so many rounds of all sites."""
+    state = fed.init(jax.random.key(1))
+    for _ in range(rounds):
+        state, seen = fed.run(state, ALL)
+    return state, seen
+
+
+def entries(folder, what, who=WHO):
+    """What the coordinator's audit log says of this kind about a site."""
+    return [entry.about for entry in show(folder / "coordinator" / "audit") if entry.who == who and entry.what == what]
