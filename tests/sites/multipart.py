@@ -1,4 +1,4 @@
-"""The federation whose reports and requests go in parts: SCAFFOLD under lossy stages, and one site to which things happen."""
+"""What tests of messages in parts share: SCAFFOLD under lossy stages, and the site to which things happen."""
 
 import jax
 

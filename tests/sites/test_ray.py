@@ -21,16 +21,21 @@ from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.ray_security import InsecureRay
 from fedjax_core.sites.ray_transport import RayTransport, _Asked, _no_place
 from fedjax_core.sites.site_file import SiteFile
-from tests.experiments.test_heart_golden import STEPS, golden, study
+from tests.experiments.golden import STEPS, heart_disease, read
 from tests.sites.actors import kill
 
-__all__ = ["golden", "study"]
+__all__ = ["heart_disease"]
+
+
+@pytest.fixture(scope="module")
+def golden(data_dir):
+    return read(data_dir / "golden_fl" / "heart_seed42.npz", sites=4)
 
 
 @pytest.mark.parametrize("killed_before", [None, pytest.param(6, marks=pytest.mark.slow)])
-def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, killed_before):
+def test_four_site_processes_follow_the_stored_weights(golden, heart_disease, tmp_path, killed_before):
     """SCAFFOLD, where a site that forgot its control variate would leave the trajectory."""
-    composed = fc.compose(study.strategies(fc.models.logistic(features=13, classes=1))["Scaffold"])
+    composed = fc.compose(heart_disease.strategies(fc.models.logistic(features=13, classes=1))["Scaffold"])
     sites = [
         SiteFile(
             name=name,
@@ -43,13 +48,13 @@ def test_four_site_processes_follow_the_stored_weights(golden, study, tmp_path, 
     few, rules = 5, Rules(part_bytes=400)  # so many rounds as between machines: a report has three parts, and a request some more
     with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator", rules=rules) as fed:
         assert listening() == {"127.0.0.1"}
-        state = fed.init(jax.random.key(0), params=study.unflat(golden["init"]))
+        state = fed.init(jax.random.key(0), params=heart_disease.unflat(golden["init"]))
         for r, expected in enumerate(golden["traj_Scaffold"][1:]):
             fed._transport.near = not few <= r < 2 * few
             if r == killed_before:
                 kill(HOSPITALS[1])
             state, seen = fed.run(state, np.arange(4))
-            np.testing.assert_allclose(study.flat(state.params), expected, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(heart_disease.flat(state.params), expected, rtol=0, atol=1e-5)
             assert float(seen["clients"]) == 4
         with pytest.raises(ValueError, match=r"idle_seconds is 9, and this federation began without"):
             fed.rules = Rules(idle_seconds=9.0)
