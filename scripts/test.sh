@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All checks: ruff, mypy, then pytest, to which arguments go (--slow runs the slow tests too; a path runs those tests only;
-# -n 0 runs them in one process, which a debugger needs).
+# All checks: ruff, mypy, then pytest, to which arguments go: a path runs those tests only; -n 0 runs them in one process, which
+# a debugger needs; --slow runs the slow tests too, and --since REV those of the folders that changed since a commit (`yesterday`: since
+# the newest one that is a day older than the last), of which --slow-minutes M begins none later than M minutes after the start.
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$repository/scripts/setup.sh"
@@ -14,4 +15,4 @@ echo "test: ruff format --check"
 echo "test: mypy"
 "$python" -m mypy
 echo "test: pytest -n auto $*"
-exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder "$@"

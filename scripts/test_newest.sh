@@ -20,4 +20,4 @@ usual=(
     tests/test_sources.py tests/sites/test_site.py tests/sites/test_local.py tests/sites/test_federation.py tests/sites/test_departments.py
 )
 [ $# -gt 0 ] || set -- "${usual[@]}"
-exec "$FEDJAX_CORE_VENV/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec "$FEDJAX_CORE_VENV/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder "$@"

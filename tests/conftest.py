@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 # Before JAX is imported: it reads them once.
@@ -14,6 +15,7 @@ import jax
 import pytest
 
 from fedjax_core.lanes import notebook, tune
+from tests import slow
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,6 +27,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+STARTED, FOLDERS = pytest.StashKey[float](), pytest.StashKey[set[str]]()
+LEFT_OUT = "slow tests for which there was no time left"
 
 
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
@@ -48,14 +52,50 @@ def run_script(module: str, *arguments: object) -> "subprocess.CompletedProcess[
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--since", metavar="REV", help="also run the slow tests of the folders that changed since this commit")
+    parser.addoption("--slow-minutes", type=float, metavar="M", help="begin no slow test later than so many minutes after the start")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.monotonic()
+    config.stash[FOLDERS] = set()
+    if (since := config.getoption("--since")) and not config.getoption("--slow"):
+        paths, tests = slow.changed_paths(since, REPOSITORY), {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()}
+        config.stash[FOLDERS] = tests | {slow.CONTRACTS} if paths is None else slow.folders(paths, tests)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    since = config.getoption("--since")
+    return f"slow tests: of what changed since {since}: {', '.join(sorted(config.stash[FOLDERS])) or 'nothing'}" if since else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
+    """Slow tests come last, and by files in an order of each commit's own; a file's tests go to one worker, as do a zoo entry's."""
+    marked = [item for item in items if "slow" in item.keywords]
+    for item in marked:
+        if not config.getoption("--slow") and slow.folder_of(item.path, REPOSITORY) not in config.stash[FOLDERS]:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow, or with --since and a commit before it changed"))
+    turn = slow.in_turn((str(item.path) for item in marked), REPOSITORY)
+    items.sort(key=lambda item: turn[str(item.path)] + 1 if "slow" in item.keywords else 0)
     for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(REPOSITORY).with_suffix("").as_posix()))
         if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+            item.add_marker(pytest.mark.xdist_group("slow"))  # apart from the others of its group, which come first
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--slow-minutes")
+    if minutes is not None and "slow" in item.keywords and time.monotonic() - item.config.stash[STARTED] > 60 * minutes:
+        pytest.skip(LEFT_OUT)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left = [report.nodeid for report in terminalreporter.getreports("skipped") if LEFT_OUT in str(report.longrepr)]
+    if left:
+        terminalreporter.section(f"{len(left)} {LEFT_OUT}")
+        for nodeid in sorted(left):
+            terminalreporter.line(nodeid)
 
 
 @pytest.fixture(scope="session")
