@@ -9,12 +9,42 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_core import Clients, Simulator, metrics
+from fedjax_core import Clients, Simulator, metrics, uplink
 from fedjax_core.lanes import program
 from fedjax_core.run.checkpoint import Checkpoints
-from tests.contracts import BATCH, COHORTS, assert_close, assert_equal, built, by_plain_loops, entries, pieces, run, simulator, usual
+from tests.contracts import (
+    BATCH,
+    COHORTS,
+    assert_close,
+    assert_equal,
+    built,
+    by_plain_loops,
+    check_aggregator,
+    check_stage,
+    entries,
+    entries_of,
+    pieces,
+    run,
+    simulator,
+    usual,
+)
 from tests.reference import Reference
-from tests.zoo import SIZES, ZOO, clients
+from tests.zoo import AGGREGATORS, SIZES, STAGES, ZOO, clients, lossy
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_by_itself(name):
+    check_stage(STAGES[name]())
+
+
+def test_a_chain_by_itself():
+    check_stage(uplink.chain())
+    check_stage(lossy())
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_an_aggregator_by_itself(name):
+    check_aggregator(AGGREGATORS[name]())
 
 
 @entries
@@ -96,7 +126,7 @@ def test_jit_is_eager(name):
     assert_close(compiled, eager)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "linen dropout", "ifca"])
+@entries_of(["fedavg", "scaffold", "linen dropout", "ifca"])
 def test_order_of_the_population_changes_nothing(name):
     """Clients are who they say, wherever they stand: the same ids in another order end at the same model."""
     ids = np.random.default_rng(9).permutation(len(SIZES)).tolist()
@@ -108,14 +138,14 @@ def test_order_of_the_population_changes_nothing(name):
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-@pytest.mark.parametrize("name", ["fedavg, momentum", "scaffold, clip, feedback", "ifca", "trimmed mean"])
+@entries_of(["fedavg, momentum", "scaffold, clip, feedback", "ifca", "trimmed mean"])
 def test_lanes_that_begin_and_end_one_by_one_change_nothing(name, lanes, monkeypatch):
     """As those of a large model do."""
     monkeypatch.setattr(program, "_LARGE", 0)
     assert_close(run(simulator(name, lanes=lanes))[0], by_plain_loops(name)[0])
 
 
-@pytest.mark.parametrize("name", ["fedavg", "mime", "cox"])
+@entries_of(["fedavg", "mime", "cox"])
 def test_a_larger_batch_only_pads(name):
     """Batches larger than any client hold the same examples, however much padding comes with them."""
     results = [run(simulator(name, batch_size=b, epochs=1), COHORTS[:2])[0] for b in (max(SIZES), 3 * max(SIZES))]
@@ -131,7 +161,7 @@ def test_a_client_drawn_twice_counts_twice():
     assert_close(state, loops.run(loops.init(jax.random.key(1)), [3, 5], counts=[2.0, 1.0])[0])
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "trimmed mean", "quantize", "mime"])
+@entries_of(["fedavg", "scaffold", "trimmed mean", "quantize", "mime"])
 def test_a_client_whose_numbers_overflow_is_refused_and_counted(name):
     composed, good = built(name)
     columns = [dict(good[i]) for i in range(len(good))]

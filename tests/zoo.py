@@ -103,6 +103,30 @@ def lossy():
 
 
 N = len(SIZES)
+# Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
+# likelier that float32's last digit tips one of them over.
+STAGES: dict[str, Callable[[], uplink.Stage]] = {
+    "clip": lambda: uplink.clip(0.1),
+    "quantize": lambda: uplink.quantize(bits=4),
+    "half": lambda: uplink.half(),
+    "feedback": lambda: uplink.feedback(uplink.quantize(bits=4)),
+}
+AGGREGATORS: dict[str, Callable[[], aggregators.Aggregator]] = {
+    "mean": lambda: aggregators.mean(),
+    "trimmed mean": lambda: aggregators.trimmed_mean(0.2),
+}
+
+
+def staged(make: Callable[[], uplink.Stage]) -> Entry:
+    """FedAvg under a stage."""
+    return Entry(lambda: fedavg(uplink=make()))
+
+
+def aggregated(make: Callable[[], aggregators.Aggregator]) -> Entry:
+    """FedAvg whose reports meet so."""
+    return Entry(lambda: fedavg(aggregator=make()))
+
+
 ZOO: dict[str, Entry] = {
     # algorithms
     "fedavg": Entry(lambda: fedavg()),
@@ -113,15 +137,12 @@ ZOO: dict[str, Entry] = {
     "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
-    # stages; few bits, for the more levels, the likelier that float32's last digit tips one of them over
-    "clip": Entry(lambda: fedavg(uplink=uplink.clip(0.1))),
-    "quantize": Entry(lambda: fedavg(uplink=uplink.quantize(bits=4))),
-    "half": Entry(lambda: fedavg(uplink=uplink.half())),
-    "feedback": Entry(lambda: fedavg(uplink=uplink.feedback(uplink.quantize(bits=4)))),
+    # stages
+    **{name: staged(make) for name, make in STAGES.items()},
     "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
     # aggregators
-    "trimmed mean": Entry(lambda: fedavg(aggregator=aggregators.trimmed_mean(0.2))),
+    **{name: aggregated(make) for name, make in AGGREGATORS.items() if name != "mean"},  # which all others have
     # models
     "logistic": Entry(lambda: compose(algorithms.fedavg(models.logistic(features=3, classes=3), SGD))),
     "linear": Entry(lambda: compose(algorithms.fedavg(models.linear(features=3), SGD)), "numbers"),

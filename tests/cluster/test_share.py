@@ -11,7 +11,7 @@ from fedjax_core.cluster.share import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
 from fedjax_core.lanes import notebook
 from tests.cluster.in_process import InProcess
-from tests.contracts import BATCH, COHORTS, assert_close, assert_equal, built, run, usual
+from tests.contracts import BATCH, COHORTS, assert_close, assert_equal, built, entries_of, run, usual
 from tests.zoo import ZOO
 
 
@@ -31,7 +31,7 @@ def cluster(name: str, **settings) -> fc.ClusterSimulator:
 FAST = ("mime, clip, feedback", "trimmed mean")
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+@entries_of(FAST, slow=ZOO)
 def test_two_shares_are_the_whole_cohort(name):
     sim = cluster(name)
     state, seen = run(sim)
@@ -42,14 +42,12 @@ def test_two_shares_are_the_whole_cohort(name):
 
 
 @pytest.mark.parametrize("shares", [pytest.param(1, marks=pytest.mark.slow), 5])
-@pytest.mark.parametrize(
-    "name", ["trimmed mean", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scaffold, clip, feedback", "ifca"))]
-)
+@entries_of(["trimmed mean"], slow=["scaffold, clip, feedback", "ifca"])
 def test_any_number_of_shares(name, shares):
     assert_close(run(cluster(name, shares=shares))[0], usual(name)[1])
 
 
-@pytest.mark.parametrize("name", [pytest.param("mime, clip, feedback", marks=pytest.mark.slow), "ifca"])
+@entries_of(["ifca"], slow=["mime, clip, feedback"])
 def test_streamed_examples_are_the_same(name):
     sim = cluster(name, stream=True)
     assert_close(run(sim)[0], usual(name)[1])
@@ -87,7 +85,7 @@ def whole(sim, state):
     return state._replace(clients=jax.tree.map(jax.numpy.asarray, state.clients.read(np.arange(len(sim.clients)))))
 
 
-@pytest.mark.parametrize("name", ["scaffold, clip, feedback", "mime, clip, feedback", pytest.param("ifca", marks=pytest.mark.slow)])
+@entries_of(["scaffold, clip, feedback", "mime, clip, feedback"], slow=["ifca"])
 def test_client_state_on_the_host_or_in_files_of_the_workers(name, tmp_path):
     for tier in ("host", tmp_path / "rows"):
         sim = cluster(name, client_state=tier)

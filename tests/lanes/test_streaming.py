@@ -6,13 +6,11 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.lanes import simulator as module
 from fedjax_core.lanes.columns import Column
-from tests.contracts import COHORTS, assert_close, by_plain_loops, run, simulator
+from tests.contracts import COHORTS, assert_close, by_plain_loops, entries_of, run, simulator
 from tests.zoo import clients
 
 
-@pytest.mark.parametrize(
-    "name", ["linen convolution", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mime, clip, feedback", "fedavg", "ifca", "cox"))]
-)
+@entries_of(["linen convolution"], slow=["mime, clip, feedback", "fedavg", "ifca", "cox"])
 def test_streamed_examples_are_the_same(name):
     assert_close(run(simulator(name, stream=True))[0], by_plain_loops(name)[0])
 

@@ -6,7 +6,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.run.checkpoint import Checkpoints
-from tests.contracts import COHORTS, assert_close, built, run
+from tests.contracts import COHORTS, assert_close, built, entries_of, run, usual
 from tests.contracts import simulator as of_zoo
 from tests.run.small import bits, simulator
 
@@ -18,18 +18,18 @@ def whole(state, population):
     return state._replace(clients=state.clients.read(np.arange(population)))
 
 
-@pytest.mark.parametrize("name", [STATEFUL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in STATEFUL[1:])])
+@entries_of(STATEFUL[:1], slow=STATEFUL)
 @pytest.mark.parametrize("where", ["host", "folder"])
 def test_rows_off_the_device_change_nothing(name, where, tmp_path):
     population = len(built(name)[1])
-    expected, _ = run(of_zoo(name))
+    expected = usual(name)[1]
     state, _ = run(of_zoo(name, client_state="host" if where == "host" else tmp_path))
     assert_close(whole(state, population), expected)
     assert where == "host" or list(tmp_path.glob("rows_*.bin"))
 
 
 def test_several_rounds_in_a_dispatch():
-    expected, _ = run(of_zoo(STATEFUL[0]))
+    expected = usual(STATEFUL[0])[1]
     sim = of_zoo(STATEFUL[0], client_state="host")
     state, _ = sim.run_many(sim.init(jax.random.key(1)), COHORTS)
     assert_close(whole(state, len(sim.clients)), expected)
