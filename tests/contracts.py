@@ -15,7 +15,7 @@ import pytest
 from fedjax_core import Simulator, State, tree, uplink
 from fedjax_core.uplink.base import Info, check_expands
 from tests.reference import Reference
-from tests.zoo import SIZES, ZOO, clients
+from tests.zoo import SIZES, ZOO, clients, round_of
 
 ROUNDS, BATCH = 5, 4
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
@@ -38,7 +38,7 @@ pieces = entries_of(KINDS, slow=ZOO)
 
 @cache
 def built(name: str):
-    return ZOO[name].build(), clients(ZOO[name].data)
+    return round_of(name), clients(ZOO[name].data)
 
 
 def simulator(name: str, **settings) -> Simulator:

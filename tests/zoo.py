@@ -5,6 +5,7 @@ An entry is a function of the number of clients that gives a `Round`; models bri
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -92,6 +93,7 @@ def flax_task(module, kind="classes"):
     return models.from_flax(module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy)
 
 
+@cache
 def fedavg(**arguments) -> Round:
     """FedAvg around which one piece is varied."""
     return compose(algorithms.fedavg(task(), local=SGD), **arguments)
@@ -156,3 +158,9 @@ ZOO: dict[str, Entry] = {
     "bfloat16": Entry(lambda: compose(algorithms.fedavg(models.bfloat16(task()), SGD))),
     "head only": Entry(lambda n=N: compose(algorithms.scaffold(models.train_only(task(), task().init(jax.random.key(5)), "1"), 0.1, n))),
 }
+
+
+@cache
+def round_of(name: str, clients: int = N) -> Round:
+    """An entry's round, always the same one: who asks for it again has the programs that were compiled for it."""
+    return ZOO[name].of(clients)

@@ -16,7 +16,7 @@ import fedjax_core as fc
 from fedjax_core.cluster import crew, simulator
 from tests.contracts import BATCH, assert_close, assert_equal, built, run, usual
 from tests.run import small
-from tests.zoo import ZOO, clients
+from tests.zoo import ZOO, clients, round_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -29,7 +29,7 @@ def cluster(name: str, **settings) -> fc.ClusterSimulator:
     return fc.ClusterSimulator(composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, "cpus_per_worker": 0.5, **settings})
 
 
-@pytest.mark.parametrize("name", [name if name in FEW[1:2] else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+@pytest.mark.parametrize("name", [KEPT, *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO if name != KEPT)])
 def test_two_workers_are_the_simulator(name):
     with cluster(name) as sim:
         state, seen = run(sim)
@@ -100,7 +100,7 @@ ALL = np.arange(len(SAME_SIZES))
 
 def trapped(trap, name=KEPT, **settings):
     return fc.ClusterSimulator(
-        ZOO[name].build(),
+        round_of(name),
         clients(ZOO[name].data, SAME_SIZES + (4,) * 6),
         **{"batch_size": BATCH, "steps": 3, "order": trap, "lanes": 2, "cpus_per_worker": 0.5, "shares": 2, **settings},
     )

@@ -14,7 +14,7 @@ import numpy as np
 import fedjax_core as fc
 from tests.consortium import failpoints
 from tests.sites.federations import NAMES, site_files
-from tests.zoo import lossy, task
+from tests.zoo import round_of
 
 ROUNDS = 5
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
@@ -22,7 +22,7 @@ COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
 
 def run(folder):
     """The leaves of the state after all rounds, and of what sites keep."""
-    composed = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+    composed = round_of("scaffold, clip, feedback", 4)
     with fc.Federation(
         composed, site_files(folder=folder), batch_size=4, epochs=2, transport="in-process", folder=folder / "coordinator"
     ) as fed:

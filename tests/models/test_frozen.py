@@ -10,7 +10,7 @@ import fedjax_core as fc
 from fedjax_core import describe, models
 from fedjax_core.sites.wire import decode, header_of
 from tests.sites.federations import federation
-from tests.zoo import SGD, ZOO, Small, clients, flax_task, task
+from tests.zoo import SGD, Small, clients, flax_task, round_of, task
 
 PRETRAINED = task().init(jax.random.key(5))
 
@@ -47,7 +47,7 @@ def test_the_head_of_a_flax_module_is_evaluated_and_predicts_as_the_whole_does()
 
 
 def test_nothing_of_the_others_travels():
-    with federation(ZOO["head only"].of(4)) as (fed, _, transport):
+    with federation(round_of("head only", 4)) as (fed, _, transport):
         state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1])
         raw = next(raw for raw in transport.received if header_of(raw).kind == "update")
         shapes = {x.shape for x in decode(raw, fed._roster, recipient="coordinator").tensors.values()}

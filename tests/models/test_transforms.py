@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_core import Batch, models
-from tests.zoo import ZOO, Dropped, clients, cross_entropy, flax_task
+from tests.zoo import ZOO, Dropped, clients, cross_entropy, flax_task, round_of
 
 KEY = jax.random.key(0)
 DEEP = models.mlp(features=16, hidden=(64,) * 15, classes=3)
@@ -43,7 +43,7 @@ def test_remat_is_the_same_gradient_in_less_memory(segments, share):
 
 @pytest.mark.parametrize("module", ["linen dropout", "linen convolution", "nnx dropout"])
 def test_remat_of_a_flax_module_draws_the_same(module):
-    task, data = ZOO[module].build().algorithm.task, clients(ZOO[module].data)
+    task, data = round_of(module).algorithm.task, clients(ZOO[module].data)
     one = Batch(jax.tree.map(lambda x: jnp.asarray(x[:4]), data.columns), jnp.ones(4))
     params = task.init(KEY)
     assert_near(gradient(models.remat(task, 3), one, params)[0], gradient(task, one, params)[0])

@@ -2,15 +2,14 @@
 
 import jax
 
-import fedjax_core as fc
 from fedjax_core.sites.audit import show
 from tests.sites.federations import NAMES
-from tests.zoo import lossy, task
+from tests.zoo import round_of
 
 ALL = [0, 1, 2, 3]
 AT = 1
 WHO = NAMES[AT]  # to whom things happen, in the second round
-COMPOSED = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+COMPOSED = round_of("scaffold, clip, feedback", 4)
 
 
 def run(fed, rounds=2):

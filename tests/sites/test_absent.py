@@ -20,7 +20,7 @@ from fedjax_core.sites.wire import header_of
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, federation, site_files
-from tests.zoo import fedavg, lossy, task
+from tests.zoo import fedavg, round_of, task
 
 ALL = [0, 1, 2, 3]
 AWAY = NAMES[1]
@@ -198,7 +198,7 @@ def test_a_round_that_lacked_a_site_says_so_in_the_audit_log_too(tmp_path):
 
 def test_a_run_begins_with_those_who_are_there_and_the_other_joins(tmp_path, told):
     """Its first rounds are those of a cohort without it, bit for bit, and a resume needs it no more than the first start."""
-    composed = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+    composed = round_of("scaffold, clip, feedback", 4)
     with federation(composed, folder=tmp_path / "whole") as (fed, _, _):
         expected = fed.init(jax.random.key(1))
         for cohort in ([0, 2, 3], ALL):

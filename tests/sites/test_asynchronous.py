@@ -20,7 +20,7 @@ from tests.contracts import assert_equal, assert_norm
 from tests.sites.actors import kill
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import BATCH, EPOCHS, NAMES, columns, federation
-from tests.zoo import lossy, task
+from tests.zoo import lossy, round_of, task
 
 ALL = [0, 1, 2, 3]
 DELAYS = fc.Delays(median=50, spread=1.0, seed=3)
@@ -398,7 +398,7 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
 @pytest.mark.parametrize(
     ("build", "settings", "said"),
     [
-        (lambda: fc.compose(fc.algorithms.scaffold(task(), 0.1, 4)), {}, "clients of this algorithm keep state between rounds"),
+        (lambda: round_of("scaffold", 4), {}, "clients of this algorithm keep state between rounds"),
         (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), {}, "has 2 exchanges"),
         (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), {}, "keeps state at each client"),
         (

@@ -26,13 +26,13 @@ from tests.contracts import assert_equal
 from tests.sites.faulty import changed, delayed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, federation, site_files, whole
 from tests.sites.multipart import COMPOSED
-from tests.zoo import task
+from tests.zoo import round_of, task
 
 ROUNDS, PATIENCE = 4, 100  # how often a round is run again
 STUDIES = {
     "scaffold": COMPOSED,
     "mime": fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))),  # two exchanges a round
-    "ifca": fc.compose(fc.algorithms.ifca(task(), 2, optax.sgd(0.1))),
+    "ifca": round_of("ifca"),
 }
 
 

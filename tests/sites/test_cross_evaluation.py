@@ -4,13 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 import fedjax_core as fc
 from fedjax_core.metrics import crossed
 from tests.sites.federations import NAMES, columns, federation, site_files
-from tests.zoo import task
+from tests.zoo import round_of
 
 POLICY = (
     'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n[evaluation]\nmodels = "any"\n{}'
@@ -19,7 +18,7 @@ POLICY = (
 
 @pytest.fixture(scope="module")
 def composed():
-    return fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1)))
+    return round_of("fedavg")
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ import time
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-import fedjax_core as fc
 from fedjax_core.sites import checks
 from fedjax_core.sites.audit import Log, show
 from fedjax_core.sites.epsilon import Ledger, epsilon
@@ -18,9 +16,9 @@ from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.retention import prune
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header
 from tests.sites.federations import NAMES, federation, site_files
-from tests.zoo import task
+from tests.zoo import round_of
 
-COMPOSED = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)))
+COMPOSED = round_of("fedavg")
 ALL, WHO = [0, 1, 2, 3], 1
 NOISE, DELTA = 4.0, 1e-5
 

@@ -29,7 +29,7 @@ from fedjax_core.sites.wire import Header, decode, encode, header_of
 from tests.conftest import REPOSITORY
 from tests.sites.faulty import changed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, site_files
-from tests.zoo import task
+from tests.zoo import round_of, task
 
 ROWS = {
     # A run.
@@ -279,7 +279,7 @@ def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
     """Every role with every kind of message: the matrix is made of the table by which a site knows the kinds."""
     SITE.save(tmp_path)
     about = replace(site_files()[0], key=tmp_path / "charite.key")
-    study = Study(fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1))), BATCH, EPOCHS)
+    study = Study(round_of("fedavg"), BATCH, EPOCHS)
     with Site(about, study, COORDINATOR.public) as site:
         for kind in KINDS:
             header = Header(
@@ -327,7 +327,7 @@ def test_one_who_poisons_shifts_a_trimmed_mean_little():
 @pytest.mark.slow
 def test_memory_is_flat_over_rounds():
     """Of the coordinator and four sites in one process, over the last 200 of 500 rounds."""
-    with federation(fc.compose(fc.algorithms.scaffold(task(), 0.1, 4))) as (fed, _, transport):
+    with federation(round_of("scaffold", 4)) as (fed, _, transport):
         state, found = fed.init(jax.random.key(1)), []
         for _ in range(500):
             state, _ = fed.run(state, [0, 1, 2, 3])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-import fedjax_core as fc
 from fedjax_core.sites.audit import show, verify
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.identity import SiteKey
@@ -18,11 +17,11 @@ from fedjax_core.sites.wire import decode, encode, header_of
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import COORDINATOR, NAMES, federation
-from tests.zoo import lossy, task
+from tests.zoo import round_of
 
 ALL = [0, 1, 2, 3]
 WHO = 2  # of the sites, to which things happen, in the second round
-COMPOSED = fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+COMPOSED = round_of("scaffold, clip, feedback", 4)
 RULES = Rules(deadline_seconds=300.0)
 
 

@@ -16,23 +16,22 @@ from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.request import About
 from fedjax_core.sites.wire import decode, header_of
-from tests.contracts import assert_close, assert_equal
+from tests.contracts import assert_close, assert_equal, entries_of
 from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
-from tests.zoo import ZOO, lossy, task
+from tests.zoo import ZOO, lossy, round_of, task
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
 # One for each way that a round can be: the others differ in what is in the functions, and run with --slow.
 FAST = ("scaffold, clip, feedback", "mime, clip, feedback", "ifca", "trimmed mean")
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+@entries_of(FAST, slow=ZOO)
 def test_sites_end_where_the_simulator_ends(name):
-    entry = ZOO[name]
-    composed = entry.of(4)
-    sim = simulator(composed, entry.data)
+    composed, kind = round_of(name, 4), ZOO[name].data
+    sim = simulator(composed, kind)
     expected = sim.init(jax.random.key(1))
-    with federation(composed, entry.data) as (fed, sites, _):
+    with federation(composed, kind) as (fed, sites, _):
         state = fed.init(jax.random.key(1))
         for cohort in COHORTS:
             state, got = fed.run(state, cohort)
@@ -48,7 +47,7 @@ def test_sites_end_where_the_simulator_ends(name):
 
 @pytest.fixture(scope="module")
 def stateful():
-    return fc.compose(fc.algorithms.scaffold(task(), 0.1, 4), uplink=lossy())
+    return round_of("scaffold, clip, feedback", 4)
 
 
 def fit(fed, rounds, run_dir, every=2):

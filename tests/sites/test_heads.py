@@ -1,15 +1,13 @@
 """Each end of a federation holds the head of the other's log, which came with its messages: what is cut off at one end, the other knows."""
 
 import jax
-import optax
 import pytest
 
-import fedjax_core as fc
 from fedjax_core.sites.audit import AuditError, files, head_of, held_by, show, verify
 from tests.sites.federations import COORDINATOR, NAMES, begin_anew, federation
-from tests.zoo import task
+from tests.zoo import round_of
 
-COMPOSED = fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1)))
+COMPOSED = round_of("fedavg")
 
 
 def cut(log, entries):

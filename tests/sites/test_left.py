@@ -5,17 +5,15 @@ import hashlib
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-import fedjax_core as fc
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.tensors import unpack
 from tests.sites.federations import federation, site_files
-from tests.zoo import task
+from tests.zoo import round_of
 
-COMPOSED = fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1)))
+COMPOSED = round_of("fedavg")
 
 
 def test_what_left_is_in_the_ledger_by_value_and_in_the_folder_as_it_was_sent(tmp_path):

@@ -27,7 +27,7 @@ from tests.contracts import assert_close, assert_equal
 from tests.reference import Reference
 from tests.sites.faulty import changed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, federation, site_files, whole
-from tests.zoo import ZOO
+from tests.zoo import round_of
 
 ALL = [0, 1, 2, 3]
 LIMITED = Rules(train_seconds=10.0)
@@ -153,7 +153,7 @@ def test_a_round_of_partial_work_is_that_of_plain_loops_and_says_so(tmp_path):
 @pytest.mark.slow  # default: above
 @pytest.mark.parametrize("name", ["fedavg", "scaffold, clip, feedback", "ifca", "mime, clip, feedback"])
 def test_reports_count_by_all_examples_however_few_were_seen(name):
-    composed = ZOO[name].of(4)
+    composed = round_of(name, 4)
     with federation(composed, rules=LIMITED) as (fed, sites, transport):
         at_pace(sites)
         state, ours = fed.init(jax.random.key(1)), loops(composed, DONE)

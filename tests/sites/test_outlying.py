@@ -16,7 +16,7 @@ from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.weighing import weigher
 from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, federation
-from tests.zoo import SGD, ZOO, fedavg, task
+from tests.zoo import SGD, fedavg, round_of, task
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_reports_too_large_to_be_held_are_brought_again(monkeypatch):
 
 @pytest.mark.parametrize("name", ["quantize", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scaffold", "mime"))])
 def test_a_scale_a_control_variate_and_a_gradient_are_measured_too(name):
-    state, metrics = after(ZOO[name].of(len(NAMES)), 1, lie=huge(NAMES[2], 1e9))
+    state, metrics = after(round_of(name, len(NAMES)), 1, lie=huge(NAMES[2], 1e9))
     assert float(metrics["refused"].total) >= 1
     assert all(float(jnp.abs(x).max()) < 100 for x in jax.tree.leaves(state.params))
 

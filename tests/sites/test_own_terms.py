@@ -26,10 +26,10 @@ from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.wire import decode, encode, header_of
 from fedjax_core.uplink.base import stage
 from tests.sites.federations import COORDINATOR, NAMES, columns, federation, site_files
-from tests.zoo import task
+from tests.zoo import round_of, task
 
 ALL = [0, 1, 2, 3]
-COMPOSED = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)))
+COMPOSED = round_of("fedavg")
 
 
 def with_policy(folder, text, who=1):
