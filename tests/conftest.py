@@ -32,22 +32,22 @@ LEFT_OUT = "slow tests for which there was no time left"
 
 
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
-# of an entry has the program and the flags, but not the processor. Processes that tests start
-# compile for themselves, but for those of `run_script`.
-jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / f"xla-{notebook.machine()}"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# of an entry has the program and the flags, but not the processor.
+for name, value in {
+    "jax_compilation_cache_dir": str(REPOSITORY / ".cache" / f"xla-{notebook.machine()}"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the processes that tests start
+# A Ray starts a process of Python for each of its processors beforehand, which no test needs.
+os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
 
 
 def run_script(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """`python -m module arguments`, with what the tests compiled, to its end."""
-    kept = {
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    """`python -m module arguments`, to its end."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, **kept}, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.run.small import leaves, rounds_logged
@@ -19,15 +18,8 @@ ROUNDS = 12
 
 
 def start(run_dir, output, pause=0.0, stderr=None):
-    """The script as a process of its own, with the same compiled programs as the others."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "PAUSE": str(pause),
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    """The script as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PAUSE": str(pause)}
     command = [sys.executable, SCRIPT, run_dir, str(ROUNDS), output]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=REPOSITORY)
 
