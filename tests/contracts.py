@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fedjax_core import Simulator, State, tree, uplink
+from fedjax_core.loops import Loops as Reference
 from fedjax_core.uplink.base import Info, check_expands
-from tests.reference import Reference
 from tests.zoo import SIZES, ZOO, clients, round_of
 
 ROUNDS, BATCH = 5, 4

@@ -10,11 +10,11 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.cluster import crew
+from fedjax_core.loops import Loops as Reference
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.site_file import SiteFile
 from tests.cluster.in_process import InProcess
 from tests.contracts import assert_close, assert_equal
-from tests.reference import Reference
 
 NAMES, SIZES, PLAN = ("charite", "mayo", "oslo"), (5, 3, 4), {"batch_size": 2, "epochs": 1}
 TASK = fc.models.linear(features=2)

@@ -11,6 +11,7 @@ import pytest
 
 from fedjax_core import Clients, Simulator, metrics, uplink
 from fedjax_core.lanes import program
+from fedjax_core.loops import Loops as Reference
 from fedjax_core.run.checkpoint import Checkpoints
 from tests.contracts import (
     BATCH,
@@ -28,7 +29,6 @@ from tests.contracts import (
     simulator,
     usual,
 )
-from tests.reference import Reference
 from tests.zoo import AGGREGATORS, SIZES, STAGES, ZOO, clients, lossy
 
 

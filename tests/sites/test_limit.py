@@ -13,6 +13,7 @@ from msgspec import structs
 import fedjax_core as fc
 from fedjax_core.algorithms.base import uniform
 from fedjax_core.data.batches import Plan
+from fedjax_core.loops import Loops as Reference
 from fedjax_core.sites import local
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.caps import Budget
@@ -24,7 +25,6 @@ from fedjax_core.sites.request import Draws
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import decode, encode, header_of
 from tests.contracts import assert_close, assert_equal
-from tests.reference import Reference
 from tests.sites.faulty import changed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, federation, site_files, whole
 from tests.zoo import round_of

@@ -3,6 +3,8 @@
 No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the engine does must end where this ends.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,24 +12,25 @@ import numpy as np
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.data.clients import Clients
 from fedjax_core.round import Kept, Round, State
-from fedjax_core.types import Batch
+from fedjax_core.types import Batch, Key, Params
 
 
-class Reference:
+class Loops:
     """`init` and `run` as a simulator has them."""
 
-    def __init__(self, composed: Round, clients, jit=True, **plan):
+    def __init__(self, composed: Round, clients: Clients, jit: bool = True, **plan: Any) -> None:
         self.round, self.clients, self.plan = composed, clients, Plan(**plan)
-        compiled = jax.jit if jit else lambda f: f
+        compiled: Any = jax.jit if jit else lambda f: f
         self.steps = [compiled(exchange.client.step) for exchange in composed.algorithm.exchanges]
 
-    def init(self, key, params=None) -> State:
+    def init(self, key: Key, params: Params | None = None) -> State:
         return self.round.init(key, len(self.clients), params)
 
-    def run(self, state: State, cohort, counts=None) -> tuple[State, list[dict]]:
+    def run(self, state: State, cohort: Any, counts: Any = None) -> tuple[State, list[dict[str, Any]]]:
         """One round: (state, the metrics of every step that counted)."""
-        number, seen, refused = int(state.round), [], set()
+        number, seen, refused = int(state.round), list[dict[str, Any]](), set[int]()
         counts = [1.0] * len(cohort) if counts is None else counts
         for e, exchange in enumerate(self.round.algorithm.exchanges):
             message, acc, weight, number_of = exchange.broadcast(state.server), None, 0.0, 0.0
@@ -50,12 +53,14 @@ class Reference:
                 state = state._replace(clients=clients)
             if exchange.update is not None:
                 if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
-                    sent, its_weight, _, _ = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
+                    visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
+                    assert visit is not None
+                    sent, its_weight, _, _ = visit
                     acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], sent, its_weight)[0], 1)
                 state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of))
         return state._replace(round=state.round + 1), seen
 
-    def visit(self, e: int, state: State, message, i: int, number: int):
+    def visit(self, e: int, state: State, message: Any, i: int, number: int) -> tuple[Any, Any, Kept, list[dict[str, Any]]] | None:
         """What client i brings back from exchange e: (sent, weight, kept, metrics); None from a client with no examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
         who = np.array([i])
