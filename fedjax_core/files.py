@@ -30,6 +30,11 @@ _LACKING = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EN
 """What a file system answers that lacks what it was asked for."""
 
 
+def cache_folder() -> Path:
+    """The folder for what can be downloaded, compiled or measured again: $FEDJAX_CORE_CACHE, else ~/.cache/fedjax_core."""
+    return Path(os.environ.get("FEDJAX_CORE_CACHE") or Path.home() / ".cache" / "fedjax_core").expanduser()
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """The folder, made where it is not there, with those above it: each that is made is for its owner alone."""
     path = Path(path)

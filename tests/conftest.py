@@ -14,7 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-from fedjax_core.lanes import notebook, tune
+from fedjax_core.lanes import tune
+from fedjax_core.xla import tuning_cache
 from tests import slow
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -34,7 +35,7 @@ LEFT_OUT = "slow tests for which there was no time left"
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
 # of an entry has the program and the flags, but not the processor.
 for name, value in {
-    "jax_compilation_cache_dir": str(REPOSITORY / ".cache" / f"xla-{notebook.machine()}"),
+    "jax_compilation_cache_dir": str(REPOSITORY / ".cache" / f"xla-{tuning_cache.machine()}"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }.items():

@@ -23,11 +23,12 @@ ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
     **dict.fromkeys(PIECES | {"data", "models", "privacy"}, NOUNS),
     "round": NOUNS | PIECES,
+    "xla": NOUNS | {"round"},
     # A backend sees an algorithm as the values of its base, and stages through the round: never one by name.
-    **dict.fromkeys(BACKENDS, NOUNS | {"round", "data", "algorithms.base", "aggregators.base", "uplink.base"}),
+    **dict.fromkeys(BACKENDS, NOUNS | {"round", "data", "xla", "algorithms.base", "aggregators.base", "uplink.base"}),
     # A worker of a cluster is lanes; and an asynchronous federation has the buffer of the asynchronous simulator.
-    **dict.fromkeys(("cluster", "sites"), NOUNS | {"round", "data", "lanes", "algorithms.base", "aggregators.base", "uplink.base"}),
-    "run": NOUNS | BACKENDS | {"round", "data", "privacy"},
+    **dict.fromkeys(("cluster", "sites"), NOUNS | {"round", "data", "xla", "lanes", "algorithms.base", "aggregators.base", "uplink.base"}),
+    "run": NOUNS | BACKENDS | {"round", "data", "xla", "privacy"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run"},
     "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run", "consortium"},

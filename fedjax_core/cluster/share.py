@@ -23,13 +23,14 @@ from fedjax_core.cluster.rows import Stored
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
-from fedjax_core.lanes import notebook, program, tune
+from fedjax_core.lanes import program, tune
 from fedjax_core.lanes.columns import narrow
-from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.feed import Feed, Work
 from fedjax_core.lanes.program import Collected, Packed
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Columns, Message
+from fedjax_core.xla import tuning_cache
+from fedjax_core.xla.options import options
 
 
 class Broadcast(NamedTuple):
@@ -42,7 +43,7 @@ class Broadcast(NamedTuple):
     key: Any
     measured: dict[
         str, Any
-    ]  # what is known of how to compute fast (`notebook.answers`): all workers go by the same, as it decides last bits
+    ]  # what is known of how to compute fast (`tuning_cache.answers`): all workers go by the same, as it decides last bits
 
 
 class Share(NamedTuple):
@@ -71,7 +72,7 @@ class Worker:
     """Works through shares, exchange by exchange, on this process's first device."""
 
     def __init__(self, composed: Round, clients: Clients, plan: Plan, *, streamed: bool) -> None:
-        notebook.keep_programs()
+        tuning_cache.keep_programs()
         self.round, self.clients, self.plan = composed, clients, plan
         kinds = {exchange.work for exchange in composed.algorithm.exchanges}
         self._feeds = {kind: Feed(clients, plan, [kind], streamed=streamed) for kind in kinds}
@@ -101,7 +102,7 @@ class Worker:
 
     def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
-        notebook.go_by(measured)
+        tuning_cache.go_by(measured)
         return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most), _news(measured)
 
     def meet(self, a: Any, b: Any) -> Any:
@@ -110,7 +111,7 @@ class Worker:
 
     def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Work]:
         """(what the program of the exchange is called with, how much work that is)."""
-        notebook.go_by(broadcast.measured)
+        tuning_cache.go_by(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
         rows = share.kept.read() if isinstance(share.kept, Stored) else share.kept
@@ -146,7 +147,7 @@ class Worker:
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:
     """What this process has measured that is not known yet."""
-    return {question: answer for question, answer in notebook.answers().items() if question not in known}
+    return {question: answer for question, answer in tuning_cache.answers().items() if question not in known}
 
 
 def part_of(composed: Round, cohort: int, place: Array) -> Round:

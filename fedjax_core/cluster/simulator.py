@@ -35,7 +35,7 @@ from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes import memory, notebook
+from fedjax_core.lanes import memory
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.columns import mapped
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
@@ -43,6 +43,7 @@ from fedjax_core.lanes.program import Collected
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Key, Params
+from fedjax_core.xla import tuning_cache
 
 if TYPE_CHECKING:
     from fedjax_core.cluster.crew import Crew
@@ -179,8 +180,8 @@ class ClusterSimulator:
         """The number of lanes of a worker; where it was left to be chosen, a worker does that when first asked for."""
         if self._lanes is None:
             most = max(1, len(self.clients) // self.shares)
-            self._lanes, measured = self._open_crew().choose_lanes(most, notebook.answers())
-            notebook.go_by(measured)  # which a run keeps in its checkpoints
+            self._lanes, measured = self._open_crew().choose_lanes(most, tuning_cache.answers())
+            tuning_cache.go_by(measured)  # which a run keeps in its checkpoints
         return self._lanes
 
     @property
@@ -291,17 +292,17 @@ class ClusterSimulator:
         """
         crew = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
-        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), notebook.answers())
+        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.answers())
         shares = [share._replace(kept=held.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
-            notebook.go_by(crew.measure(crew.put(told), shares[0]))
-            told = told._replace(measured=notebook.answers())
+            tuning_cache.go_by(crew.measure(crew.put(told), shares[0]))
+            told = told._replace(measured=tuning_cache.answers())
         self._measured.add(e)
         at_workers = len(shares) > 2 and crew.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
         found, acc = crew.do_and_merge(crew.put(told), shares, loads) if at_workers else (crew.do(crew.put(told), shares, loads), None)
         for part in reversed(found):  # where two know of an answer, the first counts
-            notebook.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
+            tuning_cache.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found, acc
 

@@ -36,13 +36,13 @@ from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.task_check import check_data
 from fedjax_core.lanes.columns import narrow
-from fedjax_core.lanes.rewrite import jaxprs
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.metrics import CrossEvaluation, crossed, pool
 from fedjax_core.metrics import Evaluation as Evaluation
 from fedjax_core.round import State
 from fedjax_core.task import Task, check_predictions, check_values
 from fedjax_core.types import Batch, Params
+from fedjax_core.xla.rewrite import jaxprs
 
 _SMALL = 2  # a batch of which only the shapes are looked at
 _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough for any image

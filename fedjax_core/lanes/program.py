@@ -18,10 +18,10 @@ from jax import lax
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.lanes.pack import Schedule
-from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Batch, Columns
+from fedjax_core.xla.rewrite import rewrite
 
 
 class Places(NamedTuple):

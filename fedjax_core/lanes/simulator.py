@@ -28,10 +28,9 @@ from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes import memory, notebook, peak, program, tune
+from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.columns import mapped, narrow
-from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing
@@ -40,6 +39,8 @@ from fedjax_core.lanes.program import Packed
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Columns, Key, Params
+from fedjax_core.xla import flops, tuning_cache
+from fedjax_core.xla.options import options
 
 log = logging.getLogger("fedjax_core")
 
@@ -78,7 +79,7 @@ class Simulator:
         client_state: str | Path = "device",
     ) -> None:
         check_simulation("Simulator", composed, clients, lanes)
-        notebook.keep_programs()
+        tuning_cache.keep_programs()
         self.round = composed
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
@@ -221,8 +222,8 @@ class Simulator:
         """The operations of a local step, and the seconds that it takes at the peak of all devices."""
         one = narrow(jax.tree.map(lambda x: x[:1], self.clients.columns))
         size = self.plan_of_batches.batch_size
-        asked = peak.operations(self.round, jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one))
-        seconds = peak.seconds_at_peak(asked, jax.devices()[0].device_kind)
+        asked = flops.operations(self.round, jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one))
+        seconds = flops.seconds_at_peak(asked, jax.devices()[0].device_kind)
         return sum(asked.values()), seconds / (self._placing.devices * self._placing.parts)
 
     def _tier(self, client_state: str | Path) -> Rows | None:

@@ -23,12 +23,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_core import tree
-from fedjax_core.lanes import notebook, program
-from fedjax_core.lanes.compiling import options
+from fedjax_core.lanes import program
 from fedjax_core.lanes.mesh import aligned
 from fedjax_core.lanes.pack import Schedule, lay_out, pack
 from fedjax_core.round import Round, State
 from fedjax_core.types import Batch, Columns
+from fedjax_core.xla import tuning_cache
+from fedjax_core.xla.options import options
 
 log = logging.getLogger("fedjax_core")
 
@@ -65,13 +66,13 @@ def choose(
     beside = f" cores {cores.size}" if cores is not None else ""
     filled = [round(fill(lanes), 3) for lanes in (begin, 2 * begin)]
     question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most} rows {rows} fill {filled}{beside}"
-    known = notebook.recall(question)
+    known = tuning_cache.recall(question)
     if known is None:
         start = time.perf_counter()
         seconds = climb(begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows, cores) / fill(lanes))
         known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
         log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
-        notebook.note(question, known)
+        tuning_cache.note(question, known)
     lanes = int(known["lanes"])
     if jax.process_count() > 1:  # hosts that measured otherwise would not run the same program
         lanes = int(multihost_utils.broadcast_one_to_all(np.int32(lanes)))

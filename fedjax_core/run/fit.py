@@ -35,7 +35,6 @@ import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.task_check import not_finite
-from fedjax_core.lanes import notebook
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, best, read
@@ -48,6 +47,7 @@ from fedjax_core.run.seal import load_key
 from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
 from fedjax_core.types import Key, Params
+from fedjax_core.xla import tuning_cache
 
 log = logging.getLogger("fedjax_core")
 
@@ -143,7 +143,7 @@ def fit(
         checkpoints = stack.enter_context(Checkpoints(folder, keep, secret, private=private)) if folder is not None else None
         newest = None if checkpoints is None else checkpoints.newest()
         if newest is not None:  # how many lanes, and the like: measured anew, it might come out otherwise, and so the last bits
-            notebook.go_by(newest.about.get("measured", {}))
+            tuning_cache.go_by(newest.about.get("measured", {}))
         configuration = {
             "settings": sim.settings,
             "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if run_dir is not None else None},
@@ -369,7 +369,7 @@ class _Run:
             "cohort_size": self.cohort_size,
         }
         best = self.best.round if self.best else None
-        about = {**self.about, "progress": progress, "best": best, "measured": notebook.answers()}
+        about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.answers()}
         if hasattr(self.sim, "needs"):
             about["needs"] = self.needs[self.done] = self.sim.needs(state)
         self.checkpoints.save(self.done, state, about)

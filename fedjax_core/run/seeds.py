@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from fedjax_core.lanes.rewrite import jaxprs
 from fedjax_core.types import Key, Params
+from fedjax_core.xla.rewrite import jaxprs
 
 log = logging.getLogger("fedjax_core")
 

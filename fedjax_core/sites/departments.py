@@ -29,12 +29,12 @@ from fedjax_core.data.features import Features
 from fedjax_core.data.given import given
 from fedjax_core.lanes import tune
 from fedjax_core.lanes.gather import gathering, meet, start
-from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.round import Kept, Round
 from fedjax_core.sites.local import Visit
 from fedjax_core.sites.request import Draws
 from fedjax_core.types import Message
+from fedjax_core.xla.rewrite import rewrite
 
 _OF_A_ROUND = ("refused", "clients", "examples")  # metrics of the lanes' own, which are said otherwise
 

@@ -2,7 +2,7 @@
 
 The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on the host some at a time:
 memory does not grow with the data, and the compiled loop knows their number only as data. In it the step has the usual one of the forms
-that lanes choose from (`fedjax_core.lanes.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
+that lanes choose from (`fedjax_core.xla.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
 Where there are few batches, all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
 keys among what it is given or gives the most of it, and each array that comes of it 10 to 30 us until it is read. So what is told of the
 work comes as one array, and what is the same in every round is given to the device once. Where the time is limited it goes on step by
@@ -25,9 +25,7 @@ from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.columns import narrow
-from fedjax_core.lanes.compiling import options
 from fedjax_core.lanes.evaluate import batch_sums
-from fedjax_core.lanes.rewrite import rewrite
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round
 from fedjax_core.sites.limit import NoStepDone, Pace, part_of
@@ -35,6 +33,8 @@ from fedjax_core.sites.request import Draws, client_key
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
 from fedjax_core.uplink.base import chain
+from fedjax_core.xla.options import options
+from fedjax_core.xla.rewrite import rewrite
 
 _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time

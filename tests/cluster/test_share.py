@@ -9,7 +9,7 @@ from fedjax_core.cluster import crew
 from fedjax_core.cluster.rows import FILES
 from fedjax_core.cluster.share import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
-from fedjax_core.lanes import notebook
+from fedjax_core.xla import tuning_cache
 from tests.cluster.in_process import InProcess
 from tests.contracts import BATCH, COHORTS, assert_close, assert_equal, built, entries_of, run, usual
 from tests.zoo import ZOO
@@ -182,7 +182,7 @@ def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
     sim = cluster("fedavg", lanes="auto")
     monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: (most, {"how many?": most}))
     assert sim.undecided and sim.settings["lanes"] == 6 and not sim.undecided
-    assert notebook.answers()["how many?"] == 6  # for the checkpoints
+    assert tuning_cache.answers()["how many?"] == 6  # for the checkpoints
     again = cluster("fedavg", lanes="auto")
     again.adopt(5)
     assert again.lanes == 5
@@ -190,7 +190,7 @@ def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
 
 def test_what_a_worker_measures_all_workers_go_by(monkeypatch):
     """The first worker measures for all; what it found is known here, and told with the next exchange."""
-    monkeypatch.setattr(notebook, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_answers", {})
     sim = cluster("fedavg")
     trace, known = sim._crew.members[0].measure, []
 

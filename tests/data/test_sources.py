@@ -43,7 +43,7 @@ def server():
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     monkeypatch.delenv(base.DATA, raising=False)
-    monkeypatch.setenv(base.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

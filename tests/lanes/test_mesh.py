@@ -5,8 +5,9 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.lanes import compiling, memory
+from fedjax_core.lanes import memory
 from fedjax_core.lanes.mesh import split
+from fedjax_core.xla import options
 from tests.contracts import assert_norm, by_plain_loops, run, simulator
 
 
@@ -100,7 +101,7 @@ def test_cores_that_came_too_late_or_make_no_sense_are_refused():
 
 
 def test_what_xla_does_not_know_is_not_asked_for(monkeypatch, caplog):
-    monkeypatch.setattr(compiling, "_ONE_THREAD", {"xla_cpu_no_such_option": "1"})
+    monkeypatch.setattr(options, "_ONE_THREAD", {"xla_cpu_no_such_option": "1"})
     with caplog.at_level("INFO", "fedjax_core"):
-        assert compiling.options(cores=True) == compiling.options(cores=False)
+        assert options.options(cores=True) == options.options(cores=False)
     assert "compiling without xla_cpu_no_such_option" in caplog.text

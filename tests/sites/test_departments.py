@@ -9,7 +9,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.data.batches import Plan
-from fedjax_core.lanes import convolutions, tune
+from fedjax_core.lanes import tune
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.checks import CHECKS, Settings, Unfit
@@ -21,6 +21,7 @@ from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile, load_data
 from fedjax_core.sites.study import Study
 from fedjax_core.uplink.base import stage
+from fedjax_core.xla import convolutions
 from tests.contracts import assert_norm
 from tests.sites.federations import COORDINATOR, federation
 

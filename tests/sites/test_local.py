@@ -9,11 +9,11 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.lanes import convolutions
-from fedjax_core.lanes.convolutions import Convolution
 from fedjax_core.sites import local
 from fedjax_core.sites.request import Draws
 from fedjax_core.sites.study import Study
+from fedjax_core.xla import convolutions
+from fedjax_core.xla.convolutions import Convolution
 
 
 def visiting(task, data):

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedjax_core.files import cache_folder
+
 DATA = "FEDJAX_CORE_DATA"  # environment: a folder with one sub-folder a data set
-CACHE = "FEDJAX_CORE_CACHE"  # environment: where downloads are kept
 
 _CHUNK = 1 << 16  # bytes read at a time
 _TIMEOUT_SECONDS = 30.0
@@ -45,11 +46,6 @@ class DataError(RuntimeError):
 def find(dataset: str, files: Sequence[Remote], *, attempts: int = 3, wait_seconds: float = 1.0) -> dict[str, Path]:
     """The path of each file by name, each of the right sha256; downloads what neither folder holds."""
     return {file.name: _find(dataset, file, files, attempts, wait_seconds) for file in files}
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $FEDJAX_CORE_CACHE, else ~/.cache/fedjax_core."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "fedjax_core").expanduser()
 
 
 def _find(dataset: str, file: Remote, files: Sequence[Remote], attempts: int, wait_seconds: float) -> Path:

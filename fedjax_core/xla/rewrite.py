@@ -4,10 +4,10 @@ A lane runs its step inside a compiled loop, under vmap. There XLA on CPU is slo
 derives, up to 80 times; and lanes, each with a kernel of its own, make a grouped convolution, slow on any device. `rewrite` traces the
 step, gradients included, and evaluates it with other rules for the same sums:
 
-    convolution                                the fastest of several forms (`fedjax_core.lanes.convolutions`)
+    convolution                                the fastest of several forms (`fedjax_core.xla.convolutions`)
     gradient of a pool of separate windows     the first of equals is found by comparing, not by scattering
     a large product of matrices, transposed    the product of the two the other way round
-    gradient of a recurrent layer's weights    one product after the loop over time (`fedjax_core.lanes.recurrence`)
+    gradient of a recurrent layer's weights    one product after the loop over time (`fedjax_core.xla.recurrence`)
 
 >>> import jax, jax.numpy as jnp
 >>> from jax import lax
@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from fedjax_core.lanes.convolutions import Convolution, choose
-from fedjax_core.lanes.recurrence import late_products, scan
 from fedjax_core.types import Array
+from fedjax_core.xla.convolutions import Convolution, choose
+from fedjax_core.xla.recurrence import late_products, scan
 
 Chosen = dict[Convolution, str]
 """The rule for each convolution."""

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 from jax.extend import core
 
-from fedjax_core.lanes import recurrence
-from fedjax_core.lanes.rewrite import rewrite
+from fedjax_core.xla import recurrence
+from fedjax_core.xla.rewrite import rewrite
 
 T, B, H = 9, 2, 6
 

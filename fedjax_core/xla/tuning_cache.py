@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 
-from fedjax_core.data.sources.base import cache_folder
+from fedjax_core.files import cache_folder
 
 log = logging.getLogger("fedjax_core")
 

@@ -7,12 +7,12 @@ import pytest
 from jax import lax
 
 import fedjax_core as fc
-from fedjax_core.lanes import peak
+from fedjax_core.xla import flops
 from tests.contracts import COHORTS, simulator
 
 
 def counted(task, examples):
-    return peak.operations(fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1))), examples)
+    return flops.operations(fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1))), examples)
 
 
 def images(*shape):
@@ -51,7 +51,7 @@ def test_the_share_of_peak_where_it_is_known(monkeypatch):
     state, _ = sim.run(sim.init(jax.random.key(0)), COHORTS[0])
     sim.run(state, COHORTS[1])
     assert "share of peak" not in sim.meter.report()
-    monkeypatch.setitem(peak.PEAKS, jax.devices()[0].device_kind, {"float32": 1e9})
+    monkeypatch.setitem(flops.PEAKS, jax.devices()[0].device_kind, {"float32": 1e9})
     known = simulator("fedavg")
     known.reserve(9)
     state, _ = known.run(known.init(jax.random.key(0)), COHORTS[0])

@@ -36,9 +36,9 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_core.lanes import notebook
-from fedjax_core.lanes.compiling import options
 from fedjax_core.types import Array
+from fedjax_core.xla import tuning_cache
+from fedjax_core.xla.options import options
 
 log = logging.getLogger("fedjax_core")
 
@@ -232,7 +232,7 @@ def _question(c: Convolution, lanes: int, cores: int) -> str:
 def _known(c: Convolution, lanes: int, cores: int) -> str | None:
     question = _question(c, lanes, cores)
     if question not in _here:
-        answer = notebook.recall(question)
+        answer = tuning_cache.recall(question)
         rule = answer.get("rule") if isinstance(answer, dict) else None
         if rule not in c.rules(lanes):
             return None
@@ -253,7 +253,7 @@ def _measure(unknown: list[Convolution], lanes: int, cores: int) -> dict[Convolu
         chosen[c] = best if not seconds or seconds[best] < _CLEARLY * seconds[usual] else usual
         _here[_question(c, lanes, cores)] = chosen[c]
         if seconds:
-            notebook.note(_question(c, lanes, cores), {"rule": chosen[c], "seconds": seconds})
+            tuning_cache.note(_question(c, lanes, cores), {"rule": chosen[c], "seconds": seconds})
             times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
             log.info("convolution of %s with %s, lanes %d, cores %d: %s (%s)", c.x, c.k, lanes, cores, chosen[c], times)
     log.info("the rules for %d convolutions took %.1f s to choose", len(unknown), time.perf_counter() - start)

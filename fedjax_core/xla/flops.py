@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from fedjax_core.lanes.convolutions import Convolution
 from fedjax_core.round import Round
 from fedjax_core.types import Batch, Columns
+from fedjax_core.xla.convolutions import Convolution
 
 PEAKS: dict[str, dict[str, float]] = {
     "NVIDIA A100": {"float32": 156e12, "bfloat16": 312e12, "float16": 312e12},

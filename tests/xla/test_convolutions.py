@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fedjax_core.lanes import convolutions, notebook
-from fedjax_core.lanes.convolutions import Convolution
-from fedjax_core.lanes.rewrite import rewrite
+from fedjax_core.xla import convolutions, tuning_cache
+from fedjax_core.xla.convolutions import Convolution
+from fedjax_core.xla.rewrite import rewrite
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 GEOMETRIES = {
@@ -156,7 +156,7 @@ def test_a_step_with_nothing_to_write_anew_is_called_itself():
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_large_product_is_made_the_way_it_is_wanted(lanes, monkeypatch):
-    monkeypatch.setattr("fedjax_core.lanes.rewrite._LARGE_PRODUCT", 12)
+    monkeypatch.setattr("fedjax_core.xla.rewrite._LARGE_PRODUCT", 12)
 
     def step(w, x):
         return jax.grad(lambda w: jnp.sum(jnp.sin(x @ w)))(w)
@@ -271,7 +271,7 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(convolutions, "_here", {})
-    monkeypatch.setattr(notebook, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_answers", {})
     new, (k, x) = rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1), (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6))
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
@@ -281,14 +281,14 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     monkeypatch.setattr(convolutions, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)
     (question,) = convolutions._here
-    assert set(notebook.recall(question)["seconds"]) == {"ordered", "whole", "rows"}
+    assert set(tuning_cache.recall(question)["seconds"]) == {"ordered", "whole", "rows"}
 
 
 def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(convolutions, "_here", {})
-    monkeypatch.setattr(notebook, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_answers", {})
     monkeypatch.setattr(convolutions, "_BUDGET_SECONDS", 0)
     (eqn,) = equations(jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)))
     c = Convolution.of(eqn)
