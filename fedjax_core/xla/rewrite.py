@@ -4,7 +4,7 @@ A lane runs its step inside a compiled loop, under vmap. There XLA on CPU is slo
 derives, up to 80 times; and lanes, each with a kernel of its own, make a grouped convolution, slow on any device. `rewrite` traces the
 step, gradients included, and evaluates it with other rules for the same sums:
 
-    convolution                                the fastest of several forms (`fedjax_core.xla.convolutions`)
+    convolution                                the fastest of several forms (`fedjax_core.xla.timing`)
     gradient of a pool of separate windows     the first of equals is found by comparing, not by scattering
     a large product of matrices, transposed    the product of the two the other way round
     gradient of a recurrent layer's weights    one product after the loop over time (`fedjax_core.xla.recurrence`)
@@ -31,8 +31,9 @@ from jax import lax
 from jax.extend import core
 
 from fedjax_core.types import Array
-from fedjax_core.xla.convolutions import Convolution, choose
+from fedjax_core.xla.convolutions import Convolution
 from fedjax_core.xla.recurrence import late_products, scan
+from fedjax_core.xla.timing import choose
 
 Chosen = dict[Convolution, str]
 """The rule for each convolution."""

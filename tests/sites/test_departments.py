@@ -21,7 +21,7 @@ from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile, load_data
 from fedjax_core.sites.study import Study
 from fedjax_core.uplink.base import stage
-from fedjax_core.xla import convolutions
+from fedjax_core.xla import convolutions, timing
 from tests.contracts import assert_norm
 from tests.sites.federations import COORDINATOR, federation
 
@@ -198,8 +198,8 @@ def test_nothing_leaves_where_one_department_has_nothing_that_may_be_used():
 @pytest.mark.slow
 def test_convolutions_are_not_measured_at_a_site(monkeypatch):
     monkeypatch.setattr(tune, "guess", lambda composed: 2)
-    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(convolutions, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(timing, "_measure", lambda *_: pytest.fail("measured"))
     task = fc.models.cnn(classes=2, shape=(8, 8, 1))
     rng = np.random.default_rng(0)
     rows = [{"x": rng.normal(size=(n, 8, 8, 1)).astype(np.float32), "y": np.arange(n) % 2} for n in (4, 3)]

@@ -12,7 +12,7 @@ import fedjax_core as fc
 from fedjax_core.sites import local
 from fedjax_core.sites.request import Draws
 from fedjax_core.sites.study import Study
-from fedjax_core.xla import convolutions
+from fedjax_core.xla import convolutions, timing
 from fedjax_core.xla.convolutions import Convolution
 
 
@@ -90,8 +90,8 @@ def test_convolutions_have_the_form_that_is_fast_in_a_loop_and_nothing_is_measur
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=(9, 1, 5, 5)).astype(np.float32), "y": rng.normal(size=9).astype(np.float32)}
     taken, by = [], Convolution.by
-    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(convolutions, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(timing, "_measure", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(Convolution, "by", lambda self, rule, x, k: taken.append(rule) or by(self, rule, x, k))
     found, _ = visiting(task, data)()
     assert len(taken) >= 2 and set(taken) == {"ordered"}  # forward, and the gradient of the kernel

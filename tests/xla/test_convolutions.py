@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fedjax_core.xla import convolutions, tuning_cache
+from fedjax_core.xla import convolutions, timing, tuning_cache
 from fedjax_core.xla.convolutions import Convolution
 from fedjax_core.xla.rewrite import rewrite
 
@@ -29,7 +29,7 @@ GEOMETRIES = {
 
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch):
-    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", np.inf)
+    monkeypatch.setattr(convolutions, "WORTH_MEASURING", np.inf)
 
 
 def normal(seed, *shape):
@@ -91,7 +91,7 @@ def test_which_forms_apply(monkeypatch):
     assert one.multiplications == 2 * 64 * 9 * 3 * 4
     assert one.rules(1) == ["ordered", "whole", "rows"]
     assert one.rules(2) == ["whole", "ordered, lane by lane", "rows, lane by lane"]
-    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
     assert one.rules(64) == ["ordered, lane by lane", "rows, lane by lane", "whole"]
     assert found((2, 8, 8, 3), (1, 1, 3, 4), window_strides=(1, 1), lhs_dilation=(2, 2)).rules(1) == ["ordered", "whole"]
     by_channel = found((2, 8, 8, 4), (3, 3, 1, 4), window_strides=(1, 1), feature_group_count=4)
@@ -269,28 +269,28 @@ def test_a_derivative_of_ones_own_is_kept():
 
 def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(convolutions, "_here", {})
+    monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(timing, "_here", {})
     monkeypatch.setattr(tuning_cache, "_answers", {})
     new, (k, x) = rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1), (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6))
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
     close(got, lax.conv(x, k, (1, 1), "SAME"))
     assert any(f"lanes 1, cores 1: {rule} (ordered" in caplog.text for rule in ("ordered", "whole", "rows"))
-    monkeypatch.setattr(convolutions, "_here", {})
-    monkeypatch.setattr(convolutions, "_times", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(timing, "_here", {})
+    monkeypatch.setattr(timing, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)
-    (question,) = convolutions._here
+    (question,) = timing._here
     assert set(tuning_cache.recall(question)["seconds"]) == {"ordered", "whole", "rows"}
 
 
 def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(convolutions, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(convolutions, "_here", {})
+    monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(timing, "_here", {})
     monkeypatch.setattr(tuning_cache, "_answers", {})
-    monkeypatch.setattr(convolutions, "_BUDGET_SECONDS", 0)
+    monkeypatch.setattr(timing, "_BUDGET_SECONDS", 0)
     (eqn,) = equations(jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)))
     c = Convolution.of(eqn)
-    assert convolutions.choose([c, c], 1) == {c: "ordered"}
+    assert timing.choose([c, c], 1) == {c: "ordered"}
     assert not list(tmp_path.rglob("*.json"))
