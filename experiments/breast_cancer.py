@@ -21,8 +21,10 @@ import tyro
 from rich.console import Console
 
 import fedjax_core as fc
+from fedjax_core.clinical import figures, performance, tables
+from fedjax_core.clinical.performance import Predictions
 from fedjax_core.data.sources import breast_cancer
-from fedjax_core.run import History, figures, report
+from fedjax_core.run import History
 
 BATCH, EPOCHS, LR, MU = 16, 5, 0.05, 0.1
 METRICS = ("auroc", "accuracy", "calibration")
@@ -42,7 +44,7 @@ class Settings:
     """3 rounds and 100 simulated clients: to see that everything works."""
 
 
-def train(task: fc.Task, rounds: int, runs: Path, seed: int) -> tuple[dict[str, dict[str, report.Predictions]], dict[str, list[float]]]:
+def train(task: fc.Task, rounds: int, runs: Path, seed: int) -> tuple[dict[str, dict[str, Predictions]], dict[str, list[float]]]:
     """Each method's predictions for every hospital's test patients, and the training loss in every round of those with one model."""
     data = breast_cancer(seed)
     local = optax.sgd(LR)
@@ -57,10 +59,10 @@ def train(task: fc.Task, rounds: int, runs: Path, seed: int) -> tuple[dict[str, 
             raise SystemExit(f"interrupted in {name} and saved; the same command goes on from there")
         return history
 
-    found: dict[str, dict[str, report.Predictions]] = {"alone": {}}
+    found: dict[str, dict[str, Predictions]] = {"alone": {}}
     for i, hospital in enumerate(data.train.ids):
         history = fit(f"alone_{hospital.replace(' ', '_')}", fedavg, data.train.select([i]))
-        found["alone"] |= report.predictions(task, history.state.params, data.test.select([i]))
+        found["alone"] |= performance.predictions(task, history.state.params, data.test.select([i]))
     histories: dict[str, History] = {}
     for name, algorithm in {
         "FedAvg": fedavg,
@@ -69,7 +71,7 @@ def train(task: fc.Task, rounds: int, runs: Path, seed: int) -> tuple[dict[str, 
     }.items():
         histories[name] = fit(name.lower(), algorithm, data.train)
     histories["pooled data"] = fit("pooled", fedavg, data.pooled_train)
-    found |= {name: report.predictions(task, history.state.params, data.test) for name, history in histories.items()}
+    found |= {name: performance.predictions(task, history.state.params, data.test) for name, history in histories.items()}
     losses = {name: [record["loss"] for record in history.records if record["kind"] == "train"] for name, history in histories.items()}
     return found, losses
 
@@ -103,17 +105,17 @@ def main(settings: Settings) -> int:
     print(f"569 patients, five hospitals, {rounds} rounds of {EPOCHS} local epochs; into {out}")
     found, losses = train(task, rounds, runs, settings.seed)
 
-    results = {method: report.by_hospital(each, seed=settings.seed) for method, each in found.items()}
+    results = {method: performance.by_hospital(each, seed=settings.seed) for method, each in found.items()}
     sizes = {hospital: len(each.risk) for hospital, each in found["FedAvg"].items()}
-    sizes[report.ALL] = sum(sizes.values())
-    console.print(report.table(results, METRICS, sizes))
-    print(*report.notes(results, METRICS), sep="\n")
-    (out / "table.md").write_text(report.markdown(results, METRICS, sizes))
+    sizes[performance.ALL] = sum(sizes.values())
+    console.print(tables.table(results, METRICS, sizes))
+    print(*tables.notes(results, METRICS), sep="\n")
+    (out / "table.md").write_text(tables.markdown(results, METRICS, sizes))
     written = [
         out / "table.md",
         figures.convergence(losses, out / "convergence.png", ylabel="training loss"),
         *(figures.hospitals(results, metric, out / f"hospitals_{metric}.png", sizes) for metric in METRICS),
-        figures.calibration({method: report.joined(each) for method, each in found.items()}, out / "calibration.png"),
+        figures.calibration({method: performance.joined(each) for method, each in found.items()}, out / "calibration.png"),
         runs / "fedavg" / "checkpoints",
     ]
     print("written:", *written, sep="\n  ")

@@ -29,6 +29,7 @@ ALLOWED = {
     # A worker of a cluster is lanes; and an asynchronous federation has the buffer of the asynchronous simulator.
     **dict.fromkeys(("cluster", "sites"), NOUNS | {"round", "data", "xla", "lanes", "algorithms.base", "aggregators.base", "uplink.base"}),
     "run": NOUNS | BACKENDS | {"round", "data", "xla", "privacy"},
+    "clinical": NOUNS | {"data", "lanes"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run"},
     "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run", "consortium"},

@@ -1,4 +1,4 @@
-"""The report's figures, as PNG files: convergence, one bar a hospital and method, calibration.
+"""Figures of the performance of methods, as PNG files: convergence, hospitals side by side, calibration.
 
 Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart; line styles and markers differ as well,
 so that the figures survive a grey printer. A method keeps the look that it was given in the first figure of a process in all others. A
@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedjax_core.run.report import METRICS, Assessment, Predictions, calibration_curve, estimate, names_of, wilson
+from fedjax_core.clinical.performance import METRICS, Assessment, Predictions, calibration_curve, estimate, names_of, wilson
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")

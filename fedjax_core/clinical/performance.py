@@ -22,12 +22,10 @@ whose risks are not numbers is left out of the row of all hospitals, which says 
 -
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 from scipy.special import expit
 
 from fedjax_core.data.clients import Clients
@@ -162,44 +160,10 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)  # of which the last digit may be beyond
 
 
-def table(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> Table:
-    """To print in a terminal: for each hospital a row a method, a column a metric; `sizes` adds how many patients stand behind it."""
-    made = Table(title="test patients, 95 % intervals", title_justify="left")
-    for head in ("hospital", "method"):
-        made.add_column(head, no_wrap=True)
-    for metric in metrics:
-        made.add_column(METRICS[metric], no_wrap=True, justify="right")
-    for group, rows in _rows(results, metrics, sizes):
-        for i, (method, cells) in enumerate(rows):
-            made.add_row(escape(group) if i == 0 else "", escape(method), *cells, end_section=i == len(rows) - 1)
-    return made
-
-
-def markdown(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> str:
-    """The same table as text for a README or a paper, and what its - and * stand for."""
-    heads = ["hospital", "method", *(METRICS[metric] for metric in metrics)]
-    lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(metrics) + "|"]
-    for group, rows in _rows(results, metrics, sizes):
-        lines += ["| " + " | ".join([_cell(group), _cell(method), *cells]) + " |" for method, cells in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(results, metrics))]).rstrip() + "\n"
-
-
-def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS)) -> list[str]:
-    """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it concerns."""
-    where: dict[tuple[str, str, str], dict[str, None]] = {}
-    for method, found in results.items():
-        for hospital in names_of(results):
-            for metric in metrics:
-                one = estimate(method, found, hospital, metric)
-                if one.note:
-                    where.setdefault(("-" if np.isnan(one.value) else "*", metric, one.note), {})[hospital] = None
-    return [f"{sign} {METRICS[metric]} ({', '.join(hospitals)}): {note}" for (sign, metric, note), hospitals in where.items()]
-
-
 def names_of(results: Mapping[str, Assessment]) -> list[str]:
     """The names of all rows, of every method, in the order in which they come; `ALL` is the last."""
     if not results:
-        raise ValueError("a table or figure needs at least one method: {method: report.by_hospital(...)}")
+        raise ValueError("a table or figure needs at least one method: {method: performance.by_hospital(...)}")
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     return [name for name in names if name != ALL] + [ALL] * (ALL in names)
 
@@ -211,21 +175,6 @@ def estimate(method: str, found: Assessment, hospital: str, metric: str) -> Esti
     if hospital not in found:
         return _missing(f"{method} was not assessed there")[metric]
     return found[hospital][metric]
-
-
-def _rows(
-    results: Mapping[str, Assessment], metrics: Sequence[str], sizes: Mapping[str, int] | None
-) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
-    """Each hospital's name, and for each method its cells."""
-    for group in names_of(results):
-        name = f"{group} (n = {sizes[group]})" if sizes and group in sizes else group
-        cells = {method: [str(estimate(method, found, group, metric)) for metric in metrics] for method, found in results.items()}
-        yield name, list(cells.items())
-
-
-def _cell(text: str) -> str:
-    """A name as it stands in one cell of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def _missing(why: str) -> dict[str, Estimate]:
