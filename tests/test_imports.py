@@ -15,7 +15,7 @@ import fedjax_core
 ROOT = Path(fedjax_core.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-NOUNS = {"types", "tree", "keys", "metrics", "task", "describe", "files", "sources", "machine"}
+NOUNS = {"types", "tree", "keys", "metrics", "evaluation", "task", "describe", "files", "sources", "machine"}
 PIECES = {"algorithms", "uplink", "aggregators"}
 BACKENDS = {"lanes", "loops", "cluster", "sites"}
 # What each part may import beside itself. A part not named here is one that nobody has placed yet, and the test says so.

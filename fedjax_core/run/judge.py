@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-from fedjax_core.metrics import NOT_TOLD
+from fedjax_core.evaluation import NOT_TOLD
 
 log = logging.getLogger("fedjax_core")
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from fedjax_core.metrics import CrossEvaluation, crossed
+from fedjax_core.evaluation import CrossEvaluation, crossed
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.forms import kinds
 from fedjax_core.sites.request import Record, Requests

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_core.metrics import NOT_TOLD, Evaluation, pool
+from fedjax_core.evaluation import NOT_TOLD, Evaluation, pool
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.outlying import LEAST, MOST, median
 from fedjax_core.sites.wire import Envelope

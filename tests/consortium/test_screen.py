@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedjax_core.consortium import box, lead
 from fedjax_core.consortium.setup import Folder, Plan
-from fedjax_core.metrics import Evaluation
+from fedjax_core.evaluation import Evaluation
 from fedjax_core.sites.coordinator import Paused
 from fedjax_core.sites.identity import SiteKey
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.metrics import crossed
+from fedjax_core.evaluation import crossed
 from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import round_of
 

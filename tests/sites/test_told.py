@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.metrics import NOT_FINITE, NOT_TOLD
+from fedjax_core.evaluation import NOT_FINITE, NOT_TOLD
 from fedjax_core.run.judge import Judge
 from fedjax_core.sites.told import ALONE, Told, doubts, read
 from tests.sites.federations import NAMES, columns, federation, site_files
