@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from fedjax_core import aggregators, algorithms, compose, models
-from fedjax_core.lanes.gather import why_not
+from fedjax_core.partial import why_not
 
 FEDAVG = algorithms.fedavg(models.linear(features=2), optax.sgd(0.1))
 IFCA = algorithms.ifca(models.linear(features=2), 2, optax.sgd(0.1))

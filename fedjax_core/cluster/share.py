@@ -23,8 +23,8 @@ from fedjax_core.cluster.rows import Stored
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.columns import narrow
 from fedjax_core.lanes import program, tune
-from fedjax_core.lanes.columns import narrow
 from fedjax_core.lanes.feed import Feed, Work
 from fedjax_core.lanes.program import Collected, Packed
 from fedjax_core.round import Kept, Round, State

@@ -35,9 +35,9 @@ from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import mapped
 from fedjax_core.lanes import memory
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
-from fedjax_core.lanes.columns import mapped
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.program import Collected
 from fedjax_core.metrics import Sum

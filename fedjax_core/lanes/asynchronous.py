@@ -27,13 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.buffer import Buffer, InFlight, beginners, nobody, recall, remember
 from fedjax_core.data import draws
 from fedjax_core.data.clients import Clients
 from fedjax_core.evaluation import Evaluation
-from fedjax_core.lanes.buffer import Buffer, InFlight, beginners, nobody, recall, remember
-from fedjax_core.lanes.gather import gathering, meet, start
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.metrics import Mean, Sum, stacked
+from fedjax_core.partial import gathering, meet, start
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
 

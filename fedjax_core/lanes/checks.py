@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import forget, mapped, narrow
 from fedjax_core.data.task_check import check_data
-from fedjax_core.lanes.columns import forget, mapped, narrow
 from fedjax_core.round import Round, check_metrics, check_population
 
 log = logging.getLogger("fedjax_core")

@@ -34,10 +34,10 @@ from jax.extend import core
 from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import narrow
 from fedjax_core.data.task_check import check_data
 from fedjax_core.evaluation import CrossEvaluation, crossed, pool
 from fedjax_core.evaluation import Evaluation as Evaluation
-from fedjax_core.lanes.columns import narrow
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import State
 from fedjax_core.task import Task, check_predictions, check_values

@@ -25,7 +25,7 @@ import numpy as np
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
-from fedjax_core.lanes.columns import Column, narrow, target_of
+from fedjax_core.data.columns import Column, narrow, target_of
 from fedjax_core.lanes.memory import draws
 from fedjax_core.lanes.pack import Layout, lay_out, pack, slots_bound
 from fedjax_core.lanes.program import Packed, Places

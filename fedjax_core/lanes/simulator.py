@@ -28,9 +28,9 @@ from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
-from fedjax_core.lanes.columns import mapped, narrow
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing

@@ -35,9 +35,9 @@ from typing import Any, NamedTuple, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.lanes.buffer import Buffer, InFlight, beginners, nobody, recall, remember
-from fedjax_core.lanes.gather import why_not
+from fedjax_core.buffer import Buffer, InFlight, beginners, nobody, recall, remember
 from fedjax_core.metrics import Mean
+from fedjax_core.partial import why_not
 from fedjax_core.round import Round, State
 from fedjax_core.sites.absent import with_reasons
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines

@@ -38,10 +38,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.buffer import Buffer
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.evaluation import CrossEvaluation, Evaluation
-from fedjax_core.lanes.buffer import Buffer
 from fedjax_core.metrics import stacked
 from fedjax_core.round import Round, State, check_population
 from fedjax_core.sites import crossing, told

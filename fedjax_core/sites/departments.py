@@ -28,8 +28,8 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.features import Features
 from fedjax_core.data.given import given
 from fedjax_core.lanes import tune
-from fedjax_core.lanes.gather import gathering, meet, start
 from fedjax_core.lanes.simulator import Simulator
+from fedjax_core.partial import gathering, meet, start
 from fedjax_core.round import Kept, Round
 from fedjax_core.sites.local import Visit
 from fedjax_core.sites.request import Draws

@@ -24,7 +24,7 @@ from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes.columns import narrow
+from fedjax_core.data.columns import narrow
 from fedjax_core.lanes.evaluate import batch_sums
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round

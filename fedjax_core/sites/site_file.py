@@ -42,9 +42,9 @@ import numpy as np
 
 from fedjax_core.data.batches import Order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import narrow
 from fedjax_core.data.given import columns_of
 from fedjax_core.files import read_text
-from fedjax_core.lanes.columns import narrow
 from fedjax_core.round import check_metrics
 from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed

@@ -30,7 +30,7 @@ import jax
 from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import code_of, identity
-from fedjax_core.lanes.gather import why_not
+from fedjax_core.partial import why_not
 from fedjax_core.round import Round
 
 

@@ -4,8 +4,8 @@ import optax
 import pytest
 
 import fedjax_core as fc
+from fedjax_core.data.columns import Column
 from fedjax_core.lanes import simulator as module
-from fedjax_core.lanes.columns import Column
 from tests.contracts import COHORTS, assert_close, by_plain_loops, entries_of, run, simulator
 from tests.zoo import clients
 
