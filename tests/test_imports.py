@@ -31,7 +31,7 @@ ALLOWED = {
     "lanes": ENGINE,
     # A worker of a cluster is lanes, and so is a site with departments.
     **dict.fromkeys(("cluster", "sites"), ENGINE | {"lanes"}),
-    "run": NOUNS | BACKENDS | {"round", "data", "xla", "privacy"},
+    "run": NOUNS | {"round", "data", "xla", "privacy"},
     "clinical": NOUNS | {"data", "lanes"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "privacy", "run"},

@@ -26,7 +26,8 @@ from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes import program, tune
 from fedjax_core.lanes.feed import Feed, Work
-from fedjax_core.lanes.program import Collected, Packed
+from fedjax_core.lanes.pack import Packed
+from fedjax_core.lanes.program import Collected
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Columns, Message
 from fedjax_core.xla import tuning_cache

@@ -26,9 +26,7 @@ from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import Column, narrow, target_of
-from fedjax_core.lanes.memory import draws
-from fedjax_core.lanes.pack import Layout, lay_out, pack, slots_bound
-from fedjax_core.lanes.program import Packed, Places
+from fedjax_core.lanes.pack import Layout, Packed, Places, lay_out, pack, slots_bound, typical_cohorts
 from fedjax_core.types import Columns
 
 log = logging.getLogger("fedjax_core")
@@ -74,7 +72,7 @@ class Feed:
 
     def fill(self, cohort_size: int, lanes: int) -> float:
         """The share of so many lanes that the steps of such a cohort, drawn at random, fill; 1 where there are none."""
-        steps = [self.steps[self.kinds[-1]][cohort] for cohort in draws(len(self.clients), cohort_size)]
+        steps = [self.steps[self.kinds[-1]][cohort] for cohort in typical_cohorts(len(self.clients), cohort_size)]
         slots = sum(lay_out(np.zeros((0, self.plan.batch_size)), taken, lanes).slots for taken in steps)
         return sum(int(taken.sum()) for taken in steps) / (slots * lanes) if slots else 1.0
 

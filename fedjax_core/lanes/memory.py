@@ -21,7 +21,7 @@ import numpy as np
 
 from fedjax_core import tree
 from fedjax_core.data.clients import Clients
-from fedjax_core.lanes.pack import lay_out
+from fedjax_core.lanes.pack import lay_out, typical_cohorts
 from fedjax_core.machine import memory_limit
 from fedjax_core.round import Round, State
 
@@ -79,7 +79,7 @@ def predict(
     """
     limit = device_bytes() // sharing
     bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(composed, population, cohort_size, 1).items()}
-    cohorts = draws(len(clients), cohort_size)
+    cohorts = typical_cohorts(len(clients), cohort_size)
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))
     worked = sum(int((steps[c] * clients.sizes[c] / per_pass[c]).sum()) for c in cohorts)
@@ -168,9 +168,3 @@ def bytes_of(composed: Round, population: int, cohort: int, lanes: int) -> dict[
     state, (carries, accumulators) = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
     largest = max(tree.nbytes(carry) for carry in carries)  # exchanges follow one another
     return {"state": tree.nbytes(state._replace(key=())), "carries": lanes * largest, "accumulators": tree.nbytes(accumulators)}
-
-
-def draws(population: int, cohort: int, times: int = 3) -> list[np.ndarray]:
-    """A few cohorts drawn at random, always the same ones."""
-    rng = np.random.default_rng(0)
-    return [rng.choice(population, cohort, replace=False) for _ in range(times)]

@@ -23,8 +23,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fedjax_core import machine
-from fedjax_core.lanes.pack import Schedule
-from fedjax_core.lanes.program import Packed, Places
+from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.types import Columns
 
 _EVERY: Any = PartitionSpec()

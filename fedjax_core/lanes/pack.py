@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_core.types import Columns
+
 
 class Schedule(NamedTuple):
     """Which batch of which client each lane works on at each slot: arrays of numpy or JAX; rounds are stacked in front."""
@@ -22,6 +24,23 @@ class Schedule(NamedTuple):
     client: Any  # [S, L] int32: place in the cohort, K where the lane idles
     step: Any  # [S, L] int32: which of that client's local steps
     slots: Any  # [L] int32: slots that the lane's device works through, the same for all lanes of a device
+
+
+class Places(NamedTuple):
+    """A cohort as arrays: K places, of which the last may be empty (position N, drawn 0 times)."""
+
+    position: Any  # [K] int32
+    address: Any  # [K, 2] uint32
+    examples: Any  # [K] float32
+    times: Any  # [K] float32: how often the client was drawn; its report counts that often
+
+
+class Packed(NamedTuple):
+    """R rounds as arrays, leaves [R, ...]."""
+
+    places: Places
+    schedules: dict[str, Schedule]  # one a kind of work
+    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
 
 
 def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,3 +106,9 @@ def slots_bound(steps: np.ndarray, cohort: int, lanes: int) -> int:
     largest = np.sort(steps)[::-1][:cohort].sum()
     likely = cohort * steps.mean() + 8 * steps.std() * np.sqrt(cohort)
     return max(1, int(np.ceil(min(largest, likely) / lanes + (1 - 1 / lanes) * steps.max())))
+
+
+def typical_cohorts(population: int, cohort: int, times: int = 3) -> list[np.ndarray]:
+    """A few cohorts drawn at random, always the same ones."""
+    rng = np.random.default_rng(0)
+    return [rng.choice(population, cohort, replace=False) for _ in range(times)]

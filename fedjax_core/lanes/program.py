@@ -17,28 +17,11 @@ from jax import lax
 
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
-from fedjax_core.lanes.pack import Schedule
+from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Batch, Columns
 from fedjax_core.xla.rewrite import rewrite
-
-
-class Places(NamedTuple):
-    """A cohort as arrays: K places, of which the last may be empty (position N, drawn 0 times)."""
-
-    position: Any  # [K] int32
-    address: Any  # [K, 2] uint32
-    examples: Any  # [K] float32
-    times: Any  # [K] float32: how often the client was drawn; its report counts that often
-
-
-class Packed(NamedTuple):
-    """R rounds as arrays, leaves [R, ...]."""
-
-    places: Places
-    schedules: dict[str, Schedule]  # one a kind of work
-    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
 
 
 class Collected(NamedTuple):

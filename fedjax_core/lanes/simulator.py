@@ -35,7 +35,7 @@ from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
 from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
-from fedjax_core.lanes.program import Packed
+from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Columns, Key, Params

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_core import tree
 from fedjax_core.lanes import program
 from fedjax_core.lanes.mesh import aligned
-from fedjax_core.lanes.pack import Schedule, lay_out, pack
+from fedjax_core.lanes.pack import Places, Schedule, lay_out, pack
 from fedjax_core.round import Round, State
 from fedjax_core.types import Batch, Columns
 from fedjax_core.xla import tuning_cache
@@ -126,9 +126,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     first = np.repeat(np.random.default_rng(1).integers(0, rows - B + 1, K), each)
     layout = lay_out((first[:, None] + np.arange(B)).astype(np.int32), each, lanes)
     schedule = pack(layout, K, lanes, 1, layout.slots)
-    places = program.Places(
-        np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), (B * each).astype(np.float32), np.ones(K, np.float32)
-    )
+    places = Places(np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), (B * each).astype(np.float32), np.ones(K, np.float32))
     e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "train"), 0)
 
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:

@@ -4,7 +4,6 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.data.columns import Column
 from fedjax_core.lanes import simulator as module
 from tests.contracts import COHORTS, assert_close, by_plain_loops, entries_of, run, simulator
 from tests.zoo import clients
@@ -75,23 +74,3 @@ def test_whole_numbers_that_do_not_fit_are_refused_at_once_or_of_mapped_data_whe
 def test_what_is_streamed_by_default():
     assert not simulator("fedavg").streams
     assert simulator("fedavg", stream=True)._data == () and len(clients()) == 12
-
-
-def test_a_file_that_was_cut_short_is_told(tmp_path):
-    fc.Clients.from_list([{"x": np.ones((50, 3), np.float32)} for _ in range(4)]).save(tmp_path / "data")
-    column = Column("x", fc.Clients.open(tmp_path / "data").columns["x"])
-    out = np.zeros((50, 3), np.float32)
-    column.read(100, 150, out)
-    assert out.sum() == 150
-    (file,) = (tmp_path / "data").glob("column_*.npy")
-    with open(file, "r+b") as opened:
-        opened.truncate(file.stat().st_size - 700)
-    with pytest.raises(OSError, match=r"ends after .* bytes of its file: was it cut short\?"):
-        column.read(150, 200, out)
-
-
-def test_part_of_a_mapped_column_is_read_from_its_place(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.int64).reshape(20, 2))
-    out = np.zeros((2, 2), np.int32)
-    Column("x", np.load(tmp_path / "x.npy", mmap_mode="r")[5:15]).read(3, 5, out)
-    assert out.tolist() == [[16, 17], [18, 19]]
