@@ -23,7 +23,7 @@ from rich.console import Console
 import fedjax_core as fc
 from fedjax_core.clinical import figures, performance, tables
 from fedjax_core.clinical.performance import Predictions
-from fedjax_core.data.sources import breast_cancer
+from fedjax_core.data.datasets import breast_cancer
 from fedjax_core.run import History
 
 BATCH, EPOCHS, LR, MU = 16, 5, 0.05, 0.1

@@ -30,9 +30,9 @@ from rich.table import Table
 
 import fedjax_core as fc
 from fedjax_core.algorithms import fedopt
-from fedjax_core.data.sources import heart_disease
-from fedjax_core.data.sources.base import DataError
-from fedjax_core.data.sources.heart_disease import FEATURES, HOSPITALS, HeartDisease
+from fedjax_core.data.datasets import heart_disease
+from fedjax_core.data.datasets.base import DataError
+from fedjax_core.data.datasets.heart_disease import FEATURES, HOSPITALS, HeartDisease
 
 BATCH, STEPS, ROUNDS, EPOCHS = 4, 100, 15, 50
 CLOSE_WEIGHTS = 1e-5  # largest absolute difference that a replay may show

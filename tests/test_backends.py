@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew
+from fedjax_core.cluster import pool
 from fedjax_core.loops import Loops as Reference
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.site_file import SiteFile
@@ -30,7 +30,7 @@ def columns(i):
 def backend(kind, composed, monkeypatch):
     clients = fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
     for name, value in (("Crew", InProcess), ("connect", lambda *_: None), ("disconnect", lambda: None)):
-        monkeypatch.setattr(crew, name, value)
+        monkeypatch.setattr(pool, name, value)
     if kind == "loops":
         yield Reference(composed, clients, **PLAN)
     elif kind == "shares":

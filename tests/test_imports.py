@@ -29,8 +29,8 @@ ALLOWED = {
     "xla": NOUNS | {"round"},
     # A backend sees an algorithm as the values of its base, and stages through the round: never one by name.
     "lanes": ENGINE,
-    # A worker of a cluster is lanes, and so is a site with departments.
-    **dict.fromkeys(("cluster", "sites"), ENGINE | {"lanes"}),
+    # A worker of a cluster is lanes, and so is a site with departments; plain loops check and evaluate as lanes do.
+    **dict.fromkeys(("cluster", "sites", "loops"), ENGINE | {"lanes"}),
     "run": NOUNS | {"round", "data", "xla", "privacy"},
     "clinical": NOUNS | {"data", "lanes"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.

@@ -1,4 +1,4 @@
-"""A worker's side of Ray: a `Worker` in a process of its own, and what that is made from. `crew` is the driver's."""
+"""A worker's side of Ray: a `Worker` in a process of its own, and what that is made from. `pool` is the driver's."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ray
 
-from fedjax_core.cluster.share import Broadcast, Done, Share, Worker
+from fedjax_core.cluster.shard import Broadcast, Done, Share, Worker
 from fedjax_core.cluster.source import Folder, Sent
 
 

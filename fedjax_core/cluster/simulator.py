@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
-from fedjax_core.cluster.deal import Room, deal, room_for
 from fedjax_core.cluster.keeper import Held, Keeper
-from fedjax_core.cluster.pace import Pace
-from fedjax_core.cluster.share import Broadcast, Done, Share, merge, to_host
+from fedjax_core.cluster.meter import Pace
+from fedjax_core.cluster.schedule import Room, deal, room_for
+from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Order, Plan
@@ -46,7 +46,7 @@ from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
 
 if TYPE_CHECKING:
-    from fedjax_core.cluster.crew import Crew
+    from fedjax_core.cluster.pool import Crew
 
 log = logging.getLogger("fedjax_core")
 
@@ -122,12 +122,12 @@ class ClusterSimulator:
         self._accumulator: dict[int, int] = {}  # bytes of the last one of each exchange
         self._traced: dict[tuple[Any, ...], int] = {}  # how often each was made, here and on the workers
 
-        from fedjax_core.cluster import crew
+        from fedjax_core.cluster import pool
 
-        crew.connect(address, math.ceil(workers * cpus_per_worker))
-        self._disconnect: Callable[[], None] | None = crew.disconnect
+        pool.connect(address, math.ceil(workers * cpus_per_worker))
+        self._disconnect: Callable[[], None] | None = pool.disconnect
         try:
-            self._crew: Crew = crew.Crew(
+            self._crew: Crew = pool.Crew(
                 composed,
                 self.plan_of_batches,
                 source_of(clients),
@@ -290,17 +290,17 @@ class ClusterSimulator:
         They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
         driver's link to the network. The bits are the same.
         """
-        crew = self._open_crew()
+        pool = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
         told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.answers())
         shares = [share._replace(kept=held.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
-            tuning_cache.go_by(crew.measure(crew.put(told), shares[0]))
+            tuning_cache.go_by(pool.measure(pool.put(told), shares[0]))
             told = told._replace(measured=tuning_cache.answers())
         self._measured.add(e)
-        at_workers = len(shares) > 2 and crew.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
-        found, acc = crew.do_and_merge(crew.put(told), shares, loads) if at_workers else (crew.do(crew.put(told), shares, loads), None)
+        at_workers = len(shares) > 2 and pool.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
+        found, acc = pool.do_and_merge(pool.put(told), shares, loads) if at_workers else (pool.do(pool.put(told), shares, loads), None)
         for part in reversed(found):  # where two know of an answer, the first counts
             tuning_cache.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))

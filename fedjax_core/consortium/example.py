@@ -11,7 +11,7 @@ import optax
 from fedjax_core import algorithms, models
 from fedjax_core.data import partition
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.sources import breast_cancer
+from fedjax_core.data.datasets import breast_cancer
 from fedjax_core.round import compose
 from fedjax_core.sites.study import Study
 

@@ -24,8 +24,8 @@ from typing import Any
 from fedjax_core.consortium import example
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import read_text, write_whole
-from fedjax_core.run.judge import check_counts
 from fedjax_core.run.log import METRICS, Record, read_records
+from fedjax_core.run.monitor import check_counts
 from fedjax_core.sites import expected, identity, ray_security
 from fedjax_core.sites.base import check_name
 from fedjax_core.sites.claims import doubtful

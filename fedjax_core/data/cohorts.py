@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fedjax_core.data import draws
+from fedjax_core.data import host_random
 
 
 class Cohort(NamedTuple):
@@ -59,7 +59,7 @@ class uniform:
 
     def __post_init__(self) -> None:
         _check_population(self.population, self.seed)
-        draws.check_whole("size", self.size, least=1)
+        host_random.check_whole("size", self.size, least=1)
         if self.size > self.population and not self.replace:
             raise ValueError(
                 f"cannot draw {self.size} different clients from {self.population}; use size <= {self.population}, "
@@ -207,7 +207,7 @@ def _check_clients(clients: np.ndarray, population: int) -> None:
 
 
 def _check_weights(weights: np.ndarray, size: int) -> None:
-    draws.check_whole("size", size, least=1)
+    host_random.check_whole("size", size, least=1)
     if weights.ndim != 1 or not len(weights):
         raise ValueError(f"weights must be a one-dimensional array, one number a client, got shape {list(weights.shape)}")
     if (bad := np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))).size:
@@ -217,15 +217,15 @@ def _check_weights(weights: np.ndarray, size: int) -> None:
 
 
 def _check_population(population: int, seed: int) -> None:
-    draws.check_whole("population", population, least=1)
+    host_random.check_whole("population", population, least=1)
     if population >= 2**31:
         raise ValueError(f"population must be below 2**31, for positions are int32, got {population}")
-    draws.check_seed(seed)
+    host_random.check_seed(seed)
 
 
 def _generator(seed: int, round: int) -> np.random.Generator:
-    draws.check_whole("round", round, least=0)
-    return draws.generator(draws.COHORT, seed, round)
+    host_random.check_whole("round", round, least=0)
+    return host_random.generator(host_random.COHORT, seed, round)
 
 
 def _distinct(rng: np.random.Generator, population: int, size: int) -> np.ndarray:

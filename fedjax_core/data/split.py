@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.data import draws
+from fedjax_core.data import host_random
 
 
 def first_part(
@@ -35,10 +35,10 @@ def first_part(
         raise ValueError(
             f"fraction must lie between 0 and 1, got {fraction!r}; it is the share of each client's examples in the first part"
         )
-    draws.check_seed(seed)
+    host_random.check_seed(seed)
     chosen = np.zeros(offsets[-1], bool)
     for i, (start, end, word) in enumerate(zip(offsets[:-1], offsets[1:], words, strict=True)):
-        generator = draws.generator(draws.SPLIT, seed, word)
+        generator = host_random.generator(host_random.SPLIT, seed, word)
         if by is None and stratify is None:
             chosen[start + generator.permutation(end - start)[: int(fraction * (end - start) + 0.5)]] = True
             continue

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.data import draws
+from fedjax_core.data import host_random
 from fedjax_core.data.clients import Clients
 
 
@@ -32,18 +32,18 @@ def synthetic(
     `iid=True` (with a = b = 0): one W and c for all, drawn from N(0, 1), and v_k = 0. `sizes` [clients] replaces the drawn sizes.
     """
     for name, value, least in (("clients", clients, 1), ("features", features, 1), ("classes", classes, 2)):
-        draws.check_whole(name, value, least)
-    draws.check_seed(seed)
+        host_random.check_whole(name, value, least)
+    host_random.check_seed(seed)
     if not (0 <= a < np.inf and 0 <= b < np.inf):
         raise ValueError(f"a and b are standard deviations and must be finite and not negative, got a={a} and b={b}")
     if iid and (a or b):
         raise ValueError(f"iid=True means that clients do not differ, a = b = 0, but got a={a} and b={b}; use synthetic(0, 0, iid=True)")
     if sizes is not None:
         sizes = _sizes(sizes, clients)
-    shared = _model(draws.generator(draws.SYNTHETIC, seed, 2**64 - 1), 0.0, features, classes)  # an address that no client has
+    shared = _model(host_random.generator(host_random.SYNTHETIC, seed, 2**64 - 1), 0.0, features, classes)  # an address that no client has
     found = []
     for k in range(clients):
-        rng = draws.generator(draws.SYNTHETIC, seed, k)
+        rng = host_random.generator(host_random.SYNTHETIC, seed, k)
         drawn = int(rng.lognormal(4, 2)) + 50
         center, shift = rng.normal(0, a), rng.normal(0, b)
         weights, bias = shared if iid else _model(rng, center, features, classes)

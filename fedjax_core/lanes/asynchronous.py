@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core.buffer import Buffer, InFlight, beginners, nobody, recall, remember
-from fedjax_core.data import draws
+from fedjax_core.data import host_random
 from fedjax_core.data.clients import Clients
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.lanes.simulator import Simulator
@@ -47,7 +47,7 @@ class Delays:
     seed: int = 0
 
     def __call__(self, client: int, version: int) -> int:
-        normal = draws.generator(draws.DELAY, self.seed, (client << 32) + version).standard_normal()
+        normal = host_random.generator(host_random.DELAY, self.seed, (client << 32) + version).standard_normal()
         return int(min(self.median * np.exp(self.spread * normal), 2**30))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from fedjax_core.lanes.feed import Work
+from fedjax_core.lanes.dispatch import Work
 
 
 class Meter:

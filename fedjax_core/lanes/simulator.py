@@ -31,8 +31,8 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
+from fedjax_core.lanes.dispatch import Feed
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
-from fedjax_core.lanes.feed import Feed
 from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed

@@ -2,7 +2,7 @@
 
     run_dir/checkpoints/00000020/state/...           the arrays, by Orbax
     run_dir/checkpoints/00000020/checkpoint.json     names, dtypes, shapes and digests; configuration and progress
-    run_dir/checkpoints/00000020/sealed              with a key: all of that in one encrypted file (`fedjax_core.run.seal`)
+    run_dir/checkpoints/00000020/sealed              with a key: all of that in one encrypted file (`fedjax_core.run.encryption`)
     run_dir/best -> checkpoints/00000010             the best so far, by evaluation
 
 A checkpoint is written beside its place and renamed into it, and only then are older ones removed, so a crash or a full disk
@@ -41,9 +41,9 @@ import orbax.checkpoint as ocp
 
 from fedjax_core.describe import digest as digest
 from fedjax_core.files import FOLDER, close_to_others, write_whole
-from fedjax_core.run import sealed
-from fedjax_core.run.saved import CheckpointError as CheckpointError
-from fedjax_core.run.saved import Damaged, Leaf, Saved, taken
+from fedjax_core.run import encrypted_checkpoint
+from fedjax_core.run.snapshot import CheckpointError as CheckpointError
+from fedjax_core.run.snapshot import Damaged, Leaf, Saved, taken
 
 log = logging.getLogger("fedjax_core")
 
@@ -155,7 +155,7 @@ class Checkpoints:
                 self._write_plain(writing, round, leaves, arrays, about)
             else:
                 writing.mkdir()
-                sealed.write(writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays)
+                encrypted_checkpoint.write(writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays)
             if self._private:
                 close_to_others(writing)  # which only now has all that Orbax made; the folder around it was closed before
             os.rename(writing, home)
@@ -225,8 +225,8 @@ def read(path: Path, key: bytes | None = None) -> Saved:
 def _read(path: Path, key: bytes | None) -> Saved:
     if key is not None:
         _refuse_plain(path)
-        return sealed.read(path, key)
-    if (path / sealed.FILE).exists():
+        return encrypted_checkpoint.read(path, key)
+    if (path / encrypted_checkpoint.FILE).exists():
         raise CheckpointError(f"the checkpoint in {path} is encrypted: give encrypt= the key that it was written with")
     body = _read_about(path, None)
     for name, expected in body["files"].items():  # before Orbax reads any: its errors leave callbacks behind, and some damage is none to it
@@ -251,7 +251,7 @@ def _read(path: Path, key: bytes | None) -> Saved:
 
 
 def _refuse_plain(path: Path) -> None:
-    if (path / _ABOUT).exists() and not (path / sealed.FILE).exists():
+    if (path / _ABOUT).exists() and not (path / encrypted_checkpoint.FILE).exists():
         raise CheckpointError(
             f"the checkpoint in {path} is not encrypted, though a key was given: it may not be what this run wrote. "
             "Leave encrypt= out to go on unencrypted, or choose another run_dir."
@@ -260,7 +260,7 @@ def _refuse_plain(path: Path) -> None:
 
 def _read_about(path: Path, key: bytes | None) -> dict[str, Any]:
     if key is not None:
-        return sealed.read_about(path, key)
+        return encrypted_checkpoint.read_about(path, key)
     try:
         found: dict[str, Any] = json.loads((path / _ABOUT).read_bytes())
         body: dict[str, Any] = found["body"]

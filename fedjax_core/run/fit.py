@@ -38,14 +38,14 @@ from fedjax_core.data.task_check import not_finite
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, best, read
-from fedjax_core.run.folder import claim
-from fedjax_core.run.judge import Best, Evaluate, Judge, check_counts
+from fedjax_core.run.encryption import load_key
+from fedjax_core.run.lock import claim
 from fedjax_core.run.log import Log, Record
+from fedjax_core.run.monitor import Best, Evaluate, Judge, check_counts
 from fedjax_core.run.resume import resumable
-from fedjax_core.run.saved import Saved
-from fedjax_core.run.seal import load_key
 from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
+from fedjax_core.run.snapshot import Saved
 from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
 
@@ -118,8 +118,8 @@ def fit(
     (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row without a better
     one end the run. Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
     must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and nothing else, are
-    encrypted (`fedjax_core.run.seal`). As one of several processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it
-    writes is for its owner alone; else as the umask says.
+    encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no `run_dir`. Of a federation,
+    what it writes is for its owner alone; else as the umask says.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files

@@ -10,7 +10,7 @@ from typing import Any
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_core.run.log import METRICS, read_records
-from fedjax_core.run.saved import Saved
+from fedjax_core.run.snapshot import Saved
 
 log = logging.getLogger("fedjax_core")
 

@@ -1,11 +1,11 @@
 import pytest
 
-from fedjax_core.cluster import crew
+from fedjax_core.cluster import pool
 
 
 @pytest.fixture(scope="module")
 def ray_here():
     """Ray on this machine, started once for all tests of a file."""
-    crew.connect(None, 8)
+    pool.connect(None, 8)
     yield
-    crew.disconnect()
+    pool.disconnect()

@@ -2,7 +2,7 @@
 
 import pickle
 
-from fedjax_core.cluster.share import Worker
+from fedjax_core.cluster.shard import Worker
 
 
 class InProcess:

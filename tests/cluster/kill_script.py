@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew
+from fedjax_core.cluster import pool
 from tests.cluster.launched_script import save
 from tests.consortium import failpoints
 from tests.run import small
@@ -50,7 +50,7 @@ def arm(point, number, come, folder):
     if "share" not in point:
         failpoints.arm(point, number, come, folder / "struck" / point)
         return
-    inner, calls = crew.Crew._next, []
+    inner, calls = pool.Crew._next, []
 
     def outer(self, waiting):
         calls.append(Watched.number)
@@ -58,7 +58,7 @@ def arm(point, number, come, folder):
             come()
         return inner(self, waiting)
 
-    crew.Crew._next = outer
+    pool.Crew._next = outer
 
 
 def main(folder, who, where, point="", number="0"):

@@ -9,7 +9,7 @@ import numpy as np
 from ray.experimental import get_object_locations
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew, simulator
+from fedjax_core.cluster import pool, simulator
 from tests.run import small
 
 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # Ray starts its own programs
@@ -58,8 +58,8 @@ def main(folder: str) -> None:
 
 def check_merged_there(sim, first, cohort, expected, lose) -> None:
     """Accumulators taken for large ones are merged by the workers; a node that is lost with some of them changes no bit."""
-    simulator.LARGE, merged, times, lost = 1, crew.Crew._merged, [], []
-    here = crew.ray.get_runtime_context().get_node_id()
+    simulator.LARGE, merged, times, lost = 1, pool.Crew._merged, [], []
+    here = pool.ray.get_runtime_context().get_node_id()
 
     def watched(self, level):
         times.append(len(level))
@@ -67,7 +67,7 @@ def check_merged_there(sim, first, cohort, expected, lose) -> None:
             lost.append(lose())
         return merged(self, level)
 
-    crew.Crew._merged = watched
+    pool.Crew._merged = watched
     found, _ = sim.run_many(first, [cohort] * 3)
     assert small.bits(found) == small.bits(expected) and times == [4] * 3 and sim.deaths == 0
     found, _ = sim.run_many(first, [cohort] * 3)
@@ -76,10 +76,10 @@ def check_merged_there(sim, first, cohort, expected, lose) -> None:
 
 def check_once_a_node(sim, state, cohort) -> None:
     """A round's message is put once, and is then on both nodes."""
-    refs, put = [], crew.ray.put
-    crew.ray.put = lambda value: refs.append(put(value)) or refs[-1]
+    refs, put = [], pool.ray.put
+    pool.ray.put = lambda value: refs.append(put(value)) or refs[-1]
     sim.run(state, cohort)
-    crew.ray.put = put
+    pool.ray.put = put
     assert len(refs) == 1 and len(set(get_object_locations(refs)[refs[0]]["node_ids"])) == 2
 
 

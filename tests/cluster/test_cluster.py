@@ -13,7 +13,7 @@ import pytest
 from ray.experimental import get_object_locations
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew, simulator
+from fedjax_core.cluster import pool, simulator
 from tests.contracts import BATCH, assert_close, assert_equal, built, run, usual
 from tests.run import small
 from tests.zoo import ZOO, clients, round_of
@@ -41,9 +41,9 @@ def test_two_workers_are_the_simulator(name):
 @pytest.mark.slow
 def test_the_model_is_in_the_store_once_and_no_share_has_a_copy(monkeypatch):
     """A model of 4 MB, for four shares and three workers of one node: `node_script` looks at two nodes."""
-    refs, shares, put, do = [], [], crew.ray.put, crew.Crew.do
-    monkeypatch.setattr(crew.ray, "put", lambda value: refs.append(put(value)) or refs[-1])
-    monkeypatch.setattr(crew.Crew, "do", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads))
+    refs, shares, put, do = [], [], pool.ray.put, pool.Crew.do
+    monkeypatch.setattr(pool.ray, "put", lambda value: refs.append(put(value)) or refs[-1])
+    monkeypatch.setattr(pool.Crew, "do", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads))
     task = fc.Task(init=lambda key: np.zeros(10**6, np.float32), loss=lambda params, batch, key: params[0] * batch["x"][:, 0])
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
     data = fc.Clients.from_list([{"x": np.ones((4, 1), np.float32)}] * 8)
@@ -54,7 +54,7 @@ def test_the_model_is_in_the_store_once_and_no_share_has_a_copy(monkeypatch):
         sim.run(state, np.arange(8))
         (ref,) = refs
         (found,) = get_object_locations(refs).values()
-        assert 4e6 < found["object_size"] < 5e6 and len(found["node_ids"]) == 1 and isinstance(ref, crew.ray.ObjectRef)
+        assert 4e6 < found["object_size"] < 5e6 and len(found["node_ids"]) == 1 and isinstance(ref, pool.ray.ObjectRef)
         assert len(sim.workers) == 3 and len(shares) == 4 and sum(len(pickle.dumps(share)) for share in shares) < 1e5
 
 
@@ -148,9 +148,9 @@ def test_workers_merge_what_they_have_and_who_dies_then_changes_no_bit(tmp_path,
     with trapped(Trap(tmp_path / "trap"), shares=5) as sim:
         expected, seen = run(sim, [ALL] * 4)
 
-        by_workers, merged = [], crew.Crew._merged
-        monkeypatch.setattr(crew.Crew, "_merged", lambda self, level: by_workers.append(len(level)) or merged(self, level))
-        monkeypatch.setattr(crew.Crew, "nodes", 2)
+        by_workers, merged = [], pool.Crew._merged
+        monkeypatch.setattr(pool.Crew, "_merged", lambda self, level: by_workers.append(len(level)) or merged(self, level))
+        monkeypatch.setattr(pool.Crew, "nodes", 2)
         monkeypatch.setattr(simulator, "LARGE", 1)
         state, found = run(sim, [ALL] * 4)
         assert_equal(state, expected)
@@ -160,11 +160,11 @@ def test_workers_merge_what_they_have_and_who_dies_then_changes_no_bit(tmp_path,
 
         def dies(self, level):
             os.kill(level[0][1].about["pid"], signal.SIGKILL)
-            monkeypatch.setattr(crew.Crew, "_merged", merged)
+            monkeypatch.setattr(pool.Crew, "_merged", merged)
             return merged(self, level)
 
         state, _ = run(sim, [ALL] * 2)
-        monkeypatch.setattr(crew.Crew, "_merged", dies)
+        monkeypatch.setattr(pool.Crew, "_merged", dies)
         assert_equal(run(sim, [ALL] * 2, state)[0], expected)
         assert sim.deaths == 1 and "all shares are done again" in caplog.text
 

@@ -16,7 +16,7 @@ def test_ray_is_not_imported_before_it_is_needed():
 
 def test_where_ray_is_not_installed_the_way_out_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "fedjax_core.cluster.crew", raising=False)
-    monkeypatch.delattr(fedjax_core.cluster, "crew", raising=False)
+    monkeypatch.delitem(sys.modules, "fedjax_core.cluster.pool", raising=False)
+    monkeypatch.delattr(fedjax_core.cluster, "pool", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'fedjax-core\[cluster\]'"):
         fc.ClusterSimulator(small.simulator().round, small.clients(), batch_size=4)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.lanes.feed import Work
+from fedjax_core.lanes.dispatch import Work
 from fedjax_core.lanes.meter import Meter
 from tests.contracts import COHORTS, simulator
 from tests.zoo import SIZES

@@ -16,7 +16,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import Best, fit, load_best
-from fedjax_core.run.folder import claim
+from fedjax_core.run.lock import claim
 from fedjax_core.run.log import read_records
 from tests.run.small import averaging, bits, clients, cohorts
 

@@ -60,7 +60,7 @@ ROWS = {
     "corrupt or truncated newest checkpoint: the one before, and the log says so": """
         tests/run/test_checkpoint.py::test_a_damaged_newest_falls_back_says_so_and_is_set_aside
         tests/run/test_resume.py::test_a_damaged_newest_costs_rounds_and_not_the_answer
-        tests/run/test_seal.py::test_a_damaged_newest_falls_back_as_a_plain_one_does""",
+        tests/run/test_encryption.py::test_a_damaged_newest_falls_back_as_a_plain_one_does""",
     "the same, with an entry in the audit log": """
         tests/sites/test_federation.py::test_what_a_run_goes_on_from_is_in_the_audit_log""",
     "changed configuration before a resume": """
@@ -141,7 +141,7 @@ ROWS = {
         tests/cluster/test_kill.py::test_killed_and_started_again_it_ends_bit_for_bit""",
     "rows of clients cut, torn, older, or of another run": """
         tests/cluster/test_rows.py::test_what_was_not_written_is_not_taken_for_a_row
-        tests/cluster/test_share.py::test_workers_who_see_another_folder_say_so""",
+        tests/cluster/test_shard.py::test_workers_who_see_another_folder_say_so""",
     # Messages and numbers.
     "duplicate, replayed or stale update": """
         tests/sites/test_guard.py::test_a_message_is_heard_once_and_others_beside_it

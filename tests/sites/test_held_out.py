@@ -11,7 +11,7 @@ import fedjax_core as fc
 from fedjax_core.data import partition
 from fedjax_core.data.preprocess import Standardise
 from fedjax_core.run.fit import _say
-from fedjax_core.run.judge import Judge
+from fedjax_core.run.monitor import Judge
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.held_out import HELD_OUT, mark

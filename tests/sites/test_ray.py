@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import fedjax_core as fc
-from fedjax_core.data.sources.heart_disease import HOSPITALS
+from fedjax_core.data.datasets.heart_disease import HOSPITALS
 from fedjax_core.sites import ray_transport
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Rules

@@ -11,7 +11,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.evaluation import NOT_FINITE, NOT_TOLD
-from fedjax_core.run.judge import Judge
+from fedjax_core.run.monitor import Judge
 from fedjax_core.sites.told import ALONE, Told, doubts, read
 from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import fedavg

@@ -1,6 +1,6 @@
 """A checkpoint in one encrypted file: the length of its description, the description as JSON, the arrays' bytes in the order of its leaves.
 
-Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.seal`), beside the copy of the arrays that
+Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.encryption`), beside the copy of the arrays that
 there is anyway. That a checkpoint is of the round that its folder is named after is checked too: an older one under a newer name
 would take the run back without a word.
 """
@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fedjax_core.run.saved import CheckpointError, Damaged, Leaf, Saved
-from fedjax_core.run.seal import Broken, KeyUnfit, Sealed, Unsealed
+from fedjax_core.run.encryption import Broken, KeyUnfit, Sealed, Unsealed
+from fedjax_core.run.snapshot import CheckpointError, Damaged, Leaf, Saved
 
 FILE = "sealed"
 

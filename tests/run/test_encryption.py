@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 import fedjax_core as fc
-from fedjax_core.run import load_best, seal
+from fedjax_core.run import encryption, load_best
 from fedjax_core.run.checkpoint import CheckpointError, Checkpoints, read
-from fedjax_core.run.seal import Broken, KeyUnfit, Sealed, Unsealed, load_key
+from fedjax_core.run.encryption import Broken, KeyUnfit, Sealed, Unsealed, load_key
 from tests.run import small
 
 KEY, OTHER = bytes(range(32)), bytes(32)
@@ -43,17 +43,17 @@ def unsealed(raw, size, key=KEY):
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 128, 1000])
 def test_any_size_in_any_pieces(monkeypatch, size):
-    monkeypatch.setattr(seal, "CHUNK", 64)
+    monkeypatch.setattr(encryption, "CHUNK", 64)
     plain = np.random.default_rng(size).bytes(size)
     for step in (1, 50, 64, 1000):
         raw = sealed(*(plain[i : i + step] for i in range(0, size, step)))
         assert unsealed(raw, size) == plain
         chunks = max(1, -(-size // 64))
-        assert len(raw) == seal._HEAD + size + 16 * chunks
+        assert len(raw) == encryption._HEAD + size + 16 * chunks
 
 
 def test_the_format_is_what_its_docstring_says(monkeypatch):
-    monkeypatch.setattr(seal, "CHUNK", 4)
+    monkeypatch.setattr(encryption, "CHUNK", 4)
     raw = sealed(b"abcdefg")
     magic, rest = raw[:21], raw[21:]
     salt, name, chunks = rest[:32], rest[32:48], rest[56:]
@@ -66,15 +66,15 @@ def test_the_format_is_what_its_docstring_says(monkeypatch):
 
 
 def test_every_flipped_bit_cut_exchange_and_addition_is_found(monkeypatch):
-    monkeypatch.setattr(seal, "CHUNK", 8)
+    monkeypatch.setattr(encryption, "CHUNK", 8)
     plain = bytes(range(20))
     raw = sealed(plain)
-    head, chunks = raw[: seal._HEAD], [raw[seal._HEAD :][i : i + 24] for i in range(0, 68, 24)]
+    head, chunks = raw[: encryption._HEAD], [raw[encryption._HEAD :][i : i + 24] for i in range(0, 68, 24)]
     assert len(chunks) == 3 and head + b"".join(chunks) == raw
     changed = [raw[:i] + bytes([raw[i] ^ 1 << i % 8]) + raw[i + 1 :] for i in range(len(raw))]
     changed += [raw[:n] for n in range(len(raw))]
     changed += [head + chunks[1] + chunks[0] + chunks[2], head + chunks[0] + chunks[2], head + chunks[0] + chunks[0] + chunks[2]]
-    changed += [raw + b"\x00", raw + chunks[2], head + b"".join(chunks) * 2, sealed(plain)[: seal._HEAD] + raw[seal._HEAD :]]
+    changed += [raw + b"\x00", raw + chunks[2], head + b"".join(chunks) * 2, sealed(plain)[: encryption._HEAD] + raw[encryption._HEAD :]]
     for wrong in changed:
         with pytest.raises(Broken):
             unsealed(wrong, len(plain))
@@ -142,7 +142,7 @@ def change(path, at):
 
 DAMAGE = {
     "head": lambda file: change(file, 30),
-    "first byte": lambda file: change(file, seal._HEAD),
+    "first byte": lambda file: change(file, encryption._HEAD),
     "last byte": lambda file: change(file, -1),
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-3]),
     "missing": lambda file: file.unlink(),

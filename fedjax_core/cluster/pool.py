@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_core.cluster.deal import hand_out
-from fedjax_core.cluster.share import Broadcast, Done, Share, in_pairs
+from fedjax_core.cluster.schedule import hand_out
+from fedjax_core.cluster.shard import Broadcast, Done, Share, in_pairs
 from fedjax_core.cluster.source import Folder, Sent
 from fedjax_core.data.batches import Plan
 from fedjax_core.round import Round

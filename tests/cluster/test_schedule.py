@@ -1,6 +1,6 @@
 import numpy as np
 
-from fedjax_core.cluster.deal import deal, hand_out, room_for
+from fedjax_core.cluster.schedule import deal, hand_out, room_for
 from fedjax_core.data.batches import Plan
 from fedjax_core.lanes.pack import assign, slots_bound
 

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
-from fedjax_core.cluster.deal import Room
 from fedjax_core.cluster.rows import Stored
+from fedjax_core.cluster.schedule import Room
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes import program, tune
-from fedjax_core.lanes.feed import Feed, Work
+from fedjax_core.lanes.dispatch import Feed, Work
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.program import Collected
 from fedjax_core.round import Kept, Round, State

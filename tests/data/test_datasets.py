@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from fedjax_core.data.sources import base, breast_cancer, heart_disease
-from fedjax_core.data.sources.breast_cancer import HOSPITALS
+from fedjax_core.data.datasets import base, breast_cancer, heart_disease
+from fedjax_core.data.datasets.breast_cancer import HOSPITALS
 
 CONTENT = b"63.0,1.0,145.0\n67.0,1.0,160.0\n"
 

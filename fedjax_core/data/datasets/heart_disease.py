@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.sources.base import Remote, find
+from fedjax_core.data.datasets.base import Remote, find
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 FEATURES = (

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedjax_core.cluster.crew import Member, _last_line
-from fedjax_core.cluster.deal import hand_out
+from fedjax_core.cluster.pool import Member, _last_line
+from fedjax_core.cluster.schedule import hand_out
 
 
 def member():

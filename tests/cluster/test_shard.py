@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.cluster import crew
+from fedjax_core.cluster import pool
 from fedjax_core.cluster.rows import FILES
-from fedjax_core.cluster.share import Broadcast, Worker, from_host, to_host
+from fedjax_core.cluster.shard import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
 from fedjax_core.xla import tuning_cache
 from tests.cluster.in_process import InProcess
@@ -17,9 +17,9 @@ from tests.zoo import ZOO
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch):
-    monkeypatch.setattr(crew, "Crew", InProcess)
-    monkeypatch.setattr(crew, "connect", lambda *arguments: None)
-    monkeypatch.setattr(crew, "disconnect", lambda: None)
+    monkeypatch.setattr(pool, "Crew", InProcess)
+    monkeypatch.setattr(pool, "connect", lambda *arguments: None)
+    monkeypatch.setattr(pool, "disconnect", lambda: None)
 
 
 def cluster(name: str, **settings) -> fc.ClusterSimulator:

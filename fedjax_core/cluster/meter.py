@@ -7,7 +7,7 @@ True
 import math
 from collections.abc import Sequence
 
-from fedjax_core.cluster.share import Done
+from fedjax_core.cluster.shard import Done
 
 
 class Pace:
