@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from fedjax_core import tree
 from fedjax_core.aggregators.base import is_mean
 from fedjax_core.algorithms.base import Aggregate, nothing
-from fedjax_core.round import Kept, Round, State
+from fedjax_core.round import Kept, Round, State, state_shapes
 from fedjax_core.types import Array, Key, Message, Params, Update
 
 
@@ -38,7 +38,7 @@ class Gathered(NamedTuple):
 
 def why_not(composed: Round) -> str | None:
     """Why reports of this round cannot be gathered apart and put together later; None where they can."""
-    algorithm, state = composed.algorithm, jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    algorithm, state = composed.algorithm, state_shapes(composed)
     if len(algorithm.exchanges) > 1:
         return f"a round of this algorithm has {len(algorithm.exchanges)} exchanges, of which the later need what came of the earlier ones"
     if jax.tree.leaves(state.clients.own):
@@ -80,7 +80,7 @@ def gathering(composed: Round) -> Round:
 
 def start(gathers: Round, key: Key, round: int, message: Message) -> State:
     """The state from which a simulator of `gathers` gathers the reports to this message, in the draws of this round."""
-    shapes = jax.eval_shape(lambda: gathers.init(jax.random.key(0), 1))
+    shapes = state_shapes(gathers)
     empty: Any = gathers.algorithm.init(message)
     return State(empty, shapes.uplink, Kept((), shapes.clients.uplink), jnp.int32(round), key)
 

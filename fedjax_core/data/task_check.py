@@ -16,6 +16,7 @@ ValueError: column 'y' has shape [n, 1], and the task needs [n]: with one axis m
 """
 
 import logging
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -80,7 +81,7 @@ def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
         return
     rows = _telling(clients)
     columns = _examples(clients, rows)
-    loss = _Loss(task)
+    loss = _loss_of(task)
     tried = loss(_plausible(params), columns, np.ones(_ROWS, bool))
     if not np.isfinite(tried).all():  # which may be of these parameters
         begun = task.init(jax.random.key(0))
@@ -115,6 +116,11 @@ class _Loss:
 
     def __call__(self, params: Params, columns: Any, mask: np.ndarray) -> np.ndarray:
         return np.asarray(self._loss(params, columns, mask.astype(np.float32)))
+
+
+@lru_cache(maxsize=16)
+def _loss_of(task: Task) -> _Loss:
+    return _Loss(task)
 
 
 def _check_apart(loss: _Loss, params: Params, columns: Any, together: np.ndarray, batch_size: int) -> None:

@@ -29,8 +29,8 @@ after a restart a repeat could only be of the same round, model and numbers.
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +82,12 @@ class Versions(NamedTuple):
     """What the coordinator has of the clients' own state: which version of it is valid."""
 
     version: np.ndarray  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
+
+
+@lru_cache(maxsize=16)
+def _begin(composed: Round) -> Callable[..., State]:
+    """The state that a federation begins with, compiled once for each round."""
+    return jax.jit(partial(composed.init, population=1))
 
 
 class Federation:
@@ -241,7 +247,7 @@ class Federation:
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
-        state = jax.jit(partial(self.round.init, population=1))(key, params=params)
+        state = _begin(self.round)(key, params=params)
         self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
         if self._steps is not None:
             return self._steps.init(state)

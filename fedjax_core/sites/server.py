@@ -15,7 +15,7 @@ from jax import lax
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
-from fedjax_core.round import Round, State
+from fedjax_core.round import Round, State, state_shapes
 from fedjax_core.sites.forms import Form
 from fedjax_core.sites.weighing import Weigher, weigher
 from fedjax_core.types import Array, Key
@@ -53,7 +53,7 @@ class Small(NamedTuple):
 def server_half(composed: Round) -> Server:
     """The server's part of `composed`; of the same `Round` the same, so that it is compiled once."""
     exchanges = range(len(composed.algorithm.exchanges))
-    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    state = state_shapes(composed)
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
 
     def sent(e: int, server: Any, uplink: Any, kept: Any, key: Key) -> Any:

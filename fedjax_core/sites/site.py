@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import UNSET
 
 from fedjax_core.files import make_folder, opener
-from fedjax_core.round import Kept
+from fedjax_core.round import Kept, state_shapes
 from fedjax_core.sites import parts
 from fedjax_core.sites.announce import Incoming
 from fedjax_core.sites.answered import ALL, Question
@@ -102,7 +102,7 @@ class Site:
         self.incoming: Incoming | None = None
         """The last request that was."""
         composed = study.round
-        shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+        shapes = state_shapes(composed)
         self.server, self.params = shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
         messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
