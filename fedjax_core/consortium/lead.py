@@ -24,7 +24,8 @@ from fedjax_core.consortium.setup import DEADLINE_SECONDS, Folder, Plan
 from fedjax_core.data import cohorts
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.files import write_whole
-from fedjax_core.run.fit import History, fit
+from fedjax_core.run.fit import fit
+from fedjax_core.run.history import History
 from fedjax_core.sites.absent import without_numbers
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
 from fedjax_core.sites.identity import Roster, SiteKey

@@ -1,7 +1,9 @@
 """The outer loop: many rounds, checkpoints and exact resume, metrics and evaluation."""
 
 from fedjax_core.run.checkpoint import CheckpointError
-from fedjax_core.run.fit import History, fit, load_best
+from fedjax_core.run.fit import fit, load_best
+from fedjax_core.run.history import History
 from fedjax_core.run.monitor import Best
+from fedjax_core.run.simulation import Extras, Simulation
 
-__all__ = ["Best", "CheckpointError", "History", "fit", "load_best"]
+__all__ = ["Best", "CheckpointError", "Extras", "History", "Simulation", "fit", "load_best"]

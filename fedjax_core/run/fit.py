@@ -23,68 +23,31 @@ same groups: those end at multiples of `rounds_per_dispatch`, `checkpoint_every`
 
 import contextlib
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_core.data.clients import Clients
-from fedjax_core.data.task_check import not_finite
-from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, best, read
 from fedjax_core.run.encryption import load_key
+from fedjax_core.run.history import History
 from fedjax_core.run.lock import claim
-from fedjax_core.run.log import Log, Record
-from fedjax_core.run.monitor import Best, Evaluate, Judge, check_counts
+from fedjax_core.run.log import Log
+from fedjax_core.run.monitor import Evaluate, Judge, check_counts
 from fedjax_core.run.resume import resumable
+from fedjax_core.run.rounds import Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
+from fedjax_core.run.simulation import Simulation
 from fedjax_core.run.snapshot import Saved
 from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
 
 log = logging.getLogger("fedjax_core")
-
-
-class Simulation(Protocol):
-    """What `fit` needs of a backend: the lane simulator, a cluster of them, or real sites."""
-
-    @property
-    def round(self) -> Any: ...
-    @property
-    def clients(self) -> Any: ...
-    @property
-    def settings(self) -> Mapping[str, Any]: ...  # all that changes the answer to the last bit, besides round and clients
-    def init(self, key: Key, params: Params | None = None) -> Any: ...
-    def run(self, state: Any, cohort: Any, *, donate: bool = False) -> tuple[Any, Mapping[str, Any]]: ...
-    def run_many(self, state: Any, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[Any, Mapping[str, Any]]: ...
-    def evaluate(self, state: Any, clients: Any = None) -> Any: ...
-
-
-Stopped = Literal["finished", "early stop", "interrupted"]
-
-
-class History(NamedTuple):
-    """How a run went, from its first round on, however often it was interrupted."""
-
-    state: Any  # the `State` after the last round
-    records: list[Record]  # {"round", "kind": "train" or "eval", and the metrics}, as in metrics.jsonl
-    best: Best | None  # None without evaluation
-    stopped: Stopped
-    speed: dict[str, float]
-    """Since it was last started: client updates, local steps, examples and operations a second, fill, share of time waiting for data,
-    programs, compile seconds; empty where the backend has no meter. Also the last line of the log."""
-
-    def __repr__(self) -> str:
-        rounds = self.records[-1]["round"] if self.records else 0
-        best = "" if self.best is None else f", best {self.best.value:.4g} after round {self.best.round}"
-        return f"History({self.stopped!r} after {rounds} rounds, {len(self.records)} records{best})"
 
 
 def fit(
@@ -118,8 +81,8 @@ def fit(
     (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row without a better
     one end the run. Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
     must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and nothing else, are
-    encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no `run_dir`. Of a federation,
-    what it writes is for its owner alone; else as the umask says.
+    encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it
+    writes is for its owner alone; else as the umask says.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
@@ -161,7 +124,7 @@ def fit(
         if checkpoints is not None and saved is not None:
             _note(sim, checkpoints, saved, changed)
         state = sim.init(key, params)
-        run = _Run(sim, cohorts, judge, checkpoints, about, interruption)
+        run = Rounds(sim, cohorts, judge, checkpoints, about, interruption)
         if saved is not None:
             assert checkpoints is not None
             state = saved.place(state)
@@ -214,190 +177,6 @@ def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list
     for round, name, why in checkpoints.set_aside:
         note("checkpoint damaged", round, {"set_aside": name, "reason": why})
     note("resumed", saved.round, {f"changed.{i}": line for i, line in enumerate(changed)})
-
-
-class _Run:
-    """What `fit` keeps between rounds besides the `State`; all of it that matters after a crash is in the checkpoints."""
-
-    log: Log
-
-    def __init__(
-        self,
-        sim: Simulation,
-        cohorts: Callable[[int], Any],
-        judge: Judge,
-        checkpoints: Checkpoints | None,
-        about: dict[str, Any],
-        interruption: Interruption,
-    ) -> None:
-        self.sim, self.cohorts, self.judge, self.checkpoints = sim, cohorts, judge, checkpoints
-        self.about, self.interruption = about, interruption
-        self.done = 0
-        self.best: Best | None = None
-        self.misses = 0  # evaluations since the best
-        self.cohort_size = 0  # the largest so far: a backend's buffers are made for it
-        self.refused: list[int] = []  # rounds with refused reports
-        self.finite = True
-        self.newest: Any = None  # the last state, of which nothing was used up
-        self.saved: int | None = None
-        self.needs: dict[int, Any] = {}  # of each checkpoint: what the backend must still have to go on from it
-
-    def resume(self, saved: Saved) -> None:
-        """Takes up the bookkeeping of a checkpoint."""
-        progress = saved.about["progress"]
-        self.done = self.saved = saved.round
-        self.cohort_size = progress["cohort_size"]
-        if progress["judged_by"] == [self.judge.metric, self.judge.mode]:
-            self.best, self.misses = Best(*progress["best"]) if progress["best"] else None, progress["misses"]
-        elif progress["best"]:
-            log.warning(
-                "the best was by %s (%s) and is now by %s (%s): it begins anew", *progress["judged_by"], self.judge.metric, self.judge.mode
-            )
-
-    def until(self, rounds: int, state: Any, group: int, checkpoint_every: int) -> tuple[Any, Stopped]:
-        """(the state after these rounds, why it stopped)."""
-        self._reserve()
-        self._retain()
-        if self.saved is None:  # before any work is lost to a full disk, or to a metric that is not there
-            self._evaluate(state)
-            self._save(state)
-            if self.checkpoints is not None:
-                self.checkpoints.wait()
-        stopped: Stopped = "finished"
-        unread: tuple[int, Any] | None = None
-        while self.done < rounds:
-            if self.judge.patience is not None and self.misses >= self.judge.patience:
-                stopped = "early stop"
-                break
-            if self.interruption.asked:
-                stopped = "interrupted"
-                break
-            start, stop = self.done, min(rounds, *(_next(self.done, n) for n in (group, checkpoint_every, self.judge.every) if n))
-            state, metrics = self._dispatch(state, start, stop, group)
-            self.newest = state
-            self._read(unread)  # of the rounds before: the device is at work on these
-            unread, self.done = (start, metrics), stop
-            due = self.done % checkpoint_every == 0
-            if self.judge.every and self.done % self.judge.every == 0:
-                self._read(unread)
-                unread = None
-                due |= self._evaluate(state)
-            if due:
-                self._read(unread)
-                unread = None
-                self._save(state)
-        self._read(unread)
-        if self.saved != self.done:
-            self._save(state)
-        if len(self.refused) > 1:
-            log.warning("reports were refused in %d rounds: see `refused` in the records", len(self.refused))
-        return state, stopped
-
-    def _reserve(self) -> None:
-        """Has the backend make its buffers for the largest cohort at once: how work is laid out on them may change last bits."""
-        reserve = getattr(self.sim, "reserve", None)
-        self.cohort_size = max(self.cohort_size, int(getattr(self.cohorts, "max_size", 0)))
-        if reserve is not None and self.cohort_size:
-            reserve(self.cohort_size)
-
-    def _dispatch(self, state: Any, start: int, stop: int, group: int) -> tuple[Any, Any]:
-        drawn = [self.cohorts(round) for round in range(start, stop)]
-        self.cohort_size = max(self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn))
-        if group > 1:
-            return self.sim.run_many(state, drawn, donate=True)
-        return self.sim.run(state, drawn[0], donate=True)
-
-    def _read(self, unread: tuple[int, Any] | None) -> None:
-        """Fetches and logs the metrics of rounds that were dispatched."""
-        if unread is None:
-            return
-        start, metrics = unread
-        values = {name: np.atleast_1d(_value(metric)) for name, metric in jax.device_get(dict(metrics)).items()}
-        for i in range(max(len(column) for column in values.values())):
-            row = {name: float(column[i]) for name, column in values.items()}
-            self._warn(start + i + 1, row)
-            self.log.write(start + i + 1, "train", row, lacked=self._lacked(start + i + 1))
-
-    def _lacked(self, round: int) -> list[str]:
-        """Who was to be in this round and was not, where the backend tells, by its `lacked(round)`."""
-        lacked = getattr(self.sim, "lacked", None)
-        return [] if lacked is None else list(lacked(round))
-
-    def _warn(self, round: int, row: dict[str, float]) -> None:
-        if self.finite and row.get("examples", 1.0) > 0 and not math.isfinite(row.get("loss", 0.0)):
-            self.finite = False
-            log.warning("the training loss is %s in round %d: a smaller learning rate or clipping may help", row["loss"], round)
-        if row.get("refused", 0.0) > 0 and not hasattr(self.sim, "lacked"):  # which says itself whose, and why
-            if not self.refused:
-                self._explain(row)
-                log.warning("round %d refused %d reports that were not finite, and went on without them", round, row["refused"])
-            self.refused.append(round)
-
-    def _explain(self, row: dict[str, float]) -> None:
-        """Raises where the first refused reports are those of all clients, because of examples whose loss is not finite."""
-        sim = self.sim
-        if row.get("clients", 1.0) > 0 or not isinstance(sim.clients, Clients) or sim.round.algorithm.personal:
-            return
-        if (where := not_finite(sim.round.algorithm.task, self.newest.params, sim.clients)) is not None:
-            raise ValueError(
-                f"all clients' reports were refused, as they were not finite: so is the loss of {where}. Look at its columns, such as a "
-                "label or a code that the model has no place for, a zero or a negative number that a logarithm is taken of"
-            )
-
-    def _evaluate(self, state: Any) -> bool:
-        """Whether the state is the best so far."""
-        if not self.judge.every:
-            return False
-        values = self.judge(self.sim, state)
-        self.log.write(self.done, "eval", values)
-        better = self.judge.better(values[self.judge.metric], self.best)
-        if better:
-            self.best, self.misses = Best(self.done, values[self.judge.metric]), 0
-        elif self.done:
-            self.misses += 1
-        return better
-
-    def _save(self, state: Any) -> None:
-        self.saved = self.done
-        if self.checkpoints is None:
-            return
-        self.log.sync()
-        progress = {
-            "best": self.best,
-            "misses": self.misses,
-            "judged_by": [self.judge.metric, self.judge.mode],
-            "cohort_size": self.cohort_size,
-        }
-        best = self.best.round if self.best else None
-        about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.answers()}
-        if hasattr(self.sim, "needs"):
-            about["needs"] = self.needs[self.done] = self.sim.needs(state)
-        self.checkpoints.save(self.done, state, about)
-        self._retain()
-
-    def _retain(self) -> None:
-        """Tells a backend whose clients keep old versions from which checkpoints this run may still go on: `needs(state)` of each."""
-        if not hasattr(self.sim, "retain"):
-            return
-        if self.checkpoints is None:
-            self.sim.retain([])
-            return
-        there = {*self.checkpoints.rounds(), self.saved} - {None}  # the newest is being written
-        self.needs = {round: needs for round, needs in self.needs.items() if round in there}
-        unknown = any(needs is None for needs in self.needs.values())  # in a checkpoint of a former version
-        self.sim.retain(None if unknown else [*self.needs.values()])
-
-
-def _next(done: int, every: int) -> int:
-    return (done // every + 1) * every
-
-
-def _value(metric: Any) -> Any:
-    """What a metric's sums mean, [R] or a scalar. On the host, as on the device it would queue behind the rounds at work."""
-    if isinstance(metric, Mean):
-        total, weight = np.asarray(metric.total), np.asarray(metric.weight)
-        return np.divide(total, weight, out=np.full(total.shape, np.nan, total.dtype), where=weight > 0)
-    return metric.total if isinstance(metric, Sum) else metric
 
 
 def _check(sim: Simulation, cohorts: Any, key: Any) -> None:

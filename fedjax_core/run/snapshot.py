@@ -6,7 +6,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,20 @@ class Leaf(NamedTuple):
         return f"{f'key<{self.key}> ' if self.key else ''}{self.dtype}{list(self.shape)}"
 
 
+@runtime_checkable
+class Savable(Protocol):
+    """A part of a state that is saved as something else than it is, as a store that holds the rows of many clients."""
+
+    def saved(self) -> Any:
+        """What a checkpoint has in its place: arrays by name, one of them `who` [n]."""
+
+    def shapes(self, count: int) -> Any:
+        """The shapes of `saved()` where there are so many rows."""
+
+    def restored(self, saved: Any) -> Any:
+        """The part again, from what was saved of it."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint as read back and verified, still on the host."""
@@ -53,7 +67,7 @@ class Saved:
         sizes = {leaf.name: leaf.shape for leaf in self.leaves}
 
         def room(path: Any, x: Any) -> Any:
-            return x.shapes(sizes.get(_name(path) + "['who']", (0,))[0]) if hasattr(x, "restored") else x
+            return x.shapes(sizes.get(_name(path) + "['who']", (0,))[0]) if isinstance(x, Savable) else x
 
         expected, structure = jax.tree_util.tree_flatten_with_path(jax.tree_util.tree_map_with_path(room, like))
         saved, now = {leaf.name: leaf.kind for leaf in self.leaves}, {_name(path): _kind(x) for path, x in expected}
@@ -68,12 +82,12 @@ class Saved:
             )
         placed = [_place(leaf, array, x) for leaf, array, (_, x) in zip(self.leaves, self.arrays, expected, strict=True)]
         stored = jax.tree.unflatten(structure, placed)
-        return jax.tree.map(lambda x, found: x.restored(jax.device_get(found)) if hasattr(x, "restored") else found, like, stored)
+        return jax.tree.map(lambda x, found: x.restored(jax.device_get(found)) if isinstance(x, Savable) else found, like, stored)
 
 
 def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
     """The leaves of a state and a copy of their arrays on the host, which stays as it is whatever becomes of the state."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: x.saved() if hasattr(x, "saved") else x, state))
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: x.saved() if isinstance(x, Savable) else x, state))
     data = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for _, x in leaves])
     arrays = [np.array(x) for x in data]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
     keys = [str(jax.random.key_impl(x)) if _is_key(x) else None for _, x in leaves]

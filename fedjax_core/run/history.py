@@ -1,0 +1,53 @@
+"""How a run went: what `fit` gives back.
+
+>>> records = [{"round": round, "kind": "eval", "loss": loss} for round, loss in ((5, 0.5), (10, 0.3))]
+>>> history = History(None, records, Best(10, 0.3), "finished", {})
+>>> history
+History('finished' after 10 rounds, 2 records, best 0.3 after round 10)
+>>> rounds, values = history.curve("loss")
+>>> rounds.tolist(), values.tolist()
+([5, 10], [0.5, 0.3])
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fedjax_core.run.log import Record
+from fedjax_core.run.monitor import Best
+
+Stopped = Literal["finished", "early stop", "interrupted"]
+
+
+class History(NamedTuple):
+    """How a run went, from its first round on, however often it was interrupted."""
+
+    state: Any  # the `State` after the last round
+    records: list[Record]
+    """{"round", "kind": "train" or "eval", and the metrics}, as in metrics.jsonl.
+
+    In a "train" record a metric of the clients' steps, such as `loss`, is the mean over all batches of the round, each
+    under its client's model as it was before that step: neither the global model's before the round nor after it.
+    "eval" records are of the model after the round, without dropout. `examples` counts each of a client's examples
+    once, however often the client went through them.
+    """
+    best: Best | None  # None without evaluation
+    stopped: Stopped
+    speed: dict[str, float]
+    """Since it was last started: client updates, local steps, examples and operations a second, fill, share of time waiting for data,
+    programs, compile seconds; empty where the backend has no meter. Also the last line of the log."""
+
+    def __repr__(self) -> str:
+        rounds = self.records[-1]["round"] if self.records else 0
+        best = "" if self.best is None else f", best {self.best.value:.4g} after round {self.best.round}"
+        return f"History({self.stopped!r} after {rounds} rounds, {len(self.records)} records{best})"
+
+    def curve(self, metric: str = "loss", kind: Literal["train", "eval"] = "eval") -> tuple[np.ndarray, np.ndarray]:
+        """(the rounds [n] after which it was recorded, its values [n]) of one metric. Raises KeyError where no record has it."""
+        found = [(record["round"], record[metric]) for record in self.records if record["kind"] == kind and metric in record]
+        if not found:
+            there = {name for record in self.records if record["kind"] == kind for name in record} - {"round", "kind", "lacked"}
+            way_out = f"there are {', '.join(sorted(there))}" if there else 'fit(evaluate_every=) makes "eval" records'
+            raise KeyError(f"no {kind!r} record has {metric!r}: {way_out}")
+        rounds, values = zip(*found, strict=True)
+        return np.array(rounds), np.array(values, np.float64)
