@@ -39,11 +39,11 @@ from fedjax_core.run.lock import claim
 from fedjax_core.run.log import Log
 from fedjax_core.run.monitor import Evaluate, Judge, check_counts
 from fedjax_core.run.resume import resumable
-from fedjax_core.run.rounds import Rounds
+from fedjax_core.run.rounds import EachRound, Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
 from fedjax_core.run.simulation import Simulation
-from fedjax_core.run.snapshot import Saved
+from fedjax_core.run.snapshot import Saved, fingerprint, taken
 from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
 
@@ -58,6 +58,8 @@ def fit(
     *,
     key: Key | None = None,
     params: Params | None = None,
+    state: Any = None,
+    each_round: EachRound | None = None,
     checkpoint_every: int = 10,
     keep: int = 3,
     evaluate_every: int = 0,
@@ -76,20 +78,31 @@ def fit(
     (dropout, rounding). The order of examples goes by the backend's `seed`, and cohorts by theirs: to repeat a run with other draws,
     change all three.
 
-    `cohorts(round)` gives the clients of a round. `evaluate_every` rounds (0: never), and
-    once before the first, the state is evaluated, by default on the clients trained on, or on the people that real sites hold out
-    (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row without a better
-    one end the run. Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
-    must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and nothing else, are
-    encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it
-    writes is for its owner alone; else as the umask says.
+    It begins from `params` where given, or from a whole `state`, with what clients keep: the rounds that this has behind
+    it count as done. A checkpoint in `run_dir` comes first.
+
+    `cohorts(round)` gives the clients of a round, from 0. `evaluate_every` rounds (0: never), and once before the first, the
+    state is evaluated, by default on the clients trained on, or on the people that real sites hold out
+    (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row
+    without a better one end the run.
+
+    `each_round(rounds done, state, metrics)` is called after each round with its state, which may be kept, and its metrics
+    as in the records. Returning True ends the run, which stays ended when it is started again. The device waits for it,
+    and after a crash the rounds since the last checkpoint come again.
+
+    Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
+    must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and
+    nothing else, are encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no
+    `run_dir`. Of a federation, what it writes is for its owner alone; else as the umask says.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
     digested: 200 MB in 0.11 s, not 1.1 s.
     """
+    given = None if state is None else _given(state, rounds, key, params)
     key = jax.random.key(0) if key is None else key
     _check(sim, cohorts, key)
+    _check_each(each_round, rounds_per_dispatch)
     if run_dir is not None and jax.process_count() > 1:
         raise ValueError(
             f"run_dir {str(run_dir)!r} is written by one process, and jax.distributed has {jax.process_count()}: leave run_dir= out and "
@@ -116,6 +129,7 @@ def fit(
             "params": params,
             "rounds_per_dispatch": rounds_per_dispatch,
             "evaluation": judge.settings,
+            **({} if given is None else {"state": fingerprint(given.leaves, given.arrays)}),
         }
         warn_of_other_seeds(sim, cohorts, key, params)
         described = config.describe(configuration) if run_dir is not None else {}
@@ -124,13 +138,16 @@ def fit(
         if checkpoints is not None and saved is not None:
             _note(sim, checkpoints, saved, changed)
         state = sim.init(key, params)
-        run = Rounds(sim, cohorts, judge, checkpoints, about, interruption)
+        run = Rounds(sim, cohorts, judge, checkpoints, about, interruption, each_round, began=0 if given is None else given.round)
+        if given is not None and saved is None:
+            state = given.place(state, "the given state", "bring its parts together by state._replace(...)")
+        given = None  # a copy of all that is in it
         if saved is not None:
             assert checkpoints is not None
             state = saved.place(state)
             run.resume(saved)
             run.needs = {round: about.get("needs") for round, about in checkpoints.abouts().items()}
-        run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, progress=progress, private=private))
+        run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, began=run.began, progress=progress, private=private))
         if hasattr(sim, "retain"):
             stack.callback(sim.retain, None)  # whoever runs rounds by hand may go on from states that nobody knows of
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
@@ -177,6 +194,31 @@ def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list
     for round, name, why in checkpoints.set_aside:
         note("checkpoint damaged", round, {"set_aside": name, "reason": why})
     note("resumed", saved.round, {f"changed.{i}": line for i, line in enumerate(changed)})
+
+
+def _given(state: Any, rounds: int, key: Any, params: Any) -> Saved:
+    """A state that was given, copied to the host, so that it stays as it is; raises where a run cannot begin from it."""
+    if not hasattr(state, "round"):
+        raise TypeError(f"state= is a whole State, such as History.state, got {type(state).__name__}: for a model alone give params=")
+    if key is not None or params is not None:
+        name = "key" if key is not None else "params"
+        raise ValueError(f"{name}= is given, and so is state=, which has its own: leave one of them out, or use state._replace(...)")
+    if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+        raise ValueError("state= was used up by run(..., donate=True), which put the state that came of it in its place: give that one")
+    if (done := int(state.round)) > rounds:
+        raise ValueError(f"state= has {done} rounds behind it, and rounds={rounds} in all are asked for: ask for at least as many")
+    leaves, arrays = taken(state)
+    return Saved(done, {}, leaves, arrays)
+
+
+def _check_each(each_round: Any, rounds_per_dispatch: int) -> None:
+    if each_round is not None and not callable(each_round):
+        raise TypeError(f"each_round= is a function (round, state, metrics), got {type(each_round).__name__}")
+    if each_round is not None and rounds_per_dispatch > 1:
+        raise ValueError(
+            f"each_round= sees the state of every round, and rounds_per_dispatch={rounds_per_dispatch} has that of some alone: leave one "
+            "of them out"
+        )
 
 
 def _check(sim: Simulation, cohorts: Any, key: Any) -> None:

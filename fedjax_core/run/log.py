@@ -44,13 +44,16 @@ Record = dict[str, Any]
 class Log:
     """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it in a `with`.
 
+    `began`: the rounds that the run's first state had behind it, of which there are no records.
     Where they are `private`, its files are for their owner alone; else as the umask says.
     """
 
-    def __init__(self, run_dir: Path | None, *, rounds: int, done: int = 0, progress: bool = True, private: bool = False) -> None:
+    def __init__(
+        self, run_dir: Path | None, *, rounds: int, done: int = 0, began: int = 0, progress: bool = True, private: bool = False
+    ) -> None:
         self.records: list[Record] = []
         self._private = private
-        self._run_dir, self._done = run_dir, done
+        self._run_dir, self._done, self._began = run_dir, done, began
         self._file: TextIO | None = None
         self._events: _Events | None = None
         self._shown = (
@@ -64,9 +67,10 @@ class Log:
             write_whole(path, "".join(map(_line, self.records)), private=self._private)
             self._file = open(path, "a", buffering=1)
             self._events = _Events(self._run_dir / EVENTS, forget=self._done + 1 if self._done else 0, private=self._private)
-            missing = self._done - sum(record["kind"] == "train" for record in self.records)
+            here = self._done - self._began
+            missing = here - sum(record["kind"] == "train" for record in self.records)
             if missing:
-                log.warning("%s lacks %d of the %d rounds done: it was edited or damaged", path, missing, self._done)
+                log.warning("%s lacks %d of the %d rounds done: it was edited or damaged", path, missing, here)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

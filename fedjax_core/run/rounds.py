@@ -39,10 +39,13 @@ class Rounds:
         checkpoints: Checkpoints | None,
         about: dict[str, Any],
         interruption: Interruption,
+        each_round: EachRound | None = None,
+        began: int = 0,
     ) -> None:
         self.sim, self.cohorts, self.judge, self.checkpoints = sim, cohorts, judge, checkpoints
-        self.about, self.interruption = about, interruption
-        self.done = 0
+        self.about, self.interruption, self.each_round = about, interruption, each_round
+        self.done = self.began = began  # the rounds that the first state of the run had behind it
+        self.ended = False  # by `each_round`
         self.best: Best | None = None
         self.misses = 0  # evaluations since the best
         self.cohort_size = 0  # the largest so far: a backend's buffers are made for it
@@ -56,7 +59,8 @@ class Rounds:
         """Takes up the bookkeeping of a checkpoint."""
         progress = saved.about["progress"]
         self.done = self.saved = saved.round
-        self.cohort_size = progress["cohort_size"]
+        self.cohort_size, self.began = progress["cohort_size"], progress.get("began", 0)
+        self.ended = progress.get("ended", False) and self.each_round is not None  # without it the run goes on
         if progress["judged_by"] == [self.judge.metric, self.judge.mode]:
             self.best, self.misses = Best(*progress["best"]) if progress["best"] else None, progress["misses"]
         elif progress["best"]:
@@ -76,7 +80,7 @@ class Rounds:
         stopped: Stopped = "finished"
         unread: tuple[int, Any] | None = None
         while self.done < rounds:
-            if self.judge.patience is not None and self.misses >= self.judge.patience:
+            if self.ended or (self.judge.patience is not None and self.misses >= self.judge.patience):
                 stopped = "early stop"
                 break
             if self.interruption.asked:
@@ -87,6 +91,9 @@ class Rounds:
             self.newest = state
             self._read(unread)  # of the rounds before: the device is at work on these
             unread, self.done = (start, metrics), stop
+            if self.each_round is not None:
+                row = self._read(unread)
+                unread, self.ended = None, _ends(self.each_round(self.done, state, row))
             due = self.done % checkpoint_every == 0
             if self.judge.every and self.done % self.judge.every == 0:
                 self._read(unread)
@@ -113,20 +120,23 @@ class Rounds:
     def _dispatch(self, state: Any, start: int, stop: int, group: int) -> tuple[Any, Any]:
         drawn = [self.cohorts(round) for round in range(start, stop)]
         self.cohort_size = max(self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn))
+        donate = self.each_round is None  # which may keep the state that it is given
         if group > 1:
-            return self.sim.run_many(state, drawn, donate=True)
-        return self.sim.run(state, drawn[0], donate=True)
+            return self.sim.run_many(state, drawn, donate=donate)
+        return self.sim.run(state, drawn[0], donate=donate)
 
-    def _read(self, unread: tuple[int, Any] | None) -> None:
-        """Fetches and logs the metrics of rounds that were dispatched."""
+    def _read(self, unread: tuple[int, Any] | None) -> dict[str, float]:
+        """Fetches and logs the metrics of rounds that were dispatched; those of the last one."""
+        row: dict[str, float] = {}
         if unread is None:
-            return
+            return row
         start, metrics = unread
         values = {name: np.atleast_1d(_value(metric)) for name, metric in jax.device_get(dict(metrics)).items()}
         for i in range(max(len(column) for column in values.values())):
             row = {name: float(column[i]) for name, column in values.items()}
             self._warn(start + i + 1, row)
             self.log.write(start + i + 1, "train", row, lacked=self._lacked(start + i + 1))
+        return row
 
     def _lacked(self, round: int) -> list[str]:
         """Who was to be in this round and was not, where the backend tells, by its `lacked(round)`."""
@@ -163,7 +173,7 @@ class Rounds:
         better = self.judge.better(values[self.judge.metric], self.best)
         if better:
             self.best, self.misses = Best(self.done, values[self.judge.metric]), 0
-        elif self.done:
+        elif self.done > self.began:
             self.misses += 1
         return better
 
@@ -177,6 +187,8 @@ class Rounds:
             "misses": self.misses,
             "judged_by": [self.judge.metric, self.judge.mode],
             "cohort_size": self.cohort_size,
+            "began": self.began,
+            "ended": self.ended,
         }
         best = self.best.round if self.best else None
         about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.answers()}
@@ -196,6 +208,13 @@ class Rounds:
         self.needs = {round: needs for round, needs in self.needs.items() if round in there}
         unknown = any(needs is None for needs in self.needs.values())  # in a checkpoint of a former version
         self.sim.retain(None if unknown else [*self.needs.values()])
+
+
+def _ends(said: Any) -> bool:
+    """What a callback says, which is nothing or a bool."""
+    if said is not None and not isinstance(said, (bool, np.bool_)):
+        raise TypeError(f"each_round= must return None, or True to end the run, and returned a {type(said).__name__}")
+    return bool(said)
 
 
 def _next(done: int, every: int) -> int:

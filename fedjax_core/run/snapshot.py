@@ -5,12 +5,15 @@
 [1, 2]
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_core.describe import digest
 
 
 class CheckpointError(RuntimeError):
@@ -43,7 +46,7 @@ class Savable(Protocol):
     def saved(self) -> Any:
         """What a checkpoint has in its place: arrays by name, one of them `who` [n]."""
 
-    def shapes(self, count: int) -> Any:
+    def shapes(self, touched: int) -> Any:
         """The shapes of `saved()` where there are so many rows."""
 
     def restored(self, saved: Any) -> Any:
@@ -59,8 +62,10 @@ class Saved:
     leaves: list[Leaf]
     arrays: list[np.ndarray]
 
-    def place(self, like: Any) -> Any:
+    def place(self, like: Any, what: str = "the checkpoint", otherwise: str = "choose another run_dir") -> Any:
         """The saved state in the structure and on the devices of `like`; raises, naming the leaf, where they do not fit.
+
+        `what` and `otherwise` are for that error: what does not fit, and what to do if it is not meant to.
 
         A store of clients' rows in `like` (`fedjax_core.lanes.tiers`) takes back however many rows were saved.
         """
@@ -73,12 +78,12 @@ class Saved:
         saved, now = {leaf.name: leaf.kind for leaf in self.leaves}, {_name(path): _kind(x) for path, x in expected}
         wrong = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
         if wrong or list(saved) != list(now):
-            lines = [f"{name} is {saved.get(name, 'absent')} in the checkpoint and {now.get(name, 'absent')} now" for name in wrong[:5]]
+            lines = [f"{name} is {saved.get(name, 'absent')} in {what} and {now.get(name, 'absent')} now" for name in wrong[:5]]
             lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
             said = "; ".join(lines) or "another order of leaves"
             raise ValueError(
-                f"the checkpoint of round {self.round} does not fit the state of this run: {said}. "
-                "Build the same model and algorithm, or choose another run_dir."
+                f"{what} of round {self.round} does not fit the state of this run: {said}. "
+                f"Build the same model and algorithm, or {otherwise}."
             )
         placed = [_place(leaf, array, x) for leaf, array, (_, x) in zip(self.leaves, self.arrays, expected, strict=True)]
         stored = jax.tree.unflatten(structure, placed)
@@ -92,6 +97,14 @@ def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
     arrays = [np.array(x) for x in data]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
     keys = [str(jax.random.key_impl(x)) if _is_key(x) else None for _, x in leaves]
     return [Leaf(_name(path), str(x.dtype), x.shape, key) for (path, _), x, key in zip(leaves, arrays, keys, strict=True)], arrays
+
+
+def fingerprint(leaves: list[Leaf], arrays: list[np.ndarray]) -> str:
+    """By which two states that were `taken` can be told apart."""
+    found = hashlib.sha256()
+    for leaf, array in zip(leaves, arrays, strict=True):
+        found.update(f"{leaf.name} {leaf.kind} {digest(array)}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def _name(path: Any) -> str:
