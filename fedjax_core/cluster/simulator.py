@@ -38,7 +38,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped
 from fedjax_core.lanes import memory
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
-from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
+from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.program import Collected
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
@@ -276,6 +276,10 @@ class ClusterSimulator:
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on), here; each client on a model of its own where it has one."""
         return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._kept.rows)
+
+    def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        return score_state(self.round.algorithm, state, self.clients, clients, self._kept.rows)
 
     def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Share]:
         """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""

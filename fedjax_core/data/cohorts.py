@@ -14,6 +14,7 @@ uniform(population=1000, size=4, seed=0, replace=False)
 
 import hashlib
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +43,30 @@ class Sampler(Protocol):
 
     def __call__(self, round: int, /) -> np.ndarray | Cohort:
         """The round's clients: positions [K] int32, or a `Cohort` where one may be drawn several times."""
+
+
+Score = Callable[[Any], Mapping[str, np.ndarray]]
+"""Positions [n] of clients -> {metric: [n]}, the model's on each one's examples; NaN where there are none, or it is not told."""
+
+
+class Chooser(Protocol):
+    """A sampler that looks at the model before it says who takes part, which `fc.fit` asks instead of calling it.
+
+    It goes by nothing but what it is given, so that a run that was interrupted chooses as it would have. A round is
+    then not known before the one before it is done, and how often a client takes part depends on the data: there is no
+    rate that a privacy accountant could go by.
+    """
+
+    @property
+    def population(self) -> int:
+        """How many clients there are to choose from."""
+
+    @property
+    def max_size(self) -> int:
+        """The most distinct clients that a round can have."""
+
+    def choose(self, round: int, state: Any, score: Score, /) -> np.ndarray | Cohort:
+        """The round's clients; `state` is the one that the round before it ended with, and not to be kept."""
 
 
 # The samplers are classes in lower case, so that what is printed is what was written.
@@ -160,6 +185,77 @@ class everyone:
 
     def __call__(self, round: int) -> np.ndarray:
         return np.arange(self.population, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class listed:
+    """The cohorts of a list, or the rows of an array [R, K], one a round; raises where a run has more rounds."""
+
+    cohorts: Sequence[Any] = field(repr=False, compare=False)
+    population: int
+    rounds: int = field(init=False)
+    digest: str = field(init=False)  # of the cohorts, by which samplers compare
+
+    def __post_init__(self) -> None:
+        _check_population(self.population, 0)
+        if any(not isinstance(cohort, Cohort) and np.ndim(cohort) == 0 for cohort in self.cohorts):
+            raise ValueError(
+                "a list of cohorts has one for each round, [[0, 1], [2, 3]], and this one has numbers: for the same "
+                "clients in every round give a function, lambda round: [0, 1]"
+            )
+        found = tuple(as_cohort(cohort, self.population) for cohort in self.cohorts)
+        told = hashlib.sha256(b"".join(np.stack(cohort).tobytes() + b"|" for cohort in found))
+        object.__setattr__(self, "cohorts", found)
+        object.__setattr__(self, "rounds", len(found))
+        object.__setattr__(self, "digest", told.hexdigest()[:16])
+
+    @property
+    def max_size(self) -> int:
+        return max((len(cohort.clients) for cohort in self.cohorts), default=0)
+
+    def __call__(self, round: int) -> Cohort:
+        if round >= self.rounds:
+            raise ValueError(f"{self.rounds} cohorts are listed, and one is wanted for round {round}, from 0: list one for each")
+        cohort: Cohort = self.cohorts[round]
+        return cohort
+
+
+@dataclass(frozen=True)
+class power_of_choice:
+    """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is; sorted.
+
+    Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022. There they
+    are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`. A client whose metric
+    is not known, as it has no examples, comes last; of equals the one that stands first. The model is sent to all
+    candidates, and evaluated on all their examples, for each round.
+    """
+
+    candidates: Sampler
+    size: int
+    metric: str = "loss"
+
+    def __post_init__(self) -> None:
+        draws.check_whole("size", self.size, least=1)
+        if self.size > self.candidates.max_size:
+            raise ValueError(f"cannot choose {self.size} clients of at most {self.candidates.max_size} candidates: have more drawn")
+
+    @property
+    def population(self) -> int:
+        return self.candidates.population
+
+    @property
+    def max_size(self) -> int:
+        return self.size
+
+    def choose(self, round: int, state: Any, score: Score) -> np.ndarray:
+        drawn = as_cohort(self.candidates(round), self.population).clients
+        if not len(drawn):
+            return drawn
+        found = score(drawn)
+        if self.metric not in found:
+            raise ValueError(f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(found) or 'none'}")
+        known = np.where(np.isnan(found[self.metric]), -np.inf, found[self.metric])
+        return np.sort(drawn[np.lexsort((drawn, -known))[: self.size]])
 
 
 def as_cohort(value: Any, population: int) -> Cohort:

@@ -142,6 +142,10 @@ class AsynchronousSimulator:
         """The model on the examples of `clients` (default: those trained on)."""
         return self._sim.evaluate(state, clients)
 
+    def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        return self._sim.score(state, clients)
+
     def _arrivals(self, clock: Clock, version: int, chosen: np.ndarray) -> tuple[list[Arrival], int, Clock]:
         """(the updates of this step in the order in which they come, how many were too old, the clock after the last of them)."""
         started, last = np.array(clock.flight.started), np.array(clock.flight.last)

@@ -31,9 +31,11 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from fedjax_core import tree
 from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.cohorts import as_cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.data.task_check import check_data
 from fedjax_core.evaluation import CrossEvaluation, crossed, pool
@@ -83,8 +85,23 @@ def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, populat
                 "evaluate=lambda sim, state: fc.evaluate(task, state.params, central).pooled"
             )
         kept = state.clients if rows is None else rows.read(np.arange(population))
-        personal = jax.jit(jax.vmap(algorithm.personal, in_axes=(None, 0)))(state.server, kept.own)
+        personal = _models(algorithm.personal)(state.server, kept.own)
     return evaluate(algorithm.task, state.params, clients, personal=personal)
+
+
+def score_state(algorithm: Algorithm, state: State, clients: Clients, who: Any, rows: Rows | None) -> dict[str, np.ndarray]:
+    """Each metric of the clients at these positions [n], {name: [n]}, under a state's model or each one's own; NaN without examples.
+
+    The programs are those of an evaluation of all `clients`, however many are asked for.
+    """
+    who = as_cohort(who, len(clients)).clients
+    task, personal = algorithm.task, None
+    if algorithm.personal is not None:
+        kept = tree.take(state.clients, who) if rows is None else rows.read(np.asarray(who, np.int64))
+        personal = _models(algorithm.personal)(state.server, kept.own)
+    check_data(task, clients, _SMALL, params=state.params)
+    sums, sizes = _sums(task, state.params, clients, personal, who), clients.sizes[who]
+    return {name: np.divide(total, sizes, out=np.full(len(who), np.nan), where=sizes > 0) for name, total in sums.items()}
 
 
 def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
@@ -101,31 +118,46 @@ def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
     return found
 
 
-def _sums(task: Task, params: Params, clients: Clients, personal: Params | None = None) -> dict[str, np.ndarray]:
-    """Each metric's sum over each client's examples, {name: [N] float64}."""
+def _sums(task: Task, params: Params, clients: Clients, personal: Params | None = None, who: Any = None) -> dict[str, np.ndarray]:
+    """Each metric's sum over the examples of each client, or of those at the positions `who`, {name: [n] float64}."""
+    count = len(clients) if who is None else len(who)
     found: dict[str, np.ndarray] = {}
-    for rows, owner, batches in _chunks(clients):
+    for rows, owner, batches in _chunks(clients, who):
         mine = jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal) if personal is not None else params
         for name, sums in jax.device_get(batch_sums(task, personal is not None)(mine, batches)).items():
-            into = found.setdefault(name, np.zeros(len(clients)))
+            into = found.setdefault(name, np.zeros(count))
             np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
-    return found
+    return found or {name: np.zeros(count) for name in _names(task, params, clients)}  # where none of them has an example
 
 
-def _chunks(clients: Clients) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
-    """(rows [G, B], client of each batch [G], the batches with leaves [G, B, ...]), padded to one shape."""
+def _names(task: Task, params: Params, clients: Clients) -> list[str]:
+    """The metrics of the task's evaluation."""
+    columns = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), clients.columns)
+    mask: Any = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return list(jax.eval_shape(task.evaluation, params, Batch(columns, mask)))
+
+
+def _chunks(clients: Clients, who: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+    """(rows [G, B], place in `who` of each batch's client [G], the batches with leaves [G, B, ...]), padded to one shape."""
     sizes = clients.sizes
     size = int(np.clip(2 ** np.ceil(np.log2(max(1.0, np.median(sizes[sizes > 0])))), 8, 512))
-    rows, steps = in_order(np.arange(len(clients)), clients.offsets, size)
-    owner = np.repeat(np.arange(len(clients)), steps)
-    group = min(max(1, _ROWS // size), len(rows))
+    who = np.arange(len(clients)) if who is None else np.asarray(who, np.int64)
+    rows, steps = in_order(who, clients.offsets, size)
+    places = np.repeat(np.arange(len(who)), steps)
+    group = min(max(1, _ROWS // size), int((-(-sizes // size)).sum()))
     for begin in range(0, len(rows), group):
-        part, who = rows[begin : begin + group], owner[begin : begin + group]
+        part, owner = rows[begin : begin + group], places[begin : begin + group]
         short = group - len(part)
-        part, who = np.pad(part, ((0, short), (0, 0)), constant_values=-1), np.pad(who, (0, short))
-        part[group - short :] = ~clients.offsets[who[0]]  # padding reads an example that is there
+        part, owner = np.pad(part, ((0, short), (0, 0)), constant_values=-1), np.pad(owner, (0, short))
+        part[group - short :] = ~clients.offsets[who[owner[0]]]  # padding reads an example that is there
         examples = jax.tree.map(jnp.asarray, narrow(jax.tree.map(lambda x, part=part: x[np.where(part < 0, ~part, part)], clients.columns)))
-        yield part, who, Batch(examples, jnp.asarray(part >= 0, jnp.float32))
+        yield part, owner, Batch(examples, jnp.asarray(part >= 0, jnp.float32))
+
+
+@lru_cache(maxsize=32)
+def _models(personal: Callable[[Any, Any], Params]) -> Any:
+    """(server, own [n, ...]) -> each client's own model [n, ...]."""
+    return jax.jit(jax.vmap(personal, in_axes=(None, 0)))
 
 
 @lru_cache(maxsize=32)

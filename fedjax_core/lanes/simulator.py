@@ -32,7 +32,7 @@ from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.dispatch import Feed
-from fedjax_core.lanes.evaluate import Evaluation, evaluate_state
+from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.mesh import Placing
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed
@@ -194,6 +194,10 @@ class Simulator:
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on); where clients keep a model of their own, each on its own."""
         return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._rows)
+
+    def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        return score_state(self.round.algorithm, state, self.clients, clients, self._rows)
 
     def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
         """These rounds in one call of the program, in buffers that hold so many; metrics without an axis of rounds where that is one."""

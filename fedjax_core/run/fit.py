@@ -24,13 +24,15 @@ same groups: those end at multiples of `rounds_per_dispatch`, `checkpoint_every`
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_core.data.cohorts import Chooser, listed
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, best, read
 from fedjax_core.run.encryption import load_key
@@ -53,7 +55,7 @@ log = logging.getLogger("fedjax_core")
 def fit(
     sim: Simulation,
     rounds: int,
-    cohorts: Callable[[int], Any],
+    cohorts: Callable[[int], Any] | Chooser | Sequence[Any] | np.ndarray,
     run_dir: str | os.PathLike[str] | None = None,
     *,
     key: Key | None = None,
@@ -81,7 +83,8 @@ def fit(
     It begins from `params` where given, or from a whole `state`, with what clients keep: the rounds that this has behind
     it count as done. A checkpoint in `run_dir` comes first.
 
-    `cohorts(round)` gives the clients of a round, from 0. `evaluate_every` rounds (0: never), and once before the first, the
+    `cohorts(round)` gives the clients of a round, from 0; a list of them is taken as it stands; and a sampler may look at
+    the state before it chooses (`fc.cohorts.power_of_choice`). `evaluate_every` rounds (0: never), and once before the first, the
     state is evaluated, by default on the clients trained on, or on the people that real sites hold out
     (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row
     without a better one end the run.
@@ -101,7 +104,8 @@ def fit(
     """
     given = None if state is None else _given(state, rounds, key, params)
     key = jax.random.key(0) if key is None else key
-    _check(sim, cohorts, key)
+    sampler = _sampler(sim, cohorts, rounds, rounds_per_dispatch)
+    _check_key(key)
     _check_each(each_round, rounds_per_dispatch)
     if run_dir is not None and jax.process_count() > 1:
         raise ValueError(
@@ -124,21 +128,21 @@ def fit(
             "settings": sim.settings,
             "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if run_dir is not None else None},
             "round": sim.round,
-            "cohorts": cohorts,
+            "cohorts": sampler,
             "key": key,
             "params": params,
             "rounds_per_dispatch": rounds_per_dispatch,
             "evaluation": judge.settings,
             **({} if given is None else {"state": fingerprint(given.leaves, given.arrays)}),
         }
-        warn_of_other_seeds(sim, cohorts, key, params)
+        warn_of_other_seeds(sim, sampler, key, params)
         described = config.describe(configuration) if run_dir is not None else {}
         about = {"config": described, "versions": config.versions()}
         saved, changed = (None, []) if checkpoints is None else resumable(checkpoints, newest, about, rounds=rounds, override=override)
         if checkpoints is not None and saved is not None:
             _note(sim, checkpoints, saved, changed)
         state = sim.init(key, params)
-        run = Rounds(sim, cohorts, judge, checkpoints, about, interruption, each_round, began=0 if given is None else given.round)
+        run = Rounds(sim, sampler, judge, checkpoints, about, interruption, each_round, began=0 if given is None else given.round)
         if given is not None and saved is None:
             state = given.place(state, "the given state", "bring its parts together by state._replace(...)")
         given = None  # a copy of all that is in it
@@ -221,11 +225,17 @@ def _check_each(each_round: Any, rounds_per_dispatch: int) -> None:
         )
 
 
-def _check(sim: Simulation, cohorts: Any, key: Any) -> None:
-    if not callable(cohorts):
+def _sampler(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: int) -> Any:
+    """Who says who takes part, `cohorts` itself or made of a list; raises where it does not fit the run."""
+    chooses = hasattr(cohorts, "choose")
+    if isinstance(cohorts, (Sequence, np.ndarray, jax.Array)) and not isinstance(cohorts, str):
+        cohorts = listed(cohorts, len(sim.clients))  # type: ignore[arg-type]
+        if cohorts.rounds < rounds:
+            raise ValueError(f"cohorts= lists {cohorts.rounds} rounds, and rounds={rounds}: list a cohort for each, or give a function")
+    elif not callable(cohorts) and not chooses:
         raise TypeError(
-            f"cohorts= must be a function of the round, got {type(cohorts).__name__}: use fc.cohorts.uniform(...) or the like, "
-            "or lambda round: table[round] for cohorts that are already drawn"
+            f"cohorts= must be a function of the round or a list with a cohort for each, got {type(cohorts).__name__}: use "
+            "fc.cohorts.uniform(...) or the like"
         )
     population = getattr(cohorts, "population", len(sim.clients))
     if population != len(sim.clients):
@@ -233,5 +243,16 @@ def _check(sim: Simulation, cohorts: Any, key: Any) -> None:
             f"cohorts= draws from {population} clients, but the simulation has {len(sim.clients)}; build both from the same clients: "
             "fc.cohorts.uniform(len(clients), size=...)"
         )
+    if chooses and not hasattr(sim, "score"):
+        raise TypeError(f"{type(cohorts).__name__} asks what clients' losses are, and a {type(sim).__name__} has no score(state, clients)")
+    if chooses and rounds_per_dispatch > 1:
+        raise ValueError(
+            f"{type(cohorts).__name__} looks at the state before each round, and rounds_per_dispatch={rounds_per_dispatch} has only "
+            "that of some: leave it at 1"
+        )
+    return cohorts
+
+
+def _check_key(key: Any) -> None:
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
         raise TypeError(f"key= must be one typed key, such as jax.random.key(0), got {key!r}")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -118,7 +119,11 @@ class Rounds:
             reserve(self.cohort_size)
 
     def _dispatch(self, state: Any, start: int, stop: int, group: int) -> tuple[Any, Any]:
-        drawn = [self.cohorts(round) for round in range(start, stop)]
+        choose = getattr(self.cohorts, "choose", None)  # which there is of single rounds alone
+        if choose is not None:
+            drawn = [choose(start, state, partial(self.sim.score, state))]  # type: ignore[attr-defined]
+        else:
+            drawn = [self.cohorts(round) for round in range(start, stop)]
         self.cohort_size = max(self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn))
         donate = self.each_round is None  # which may keep the state that it is given
         if group > 1:

@@ -310,10 +310,25 @@ class Federation:
         """
         if clients is not None:
             raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
+        believed, reasons = self._told(state, list(range(len(self.clients))))
+        return told.evaluation(self._names, believed, reasons, self.judged_on)
+
+    def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
+        """Each metric of the sites at these positions [n], {name: [n]}, for a sampler that chooses by them.
+
+        Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer, does not tell
+        it, or is not believed.
+        """
+        who = sampling.as_cohort(clients, len(self.clients)).clients.tolist()
+        believed, reasons = self._told(state, who)
+        found = told.evaluation(self._names, believed, reasons, self.judged_on).clients
+        return {name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who]) for name, x in found.items()}
+
+    def _told(self, state: State, who: list[int]) -> tuple[told.Believed, dict[int, str]]:
+        """(what these sites tell of the state's model, why others of them do not)."""
         number, sizes = int(state.round), self.clients.judged
-        everyone = range(len(sizes))
-        self._collector.begin(number, everyone)
-        asked = [at for at in everyone if at not in self._collector.unknown]
+        self._collector.begin(number, who)
+        asked = [at for at in who if at not in self._collector.unknown]
         personal = self.round.algorithm.personal is not None
         body = {"server": state.server} if personal else {"params": state.params}
         versions = np.zeros(len(sizes), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
@@ -324,9 +339,9 @@ class Federation:
         told.say(believed, self._names, lambda name, about: self._record(name, "set aside", number, about))
         reasons = self._collector.hearing.reasons
         reasons |= believed.reasons
-        self._collector.check_quorum(number, everyone, list(believed.told), "evaluation")
-        self._collector.absent.tell(f"the evaluation after round {number}", everyone, set(believed.told), reasons)
-        return told.evaluation(self._names, believed, reasons, self.judged_on)
+        self._collector.check_quorum(number, who, list(believed.told), "evaluation")
+        self._collector.absent.tell(f"the evaluation after round {number}", who, set(believed.told), reasons)
+        return believed, reasons
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
         """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.

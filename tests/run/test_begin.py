@@ -151,6 +151,18 @@ def test_a_function_that_is_none_is_refused(rich, settings, kind, said):
         fit(rich, 2, cohorts(), **settings)
 
 
+def test_a_list_of_cohorts_is_taken_as_it_stands(rich, tmp_path):
+    table = [[0, 3], [1], [5, 4, 0]]
+    expected = fit(rich, 3, lambda round: table[round])
+    assert bits(fit(rich, 3, table).state) == bits(expected.state)
+    fit(rich, 2, table, tmp_path)
+    assert bits(fit(rich, 3, table, tmp_path).state) == bits(expected.state)
+    with pytest.raises(ValueError, match=r"cohorts\.digest"):
+        fit(rich, 3, [*table[:2], [5, 4]], tmp_path)
+    rows = np.array([[0, 3], [5, 4]])
+    assert bits(fit(rich, 2, rows).state) == bits(fit(rich, 2, jnp.asarray(rows)).state) == bits(fit(rich, 2, lambda r: rows[r]).state)
+
+
 def test_a_class_around_a_simulator_is_a_backend_too(tmp_path):
     """As the README says: gossip between the clients' own models after each round, resumed by `fit`."""
 
