@@ -28,7 +28,7 @@ from fedjax_core.lanes import (
     predict,
 )
 from fedjax_core.round import Round, State, compose
-from fedjax_core.run import History, fit
+from fedjax_core.run import History, fit, load_best, load_model, save_model
 from fedjax_core.task import Task
 from fedjax_core.types import Batch
 
@@ -62,11 +62,14 @@ __all__ = [
     "evaluate",
     "fit",
     "grid",
+    "load_best",
+    "load_model",
     "metrics",
     "models",
     "partition",
     "predict",
     "preprocess",
+    "save_model",
     "synthetic",
     "tree",
     "uplink",

@@ -7,6 +7,7 @@ from fedjax_core.models.from_flax import from_flax
 from fedjax_core.models.frozen import train_only, whole
 from fedjax_core.models.linear import linear, logistic
 from fedjax_core.models.mlp import mlp
+from fedjax_core.models.to_nnx import to_nnx
 from fedjax_core.models.transforms import accumulate, bfloat16, remat
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "logistic",
     "mlp",
     "remat",
+    "to_nnx",
     "train_only",
     "whole",
 ]
