@@ -29,8 +29,9 @@ Order = np.ndarray | Callable[[int, int], Any]
 class Plan:
     """How clients go through their data: `epochs` whole passes a round, or `steps` batches a round; by `order` where given.
 
-    `order` is an int array [N, T, B] of examples within each client (-1: unused), of which round r takes rows r*steps to
-    (r+1)*steps, or all of them each round without `steps`; or a function (round, client) -> [T, B].
+    `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps to (r+1)*steps,
+    or all of them each round without `steps`; or a function (round, client) -> [T, B] with T = `steps`, which is then
+    needed. -1 is an unused place; a batch has one example at least. A client without examples takes no steps.
     """
 
     batch_size: int

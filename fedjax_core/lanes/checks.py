@@ -33,6 +33,18 @@ def check_model(composed: Round, clients: Clients, batch_size: int) -> None:
     forget(clients.columns)
 
 
+def check_state(state: Any) -> None:
+    """Raises where a round cannot begin from the state: one that was used up, or of which a gradient is taken."""
+    leaves = [state.round, *jax.tree.leaves(state.server)]
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        raise TypeError(
+            "a round runs as a program of its own, and cannot be part of another or have its gradient taken: call run outside "
+            "of jax.jit and jax.grad, or take gradients through fc.Loops(...), which is slow"
+        )
+    if any(isinstance(x, jax.Array) and x.is_deleted() for x in leaves):
+        raise ValueError("this state was used up by run(..., donate=True): go on from the state that run gave back, or leave donate= out")
+
+
 def warn_outgrown(cohort_size: int, room: int) -> None:
     """Says that a cohort larger than there is room for compiles again, and how to avoid that; where there was no room yet, nothing."""
     if room:

@@ -30,7 +30,7 @@ from fedjax_core.data.batches import Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
-from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
+from fedjax_core.lanes.checks import check_model, check_simulation, check_state, warn_outgrown
 from fedjax_core.lanes.dispatch import Feed
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.mesh import Placing
@@ -272,7 +272,10 @@ class Simulator:
     def _round_of(self, state: State) -> int:
         """The round a state is at; for the state that the last call gave back, without waiting for the device."""
         known, number = self._known_round
-        return number if state.round is known else int(state.round)
+        if state.round is known:
+            return number
+        check_state(state)
+        return int(state.round)
 
     def _rounds_held(self, rounds: int) -> int:
         """How many rounds the buffers of a dispatch of `rounds` hold: one program for single rounds, and one for all longer runs."""

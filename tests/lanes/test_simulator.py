@@ -137,8 +137,20 @@ def test_a_donated_state_is_used_up_and_what_it_was_made_from_is_not():
     after, _ = sim.run(state, [0, 3], donate=True)
     assert state.params["w"].is_deleted() and not params["w"].is_deleted() and not jax.random.key_data(key).is_deleted()
     assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(after.params), jax.tree.leaves(kept.params), strict=True))
-    with pytest.raises(RuntimeError, match="deleted"):
+    with pytest.raises(ValueError, match=r"this state was used up by run\(..., donate=True\): go on from the state that run gave back"):
         sim.run(state, [0, 3])
+
+
+def test_a_gradient_through_a_round_is_refused_with_the_way_to_have_it():
+    sim = simulator(lanes=1)
+
+    def loss(scale):
+        state, _ = sim.run(sim.init(jax.random.key(0), jax.tree.map(lambda x: x * scale, TASK.init(jax.random.key(0)))), [0])
+        return sum(jnp.sum(x) for x in jax.tree.leaves(state.params))
+
+    for wanted in (jax.grad(loss), jax.jit(loss)):
+        with pytest.raises(TypeError, match=r"cannot be part of another or have its gradient taken.* through fc\.Loops"):
+            wanted(1.0)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_numbers(monkeypatch):
