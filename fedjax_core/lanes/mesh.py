@@ -11,9 +11,11 @@ device with both cores (2-core x86); those of large convolutions, which XLA spre
 P(None, 'model', None)
 """
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import jax
@@ -25,6 +27,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fedjax_core import machine
 from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.types import Columns
+
+log = logging.getLogger("fedjax_core")
 
 _EVERY: Any = PartitionSpec()
 _ALIGNED = 64  # bytes: where an array begins at a multiple of so many, JAX on CPU works on it where it is
@@ -54,6 +58,16 @@ def cores(count: int | None = None) -> Mesh:
             f"or start with JAX_NUM_CPU_DEVICES={wanted}"
         )
     return Mesh(np.array(devices[:wanted]), ("lanes",))
+
+
+@cache
+def say_idle_cores() -> None:
+    """Says once, where lanes are on one device of a CPU with more cores, how to have them on each."""
+    if machine.cores() > 1 and jax.default_backend() == "cpu" and jax.local_device_count() == 1:
+        log.info(
+            "lanes are on one of %d cores: Simulator(..., mesh=fc.cores()), asked for before anything is computed, has some on each",
+            machine.cores(),
+        )
 
 
 class Placing:

@@ -33,7 +33,7 @@ from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, check_state, warn_outgrown
 from fedjax_core.lanes.dispatch import Feed
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
-from fedjax_core.lanes.mesh import Placing
+from fedjax_core.lanes.mesh import Placing, say_idle_cores
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.tiers import Rows
@@ -84,6 +84,8 @@ class Simulator:
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         self._placing = Placing(mesh)
+        if mesh is None:
+            say_idle_cores()
         self.meter = Meter(self._asked)
         """How fast it goes: `meter.report()`."""
         self.traces = 0
