@@ -16,6 +16,7 @@ from flax import nnx
 
 from fedjax_core import Clients, aggregators, algorithms, compose, models, uplink
 from fedjax_core.round import Round
+from tests import gradients
 
 SIZES = (5, 1, 0, 23, 4, 7, 2, 8, 3, 6, 1, 4)  # one example, none, and one client larger than all others
 SGD = optax.sgd(0.1)
@@ -139,6 +140,8 @@ ZOO: dict[str, Entry] = {
     "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
+    "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
+    "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),
     # stages
     **{name: staged(make) for name, make in STAGES.items()},
     "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),

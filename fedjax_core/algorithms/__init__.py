@@ -1,19 +1,22 @@
 """Federated algorithms: one paper, one file. Each is a value, an `Algorithm`, and knows no backend."""
 
 from fedjax_core.algorithms import fedopt
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, uniform
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, gradient, uniform
 from fedjax_core.algorithms.by_round import by_round
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.algorithms.fedprox import add_proximal, fedprox
 from fedjax_core.algorithms.ifca import ifca
+from fedjax_core.algorithms.local_training import At, Local, local_training, server_step
 from fedjax_core.algorithms.mime import mime
 from fedjax_core.algorithms.scaffold import scaffold
 
 __all__ = [
     "Aggregate",
     "Algorithm",
+    "At",
     "Client",
     "Exchange",
+    "Local",
     "Report",
     "Seen",
     "add_proximal",
@@ -22,8 +25,11 @@ __all__ = [
     "fedavg",
     "fedopt",
     "fedprox",
+    "gradient",
     "ifca",
+    "local_training",
     "mime",
     "scaffold",
+    "server_step",
     "uniform",
 ]

@@ -6,20 +6,15 @@ Most algorithms have one exchange a round. Mime has two that cross the wire; IFC
 nothing goes up) and one in which they train. All are pure functions over pytrees, so that a backend may vmap, scan, shard or send them.
 """
 
-import inspect
-import logging
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
-from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update, known
-
-log = logging.getLogger("fedjax_core")
+from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update
 
 
 class Seen(NamedTuple):
@@ -93,51 +88,6 @@ def by_examples(seen: Seen) -> Array:
 def uniform(seen: Seen) -> Array:
     """Weighs all reports alike: the objective is the mean over clients."""
     return jnp.ones_like(seen.examples)
-
-
-LocalOptimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
-"""A client's optimiser; or round -> optimiser, for one that changes by the round."""
-
-
-def made_by_round(local: Any) -> Callable[[Any], optax.GradientTransformation] | None:
-    """round -> optimiser, checked, where `local` is such a function; None where it is an optimiser itself, or neither."""
-    if hasattr(local, "update") or not callable(local):
-        return None
-    first = next(iter(inspect.signature(local).parameters), "")
-    if first == "learning_rate" or str(getattr(local, "__module__", "")).partition(".")[0] == "optax":  # it would take rounds for rates
-        raise TypeError(
-            f"local={getattr(local, '__name__', repr(local))} makes an optimiser of a learning rate: write local=optax.sgd(0.1)"
-        )
-    return lambda round: check_optimizer(local(round), "local")
-
-
-def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
-    """A client's optimiser itself, for the task's parameters; raises where it is none, and tells where it has a schedule in it."""
-    found = check_optimizer(optimizer, name)
-    state = jax.eval_shape(lambda: found.init(task.init(jax.random.key(0))))
-    scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
-    if scheduled and known(jnp.zeros(())):  # not while a program is traced, which was told before
-        log.warning(
-            "the schedule in %s= begins anew at every client and in every round, as it counts a client's own steps; for one that goes by "
-            "rounds write %s=lambda round: optax.sgd(schedule(round)), or fc.algorithms.by_round",
-            name,
-            name,
-        )
-    return found
-
-
-def _is_schedule(state: Any) -> bool:
-    return isinstance(state, (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState))
-
-
-def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
-    """`optimizer` itself; raises where it is no optax optimiser."""
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(
-            f"{name}= must be an optax optimiser (an optax.GradientTransformation), got {type(optimizer).__name__} {optimizer!r}. "
-            f"For a learning rate of 0.1 write {name}=optax.sgd(0.1)."
-        )
-    return optimizer
 
 
 def gradient(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:

@@ -14,13 +14,19 @@ the rounds of the run. Rounds in which nobody reported do not count.
 0
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import optax
 
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
+from fedjax_core.algorithms.local_training import check_optimizer
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server
+
+LocalOptimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+"""A client's optimiser; or round -> optimiser, for one that changes by the round."""
 
 
 class Counted(NamedTuple):
@@ -84,3 +90,15 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
         exchanges=tuple(exchange(e) for e in range(len(first.exchanges))),
         personal=None if first.personal is None else personal,
     )
+
+
+def made_by_round(local: Any) -> Callable[[Any], optax.GradientTransformation] | None:
+    """round -> optimiser, checked, where `local` is such a function; None where it is an optimiser itself, or neither."""
+    if hasattr(local, "update") or not callable(local):
+        return None
+    first = next(iter(inspect.signature(local).parameters), "")
+    if first == "learning_rate" or str(getattr(local, "__module__", "")).partition(".")[0] == "optax":  # it would take rounds for rates
+        raise TypeError(
+            f"local={getattr(local, '__name__', repr(local))} makes an optimiser of a learning rate: write local=optax.sgd(0.1)"
+        )
+    return lambda round: check_optimizer(local(round), "local")

@@ -16,7 +16,6 @@ optimiser, Reddi et al., "Adaptive Federated Optimization", ICLR 2021 (`fedjax_c
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import optax
 
 from fedjax_core import tree
@@ -25,31 +24,20 @@ from fedjax_core.algorithms.base import (
     Algorithm,
     Client,
     Exchange,
-    LocalOptimizer,
     Report,
     Seen,
     by_examples,
-    check_local,
-    check_optimizer,
     gradient,
-    made_by_round,
     nothing,
 )
-from fedjax_core.algorithms.by_round import by_round
-from fedjax_core.metrics import Mean
+from fedjax_core.algorithms.by_round import LocalOptimizer, by_round, made_by_round
+from fedjax_core.algorithms.local_training import Gradient, Local, local_training, server_step
 from fedjax_core.task import Task
-from fedjax_core.types import Array, Batch, Key, Own, Params
+from fedjax_core.types import Array, Params
 
 
 class Global(NamedTuple):
     """The model, and the server optimiser's state."""
-
-    params: Params
-    opt: optax.OptState
-
-
-class Local(NamedTuple):
-    """A client's copy of the model, and its optimiser's state, fresh in each round."""
 
     params: Params
     opt: optax.OptState
@@ -61,33 +49,27 @@ def fedavg(
     server: optax.GradientTransformation | None = None,
     *,
     weighting: Callable[[Seen], Array] = by_examples,
+    gradient: Gradient = gradient,
 ) -> Algorithm:
     """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging) gets the mean change, negated.
 
     Clients begin `local` anew in every round, so a schedule within it counts a client's steps of one round. For a learning rate that goes
     by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with rounds from 0 (`by_round` does it for any algorithm).
-    `weighting` says how much a client counts: `by_examples` (default) or `uniform`. In an empty round, in which nobody reported, the
-    server takes no step, and its momentum stays as it is.
+    `weighting` says how much a client counts: `by_examples` (default) or `uniform`. `gradient(task, params, batch, key)` gives what a
+    local step goes down instead of the plain gradient, and the step's metrics. In an empty round, in which nobody reported, the server
+    takes no step, and its momentum stays as it is.
     """
     if (make := made_by_round(local)) is not None:
-        return by_round(lambda round: fedavg(task, make(round), server, weighting=weighting))
-    local = check_local(local, task)
-    server = check_optimizer(optax.sgd(1.0) if server is None else server, "server")
-
-    def begin(params: Params, own: Own, key: Key) -> Local:
-        return Local(params, local.init(params))
-
-    def step(params: Params, carry: Local, batch: Batch, key: Key) -> tuple[Local, dict[str, Mean]]:
-        grads, seen = gradient(task, carry.params, batch, key)
-        change, opt = local.update(grads, carry.opt, carry.params)
-        return Local(optax.apply_updates(carry.params, change), opt), seen
+        return by_round(lambda round: fedavg(task, make(round), server, weighting=weighting, gradient=gradient))
+    begin, step = local_training(task, local, gradient=gradient)
+    server = optax.sgd(1.0) if server is None else server
+    move = server_step(server)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
         return Report(tree.sub(carry.params, params), weighting(seen), own=())
 
     def update(state: Global, reports: Aggregate) -> Global:
-        change, opt = server.update(jax.tree.map(lambda x: -x, reports.value), state.opt, state.params)
-        return Global(optax.apply_updates(state.params, change), opt)
+        return Global(*move(state.params, state.opt, reports.value))
 
     exchange = Exchange(lambda state: state.params, Client(begin, step, finish), update)
     return Algorithm(task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,))

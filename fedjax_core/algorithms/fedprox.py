@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import optax
 
-from fedjax_core.algorithms.base import Algorithm, LocalOptimizer, check_optimizer, made_by_round
+from fedjax_core.algorithms.base import Algorithm
+from fedjax_core.algorithms.by_round import LocalOptimizer, made_by_round
 from fedjax_core.algorithms.fedavg import fedavg
+from fedjax_core.algorithms.local_training import check_optimizer
 from fedjax_core.task import Task
 from fedjax_core.types import known
 

@@ -17,22 +17,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_core.algorithms.base import (
     Aggregate,
     Algorithm,
     Client,
     Exchange,
-    LocalOptimizer,
     Report,
     Seen,
     by_examples,
-    check_local,
-    gradient,
-    made_by_round,
 )
-from fedjax_core.algorithms.by_round import by_round
+from fedjax_core.algorithms.by_round import LocalOptimizer, by_round, made_by_round
+from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
@@ -42,14 +38,6 @@ class Global(NamedTuple):
     """The k models, each leaf [k, ...]."""
 
     params: Params
-
-
-class Local(NamedTuple):
-    """The model a client trains, which of the k it is, and the optimiser's state."""
-
-    params: Params
-    choice: Array
-    opt: optax.OptState
 
 
 class Part(NamedTuple):
@@ -63,22 +51,17 @@ def ifca(task: Task, models: int, local: LocalOptimizer) -> Algorithm:
     """Clustered training of `models` models, each begun from its own key; clients count by their examples."""
     if (make := made_by_round(local)) is not None:
         return by_round(lambda round: ifca(task, models, make(round)))
-    local = check_local(local, task)
     if models < 1:
         raise ValueError(f"ifca needs models >= 1, got {models}")
 
-    def begin(params: Params, choice: Array, key: Key) -> Local:
-        mine = jax.tree.map(lambda x: x[choice], params)
-        return Local(mine, choice, local.init(mine))
+    def chosen(params: Params, choice: Array) -> Params:
+        return jax.tree.map(lambda x: x[choice], params)
 
-    def step(params: Params, carry: Local, batch: Batch, key: Key) -> tuple[Local, dict[str, Mean]]:
-        grads, seen = gradient(task, carry.params, batch, key)
-        change, opt = local.update(grads, carry.opt, carry.params)
-        return Local(optax.apply_updates(carry.params, change), carry.choice, opt), seen
+    begin, step = local_training(task, local, start=chosen)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
-        change = jax.tree.map(lambda x, y: jnp.zeros_like(x).at[carry.choice].set(y - x[carry.choice]), params, carry.params)
-        return Report(Part(change, jax.nn.one_hot(carry.choice, models)), by_examples(seen), own=carry.choice)
+        change = jax.tree.map(lambda x, y: jnp.zeros_like(x).at[carry.own].set(y - x[carry.own]), params, carry.params)
+        return Report(Part(change, jax.nn.one_hot(carry.own, models)), by_examples(seen), own=carry.own)
 
     def update(server: Global, reports: Aggregate) -> Global:
         def move(x: Array, change: Array) -> Array:
@@ -93,10 +76,14 @@ def ifca(task: Task, models: int, local: LocalOptimizer) -> Algorithm:
     choose = Exchange(lambda server: server.params, _chooser(task, models), None, work="once")
     train = Exchange(lambda server: server.params, Client(begin, step, finish), update, needs_mean=True)
 
-    def personal(server: Global, choice: Array) -> Params:
-        return jax.tree.map(lambda x: x[choice], server.params)
-
-    return Algorithm(task, several, Global, lambda params: jnp.int32(0), (choose, train), personal)
+    return Algorithm(
+        task,
+        several,
+        Global,
+        init_client=lambda params: jnp.int32(0),
+        exchanges=(choose, train),
+        personal=lambda server, choice: chosen(server.params, choice),
+    )
 
 
 def _chooser(task: Task, models: int) -> Client:

@@ -29,10 +29,10 @@ from fedjax_core.algorithms.base import (
     Report,
     Seen,
     by_examples,
-    check_optimizer,
     gradient,
     nothing,
 )
+from fedjax_core.algorithms.local_training import At, Local, check_optimizer, local_training
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Own, Params
@@ -58,21 +58,26 @@ def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0)
     base = check_optimizer(base, "base")
     look = Exchange(lambda server: server.params, _whole_gradient(task), _keep_control, work="once")
 
-    def step(message: Global, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
-        here, seen = gradient(task, params, batch, key)
-        start, _ = gradient(task, message.params, batch, key)
-        corrected = jax.tree.map(lambda g, g_x, c: g - g_x + c, here, start, message.control)
-        change, _ = base.update(corrected, message.opt, params)
-        return optax.apply_updates(params, change), seen
+    def mimicked(here: Params, at: At) -> Params:
+        start, _ = gradient(task, at.message.params, at.batch, at.key)
+        corrected = jax.tree.map(lambda g, g_x, c: g - g_x + c, here, start, at.message.control)
+        return base.update(corrected, at.message.opt, at.params)[0]
 
-    def finish(message: Global, params: Params, seen: Seen) -> Report:
-        return Report(tree.sub(params, message.params), by_examples(seen), own=())
+    begin, step = local_training(
+        task,
+        optax.identity(),  # the correction is the whole step: the state s is the message's, and does not change
+        start=lambda message, own: message.params,
+        correct=mimicked,
+    )
+
+    def finish(message: Global, carry: Local, seen: Seen) -> Report:
+        return Report(tree.sub(carry.params, message.params), by_examples(seen), own=())
 
     def update(server: Global, reports: Aggregate) -> Global:
         _, opt = base.update(server.control, server.opt, server.params)
         return Global(tree.add(server.params, tree.scale(server_lr, reports.value)), opt, server.control)
 
-    train = Exchange(lambda server: server, Client(lambda message, own, key: message.params, step, finish), update)
+    train = Exchange(lambda server: server, Client(begin, step, finish), update)
 
     def init(params: Params) -> Global:
         return Global(params, base.init(params), jax.tree.map(jnp.zeros_like, params))

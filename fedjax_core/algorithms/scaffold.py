@@ -11,27 +11,22 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Lea
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, gradient, uniform
-from fedjax_core.metrics import Mean
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, uniform
+from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.task import Task
-from fedjax_core.types import Array, Batch, Key, Params, known
+from fedjax_core.types import Array, Params, known
 
 
 class Global(NamedTuple):
     """The model x and the server's control variate c."""
-
-    params: Params
-    control: Params
-
-
-class Local(NamedTuple):
-    """The client's model y and its control variate c_i."""
 
     params: Params
     control: Params
@@ -44,24 +39,29 @@ class Change(NamedTuple):
     control: Any
 
 
-def scaffold(task: Task, lr: float, population: int, server_lr: float = 1.0, *, weighting: Callable[[Seen], Array] = uniform) -> Algorithm:
+def scaffold(
+    task: Task,
+    lr: float,
+    population: int,
+    server_lr: float = 1.0,
+    *,
+    weighting: Callable[[Seen], Array] = uniform,
+) -> Algorithm:
     """SCAFFOLD with local step size `lr` for `population` clients; reports count alike, as in the paper, or by `by_examples`."""
     if known(population, lr) and (population < 1 or lr <= 0):
         raise ValueError(f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}")
-
-    def begin(message: Global, own: Params, key: Key) -> Local:
-        return Local(message.params, own)
-
-    def step(message: Global, carry: Local, batch: Batch, key: Key) -> tuple[Local, dict[str, Mean]]:
-        grads, seen = gradient(task, carry.params, batch, key)
-        params = jax.tree.map(lambda y, g, c, c_i: y - lr * (g + c - c_i), carry.params, grads, message.control, carry.control)
-        return carry._replace(params=params), seen
+    begin, step = local_training(
+        task,
+        optax.sgd(lr),
+        start=lambda message, own: message.params,
+        correct=lambda grads, at: jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own),
+    )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
         moved = tree.sub(carry.params, message.params)
         drift = tree.scale(-1 / (seen.steps * lr), moved)
-        control = jax.tree.map(lambda c_i, c, d: c_i - c + d, carry.control, message.control, drift)
-        return Report(Change(moved, tree.sub(control, carry.control)), weighting(seen), own=control)
+        control = jax.tree.map(lambda c_i, c, d: c_i - c + d, carry.own, message.control, drift)
+        return Report(Change(moved, tree.sub(control, carry.own)), weighting(seen), own=control)
 
     def update(server: Global, reports: Aggregate) -> Global:
         share = reports.clients / population
@@ -70,8 +70,6 @@ def scaffold(task: Task, lr: float, population: int, server_lr: float = 1.0, *, 
             tree.add(server.control, tree.scale(share, reports.value.control)),
         )
 
-    def zeros(params: Params) -> Params:
-        return jax.tree.map(jnp.zeros_like, params)
-
+    zeros = partial(jax.tree.map, jnp.zeros_like)
     exchange = Exchange(lambda server: server, Client(begin, step, finish), update)
     return Algorithm(task, task.init, lambda params: Global(params, zeros(params)), zeros, (exchange,), population=population)

@@ -1,0 +1,135 @@
+"""What most algorithms share: a client's local steps, and the server's step along the clients' mean change.
+
+    y <- y - optimizer(correct(g(y)))       each local step, from y = start(message, own)
+    x <- x - optimizer(-change)             the server's step
+
+An algorithm that differs from FedAvg by a term is that term and little more. SCAFFOLD is a `correct`, a loss with another summand is an
+`objective`, and what takes the gradient elsewhere or adds noise to it is a `gradient`:
+
+>>> import optax
+>>> from fedjax_core import models, tree
+>>> def sharpness_aware(task, params, batch, key):  # FedSAM: the gradient where the loss is larger, a little uphill
+...     grads, _ = gradient(task, params, batch, key)
+...     return gradient(task, tree.add(params, tree.scale(0.05 / tree.norm(grads), grads)), batch, key)
+>>> begin, step = local_training(models.linear(features=3), optax.sgd(0.1), gradient=sharpness_aware)
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_core.algorithms.base import gradient
+from fedjax_core.metrics import Mean
+from fedjax_core.task import Task
+from fedjax_core.types import Array, Batch, Key, Message, Own, Params, Update, known
+
+log = logging.getLogger("fedjax_core")
+
+Loss: TypeAlias = Callable[[Params, Batch, Key], Array]
+"""(params, batch, key) -> [B], as `Task.loss`."""
+Gradient: TypeAlias = Callable[[Task, Params, Batch, Key], tuple[Params, dict[str, Mean]]]
+"""(task, params, batch, key) -> (gradient, metrics), as `fedjax_core.algorithms.gradient`."""
+
+
+class Local(NamedTuple):
+    """What a client carries from one local step to the next."""
+
+    params: Params
+    opt: optax.OptState
+    own: Own  # what it kept when it began
+
+
+class At(NamedTuple):
+    """Where a client takes a local step: all that the step may depend on."""
+
+    params: Params
+    message: Message
+    own: Own
+    batch: Batch
+    key: Key
+
+
+Begin: TypeAlias = Callable[[Message, Own, Key], Local]
+LocalStep: TypeAlias = Callable[[Message, Local, Batch, Key], tuple[Local, dict[str, Mean]]]
+
+
+def local_training(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    start: Callable[[Message, Own], Params] = lambda message, own: message,
+    correct: Callable[[Params, At], Params] | None = None,
+    objective: Callable[[Message, Own], Loss] | None = None,
+    gradient: Gradient = gradient,
+) -> tuple[Begin, LocalStep]:
+    """A client's `begin` and `step`: steps of `optimizer`, begun anew in every round, from the model `start(message, own)`.
+
+    start: the model that a client begins with; without it the message is the model.
+    correct: (gradient, where the client is) -> what the optimiser is given instead.
+    objective: (message, own) -> the loss that this client trains on, one number an example; without it the task's.
+    gradient: (task, params, batch, key) -> (gradient, metrics), in the place of the plain gradient of the mean loss.
+
+    Raises where `optimizer` is none, and warns where it has a schedule, which would begin anew in every round.
+    """
+    optimizer = check_local(optimizer, task)
+
+    def begin(message: Message, own: Own, key: Key) -> Local:
+        params = start(message, own)
+        return Local(params, optimizer.init(params), own)
+
+    def step(message: Message, carry: Local, batch: Batch, key: Key) -> tuple[Local, dict[str, Mean]]:
+        params, opt, own = carry
+        trained = task if objective is None else task._replace(loss=objective(message, own))
+        grads, seen = gradient(trained, params, batch, key)
+        if correct is not None:
+            grads = correct(grads, At(params, message, own, batch, key))
+        change, opt = optimizer.update(grads, opt, params)
+        return Local(optax.apply_updates(params, change), opt, own), seen
+
+    return begin, step
+
+
+def server_step(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[Params, optax.OptState, Update], tuple[Params, optax.OptState]]:
+    """(params, optimiser's state, mean change) -> both after a step of `optimizer`, which takes the change, negated, for a gradient."""
+    check_optimizer(optimizer, "server")
+
+    def step(params: Params, opt: optax.OptState, change: Update) -> tuple[Params, optax.OptState]:
+        move, opt = optimizer.update(jax.tree.map(lambda x: -x, change), opt, params)
+        return optax.apply_updates(params, move), opt
+
+    return step
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
+    """`optimizer` itself; raises where it is no optax optimiser."""
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(
+            f"{name}= must be an optax optimiser (an optax.GradientTransformation), got {type(optimizer).__name__} {optimizer!r}. "
+            f"For a learning rate of 0.1 write {name}=optax.sgd(0.1)."
+        )
+    return optimizer
+
+
+def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
+    """A client's optimiser itself, for the task's parameters; raises where it is none, and warns where it has a schedule in it."""
+    found = check_optimizer(optimizer, name)
+    state = jax.eval_shape(lambda: found.init(task.init(jax.random.key(0))))
+    scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
+    if scheduled and known(jnp.zeros(())):  # not while a program is traced, which was told before
+        log.warning(
+            "the schedule in %s= begins anew at every client and in every round, as it counts a client's own steps; for one that goes by "
+            "rounds write %s=lambda round: optax.sgd(schedule(round)), or fc.algorithms.by_round",
+            name,
+            name,
+        )
+    return found
+
+
+def _is_schedule(state: Any) -> bool:
+    return isinstance(state, (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState))
