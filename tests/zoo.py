@@ -105,6 +105,22 @@ def lossy():
     return uplink.chain(uplink.clip(0.5), uplink.feedback(uplink.quantize(bits=4)))
 
 
+def by_round():
+    """Every number of FedProx goes by the round."""
+    return algorithms.fedprox(
+        lambda round: scaled_loss(1 / (1 + round)),
+        mu=lambda round: 0.5 * round,
+        local=lambda round: optax.sgd(0.1 * 0.5**round),
+        server=lambda round: optax.sgd(0.9**round, momentum=0.5),
+    )
+
+
+def scaled_loss(factor):
+    """The usual model, with its training loss scaled."""
+    usual = task()
+    return usual._replace(loss=lambda params, batch, key: factor * usual.loss(params, batch, key))
+
+
 N = len(SIZES)
 # Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
 # likelier that float32's last digit tips one of them over.
@@ -136,7 +152,7 @@ ZOO: dict[str, Entry] = {
     "fedavg, momentum": Entry(lambda: compose(algorithms.fedavg(task(), optax.sgd(0.1, momentum=0.9), optax.sgd(1.0, momentum=0.9)))),
     "fedyogi": Entry(lambda: compose(algorithms.fedavg(task(), SGD, algorithms.fedopt.yogi(0.01, tau=1e-3)))),
     "fedprox": Entry(lambda: compose(algorithms.fedprox(task(), 0.5, SGD))),
-    "by round": Entry(lambda: compose(algorithms.fedavg(task(), lambda round: optax.sgd(0.1 * 0.5**round)))),
+    "by round": Entry(lambda: compose(by_round())),
     "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),

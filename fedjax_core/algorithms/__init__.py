@@ -2,7 +2,7 @@
 
 from fedjax_core.algorithms import fedopt
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, gradient, uniform
-from fedjax_core.algorithms.by_round import by_round
+from fedjax_core.algorithms.by_round import by_round, scheduled
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.algorithms.fedprox import add_proximal, fedprox
 from fedjax_core.algorithms.ifca import ifca
@@ -30,6 +30,7 @@ __all__ = [
     "local_training",
     "mime",
     "scaffold",
+    "scheduled",
     "server_step",
     "uniform",
 ]

@@ -2,6 +2,9 @@
 
     build(round) -> Algorithm        round = 0, 1, 2, ... as a float32, counted by the server and sent to clients with the model
 
+The algorithms here take a function of the round for most of their arguments (`scheduled`): `fedavg(task, local=lambda round: ...)`,
+`fedprox(task, mu=lambda round: 0.1 / (1 + round), ...)`, `fedavg(lambda round: task_with_dropout(0.5 * 0.9**round), ...)`.
+
 A schedule inside a client's own optimiser counts the client's steps, and begins anew at every client and in every round. This one goes by
 the rounds of the run. Rounds in which nobody reported do not count.
 
@@ -14,19 +17,15 @@ the rounds of the run. Rounds in which nobody reported do not count.
 0
 """
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import optax
 
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
-from fedjax_core.algorithms.local_training import check_optimizer
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server
-
-LocalOptimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
-"""A client's optimiser; or round -> optimiser, for one that changes by the round."""
 
 
 class Counted(NamedTuple):
@@ -92,13 +91,36 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
     )
 
 
-def made_by_round(local: Any) -> Callable[[Any], optax.GradientTransformation] | None:
-    """round -> optimiser, checked, where `local` is such a function; None where it is an optimiser itself, or neither."""
-    if hasattr(local, "update") or not callable(local):
-        return None
-    first = next(iter(inspect.signature(local).parameters), "")
-    if first == "learning_rate" or str(getattr(local, "__module__", "")).partition(".")[0] == "optax":  # it would take rounds for rates
-        raise TypeError(
-            f"local={getattr(local, '__name__', repr(local))} makes an optimiser of a learning rate: write local=optax.sgd(0.1)"
-        )
-    return lambda round: check_optimizer(local(round), "local")
+def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
+    """Lets the arguments of these names be functions of the round, too, as in `server=lambda round: optax.sgd(0.9**round)`.
+
+    `algorithm(..., mu=f)` is then `by_round(lambda round: algorithm(..., mu=f(round)))`. An optax schedule is such a function where the
+    argument is a number: `mu=optax.linear_schedule(0.1, 0.0, 100)`.
+    """
+
+    def decorate(algorithm: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+        @functools.wraps(algorithm)
+        def with_rounds(*args: Any, **kwargs: Any) -> Algorithm:
+            signature = inspect.signature(algorithm)
+            signature.bind(*args, **kwargs)  # raises as the call itself would
+            given = dict(zip(signature.parameters, args, strict=False)) | kwargs
+            changing = {name: given[name] for name in names if name in given and _is_of_round(name, given[name])}
+            if not changing:
+                return algorithm(*args, **kwargs)
+            return by_round(lambda round: algorithm(**given | {name: of(round) for name, of in changing.items()}))
+
+        return with_rounds
+
+    return decorate
+
+
+def _is_of_round(name: str, value: Any) -> bool:
+    """Whether an argument is a function of the round; raises where it would take rounds for learning rates."""
+    if hasattr(value, "update") or not callable(value):
+        return False
+    first = next(iter(inspect.signature(value).parameters), "")
+    of_optax = str(getattr(value, "__module__", "")).partition(".")[0] == "optax"
+    if first == "learning_rate" or (of_optax and hasattr(value(0.0), "update")):
+        made = getattr(value, "__name__", repr(value))
+        raise TypeError(f"{name}={made} makes an optimiser of a learning rate: write {name}=optax.sgd(0.1)")
+    return True

@@ -30,7 +30,7 @@ from fedjax_core.algorithms.base import (
     gradient,
     nothing,
 )
-from fedjax_core.algorithms.by_round import LocalOptimizer, by_round, made_by_round
+from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Gradient, Local, local_training, server_step
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Params
@@ -43,9 +43,10 @@ class Global(NamedTuple):
     opt: optax.OptState
 
 
+@scheduled("task", "local", "server")
 def fedavg(
     task: Task,
-    local: LocalOptimizer,
+    local: optax.GradientTransformation,
     server: optax.GradientTransformation | None = None,
     *,
     weighting: Callable[[Seen], Array] = by_examples,
@@ -54,13 +55,11 @@ def fedavg(
     """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging) gets the mean change, negated.
 
     Clients begin `local` anew in every round, so a schedule within it counts a client's steps of one round. For a learning rate that goes
-    by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with rounds from 0 (`by_round` does it for any algorithm).
+    by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with rounds from 0; `server` and `task` may be such functions, too.
     `weighting` says how much a client counts: `by_examples` (default) or `uniform`. `gradient(task, params, batch, key)` gives what a
     local step goes down instead of the plain gradient, and the step's metrics. In an empty round, in which nobody reported, the server
     takes no step, and its momentum stays as it is.
     """
-    if (make := made_by_round(local)) is not None:
-        return by_round(lambda round: fedavg(task, make(round), server, weighting=weighting, gradient=gradient))
     begin, step = local_training(task, local, gradient=gradient)
     server = optax.sgd(1.0) if server is None else server
     move = server_step(server)

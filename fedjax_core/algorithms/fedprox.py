@@ -15,7 +15,7 @@ import jax
 import optax
 
 from fedjax_core.algorithms.base import Algorithm
-from fedjax_core.algorithms.by_round import LocalOptimizer, made_by_round
+from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.algorithms.local_training import check_optimizer
 from fedjax_core.task import Task
@@ -31,10 +31,9 @@ def add_proximal(mu: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: params, update)
 
 
-def fedprox(task: Task, mu: float, local: LocalOptimizer, **rest: Any) -> Algorithm:
+@scheduled("task", "mu", "local", "server")
+def fedprox(task: Task, mu: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
     """`fedavg` whose local gradients are pulled back with strength `mu` >= 0; the rest of the arguments are fedavg's."""
     if known(mu) and mu < 0:
         raise ValueError(f"mu must be at least 0, got {mu}: a negative pull pushes clients apart")
-    if (make := made_by_round(local)) is not None:
-        return fedavg(task, lambda round: optax.chain(add_proximal(mu), make(round)), **rest)
     return fedavg(task, optax.chain(add_proximal(mu), check_optimizer(local, "local")), **rest)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_core.algorithms.base import (
     Aggregate,
@@ -27,7 +28,7 @@ from fedjax_core.algorithms.base import (
     Seen,
     by_examples,
 )
-from fedjax_core.algorithms.by_round import LocalOptimizer, by_round, made_by_round
+from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
@@ -47,10 +48,9 @@ class Part(NamedTuple):
     chosen: Array  # [k]
 
 
-def ifca(task: Task, models: int, local: LocalOptimizer) -> Algorithm:
+@scheduled("task", "local")
+def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algorithm:
     """Clustered training of `models` models, each begun from its own key; clients count by their examples."""
-    if (make := made_by_round(local)) is not None:
-        return by_round(lambda round: ifca(task, models, make(round)))
     if models < 1:
         raise ValueError(f"ifca needs models >= 1, got {models}")
 

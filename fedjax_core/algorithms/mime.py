@@ -32,6 +32,7 @@ from fedjax_core.algorithms.base import (
     gradient,
     nothing,
 )
+from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import At, Local, check_optimizer, local_training
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
@@ -53,6 +54,7 @@ class Gradient(NamedTuple):
     examples: Array
 
 
+@scheduled("task", "base", "server_lr")
 def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
     """Mime with any optax optimiser as `base`; clients count by their examples."""
     base = check_optimizer(base, "base")

@@ -20,6 +20,7 @@ import optax
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, uniform
+from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Params, known
@@ -39,6 +40,7 @@ class Change(NamedTuple):
     control: Any
 
 
+@scheduled("task", "lr", "server_lr")
 def scaffold(
     task: Task,
     lr: float,
