@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_core.files import opener, write_whole
+from fedjax_core.sites.base import dumps
 from fedjax_core.sites.policy import Policy
 
 UNTRAINED = 32
@@ -150,16 +151,16 @@ class Answered:
 
     def _keep(self, line: list[Any]) -> bool:
         """Whether the line is of something new; it is then kept, and so is where a run has gone back to."""
-        runs = dict(self._runs)
+        before = self._runs.get(line[1])
         new = self._apply(line)
-        if self._path is not None and (new or runs != self._runs):
+        if self._path is not None and (new or before != self._runs.get(line[1])):
             if self._lines >= 2 * _LAST:
                 self.close()
                 self._lines = 1
                 write_whole(self._path, json.dumps({name: getattr(self, f"_{name}") for name in _STATE}) + "\n")
             else:
                 self._lines += 1
-                self._append(self._path, json.dumps(line).encode() + b"\n")
+                self._append(self._path, dumps(line) + b"\n")
         return new
 
     def _append(self, path: Path, line: bytes) -> None:
@@ -177,8 +178,8 @@ class Answered:
             return True
         *said, steps, day = line
         question = Question(*said)
-        answer = [question.digest, question.data, steps]
-        new = self._known.get(question.place) != answer
+        place, answer = question.place, [question.digest, question.data, steps]
+        new = self._known.get(place) != answer
         if day != self._day:
             self._day, self._updates_today, self._others_today = day, 0, 0
         round, exchange, evaluated = self._runs.pop(question.run, _NOWHERE)
@@ -192,8 +193,8 @@ class Answered:
             self._untrained += new
             evaluated = max(evaluated, question.round)
         self._runs[question.run] = round, exchange, evaluated
-        self._known.pop(question.place, None)
-        self._known[question.place] = answer
+        self._known.pop(place, None)
+        self._known[place] = answer
         if question.model and question.kind != "score" and steps:
             self._models.pop(question.model, None)
             self._models[question.model] = None

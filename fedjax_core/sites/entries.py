@@ -15,6 +15,7 @@
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -46,18 +47,18 @@ class Head(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Head":
         """The head in its text form; raises ValueError for anything else."""
-        n, _, digest = text.strip().partition(":")
-        if not (n.isdecimal() and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
+        if not (found := _HEAD.fullmatch(text.strip())):
             raise ValueError(
                 f"{shown(text)} is not the head of a log: it reads like 17:<64 hexadecimal digits>, as `fedjax-core audit head` prints"
             )
-        return cls(int(n), digest)
+        return cls(int(found[1]), found[2])
 
     def __str__(self) -> str:
         return f"{self.n}:{self.digest}"
 
 
 NOTHING = Head(-1, "")
+_HEAD = re.compile(r"([0-9]+):([0-9a-f]{64})")
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

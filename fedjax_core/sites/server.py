@@ -5,6 +5,7 @@ and then one program adds them one after another, and makes the state of them wh
 it comes.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def server_half(composed: Round) -> Server:
     return Server(
         form=[Form.of(one) for one in shapes],
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
-        broadcast=[jax.jit(exchange.broadcast) for exchange in composed.algorithm.exchanges],
+        broadcast=[_compiled(exchange.broadcast, state.server) for exchange in composed.algorithm.exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         weigh=[weigher(composed.algorithm, e) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
@@ -108,3 +109,18 @@ def server_half(composed: Round) -> Server:
         add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],
         conclude=[jax.jit(partial(conclude, e), static_argnums=0) for e in exchanges],
     )
+
+
+def _compiled(broadcast: Callable[[Any], Any], server: Any) -> Callable[[Any], Any]:
+    """The function compiled for a server of these shapes; one that only selects leaves, as most broadcasts do, needs no program."""
+    traced, message = jax.make_jaxpr(broadcast, return_shape=True)(server)
+    place = {id(leaf): i for i, leaf in enumerate(traced.jaxpr.invars)}
+    selected, structure = [place.get(id(leaf)) for leaf in traced.jaxpr.outvars], jax.tree.structure(message)
+    if traced.jaxpr.eqns or None in selected:
+        return jax.jit(broadcast)
+
+    def select(server: Any) -> Any:
+        leaves = jax.tree.leaves(server)
+        return jax.tree.unflatten(structure, [leaves[i] for i in selected if i is not None])
+
+    return select
