@@ -51,6 +51,9 @@ def training(
     return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 class Reports:
     """Reads the reports to one request to train: the gate, then the server's half of the uplink."""
 
@@ -203,6 +206,8 @@ class Sums:
 
         Where nobody tells a finite one, the sum is not finite either.
         """
+        if not any(metrics for _, _, metrics in self._told):
+            return {}
         means, weights, sums = (defaultdict[str, dict[int, float]](dict) for _ in range(3))
         finite = set[tuple[int, str]]()
         for i, (_, examples, metrics) in enumerate(self._told):
@@ -264,14 +269,16 @@ def metrics_of(header: Header) -> dict[str, Any]:
     """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is a sum."""
     fields = {name: number_of(value) for name, value in header.fields.items() if name not in NO_METRICS}
     found: dict[str, Any] = {}
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and not pooled
-        for name, value in fields.items():
-            if "." in name:
-                continue
-            total: Any = np.float32(value)
-            weight: Any = np.float32(fields.get(f"{name}.weight", 0))
-            found[name] = Mean(total, weight) if f"{name}.weight" in fields else Sum(total)
+    for name, value in fields.items():
+        if "." not in name:
+            weight = fields.get(f"{name}.weight")
+            found[name] = Sum(_narrow(value)) if weight is None else Mean(_narrow(value), _narrow(weight))
     return found
+
+
+def _narrow(value: float) -> Any:
+    """As a float32; infinite where it is too large for one, and so not pooled. NumPy says no word of it, nor need it be told not to."""
+    return np.float32(math.copysign(math.inf, value) if abs(value) > _LARGEST else value)
 
 
 def total_of(value: Any) -> Sum:
