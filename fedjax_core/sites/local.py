@@ -87,7 +87,8 @@ def visit(
     columns, size = clients.columns, _at_once(clients.columns, rows)
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
         chunk = _chunk(columns, rows, size) if composed.algorithm.exchanges[e].work == "train" else _all_of(clients, rows, size)
-        sent, kept, told = client.whole(draws.kind, *draws[:3], message, uplink, kept, *chunk, np.int32(len(rows)), seen)
+        counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
+        sent, kept, told = client.whole(draws.kind, np.concatenate([draws.words, draws.address, counts]), message, uplink, kept, *chunk)
         weight, fine, left, metrics = _apart(told)  # which are there when all of it is
         if watch is not None:
             watch(len(rows))
@@ -181,9 +182,11 @@ def _client(composed: Round, e: int) -> _Client:
         return dict(zip(LEFT, (share(_others_than_zero), share(tree.norm)), strict=True))
 
     def whole(
-        kind: str, words: Array, round: Array, address: Array, message: Message, uplink: Any, kept: Kept, columns: Columns, mask: Array,
-        count: Array, seen: Seen,
+        kind: str, numbers: Array, message: Message, uplink: Any, kept: Kept, columns: Columns, mask: Array
     ) -> Any:  # fmt: skip
+        words, address = numbers[:-5], numbers[-5:-3]  # in one array, as each array that a program is given takes 5 us
+        round, count = numbers[-3:-1].astype(jnp.int32)
+        seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
         key = client_key(words, round, address, kind)
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
