@@ -13,6 +13,7 @@ from fedjax_core.cluster import pool
 from fedjax_core.loops import Loops as Reference
 from fedjax_core.sites.coordinator import Rules
 from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study
 from tests.cluster.in_process import InProcess
 from tests.contracts import assert_close, assert_equal
 
@@ -27,21 +28,22 @@ def columns(i):
 
 
 @contextlib.contextmanager
-def backend(kind, composed, monkeypatch):
+def backend(kind, composed, monkeypatch, **plan):
+    plan = plan or PLAN
     clients = fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
     for name, value in (("Crew", InProcess), ("connect", lambda *_: None), ("disconnect", lambda: None)):
         monkeypatch.setattr(pool, name, value)
     if kind == "loops":
-        yield Reference(composed, clients, **PLAN)
+        yield Reference(composed, clients, **plan)
     elif kind == "shares":
-        with fc.ClusterSimulator(composed, clients, workers=2, lanes=1, **PLAN) as sim:
+        with fc.ClusterSimulator(composed, clients, workers=2, lanes=1, **plan) as sim:
             yield sim
     elif kind == "sites":
         files = [SiteFile(name=name, data=columns(i)) for i, name in enumerate(NAMES)]
-        with fc.Federation(composed, files, transport="in-process", rules=Rules(quorum=1), **PLAN) as fed:
+        with fc.Federation(composed, files, transport="in-process", rules=Rules(quorum=1), **plan) as fed:
             yield fed
     else:
-        yield fc.Simulator(composed, clients, lanes=2 if kind == "lanes" else 1, **PLAN)
+        yield fc.Simulator(composed, clients, lanes=2 if kind == "lanes" else 1, **plan)
 
 
 def noisy():
@@ -75,6 +77,49 @@ def test_noise_is_added_whoever_took_part(kind, monkeypatch):
     value, _ = composed.uplink.finish((), jax.tree.map(jnp.zeros_like, before.params), None, fc.round.keys.server(before.key, 0, 0))
     for name, noise in value.items():
         np.testing.assert_allclose(after.params[name], before.params[name] + noise, rtol=1e-6)
+
+
+def stragglers(round, positions):
+    """The first client does 1, 2, 3 steps in the first rounds, the others one and two more, half of the time."""
+    return 1 + round % 3 + np.asarray(positions) * (round % 2)
+
+
+def in_float64(amount, steps):
+    """The model after three rounds of FedAvg in numpy; `amount` of steps of each client, or of passes over its data."""
+    plan, ids = fc.data.batches.Plan(2, epochs=9), fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
+    w, bias = np.zeros(2), 0.0
+    for r in range(3):
+        ends = []
+        for i, number in enumerate(amount(r, np.arange(3))):
+            rows, _ = plan.batches(np.array([i]), ids.offsets, ids.addresses, r)
+            v, b = w, bias
+            for places in rows[: number if steps else number * -(-SIZES[i] // 2)]:
+                at = places[places >= 0]
+                x, y = (ids.columns[name][at].astype(np.float64) for name in "xy")
+                error = x @ v + b - y
+                v, b = v - 0.1 * 2 * error @ x / len(at), b - 0.1 * 2 * error.mean()
+            ends.append((SIZES[i], v, b))
+        w, bias = (sum(n * end[j] for n, *end in ends) / sum(SIZES) for j in range(2))
+    return w, bias
+
+
+@pytest.mark.parametrize("work", ["steps", "epochs"])
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_how_much_a_client_does_is_a_function_of_the_round_and_of_who_it_is(kind, work, monkeypatch):
+    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)))
+    with backend(kind, composed, monkeypatch, batch_size=2, **{work: stragglers}) as sim:
+        state = sim.init(jax.random.key(1))
+        for _ in range(3):
+            state, _ = sim.run(state, [0, 1, 2])
+    w, b = in_float64(stragglers, steps=work == "steps")
+    np.testing.assert_allclose(state.params["w"], w, atol=1e-5)
+    np.testing.assert_allclose(state.params["b"], b, atol=1e-5)
+
+
+def test_departments_of_a_site_have_no_position_by_which_to_ask():
+    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)))
+    with pytest.raises(ValueError, match="departments= needs epochs or steps that are numbers"):
+        Study(composed, 2, steps=stragglers, departments=True)
 
 
 def refusing(composed, size):

@@ -33,7 +33,7 @@ from fedjax_core.cluster.schedule import Room, deal, room_for
 from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
-from fedjax_core.data.batches import Order, Plan
+from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped
 from fedjax_core.lanes import memory
@@ -79,8 +79,8 @@ class ClusterSimulator:
         *,
         workers: int = 2,
         batch_size: int,
-        epochs: int | None = None,
-        steps: int | None = None,
+        epochs: Amount | None = None,
+        steps: Amount | None = None,
         lanes: int | Literal["auto"] = "auto",
         shares: int | None = None,
         seed: int = 0,
@@ -112,7 +112,7 @@ class ClusterSimulator:
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
         self._kept = Keeper(len(clients), client_state)
-        known = {"train": self.plan_of_batches.steps_of(clients.sizes), "once": -(-clients.sizes // batch_size)}
+        known = {"train": self.plan_of_batches.most_steps(clients.sizes), "once": -(-clients.sizes // batch_size)}
         works = [exchange.work for exchange in composed.algorithm.exchanges]
         self._steps: dict[str, np.ndarray] = {kind: known[kind] for kind in sorted(set(works))}
         self._load = np.asarray(sum(known[work] for work in works))

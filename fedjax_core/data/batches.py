@@ -2,7 +2,8 @@
 
 A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of round r are numbered
 (r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round r takes steps r*T to (r+1)*T of an endless
-walk whose pass p has its own permutation. The last batch of a pass is short and kept. `order` gives the batches outright.
+walk whose pass p has its own permutation. Either may be a function of the round and the clients, so that some do less than others
+(stragglers) or all do as much as a coin says. The last batch of a pass is short and kept. `order` gives the batches outright.
 Nothing depends on who else takes part, so any round of any client can be recomputed alone.
 
 A batch is a row of `rows` [T, B]: the example's position in the flat columns, or for padding the bitwise complement (negative) of a
@@ -17,12 +18,16 @@ position in the same client, so that padding reads the client's own data and a m
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 Order = np.ndarray | Callable[[int, int], Any]
+Amount = int | Callable[[int, np.ndarray], Any]
+"""How many; or (round, positions [K]) -> how many each of these clients does in this round, [K] or one number for all."""
+
+_FORESEEN = 16  # rounds: so many are looked at to know how much a function asks for
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,23 +37,30 @@ class Plan:
     `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps to (r+1)*steps,
     or all of them each round without `steps`; or a function (round, client) -> [T, B] with T = `steps`, which is then
     needed. -1 is an unused place; a batch has one example at least. A client without examples takes no steps.
+
+    `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of nothing but these, so that all
+    machines ask for the same. With such `steps` each round begins a pass of its own, for nobody counts the steps of rounds before.
     """
 
     batch_size: int
-    epochs: int | None = None
-    steps: int | None = None
+    epochs: Amount | None = None
+    steps: Amount | None = None
     seed: int = 0
     order: Order | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "steps"):
             value = getattr(self, name)
+            if callable(value) and name != "batch_size":
+                continue
             if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
         if self.order is None and self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
+        if callable(self.steps) and self.order is not None and not callable(self.order):
+            raise ValueError("steps= that is a function needs order= that is one: where a round begins in an array would not be known")
         if self.order is not None and not callable(self.order):
             order = np.asarray(self.order)
             if order.ndim != 3 or order.shape[2] != self.batch_size or not np.issubdtype(order.dtype, np.integer):
@@ -57,35 +69,62 @@ class Plan:
                 )
 
     def __str__(self) -> str:
-        work = f"steps={self.steps}" if self.steps is not None else f"epochs={self.epochs}" if self.order is None else "order=..."
+        amount = "steps" if self.steps is not None else "epochs"
+        value = getattr(self, amount)
+        work = "order=..." if self.steps is None and self.order is not None else f"{amount}={'...' if callable(value) else value}"
         return f"batch_size={self.batch_size}, {work}, seed={self.seed}"
 
-    def steps_of(self, sizes: np.ndarray) -> np.ndarray:
-        """How many local steps clients of these sizes take a round, [K] int64; none for a client with no examples."""
+    @property
+    def changes(self) -> bool:
+        """Whether a client's number of steps depends on the round, or on more than its number of examples."""
+        return callable(self.epochs) or callable(self.steps)
+
+    def of_client(self, position: int) -> "Plan":
+        """The plan of the client at this position by itself, as the only one of its data."""
+
+        def alone(amount: Amount | None) -> Amount | None:
+            return (lambda round, _: amount(round, np.array([position]))) if callable(amount) else amount
+
+        return replace(self, epochs=alone(self.epochs), steps=alone(self.steps))
+
+    def most_steps(self, sizes: np.ndarray) -> np.ndarray:
+        """[N] local steps of all clients in a round; where these change, the most of the first rounds, later ones may have more."""
+        rounds = range(_FORESEEN if self.changes else 1)
+        return np.max([self.steps_of(sizes, round) for round in rounds], axis=0)
+
+    def steps_of(self, sizes: np.ndarray, round: int = 0, clients: np.ndarray | None = None) -> np.ndarray:
+        """How many local steps clients of these sizes take in a round, [K] int64; none for a client with no examples.
+
+        `clients` are their positions [K]; without, they are all there are.
+        """
+        clients = np.arange(len(sizes)) if clients is None else clients
         per_pass = -(-sizes // self.batch_size)
         if self.order is not None:
             known = np.asarray(self.order).shape[1] if self.steps is None and not callable(self.order) else self.steps
             if known is None:
                 raise ValueError("an order function needs steps=, the number of batches that it gives a round")
-            return np.where(sizes > 0, known, 0)
-        return np.where(sizes > 0, self.steps, 0) if self.steps is not None else per_pass * (self.epochs or 1)
+            return np.where(sizes > 0, _amount("steps", known, round, clients), 0)
+        if self.steps is not None:
+            return np.where(sizes > 0, _amount("steps", self.steps, round, clients), 0)
+        return per_pass * _amount("epochs", self.epochs or 1, round, clients)
 
     def batches(self, clients: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
         """The batches of these clients (positions [K]) in a round, client after client: (rows [T, B] int32, steps [K] with sum T)."""
         starts, sizes = offsets[clients], offsets[clients + 1] - offsets[clients]
-        steps = self.steps_of(sizes)
+        steps = self.steps_of(sizes, round, clients)
+        walks = self.steps is not None and not callable(self.steps)  # on from where the round before ended
         if self.order is not None:
             return self._ordered(clients, starts, sizes, steps, round), steps
         whole = np.maximum(-(-sizes // self.batch_size), 1)  # batches in a pass
-        first = np.zeros_like(steps) if self.steps is None else round * steps  # where in its walk each client is
+        first = round * steps if walks else np.zeros_like(steps)  # where in its walk each client is
         passes = np.where(steps > 0, -(-(first + steps) // whole) - first // whole, 0)
         owner = np.repeat(np.arange(len(clients)), passes)  # the client of each pass
         number = first[owner] // whole[owner] + _within(passes)
         high, low = addresses[clients][owner].astype(np.int64).T
-        of, place, local = _shuffle(_address(self.seed, round if self.steps is None else -1, high, low, number), sizes[owner])
+        of, place, local = _shuffle(_address(self.seed, -1 if walks else round, high, low, number), sizes[owner])
         client = owner[of]
         batch = number[of] * whole[client] + place // self.batch_size - first[client]
-        if self.steps is not None:  # a walk may enter or leave a pass midway
+        if self.steps is not None:  # which may enter or leave a pass midway
             taken = (batch >= 0) & (batch < steps[client])
             client, batch, place, local = client[taken], batch[taken], place[taken], local[taken]
         rows = np.repeat(~starts, steps)[:, None].repeat(self.batch_size, axis=1).astype(np.int32)
@@ -121,6 +160,17 @@ class Plan:
         if local.shape != (count, self.batch_size):
             raise ValueError(f"order for client {client} in round {round} must be [{count}, {self.batch_size}], got {list(local.shape)}")
         return local
+
+
+def _amount(name: str, amount: Amount, round: int, clients: np.ndarray) -> np.ndarray:
+    """How much each of these clients does in a round, [K] int64; raises where a function of these does not say so."""
+    found = np.asarray(amount(round, clients) if callable(amount) else amount)
+    if found.shape not in ((), clients.shape) or not np.issubdtype(found.dtype, np.integer) or (found < 1).any():
+        raise ValueError(
+            f"{name}= gave {found.dtype}{list(found.shape)} {found.tolist()} for {len(clients)} clients in round {round}: it needs a whole "
+            "number of at least 1 for each, or one for all. Leave out of the cohort who is to do nothing"
+        )
+    return np.broadcast_to(found, clients.shape).astype(np.int64)
 
 
 def in_order(clients: np.ndarray, offsets: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

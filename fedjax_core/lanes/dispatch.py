@@ -46,7 +46,7 @@ class Feed:
 
     def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[str], *, streamed: bool) -> None:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
-        self.steps = {k: self._steps(k).astype(np.int32) for k in self.kinds}  # of every client
+        self.steps = {k: self._steps(k).astype(np.int32) for k in self.kinds}  # of every client, the most that is foreseen
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
         self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()
         self.capacity: dict[str, int] = {}  # slots
@@ -106,7 +106,7 @@ class Feed:
         return Packed(jax.tree.map(lambda *x: _stack(x, held), *places), schedules, streamed), work
 
     def _steps(self, kind: str) -> np.ndarray:
-        return self.plan.steps_of(self.clients.sizes) if kind == "train" else -(-self.clients.sizes // self.plan.batch_size)
+        return self.plan.most_steps(self.clients.sizes) if kind == "train" else -(-self.clients.sizes // self.plan.batch_size)
 
     def _grown(self, room: dict[str, int], kind: str, needed: int, what: str) -> int:
         """The room for this kind of work, made larger where it does not do."""

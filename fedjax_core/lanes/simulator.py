@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from fedjax_core import tree
 from fedjax_core.data import cohorts as sampling
-from fedjax_core.data.batches import Order, Plan
+from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
@@ -52,7 +52,8 @@ class Simulator:
     """Runs rounds of `composed` over `clients`; everything that changes from round to round is in the `State` it is given.
 
     A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that goes on across rounds,
-    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). `seed` draws the shuffles, whatever the key that `init` and
+    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). Either may be a function (round, positions [K]) -> [K], for
+    clients that do different amounts of work. `seed` draws the shuffles, whatever the key that `init` and
     `fc.fit` are given: for another repetition change it, too, and the seed of the cohorts.
 
     The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
@@ -69,8 +70,8 @@ class Simulator:
         clients: Clients,
         *,
         batch_size: int,
-        epochs: int | None = None,
-        steps: int | None = None,
+        epochs: Amount | None = None,
+        steps: Amount | None = None,
         lanes: int | Literal["auto"] = "auto",
         mesh: Mesh | None = None,
         seed: int = 0,

@@ -76,6 +76,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     needed, recent = request.needed(header, found, site.address)
     keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.terms.policy.caps.kept_gb)
     draws = request.draws(header, site.address)
+    site.data.placed(request.position(found, site.address))
     limit = _limit(site, header, seconds)
     with site.budget.round(site.terms.policy.caps) as watch:
         if site.study.departments:

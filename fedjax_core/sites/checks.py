@@ -215,7 +215,7 @@ def _labels(about: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"a department has {least} examples, and the policy asks for {minimum.department}: put small ones together (minimum.department)"
         )
-    if built is not None and built.steps is not None and built.steps * built.batch_size < minimum.examples:
+    if built is not None and isinstance(built.steps, int) and built.steps * built.batch_size < minimum.examples:
         raise Unfit(
             f"a report of the study is of {built.steps * built.batch_size} examples at most, and the policy asks for {minimum.examples} "
             "(minimum.examples): it would never leave. Decline the study, or have it take more steps"

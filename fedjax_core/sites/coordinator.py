@@ -40,6 +40,7 @@ import numpy as np
 
 from fedjax_core.buffer import Buffer
 from fedjax_core.data import cohorts as sampling
+from fedjax_core.data.batches import Amount
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.evaluation import CrossEvaluation, Evaluation
 from fedjax_core.metrics import stacked
@@ -120,8 +121,8 @@ class Federation:
         sites: Sequence[SiteFile | str | Path],
         *,
         batch_size: int,
-        epochs: int | None = None,
-        steps: int | None = None,
+        epochs: Amount | None = None,
+        steps: Amount | None = None,
         seed: int = 0,
         clip: float | None = None,
         noise: float | None = None,

@@ -66,7 +66,7 @@ class Reports:
         self.refused = 0
         self.norms: dict[int, float] = {}
         """Of the updates that were read, by the sites' positions."""
-        self.steps = steps_of(collector, composed.algorithm.exchanges[e].work)
+        self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, asked.round)
         """[N] that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
         self._clients, self._form, self._sizes, self._names = collector.clients, self._server.form[e], sizes, collector.names
@@ -133,11 +133,11 @@ def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: A
     return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: gate.measure(named(params)))
 
 
-def steps_of(collector: Collector, work: str) -> np.ndarray:
-    """[N]: how many steps each site does in an exchange of this work; 1 where no plan is known."""
+def steps_of(collector: Collector, work: str, round: int) -> np.ndarray:
+    """[N]: how many steps each site does in an exchange of this work in a round; 1 where no plan is known."""
     if collector.plan is None:
         return np.ones(len(collector.sizes), np.int64)
-    return collector.plan.steps_of(collector.sizes) if work == "train" else -(-collector.sizes // collector.plan.batch_size)
+    return collector.plan.steps_of(collector.sizes, round) if work == "train" else -(-collector.sizes // collector.plan.batch_size)
 
 
 @lru_cache(maxsize=64)

@@ -263,7 +263,7 @@ def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tup
         raise BadRequest(f"the field {NEEDED!r} of the request does not list versions of all sites") from None
     if type(recent) is not int or not 0 <= recent <= RECENT:
         raise BadRequest(f"the field {RECENT_FIELD!r} of the request should be a count of at most {RECENT}")
-    return set(rows[:, _position(found["sites"]["address"].tobytes(), address.tobytes())].tolist()), recent
+    return set(rows[:, position(found, address)].tolist()), recent
 
 
 def may_come_again(known: Mapping[str, T], asked: Header) -> dict[str, T]:
@@ -282,7 +282,12 @@ def may_come_again(known: Mapping[str, T], asked: Header) -> dict[str, T]:
 
 def version(found: Mapping[str, Any], address: np.ndarray) -> int:
     """Which version of what it keeps the site is to begin from: that after its last report that counted."""
-    return int(found["sites"]["version"][_position(found["sites"]["address"].tobytes(), address.tobytes())])
+    return int(found["sites"]["version"][position(found, address)])
+
+
+def position(found: Mapping[str, Any], address: np.ndarray) -> int:
+    """Where the site is among all of the run: its position as a client."""
+    return _position(found["sites"]["address"].tobytes(), address.tobytes())
 
 
 @lru_cache(maxsize=4)

@@ -54,7 +54,8 @@ class SiteData:
         self.schema = schema.said(schema.items_of(columns(self.raw), self.raw.features))
         """Fields that say what columns there are."""
         self.plan = study.plan(about.order)
-        """Of which batches are made."""
+        """Of which batches are made; where clients differ in it, that of this one once it is `placed`."""
+        self._of_all = self.plan
         skipped, every, least = self.skipped or 0, found.examples, int(self.raw.sizes[self.raw.sizes > 0].min())
         self.asked = Request(
             study.hash, self.raw.examples, self._classes(self.raw), clip=study.clip,
@@ -104,6 +105,11 @@ class SiteData:
                 self.judged = self._preparation.of(self._held)
         return envelope
 
+    def placed(self, position: int) -> None:
+        """Takes the site's position among all, by which the study's plan may say how much each does."""
+        if self._of_all.changes:
+            self.plan = self._of_all.of_client(position)
+
     def used(self, round: int, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
         """(how many examples, of each class how many) so many steps of a round are computed of; None: all steps."""
         plan = self.plan
@@ -131,8 +137,8 @@ class SiteData:
 
     def visits(self, round: int) -> int:
         """How often an example is trained on in a round, at most: by so much a sum over the steps may count it."""
-        plan = self.plan
-        return plan.epochs if plan.epochs is not None and plan.order is None else int(np.bincount(self._rows(round)).max(initial=1))
+        epochs = self.plan.epochs if self.plan.order is None else None
+        return epochs if isinstance(epochs, int) else int(np.bincount(self._rows(round)).max(initial=1))
 
     def _rows(self, round: int, steps: int | None = None) -> np.ndarray:
         """The examples of so many steps of a round, None: of all; an example stands there as often as it is used."""

@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 
-from fedjax_core.data.batches import Order, Plan
+from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import code_of, identity
 from fedjax_core.partial import why_not
@@ -40,8 +40,8 @@ class Study:
 
     round: Round
     batch_size: int
-    epochs: int | None = None
-    steps: int | None = None
+    epochs: Amount | None = None
+    steps: Amount | None = None
     seed: int = 0
     clip: float | None = None
     """The norm to which the round's uplink clips, for the policies that ask for one."""
@@ -66,6 +66,11 @@ class Study:
                 f"held_out is the share of examples that are not trained on, from 0 to below 1, such as 0.2; got {self.held_out!r}"
             )
         object.__setattr__(self, "features", {name: tuple(of) for name, of in dict(self.features).items()})
+        if self.departments and self.plan().changes:
+            raise ValueError(
+                "departments= needs epochs or steps that are numbers: a function of these is asked for clients by their positions, and a "
+                "site's departments have none in the federation"
+            )
         if self.departments and (reason := why_not(self.round)) is not None:
             raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
 

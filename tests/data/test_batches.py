@@ -57,6 +57,42 @@ def test_shuffles_are_uniform():
     assert len(following) == 20 and ((following - 300) ** 2 / 300).sum() < 60
 
 
+def test_a_function_says_how_much_each_client_does_in_a_round():
+    def amount(round, positions):
+        return 1 + (positions + round) % 4
+
+    rows, steps = of(Plan(4, epochs=amount), [3, 0, 1, 2], round=5)
+    assert steps.tolist() == [3, 4, 0, 4]
+    for client, epochs, mine in zip([3, 0, 2], [1, 2, 4], [rows[:3], rows[3:7], rows[7:]], strict=True):
+        assert np.array_equal(mine, of(Plan(4, epochs=epochs), [client], round=5)[0])
+    rows, steps = of(Plan(4, steps=amount), [3, 0, 1, 2], round=6)
+    assert steps.tolist() == [2, 3, 0, 1]
+    for client, number, mine in zip([3, 0, 2], [2, 3, 1], [rows[:2], rows[2:5], rows[5:]], strict=True):
+        assert np.array_equal(mine, of(Plan(4, epochs=4), [client], round=6)[0][:number])
+
+
+def test_one_number_may_be_for_all_and_a_client_by_itself_is_asked_for_by_its_position():
+    assert of(Plan(4, steps=lambda round, positions: round), [0, 3], round=2)[1].tolist() == [2, 2]
+    plan = Plan(4, steps=lambda round, positions: 1 + positions)
+    alone, _ = plan.of_client(3).batches(np.zeros(1, int), np.array([0, 12]), ADDRESSES[3:], 1)
+    assert np.array_equal(np.where(alone < 0, alone - 6, alone + 6), of(plan, [3], round=1)[0])
+    assert str(plan) == "batch_size=4, steps=..., seed=0" and plan.changes and not Plan(4, steps=3).changes
+
+
+def test_the_room_for_steps_that_change_is_the_most_of_the_first_rounds():
+    plan = Plan(4, steps=lambda round, positions: 1 + (positions + round) % 5)
+    assert plan.most_steps(SIZES).tolist() == [5, 0, 5, 5]
+    assert Plan(4, epochs=2).most_steps(SIZES).tolist() == [4, 0, 2, 6]
+
+
+@pytest.mark.parametrize("given", [[1, 0], [1.5, 2.0], [1, 2, 3], "many"])
+def test_a_function_that_gives_no_number_for_each_is_refused(given):
+    with pytest.raises(ValueError, match=r"steps= gave .* for 2 clients in round 3: it needs a whole number of at least 1 for each"):
+        of(Plan(4, steps=lambda round, positions: np.array(given)), [0, 3], round=3)
+    with pytest.raises(ValueError, match="steps= that is a function needs order= that is one"):
+        Plan(4, steps=lambda round, positions: 1, order=np.zeros((4, 2, 4), int))
+
+
 def test_steps_walk_on_through_epochs():
     plan = Plan(4, steps=2)
     walk = np.concatenate([of(plan, [3], round)[0] for round in range(6)])  # 12 batches: 4 epochs of 3
