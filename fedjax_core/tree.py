@@ -6,6 +6,7 @@
 ([2.0, 3.0], 5.0)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -76,6 +77,47 @@ def take(a: Any, index: Array) -> Any:
 def put(a: Any, index: Array, rows: Any) -> Any:
     """`a` with rows `index` replaced; an index past the end is left out."""
     return jax.tree.map(lambda x, r: x.at[index].set(r, mode="drop"), a, rows)
+
+
+def names(a: Any) -> list[str]:
+    """Each leaf's name, such as "Dense_1/kernel", or "1/w" in a list."""
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(a)]
+
+
+def partition(a: Any, under: Sequence[str]) -> tuple[Any, Any]:
+    """(the leaves under these names, all others), each of the structure of `a` with None in the place of the other's leaves.
+
+    A name is that of a leaf, "Dense_1/kernel", or of a branch, "Dense_1". Raises where one is of no leaf. `combine` undoes it.
+
+    >>> partition([{"w": 1.0, "b": 2.0}, {"w": 3.0}], ["0/w", "1"])
+    ([{'b': None, 'w': 1.0}, {'w': 3.0}], [{'b': 2.0, 'w': None}, {'w': None}])
+    """
+    known = names(a)
+    for name in under:
+        if not any(is_under(leaf, name) for leaf in known):
+            raise ValueError(f"there is no leaf under {name!r}: the leaves are {', '.join(map(repr, known))}")
+
+    def chosen(wanted: bool) -> Any:
+        def one(path: Any, x: Any) -> Any:
+            return x if any(is_under(_name(path), name) for name in under) == wanted else None
+
+        return jax.tree_util.tree_map_with_path(one, a)
+
+    return chosen(True), chosen(False)
+
+
+def combine(a: Any, b: Any) -> Any:
+    """The leaves of `a`, and those of `b` where `a` has None: whole again what `partition` took apart."""
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)
+
+
+def is_under(leaf: str, name: str) -> bool:
+    """Whether a leaf is the one of this name, or in the branch of this name."""
+    return leaf == name or leaf.startswith(name + "/")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def finite(a: Any) -> Array:

@@ -45,6 +45,7 @@ SHARED = {"algorithms.local_training", "algorithms.by_round"}
 # (file, neighbour it may import): each for a reason.
 EXCEPTIONS = {
     ("algorithms.fedprox", "algorithms.fedavg"): "FedProx is FedAvg with one more gradient transformation",
+    ("algorithms.perfedavg", "algorithms.fedavg"): "Per-FedAvg is FedAvg down another gradient",
     ("algorithms.fedopt", "algorithms.fedavg"): "the adaptive server optimisers are FedAvg with another argument",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",
 }

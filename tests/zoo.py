@@ -155,6 +155,8 @@ ZOO: dict[str, Entry] = {
     "by round": Entry(lambda: compose(by_round())),
     "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
+    "fedper": Entry(lambda: compose(algorithms.fedper(task(), SGD, personal=["1"]))),
+    "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),

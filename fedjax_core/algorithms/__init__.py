@@ -4,10 +4,12 @@ from fedjax_core.algorithms import fedopt
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, gradient, uniform
 from fedjax_core.algorithms.by_round import by_round, scheduled
 from fedjax_core.algorithms.fedavg import fedavg
+from fedjax_core.algorithms.fedper import fedper
 from fedjax_core.algorithms.fedprox import add_proximal, fedprox
 from fedjax_core.algorithms.ifca import ifca
 from fedjax_core.algorithms.local_training import At, Local, local_training, server_step
 from fedjax_core.algorithms.mime import mime
+from fedjax_core.algorithms.perfedavg import perfedavg
 from fedjax_core.algorithms.scaffold import scaffold
 
 __all__ = [
@@ -24,11 +26,13 @@ __all__ = [
     "by_round",
     "fedavg",
     "fedopt",
+    "fedper",
     "fedprox",
     "gradient",
     "ifca",
     "local_training",
     "mime",
+    "perfedavg",
     "scaffold",
     "scheduled",
     "server_step",

@@ -15,12 +15,11 @@ others are part of the task itself: whoever trains has them from the study, and 
 [{'b': (3,), 'w': (2, 3)}, {'b': (2,), 'w': (3, 2)}]
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core import tree
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -32,19 +31,13 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
     the leaves that are trained, and a gradient is taken of no other. The others become constants of each compiled program (25 M of them
     take it 5 s longer to compile). Put it around `remat`, `accumulate` and `bfloat16`, not within. Raises where a name is of no leaf.
     """
-    known = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for name in names:
-        if not any(_under(leaf, name) for leaf in known):
-            raise ValueError(f"train_only() has no leaf under {name!r}: the leaves are {', '.join(map(repr, known))}")
     if not names:
-        raise ValueError(f"train_only() needs at least one name of what is trained: the leaves are {', '.join(map(repr, known))}")
+        raise ValueError(f"train_only() needs at least one name of what is trained: the leaves are {', '.join(tree.names(params))}")
     params = jax.tree.map(np.asarray, params)  # on no device until a program needs them
-
-    def chosen(path: Any, x: Array) -> Array | None:
-        return jnp.asarray(x) if any(_under(_name(path), name) for name in names) else None
+    begin, _ = tree.partition(params, names)
 
     def init(key: Key) -> Params:
-        return jax.tree_util.tree_map_with_path(chosen, params)
+        return jax.tree.map(jnp.asarray, begin)
 
     def loss(trained: Params, batch: Batch, key: Key) -> Array:
         return task.loss(whole(params, trained), batch, key)
@@ -60,14 +53,4 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
 
 def whole(params: Params, trained: Params) -> Params:
     """`params` with those leaves replaced that are not None in `trained`."""
-    return jax.tree.map(
-        lambda new, old: jax.tree.map(jnp.asarray, old) if new is None else new, trained, params, is_leaf=lambda x: x is None
-    )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _under(leaf: str, name: str) -> bool:
-    return leaf == name or leaf.startswith(name + "/")
+    return jax.tree.map(jnp.asarray, tree.combine(trained, params))

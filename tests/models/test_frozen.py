@@ -75,9 +75,17 @@ def test_around_what_makes_models_fit():
 
 
 def test_a_name_of_no_leaf_is_refused():
-    with pytest.raises(ValueError, match=r"has no leaf under '2': the leaves are '0/b', '0/w', '1/b', '1/w'"):
+    with pytest.raises(ValueError, match=r"there is no leaf under '2': the leaves are '0/b', '0/w', '1/b', '1/w'"):
         models.train_only(task(), PRETRAINED, "1", "2")
-    with pytest.raises(ValueError, match=r"has no leaf under '0/w0'"):
+    with pytest.raises(ValueError, match=r"there is no leaf under '0/w0'"):
         models.train_only(task(), PRETRAINED, "0/w0")
     with pytest.raises(ValueError, match=r"needs at least one name"):
         models.train_only(task(), PRETRAINED)
+
+
+def test_a_tree_is_taken_apart_and_is_whole_again():
+    layers = [{"w": 1, "b": 2}, {"w": 3, "deep": (4, 5)}]
+    some, others = fc.tree.partition(layers, ["0/w", "1/deep"])
+    assert some == [{"w": 1, "b": None}, {"w": None, "deep": (4, 5)}] and others == [{"w": None, "b": 2}, {"w": 3, "deep": (None, None)}]
+    assert fc.tree.combine(some, others) == fc.tree.combine(others, some) == layers
+    assert fc.tree.partition(layers, ())[1] == layers and fc.tree.names(some) == ["0/w", "1/deep/0", "1/deep/1"]
