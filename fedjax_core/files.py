@@ -12,6 +12,16 @@ and the umask of the process stays as it is.
 ('{}', 1)
 >>> oct(path.stat().st_mode & 0o777), oct(path.parent.stat().st_mode & 0o777)
 ('0o600', '0o700')
+
+A key or token that others could have read is as good as published, so it is refused when read, and not only made with care.
+
+>>> token = write_private(Path(folder.name) / "token", b"secret")
+>>> read_private(token)
+b'secret'
+>>> token.chmod(0o644)
+>>> read_private(token)
+Traceback (most recent call last):
+PermissionError: ...token has mode 0644 and owner ...: others may have read it...
 >>> folder.cleanup()
 """
 
@@ -142,3 +152,15 @@ def read_private(path: str | os.PathLike[str], what: str = "it") -> bytes:
                 f"machine (`install -m 600 {path} COPY`) and name the copy. Otherwise revoke it and make another."
             )
         return file.read()
+
+
+def write_private(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Writes a file of mode 0600 and returns its path; raises `FileExistsError` where there is one already."""
+    path = Path(path)
+    make_folder(path.parent)
+    with open(path, "xb", opener=opener) as file:
+        os.fchmod(file.fileno(), FILE)  # which a file system's own rules may have widened
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return path

@@ -27,7 +27,7 @@ import ray
 import tyro
 from rich.table import Table
 
-from fedjax_core.sites import gate, tensors, wire
+from fedjax_core.sites import tensors, wire
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.certificates import Authority
 from fedjax_core.sites.identity import Roster, SiteKey
@@ -140,7 +140,7 @@ def parts(parameters: int) -> dict[str, Callable[[], Any]]:
         "digest": lambda: hashlib.sha256(body).digest(),
         "pack": lambda: tensors.pack(update),
         "unpack": lambda: tensors.unpack(body),
-        "gate: finite, norm": lambda: gate.measure(update),
+        "gate: finite, norm": lambda: tensors.measure(update),
         "whole message made": lambda: wire.encode(header, update, key),
         "whole message read": lambda: wire.decode(message, roster, recipient="coordinator"),
     }

@@ -31,11 +31,14 @@ from fedjax_core.sites.base import check_name
 from fedjax_core.sites.claims import doubtful
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.held_out import parted
+from fedjax_core.sites.load import load_data
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.prepare import held_back, leaving
-from fedjax_core.sites.site_file import SiteFile, load_data, minimum_of, usual_policy
+from fedjax_core.sites.schema import columns
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.usual_policy import minimum_of, usual_policy
 from fedjax_core.sites.wire import COORDINATOR
 
 log = logging.getLogger("fedjax_core")
@@ -169,7 +172,7 @@ def prepare(
         roster = folder.coordinator / "roster.toml"
         write_whole(roster, f"{read_text(roster)}\n[examples]\n{agreed}")
     for name, about in found.items():
-        expected.Expected.here(built, expected.columns(clients), clients.features).write(folder.site(name) / "expected.toml")
+        expected.Expected.here(built, columns(clients), clients.features).write(folder.site(name) / "expected.toml")
         if "policy" not in about:
             write_whole(folder.site(name) / "policy.toml", _policy(SiteFile.read(folder.site(name) / "site.toml"), built, clients))
         _warn_of_unfit(folder.site(name) / "site.toml", ("labels",) if name in made_up else ("data", "task", "labels"))

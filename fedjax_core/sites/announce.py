@@ -18,24 +18,17 @@ request, its last one, in memory; a process that began anew lacks all. How parts
 """
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_core.sites.base import Bytes
-from fedjax_core.sites.caps import OverCap
-from fedjax_core.sites.forms import named, place
+from fedjax_core.sites.forms import place
 from fedjax_core.sites.guard import Replayed
-from fedjax_core.sites.parts import Assembly, BadParts, Contents, Gone, TamperedPart, contents, cut, which
+from fedjax_core.sites.kinds import ANNOUNCE, DELIVER
+from fedjax_core.sites.parts import Assembly, BadParts, Contents, Gone, TamperedPart, cut, which
 from fedjax_core.sites.request import Requests
-from fedjax_core.sites.wire import Envelope, Header, encode, header_of
-
-if TYPE_CHECKING:
-    from fedjax_core.sites.site import Site
-
-ANNOUNCE, LACKING, DELIVER, DELIVERED = "announce", "lacking", "deliver", "delivered"
-"""The kinds of both requests and their replies."""
+from fedjax_core.sites.wire import Envelope, Header, header_of
 
 _KEPT = 4
 """Parts that are kept signed, as they go to one site after another."""
@@ -76,39 +69,31 @@ def _part(request: Bytes, contents: Contents, asked: Header, requests: Requests,
     return requests.concerning(asked, DELIVER, {"of": contents.of, "part": i}, {"part": raw})
 
 
-class Incoming(NamedTuple):
-    """A request that comes in parts, as a site has it."""
+class Inbox:
+    """The last request that comes to a site in parts."""
 
-    sequence: int  # of its announcement
-    assembly: Assembly
+    def __init__(self) -> None:
+        self.assembly: Assembly | None = None
+        self._sequence = 0  # of its announcement
 
+    def announce(self, said: Contents, sequence: int) -> Assembly:
+        """What is here of the request of these parts, which was announced by a message of this number."""
+        before = self.assembly
+        if before is not None and sequence < self._sequence:
+            raise Replayed("another request has been announced since; a repeat changes nothing")
+        if before is None or before.contents.of != said.of:
+            self.assembly = Assembly(said, before)
+        self._sequence = sequence
+        return self.assembly
 
-def announce(site: "Site", envelope: Envelope) -> Bytes:
-    """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the request."""
-    header, before, cap = envelope.header, site.incoming, site.terms.policy.caps.memory_gb
-    said = contents(envelope, header)
-    if cap is not None and said.length > cap * 1e9:
-        raise OverCap(f"the request has {said.length:,} bytes, and the site gives {cap:g} GB of memory to all of its work (caps.memory_gb)")
-    if before is not None and header.sequence < before.sequence:
-        raise Replayed("another request has been announced since; a repeat changes nothing")
-    assembly = None if before is None else before.assembly
-    if assembly is None or assembly.contents.of != said.of:
-        assembly = Assembly(said, assembly)
-    site.incoming = Incoming(header.sequence, assembly)
-    if assembly.here.all():
-        return site.handle(assembly.whole)
-    return encode(site.header(LACKING, header, {"of": said.of}), named({"lacking": ~assembly.here}), site.key)
-
-
-def deliver(site: "Site", envelope: Envelope) -> Bytes:
-    """That the site has the part that this brings."""
-    header, coming = envelope.header, site.incoming
-    if coming is None or header.fields.get("of") != coming.assembly.contents.of:
-        raise Gone("the site does not wait for parts of that request; it is to be announced again")
-    said = coming.assembly.contents
-    i = which(header, said)
-    where = said.place(i)
-    raw = place(envelope.tensors, {"part": jax.ShapeDtypeStruct((where.stop - where.start,), np.uint8)})["part"]
-    if not coming.assembly.take(i, raw.data):
-        raise TamperedPart(f"what came is not part {i} of the request that was announced; announce it again")
-    return encode(site.header(DELIVERED, header, {"of": said.of, "part": i}), {}, site.key)
+    def deliver(self, envelope: Envelope) -> int:
+        """The number of the part that the message brings, which is then here."""
+        header, coming = envelope.header, self.assembly
+        if coming is None or header.fields.get("of") != coming.contents.of:
+            raise Gone("the site does not wait for parts of that request; it is to be announced again")
+        i = which(header, coming.contents)
+        where = coming.contents.place(i)
+        raw = place(envelope.tensors, {"part": jax.ShapeDtypeStruct((where.stop - where.start,), np.uint8)})["part"]
+        if not coming.take(i, raw.data):
+            raise TamperedPart(f"what came is not part {i} of the request that was announced; announce it again")
+        return i

@@ -1,37 +1,26 @@
-"""What a site does for each kind of request: `ANSWERS`, the table by which both ends know the kinds.
+"""What a site does for each kind of request that is about its data: `HANDLERS`, by the kinds of `kinds.py`.
 
-    train       its part of an exchange: what goes up, in the form that the uplink gives it
-    evaluate    sums of the metrics over its examples
-    score       the same of any model, whatever the site keeps itself
-    describe    what the coordinator has to know before the first round
-    measure     sums of its columns, for preprocessing that is one for all sites
-    part        a part of its last reply that was too large to travel at once
-    announce    which parts it lacks of a request that is too large to travel at once; where none, the answer to that
-    deliver     that it has a part of it
-
-Another kind is one more function in a file of its own, and one more line here. A function gets the site and a request that is
-authentic, in time, of the site's own study and allowed by its policy; it returns `site.reply(...)`, or raises a `Refused`.
+Another kind is one more function, one more line here, and one in `kinds.KINDS`. A function gets the site's context and a request that is
+authentic, in time, of the site's own study and allowed by its policy; it returns `context.reply(...)`, or raises a `Refused`.
 """
 
 import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jax
 
-from fedjax_core.sites import announce, local, parts, prepare, request
+from fedjax_core.data.preprocess import sums_of
+from fedjax_core.sites import local, prepare, request
 from fedjax_core.sites.answered import ALL
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
+from fedjax_core.sites.context import SiteContext
 from fedjax_core.sites.forms import named, place
-from fedjax_core.sites.limit import PARTIAL, said
+from fedjax_core.sites.report import PARTIAL, said
 from fedjax_core.sites.request import WITHHELD, BadRequest
-from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import Envelope, Header
-
-if TYPE_CHECKING:
-    from fedjax_core.sites.site import Site
 
 
 class NotFiniteHere(Refused):
@@ -41,21 +30,7 @@ class NotFiniteHere(Refused):
     of_data = True
 
 
-class Answer(NamedTuple):
-    """How one kind of request is answered."""
-
-    reply: str
-    """The kind of the reply."""
-    leaving: tuple[str, ...]
-    """The fields of the reply that the site's policy is asked for, beside the metrics, whatever the study."""
-    compute: Callable[["Site", Envelope], Bytes]
-    prepared: bool = False
-    """Whether it is of the columns as the study prepares them, and not as they lie there."""
-    again: bool = False
-    """Whether it may be heard again, and is then answered anew: what it brings is known by digests, and changes nothing twice."""
-
-
-def train(site: "Site", envelope: Envelope) -> Bytes:
+def train(site: SiteContext, envelope: Envelope) -> Bytes:
     """The site's part of an exchange: what goes up, in the form that the uplink gives it."""
     header, composed = envelope.header, site.study.round
     e = header.exchange
@@ -116,7 +91,7 @@ def train(site: "Site", envelope: Envelope) -> Bytes:
     return reply
 
 
-def _limit(site: "Site", header: Header, seconds: float | None) -> Callable[[int], int] | None:
+def _limit(site: SiteContext, header: Header, seconds: float | None) -> Callable[[int], int] | None:
     """How many steps more may follow so many; None: all there are.
 
     A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
@@ -134,14 +109,14 @@ def _limit(site: "Site", header: Header, seconds: float | None) -> Callable[[int
     return limit if least < 2 else lambda done: limit(done) or site.data.stop(header.round, done, least) - done
 
 
-def _which(site: "Site", header: Header, seconds: float | None) -> str:
+def _which(site: SiteContext, header: Header, seconds: float | None) -> str:
     """By what the steps that were done are known again: the question, and its time where a model may be trained to several steps."""
     digest = header.digest if site.asked is None else site.asked.digest
     where = f"{header.run}/{header.round}/{header.exchange}/{digest}"
     return where if site.terms.policy.evaluation.models == "sent" or seconds is None else f"{where}/{seconds:g}"
 
 
-def evaluate(site: "Site", envelope: Envelope) -> Bytes:
+def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
     """Sums of the metrics over the examples by which models are judged here; where clients keep a model of their own, of the site's."""
     header, algorithm = envelope.header, site.study.round.algorithm
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
@@ -156,12 +131,12 @@ def evaluate(site: "Site", envelope: Envelope) -> Bytes:
     return _sums(site, header, params)
 
 
-def score(site: "Site", envelope: Envelope) -> Bytes:
+def score(site: SiteContext, envelope: Envelope) -> Bytes:
     """Sums of the metrics of the given model over the same examples, whatever the site keeps itself."""
     return _sums(site, envelope.header, place(envelope.tensors, {"params": site.params})["params"])
 
 
-def _sums(site: "Site", header: Header, params: Any) -> Bytes:
+def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
     """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a loss, it would ask by them."""
     clients = site.data.judged
     site.terms.check_examples(*site.data.judged_of)
@@ -172,7 +147,7 @@ def _sums(site: "Site", header: Header, params: Any) -> Bytes:
     return site.reply(header, fields)
 
 
-def describe(site: "Site", envelope: Envelope) -> Bytes:
+def describe(site: SiteContext, envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round; it begins, or begins anew."""
     data = site.data
     fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted, **data.held_out}
@@ -184,19 +159,19 @@ def describe(site: "Site", envelope: Envelope) -> Bytes:
     return reply
 
 
-ANSWERS: Mapping[str, Answer] = {
-    "train": Answer("update", ("examples", "data", "weight"), train, prepared=True),
-    "evaluate": Answer("metrics", ("examples",), evaluate, prepared=True),
-    "score": Answer("scores", ("examples",), score, prepared=True),
-    "describe": Answer("description", ("examples", "data"), describe),
-    "measure": Answer("sums", ("examples",), prepare.measure),
-    "part": Answer("part", (), parts.part),
-    announce.ANNOUNCE: Answer(announce.LACKING, (), announce.announce, again=True),
-    announce.DELIVER: Answer(announce.DELIVERED, (), announce.deliver, again=True),
-}
+def measure(site: SiteContext, envelope: Envelope) -> Bytes:
+    """The sums that the study's steps need, of the columns as they lie there."""
+    steps = site.study.prepare
+    if not steps:
+        raise BadRequest("the study prepares nothing, so no sums are told")
+    kinds = prepare.leaving(steps)
+    if not (leave := site.terms.policy.may_leave(kinds, 0.0)).allowed:
+        raise prepare.SumsStay(f"{leave.reason} [{leave.code}]")
+    fields: dict[str, Scalar] = {"examples": site.data.raw.examples}
+    fields |= {name: " ".join(step.column for step in steps if name in step.leaving)[:1000] for name in kinds}
+    return site.reply(envelope.header, fields, named({"sums": sums_of(steps, site.data.raw.columns, site.terms.policy.minimum.cell)}))
 
 
-def leaving(kind: str, study: Study) -> tuple[str, ...]:
-    """The fields of the reply to such a request that the site's policy is asked for, beside the metrics."""
-    clients = study.departments and kind in ("train", "describe")
-    return (*ANSWERS[kind].leaving, "clients") if clients else ANSWERS[kind].leaving
+HANDLERS: Mapping[str, Callable[[SiteContext, Envelope], Bytes]] = {
+    "train": train, "evaluate": evaluate, "score": score, "describe": describe, "measure": measure,
+}  # fmt: skip

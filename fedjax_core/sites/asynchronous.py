@@ -43,8 +43,8 @@ from fedjax_core.sites.absent import with_reasons
 from fedjax_core.sites.base import Bytes, Refused, Scalar, in_lines
 from fedjax_core.sites.collect import Collector, Paused
 from fedjax_core.sites.flights import Flights, Landed
-from fedjax_core.sites.limit import said
 from fedjax_core.sites.outlying import LEAST
+from fedjax_core.sites.report import said
 from fedjax_core.sites.reports import NothingLearned, Reports, Sums, absurd, total_of, training
 from fedjax_core.sites.request import About, Record, Requests
 from fedjax_core.sites.rules import Rules

@@ -57,11 +57,11 @@ from fedjax_core.sites.entries import (
     show,
     spelt,
 )
-from fedjax_core.sites.gate import NotFinite, measure
 from fedjax_core.sites.heads import FILE as HEADS
 from fedjax_core.sites.heads import Heads, Held
 from fedjax_core.sites.identity import PublicKey, SiteKey
 from fedjax_core.sites.proof import Anchor, anchor_path, held_by, verify
+from fedjax_core.sites.tensors import NotFinite, measure
 from fedjax_core.sites.wire import Envelope
 
 log = logging.getLogger("fedjax_core")

@@ -48,6 +48,13 @@ def confine(caps: Caps) -> None:
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{caps.gpu_share:g}"
 
 
+def check_size(caps: Caps, length: int) -> None:
+    """Returns where a request of so many bytes may come; raises `OverCap` where the site's memory is less."""
+    if caps.memory_gb is not None and length > caps.memory_gb * 1e9:
+        gives = f"{caps.memory_gb:g} GB of memory"
+        raise OverCap(f"the request has {length:,} bytes, and the site gives {gives} to all of its work (caps.memory_gb)")
+
+
 class Budget:
     """What a site has computed today, and watches over what it computes now."""
 

@@ -33,8 +33,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedjax_core.files import write_whole
-from fedjax_core.sites import private
+from fedjax_core.files import read_private, write_private, write_whole
 from fedjax_core.sites.base import check_name
 
 VARIABLES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
@@ -190,14 +189,14 @@ def _usage(**yes: bool) -> x509.KeyUsage:
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     try:
-        private.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     except FileExistsError:
         raise FileExistsError(f"{path} is there already: choose another folder, or move it away where it has expired") from None
 
 
 def _key(path: Path) -> Any:
     try:
-        return load_pem_private_key(private.read(path, "this private key"), password=None)
+        return load_pem_private_key(read_private(path, "this private key"), password=None)
     except (ValueError, TypeError):
         raise CertificateError(f"{path} holds no unencrypted private key") from None
 

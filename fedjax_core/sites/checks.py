@@ -21,20 +21,22 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.files import open_to_others
 from fedjax_core.machine import memory_available
 from fedjax_core.sites import prepare, ray_security, reviewed
-from fedjax_core.sites.answers import ANSWERS, leaving
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import CertificateError, Files
 from fedjax_core.sites.epsilon import Ledger, epsilon
-from fedjax_core.sites.expected import Expected, code, columns, packages, python
+from fedjax_core.sites.expected import Expected, code, packages, python
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey, read_public
+from fedjax_core.sites.kinds import leaving
+from fedjax_core.sites.load import load_data, opened, too_many_bad
 from fedjax_core.sites.own_file import VARIABLE, paths
 from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinned
-from fedjax_core.sites.schema import difference, items_of
+from fedjax_core.sites.schema import columns, difference, items_of
 from fedjax_core.sites.schema import said as said_of
-from fedjax_core.sites.site_data import absent, check_study, fingerprint, opened, too_many_bad
-from fedjax_core.sites.site_file import SiteFile, load_data, metrics_of, minimum_of
+from fedjax_core.sites.site_data import absent, check_study, fingerprint
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.usual_policy import metrics_of, minimum_of
 from fedjax_core.sites.wire import COORDINATOR
 
 _SECONDS = 5.0
@@ -257,7 +259,7 @@ def _policy(about: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
         )
-    always = ANSWERS["train"].leaving if built is None else leaving("train", built)
+    always = leaving("train", departments=built is not None and built.departments)
     if kept := [name for name in always if name not in found.leaving.fields]:
         raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
     if sums := prepare.held_back(steps, found.leaving.fields):

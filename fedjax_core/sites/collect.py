@@ -19,12 +19,13 @@ import numpy as np
 
 from fedjax_core.data.batches import Plan
 from fedjax_core.sites.absent import ENOUGH, Absent, with_reasons
-from fedjax_core.sites.announce import LACKING, Outgoing
+from fedjax_core.sites.announce import Outgoing
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.fetch import Fetch
 from fedjax_core.sites.hearing import Hearing
 from fedjax_core.sites.identity import Roster
-from fedjax_core.sites.parts import PARTS, contents
+from fedjax_core.sites.kinds import LACKING, PARTS
+from fedjax_core.sites.parts import contents
 from fedjax_core.sites.request import Record, Requests
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.transport import Reply, Transport, bring, first_of, take_back

@@ -48,19 +48,18 @@ from fedjax_core.round import Round, State, check_population
 from fedjax_core.sites import crossing, told
 from fedjax_core.sites.absent import with_reasons
 from fedjax_core.sites.asynchronous import Steps, check
-from fedjax_core.sites.audit import Log
+from fedjax_core.sites.audit import NOTHING, Log
 from fedjax_core.sites.base import Scalar, in_lines, listed, printable
 from fedjax_core.sites.collect import Collector, Paused
-from fedjax_core.sites.departments import merged
 from fedjax_core.sites.described import Joining, Sites, describe
 from fedjax_core.sites.exchange import exchange
 from fedjax_core.sites.heads import HELD
 from fedjax_core.sites.identity import PublicKey, Roster, SiteKey
-from fedjax_core.sites.keep import RECENT
-from fedjax_core.sites.limit import said
+from fedjax_core.sites.report import said
 from fedjax_core.sites.reports import total_of
-from fedjax_core.sites.request import About, Requests, addresses
+from fedjax_core.sites.request import RECENT, About, Requests, addresses
 from fedjax_core.sites.rules import Rules
+from fedjax_core.sites.server import merged
 from fedjax_core.sites.settled import settled
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -171,7 +170,7 @@ class Federation:
                 raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
             if (audited := self._log) is not None:
-                self._requests.head = lambda: audited.durable
+                self._requests.head = lambda: None if audited.durable == NOTHING else str(audited.durable)
             self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
@@ -366,7 +365,7 @@ class Federation:
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
         """From now on the run goes on only from states that have these `needs`, or from the one at hand: sites forget the rest.
 
-        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions (`keep.RECENT`) as well.
+        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions (`request.RECENT`) as well.
         """
         recovery = self._requests.recovery
         recovery.recent = RECENT if needs is None else 0
@@ -434,7 +433,7 @@ class Federation:
     ) -> tuple[Transport, dict[str, PublicKey]]:
         if transport == "in-process":
             sites = [self._exit.enter_context(_site(one, self.study, self._key.public)) for one in files]
-            return InProcess(sites), {site.name: site.key.public for site in sites}
+            return InProcess(sites), {site.name: site.context.key.public for site in sites}
         if transport == "ray":
             from fedjax_core.sites.ray_transport import RayTransport
 
@@ -445,7 +444,7 @@ class Federation:
 
 def _counted(transport: Any) -> dict[str, int]:
     """How many examples each site has whose data this process opened itself, so that it need not believe it."""
-    return {name: site.data.raw.examples for name, site in transport.sites.items()}
+    return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
 
 
 def _site(about: SiteFile, study: Study, coordinator: PublicKey) -> Site:

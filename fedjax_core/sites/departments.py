@@ -1,6 +1,6 @@
 """A site whose departments are clients of the round: each trains by itself in lanes, and one mean of all their reports leaves the site.
 
-    rows ─divided─► charite/icu, charite/ward ─lanes: begin, step, finish, encode, expand─► mean, its weight, how many ─► coordinator
+    rows ─load.divided─► charite/icu, charite/ward ─lanes: begin, step, finish, encode, expand─► mean, its weight, how many ─► coordinator
 
 The stages of the uplink act on each department's report, as on any client's: each is clipped by itself. So what leaves is expanded
 already, and the coordinator runs `merged` of the round, whose uplink only has its `finish` left. The result is that of a simulator in
@@ -9,24 +9,17 @@ which every department of every site is a client, named as here: a department's 
 All departments count, or nothing leaves: a model that only few of them can be trained from would single those out. Which train side by side
 goes by their sizes and the model's alone, and nothing is measured, as a site that starts again must do the same to the last bit.
 
->>> found = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
->>> found.ids.tolist(), found.sizes.tolist(), list(found.columns)
-(['charite/ear', 'charite/icu'], [1, 2], ['x'])
 """
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_core import tree
-from fedjax_core.data import partition
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.features import Features
-from fedjax_core.data.given import given
 from fedjax_core.lanes import tune
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.partial import gathering, meet, start
@@ -37,30 +30,6 @@ from fedjax_core.types import Message
 from fedjax_core.xla.rewrite import rewrite
 
 _OF_A_ROUND = ("refused", "clients", "examples")  # metrics of the lanes' own, which are said otherwise
-
-
-def divided(site: str, columns: Mapping[str, Any], by: str, *, features: Features | None = None, allow_nan: bool = False) -> Clients:
-    """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then left out. Copies the rows."""
-    if by not in columns:
-        raise ValueError(f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}")
-    owner = given(columns[by], by, f"{site}: ")
-    if owner.ndim != 1 or owner.dtype.kind not in "iuU":
-        raise ValueError(f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}")
-    rest = {name: x for name, x in columns.items() if name != by}
-    ids = ids_of(site, partition.owner_names(owner))
-    return Clients.from_parts(rest, partition.by_owner(owner), ids, features=features, allow_nan=allow_nan)
-
-
-def ids_of(site: str, departments: Any) -> list[str]:
-    """The names of departments in a federation, as a simulator has them for clients' ids. No site's own name has a "/" in it."""
-    return [f"{site}/{one}" for one in np.asarray(departments).tolist()]
-
-
-@lru_cache(maxsize=32)
-def merged(composed: Round) -> Round:
-    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
-    plain: Any = {"encode": lambda state, own, update, key: (tree.wide(update), own), "expand": lambda state, update: update}
-    return composed._replace(uplink=composed.uplink._replace(**plain))
 
 
 class Departments:

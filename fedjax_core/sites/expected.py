@@ -30,8 +30,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedjax_core.data.checks import dtype_of
-from fedjax_core.data.clients import Clients
 from fedjax_core.files import read_text, write_whole
 from fedjax_core.sites.study import Study
 from fedjax_core.sources import digest
@@ -74,11 +72,6 @@ class Expected:
             said = {key: value if isinstance(value, str) else list(value) for key, value in getattr(self, name).items()}
             lines += [f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in said.items())]
         write_whole(Path(path), "\n".join(lines) + "\n")
-
-
-def columns(clients: Clients) -> dict[str, str]:
-    """Of each column, dtype and shape of one example."""
-    return {name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()}
 
 
 def code(study: Study) -> dict[str, str]:

@@ -14,10 +14,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fedjax_core.sites.announce import LACKING, Outgoing
+from fedjax_core.sites.announce import Outgoing
 from fedjax_core.sites.base import Bytes
 from fedjax_core.sites.collect import Collector
-from fedjax_core.sites.parts import PARTS, contents
+from fedjax_core.sites.kinds import LACKING, PARTS
+from fedjax_core.sites.parts import contents
 from fedjax_core.sites.request import Record, Requests
 from fedjax_core.sites.transport import Reply
 from fedjax_core.sites.wire import Envelope, Header, header_of

@@ -77,6 +77,16 @@ def place(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
     return Form.of(like).filled(tensors)
 
 
+def place_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
+    """The tensors in the structure of `like`; where that has a vector of length 0, as many numbers may come as there are categories."""
+
+    def one(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        given = tensors.get(jax.tree_util.keystr(path))
+        return jax.ShapeDtypeStruct(given.shape if leaf.shape == (0,) and given is not None and given.ndim == 1 else leaf.shape, leaf.dtype)
+
+    return place(tensors, jax.tree_util.tree_map_with_path(one, like))
+
+
 class Form(NamedTuple):
     """A structure that tensors are to be placed in, with what they must be: for whoever reads many of one kind."""
 

@@ -16,40 +16,24 @@ Verdict(accepted=True, code='accepted', reason='', norm=5.0)
 'not-finite'
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from fedjax_core.sites.base import Refused, shown
 from fedjax_core.sites.forms import Kind, check_kinds
 from fedjax_core.sites.guard import WrongRound, WrongRun
-from fedjax_core.sites.limit import PARTIAL
+from fedjax_core.sites.kinds import WrongConfig, WrongKind
+from fedjax_core.sites.report import PARTIAL
+from fedjax_core.sites.tensors import measure
 from fedjax_core.sites.wire import Envelope, Header
-
-# Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts threads. 25 M float32 then take
-# 50 ms on a busy 2-core x86 machine, and 150 to 850 ms with 2^14 to 2^20.
-_CHUNK = 1 << 13
-
-
-class WrongKind(Refused):
-    """Not an update."""
-
-    code = "wrong-kind"
 
 
 class WrongExchange(Refused):
     """Of another exchange of the round."""
 
     code = "wrong-exchange"
-
-
-class WrongConfig(Refused):
-    """The sender runs another configuration."""
-
-    code = "wrong-config"
 
 
 class WrongModel(Refused):
@@ -92,13 +76,6 @@ class ChangedData(Refused):
     """The site's data are not what they were, and it does not say so."""
 
     code = "changed-data"
-
-
-class NotFinite(Refused):
-    """A tensor holds NaN or an infinity."""
-
-    code = "not-finite"
-    of_data = True
 
 
 class NormTooLarge(Refused):
@@ -148,25 +125,6 @@ def check(envelope: Envelope, expected: Expected) -> Verdict:
     except Refused as refusal:
         return Verdict(False, refusal.code, str(refusal), norm)
     return Verdict(True, code, "", norm)
-
-
-def measure(tensors: Mapping[str, np.ndarray]) -> float:
-    """The l2 norm of all numbers together, summed in float64; raises `NotFinite`, with the tensor's name, where one is none."""
-    total = 0.0
-    for name, tensor in tensors.items():
-        if tensor.dtype == np.bool_:
-            continue
-        flat = tensor.reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            part = flat[start : start + _CHUNK]
-            wide = part.view(np.float32).astype(np.float64) if part.dtype.kind == "c" else part.astype(np.float64)
-            square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
-            if not math.isfinite(square) and not np.isfinite(wide).all():  # finite numbers may have an infinite square
-                raise NotFinite(
-                    f"tensor {name or 'array'} holds NaN or an infinity; look at the site's loss, and train with a smaller step"
-                )
-            total += square
-    return math.sqrt(total)
 
 
 def _check_header(header: Header, expected: Expected) -> str:

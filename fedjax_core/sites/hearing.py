@@ -27,12 +27,12 @@ from concurrent.futures import Future
 
 from msgspec import UNSET
 
-from fedjax_core.sites.announce import LACKING, Outgoing
-from fedjax_core.sites.answers import ANSWERS
+from fedjax_core.sites.announce import Outgoing
 from fedjax_core.sites.base import Refused, Scalar, shown
 from fedjax_core.sites.guard import SKEW_SECONDS, Guard, check_clock
 from fedjax_core.sites.identity import Roster
-from fedjax_core.sites.parts import PARTS, contents
+from fedjax_core.sites.kinds import KINDS, LACKING, PARTS
+from fedjax_core.sites.parts import contents
 from fedjax_core.sites.request import Record
 from fedjax_core.sites.transport import Reply, bring
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header, decode
@@ -94,7 +94,7 @@ class Hearing:
                 skew_seconds=skew_seconds,
             )  # fmt: skip
             heard = self._guard.at(asked.round).admit(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
-            kind = ANSWERS[asked.kind].reply
+            kind = KINDS[asked.kind].reply
             if header.kind == PARTS and header.answers == asked.digest:
                 contents(envelope, asked)
                 return envelope  # may be said again: it is the reply itself that is heard once

@@ -7,7 +7,6 @@
 The training part is the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients whose ids are the sites' names. A
 site that has departments draws before it is divided into them, so that no person is on both sides in two of them.
 
->>> from fedjax_core.sites.site_file import SiteFile
 >>> clients = Clients.from_list([{"x": np.arange(10), "who": np.repeat(np.arange(5), 2)}], ids=["charite"])
 >>> marked = mark(clients, SiteFile(name="charite", data=None, person="who"), share=0.2, seed=0)
 >>> [one.examples for one in parted(marked)], list(marked.columns)
@@ -15,20 +14,17 @@ site that has departments draws before it is divided into them, so that no perso
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-
-if TYPE_CHECKING:
-    from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.site_file import SiteFile
 
 HELD_OUT = "(held out)"
 """The column that says of each example whether it is, until the parts are made."""
 
 
-def mark(clients: Clients, about: "SiteFile", share: float | None, seed: int) -> Clients:
+def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> Clients:
     """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns that are for this alone.
 
     None: it is not known what the study does.

@@ -35,8 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
-from fedjax_core.files import read_text, write_whole
-from fedjax_core.sites import private as private_file
+from fedjax_core.files import read_private, read_text, write_private, write_whole
 from fedjax_core.sites.base import Refused, check_name, listed, shown
 
 _SCHEME = "ed25519:"
@@ -120,7 +119,7 @@ class SiteKey:
     def load(cls, path: str | os.PathLike[str]) -> "SiteKey":
         """The key in `<name>.key`; raises where others could have read it."""
         path = Path(path)
-        pem = private_file.read(path, "this private key")
+        pem = read_private(path, "this private key")
         try:
             private: object = load_pem_private_key(pem, password=None)
         except (ValueError, TypeError):  # no PEM, or one with a password
@@ -155,7 +154,7 @@ class SiteKey:
         """Writes `<name>.key` (mode 0600) and `<name>.pub`, and returns the path of the first; never over a key that is there."""
         path = Path(folder) / f"{self.name}.key"
         try:
-            private_file.write(path, self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            write_private(path, self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         except FileExistsError:
             raise FileExistsError(
                 f"{path} is there already, and without it the site could not prove who it is. Choose another folder or name."

@@ -31,9 +31,6 @@ from fedjax_core.sites.base import Refused
 from fedjax_core.sites.forms import named, place
 from fedjax_core.sites.tensors import pack, unpack
 
-RECENT = 64
-"""So many versions stay where nobody says which may be asked for again."""
-
 _DIGEST = 32
 
 

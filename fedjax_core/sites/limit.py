@@ -23,20 +23,14 @@ do another number, as nobody has heard of the first; the audit logs have the num
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedjax_core.files import write_whole
-from fedjax_core.metrics import Mean
-from fedjax_core.sites.base import Refused, Scalar
+from fedjax_core.sites.base import Refused
 from fedjax_core.sites.request import may_come_again
 from fedjax_core.sites.wire import Header
-
-PARTIAL = ("steps_done", "examples_seen")
-"""Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
 
 _SECONDS = 0.5  # how long the steps between two looks at the clock should take
 
@@ -93,21 +87,6 @@ class Done:
         self._last = may_come_again(self._last, asked)
         if self._path is not None:
             write_whole(self._path, json.dumps(self._last))
-
-
-def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
-    """The metrics `PARTIAL` of so many steps of these batches (rows [T, B] of the client's examples, negative: none)."""
-    seen = rows[:done]
-    parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
-    return {name: Mean(np.float32(part), np.float32(whole)) for name, (part, whole) in zip(PARTIAL, parts, strict=True)}  # type: ignore[arg-type]
-
-
-def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
-    """For an audit entry: `partial`, how much was done, where that is not all; nothing else."""
-    if PARTIAL[0] not in metrics:
-        return {}
-    done, steps = float(metrics[PARTIAL[0]].total), float(metrics[PARTIAL[0]].weight)
-    return {"partial": f"{done:g} of {steps:g} steps"} if done < steps else {}
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -28,7 +28,8 @@ from fedjax_core.data.columns import narrow
 from fedjax_core.lanes.evaluate import batch_sums
 from fedjax_core.metrics import Mean
 from fedjax_core.round import Kept, Round
-from fedjax_core.sites.limit import NoStepDone, Pace, part_of
+from fedjax_core.sites.limit import NoStepDone, Pace
+from fedjax_core.sites.report import LEFT, part_of
 from fedjax_core.sites.request import Draws, client_key
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
@@ -40,9 +41,6 @@ _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
 EVALUATED = 512
 """Examples in a batch of evaluation, where they may meet in a loss: as in the largest batches of the simulator's evaluation."""
-LEFT = ("uplink_kept", "uplink_norm")
-"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm. Not of noise or masks,
-for these are to hide how large the update was (`Stage.measurable`)."""
 _STEPS = 64  # so many steps go before a first look at the clock
 
 

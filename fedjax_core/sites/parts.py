@@ -19,22 +19,16 @@ has one large reply, its last one; a process that began anew has none, and is to
 """
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_core.sites.base import Bytes, Refused, Scalar
-from fedjax_core.sites.forms import named, place
+from fedjax_core.sites.forms import place
 from fedjax_core.sites.request import BadRequest
 from fedjax_core.sites.tensors import LIMITS, Limits, Oversize, room
-from fedjax_core.sites.wire import Envelope, Header, encode
-
-if TYPE_CHECKING:
-    from fedjax_core.sites.site import Site
-
-PARTS = "parts"
-"""The kind of a reply that says what the parts are."""
+from fedjax_core.sites.wire import Envelope, Header
 
 _DIGEST_BYTES = sha256().digest_size
 
@@ -79,13 +73,6 @@ class Contents(NamedTuple):
         return {"of": self.of, "length": self.length, "part_bytes": self.part_bytes}
 
 
-class Large(NamedTuple):
-    """A reply that a site gives in parts."""
-
-    contents: Contents
-    reply: Bytes
-
-
 class Assembly:
     """A message that is put together of its parts, in whatever order they come; memory is taken with the first of them.
 
@@ -117,6 +104,29 @@ class Assembly:
         return self._raw.data.toreadonly()
 
 
+class Outbox:
+    """The last reply of a site that was too large to travel at once, which the site's ledger has had since it was made."""
+
+    def __init__(self) -> None:
+        self._large: tuple[Contents, Bytes] | None = None
+
+    def split(self, request: Header, reply: Bytes) -> Contents | None:
+        """What the parts of the reply are, where it is longer than the request wants it at once; it is then kept. None: it is not."""
+        part_bytes = request.fields.get("part_bytes")
+        if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
+            return None
+        said = cut(reply, part_bytes)
+        self._large = said, reply
+        return said
+
+    def part(self, request: Header) -> Bytes:
+        """The part of that reply that is asked for; raises `Gone` where it is another reply's."""
+        if self._large is None or request.fields.get("of") != self._large[0].of:
+            raise Gone("the site does not have that reply any more; it is to be asked everything again")
+        said, reply = self._large
+        return reply[said.place(which(request, said))]
+
+
 def digests_of(message: Bytes, part_bytes: int) -> np.ndarray:
     """[parts, 32] uint8: the SHA-256 of every part."""
     view = memoryview(message)
@@ -128,24 +138,6 @@ def cut(message: Bytes, part_bytes: int) -> Contents:
     """The parts that a message is sent in."""
     digests = digests_of(message, part_bytes)
     return Contents(sha256(digests.data).hexdigest(), len(message), part_bytes, digests)
-
-
-def split(site: "Site", request: Header, reply: Bytes) -> Bytes:
-    """What a site answers with: the reply, or, where it is longer than the request wants it at once, what its parts are."""
-    part_bytes = request.fields.get("part_bytes")
-    if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
-        return reply
-    said = cut(reply, part_bytes)
-    site.large = Large(said, reply)
-    return encode(site.header(PARTS, request, said.fields()), named({"digests": said.digests}), site.key)
-
-
-def part(site: "Site", envelope: Envelope) -> Bytes:
-    """One part of the site's last large reply, which its ledger has had since it was made."""
-    fields, large = envelope.header.fields, site.large
-    if large is None or fields.get("of") != large.contents.of:
-        raise Gone("the site does not have that reply any more; it is to be asked everything again")
-    return large.reply[large.contents.place(which(envelope.header, large.contents))]
 
 
 def which(header: Header, contents: Contents) -> int:

@@ -68,7 +68,7 @@ from fedjax_core.files import read_text
 from fedjax_core.sites import strict
 from fedjax_core.sites.base import check_name, listed, shown
 from fedjax_core.sites.hours import Hours
-from fedjax_core.sites.limit import PARTIAL
+from fedjax_core.sites.report import PARTIAL
 
 __all__ = ["SAFE", "Caps", "Decision", "Evaluation", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
 

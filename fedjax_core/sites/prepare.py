@@ -11,23 +11,19 @@ As every request brings the numbers, a site that was away, or begins anew, has t
     fed.prepared.apply(held_out)        the same of data at hand
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.preprocess import Fitted, Step, settle, sums_of
-from fedjax_core.sites.base import Bytes, Refused, Scalar
-from fedjax_core.sites.forms import named, place
-from fedjax_core.sites.request import PREPARED, BadRequest
+from fedjax_core.sites.base import Refused
+from fedjax_core.sites.forms import place_open
+from fedjax_core.sites.request import PREPARED
 from fedjax_core.sites.wire import Envelope
 from fedjax_core.types import Columns
-
-if TYPE_CHECKING:
-    from fedjax_core.sites.site import Site
 
 Steps = tuple[Step, ...]
 
@@ -48,18 +44,6 @@ class BadNumbers(Refused):
     """What came as a step's numbers cannot be applied."""
 
     code = "bad-numbers"
-
-
-def measure(site: "Site", envelope: Envelope) -> Bytes:
-    """The sums that the study's steps need, of the columns as they lie there."""
-    steps = site.study.prepare
-    if not steps:
-        raise BadRequest("the study prepares nothing, so no sums are told")
-    if not (leave := site.terms.policy.may_leave(leaving(steps), 0.0)).allowed:
-        raise SumsStay(f"{leave.reason} [{leave.code}]")
-    fields: dict[str, Scalar] = {"examples": site.data.raw.examples}
-    fields |= {name: " ".join(step.column for step in steps if name in step.leaving)[:1000] for name in leaving(steps)}
-    return site.reply(envelope.header, fields, named({"sums": sums_of(steps, site.data.raw.columns, site.terms.policy.minimum.cell)}))
 
 
 def leaving(steps: Steps) -> tuple[str, ...]:
@@ -139,16 +123,6 @@ class Preparation:
         found = fitted.apply(clients, self._folder)
         self._check(found)
         return found
-
-
-def place_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The tensors in the structure of `like`; where that has a vector of length 0, as many numbers may come as there are categories."""
-
-    def one(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
-        given = tensors.get(jax.tree_util.keystr(path))
-        return jax.ShapeDtypeStruct(given.shape if leaf.shape == (0,) and given is not None and given.ndim == 1 else leaf.shape, leaf.dtype)
-
-    return place(tensors, jax.tree_util.tree_map_with_path(one, like))
 
 
 def _of_rows(steps: Steps, raw: Clients, count: int) -> Fitted:

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fedjax_core.sites import private
+from fedjax_core.files import read_private, write_private
 from fedjax_core.sites.base import listed
 from fedjax_core.sites.certificates import VARIABLES as VARIABLES
 from fedjax_core.sites.certificates import Authority, CertificateError, Files, hosts_of
@@ -104,12 +104,12 @@ def equip(folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], da
     home = Path(folder) / "authority"
     authority = Authority(home) if (home / "ca.key").exists() else Authority.make(home)
     if not (home / "token").exists():
-        private.write(home / "token", secrets.token_hex(32).encode())
-    token = private.read(home / "token", "this token")
+        write_private(home / "token", secrets.token_hex(32).encode())
+    token = read_private(home / "token", "this token")
     found = {}
     for name, hosts in nodes.items():
         found[name] = authority.issue(Path(folder) / name, name, hosts, days)
-        private.write(Path(folder) / name / "token", token)
+        write_private(Path(folder) / name / "token", token)
         (home / _ISSUED).mkdir(exist_ok=True)
         (home / _ISSUED / f"{name}.crt").write_bytes(found[name].certificate.read_bytes())
     return found
@@ -149,7 +149,7 @@ def _token(environment: Mapping[str, str]) -> str | None:
         return None
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        token = private.read(path, "this token").strip()
+        token = read_private(path, "this token").strip()
     except FileNotFoundError:
         return f"a token ({path} does not exist: copy the cluster's there, mode 600, and name it in RAY_AUTH_TOKEN_PATH)"
     except OSError as error:

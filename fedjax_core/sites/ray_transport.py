@@ -251,7 +251,7 @@ class _Actor:
                 confine(Policy.read(about.policy).caps)
             self._site = Site(about, *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))))
             self._site.__enter__()
-            self._key = self._site.key.public.text
+            self._key = self._site.context.key.public.text
             gc.collect()
             gc.freeze()  # what is here now stays: JAX and the data, looked through time and again, would take a twentieth of a short visit
         except Exception as error:
@@ -273,7 +273,7 @@ class _Watched(_Actor):
     @ray.method(concurrency_group="watch")
     def progress(self) -> bytes:
         """Local steps that this process has done, in digits."""
-        return b"0" if self._site is None else str(self._site.budget.steps).encode()
+        return b"0" if self._site is None else str(self._site.context.budget.steps).encode()
 
 
 def _key(name: str, ref: Any, seconds: float) -> PublicKey:

@@ -23,13 +23,13 @@ from fedjax_core.sites import gate
 from fedjax_core.sites.base import Bytes, Scalar
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.forms import named
-from fedjax_core.sites.limit import PARTIAL, said
-from fedjax_core.sites.local import LEFT
 from fedjax_core.sites.outlying import MOST, outlying
+from fedjax_core.sites.report import LEFT, PARTIAL, metrics_of, said
 from fedjax_core.sites.request import TRAIN_SECONDS, About, Record, Requests
 from fedjax_core.sites.rules import Rules
 from fedjax_core.sites.server import TOGETHER, Small, server_half
-from fedjax_core.sites.told import NO_METRICS, doubtful_means, number_of
+from fedjax_core.sites.tensors import measure
+from fedjax_core.sites.told import doubtful_means
 from fedjax_core.sites.weighing import Weigher
 from fedjax_core.sites.wire import COORDINATOR, Envelope, Header
 
@@ -49,9 +49,6 @@ def training(
         fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
     body = {"message": message, "uplink": about.state.uplink[e]}
     return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
-
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Reports:
@@ -92,7 +89,7 @@ class Reports:
         found = None
         if verdict.accepted and verdict.norm is not None:
             sent, weight = self.sent(heard)
-            about |= said(metrics_of(heard.header))
+            about |= said(metrics_of(heard.header.fields))
             expands, good, norm = self._server.fine[self._e], True, verdict.norm
             if expands is not None:
                 good, norm = (x.item() for x in expands(self._uplink, sent, np.float32(weight)))
@@ -130,7 +127,7 @@ class Reports:
 
 def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: Any) -> list[int]:
     """Which of these norms of updates, of so many steps, are absurdly larger than the others, or than `params` where these are few."""
-    return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: gate.measure(named(params)))
+    return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: measure(named(params)))
 
 
 def steps_of(collector: Collector, work: str, round: int) -> np.ndarray:
@@ -175,7 +172,7 @@ class Sums:
             acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
             self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
-        self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header)))
+        self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields)))
 
     def conclude(self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> State:
         """The state that comes of them.
@@ -263,22 +260,6 @@ def _added(metrics: Sequence[Any]) -> Any:
     """Their sum, of one kind, in this order, to the same bits as by `+`, which for so few numbers takes ten times as long."""
     total = reduce(operator.add, [one.total for one in metrics])
     return Mean(total, reduce(operator.add, [one.weight for one in metrics])) if isinstance(metrics[0], Mean) else Sum(total)
-
-
-def metrics_of(header: Header) -> dict[str, Any]:
-    """The metrics in a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is a sum."""
-    fields = {name: number_of(value) for name, value in header.fields.items() if name not in NO_METRICS}
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        if "." not in name:
-            weight = fields.get(f"{name}.weight")
-            found[name] = Sum(_narrow(value)) if weight is None else Mean(_narrow(value), _narrow(weight))
-    return found
-
-
-def _narrow(value: float) -> Any:
-    """As a float32; infinite where it is too large for one, and so not pooled. NumPy says no word of it, nor need it be told not to."""
-    return np.float32(math.copysign(math.inf, value) if abs(value) > _LARGEST else value)
 
 
 def total_of(value: Any) -> Sum:

@@ -21,10 +21,8 @@ from fedjax_core import keys
 from fedjax_core.data.clients import Clients
 from fedjax_core.round import State
 from fedjax_core.sites.base import Bytes, Refused, Scalar, T, in_lines
-from fedjax_core.sites.entries import NOTHING, Head
 from fedjax_core.sites.forms import named
 from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.keep import RECENT
 from fedjax_core.sites.wire import COORDINATOR, SITES, Header, encode_both
 from fedjax_core.types import Array, Key
 
@@ -45,6 +43,9 @@ NEEDED, RECENT_FIELD = "needed", "recent"
 
 OLDEST = "oldest"
 """Of a request's fields: no round before this is ever asked again."""
+
+RECENT = 64
+"""So many versions of what a site keeps stay there where nobody says which may be asked for again."""
 
 _LINE, _LINES = 1000, 200  # letters in a field, and such fields
 _LAST, _MOST_KNOWN = 64, 10_000  # answers that are known again: where a request does not say which may come again, and where it does
@@ -111,8 +112,8 @@ class Requests:
         """The numbers by which sites prepare their columns, an entry a step; known once all sites were measured."""
         self.announced = ""
         """Which large request was announced last (announce.py)."""
-        self.head: Callable[[], Head] = lambda: NOTHING
-        """The head of the coordinator's audit log, which goes with every request."""
+        self.head: Callable[[], str | None] = lambda: None
+        """The head of the coordinator's audit log, as text, which goes with every request; None: there is none yet."""
         self.recovery = Recovery()
         self._key, self._record, self._said = key, record, 0
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
@@ -174,7 +175,7 @@ class Requests:
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
             created_unix_ms=int(time.time() * 1000), config=self.config, fields=dict(said),
-            head=UNSET if (head := self.head()) == NOTHING else str(head),
+            head=UNSET if (head := self.head()) is None else head,
         )  # fmt: skip
         return encode_both(header, named(sent), self._key)
 

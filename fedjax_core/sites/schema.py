@@ -15,12 +15,19 @@ import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
+from fedjax_core.data.checks import dtype_of
+from fedjax_core.data.clients import Clients
 from fedjax_core.sites.base import Scalar
 
 IN_ANOTHER_ORDER = "the same features in another order"
 
 _KIND = re.compile(r"[a-z]+[0-9]*\[[0-9,]*\]")
 _LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyond is in the digest alone
+
+
+def columns(clients: Clients) -> dict[str, str]:
+    """Of each column, dtype and shape of one example."""
+    return {name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()}
 
 
 def items_of(columns: Mapping[str, str], features: Mapping[str, Sequence[str]]) -> list[str]:

@@ -50,6 +50,13 @@ class Small(NamedTuple):
     filled: np.int32
 
 
+@lru_cache(maxsize=32)
+def merged(composed: Round) -> Round:
+    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
+    plain: Any = {"encode": lambda state, own, update, key: (tree.wide(update), own), "expand": lambda state, update: update}
+    return composed._replace(uplink=composed.uplink._replace(**plain))
+
+
 @lru_cache(maxsize=16)
 def server_half(composed: Round) -> Server:
     """The server's part of `composed`; of the same `Round` the same, so that it is compiled once."""

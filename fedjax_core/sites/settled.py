@@ -21,7 +21,7 @@ from fedjax_core.files import write_whole
 from fedjax_core.sites.absent import with_reasons
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.collect import Collector, Paused
-from fedjax_core.sites.prepare import place_open
+from fedjax_core.sites.forms import place_open
 from fedjax_core.sites.request import Record, Requests
 from fedjax_core.sites.units import absurd, far
 from fedjax_core.sites.wire import COORDINATOR

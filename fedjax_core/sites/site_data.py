@@ -25,12 +25,12 @@ from fedjax_core.data.task_check import check_data
 from fedjax_core.sites import prepare, schema
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.departments import Departments
-from fedjax_core.sites.expected import columns
 from fedjax_core.sites.held_out import parted
 from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.policy import Policy, Request
-from fedjax_core.sites.records import check_known, usable
-from fedjax_core.sites.site_file import SiteFile, check_divided, load_data
+from fedjax_core.sites.load import opened, too_many_bad
+from fedjax_core.sites.policy import Request
+from fedjax_core.sites.records import check_known
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import Envelope
 from fedjax_core.task import Task, check_task
@@ -51,7 +51,7 @@ class SiteData:
         """The same as the study prepares them, once it is known how."""
         self.judged = self.raw if self._held is None else self._held
         """The examples by which models are judged, as the study prepares them: those held out, or those trained on."""
-        self.schema = schema.said(schema.items_of(columns(self.raw), self.raw.features))
+        self.schema = schema.said(schema.items_of(schema.columns(self.raw), self.raw.features))
         """Fields that say what columns there are."""
         self.plan = study.plan(about.order)
         """Of which batches are made; where clients differ in it, that of this one once it is `placed`."""
@@ -165,29 +165,6 @@ class SiteData:
         """Raises where the task cannot use these examples, once they are prepared, or a model's 32 bits do not hold them."""
         clients.check_numbers()
         check_data(self._study.round.algorithm.task, clients, self._study.batch_size)
-
-
-def opened(about: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
-    """(the site's examples, positions of the bad records, which are left out; None where the policy does not ask for it).
-
-    Raises where the study could not read them; what the task says of them is `check_study`'s.
-    """
-    most_bad, bad = None if about.policy is None else Policy.read(about.policy).max_bad_share, None
-    found = load_data(about, check=most_bad is None and not study.prepare, study=study)
-    if most_bad is not None:
-        found, bad = usable(found, study.round.algorithm.task, study.prepare)
-    elif study.prepare:
-        prepare.check_rest(study.prepare, found)
-    if study.prepare:
-        found.check_numbers(but=[step.column for step in study.prepare])
-    check_divided(about.name, study, found)
-    return found, bad
-
-
-def too_many_bad(about: SiteFile, share: float) -> bool:
-    """Whether the policy has bad records left out, and this share of them is more than it allows."""
-    most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
-    return most_bad is not None and share > most_bad
 
 
 def check_study(study: Study, clients: Clients) -> None:

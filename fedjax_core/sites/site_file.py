@@ -37,24 +37,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import jax
-import numpy as np
-
 from fedjax_core.data.batches import Order
-from fedjax_core.data.clients import Clients
-from fedjax_core.data.columns import narrow
-from fedjax_core.data.given import columns_of
 from fedjax_core.files import read_text
-from fedjax_core.round import check_metrics
-from fedjax_core.sites import local, policy, prepare
 from fedjax_core.sites.base import check_name, listed
-from fedjax_core.sites.departments import divided, ids_of
-from fedjax_core.sites.held_out import mark
 from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.limit import PARTIAL
-from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.study import Study, is_function, named
-from fedjax_core.types import Batch
+from fedjax_core.sites.study import is_function
 
 PLACE = ("resources", "node")
 """The settings that say on which node of Ray the site is."""
@@ -162,82 +149,3 @@ def load_key(about: SiteFile) -> SiteKey:
     if key.name != about.name:
         raise ValueError(f"{about.key} is the key of {key.name!r}, not of {about.name!r}")
     return key
-
-
-def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
-    """The site's examples, as one client with the site's name, or one for each department.
-
-    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where that has one, and
-    examples that it holds out are marked (held_out.py).
-    """
-    found: Any = about.data
-    if found is None:
-        raise ValueError(f"{about.file or f'the site {about.name}'} names no `data`: a folder of Clients.save, or module:function")
-    if isinstance(found, str) and is_function(found):
-        found = named(found)
-    if callable(found) and not isinstance(found, Clients):
-        found = found()
-    handed = isinstance(found, Clients)  # and looked at when it was made
-    if isinstance(found, (str, Path)):
-        found = Clients.open(found)
-    found = columns_of(found)
-    if isinstance(found, Mapping):
-        found = Clients.from_list([found], [about.name], allow_nan=True)
-    if not isinstance(found, Clients):
-        raise ValueError(f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}")
-    if about.departments is not None and not (len(found) == 1 and isinstance(found.columns, Mapping)):
-        raise ValueError(
-            f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
-            "where they are Clients of several, these are the departments: leave `departments` out"
-        )
-    found = found.with_ids([about.name] if len(found) == 1 else ids_of(about.name, found.ids))
-    if study is not None and study.features:
-        found = found.arranged(study.features)
-    found = mark(found, about, *((study.held_out, study.seed) if study is not None else (None, 0)))
-    if about.departments is not None:
-        found = divided(about.name, found.columns, about.departments, features=found.features, allow_nan=True)
-    if check and not handed:
-        found.check_finite()
-    return found
-
-
-def check_divided(site: str, study: Study, clients: Clients) -> None:
-    """Raises where these examples of a site are divided into departments, and the study's clients are whole sites."""
-    if not study.departments and clients.ids.tolist() != [site]:
-        raise ValueError(
-            f"the data of {site} are divided into departments, {len(clients)} of them, and the clients of this study are whole "
-            "sites: leave `departments` out of the site's file and give one client's data, or agree on a study with departments=True"
-        )
-
-
-def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
-    """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave.
-
-    A site whose file names its study is a real one: it has the minimums of policies that are made (`policy.SAFE`). One that is handed its
-    study is a try in one's own process or trust domain: it has none, and evaluates whatever model it is given.
-    """
-    sums = [name for name in prepare.leaving(study.prepare) if name != "range"]  # which tells of single persons
-    clients_ = ("clients",) if study.departments else ()
-    left = local.LEFT if study.measurable else ()
-    fields = ("weight", "examples", "data", *clients_, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
-    usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
-    if about.study is None:
-        return dataclasses.replace(usual, evaluation=policy.Evaluation("any", per_day=_TRIES))
-    return dataclasses.replace(usual, minimum=minimum_of(about))
-
-
-def minimum_of(about: SiteFile) -> policy.Minimum:
-    """The minimums of a policy that is made for a site: of each class where its file names the column of classes."""
-    return policy.SAFE if about.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
-
-
-def metrics_of(study: Study, clients: Clients) -> list[str]:
-    """The names of all that is measured in training and in evaluation; raises where one of them could not be told."""
-    task, columns = study.round.algorithm.task, narrow(prepare.one_row(study.prepare, clients))
-    steps = check_metrics(study.round, columns, study.batch_size)
-    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
-    shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
-    return sorted({*steps, *shapes})
-
-
-_TRIES = 10_000  # evaluations a day

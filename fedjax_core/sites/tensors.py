@@ -44,6 +44,10 @@ ALIGN = 64
 _LONG = 1 << 22  # bytes
 _SMALL_INDEX = 64 << 10  # bytes: of such indexes some are kept as they were read
 
+# Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts threads. 25 M float32 then take
+# 50 ms on a busy 2-core x86 machine, and 150 to 850 ms with 2^14 to 2^20.
+_CHUNK = 1 << 13
+
 
 class Oversize(Refused):
     """Larger than the reader allows."""
@@ -79,6 +83,13 @@ class TrailingBytes(Refused):
     """Bytes after the end, which nobody would read."""
 
     code = "trailing-bytes"
+
+
+class NotFinite(Refused):
+    """A tensor holds NaN or an infinity."""
+
+    code = "not-finite"
+    of_data = True
 
 
 @dataclass(frozen=True)
@@ -252,3 +263,22 @@ def _read_place(name: str, place: _Place, begin: int, limits: Limits) -> tuple[n
     if math.prod(shape) * dtype.itemsize > limits.message_bytes - begin:
         raise Oversize(f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes")
     return dtype, tuple(shape)
+
+
+def measure(tensors: Mapping[str, np.ndarray]) -> float:
+    """The l2 norm of all numbers together, summed in float64; raises `NotFinite`, with the tensor's name, where one is none."""
+    total = 0.0
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.bool_:
+            continue
+        flat = tensor.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            wide = part.view(np.float32).astype(np.float64) if part.dtype.kind == "c" else part.astype(np.float64)
+            square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
+            if not math.isfinite(square) and not np.isfinite(wide).all():  # finite numbers may have an infinite square
+                raise NotFinite(
+                    f"tensor {name or 'array'} holds NaN or an infinity; look at the site's loss, and train with a smaller step"
+                )
+            total += square
+    return math.sqrt(total)

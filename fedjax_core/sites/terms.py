@@ -22,7 +22,6 @@ Traceback (most recent call last):
 fedjax_core.sites.terms.Declined: charite does not let 'examples' leave (leaving.fields) [field]
 """
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,8 +34,9 @@ import numpy as np
 from fedjax_core.sites.answered import ALL, Answered, Question
 from fedjax_core.sites.base import Refused, Scalar
 from fedjax_core.sites.epsilon import Ledger, epsilon
-from fedjax_core.sites.gate import measure
 from fedjax_core.sites.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
+from fedjax_core.sites.report import written
+from fedjax_core.sites.tensors import measure
 from fedjax_core.sites.wire import Header
 
 _REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
@@ -122,7 +122,7 @@ class Terms:
         few = of is not None and 0 < of < self.policy.minimum.cell
         if few or not self.policy.may_leave([name], 0.0).allowed:
             return {}
-        return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}
+        return written(name, sums)
 
     def let_out(self, request: Header, tensors: Mapping[str, np.ndarray]) -> float | None:
         """The norm of these tensors, once the policy lets them leave in answer to the request; None where nobody asks for it.

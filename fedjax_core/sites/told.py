@@ -24,6 +24,7 @@ import numpy as np
 from fedjax_core.evaluation import NOT_TOLD, Evaluation, pool
 from fedjax_core.sites.base import Scalar
 from fedjax_core.sites.outlying import LEAST, MOST, median
+from fedjax_core.sites.report import NO_METRICS, number_of
 from fedjax_core.sites.wire import Envelope
 from fedjax_core.task import Range
 
@@ -31,9 +32,6 @@ log = logging.getLogger("fedjax_core")
 
 ALONE = "no other site has such a metric"
 _FAR = f"its value is more than {MOST:g} times the others'"
-
-NO_METRICS = frozenset(("weight", "examples", "data", "data_was", "clients"))
-"""Of the fields in a reply."""
 
 
 class Told(NamedTuple):
@@ -51,11 +49,6 @@ def read(fields: Mapping[str, Any], most: int) -> Told | str:
     if examples > most:
         return f"its reply is of {examples} examples, and it said before the first round that it has {most}"
     return Told(examples, {name: number_of(value) for name, value in fields.items() if name not in NO_METRICS and "." not in name})
-
-
-def number_of(value: Any) -> float:
-    """A field that should be a number; NaN where it is none."""
-    return float(value) if type(value) in (int, float) else math.nan
 
 
 def doubts(told: Mapping[int, Told], ranges: Iterable[Range], named: Collection[str] = ()) -> dict[tuple[int, str], str]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import ClassVar
 
-from fedjax_core.sites.announce import DELIVERED, Outgoing
+from fedjax_core.sites.announce import Outgoing
 from fedjax_core.sites.base import Bytes, Refused
 from fedjax_core.sites.identity import Roster
+from fedjax_core.sites.kinds import DELIVERED
 from fedjax_core.sites.parts import Assembly, Contents
 from fedjax_core.sites.transport import Reply
 from fedjax_core.sites.wire import COORDINATOR, decode

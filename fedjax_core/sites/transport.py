@@ -80,7 +80,8 @@ class InProcess:
         reply = site.handle(request)
         if (error := site.failed) is not None:
             self.failures[name] = error
-            if site.folder is None and (said := f"{name} {type(error).__name__} {error}") not in self._shown:  # else it is in errors.log
+            said = f"{name} {type(error).__name__} {error}"
+            if site.context.folder is None and said not in self._shown:  # else it is in errors.log
                 self._shown.add(said)
                 log.error("site %s failed", name, exc_info=error)
         return reply
@@ -91,7 +92,7 @@ class InProcess:
 
     def progress(self, site: str) -> int:
         """Counted by the site."""
-        return self.sites[site].budget.steps
+        return self.sites[site].context.budget.steps
 
     def close(self) -> None:
         """Waits for what the sites are at."""

@@ -21,9 +21,9 @@ from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.files import open_to_others
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.limit import PARTIAL
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import SAFE, Policy
+from fedjax_core.sites.report import PARTIAL
 from fedjax_core.sites.request import Requests, addresses
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -174,7 +174,7 @@ def test_policies_that_are_made_have_minimums_and_a_site_below_them_is_named(tmp
     about, key = SiteFile.read(folder.site("mayo") / "site.toml"), SiteKey.load(folder.coordinator / "coordinator.key")
     for one in (about, replace(about, policy=None, folder=tmp_path / "none")):  # nor without a policy, where the site has its study
         with Site(one) as site:
-            requests = Requests("run", site.study.hash, addresses(["mayo"]), key, lambda *said: None)
+            requests = Requests("run", site.context.study.hash, addresses(["mayo"]), key, lambda *said: None)
             for kind in ("describe", "measure"):
                 said = header_of(site.handle(requests.write(kind, 0, to=["mayo"])))
                 assert (said.kind, said.fields["code"]) == ("refusal", "declined")

@@ -43,12 +43,12 @@ def simulator(composed, kind="classes", **plan):
 
 def lying(site, raw, lie):
     """The site's reply with what `lie(name, envelope)` changes of it, (fields, tensors or None), signed with the site's own key."""
-    said = decode(raw, Roster({site.name: site.key.public}), recipient=COORDINATOR.name)
+    said = decode(raw, Roster({site.name: site.context.key.public}), recipient=COORDINATOR.name)
     if (change := lie(site.name, said)) is None:
         return raw
     fields, tensors = change
     header = replace(said.header, fields=said.header.fields | fields, key="", size=0, digest="")
-    return encode(header, said.tensors if tensors is None else tensors, site.key)
+    return encode(header, said.tensors if tensors is None else tensors, site.context.key)
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def federation(composed, kind="classes", *, fault=None, lie=None, files=None, fo
                 return changed(send(site, request), lambda raw: lying(by_name[site], raw, lie))
 
         transport = Faulty(InProcess(sites), fault or (lambda send, site, request, n: send(site, request)))
-        roster = Roster({site.name: site.key.public for site in sites}, examples=settings.pop("agreed", {}))
+        roster = Roster({site.name: site.context.key.public for site in sites}, examples=settings.pop("agreed", {}))
         home = None if folder is None else folder / "coordinator"
         fed = Federation(
             composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, roster=roster, key=COORDINATOR, folder=home, **settings
@@ -84,14 +84,14 @@ def begin_anew(sites, transport, at):
 def anew(site):
     """The same site after it was killed: another over its folder."""
     site.__exit__()
-    return Site(site.about, site.study, COORDINATOR.public).__enter__()
+    return Site(site.context.about, site.context.study, COORDINATOR.public).__enter__()
 
 
 def whole(fed, sites, state):
     """The state with what sites keep in the place of its versions: what the simulator's state is."""
     versions = np.asarray(state.clients.version)
     first = fed._requests.first
-    rows = [site.kept(fed.run_name, int(v)) if v else first for site, v in zip(sites, versions, strict=True)]
+    rows = [site.context.kept(fed.run_name, int(v)) if v else first for site, v in zip(sites, versions, strict=True)]
     return state._replace(clients=Kept(*jax.tree.map(lambda *x: np.stack(x), *rows)))
 
 

@@ -15,10 +15,11 @@ from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites import fetch
-from fedjax_core.sites.announce import ANNOUNCE, DELIVER, Outgoing
+from fedjax_core.sites.announce import Inbox, Outgoing
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.collect import Collector
 from fedjax_core.sites.coordinator import Rules
+from fedjax_core.sites.kinds import ANNOUNCE, DELIVER
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.tensors import LIMITS
 from fedjax_core.sites.wire import decode, encode, header_of
@@ -233,9 +234,9 @@ def test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed()
         assert said.kind == "description" and said.answers == header_of(second.request).digest
         assert site.handle(second.announcement) == site.handle(second.request), "it is the request, however it comes"
         # What is whole is not written to: the first, announced anew, has none of its parts, as the second was not cut.
-        whole = bytes(site.incoming.assembly.whole)
+        whole = bytes(site.inbox.assembly.whole)
         third = Outgoing(asking(fed), PART, fed._requests)
-        kept = site.incoming.assembly
+        kept = site.inbox.assembly
         assert len(third.lacking(decode(site.handle(third.announcement), fed._roster, recipient="coordinator"))) == parts
         site.handle(third.part(0))
         assert bytes(kept.whole) == whole == bytes(second.request)
@@ -293,7 +294,7 @@ def test_a_site_refuses_it_with_its_own_message_takes_no_memory_and_goes_on(name
         said = header_of(site.handle(bad))
         assert tracemalloc.get_traced_memory()[1] < 1e6
         tracemalloc.stop()
-        assert (said.kind, said.fields["code"]) == ("refusal", code) and not site.incoming.assembly.here.any()
+        assert (said.kind, said.fields["code"]) == ("refusal", code) and not site.inbox.assembly.here.any()
         for i in range(len(outgoing.contents.digests)):
             site.handle(outgoing.part(i))
         assert header_of(site.handle(outgoing.announcement)).kind == "description"
@@ -340,7 +341,7 @@ def test_an_older_announcement_changes_nothing_unless_it_is_made_anew():
         sites[0].handle(new.part(0))
         assert header_of(sites[0].handle(first)).fields["code"] == "replayed"
         assert header_of(sites[0].handle(old.part(1))).fields["code"] == "gone"
-        assert sites[0].incoming.assembly.here.sum() == 1
+        assert sites[0].inbox.assembly.here.sum() == 1
         assert old.lacking(decode(sites[0].handle(old.announcement), fed._roster, recipient="coordinator"))[0] == 0
         assert header_of(sites[0].handle(old.part(1))).kind == "delivered"
 
@@ -354,8 +355,8 @@ def test_a_site_takes_no_request_that_is_larger_than_its_memory_and_none_while_i
         for more, said in (("[caps]\nmemory_gb = 0.000004\n", "caps.memory_gb"), ("", "paused")):
             (tmp_path / "policy.toml").write_text(("" if more else "paused = true\n") + policy + more)
             transport.sent.clear()
-            before = sites[AT].incoming
-            assert ask(fed) == [0] and said in fed._collector.hearing.reasons[AT] and sites[AT].incoming is before
+            before = sites[AT].inbox.assembly
+            assert ask(fed) == [0] and said in fed._collector.hearing.reasons[AT] and sites[AT].inbox.assembly is before
             assert sum(header_of(raw).kind == DELIVER for raw in transport.sent) > 20
     codes = [entry.about["code"] for entry in show(tmp_path / "coordinator" / "audit") if (entry.who, entry.what) == (WHO, "declined")]
     assert codes == ["over-cap", "declined"]
@@ -404,7 +405,7 @@ def test_a_site_that_lacks_parts_again_and_again_is_given_up(tmp_path):
 
     def fault(send, site, request, n):
         if site == WHO and header_of(request).kind == ANNOUNCE and box:
-            box["sites"][AT].incoming = None
+            box["sites"][AT].inbox = Inbox()
         return send(site, request)
 
     with simple(fault, tmp_path) as (fed, sites, transport):

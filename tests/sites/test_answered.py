@@ -205,7 +205,7 @@ class Hospital:
         self.requests.first = jax.tree.map(lambda x: np.asarray(x[0]), self.state.clients)
 
     def ask(self, raw):
-        return decode(self.site.handle(raw), Roster({"charite": self.site.key.public}), recipient="coordinator")
+        return decode(self.site.handle(raw), Roster({"charite": self.site.context.key.public}), recipient="coordinator")
 
     def training(self, params, number=0, uplink=None, **fields):
         about = About(self.state, np.zeros(1, np.int32))
@@ -223,7 +223,7 @@ class Hospital:
         return self.ask(self.requests.write("score", 0, to=["charite"], body={"params": params}, fields=fields)).header
 
     def refused(self):
-        return [one.about for one in show(self.site.folder / "audit", what="refused")]
+        return [one.about for one in show(self.site.context.folder / "audit", what="refused")]
 
 
 @pytest.fixture
@@ -283,10 +283,10 @@ def test_what_else_a_request_has_is_of_the_model_too(hospital, tmp_path):
 def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_path):
     """40 examples in batches of 4: after 8 steps, and after 9, which tell of four people by their difference."""
     there = hospital(tmp_path, POLICY.replace("examples = 20", "examples = 4"))
-    budget = there.site.budget
+    budget = there.site.context.budget
     budget.clock = lambda: float(budget.steps)
     first = there.train(model(), train_seconds=8.0)
-    there.site.done = Done(None)  # which forgets all but the last rounds
+    there.site.context.done = Done(None)  # which forgets all but the last rounds
     again = [there.train(model(), **more) for more in ({"train_seconds": 9.0}, {"train_seconds": 8.0}, {})]
     assert [one.digest for one in again] == [first.digest] * 3 and first.fields["examples_seen"] == 32
     whole = [there.train(model(), 1, **more) for more in ({}, {"train_seconds": 6.0})]
@@ -306,11 +306,11 @@ def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_
 def test_between_two_steps_that_a_model_may_be_trained_to_there_are_as_many_examples_as_the_minimum(hospital, tmp_path, least, expected):
     """By runs of other names, or models that are nearly the same, the same model is trained for as long as each of these times."""
     there = hospital(tmp_path, POLICY.replace("examples = 20", f"examples = {min(least, 40)}"))
-    assert [there.site.data.stop(0, done, least) * 4 for done in range(1, 11)] == [
+    assert [there.site.context.data.stop(0, done, least) * 4 for done in range(1, 11)] == [
         4 * (i + 1) if one is None else one for i, one in enumerate(expected)
     ]
     if least == 10:
-        budget = there.site.budget
+        budget = there.site.context.budget
         budget.clock = lambda: float(budget.steps)
         found = []
         for seconds in (2.0, 3.0, 4.0, 6.0, 7.0):
@@ -329,7 +329,7 @@ def test_between_two_steps_that_a_model_may_be_trained_to_there_are_as_many_exam
 )
 def test_minimums_are_of_what_a_report_is_of(hospital, tmp_path, positive, seconds, said):
     there = hospital(tmp_path, data=records(positive=positive))
-    budget = there.site.budget
+    budget = there.site.context.budget
     budget.clock = lambda: float(budget.steps)
     header = there.train(model(), **({} if seconds is None else {"train_seconds": seconds}))
     assert (header.kind, header.fields["code"]) == ("refusal", "declined") and "fewer" not in header.fields["reason"]
@@ -453,7 +453,7 @@ def test_who_has_withdrawn_does_not_answer_once_more(hospital, tmp_path):
 
 def test_a_site_that_had_too_little_time_may_be_given_more(hospital, tmp_path):
     there = hospital(tmp_path)
-    budget = there.site.budget
+    budget = there.site.context.budget
     budget.clock = lambda: float(budget.steps)
     found = [there.train(model(), train_seconds=seconds) for seconds in (3.0, 5.0, 9.0)]
     assert [code(one) for one in found] == ["declined", "update", "update"]

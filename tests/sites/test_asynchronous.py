@@ -145,7 +145,7 @@ def forged(box, **changes):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
         tensors = {name: x + changes.get("plus", 0) for name, x in tensors.items()}
-        key = next(site.key for site in box["sites"] if site.name == header.sender)
+        key = next(site.context.key for site in box["sites"] if site.name == header.sender)
         return encode(structs.replace(header, **{k: v for k, v in changes.items() if k != "plus"}), tensors, key)
 
     return lambda send, site, request: changed(send(site, request), forge)
@@ -293,7 +293,7 @@ def test_a_large_request_that_another_one_displaces_is_announced_again(composed,
     with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (fed, sites, transport):
         fed.rules = Rules(part_bytes=200)
         state, _ = fed.run(fed.init(jax.random.key(1)), ALL)
-        assert state.clients.started.tolist()[1] == 0 and 0 < sites[1].incoming.assembly.here.sum() == 3
+        assert state.clients.started.tolist()[1] == 0 and 0 < sites[1].inbox.assembly.here.sum() == 3
         fed.evaluate(state)
         closed = False
         for request, later in held:

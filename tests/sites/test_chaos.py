@@ -153,7 +153,7 @@ def chaotic(composed, share, draw, folder, **settings):
     """(a function that begins a federation over the same sites and folder, their transport)."""
     files = site_files(folder=folder)
     sites = [Site(one, Study(composed, BATCH, EPOCHS), COORDINATOR.public).__enter__() for one in files]
-    transport, roster = Chaos(sites, share, draw), Roster({site.name: site.key.public for site in sites})
+    transport, roster = Chaos(sites, share, draw), Roster({site.name: site.context.key.public for site in sites})
 
     def begun():
         fed = patiently(
@@ -187,7 +187,7 @@ def check_logs(fed, transport, folder):
     """All are as they were written, and lead to the heads that the other ends hold."""
     fed.close()
     home, keys = folder / "coordinator" / "audit", [COORDINATOR.public]
-    logs = {site.name: (site.folder / "audit", [site.key.public]) for site in transport.stop() if site.__exit__() is None}
+    logs = {site.name: (site.context.folder / "audit", [site.context.key.public]) for site in transport.stop() if site.__exit__() is None}
     verify(home, keys, held={name: held_by(*one, "coordinator") for name, one in logs.items()})
     for name, (log, its) in logs.items():
         verify(log, its, held={"coordinator": held_by(home, keys, name)})
@@ -235,7 +235,7 @@ def made_again(state, steps, sites):
         models.append(server_half(BUFFERED).broadcast[0](state.server))
         sums = Sums(BUFFERED, 0, state.uplink[0], BUFFER.size)
         for place, (name, version) in enumerate(counted):
-            site = sites[name]
+            site = sites[name].context
             draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(version), site.address, str(jax.random.key_impl(state.key)))
             seen = visit(
                 BUFFERED, 0, site.data.plan, site.data.clients, models[version], state.uplink[0], site.kept_shapes, draws, version

@@ -14,11 +14,12 @@ from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.checks import CHECKS, Settings, Unfit
 from fedjax_core.sites.coordinator import Federation, Paused, Rules
-from fedjax_core.sites.departments import Departments, divided
+from fedjax_core.sites.departments import Departments
+from fedjax_core.sites.load import divided, load_data
 from fedjax_core.sites.records import usable
 from fedjax_core.sites.request import Draws
 from fedjax_core.sites.site import Site
-from fedjax_core.sites.site_file import SiteFile, load_data
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.uplink.base import stage
 from fedjax_core.xla import convolutions, timing

@@ -17,10 +17,11 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
 from fedjax_core.sites import checks
 from fedjax_core.sites.doctor import Settings, beside, examine
-from fedjax_core.sites.expected import Expected, columns
+from fedjax_core.sites.expected import Expected
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import PINNED, pin
 from fedjax_core.sites.ray_security import equip
+from fedjax_core.sites.schema import columns
 from fedjax_core.sites.site_file import SiteFile
 from tests.sites.tls_server import server
 

@@ -176,5 +176,5 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
 def test_a_study_that_says_its_own_epsilon_is_one_of_that_hash(tmp_path):
     with federation(COMPOSED, epsilon=3.0, folder=tmp_path) as (fed, sites, _):
         fed.run(fed.init(jax.random.key(1)), ALL)
-        assert fed.study.hash == sites[0].study.hash
+        assert fed.study.hash == sites[0].context.study.hash
     assert [one["epsilon"] for one in updates(tmp_path)] == [3.0]

@@ -19,8 +19,8 @@ from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites import policy
-from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.kinds import KINDS
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.site import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -271,7 +271,7 @@ ROLES = {
 }
 CODES = {"another site": "unknown-sender", "a stranger by the coordinator's name": "wrong-key", "the site itself": "unknown-sender"}
 SITE = SiteKey.make("charite")
-KINDS = [*ANSWERS, *{answer.reply for answer in ANSWERS.values()}, "refusal", "shell"]
+ASKED = [*KINDS, *{kind.reply for kind in KINDS.values()}, "refusal", "shell"]
 
 
 @pytest.mark.parametrize("role", [*ROLES, "the coordinator"])
@@ -281,7 +281,7 @@ def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
     about = replace(site_files()[0], key=tmp_path / "charite.key")
     study = Study(round_of("fedavg"), BATCH, EPOCHS)
     with Site(about, study, COORDINATOR.public) as site:
-        for kind in KINDS:
+        for kind in ASKED:
             header = Header(
                 kind=kind, run="run", round=0, exchange=0, sender="coordinator", recipient="sites", sequence=time.time_ns(),
                 created_unix_ms=int(time.time() * 1000), config=study.hash,
@@ -289,11 +289,9 @@ def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
             said = header_of(site.handle(ROLES.get(role, lambda header: encode(header, {}, COORDINATOR))(header)))
             if role == "the coordinator":
                 assert (
-                    said.kind == ANSWERS[kind].reply
-                    if kind == "describe"
-                    else said.fields["code"] not in {*CODES.values(), "bad-signature"}
+                    said.kind == KINDS[kind].reply if kind == "describe" else said.fields["code"] not in {*CODES.values(), "bad-signature"}
                 )
-                assert (said.fields.get("code") == "wrong-kind") == (kind not in ANSWERS)
+                assert (said.fields.get("code") == "wrong-kind") == (kind not in KINDS)
             else:
                 assert (said.kind, said.fields["code"]) == ("refusal", CODES.get(role, "bad-signature"))
 
@@ -305,7 +303,7 @@ def poisoned(aggregator, factor):
     def fault(send, site, request, n):
         def poison(raw):
             header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-            return encode(header, {name: x * np.float32(factor) for name, x in tensors.items()}, box["sites"][1].key)
+            return encode(header, {name: x * np.float32(factor) for name, x in tensors.items()}, box["sites"][1].context.key)
 
         return changed(send(site, request), poison) if (site, header_of(request).kind) == (NAMES[1], "train") else send(site, request)
 

@@ -116,7 +116,7 @@ def forged(box, **changes):
         tensors = {name: changes["tensor"](x) if "tensor" in changes else x for name, x in tensors.items()}
         new = {key: value for key, value in changes.items() if key not in ("tensor", "key", "weight")}
         fields = {**header.fields, **({"weight": changes["weight"]} if "weight" in changes else {})}
-        key = changes.get("key") or box["sites"][WHO].key
+        key = changes.get("key") or box["sites"][WHO].context.key
         return encode(structs.replace(header, fields=fields, **new), tensors, key)
 
     return lambda send, site, request: changed(send(site, request), forge)
@@ -154,7 +154,7 @@ LEFT_OUT = {
 def forged_field(box, field, value):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-        return encode(structs.replace(header, fields={**header.fields, field: value}), tensors, box["sites"][WHO].key)
+        return encode(structs.replace(header, fields={**header.fields, field: value}), tensors, box["sites"][WHO].context.key)
 
     return lambda send, site, request: changed(send(site, request), forge)
 

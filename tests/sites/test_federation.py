@@ -13,7 +13,7 @@ from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.base import in_lines, is_scalar, of_lines
 from fedjax_core.sites.coordinator import Paused, Rules
-from fedjax_core.sites.local import LEFT
+from fedjax_core.sites.report import LEFT
 from fedjax_core.sites.request import About
 from fedjax_core.sites.wire import decode, header_of
 from tests.contracts import assert_close, assert_equal, entries_of

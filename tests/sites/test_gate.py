@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from fedjax_core.sites.forms import Kind, kinds
-from fedjax_core.sites.gate import Expected, Verdict, check, measure
+from fedjax_core.sites.gate import Expected, Verdict, check
+from fedjax_core.sites.tensors import measure
 from tests.sites.parties import TENSORS, envelope
 
 FIELDS = {"weight": 303.0, "examples": 303, "data": "f00d"}

@@ -60,7 +60,7 @@ def test_what_is_cut_off_at_one_end_the_other_end_knows(tmp_path, caplog):
 def test_a_head_tells_nothing_of_what_is_in_a_log(tmp_path):
     """The line that it is a digest of has a signature in it, which nobody but the log's owner can make."""
     with federation(COMPOSED, folder=tmp_path) as (_, sites, _):
-        sites[0].log.record("charite", "left", about={"loss": 0.5})
-        (line,) = [line for path in files(sites[0].log.folder) for line in path.read_bytes().splitlines()][-1:]
+        sites[0].context.log.record("charite", "left", about={"loss": 0.5})
+        (line,) = [line for path in files(sites[0].context.log.folder) for line in path.read_bytes().splitlines()][-1:]
         signature = line.rpartition(b'"signature":"')[2].partition(b'"')[0]
         assert len(signature) == 128 and signature != COORDINATOR.sign("audit", line).hex().encode()

@@ -15,8 +15,9 @@ from fedjax_core.run.monitor import Judge
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.doctor import examine
 from fedjax_core.sites.held_out import HELD_OUT, mark
+from fedjax_core.sites.load import load_data
 from fedjax_core.sites.site_data import SiteData
-from fedjax_core.sites.site_file import SiteFile, load_data
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 
 NAMES, SIZES, SHARE, SEED = ("charite", "mayo", "oslo"), (12, 25, 40), 0.2, 3

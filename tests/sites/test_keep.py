@@ -160,7 +160,7 @@ def test_rounds_without_fit_may_go_back_by_many(stateful):
             states.append(fed.run(states[-1], range(4))[0])
         again, _ = fed.run(states[1], range(4))
         assert_equal(again, states[2])
-        assert sites[0].keep("run").versions == [0, 1, 3, 4, 2]
+        assert sites[0].context.keep("run").versions == [0, 1, 3, 4, 2]
 
 
 def asked(round, **fields):

@@ -14,8 +14,8 @@ import ray
 
 import fedjax_core as fc
 from fedjax_core.files import open_to_others
-from fedjax_core.sites.answers import ANSWERS
 from fedjax_core.sites.coordinator import Paused
+from fedjax_core.sites.kinds import KINDS
 from fedjax_core.sites.ray_transport import Handed, _Actor
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.wire import COORDINATOR, Header, encode, header_of
@@ -106,7 +106,7 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
 
 def unfit(fed):
     """Requests of every kind there is that lack what they need, and one of a kind that there is not."""
-    for i, kind in enumerate([*ANSWERS, "data"]):
+    for i, kind in enumerate([*KINDS, "data"]):
         header = Header(
             kind=kind, run=fed.run_name, round=9, exchange=0, sender=COORDINATOR, recipient="sites", sequence=2**62 + i, created_unix_ms=0,
             config=fed.study.hash, fields={"columns": "y", "path": "../data"},
@@ -154,7 +154,7 @@ def test_nothing_that_a_site_or_a_coordinator_writes_can_be_read_by_other_users(
         where[0] = dataclasses.replace(where[0], data=data)
         with federation(COMPOSED, "normal", folder=tmp_path, files=where) as (fed, sites, _):
             fc.fit(fed, 1, fc.cohorts.everyone(4), tmp_path / "coordinator" / "run", checkpoint_every=1, progress=False)
-            sites[0]._note(ValueError(PATIENT))
+            sites[0].context.note(ValueError(PATIENT))
     finally:
         os.umask(before)
     made = [path for path in tmp_path.rglob("*") if not path.is_symlink()]

@@ -19,8 +19,9 @@ from fedjax_core.sites.audit import show
 from fedjax_core.sites.caps import Budget
 from fedjax_core.sites.coordinator import Paused, Rules
 from fedjax_core.sites.identity import Roster
-from fedjax_core.sites.limit import PARTIAL, Done, NoStepDone, part_of
+from fedjax_core.sites.limit import Done, NoStepDone
 from fedjax_core.sites.policy import Leaving
+from fedjax_core.sites.report import PARTIAL, part_of
 from fedjax_core.sites.request import Draws
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire import decode, encode, header_of
@@ -40,8 +41,8 @@ COMPOSED = fc.compose(fc.algorithms.scaffold(fc.models.linear(features=3), LR, 4
 def at_pace(sites, seconds=SECONDS):
     """The sites' clocks, by which each step takes so long and nothing else any time."""
     for site, one in zip(sites, seconds, strict=True):
-        site.budget = Budget(None)
-        site.budget.clock = lambda budget=site.budget, one=one: budget.steps * one
+        site.context.budget = Budget(None)
+        site.context.budget.clock = lambda budget=site.context.budget, one=one: budget.steps * one
 
 
 def loops(composed, done):
@@ -171,11 +172,11 @@ def test_a_site_with_no_step_done_sends_nothing(tmp_path):
     with limited(tmp_path) as (fed, sites, _):
         at_pace(sites)
         ticks = iter(range(0, 1000, 20))
-        sites[1].budget.clock = lambda: next(ticks)  # all else takes longer than there is
+        sites[1].context.budget.clock = lambda: next(ticks)  # all else takes longer than there is
         state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert float(seen["missing"]) == 1 and state.clients.version.tolist() == [1, 0, 1, 1]
         for site in sites:
-            site.budget.clock = lambda: next(ticks)
+            site.context.budget.clock = lambda: next(ticks)
         with pytest.raises(Paused):
             fed.run(state, ALL)
     said, true = entries(tmp_path, "coordinator", "declined")[0], entries(tmp_path, NAMES[1], "refused")[0]
@@ -266,7 +267,7 @@ def test_with_a_buffer_each_report_is_of_what_was_done(tmp_path):
 def test_a_report_that_says_what_cannot_be_is_set_aside(change, tmp_path):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-        return encode(structs.replace(header, fields={**header.fields, **change}), tensors, box["sites"][0].key)
+        return encode(structs.replace(header, fields={**header.fields, **change}), tensors, box["sites"][0].context.key)
 
     def fault(send, site, request, n):
         found = send(site, request)

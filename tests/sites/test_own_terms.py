@@ -57,7 +57,7 @@ def test_a_site_that_withdrew_says_so_and_contributes_no_more(tmp_path):
         said = declined(tmp_path)[-1]
         assert (said["code"], said["reason"]) == ("withdrawn", f"{NAMES[1]} has withdrawn from the federation (withdrawn)")
         withdrew = list(show(tmp_path / NAMES[1] / "audit", what="withdrew"))
-        assert [(one.run, one.round, one.about["key"]) for one in withdrew] == [("run", 1, sites[1].key.public.fingerprint)]
+        assert [(one.run, one.round, one.about["key"]) for one in withdrew] == [("run", 1, sites[1].context.key.public.fingerprint)]
         assert [one.round for one in show(tmp_path / NAMES[1] / "audit", what="left") if one.about["kind"] == "update"] == [0]
 
 
@@ -111,7 +111,7 @@ def test_bad_records_are_skipped_and_counted(tmp_path):
     files[0] = dataclasses.replace(files[0], data=bad_records())
     with federation(COMPOSED, files=files, folder=tmp_path) as (fed, sites, transport):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
-        used = sites[0].data.clients
+        used = sites[0].context.data.clients
         assert float(seen["clients"]) == 4 and used.examples == 21 and np.isfinite(used.columns["x"]).all()
         said = [header_of(raw) for raw in transport.received]
     assert [(one.sender, one.fields["skipped"]) for one in said if "skipped" in one.fields] == [(NAMES[0], 2)]
@@ -137,9 +137,9 @@ def test_with_more_bad_records_a_site_takes_no_part(tmp_path):
 def test_a_wrong_clock_is_refused_by_how_much(tmp_path, monkeypatch, hours):
     with federation(COMPOSED, folder=tmp_path, rules=Rules(attempts=1)) as (fed, sites, transport):
         state = fed.init(jax.random.key(1))
-        real = sites[2].header
+        real = sites[2].context.header
         monkeypatch.setattr(
-            sites[2], "header", lambda *a: structs.replace(h := real(*a), created_unix_ms=h.created_unix_ms + hours * 3_600_000)
+            sites[2].context, "header", lambda *a: structs.replace(h := real(*a), created_unix_ms=h.created_unix_ms + hours * 3_600_000)
         )
         _, seen = fed.run(state, ALL)
         assert float(seen["clients"]) == 3
@@ -184,7 +184,7 @@ def test_what_the_uplink_leaves_is_told_and_little_is_warned_of(tmp_path, caplog
         assert not {"uplink_kept", "uplink_norm"} & {*seen}
     with federation(wiped, folder=tmp_path / "noise", clip=1.0, noise=2.0) as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
-        assert not {"uplink_kept", "uplink_norm"} & {*seen, *sites[0].terms.policy.leaving.fields}
+        assert not {"uplink_kept", "uplink_norm"} & {*seen, *sites[0].context.terms.policy.leaving.fields}
     fed_rules = Rules(warn_below=0.9)
     with federation(wiped, folder=tmp_path / "again", rules=fed_rules) as (fed, _, _):
         fed.run(fed.init(jax.random.key(1)), ALL)

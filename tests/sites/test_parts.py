@@ -179,7 +179,7 @@ def test_a_site_that_lies_about_its_report_is_left_out(lie, tmp_path):
         header, found = decode(raw, fed._roster, recipient="coordinator")
         said = {name: fields.get(name, value) for name, value in header.fields.items()}
         header = structs.replace(header, fields=said, answers=fields.get("answers", header.answers))
-        return encode(header, {name: tensors[name](x) if name in tensors else x for name, x in found.items()}, sites[AT].key)
+        return encode(header, {name: tensors[name](x) if name in tensors else x for name, x in found.items()}, sites[AT].context.key)
 
     def fault(send, site, request, n):
         return changed(send(site, request), forge) if site == WHO and header_of(request).kind == "train" else send(site, request)

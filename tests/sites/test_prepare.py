@@ -12,6 +12,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.data.preprocess import Codes, Impute, Rescale, Standardise
 from fedjax_core.sites.audit import show
+from fedjax_core.sites.context import SiteContext
 from fedjax_core.sites.coordinator import Federation, Paused
 from fedjax_core.sites.forms import named
 from fedjax_core.sites.identity import Roster
@@ -88,9 +89,9 @@ def test_sites_end_where_the_simulator_of_the_prepared_clients_ends(composed, tm
     assert at_sites.pooled["loss"] == pytest.approx(at_hand.pooled["loss"], rel=1e-5) == crossed.pooled("loss")[0]
     assert [header_of(raw).kind for raw in transport.sent].count("measure") == 4
     for site in sites:  # what left, and by which numbers the site went on
-        entries = [entry.about for entry in show(site.folder / "audit") if entry.what == "left" and entry.about["kind"] == "sums"]
+        entries = [entry.about for entry in show(site.context.folder / "audit") if entry.what == "left" and entry.about["kind"] == "sums"]
         assert [entry["fields"] for entry in entries] == ["categories examples moments"]
-        used = [entry.about["numbers"] for entry in show(site.folder / "audit") if entry.what == "prepared"]
+        used = [entry.about["numbers"] for entry in show(site.context.folder / "audit") if entry.what == "prepared"]
         assert used == [fitted.digest]
     assert {entry.about["numbers"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "prepared"} == {fitted.digest}
 
@@ -128,7 +129,7 @@ def test_categories_of_a_single_example_may_be_told(composed):
     with federation(composed, files=files(), prepare=steps) as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
     assert float(seen["clients"]) == 4
-    assert fed.prepared.numbers[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].data.clients.examples == 1
+    assert fed.prepared.numbers[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].context.data.clients.examples == 1
 
 
 def test_a_run_that_is_started_again_has_the_same_numbers_and_measures_nothing(composed, tmp_path):
@@ -200,9 +201,10 @@ def ask(site, kind, tensors=None):
     """What the site answers to a request of this kind."""
     header = Header(
         kind=kind, run="run", round=0, exchange=0, sender=COORDINATOR.name, recipient="sites", sequence=time.time_ns(),
-        created_unix_ms=int(time.time() * 1000), config=site.study.hash, fields={"batch": 8},
+        created_unix_ms=int(time.time() * 1000), config=site.context.study.hash, fields={"batch": 8},
     )  # fmt: skip
-    return decode(site.handle(encode(header, tensors or {}, COORDINATOR)), Roster({site.name: site.key.public}), recipient=COORDINATOR.name)
+    roster = Roster({site.name: site.context.key.public})
+    return decode(site.handle(encode(header, tensors or {}, COORDINATOR)), roster, recipient=COORDINATOR.name)
 
 
 def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
@@ -210,15 +212,15 @@ def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
     study = Study(composed, BATCH, EPOCHS, prepare=STEPS)
     with Site(about[0], study, COORDINATOR.public) as site:
         sums = ask(site, "measure").tensors
-        x, sex = site.data.raw.columns["x"], site.data.raw.columns["sex"]
+        x, sex = site.context.data.raw.columns["x"], site.context.data.raw.columns["sex"]
         assert sums["['sums'][0]['count']"].tolist() == (~np.isnan(x)).sum(axis=0).tolist()
         values, counts = np.unique(sex, return_counts=True)
         assert (counts >= 9).any() and (counts < 9).any()
         assert sums["['sums'][1]['values']"].tolist() == values[counts >= 9].tolist()
     with Site(about[1], study, COORDINATOR.public) as site:  # of 9 examples, each column has fewer values
         sums = ask(site, "measure").tensors
-        assert (np.isnan(site.data.raw.columns["x"]).sum(axis=0) > 0).any()
-        missing = np.isnan(site.data.raw.columns["x"]).any(axis=0)
+        assert (np.isnan(site.context.data.raw.columns["x"]).sum(axis=0) > 0).any()
+        missing = np.isnan(site.context.data.raw.columns["x"]).any(axis=0)
         assert sums["['sums'][0]['mean']"][missing].tolist() == [0.0] * missing.sum() and sums["['sums'][1]['values']"].size == 0
     with Site(about[2], study, COORDINATOR.public) as site:
         reply = ask(site, "measure")
@@ -277,13 +279,13 @@ def test_a_request_cannot_say_which_category_is_which_where_the_study_lists_them
     ],
 )
 def test_sums_that_cannot_be_are_refused_by_site_and_step(composed, monkeypatch, part, value, said):
-    true = Site.reply
+    true = SiteContext.reply
 
     def reply(self, request, fields, tensors=None, *more):
         wrong = {part: np.asarray(value)} if self.name == "charite" and request.kind == "measure" else {}
         return true(self, request, fields, {**(tensors or {}), **wrong}, *more)
 
-    monkeypatch.setattr(Site, "reply", reply)
+    monkeypatch.setattr(SiteContext, "reply", reply)
     with pytest.raises(Paused) as paused, federation(composed, files=files(), prepare=STEPS):
         pass
     assert said in str(paused.value) and "charite: " in str(paused.value) and "mayo" not in str(paused.value)
@@ -298,7 +300,7 @@ def test_missing_values_are_for_columns_with_a_step_alone(composed, tmp_path):
     ages = about[0].data.columns["age"]
     for steps, skipped in ((STEPS, 0), (STEPS[:2], int(np.isnan(ages).sum()))):
         with Site(about[0], Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
-            assert site.data.skipped == skipped and site.data.raw.examples == len(ages) - skipped
+            assert site.context.data.skipped == skipped and site.context.data.raw.examples == len(ages) - skipped
 
 
 def test_a_label_that_the_study_has_no_place_for_is_told_before_any_sums_are_asked_for(tmp_path):

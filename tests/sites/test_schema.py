@@ -11,8 +11,8 @@ import fedjax_core as fc
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.doctor import Settings, examine
-from fedjax_core.sites.expected import Expected, columns
-from fedjax_core.sites.schema import difference, items_of, said
+from fedjax_core.sites.expected import Expected
+from fedjax_core.sites.schema import columns, difference, items_of, said
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.units import far

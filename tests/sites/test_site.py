@@ -13,8 +13,9 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.sites.coordinator import Federation
 from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.load import load_data
 from fedjax_core.sites.site import Site
-from fedjax_core.sites.site_file import SiteFile, load_data
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
 
 partly = functools.partial(getoutput, "id")
@@ -83,7 +84,7 @@ def test_a_fingerprint_tells_nothing_without_the_sites_key(tmp_path):
         data = {"x": np.array([[1.0, 2.0], [age, 4.0]], np.float32), "y": np.zeros(2, np.float32)}
         about = SiteFile(name="charite", data=data, folder=folder, order=order, **more)
         with Site(about, study(0.1), SiteKey.make("coordinator").public) as site:
-            return site.data.fingerprint, site.data.raw.fingerprint()
+            return site.context.data.fingerprint, site.context.data.raw.fingerprint()
 
     (first, plain), (second, _) = told(tmp_path / "one"), told(tmp_path / "two")
     assert len({first, second, plain}) == 3 and plain not in first
