@@ -33,7 +33,7 @@ from fedjax_core.task import Task
 from fedjax_core.types import Batch
 
 if TYPE_CHECKING:
-    from fedjax_core.sites.coordinator import Federation
+    from fedjax_core.sites.federation import Federation
 
 __version__ = "0.1.0"
 
@@ -79,7 +79,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What needs libraries that not everybody has is imported when first asked for."""
     if name == "Federation":
-        from fedjax_core.sites.coordinator import Federation
+        from fedjax_core.sites.federation import Federation
 
         return Federation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

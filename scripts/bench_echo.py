@@ -19,8 +19,8 @@ import ray
 
 import fedjax_core as fc
 from fedjax_core.algorithms import Algorithm, Client, Exchange, Report
-from fedjax_core.sites.ray_transport import NAMESPACE
 from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.transport.ray_actors import NAMESPACE
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a script
 

@@ -21,9 +21,9 @@ import optax
 import tyro
 
 import fedjax_core as fc
-from fedjax_core.sites.identity import SiteKey
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.wire.identity import SiteKey
 
 SITES = Path("/tmp/bench_links")  # where links.sh has each node look for the file of its site
 

@@ -27,10 +27,10 @@ import ray
 import tyro
 from rich.table import Table
 
-from fedjax_core.sites import tensors, wire
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.certificates import Authority
-from fedjax_core.sites.identity import Roster, SiteKey
+from fedjax_core.sites.transport.certificates import Authority
+from fedjax_core.sites.wire import envelope, tensors
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 RATIO, FLAT = 1.5, 0.1  # an empty round over bare Ray; by how much the coordinator's peak may grow from the fewest sites to the most
 SITE, COPIES = 0.35e9, 6  # bytes of a site's process, and how often it and the store hold the model; seen with 25 M parameters
@@ -130,10 +130,10 @@ def parts(parameters: int) -> dict[str, Callable[[], Any]]:
     """What happens to one message of this size, each by itself."""
     key, update = SiteKey.make("site0"), {"w": np.ones(parameters, np.float32)}
     roster, body, head = Roster({"site0": key.public}), tensors.pack(update), bytes(700)
-    header = wire.Header(
+    header = envelope.Header(
         kind="update", run="run", round=0, exchange=0, sender="site0", recipient="coordinator", sequence=1, created_unix_ms=0, config="ab"
     )
-    message, signature = wire.encode(header, update, key), key.sign("envelope", head)
+    message, signature = envelope.encode(header, update, key), key.sign("envelope", head)
     return {
         "sign": lambda: key.sign("envelope", head),
         "verify": lambda: key.public.fits("envelope", head, signature),
@@ -141,8 +141,8 @@ def parts(parameters: int) -> dict[str, Callable[[], Any]]:
         "pack": lambda: tensors.pack(update),
         "unpack": lambda: tensors.unpack(body),
         "gate: finite, norm": lambda: tensors.measure(update),
-        "whole message made": lambda: wire.encode(header, update, key),
-        "whole message read": lambda: wire.decode(message, roster, recipient="coordinator"),
+        "whole message made": lambda: envelope.encode(header, update, key),
+        "whole message read": lambda: envelope.decode(message, roster, recipient="coordinator"),
     }
 
 

@@ -129,7 +129,7 @@ def _told(words: Sequence[str], variables: Mapping[str, str], folder: Path) -> s
 
 def _security(secure: Path | None, insecure: bool, host: str) -> dict[str, str]:
     """The variables of Ray on this host, the same for its nodes and the script: left to itself, Ray chooses for each command anew."""
-    from fedjax_core.sites import ray_security
+    from fedjax_core.sites.transport import ray_security
 
     if (secure is None) != insecure:
         raise SystemExit(

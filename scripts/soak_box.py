@@ -69,7 +69,7 @@ def last(folder: Path, rounds: int) -> Any:
 def kind(process: psutil.Process) -> str:
     """What a process is for."""
     words = process.cmdline()
-    known = {"fedjax_core.consortium.lead": "coordinator", "fedjax_core.sites.ray_node": "node", "consortium": "command"}
+    known = {"fedjax_core.consortium.lead": "coordinator", "fedjax_core.sites.transport.ray_node": "node", "consortium": "command"}
     return next((known[word] for word in words if word in known), Path(words[0].split()[0]).name if words else process.name())
 
 

@@ -17,7 +17,8 @@ set_up "$repository"
 cd "$repository"
 usual=(
     tests/algorithms tests/aggregators tests/uplink tests/models tests/lanes tests/data tests/test_contracts.py tests/test_backends.py
-    tests/test_sources.py tests/sites/test_site.py tests/sites/test_local.py tests/sites/test_federation.py tests/sites/test_departments.py
+    tests/test_sources.py tests/sites/site/test_endpoint.py tests/sites/site/test_client_update.py tests/sites/test_federation.py
+    tests/sites/site/test_departments.py
 )
 [ $# -gt 0 ] || set -- "${usual[@]}"
 exec "$FEDJAX_CORE_VENV/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder "$@"

@@ -11,7 +11,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.cluster import pool
 from fedjax_core.loops import Loops as Reference
-from fedjax_core.sites.coordinator import Rules
+from fedjax_core.sites.federation import Rules
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from tests.cluster.in_process import InProcess

@@ -9,8 +9,8 @@ import pytest
 
 from fedjax_core.cli import main
 from fedjax_core.sites.audit import Log, files
-from fedjax_core.sites.identity import SiteKey, read_public
-from fedjax_core.sites.wire import Envelope, Header
+from fedjax_core.sites.wire.envelope import Envelope, Header
+from fedjax_core.sites.wire.identity import SiteKey, read_public
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import fedjax_core as fc
 from fedjax_core import sites
 from fedjax_core.cli import main
 from fedjax_core.sites import policy
-from fedjax_core.sites.base import Refused
-from fedjax_core.sites.checks import CHECKS
+from fedjax_core.sites.coordinator.rules import Rules
+from fedjax_core.sites.doctor.checks import CHECKS
 from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.rules import Rules
+from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.site_file import SiteFile
 from tests.conftest import REPOSITORY
 
@@ -87,8 +87,8 @@ def there(what, name):
 
 
 def test_every_code_of_a_refusal_is_in_the_page_of_what_to_do():
-    for module in pkgutil.iter_modules(sites.__path__):
-        importlib.import_module(f"fedjax_core.sites.{module.name}")
+    for module in pkgutil.walk_packages(sites.__path__, "fedjax_core.sites."):
+        importlib.import_module(module.name)
     kinds = [Refused]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -99,8 +99,8 @@ def test_every_code_of_a_refusal_is_in_the_page_of_what_to_do():
 
 
 def test_every_setting_by_which_a_site_declines_is_in_the_page_of_what_to_do():
-    folder = REPOSITORY / "fedjax_core" / "sites"
-    source = "".join((folder / name).read_text() for name in ("policy.py", "answered.py", "terms.py"))
+    folder = REPOSITORY / "fedjax_core" / "sites" / "policy"
+    source = "".join((folder / name).read_text() for name in ("policy.py", "answered.py", "enforcement.py"))
     codes = set(re.findall(r'(?:yield \(?|return |Decision\(False, |^ +)"([a-z-]+)",', source, re.MULTILINE)) | set(
         re.findall(r"\[([a-z]+)\]\"\)", source)
     )

@@ -5,12 +5,14 @@ nouns -> algorithms, uplink, aggregators -> round -> lanes | loops | cluster | s
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import fedjax_core
+from tests.conftest import REPOSITORY
 
 ROOT = Path(fedjax_core.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -49,7 +51,11 @@ EXCEPTIONS = {
     ("algorithms.fedopt", "algorithms.fedavg"): "the adaptive server optimisers are FedAvg with another argument",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",
 }
-HOMES = {"ray": ("cluster", "sites"), "orbax": ("run.checkpoint",), "flax": ("models",)}
+HOMES = {"ray": ("cluster", "sites.transport"), "orbax": ("run.checkpoint",), "flax": ("models",)}
+
+ROW = re.compile(r"^\| `(\w+)` \| [^|]+ \|((?: `\w+`)*) \|$", re.MULTILINE)
+# What each part of `sites` may import of the others, as the README tells it.
+WINGS = {part: set(re.findall(r"\w+", row)) for part, row in ROW.findall((REPOSITORY / "README.md").read_text())}
 
 
 def name_of(file: Path) -> str:
@@ -89,6 +95,30 @@ def test_imports_go_one_way(file: Path):
         elif part in NEIGHBOURS and not file.name.startswith("__init__"):
             allowed = found == f"{part}.base" or found in SHARED or (name, found) in EXCEPTIONS
             assert allowed, f"{name} may not import its neighbour {found}: move what they share to {part}/base.py"
+
+
+def inner() -> dict[str, set[str]]:
+    """{file: the files of the package that it imports}, under their names, for all files."""
+    found = {name_of(file): {full.removeprefix("fedjax_core.") for full in imports(file)} for file in FILES}
+    return {name: {one for one in these if one in found} for name, these in found.items()}
+
+
+def test_the_parts_of_sites_import_what_the_readme_says_and_nothing_else():
+    found: dict[str, set[str]] = {path.stem: set() for path in (ROOT / "sites").iterdir() if path.stem.strip("_") == path.stem}
+    for name, these in inner().items():
+        if name.startswith("sites."):
+            part = name.split(".")[1]
+            found[part] |= {one.split(".")[1] for one in these if one.startswith("sites.")} - {part}
+    assert found == WINGS
+    assert "site" not in WINGS["coordinator"] and "coordinator" not in WINGS["site"]
+
+
+def test_no_files_import_one_another_in_a_circle():
+    left = {name: these - {name} for name, these in inner().items()}
+    while free := [name for name, these in left.items() if not these & left.keys()]:
+        for name in free:
+            del left[name]
+    assert set(left) == set()
 
 
 @pytest.mark.parametrize("library", HOMES)

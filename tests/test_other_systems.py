@@ -8,10 +8,10 @@ import stat
 import pytest
 
 from fedjax_core import files
-from fedjax_core.sites.expected import Expected
-from fedjax_core.sites.identity import Roster, SiteKey, read_public
+from fedjax_core.sites.doctor.expected import Expected
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.wire.identity import Roster, SiteKey, read_public
 
 KEY = SiteKey.make("charite")
 SETTINGS = {

@@ -22,7 +22,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core import sources
 from fedjax_core.describe import code_of, identity
-from fedjax_core.sites.reviewed import check_code
+from fedjax_core.sites.site.reviewed import check_code
 from fedjax_core.sites.study import Study
 
 STUDY = """

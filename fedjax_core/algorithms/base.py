@@ -21,7 +21,7 @@ class Seen(NamedTuple):
     """What a client had to work on in one exchange, and what it did."""
 
     examples: Array  # float32: all of the client's examples, however often it went through them, be it not once
-    steps: Array  # float32: the local steps that it did, fewer than asked for where its time was limited (`fedjax_core.sites.limit`)
+    steps: Array  # float32: the local steps that it did, fewer than asked for where its time was limited (sites/site/time_limit.py)
 
 
 class Report(NamedTuple):

@@ -8,10 +8,13 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from fedjax_core.sites import audit, identity, retention
-from fedjax_core.sites.base import Scalar, dumps, shown
-from fedjax_core.sites.entries import NUMBERS, SENT, files, last_line, parse
-from fedjax_core.sites.heads import HELD
+from fedjax_core.sites import audit
+from fedjax_core.sites.audit import retention
+from fedjax_core.sites.audit.entries import NUMBERS, SENT, files, last_line, parse
+from fedjax_core.sites.audit.held import HELD
+from fedjax_core.sites.refusal import shown
+from fedjax_core.sites.wire import identity
+from fedjax_core.sites.wire.canonical import Scalar, dumps
 
 app = SubcommandApp()
 

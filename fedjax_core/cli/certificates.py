@@ -6,9 +6,9 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from fedjax_core.sites import certificates, ray_security
-from fedjax_core.sites.base import check_name
 from fedjax_core.sites.own_file import VARIABLE
+from fedjax_core.sites.refusal import check_name
+from fedjax_core.sites.transport import certificates, ray_security
 
 app = SubcommandApp()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from fedjax_core.sites import doctor as examination
+from fedjax_core.sites.doctor import examination
 
 
 def doctor(

@@ -5,7 +5,7 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from fedjax_core.sites import identity
+from fedjax_core.sites.wire import identity
 
 app = SubcommandApp()
 

@@ -9,10 +9,10 @@ from typing import Any
 from tyro.conf import Positional
 
 from fedjax_core.files import make_folder
-from fedjax_core.sites import ray_node, ray_security
-from fedjax_core.sites.certificates import Files
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.transport import ray_node, ray_security
+from fedjax_core.sites.transport.certificates import Files
 
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of a socket's path on Linux
 

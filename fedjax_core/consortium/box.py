@@ -24,10 +24,12 @@ from fedjax_core.consortium.lead import SAYS
 from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, Plan, prepare
 from fedjax_core.run.log import without
-from fedjax_core.sites import audit, certificates, identity
-from fedjax_core.sites.prepare import held_back
+from fedjax_core.sites import audit
+from fedjax_core.sites.site.preprocessing import held_back
 from fedjax_core.sites.study import build
-from fedjax_core.sites.wire import COORDINATOR
+from fedjax_core.sites.transport import certificates
+from fedjax_core.sites.wire import identity
+from fedjax_core.sites.wire.envelope import COORDINATOR
 
 _POLL_SECONDS, _SAVE_SECONDS, _TRIES = 0.2, 60.0, 5
 

@@ -26,12 +26,12 @@ from fedjax_core.evaluation import Evaluation
 from fedjax_core.files import write_whole
 from fedjax_core.run.fit import fit
 from fedjax_core.run.history import History
-from fedjax_core.sites.absent import without_numbers
-from fedjax_core.sites.coordinator import Federation, Paused, Rules
-from fedjax_core.sites.identity import Roster, SiteKey
+from fedjax_core.sites.coordinator.absent import without_numbers
+from fedjax_core.sites.federation import Federation, Paused, Rules
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import build
-from fedjax_core.sites.wire import COORDINATOR
+from fedjax_core.sites.wire.envelope import COORDINATOR
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 T = TypeVar("T")
 

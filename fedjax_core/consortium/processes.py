@@ -24,9 +24,9 @@ from fedjax_core.consortium.setup import Folder
 from fedjax_core.files import make_folder, opener, write_whole
 from fedjax_core.machine import short_folder
 from fedjax_core.sites.own_file import VARIABLE
-from fedjax_core.sites.wire import COORDINATOR
+from fedjax_core.sites.wire.envelope import COORDINATOR
 
-_NODE, _LEAD = "fedjax_core.sites.ray_node", "fedjax_core.consortium.lead"
+_NODE, _LEAD = "fedjax_core.sites.transport.ray_node", "fedjax_core.consortium.lead"
 _STOP_SECONDS, _PREFIX = 15.0, "fc-"
 HEAD, LEAD = f"{COORDINATOR}-ray", COORDINATOR
 

@@ -26,20 +26,22 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.files import read_text, write_whole
 from fedjax_core.run.log import METRICS, Record, read_records
 from fedjax_core.run.monitor import check_counts
-from fedjax_core.sites import expected, identity, ray_security
-from fedjax_core.sites.base import check_name
-from fedjax_core.sites.claims import doubtful
-from fedjax_core.sites.doctor import examine
-from fedjax_core.sites.held_out import parted
-from fedjax_core.sites.load import load_data
+from fedjax_core.sites.coordinator.claims import doubtful
+from fedjax_core.sites.doctor import expected
+from fedjax_core.sites.doctor.examination import examine
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.prepare import held_back, leaving
-from fedjax_core.sites.schema import columns
+from fedjax_core.sites.protocol.schema import columns
+from fedjax_core.sites.refusal import check_name
+from fedjax_core.sites.site.held_out import parted
+from fedjax_core.sites.site.load import load_data
+from fedjax_core.sites.site.preprocessing import held_back, leaving
+from fedjax_core.sites.site.usual_policy import minimum_of, usual_policy
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
-from fedjax_core.sites.usual_policy import minimum_of, usual_policy
-from fedjax_core.sites.wire import COORDINATOR
+from fedjax_core.sites.transport import ray_security
+from fedjax_core.sites.wire import identity
+from fedjax_core.sites.wire.envelope import COORDINATOR
 
 log = logging.getLogger("fedjax_core")
 

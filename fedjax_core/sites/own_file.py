@@ -23,7 +23,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedjax_core.sites.base import Refused, listed
+from fedjax_core.sites.refusal import Refused, listed
 from fedjax_core.sites.site_file import PLACE, SiteFile
 
 VARIABLE = "FEDJAX_CORE_SITE"

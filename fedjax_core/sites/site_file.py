@@ -39,9 +39,9 @@ from typing import Any
 
 from fedjax_core.data.batches import Order
 from fedjax_core.files import read_text
-from fedjax_core.sites.base import check_name, listed
-from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.refusal import check_name, listed
 from fedjax_core.sites.study import is_function
+from fedjax_core.sites.wire.identity import SiteKey
 
 PLACE = ("resources", "node")
 """The settings that say on which node of Ray the site is."""

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fedjax_core.sites.base import listed, shown
+from fedjax_core.sites.refusal import listed, shown
 
 
 def read(cls: Any, table: Mapping[str, Any], what: str, prefix: str = "") -> Any:

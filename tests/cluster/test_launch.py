@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fedjax_core.sites import ray_security
+from fedjax_core.sites.transport import ray_security
 from tests.conftest import REPOSITORY
 from tests.run import small
 

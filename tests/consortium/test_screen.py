@@ -12,8 +12,8 @@ from rich.console import Console
 from fedjax_core.consortium import box, lead
 from fedjax_core.consortium.setup import Folder, Plan
 from fedjax_core.evaluation import Evaluation
-from fedjax_core.sites.coordinator import Paused
-from fedjax_core.sites.identity import SiteKey
+from fedjax_core.sites.federation import Paused
+from fedjax_core.sites.wire.identity import SiteKey
 
 SITES = ("charite", "mayo", "oslo")
 

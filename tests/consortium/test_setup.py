@@ -19,15 +19,15 @@ from fedjax_core.consortium import lead
 from fedjax_core.consortium.processes import Failed, Part, Processes
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.files import open_to_others
-from fedjax_core.sites.doctor import examine
-from fedjax_core.sites.identity import Roster, SiteKey
+from fedjax_core.sites.doctor.examination import examine
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import SAFE, Policy
-from fedjax_core.sites.report import PARTIAL
-from fedjax_core.sites.request import Requests, addresses
-from fedjax_core.sites.site import Site
+from fedjax_core.sites.protocol.report import PARTIAL
+from fedjax_core.sites.protocol.request import Requests, addresses
+from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site_file import SiteFile
-from fedjax_core.sites.wire import header_of
+from fedjax_core.sites.wire.envelope import header_of
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 from tests.consortium import csv_study, study
 
 

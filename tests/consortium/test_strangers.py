@@ -8,12 +8,15 @@ import psutil
 import pytest
 
 from fedjax_core.consortium import box
-from fedjax_core.sites import ray_security
-from fedjax_core.sites.certificates import Files
+from fedjax_core.sites.transport import ray_security
+from fedjax_core.sites.transport.certificates import Files
 
 pytestmark = pytest.mark.slow
 
-JOIN = "import sys; from fedjax_core.sites.ray_transport import _start; import ray; _start([], sys.argv[1], False); print(len(ray.nodes()))"
+JOIN = (
+    "import sys; from fedjax_core.sites.transport.ray_actors import _start; import ray; "
+    "_start([], sys.argv[1], False); print(len(ray.nodes()))"
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.data.clients import Clients
-from fedjax_core.sites.load import load_data
+from fedjax_core.sites.site.load import load_data
 from fedjax_core.sites.site_file import SiteFile
 
 NAMES = ("age", "weight", "height")

@@ -146,7 +146,7 @@ def test_no_number_becomes_another_in_a_simulator_or_in_evaluation():
 
 
 def test_rows_with_numbers_that_32_bits_do_not_hold_are_bad_records():
-    from fedjax_core.sites.records import usable
+    from fedjax_core.sites.site.records import usable
 
     clients = fc.Clients.from_arrays(
         {"x": np.array([1.0, 1e39, np.nan, 4.0, 5.0]), "n": np.array([1, 2, 3, 2**40, 5])}, [0, 5], allow_nan=True
@@ -158,7 +158,7 @@ def test_rows_with_numbers_that_32_bits_do_not_hold_are_bad_records():
 
 
 def test_a_task_does_not_judge_raw_what_preprocessing_makes():
-    from fedjax_core.sites.records import usable
+    from fedjax_core.sites.site.records import usable
 
     clients = fc.Clients.from_list([{"x": np.ones((3, 1), np.float32), "y": np.array(["ill", "well", "odd"])}])
     task = fc.models.logistic(1, 2)

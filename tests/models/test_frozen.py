@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core import describe, models
-from fedjax_core.sites.wire import decode, header_of
+from fedjax_core.sites.wire.envelope import decode, header_of
 from tests.sites.federations import federation
 from tests.zoo import SGD, Small, clients, flax_task, round_of, task
 

@@ -8,13 +8,13 @@ from msgspec.structs import replace
 
 from fedjax_core import Clients, Simulator
 from fedjax_core.round import Kept
-from fedjax_core.sites.coordinator import Federation
-from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.site import Site
+from fedjax_core.sites.federation import Federation
+from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.transport import InProcess
-from fedjax_core.sites.wire import decode, encode
+from fedjax_core.sites.transport.in_process import InProcess
+from fedjax_core.sites.wire.envelope import decode, encode
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 from tests.sites.faulty import Faulty, changed
 from tests.zoo import ZOO, clients
 

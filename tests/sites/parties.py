@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fedjax_core.sites.identity import Roster, SiteKey
-from fedjax_core.sites.wire import Envelope, Header, encode
+from fedjax_core.sites.wire.envelope import Envelope, Header, encode
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 CHARITE, MAYO, STRANGER, OLD = (SiteKey.make(name) for name in ("charite", "mayo", "stranger", "mayo"))
 ROSTER = Roster({"charite": CHARITE.public, "mayo": MAYO.public}, {OLD.public: "laptop lost"})

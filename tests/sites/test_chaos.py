@@ -13,19 +13,19 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.sites.audit import held_by, show, verify
-from fedjax_core.sites.coordinator import Federation, Paused, Rules
-from fedjax_core.sites.identity import Roster
-from fedjax_core.sites.local import visit
-from fedjax_core.sites.reports import Sums
-from fedjax_core.sites.request import Draws
-from fedjax_core.sites.server import server_half
-from fedjax_core.sites.site import Site
+from fedjax_core.sites.coordinator.reports import Aggregation
+from fedjax_core.sites.coordinator.server import server_half
+from fedjax_core.sites.federation import Federation, Paused, Rules
+from fedjax_core.sites.protocol.request import Draws
+from fedjax_core.sites.site.client_update import client_update
+from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.transport import InProcess
+from fedjax_core.sites.transport.in_process import InProcess
+from fedjax_core.sites.wire.identity import Roster
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, delayed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, federation, site_files, whole
-from tests.sites.multipart import COMPOSED
+from tests.sites.in_parts import COMPOSED
 from tests.zoo import round_of, task
 
 ROUNDS, PATIENCE = 4, 100  # how often a round is run again
@@ -209,8 +209,8 @@ def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     composed = STUDIES[draw.choice(list(STUDIES)) if seed > 1 else "scaffold"]
     cohorts = [sorted(draw.sample(range(4), draw.randint(2, 4))) for _ in range(ROUNDS)]
     expected = undisturbed(composed, cohorts)
-    monkeypatch.setattr("fedjax_core.sites.exchange.HELD", draw.choice([0, 1, 4]))
-    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", 0)
+    monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", draw.choice([0, 1, 4]))
+    monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
     part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)])  # more parts, more messages to go wrong
     rules = Rules(
         quorum=4, attempts=draw.choice([1, 2, 4]), idle_seconds=0.4, deadline_seconds=draw.choice([2.0, 6.0]), part_bytes=part_bytes
@@ -233,11 +233,11 @@ def made_again(state, steps, sites):
     models = []
     for counted in steps:
         models.append(server_half(BUFFERED).broadcast[0](state.server))
-        sums = Sums(BUFFERED, 0, state.uplink[0], BUFFER.size)
+        sums = Aggregation(BUFFERED, 0, state.uplink[0], BUFFER.size)
         for place, (name, version) in enumerate(counted):
             site = sites[name].context
             draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(version), site.address, str(jax.random.key_impl(state.key)))
-            seen = visit(
+            seen = client_update(
                 BUFFERED, 0, site.data.plan, site.data.clients, models[version], state.uplink[0], site.kept_shapes, draws, version
             )  # fmt: skip
             damping = np.float32(BUFFER.damping(len(models) - 1 - version))

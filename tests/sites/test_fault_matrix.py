@@ -19,13 +19,13 @@ from msgspec import structs
 
 import fedjax_core as fc
 from fedjax_core.sites import policy
-from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.kinds import KINDS
 from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.site import Site
+from fedjax_core.sites.protocol.kinds import KINDS
+from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.wire import Header, decode, encode, header_of
+from fedjax_core.sites.wire.envelope import Header, decode, encode, header_of
+from fedjax_core.sites.wire.identity import SiteKey
 from tests.conftest import REPOSITORY
 from tests.sites.faulty import changed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, site_files
@@ -48,9 +48,9 @@ ROWS = {
     "all fall back to a checkpoint": """
         tests/sites/test_federation.py::test_a_coordinator_that_falls_back_takes_its_sites_back""",
     "many rounds since the checkpoint, or the newest one damaged: what sites keep is still there, and no more than is needed": """
-        tests/sites/test_keep.py::test_a_run_resumes_however_rare_its_checkpoints_are
-        tests/sites/test_keep.py::test_a_site_that_is_late_for_long_keeps_little_and_what_counted
-        tests/sites/test_keep.py::test_a_site_declines_rather_than_forget_what_the_run_needs""",
+        tests/sites/site/test_client_state.py::test_a_run_resumes_however_rare_its_checkpoints_are
+        tests/sites/site/test_client_state.py::test_a_site_that_is_late_for_long_keeps_little_and_what_counted
+        tests/sites/site/test_client_state.py::test_a_site_declines_rather_than_forget_what_the_run_needs""",
     "nobody takes part in a round": """
         tests/test_backends.py::test_a_round_of_nobody_changes_nothing_but_its_number""",
     "a client whose numbers cannot be used in the first of several exchanges": """
@@ -71,62 +71,63 @@ ROWS = {
         tests/sites/test_federation.py::test_a_run_goes_on_with_another_configuration_where_it_is_told_to""",
     "site killed at work, its node killed": """
         tests/consortium/test_box.py::test_a_site_and_a_node_are_killed
-        tests/sites/test_ray.py::test_four_site_processes_follow_the_stored_weights""",
+        tests/sites/transport/test_ray_actors.py::test_four_site_processes_follow_the_stored_weights""",
     "site lost for a round: quorum, renormalised weights, its name in the audit": """
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked
         tests/sites/test_federation.py::test_the_audit_says_who_was_asked""",
     "site away when the run begins or is resumed": """
-        tests/sites/test_absent.py::test_a_run_begins_with_those_who_are_there_and_the_other_joins
-        tests/sites/test_absent.py::test_too_few_to_begin_is_said_at_once_by_name
-        tests/sites/test_absent.py::test_a_study_that_prepares_columns_needs_all_sites_and_names_at_once_who_is_missing
-        tests/sites/test_ray.py::test_who_cannot_start_is_known_by_name_and_nobody_waits_for_whom_there_is_no_place
+        tests/sites/coordinator/test_absent.py::test_a_run_begins_with_those_who_are_there_and_the_other_joins
+        tests/sites/coordinator/test_absent.py::test_too_few_to_begin_is_said_at_once_by_name
+        tests/sites/coordinator/test_absent.py::test_a_study_that_prepares_columns_needs_all_sites_and_names_at_once_who_is_missing
+        tests/sites/transport/test_ray_actors.py::test_who_cannot_start_is_known_by_name_and_nobody_waits_for_whom_there_is_no_place
         tests/consortium/test_screen.py::test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom""",
     "machine of a site dead for many rounds: its deadline once, then a grace, and its name on screen once": """
-        tests/sites/test_absent.py::test_a_site_that_is_silent_costs_its_deadline_once_and_then_a_grace_until_it_answers
-        tests/sites/test_absent.py::test_a_site_whose_connection_fails_only_after_a_while_costs_that_once
-        tests/sites/test_absent.py::test_who_is_absent_is_said_when_it_changes
-        tests/sites/test_absent.py::test_what_nobody_waits_for_is_not_begun
+        tests/sites/coordinator/test_absent.py::test_a_site_that_is_silent_costs_its_deadline_once_and_then_a_grace_until_it_answers
+        tests/sites/coordinator/test_absent.py::test_a_site_whose_connection_fails_only_after_a_while_costs_that_once
+        tests/sites/coordinator/test_absent.py::test_who_is_absent_is_said_when_it_changes
+        tests/sites/coordinator/test_absent.py::test_what_nobody_waits_for_is_not_begun
         tests/consortium/test_screen.py::test_a_round_that_lacked_a_site_is_said_at_once_and_the_coordinator_is_heard""",
     "site returns after missing rounds": """
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked
-        tests/sites/test_parts.py::test_what_was_cut_is_taken_up_where_it_was""",
+        tests/sites/multipart/test_replies.py::test_what_was_cut_is_taken_up_where_it_was""",
     "all but one lost, below the quorum": """
         tests/sites/test_faults.py::test_below_the_quorum_nothing_is_averaged_and_the_round_can_be_run_again
         tests/sites/test_faults.py::test_a_share_of_the_examples_may_be_asked_for
-        tests/sites/test_absent.py::test_a_pause_says_of_each_site_why""",
+        tests/sites/coordinator/test_absent.py::test_a_pause_says_of_each_site_why""",
     "straggler: one deadline for a round, of however many exchanges": """
-        tests/sites/test_own_terms.py::test_a_round_has_one_deadline
-        tests/sites/test_absent.py::test_of_several_exchanges_each_has_a_part_of_the_time
+        tests/sites/policy/test_enforcement.py::test_a_round_has_one_deadline
+        tests/sites/coordinator/test_absent.py::test_of_several_exchanges_each_has_a_part_of_the_time
         tests/sites/test_faults.py::test_with_enough_reports_the_others_are_not_waited_for
         tests/sites/test_faults.py::test_waiting_ends_when_nothing_comes_for_a_while""",
     "straggler: its partial work is used, and repeated to the same bits": """
-        tests/sites/test_limit.py::test_a_round_of_partial_work_is_that_of_plain_loops_and_says_so
-        tests/sites/test_limit.py::test_asked_the_same_again_a_site_does_as_many_steps_whatever_its_clock
-        tests/sites/test_limit.py::test_a_site_that_died_before_it_answered_may_do_another_number_of_steps_which_is_recorded
-        tests/sites/test_limit.py::test_a_site_with_no_step_done_sends_nothing""",
+        tests/sites/site/test_time_limit.py::test_a_round_of_partial_work_is_that_of_plain_loops_and_says_so
+        tests/sites/site/test_time_limit.py::test_asked_the_same_again_a_site_does_as_many_steps_whatever_its_clock
+        tests/sites/site/test_time_limit.py::test_a_site_that_died_before_it_answered_may_do_another_number_of_steps_which_is_recorded
+        tests/sites/site/test_time_limit.py::test_a_site_with_no_step_done_sends_nothing""",
     "partial work that is not said, or cannot be": """
-        tests/sites/test_limit.py::test_a_report_that_says_what_cannot_be_is_set_aside""",
+        tests/sites/site/test_time_limit.py::test_a_report_that_says_what_cannot_be_is_set_aside""",
     "slow work, longer than any idle time": """
-        tests/sites/test_own_terms.py::test_progress_is_no_idleness""",
+        tests/sites/policy/test_enforcement.py::test_progress_is_no_idleness""",
     "slow link, large payload": """
-        tests/sites/test_parts.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come
-        tests/sites/test_parts.py::test_of_a_damaged_part_only_that_part_is_asked_for_again
-        tests/sites/test_announce.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_go""",
+        tests/sites/multipart/test_replies.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come
+        tests/sites/multipart/test_replies.py::test_of_a_damaged_part_only_that_part_is_asked_for_again
+        tests/sites/multipart/test_requests.py::test_a_link_slower_than_any_timeout_is_waited_for_while_parts_go""",
     "a large request whose parts are lost, repeated, reordered or changed": """
-        tests/sites/test_announce.py::test_as_if_nothing_had_been""",
+        tests/sites/multipart/test_requests.py::test_as_if_nothing_had_been""",
     "a large request that is cut, by the link, a restart of the site, or of the coordinator": """
-        tests/sites/test_announce.py::test_what_was_cut_is_taken_up_where_it_was
-        tests/sites/test_announce.py::test_a_transfer_that_is_cut_at_any_part_ends_and_no_part_that_came_is_sent_again
-        tests/sites/test_announce.py::test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed""",
+        tests/sites/multipart/test_requests.py::test_what_was_cut_is_taken_up_where_it_was
+        tests/sites/multipart/test_requests.py::test_a_transfer_that_is_cut_at_any_part_ends_and_no_part_that_came_is_sent_again
+        tests/sites/multipart/test_requests.py::test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed""",
     "memory over 500 rounds": """
         tests/sites/test_fault_matrix.py::test_memory_is_flat_over_rounds
         tests/scripts/test_benchmarks.py::test_a_slope_is_in_bytes_a_round""",
+    # The figures: scripts/bench_sites.py --cases memory.
     "coordinator's peak memory against the number of sites": """
         tests/sites/test_faults.py::test_reports_that_come_before_their_turn_wait_where_they_lie
-        tests/sites/test_parts.py::test_a_length_that_is_only_said_takes_no_memory""",  # the figures: scripts/bench_sites.py --cases memory
+        tests/sites/multipart/test_replies.py::test_a_length_that_is_only_said_takes_no_memory""",
     "full disk": """
         tests/run/test_resume.py::test_a_disk_that_fills_costs_rounds_and_not_the_answer
-        tests/sites/test_audit.py::test_a_full_disk_stops_the_work_and_leaves_the_log_whole""",
+        tests/sites/audit/test_log.py::test_a_full_disk_stops_the_work_and_leaves_the_log_whole""",
     # A simulation on a cluster.
     "worker killed within a round or between rounds, with what clients keep sent to it or in its files": """
         tests/cluster/test_cluster.py::test_who_dies_joins_or_leaves_changes_no_bit
@@ -144,98 +145,98 @@ ROWS = {
         tests/cluster/test_shard.py::test_workers_who_see_another_folder_say_so""",
     # Messages and numbers.
     "duplicate, replayed or stale update": """
-        tests/sites/test_guard.py::test_a_message_is_heard_once_and_others_beside_it
-        tests/sites/test_guard.py::test_other_rounds_are_refused
+        tests/sites/wire/test_replay.py::test_a_message_is_heard_once_and_others_beside_it
+        tests/sites/wire/test_replay.py::test_other_rounds_are_refused
         tests/sites/test_federation.py::test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused
         tests/sites/test_faults.py::test_as_if_nothing_had_been""",
     "bit flip in transit": """
         tests/sites/test_faults.py::test_as_if_nothing_had_been
-        tests/sites/test_wire.py::test_refused""",
+        tests/sites/wire/test_envelope.py::test_refused""",
     "bit flip in what a site keeps": """
-        tests/sites/test_keep.py::test_a_version_is_whole_or_not_there""",
+        tests/sites/site/test_client_state.py::test_a_version_is_whole_or_not_there""",
     "NaN, Inf, shape, dtype, tree, absurd weight or norm": """
-        tests/sites/test_gate.py::test_quarantined
+        tests/sites/coordinator/test_validation.py::test_quarantined
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked""",
     "zero or empty aggregate": """
-        tests/sites/test_own_terms.py::test_reports_that_add_up_to_nothing_stop_the_run""",
+        tests/sites/policy/test_enforcement.py::test_reports_that_add_up_to_nothing_stop_the_run""",
     "a filter that wipes updates": """
-        tests/sites/test_own_terms.py::test_what_the_uplink_leaves_is_told_and_little_is_warned_of""",
+        tests/sites/policy/test_enforcement.py::test_what_the_uplink_leaves_is_told_and_little_is_warned_of""",
     "poisoned update: sign flipped, scaled": """
         tests/sites/test_fault_matrix.py::test_one_who_poisons_shifts_a_trimmed_mean_little
         tests/aggregators/test_aggregators.py::test_trimmed_mean_withstands_wild_reports""",
     "wrong clock": """
-        tests/sites/test_own_terms.py::test_a_wrong_clock_is_refused_by_how_much""",
+        tests/sites/policy/test_enforcement.py::test_a_wrong_clock_is_refused_by_how_much""",
     "changed data": """
         tests/sites/test_federation.py::test_a_change_of_data_must_be_declared""",
     "bad records": """
-        tests/sites/test_own_terms.py::test_bad_records_are_skipped_and_counted
-        tests/sites/test_own_terms.py::test_with_more_bad_records_a_site_takes_no_part""",
+        tests/sites/policy/test_enforcement.py::test_bad_records_are_skipped_and_counted
+        tests/sites/policy/test_enforcement.py::test_with_more_bad_records_a_site_takes_no_part""",
     # Those who mean harm, and what a site insists on.
     "no certificate, another authority, another name, expired": """
-        tests/sites/test_certificates.py::test_another_authority_is_refused_even_of_the_same_name
-        tests/sites/test_certificates.py::test_openssl_takes_the_certificate_for_its_hosts_and_no_others
-        tests/sites/test_certificates.py::test_one_that_is_not_valid_now_is_refused
+        tests/sites/transport/test_certificates.py::test_another_authority_is_refused_even_of_the_same_name
+        tests/sites/transport/test_certificates.py::test_openssl_takes_the_certificate_for_its_hosts_and_no_others
+        tests/sites/transport/test_certificates.py::test_one_that_is_not_valid_now_is_refused
         tests/consortium/test_strangers.py::test_a_stranger_is_refused_with_a_message_of_its_own
         tests/consortium/test_box.py::test_it_listens_on_loopback_alone_and_takes_nobody_without_certificate""",
     "revoked certificate": "not built: Ray's gRPC reads no such list; the authority is made anew, and a site's own key is revoked, below",
     "revoked, unknown or another's key": """
-        tests/sites/test_identity.py::test_who_signed_is_told_apart
+        tests/sites/wire/test_identity.py::test_who_signed_is_told_apart
         tests/sites/test_faults.py::test_as_if_the_site_had_not_been_asked""",
     "stolen token": """
         tests/consortium/test_strangers.py::test_a_stranger_is_refused_with_a_message_of_its_own""",  # a token needs a certificate
     "plaintext Ray, no token": """
-        tests/sites/test_ray_security.py::test_each_lack_is_refused_with_its_own_message
-        tests/sites/test_ray_security.py::test_a_ray_that_is_not_ours_is_refused_before_anything_is_sent
-        tests/sites/test_ray.py::test_a_federation_does_not_join_a_ray_without_protection""",
+        tests/sites/transport/test_ray_security.py::test_each_lack_is_refused_with_its_own_message
+        tests/sites/transport/test_ray_security.py::test_a_ray_that_is_not_ours_is_refused_before_anything_is_sent
+        tests/sites/transport/test_ray_actors.py::test_a_federation_does_not_join_a_ray_without_protection""",
     "tampered or unsigned job or code": """
-        tests/sites/test_site.py::test_a_study_is_built_from_what_is_installed
-        tests/sites/test_policy.py::test_nothing_is_allowed_that_nobody_named
-        tests/sites/test_policy.py::test_the_first_task_is_pinned_and_others_refused""",
+        tests/sites/site/test_endpoint.py::test_a_study_is_built_from_what_is_installed
+        tests/sites/policy/test_policy.py::test_nothing_is_allowed_that_nobody_named
+        tests/sites/policy/test_policy.py::test_the_first_task_is_pinned_and_others_refused""",
     "malicious pickle, deep nesting, oversize, wrong schema, fuzz": """
-        tests/sites/test_wire.py::test_nothing_but_a_refusal_ever_comes_of_bytes
-        tests/sites/test_wire.py::test_limits_hold
-        tests/sites/test_tensors.py::test_limits_hold
-        tests/sites/test_base.py::test_deep_nesting_is_refused""",
+        tests/sites/wire/test_envelope.py::test_nothing_but_a_refusal_ever_comes_of_bytes
+        tests/sites/wire/test_envelope.py::test_limits_hold
+        tests/sites/wire/test_tensors.py::test_limits_hold
+        tests/sites/wire/test_canonical.py::test_deep_nesting_is_refused""",
     "a large request of another length, with other parts, or larger than a site takes": """
-        tests/sites/test_announce.py::test_a_site_refuses_it_with_its_own_message_takes_no_memory_and_goes_on
-        tests/sites/test_announce.py::test_a_request_that_is_not_what_was_signed_is_not_read_though_every_part_is
-        tests/sites/test_announce.py::test_a_site_takes_no_request_that_is_larger_than_its_memory_and_none_while_it_is_paused
-        tests/sites/test_announce.py::test_an_older_announcement_changes_nothing_unless_it_is_made_anew""",
+        tests/sites/multipart/test_requests.py::test_a_site_refuses_it_with_its_own_message_takes_no_memory_and_goes_on
+        tests/sites/multipart/test_requests.py::test_a_request_that_is_not_what_was_signed_is_not_read_though_every_part_is
+        tests/sites/multipart/test_requests.py::test_a_site_takes_no_request_that_is_larger_than_its_memory_and_none_while_it_is_paused
+        tests/sites/multipart/test_requests.py::test_an_older_announcement_changes_nothing_unless_it_is_made_anew""",
     "a site that lies about which parts it lacks": """
-        tests/sites/test_announce.py::test_a_site_that_lies_about_what_it_lacks_is_left_out
-        tests/sites/test_announce.py::test_a_site_that_lacks_parts_again_and_again_is_given_up""",
+        tests/sites/multipart/test_requests.py::test_a_site_that_lies_about_what_it_lacks_is_left_out
+        tests/sites/multipart/test_requests.py::test_a_site_that_lacks_parts_again_and_again_is_given_up""",
     "path traversal in names": """
-        tests/sites/test_base.py::test_names_that_would_do_harm_are_refused""",
+        tests/sites/wire/test_canonical.py::test_names_that_would_do_harm_are_refused""",
     "zip bomb in an artefact": "not built: nothing compressed travels; the sizes of what does are limited, above",
     "audit log edited, cut, reordered, written anew, pruned": """
-        tests/sites/test_audit.py::test_every_changed_byte_is_found
-        tests/sites/test_audit.py::test_each_way_of_changing_a_log_is_found
-        tests/sites/test_audit.py::test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head
-        tests/sites/test_audit.py::test_a_log_that_was_cut_is_found_without_a_head_and_when_it_is_opened_again
-        tests/sites/test_heads.py::test_what_is_cut_off_at_one_end_the_other_end_knows
-        tests/sites/test_retention.py::test_more_cannot_be_taken_away_than_was_signed""",
+        tests/sites/audit/test_log.py::test_every_changed_byte_is_found
+        tests/sites/audit/test_log.py::test_each_way_of_changing_a_log_is_found
+        tests/sites/audit/test_log.py::test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head
+        tests/sites/audit/test_log.py::test_a_log_that_was_cut_is_found_without_a_head_and_when_it_is_opened_again
+        tests/sites/audit/test_held.py::test_what_is_cut_off_at_one_end_the_other_end_knows
+        tests/sites/audit/test_retention.py::test_more_cannot_be_taken_away_than_was_signed""",
     "somebody does what is not theirs to do": """
         tests/sites/test_fault_matrix.py::test_only_the_coordinator_is_answered_whatever_is_asked
         tests/sites/test_federation.py::test_sites_refuse_what_is_not_theirs_to_answer""",
     "secure aggregation with dropout": "not built: the coordinator sees each report; docs/sites-privacy.md says so",
     "small cohort or cell": """
         tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves
-        tests/sites/test_policy.py::test_no
-        tests/sites/test_prepare.py::test_the_minimum_of_examples_and_of_a_cell_hold""",
+        tests/sites/policy/test_policy.py::test_no
+        tests/sites/site/test_preprocessing.py::test_the_minimum_of_examples_and_of_a_cell_hold""",
     "a pair of queries that differ in one person": "not built: a request chooses no rows, so such a pair takes a change of the data, above",
     "fields, norm, hours, pause": """
-        tests/sites/test_policy.py::test_what_may_leave
-        tests/sites/test_policy.py::test_hours_are_those_of_the_site
+        tests/sites/policy/test_policy.py::test_what_may_leave
+        tests/sites/policy/test_policy.py::test_hours_are_those_of_the_site
         tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves""",
     "an epsilon that is spent, and an account that a crash or a removed file would lose": """
-        tests/sites/test_epsilon.py::test_a_site_tells_no_more_than_its_policy_lets_it
-        tests/sites/test_epsilon.py::test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused""",
+        tests/sites/policy/test_privacy_ledger.py::test_a_site_tells_no_more_than_its_policy_lets_it
+        tests/sites/policy/test_privacy_ledger.py::test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused""",
     "withdrawal": """
-        tests/sites/test_own_terms.py::test_a_site_that_withdrew_says_so_and_contributes_no_more""",
+        tests/sites/policy/test_enforcement.py::test_a_site_that_withdrew_says_so_and_contributes_no_more""",
     "caps on seconds, memory, CPUs": """
-        tests/sites/test_own_terms.py::test_caps_end_the_work_and_nothing_leaves
-        tests/sites/test_own_terms.py::test_caps_of_a_day_last_over_restarts
-        tests/sites/test_own_terms.py::test_a_process_is_confined""",
+        tests/sites/policy/test_enforcement.py::test_caps_end_the_work_and_nothing_leaves
+        tests/sites/policy/test_enforcement.py::test_caps_of_a_day_last_over_restarts
+        tests/sites/policy/test_enforcement.py::test_a_process_is_confined""",
     "values of data in messages, logs, errors, checkpoints": """
         tests/sites/test_leaks.py::test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others
         tests/sites/test_leaks.py::test_nothing_of_a_site_is_in_rays_own_logs""",

@@ -11,9 +11,9 @@ import pytest
 from msgspec import structs
 
 from fedjax_core.sites.audit import show, verify
-from fedjax_core.sites.coordinator import Paused, Rules
-from fedjax_core.sites.identity import SiteKey
-from fedjax_core.sites.wire import decode, encode, header_of
+from fedjax_core.sites.federation import Paused, Rules
+from fedjax_core.sites.wire.envelope import decode, encode, header_of
+from fedjax_core.sites.wire.identity import SiteKey
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import COORDINATOR, NAMES, federation
@@ -75,8 +75,8 @@ def test_as_if_nothing_had_been(name, undisturbed):
 
 def test_reports_that_come_before_their_turn_wait_where_they_lie(undisturbed, monkeypatch, tmp_path):
     """With one place to wait in, the last two of four reports are brought twice while the first is late; the bits are the same."""
-    monkeypatch.setattr("fedjax_core.sites.exchange.HELD", 1)
-    monkeypatch.setattr("fedjax_core.sites.exchange.HELD_BYTES", 0)
+    monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", 1)
+    monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
     brought, gone = [], set()
 
     def lazily(reply, site, which):

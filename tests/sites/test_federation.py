@@ -11,11 +11,11 @@ import fedjax_core as fc
 from fedjax_core.cli import main
 from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
-from fedjax_core.sites.base import in_lines, is_scalar, of_lines
-from fedjax_core.sites.coordinator import Paused, Rules
-from fedjax_core.sites.report import LEFT
-from fedjax_core.sites.request import About
-from fedjax_core.sites.wire import decode, header_of
+from fedjax_core.sites.federation import Paused, Rules
+from fedjax_core.sites.protocol.report import LEFT
+from fedjax_core.sites.protocol.request import About
+from fedjax_core.sites.wire.canonical import in_lines, is_scalar, of_lines
+from fedjax_core.sites.wire.envelope import decode, header_of
 from tests.contracts import assert_close, assert_equal, entries_of
 from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole

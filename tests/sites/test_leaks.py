@@ -14,11 +14,11 @@ import ray
 
 import fedjax_core as fc
 from fedjax_core.files import open_to_others
-from fedjax_core.sites.coordinator import Paused
-from fedjax_core.sites.kinds import KINDS
-from fedjax_core.sites.ray_transport import Handed, _Actor
+from fedjax_core.sites.federation import Paused
+from fedjax_core.sites.protocol.kinds import KINDS
 from fedjax_core.sites.site_file import SiteFile
-from fedjax_core.sites.wire import COORDINATOR, Header, encode, header_of
+from fedjax_core.sites.transport.ray_actors import Handed, _Actor
+from fedjax_core.sites.wire.envelope import COORDINATOR, Header, encode, header_of
 from tests.sites import federations
 from tests.sites.federations import NAMES, federation, site_files
 
@@ -81,11 +81,11 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
         for broken in (fails, opens):
             for what, ask in (("visit", lambda: fed.run(state, [0, 1, 2, 3])), ("totals", lambda: fed.evaluate(state))):
                 with pytest.MonkeyPatch.context() as patch, pytest.raises(Paused) as paused:
-                    patch.setattr(f"fedjax_core.sites.local.{what}", broken)
+                    patch.setattr(f"fedjax_core.sites.site.client_update.{what}", broken)
                     ask()
                 texts.append(str(paused.value))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("fedjax_core.sites.local.totals", broken)
+                patch.setattr("fedjax_core.sites.site.client_update.totals", broken)
                 texts.append(repr(fed.cross_evaluate({"trained": state.params}, round=2)))
         asked = {header_of(raw).kind for raw in transport.sent}
         refusals = [at[0].handle(raw) for raw in unfit(fed)]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.sites.coordinator import Paused
+from fedjax_core.sites.federation import Paused
 from fedjax_core.sites.site_file import SiteFile
 from tests.sites.federations import BATCH, site_files
 

@@ -9,15 +9,15 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.sites import ray_transport
 from fedjax_core.sites.audit import show
-from fedjax_core.sites.identity import Roster, SiteKey
 from fedjax_core.sites.own_file import VARIABLE, NotOwn, check, find
-from fedjax_core.sites.ray_transport import Handed, _Actor
-from fedjax_core.sites.request import Requests, addresses
+from fedjax_core.sites.protocol.request import Requests, addresses
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.wire import decode
+from fedjax_core.sites.transport import ray_actors
+from fedjax_core.sites.transport.ray_actors import Handed, _Actor
+from fedjax_core.sites.wire.envelope import decode
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 COORDINATOR, OTHER = SiteKey.make("coordinator"), SiteKey.make("coordinator")
 FULL = {
@@ -168,7 +168,7 @@ def test_a_machine_may_have_several_sites_and_a_path_any_character(home):
 
 
 def test_a_runtime_environment_of_the_coordinators_is_refused_and_recorded(home, monkeypatch):
-    monkeypatch.setattr(ray_transport, "_brought", lambda: ["env_vars", "working_dir"])
+    monkeypatch.setattr(ray_actors, "_brought", lambda: ["env_vars", "working_dir"])
     assert "in a runtime environment of the coordinator's ('env_vars', 'working_dir')" in _Actor("charite", {}).key().decode()
     assert len(refusals(home)) == 1
 
@@ -180,10 +180,10 @@ def test_what_is_handed_over_is_for_a_ray_of_ones_own(home, monkeypatch):
     assert actor.key().startswith(b"ed25519:")
     for more in ({}, {"policy": home / "policy.toml"}, {"study": "subprocess:getoutput"}, {"order": np.zeros((1, 1, 1), np.int32)}):
         with pytest.raises(ValueError, match=r"the site charite is given here with 'data'.* has these from its own file alone"):
-            ray_transport._start([SiteFile(name="charite", data=one.data, **more)], "127.0.0.1:1", True)
+            ray_actors._start([SiteFile(name="charite", data=one.data, **more)], "127.0.0.1:1", True)
     with pytest.raises(ValueError, match="is given here with 'policy'"):
-        ray_transport._start([SiteFile(name="charite", policy=home / "policy.toml")], "127.0.0.1:1", True)
-    ray_transport._check_nothing_is_carried([SiteFile(name="charite", resources={"charite": 1.0}), SiteFile.read(home / "site.toml")])
+        ray_actors._start([SiteFile(name="charite", policy=home / "policy.toml")], "127.0.0.1:1", True)
+    ray_actors._check_nothing_is_carried([SiteFile(name="charite", resources={"charite": 1.0}), SiteFile.read(home / "site.toml")])
 
 
 class Started:
@@ -208,11 +208,11 @@ class Started:
 @pytest.mark.parametrize("made", ["path", "python"])
 def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypatch, address, made):
     started = Started()
-    monkeypatch.setattr(ray_transport, "_start", lambda files, address, insecure_local: True)
-    monkeypatch.setattr(ray_transport.ray, "remote", lambda kind: started)
-    monkeypatch.setattr(ray_transport.RayTransport, "_meet", lambda transport, files, alone: None)
+    monkeypatch.setattr(ray_actors, "_start", lambda files, address, insecure_local: True)
+    monkeypatch.setattr(ray_actors.ray, "remote", lambda kind: started)
+    monkeypatch.setattr(ray_actors.RayTransport, "_meet", lambda transport, files, alone: None)
     one = SiteFile.read(home / "site.toml") if made == "path" else SiteFile(name="charite", resources={"charite": 1.0})
-    ray_transport.RayTransport([one], study(0.1), COORDINATOR.public, address=address, watched=False)
+    ray_actors.RayTransport([one], study(0.1), COORDINATOR.public, address=address, watched=False)
     name, said, handed = started.handed[0]
     assert name == "charite" and said == dict(one.said) and all(len(digest) == 64 for digest in said.values())
     assert (handed is None) == (made == "path" or address is not None)

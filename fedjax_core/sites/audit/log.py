@@ -1,0 +1,289 @@
+"""The audit log: who did what, in lines of which none can be changed, removed, moved or cut off without it showing.
+
+    folder/audit-000001.jsonl    {"entry":{"n":0,"prev":"","time":...,"who":...,"what":...,...},"signature":"..."}
+    folder/audit-000002.jsonl    {"entry":{"n":812,"prev":"<SHA-256 of the line before>",...},"signature":"..."}
+
+    line_n = entry_n, sign(entry_n)        entry_n.prev = SHA-256(line_(n-1))        head = "n:SHA-256(line_n)"
+
+Every entry is signed and names the line before it, across files too. A chain cannot show what was cut from its end, nor that its
+owner, who has the key, wrote all of it anew: for that others hold its head (it is one short line), and `verify` compares. In a federation
+each end holds the other's, which comes with every message (held.py). Entries hold names, digests, sizes, norms and decisions, and no data.
+What left a site is recorded by `record_sent`, with the values of all fields and of small tensors: that is the ledger which its data owner
+can read with `show`. Old entries may be removed where an `Anchor` says up to which (retention.py).
+
+>>> import tempfile
+>>> from fedjax_core.sites.audit import show, verify
+>>> folder = tempfile.TemporaryDirectory()
+>>> key = SiteKey.make("charite")
+>>> with Log(folder.name, key) as log:
+...     log.record("site", "joined", run="heart-1")
+...     log.record("site", "trained", run="heart-1", round=1, about={"examples": 303})
+...     exported = log.head
+>>> verify(folder.name, [key.public], head=exported) == exported
+True
+>>> [(entry.n, entry.what, entry.about) for entry in show(folder.name, round=1)]
+[(1, 'trained', {'examples': 303})]
+>>> folder.cleanup()
+"""
+
+import errno
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+from weakref import WeakSet
+
+from fedjax_core.files import lock, make_folder, opener, sync_folder
+from fedjax_core.sites.audit.entries import (
+    CUT,
+    NOTHING,
+    NUMBERS,
+    PURPOSE,
+    SENT,
+    AuditError,
+    Entry,
+    Head,
+    digest,
+    files,
+    last_line,
+    number,
+    read,
+    spelt,
+)
+from fedjax_core.sites.audit.held import FILE as HEADS
+from fedjax_core.sites.audit.held import Heads, Held
+from fedjax_core.sites.wire.canonical import Scalar, in_lines
+from fedjax_core.sites.wire.envelope import Envelope
+from fedjax_core.sites.wire.identity import PublicKey, SiteKey
+from fedjax_core.sites.wire.tensors import NotFinite, measure
+
+log = logging.getLogger("fedjax_core")
+
+_LOCK = "lock"
+
+_OPEN: "WeakSet[Log]" = WeakSet()
+"""Those that are open in this process."""
+_HEADS_SECONDS = 1.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
+_SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
+
+
+class Log:
+    """A log that is open for writing, by one process at a time. Use it in a `with`.
+
+    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line is cut off, and
+    recorded. That entries are missing which were there when it was open before is recorded, too: `verify` then fails.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], key: SiteKey, *, former: Iterable[PublicKey] = (), file_bytes: int = 64 << 20
+    ) -> None:
+        """`former` are the keys that this log's owner had before; a file of more than `file_bytes` is followed by another."""
+        self.folder, self.head = Path(folder), NOTHING
+        self.durable = NOTHING
+        """The last entry that is on the disk for certain: what others may be told of, whatever dies."""
+        self.held: dict[str, Held] = {}
+        """The newest head of each other log, as its owner's messages said."""
+        self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
+        self._lock: BinaryIO | None = None
+        self._file: BinaryIO | None = None
+        self._heads: BinaryIO | None = None
+        self._heads_until = 0.0  # when they are next written, by time.monotonic
+        self._backwards: set[str] = set()
+
+    def __enter__(self) -> "Log":
+        make_folder(self.folder)
+        self._lock = open(self.folder / _LOCK, "ab", opener=opener)
+        try:
+            lock(self._lock.fileno(), self.folder)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            if any(one.folder.resolve() == self.folder.resolve() for one in _OPEN):
+                raise RuntimeError(
+                    f"the audit log {self.folder} is open in this process already: its Federation or site was not closed, as after a "
+                    "notebook cell that was run twice. close() that one first, or use it in a `with`."
+                ) from None
+            raise RuntimeError(
+                f"the audit log {self.folder} is being written by another process; two would break its chain. Stop one."
+            ) from None
+        _OPEN.add(self)
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.rest()
+        for file in (self._heads, self._lock):
+            if file is not None:
+                file.close()
+        self._heads = self._lock = None
+        _OPEN.discard(self)
+
+    def record(
+        self,
+        who: str,
+        what: str,
+        *,
+        run: str = "",
+        round: int | None = None,
+        about: Mapping[str, Scalar] | None = None,
+        wait: bool = True,
+    ) -> None:
+        """Adds one entry. `about` holds small values: digests, sizes, codes, norms; one that is not finite is kept as text.
+
+        Without `wait` the entry may reach the disk with the next one that waits: for what nothing is yet concluded from.
+        """
+        entry = Entry(
+            n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self.key.public.fingerprint,
+            who=who, what=what, run=run, round=round, about=dict(about or {}),
+        )  # fmt: skip
+        body = spelt(entry)
+        line = b'{"entry":%b,"signature":"%b"}' % (body, self.key.sign(PURPOSE, body).hex().encode())  # as `dumps` would spell it
+        file = self._writable()
+        start = file.tell()
+        try:
+            if file.write(line + b"\n") <= len(line):
+                raise OSError(errno.ENOSPC, "only a part of the entry was taken")
+            if wait:
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk: what it took of the line must not stay before the next one
+            file.truncate(start)
+            file.seek(start)
+            raise OSError(
+                error.errno, f"could not write to the audit log {file.name}: {error}. Nothing may go on unrecorded: free some space."
+            ) from error
+        self.head = Head(entry.n, digest(line))
+        if wait:
+            self._on_disk()
+
+    def hold(self, name: str, run: str, message: int, head: str) -> str | None:
+        """Holds the head that another's message of a run, by its sequence number, had; an older message than the last changes nothing.
+
+        Where that log has gone back since the last message of this run, it says so in words, once, and holds what it had before.
+        """
+        now, held = Head.parse(head), self.held.get(name)
+        if held is not None and message < held.message:
+            return None
+        before = held.head if held is not None and held.run == run else NOTHING
+        if now.n > before.n or now == before:
+            self.held[name] = Held(run, message, now)
+            return None
+        if name in self._backwards:
+            return None
+        self._backwards.add(name)
+        where = f"entry {now.n}, and ended with entry {before.n}"
+        return f"the log of {name} ends with {where}: entries were cut off, or it was written anew"
+
+    def record_sent(
+        self, envelope: Envelope, size: int, decision: str = "sent", more: Mapping[str, Scalar] | None = None, norm: float | None = None
+    ) -> None:
+        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, its norm, all values of its fields, those
+        of its tensors where they are small together (4 kB), and what is `more`.
+
+        `norm`: where it was measured before.
+        """
+        header, tensors = envelope
+        try:
+            norm = measure(tensors) if norm is None else norm
+        except NotFinite:  # the ledger tells what left, however bad
+            norm = math.nan
+        about: dict[str, Scalar] = {
+            "recipient": header.recipient, "kind": header.kind, "exchange": header.exchange, "sequence": header.sequence,
+            "bytes": size, "tensors": len(tensors), "numbers": sum(x.size for x in tensors.values()), "norm": norm,
+            "digest": header.digest, **in_lines("fields", sorted(header.fields)), "decision": decision, **(more or {}),
+        }  # fmt: skip
+        small = len(tensors) <= _FEW and sum(x.nbytes for x in tensors.values()) <= _SMALL
+        for name, value in header.fields.items():
+            about[f"{SENT}{name}"] = value
+        for name, x in tensors.items() if small else ():
+            about |= in_lines(f"{NUMBERS}{name}", map(str, x.ravel()))
+        self.record(header.sender, "left", run=header.run, round=header.round, about=about)
+
+    def rest(self) -> None:
+        """Lets go of the file that is being written, which the next entry opens again: for whoever changes the files."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+            self.durable = self.head
+            self._write_heads()
+
+    def _on_disk(self) -> None:
+        """All entries are: the file of heads says so within a second of entries, which is not waited for."""
+        self.durable = self.head
+        if time.monotonic() >= self._heads_until:
+            self._write_heads()
+
+    def _write_heads(self) -> None:
+        self._heads_until = time.monotonic() + _HEADS_SECONDS
+        if self._heads is None:
+            self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
+        text = Heads(self.durable, self.held).signed(self.key)
+        os.pwrite(self._heads.fileno(), text, 0)  # in one go, so that a process that is killed leaves the old one or this
+        os.ftruncate(self._heads.fileno(), len(text))
+
+    def _open(self) -> None:
+        """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have such a remainder."""
+        found = files(self.folder)
+        torn = _cut_torn(found[-1]) if found else None
+        last = last_line(found)
+        if last is not None:
+            where, line = last
+            self.head = Head(read(line, where, self.keys).n, digest(line))
+        wrong = self._missing()
+        if torn is not None:
+            self.record(self.key.name, "recovered", about=torn)
+        if wrong is not None:
+            what, about = wrong
+            self.record(self.key.name, what, about=about)
+            said = "; ".join(f"{name} {value}" for name, value in about.items())
+            log.warning("the audit log %s: %s (%s). Keep it as it is, and compare with whoever holds its head", self.folder, what, said)
+
+    def _missing(self) -> tuple[str, dict[str, Scalar]] | None:
+        """(kind, values) of the entry that says that the log does not lead to the head that it had when it was last open; None: it does."""
+        try:
+            before = Heads.read(self.folder, self.keys)
+        except AuditError as error:
+            return "no heads", {"reason": f"{error}, so entries may be missing"[:1000]}
+        if before is None:
+            return None if self.head == NOTHING else ("no heads", {"reason": f"{HEADS} is not there, so entries may be missing"})
+        self.held = dict(before.held)
+        if before.own.n > self.head.n:
+            return CUT, {"entries": before.own.n - self.head.n, "head": str(before.own)}
+        if before.own.n == self.head.n and before.own != self.head:
+            return CUT, {"entries": 1, "head": str(before.own)}
+        return None
+
+    def _writable(self) -> BinaryIO:
+        """The newest file, or a new one where that is full."""
+        if self._lock is None:
+            raise RuntimeError(f"the audit log {self.folder} is not open: use it in a `with`")
+        if self._file is not None and self._file.tell() >= self._file_bytes:
+            self.rest()
+        if self._file is None:
+            found = files(self.folder)
+            full = not found or found[-1].stat().st_size >= self._file_bytes
+            path = self.folder / f"audit-{number(found[-1]) + 1 if found else 1:06d}.jsonl" if full else found[-1]
+            self._file = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115  closed with the log
+            if full:
+                sync_folder(self.folder)
+        return self._file
+
+
+def _cut_torn(path: Path) -> dict[str, Scalar] | None:
+    """Cuts off what follows the last end of a line, and tells what that was; None where there was nothing."""
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole == len(raw):
+        return None
+    with open(path, "r+b") as file:
+        file.truncate(whole)
+        os.fsync(file.fileno())
+    return {"file": path.name, "bytes": len(raw) - whole, "digest": digest(raw[whole:])}

@@ -1,0 +1,54 @@
+"""Who is not in a round, and why: said once on screen when that changes, and not in every round that it lasts.
+
+>>> absent = Absent(["charite", "mayo", "oslo"])
+>>> absent.tell("round 1", [0, 1, 2], [0, 2], {1: "no reply in 12 s"})
+{'mayo': 'no reply in 12 s'}
+>>> with_reasons({"mayo": "no reply in 12 s", "oslo": "declined"})
+'mayo: no reply in 12 s; oslo: declined'
+"""
+
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from fedjax_core.sites.refusal import printable
+
+log = logging.getLogger("fedjax_core")
+
+ENOUGH = "not waited for, as there were enough reports"
+"""The reason of a site that the rules leave out, which is no fault of its own."""
+
+_NUMBER = re.compile(r"\d[\d.]*")
+_LETTERS = 1500
+
+
+def without_numbers(text: str) -> str:
+    """The text with a sign for each number in it: what is news of it, and not only later."""
+    return _NUMBER.sub("#", text)
+
+
+class Absent:
+    """Says which sites a round goes on without, and which are back."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._told: dict[int, str] = {}  # who was said to be absent, and why, whatever the numbers in that
+
+    def tell(self, what: str, asked: Iterable[int], here: Collection[int], reasons: Mapping[int, str]) -> dict[str, str]:
+        """{name: why} of those who were asked and are not here; `what` goes on without them. Says what is news of it."""
+        lacked = {at: reasons.get(at, "no reply") for at in asked if at not in here}
+        self._say(what, {at: why for at, why in lacked.items() if why != ENOUGH}, here)
+        return {self._names[at]: why for at, why in lacked.items()}
+
+    def _say(self, what: str, lacked: Mapping[int, str], here: Collection[int]) -> None:
+        told = {at: without_numbers(why) for at, why in lacked.items()}
+        if news := {self._names[at]: lacked[at] for at, why in told.items() if self._told.get(at) != why}:
+            log.warning("%s goes on without %d of its sites. %s", what, len(news), with_reasons(news))
+        if back := [at for at in self._told if at in here]:
+            log.warning("%s: back again are %s", what, ", ".join(self._names[at] for at in back)[:_LETTERS])
+        self._told = {at: why for at, why in self._told.items() if at not in here} | told
+
+
+def with_reasons(reasons: Mapping[str, str]) -> str:
+    """Each name with its reason, in one line that is safe to print."""
+    return printable("; ".join(f"{name}: {why}" for name, why in reasons.items()))[:_LETTERS]

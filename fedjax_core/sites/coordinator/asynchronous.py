@@ -1,0 +1,281 @@
+"""A federation that does not wait for the slowest: FedBuff over real sites, by the rule and the names of the simulator's `Buffer`.
+
+    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the buffer
+                        ▲                                                              │ `buffer.size` of them
+                        └───────────────────── a step of the server ◄──────────────────┘
+
+A 'round' is a step of the server; a request and its report name the version of the model, which is the round they are addressed by, so a
+site does the same work, to the last bit, as in the simulator. A version is counted once of each site: a site that is free before the
+next one waits for it. A report of a version that was not asked for, or that was heard before, is refused as in rounds.
+
+What must outlive the coordinator is in the `State`: who is at work from which version, and the models of those versions. Reports in the
+buffer are not: from a state that this process did not just make, whoever was at work at the end of that step is asked again, which gives
+the same numbers, so nothing is lost and nothing counts twice. In one process the buffer stays as it is where a step is `Paused`.
+
+Time: each site has `Rules.deadline_seconds` from when it is asked. A step waits while anybody is at work, and pauses where nobody is and
+the buffer is not full; run again, it asks those who failed again.
+
+>>> import jax, optax
+>>> from fedjax_core import algorithms, compose, models
+>>> from fedjax_core.sites.federation import Federation
+>>> from fedjax_core.sites.site_file import SiteFile
+>>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
+>>> data = {name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for name, n in (("charite", 3), ("mayo", 5))}
+>>> sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
+>>> with Federation(composed, sites, buffer=Buffer(size=1), batch_size=2, transport="in-process") as federation:
+...     state, metrics = federation.run(federation.init(jax.random.key(0)), [0, 1])
+>>> int(state.round), float(metrics["clients"]), sorted(state.clients.started.tolist())  # one is at work, from version 0
+(1, 1.0, [-1, 0])
+"""
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core.buffer import Buffer, InFlight, beginners, nobody, recall, remember
+from fedjax_core.metrics import Mean
+from fedjax_core.partial import why_not
+from fedjax_core.round import Round, State
+from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.calls import Calls, Completed
+from fedjax_core.sites.coordinator.collect import Collector, Paused
+from fedjax_core.sites.coordinator.outlying import LEAST
+from fedjax_core.sites.coordinator.reports import Aggregation, NothingLearned, Reports, absurd, total_of, training
+from fedjax_core.sites.coordinator.rules import Rules
+from fedjax_core.sites.coordinator.server import server_half
+from fedjax_core.sites.protocol.report import said
+from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
+from fedjax_core.sites.wire.envelope import COORDINATOR, Header
+
+
+class TooStale(Refused):
+    """The report is of a model that is too old."""
+
+    code = "too-stale"
+
+
+def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
+    """Raises where steps of this buffer cannot be made of this round, or where the rules are those of rounds."""
+    if not isinstance(buffer, Buffer):
+        raise TypeError(f"buffer= must be an fc.Buffer, got {buffer!r}: fc.Buffer(size=3) makes a step of 3 reports")
+    if (reason := why_not(composed)) is not None:
+        raise ValueError(f"a federation with a buffer cannot run this: {reason}; or leave buffer= out")
+    if buffer.size > sites:
+        raise ValueError(f"a buffer of {buffer.size} reports never fills: there are {sites} sites, each once a version")
+    if rules.enough is not None or rules.share > 0 or (rules.quorum or 0) > buffer.size:
+        raise ValueError(
+            f"Rules(quorum={rules.quorum}, share={rules.share:g}, enough={rules.enough}) are of rounds, and with a buffer a step is "
+            f"made of {buffer.size} reports: leave share and enough out, and make Buffer(size=) at least as large as the quorum"
+        )
+
+
+class _Waiting(NamedTuple):
+    """A report that was read, and is not counted yet."""
+
+    landed: Completed
+    header: Header
+    report: tuple[Any, float]
+    reports: Reports
+
+    @property
+    def norm(self) -> tuple[float, int]:
+        """Of the update, with the steps that the site had to do."""
+        return self.reports.norms[self.landed.at], int(self.reports.steps[self.landed.at])
+
+
+class AsynchronousRounds:
+    """Makes steps of the server, and has what lives between them in this process."""
+
+    def __init__(
+        self, composed: Round, buffer: Buffer, *, requests: Requests, collector: Collector, data: Mapping[str, str], record: Record
+    ) -> None:
+        """`data`: the fingerprint of each site's."""
+        self._round, self._buffer, self._server = composed, buffer, server_half(composed)
+        self._requests, self._collector, self._data, self._record = requests, collector, data, record
+        self._flights = Calls(requests, collector, record)
+        self._norms: deque[tuple[float, int]] = deque(maxlen=max(LEAST, 4 * buffer.size))
+        """Of the last updates that counted, with the steps that their sites had to do."""
+        self._state: State | None = None
+        """From which all else here comes."""
+        self.lacked: dict[str, str] = {}
+        """{site: why} of those who were at work and gave no report to the last step that was made."""
+
+    def init(self, state: State) -> State:
+        """The state before the first step: nobody is at work."""
+        clients: Any = nobody(len(self._collector.names), self._server.broadcast[0](state.server), self._buffer)
+        return state._replace(clients=clients)
+
+    def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
+        """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish only."""
+        free = beginners(cohort, len(self._collector.names))
+        free = free[~np.isin(free, list(self._collector.unknown))]
+        self._collector.begin(int(state.round))
+        if state is not self._state:
+            self._take_up(state)
+        elif self._version != int(state.round):
+            self._open(state)
+        self._state = None  # whatever else ends this step in the middle: the next one begins with what is in its state
+        try:
+            self._fill(free)
+            after, metrics = self._conclude(state)
+        except (Paused, NothingLearned):
+            self._state = state
+            raise
+        self._state = after
+        return after, metrics
+
+    def _take_up(self, state: State) -> None:
+        """Whoever is at work in this state is asked again."""
+        flight: InFlight = state.clients  # type: ignore[assignment]
+        self._flights.clear()
+        self._norms.clear()
+        self._started, self._last, self._models = np.array(flight.started), np.array(flight.last), flight.models
+        self._open(state)
+        for at in np.flatnonzero(self._started >= 0).tolist():
+            version = int(self._started[at])
+            if self._version - version > self._buffer.max_staleness:  # whatever came of it would be refused, and its model is gone
+                self._started[at] = -1
+            else:
+                self._flights.begin(at, version, self._request(version))
+
+    def _open(self, state: State) -> None:
+        """An empty buffer, for the step from this state."""
+        self._version = self._flights.number = int(state.round)
+        self._about = About(state, np.zeros(len(self._started), np.int32))
+        self._models = remember(self._models, self._version, self._server.broadcast[0](state.server))
+        self._written: dict[int, Bytes] = {}  # version -> request
+        self._sums = Aggregation(self._round, 0, state.uplink[0], self._buffer.size)
+        self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
+        self._waiting: list[_Waiting] = []
+        self._refused, self._stale, self._missing = 0, 0, 0
+        self._failed: dict[int, str] = {}  # site -> why it gave no report to this step
+
+    def _request(self, version: int) -> Bytes:
+        if version not in self._written:
+            self._written[version] = training(
+                self._round, recall(self._models, version), version, 0, to=(), about=self._about, requests=self._requests,
+                collector=self._collector,
+            )  # fmt: skip
+        return self._written[version]
+
+    def _fill(self, cohort: np.ndarray) -> None:
+        """Waits until the buffer is full; raises `Paused` where nobody is at work before that."""
+        failed: dict[int, int] = {}  # site -> version that it was given, in this call
+
+        def begin(at: int) -> None:
+            if at in mine and failed.get(at) != self._version and self._started[at] < 0 and self._last[at] < self._version:
+                self._started[at] = self._last[at] = self._version
+                self._flights.begin(at, self._version, self._request(self._version))
+
+        mine = set(cohort.tolist())
+        for at in cohort.tolist():
+            begin(at)
+        while len(self._counted) < self._buffer.size:
+            landed = self._flights.next(self._version - self._buffer.max_staleness)
+            if landed is not None:
+                self._started[landed.at] = -1
+            nothing = {} if landed is None or self._use(landed) else {landed.at: landed.version}
+            nothing |= self._count(whatever=landed is None)
+            failed |= nothing
+            self._last[list(nothing)] = -1  # nothing of it counted
+            if landed is None and len(self._counted) < self._buffer.size:
+                self._too_few(failed, len(mine))
+            for at in nothing:
+                self._failed[at] = self._collector.replies.reasons.get(at, "no reply")
+            if landed is not None and len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
+                begin(landed.at)
+
+    def _use(self, landed: Completed) -> bool:
+        """Whether the site has done what it was asked, be it too late."""
+        at, staleness, heard = landed.at, self._version - landed.version, landed.heard
+        if heard is None:
+            self._missing += 1
+            return False
+        if staleness > self._buffer.max_staleness:
+            self._stale += 1
+            refusal = TooStale(
+                f"the report is of version {landed.version}, {staleness} steps ago, and at most {self._buffer.max_staleness} are taken; "
+                "the site goes on from the newest model"
+            )
+            about: dict[str, Scalar] = {"accepted": False, "code": refusal.code, "reason": str(refusal), "digest": heard.header.digest}
+            self._record(heard.header.sender, "update", self._version, {**about, "version": landed.version, "staleness": staleness})
+            return True
+        reports = Reports(
+            landed.asked, self._round, self._about.state.uplink[0], requests=self._requests, collector=self._collector, data=self._data,
+            record=lambda who, what, number, about: self._record(
+                who, what, self._version, {**about, "version": number, "staleness": staleness}
+            ),
+        )  # fmt: skip
+        if (report := reports.read(at, heard)) is None:
+            self._refused += 1
+            return False
+        self._waiting.append(_Waiting(landed, heard.header, report, reports))
+        return True
+
+    def _count(self, whatever: bool = False) -> dict[int, int]:
+        """Counts the reports that wait, once there are norms enough to compare theirs with, or the buffer is full, or `whatever` there is.
+
+        Site -> version of those that are absurdly larger than the others, and are set aside.
+        """
+        waiting, known, here = self._waiting, list(self._norms), len(self._counted)
+        if not (whatever or len(known) + len(waiting) >= LEAST or here + len(waiting) >= self._buffer.size):
+            return {}
+        norms, steps = zip(*known, *(one.norm for one in waiting), strict=True) if known or waiting else ((), ())
+        params = self._about.state.params
+        aside = {i - len(known) for i in absurd(self._collector.rules, norms, steps, params) if i >= len(known)}
+        self._waiting, failed = [], dict[int, int]()
+        for i, one in enumerate(waiting):
+            at, staleness = one.landed.at, self._version - one.landed.version
+            if i in aside:
+                one.reports.set_aside(at)
+                self._refused += 1
+                failed[at] = one.landed.version
+                continue
+            damping = np.float32(self._buffer.damping(staleness))
+            self._sums.add(one.header, one.report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))
+            self._counted.append((at, staleness))
+            self._norms.append(one.norm)
+        return failed
+
+    def _too_few(self, failed: Collection[int], cohort: int) -> NoReturn:
+        here, size = len(self._counted), self._buffer.size
+        if not failed:
+            raise ValueError(
+                f"version {self._version} can get only {here} reports and its buffer needs {size}: each site trains once from a version, "
+                f"and the cohort has {cohort}; use a smaller Buffer(size=) or a larger cohort"
+            )
+        reasons = {at: self._failed[at] for at in sorted(failed)} | self._collector.unknown
+        missing = with_reasons({self._collector.names[at]: why for at, why in reasons.items()})
+        self._record(COORDINATOR, "paused", self._version, {"reports": here, "sites": cohort, "missing": missing[:1000]})
+        raise Paused(
+            f"step {self._version}: {here} reports are in the buffer of {size}, and nobody is at work. Without a report: {missing}. "
+            "The state is unchanged: run the step again."
+        ) from self._collector.failure(failed)
+
+    def _conclude(self, state: State) -> tuple[State, dict[str, Any]]:
+        def record(who: str, what: str, about: Mapping[str, Any]) -> None:
+            self._record(who, what, self._version, about)
+
+        flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)  # copies: these go on
+        after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record)
+        sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
+        failed = self._collector.unknown | {at: why for at, why in self._failed.items() if at not in sites}
+        self.lacked = self._collector.absent.tell(f"step {self._version + 1}", failed, sites, failed)
+        counts: dict[str, Scalar] = {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness}
+        counts |= in_lines("lacked", self.lacked)
+        record(COORDINATOR, "round", counts | said(self._sums.metrics))
+        total, weight = np.float32(staleness), np.float32(len(sites))
+        metrics = self._sums.metrics | {
+            "refused": total_of(self._refused),
+            "missing": total_of(self._missing),
+            "clients": total_of(sum(map(self._collector.clients_of, sites))),
+            "examples": total_of(self._collector.sizes[sites].sum()),
+            "staleness": Mean(total, weight),  # type: ignore[arg-type]
+            "stale": total_of(self._stale),
+        }
+        return after._replace(round=state.round + 1, clients=flight), metrics

@@ -1,0 +1,164 @@
+"""Sites at work side by side, each on a request of its own: who has answered, who is asked again, who is given up.
+
+    begin(site, version, request) ─► Call ─► next() ─► its reply
+                                       │ └ damaged, lost: asked again         └ too large to come, or the request to go, at once: in parts
+                                       └ no reply within `deadline_seconds` of being asked, nor a sign of life for `idle_seconds`: given up
+
+Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Of one that is asked again the first
+reply that comes counts, to whichever asking it is. Who is given up is free, and may be asked something new; what it sends after that is
+refused as late.
+"""
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedjax_core.sites.coordinator.collect import Collector
+from fedjax_core.sites.multipart.manifest import read_manifest
+from fedjax_core.sites.multipart.requests import OutgoingRequest
+from fedjax_core.sites.protocol.kinds import LACKING, PARTS
+from fedjax_core.sites.protocol.request import Record, Requests
+from fedjax_core.sites.wire.canonical import Bytes
+from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
+from fedjax_core.sites.wire.transport import Reply
+
+
+@dataclass
+class Call:
+    """A site at work."""
+
+    version: int  # of the model that it was given
+    request: Bytes
+    asked: Header
+    replies: "list[Future[Reply]]"  # that are waited for: one of each time that it was asked
+    until: float  # when it is given up, by time.monotonic()
+    look: float  # when to look whether it goes on
+    outgoing: OutgoingRequest | None  # how the request goes, if in parts
+    times: int = 1  # that it was asked
+    parts: int = 0  # that had come from it or gone to it when it was last looked at
+
+
+class Completed(NamedTuple):
+    """A site that is free again."""
+
+    at: int
+    version: int
+    asked: Header
+    heard: Envelope | None  # None: there is no reply that may be read, and it is recorded why
+
+
+class Calls:
+    """The sites at work, by their positions."""
+
+    def __init__(self, requests: Requests, collector: Collector, record: Record) -> None:
+        self.number = 0
+        """The version that is the newest, under which the audit log has what comes."""
+        self._collector, self._record = collector, record
+        self._all: dict[int, Call] = {}
+        self._fetch = collector.fetch(
+            range(len(collector.names)), lambda of, part: requests.part(self._large[of], of, part), lambda: self.number
+        )
+        self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
+
+    def __contains__(self, at: int) -> bool:
+        return at in self._all
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def begin(self, at: int, version: int, request: Bytes) -> None:
+        """The site at this position is asked to work from this version."""
+        asked, now, rules = header_of(request), time.monotonic(), self._collector.rules
+        self._record(self._collector.names[at], "began", self.number, {"version": version, "digest": asked.digest})
+        until = now + rules.deadline_seconds
+        outgoing = self._collector.outgoing(request)
+        reply, moved = self._collector.ask(at, request, outgoing), self._fetch.moved(at)
+        self._all[at] = Call(version, request, asked, [reply], until, self._next_look(until), outgoing, parts=moved)
+
+    def next(self, oldest: int) -> Completed | None:
+        """The next site that is free again, None where nobody is at work; large reports from a version below the `oldest` are not brought.
+
+        Of several that are heard of at once it is the one with the oldest model, and of those the first by position.
+        """
+        while self._all:
+            waiting = {reply: at for at, flight in self._all.items() for reply in flight.replies}
+            done = self._fetch.wait(waiting, min(flight.look for flight in self._all.values()), None)
+            if done:
+                reply = min((r for r in waiting if r in done), key=lambda r: (self._all[waiting[r]].version, waiting[r]))
+                landed = self._hear(waiting[reply], reply, oldest)
+            else:
+                landed = self._look()
+            if landed is not None:
+                return landed
+        return None
+
+    def clear(self) -> None:
+        """Awaits nobody any more."""
+        for at in list(self._all):
+            self._leave(at)
+
+    def _hear(self, at: int, reply: "Future[Reply]", oldest: int) -> Completed | None:
+        flight = self._all[at]
+        flight.replies.remove(reply)
+        heard = self._collector.replies.accept(
+            reply, at, self.number, flight.asked, flight.outgoing, skew_seconds=self._collector.rules.skew_seconds
+        )
+        if heard is None and flight.times < self._collector.rules.attempts:
+            self._ask_again(at)
+            return None
+        if heard is not None and heard.header.kind == PARTS and flight.version >= oldest:
+            said = read_manifest(heard, flight.asked)
+            self._large[said.of] = flight.asked
+            _await(flight, self._fetch.begin(at, self._collector.names[at], said))
+            return None
+        if heard is not None and heard.header.kind == LACKING and flight.outgoing is not None and flight.version >= oldest:
+            _await(flight, self._fetch.send(at, self._collector.names[at], flight.outgoing, flight.outgoing.lacking(heard)))
+            return None
+        if heard is None and flight.replies:
+            return None
+        self._leave(at)
+        refused = heard is None or heard.header.kind == "refusal"
+        return Completed(at, flight.version, flight.asked, None if refused else heard)
+
+    def _look(self) -> Completed | None:
+        """The first site that is given up, of those whose time it is to be looked at."""
+        now = time.monotonic()
+        for at in [at for at, flight in self._all.items() if flight.look <= now]:
+            flight, moved, name = self._all[at], self._fetch.moved(at), self._collector.names[at]
+            if now < flight.until and (self._collector.goes_on([at]) or moved > flight.parts):
+                flight.parts, flight.look = moved, self._next_look(flight.until)
+            elif now < flight.until and flight.times < self._collector.rules.attempts:
+                self._record(name, "asked again", self.number, {"version": flight.version})
+                self._ask_again(at)
+            else:
+                reason = "no reply in time" if now >= flight.until else "no sign of life"
+                self._collector.replies.reasons[at] = reason
+                self._record(name, "missing", self.number, {"reason": reason, "version": flight.version})
+                self._leave(at)
+                return Completed(at, flight.version, flight.asked, None)
+        return None
+
+    def _ask_again(self, at: int) -> None:
+        """The same bytes, to which a site that has answered gives the same reply."""
+        flight = self._all[at]
+        flight.times += 1
+        flight.replies.append(self._collector.ask(at, flight.request, flight.outgoing))
+        flight.look = self._next_look(flight.until)
+
+    def _next_look(self, until: float) -> float:
+        idle = self._collector.rules.idle_seconds
+        return until if idle is None else min(until, time.monotonic() + idle)
+
+    def _leave(self, at: int) -> None:
+        flight = self._all.pop(at)
+        self._fetch.drop(at)
+        self._large = {of: asked for of, asked in self._large.items() if any(asked is f.asked for f in self._all.values())}
+        for reply in flight.replies:
+            self._collector.leave(reply, at)
+
+
+def _await(flight: Call, moved: "Future[Reply]") -> None:
+    """Waits for what comes of parts; where they go on from where they were when the site was asked again, that is waited for already."""
+    if moved not in flight.replies:
+        flight.replies.append(moved)

@@ -1,0 +1,150 @@
+"""One exchange of a round with real sites: broadcast, and the reports of those who count, added in the order of the cohort.
+
+    request  ─collect─►  gate ─► finite ─►  expand and add, in the order of the cohort  ─►  conclude
+
+The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before it in the cohort are
+settled. One that comes before its turn is checked at once, and kept while there are few of them (`HELD`); others are dropped and
+brought again when their turn comes, from the site or the object store where they lie. What is kept is what was sent, where it lies if XLA
+can take it there; it is expanded as it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few
+reports, however many sites there are and whoever of them is late. (An aggregator that is not additive, as the trimmed mean, is an
+accumulator of all reports.)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.data.cohorts import Cohort
+from fedjax_core.round import Round, State
+from fedjax_core.sites.coordinator.collect import Collector
+from fedjax_core.sites.coordinator.replies import WrongReply
+from fedjax_core.sites.coordinator.reports import Aggregation, Reports, absurd, total_of, training
+from fedjax_core.sites.coordinator.server import server_half
+from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
+
+HELD, HELD_BYTES = 4, 16 << 20
+"""Reports that may wait for their turn in the coordinator's memory: so many, or more while they are smaller than this together."""
+
+
+class Result(NamedTuple):
+    """What came of an exchange."""
+
+    state: State
+    places: list[int]  # of the cohort: whose reports counted
+    metrics: dict[str, Any]
+
+
+def exchange(
+    composed: Round,
+    e: int,
+    about: About,
+    cohort: Cohort,
+    places: list[int],
+    *,
+    requests: Requests,
+    collector: Collector,
+    data: Mapping[str, str],
+    record: Record,
+) -> Result:
+    """Exchange `e` with the sites at these places of the cohort: who of them counted, and the state that comes of it.
+
+    `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is asked.
+    """
+    state, number = about.state, int(about.state.round)
+    if not len(cohort.clients):
+        nothing = Aggregation(composed, e, state.uplink[e], 0)
+        return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None), [], {})
+    to, message = [collector.names[cohort.clients[p]] for p in places], server_half(composed).broadcast[e](state.server)
+    request = training(composed, message, number, e, to=to, about=about, requests=requests, collector=collector)
+    reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
+    fold = _Fold(cohort, places, reports, lambda: Aggregation(composed, e, state.uplink[e], len(cohort.clients)), collector)
+    replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
+    declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
+    fold.finish(state.params)
+    collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
+    state = fold.sums.conclude(state, f"round {number}, exchange {e}", collector.rules, reports.record)
+    metrics = fold.sums.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
+    return Result(state, fold.here, metrics)
+
+
+class _Fold:
+    """Adds reports in the order of the cohort, as they come."""
+
+    def __init__(
+        self, cohort: Cohort, places: list[int], reports: Reports, nothing: Callable[[], Aggregation], collector: Collector
+    ) -> None:
+        """`nothing`: the sums before the first report."""
+        self.turns = {int(cohort.clients[p]): p for p in places}  # position of the site -> place, in the order of the cohort
+        self.here: list[int] = []
+        self.lost = 0  # that were of use, and could not be brought again
+        self._cohort, self.reports, self.sums, self._collector = cohort, reports, nothing(), collector
+        self._nothing = nothing
+        self._left = list(self.turns)
+        self._added: dict[int, Header] = {}
+        self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}  # what came: None where it is to be brought again
+        self._skipped: set[int] = set()
+
+    def use(self, at: int, heard: Envelope) -> bool:
+        """Whether the report may be used."""
+        found = self.reports.read(at, heard)
+        if found is None:
+            return False
+        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < _room(found[0])
+        self._ready[at] = heard.header, found if kept else None
+        del found  # nothing of it stays while others are added
+        self._go_on()
+        return True
+
+    def skip(self, at: int) -> None:
+        """The site has no report that may be used."""
+        self._skipped.add(at)
+        self._go_on()
+
+    def finish(self, params: Any) -> None:
+        """No more reports come. Of those who are here some may be absurdly larger than the others: all is then added again without them."""
+        self._skipped.update(at for at in self._left if at not in self._ready)
+        self._go_on()
+        here = list(self._added)
+        norms, steps = [self.reports.norms[at] for at in here], [int(self.reports.steps[at]) for at in here]
+        if aside := {here[i] for i in absurd(self._collector.rules, norms, steps, params)}:
+            for at in sorted(aside):
+                self.reports.set_aside(at)
+            again = {at: header for at, header in self._added.items() if at not in aside}
+            self.sums, self.here, self._added = self._nothing(), [], {}
+            for at, header in again.items():
+                self._add(at, header, None)
+
+    def _go_on(self) -> None:
+        while self._left and (self._left[0] in self._ready or self._left[0] in self._skipped):
+            at = self._left.pop(0)
+            if at in self._ready:
+                self._add(at, *self._ready.pop(at))
+
+    def _add(self, at: int, header: Header, report: tuple[Any, float] | None) -> None:
+        place, times = self.turns[at], np.float32(self._cohort.counts[self.turns[at]])
+        if report is None and (report := self._read_again(at, header)) is None:
+            self.lost += 1
+            return
+        self.sums.add(header, report, place, times, clients=self._collector.clients_of(at))
+        self.here.append(place)
+        self._added[at] = header
+
+    def _read_again(self, at: int, header: Header) -> tuple[Any, float] | None:
+        """The report whose header this is, None where it cannot be brought any more."""
+        try:
+            heard = self._collector.again(at)
+            if heard.header != header:
+                raise WrongReply(f"{header.sender!r} has another report than the one that was checked")
+        except Exception as error:
+            self._collector.replies.reasons[at] = f"its report could not be brought again ({type(error).__name__})"
+            self.reports.record(header.sender, "lost", {"reason": type(error).__name__})
+            return None
+        return self.reports.sent(heard)
+
+
+def _room(update: Any) -> int:
+    """How many such updates may wait."""
+    return max(HELD, HELD_BYTES // max(1, sum(x.nbytes for x in jax.tree.leaves(update))))

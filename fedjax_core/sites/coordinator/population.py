@@ -1,0 +1,260 @@
+"""The sites as a run sees them: how many, with how many examples, and what each says of itself before its first round.
+
+A run begins with those that are there, or that have said it before (`RUN-sites.json`), where these are enough for a round. Whoever is away
+joins in the first round after it has said what it is (`Joining`); until then the rounds go on without it, and it is named.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.files import write_whole
+from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.claims import dominating, doubtful
+from fedjax_core.sites.coordinator.collect import Collector, Paused
+from fedjax_core.sites.protocol.request import WITHHELD, Record, Requests
+from fedjax_core.sites.protocol.schema import IN_ANOTHER_ORDER, difference, features_of
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import of_lines
+from fedjax_core.sites.wire.envelope import Header, header_of
+
+_ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
+"""How long a site has to say what it is where the others are enough, where they are not, and when one that was away is asked anew."""
+
+_JOINED = "joined"
+"""Says, of a site in the file, that it was not there when the run began."""
+
+log = logging.getLogger("fedjax_core")
+
+
+class Population:
+    """The sites as a run sees them: how many, with how many examples."""
+
+    def __init__(self, ids: Sequence[str], about: Mapping[str, Mapping[str, Any]], departments: bool = False) -> None:
+        """`about`: what each says of itself, by its name; nothing of one that has not said it yet."""
+        self.ids = np.array(list(ids))
+        self.sizes = np.zeros(len(self.ids), np.int64)
+        """[N] examples of each; 0 of one that has not said it yet."""
+        self.clients: np.ndarray | None = np.zeros(len(self.ids), np.int64) if departments else None
+        """[N] how many clients each site is, where departments are clients."""
+        self.judged = np.zeros(len(self.ids), np.int64)
+        """[N] by how many examples models are judged at each site: those held out, or those trained on."""
+        self.withheld: dict[int, tuple[str, ...]] = {}
+        """Metrics of the study that the policies of sites keep, by their positions."""
+        self.data: dict[str, str] = {}
+        """The fingerprint of each site's data, by its name."""
+        self.features: dict[str, list[str]] = {}
+        """{column: names of its features}, as far as sites said them."""
+        self._late: set[str] = set()
+        for at, name in enumerate(ids):
+            if name in about:
+                self.add(at, name, about[name])
+
+    def add(self, at: int, name: str, about: Mapping[str, Any]) -> None:
+        """The site at this position has said what it is."""
+        self.sizes[at], self.data[name] = about["examples"], str(about["data"])
+        self.features = self.features or features_of(about)
+        self.judged[at] = about.get("held_out", about["examples"])
+        if self.clients is not None:
+            self.clients[at] = about["clients"]
+        self.withheld[at] = tuple(of_lines(WITHHELD, about))
+        if about.get(_JOINED):
+            self._late.add(name)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the names and fingerprints of all sites that were there when the run began."""
+        first = {name: data for name, data in self.data.items() if name not in self._late}
+        return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
+
+
+def describe(
+    collector: Collector,
+    requests: Requests,
+    path: Path | None,
+    departments: bool = False,
+    held_out: float = 0.0,
+    *,
+    agreed: Mapping[str, int] | None = None,
+    record: Record = lambda who, what, number, about: None,
+) -> dict[str, dict[str, Any]]:
+    """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in the file at `path`.
+
+    Of a site that has never said it, or whose number of examples is not believed, there is nothing, and `collector.unknown` has the
+    reason. Raises `Paused` where the others would be too few for a round.
+    With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many these are.
+    `agreed`: the largest number of examples of each site with which one was agreed on.
+    """
+    names = collector.names
+    known = _read(path) if path is not None and path.exists() else {}
+    everyone = list(range(len(names)))
+    request = requests.write("describe", 0, to=names)
+    heard = collector.collect(request, 0, everyone, seconds=_START_SECONDS, brief=everyone, least=_ANSWER_SECONDS)
+    now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
+    _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
+    for name, about in now.items():
+        _check(name, about, departments, held_out)
+    collector.replies.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
+    for at, name in enumerate(names):
+        if at not in heard and name in collector.away:
+            collector.replies.reasons[at] = collector.away[name]
+    here = [at for at in everyone if names[at] in now or names[at] in known]
+    unknown = {at: collector.replies.reasons.get(at, "no reply") for at in everyone if at not in here}
+    if not here or not collector.quorate(everyone, here):
+        raise Paused(
+            f"a run cannot begin before {collector.rules.needed(len(names))} of its {len(names)} sites have said how many examples they "
+            f"have, and {len(here)} did. {with_reasons({names[at]: why for at, why in unknown.items()})}"
+        ) from collector.failure(unknown)
+    collector.absent.tell("the run", everyone, [at for at in here if names[at] in now], collector.replies.reasons)
+    collector.unknown |= unknown
+    if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
+        raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
+    began = bool(known)
+    found = {names[at]: known.get(names[at]) or now[names[at]] | ({_JOINED: True} if began else {}) for at in here}
+    schemas, first = {**found, **now}, names[here[0]]
+    if odd := [name for name in schemas if schemas[name]["schema"] != schemas[first]["schema"]]:
+        raise ValueError(
+            _other_columns(first, schemas[first], odd[0], schemas[odd[0]])
+            + (f" Others than {first}'s are also those of {', '.join(odd[1:])}." if odd[1:] else "")
+        )
+    if path is not None and found != known:
+        write_whole(path, json.dumps(found))
+    return found
+
+
+def _other_columns(one: str, its: Mapping[str, Any], other: str, others: Mapping[str, Any]) -> str:
+    """That two sites have other columns, with the first difference and the way out."""
+    odd = str(difference(one, its, other, others))
+    way_out = "Have the study put them in order by their names (features=)" if odd.endswith(IN_ANOTHER_ORDER) else "Convert the data of one"
+    return f"all sites need the same columns in the same order, and {odd}. {way_out}."
+
+
+def _check(name: str, about: Mapping[str, Any], departments: bool, held_out: float) -> None:
+    """Raises where the site's description lacks something."""
+    examples: Any = about.get("examples")
+    if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
+        raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
+    clients: Any = about.get("clients")
+    if departments and not (type(clients) is int and 0 < clients <= examples):
+        raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
+    held: Any = about.get("held_out")
+    if bool(held_out) != (held is not None):
+        raise ValueError(
+            f"{name} does not say how many examples it holds out, or does where nobody should; install one version at all sites"
+        )
+    if held_out and not (type(held) is int and 0 < held <= max(1.0, 2 * held_out / (1 - held_out)) * examples):
+        raise ValueError(
+            f"{name} says that it holds out {held!r} examples, of {examples} that it trains on: too many (or none) for a share of "
+            f"{held_out:g}; its column for that must leave more to train on"
+        )
+
+
+class Joining:
+    """Takes in the sites that were away when the run began, once they say what they are; waits for nobody."""
+
+    def __init__(
+        self, collector: Collector, requests: Requests, sites: Population, about: dict[str, dict[str, Any]], path: Path | None,
+        departments: bool, held_out: float, agreed: Mapping[str, int], record: Record,
+    ) -> None:  # fmt: skip
+        """`about`: what those say of themselves who have."""
+        self._collector, self._requests, self._sites, self._about, self._path = collector, requests, sites, about, path
+        self._departments, self._held_out, self._agreed, self._record = departments, held_out, agreed, record
+        self._asked: dict[int, tuple[Future[Any], Header, float]] = {}  # position -> the reply, to what, when asked
+
+    def look(self, number: int) -> None:
+        """Before round `number`: asks those who have not said what they are, and hears who has by now."""
+        for at in list(self._collector.unknown):
+            name = self._collector.names[at]
+            if at in self._asked:
+                future, asked, when = self._asked[at]
+                if self._collector.done(future):
+                    del self._asked[at]
+                    heard = self._collector.replies.accept(future, at, number, asked)
+                    if heard is not None and heard.header.kind != "refusal":
+                        self._take(at, name, dict(heard.header.fields), number)
+                    elif at in self._collector.replies.reasons:
+                        self._collector.unknown[at] = self._collector.replies.reasons[at]
+                elif time.monotonic() - when > _AGAIN_SECONDS:
+                    del self._asked[at]
+                    self._collector.leave(future, at)
+            if at in self._collector.unknown and at not in self._asked:
+                request = self._requests.write("describe", number, to=[name])
+                self._asked[at] = self._collector.ask(at, request, None), header_of(request), time.monotonic()
+
+    def _take(self, at: int, name: str, about: dict[str, Any], number: int) -> None:
+        """The site joins, or it is set aside with the reason."""
+        claimed = {one: said["examples"] for one, said in self._about.items()}
+        try:
+            _check(name, about, self._departments, self._held_out)
+            if (doubt := doubtful({**claimed, name: about["examples"]}, self._agreed).get(name)) is not None:
+                raise Unfit(doubt)
+            first, its = next(iter(self._about.items()))
+            if about["schema"] != its["schema"]:
+                raise Unfit(_other_columns(first, its, name, about))
+        except ValueError as error:
+            self._collector.unknown[at] = str(error)
+            self._record(name, "refused", number, {"code": Unfit.code, "reason": str(error)})
+            return
+        self._about[name] = about | {_JOINED: True}
+        if self._path is not None:
+            write_whole(self._path, json.dumps(self._about))
+        self._sites.add(at, name, self._about[name])
+        del self._collector.unknown[at]
+        self._collector.replies.reasons.pop(at, None)
+        self._record(name, "joined", number, {"examples": about["examples"], "data": about["data"]})
+
+
+class Unfit(Refused):
+    """What a site that joins later says of itself is not believed, or is not of the run."""
+
+    code = "unfit"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        return {str(name): dict(about) for name, about in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path}, what sites said of themselves before the first round, is damaged: restore it from its backup, or remove it, and "
+            "they are asked anew"
+        ) from None
+
+
+def believe(known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int], record: Record) -> dict[str, str]:
+    """Takes out of what sites said, before and now, what is not believed: {name: why}. Says who has more than half of all examples."""
+    claimed = {name: known[name]["examples"] if name in known else now[name]["examples"] for name in {**known, **now}}
+    refused = doubtful(claimed, agreed)
+    for name, reason in refused.items():
+        log.warning("%s. Its description is set aside", reason)
+        record(name, "refused", 0, {"code": "too-many-examples", "reason": reason})
+        known.pop(name, None)
+        now.pop(name, None)
+        del claimed[name]
+    if claimed and (most := dominating(claimed, agreed)) is not None:
+        log.warning(
+            "%s has %.0f %% of the examples of %d sites, so the model will be mostly its own; where that is meant, agree on a largest "
+            "number with it and write `%s = %d` under [examples] of the roster",
+            most[0], 100 * most[1], len(claimed), most[0], claimed[most[0]],
+        )  # fmt: skip
+    return refused
+
+
+def _say_withheld(withheld: Mapping[str, Sequence[str]]) -> None:
+    """Says at the start which metrics will lack sites, and which sites: {site: metrics}."""
+    for metric in sorted({metric for metrics in withheld.values() for metric in metrics}):
+        sites = [site for site, metrics in withheld.items() if metric in metrics]
+        log.warning(
+            "the metric %r will be without %s, whose policy does not let it leave: its staff may name it in leaving.fields",
+            metric,
+            "all sites" if len(sites) == len(withheld) else ", ".join(sites),
+        )

@@ -1,0 +1,130 @@
+"""The numbers of preprocessing, at the coordinator: measured once, before the first round, and kept for good.
+
+    request  ─measure─►  every site  ─►  checked sums  ─►  merged in the order of the sites  ─►  numbers, in every request from then on
+
+They are in `RUN-prepared.json` in the coordinator's folder, exactly, so that a run that is started again has the same bits and no site is
+asked again. All sites must answer: a scaler of some is another scaler, and nobody would see it.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.data.preprocess import Fitted, Step, Sums, settle
+from fedjax_core.describe import describe
+from fedjax_core.files import write_whole
+from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.collect import Collector, Paused
+from fedjax_core.sites.coordinator.units import absurd, far
+from fedjax_core.sites.protocol.request import Record, Requests
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import Scalar
+from fedjax_core.sites.wire.envelope import COORDINATOR
+from fedjax_core.sites.wire.trees import from_tensors_open
+
+log = logging.getLogger("fedjax_core")
+
+
+class BadSums(Refused):
+    """What a site says of its columns cannot be."""
+
+    code = "bad-sums"
+
+
+def fit_preprocessing(
+    steps: tuple[Step, ...],
+    collector: Collector,
+    requests: Requests,
+    record: Record,
+    path: Path | None,
+    features: Mapping[str, Sequence[str]],
+) -> Fitted:
+    """The steps with the numbers of all sites: those in the file at `path`, or measured now, and written to it.
+
+    Raises `Paused` where a site does not tell its sums, with its reason. Warns where a site's means lie far from the others' (units.py);
+    `features` has the names for that.
+    """
+    known = path is not None and path.exists()
+    fitted = _read(path, steps) if path is not None and known else _measured(steps, collector, requests, record, features)
+    if path is not None and not known:
+        _write(path, fitted)
+    about: dict[str, Scalar] = {"numbers": fitted.digest, "steps": len(steps), "measured": not known}
+    record(COORDINATOR, "prepared", 0, about)
+    return fitted
+
+
+def _measured(
+    steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record, features: Mapping[str, Sequence[str]]
+) -> Fitted:
+    names = collector.names
+    if away := collector.unknown.keys() | collector.silent:
+        why = with_reasons({names[at]: collector.replies.reasons.get(at, "no reply") for at in sorted(away)})
+        raise Paused(f"preprocessing needs sums of every site's columns before the first round, and not all are there. {why}")
+    replies = collector.collect(requests.write("measure", 0, to=names), 0, list(range(len(names))))
+    reasons = {names[at]: collector.replies.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
+    said: list[tuple[Sums, ...]] = []
+    who: list[str] = []
+    for at, reply in sorted(replies.items()):
+        try:
+            said.append(_sums(steps, reply.tensors, int(collector.sizes[at]), said[0] if said else None))
+            who.append(names[at])
+        except Refused as refusal:
+            reasons[names[at]] = str(refusal)
+            record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
+    for place, why in absurd(steps, said).items():
+        reasons[who[place]] = why
+        record(who[place], "refused", 0, {"code": BadSums.code, "reason": why})
+    if reasons:
+        raise Paused(
+            "preprocessing needs sums of every site's columns, and these told none that count, so a run cannot begin. "
+            + with_reasons(reasons)
+        )
+    for sentence in far(steps, names, said, features):
+        log.warning("%s", sentence)
+        record(COORDINATOR, "far apart", 0, {"reason": sentence[:1000]})
+    return settle(steps, said)
+
+
+def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: int, first: tuple[Sums, ...] | None) -> tuple[Sums, ...]:
+    """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of the `first` site's."""
+    empty = tuple(dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps)  # names and dtypes; a vocabulary is a vector of length 0
+
+    def like(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        given = tensors.get(f"['sums']{jax.tree_util.keystr(path)}", leaf)
+        return jax.ShapeDtypeStruct(leaf.shape if leaf.shape == (0,) else given.shape, leaf.dtype)
+
+    shapes = jax.tree_util.tree_map_with_path(like, empty)
+    if first is not None:
+        shapes = jax.tree.map(lambda ours, one: ours if ours.shape == (0,) else jax.ShapeDtypeStruct(one.shape, ours.dtype), shapes, first)
+    found: tuple[Sums, ...] = from_tensors_open(tensors, {"sums": shapes})["sums"]
+    for step, sums in zip(steps, found, strict=True):
+        if (problem := step.problem(sums, examples)) is not None:
+            raise BadSums(f"its sums for {type(step).__name__}({step.column!r}) cannot be: {problem}")
+    return found
+
+
+def _write(path: Path, fitted: Fitted) -> None:
+    numbers = [{part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()} for one in fitted.numbers]
+    write_whole(path, json.dumps({"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, allow_nan=False))
+
+
+def _read(path: Path, steps: tuple[Step, ...]) -> Fitted:
+    try:
+        found: Any = json.loads(path.read_text())
+        numbers = tuple({part: np.array(x, dtype).reshape(shape) for part, (dtype, shape, x) in one.items()} for one in found["numbers"])
+        fitted = Fitted(steps, numbers)
+        whole = fitted.digest == found["digest"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}, the numbers of preprocessing, is damaged: restore it from its backup, or remove it to measure anew")
+    if found["steps"] != describe(steps):
+        raise ValueError(
+            f"{path} has the numbers of other steps than the study's: begin another run (run_name=), or go back to those steps"
+        )
+    return fitted

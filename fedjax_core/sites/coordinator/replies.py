@@ -1,0 +1,143 @@
+"""Authenticates replies: signature, sender, clock, replay, and the request that each answers. Everything else is refused and recorded.
+
+    a future ─► brought? ─► signature, sender ─► clock ─► run, round, heard before? ─► kind, and which request it answers ─► the reply
+                   └ lost        └────────────────────────── refused: its code and reason in the audit log
+
+>>> from fedjax_core.sites.wire.identity import SiteKey
+>>> from fedjax_core.sites.wire.envelope import SITES
+>>> from fedjax_core.sites.wire.envelope import encode
+>>> key = SiteKey.make("charite")
+>>> replies = Replies("run", ["charite"], Roster({"charite": key.public}), lambda who, what, number, about: print(what, about.get("code")))
+>>> place = {"run": "run", "round": 3, "exchange": 0, "created_unix_ms": 0, "config": "3f9a"}
+>>> asked = Header(kind="describe", sender=COORDINATOR, recipient=SITES, sequence=1, digest="ab12", **place)
+>>> said = Header(kind="description", sender="charite", recipient=COORDINATOR, sequence=7, answers="ab12", **place)
+>>> future = Future()
+>>> future.set_result(encode(said, {}, key))
+>>> replies.begin(3)
+>>> heard = replies.accept(future, 0, 3, asked)
+answered None
+>>> replies.accept(future, 0, 3, asked) is None
+refused replayed
+True
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from msgspec import UNSET
+
+from fedjax_core.sites.multipart.manifest import read_manifest
+from fedjax_core.sites.multipart.requests import OutgoingRequest
+from fedjax_core.sites.protocol.kinds import KINDS, LACKING, PARTS
+from fedjax_core.sites.protocol.request import Record
+from fedjax_core.sites.refusal import Refused, shown
+from fedjax_core.sites.wire.canonical import Scalar
+from fedjax_core.sites.wire.envelope import COORDINATOR, Envelope, Header, decode
+from fedjax_core.sites.wire.identity import Roster
+from fedjax_core.sites.wire.replay import SKEW_SECONDS, ReplayGuard, check_clock
+from fedjax_core.sites.wire.transport import Reply, bring
+
+
+class WrongSender(Refused):
+    """The reply of another site than the one that was asked."""
+
+    code = "wrong-sender"
+
+
+class WrongReply(Refused):
+    """The reply is to another request, or of another kind."""
+
+    code = "wrong-reply"
+
+
+class Replies:
+    """Reads what the sites of one run reply, by their positions."""
+
+    def __init__(self, run: str, names: Sequence[str], roster: Roster, record: Record) -> None:
+        self.reasons: dict[int, str] = {}
+        """Why there is no reply of a site to the last request."""
+        self.heads: dict[str, tuple[int, str]] = {}
+        """Of each site, the last head of its audit log that it said: in a message of this number."""
+        self._names, self._roster, self._record = names, roster, record
+        self._guard = ReplayGuard(run, 0)
+
+    def begin(self, number: int) -> None:
+        """It is now round `number`."""
+        self._guard = self._guard.at(number)
+
+    def accept(
+        self, future: "Future[Reply]", at: int, number: int, asked: Header, outgoing: OutgoingRequest | None = None,
+        *, skew_seconds: float = SKEW_SECONDS,
+    ) -> Envelope | None:  # fmt: skip
+        """The authentic reply of the site at this position to this request, None where there is none in what came.
+
+        The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of which a site may lack some.
+        """
+        name = self._names[at]
+        try:
+            raw = bring(future)
+        except Refused as refusal:
+            self.reasons[at] = str(refusal)
+            self._refuse(at, number, refusal)
+            return None
+        except Exception as error:
+            self.reasons[at] = f"no reply came through ({type(error).__name__})"
+            self._record(name, "lost", number, {"reason": type(error).__name__})
+            return None
+        try:
+            envelope = decode(raw, self._roster, recipient=COORDINATOR)
+            header = envelope.header
+            if header.sender != name:
+                raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
+            check_clock(
+                name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
+                skew_seconds=skew_seconds,
+            )  # fmt: skip
+            heard = self._guard.at(asked.round).accept(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            kind = KINDS[asked.kind].reply
+            if header.kind == PARTS and header.answers == asked.digest:
+                read_manifest(envelope, asked)
+                return envelope  # may be said again: it is the reply itself that is heard once
+            if header.kind == LACKING and outgoing is not None and header.answers == outgoing.digest:
+                outgoing.lacking(envelope)
+                return envelope
+            self._guard = heard.at(number)
+            if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
+                raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
+        except Refused as refusal:
+            self.reasons[at] = str(refusal)
+            self._refuse(at, number, refusal)
+            return None
+        if header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]:  # replies may overtake one another
+            self.heads[name] = header.sequence, header.head
+        if header.kind == "refusal":
+            about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
+            self.reasons[at] = str(about["reason"])
+            self._record(name, "declined", number, about)
+        elif asked.kind != "train":  # a report is recorded with the verdict on it
+            self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})
+        return envelope
+
+    def _refuse(self, at: int, number: int, refusal: Refused) -> None:
+        """Records why what came from the site at this position is no reply."""
+        self._record(self._names[at], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
+
+    def record_late(self, future: "Future[Reply]", at: int) -> bool:
+        """Records what came when nobody waited for it; returns whether it is the site that sent it."""
+        try:
+            raw = bring(future)
+        except Refused as refusal:
+            self._refuse(at, self._guard.round, refusal)
+            return False
+        except Exception:  # nothing came, and nobody waits for it
+            return False
+        own = False
+        about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
+        with contextlib.suppress(Refused):
+            header = decode(raw, self._roster, recipient=COORDINATOR).header
+            about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
+            own = header.sender == self._names[at]
+        self._record(self._names[at], "refused", self._guard.round, about)
+        return own

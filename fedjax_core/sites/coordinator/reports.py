@@ -1,0 +1,268 @@
+"""Reports, and what they add up to: validated, expanded by the server's half of the uplink, added, concluded.
+
+    message ─training─► request        its reports ─Reports.read─► (sent, weight) ─Aggregation.add─► ... ─Aggregation.conclude─► state
+
+Whose turn it is, and how many are enough, is for whoever asks: a round (`exchange.py`), or the server's buffer (`asynchronous.py`).
+"""
+
+import logging
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, reduce
+from typing import Any
+
+import jax
+import numpy as np
+from msgspec.structs import replace
+
+from fedjax_core.metrics import Mean, Sum
+from fedjax_core.round import Round, State
+from fedjax_core.sites.coordinator import validation
+from fedjax_core.sites.coordinator.collect import Collector
+from fedjax_core.sites.coordinator.outlying import MOST, outlying
+from fedjax_core.sites.coordinator.pooling import doubtful_means
+from fedjax_core.sites.coordinator.rules import Rules
+from fedjax_core.sites.coordinator.server import TOGETHER, Small, server_half
+from fedjax_core.sites.coordinator.weighing import Weigher
+from fedjax_core.sites.protocol.report import LEFT, PARTIAL, metrics_of, said
+from fedjax_core.sites.protocol.request import TRAIN_SECONDS, About, Record, Requests
+from fedjax_core.sites.wire.canonical import Bytes, Scalar
+from fedjax_core.sites.wire.envelope import COORDINATOR, Envelope, Header
+from fedjax_core.sites.wire.tensors import measure
+from fedjax_core.sites.wire.trees import to_tensors
+
+log = logging.getLogger("fedjax_core")
+
+
+class NothingLearned(RuntimeError):
+    """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
+
+
+def training(
+    composed: Round, message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector
+) -> Bytes:
+    """The request to train from this message, in the draws of round `number`."""
+    fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
+    if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work == "train":
+        fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
+    body = {"message": message, "uplink": about.state.uplink[e]}
+    return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
+
+
+class Reports:
+    """Reads the reports to one request to train: validates them, then runs the server's half of the uplink."""
+
+    def __init__(
+        self, asked: Header, composed: Round, uplink: Any, *, requests: Requests, collector: Collector, data: Mapping[str, str],
+        record: Record,
+    ) -> None:  # fmt: skip
+        """`asked`: the request's header; `data`: the fingerprint of each site's."""
+        rules, sizes, e = collector.rules, collector.sizes, asked.exchange
+        self.refused = 0
+        self.norms: dict[int, float] = {}
+        """Of the updates that were read, by the sites' positions."""
+        self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, asked.round)
+        """[N] that each site has to do."""
+        self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
+        self._clients, self._form, self._sizes, self._names = collector.clients, self._server.form[e], sizes, collector.names
+        self._reasons = collector.replies.reasons
+        limited = TRAIN_SECONDS in asked.fields
+        if rules.max_weight is not None:
+            self._bounds = np.full(len(sizes), rules.max_weight)
+        else:  # a department's weight is of its own examples, which only the site knows
+            weigh = self._server.weigh[e] if collector.clients is None else None
+            self._bounds = _weights(weigh, sizes.tobytes(), self.steps.tobytes(), limited)
+        most = math.inf if rules.max_norm == "relative" else float(rules.max_norm)
+        self._expected = validation.ExpectedUpdate(
+            run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.leaves, data=data,
+            answers=asked.digest, max_weight=math.inf, max_norm=most, limited=limited,
+        )  # fmt: skip
+
+    def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
+        """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
+        clients = None if self._clients is None else int(self._clients[at])
+        its = {"max_weight": float(self._bounds[at]), "max_examples": int(self._sizes[at]), "max_steps": int(self.steps[at])}
+        verdict = validation.validate(heard, replace(self._expected, clients=clients, **its))
+        about: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
+        found = None
+        if verdict.accepted and verdict.norm is not None:
+            sent, weight = self.sent(heard)
+            about |= said(metrics_of(heard.header.fields))
+            expands, good, norm = self._server.fine[self._e], True, verdict.norm
+            if expands is not None:
+                good, norm = (x.item() for x in expands(self._uplink, sent, np.float32(weight)))
+            if np.isfinite(np.float32(weight)) and good:
+                found, self.norms[at] = (sent, weight), norm
+            else:
+                about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
+        if found is None:
+            self.refused += 1
+            self._reasons[at] = f"its report was set aside ({about['code']}): {about['reason']}"
+        self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
+        return found
+
+    def set_aside(self, at: int) -> None:
+        """The update of the site at this position, which was read, is absurdly larger than the others'."""
+        reason = (
+            f"the norm of the update is more than {MOST:g} times the median of those in this exchange, for as many steps, or beyond all "
+            "reason where there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
+        )
+        self._reasons[at] = f"its report was set aside: {reason}"
+        self.record(self._names[at], "update", {"accepted": False, "code": validation.NormTooLarge.code, "reason": reason})
+        self.refused += 1
+
+    def sent(self, heard: Envelope) -> tuple[Any, float]:
+        """(what was sent, weight)."""
+        sent = self._form.filled(heard.tensors)
+        if not self._server.small[self._e]:
+            sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
+        return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
+
+    def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:
+        """Into the audit log."""
+        self._record(who, what, self._expected.round, {**about, "exchange": self._e})
+
+
+def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: Any) -> list[int]:
+    """Which of these norms of updates, of so many steps, are absurdly larger than the others, or than `params` where these are few."""
+    return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: measure(to_tensors(params)))
+
+
+def steps_of(collector: Collector, work: str, round: int) -> np.ndarray:
+    """[N]: how many steps each site does in an exchange of this work in a round; 1 where no plan is known."""
+    if collector.plan is None:
+        return np.ones(len(collector.sizes), np.int64)
+    return collector.plan.steps_of(collector.sizes, round) if work == "train" else -(-collector.sizes // collector.plan.batch_size)
+
+
+@lru_cache(maxsize=64)
+def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -> np.ndarray:
+    """[N]: the largest weight of each site's report, of so many examples and steps (int64); a `limited` one may be of fewer steps."""
+    examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
+    if weigh is None:
+        return np.maximum(1.0, examples)
+    ends = [most, np.minimum(most, 1)] if limited else [most]
+    return np.max([weigh(examples.astype(np.float32), steps.astype(np.float32)) for steps in ends], axis=0) * (1 + 1e-6)
+
+
+class Aggregation:
+    """What the reports of one exchange add up to so far."""
+
+    def __init__(self, composed: Round, e: int, uplink: Any, cohort: int) -> None:
+        """`cohort`: for how many reports there are places."""
+        self.weight, self.count = np.float32(0), np.float32(0)
+        self.metrics: dict[str, Any] = {}
+        """What the metrics in the reports add up to, as far as they are believed; known once they are concluded."""
+        self._told: list[tuple[str, int, dict[str, Any]]] = []  # (site, its examples, its metrics)
+        self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
+        self._adds = composed.algorithm.exchanges[e].update is not None
+        self._acc: Any = None
+        self._small: list[tuple[Any, np.float32, np.int32, Any]] = []  # (sent, weight, place, factor) of those that are yet to be added
+
+    def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None, clients: int = 1) -> None:
+        """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update is multiplied by `factor`,
+        None: taken as it is."""
+        sent, its, times = report[0], np.float32(report[1]), np.float32(times)
+        if self._adds and self._server.small[self._e]:
+            self._make_room(factor)
+            self._small.append((sent, its * times, np.int32(place), factor))
+        elif self._adds:
+            acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
+            self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
+        self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
+        self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields)))
+
+    def conclude(self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> State:
+        """The state that comes of them.
+
+        Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports together are nothing.
+        """
+        self.metrics = self._pooled(record)
+        left = {name: float(self.metrics[name].total / self.metrics[name].weight) for name in LEFT if name in self.metrics}
+        if any(share < rules.warn_below for share in left.values()):
+            log.warning("%s: the uplink leaves little of the updates: %s", where, left)
+            record(COORDINATOR, "warned", {"code": "little-left", **left})
+        concluded: State
+        concluded, size = self._server.conclude[self._e](
+            self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count,  # type: ignore[arg-type]
+        )  # fmt: skip
+        if size is not None and not rules.allow_zero and self.count > 0 and float(size) == 0:
+            record(COORDINATOR, "warned", {"code": "nothing-learned", **left})
+            raise NothingLearned(
+                f"{where}: {self.count:g} reports add up to exactly nothing, so the round would teach the model nothing. What the uplink "
+                f"leaves of them on average: {left or 'all, where it has no stages'}. Look at its clip, filter and quantisation, at the "
+                "learning rate, and at whether sites have examples. Where the model has nothing left to learn, "
+                "Rules(allow_zero=True) goes on. The state is unchanged."
+            )
+        return concluded._replace(key=state.key)  # the very same, of which requests know what to say
+
+    def _pooled(self, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> dict[str, Any]:
+        """The sums of the metrics over the reports that tell them, without those that are not believed, which are said by name.
+
+        Where nobody tells a finite one, the sum is not finite either.
+        """
+        if not any(metrics for _, _, metrics in self._told):
+            return {}
+        means, weights, sums = (defaultdict[str, dict[int, float]](dict) for _ in range(3))
+        finite = set[tuple[int, str]]()
+        for i, (_, examples, metrics) in enumerate(self._told):
+            for name, metric in metrics.items():
+                total, weight = float(metric.total), float(metric.weight) if isinstance(metric, Mean) else None
+                if math.isfinite(total) and (weight is None or math.isfinite(weight)):
+                    finite.add((i, name))
+                if weight is None:
+                    sums[name][i] = total / examples
+                else:
+                    means[name][i], weights[name][i] = total / weight if weight > 0 else math.nan, weight / examples
+        known, answered = ("loss", *LEFT, *PARTIAL), len(self._told)
+        doubts = doubtful_means(means, (), known, answered) | doubtful_means(sums, (), known, answered)
+        doubts |= doubtful_means(weights, [(name, 0.0, math.inf) for name in weights], tuple(weights), answered)
+        for name in means.keys() & sums.keys():  # a mean to some, and a sum to others
+            fewer = sums if len(sums[name]) <= len(means[name]) else means
+            doubts |= {(i, name): "it is told as another kind of number than by the others" for i in fewer[name]}
+        for (i, name), why in doubts.items():
+            log.warning("the metric %r in the report of %s does not count: %s", name, self._told[i][0], why)
+            record(self._told[i][0], "set aside", {"metric": name, "reason": why})
+        found = dict[str, Any]()
+        for name in dict.fromkeys(name for _, _, metrics in self._told for name in metrics):
+            told = {i: metrics[name] for i, (_, _, metrics) in enumerate(self._told) if name in metrics and (i, name) not in doubts}
+            if told:
+                found[name] = _added([one for i, one in told.items() if (i, name) in finite] or [*told.values()])
+        return found
+
+    def _make_room(self, factor: Any) -> None:
+        """Adds the small reports that wait, where another such as has this factor cannot wait with them."""
+        if self._small and (len(self._small) == TOGETHER or (self._small[0][3] is None) != (factor is None)):
+            self._acc = self._server.add_all[self._e](self._cohort, self._acc, self._uplink, self._waiting())
+            self._small.clear()
+
+    def _waiting(self) -> Small | None:
+        """The small reports that wait, None where there are none."""
+        if not self._small:
+            return None
+        sent, weights, places, factors = zip(*self._small, strict=True)
+        return Small(
+            jax.tree.map(lambda *leaves: _filled(leaves), *sent), _filled(weights), _filled(places),
+            None if factors[0] is None else _filled(factors), np.int32(len(sent)),
+        )  # fmt: skip
+
+
+def _filled(rows: Sequence[Any]) -> np.ndarray:
+    """[TOGETHER, ...]: these, and then zeros."""
+    found = np.zeros((TOGETHER, *np.shape(rows[0])), rows[0].dtype)
+    found[: len(rows)] = rows
+    return found
+
+
+def _added(metrics: Sequence[Any]) -> Any:
+    """Their sum, of one kind, in this order, to the same bits as by `+`, which for so few numbers takes ten times as long."""
+    total = reduce(operator.add, [one.total for one in metrics])
+    return Mean(total, reduce(operator.add, [one.weight for one in metrics])) if isinstance(metrics[0], Mean) else Sum(total)
+
+
+def total_of(value: Any) -> Sum:
+    """A metric that is a sum."""
+    total: Any = np.float32(value)
+    return Sum(total)

@@ -1,0 +1,133 @@
+"""The server's half of a round over real sites, compiled once: broadcast, what comes of one report, how they add, what they conclude to.
+
+A call of a compiled program takes some 0.1 ms, whatever it does. So small reports wait until there are `TOGETHER` of them, or no more come,
+and then one program adds them one after another, and makes the state of them where they are the last; of large ones each is added as
+it comes.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_core import tree
+from fedjax_core.algorithms.base import Seen
+from fedjax_core.round import Round, State, state_shapes
+from fedjax_core.sites.coordinator.weighing import Weigher, weigher
+from fedjax_core.sites.wire.trees import TreeSpec
+from fedjax_core.types import Array, Key
+
+TOGETHER, SMALL_BYTES = 16, 64 << 10
+"""So many reports are added by one program, of at most so many bytes each."""
+
+
+class Server(NamedTuple):
+    """The server's part of a round, compiled; all but the last by exchange."""
+
+    form: list[TreeSpec]  # of what a site sends
+    small: list[bool]  # whether that has at most SMALL_BYTES
+    broadcast: list[Any]
+    fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
+    weigh: list[Weigher | None]  # what a report weighs
+    zero: list[Any]
+    add: list[Any]  # what a report expands to, times a factor or as it is, in place
+    add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
+    conclude: list[Any]  # (the state, the size of all reports together); of an accumulator or None, and reports or None
+
+
+class Small(NamedTuple):
+    """Reports that are added together: [TOGETHER, ...], of which the first `filled` are any."""
+
+    sent: Any
+    weights: np.ndarray
+    places: np.ndarray
+    factors: np.ndarray | None
+    """By which their updates are multiplied; None: they are taken as they are."""
+    filled: np.int32
+
+
+@lru_cache(maxsize=32)
+def merged(composed: Round) -> Round:
+    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
+    plain: Any = {"encode": lambda state, own, update, key: (tree.wide(update), own), "expand": lambda state, update: update}
+    return composed._replace(uplink=composed.uplink._replace(**plain))
+
+
+@lru_cache(maxsize=16)
+def server_half(composed: Round) -> Server:
+    """The server's part of `composed`; of the same `Round` the same, so that it is compiled once."""
+    exchanges = range(len(composed.algorithm.exchanges))
+    state = state_shapes(composed)
+    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
+
+    def sent(e: int, server: Any, uplink: Any, kept: Any, key: Key) -> Any:
+        exchange = composed.algorithm.exchanges[e]
+        message = exchange.broadcast(server)
+        carry = exchange.client.begin(message, kept.own, key)
+        return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
+
+    def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
+        update, good = composed.receive(e, uplink, sent, weight)
+        return good, tree.norm(update)
+
+    def as_sent(e: int) -> bool:
+        """Whether a report expands to the very numbers that were sent."""
+        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(state.uplink[e], shapes[e]).jaxpr
+        return found.outvars == found.invars[len(jax.tree.leaves(state.uplink[e])) :]
+
+    def zero(e: int, cohort: int) -> Any:
+        return composed.aggregator.zero(jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0], cohort)
+
+    def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array, factor: Array | None) -> Any:
+        update = composed.receive(e, uplink, sent, weight)[0]
+        update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
+        return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
+
+    def add_all(e: int, cohort: int, acc: Any, uplink: Any, small: Small) -> Any:
+        def one(i: Array, acc: Any) -> Any:
+            sent, weight, place, factor = jax.tree.map(lambda x: x[i], small[:-1])
+            return add(e, acc, uplink, sent, weight, place, factor)
+
+        return lax.fori_loop(0, small.filled, one, zero(e, cohort) if acc is None else acc)
+
+    def conclude(
+        e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array
+    ) -> tuple[State, Array | None]:
+        acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
+        if acc is None and composed.algorithm.exchanges[e].update is not None:  # nobody was asked
+            acc = zero(e, max(1, cohort))
+        size = None if acc is None else tree.norm(composed.aggregator.value(acc))
+        return composed.conclude(e, state, acc, weight, clients), size
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = [jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges]
+    return Server(
+        form=[TreeSpec.of(one) for one in shapes],
+        small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
+        broadcast=[_compiled(exchange.broadcast, state.server) for exchange in composed.algorithm.exchanges],
+        fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
+        weigh=[weigher(composed.algorithm, e) for e in exchanges],
+        zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
+        add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
+        add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],
+        conclude=[jax.jit(partial(conclude, e), static_argnums=0) for e in exchanges],
+    )
+
+
+def _compiled(broadcast: Callable[[Any], Any], server: Any) -> Callable[[Any], Any]:
+    """The function compiled for a server of these shapes; one that only selects leaves, as most broadcasts do, needs no program."""
+    traced, message = jax.make_jaxpr(broadcast, return_shape=True)(server)
+    place = {id(leaf): i for i, leaf in enumerate(traced.jaxpr.invars)}
+    selected, structure = [place.get(id(leaf)) for leaf in traced.jaxpr.outvars], jax.tree.structure(message)
+    if traced.jaxpr.eqns or None in selected:
+        return jax.jit(broadcast)
+
+    def select(server: Any) -> Any:
+        leaves = jax.tree.leaves(server)
+        return jax.tree.unflatten(structure, [leaves[i] for i in selected if i is not None])
+
+    return select

@@ -1,0 +1,104 @@
+"""Whose numbers lie far from everybody else's, and whose categories are nobody else's: another unit, or spelling, or column.
+
+    moments of each site's columns     ─►  a site's mean against those of all others         ─►  a warning that names site and feature
+    categories of each site's columns  ─►  whether a site has one in common with the others  ─►  a warning that names site and column
+
+Hospitals differ, but not by several of their standard deviations: Fahrenheit for Celsius, micromol/l for mg/dl do. It is known where the
+study standardises, fills or codes its columns, as sites then tell their means and categories; training goes on, since who is right only
+the sites can tell.
+
+>>> from fedjax_core.data.preprocess import Standardise
+>>> means = (37.0, 0.6), (36.8, 0.7), (98.6, 1.0)
+>>> said = [{"count": np.array(50), "mean": np.array(mean), "m2": np.array(50 * scale**2)} for mean, scale in means]
+>>> far([Standardise("temperature")], ["charite", "mayo", "oslo"], [[one] for one in said], {})
+["oslo has a mean of 'temperature' far from that of the other sites: is it in another unit, or another column?"]
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+
+import numpy as np
+
+from fedjax_core.data.preprocess import Step, Sums, categories_in
+from fedjax_core.sites.coordinator.outlying import LEAST
+
+_LEAST = 5  # examples behind a mean that is compared
+_ABSURD = 1e6
+
+
+def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sums]], features: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the names of a row's numbers."""
+    found = []
+    for i, step in enumerate(steps):
+        if not step.leaving or len(sites) < 2:
+            continue
+        for at, site in enumerate(sites):
+            own, others = said[at][i], reduce(step.merge, [one[i] for j, one in enumerate(said) if j != at])
+            if "categories" in step.leaving and _foreign(own, others):
+                found.append(
+                    f"{site} has no category of {step.column!r} in common with the other sites: does it spell or number them otherwise, "
+                    "or is it another column?"
+                )
+            if "moments" not in step.leaving:
+                continue
+            odd = np.flatnonzero(_apart(own, others)).tolist()
+            if odd:
+                which = _in_words(step.column, odd, features.get(step.column, ()), alone=np.ndim(own["mean"]) == 0)
+                found.append(f"{site} has a mean of {which} far from that of the other sites: is it in another unit, or another column?")
+    return found
+
+
+def _foreign(own: Sums, others: Sums) -> bool:
+    """Whether both have categories, and none in common."""
+    mine, theirs = categories_in(own), categories_in(others)
+    return len(mine) > 0 and len(theirs) > 0 and (mine.dtype.kind != theirs.dtype.kind or not np.isin(mine, theirs).any())
+
+
+def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, str]:
+    """{place of a site: why its sums are refused}: of three sites or more, one tells numbers of a column a million times the others'.
+
+    By them alone the columns of all other sites would become nothing.
+    """
+    found = dict[int, str]()
+    for i, step in enumerate(steps):
+        told = [_largest(one[i]) for one in said]
+        if len(told) < LEAST or any(one is None for one in told):
+            continue
+        sizes = np.stack([np.ravel(one) for one in told if one is not None])  # [sites, numbers of a row]; NaN of what a site does not have
+        here = (~np.isnan(sizes)).sum(axis=0) >= LEAST
+        middle = np.take_along_axis(np.sort(sizes, axis=0), ((~np.isnan(sizes)).sum(axis=0, keepdims=True) - 1) // 2, axis=0)[0]
+        odd = here & (middle > 0) & (sizes > _ABSURD * middle)
+        found |= {
+            at: f"its sums for {type(step).__name__}({step.column!r}) are of numbers a million times the others', which would vanish"
+            for at in np.flatnonzero(odd.any(axis=1)).tolist()
+        }
+    return found
+
+
+def _largest(sums: Sums) -> np.ndarray | None:
+    """How large a site's numbers are by what it tells of them, NaN where it has none; None of categories."""
+    parts = [np.abs(sums[name]) for name in ("mean", "low", "high") if name in sums]
+    if not parts:
+        return None
+    if "m2" in sums:
+        parts.append(np.sqrt(sums["m2"] / np.maximum(sums["count"], 1)))
+    return np.where(sums["count"] > 0, np.max(parts, axis=0), np.nan)
+
+
+def _in_words(column: str, odd: list[int], names: Sequence[str], alone: bool) -> str:
+    """Which numbers of a row, the first three of them."""
+    if alone:
+        return repr(column)
+    which = ", ".join(repr(names[place]) if place < len(names) else f"number {place}" for place in odd[:3])
+    return f"{which}{f' and {len(odd) - 3} more' if len(odd) > 3 else ''} in {column!r}"
+
+
+def _apart(own: Sums, others: Sums) -> np.ndarray:
+    """Whether the two means are further from each other than hospitals are."""
+    each = [np.sqrt(one["m2"] / np.maximum(one["count"], 1)) for one in (own, others)]
+    narrow, broad = np.minimum(*each), np.maximum(*each)
+    means = np.abs(own["mean"]), np.abs(others["mean"])
+    distance = np.abs(own["mean"] - others["mean"])
+    times = np.maximum(*means) >= 5 * np.minimum(*means)  # a factor, as between units
+    enough = (own["count"] >= _LEAST) & (others["count"] >= _LEAST) & (broad > 0)
+    return np.asarray(enough & ((distance > 5 * broad) | (times & (distance > 2 * broad) & (distance > 5 * narrow))))

@@ -1,0 +1,468 @@
+"""`Federation`: a `Round` over real sites, which keep their data and what they keep between rounds.
+
+    request  ─transport─►  Site.handle  ─transport─►  decode ─► guard ─► gate ─► receive ─► aggregate ─► conclude
+
+The same `init`, `run` and `fit` as the simulator, and with all sites the same numbers. Time has one rule: an exchange waits for its cohort
+until nothing has come for `idle_seconds`, or until its deadline; a site that was silent is waited for a `grace` from then on. What is
+late, repeated, damaged, forged, of another round, shape, configuration or data set, not finite or out of bounds is set aside, recorded in
+the audit log, and the round goes on while the quorum holds; who lacked is said by name. Below it those who are missing are asked again, and
+then `Paused` is raised: the state is what it was, and `run` can be called again.
+Reports meet in the order of the cohort, so the same set of sites gives the same bits, whoever came first.
+
+The `State` holds all that crosses a round but what sites keep; of that it has the version that counted, so a coordinator that falls
+back to a checkpoint takes its sites back with it. A site's report counts once: repeats within a process are refused by their number, and
+after a restart a repeat could only be of the same round, model and numbers.
+
+>>> import numpy as np, optax
+>>> from fedjax_core import algorithms, compose, models
+>>> from fedjax_core.sites.site_file import SiteFile
+>>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
+>>> data = {name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for name, n in (("charite", 3), ("mayo", 5))}
+>>> sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
+>>> with Federation(composed, sites, batch_size=2, transport="in-process") as federation:
+...     state, metrics = federation.run(federation.init(jax.random.key(0)), [0, 1])
+...     found = federation.evaluate(state)
+>>> int(state.round), float(metrics["examples"]), found.sizes.tolist(), bool(found.pooled["loss"] < 1.0)
+(1, 8.0, [3, 5], True)
+"""
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core.buffer import Buffer
+from fedjax_core.data import cohorts as sampling
+from fedjax_core.data.batches import Amount
+from fedjax_core.data.preprocess import Fitted
+from fedjax_core.evaluation import CrossEvaluation, Evaluation
+from fedjax_core.metrics import stacked
+from fedjax_core.round import Round, State, check_population
+from fedjax_core.sites.audit import NOTHING, Log
+from fedjax_core.sites.audit.held import HELD
+from fedjax_core.sites.coordinator import evaluation, pooling
+from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.asynchronous import AsynchronousRounds, check
+from fedjax_core.sites.coordinator.collect import Collector, Paused
+from fedjax_core.sites.coordinator.exchange import exchange
+from fedjax_core.sites.coordinator.population import Joining, Population, describe
+from fedjax_core.sites.coordinator.preprocessing import fit_preprocessing
+from fedjax_core.sites.coordinator.reports import total_of
+from fedjax_core.sites.coordinator.rules import Rules
+from fedjax_core.sites.coordinator.server import merged
+from fedjax_core.sites.protocol.report import said
+from fedjax_core.sites.protocol.request import RECENT, About, Requests, addresses
+from fedjax_core.sites.refusal import listed, printable
+from fedjax_core.sites.site.endpoint import Site
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.transport.in_process import InProcess
+from fedjax_core.sites.wire.canonical import Scalar, in_lines
+from fedjax_core.sites.wire.envelope import COORDINATOR
+from fedjax_core.sites.wire.identity import PublicKey, Roster, SiteKey
+from fedjax_core.sites.wire.transport import Transport
+from fedjax_core.types import Key, Params
+
+log = logging.getLogger("fedjax_core")
+
+__all__ = ["Federation", "Paused", "Rules", "Versions"]
+
+_ANY = 2**63 - 1
+"""Examples, of a site whose number is not doubted."""
+_LACKED = 1000
+"""Of so many rounds it is kept who was not in them."""
+
+
+class Versions(NamedTuple):
+    """What the coordinator has of the clients' own state: which version of it is valid."""
+
+    version: np.ndarray  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
+
+
+@lru_cache(maxsize=16)
+def _begin(composed: Round) -> Callable[..., State]:
+    """The state that a federation begins with, compiled once for each round."""
+    return jax.jit(partial(composed.init, population=1))
+
+
+class Federation:
+    """Runs rounds of `composed` over sites. Use it in a `with`, or `close` it.
+
+    `sites`: a `SiteFile` (or the path of one) each. `transport="ray"` starts a long-lived actor for each: by its name alone, so that it
+    reads its own file on its own machine (`fedjax_core.sites.own_file`); only a `SiteFile` made in Python is handed over, with the study
+    where it names none, and only where no `address` is given. "in-process" has them in threads here; any other `Transport` is used as it
+    is, with a `roster` of the sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
+
+    `clip`, `noise` and `epsilon` say what the study does, to sites whose policy asks for it, as the sites' own studies do.
+    `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
+    sites' columns, asked for once; they are in `folder`, too.
+    `departments`: the clients are the departments into which sites divide their examples (`SiteFile.departments`), a site without any is
+    one; each site sends one mean of their reports, and the numbers are those of a simulator of them all (sites/site/departments.py).
+    `features`, as in `{"x": ["age", "weight"]}`: the order into which each site brings the features of a column, by their names.
+    `held_out`: a share, such as 0.2, of each site's examples that are not trained on, and on which every evaluation is
+    (`fedjax_core.sites.site.held_out`); without, evaluation is on what was trained on.
+    `run_name` names the run in messages and in the sites' folders: another run begins anew there.
+    With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
+    model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.coordinator.asynchronous`).
+    """
+
+    private = True
+    """What `fit` writes of its runs is for its owner alone."""
+
+    def __init__(
+        self,
+        composed: Round,
+        sites: Sequence[SiteFile | str | Path],
+        *,
+        batch_size: int,
+        epochs: Amount | None = None,
+        steps: Amount | None = None,
+        seed: int = 0,
+        clip: float | None = None,
+        noise: float | None = None,
+        epsilon: float | None = None,
+        prepare: Any = (),
+        departments: bool = False,
+        features: Mapping[str, Sequence[str]] | None = None,
+        held_out: float = 0.0,
+        buffer: Buffer | None = None,
+        rules: Rules | None = None,
+        folder: str | Path | None = None,
+        run_name: str = "run",
+        transport: Literal["ray", "in-process"] | Transport = "ray",
+        roster: Roster | None = None,
+        key: SiteKey | None = None,
+        address: str | None = None,
+        insecure_local: bool = False,
+    ) -> None:
+        if not isinstance(composed, Round):
+            raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
+        self.round = composed
+        self.study = Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments, features or {}, held_out)
+        self._here = merged(composed) if departments else composed
+        self.run_name = run_name
+        files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
+        self._names = [one.name for one in files]
+        if len(set(self._names)) != len(self._names) or not files:
+            raise ValueError(f"a federation needs sites of different names, got {self._names}")
+        check_population(composed, len(files), "sites")
+        self.buffer = buffer
+        rules = self._checked(rules or Rules())
+        self._exit = contextlib.ExitStack()
+        try:
+            self._folder = None if folder is None else Path(folder)
+            self._key = _own_key(self._folder) if key is None else key
+            self._log = None if self._folder is None else self._exit.enter_context(Log(self._folder / "audit", self._key))
+            self._transport, found = self._connect(files, transport, address, insecure_local, watched=rules.idle_seconds is not None)
+            self._exit.callback(self._transport.close)
+            self._roster = roster or Roster(found)
+            if missing := [name for name in self._names if name not in self._roster.keys]:
+                if away := getattr(self._transport, "away", {}):
+                    raise Paused(
+                        "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
+                        f"give roster=, or start again once they are. {with_reasons(away)}"
+                    )
+                raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
+            self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
+            if (audited := self._log) is not None:
+                self._requests.head = lambda: None if audited.durable == NOTHING else str(audited.durable)
+            self._heads: dict[str, str] = {}  # of each site, the last that was recorded
+            self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
+            path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
+            try_on_ray = transport == "ray" and address is None and roster is None  # which this process started, with what it handed over
+            agreed = _counted(self._transport) if transport == "in-process" else dict.fromkeys(self._names, _ANY) if try_on_ray else {}
+            agreed |= self._roster.examples
+            about = describe(self._collector, self._requests, path, departments, held_out, agreed=agreed, record=self._record)
+            self.clients = Population(self._names, about, departments)
+            self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
+            self._collector.sizes, self._collector.clients, self._collector.plan = (
+                self.clients.sizes,
+                self.clients.clients,
+                self.study.plan(),
+            )
+            self._steps = (
+                None
+                if buffer is None
+                else AsynchronousRounds(
+                    self._here, buffer, requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record
+                )
+            )
+            self._lacked: OrderedDict[int, dict[str, str]] = OrderedDict()
+            self.prepared = self._prepare()
+            """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
+        except BaseException:
+            self._exit.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"Federation({self.round}, {len(self._names)} sites: {listed(self._names)}; {self.study.plan()})"
+
+    def __enter__(self) -> "Federation":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets the sites go, and closes the audit log."""
+        self._exit.close()
+
+    @property
+    def rules(self) -> Rules:
+        """How long an exchange waits, and for how many; may be set between rounds.
+
+        Raises ValueError for `idle_seconds` where sites over Ray cannot be asked for their progress: those of a federation that began
+        without.
+        """
+        return self._collector.rules
+
+    @rules.setter
+    def rules(self, rules: Rules) -> None:
+        if rules.idle_seconds is not None and not getattr(self._transport, "watched", True):
+            raise ValueError(
+                f"idle_seconds is {rules.idle_seconds:g}, and this federation began without: its sites cannot be asked how far they are "
+                "while they work, and would be given up at long work; make it with rules=Rules(idle_seconds=...)"
+            )
+        self._collector.rules = self._checked(rules)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that changes the answer, to the last bit, besides the `Round`, the data, and what counted by the `rules` of each round."""
+        study = self.study
+        plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
+        more: dict[str, Any] = {"prepared": self.prepared, "buffer": self.buffer, "departments": study.departments or None}
+        more |= {"features": study.features or None, "held_out": study.held_out or None}
+        return plain | {name: value for name, value in more.items() if value is not None}
+
+    @property
+    def judged_on(self) -> Literal["held-out", "trained on"]:
+        """On which of the sites' examples a model is evaluated."""
+        return "held-out" if self.study.held_out else "trained on"
+
+    def init(self, key: Key, params: Params | None = None) -> State:
+        """The state before the first round; from `params` where given, else as the task begins from `key`."""
+        params = None if params is None else jax.tree.map(jnp.asarray, params)
+        state = _begin(self.round)(key, params=params)
+        self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
+        if self._steps is not None:
+            return self._steps.init(state)
+        versions: Any = Versions(np.zeros(len(self.clients), np.int32))
+        return state._replace(clients=versions)
+
+    def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+        """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report.
+
+        Who of them was not in it is said once, for as long as it lasts, and `lacked` tells it of each round.
+        """
+        number = int(state.round)
+        self._joining.look(number)
+        if self._steps is not None:
+            step = self._steps.run(state, cohort)
+            self._say_lacked(number, self._steps.lacked)
+            return step
+        chosen = sampling.as_cohort(cohort, len(self.clients))
+        exchanges = len(self.round.algorithm.exchanges)
+        self._collector.begin(number, chosen.clients, exchanges)
+        places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in self._collector.unknown]
+        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(len(chosen.clients) - len(places))}
+        version = np.array(state.clients.version)  # type: ignore[attr-defined]
+        needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
+        for e in range(exchanges):
+            result = exchange(
+                self._here, e, About(state, version, needed), chosen, places,
+                requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record,
+            )  # fmt: skip
+            state, places = result.state, result.places
+            version[chosen.clients[places]] = number * exchanges + e + 1
+            for name, metric in result.metrics.items():
+                found[name] = found[name] + metric if name in found else metric
+        here = chosen.clients[places]
+        clients = sum(map(self._collector.clients_of, here))
+        found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}
+        lacked = self._collector.absent.tell(
+            f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), self._collector.replies.reasons
+        )
+        self._say_lacked(number, lacked)
+        counts = {"sites": len(here), "refused": float(found["refused"].total), **in_lines("lacked", lacked)}
+        self._record(COORDINATOR, "round", number, counts | said(found))
+        version.flags.writeable = False
+        after: Any = Versions(version)
+        return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]
+
+    def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+        """Rounds one after another: (state, metrics with leaves [R])."""
+        seen = []
+        for cohort in cohorts:
+            state, metrics = self.run(state, cohort)
+            seen.append(metrics)
+        return state, stacked(seen)
+
+    def evaluate(self, state: State, clients: Any = None) -> Evaluation:
+        """The model on every site's examples, counted there; where sites keep a model of their own, each on its own.
+
+        The examples are those held out, or those trained on where the study holds nobody out: `Evaluation.on` says which.
+        A metric is pooled over the sites that tell it; `Evaluation.without` names the others, and why.
+        """
+        if clients is not None:
+            raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
+        believed, reasons = self._told(state, list(range(len(self.clients))))
+        return pooling.evaluation(self._names, believed, reasons, self.judged_on)
+
+    def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
+        """Each metric of the sites at these positions [n], {name: [n]}, for a sampler that chooses by them.
+
+        Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer, does not tell
+        it, or is not believed.
+        """
+        who = sampling.as_cohort(clients, len(self.clients)).clients.tolist()
+        believed, reasons = self._told(state, who)
+        found = pooling.evaluation(self._names, believed, reasons, self.judged_on).clients
+        return {name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who]) for name, x in found.items()}
+
+    def _told(self, state: State, who: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
+        """(what these sites tell of the state's model, why others of them do not)."""
+        number, sizes = int(state.round), self.clients.judged
+        self._collector.begin(number, who)
+        asked = [at for at in who if at not in self._collector.unknown]
+        personal = self.round.algorithm.personal is not None
+        body = {"server": state.server} if personal else {"params": state.params}
+        versions = np.zeros(len(sizes), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
+        about = About(state, versions)
+        request = self._requests.write("evaluate", number, to=[self._names[at] for at in asked], about=about, body=body)
+        replies = self._collector.collect(request, number, asked)
+        believed = pooling.believe(replies, sizes, self.round.algorithm.task.ranges, self.clients.withheld)
+        pooling.say(believed, self._names, lambda name, about: self._record(name, "set aside", number, about))
+        reasons = self._collector.replies.reasons
+        reasons |= believed.reasons
+        self._collector.check_quorum(number, who, list(believed.told), "evaluation")
+        self._collector.absent.tell(f"the evaluation after round {number}", who, set(believed.told), reasons)
+        return believed, reasons
+
+    def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
+        """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
+
+        The examples are those held out, or those trained on where the study holds nobody out.
+        `round` is the one under which messages and audit logs have it.
+        """
+        like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
+        return evaluation.cross_evaluate(
+            models, like, round, self._requests, self._collector, self.clients.judged,
+            ranges=self.round.algorithm.task.ranges, withheld=self.clients.withheld, record=self._record,
+        )  # fmt: skip
+
+    def needs(self, state: State) -> dict[str, Any]:
+        """What sites must still have for the run to go on from this state; plain values, for its checkpoint."""
+        round = int(state.round)
+        if self.buffer is not None:  # whoever is at work is asked again from an older version
+            return {"oldest": max(0, round - self.buffer.max_staleness), "versions": []}
+        return {"oldest": round, "versions": np.asarray(state.clients.version).tolist()}  # type: ignore[attr-defined]
+
+    def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
+        """From now on the run goes on only from states that have these `needs`, or from the one at hand: sites forget the rest.
+
+        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions (`request.RECENT`) as well.
+        """
+        recovery = self._requests.recovery
+        recovery.recent = RECENT if needs is None else 0
+        if needs is None:
+            recovery.oldest = None
+            return
+        recovery.versions = [list(one["versions"]) for one in needs if one["versions"]]
+        recovery.oldest = min((int(one["oldest"]) for one in needs), default=None)
+
+    def lacked(self, round: int) -> dict[str, str]:
+        """{site: why} of those who were asked to be in this round, numbered from 1 as in `fit`'s records, and were not.
+
+        It is known of the last thousand rounds of this process.
+        """
+        return dict(self._lacked.get(round - 1, {}))
+
+    def _say_lacked(self, number: int, lacked: Mapping[str, str]) -> None:
+        self._lacked.pop(number, None)
+        if lacked:
+            self._lacked[number] = dict(lacked)
+        while len(self._lacked) > _LACKED:
+            self._lacked.popitem(last=False)
+
+    def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
+        """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""
+        self._record(COORDINATOR, what, round, about)
+
+    def _checked(self, rules: Rules) -> Rules:
+        if self.buffer is not None:
+            check(self.round, self.buffer, len(self._names), rules)
+        if self.study.departments and rules.train_seconds is not None:
+            raise ValueError(
+                f"Rules(train_seconds={rules.train_seconds:g}) cannot be kept with departments=True: these train side by side, each to "
+                "its end; leave one of them out"
+            )
+        return rules
+
+    def _prepare(self) -> Fitted | None:
+        if not self.study.prepare:
+            return None
+        path = None if self._folder is None else self._folder / f"{self.run_name}-prepared.json"
+        fitted = fit_preprocessing(self.study.prepare, self._collector, self._requests, self._record, path, self.clients.features)
+        self._requests.prepared = fitted.numbers
+        return fitted
+
+    def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
+        if self._log is not None:
+            plain = {k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()} | self._heard_head(who, number)
+            # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a site.
+            self._log.record(who, what, run=self.run_name, round=number, about=plain, wait=who == COORDINATOR and what != "asked")
+
+    def _heard_head(self, who: str, number: int) -> dict[str, Scalar]:
+        """For the audit log: the head of this site's own log, where its last message had a new one."""
+        message, head = self._collector.replies.heads.get(who, (0, None)) if who != COORDINATOR else (0, None)
+        if self._log is None or head is None or head == self._heads.get(who):
+            return {}
+        self._heads[who] = head
+        if (wrong := self._log.hold(who, self.run_name, message, head)) is not None:
+            log.warning("%s. Ask its staff to prove it: fedjax-core audit verify", wrong)
+            self._log.record(who, "head went back", run=self.run_name, round=number, about={"reason": wrong})
+        return {f"{HELD}{who}": head}
+
+    def _connect(
+        self, files: list[SiteFile], transport: Any, address: str | None, insecure_local: bool, watched: bool
+    ) -> tuple[Transport, dict[str, PublicKey]]:
+        if transport == "in-process":
+            sites = [self._exit.enter_context(_site(one, self.study, self._key.public)) for one in files]
+            return InProcess(sites), {site.name: site.context.key.public for site in sites}
+        if transport == "ray":
+            from fedjax_core.sites.transport.ray_actors import RayTransport
+
+            found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local, watched=watched)
+            return found, found.keys
+        return transport, {}
+
+
+def _counted(transport: Any) -> dict[str, int]:
+    """How many examples each site has whose data this process opened itself, so that it need not believe it."""
+    return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
+
+
+def _site(about: SiteFile, study: Study, coordinator: PublicKey) -> Site:
+    """The site; what its data raise is told with its name."""
+    try:
+        return Site(about, study, coordinator)
+    except Exception as error:
+        error.add_note(f"It is the site {about.name} that could not start.")
+        raise
+
+
+def _own_key(folder: Path | None) -> SiteKey:
+    """The coordinator's key, made where there is none."""
+    if folder is None:
+        return SiteKey.make(COORDINATOR)
+    path = folder / f"{COORDINATOR}.key"
+    if not path.exists():
+        SiteKey.make(COORDINATOR).save(folder)
+    return SiteKey.load(path)

@@ -1,0 +1,141 @@
+"""What is said of a message that comes in parts, and how it is put together of them: the same for requests and replies.
+
+    the message is longer than part_bytes  ─►  its length, and the SHA-256 of every part, in an envelope that is signed
+
+The digests are signed, so a part is known to be right when it comes, wherever it comes from; and what the parts are put together to
+is a message that is signed and digested by itself, and is read as if it had come whole. How parts move is in `fetch.py`.
+
+>>> digests_of(b"abcdefgh", 3).shape
+(3, 32)
+>>> manifest = Manifest(of="", length=8, part_bytes=3, digests=digests_of(b"abcdefgh", 3))
+>>> manifest.fits(2, b"gh"), manifest.fits(2, b"gH"), manifest.fits(1, b"gh")
+(True, False, False)
+>>> assembly = Assembly(manifest)
+>>> [assembly.take(i, raw) for i, raw in ((2, b"gh"), (0, b"abc"), (1, b"dEf"), (1, b"def"))], bytes(assembly.whole)
+([True, True, False, True], b'abcdefgh')
+"""
+
+from hashlib import sha256
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.sites.protocol.request import BadRequest
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import Bytes, Scalar
+from fedjax_core.sites.wire.envelope import Envelope, Header
+from fedjax_core.sites.wire.tensors import LIMITS, Limits, Oversize, room
+from fedjax_core.sites.wire.trees import from_tensors
+
+_DIGEST_BYTES = sha256().digest_size
+
+
+class Gone(Refused):
+    """The site has not, or no longer, the message that a part is of."""
+
+    code = "gone"
+
+
+class BadParts(Refused):
+    """What is said of the parts of a message is not in order."""
+
+    code = "bad-parts"
+
+
+class TamperedPart(Refused):
+    """The part is not the one whose digest was signed."""
+
+    code = "tampered-part"
+
+
+class Manifest(NamedTuple):
+    """What is said of one message: its parts, all of one length but the last."""
+
+    of: str  # by what the message is called: SHA-256 of the digests
+    length: int
+    part_bytes: int
+    digests: np.ndarray  # [parts, 32] uint8
+
+    def place(self, i: int) -> slice:
+        """Where part `i` belongs."""
+        return slice(i * self.part_bytes, min((i + 1) * self.part_bytes, self.length))
+
+    def fits(self, i: int, raw: Bytes) -> bool:
+        """Whether this is part `i`."""
+        where, view = self.place(i), memoryview(raw).cast("B")
+        return len(view) == where.stop - where.start and sha256(view).digest() == self.digests[i].tobytes()
+
+    def fields(self) -> dict[str, Scalar]:
+        """Of the envelope that says this, whose tensors are the `digests`."""
+        return {"of": self.of, "length": self.length, "part_bytes": self.part_bytes}
+
+
+class Assembly:
+    """A message that is put together of its parts, in whatever order they come; memory is taken with the first of them.
+
+    Of one `before` that did not become whole, the parts that are the same in this one are here.
+    """
+
+    def __init__(self, manifest: Manifest, before: "Assembly | None" = None) -> None:
+        self.manifest = manifest
+        self._raw: np.ndarray | None = None
+        self.here = np.zeros(len(manifest.digests), bool)
+        # Of one that is whole others may have views: its memory is not written to any more.
+        if before is not None and before.manifest[1:3] == manifest[1:3] and not before.here.all():
+            self._raw, self.here = before._raw, before.here & (before.manifest.digests == manifest.digests).all(axis=1)
+
+    def take(self, i: int, raw: Bytes) -> bool:
+        """Whether this is part `i`, which is then here."""
+        if not self.manifest.fits(i, raw):
+            return False
+        if not self.here[i]:
+            self._raw = room(self.manifest.length) if self._raw is None else self._raw
+            self._raw[self.manifest.place(i)] = np.frombuffer(raw, np.uint8)
+            self.here[i] = True
+        return True
+
+    @property
+    def whole(self) -> memoryview:
+        """The message, of which all parts must be here."""
+        assert self._raw is not None and self.here.all()
+        return self._raw.data.toreadonly()
+
+
+def digests_of(message: Bytes, part_bytes: int) -> np.ndarray:
+    """[parts, 32] uint8: the SHA-256 of every part."""
+    view = memoryview(message)
+    digests = b"".join(sha256(view[i : i + part_bytes]).digest() for i in range(0, len(view), part_bytes))
+    return np.frombuffer(digests, np.uint8).reshape(-1, _DIGEST_BYTES)
+
+
+def manifest_of(message: Bytes, part_bytes: int) -> Manifest:
+    """The parts that a message is sent in."""
+    digests = digests_of(message, part_bytes)
+    return Manifest(sha256(digests.data).hexdigest(), len(message), part_bytes, digests)
+
+
+def part_index(header: Header, manifest: Manifest) -> int:
+    """The part that a request is about."""
+    i = header.fields.get("part")
+    if type(i) is not int or not 0 <= i < len(manifest.digests):
+        raise BadRequest("the request needs the field 'part', one of those that there are")
+    return i
+
+
+def read_manifest(said: Envelope, asked: Header, limits: Limits = LIMITS) -> Manifest:
+    """What an authentic envelope says of the parts of a message, each of the length that was `asked` for.
+
+    Takes no memory for them; raises a `Refused` where it is not in order.
+    """
+    part_bytes = asked.fields.get("part_bytes")
+    if type(part_bytes) is not int or part_bytes < 1:
+        raise BadParts("a message comes in parts, and nobody said of how many bytes")
+    of, length = said.header.fields.get("of"), said.header.fields.get("length")
+    if not isinstance(of, str) or type(length) is not int or length <= part_bytes:
+        raise BadParts(f"a message in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once")
+    if length > limits.message_bytes:
+        raise Oversize(f"the message has {length:,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+    parts = -(-length // part_bytes)
+    found = from_tensors(said.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)})
+    return Manifest(of, length, part_bytes, np.array(found["digests"]))  # and nothing else of the message

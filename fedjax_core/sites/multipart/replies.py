@@ -1,0 +1,35 @@
+"""A large reply in parts, as a site has it. A large request goes likewise: `requests.py`.
+
+    request, with the field part_bytes  ─►  a reply that is no longer: itself
+                                            a longer one: `parts`, signed: its length, and the SHA-256 of every part
+    `part` i of that reply              ─►  its bytes, as they are
+
+A site has one large reply, its last one; a process that began anew has none, and is to be asked everything again.
+"""
+
+from fedjax_core.sites.multipart.manifest import Gone, Manifest, manifest_of, part_index
+from fedjax_core.sites.wire.canonical import Bytes
+from fedjax_core.sites.wire.envelope import Header
+
+
+class Outbox:
+    """The last reply of a site that was too large to travel at once, which the site's ledger has had since it was made."""
+
+    def __init__(self) -> None:
+        self._large: tuple[Manifest, Bytes] | None = None
+
+    def split(self, request: Header, reply: Bytes) -> Manifest | None:
+        """What the parts of the reply are, where it is longer than the request wants it at once; it is then kept. None: it is not."""
+        part_bytes = request.fields.get("part_bytes")
+        if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
+            return None
+        said = manifest_of(reply, part_bytes)
+        self._large = said, reply
+        return said
+
+    def part(self, request: Header) -> Bytes:
+        """The part of that reply that is asked for; raises `Gone` where it is another reply's."""
+        if self._large is None or request.fields.get("of") != self._large[0].of:
+            raise Gone("the site does not have that reply any more; it is to be asked everything again")
+        said, reply = self._large
+        return reply[said.place(part_index(request, said))]

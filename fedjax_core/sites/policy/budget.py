@@ -1,0 +1,125 @@
+"""Caps: what a site's process may use, kept by the site itself, so that clinical work on the same machine is not disturbed.
+
+    cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
+    memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
+    memory_gb                              of a request that comes in parts, before the first one (requests.py)
+
+Seconds of a day are kept in the site's folder, over restarts: after each round where the day has a cap, else whenever a second has come
+together, as that is a wait for the disk. The day is that of UTC. In one's own process (`transport="in-process"`) cpus and gpu_share are
+not confined, as they would hold for all that is there.
+
+>>> now = iter([0.0, 8.0, 11.0, 11.0])
+>>> budget = Budget(None, clock=lambda: next(now))
+>>> with budget.round(Caps(seconds_per_round=10)) as watch:
+...     watch(64)
+...     watch(128)
+Traceback (most recent call last):
+fedjax_core.sites.policy.budget.OverCap: training took longer than the 10 s that this site gives a round, so nothing is sent...
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+from fedjax_core.files import write_whole
+from fedjax_core.sites.policy.policy import Caps
+from fedjax_core.sites.refusal import Refused
+
+_MEMORY = Path("/proc/self/statm")
+_UNWRITTEN_SECONDS = 1.0  # may be lost in a crash, where the day has no cap
+
+
+class OverCap(Refused):
+    """The work took more than the site gives."""
+
+    code = "over-cap"
+
+
+def confine(caps: Caps) -> None:
+    """Holds this process to its CPUs and its share of a GPU. To be called before JAX begins to compute, which is then bound by it."""
+    if caps.cpus is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: caps.cpus])
+    if caps.gpu_share is not None:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{caps.gpu_share:g}"
+
+
+def check_size(caps: Caps, length: int) -> None:
+    """Returns where a request of so many bytes may come; raises `OverCap` where the site's memory is less."""
+    if caps.memory_gb is not None and length > caps.memory_gb * 1e9:
+        gives = f"{caps.memory_gb:g} GB of memory"
+        raise OverCap(f"the request has {length:,} bytes, and the site gives {gives} to all of its work (caps.memory_gb)")
+
+
+class Budget:
+    """What a site has computed today, and watches over what it computes now."""
+
+    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`folder`: where the day's seconds are kept; None: in memory."""
+        self._path, self.clock = None if folder is None else folder / "spent.json", clock
+        self._spent = self._written = ("", 0.0) if self._path is None else _read(self._path)
+        self.steps = 0
+        """Local steps done since the process began: what tells that the site makes progress."""
+
+    @property
+    def seconds_today(self) -> float:
+        """Seconds of work since midnight, UTC."""
+        return self._spent[1] if self._spent[0] == _today() else 0.0
+
+    @contextlib.contextmanager
+    def round(self, caps: Caps) -> Iterator[Callable[[int], None]]:
+        """A `watch` for the work within: told of the steps done, it raises `OverCap` where the site gives no more."""
+        began, before, start = self.clock(), self.seconds_today, self.steps
+
+        def watch(steps: int) -> None:
+            self.steps, took = start + steps, self.clock() - began
+            for most, used, what in (
+                (caps.seconds_per_round, took, "training took longer than the {:g} s that this site gives a round"),
+                (caps.seconds_per_day, before + took, "the {:g} s that this site gives a day are used up"),
+                (
+                    caps.memory_gb,
+                    _memory_gb() if caps.memory_gb is not None else 0.0,
+                    "the work needs more than this site's {:g} GB of memory",
+                ),
+            ):
+                if most is not None and used > most:
+                    name = next(name for name in ("seconds_per_round", "seconds_per_day", "memory_gb") if getattr(caps, name) is most)
+                    raise OverCap(f"{what.format(most)}, so nothing is sent (caps.{name})")
+
+        try:
+            yield watch
+        finally:
+            self._add(before + self.clock() - began, 0.0 if caps.seconds_per_day is not None else _UNWRITTEN_SECONDS)
+
+    def _add(self, seconds: float, unwritten: float) -> None:
+        self._spent = _today(), seconds
+        if self._path is not None and (self._spent[0] != self._written[0] or seconds - self._written[1] >= unwritten):
+            write_whole(self._path, json.dumps({"day": self._spent[0], "seconds": seconds}))
+            self._written = self._spent
+
+
+def _read(path: Path) -> tuple[str, float]:
+    """(day, seconds of work); of no day where nothing is there, or nothing that was written here."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(path.read_text())
+        return str(found["day"]), float(found["seconds"])
+    return "", 0.0
+
+
+def _today() -> str:
+    return _date(int(time.time() // 86400))
+
+
+@lru_cache(maxsize=1)
+def _date(days: int) -> str:
+    """Of a day, so many after the first of 1970."""
+    return datetime.fromtimestamp(days * 86400, UTC).date().isoformat()
+
+
+def _memory_gb() -> float:
+    """Of this process, resident; 0 where the system does not tell."""
+    return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9 if _MEMORY.exists() else 0.0

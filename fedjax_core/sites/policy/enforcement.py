@@ -1,0 +1,185 @@
+"""A site's policy at work: it is asked before any work and of all that would leave, and what leaves is counted by it.
+
+    check: may the site work on this?  ─►  work  ─►  metric, release: may this leave?  ─►  count: what it tells, and is that too much?
+      └ under tasks.mode = "first-use" pins the first task            declined: no update may leave  ─►  count, as one that leaves
+
+Its file is read anew for every request, so staff may pause the site, or withdraw it, between any two. A refusal names a setting, by
+its code. Where its reason has to do with the site's data (`Withheld`), only that the site declined travels; and where that came of
+work on the data, it is counted as an update is, because it tells as much.
+
+>>> from fedjax_core.sites.policy.policy import Leaving, Tasks
+>>> from fedjax_core.sites.wire.envelope import COORDINATOR
+>>> from fedjax_core.sites.wire.envelope import SITES
+>>> policy = Policy("charite", tasks=Tasks(allowed=("3f9a",)), leaving=Leaving(("weight", "loss")))
+>>> terms = Enforcement("charite", policy, asked=Request("3f9a", examples=20))
+>>> asked = Header(
+...     kind="train", run="run", round=0, exchange=0, sender=COORDINATOR, recipient=SITES, sequence=1, created_unix_ms=0, config="3f9a"
+... )
+>>> terms.check(asked, ("weight",))
+>>> terms.metric("loss", {"total": 3.0}), terms.metric("accuracy", {"total": 2.0})
+({'loss': 3.0}, {})
+>>> terms.check(asked, ("weight", "examples"))
+Traceback (most recent call last):
+fedjax_core.sites.policy.enforcement.Declined: charite does not let 'examples' leave (leaving.fields) [field]
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.sites.policy.answered import ALL, Answered, Question
+from fedjax_core.sites.policy.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
+from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
+from fedjax_core.sites.protocol.report import written
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import Scalar
+from fedjax_core.sites.wire.envelope import Header
+from fedjax_core.sites.wire.tensors import measure
+
+_REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
+
+
+class Declined(Refused):
+    """The site's policy does not allow it."""
+
+    code = "declined"
+
+
+class Withheld(Declined):
+    """The site's policy does not allow it, for a reason that has to do with the site's data."""
+
+    of_data = True
+
+
+class Withdrawn(Refused):
+    """The site left the federation: from then on it contributes nothing."""
+
+    code = "withdrawn"
+
+
+class Enforcement:
+    """The policy of one site, with the task that it pinned and the account of what its updates have told."""
+
+    def __init__(self, site: str, usual: Policy, *, asked: Request, file: Path | None = None, folder: Path | None = None) -> None:
+        """The policy is in the `file`, or the `usual` one where there is none; `folder` keeps the pin, the account and what was answered.
+
+        `asked` is what holds of every request: what the study does to updates, and the site's numbers of examples.
+        """
+        self.policy = usual
+        self._site, self._file, self._asked = site, file, asked
+        self._told = Ledger(folder)
+        self.answered = Answered(folder)
+        self._pins = None if folder is None else os.fspath(folder / PINNED)
+        self._pinned: str | None = None  # where there is no folder
+        self._read()
+
+    def check(self, request: Header, fields: tuple[str, ...], seconds_today: float = 0.0, question: Question | None = None) -> None:
+        """Returns where the policy, as it is in its file now, lets the site work on this; the task is then pinned where it is the first.
+
+        `fields`: those that the reply will have whatever comes of the work; `seconds_today`: for which the site has computed; `question`:
+        what is asked, where that is something of which answers are counted.
+        """
+        self._read()
+        asked = replace(self._asked, task=request.config, fields=fields, seconds_today=seconds_today, epsilon=self._epsilon(request))
+        decision = self.policy.allows(asked, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins))
+        if decision.code == "withdrawn":
+            raise Withdrawn(decision.reason)
+        if not decision.allowed:
+            raise (Withheld if decision.code in OF_DATA else Declined)(f"{decision.reason} [{decision.code}]")
+        if request.kind in ("evaluate", "score") and self.policy.leaving.delta is not None:
+            raise Declined(f"{self._site} keeps an account of an epsilon (leaving.delta), which metrics are not in: it evaluates nothing")
+        if question is not None and (objection := self.answered.objection(question, self.policy)) is not None:
+            raise Declined(f"{self._site} {objection[1]} [{objection[0]}]")
+        if decision.pin is not None and self._pins is not None:
+            pin(self._pins, decision.pin)
+        elif decision.pin is not None:
+            self._pinned = decision.pin
+
+    def check_examples(self, examples: int, per_class: Mapping[Any, int] | None) -> None:
+        """Returns where a report may be of so many examples, and of each class."""
+        if (lacking := self.policy.minimum.lacking(examples, per_class)) is not None:
+            raise Withheld(f"{self._site} would report on {lacking[1]} [{lacking[0]}]")
+
+    def check_weight(self, request: Header, weight: float) -> None:
+        """Returns where a report may have this weight: with an account of an epsilon, which does not count it, one that is of counts."""
+        if self._accounted(request) and not weight.is_integer():
+            raise Withheld(f"{self._site} keeps an account of an epsilon (leaving.delta), and the report's weight is not a count [weight]")
+
+    def check_cell(self, examples: int) -> None:
+        """Returns where sums of metrics may be of so many examples."""
+        if examples < self.policy.minimum.cell:
+            asked = f"the {self.policy.minimum.cell} examples that its policy asks for behind a sum (minimum.cell)"
+            raise Withheld(f"{self._site} has fewer than {asked} [cell]")
+
+    def metric(self, name: str, sums: Mapping[str, float], of: float | None = None) -> dict[str, Scalar]:
+        """A metric's sums as fields, where the policy lets it leave; what is not finite goes as nothing.
+
+        `of`: how many examples they are of, where that is known.
+        """
+        few = of is not None and 0 < of < self.policy.minimum.cell
+        if few or not self.policy.may_leave([name], 0.0).allowed:
+            return {}
+        return written(name, sums)
+
+    def release(self, request: Header, tensors: Mapping[str, np.ndarray]) -> float | None:
+        """The norm of these tensors, once the policy lets them leave in answer to the request; None where nobody asks for it.
+
+        No update leaves that is not finite.
+        """
+        if request.kind == "measure" or (request.kind != "train" and self.policy.leaving.max_norm is None):
+            return None  # sums of columns have no such norm
+        norm = measure(tensors)
+        if not (leave := self.policy.may_leave([], norm)).allowed:
+            raise Withheld(f"{leave.reason} [{leave.code}]")
+        return norm
+
+    def count(self, request: Header, digest: str, question: Question | None = None, steps: int = ALL) -> dict[str, Scalar]:
+        """Counts what an update of this digest, and of so many steps, tells, before it leaves; raises where that is more than the policy
+        lets it.
+
+        For the site's audit log: the epsilon of all updates so far; nothing where none is kept.
+        """
+        if self._accounted(request) and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed:
+            raise Withheld(f"{leave.reason} [{leave.code}]")
+        return self._count(request, digest, question, steps)
+
+    def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
+        """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
+        return self._count(request, f"{_REFUSED} {question.digest if question is not None else request.digest}", question, 0)
+
+    def _count(self, request: Header, digest: str, question: Question | None, steps: int) -> dict[str, Scalar]:
+        if question is not None:
+            self.answered.add(question, steps)
+        if not self._accounted(request):
+            return {}
+        assert self._asked.noise is not None
+        now = self._epsilon(request, digest)
+        told = self._told.add(_where(request), self._asked.noise, digest, request)
+        return {"epsilon": now, "delta": self.policy.leaving.delta, "told": told}
+
+    def _accounted(self, request: Header) -> bool:
+        """Whether the answer is one that the account of an epsilon counts."""
+        return request.kind == "train" and self.policy.leaving.delta is not None and bool(self._asked.noise)
+
+    def _epsilon(self, request: Header, digest: str | None = None) -> float:
+        """Of all updates, once one has left in answer to this request; 0 where the policy has none kept."""
+        delta, noise = self.policy.leaving.delta, self._asked.noise
+        if not self._accounted(request) or delta is None or noise is None:
+            return 0.0
+        return epsilon(self._told.after(_where(request), noise, digest), delta)
+
+    def _read(self) -> None:
+        if self._file is not None:
+            self.policy = Policy.read(self._file)
+        if self.policy.site != self._site:
+            raise ValueError(f"{self._file} is the policy of {self.policy.site!r}, not of {self._site!r}")
+
+
+def _where(request: Header) -> str:
+    """Of a run, the place to which a report belongs."""
+    return f"{request.run}/{request.round}/{request.exchange}"

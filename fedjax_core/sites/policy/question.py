@@ -1,0 +1,88 @@
+"""What a request asks, as a `Question`: of which model it is, and a digest of all that its answer depends on.
+
+    train       digest   of the tensors of the request, and of the key for its draws; not of the time to train, see time_limit.py
+                model    of the leaves of the message that are the model's parameters, with the numbers of preprocessing
+    evaluate    model    of the parameters and those numbers, so the same as in training; none where sites have models of their own
+    score       model    the same
+    measure, describe    are of the site's data alone
+
+The model in a request to train can be told where the algorithm broadcasts its parameters as they are, beside whatever else.
+
+>>> import jax
+>>> from fedjax_core import algorithms, compose, models
+>>> composed = compose(algorithms.scaffold(models.linear(features=2), 0.1, 4))
+>>> shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+>>> Places.of(composed.algorithm, shapes.server, prepares=False)
+Places(trained=("['message'].params['b']", "['message'].params['w']"), evaluated=("['params']['b']", "['params']['w']"), prepares=False)
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.algorithms.base import Algorithm
+from fedjax_core.sites.policy.answered import Question
+from fedjax_core.sites.protocol.request import PREPARED
+from fedjax_core.sites.wire.envelope import Envelope
+from fedjax_core.sites.wire.trees import leaf_specs
+
+_OF_THE_SITE = ("measure", "describe")
+
+
+class Places(NamedTuple):
+    """Where the model is in requests: the names of the tensors that are its parameters, leaf by leaf."""
+
+    trained: tuple[str, ...] | None
+    """None where some are not in the message as they are evaluated."""
+    evaluated: tuple[str, ...]
+    prepares: bool
+    """Whether the numbers of preprocessing are there, too."""
+
+    @classmethod
+    def of(cls, algorithm: Algorithm, server: Any, prepares: bool) -> "Places":
+        """Of requests of this algorithm, whose `server` is given by its shapes."""
+        evaluated = tuple(leaf_specs({"params": server.params}))
+        if algorithm.personal is not None:
+            return cls(None, evaluated, prepares)
+        broadcast = algorithm.exchanges[0].broadcast
+        leaves, structure = jax.tree.flatten(server)
+        params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves))).params)
+        traced = jax.make_jaxpr(broadcast)(server).jaxpr
+        names = leaf_specs({"message": jax.eval_shape(broadcast, server)})
+        sent = {id(out): name for name, out in zip(names, traced.outvars, strict=True)}
+        found = tuple(sent[id(traced.invars[i])] for i in params if id(traced.invars[i]) in sent)
+        return cls(found if len(found) == len(params) else None, evaluated, prepares)
+
+
+def question(envelope: Envelope, places: Places, data: str, *, any_model: bool = False) -> Question | None:
+    """What the request asks; None where it is of a kind whose answers are not counted.
+
+    `data`: the fingerprint of the site's; `any_model`: whether it is all one which model the site trains, so that this is not looked at.
+    """
+    header, tensors = envelope
+    place = (header.kind, header.run, header.round, header.exchange)
+    if header.kind in _OF_THE_SITE:
+        return Question(*place, digest="", data=data)
+    if header.kind not in ("train", "evaluate", "score"):
+        return None
+    prepared = sorted(name for name in tensors if name.startswith(f"['{PREPARED}']")) if places.prepares else []
+    if header.kind == "train":
+        told = not (any_model or places.trained is None or header.exchange)
+        drawn = f"{header.digest}/{header.fields.get('key')}/{header.fields.get('key_kind')}"
+        model = _digest(tensors, (*places.trained, *prepared)) if told and places.trained is not None else ""
+        return Question(*place, digest=hashlib.sha256(drawn.encode()).hexdigest()[:32], model=model, data=data)
+    model = _digest(tensors, (*places.evaluated, *prepared))
+    return Question(*place, digest=model or header.digest[:32], model=model, data=data)
+
+
+def _digest(tensors: dict[str, np.ndarray], names: Iterable[str]) -> str:
+    """Of these tensors one after another; empty where one is not there."""
+    found = hashlib.sha256()
+    for name in names:
+        if name not in tensors:
+            return ""
+        found.update(tensors[name].reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:32]

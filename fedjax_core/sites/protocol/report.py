@@ -1,0 +1,74 @@
+"""The fields of a report: how metrics are written at a site and read at the coordinator, and which names have a meaning of their own.
+
+    metric "loss", a mean    loss = total,  loss.weight = weight
+    metric "hits", a sum     hits = total
+    limited time             steps_done = s of n,  examples_seen = how many examples those steps had, of all
+
+>>> fields = {"weight": 3.0, "examples": 3, **written("loss", {"total": 1.5, "weight": 3.0}), **written("hits", {"total": 2.0})}
+>>> fields
+{'weight': 3.0, 'examples': 3, 'loss': 1.5, 'loss.weight': 3.0, 'hits': 2.0}
+>>> {name: type(metric).__name__ for name, metric in metrics_of(fields).items()}
+{'loss': 'Mean', 'hits': 'Sum'}
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.metrics import Mean, Sum
+from fedjax_core.sites.wire.canonical import Scalar
+
+NO_METRICS = frozenset(("weight", "examples", "data", "data_was", "clients"))
+"""Of the fields in a reply."""
+
+LEFT = ("uplink_kept", "uplink_norm")
+"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm. Not of noise or masks,
+for these are to hide how large the update was (`Stage.measurable`)."""
+
+PARTIAL = ("steps_done", "examples_seen")
+"""Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
+    """The fields of a metric of these sums; what is not finite goes as nothing."""
+    return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}
+
+
+def number_of(value: Any) -> float:
+    """A field that should be a number; NaN where it is none."""
+    return float(value) if type(value) in (int, float) else math.nan
+
+
+def metrics_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics in the fields of a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is a sum."""
+    numbers = {name: number_of(value) for name, value in fields.items() if name not in NO_METRICS}
+    found: dict[str, Any] = {}
+    for name, value in numbers.items():
+        if "." not in name:
+            weight = numbers.get(f"{name}.weight")
+            found[name] = Sum(_narrow(value)) if weight is None else Mean(_narrow(value), _narrow(weight))
+    return found
+
+
+def _narrow(value: float) -> Any:
+    """As a float32; infinite where it is too large for one, and so not pooled. NumPy says no word of it, nor need it be told not to."""
+    return np.float32(math.copysign(math.inf, value) if abs(value) > _LARGEST else value)
+
+
+def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
+    """The metrics `PARTIAL` of so many steps of these batches (rows [T, B] of the client's examples, negative: none)."""
+    seen = rows[:done]
+    parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
+    return {name: Mean(np.float32(part), np.float32(whole)) for name, (part, whole) in zip(PARTIAL, parts, strict=True)}  # type: ignore[arg-type]
+
+
+def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
+    """For an audit entry: `partial`, how much was done, where that is not all; nothing else."""
+    if PARTIAL[0] not in metrics:
+        return {}
+    done, steps = float(metrics[PARTIAL[0]].total), float(metrics[PARTIAL[0]].weight)
+    return {"partial": f"{done:g} of {steps:g} steps"} if done < steps else {}

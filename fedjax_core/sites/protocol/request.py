@@ -1,0 +1,301 @@
+"""What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part of it.
+
+    fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own:
+               such as train_seconds, how long a site may train; needed, recent and oldest, of what may be asked again
+    tensors    sites (address and version of each, ), first, prepared (the numbers of preprocessing), and the kind's own
+
+A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from msgspec import UNSET
+
+from fedjax_core import keys
+from fedjax_core.data.clients import Clients
+from fedjax_core.round import State
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import Bytes, Scalar, T, in_lines
+from fedjax_core.sites.wire.envelope import COORDINATOR, SITES, Header, encode_both
+from fedjax_core.sites.wire.identity import SiteKey
+from fedjax_core.sites.wire.trees import to_tensors
+from fedjax_core.types import Array, Key
+
+Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
+"""(who, what, round, about): into the audit log, where there is one."""
+
+PREPARED = "prepared"
+"""Of a request's tensors: the numbers by which every site prepares its columns."""
+
+TRAIN_SECONDS = "train_seconds"
+"""Of a request's fields: how long a site may train."""
+
+WITHHELD = "withheld"
+"""Of a description's fields: the study's metrics that the site's policy does not let leave."""
+
+NEEDED, RECENT_FIELD = "needed", "recent"
+"""Of a request's fields: the versions that the states need from which the run may go on, and how many others are kept."""
+
+OLDEST = "oldest"
+"""Of a request's fields: no round before this is ever asked again."""
+
+RECENT = 64
+"""So many versions of what a site keeps stay there where nobody says which may be asked for again."""
+
+_LINE, _LINES = 1000, 200  # letters in a field, and such fields
+_LAST, _MOST_KNOWN = 64, 10_000  # answers that are known again: where a request does not say which may come again, and where it does
+_MOST = 100_000  # of anything that a request counts
+
+
+class BadRequest(Refused):
+    """The request lacks something that it needs."""
+
+    code = "bad-request"
+
+
+class NotInCohort(Refused):
+    """The request does not list the site."""
+
+    code = "not-in-cohort"
+
+
+def addresses(names: Sequence[str]) -> np.ndarray:
+    """[N, 2] uint32: each site's, of which its draws are made."""
+    return Clients({"x": np.zeros(len(names))}, np.arange(len(names) + 1), list(names)).addresses
+
+
+class About(NamedTuple):
+    """What a request says of a run: its state, and the version of what each site keeps."""
+
+    state: State
+    version: np.ndarray  # [N] int
+    needed: np.ndarray | None = None  # [C, N] int: the versions that may be asked for again, from C states; None: it does not say
+
+
+class Recovery:
+    """Which states of a run may be gone on from: those of its checkpoints. So what sites must keep, and may forget."""
+
+    def __init__(self) -> None:
+        self.versions: list[Sequence[int]] = []
+        """Of each such state, the version of what each site keeps."""
+        self.oldest: int | None = None
+        """No round before this is ever asked again; None: nobody knows."""
+        self.recent = RECENT
+        """So many other versions are kept, too."""
+
+    def needed(self, begun: np.ndarray) -> np.ndarray:
+        """[C, N] int32: the versions that may be asked for again in a round that begins with these [N]."""
+        return np.unique(np.array([*self.versions, begun], np.int32), axis=0)
+
+    def said(self, needed: np.ndarray) -> dict[str, Scalar]:
+        """The fields of a request that say so: not among its tensors, as a request that is made again begins from the same ones."""
+        text = needed.astype("<i4").tobytes().hex()
+        lines = [text[i : i + _LINE] for i in range(0, len(text), _LINE)]
+        if len(lines) > _LINES:
+            return {}
+        return {RECENT_FIELD: self.recent, **{NEEDED if i == 0 else f"{NEEDED}.{i + 1}": line for i, line in enumerate(lines)}}
+
+
+class Requests:
+    """Writes the coordinator's requests, each signed and recorded."""
+
+    def __init__(self, run: str, config: str, addresses: np.ndarray, key: SiteKey, record: Record) -> None:
+        self.run, self.config, self.addresses = run, config, addresses
+        self.first: Any = None
+        """What a site keeps before its first report; known once the run has a state."""
+        self.prepared: Any = ()
+        """The numbers by which sites prepare their columns, an entry a step; known once all sites were measured."""
+        self.announced = ""
+        """Which large request was announced last (requests.py)."""
+        self.head: Callable[[], str | None] = lambda: None
+        """The head of the coordinator's audit log, as text, which goes with every request; None: there is none yet."""
+        self.recovery = Recovery()
+        self._key, self._record, self._said = key, record, 0
+        self._drawn: tuple[Key, dict[str, Scalar]] | None = None
+
+    def write(
+        self,
+        kind: str,
+        number: int,
+        e: int = 0,
+        *,
+        to: Iterable[str],
+        about: About | None = None,
+        body: Mapping[str, Any] | None = None,
+        fields: Mapping[str, Scalar] | None = None,
+        draws: bool = False,
+    ) -> Bytes:
+        """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws` it has the run's key."""
+        said, sent = dict(fields or {}), dict(body or {})
+        if about is not None:
+            if self.first is None:
+                raise ValueError(
+                    "this federation has not made a state yet: call init() with the run's key and params, also before resuming"
+                )
+            new = bool((about.version == 0).any() and jax.tree.leaves(self.first))
+            said |= {"sites": len(about.version), "first": new, **(self._draws(about.state.key) if draws else {})}
+            sent |= {
+                "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
+                **({"first": self.first} if new else {}),
+            }
+            if about.needed is not None and jax.tree.leaves(self.first):
+                said |= self.recovery.said(about.needed)
+            if draws and self.recovery.oldest is not None:
+                said[OLDEST] = self.recovery.oldest
+        if self.prepared:
+            sent[PREPARED] = self.prepared
+        header, request = self._signed(kind, number, e, said, sent)
+        asked: dict[str, Scalar] = {"kind": kind, "exchange": e, "bytes": len(request), "digest": header.digest}
+        asked |= {name: said[name] for name in (TRAIN_SECONDS,) if name in said}
+        self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
+        return request
+
+    def part(self, asked: Header, of: str, part: int) -> Bytes:
+        """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
+        return self.concerning(asked, "part", {"of": of, "part": part}, {})
+
+    def concerning(self, asked: Header, kind: str, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
+        """A signed request about another, that was `asked` or is to be; the audit log has that one."""
+        return self._signed(kind, asked.round, asked.exchange, said, sent)[1]
+
+    def _draws(self, key: Key) -> dict[str, Scalar]:
+        """What a request says of the run's key."""
+        if self._drawn is None or self._drawn[0] is not key:
+            words = np.asarray(jax.random.key_data(key)).astype("<u4")
+            self._drawn = key, {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
+        return self._drawn[1]
+
+    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> tuple[Header, Bytes]:
+        self._said = max(time.time_ns(), self._said + 1)
+        header = Header(
+            kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
+            created_unix_ms=int(time.time() * 1000), config=self.config, fields=dict(said),
+            head=UNSET if (head := self.head()) is None else head,
+        )  # fmt: skip
+        return encode_both(header, to_tensors(sent), self._key)
+
+
+class Draws(NamedTuple):
+    """What the key of one client in one round is made of."""
+
+    words: np.ndarray  # uint32, of the run's key
+    round: np.int32
+    address: np.ndarray  # [2] uint32, the client's
+    kind: str
+
+    def run_key(self) -> Any:
+        """The run's key."""
+        return jax.random.wrap_key_data(jax.numpy.asarray(self.words), impl=self.kind)
+
+    def key(self) -> Any:
+        """The key."""
+        return _client_key(*self)
+
+
+def draws(header: Header, address: np.ndarray) -> Draws:
+    """The draws of the client at this address in this round; the run's key is public, as they are to be the same as in its simulation."""
+    text, kind = header.fields.get("key"), header.fields.get("key_kind")
+    if not isinstance(text, str) or not isinstance(kind, str):
+        raise BadRequest("the request has no key for the draws of this round")
+    try:
+        return Draws(_words(text, kind), np.int32(header.round), address, kind)
+    except (ValueError, TypeError, KeyError):
+        raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
+
+
+@lru_cache(maxsize=64)
+def _words(text: str, kind: str) -> np.ndarray:
+    """The words of a key, of which a run has one; raises where a key of this kind is not of so many."""
+    words = np.frombuffer(bytes.fromhex(text), "<u4")
+    jax.eval_shape(partial(jax.random.wrap_key_data, impl=kind), jax.ShapeDtypeStruct(words.shape, np.uint32))
+    return words
+
+
+def client_key(words: Array, round: Array, address: Array, kind: str) -> Key:
+    """The key of `Draws`, for what is compiled."""
+    return keys.client(jax.random.wrap_key_data(words, impl=kind), round, address)
+
+
+_client_key = jax.jit(client_key, static_argnums=3)
+
+
+def count(header: Header, name: str) -> int:
+    """The field of this name, which is a count."""
+    value = header.fields.get(name)
+    if type(value) is not int or not 0 < value <= _MOST:
+        raise BadRequest(f"the request needs the field {name!r}, a count")
+    return value
+
+
+def train_seconds(header: Header) -> float | None:
+    """How long the site may train; None: as long as it needs."""
+    value = header.fields.get(TRAIN_SECONDS)
+    if value is not None and not (type(value) is float and 0 < value < math.inf):
+        raise BadRequest(f"the field {TRAIN_SECONDS!r} of the request should be a number of seconds above 0")
+    return value
+
+
+def about_sites(sites: int, first: Any) -> dict[str, Any]:
+    """The shapes of what every request about a run has: the list of so many sites, and `first` (given by its shapes, None: not there)."""
+    listed = {"address": np.empty((sites, 2), np.uint32), "version": np.empty(sites, np.int32)}
+    return {"sites": listed, **({} if first is None else {"first": first})}
+
+
+def has_first(header: Header) -> bool:
+    """Whether the request says what a site keeps before its first report."""
+    return header.fields.get("first") is True
+
+
+def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tuple[set[int], int]:
+    """(the versions of what the site keeps that may be asked for again, how many others it keeps)."""
+    if NEEDED not in header.fields:
+        return set(), RECENT
+    names, recent = [NEEDED], header.fields.get(RECENT_FIELD)
+    while (more := f"{NEEDED}.{len(names) + 1}") in header.fields:
+        names.append(more)
+    try:
+        rows = np.frombuffer(bytes.fromhex("".join(str(header.fields[name]) for name in names)), "<i4").reshape(-1, count(header, "sites"))
+    except ValueError:
+        raise BadRequest(f"the field {NEEDED!r} of the request does not list versions of all sites") from None
+    if type(recent) is not int or not 0 <= recent <= RECENT:
+        raise BadRequest(f"the field {RECENT_FIELD!r} of the request should be a count of at most {RECENT}")
+    return set(rows[:, position(found, address)].tolist()), recent
+
+
+def may_come_again(known: Mapping[str, T], asked: Header) -> dict[str, T]:
+    """Of what is known by its place, "run/round/...", what may be asked again, by what a request says; of the rest, the last 64."""
+    oldest = asked.fields.get(OLDEST)
+
+    def again(where: str) -> bool:
+        run, _, rest = where.partition("/")
+        number = rest.partition("/")[0]
+        return type(oldest) is int and run == asked.run and number.isdecimal() and int(number) >= oldest
+
+    these = [where for where in known if again(where)][-_MOST_KNOWN:]
+    stay = {*these, *[where for where in known if not again(where)][-_LAST:]}
+    return {where: one for where, one in known.items() if where in stay}
+
+
+def version(found: Mapping[str, Any], address: np.ndarray) -> int:
+    """Which version of what it keeps the site is to begin from: that after its last report that counted."""
+    return int(found["sites"]["version"][position(found, address)])
+
+
+def position(found: Mapping[str, Any], address: np.ndarray) -> int:
+    """Where the site is among all of the run: its position as a client."""
+    return _position(found["sites"]["address"].tobytes(), address.tobytes())
+
+
+@lru_cache(maxsize=4)
+def _position(addresses: bytes, mine: bytes) -> int:
+    """Where the site is among these; a run has the same ones in every request."""
+    (found,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)).nonzero()  # the two words of one as one number
+    if len(found) != 1:
+        raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
+    return int(found[0])

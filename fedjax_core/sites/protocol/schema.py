@@ -1,0 +1,114 @@
+"""What the columns of a site are: their names, dtypes and shapes, and the names of their features, as sites say and compare it.
+
+    a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a digest of all of it
+    the others have the same list, or the first entry that differs is named with both sites
+
+>>> items = items_of({"y": "int32[]", "x": "float32[2]"}, {"x": ("age", "weight")})
+>>> said(items)["columns"]
+'["x: float32[2]","x: age","x: weight","y: int32[]"]'
+>>> difference("charite", said(items), "mayo", said(items_of({"y": "int32[]", "x": "float32[2]"}, {"x": ("weight", "age")})))
+"charite has 'x: age' where mayo has 'x: weight': the same features in another order"
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from fedjax_core.data.checks import dtype_of
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites.wire.canonical import Scalar
+
+IN_ANOTHER_ORDER = "the same features in another order"
+
+_KIND = re.compile(r"[a-z]+[0-9]*\[[0-9,]*\]")
+_LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyond is in the digest alone
+
+
+def columns(clients: Clients) -> dict[str, str]:
+    """Of each column, dtype and shape of one example."""
+    return {name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()}
+
+
+def items_of(columns: Mapping[str, str], features: Mapping[str, Sequence[str]]) -> list[str]:
+    """The schema as a list: each column, in the order of their names, and after it its features in their own."""
+    return [f"{name}: {what}" for column in sorted(columns) for name, what in _about(column, columns[column], features)]
+
+
+def said(items: Sequence[str]) -> dict[str, Scalar]:
+    """The schema as fields of a message."""
+    lines: list[list[str]] = [[]]
+    size = 0
+    for item in items:
+        size += len(json.dumps(item)) + 1
+        if size > _LINE and lines[-1]:
+            lines.append([])
+            size = len(json.dumps(item)) + 1
+        lines[-1].append(item)
+    fields: dict[str, Scalar] = {"schema": sha256(json.dumps(list(items)).encode()).hexdigest()[:16]}
+    for i, line in enumerate(lines[:_LINES]):
+        fields["columns" if i == 0 else f"columns.{i + 1}"] = json.dumps(line, separators=(",", ":"))
+    return fields
+
+
+def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[str, Scalar]) -> str | None:
+    """The first difference between what two sites said, in words that name both; None where there is none."""
+    if its.get("schema") == others.get("schema"):
+        return None
+    here, there = _read(its), _read(others)
+    if here is None or there is None:
+        return f"{one} and {other} have other columns, shapes or dtypes"
+    named, bare = features_of(its), features_of(others)
+    for column in named.keys() & bare.keys():
+        if bool(named[column]) != bool(bare[column]):
+            who, not_ = (one, other) if named[column] else (other, one)
+            return f"{who} names the features of {column!r} and {not_} does not, so that nobody can tell whether they are in one order"
+    for a, b in zip(here, there, strict=False):
+        if a != b:
+            if _column(a) != _column(b) and (b not in here or a not in there):
+                return f"{other} has {b!r}, which {one} has not" if b not in here else f"{one} has {a!r}, which {other} has not"
+            again = f": {IN_ANOTHER_ORDER}" if sorted(here) == sorted(there) else ""
+            return f"{one} has {a!r} where {other} has {b!r}{again}"
+    if len(here) != len(there):
+        name, more = (one, here[len(there)]) if len(here) > len(there) else (other, there[len(here)])
+        return f"{name} has {more!r}, which {other if name == one else one} has not"
+    return f"{one} and {other} have other features beyond the first {len(here)} names"
+
+
+def features_of(fields: Mapping[str, Scalar]) -> dict[str, list[str]]:
+    """The names of features that a site said, {column: names}, as far as they went into its message: for texts that people read."""
+    found: dict[str, list[str]] = {}
+    column = ""
+    for item in _read(fields) or []:
+        head, _, kind = item.rpartition(": ")
+        if _KIND.fullmatch(kind):
+            column = head
+            found[column] = []
+        elif item.startswith(f"{column}: "):
+            found[column].append(item.removeprefix(f"{column}: "))
+    return found
+
+
+def _column(item: str) -> str:
+    return item.rpartition(": ")[0]
+
+
+def _about(column: str, kind: str, features: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(column, kind), *((column, name) for name in features.get(column, ()))]
+
+
+def _read(fields: Mapping[str, Scalar]) -> list[str] | None:
+    """The list that a site said, as far as it went into its message; None where it is none."""
+    found: list[str] = []
+    for i in range(_LINES):
+        line = fields.get("columns" if i == 0 else f"columns.{i + 1}")
+        if line is None and i:
+            break
+        try:
+            part = json.loads(line) if isinstance(line, str) else None
+        except (ValueError, RecursionError):
+            part = None
+        if not (isinstance(part, list) and all(isinstance(item, str) and item.isprintable() for item in part)):
+            return None
+        found += part
+    return found

@@ -1,0 +1,277 @@
+"""One client's work in one exchange, alone: begin, as many steps as there are batches, finish and encode.
+
+The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on the host some at a time:
+memory does not grow with the data, and the compiled loop knows their number only as data. In it the step has the usual one of the forms
+that lanes choose from (`fedjax_core.xla.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
+Where there are few batches, all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
+keys among what it is given or gives the most of it, and each array that comes of it 10 to 30 us until it is read. So what is told of the
+work comes as one array, and what is the same in every round is given to the device once. Where the time is limited it goes on step by
+step, so as to be able to stop.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_core import keys, tree
+from fedjax_core.algorithms.base import Seen
+from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import narrow
+from fedjax_core.lanes.evaluate import batch_sums
+from fedjax_core.metrics import Mean
+from fedjax_core.round import Kept, Round
+from fedjax_core.sites.protocol.report import LEFT, part_of
+from fedjax_core.sites.protocol.request import Draws, client_key
+from fedjax_core.sites.site.time_limit import NoStepDone, StepClock
+from fedjax_core.task import Task
+from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
+from fedjax_core.uplink.base import chain
+from fedjax_core.xla.options import options
+from fedjax_core.xla.rewrite import rewrite
+
+_BYTES = 16 << 20  # of examples that go to the device at a time
+_ROWS = 4096  # examples evaluated at a time
+EVALUATED = 512
+"""Examples in a batch of evaluation, where they may meet in a loss: as in the largest batches of the simulator's evaluation."""
+_STEPS = 64  # so many steps go before a first look at the clock
+
+
+class ClientUpdate(NamedTuple):
+    """What a client brings back from one exchange; its scalars may be NumPy's."""
+
+    sent: Any
+    weight: Array
+    kept: Kept
+    fine: Array  # whether what it keeps is finite
+    left: dict[str, Mean]
+    """What the uplink's stages leave of the update; empty where there are none, or where they hide its size."""
+    metrics: dict[str, Any]
+
+
+def client_update(
+    composed: Round,
+    e: int,
+    plan: Plan,
+    clients: Clients,
+    message: Message,
+    uplink: Any,
+    kept: Kept,
+    draws: Draws,
+    round: int,
+    watch: Callable[[int], None] | None = None,
+    limit: Callable[[int], int] | None = None,
+) -> ClientUpdate:
+    """Exchange `e` of a round at the only client of `clients`; `draws` say what its key in this round is made of.
+
+    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop. `limit` is asked the same, and
+    says how many more may follow before it is asked again; 0 ends the work there, and what is done so far is reported, with `PARTIAL`
+    among the metrics. Raises `NoStepDone` where that is nothing.
+    """
+    client = _client(composed, e)
+    if composed.algorithm.exchanges[e].work == "train":
+        rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, round)
+    else:
+        rows = _once(*clients.offsets.tolist(), plan.batch_size)
+    number: Any = np.float32  # as jnp.float32, without a dispatch
+    seen = Seen(number(clients.examples), number(len(rows)))
+    columns, size = clients.columns, _at_once(clients.columns, rows)
+    if limit is None and 0 < len(rows) <= min(_STEPS, size):
+        chunk = _chunk(columns, rows, size) if composed.algorithm.exchanges[e].work == "train" else _all_of(clients, rows, size)
+        counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
+        sent, kept, told = client.whole(draws.kind, np.concatenate([draws.words, draws.address, counts]), message, uplink, kept, *chunk)
+        weight, fine, left, metrics = _apart(told)  # which are there when all of it is
+        if watch is not None:
+            watch(len(rows))
+        return ClientUpdate(sent, weight, kept, fine, left, metrics)
+    key = draws.key()
+    carry = client.begin(message, kept, key)
+    metrics, done = None, 0
+    more = limit or (StepClock(_STEPS) if watch is not None else lambda done: len(rows))
+    for first, begin, end, some, mask in _spans(columns, rows, size, more):
+        metrics = client.nothing(message, carry, some, mask, key) if metrics is None else metrics
+        carry, metrics = client.work(message, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end))
+        done = first + end
+        if watch is not None:
+            jax.block_until_ready(carry)
+            watch(done)
+    if limit is not None:
+        if len(rows) and not done:
+            raise NoStepDone("no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)")
+        seen = seen._replace(steps=number(done))
+        metrics = (metrics or {}) | part_of(rows, done, clients.examples)
+    sent, weight, kept, fine, left = client.finish(message, uplink, kept, carry, seen, key)
+    return ClientUpdate(sent, weight, kept, fine, left, metrics or {})
+
+
+def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
+    """The sum of each metric over all the examples, which meet in batches of this size."""
+    found: dict[str, float] = {}
+    rows = _once(*clients.offsets[[0, -1]].tolist(), batch_size)
+    group = max(1, min(_ROWS // batch_size, 1 << max(4, (len(rows) - 1).bit_length())))
+    for begin in range(0, len(rows), group):
+        part = _padded(rows[begin : begin + group], group)
+        mask: Any = (part >= 0).astype(np.float32)
+        sums = batch_sums(task)(params, Batch(_gather(clients.columns, part), mask))
+        for name, value in jax.device_get(sums).items():
+            found[name] = found.get(name, 0.0) + float(np.sum(value[: len(rows) - begin], dtype=np.float64))
+    return found
+
+
+class _Client(NamedTuple):
+    begin: Any
+    nothing: Any
+    work: Any
+    finish: Any
+    whole: Any  # all of them
+
+
+def _others_than_zero(value: Any) -> Array:
+    return jnp.float32(sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in jax.tree.leaves(value)))
+
+
+@lru_cache(maxsize=64)
+def _client(composed: Round, e: int) -> _Client:
+    """The compiled parts of exchange `e`."""
+    client = composed.algorithm.exchanges[e].client
+    client_step = rewrite(client.step, lanes=1, measure=False)
+    compiled = partial(jax.jit, compiler_options=options(cores=False))
+
+    def begin(message: Message, kept: Kept, key: Key) -> Carry:
+        return client.begin(message, kept.own, keys.begin(key, e))
+
+    def step(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key, t: Array) -> tuple[Carry, Any]:
+        return client_step(message, carry, Batch(columns, mask), keys.step(key, e, t))
+
+    def nothing(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key) -> Any:
+        one = jax.tree.map(lambda x: x[0], columns)
+        return tree.zeros_like(jax.eval_shape(step, message, carry, one, mask[0], key, jnp.int32(0))[1])
+
+    def work(
+        message: Message, carry: Carry, metrics: Any, columns: Columns, mask: Array, key: Key, first: Array, begin: Array, end: Array
+    ) -> Any:
+        def one(i: Array, loop: tuple[Carry, Any]) -> tuple[Carry, Any]:
+            carry, seen = step(message, loop[0], tree.take(columns, i), mask[i], key, first + i)
+            return carry, tree.add(loop[1], seen)
+
+        return lax.fori_loop(begin, end, one, (carry, metrics))
+
+    def finish(message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Any:
+        sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, key)
+        return sent, weight, kept, tree.finite(kept), left(message, uplink, carry, seen, sent, weight)
+
+    def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
+        stages = composed.uplink.name != chain().name and composed.algorithm.exchanges[e].update is not None
+        if not (stages and composed.uplink.measurable):
+            return {}
+        before, after = client.finish(message, carry, seen).update, composed.receive(e, uplink, sent, weight)[0]
+        one = jnp.float32(1)
+
+        def share(of: Callable[[Any], Array]) -> Mean:
+            return Mean(jnp.where(of(before) > 0, of(after) / jnp.maximum(of(before), 1e-30), one), one)
+
+        return dict(zip(LEFT, (share(_others_than_zero), share(tree.norm)), strict=True))
+
+    def whole(
+        kind: str, numbers: Array, message: Message, uplink: Any, kept: Kept, columns: Columns, mask: Array
+    ) -> Any:  # fmt: skip
+        words, address = numbers[:-5], numbers[-5:-3]  # in one array, as each array that a program is given takes 5 us
+        round, count = numbers[-3:-1].astype(jnp.int32)
+        seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
+        key = client_key(words, round, address, kind)
+        carry = begin(message, kept, key)
+        metrics = nothing(message, carry, columns, mask, key)
+        carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
+        sent, weight, kept, fine, left = finish(message, uplink, kept, carry, seen, key)
+        return sent, kept, _together((weight, fine, left, metrics))
+
+    return _Client(jax.jit(begin), jax.jit(nothing), compiled(work), jax.jit(finish), compiled(whole, static_argnums=0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Together:
+    """A pytree of scalars as one array."""
+
+    values: Array  # [n] float32
+    structure: Any = field(metadata={"static": True})
+
+
+def _together(scalars: Any) -> Any:
+    """The scalars as one array, where a float32 can hold each."""
+    leaves, structure = jax.tree.flatten(scalars)
+    if not all(x.shape == () and x.dtype in (jnp.float32, jnp.bool_) for x in leaves):
+        return scalars
+    return _Together(jnp.stack([x.astype(jnp.float32) for x in leaves]), structure)
+
+
+def _apart(together: Any) -> Any:
+    """The scalars that were put together, as NumPy's float32."""
+    if not isinstance(together, _Together):
+        return jax.device_get(together)
+    return jax.tree.unflatten(together.structure, np.asarray(together.values))
+
+
+_given: "WeakKeyDictionary[Clients, tuple[tuple[int, int], Any]]" = WeakKeyDictionary()
+
+
+def _all_of(clients: Clients, rows: np.ndarray, size: int) -> Any:
+    """`_chunk` of these rows, which are all examples of the clients in their order: on the device, and kept there as long as these are."""
+    given = _given.get(clients)
+    if given is None or given[0] != (size, rows.shape[1]):
+        given = _given[clients] = (size, rows.shape[1]), jax.device_put(_chunk(clients.columns, rows, size))
+    return given[1]
+
+
+@lru_cache(maxsize=4)
+def _once(begin: int, end: int, batch_size: int) -> np.ndarray:
+    """[T, B] int32: these examples in their order, the same in every round, and kept: 4 bytes an example."""
+    rows, _ = in_order(np.zeros(1, np.int64), np.array([begin, end]), batch_size)
+    rows.flags.writeable = False
+    return rows
+
+
+def _chunk(columns: Columns, rows: np.ndarray, size: int) -> tuple[Columns, np.ndarray]:
+    """(columns [C, B, ...], mask [C, B]) of these rows of batches, filled up to so many."""
+    part = _padded(rows, size)
+    return _gather(columns, part), (part >= 0).astype(np.float32)
+
+
+def _spans(
+    columns: Columns, rows: np.ndarray, size: int, more: Callable[[int], int]
+) -> Iterator[tuple[int, int, int, Columns, np.ndarray]]:
+    """(first step of a chunk, from which to which of its steps, its columns and mask), as many steps as there may be `more`."""
+    for first in range(0, len(rows), size):
+        begin, count = 0, min(size, len(rows) - first)
+        chunk = _chunk(columns, rows[first : first + size], size)
+        while begin < count:
+            end = min(count, begin + more(first + begin))
+            if begin == end:
+                return
+            yield first, begin, end, *chunk
+            begin = end
+
+
+def _at_once(columns: Columns, rows: np.ndarray) -> int:
+    """C, how many batches go to the device at a time: a power of two, so that few programs serve clients of all sizes."""
+    row = sum(x.nbytes // max(1, len(x)) for x in jax.tree.leaves(columns)) * rows.shape[1]
+    return 1 << max(0, min(max(4, (len(rows) - 1).bit_length()), (_BYTES // max(1, row)).bit_length() - 1))
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    found = np.full((size, rows.shape[1]), -1, rows.dtype)
+    found[: len(rows)] = rows
+    return found
+
+
+def _gather(columns: Columns, rows: np.ndarray) -> Columns:
+    """The rows of every column."""
+    at = np.where(rows < 0, ~rows, rows)
+    return narrow(jax.tree.map(lambda x: x[at], columns))

@@ -1,0 +1,136 @@
+"""What the handlers of a site's requests may touch: its data, policy, ledger, budget and what it keeps between rounds.
+
+    handler(context, request) -> context.reply(...)        computed here, let out by the policy, recorded, signed
+
+A site computes from what is in its folder and in the request, and from nothing else: so the same request, asked anew, gets the same
+numbers. What a handler does for each kind of request is in `handlers.py`, and what stands in front of the handlers in `endpoint.py`.
+"""
+
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from msgspec import UNSET
+
+from fedjax_core.files import make_folder, opener
+from fedjax_core.round import Kept, state_shapes
+from fedjax_core.sites.audit import Log
+from fedjax_core.sites.audit.entries import NOTHING
+from fedjax_core.sites.audit.held import HELD
+from fedjax_core.sites.audit.left import Left
+from fedjax_core.sites.policy.answered import ALL, Question
+from fedjax_core.sites.policy.budget import Budget
+from fedjax_core.sites.policy.enforcement import Enforcement
+from fedjax_core.sites.policy.question import Places
+from fedjax_core.sites.protocol.kinds import KINDS
+from fedjax_core.sites.protocol.request import about_sites, addresses
+from fedjax_core.sites.refusal import listed
+from fedjax_core.sites.site.client_state import ClientStateStore
+from fedjax_core.sites.site.data import SiteData
+from fedjax_core.sites.site.time_limit import StepLog
+from fedjax_core.sites.site.usual_policy import metrics_of, usual_policy
+from fedjax_core.sites.site_file import SiteFile, load_key
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.wire.canonical import Bytes, Scalar
+from fedjax_core.sites.wire.envelope import COORDINATOR, Draft, Envelope, Header
+from fedjax_core.sites.wire.trees import TreeSpec
+
+
+class SiteContext:
+    """One institution's data, key, policy, ledger and client state, for one study."""
+
+    def __init__(self, about: SiteFile, study: Study) -> None:
+        self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
+        self.key = load_key(about)
+        handed = about.key is None and about.folder is None and not isinstance(about.data, (str, Path))  # over, for a try, by who asks
+        self.data = SiteData(about, study, None if handed else self.key)
+        if (bad := self.data.bad) is not None and len(bad):
+            self.note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
+        self.metrics = metrics_of(study, self.data.raw)
+        """The names of what is measured in training and in evaluation."""
+        usual = usual_policy(about, study, self.data.raw)
+        self.enforcement = Enforcement(self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder)
+        """What its policy says of requests, and of what would leave."""
+        self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
+        self.left = Left(self.folder, int(about.left_gb * 1e9))
+        self.budget, self.done = Budget(self.folder), StepLog(self.folder)
+        self.address: np.ndarray = addresses([self.name])[0]
+        self.asked: Question | None = None
+        """The question that is being answered."""
+        self._keeps: dict[str, ClientStateStore] = {}
+        self._said = 0
+        composed = study.round
+        shapes = state_shapes(composed)
+        self.server, self.params = shapes.server, shapes.params
+        self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
+        messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
+        self.form = lru_cache(maxsize=8)(partial(_form, messages, shapes.uplink, self.kept_shapes))
+        """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form of a request to train."""
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the model is in requests."""
+        return Places.of(self.study.round.algorithm, self.server, prepares=bool(self.study.prepare))
+
+    def keep(self, run: str) -> ClientStateStore:
+        """Where the site keeps what it has between the rounds of a run."""
+        if run not in self._keeps:
+            self._keeps[run] = ClientStateStore(None if self.folder is None else self.folder / "kept" / run)
+        return self._keeps[run]
+
+    def kept(self, run: str, version: int) -> Kept:
+        """What the site keeps, at a version; for the site's own staff."""
+        return self.keep(run).read(version, self.kept_shapes)
+
+    def header(self, kind: str, request: Header, fields: Mapping[str, Scalar]) -> Header:
+        """The header of an answer to this request."""
+        self._said = max(time.time_ns(), self._said + 1)
+        return Header(
+            kind=kind, run=request.run, round=request.round, exchange=request.exchange, sender=self.name, recipient=COORDINATOR,
+            sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest,
+            fields=dict(fields), head=UNSET if self.log is None or self.log.durable == NOTHING else str(self.log.durable),
+        )  # fmt: skip
+
+    def reply(
+        self,
+        request: Header,
+        fields: Mapping[str, Scalar],
+        tensors: Mapping[str, np.ndarray] | None = None,
+        more: Mapping[str, Scalar] | None = None,
+        steps: int = ALL,
+    ) -> Bytes:
+        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there.
+
+        `steps`: of how many the work was, where its time was limited.
+        """
+        tensors = tensors or {}
+        header = self.header(KINDS[request.kind].reply, request, fields)
+        norm = self.enforcement.release(request, tensors)
+        draft = Draft(header, tensors, self.key)
+        counted = self.enforcement.count(request, draft.header.digest, self.asked, steps)
+        if self.log is None:
+            return draft.signed()
+        more = {**(more or {}), **counted}
+        if self.left.most_bytes and tensors:
+            more["kept"] = self.left.keep(draft.header.digest, draft.body)
+        if request.head is not UNSET:
+            more[f"{HELD}{COORDINATOR}"] = request.head
+        self.log.record_sent(Envelope(draft.header, dict(tensors)), draft.size(self.log.head.n + 1), more=more, norm=norm)
+        return draft.signed(str(self.log.durable))
+
+    def note(self, error: Exception) -> None:
+        """What went wrong, in full, where only the site's staff reads it."""
+        if self.folder is not None:
+            with open(make_folder(self.folder) / "errors.log", "a", opener=opener) as file:
+                file.write(f"{datetime.now(UTC).isoformat()}\n{''.join(traceback.format_exception(error))}\n")
+
+
+def _form(messages: Sequence[Any], uplink: Sequence[Any], kept: Any, e: int, sites: int, first: bool) -> TreeSpec:
+    """Of a request to train in exchange `e`."""
+    return TreeSpec.of({"message": messages[e], "uplink": uplink[e], **about_sites(sites, kept if first else None)})

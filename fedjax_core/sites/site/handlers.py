@@ -1,0 +1,180 @@
+"""What a site does for each kind of request that is about its data: `HANDLERS`, by the kinds of `kinds.py`.
+
+Another kind is one more function, one more line here, and one in `kinds.KINDS`. A function gets the site's context and a request that is
+authentic, in time, of the site's own study and allowed by its policy; it returns `context.reply(...)`, or raises a `Refused`.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fedjax_core.data.preprocess import sums_of
+from fedjax_core.sites.policy.answered import ALL
+from fedjax_core.sites.protocol import request
+from fedjax_core.sites.protocol.report import PARTIAL, said
+from fedjax_core.sites.protocol.request import WITHHELD, BadRequest
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.site import client_update, preprocessing
+from fedjax_core.sites.site.context import SiteContext
+from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
+from fedjax_core.sites.wire.envelope import Envelope, Header
+from fedjax_core.sites.wire.trees import from_tensors, to_tensors
+
+
+class NotFiniteHere(Refused):
+    """Training at the site gave NaN or an infinity, so nothing is sent."""
+
+    code = "not-finite"
+    of_data = True
+
+
+def train(site: SiteContext, envelope: Envelope) -> Bytes:
+    """The site's part of an exchange: what goes up, in the form that the uplink gives it."""
+    header, composed = envelope.header, site.study.round
+    e = header.exchange
+    if not e < len(composed.algorithm.exchanges):
+        raise BadRequest(f"the study has {len(composed.algorithm.exchanges)} exchanges a round")
+    found = site.form(e, request.count(header, "sites"), request.has_first(header)).filled(envelope.tensors)
+    seconds = request.train_seconds(header)
+    if seconds is not None and composed.algorithm.exchanges[e].work != "train":
+        raise BadRequest(f"exchange {e} goes over each example once, so its time cannot be limited")
+    if seconds is not None and site.study.departments:
+        raise BadRequest("departments train side by side and each to its end, so their time cannot be limited")
+    version, keep = request.version(found, site.address), site.keep(header.run)
+    if version == 0 and jax.tree.leaves(site.kept_shapes):
+        if "first" not in found:
+            raise BadRequest("the request does not say what a site keeps before its first round")
+        keep.write(0, found["first"])
+    kept, after = keep.read(version, site.kept_shapes), header.round * len(composed.algorithm.exchanges) + e + 1
+    needed, recent = request.needed(header, found, site.address)
+    keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.enforcement.policy.caps.kept_gb)
+    draws = request.draws(header, site.address)
+    site.data.placed(request.position(found, site.address))
+    limit = _limit(site, header, seconds)
+    with site.budget.round(site.enforcement.policy.caps) as watch:
+        if site.study.departments:
+            seen = site.data.departments.visit(found["message"], draws, watch)
+        else:
+            seen = client_update.client_update(
+                composed, e, site.data.plan, site.data.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
+            )
+    sent, its, now, fine, left, metrics = seen
+    left = left if site.study.measurable else {}
+    tensors, weight = to_tensors(sent), float(its)
+    if not (bool(fine) and math.isfinite(weight)):
+        raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
+    site.enforcement.check_weight(header, weight)
+    steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
+    minimum, used = site.enforcement.policy.minimum, site.data.raw.examples
+    if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class or minimum.cell):
+        used, per_class = site.data.used(header.round, steps)
+        site.enforcement.check_examples(used, per_class)
+    if seconds is not None and steps is not None:
+        site.done.add(_which(site, header, seconds), steps, header)
+    data = site.data
+    fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
+    if site.about.data_was is not None:
+        fields["data_was"] = site.about.data_was
+    trains = composed.algorithm.exchanges[e].work == "train"
+    visits = data.visits(header.round) if trains and minimum.cell else 1
+    for name, metric in (metrics | left).items():
+        sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
+        # Those are of steps, and of the update. A metric's weight may count an example in each pass, and some have none.
+        of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / visits)
+        fields |= site.enforcement.metric(name, sums, of)
+    more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
+    more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
+    reply = site.reply(header, fields, tensors, more, ALL if steps is None else steps)
+    keep.write(after, now)
+    return reply
+
+
+def _limit(site: SiteContext, header: Header, seconds: float | None) -> Callable[[int], int] | None:
+    """How many steps more may follow so many; None: all there are.
+
+    A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
+    of one model would be of the few examples that one of them has more. As a model that is nearly the same is another one, and so is one
+    of another run, there are also few places to stop at (`SiteData.stop`).
+    """
+    before = 0 if site.asked is None or site.enforcement.policy.evaluation.models == "any" else site.enforcement.answered.steps(site.asked)
+    if before == ALL:
+        return None if seconds is None else lambda done: sys.maxsize
+    if before:
+        return lambda done: before - done
+    if seconds is None:
+        return None
+    limit, least = site.done.limit(_which(site, header, seconds), seconds, site.budget.clock), site.enforcement.policy.minimum.examples
+    return limit if least < 2 else lambda done: limit(done) or site.data.stop(header.round, done, least) - done
+
+
+def _which(site: SiteContext, header: Header, seconds: float | None) -> str:
+    """By what the steps that were done are known again: the question, and its time where a model may be trained to several steps."""
+    digest = header.digest if site.asked is None else site.asked.digest
+    where = f"{header.run}/{header.round}/{header.exchange}/{digest}"
+    return where if site.enforcement.policy.evaluation.models == "sent" or seconds is None else f"{where}/{seconds:g}"
+
+
+def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
+    """Sums of the metrics over the examples by which models are judged here; where clients keep a model of their own, of the site's."""
+    header, algorithm = envelope.header, site.study.round.algorithm
+    model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
+    first = site.kept_shapes if request.has_first(header) else None
+    found = from_tensors(envelope.tensors, model | request.about_sites(request.count(header, "sites"), first))
+    if algorithm.personal is None:
+        params = found["params"]
+    else:
+        version = request.version(found, site.address)
+        kept = found["first"] if version == 0 and "first" in found else site.keep(header.run).read(version, site.kept_shapes)
+        params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
+    return _sums(site, header, params)
+
+
+def score(site: SiteContext, envelope: Envelope) -> Bytes:
+    """Sums of the metrics of the given model over the same examples, whatever the site keeps itself."""
+    return _sums(site, envelope.header, from_tensors(envelope.tensors, {"params": site.params})["params"])
+
+
+def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
+    """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a loss, it would ask by them."""
+    clients = site.data.judged
+    site.enforcement.check_examples(*site.data.judged_of)
+    site.enforcement.check_cell(clients.examples)
+    fields: dict[str, Scalar] = {"examples": clients.examples}
+    for name, total in client_update.totals(site.study.round.algorithm.task, params, clients, client_update.EVALUATED).items():
+        fields |= site.enforcement.metric(name, {"total": total})
+    return site.reply(header, fields)
+
+
+def describe(site: SiteContext, envelope: Envelope) -> Bytes:
+    """What the coordinator has to know before the first round; it begins, or begins anew."""
+    data = site.data
+    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted, **data.held_out}
+    if data.skipped is not None:
+        fields["skipped"] = data.skipped
+    kept = [name for name in site.metrics if not site.enforcement.policy.may_leave([name], 0.0).allowed]
+    reply = site.reply(envelope.header, fields | in_lines(WITHHELD, kept))
+    site.enforcement.answered.begins_anew(envelope.header.run)
+    return reply
+
+
+def measure(site: SiteContext, envelope: Envelope) -> Bytes:
+    """The sums that the study's steps need, of the columns as they lie there."""
+    steps = site.study.prepare
+    if not steps:
+        raise BadRequest("the study prepares nothing, so no sums are told")
+    kinds = preprocessing.leaving(steps)
+    if not (leave := site.enforcement.policy.may_leave(kinds, 0.0)).allowed:
+        raise preprocessing.SumsStay(f"{leave.reason} [{leave.code}]")
+    fields: dict[str, Scalar] = {"examples": site.data.raw.examples}
+    fields |= {name: " ".join(step.column for step in steps if name in step.leaving)[:1000] for name in kinds}
+    sums = sums_of(steps, site.data.raw.columns, site.enforcement.policy.minimum.cell)
+    return site.reply(envelope.header, fields, to_tensors({"sums": sums}))
+
+
+HANDLERS: Mapping[str, Callable[[SiteContext, Envelope], Bytes]] = {
+    "train": train, "evaluate": evaluate, "score": score, "describe": describe, "measure": measure,
+}  # fmt: skip

@@ -1,0 +1,112 @@
+"""The examples of a site as they lie there: read by what its file names, divided into departments, without bad records.
+
+    load_data    a folder of `Clients.save`, columns, or what a function gives  ─►  `Clients` of one site, or of its departments
+    opened       the same for a study: bad records left out where the site's policy has them skipped
+
+>>> found = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
+>>> found.ids.tolist(), found.sizes.tolist(), list(found.columns)
+(['charite/ear', 'charite/icu'], [1, 2], ['x'])
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.data import partition
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.features import Features
+from fedjax_core.data.given import columns_of, given
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.site import preprocessing
+from fedjax_core.sites.site.held_out import mark
+from fedjax_core.sites.site.records import usable
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study, is_function, named
+
+
+def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
+    """The site's examples, as one client with the site's name, or one for each department.
+
+    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where that has one, and
+    examples that it holds out are marked (held_out.py).
+    """
+    found: Any = about.data
+    if found is None:
+        raise ValueError(f"{about.file or f'the site {about.name}'} names no `data`: a folder of Clients.save, or module:function")
+    if isinstance(found, str) and is_function(found):
+        found = named(found)
+    if callable(found) and not isinstance(found, Clients):
+        found = found()
+    handed = isinstance(found, Clients)  # and looked at when it was made
+    if isinstance(found, (str, Path)):
+        found = Clients.open(found)
+    found = columns_of(found)
+    if isinstance(found, Mapping):
+        found = Clients.from_list([found], [about.name], allow_nan=True)
+    if not isinstance(found, Clients):
+        raise ValueError(f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}")
+    if about.departments is not None and not (len(found) == 1 and isinstance(found.columns, Mapping)):
+        raise ValueError(
+            f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
+            "where they are Clients of several, these are the departments: leave `departments` out"
+        )
+    found = found.with_ids([about.name] if len(found) == 1 else ids_of(about.name, found.ids))
+    if study is not None and study.features:
+        found = found.arranged(study.features)
+    found = mark(found, about, *((study.held_out, study.seed) if study is not None else (None, 0)))
+    if about.departments is not None:
+        found = divided(about.name, found.columns, about.departments, features=found.features, allow_nan=True)
+    if check and not handed:
+        found.check_finite()
+    return found
+
+
+def check_divided(site: str, study: Study, clients: Clients) -> None:
+    """Raises where these examples of a site are divided into departments, and the study's clients are whole sites."""
+    if not study.departments and clients.ids.tolist() != [site]:
+        raise ValueError(
+            f"the data of {site} are divided into departments, {len(clients)} of them, and the clients of this study are whole "
+            "sites: leave `departments` out of the site's file and give one client's data, or agree on a study with departments=True"
+        )
+
+
+def divided(site: str, columns: Mapping[str, Any], by: str, *, features: Features | None = None, allow_nan: bool = False) -> Clients:
+    """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then left out. Copies the rows."""
+    if by not in columns:
+        raise ValueError(f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}")
+    owner = given(columns[by], by, f"{site}: ")
+    if owner.ndim != 1 or owner.dtype.kind not in "iuU":
+        raise ValueError(f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}")
+    rest = {name: x for name, x in columns.items() if name != by}
+    ids = ids_of(site, partition.owner_names(owner))
+    return Clients.from_parts(rest, partition.by_owner(owner), ids, features=features, allow_nan=allow_nan)
+
+
+def ids_of(site: str, departments: Any) -> list[str]:
+    """The names of departments in a federation, as a simulator has them for clients' ids. No site's own name has a "/" in it."""
+    return [f"{site}/{one}" for one in np.asarray(departments).tolist()]
+
+
+def opened(about: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
+    """(the site's examples, positions of the bad records, which are left out; None where the policy does not ask for it).
+
+    Raises where the study could not read them; what the task says of them is `check_study`'s.
+    """
+    most_bad, bad = None if about.policy is None else Policy.read(about.policy).max_bad_share, None
+    found = load_data(about, check=most_bad is None and not study.prepare, study=study)
+    if most_bad is not None:
+        found, bad = usable(found, study.round.algorithm.task, study.prepare)
+    elif study.prepare:
+        preprocessing.check_rest(study.prepare, found)
+    if study.prepare:
+        found.check_numbers(but=[step.column for step in study.prepare])
+    check_divided(about.name, study, found)
+    return found, bad
+
+
+def too_many_bad(about: SiteFile, share: float) -> bool:
+    """Whether the policy has bad records left out, and this share of them is more than it allows."""
+    most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
+    return most_bad is not None and share > most_bad

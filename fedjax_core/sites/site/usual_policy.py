@@ -1,0 +1,49 @@
+"""The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.data.columns import narrow
+from fedjax_core.round import check_metrics
+from fedjax_core.sites import policy
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.protocol.report import LEFT, PARTIAL
+from fedjax_core.sites.site import preprocessing
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study
+from fedjax_core.types import Batch
+
+_TRIES = 10_000  # evaluations a day
+
+
+def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
+    """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave.
+
+    A site whose file names its study is a real one: it has the minimums of policies that are made (`policy.SAFE`). One that is handed its
+    study is a try in one's own process or trust domain: it has none, and evaluates whatever model it is given.
+    """
+    sums = [name for name in preprocessing.leaving(study.prepare) if name != "range"]  # which tells of single persons
+    clients_ = ("clients",) if study.departments else ()
+    left = LEFT if study.measurable else ()
+    fields = ("weight", "examples", "data", *clients_, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
+    usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
+    if about.study is None:
+        return dataclasses.replace(usual, evaluation=policy.Evaluation("any", per_day=_TRIES))
+    return dataclasses.replace(usual, minimum=minimum_of(about))
+
+
+def minimum_of(about: SiteFile) -> policy.Minimum:
+    """The minimums of a policy that is made for a site: of each class where its file names the column of classes."""
+    return policy.SAFE if about.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
+
+
+def metrics_of(study: Study, clients: Clients) -> list[str]:
+    """The names of all that is measured in training and in evaluation; raises where one of them could not be told."""
+    task, columns = study.round.algorithm.task, narrow(preprocessing.one_row(study.prepare, clients))
+    steps = check_metrics(study.round, columns, study.batch_size)
+    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
+    return sorted({*steps, *shapes})

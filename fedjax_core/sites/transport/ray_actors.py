@@ -1,0 +1,393 @@
+"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and carries bytes.
+
+A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a consortium that agreed to be
+one domain; between others the transport is another. What crosses is signed envelopes and nothing else, but for the site's name when its
+actor is made: the actor reads the site's own file, which its own machine names (own_file.py), and imports what is installed there. Only
+to the sites of a Ray that this process starts itself, which is a try on one machine, is a `SiteFile` made in Python handed over as it is.
+
+    no address    Ray is started on this machine: loopback, no dashboard, a token of this process
+    an address    a cluster that runs already: refused without token authentication and TLS, unless insecure_local=True
+
+A site is pinned to its node by its `resources` (`ray start --resources '{"charite": 1}'`) or by labels of the node (`node`).
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+from ray._private import worker as ray_worker
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+from fedjax_core.files import make_folder, opener
+from fedjax_core.machine import short_folder
+from fedjax_core.sites.audit import Log
+from fedjax_core.sites.own_file import VARIABLE, NotOwn, check, find
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.policy.budget import confine
+from fedjax_core.sites.refusal import listed, printable
+from fedjax_core.sites.site.endpoint import Site
+from fedjax_core.sites.site_file import SiteFile, load_key
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.transport.ray_bytes import NoReply, NotBytes, bytes_of, leave_errors_unread
+from fedjax_core.sites.transport.ray_security import InsecureRay, on_loopback, preflight
+from fedjax_core.sites.wire.canonical import Bytes
+from fedjax_core.sites.wire.identity import PublicKey
+from fedjax_core.sites.wire.transport import Reply
+
+log = logging.getLogger("fedjax_core")
+
+NAMESPACE = "fedjax_core"
+_START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
+_PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 30.0
+"""How long a site may have no node, how often that is looked at, how long a key that is there takes to come, and how often a site that
+could not start is started again."""
+
+_STORED, _STORED_BYTES = 8, 40 << 20
+_NOTED = "errors.log in its folder says more"
+_TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
+_SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
+_ONE_DOMAIN = (
+    "whoever is in this Ray can run programs at every site and at the coordinator, whatever the sites' policies say: it is for those who "
+    "trust each other so far (docs/sites-privacy.md, Who can do what)"
+)
+_TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
+
+
+class RayTransport:
+    """Starts an actor for every site, and ends them when closed; a Ray that it started ends too."""
+
+    def __init__(
+        self,
+        files: Sequence[SiteFile],
+        study: Study,
+        coordinator: PublicKey,
+        *,
+        address: str | None = None,
+        insecure_local: bool = False,
+        watched: bool = True,
+    ) -> None:
+        """`watched`: whether sites can be asked for their progress while they work. A thread more at each then makes every call dearer."""
+        self.watched = watched
+        self._started = _start(files, address, insecure_local)
+        self.near = self._started and (address is None or address.startswith("127."))
+        self._actors: dict[str, Any] = {}
+        self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
+        self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
+        self.keys: dict[str, PublicKey] = {}
+        """What each site says is its key: for a first meeting, where no roster is at hand."""
+        self.away: dict[str, str] = {}
+        """The sites that did not start with the others, and why. What is sent to them waits in Ray until they have."""
+        self._tried: dict[str, float] = {}  # when a site whose process is there, and is no site, was last started
+        try:
+            for about in files:
+                # Ray would keep an event of every call: 3.6 kB each, of the last 100,000.
+                options: dict[str, Any] = {"name": f"site-{about.name}", "namespace": NAMESPACE, "num_cpus": 0, "enable_task_events": False}
+                options |= {"resources": dict(about.resources)} if about.resources else {}
+                options |= {"label_selector": dict(about.node)} if about.node else {}
+                # A retry is the same bytes, which a site answers with the same bytes.
+                actor = ray.remote(concurrency_groups={"watch": 1})(_Watched) if watched else ray.remote(_Actor)  # type: ignore[call-overload]
+                actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
+                # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
+                made_here = self._started and address is None and about.file is None
+                handed = Handed(about, study if about.study is None else None, coordinator.text) if made_here else None
+                self._actors[about.name] = actor.remote(about.name, dict(about.said), handed)
+                self._handle[about.name] = self._actors[about.name].handle
+            self._meet({about.name: about for about in files}, alone=self._started and address is None)
+        except ValueError as error:
+            self.close()
+            if "already taken" in str(error):
+                raise RuntimeError(
+                    f"sites of these names are at work in this Ray for another coordinator ({error}); stop that one. Where it is a "
+                    "Federation of this process, as after a notebook cell that was run twice, close() it first"
+                ) from None
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, site: str, request: Bytes) -> "Future[Reply]":
+        """A long request goes into the object store once, for all sites of a node; a long reply stays in the site's until it is brought.
+
+        Only in `wait` does the future become done.
+        """
+        if site in self._tried and time.monotonic() - self._tried[site] > _AGAIN_SECONDS:
+            self._tried[site] = time.monotonic()
+            ray.kill(self._actors[site], no_restart=False)  # Ray makes it anew, which may go well now
+        return _Asked(self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request)))
+
+    def wait(self, asked: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
+        """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100 us and a thread each."""
+        until, mine = time.monotonic() + seconds, [one.ref for one in asked if type(one) is _Asked]
+        if not mine:
+            return futures.wait(asked, seconds, futures.FIRST_COMPLETED).done
+        others = [one for one in asked if type(one) is not _Asked] if len(mine) < len(asked) else []
+        while True:
+            left, done = max(0.0, until - time.monotonic()), {one for one in others if one.done()}
+            look = 0.0 if done else min(left, _LOOK_SECONDS) if others else left
+            ready, _ = ray.wait(mine, timeout=look, fetch_local=False)
+            if ready:
+                done.update(one.told() for one in asked if type(one) is _Asked and one.ref in ready)
+            if done or not left:
+                return done
+
+    def take_back(self, asked: "Future[Any]") -> None:
+        """Has a site not begin with what nobody waits for any more, if it has not yet: one that was away would do all of it first."""
+        if type(asked) is _Asked and not asked.done():
+            ray.cancel(asked.ref)
+
+    def _meet(self, files: dict[str, SiteFile], alone: bool) -> None:
+        """Waits until every site has started, or cannot; raises RuntimeError for one that cannot where Ray is this process's `alone`."""
+        waiting = {actor.key.remote(): name for name, actor in self._actors.items()}
+        began, told = time.monotonic(), False
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=_TURN_SECONDS, fetch_local=False)
+            passed = time.monotonic() - began
+            for ref in ready:
+                name = waiting.pop(ref)
+                try:
+                    self.keys[name] = _key(name, ref, _LATEST_SECONDS)
+                except RuntimeError as error:
+                    if alone:
+                        raise
+                    self.away[name], self._tried[name] = str(error), time.monotonic()
+            for ref, name in list(waiting.items()) if not ready and passed > _PLACE_SECONDS else []:
+                lacking = _no_place(files[name])
+                if lacking is None and passed > _START_SECONDS:
+                    lacking = f"its process did not start within {_START_SECONDS:g} s"
+                if lacking is not None:
+                    if alone:
+                        raise RuntimeError(f"site {name} could not start: {lacking}")
+                    self.away[name] = lacking
+                    del waiting[ref]
+            if waiting and passed > _PLACE_SECONDS and not told:
+                told = True
+                log.warning("waiting for the processes of %s to start; they may be reading their data", ", ".join(waiting.values()))
+
+    def _put(self, request: Bytes) -> Any:
+        """Where the request lies in the object store; a few of the last ones stay there, as sites are sent the parts of one in turn."""
+        for sent, ref in reversed(self._stored):
+            if sent is request:
+                return ref
+        self._stored.append((request, ray.put(np.frombuffer(request, np.uint8))))
+        while len(self._stored) > 1 and sum(len(sent) for sent, _ in self._stored) > _STORED_BYTES:
+            self._stored.popleft()
+        return self._stored[-1][1]
+
+    def progress(self, site: str) -> int:
+        """Asked of the site in a thread beside that of its work; 0 where it does not say, or is not `watched`."""
+        if not self.watched:
+            return 0
+        try:
+            said = bytes(bytes_of(self._actors[site].progress.remote(), _PROGRESS_SECONDS)[:_DIGITS])
+        except (ray.exceptions.RayError, NoReply, NotBytes):
+            return 0
+        return int(said) if said.isdigit() else 0
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self._stored.clear()
+        if not ray.is_initialized():
+            return
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors, self._handle = {}, {}
+        if self._started:
+            ray.shutdown()
+
+
+class _Asked(Future[Reply]):
+    """The reply of an actor, which is done once `RayTransport.wait` has seen that it is there, or that there is none."""
+
+    def __init__(self, ref: Any) -> None:
+        super().__init__()
+        self.ref = ref
+
+    def told(self) -> "_Asked":
+        """Itself, done: whoever calls what it brings gets the reply, or what Ray raises instead."""
+        ref = self.ref
+        if not self.done():
+            self.set_result(lambda: bytes_of(ref))  # of a long reply where it lies in the object store
+        return self
+
+
+class Handed(NamedTuple):
+    """What the sites of a Ray that this process started are given, as they would be in this process: all of it is the user's own."""
+
+    about: SiteFile
+    study: Study | None
+    coordinator: str
+
+
+class _Actor:
+    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text.
+
+    Each method returns `bytes`, which is all that the other end reads.
+    """
+
+    def __init__(self, name: str, copy: Mapping[str, str], handed: Handed | None = None) -> None:
+        """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or the one `handed` over."""
+        self._site: Site | None = None
+        about = None
+        try:
+            if handed is None:
+                _own_code_alone()
+                about = find(name)
+                _only_here(about, copy)
+            else:
+                about = handed.about
+            if about.policy is not None:
+                confine(Policy.read(about.policy).caps)
+            self._site = Site(about, *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))))
+            self._site.__enter__()
+            self._key = self._site.context.key.public.text
+            gc.collect()
+            gc.freeze()  # what is here now stays: JAX and the data, looked through time and again, would take a twentieth of a short visit
+        except Exception as error:
+            self._site, self._key = None, str(error) if isinstance(error, NotOwn) else f"{type(error).__name__}; {_NOTED}"
+            _note(None if about is None else about.folder, error)
+
+    def key(self) -> bytes:
+        """The site's public key, or why there is none."""
+        return self._key.encode()
+
+    def handle(self, request: Any) -> bytes:
+        """The site's reply; an empty one from a site that could not start."""
+        return b"" if self._site is None else bytes(self._site.handle(memoryview(request)))
+
+
+class _Watched(_Actor):
+    """One that says how far it is while it works."""
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> bytes:
+        """Local steps that this process has done, in digits."""
+        return b"0" if self._site is None else str(self._site.context.budget.steps).encode()
+
+
+def _key(name: str, ref: Any, seconds: float) -> PublicKey:
+    """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that could not start."""
+    try:
+        text = bytes(bytes_of(ref, seconds)[:_TEXT]).decode("ascii", "replace")
+    except (ray.exceptions.GetTimeoutError, NoReply, NotBytes) as error:
+        raise RuntimeError(f"site {name} could not start: {error}") from None
+    try:
+        return PublicKey.parse(text)
+    except ValueError:  # it is the reason, then
+        raise RuntimeError(f"site {name} could not start: {printable(text)}") from None
+
+
+def _no_place(about: SiteFile) -> str | None:
+    """Why this Ray has no node for the site; None where it has one, or where that cannot be told."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    plain = {name: value for name, value in about.node.items() if not value.startswith(("!", "in("))}  # else a selector of Ray's own kind
+
+    def fits(node: dict[str, Any]) -> bool:
+        enough = all(node["Resources"].get(name, 0.0) >= amount for name, amount in about.resources.items())
+        return enough and plain.items() <= node.get("Labels", {}).items()
+
+    if any(map(fits, nodes)):
+        return None
+    wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(f"{k}={v}" for k, v in plain.items())
+    return f"no node of this Ray has what its file names ({wanted}): its machine is down, or Ray is not running there"
+
+
+def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
+    """Raises `NotOwn` where this process was to be another site than the one of its own file; that is in the site's audit log, then."""
+    try:
+        if brought := _brought():
+            raise NotOwn(
+                f"{own.name} was to start in a runtime environment of the coordinator's ({listed(brought)}), which brings code or settings "
+                "from elsewhere: begin without one (under `uv run`, with RAY_ENABLE_UV_RUN_RUNTIME_ENV=0)"
+            )
+        check(own, copy)
+    except NotOwn as refusal:
+        if own.folder is not None:
+            with Log(own.folder / "audit", load_key(own)) as log:
+                log.record(own.name, "refused", about={"code": refusal.code, "reason": printable(str(refusal))[:500]})
+        raise
+
+
+def _brought() -> list[str]:
+    """What a runtime environment brings to this process, by the names of its settings: variables, or code that would be imported here."""
+    found = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
+    return sorted(str(name) for name in found)
+
+
+def _own_code_alone() -> None:
+    """Has this process import what is installed on its machine: Ray puts the folders of the coordinator's script before all others."""
+    if ray.is_initialized():
+        for folder in ray_worker.global_worker.core_worker.get_job_config().py_driver_sys_path:  # type: ignore[attr-defined]
+            if folder in sys.path:
+                sys.path.remove(folder)
+
+
+def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
+    """Whether Ray was started here."""
+    leave_errors_unread()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
+    if ray.is_initialized() or address is not None:
+        preflight(insecure_local, None if ray.is_initialized() else address)
+        _check_nothing_is_carried(files)
+        log.warning(_ONE_DOMAIN)
+    if ray.is_initialized():
+        return False
+    if address is not None:
+        loopback = address.startswith("127.")
+        quiet |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
+        with on_loopback() if loopback else contextlib.nullcontext():
+            try:
+                ray.init(address=address, namespace=NAMESPACE, **quiet)
+            except ConnectionError as error:  # Ray says the reason on standard error alone
+                raise ConnectionError(f"{error}: it answers, and does not let this process in. {_TOKEN}") from error
+        return True
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()  # a Ray that this process had before may have left it another token
+    resources: dict[str, float] = {}
+    for about in files:
+        for name, amount in about.resources.items():
+            resources[name] = resources.get(name, 0.0) + amount
+    with on_loopback():
+        ray.init(
+            address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
+            resources=resources, _temp_dir=str(short_folder() / "ray"), **quiet,
+        )  # fmt: skip
+    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["without token authentication: unset RAY_AUTH_MODE"]
+    lacking += (
+        [] if ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1" else ["on all networks of this machine: use another version of Ray"]
+    )
+    if lacking and not insecure_local:
+        ray.shutdown()
+        raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
+    return True
+
+
+def _check_nothing_is_carried(files: Sequence[SiteFile]) -> None:
+    """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it would not be the site's own."""
+    for about in files:
+        if about.file is None and (carried := about.carried):
+            raise ValueError(
+                f"the site {about.name} is given here with {listed(carried)}, and over a Ray that runs already a site has these from its "
+                f"own file alone: give SiteFile(name=, resources=) or the path of a copy that has these two, and set {VARIABLE} at the "
+                "site. For a try on this machine leave out address, and let Federation start Ray"
+            )
+
+
+def _note(folder: Path | None, error: Exception) -> None:
+    """Why a site could not start, in full, where only its staff reads it."""
+    if folder is not None:
+        with contextlib.suppress(OSError), open(make_folder(folder) / "errors.log", "a", opener=opener) as file:
+            file.write("".join(traceback.format_exception(error)))

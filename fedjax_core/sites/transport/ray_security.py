@@ -1,0 +1,172 @@
+"""What a Ray must have before a site joins it: a token that others cannot read, TLS with certificates that fit, and the right one at the
+other end.
+
+    RAY_AUTH_MODE=token           RAY_AUTH_TOKEN_PATH=charite/token          who has no token is not heard
+    RAY_USE_TLS=1                 RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY, RAY_TLS_CA_CERT: see certificates.py
+
+The same variables on every machine, for whatever starts or joins Ray there. With Ray 2.60, TLS (1.3, both ends showing certificates) covers
+all that goes between machines: its heads, nodes and workers, and the objects that move. What stays plain HTTP is each node's agent for
+runtime environments, which only its own node calls, and which the federation does not use.
+
+>>> lacking({})[0]
+'token authentication (RAY_AUTH_MODE=token)'
+"""
+
+import contextlib
+import itertools
+import os
+import secrets
+import socket
+import ssl
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fedjax_core.files import read_private, write_private
+from fedjax_core.sites.refusal import listed
+from fedjax_core.sites.transport.certificates import VARIABLES as VARIABLES
+from fedjax_core.sites.transport.certificates import Authority, CertificateError, Files, hosts_of
+
+_SECONDS = 5.0
+_ISSUED = "issued"  # of the authority's folder: every certificate that it has made, which is no secret
+
+
+class InsecureRay(RuntimeError):
+    """The Ray cluster lacks a protection that the federation needs."""
+
+
+def preflight(insecure_local: bool = False, address: str | None = None) -> None:
+    """Raises `InsecureRay` where this process would talk to Ray without a token or TLS, or to another Ray than its own."""
+    if insecure_local:
+        return
+    found = lacking(os.environ)
+    if found:
+        raise InsecureRay(
+            f"this Ray cluster lacks {' and '.join(found)}: whoever reaches it can run code at every site. Set them on all its nodes, "
+            "or give insecure_local=True (--insecure-local) where nobody else can reach it."
+        )
+    if address is not None and (wrong := greeting(address, Files.named_by(os.environ))) is not None:
+        raise InsecureRay(f"{wrong}. Nothing was sent to it.")
+
+
+def lacking(environment: Mapping[str, str]) -> list[str]:
+    """What these variables lack for a safe Ray, in words; nothing where they have it all."""
+    found = []
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
+        found.append("token authentication (RAY_AUTH_MODE=token)")
+    elif (wrong := _token(environment)) is not None:
+        found.append(wrong)
+    if environment.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
+        found.append("TLS (RAY_USE_TLS=1, with RAY_TLS_* naming certificates)")
+    else:
+        try:
+            Files.named_by(environment).check()
+        except (CertificateError, OSError) as error:
+            found.append(f"TLS that works ({error})")
+    return found
+
+
+def greeting(address: str, files: Files) -> str | None:
+    """What is wrong with the Ray at `host:port`, as far as a TLS handshake with these files tells; None where nothing is."""
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(files.authority)
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, int(port)), _SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            # In TLS 1.3 a server says only now that it does not take our certificate: by an alert or, as Ray does, by hanging up.
+            try:
+                taken = bool(secure.recv(1))
+            except ConnectionResetError:
+                taken = False
+    except ssl.SSLCertVerificationError as error:
+        return f"the Ray at {address} shows a certificate that is not good for {host} by {files.authority} ({error.verify_message})"
+    except ssl.SSLError as error:
+        if "ALERT" in str(error.reason):
+            return f"the Ray at {address} does not take {files.certificate} ({error.reason}): it trusts another authority"
+        return f"the Ray at {address} speaks plaintext, not TLS: start it with RAY_USE_TLS=1 and certificates"
+    except ConnectionRefusedError:
+        return f"nothing listens at {address}: start Ray there first, or correct the address"
+    except (OSError, ValueError) as error:
+        return f"the Ray at {address} cannot be reached, or does not speak TLS ({type(error).__name__}: {error})"
+    return None if taken else f"the Ray at {address} does not take {files.certificate} (it hung up): it trusts another authority"
+
+
+def equip(folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], days: int = 365) -> dict[str, Files]:
+    """What each node needs, in folder/NODE: node.crt for its hosts, node.key, ca.crt and token, to be copied to it and to nobody else.
+
+    The authority and the token are in folder/authority, and made where they are not there yet: nodes may come later.
+    """
+    home = Path(folder) / "authority"
+    authority = Authority(home) if (home / "ca.key").exists() else Authority.make(home)
+    if not (home / "token").exists():
+        write_private(home / "token", secrets.token_hex(32).encode())
+    token = read_private(home / "token", "this token")
+    found = {}
+    for name, hosts in nodes.items():
+        found[name] = authority.issue(Path(folder) / name, name, hosts, days)
+        write_private(Path(folder) / name / "token", token)
+        (home / _ISSUED).mkdir(exist_ok=True)
+        (home / _ISSUED / f"{name}.crt").write_bytes(found[name].certificate.read_bytes())
+    return found
+
+
+def withdraw(folder: str | os.PathLike[str], names: Collection[str] = (), days: int = 365) -> dict[str, Files]:
+    """What `equip` makes anew for every machine but those of these names: a new authority and a new token, which no old file fits.
+
+    The old ones move to folder/withdrawn-N. They count until the others have their new folders, and Ray was started again with these.
+    """
+    home = Path(folder)
+    issued = {path.parent.name: path for path in sorted(home.glob("*/node.crt"))}
+    issued |= {path.stem: path for path in sorted((home / "authority" / _ISSUED).glob("*.crt"))}
+    if unknown := sorted(set(names) - set(issued)):
+        raise CertificateError(f"{home} has made no certificate for {listed(unknown)}: it has for {listed(issued) or 'nobody'}")
+    stay = {name: hosts_of(path) for name, path in issued.items() if name not in names}
+    if not stay:
+        raise CertificateError(f"nobody is left of {listed(issued) or 'nobody'}: a consortium that ends removes its folder and stops Ray")
+    old = next(path for n in itertools.count(1) if not (path := home / f"withdrawn-{n}").exists())
+    old.mkdir(mode=0o700)
+    for name in ("authority", *issued):
+        if (home / name).exists():
+            (home / name).rename(old / name)
+    return equip(home, stay, days)
+
+
+def environment(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """The variables under which Ray uses what `equip` wrote to this folder."""
+    folder = Path(folder).absolute()
+    files = Files(folder / "node.crt", folder / "node.key", folder / "ca.crt")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), **files.environment}
+
+
+def _token(environment: Mapping[str, str]) -> str | None:
+    """What is wrong with the token that Ray would use."""
+    if environment.get("RAY_AUTH_TOKEN"):
+        return None
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        token = read_private(path, "this token").strip()
+    except FileNotFoundError:
+        return f"a token ({path} does not exist: copy the cluster's there, mode 600, and name it in RAY_AUTH_TOKEN_PATH)"
+    except OSError as error:
+        return f"a token that is secret ({error})"
+    return None if token else f"a token ({path} is empty)"
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's address and listens everywhere."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
