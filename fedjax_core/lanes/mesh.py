@@ -5,7 +5,8 @@
 
 A core can be a device too. XLA alone has several cores only inside one operation, of which small ones are not worth it: on `cores()` each
 works through lanes of its own instead, and rounds of FedAvg take 0.7 (logistic regression, perceptron) to 0.5 (LSTM) of the time of one
-device with both cores (2-core x86); those of large convolutions, which XLA spreads well, about the same.
+device with both cores (2-core x86); those of large convolutions, which XLA spreads well, about the same. So a simulator that is
+given no mesh asks for the cores when it is made (`usual`).
 
 >>> split((10, 64, 32), "model", 8)
 P(None, 'model', None)
@@ -46,9 +47,7 @@ def cores(count: int | None = None) -> Mesh:
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     wanted = count or machine.cores()
-    if jax.config.values["jax_num_cpu_devices"] < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with suppress(RuntimeError):  # JAX has begun
-            jax.config.update("jax_num_cpu_devices", wanted)
+    ask_for_cores(wanted)
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         return Mesh(np.array(devices[:count]), ("lanes",))
@@ -60,14 +59,35 @@ def cores(count: int | None = None) -> Mesh:
     return Mesh(np.array(devices[:wanted]), ("lanes",))
 
 
+def ask_for_cores(count: int) -> None:
+    """Has JAX begin with so many CPU devices, where it has not begun and nobody has said how many it shall have."""
+    if jax.config.values["jax_num_cpu_devices"] < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with suppress(RuntimeError):  # JAX has begun
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def usual(lanes: int | None) -> Mesh | None:
+    """The mesh of a simulator with this number of lanes (None: to be chosen) that is given none; None for one device.
+
+    That is all cores of a CPU. One device where JAX has begun with another number of them, which somebody may have wanted;
+    where these lanes cannot be spread evenly; on GPUs; and where several processes share the devices.
+    """
+    here, wanted = jax.local_device_count(), machine.cores()
+    if jax.default_backend() != "cpu" or jax.process_count() > 1 or wanted == 1:
+        return None
+    if here == 1:
+        _warn_of_idle_cores(wanted)
+    return cores() if here == wanted and (lanes is None or lanes % wanted == 0) else None
+
+
 @cache
-def say_idle_cores() -> None:
-    """Says once, where lanes are on one device of a CPU with more cores, how to have them on each."""
-    if machine.cores() > 1 and jax.default_backend() == "cpu" and jax.local_device_count() == 1:
-        log.info(
-            "lanes are on one of %d cores: Simulator(..., mesh=fc.cores()), asked for before anything is computed, has some on each",
-            machine.cores(),
-        )
+def _warn_of_idle_cores(count: int) -> None:
+    log.warning(
+        "JAX had begun before the first simulator was made, with one device for the %d cores of this machine: rounds may take up to "
+        "%d times as long. Make the simulator, or call fc.cores(), before anything else is computed, or start with "
+        "JAX_NUM_CPU_DEVICES=%d; mesh=None says that one device is what you want",
+        count, count, count,
+    )  # fmt: skip
 
 
 class Placing:

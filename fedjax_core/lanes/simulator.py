@@ -15,7 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_core import tree
+from fedjax_core import machine, tree
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
@@ -33,7 +33,7 @@ from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_model, check_simulation, check_state, warn_outgrown
 from fedjax_core.lanes.dispatch import Feed
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
-from fedjax_core.lanes.mesh import Placing, say_idle_cores
+from fedjax_core.lanes.mesh import Placing, ask_for_cores, cores, usual
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.tiers import Rows
@@ -45,6 +45,7 @@ from fedjax_core.xla.options import options
 log = logging.getLogger("fedjax_core")
 
 _USUAL_COHORT = 1000  # where lanes are asked for before any cohort is known
+_DEVICES = "devices of a simulator that was given no mesh"  # what a run keeps of it, beside what was measured
 _STREAMED_BYTES = 1 << 28  # of examples in one dispatch of several rounds
 
 
@@ -57,8 +58,10 @@ class Simulator:
     `fc.fit` are given: for another repetition change it, too, and the seed of the cohorts.
 
     The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
-    lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over
-    (`fc.cores()` is that of a processor's cores); a second one splits the model inside each lane. `stream`: whether a dispatch brings its
+    lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over;
+    a second one splits the model inside each lane; None: one device. The default is all cores of a CPU, `fc.cores()`, where
+    JAX has not begun with another number of devices or `client_state` is on the host, and one device of any other kind.
+    `stream`: whether a dispatch brings its
     cohorts' examples, instead of all examples being on the device from the start; by default where the data is memory-mapped, or takes
     more than half of the device's memory. `client_state`: where what clients keep between rounds is held, "device", "host", or a folder;
     see `fedjax_core.lanes.tiers`.
@@ -73,20 +76,20 @@ class Simulator:
         epochs: Amount | None = None,
         steps: Amount | None = None,
         lanes: int | Literal["auto"] = "auto",
-        mesh: Mesh | None = None,
+        mesh: Mesh | Literal["auto"] | None = "auto",
         seed: int = 0,
         order: Order | None = None,
         stream: bool | None = None,
         client_state: str | Path = "device",
     ) -> None:
         check_simulation("Simulator", composed, clients, lanes)
+        if mesh == "auto":
+            ask_for_cores(machine.cores())
         tuning_cache.keep_programs()
         self.round = composed
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
-        self._placing = Placing(mesh)
-        if mesh is None:
-            say_idle_cores()
+        self._mesh = None if mesh == "auto" and client_state != "device" else mesh
         self.meter = Meter(self._asked)
         """How fast it goes: `meter.report()`."""
         self.traces = 0
@@ -94,7 +97,6 @@ class Simulator:
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
         """Whether a dispatch brings its own examples."""
-        self._data: Columns = () if self.streams else self._placing.data(narrow(clients.columns))
         check_model(composed, clients, batch_size)
         self._rows = self._tier(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
@@ -108,6 +110,22 @@ class Simulator:
         who = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
         lanes = "auto" if self._lanes is None else self._lanes
         return f"Simulator({self.round}, {who}, {self.plan_of_batches}, lanes={lanes})"
+
+    @cached_property
+    def _placing(self) -> Placing:
+        """Where arrays lie. A run that goes on from a checkpoint goes by the devices that it began with, where there are as many."""
+        if self._mesh != "auto":
+            return Placing(self._mesh)
+        before, mesh = tuning_cache.before(_DEVICES), usual(self._lanes)
+        if before is not None and mesh is not None and before < mesh.size:
+            mesh = cores(before) if before > 1 else None
+        tuning_cache.keep(_DEVICES, 1 if mesh is None else mesh.size)
+        return Placing(mesh)
+
+    @cached_property
+    def _data(self) -> Columns:
+        """All examples, on the devices; nothing where a dispatch brings its own."""
+        return () if self.streams else self._placing.data(narrow(self.clients.columns))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -235,7 +253,7 @@ class Simulator:
 
     def _tier(self, client_state: str | Path) -> Rows | None:
         """The store of what clients keep, None where that is in the state."""
-        if client_state != "device" and self._placing.mesh is not None:
+        if client_state != "device" and self._mesh is not None:
             raise ValueError('client_state must be "device" on a mesh: the host holds rows for one device')
         return Rows.of(client_state, len(self.clients))
 

@@ -127,7 +127,7 @@ def _linen(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
         return dict(module.init(key, inputs(zeros), **modes.of(module, train=False)))
 
-    state = {name: tree for name, tree in jax.eval_shape(variables, jax.random.key(0)).items() if name != "params"}
+    state = {name: tree for name, tree in jax.eval_shape(variables, jax.eval_shape(lambda: jax.random.key(0))).items() if name != "params"}
     for name, given in fixed.items():
         shapes = jax.tree.map(jnp.shape, dict(given))
         if name not in state or shapes != jax.tree.map(jnp.shape, dict(state[name])):

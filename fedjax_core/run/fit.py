@@ -122,8 +122,8 @@ def fit(
         secret = _key(encrypt, folder)
         checkpoints = stack.enter_context(Checkpoints(folder, keep, secret, private=private)) if folder is not None else None
         newest = None if checkpoints is None else checkpoints.newest()
-        if newest is not None:  # how many lanes, and the like: measured anew, it might come out otherwise, and so the last bits
-            tuning_cache.go_by(newest.about.get("measured", {}))
+        # How many lanes, on how many cores, and the like: chosen anew, it might come out otherwise, and so the last bits.
+        tuning_cache.go_by({} if newest is None else newest.about.get("measured", {}))
         configuration = {
             "settings": sim.settings,
             "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if run_dir is not None else None},

@@ -32,6 +32,7 @@ log = logging.getLogger("fedjax_core")
 
 
 _answers: dict[str, Any] = {}  # of this process, which come before those on disk
+_before: dict[str, Any] = {}  # of the run that goes on
 
 
 def answers() -> dict[str, Any]:
@@ -40,8 +41,15 @@ def answers() -> dict[str, Any]:
 
 
 def go_by(answers: dict[str, Any]) -> None:
-    """Takes these answers, wherever they were found, before any others."""
+    """Takes these answers, which a run went by before, before any others."""
     _answers.update(answers)
+    _before.clear()
+    _before.update(answers)
+
+
+def before(question: str) -> Any | None:
+    """The answer that the run went by before; None in a fresh run."""
+    return _before.get(question)
 
 
 def recall(question: str) -> Any | None:
@@ -60,6 +68,11 @@ def _read(question: str) -> Any | None:
     except (OSError, ValueError):
         return None
     return found["answer"] if isinstance(found, dict) and found.get("question") == question else None
+
+
+def keep(question: str, answer: Any) -> None:
+    """Remembers the answer in this process alone, so that a run keeps it among those it went by."""
+    _answers[question] = answer
 
 
 def note(question: str, answer: Any) -> None:

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -105,3 +110,61 @@ def test_what_xla_does_not_know_is_not_asked_for(monkeypatch, caplog):
     with caplog.at_level("INFO", "fedjax_core"):
         assert options.options(cores=True) == options.options(cores=False)
     assert "compiling without xla_cpu_no_such_option" in caplog.text
+
+
+def on_cores(script: str, *arguments: str, **environment: str) -> list[str]:
+    """The lines that a fresh Python prints for this script, of which nobody has said how many devices it has."""
+    alone = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    done = subprocess.run(
+        [sys.executable, "-c", MADE + script, *arguments],
+        env=alone | environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MADE = """
+import sys, jax, numpy as np, optax, flax.linen as nn
+import fedjax_core as fc
+from fedjax_core import machine
+from fedjax_core.lanes import tune
+machine.cores, tune._BUDGET_SECONDS = lambda: 2, 0.0  # whatever machine this is
+clients = fc.synthetic.synthetic(1, 1, clients=6, seed=0)
+example = {name: column[:2] for name, column in clients.columns.items()}
+loss = lambda outputs, batch: optax.softmax_cross_entropy_with_integer_labels(outputs, batch["y"])
+task = fc.models.from_flax(nn.Dense(10), example, loss=loss)
+composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.05)))
+def devices(**settings):
+    return fc.Simulator(composed, clients, batch_size=20, epochs=1, **settings).settings["devices"]
+def trained(rounds, folder):
+    simulator = fc.Simulator(composed, clients, batch_size=20, epochs=1)
+    fc.fit(simulator, rounds=rounds, cohorts=fc.cohorts.everyone(6), run_dir=folder, checkpoint_every=1, progress=False)
+    return simulator.settings["devices"]
+"""
+
+
+def test_a_simulator_of_a_fresh_process_has_lanes_on_every_core():
+    said = on_cores('print(devices(), devices(lanes=3), devices(lanes=4), devices(client_state="host"), devices(mesh=None))')
+    assert said == ["2 1 2 1 1"]
+
+
+def test_a_simulator_that_comes_after_a_computation_says_what_it_costs():
+    first, warning = on_cores("jax.numpy.zeros(1); print(devices(), devices())")
+    assert first == "1 1"
+    assert "JAX had begun before the first simulator was made, with one device for the 2 cores" in warning
+    assert "JAX_NUM_CPU_DEVICES=2" in warning
+
+
+@pytest.mark.slow
+def test_how_many_devices_there_are_is_for_the_environment_to_say():
+    assert on_cores("jax.numpy.zeros(1); print(devices(mesh=None))") == ["1"]
+    assert on_cores("jax.numpy.zeros(1); print(devices())", JAX_NUM_CPU_DEVICES="2") == ["2"]
+    assert on_cores("print(devices())", JAX_NUM_CPU_DEVICES="8") == ["1"]  # somebody wants these otherwise
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_as_many_devices_as_it_began_with(tmp_path):
+    first, _ = on_cores("jax.numpy.zeros(1); print(trained(1, sys.argv[1]))", str(tmp_path))
+    again, *_ = on_cores("print(trained(2, sys.argv[1]))", str(tmp_path))
+    assert (first, again) == ("1", "1")
+    assert on_cores("print(trained(1, sys.argv[1]), trained(1, sys.argv[2]))", str(tmp_path / "a"), str(tmp_path / "b")) == ["2 2"]
