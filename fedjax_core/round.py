@@ -247,6 +247,7 @@ def _check_shapes(composed: Round) -> None:
             f"{type(server).__name__} without: write class Global(NamedTuple): params: Params"
         )
     state = state_shapes(composed)
+    _check_statistics(composed, server)
     own = jax.eval_shape(composed.algorithm.init_client, params)
     for e, exchange in enumerate(composed.algorithm.exchanges):
         report = composed.report_shapes(e, state.server, own)
@@ -264,6 +265,17 @@ def _check_shapes(composed: Round) -> None:
         one = jax.ShapeDtypeStruct((), jnp.float32)
         after = jax.eval_shape(partial(composed.conclude, e), state, acc, one, one)
         _same(after, state, f"the state after exchange {e}")
+
+
+def _check_statistics(composed: Round, server: Server) -> None:
+    """Raises where the server has running statistics that are to be each client's own."""
+    names, _, personal = composed.algorithm.task.statistics
+    sent = [leaf for leaf in tree.names(server.params) if any(tree.is_under(leaf, name) for name in names)]
+    if personal and sent:
+        raise ValueError(
+            f"this algorithm sends {sent[0]!r}, which is each client's own by statistics='personal': use "
+            "fc.algorithms.fedper, whose clients keep it, or statistics='shared', which averages it"
+        )
 
 
 def _meet(composed: Round, update: Update) -> tuple[Any, Update]:

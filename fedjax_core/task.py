@@ -22,6 +22,17 @@ Range = tuple[str, float, float]
 """(metric, the least value that an example can have, the largest)."""
 
 
+class Statistics(NamedTuple):
+    """The leaves of a model that no gradient moves, but every batch: the running means and variances of BatchNorm."""
+
+    names: tuple[str, ...] = ()
+    """Of these leaves, as for `fedjax_core.tree.partition`; () where a model has none."""
+    update: Callable[[Params, Batch, Key], Params] = lambda params, batch, key: params
+    """(params, batch, key) -> these leaves after a local step on the batch, None in the place of all others."""
+    personal: bool = False
+    """They describe each client's own data, and must not leave it: `compose` refuses an algorithm that sends them."""
+
+
 class Task(NamedTuple):
     """A model and what it is judged by. Batches are read as their columns, `batch["x"]`, and know their `mask`."""
 
@@ -38,6 +49,11 @@ class Task(NamedTuple):
     """How many classes the labels are of, where they are of some: a site that lacks one has none of its examples (`minimum.per_class`)."""
     ranges: tuple[Range, ...] = ()
     """As in `(("accuracy", 0, 1),)`: what a metric of one example can be. What a site tells beyond that is not believed."""
+
+    features: Callable[[Params, Batch, Key], Array] | None = None
+    """(params, batch, key) -> [B, d] floating: what the model makes of each example before its last layer, in training."""
+    statistics: Statistics = Statistics()
+    """What batches move, and not gradients."""
 
     def mean_loss(self, params: Params, batch: Batch, key: Key) -> Array:
         """The mean loss over the examples that are not padding: what a local step differentiates."""
@@ -79,6 +95,8 @@ def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params 
         check_values(jax.eval_shape(task.evaluation, params, batch), size)
         if training and task.predict is not None:
             check_predictions(jax.eval_shape(task.predict, params, batch), size)
+        if training:
+            _check_statistics(task, params, batch, key)
 
     try:
         check_all(batch)
@@ -91,6 +109,19 @@ def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params 
         if (way_out := _one_axis_too_many(check_all, batch)) is not None:
             raise ValueError(way_out) from error
         raise
+
+
+def _check_statistics(task: Task, params: Params, batch: Batch, key: Key) -> None:
+    """Raises unless `update` gives the leaves that `names` names, of the shapes they have."""
+    names, update, _ = task.statistics
+    expected, others = tree.partition(params, names)
+    if names:
+        found = jax.eval_shape(lambda p, batch, key: tree.combine(update(p, batch, key), p), params, batch, key)
+        if tree.shapes(tree.partition(found, names)) != tree.shapes((expected, others)):
+            raise ValueError(
+                f"statistics.update of the task must give the leaves {', '.join(map(repr, tree.names(expected)))} as they are in the "
+                "parameters, with None in the place of all others, and gives other shapes"
+            )
 
 
 def _rows(columns: Columns, size: int) -> Batch:

@@ -47,8 +47,11 @@ SHARED = {"algorithms.local_training", "algorithms.by_round"}
 # (file, neighbour it may import): each for a reason.
 EXCEPTIONS = {
     ("algorithms.fedprox", "algorithms.fedavg"): "FedProx is FedAvg with one more gradient transformation",
+    ("algorithms.moon", "algorithms.fedavg"): "MOON is FedAvg with another loss, and clients that keep their model",
     ("algorithms.perfedavg", "algorithms.fedavg"): "Per-FedAvg is FedAvg down another gradient",
     ("algorithms.fedopt", "algorithms.fedavg"): "the adaptive server optimisers are FedAvg with another argument",
+    ("models.from_flax", "models.batch_norm"): "which rows a module's BatchNorm counts is an idea of its own",
+    ("models.from_flax", "models.modes"): "and so is how a module is told that it trains",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",
 }
 HOMES = {"ray": ("cluster", "sites.transport"), "orbax": ("run.checkpoint",), "flax": ("models",)}

@@ -60,6 +60,19 @@ class Dropped(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.3, deterministic=not train)(nn.relu(nn.Dense(4)(x))))
 
 
+class Normalised(nn.Module):
+    """A linen module with BatchNorm."""
+
+    def setup(self):
+        self.first, self.norm, self.last = nn.Dense(4), nn.BatchNorm(momentum=0.9), nn.Dense(3)
+
+    def encode(self, x, train: bool):
+        return self.norm(self.first(x), use_running_average=not train)
+
+    def __call__(self, x, train: bool):
+        return self.last(nn.relu(self.encode(x, train)))
+
+
 class Small(nn.Module):
     """An ordinary convolutional linen module."""
 
@@ -89,9 +102,9 @@ def task():
     return models.mlp(features=3, hidden=(4,), classes=3)
 
 
-def flax_task(module, kind="classes"):
+def flax_task(module, kind="classes", **how):
     """A Flax module as a task."""
-    return models.from_flax(module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy)
+    return models.from_flax(module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy, **how)
 
 
 @cache
@@ -113,6 +126,11 @@ def by_round():
         local=lambda round: optax.sgd(0.1 * 0.5**round),
         server=lambda round: optax.sgd(0.9**round, momentum=0.5),
     )
+
+
+def hidden(params, batch, key):
+    """What the usual model makes of an example before its last layer."""
+    return jax.numpy.tanh(batch["x"] @ params[0]["w"] + params[0]["b"][None])
 
 
 def scaled_loss(factor):
@@ -156,6 +174,8 @@ ZOO: dict[str, Entry] = {
     "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "fedper": Entry(lambda: compose(algorithms.fedper(task(), SGD, personal=["1"]))),
+    "fedbn": Entry(lambda: compose(algorithms.fedper(flax_task(Normalised(), statistics="personal"), SGD, personal=["params/norm"]))),
+    "moon": Entry(lambda: compose(algorithms.moon(task()._replace(features=hidden), 0.5, SGD))),
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
@@ -171,6 +191,7 @@ ZOO: dict[str, Entry] = {
     "linear": Entry(lambda: compose(algorithms.fedavg(models.linear(features=3), SGD)), "numbers"),
     "cox": Entry(lambda: compose(algorithms.fedavg(models.cox(features=3), SGD)), "survival"),
     "linen dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Dropped()), SGD))),
+    "linen batch norm": Entry(lambda: compose(algorithms.fedavg(flax_task(Normalised(), statistics="shared"), SGD))),
     "linen convolution": Entry(lambda: compose(algorithms.fedavg(flax_task(Small(), "images"), SGD)), "images"),
     "nnx dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Twin), SGD))),
     # what makes models fit, or trains a part of them

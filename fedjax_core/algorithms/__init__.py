@@ -9,6 +9,7 @@ from fedjax_core.algorithms.fedprox import add_proximal, fedprox
 from fedjax_core.algorithms.ifca import ifca
 from fedjax_core.algorithms.local_training import At, Local, local_training, server_step
 from fedjax_core.algorithms.mime import mime
+from fedjax_core.algorithms.moon import moon
 from fedjax_core.algorithms.perfedavg import perfedavg
 from fedjax_core.algorithms.scaffold import scaffold
 
@@ -32,6 +33,7 @@ __all__ = [
     "ifca",
     "local_training",
     "mime",
+    "moon",
     "perfedavg",
     "scaffold",
     "scheduled",

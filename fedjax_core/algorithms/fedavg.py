@@ -62,7 +62,7 @@ def fedavg(
     """
     begin, step = local_training(task, local, gradient=gradient)
     server = optax.sgd(1.0) if server is None else server
-    move = server_step(server)
+    move = server_step(server, averaged=task.statistics.names)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
         return Report(tree.sub(carry.params, params), weighting(seen), own=())

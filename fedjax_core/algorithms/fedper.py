@@ -41,11 +41,16 @@ def fedper(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedAvg of all leaves but those under the names `personal`, as "Dense_1" or "Dense_1/kernel", which each client keeps."""
-    names = tuple(personal)
+    """FedAvg of all leaves but those under the names `personal`, as "Dense_1" or "Dense_1/kernel", which each client keeps.
+
+    Running statistics that are personal (`from_flax(..., statistics="personal")`) are among these unnamed. FedBN of a linen module:
+    `personal=["params/BatchNorm_0", ...]`.
+    """
+    names = (*personal, *(task.statistics.names if task.statistics.personal else ()))
+    averaged = [name for name in task.statistics.names if not any(tree.is_under(name, kept) for kept in names)]
     begin, step = local_training(task, local, start=lambda shared, own: tree.combine(own, shared))
     server = optax.sgd(1.0) if server is None else server
-    move = server_step(server)
+    move = server_step(server, averaged)
 
     def finish(shared: Params, carry: Local, seen: Seen) -> Report:
         own, now = tree.partition(carry.params, names)

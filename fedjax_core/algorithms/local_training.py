@@ -7,7 +7,7 @@ An algorithm that differs from FedAvg by a term is that term and little more. SC
 `objective`, and what takes the gradient elsewhere or adds noise to it is a `gradient`:
 
 >>> import optax
->>> from fedjax_core import models, tree
+>>> from fedjax_core import models
 >>> def sharpness_aware(task, params, batch, key):  # FedSAM: the gradient where the loss is larger, a little uphill
 ...     grads, _ = gradient(task, params, batch, key)
 ...     return gradient(task, tree.add(params, tree.scale(0.05 / tree.norm(grads), grads)), batch, key)
@@ -15,13 +15,14 @@ An algorithm that differs from FedAvg by a term is that term and little more. SC
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_core import tree
 from fedjax_core.algorithms.base import gradient
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
@@ -88,19 +89,27 @@ def local_training(
         if correct is not None:
             grads = correct(grads, At(params, message, own, batch, key))
         change, opt = optimizer.update(grads, opt, params)
-        return Local(optax.apply_updates(params, change), opt, own), seen
+        after = optax.apply_updates(params, change)
+        if task.statistics.names:
+            after = tree.combine(task.statistics.update(params, batch, key), after)
+        return Local(after, opt, own), seen
 
     return begin, step
 
 
 def server_step(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation, averaged: Sequence[str] = ()
 ) -> Callable[[Params, optax.OptState, Update], tuple[Params, optax.OptState]]:
-    """(params, optimiser's state, mean change) -> both after a step of `optimizer`, which takes the change, negated, for a gradient."""
+    """(params, optimiser's state, mean change) -> both after a step of `optimizer`, which takes the change, negated, for a gradient.
+
+    Leaves under the names `averaged` move by the mean change itself: of running statistics, an average is all that makes sense.
+    """
     check_optimizer(optimizer, "server")
 
     def step(params: Params, opt: optax.OptState, change: Update) -> tuple[Params, optax.OptState]:
         move, opt = optimizer.update(jax.tree.map(lambda x: -x, change), opt, params)
+        if averaged:
+            move = tree.combine(tree.partition(change, averaged)[0], move)
         return optax.apply_updates(params, move), opt
 
     return step

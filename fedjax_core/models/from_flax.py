@@ -5,7 +5,8 @@
 
 The argument may be called `train`, `training`, `is_training` or `deterministic`; one of another name is given by `training=` and
 `evaluation=`, and a module whose dropout never drops is refused. An nnx module also has its `train()` and `eval()`. Parameters are all
-that a client trains and sends, so a module may keep nothing else; statistics of a pretrained network can be its `constants`.
+that a client trains and sends, so a module may keep nothing else but the running statistics of BatchNorm, where `statistics` says whose
+they are; those of a pretrained network can be its `constants`.
 
 >>> import jax.numpy as jnp, optax
 >>> from flax import linen as nn
@@ -22,7 +23,7 @@ ValueError: Sequential keeps state beside its parameters (batch_stats: layers_1/
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import flax.errors
 import jax
@@ -31,13 +32,15 @@ import numpy as np
 from flax import linen, nnx
 
 from fedjax_core.models.base import images, like
-from fedjax_core.task import Task, check_losses, check_values
+from fedjax_core.models.batch_norm import STATISTICS, masked
+from fedjax_core.models.modes import Modes
+from fedjax_core.task import Statistics, Task, check_losses, check_values
 from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Key, Params
 
 Init = Callable[[Key], Params]
-Apply = Callable[[Params, Any, Key | None], Any]
-"""(params, inputs, key) -> outputs; in evaluation the key is None."""
+Apply = Callable[..., Any]
+"""(params, batch's inputs, its mask, key, method="__call__") -> outputs; in evaluation the key is None."""
 
 
 def from_flax(
@@ -50,6 +53,8 @@ def from_flax(
     training: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     constants: Mapping[str, Any] | Sequence[str] = (),
+    statistics: Literal["personal", "shared"] | None = None,
+    features: str | None = None,
 ) -> Task:
     """The task of a Flax module; raises where the module keeps state or never drops, or the loss is not one number an example.
 
@@ -62,51 +67,55 @@ def from_flax(
     training, evaluation: arguments by which the module is told what it does, such as `{"mode": "train"}` and `{"mode": "eval"}`.
     constants: what the module keeps beside its parameters and is used as it is, never trained or sent: of a linen module its collections,
         `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already made, the types of its variables, `["BatchStat"]`.
+    statistics: whose the running statistics of a linen module's BatchNorm are. "personal": each client's own (FedBN), which no algorithm
+        may send; "shared": averaged as parameters are. Parameters are then what Flax calls variables, {"params": ..., "batch_stats": ...}.
+    features: the method of the module that gives an example's representation, [B, d], called as the module itself; for `Task.features`.
     """
+    if statistics not in (None, "personal", "shared"):
+        raise ValueError(
+            f"statistics={statistics!r} is not known: 'personal' or 'shared'; for those of a pretrained network, used as they are, give "
+            "constants={'batch_stats': ...}"
+        )
     example, modes = _example(example_batch), Modes(training or {}, evaluation or {})
     if isinstance(module, linen.Module):
-        init, apply, draws = _linen(module, inputs, example, modes, constants)
-    else:
+        init, apply, draws = _linen(module, inputs, example, modes, constants, statistics is not None)
+    elif statistics is None:
         init, apply, draws = _nnx(module, inputs, example, modes, constants)
+    else:
+        raise ValueError(
+            f"statistics={statistics!r} are of a linen module, for an nnx one cannot be told which rows are padding: make it a "
+            "linen module, or replace BatchNorm with GroupNorm"
+        )
+
+    def train(params: Params, batch: Batch, key: Key, **how: Any) -> Any:
+        return apply(params, like(params["params"] if statistics else params, inputs(batch)), batch.mask, key, **how)
 
     def train_loss(params: Params, batch: Batch, key: Key) -> Array:
-        return loss(wide(apply(params, like(params, inputs(batch)), key)), batch)
+        return loss(wide(train(params, batch, key)), batch)
+
+    def predict(params: Params, batch: Batch) -> Any:
+        return apply(params, inputs(batch), batch.mask, None)
 
     def evaluate(params: Params, batch: Batch) -> dict[str, Array]:
-        outputs = wide(apply(params, inputs(batch), None))
+        outputs = wide(predict(params, batch))
         return {"loss": loss(outputs, batch), **(metrics(outputs, batch) if metrics else {})}
 
-    task = Task(init, train_loss, evaluate, predict=lambda params, batch: apply(params, inputs(batch), None))
+    def after(params: Params, batch: Batch, key: Key) -> Params:
+        return {"params": None, STATISTICS: train(params, batch, key, changed=True)}
+
+    task = Task(
+        init,
+        train_loss,
+        evaluate,
+        predict,
+        features=None if features is None else lambda params, batch, key: wide(train(params, batch, key, method=features)),
+        statistics=Statistics() if statistics is None else Statistics((STATISTICS,), after, statistics == "personal"),
+    )
     _check(task, example)
     _check_dropout(module, draws)
     return task
 
 
-class Modes(NamedTuple):
-    """What the module is told beside the usual arguments."""
-
-    training: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
-
-    def of(self, module: Any, train: bool) -> dict[str, Any]:
-        """The arguments by which the module's `__call__` is told whether it trains."""
-        usual = {"train": train, "training": train, "is_training": train, "deterministic": not train}
-        accepted = inspect.signature(type(module).__call__).parameters
-        open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values())
-        given = self.training if train else self.evaluation
-        if wrong := [name for name in given if name not in accepted and not open_ended]:
-            raise ValueError(f"{type(module).__name__}.__call__ takes no argument {wrong[0]!r}: it has {', '.join(list(accepted)[1:])}")
-        found = {name: value for name, value in usual.items() if name in accepted} | dict(given)
-        needed = [name for name, one in list(accepted.items())[2:] if one.default is one.empty and one.kind in _NAMED and name not in found]
-        if needed:
-            raise ValueError(
-                f"{type(module).__name__}.__call__ needs {needed[0]!r}: say what it is in training and in evaluation, as in "
-                f"from_flax(..., training={{{needed[0]!r}: True}}, evaluation={{{needed[0]!r}: False}})"
-            )
-        return found
-
-
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _DRAWS_IN_EVALUATION = (
     "the module draws random numbers in evaluation: give its __call__ an argument `train` or `deterministic` and obey it, "
     "as in nn.Dropout(0.5, deterministic=not train)(x)"
@@ -116,8 +125,9 @@ Draws = Callable[[], tuple[list[str], bool]]
 
 
 def _linen(
-    module: linen.Module, inputs: Callable[[Batch], Any], example: Batch, modes: Modes, constants: Mapping[str, Any] | Sequence[str]
-) -> tuple[Init, Apply, Draws]:
+    module: linen.Module, inputs: Callable[[Batch], Any], example: Batch, modes: Modes,
+    constants: Mapping[str, Any] | Sequence[str], statistics: bool,
+) -> tuple[Init, Apply, Draws]:  # fmt: skip
     if constants and not isinstance(constants, Mapping):
         raise TypeError('constants= of a linen module are its collections by name, such as {"batch_stats": pretrained["batch_stats"]}')
     collections = constants if isinstance(constants, Mapping) else {}
@@ -133,14 +143,28 @@ def _linen(
         if name not in state or shapes != jax.tree.map(jnp.shape, dict(state[name])):
             wanted = f"the module keeps {jax.tree.map(jnp.shape, dict(state[name]))} there" if name in state else f"it keeps {[*state]}"
             raise ValueError(f"constants={{{name!r}: ...}} do not fit {type(module).__name__}: {wanted}, and was given {shapes}")
-    state = {name: tree for name, tree in state.items() if name not in fixed}
+    if statistics and STATISTICS not in state.keys() - fixed.keys():
+        raise ValueError(f"statistics= are of BatchNorm, and {type(module).__name__} keeps none ({STATISTICS}): leave it out")
+    own = ("params", STATISTICS) if statistics else ("params",)
+    state = {name: tree for name, tree in state.items() if name not in (*own, *fixed)}
     leaves = jax.tree_util.tree_leaves_with_path(state)
     _refuse_state(module, [(p[0].key, jax.tree_util.keystr(p[1:], simple=True, separator="/")) for p, _ in leaves])
 
-    def apply(params: Params, x: Any, key: Key | None) -> Any:
+    def begin(key: Key) -> Params:
+        made = variables(key)
+        return {name: made.get(name, {}) for name in own} if statistics else made.get("params", {})
+
+    def apply(params: Params, x: Any, mask: Array, key: Key | None, method: str = "__call__", changed: bool = False) -> Any:
+        """The outputs; or, of training, the statistics as it has `changed` them."""
         # Streams of any other name fall back to "params".
         rngs = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "params"))}
-        return module.apply({"params": params, **fixed}, x, rngs=rngs, **modes.of(module, train=key is not None))
+        told = modes.of(module, key is not None, method)
+        whole = {**(params if statistics else {"params": params}), **fixed}
+        if key is None or not statistics:
+            return module.apply(whole, x, rngs=rngs, method=method, **told)
+        with masked(mask):
+            outputs, after = module.apply(whole, x, rngs=rngs, method=method, mutable=[STATISTICS], **told)
+        return after[STATISTICS] if changed else outputs
 
     def draws() -> tuple[list[str], bool]:
         dropping: list[str] = []
@@ -151,16 +175,18 @@ def _linen(
             return next_fun(*args, **kwargs)
 
         def train(params: Params, batch: Batch) -> Any:
-            return module.apply({"params": params, **fixed}, inputs(batch), **modes.of(module, train=True))  # without any random numbers
+            whole = {**(params if statistics else {"params": params}), **fixed}
+            mutable = [STATISTICS] if statistics else False
+            return module.apply(whole, inputs(batch), mutable=mutable, **modes.of(module, train=True))  # without any random numbers
 
         with linen.intercept_methods(look):
             try:
-                jax.eval_shape(train, jax.eval_shape(lambda: variables(jax.random.key(0)).get("params", {})), example)
+                jax.eval_shape(train, jax.eval_shape(begin, jax.random.key(0)), example)
             except flax.errors.InvalidRngError:
                 return dropping, True
         return dropping, False
 
-    return jax.jit(lambda key: variables(key).get("params", {})), apply, draws
+    return jax.jit(begin), apply, draws
 
 
 def _nnx(
@@ -189,7 +215,7 @@ def _nnx(
     def init(key: Key) -> Params:
         return _values(nnx.state(module(rngs=nnx.Rngs(key)), nnx.Param))
 
-    def apply(values: Params, x: Any, key: Key | None) -> Any:
+    def apply(values: Params, x: Any, mask: Array, key: Key | None, method: str = "__call__") -> Any:
         params = nnx.from_flat_state([(path, leaf.replace(values[_name(path)])) for path, leaf in nnx.to_flat_state(shapes)])
         fresh = jax.tree.map(lambda leaf: leaf, rngs)  # reseeding changes streams in place: not those of another trace
         model = nnx.merge(graph, params, fresh, rest)
@@ -197,7 +223,7 @@ def _nnx(
         if key is not None:
             keys: dict[str, Any] = {tag: jax.random.fold_in(key, i) for i, tag in enumerate(streams)}
             nnx.reseed(model, policy="match_shape", **keys)
-        return model(x, **modes.of(model, train=key is not None))
+        return getattr(model, method)(x, **modes.of(model, key is not None, method))
 
     def tell(model: Any, train: bool) -> None:
         """Whether it trains; statistics that are constants are used as they are in any case."""
@@ -273,7 +299,8 @@ def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
             f"{type(module).__name__} keeps state beside its parameters ({names}), which a federated task cannot have: each client's "
             "running statistics describe its own data, and their average describes nobody's. Normalise each example by itself: "
             "replace BatchNorm with GroupNorm or LayerNorm, and turn other variables into parameters or inputs. The statistics of a "
-            "pretrained network, used as they are, can be given as constants={'batch_stats': ...}."
+            "pretrained network, used as they are, can be given as constants={'batch_stats': ...}, and those of a linen module can be each "
+            "client's own, or averaged all the same: statistics='personal' or 'shared'."
         )
 
 
@@ -305,4 +332,13 @@ def _check(task: Task, example: Batch) -> None:
         found = jax.eval_shape(task.evaluation, params, example)
     except flax.errors.InvalidRngError as error:
         raise ValueError(_DRAWS_IN_EVALUATION) from error
+    except flax.errors.ModifyScopeVariableError as error:
+        raise ValueError(
+            "the module changes its statistics in evaluation: give its __call__ an argument train and obey it, as in "
+            "nn.BatchNorm(use_running_average=not train)(x)"
+        ) from error
     check_values(found, 2)
+    if task.features is not None:
+        shape = jax.eval_shape(task.features, params, example, key)
+        if len(shape.shape) != 2 or shape.shape[0] != 2:
+            raise ValueError(f"features= must give a vector an example, [B, d], and gives {list(shape.shape)} for 2 examples: flatten it")

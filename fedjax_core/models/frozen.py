@@ -33,6 +33,11 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
     """
     if not names:
         raise ValueError(f"train_only() needs at least one name of what is trained: the leaves are {', '.join(tree.names(params))}")
+    if task.statistics.names:
+        raise ValueError(
+            "train_only() keeps what is not trained as it is, and this task has running statistics, which every batch moves: make it by "
+            "from_flax(..., constants={'batch_stats': ...}), with the module told not to change them"
+        )
     params = jax.tree.map(np.asarray, params)  # on no device until a program needs them
     begin, _ = tree.partition(params, names)
 
@@ -42,12 +47,13 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
     def loss(trained: Params, batch: Batch, key: Key) -> Array:
         return task.loss(whole(params, trained), batch, key)
 
-    metrics, predict = task.metrics, task.predict
+    metrics, predict, features = task.metrics, task.predict, task.features
     return task._replace(
         init=init,
         loss=loss,
         metrics=None if metrics is None else lambda trained, batch: metrics(whole(params, trained), batch),
         predict=None if predict is None else lambda trained, batch: predict(whole(params, trained), batch),
+        features=None if features is None else lambda trained, batch, key: features(whole(params, trained), batch, key),
     )
 
 
