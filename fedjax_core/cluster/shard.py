@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
-from fedjax_core.cluster.rows import Stored
+from fedjax_core.client_state import Lent
 from fedjax_core.cluster.schedule import Room
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
@@ -53,7 +53,7 @@ class Share(NamedTuple):
     clients: np.ndarray  # [k] positions in the population
     places: np.ndarray  # [k] places in the cohort
     counts: np.ndarray  # [k] how often each was drawn
-    kept: Kept | Stored  # [k, ...], or where that lies
+    kept: Lent  # what they keep, or where that lies
     room: Room
     here: np.ndarray  # [k] bool: who takes part, not having been refused in an exchange before of the same round
 
@@ -90,9 +90,8 @@ class Worker:
         begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
         arguments, work = self._arguments(broadcast, share)
         collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
-        collected = collected._replace(kept=jax.tree.map(lambda x: x[:k], collected.kept), touched=collected.touched[:k])
-        if isinstance(share.kept, Stored):
-            collected = share.kept.write(collected)
+        kept, touched = jax.tree.map(lambda x: x[:k], collected.kept), collected.touched[:k]
+        collected = collected._replace(kept=share.kept.write(kept, touched), touched=touched)
         seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
         return Done(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
 
@@ -115,8 +114,7 @@ class Worker:
         tuning_cache.go_by(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
-        rows = share.kept.read() if isinstance(share.kept, Stored) else share.kept
-        kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), rows)
+        kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept.read())
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
         here = np.pad(share.here, (0, K - k))
         told = from_host((broadcast.message, broadcast.uplink, broadcast.round, broadcast.key))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
-from fedjax_core.cluster.keeper import Held, Keeper
+from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import Pace
 from fedjax_core.cluster.schedule import Room, deal, room_for
 from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, to_host
@@ -111,7 +111,7 @@ class ClusterSimulator:
         """How fast it goes: `meter.report()`."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
-        self._kept = Keeper(len(clients), client_state)
+        self._client_state = _store(client_state, len(clients))
         known = {"train": self.plan_of_batches.most_steps(clients.sizes), "once": -(-clients.sizes // batch_size)}
         works = [exchange.work for exchange in composed.algorithm.exchanges]
         self._steps: dict[str, np.ndarray] = {kind: known[kind] for kind in sorted(set(works))}
@@ -228,7 +228,9 @@ class ClusterSimulator:
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
-        return self._kept.begin(jax.jit(partial(self.round.init, population=self._kept.population))(key, params=params))
+        make = jax.jit(partial(self.round.init, population=self._client_state.fresh_rows))
+        self._client_state, state = self._client_state.begin(make(key, params=params))
+        return state
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add). With `donate` the state given is used up."""
@@ -238,15 +240,15 @@ class ClusterSimulator:
         self.reserve(len(who))
         first, shares = int(state.round), self._deal(who, counts)
         assert self._room is not None
-        held, half = self._kept.read(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
+        lent, half = self._client_state.lend(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         done: list[Done] = []
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
-            found, acc = self._exchange(e, half, [share._replace(here=here[share.places]) for share in shares], held, first)
+            found, acc = self._exchange(e, half, [share._replace(here=here[share.places]) for share in shares], lent, first)
             for share, part in zip(shares, found, strict=True):
                 here[share.places] = part.collected.touched
-                held.take_back(share.places, part.collected)
+                lent.take_back(share.places, part.collected.kept, part.collected.touched)
             collected = merge(self.round, [part.collected for part in found])
             collected = collected if acc is None else collected._replace(acc=acc)
             self._accumulator[e] = tree.nbytes(collected.acc)
@@ -256,7 +258,8 @@ class ClusterSimulator:
             done += found
         sizes = self.clients.sizes[who]
         metrics["clients"], metrics["examples"] = Sum(jnp.float32(here.sum())), Sum(jnp.float32(sizes[here].sum()))
-        state = self._kept.write(half._replace(round=half.round + 1), state, who, held, first, self._room.cohort, donate)
+        after, room = half._replace(round=half.round + 1), self._room.cohort
+        state = self._client_state.take_back(after, state, who, lent, first + 1, room, donate)
         moved = 2 * sum(tree.nbytes(part.collected.kept) for part in done)
         self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members), moved)
         return state, metrics
@@ -275,20 +278,20 @@ class ClusterSimulator:
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on), here; each client on a model of its own where it has one."""
-        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._kept.rows)
+        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, self._client_state)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
-        return score_state(self.round.algorithm, state, self.clients, clients, self._kept.rows)
+        return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
     def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Share]:
         """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""
         assert self._room is not None
         dealt = deal(self._load[who], self.shares)
         dealt = [at for at in dealt if len(at)] or dealt[:1]
-        return [Share(who[at], at, counts[at], Kept((), ()), self._room, np.ones(len(at), bool)) for at in dealt]
+        return [Share(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
 
-    def _exchange(self, e: int, half: State, shares: list[Share], held: Held, first: int) -> tuple[list[Done], Any]:
+    def _exchange(self, e: int, half: State, shares: list[Share], lent: Lent, first: int) -> tuple[list[Done], Any]:
         """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).
 
         They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
@@ -297,7 +300,7 @@ class ClusterSimulator:
         pool = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
         told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.answers())
-        shares = [share._replace(kept=held.of(share.places)) for share in shares]
+        shares = [share._replace(kept=lent.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
             tuning_cache.go_by(pool.measure(pool.put(told), shares[0]))
@@ -335,3 +338,10 @@ class ClusterSimulator:
         if self._disconnect is None:
             raise RuntimeError("this ClusterSimulator is closed: make another one, which can go on from the same state")
         return self._crew
+
+
+def _store(client_state: str | Path, clients: int) -> ClientState:
+    """Where so many clients' rows lie: at the driver, or in a folder that all nodes see."""
+    if client_state == "device":
+        return Resident(clients)
+    return HostRows((), clients) if client_state == "host" else RecordFiles((), clients, Path(client_state))

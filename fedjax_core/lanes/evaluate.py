@@ -33,6 +33,7 @@ from jax.extend import core
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Algorithm
+from fedjax_core.client_state import ClientState
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import as_cohort
@@ -40,7 +41,6 @@ from fedjax_core.data.columns import narrow
 from fedjax_core.data.task_check import check_data
 from fedjax_core.evaluation import CrossEvaluation, crossed, pool
 from fedjax_core.evaluation import Evaluation as Evaluation
-from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import State
 from fedjax_core.task import Task, check_predictions, check_values
 from fedjax_core.types import Batch, Params
@@ -74,22 +74,21 @@ def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -
     return crossed(list(models), [str(name) for name in clients.ids], found)
 
 
-def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, population: int, rows: Rows | None) -> Evaluation:
-    """The model of a state; where the algorithm gives each client a model of its own, each of the `population` clients on its own."""
+def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: ClientState) -> Evaluation:
+    """The model of a state; where the algorithm gives each client a model of its own, each client on its own."""
     personal = None
     if algorithm.personal is not None:
-        if len(clients) != population:
+        if len(clients) != kept.population:
             raise ValueError(
-                f"each client is evaluated on a model of its own, so these must be the same {population} clients, got {len(clients)}. "
+                f"each client is evaluated on a model of its own, so these must be the same {kept.population} clients, got {len(clients)}. "
                 "For the global model on other data, such as a central test set: fc.evaluate(task, state.params, central); in fc.fit, "
                 "evaluate=lambda sim, state: fc.evaluate(task, state.params, central).pooled"
             )
-        kept = state.clients if rows is None else rows.read(np.arange(population))
-        personal = _models(algorithm.personal)(state.server, kept.own)
+        personal = _models(algorithm.personal)(state.server, kept.everyone(state).own)
     return evaluate(algorithm.task, state.params, clients, personal=personal)
 
 
-def score_state(algorithm: Algorithm, state: State, clients: Clients, who: Any, rows: Rows | None) -> dict[str, np.ndarray]:
+def score_state(algorithm: Algorithm, state: State, clients: Clients, who: Any, kept: ClientState) -> dict[str, np.ndarray]:
     """Each metric of the clients at these positions [n], {name: [n]}, under a state's model or each one's own; NaN without examples.
 
     The programs are those of an evaluation of all `clients`, however many are asked for.
@@ -97,8 +96,7 @@ def score_state(algorithm: Algorithm, state: State, clients: Clients, who: Any, 
     who = as_cohort(who, len(clients)).clients
     task, personal = algorithm.task, None
     if algorithm.personal is not None:
-        kept = tree.take(state.clients, who) if rows is None else rows.read(np.asarray(who, np.int64))
-        personal = _models(algorithm.personal)(state.server, kept.own)
+        personal = _models(algorithm.personal)(state.server, kept.rows_of(state, np.asarray(who, np.int64)).own)
     check_data(task, clients, _SMALL, params=state.params)
     sums, sizes = _sums(task, state.params, clients, personal, who), clients.sizes[who]
     return {name: np.divide(total, sizes, out=np.full(len(who), np.nan), where=sizes > 0) for name, total in sums.items()}

@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_core import machine, tree
+from fedjax_core.client_state import HostRows, Resident
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
@@ -36,7 +37,6 @@ from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.mesh import Placing, ask_for_cores, cores, usual
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed
-from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Columns, Key, Params
 from fedjax_core.xla import flops, tuning_cache
@@ -64,7 +64,7 @@ class Simulator:
     `stream`: whether a dispatch brings its
     cohorts' examples, instead of all examples being on the device from the start; by default where the data is memory-mapped, or takes
     more than half of the device's memory. `client_state`: where what clients keep between rounds is held, "device", "host", or a folder;
-    see `fedjax_core.lanes.tiers`.
+    see `fedjax_core.client_state`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Simulator:
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
         """Whether a dispatch brings its own examples."""
         check_model(composed, clients, batch_size)
-        self._rows = self._tier(client_state)
+        self._client_state = self._store(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
         self._feed = Feed(clients, self.plan_of_batches, kinds, streamed=self.streams)
         self._most_rounds = 1
@@ -158,17 +158,15 @@ class Simulator:
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
-        population = len(self.clients) if self._rows is None else 1
+        population = self._client_state.fresh_rows
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         make = partial(self.round.init, population=population)
         shapes = jax.eval_shape(make, key, params=params)
         memory.check_state(shapes, self._placing.parts, population)
         placed = self._placing.state(shapes)
         state = jax.jit(make, out_shardings=placed)(key, params=params)
-        if self._rows is None:
-            return state
-        self._rows = self._rows.begin(state.clients)
-        return state._replace(clients=self._rows)
+        self._client_state, state = self._client_state.begin(state)
+        return state
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add)."""
@@ -214,19 +212,18 @@ class Simulator:
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on); where clients keep a model of their own, each on its own."""
-        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, len(self.clients), self._rows)
+        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, self._client_state)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
-        return score_state(self.round.algorithm, state, self.clients, clients, self._rows)
+        return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
     def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
         """These rounds in one call of the program, in buffers that hold so many; metrics without an axis of rounds where that is one."""
         first, packing = self._round_of(state), time.perf_counter()
-        who, positions = self._union(cohorts)
+        who, positions = self._client_state.union(cohorts)
         packed, work = self._feed.pack(cohorts, first, held, positions)
-        if self._rows is not None:
-            state = self._with_rows(self._rows, state, first, who, held)
+        state = self._client_state.bring(state, who, first, min(len(self.clients), held * self._feed.cohort_size))
         state, packed = self._placing.place(state, packed)
         if self.streams and len(self._in_flight) == 2:
             jax.block_until_ready(self._in_flight[0])  # the examples of two dispatches are enough to hold
@@ -238,9 +235,7 @@ class Simulator:
             self.meter.dispatched(work, packing, metrics["clients"].total)
         self._in_flight.append(metrics["clients"].total)
         self._known_round = (state.round, first + len(cohorts))
-        if self._rows is not None:
-            self._rows.write(who, state.clients, first + len(cohorts))
-            state = state._replace(clients=self._rows)  # type: ignore[arg-type]
+        state = self._client_state.keep(state, who, first + len(cohorts))
         return state, metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics)
 
     def _asked(self) -> tuple[float, float]:
@@ -251,25 +246,13 @@ class Simulator:
         seconds = flops.seconds_at_peak(asked, jax.devices()[0].device_kind)
         return sum(asked.values()), seconds / (self._placing.devices * self._placing.parts)
 
-    def _tier(self, client_state: str | Path) -> Rows | None:
-        """The store of what clients keep, None where that is in the state."""
-        if client_state != "device" and self._mesh is not None:
+    def _store(self, client_state: str | Path) -> Resident | HostRows:
+        """Where the clients' rows lie."""
+        if client_state == "device":
+            return Resident(len(self.clients))
+        if self._mesh is not None:
             raise ValueError('client_state must be "device" on a mesh: the host holds rows for one device')
-        return Rows.of(client_state, len(self.clients))
-
-    def _union(self, cohorts: Sequence[sampling.Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """All who take part in these rounds, and where each cohort's clients are among them; for a store of rows only."""
-        if self._rows is None:
-            return np.zeros(0, np.int64), None
-        who = np.unique(np.concatenate([np.asarray(c.clients, np.int64) for c in cohorts]))
-        return who, [np.searchsorted(who, np.asarray(c.clients, np.int64)) for c in cohorts]
-
-    def _with_rows(self, rows: Rows, state: State, first: int, who: np.ndarray, held: int) -> State:
-        """The state with the rows of those who take part, in the room that any such dispatch has."""
-        rows.check_round(first)
-        room = min(len(self.clients), held * self._feed.cohort_size)
-        padded = np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
-        return state._replace(clients=rows.read(padded))
+        return HostRows((), len(self.clients), None if client_state == "host" else Path(client_state))
 
     def _lanes_known(self, cohort_size: int) -> int:
         """The number of lanes, chosen for such cohorts where it is not known."""
@@ -323,7 +306,7 @@ class Simulator:
 
     def _kept_on_device(self, cohort_size: int) -> int:
         """How many clients' rows are on the device."""
-        return len(self.clients) if self._rows is None else min(len(self.clients), cohort_size * self._most_rounds)
+        return self._client_state.rows_on_device(cohort_size * self._most_rounds)
 
     def _planned(self, cohort_size: int) -> memory.MemoryPlan:
         batch, lanes = self.plan_of_batches.batch_size, self._lanes_for(cohort_size)
@@ -348,7 +331,7 @@ class Simulator:
         """The program for single rounds, compiled for the shapes that a dispatch has."""
         nobody = [sampling.as_cohort(np.zeros(0, np.int64), len(self.clients))]
         state = jax.eval_shape(partial(self.round.init, population=self._kept_on_device(self._feed.cohort_size)), jax.random.key(0))
-        packed, _ = self._feed.pack(nobody, 0, 1, None if self._rows is None else [np.zeros(0, np.int64)])
+        packed, _ = self._feed.pack(nobody, 0, 1, self._client_state.union(nobody)[1])
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))
         _, packed = self._placing.place((), packed)
         traces = self.traces

@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
+from fedjax_core.client_state import HostRows
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.memory import MemoryPlan
 from fedjax_core.lanes.simulator import Simulator
-from fedjax_core.lanes.tiers import Rows
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
 
@@ -120,7 +120,7 @@ class Sweep:
     def result(self, state: State, j: int) -> State:
         """The state of run j by itself, with which a `Simulator` of `build(**sweep.point(j))` goes on where the sweep stands."""
         kept: Any = state.clients
-        kept = kept.read(np.arange(kept.population)) if isinstance(kept, Rows) else kept
+        kept = kept.everyone(state) if isinstance(kept, HostRows) else kept
         server, uplink, key = jax.tree.map(lambda x: x[j], (state.server, state.uplink, state.key))
         return State(server, uplink, jax.tree.map(lambda x: x[:, j], kept), state.round, key)
 

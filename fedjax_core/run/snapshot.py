@@ -67,7 +67,7 @@ class Saved:
 
         `what` and `otherwise` are for that error: what does not fit, and what to do if it is not meant to.
 
-        A store of clients' rows in `like` (`fedjax_core.lanes.tiers`) takes back however many rows were saved.
+        A store of clients' rows in `like` (`fedjax_core.client_state`) takes back however many rows were saved.
         """
         sizes = {leaf.name: leaf.shape for leaf in self.leaves}
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
+from fedjax_core.client_state import Carried
+from fedjax_core.client_state.record_files import FILES
 from fedjax_core.cluster import pool
-from fedjax_core.cluster.rows import FILES
 from fedjax_core.cluster.shard import Broadcast, Worker, from_host, to_host
 from fedjax_core.data.batches import Plan
 from fedjax_core.xla import tuning_cache
@@ -111,7 +112,7 @@ def test_workers_who_see_another_folder_say_so(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     for f in range(FILES):
         (tmp_path / "elsewhere" / f"rows_{f}.bin").touch()
-    monkeypatch.setattr(state.clients._files, "folder", tmp_path / "elsewhere")
+    monkeypatch.setattr(state.clients, "folder", tmp_path / "elsewhere")
     with pytest.raises(RuntimeError, match=r"The driver and all workers must see one folder under that path"):
         sim.run(state, COHORTS[0])
     monkeypatch.undo()
@@ -156,7 +157,7 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     state = sim.init(jax.random.key(1))
     sim.reserve(9)
     share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1]
-    share = share._replace(kept=jax.tree.map(lambda x: np.asarray(x[share.clients]), state.clients))
+    share = share._replace(kept=Carried(jax.tree.map(lambda x: np.asarray(x[share.clients]), state.clients)))
     message = composed.algorithm.exchanges[0].broadcast(state.server)
     told = to_host(Broadcast(0, message, state.uplink[0], np.int32(0), state.key, {}))
     one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).do(told, share) for _ in range(2))

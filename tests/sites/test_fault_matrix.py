@@ -133,7 +133,7 @@ ROWS = {
         tests/cluster/test_cluster.py::test_who_dies_joins_or_leaves_changes_no_bit
         tests/cluster/test_cluster.py::test_who_dies_with_rows_in_files_changes_no_bit
         tests/cluster/test_cluster.py::test_all_workers_die_and_others_go_on
-        tests/cluster/test_rows.py::test_a_share_may_be_left_halfway_and_done_again""",
+        tests/client_state/test_record_files.py::test_a_share_may_be_left_halfway_and_done_again""",
     "worker that hangs": """
         tests/cluster/test_cluster.py::test_who_hangs_is_found_by_the_clock_and_changes_no_bit""",
     "Ray node lost": """
@@ -141,7 +141,7 @@ ROWS = {
     "driver killed, alone or with all of Ray": """
         tests/cluster/test_kill.py::test_killed_and_started_again_it_ends_bit_for_bit""",
     "rows of clients cut, torn, older, or of another run": """
-        tests/cluster/test_rows.py::test_what_was_not_written_is_not_taken_for_a_row
+        tests/client_state/test_record_files.py::test_what_was_not_written_is_not_taken_for_a_row
         tests/cluster/test_shard.py::test_workers_who_see_another_folder_say_so""",
     # Messages and numbers.
     "duplicate, replayed or stale update": """

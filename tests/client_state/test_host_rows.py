@@ -4,7 +4,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.lanes.tiers import Rows
+from fedjax_core.client_state import HostRows
 from fedjax_core.run.checkpoint import Checkpoints
 from tests.contracts import COHORTS, assert_close, built, entries_of, run, usual
 from tests.contracts import simulator as of_zoo
@@ -77,7 +77,7 @@ def test_fit_resumes_rows_on_the_host(tmp_path):
 
 
 def test_only_those_who_took_part_take_room(tmp_path):
-    rows = Rows({"c": np.zeros(1000, np.float32)}, population=1_000_000, folder=tmp_path)  # 4 GB, were it written
+    rows = HostRows({"c": np.zeros(1000, np.float32)}, population=1_000_000, folder=tmp_path)  # 4 GB, were it written
     rows.write(np.array([5, 999_999]), {"c": np.ones((2, 1000), np.float32)}, round=1)
     assert rows.touched == 2 and float(rows.read(np.array([999_999]))["c"].sum()) == 1000
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6

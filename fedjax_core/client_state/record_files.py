@@ -1,0 +1,221 @@
+"""Client state in files that all nodes see: whoever works through a part of a cohort reads and writes its clients' rows there.
+
+    driver   with a part goes where its rows lie and where they are to be written; with its result comes whose were
+    worker   reads the rows, works, writes them
+
+A row has a place in each of three files. An exchange writes it where neither the row lies that it is given nor the one that the round
+began from, so a part may be done again by another worker, and the state before a round is good until the next one is whole. Each record
+begins and ends with a number of that one writing, which the driver knows: what is torn, older, or of another run is not taken for a row.
+The files are working storage, with holes where nothing was written; checkpoints hold the rows themselves.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core.client_state.base import Carried, check_round, first_row, saved_shapes
+from fedjax_core.round import Kept, State
+from fedjax_core.types import Array, Own
+
+FILES = 3
+PLACE = np.dtype([("file", np.int8), ("record", np.int64), ("writing", np.int64)])
+"""Where a row lies: the file, the record in it, and the number that the record begins and ends with."""
+
+
+@dataclass
+class Records:
+    """The rows of some clients of a cohort in files. What a worker is given can be sent: it has no `writings`."""
+
+    folder: Path
+    like: Kept  # what one client keeps, leaves with a shape and a dtype
+    clients: np.ndarray  # [k]
+    began: np.ndarray  # [k] PLACE: where the rows lay when the round began
+    here: np.ndarray  # [k] PLACE: where they lie
+    there: np.ndarray  # [k] PLACE: where they are to be written
+    writings: Iterator[int] | None = None  # numbers that no other writing has
+
+    def of(self, places: np.ndarray) -> "Records":
+        """The rows of the clients at these places in the cohort, for one exchange."""
+        assert self.writings is not None
+        clients, began, here = self.clients[places], self.began[places], self.here[places]
+        self.there[places] = there = _free(clients, began, here, next(self.writings))
+        return Records(self.folder, self.like, clients, began, here, there)
+
+    def read(self) -> Kept:
+        """The rows, leaves [k, ...]: what a worker begins with."""
+        found: Kept = jax.tree.unflatten(jax.tree.structure(self.like), _read(self.folder, self.like, self.here))
+        return found
+
+    def write(self, kept: Kept, touched: Array) -> Kept:
+        """Writes the rows [k, ...] of those who reported; there is nothing to send back."""
+        reported = np.flatnonzero(np.asarray(touched))
+        _write(self.folder, self.like, self.there[reported], [np.asarray(x)[reported] for x in jax.tree.leaves(kept)])
+        return Kept((), ())
+
+    def take_back(self, places: np.ndarray, kept: Kept, touched: Array) -> None:
+        """Takes the rows of those at these places who reported: they lie where they were to be written."""
+        reported = places[np.asarray(touched)]
+        self.here[reported] = self.there[reported]
+
+
+class RecordFiles:
+    """One row a client of a population, each like `first` until it is written, in `folder`, which the workers see too."""
+
+    fresh_rows = 1
+    """How many rows a new state is made with: the one that all begin like."""
+
+    def __init__(self, first: Own, population: int, folder: Path) -> None:
+        self.population, self.folder, self.round = population, folder.absolute(), 0
+        self._first = jax.tree.map(np.asarray, first)
+        self._like: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._first)
+        self._writings = count(secrets.randbits(60))
+        self._first_writing = next(self._writings)
+        self._lies = self._beginning()
+        if leaves := jax.tree.leaves(self._first):
+            _make(self.folder)
+            _write(self.folder, self._like, self._beginning()[:1], [x[None] for x in leaves])
+
+    @property
+    def touched(self) -> int:
+        """How many clients have a row of their own."""
+        return int((self._lies["record"] < self.population).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one client's row."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._first))
+
+    def begin(self, state: State) -> tuple["RecordFiles", State]:
+        """(the store of a new state, in this one's place; that state with it)."""
+        files = RecordFiles(first_row(state.clients), self.population, self.folder)
+        return files, state._replace(clients=files)  # type: ignore[arg-type]
+
+    def where(self, who: np.ndarray) -> np.ndarray:
+        """[K] PLACE: where these clients' rows lie; those that were never written, all in one place."""
+        return self._lies[who]
+
+    def read(self, who: np.ndarray) -> Own:
+        """The rows of these clients [K], leaves [K, ...]."""
+        leaves = _read(self.folder, self._like, self._lies[who]) if jax.tree.leaves(self._first) else []
+        return jax.tree.unflatten(jax.tree.structure(self._first), leaves)
+
+    def write(self, who: np.ndarray, rows: Own, round: int) -> None:
+        """The rows of these clients are now these, [K, ...], after `round` rounds."""
+        lies = self._lies[who]
+        there = _free(who, lies, lies, next(self._writings))
+        if leaves := jax.tree.leaves(rows):
+            _write(self.folder, self._like, there, leaves)
+        self._lies[who], self.round = there, round
+
+    def everyone(self, state: State) -> Kept:
+        """The rows of all clients, leaves [N, ...]."""
+        return self.read(np.arange(self.population))
+
+    def rows_of(self, state: State, who: np.ndarray) -> Kept:
+        """The rows of these clients [K], leaves [K, ...]."""
+        return self.read(who)
+
+    def lend(self, state: State, who: np.ndarray, round: int, room: int) -> Carried | Records:
+        """The rows of a cohort for workers; where clients keep nothing, that is sent."""
+        check_round(self.round, round)
+        if not self.nbytes:
+            return Carried(self.read(who))
+        began, here, there = (self._lies[who] for _ in range(3))  # copies
+        return Records(self.folder, self._like, who, began, here, there, self._writings)
+
+    def take_back(self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool) -> State:
+        """The state after `round` rounds, with the cohort's rows in these files."""
+        if isinstance(lent, Carried):
+            self.write(who, lent.rows, round)
+        else:
+            self._lies[who], self.round = lent.here, round
+        return after._replace(clients=self)  # type: ignore[arg-type]
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must hold: the rows that were ever written, and whose they are."""
+        who = np.flatnonzero(self._lies["record"] < self.population)
+        return {"round": np.int64(self.round), "who": who, "rows": self.read(who)}
+
+    def shapes(self, touched: int) -> dict[str, Any]:
+        """The shapes of `saved` for so many clients."""
+        return saved_shapes(self._first, touched)
+
+    def restored(self, saved: dict[str, Any]) -> "RecordFiles":
+        """This store, with what was `saved` and nothing else."""
+        self._lies = self._beginning()
+        self.write(np.asarray(saved["who"]), saved["rows"], int(saved["round"]))
+        return self
+
+    def _beginning(self) -> np.ndarray:
+        """[N] PLACE: one record, past all others, is everybody's until they have one of their own."""
+        return np.full(self.population, np.array((0, self.population, self._first_writing), PLACE))
+
+
+def _free(clients: np.ndarray, began: np.ndarray, here: np.ndarray, writing: int) -> np.ndarray:
+    """[k] PLACE: where these clients' rows can be written, in a round that began with them there, in an exchange that has them here."""
+    free = np.empty(len(clients), PLACE)
+    taken = np.stack([began["file"], here["file"]])
+    free["file"] = np.argmin([(taken == f).any(axis=0) for f in range(FILES)], axis=0)
+    free["record"], free["writing"] = clients, writing
+    return free
+
+
+def _make(folder: Path) -> None:
+    """Makes the files, empty, in the place of any that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in range(FILES):
+        _path(folder, f).unlink(missing_ok=True)
+        _path(folder, f).touch()
+
+
+def _read(folder: Path, like: Any, where: np.ndarray) -> list[np.ndarray]:
+    """The rows there, leaves [k, ...]; raises where one is not what was written."""
+    record = _record(like)
+    found = np.zeros(len(where), record)
+    raw = found.view(np.uint8).reshape(len(found), record.itemsize)
+    for k, file in _each(folder, record.itemsize, where, "rb"):
+        file.readinto(raw[k])
+    wrong = (found["begins"] != where["writing"]) | (found["ends"] != where["writing"])
+    if wrong.any():
+        raise RuntimeError(
+            f"{wrong.sum()} of {len(wrong)} rows in {folder} are not what was written there. The driver and all workers must see "
+            "one folder under that path, and each run needs its own: choose another client_state= and go on from the newest checkpoint."
+        )
+    return [found[name] for name in record.names[1:-1]]  # type: ignore[index]
+
+
+def _write(folder: Path, like: Any, where: np.ndarray, leaves: Sequence[np.ndarray]) -> None:
+    """Writes rows there, leaves [k, ...]."""
+    record = _record(like)
+    rows = np.zeros(len(where), record)
+    rows["begins"] = rows["ends"] = where["writing"]
+    for name, x in zip(record.names[1:-1], leaves, strict=True):  # type: ignore[index]
+        rows[name] = x
+    raw = rows.view(np.uint8).reshape(len(rows), record.itemsize)
+    for k, file in _each(folder, record.itemsize, where, "r+b"):
+        file.write(raw[k])
+
+
+def _record(like: Any) -> np.dtype:
+    """One record: a row's leaves between two copies of its writing's number."""
+    rows = [(str(i), x.dtype, x.shape) for i, x in enumerate(jax.tree.leaves(like))]
+    return np.dtype([("begins", np.int64), *rows, ("ends", np.int64)])
+
+
+def _each(folder: Path, size: int, where: np.ndarray, mode: str) -> Iterator[tuple[int, Any]]:
+    """(k, the file at the place of row k) of each row; records are of `size` bytes."""
+    for f in np.unique(where["file"]):
+        with open(_path(folder, f), mode) as file:
+            for k in np.flatnonzero(where["file"] == f).tolist():
+                file.seek(int(where["record"][k]) * size)
+                yield k, file
+
+
+def _path(folder: Path, f: int) -> Path:
+    return folder / f"rows_{f}.bin"

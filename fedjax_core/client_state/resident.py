@@ -1,0 +1,67 @@
+"""Client state on the device: every client's row in the `State` itself, so that a state can be gone back to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.client_state.base import Carried
+from fedjax_core.data.cohorts import Cohort
+from fedjax_core.round import Kept, State
+
+
+class Resident:
+    """The rows of `population` clients in the `State`."""
+
+    def __init__(self, population: int) -> None:
+        self.population = self.fresh_rows = population
+        """How many rows a new state is made with: all."""
+        self._take = jax.jit(tree.take)
+        self._put = {donate: jax.jit(tree.put, donate_argnums=(0,) if donate else ()) for donate in (False, True)}
+
+    def begin(self, state: State) -> tuple["Resident", State]:
+        """(the store of a new state, that state with it)."""
+        return self, state
+
+    def everyone(self, state: State) -> Kept:
+        """The rows of all clients, leaves [N, ...]."""
+        return state.clients
+
+    def rows_of(self, state: State, who: np.ndarray) -> Kept:
+        """The rows of these clients [K], leaves [K, ...]."""
+        return tree.take(state.clients, who)
+
+    def rows_on_device(self, clients: int) -> int:
+        """How many rows are on the device where so many clients take part in a dispatch."""
+        return self.population
+
+    def union(self, cohorts: Sequence[Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """(whose rows a dispatch of these rounds brings, where each cohort's are among them): None where a client's position says that."""
+        return np.zeros(0, np.int64), None
+
+    def bring(self, state: State, who: np.ndarray, round: int, room: int) -> State:
+        """The state with the rows of these clients on the device: they are there."""
+        return state
+
+    def keep(self, state: State, who: np.ndarray, round: int) -> State:
+        """The state after a dispatch, with what these clients keep where it belongs: it is there."""
+        return state
+
+    def lend(self, state: State, who: np.ndarray, round: int, room: int) -> Carried:
+        """The rows of a cohort for workers; `room` is for the largest cohort."""
+        kept = state.clients
+        if jax.tree.leaves(kept):
+            kept = jax.device_get(self._take(kept, self._places(who, room)))
+        return Carried(jax.tree.map(np.array, kept))  # to be written to
+
+    def take_back(self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool) -> State:
+        """The state after `round` rounds, with the cohort's rows in the place of those of the state before."""
+        if not jax.tree.leaves(lent.rows):
+            return after._replace(clients=lent.rows)
+        return after._replace(clients=self._put[donate](before.clients, self._places(who, room), lent.rows))
+
+    def _places(self, who: np.ndarray, room: int) -> np.ndarray:
+        """The cohort's positions, padded to the room there is with one past the end: [room] int32."""
+        return np.pad(who, (0, room - len(who)), constant_values=self.population).astype(np.int32)
