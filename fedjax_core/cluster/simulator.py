@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
+from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import Pace
 from fedjax_core.cluster.schedule import Room, deal, room_for
@@ -94,9 +95,8 @@ class ClusterSimulator:
         hang_seconds: float = 600,
     ) -> None:
         check_simulation("ClusterSimulator", composed, clients, lanes)
-        for name, value, least in (("workers", workers, 1), ("shares", shares, 1), ("retries", retries, 0)):
-            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        at_least(1, workers=workers, shares=workers if shares is None else shares)
+        at_least(0, retries=retries)
         if not cpus_per_worker > 0:
             raise ValueError(f"cpus_per_worker must be above 0, got {cpus_per_worker!r}: a worker needs a core, or a part of one")
         if not hang_seconds > 0:
@@ -211,8 +211,7 @@ class ClusterSimulator:
 
     def resize(self, workers: int) -> None:
         """Has so many workers from the next round on; cohorts are then dealt in as many shares, unless `shares` was given."""
-        if not isinstance(workers, (int, np.integer)) or isinstance(workers, bool) or workers < 1:
-            raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
+        at_least(1, workers=workers)
         self._open_crew().resize(int(workers))
         if not self._fixed_shares and self.shares != workers:
             self.shares = int(workers)

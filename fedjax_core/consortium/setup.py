@@ -21,11 +21,11 @@ from pathlib import Path
 from shutil import move
 from typing import Any
 
+from fedjax_core.checks import at_least
 from fedjax_core.consortium import example
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import read_text, write_whole
 from fedjax_core.run.log import METRICS, Record, read_records
-from fedjax_core.run.monitor import check_counts
 from fedjax_core.sites.coordinator.claims import doubtful
 from fedjax_core.sites.doctor import expected
 from fedjax_core.sites.doctor.examination import examine
@@ -64,7 +64,7 @@ class Plan:
     train_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(rounds=self.rounds, checkpoint_every=self.checkpoint_every)
+        at_least(1, rounds=self.rounds, checkpoint_every=self.checkpoint_every)
         if not 0 <= self.quorum <= len(self.sites):
             raise ValueError(f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is all of them")
         if not 0 <= self.train_seconds < DEADLINE_SECONDS:

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.checks import at_least
+
 Order = np.ndarray | Callable[[int, int], Any]
 Amount = int | Callable[[int, np.ndarray], Any]
 """How many; or (round, positions [K]) -> how many each of these clients does in this round, [K] or one number for all."""
@@ -49,12 +51,9 @@ class Plan:
     order: Order | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "steps"):
-            value = getattr(self, name)
-            if callable(value) and name != "batch_size":
-                continue
-            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        at_least(1, batch_size=self.batch_size)
+        amounts = {"epochs": self.epochs, "steps": self.steps}
+        at_least(1, **{name: value for name, value in amounts.items() if value is not None and not callable(value)})
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
         if self.order is None and self.epochs is None and self.steps is None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fedjax_core.checks import at_least
 from fedjax_core.data import host_random
 
 
@@ -84,7 +85,7 @@ class uniform:
 
     def __post_init__(self) -> None:
         _check_population(self.population, self.seed)
-        host_random.check_whole("size", self.size, least=1)
+        at_least(1, size=self.size)
         if self.size > self.population and not self.replace:
             raise ValueError(
                 f"cannot draw {self.size} different clients from {self.population}; use size <= {self.population}, "
@@ -303,7 +304,7 @@ def _check_clients(clients: np.ndarray, population: int) -> None:
 
 
 def _check_weights(weights: np.ndarray, size: int) -> None:
-    host_random.check_whole("size", size, least=1)
+    at_least(1, size=size)
     if weights.ndim != 1 or not len(weights):
         raise ValueError(f"weights must be a one-dimensional array, one number a client, got shape {list(weights.shape)}")
     if (bad := np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))).size:
@@ -313,14 +314,14 @@ def _check_weights(weights: np.ndarray, size: int) -> None:
 
 
 def _check_population(population: int, seed: int) -> None:
-    host_random.check_whole("population", population, least=1)
+    at_least(1, population=population)
     if population >= 2**31:
         raise ValueError(f"population must be below 2**31, for positions are int32, got {population}")
     host_random.check_seed(seed)
 
 
 def _generator(seed: int, round: int) -> np.random.Generator:
-    host_random.check_whole("round", round, least=0)
+    at_least(0, round=round)
     return host_random.generator(host_random.COHORT, seed, round)
 
 

@@ -7,9 +7,9 @@ purpose the top word of its counter, so that generators of different address or 
 np.True_
 """
 
-import operator
-
 import numpy as np
+
+from fedjax_core.checks import at_least
 
 COHORT, SPLIT, PARTITION, SYNTHETIC, DELAY = range(1, 6)  # what a generator is for
 
@@ -22,16 +22,6 @@ def generator(purpose: int, seed: int, who: int = 0) -> np.random.Generator:
 
 def check_seed(seed: int) -> None:
     """Raises unless the seed is a whole number that a 64-bit word holds."""
-    check_whole("seed", seed, least=0)
+    at_least(0, seed=seed)
     if seed >= 2**64:
         raise ValueError(f"seed must be below 2**64, got {seed}")
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    """Raises unless the value is a whole number of at least `least`."""
-    try:
-        whole = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None or whole < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.checks import at_least
 from fedjax_core.data import host_random
 from fedjax_core.data.given import given
 
@@ -71,7 +72,7 @@ def shards(labels: Any, clients: int, shards_per_client: int = 2, *, seed: int =
     """
     values = _values("labels", labels)
     rng = _generator(clients, seed)
-    host_random.check_whole("shards_per_client", shards_per_client, least=1)
+    at_least(1, shards_per_client=shards_per_client)
     total = clients * shards_per_client
     if total > len(values):
         raise ValueError(
@@ -136,7 +137,7 @@ def _cuts(p: np.ndarray, n: int) -> np.ndarray:
 
 def _until(draw: Callable[[], np.ndarray], n: int, clients: int, min_size: int, knob: str) -> np.ndarray:
     """The first owners drawn that leave no client below min_size."""
-    host_random.check_whole("min_size", min_size, least=0)
+    at_least(0, min_size=min_size)
     if min_size * clients > n:
         raise ValueError(f"min_size={min_size} for {clients} clients needs {min_size * clients} examples, but there are {n}; ask for fewer")
     smallest = 0
@@ -152,7 +153,7 @@ def _until(draw: Callable[[], np.ndarray], n: int, clients: int, min_size: int, 
 
 
 def _generator(clients: int, seed: int) -> np.random.Generator:
-    host_random.check_whole("clients", clients, least=1)
+    at_least(1, clients=clients)
     host_random.check_seed(seed)
     return host_random.generator(host_random.PARTITION, seed)
 

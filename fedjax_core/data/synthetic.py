@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.checks import at_least
 from fedjax_core.data import host_random
 from fedjax_core.data.clients import Clients
 
@@ -31,8 +32,8 @@ def synthetic(
 
     `iid=True` (with a = b = 0): one W and c for all, drawn from N(0, 1), and v_k = 0. `sizes` [clients] replaces the drawn sizes.
     """
-    for name, value, least in (("clients", clients, 1), ("features", features, 1), ("classes", classes, 2)):
-        host_random.check_whole(name, value, least)
+    at_least(1, clients=clients, features=features)
+    at_least(2, classes=classes)
     host_random.check_seed(seed)
     if not (0 <= a < np.inf and 0 <= b < np.inf):
         raise ValueError(f"a and b are standard deviations and must be finite and not negative, got a={a} and b={b}")

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from fedjax_core.checks import at_least
 from fedjax_core.task import Task
 from fedjax_core.tree import wide
 from fedjax_core.types import Array, Batch, Columns, Key, Params
@@ -42,7 +43,7 @@ def remat(task: Task, segments: int) -> Task:
     the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4 segments. For reverse mode only. A loop
     (`lax.scan`) or a jitted function within the loss is never cut.
     """
-    _check("remat", "segments", segments)
+    at_least(1, segments=segments)
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         traced = jax.make_jaxpr(task.loss)(params, batch, key)
@@ -73,7 +74,7 @@ def accumulate(task: Task, parts: int) -> Task:
     draws (dropout) differs, as each part has a key of its own. For losses of one example each: refused, when first traced, is one
     that reads `batch.mask`, as a loss in which examples meet must (Cox).
     """
-    _check("accumulate", "parts", parts)
+    at_least(1, parts=parts)
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         _refuse_meeting(task, params, batch, key)
@@ -110,11 +111,6 @@ def bfloat16(task: Task, columns: Sequence[str] = ("x",)) -> Task:
         return wide(task.loss(jax.tree.map(narrow, params), Batch({**batch.columns, **inputs}, batch.mask), key))
 
     return task._replace(loss=loss)
-
-
-def _check(name: str, argument: str, number: int) -> None:
-    if number < 1:
-        raise ValueError(f"{name}() needs {argument} of at least 1, got {number}")
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

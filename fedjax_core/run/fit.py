@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core.checks import at_least
 from fedjax_core.data.cohorts import Chooser, listed
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, best, read
@@ -39,7 +40,7 @@ from fedjax_core.run.encryption import load_key
 from fedjax_core.run.history import History
 from fedjax_core.run.lock import claim
 from fedjax_core.run.log import Log
-from fedjax_core.run.monitor import Evaluate, Judge, check_counts
+from fedjax_core.run.monitor import Best, Evaluate, Judge, check_counts
 from fedjax_core.run.resume import resumable
 from fedjax_core.run.rounds import EachRound, Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
@@ -112,7 +113,7 @@ def fit(
             f"run_dir {str(run_dir)!r} is written by one process, and jax.distributed has {jax.process_count()}: leave run_dir= out and "
             "save History.state where jax.process_index() is 0, or train with fc.ClusterSimulator, whose run_dir resumes"
         )
-    check_counts(rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
+    at_least(1, rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
     judge = Judge(evaluate_every, evaluate, best, mode, patience)
     _say(sim, judge, progress)
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_core.checks import at_least
 from fedjax_core.data.clients import Clients
 from fedjax_core.evaluation import NOT_TOLD
 
@@ -41,7 +42,7 @@ class Judge:
     said: set[Any] = field(default_factory=set, compare=False, repr=False)  # whom evaluations were without
 
     def __post_init__(self) -> None:
-        check_counts(least=0, evaluate_every=self.every)
+        at_least(0, evaluate_every=self.every)
         if self.mode not in ("min", "max"):
             raise ValueError(f'mode= says whether a small or a large {self.metric!r} is best: "min" or "max", got {self.mode!r}')
         if self.evaluate is not None and not isinstance(self.evaluate, Clients) and not callable(self.evaluate):
@@ -50,7 +51,7 @@ class Judge:
                 "leave it out to evaluate on the clients trained on, or on those that sites hold out"
             )
         if self.patience is not None:
-            check_counts(patience=self.patience)
+            at_least(1, patience=self.patience)
         if not self.every and (self.evaluate is not None or self.patience is not None):
             given = "evaluate" if self.evaluate is not None else "patience"
             raise ValueError(f"{given}= is given, but evaluate_every=0 never evaluates: set evaluate_every= to a number of rounds")
@@ -92,10 +93,3 @@ class Judge:
         if not math.isfinite(value) or than is None:
             return math.isfinite(value)
         return value < than.value if self.mode == "min" else value > than.value
-
-
-def check_counts(least: int = 1, **values: Any) -> None:
-    """Raises, naming the argument, where one is not a whole number of at least `least`."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-            raise ValueError(f"{name}= must be a whole number of at least {least}, got {value!r}")

@@ -85,8 +85,8 @@ def test_a_coordinator_waits_for_sites_that_are_away_when_the_last_model_is_eval
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rounds": 0}, "rounds= must be a whole number of at least 1, got 0"),
-        ({"checkpoint_every": 0}, "checkpoint_every= must be a whole number of at least 1, got 0"),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a whole number of at least 1, got 0"),
         ({"sites": 2, "quorum": 3}, "quorum=3 of 2 sites"),
         ({"sites": 2, "train_seconds": 600.0}, "train_seconds=600, and a round has 600 s: ask for less; 0 is no limit"),
         ({"study": "nowhere:study"}, "no module 'nowhere' here"),

@@ -206,9 +206,9 @@ def test_refused_reports_are_told(sim, caplog):
 @pytest.mark.parametrize(
     "settings, error, said",
     [
-        ({"rounds": 0}, ValueError, r"rounds= must be a whole number of at least 1, got 0"),
-        ({"rounds": 2.5}, ValueError, r"rounds= must be a whole number of at least 1, got 2\.5"),
-        ({"checkpoint_every": 0}, ValueError, r"checkpoint_every= must be a whole number of at least 1, got 0"),
+        ({"rounds": 0}, ValueError, r"rounds must be a whole number of at least 1, got 0"),
+        ({"rounds": 2.5}, ValueError, r"rounds must be a whole number of at least 1, got 2\.5"),
+        ({"checkpoint_every": 0}, ValueError, r"checkpoint_every must be a whole number of at least 1, got 0"),
         ({"keep": 0}, ValueError, r"keep= must be .* at least 1, got 0"),
         ({"rounds_per_dispatch": True}, ValueError, r"rounds_per_dispatch= must be .* at least 1, got True"),
         ({"evaluate_every": -1}, ValueError, r"evaluate_every= must be .* at least 0, got -1"),
