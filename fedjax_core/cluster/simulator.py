@@ -42,6 +42,7 @@ from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrow
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.program import Collected
 from fedjax_core.metrics import Sum
+from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
@@ -265,15 +266,10 @@ class ClusterSimulator:
 
     def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Many rounds, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R])."""
-        if not len(cohorts):
-            raise ValueError("run_many needs at least one cohort, got none")
         checked = [sampling.as_cohort(cohort, len(self.clients)) for cohort in cohorts]
-        self.reserve(max(len(cohort.clients) for cohort in checked))
-        found = []
-        for r, cohort in enumerate(checked):
-            state, metrics = self.run(state, cohort, donate=donate or r > 0)
-            found.append(metrics)
-        return state, jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))
+        if checked:
+            self.reserve(max(len(cohort.clients) for cohort in checked))
+        return one_by_one(self.run, state, checked, donate=donate)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on), here; each client on a model of its own where it has one."""

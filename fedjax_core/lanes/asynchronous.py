@@ -32,7 +32,8 @@ from fedjax_core.data import host_random
 from fedjax_core.data.clients import Clients
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.lanes.simulator import Simulator
-from fedjax_core.metrics import Mean, Sum, stacked
+from fedjax_core.metrics import Mean, Sum
+from fedjax_core.one_by_one import one_by_one
 from fedjax_core.partial import gathering, meet, start
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
@@ -132,11 +133,7 @@ class AsynchronousSimulator:
 
     def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Steps one after another: (state, metrics with leaves [R])."""
-        seen = []
-        for cohort in cohorts:
-            state, metrics = self.run(state, cohort)
-            seen.append(metrics)
-        return state, stacked(seen)
+        return one_by_one(self.run, state, cohorts, donate=donate)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """The model on the examples of `clients` (default: those trained on)."""
