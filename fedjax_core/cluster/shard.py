@@ -31,7 +31,7 @@ from fedjax_core.lanes.program import Collected
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Columns, Message
 from fedjax_core.xla import tuning_cache
-from fedjax_core.xla.options import options
+from fedjax_core.xla.options import compiler_options
 
 
 class Broadcast(NamedTuple):
@@ -44,7 +44,7 @@ class Broadcast(NamedTuple):
     key: Any
     measured: dict[
         str, Any
-    ]  # what is known of how to compute fast (`tuning_cache.answers`): all workers go by the same, as it decides last bits
+    ]  # what is known of how to compute fast (`tuning_cache.entries`): all workers go by the same, as it decides last bits
 
 
 class Share(NamedTuple):
@@ -73,13 +73,13 @@ class Worker:
     """Works through shares, exchange by exchange, on this process's first device."""
 
     def __init__(self, composed: Round, clients: Clients, plan: Plan, *, streamed: bool) -> None:
-        tuning_cache.keep_programs()
+        tuning_cache.enable_compilation_cache()
         self.round, self.clients, self.plan = composed, clients, plan
         kinds = {exchange.work for exchange in composed.algorithm.exchanges}
         self._feeds = {kind: Feed(clients, plan, [kind], streamed=streamed) for kind in kinds}
         self._data: Columns = () if streamed else jax.device_put(narrow(clients.columns))
         self._programs: list[Any] = [
-            jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=options(cores=False))
+            jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=compiler_options(cores=False))
             for e in range(len(composed.algorithm.exchanges))
         ]
         self._meet = jax.jit(composed.aggregator.merge)
@@ -102,7 +102,7 @@ class Worker:
 
     def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
-        tuning_cache.go_by(measured)
+        tuning_cache.adopt(measured)
         return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most), _news(measured)
 
     def meet(self, a: Any, b: Any) -> Any:
@@ -111,7 +111,7 @@ class Worker:
 
     def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Work]:
         """(what the program of the exchange is called with, how much work that is)."""
-        tuning_cache.go_by(broadcast.measured)
+        tuning_cache.adopt(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
         kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept.read())
@@ -146,7 +146,7 @@ class Worker:
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:
     """What this process has measured that is not known yet."""
-    return {question: answer for question, answer in tuning_cache.answers().items() if question not in known}
+    return {question: answer for question, answer in tuning_cache.entries().items() if question not in known}
 
 
 def part_of(composed: Round, cohort: int, place: Array) -> Round:

@@ -181,8 +181,8 @@ class ClusterSimulator:
         """The number of lanes of a worker; where it was left to be chosen, a worker does that when first asked for."""
         if self._lanes is None:
             most = max(1, len(self.clients) // self.shares)
-            self._lanes, measured = self._open_crew().choose_lanes(most, tuning_cache.answers())
-            tuning_cache.go_by(measured)  # which a run keeps in its checkpoints
+            self._lanes, measured = self._open_crew().choose_lanes(most, tuning_cache.entries())
+            tuning_cache.adopt(measured)  # which a run keeps in its checkpoints
         return self._lanes
 
     @property
@@ -294,17 +294,17 @@ class ClusterSimulator:
         """
         pool = self._open_crew()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
-        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.answers())
+        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.entries())
         shares = [share._replace(kept=lent.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
-            tuning_cache.go_by(pool.measure(pool.put(told), shares[0]))
-            told = told._replace(measured=tuning_cache.answers())
+            tuning_cache.adopt(pool.measure(pool.put(told), shares[0]))
+            told = told._replace(measured=tuning_cache.entries())
         self._measured.add(e)
         at_workers = len(shares) > 2 and pool.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
         found, acc = pool.do_and_merge(pool.put(told), shares, loads) if at_workers else (pool.do(pool.put(told), shares, loads), None)
         for part in reversed(found):  # where two know of an answer, the first counts
-            tuning_cache.go_by({question: answer for question, answer in part.measured.items() if question not in told.measured})
+            tuning_cache.adopt({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found, acc
 

@@ -51,7 +51,7 @@ class Meter:
         self._last = self._watcher.submit(self._watch, work, packing, time.perf_counter(), result)
 
     def report(self) -> dict[str, float]:
-        """Rates over the dispatches so far, once they are done; NaN where there was none. "share of peak" only where peak.py knows it."""
+        """Rates over the dispatches so far, once they are done; NaN where there was none. "MFU" only for devices that `xla.flops` knows."""
         if self._last is not None:
             self._last.result()
         if self._steps and math.isnan(self._asked[0]):
@@ -59,7 +59,7 @@ class Meter:
         with self._lock:
             seconds = self._busy + self._waited
             rate = (lambda n: n / seconds) if seconds else (lambda n: math.nan)
-            peak = {} if math.isnan(self._asked[1]) else {"share of peak": self._asked[1] * rate(self._steps)}
+            peak = {} if math.isnan(self._asked[1]) else {"MFU": self._asked[1] * rate(self._steps)}
             return {
                 "client updates/s": rate(self._clients),
                 "local steps/s": rate(self._steps),

@@ -40,7 +40,7 @@ from fedjax_core.lanes.pack import Packed
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Columns, Key, Params
 from fedjax_core.xla import flops, tuning_cache
-from fedjax_core.xla.options import options
+from fedjax_core.xla.options import compiler_options
 
 log = logging.getLogger("fedjax_core")
 
@@ -85,7 +85,7 @@ class Simulator:
         check_simulation("Simulator", composed, clients, lanes)
         if mesh == "auto":
             ask_for_cores(machine.cores())
-        tuning_cache.keep_programs()
+        tuning_cache.enable_compilation_cache()
         self.round = composed
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
@@ -292,7 +292,7 @@ class Simulator:
     def _program(self, donate: bool) -> Any:
         """The program of several rounds, compiled once for each shape of what it is given."""
         if donate not in self._programs:
-            asked = options(cores=self._placing.on_cores)
+            asked = compiler_options(cores=self._placing.on_cores)
             self._programs[donate] = jax.jit(self._rounds, donate_argnums=(2,) if donate else (), compiler_options=asked)
         return self._programs[donate]
 

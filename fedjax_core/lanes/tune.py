@@ -29,7 +29,7 @@ from fedjax_core.lanes.pack import Places, Schedule, lay_out, pack
 from fedjax_core.round import Round, State
 from fedjax_core.types import Batch, Columns
 from fedjax_core.xla import tuning_cache
-from fedjax_core.xla.options import options
+from fedjax_core.xla.options import compiler_options
 
 log = logging.getLogger("fedjax_core")
 
@@ -66,13 +66,13 @@ def choose(
     beside = f" cores {cores.size}" if cores is not None else ""
     filled = [round(fill(lanes), 3) for lanes in (begin, 2 * begin)]
     question = f"lanes {_fingerprint(composed, examples)} steps {steps.tolist()} most {most} rows {rows} fill {filled}{beside}"
-    known = tuning_cache.recall(question)
+    known = tuning_cache.lookup(question)
     if known is None:
         start = time.perf_counter()
         seconds = climb(begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows, cores) / fill(lanes))
         known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
         log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
-        tuning_cache.note(question, known)
+        tuning_cache.store(question, known)
     lanes = int(known["lanes"])
     if jax.process_count() > 1:  # hosts that measured otherwise would not run the same program
         lanes = int(multihost_utils.broadcast_one_to_all(np.int32(lanes)))
@@ -142,7 +142,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     given = jax.device_put(given, None if cores is None else NamedSharding(cores, PartitionSpec()))
     if cores is not None:  # each does the same work
         exchange = jax.shard_map(exchange, mesh=cores, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
-    run = jax.jit(exchange, compiler_options=options(cores=cores is not None)).lower(*given).compile()
+    run = jax.jit(exchange, compiler_options=compiler_options(cores=cores is not None)).lower(*given).compile()
 
     def seconds(times: int) -> float:
         begun = time.perf_counter()

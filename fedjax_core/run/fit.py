@@ -124,7 +124,7 @@ def fit(
         checkpoints = stack.enter_context(Checkpoints(folder, keep, secret, private=private)) if folder is not None else None
         newest = None if checkpoints is None else checkpoints.newest()
         # How many lanes, on how many cores, and the like: chosen anew, it might come out otherwise, and so the last bits.
-        tuning_cache.go_by({} if newest is None else newest.about.get("measured", {}))
+        tuning_cache.adopt({} if newest is None else newest.about.get("measured", {}))
         configuration = {
             "settings": sim.settings,
             "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if run_dir is not None else None},

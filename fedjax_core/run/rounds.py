@@ -196,7 +196,7 @@ class Rounds:
             "ended": self.ended,
         }
         best = self.best.round if self.best else None
-        about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.answers()}
+        about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.entries()}
         if hasattr(self.sim, "needs"):
             about["needs"] = self.needs[self.done] = self.sim.needs(state)
         self.checkpoints.save(self.done, state, about)

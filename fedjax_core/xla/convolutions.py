@@ -1,4 +1,4 @@
-"""The forms of one convolution: the same sums, computed in ways of which each is fastest somewhere.
+"""The forms of one convolution: several ways to compute the same sums, each the fastest somewhere.
 
     plain       as it is
     ordered     axes brought to the one order first for which XLA has a fast convolution on CPU: examples, space, channels

@@ -1,6 +1,6 @@
-"""What a local step asks of the hardware, and the most that the hardware can do.
+"""Model FLOPs of a local step, and their share of what the hardware can do (MFU, model FLOPs utilisation).
 
-    share of peak = products of a step x steps/s / (peak of one device x devices)
+    MFU = operations of a step x steps/s / (peak of one device x devices)
 
 Counted are the products that models are made of, matrix products and convolutions, as they stand in the traced step with its gradient:
 two operations for each multiplication, the usual count of "model FLOPs". What a backend computes anew, pads or rewrites does not count.
@@ -27,7 +27,7 @@ from fedjax_core.round import Round
 from fedjax_core.types import Batch, Columns
 from fedjax_core.xla.convolutions import Convolution
 
-PEAKS: dict[str, dict[str, float]] = {
+PEAK_FLOPS: dict[str, dict[str, float]] = {
     "NVIDIA A100": {"float32": 156e12, "bfloat16": 312e12, "float16": 312e12},
     "NVIDIA H100": {"float32": 495e12, "bfloat16": 989e12, "float16": 989e12},
     "NVIDIA H200": {"float32": 495e12, "bfloat16": 989e12, "float16": 989e12},
@@ -65,7 +65,7 @@ def operations(composed: Round, examples: Columns) -> dict[str, float]:
 
 def seconds_at_peak(asked: Mapping[str, float], kind: str) -> float:
     """How long these operations take at the peak of a device of this kind; NaN where that is not known."""
-    peaks = next((peaks for name, peaks in PEAKS.items() if kind.startswith(name)), {})
+    peaks = next((peaks for name, peaks in PEAK_FLOPS.items() if kind.startswith(name)), {})
     return sum(count / peaks.get(dtype, math.nan) for dtype, count in asked.items())
 
 

@@ -1,4 +1,4 @@
-"""What XLA is asked for on a CPU, where its defaults are not best for lanes (jax 0.10.2, 2-core x86).
+"""Compiler options of XLA for lanes on a CPU, where the defaults are not the fastest (jax 0.10.2, 2-core x86).
 
     one thread an operation    where each core is a device with lanes of its own: threads for single operations only stand in each other's
                                way, and at times one device's program was held up until the other's was done (a round of 70 ms took 140)
@@ -6,7 +6,7 @@
 
 An option that this version of XLA does not know is left out.
 
->>> sorted(options(cores=False))
+>>> sorted(compiler_options(cores=False))
 ['xla_cpu_experimental_ynn_fusion_type']
 """
 
@@ -21,7 +21,7 @@ _OWN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYP
 _ONE_THREAD = {"xla_cpu_multi_thread_eigen": "False"}
 
 
-def options(*, cores: bool) -> dict[str, str]:
+def compiler_options(*, cores: bool) -> dict[str, str]:
     """The `compiler_options` of a program of lanes; `cores`: its devices are the cores of one processor."""
     if jax.default_backend() != "cpu":
         return {}

@@ -1,4 +1,4 @@
-"""The gradient of a recurrent layer's weights in one product after the loop over time, instead of one added up in every step of it.
+"""Computes the gradient of a recurrent layer's weights in one product after the loop over time, instead of one product a step.
 
     JAX derives     for t:  dW <- dW + x_t' g_t          reads and writes all of dW in every step
     here            for t:  keep x_t and g_t             then  dW = [x_1; ...; x_T]' [g_1; ...; g_T]

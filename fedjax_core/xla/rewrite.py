@@ -1,4 +1,4 @@
-"""A step with its convolutions and pooling written anew, so that an ordinary Flax CNN is fast where a lane runs it.
+"""Rewrites the convolutions, pools and recurrences of a step in faster forms, so that an ordinary Flax CNN is fast in a lane.
 
 A lane runs its step inside a compiled loop, under vmap. There XLA on CPU is slow at the gradients of convolutions and pooling that JAX
 derives, up to 80 times; and lanes, each with a kernel of its own, make a grouped convolution, slow on any device. `rewrite` traces the

@@ -1,4 +1,4 @@
-"""The fastest form of each convolution of a step, as timed in a compiled loop on this machine and remembered.
+"""Chooses the fastest form of each convolution of a step, by timing the forms in a compiled loop on this machine.
 
 Only forms of convolutions that are worth it are timed, the largest first, until a budget is spent; the others take the usual form.
 """
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_core.types import Array
 from fedjax_core.xla import convolutions, tuning_cache
 from fedjax_core.xla.convolutions import Convolution
-from fedjax_core.xla.options import options
+from fedjax_core.xla.options import compiler_options
 
 log = logging.getLogger("fedjax_core")
 
@@ -50,13 +50,13 @@ _here: dict[str, str] = {}  # what this process uses: one answer for as long as 
 
 
 def _question(c: Convolution, lanes: int, cores: int) -> str:
-    return f"rule for a convolution in a compiled loop, {lanes} lanes, {cores} cores, {options(cores=cores > 1)}: {tuple(c)}"
+    return f"rule for a convolution in a compiled loop, {lanes} lanes, {cores} cores, {compiler_options(cores=cores > 1)}: {tuple(c)}"
 
 
 def _known(c: Convolution, lanes: int, cores: int) -> str | None:
     question = _question(c, lanes, cores)
     if question not in _here:
-        answer = tuning_cache.recall(question)
+        answer = tuning_cache.lookup(question)
         rule = answer.get("rule") if isinstance(answer, dict) else None
         if rule not in c.rules(lanes):
             return None
@@ -77,7 +77,7 @@ def _measure(unknown: list[Convolution], lanes: int, cores: int) -> dict[Convolu
         chosen[c] = best if not seconds or seconds[best] < _CLEARLY * seconds[usual] else usual
         _here[_question(c, lanes, cores)] = chosen[c]
         if seconds:
-            tuning_cache.note(_question(c, lanes, cores), {"rule": chosen[c], "seconds": seconds})
+            tuning_cache.store(_question(c, lanes, cores), {"rule": chosen[c], "seconds": seconds})
             times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
             log.info("convolution of %s with %s, lanes %d, cores %d: %s (%s)", c.x, c.k, lanes, cores, chosen[c], times)
     log.info("the rules for %d convolutions took %.1f s to choose", len(unknown), time.perf_counter() - start)
@@ -102,7 +102,7 @@ def _times(c: Convolution, lanes: int, cores: int) -> dict[str, float]:
         if cores > 1:
             mesh = Mesh(np.array(jax.local_devices()[:cores]), ("cores",))
             loop = jax.shard_map(loop, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
-        return jax.jit(loop, compiler_options=options(cores=cores > 1)).lower(np.int32(1), x, k).compile()
+        return jax.jit(loop, compiler_options=compiler_options(cores=cores > 1)).lower(np.int32(1), x, k).compile()
 
     def run(loop: Any, count: int) -> float:
         start = time.perf_counter()

@@ -1,16 +1,16 @@
-"""What was measured on this machine, remembered on disk: how many lanes, which rule for a convolution.
+"""Autotuning cache on disk: what was measured on this machine, such as the number of lanes or the form of a convolution.
 
-    $FEDJAX_CORE_CACHE/measured/<machine>/<digest of the question>.json         one small file an answer, written whole
+    $FEDJAX_CORE_CACHE/measured/<machine>/<digest of the question>.json         one small file an entry, written whole
 
-An answer is only ever about speed, so one that is lost, unreadable or old is measured again, and a disk that cannot be written
-to costs nothing but the time. A question names all that the answer depends on besides the machine and the version of JAX. What was
-chosen may still decide a result's last bits, so a run keeps the answers it went by (`answers`) in its checkpoints and goes on by them.
+Entries affect speed only: one that is missing, damaged or outdated is measured again, and an unwritable disk is not an error. A question
+names all that its answer depends on besides the machine and the version of JAX. What was chosen may still decide a result's last bits,
+so a run saves the entries it used (`entries`) in its checkpoints, and a resumed run adopts them.
 
 >>> import os, tempfile
 >>> os.environ["FEDJAX_CORE_CACHE"] = tempfile.mkdtemp()
->>> recall("how many lanes for this step?")
->>> note("how many lanes for this step?", {"lanes": 8})
->>> recall("how many lanes for this step?")
+>>> lookup("how many lanes for this step?")
+>>> store("how many lanes for this step?", {"lanes": 8})
+>>> lookup("how many lanes for this step?")
 {'lanes': 8}
 """
 
@@ -31,20 +31,20 @@ from fedjax_core.files import cache_folder
 log = logging.getLogger("fedjax_core")
 
 
-_answers: dict[str, Any] = {}  # of this process, which come before those on disk
+_entries: dict[str, Any] = {}  # of this process, which come before those on disk
 _before: dict[str, Any] = {}  # of the run that goes on
 
 
-def answers() -> dict[str, Any]:
-    """Every question that was answered in this process, and how."""
-    return dict(_answers)
+def entries() -> dict[str, Any]:
+    """Every question that was answered in this process, with its answer."""
+    return dict(_entries)
 
 
-def go_by(answers: dict[str, Any]) -> None:
+def adopt(entries: dict[str, Any]) -> None:
     """Takes these answers, which a run went by before, before any others."""
-    _answers.update(answers)
+    _entries.update(entries)
     _before.clear()
-    _before.update(answers)
+    _before.update(entries)
 
 
 def before(question: str) -> Any | None:
@@ -52,14 +52,14 @@ def before(question: str) -> Any | None:
     return _before.get(question)
 
 
-def recall(question: str) -> Any | None:
-    """The answer noted for this question on this machine, None where there is none."""
-    if question not in _answers:
+def lookup(question: str) -> Any | None:
+    """The answer stored for this question on this machine; None where there is none."""
+    if question not in _entries:
         found = _read(question)
         if found is None:
             return None
-        _answers[question] = found
-    return _answers[question]
+        _entries[question] = found
+    return _entries[question]
 
 
 def _read(question: str) -> Any | None:
@@ -72,12 +72,12 @@ def _read(question: str) -> Any | None:
 
 def keep(question: str, answer: Any) -> None:
     """Remembers the answer in this process alone, so that a run keeps it among those it went by."""
-    _answers[question] = answer
+    _entries[question] = answer
 
 
-def note(question: str, answer: Any) -> None:
+def store(question: str, answer: Any) -> None:
     """Remembers the answer, which must be plain JSON; says so and goes on where it cannot be written."""
-    _answers[question] = answer
+    _entries[question] = answer
     place = _place(question)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +90,8 @@ def note(question: str, answer: Any) -> None:
 
 
 @cache
-def keep_programs() -> None:
-    """Has JAX keep what it compiles from now on, beside what was measured, unless somebody has said already where or not to."""
+def enable_compilation_cache() -> None:
+    """Has JAX keep compiled programs beside what was measured, unless its own cache is configured already."""
     if jax.config.values["jax_compilation_cache_dir"] is None and jax.config.values["jax_enable_compilation_cache"]:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / machine()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -99,7 +99,7 @@ def keep_programs() -> None:
 
 @cache
 def machine() -> str:
-    """A name for this kind of device, processor and version of JAX: where what was measured, or compiled, holds."""
+    """A name for this kind of device, processor and version of JAX, for which measurements and compiled programs hold."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     said = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or not cpuinfo.exists()})

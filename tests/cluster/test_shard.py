@@ -183,7 +183,7 @@ def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
     sim = cluster("fedavg", lanes="auto")
     monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: (most, {"how many?": most}))
     assert sim.undecided and sim.settings["lanes"] == 6 and not sim.undecided
-    assert tuning_cache.answers()["how many?"] == 6  # for the checkpoints
+    assert tuning_cache.entries()["how many?"] == 6  # for the checkpoints
     again = cluster("fedavg", lanes="auto")
     again.adopt(5)
     assert again.lanes == 5
@@ -191,7 +191,7 @@ def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
 
 def test_what_a_worker_measures_all_workers_go_by(monkeypatch):
     """The first worker measures for all; what it found is known here, and told with the next exchange."""
-    monkeypatch.setattr(tuning_cache, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_entries", {})
     sim = cluster("fedavg")
     trace, known = sim._crew.members[0].measure, []
 

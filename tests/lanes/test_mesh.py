@@ -108,7 +108,7 @@ def test_cores_that_came_too_late_or_make_no_sense_are_refused():
 def test_what_xla_does_not_know_is_not_asked_for(monkeypatch, caplog):
     monkeypatch.setattr(options, "_ONE_THREAD", {"xla_cpu_no_such_option": "1"})
     with caplog.at_level("INFO", "fedjax_core"):
-        assert options.options(cores=True) == options.options(cores=False)
+        assert options.compiler_options(cores=True) == options.compiler_options(cores=False)
     assert "compiling without xla_cpu_no_such_option" in caplog.text
 
 

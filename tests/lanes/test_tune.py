@@ -37,7 +37,7 @@ def test_of_equals_the_fewest_lanes_are_taken():
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(tuning_cache, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_entries", {})
     monkeypatch.setattr(tune, "_BUDGET_SECONDS", 2.0)
     monkeypatch.setattr(tune, "_RUN_SECONDS", 0.002)
 
@@ -97,23 +97,23 @@ def test_a_resumed_run_goes_by_what_was_measured_then(measured, monkeypatch, tmp
     fc.fit(first, 2, draw, tmp_path / "run", progress=False)
     monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 1) + 1.0)
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path / "another machine's"))
-    monkeypatch.setattr(tuning_cache, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_entries", {})
     sim = build()
     assert fc.fit(sim, 4, draw, tmp_path / "run", progress=False).stopped == "finished"
     assert sim.lanes == first.lanes != 1
 
 
 def test_answers_are_for_one_question_and_survive_bad_files(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(tuning_cache, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_entries", {})
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
-    tuning_cache.note("a", 1)
-    assert tuning_cache.recall("a") == 1 and tuning_cache.recall("b") is None
+    tuning_cache.store("a", 1)
+    assert tuning_cache.lookup("a") == 1 and tuning_cache.lookup("b") is None
     (file,) = (tmp_path / "measured").rglob("*.json")
     file.write_text("{")
-    assert tuning_cache.recall("a") == 1  # as it was in this process
-    tuning_cache._answers.clear()
-    assert tuning_cache.recall("a") is None
+    assert tuning_cache.lookup("a") == 1  # as it was in this process
+    tuning_cache._entries.clear()
+    assert tuning_cache.lookup("a") is None
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(file))  # a file where a folder should be
     with caplog.at_level(logging.INFO, "fedjax_core"):
-        tuning_cache.note("a", 1)
+        tuning_cache.store("a", 1)
     assert "not remembered" in caplog.text

@@ -271,7 +271,7 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
     monkeypatch.setattr(timing, "_here", {})
-    monkeypatch.setattr(tuning_cache, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_entries", {})
     new, (k, x) = rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1), (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6))
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
@@ -281,14 +281,14 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     monkeypatch.setattr(timing, "_times", lambda *_: pytest.fail("measured again"))
     new(x, k)
     (question,) = timing._here
-    assert set(tuning_cache.recall(question)["seconds"]) == {"ordered", "whole", "rows"}
+    assert set(tuning_cache.lookup(question)["seconds"]) == {"ordered", "whole", "rows"}
 
 
 def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
     monkeypatch.setattr(timing, "_here", {})
-    monkeypatch.setattr(tuning_cache, "_answers", {})
+    monkeypatch.setattr(tuning_cache, "_entries", {})
     monkeypatch.setattr(timing, "_BUDGET_SECONDS", 0)
     (eqn,) = equations(jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)))
     c = Convolution.of(eqn)

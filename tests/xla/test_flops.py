@@ -1,4 +1,4 @@
-"""Operations are counted as one counts them by hand, and a share of peak is a division."""
+"""Operations are counted as one counts them by hand, and MFU is a division."""
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +50,11 @@ def test_the_share_of_peak_where_it_is_known(monkeypatch):
     sim.reserve(9)
     state, _ = sim.run(sim.init(jax.random.key(0)), COHORTS[0])
     sim.run(state, COHORTS[1])
-    assert "share of peak" not in sim.meter.report()
-    monkeypatch.setitem(flops.PEAKS, jax.devices()[0].device_kind, {"float32": 1e9})
+    assert "MFU" not in sim.meter.report()
+    monkeypatch.setitem(flops.PEAK_FLOPS, jax.devices()[0].device_kind, {"float32": 1e9})
     known = simulator("fedavg")
     known.reserve(9)
     state, _ = known.run(known.init(jax.random.key(0)), COHORTS[0])
     known.run(state, COHORTS[1])
     found = known.meter.report()
-    assert found["operations/s"] > 0 and found["share of peak"] == pytest.approx(found["operations/s"] / 1e9)
+    assert found["operations/s"] > 0 and found["MFU"] == pytest.approx(found["operations/s"] / 1e9)

@@ -34,7 +34,7 @@ from fedjax_core.sites.site.time_limit import NoStepDone, StepClock
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
 from fedjax_core.uplink.base import chain
-from fedjax_core.xla.options import options
+from fedjax_core.xla.options import compiler_options
 from fedjax_core.xla.rewrite import rewrite
 
 _BYTES = 16 << 20  # of examples that go to the device at a time
@@ -142,7 +142,7 @@ def _client(composed: Round, e: int) -> _Client:
     """The compiled parts of exchange `e`."""
     client = composed.algorithm.exchanges[e].client
     client_step = rewrite(client.step, lanes=1, measure=False)
-    compiled = partial(jax.jit, compiler_options=options(cores=False))
+    compiled = partial(jax.jit, compiler_options=compiler_options(cores=False))
 
     def begin(message: Message, kept: Kept, key: Key) -> Carry:
         return client.begin(message, kept.own, keys.begin(key, e))
