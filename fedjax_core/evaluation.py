@@ -43,11 +43,8 @@ class CrossEvaluation:
 
     def pooled(self, metric: str) -> np.ndarray:
         """[M]: the metric's mean over the examples of all sites that tell it of the model, as in `Evaluation`; NaN where none does."""
-        total = self._total(metric)
-        doubted = [[(metric, model, site) in self.without for site in self.sites] for model in self.models]
-        here = np.isfinite(total) & ~np.array(doubted, bool).reshape(total.shape)
-        count = np.where(here, self.counts, 0).sum(axis=1)
-        return np.divide(np.where(here, total, 0).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0)
+        rows = zip(self.models, self.counts, self._total(metric), strict=True)
+        return np.array([pool(self.sites, counts, total, self._doubts(metric, model))[0] for model, counts, total in rows])
 
     def table(self, metric: str) -> str:
         """Models down, sites across, the pooled value last; `-` for a hole, of which the reasons follow."""
@@ -62,6 +59,11 @@ class CrossEvaluation:
 
     def __str__(self) -> str:
         return self.table(next(iter(self.totals))) if self.totals else "no site answered"
+
+    def _doubts(self, metric: str, model: str) -> dict[int, str]:
+        """{position of a site: why what it tells of the model does not count}."""
+        named = {at: self.without.get((metric, model, site)) for at, site in enumerate(self.sites)}
+        return {at: why for at, why in named.items() if why is not None}
 
     def _total(self, metric: str) -> np.ndarray:
         if metric not in self.totals:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.evaluation import crossed
 from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import round_of
 
@@ -72,13 +71,3 @@ def test_another_tasks_model_is_refused_before_it_is_sent(composed):
             fed.cross_evaluate({"odd": {"w": np.zeros((7, 3), np.float32)}})
         finally:
             assert len(transport.sent) == sent
-
-
-def test_the_table_reads_as_it_was_counted():
-    found = crossed(
-        ["a", "bb"], ["one", "two"], {(0, 0): (2, {"loss": 3.0}), (0, 1): (6, {"loss": 3.0}), (1, 0): (2, {"loss": 1.0}), (1, 1): "no"}
-    )
-    assert found.pooled("loss").tolist() == [0.75, 0.5]  # not means of means
-    lines = str(found).splitlines()
-    assert lines[0].split() == ["loss", "of", "one", "two", "pooled"] and lines[1].split() == ["a", "1.5", "0.5", "0.75"]
-    assert lines[2].split() == ["bb", "0.5", "-", "0.5"] and lines[3] == "bb at two: no"
