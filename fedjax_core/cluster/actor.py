@@ -1,4 +1,4 @@
-"""A worker's side of Ray: a `Worker` in a process of its own, and what that is made from. `pool` is the driver's."""
+"""The worker's side of Ray: a process of its own that holds a `Worker`. The driver's side is `pool`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Ray as this process is connected to it: joined, or started on this machine and ended when its last user is gone.
+"""This process's connection to Ray: joined, or started on this machine and shut down after its last user.
 
 What is started here has no dashboard and sends no usage statistics; Ray from 2.60 on guards it by a token.
 """

@@ -1,4 +1,4 @@
-"""How fast a cluster goes, and what holds it up.
+"""Measures how fast a cluster goes, and what holds it up.
 
 >>> math.isnan(Pace().report()["examples/s"])
 True

@@ -1,4 +1,4 @@
-"""The driver's side of Ray workers: when one dies or hangs its shares are done again by the others, and another takes its place.
+"""The driver's side of Ray workers: replaces a worker that dies or hangs, and has others repeat its work.
 
 A share is a pure function of what it is given, so it comes out the same whoever does it and however often. One that kills its workers
 again and again is given up with an error. Tasks and results are pickled by Ray, and anyone who reaches a Ray cluster can run code in it:

@@ -1,4 +1,4 @@
-"""Who does what: a cohort dealt out in shares, and shares handed to workers.
+"""Splits a cohort into shares by work, and assigns the shares to workers by speed.
 
     clients, longest first, onto the lightest share         by local steps alone: the same cohort is always dealt alike
     shares, longest first, to whoever would be done first   by measured speed: it changes who works, and never what is worked out

@@ -1,4 +1,4 @@
-"""A share of a cohort, worked through on the lanes of one process: the worker's half of an exchange, which knows nothing of Ray.
+"""The worker's half of an exchange: works through a share of a cohort on the lanes of one process, without Ray.
 
     Done = Worker.do(Broadcast, Share)
 

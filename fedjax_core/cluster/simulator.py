@@ -1,4 +1,4 @@
-"""The cluster simulator: the same `Round` on the workers of a Ray cluster, or on several processes of this machine.
+"""The cluster simulator: runs a `Round` on the workers of a Ray cluster, or on several processes of this machine.
 
     message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
 

@@ -1,4 +1,4 @@
-"""Where a worker gets the clients' data: sent once to each node and shared by its workers, or opened from a folder on the node itself.
+"""How a worker gets the clients' data: sent once to each node, or opened from a folder that the node sees.
 
 >>> clients = Clients.from_list([{"x": np.arange(3.0)}])
 >>> type(source_of(clients)).__name__

@@ -1,4 +1,4 @@
-"""Which examples make which batch of which client: decided on the host, by address, the same for every backend.
+"""Which examples make up each batch of each client: decided on the host, by address, and the same for every backend.
 
 A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of round r are numbered
 (r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round r takes steps r*T to (r+1)*T of an endless

@@ -1,4 +1,4 @@
-"""What the data of a population must be; each check names the value, the reason and the way out.
+"""Checks of a population's data; each error names the value, the reason and the way out.
 
 >>> leaves, structure, names = flat({"x": np.zeros((3, 2)), "y": np.array([0, 1, 1])})
 >>> names, rows(leaves, names)

@@ -1,4 +1,4 @@
-"""Who takes part: a sampler is a value, and `sampler(round)` the positions of that round's clients.
+"""Samplers of cohorts: `sampler(round)` gives the positions of the clients that take part in a round.
 
 Each draw is addressed by (seed, round), so any round can be recomputed alone, after a crash or on another machine. Samplers print as
 they are written and compare by their settings; an accountant reads the rate from the sampler itself.

@@ -1,4 +1,4 @@
-"""The names of the numbers in each row of a matrix column, and the order in which they are.
+"""Names of the numbers in each row of a matrix column, in order.
 
 A model knows its inputs by their place alone: where two hospitals have the columns of their tables in different order, each trains on what
 the other means by something else. With names, an order is put right, or refused.

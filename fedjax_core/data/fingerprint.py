@@ -1,4 +1,4 @@
-"""A short name for data: two populations with the same fingerprint hold the same examples, for the same clients, in the same order.
+"""A fingerprint of data: equal for populations with the same examples, for the same clients, in the same order.
 
 >>> one = fingerprint([np.arange(4)], ["x"], np.array([0, 4]), np.zeros((1, 2), np.uint32))
 >>> two = fingerprint([np.array([0, 1, 2, 9])], ["x"], np.array([0, 4]), np.zeros((1, 2), np.uint32))

@@ -1,4 +1,4 @@
-"""What a user gives for a column, as an array that means what they meant; what could mean something else is refused by name.
+"""Converts what a user gives for a column to an array that means the same; refuses by name what could mean something else.
 
     masked arrays, nullable columns     a missing number is NaN; a whole number, a label or text that is missing is refused, with its row
     text, categories                    text, which `preprocess.Codes` turns into codes that all clients share

@@ -1,4 +1,4 @@
-"""Host randomness with an address: a numpy generator for (purpose, seed, who), not a stream that earlier draws have moved on.
+"""Addressed randomness on the host: a numpy generator for (purpose, seed, address), whatever was drawn before.
 
 The address is the key of a Philox counter generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the
 purpose the top word of its counter, so that generators of different address or purpose never meet.

@@ -1,4 +1,4 @@
-"""Ways to deal one data set out to simulated clients; each returns a list of N int64 index arrays.
+"""Partitions one data set among simulated clients; each function returns a list of N int64 index arrays.
 
 Every example goes to exactly one client, because each function decides an owner for every example. A client's indices ascend.
 

@@ -1,4 +1,4 @@
-"""Preprocessing from sums: every client says sums of its columns, and all of them apply the one scaler or vocabulary that comes of these.
+"""Fits preprocessing from sums: every client gives sums of its columns, and one scaler or vocabulary for all is made from them.
 
     sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.settle(...)  ─►  step.apply(x_i, numbers) at each client
 

@@ -1,4 +1,4 @@
-"""Room for columns that are made of memory-mapped ones: in a file without a name, so that memory does not grow with the data.
+"""Temporary files for columns that are made from memory-mapped ones, so that memory does not grow with the data.
 
 What lies in files because it is larger than memory stays larger than memory when its rows are chosen or its numbers are prepared. The file
 is readable by its owner alone, and gone with the process, however that ends.

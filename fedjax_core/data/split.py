@@ -1,4 +1,4 @@
-"""Which examples are in the first part when clients' examples are divided in two: at random, by person, with rare cases on both sides.
+"""Splits clients' examples in two parts: at random, by person, or with rare cases on both sides.
 
     drawn by (seed, client's id)         a client's division does not depend on the other clients or their order
     by = "patient"                       all examples of a person are in one part: a test part then has people that nobody trained on

@@ -1,4 +1,4 @@
-"""A population's data in a folder: one .npy a column, opened again without being read.
+"""Saves a population in a folder, one .npy a column, and opens it again without reading the data.
 
     folder/clients.json    the structure of the columns, their dtypes, the names of their features, the format's version
     folder/offsets.npy     [N+1] int64

@@ -1,4 +1,4 @@
-"""The synthetic(a, b) populations of FedProx: every client has its own linear model and its own place for its data.
+"""The synthetic(a, b) populations of FedProx: every client has its own linear model and its own distribution of inputs.
 
     u_k ~ N(0, a)    B_k ~ N(0, b)                     a and b are standard deviations, as in the published generator
     W_k, c_k ~ N(u_k, 1)    v_k ~ N(B_k, 1)            entry by entry

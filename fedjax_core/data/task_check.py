@@ -1,4 +1,4 @@
-"""Whether a task and the data are meant for each other: looked at once, before anything is trained or counted.
+"""Checks that a task and the data fit each other, before anything is trained or counted.
 
     shapes      of every function of the task, on the columns as they are         nothing is computed
     values      by the task's own check: a label out of range, an event that is neither 0 nor 1

@@ -1,4 +1,4 @@
-"""Asynchronous runs on the simulator's lanes, by a simulated clock: `Buffer` has the rule, and `Delays` says how long clients take.
+"""Simulates FedBuff: clients finish by a simulated clock, and every K updates make a step of the server.
 
     clients begin ─► heap of (due, position) ─► K arrivals ─► those of one version are gathered in lanes ─► one step of the server
 

@@ -1,4 +1,4 @@
-"""What a simulator of lanes checks before anything runs, be the lanes in this process or on the workers of a cluster."""
+"""Checks what a lane simulator is given before anything runs, in this process or on the workers of a cluster."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a dispatch of rounds needs from the host: who takes part, which batch is whose turn, and, streamed, the examples themselves.
+"""Builds the host's arrays of a dispatch: who takes part, the batch of each lane and slot, and streamed examples.
 
     resident    every example is on the device; a schedule names rows of the whole data
     streamed    a dispatch brings its cohorts' examples, read from memory or memory-mapped files; a schedule names rows of those

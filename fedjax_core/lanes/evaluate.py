@@ -1,4 +1,4 @@
-"""Evaluation of a model on every client's examples: pooled, and client by client, from the same sums.
+"""Evaluates a model on every client's examples: pooled and client by client, from the same sums.
 
 Batches never mix clients, so that a loss in which examples meet is right too. Many of them go to the device together, and there through the
 model at once; on a CPU one after another where the model has convolutions, windows or products of batches of matrices, whose forms with one

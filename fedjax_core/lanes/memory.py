@@ -1,4 +1,4 @@
-"""The memory plan: what a run will hold on each device, before it begins, and how full its lanes will be.
+"""The memory plan: what a run will hold on each device, predicted before it begins, and how full its lanes will be.
 
 What goes in and out is counted from shapes: data, state, schedule. What the program needs while it works (the lanes' carries, gradients,
 activations, accumulators) is the compiler's own account of it. A run that cannot fit is refused before it is compiled, by the shapes alone.

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh of devices: lanes over its first axis, the model inside each lane over its second.
+"""Places arrays on a mesh of devices: lanes over its first axis, the model inside each lane over its second.
 
     one axis     each device runs its own lanes in a loop of its own; one sum merges what they bring together
     two axes     one program over all lanes, which XLA partitions both ways by where its arguments lie

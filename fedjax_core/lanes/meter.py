@@ -1,4 +1,4 @@
-"""How fast a run goes: client updates, local steps, examples and operations a second, how full the lanes are, how long the device waited.
+"""Measures how fast a run goes: rates, how full the lanes are, and how long the device waited for the host.
 
     waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to pack))
 

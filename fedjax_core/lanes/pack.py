@@ -1,4 +1,4 @@
-"""Packing: clients of unequal work are queued in lanes so that every lane does nearly the same number of steps.
+"""Packs clients of unequal work in lanes, so that every lane does nearly the same number of steps.
 
 Longest first onto the least loaded lane, which ends within one client's work of the best possible (Graham, 1969: at most 4/3 of it).
 What is padding is only the tail of a lane and the last batch of a client; `fill` says how much of the slots is work.

@@ -1,4 +1,4 @@
-"""A round as one compiled program: every lane takes one local step a slot, begins clients where their turn comes, reports where it ends.
+"""Runs a round as one compiled program: each lane takes a local step a slot, and begins and reports clients on the way.
 
     from the slot where some lane begins a client to the next slot where some lane ends one, again and again:
         lanes beginning a client: carry = begin(message, own)
@@ -59,7 +59,7 @@ def run_rounds(
 
     shapes = jax.eval_shape(one, 0, state)[1]
     none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
-    # The number of rounds is data: a loop known to run once is dissolved, and then rounds otherwise than a longer one.
+    # `count` is traced on purpose: XLA unrolls a loop that it knows to run once, and the unrolled round differs in its last bits.
     return lax.fori_loop(0, count, next_round, (state, none))
 
 

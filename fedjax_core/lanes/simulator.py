@@ -1,4 +1,4 @@
-"""The simulator: a `Round` on lanes of one process, on one device or a mesh of them.
+"""The simulator: runs a `Round` on lanes in one process, on one device or a mesh of devices.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models

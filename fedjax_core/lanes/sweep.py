@@ -1,4 +1,4 @@
-"""A sweep: runs that differ only in numbers (a learning rate, a bound, a seed), all in one program, each as it would be by itself.
+"""Runs a sweep in one program: runs that differ only in numbers (a learning rate, a bound, a seed), each as it would be alone.
 
     state_j <- round(build(**point_j), state_j)        j = 1..J, vmapped; the cohorts, batches and schedule are shared
 

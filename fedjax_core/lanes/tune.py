@@ -1,4 +1,4 @@
-"""How many lanes: chosen by timing real steps of this model on this device, and remembered.
+"""Chooses the number of lanes by timing real steps of this model on this device, and remembers it.
 
     from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
 

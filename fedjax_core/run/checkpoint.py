@@ -1,4 +1,4 @@
-"""Checkpoints: the whole `State` and what the run knows of itself, written in the background, whole or not at all.
+"""Checkpoints: the whole `State` and the run's own records, written in the background, completely or not at all.
 
     run_dir/checkpoints/00000020/state/...           the arrays, by Orbax
     run_dir/checkpoints/00000020/checkpoint.json     names, dtypes, shapes and digests; configuration and progress

@@ -1,4 +1,4 @@
-"""A run's configuration as dotted names and plain values, so that a changed one can be told, and told by name.
+"""A run's configuration as dotted names and plain values, so that what changed is found by name.
 
 >>> def scaled(factor):
 ...     return lambda x: factor * x + 1

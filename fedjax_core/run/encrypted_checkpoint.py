@@ -1,4 +1,4 @@
-"""A checkpoint in one encrypted file: the length of its description, the description as JSON, the arrays' bytes in the order of its leaves.
+"""A checkpoint in one encrypted file: the length of the description, the description as JSON, the arrays' bytes in order.
 
 Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.encryption`), beside the copy of the arrays that
 there is anyway. That a checkpoint is of the round that its folder is named after is checked too: an older one under a newer name

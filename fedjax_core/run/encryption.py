@@ -1,4 +1,4 @@
-"""Files that only the owner of a key can read: AES-256-GCM in chunks, so that a file of any size is written and read piece by piece.
+"""Encrypts files with AES-256-GCM in chunks, so that a file of any size is written and read piece by piece.
 
     file   magic | salt [32] | key's name [16] | checksum of these [8] | chunk 0 | chunk 1 | ... | last chunk
     chunk  up to 1 MiB, encrypted, and its tag [16]: nonce = number of the chunk [11 bytes] | 1 for the last one, else 0

@@ -1,4 +1,4 @@
-"""One process at a time owns a run's folder: `claim` makes it, checks that it can be written, and locks it.
+"""Locks a run's folder for one process: `claim` makes it, checks that it can be written, and locks it.
 
 The lock belongs to the process and goes when it dies, however it dies, so that nothing has to be removed by hand.
 

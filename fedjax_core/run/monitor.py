@@ -1,4 +1,4 @@
-"""The judge: when a state is evaluated, which of two is better, and so what the best is and when patience ends.
+"""Model selection: when to evaluate, which metric decides, and when to stop early.
 
 >>> judge = Judge(every=5, metric="accuracy", mode="max")
 >>> judge.better(0.8, None), judge.better(0.8, Best(10, 0.9)), judge.better(float("nan"), None)

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: only as the run that wrote it, or the answer would be neither's.
+"""Checks that a run may resume from a checkpoint: only with the configuration that wrote it.
 
 What may change is what leaves the answer alone: more rounds, how often to save and to log, how much to keep, and evaluation where
 it cannot end the run. Another version of Python, of a library or of this package, or another device, is told and not refused.

@@ -1,4 +1,4 @@
-"""The seeds of a run, and a warning to who changes one of them and means all.
+"""Warns who changes one of a run's seeds and means all of them.
 
     fc.fit(key=)               the first parameters; what clients draw as they train and encode (dropout, stochastic rounding)
     Simulator(seed=)           in which order clients go through their examples

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a polite request: the running rounds finish, a checkpoint is written, and `fit` returns.
+"""Ctrl-C and SIGTERM end a run in order: the running rounds finish, a checkpoint is written, and `fit` returns.
 
 A second one is not polite: KeyboardInterrupt, at once. Handlers are set in the main thread only, and put back afterwards.
 

@@ -1,4 +1,4 @@
-"""A saved state as it is read back: named leaves on the host, to be put in the place of those of a state like it.
+"""A saved state as it is read back: named arrays on the host, to take the places of those in a state of the same structure.
 
 >>> saved = Saved(3, {}, [Leaf("['w']", "int32", (2,), None)], [np.array([1, 2], np.int32)])
 >>> saved.place({"w": jnp.zeros(2, jnp.int32)})["w"].tolist()

@@ -1,4 +1,4 @@
-"""Finds the files of a data set: in a folder that is given, in a cache, or by a download whose checksum must match.
+"""Finds the files of a data set: in a given folder, in the cache, or by a download whose checksum must match.
 
     $FEDJAX_CORE_DATA/<data set>/<file>       looked at first: copies made by hand, machines without a network
     $FEDJAX_CORE_CACHE/<data set>/<file>      else ~/.cache/fedjax_core; filled by download

@@ -1,4 +1,4 @@
-"""The Wisconsin breast-cancer records that come with scikit-learn: 569 real patients, dealt to five hospitals that are made up.
+"""The Wisconsin breast-cancer records that come with scikit-learn: 569 real patients, dealt to five made-up hospitals.
 
 Thirty measurements of cell nuclei in a needle biopsy; outcome 1 is a malignant tumour. The records name no hospital, so they
 are dealt out by the table below: from 228 patients to 34, and from a quarter malignant (a screening unit) to nearly six in ten

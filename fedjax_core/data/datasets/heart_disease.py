@@ -1,4 +1,4 @@
-"""The UCI heart-disease records: 740 patients of four hospitals, as the benchmark FLamby splits and scales them.
+"""The UCI heart-disease records: 740 patients of four hospitals, split and scaled as in the benchmark FLamby.
 
 Thirteen inputs a patient (age, sex, blood pressure, ...; chest pain and ECG one-hot), outcome: any narrowing of a coronary
 artery. Columns that three hospitals hardly recorded (slope, ca, thal) are dropped, then patients with a missing value. Each
