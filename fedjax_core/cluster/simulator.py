@@ -186,16 +186,6 @@ class ClusterSimulator:
         return self._lanes
 
     @property
-    def undecided(self) -> bool:
-        """Whether the number of lanes is still to be chosen."""
-        return self._lanes is None
-
-    def adopt(self, lanes: int) -> None:
-        """Takes this number of lanes where it was left to be chosen."""
-        if self._lanes is None:
-            self._lanes = lanes
-
-    @property
     def workers(self) -> list[dict[str, Any]]:
         """The workers that are ready: process, node, device of each."""
         return [dict(member.about) for member in self._crew.members]

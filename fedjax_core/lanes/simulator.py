@@ -146,16 +146,6 @@ class Simulator:
         """The number of lanes, over all devices; where it was left to be chosen, that is done when first asked for."""
         return self._lanes_known(min(len(self.clients), _USUAL_COHORT))
 
-    @property
-    def undecided(self) -> bool:
-        """Whether the number of lanes is still to be chosen."""
-        return self._lanes is None
-
-    def adopt(self, lanes: int) -> None:
-        """Takes this number of lanes where it was left to be chosen."""
-        if self._lanes is None:
-            self._lanes = lanes
-
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         population = self._client_state.fresh_rows

@@ -69,12 +69,12 @@ class Sweep:
         self.points = _check_points(points)
         """{name: [J]}."""
         self._runs = _Runs(build, self.points)
-        self._simulator = Simulator(self._runs, clients, batch_size=batch_size, **settings)
-        if self._simulator.undecided:
+        if settings.get("lanes", "auto") == "auto":
             # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1 lane and 1,028
             # in 4. So up to 64 lanes, while the models at work hold no more numbers than 64 of 10,000 do.
             numbers = tree.size(jax.eval_shape(self._runs.algorithm.init_params, jax.random.key(0)))
-            self._simulator.adopt(max(1, min(64, 640_000 // max(1, len(self) * numbers))))
+            settings["lanes"] = max(1, min(64, 640_000 // max(1, len(self) * numbers)))
+        self._simulator = Simulator(self._runs, clients, batch_size=batch_size, **settings)
 
     def __repr__(self) -> str:
         return f"Sweep({len(self)} runs that differ in {', '.join(self.points)}; {self._simulator})"

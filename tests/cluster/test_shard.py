@@ -182,11 +182,10 @@ def test_evaluation_is_that_of_the_simulator():
 def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
     sim = cluster("fedavg", lanes="auto")
     monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: (most, {"how many?": most}))
-    assert sim.undecided and sim.settings["lanes"] == 6 and not sim.undecided
+    assert sim.settings["lanes"] == 6
     assert tuning_cache.entries()["how many?"] == 6  # for the checkpoints
-    again = cluster("fedavg", lanes="auto")
-    again.adopt(5)
-    assert again.lanes == 5
+    monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: pytest.fail("chosen again"))
+    assert sim.lanes == 6
 
 
 def test_what_a_worker_measures_all_workers_go_by(monkeypatch):

@@ -81,15 +81,6 @@ def test_how_full_lanes_are():
     assert feed.fill(12, 4) == 1.0  # nobody has anything to do
 
 
-def test_what_was_adopted_is_not_measured(measured, monkeypatch):
-    sim = build()
-    assert sim.undecided
-    sim.adopt(5)
-    assert sim.lanes == 5 and not sim.undecided
-    sim.adopt(7)
-    assert sim.lanes == 5
-
-
 def test_a_resumed_run_goes_by_what_was_measured_then(measured, monkeypatch, tmp_path):
     draw = fc.cohorts.uniform(12, size=5, seed=0)
     monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 4) + 1.0)
