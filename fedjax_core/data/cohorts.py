@@ -236,7 +236,7 @@ class power_of_choice:
     metric: str = "loss"
 
     def __post_init__(self) -> None:
-        host_random.check_whole("size", self.size, least=1)
+        at_least(1, size=self.size)
         if self.size > self.candidates.max_size:
             raise ValueError(f"cannot choose {self.size} clients of at most {self.candidates.max_size} candidates: have more drawn")
 

@@ -12,20 +12,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fedjax_core.run.encryption import Broken, KeyUnfit, Sealed, Unsealed
+from fedjax_core.run.encryption import Corrupt, Decryptor, Encryptor, UnusableKey
 from fedjax_core.run.snapshot import CheckpointError, Damaged, Leaf, Saved
 
-FILE = "sealed"
+FILE = "sealed"  # on the disk
 
 
 def write(folder: Path, key: bytes, body: dict[str, Any], arrays: list[np.ndarray]) -> None:
     """Writes the file, which is on the disk when this returns."""
     with open(folder / FILE, "xb") as file:
-        with Sealed(file, key) as sealed:
+        with Encryptor(file, key) as encrypted:
             text = json.dumps(body).encode()
-            sealed.write(len(text).to_bytes(8, "big") + text)
+            encrypted.write(len(text).to_bytes(8, "big") + text)
             for x in arrays:
-                sealed.write(_bytes_of(x))
+                encrypted.write(_bytes_of(x))
         file.flush()
         os.fsync(file.fileno())
 
@@ -34,13 +34,13 @@ def read(path: Path, key: bytes) -> Saved:
     """The checkpoint in a folder, every byte verified; raises `Damaged`, and `CheckpointError` where the key is not its own."""
     try:
         with open(path / FILE, "rb") as file:
-            sealed, body = _unsealed(path, file, key)
+            plain, body = _opened(path, file, key)
             leaves = [Leaf(name, dtype, tuple(shape), kind, known) for name, dtype, shape, kind, known in body["leaves"]]
             arrays = [np.empty(leaf.shape, leaf.dtype) for leaf in leaves]
             for x in arrays:
-                sealed.read_into(_bytes_of(x))
-            sealed.end()
-    except (Broken, OSError) as error:
+                plain.read_into(_bytes_of(x))
+            plain.end()
+    except (Corrupt, OSError) as error:
         raise Damaged(f"{FILE}: {error}") from error
     return Saved(body["round"], body["about"], leaves, arrays)
 
@@ -49,23 +49,23 @@ def read_about(path: Path, key: bytes) -> dict[str, Any]:
     """The description alone, from the beginning of the file; raises `Damaged`."""
     try:
         with open(path / FILE, "rb") as file:
-            return _unsealed(path, file, key)[1]
-    except (Broken, CheckpointError, OSError) as error:
+            return _opened(path, file, key)[1]
+    except (Corrupt, CheckpointError, OSError) as error:
         raise Damaged(str(error)) from error
 
 
-def _unsealed(path: Path, file: BinaryIO, key: bytes) -> tuple[Unsealed, dict[str, Any]]:
-    """(what is to be read on, the description at its beginning)."""
+def _opened(path: Path, file: BinaryIO, key: bytes) -> tuple[Decryptor, dict[str, Any]]:
+    """(the file after its description, the description)."""
     try:
-        sealed = Unsealed(file, key)
-    except KeyUnfit as error:
+        plain = Decryptor(file, key)
+    except UnusableKey as error:
         raise CheckpointError(
             f"the checkpoint in {path} cannot be opened: {error}. Give encrypt= the key that it was written with."
         ) from error
-    body: dict[str, Any] = json.loads(sealed.read(int.from_bytes(sealed.read(8), "big")))
+    body: dict[str, Any] = json.loads(plain.read(int.from_bytes(plain.read(8), "big")))
     if path.name != f"{body['round']:08d}":
-        raise Broken(f"it is the checkpoint of round {body['round']}, under another name")
-    return sealed, body
+        raise Corrupt(f"it is the checkpoint of round {body['round']}, under another name")
+    return plain, body
 
 
 def _bytes_of(x: np.ndarray) -> memoryview:

@@ -15,12 +15,12 @@ A key is 64 hexadecimal digits, in a file that others may not read or in an envi
 
 >>> import io
 >>> file, key = io.BytesIO(), bytes(range(32))
->>> with Sealed(file, key) as sealed:
-...     sealed.write(b"a secret")
+>>> with Encryptor(file, key) as encrypted:
+...     encrypted.write(b"a secret")
 >>> b"secret" in file.getvalue()
 False
->>> unsealed = Unsealed(io.BytesIO(file.getvalue()), key)
->>> unsealed.read(8), unsealed.end()
+>>> plain = Decryptor(io.BytesIO(file.getvalue()), key)
+>>> plain.read(8), plain.end()
 (b'a secret', None)
 """
 
@@ -42,31 +42,31 @@ _MAGIC, _SALT, _NAME, _SUM, _TAG = b"fedjax_core sealed 1\n", 32, 16, 8, 16
 _HEAD = len(_MAGIC) + _SALT + _NAME + _SUM
 
 
-class KeyUnfit(ValueError):
-    """There is no key, or it is not the one, or not kept as a key must be."""
+class UnusableKey(ValueError):
+    """There is no key, or it is another one, or others could have read it."""
 
 
-class Broken(Exception):
-    """Why a sealed file cannot be trusted."""
+class Corrupt(Exception):
+    """Why an encrypted file cannot be trusted."""
 
 
 def load_key(source: str | os.PathLike[str], run_dir: Path) -> bytes:
-    """The key in a file, or in the environment variable of "env:NAME"; raises `KeyUnfit` where it is not safe there, or no key."""
+    """The key in a file, or in the environment variable of "env:NAME"; raises `UnusableKey` where it is not safe there, or no key."""
     name = os.fspath(source)
     if name.startswith("env:"):
         text = os.environ.get(name[4:])
         if text is None:
-            raise KeyUnfit(f"encrypt={name!r}, but the environment variable {name[4:]} is not set: export the key in it, or name a file")
+            raise UnusableKey(f"encrypt={name!r}, but the environment variable {name[4:]} is not set: export the key in it, or name a file")
         return _parsed(text, f"the environment variable {name[4:]}")
     path = Path(name).expanduser().absolute()
     if path.resolve().is_relative_to(run_dir.resolve()):
-        raise KeyUnfit(f"the key {path} is in the folder of the run, where whoever gets the checkpoints gets it too: keep it elsewhere")
+        raise UnusableKey(f"the key {path} is in the folder of the run, where whoever gets the checkpoints gets it too: keep it elsewhere")
     try:
         text = read_private(path, "the key")[:1000].decode()
     except PermissionError as error:
-        raise KeyUnfit(f"{error} A new key is for another run_dir.") from error
+        raise UnusableKey(f"{error} A new key is for another run_dir.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise KeyUnfit(f"the key {path} cannot be read ({error}). Make one with: (umask 077; openssl rand -hex 32 > {path})") from error
+        raise UnusableKey(f"the key {path} cannot be read ({error}). Make one with: (umask 077; openssl rand -hex 32 > {path})") from error
     return _parsed(text, str(path))
 
 
@@ -76,12 +76,12 @@ def _parsed(text: str, where: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise KeyUnfit(f"{where} holds no key, which is 64 hexadecimal digits: make one with `openssl rand -hex 32`")
+        raise UnusableKey(f"{where} holds no key, which is 64 hexadecimal digits: make one with `openssl rand -hex 32`")
     return key
 
 
-class Sealed:
-    """Writes to `file` what only `key` opens, in a `with`: the last chunk is written at its end, and only if there was no error."""
+class Encryptor:
+    """Encrypts what is written to `file`, in a `with`: the last chunk is written at its end, and only if there was no error."""
 
     def __init__(self, file: BinaryIO, key: bytes) -> None:
         salt = os.urandom(_SALT)
@@ -89,7 +89,7 @@ class Sealed:
         self._file, self._number, self._buffer = file, 0, bytearray()
         file.write(_with_sum(_MAGIC + salt + name))
 
-    def __enter__(self) -> "Sealed":
+    def __enter__(self) -> "Encryptor":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -110,16 +110,16 @@ class Sealed:
         self._number += 1
 
 
-class Unsealed:
-    """Reads what `Sealed` wrote; every byte given was verified, and after `end` so was the whole. Raises `Broken` or `KeyUnfit`."""
+class Decryptor:
+    """Reads what `Encryptor` wrote. Every byte given is verified, and after `end` the whole file is. Raises `Corrupt` or `UnusableKey`."""
 
     def __init__(self, file: BinaryIO, key: bytes) -> None:
         head = file.read(_HEAD)
         if len(head) != _HEAD or head != _with_sum(head[:-_SUM]) or not head.startswith(_MAGIC):
-            raise Broken("its head is not as it was written")
+            raise Corrupt("its head is not as it was written")
         self._cipher, name = _derived(key, head[len(_MAGIC) :][:_SALT])
         if name != head[-_SUM - _NAME : -_SUM]:
-            raise KeyUnfit("it was encrypted with another key")
+            raise UnusableKey("it was encrypted with another key")
         self._file, self._number, self._rest = file, 0, memoryview(b"")
         self._next = file.read(CHUNK + _TAG)
         self._ended = False
@@ -143,17 +143,17 @@ class Unsealed:
         if not self._ended:
             self._open()
         if len(self._rest) or not self._ended:
-            raise Broken("it holds more than it should")
+            raise Corrupt("it holds more than it should")
 
     def _open(self) -> None:
         if self._ended:
-            raise Broken("it holds less than it should")
+            raise Corrupt("it holds less than it should")
         chunk, self._next = self._next, self._file.read(CHUNK + _TAG)
         self._ended = not self._next
         try:
             self._rest = memoryview(self._cipher.decrypt(_nonce(self._number, self._ended), chunk, None))
         except InvalidTag as error:
-            raise Broken(f"chunk {self._number} is not as it was written, or what follows it was cut off or added") from error
+            raise Corrupt(f"chunk {self._number} is not as it was written, or what follows it was cut off or added") from error
         self._number += 1
 
 

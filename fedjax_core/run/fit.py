@@ -40,7 +40,7 @@ from fedjax_core.run.encryption import load_key
 from fedjax_core.run.history import History
 from fedjax_core.run.lock import claim
 from fedjax_core.run.log import Log
-from fedjax_core.run.monitor import Best, Evaluate, Judge, check_counts
+from fedjax_core.run.monitor import Best, Evaluate, Monitor, check_counts
 from fedjax_core.run.resume import resumable
 from fedjax_core.run.rounds import EachRound, Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
@@ -114,7 +114,7 @@ def fit(
             "save History.state where jax.process_index() is 0, or train with fc.ClusterSimulator, whose run_dir resumes"
         )
     at_least(1, rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
-    judge = Judge(evaluate_every, evaluate, best, mode, patience)
+    judge = Monitor(evaluate_every, evaluate, best, mode, patience)
     _say(sim, judge, progress)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
@@ -162,7 +162,7 @@ def fit(
         return History(state, run.log.records, run.best, stopped, speed)
 
 
-def _say(sim: Simulation, judge: Judge, progress: bool) -> None:
+def _say(sim: Simulation, judge: Monitor, progress: bool) -> None:
     """Says of which of the sites' examples the metric is by which the best model is chosen, and patience ends."""
     on = getattr(sim, "judged_on", None)
     if not judge.every or judge.evaluate is not None or on is None:

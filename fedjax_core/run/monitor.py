@@ -1,7 +1,7 @@
 """Model selection: when to evaluate, which metric decides, and when to stop early.
 
->>> judge = Judge(every=5, metric="accuracy", mode="max")
->>> judge.better(0.8, None), judge.better(0.8, Best(10, 0.9)), judge.better(float("nan"), None)
+>>> monitor = Monitor(every=5, metric="accuracy", mode="max")
+>>> monitor.better(0.8, None), monitor.better(0.8, Best(10, 0.9)), monitor.better(float("nan"), None)
 (True, False, False)
 """
 
@@ -31,8 +31,8 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
-    """When a state is evaluated, on what, and which of two is better."""
+class Monitor:
+    """When a state is evaluated, on what, by which metric, and which of two is better."""
 
     every: int  # rounds; 0: never
     evaluate: Evaluate | None = None  # None: on the clients trained on

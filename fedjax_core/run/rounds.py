@@ -15,7 +15,7 @@ from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run.checkpoint import Checkpoints
 from fedjax_core.run.history import Stopped
 from fedjax_core.run.log import Log
-from fedjax_core.run.monitor import Best, Judge
+from fedjax_core.run.monitor import Best, Monitor
 from fedjax_core.run.signals import Interruption
 from fedjax_core.run.simulation import Simulation
 from fedjax_core.run.snapshot import Saved
@@ -36,7 +36,7 @@ class Rounds:
         self,
         sim: Simulation,
         cohorts: Callable[[int], Any],
-        judge: Judge,
+        judge: Monitor,
         checkpoints: Checkpoints | None,
         about: dict[str, Any],
         interruption: Interruption,

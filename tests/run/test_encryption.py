@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 import fedjax_core as fc
 from fedjax_core.run import encryption, load_best
 from fedjax_core.run.checkpoint import CheckpointError, Checkpoints, read
-from fedjax_core.run.encryption import Broken, KeyUnfit, Sealed, Unsealed, load_key
+from fedjax_core.run.encryption import Corrupt, Decryptor, Encryptor, UnusableKey, load_key
 from tests.run import small
 
 KEY, OTHER = bytes(range(32)), bytes(32)
@@ -28,14 +28,14 @@ TEXT = KEY.hex() + "\n"
 
 def sealed(*parts, key=KEY):
     file = io.BytesIO()
-    with Sealed(file, key) as writer:
+    with Encryptor(file, key) as writer:
         for part in parts:
             writer.write(part)
     return file.getvalue()
 
 
 def unsealed(raw, size, key=KEY):
-    reader = Unsealed(io.BytesIO(raw), key)
+    reader = Decryptor(io.BytesIO(raw), key)
     found = reader.read(size)
     reader.end()
     return found
@@ -76,22 +76,22 @@ def test_every_flipped_bit_cut_exchange_and_addition_is_found(monkeypatch):
     changed += [head + chunks[1] + chunks[0] + chunks[2], head + chunks[0] + chunks[2], head + chunks[0] + chunks[0] + chunks[2]]
     changed += [raw + b"\x00", raw + chunks[2], head + b"".join(chunks) * 2, sealed(plain)[: encryption._HEAD] + raw[encryption._HEAD :]]
     for wrong in changed:
-        with pytest.raises(Broken):
+        with pytest.raises(Corrupt):
             unsealed(wrong, len(plain))
-    with pytest.raises(Broken, match="less than it should"):
+    with pytest.raises(Corrupt, match="less than it should"):
         unsealed(raw, 21)
-    with pytest.raises(Broken, match="more than it should"):
+    with pytest.raises(Corrupt, match="more than it should"):
         unsealed(raw, 19)
-    with pytest.raises(KeyUnfit, match="another key"):
+    with pytest.raises(UnusableKey, match="another key"):
         unsealed(raw, 20, OTHER)
 
 
 def test_what_ends_in_an_error_is_not_a_whole_file():
     file = io.BytesIO()
-    with pytest.raises(ZeroDivisionError), Sealed(file, KEY) as writer:
+    with pytest.raises(ZeroDivisionError), Encryptor(file, KEY) as writer:
         writer.write(b"half")
         raise ZeroDivisionError
-    with pytest.raises(Broken):
+    with pytest.raises(Corrupt):
         unsealed(file.getvalue(), 4)
 
 
@@ -106,16 +106,16 @@ def test_keys_are_read_where_they_are_safe(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_KEY", KEY.hex())
     assert load_key(key_file(tmp_path), tmp_path / "run") == load_key("env:STUDY_KEY", tmp_path) == KEY
     for mode in (0o640, 0o604, 0o660):
-        with pytest.raises(KeyUnfit, match=f"has mode {mode:04o} and owner .* others may have read the key"):
+        with pytest.raises(UnusableKey, match=f"has mode {mode:04o} and owner .* others may have read the key"):
             load_key(key_file(tmp_path, mode=mode), tmp_path / "run")
     for text in ("", "00" * 31, "00" * 33, "no key", KEY.hex()[:-1]):
-        with pytest.raises(KeyUnfit, match="64 hexadecimal digits"):
+        with pytest.raises(UnusableKey, match="64 hexadecimal digits"):
             load_key(key_file(tmp_path, text), tmp_path / "run")
-    with pytest.raises(KeyUnfit, match="is in the folder of the run"):
+    with pytest.raises(UnusableKey, match="is in the folder of the run"):
         load_key(key_file(tmp_path), tmp_path)
-    with pytest.raises(KeyUnfit, match="the environment variable NOWHERE is not set"):
+    with pytest.raises(UnusableKey, match="the environment variable NOWHERE is not set"):
         load_key("env:NOWHERE", tmp_path)
-    with pytest.raises(KeyUnfit, match="openssl rand -hex 32"):
+    with pytest.raises(UnusableKey, match="openssl rand -hex 32"):
         load_key(tmp_path / "none.key", tmp_path / "run")
 
 
@@ -215,7 +215,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_no_plain_byte(tmp_path, monkeypatc
 
 def test_the_key_must_be_there_before_anything_is_done(tmp_path):
     options = {"cohorts": small.cohorts(), "progress": False}
-    with pytest.raises(KeyUnfit, match="cannot be read"):
+    with pytest.raises(UnusableKey, match="cannot be read"):
         fc.fit(small.averaging(), 1, run_dir=tmp_path / "run", encrypt=tmp_path / "none.key", **options)
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(ValueError, match="without a run_dir there are none"):

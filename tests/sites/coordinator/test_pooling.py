@@ -11,7 +11,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.evaluation import NOT_FINITE, NOT_TOLD
-from fedjax_core.run.monitor import Judge
+from fedjax_core.run.monitor import Monitor
 from fedjax_core.sites.coordinator.pooling import ALONE, Told, doubts, read
 from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import fedavg
@@ -155,9 +155,9 @@ def test_a_metric_that_is_made_up_is_nobodys(caplog):
     with federation(fedavg(), lie=saying("mayo", auroc=5.0)) as (fed, _, _):
         state = fed.init(jax.random.key(0))
         found, cross = fed.evaluate(state), fed.cross_evaluate({"now": state.params})
-        judge = Judge(every=1, metric="auroc", mode="max")
+        monitor = Monitor(every=1, metric="auroc", mode="max")
         with pytest.raises(ValueError, match=r"best='auroc' is not among the metrics .*\['accuracy', 'loss'\]"):
-            judge(fed, state)
+            monitor(fed, state)
     assert list(found.pooled) == list(cross.totals) == ["accuracy", "loss"]
     assert "the metric 'auroc' of mayo does not count: no other site has such a metric" in caplog.text
 

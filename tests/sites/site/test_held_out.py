@@ -11,7 +11,7 @@ import fedjax_core as fc
 from fedjax_core.data import partition
 from fedjax_core.data.preprocess import Standardise
 from fedjax_core.run.fit import _say
-from fedjax_core.run.monitor import Judge
+from fedjax_core.run.monitor import Monitor
 from fedjax_core.sites.doctor.examination import examine
 from fedjax_core.sites.federation import Federation
 from fedjax_core.sites.site.data import SiteData
@@ -122,7 +122,7 @@ def test_fit_says_on_whom_the_best_is_chosen(on, said, caplog):
         judged_on = on
 
     with caplog.at_level(logging.INFO):
-        _say(Sim(), Judge(5, None, "accuracy", "max"), progress=True)
+        _say(Sim(), Monitor(5, None, "accuracy", "max"), progress=True)
     assert said in caplog.text and "'accuracy'" in caplog.text
 
 
