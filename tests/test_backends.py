@@ -31,7 +31,7 @@ def columns(i):
 def backend(kind, composed, monkeypatch, **plan):
     plan = plan or PLAN
     clients = fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
-    for name, value in (("Crew", InProcess), ("connect", lambda *_: None), ("disconnect", lambda: None)):
+    for name, value in (("WorkerPool", InProcess), ("connect", lambda *_: None), ("disconnect", lambda: None)):
         monkeypatch.setattr(pool, name, value)
     if kind == "loops":
         yield Reference(composed, clients, **plan)

@@ -1,6 +1,6 @@
 """Measures how fast a cluster goes, and what holds it up.
 
->>> math.isnan(Pace().report()["examples/s"])
+>>> math.isnan(ClusterMeter().report()["examples/s"])
 True
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fedjax_core.cluster.shard import Done
 
 
-class Pace:
-    """How fast a cluster goes; `report` says so, over the rounds in which nothing was compiled."""
+class ClusterMeter:
+    """Adds up what rounds cost; `report` gives the rates over the rounds in which nothing was compiled."""
 
     def __init__(self) -> None:
         self.seconds = self.work_seconds = self.compile_seconds = 0.0

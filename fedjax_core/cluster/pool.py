@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_core.cluster.schedule import hand_out
+from fedjax_core.cluster.schedule import assign_to_workers
 from fedjax_core.cluster.shard import Broadcast, Done, Share, in_pairs
 from fedjax_core.cluster.source import Folder, Sent
 from fedjax_core.data.batches import Plan
@@ -51,8 +51,8 @@ _NUMERICS = (
 _CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
 
 
-class Member:
-    """A worker at work, as the driver sees it."""
+class WorkerHandle:
+    """A worker, as the driver sees it."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -61,30 +61,30 @@ class Member:
         self.speed = math.nan  # local steps a second
         self.since = math.nan  # when it last finished a share, or was given one after all others
 
-    def worked(self, done: Done) -> None:
-        """Takes the pace of a share into account: the last few count most."""
+    def record_speed(self, done: Done) -> None:
+        """Updates the estimated speed by a completed share: the last few count most."""
         if not done.compiled and done.work.steps:
             pace = done.work.steps / done.seconds
             self.speed = pace if math.isnan(self.speed) else 0.7 * self.speed + 0.3 * pace
 
-    def rested(self, best: float) -> None:
-        """Had no share: a worker once found slow is believed faster and faster, until it gets one and is measured again."""
+    def decay_speed(self, best: float) -> None:
+        """Drifts an idle worker's estimated speed towards the best one's, so that a worker once measured slow is tried again."""
         self.speed += 0.2 * max(0.0, best - self.speed)
 
     def __str__(self) -> str:
         return f"worker {self.about.get('pid', '(starting)')} on node {str(self.about.get('node', '?'))[:8]}"
 
 
-class Came(NamedTuple):
-    """What came of a share."""
+class Completed(NamedTuple):
+    """A completed share."""
 
     done: Done
-    acc: Any  # where its accumulator lies, if that did not come along
-    member: Member
+    acc: Any  # where its accumulator lies, if it was not sent along
+    member: WorkerHandle
 
 
-class Crew:
-    """So many workers, at least one of them alive."""
+class WorkerPool:
+    """The workers of one simulator: a fixed number, of whom those that die are replaced."""
 
     def __init__(
         self,
@@ -109,15 +109,15 @@ class Crew:
         self._class = ray.remote(Actor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": self._environment()}
         )
-        self.members: list[Member] = []
-        self._coming: list[Member] = []
+        self.members: list[WorkerHandle] = []
+        self._coming: list[WorkerHandle] = []
         self.deaths = 0
         """How many workers died so far."""
         self.size = 0
         self.resize(workers)
 
     def resize(self, workers: int) -> None:
-        """Has so many workers, all of them ready."""
+        """Sets the number of workers, and returns when all are ready."""
         have = ray.cluster_resources()
         for what, each in (("CPU", self.cpus), ("GPU", self.gpus)):
             if workers * each > have.get(what, 0) + 1e-6:
@@ -131,11 +131,11 @@ class Crew:
         self.members, self._coming, self.size = self.members[:workers], self._coming[:more], workers
         self._fill()
         while self._coming:
-            self._welcome(wait=True)
+            self._add_ready(wait=True)
 
     @property
     def nodes(self) -> int:
-        """On how many nodes they are."""
+        """The number of nodes that the workers are on."""
         return len({member.about["node"] for member in self.members})
 
     def put(self, broadcast: Broadcast) -> Any:
@@ -143,13 +143,13 @@ class Crew:
         return ray.put(broadcast)
 
     def do(self, broadcast: Any, shares: list[Share], loads: list[float]) -> list[Done]:
-        """Every share worked through, in the order given."""
+        """The results of all shares, in the order given."""
         return [came.done for came in self._do(lambda actor, share: (actor.do.remote(broadcast, share), None), shares, loads)]
 
     def do_and_merge(self, broadcast: Any, shares: list[Share], loads: list[float]) -> tuple[list[Done], Any]:
-        """(every share worked through, without accumulators; these as one). Workers merge them, and only the last comes here.
+        """(the results of all shares without accumulators, the merged accumulator). Workers merge, and only the last one is sent here.
 
-        Where one is lost on the way the shares are done again, and bring theirs along: what is second is then None.
+        If one is lost on the way, all shares are done again and send theirs along: the second part is then None.
         """
         found = self._do(lambda actor, share: actor.do_apart.options(num_returns=2).remote(broadcast, share), shares, loads)
         try:
@@ -158,27 +158,27 @@ class Crew:
             log.warning("what workers had added up is lost, and all shares are done again: %s", _last_line(error))
         return self.do(broadcast, shares, loads), None
 
-    def _merged(self, level: list[tuple[Any, Member]]) -> Any:
-        """Accumulators that lie with members as one, merged in pairs by the member who has the first of each."""
+    def _merged(self, level: list[tuple[Any, WorkerHandle]]) -> Any:
+        """Merges accumulators that lie with workers, in pairs, at the worker that has the first of each pair."""
 
-        def meet(a: tuple[Any, Member], b: tuple[Any, Member]) -> tuple[Any, Member]:
+        def meet(a: tuple[Any, WorkerHandle], b: tuple[Any, WorkerHandle]) -> tuple[Any, WorkerHandle]:
             return a[1].actor.meet.remote(a[0], b[0]), a[1]
 
         return ray.get(in_pairs(meet, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
 
-    def _do(self, begin: Callable[[Any, Share], tuple[Any, Any]], shares: list[Share], loads: list[float]) -> list[Came]:
-        """What came of every share, in the order given; `begin` gives the promise of that, and of an accumulator that lies apart."""
-        done: dict[int, Came] = {}
-        waiting: dict[Any, tuple[int, Member]] = {}
+    def _do(self, begin: Callable[[Any, Share], tuple[Any, Any]], shares: list[Share], loads: list[float]) -> list[Completed]:
+        """Every completed share, in the order given; `begin` starts one and returns Ray's references to its result and its accumulator."""
+        done: dict[int, Completed] = {}
+        waiting: dict[Any, tuple[int, WorkerHandle]] = {}
         apart: dict[Any, Any] = {}
         tries, todo = [0] * len(shares), list(range(len(shares)))
-        at_work: set[Member] = set()
+        at_work: set[WorkerHandle] = set()
         while todo or waiting:
             if todo:
                 self._fill()
-                self._welcome(wait=not self.members)
+                self._add_ready(wait=not self.members)
                 busy = [sum(loads[s] for s, who in waiting.values() if who is m) for m in self.members]
-                chosen = hand_out([loads[s] for s in todo], self._speeds(), busy)
+                chosen = assign_to_workers([loads[s] for s in todo], self._speeds(), busy)
                 for s, w in sorted(zip(todo, chosen, strict=True), key=lambda pair: -loads[pair[0]]):
                     tries[s] += 1
                     if not any(who is self.members[w] for _, who in waiting.values()):
@@ -191,32 +191,32 @@ class Crew:
             try:
                 if hangs:
                     raise TimeoutError(f"it finished nothing for {self.hang_seconds:g} s; where shares take that long, raise hang_seconds=")
-                done[s], member.since = Came(ray.get(ready), apart[ready], member), time.monotonic()
-                member.worked(done[s].done)
+                done[s], member.since = Completed(ray.get(ready), apart[ready], member), time.monotonic()
+                member.record_speed(done[s].done)
                 at_work.add(member)
             except failures.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
             except (failures.RayError, TimeoutError) as error:  # the worker is gone or hangs, or its node, or the result is gone
                 todo = [s, *(other for other, who in waiting.values() if who is member)]
                 waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
-                self._lost(member, error, tries[s])
+                self._drop(member, error, tries[s])
         best = max(self._speeds(), default=math.nan)
         for member in self.members:
             if member not in at_work:
-                member.rested(best)
+                member.decay_speed(best)
         return [done[s] for s in range(len(shares))]
 
-    def _next(self, waiting: dict[Any, tuple[int, Member]]) -> tuple[Any, bool]:
-        """(what is ready first, False); (what is awaited of a member who has finished nothing for too long, True)."""
+    def _next(self, waiting: dict[Any, tuple[int, WorkerHandle]]) -> tuple[Any, bool]:
+        """(the reference that is ready first, False), or (one of a worker that has finished nothing for too long, True)."""
         late = min(waiting, key=lambda ref: waiting[ref][1].since)
         left = waiting[late][1].since + self.hang_seconds - time.monotonic()
         found, _ = ray.wait(list(waiting), num_returns=1, timeout=None if math.isinf(left) else max(0.0, left))
         return (found[0], False) if found else (late, True)
 
     def measure(self, broadcast: Any, share: Share) -> dict[str, Any]:
-        """What the first worker measures for the program of an exchange; nothing where it dies, hangs, or fails, as others then will."""
+        """What the first worker measures for the program of an exchange; nothing if it dies, hangs or fails, as the others then will."""
         self._fill()
-        self._welcome(wait=not self.members)
+        self._add_ready(wait=not self.members)
         try:
             asked = self.members[0].actor.measure.remote(broadcast, share)
             return dict(ray.get(asked, timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds))
@@ -235,11 +235,11 @@ class Crew:
         self.members, self._coming = [], []
 
     def _fill(self) -> None:
-        """Has workers start in the places of those who died."""
-        self._coming += [Member(self._class.remote(self._setup)) for _ in range(self.size - len(self.members) - len(self._coming))]
+        """Starts workers in the places of those that died."""
+        self._coming += [WorkerHandle(self._class.remote(self._setup)) for _ in range(self.size - len(self.members) - len(self._coming))]
 
-    def _welcome(self, *, wait: bool) -> None:
-        """Takes in workers that are ready; where asked to, waits for one."""
+    def _add_ready(self, *, wait: bool) -> None:
+        """Adds the workers that are ready; with `wait`, waits for one."""
         if not self._coming:
             return
         ready, _ = ray.wait([m.ready for m in self._coming], num_returns=1, timeout=START_SECONDS if wait else 0)
@@ -261,8 +261,8 @@ class Crew:
                 raise RuntimeError(f"a worker could not start: {_last_line(error)}") from error
             self.members.append(member)
 
-    def _lost(self, member: Member, error: Exception, tries: int) -> None:
-        """Does without this worker; raises where a share has killed too many."""
+    def _drop(self, member: WorkerHandle, error: Exception, tries: int) -> None:
+        """Drops this worker; raises if one share has killed too many."""
         self.deaths += 1
         self.members = [m for m in self.members if m is not member]
         _kill(member)
@@ -279,7 +279,7 @@ class Crew:
         return [float(np.mean(known)) if known and math.isnan(m.speed) else m.speed if known else 1.0 for m in self.members]
 
     def _environment(self) -> dict[str, str]:
-        """Of a worker's process: only as many threads as it has cores, and no GPU that it did not ask for."""
+        """Environment of a worker's process: as many threads as it has cores, and no GPU that it did not ask for."""
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith("--xla_force_host_platform_device_count")]
         if self.cpus <= 1:
             flags.append("--xla_cpu_multi_thread_eigen=false")
@@ -304,17 +304,17 @@ def _pickled(composed: Round, plan: Plan) -> bytes:
 
 
 def _path() -> list[str]:
-    """Where this process finds modules."""
+    """The folders in which this process finds modules."""
     return [folder or os.getcwd() for folder in sys.path]
 
 
-def _kill(member: Member) -> None:
+def _kill(member: WorkerHandle) -> None:
     with contextlib.suppress(Exception):
         ray.kill(member.actor)
 
 
 def _last_line(error: BaseException) -> str:
-    """What went wrong, without the way there."""
+    """The last line of an error: what went wrong, without the traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     told = [line for line in lines if "Error" in line.split(":")[0]]
     return (told or lines or [type(error).__name__])[-1].split(" Some common causes")[0]

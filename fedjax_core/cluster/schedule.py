@@ -1,13 +1,13 @@
 """Splits a cohort into shares by work, and assigns the shares to workers by speed.
 
-    clients, longest first, onto the lightest share         by local steps alone: the same cohort is always dealt alike
-    shares, longest first, to whoever would be done first   by measured speed: it changes who works, and never what is worked out
+    clients, longest first, onto the lightest share            by local steps alone: the same cohort is always split alike
+    shares, longest first, to the worker that finishes first   by measured speed: it decides who works, and never the result
 
-How many shares there are decides the answer's last bits, as the order of a sum does; which worker does a share decides nothing.
+The number of shares decides the answer's last bits, as the order of a sum does; which worker does a share decides nothing.
 
->>> deal(np.array([5, 1, 0, 4]), shares=2)
+>>> split_cohort(np.array([5, 1, 0, 4]), shares=2)
 [array([0]), array([1, 3])]
->>> hand_out([40, 40, 40], speeds=[2.0, 1.0])
+>>> assign_to_workers([40, 40, 40], speeds=[2.0, 1.0])
 [0, 0, 1]
 """
 
@@ -20,7 +20,7 @@ from fedjax_core.lanes.pack import assign, slots_bound
 
 
 class Room(NamedTuple):
-    """What any share of any cohort fits in, so that every share runs the same program."""
+    """Sizes that any share of any cohort fits in, so that every share runs the same program."""
 
     cohort: int  # K: places in the whole cohort
     lanes: int
@@ -28,15 +28,18 @@ class Room(NamedTuple):
     examples: dict[str, int]  # one a kind of work, where examples are streamed
 
 
-def deal(load: np.ndarray, shares: int) -> list[np.ndarray]:
-    """The places in the cohort of each share's clients, for clients with this much work [K]; those with none are in no share."""
+def split_cohort(load: np.ndarray, shares: int) -> list[np.ndarray]:
+    """Splits a cohort with this much work a client [K]: the places of each share's clients. Clients without work are in no share."""
     at = np.flatnonzero(load > 0)
     share, _ = assign(load[at], shares)
     return [at[share == s] for s in range(shares)]
 
 
-def hand_out(loads: Sequence[float], speeds: Sequence[float], busy: Sequence[float] | None = None) -> list[int]:
-    """The worker of each share, for workers of these speeds (work a second) that have so much to do already."""
+def assign_to_workers(loads: Sequence[float], speeds: Sequence[float], busy: Sequence[float] | None = None) -> list[int]:
+    """Assigns each share, longest first, to the worker that would finish it first.
+
+    `speeds` is work a second of each worker, and `busy` how much work each has already. Returns the worker of each share.
+    """
     left = list(busy) if busy is not None else [0.0] * len(speeds)
     chosen = [0] * len(loads)
     for s in sorted(range(len(loads)), key=lambda s: -loads[s]):

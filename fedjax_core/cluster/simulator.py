@@ -29,8 +29,8 @@ import numpy as np
 from fedjax_core import tree
 from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
-from fedjax_core.cluster.meter import Pace
-from fedjax_core.cluster.schedule import Room, deal, room_for
+from fedjax_core.cluster.meter import ClusterMeter
+from fedjax_core.cluster.schedule import Room, room_for, split_cohort
 from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
@@ -48,7 +48,7 @@ from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
 
 if TYPE_CHECKING:
-    from fedjax_core.cluster.pool import Crew
+    from fedjax_core.cluster.pool import WorkerPool
 
 log = logging.getLogger("fedjax_core")
 
@@ -108,7 +108,7 @@ class ClusterSimulator:
         check_model(composed, clients, batch_size)
         self.round = composed
         self.clients = clients
-        self.meter = Pace()
+        self.meter = ClusterMeter()
         """How fast it goes: `meter.report()`."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
@@ -128,7 +128,7 @@ class ClusterSimulator:
         pool.connect(address, math.ceil(workers * cpus_per_worker))
         self._disconnect: Callable[[], None] | None = pool.disconnect
         try:
-            self._crew: Crew = pool.Crew(
+            self._pool: WorkerPool = pool.WorkerPool(
                 composed,
                 self.plan_of_batches,
                 source_of(clients),
@@ -153,8 +153,8 @@ class ClusterSimulator:
         """Ends the workers, and Ray where it was started for them. May be called twice."""
         if self._disconnect is None:
             return
-        if hasattr(self, "_crew"):
-            self._crew.close()
+        if hasattr(self, "_pool"):
+            self._pool.close()
         self._disconnect()
         self._disconnect = None
 
@@ -181,19 +181,19 @@ class ClusterSimulator:
         """The number of lanes of a worker; where it was left to be chosen, a worker does that when first asked for."""
         if self._lanes is None:
             most = max(1, len(self.clients) // self.shares)
-            self._lanes, measured = self._open_crew().choose_lanes(most, tuning_cache.entries())
+            self._lanes, measured = self._open_pool().choose_lanes(most, tuning_cache.entries())
             tuning_cache.adopt(measured)  # which a run keeps in its checkpoints
         return self._lanes
 
     @property
     def workers(self) -> list[dict[str, Any]]:
         """The workers that are ready: process, node, device of each."""
-        return [dict(member.about) for member in self._crew.members]
+        return [dict(member.about) for member in self._pool.members]
 
     @property
     def deaths(self) -> int:
         """How many workers died so far, and were replaced."""
-        return self._crew.deaths
+        return self._pool.deaths
 
     @property
     def traces(self) -> int:
@@ -203,7 +203,7 @@ class ClusterSimulator:
     def resize(self, workers: int) -> None:
         """Has so many workers from the next round on; cohorts are then dealt in as many shares, unless `shares` was given."""
         at_least(1, workers=workers)
-        self._open_crew().resize(int(workers))
+        self._open_pool().resize(int(workers))
         if not self._fixed_shares and self.shares != workers:
             self.shares = int(workers)
             if self._room is not None:
@@ -251,7 +251,7 @@ class ClusterSimulator:
         after, room = half._replace(round=half.round + 1), self._room.cohort
         state = self._client_state.take_back(after, state, who, lent, first + 1, room, donate)
         moved = 2 * sum(tree.nbytes(part.collected.kept) for part in done)
-        self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._crew.members), moved)
+        self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._pool.members), moved)
         return state, metrics
 
     def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
@@ -272,7 +272,7 @@ class ClusterSimulator:
     def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Share]:
         """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""
         assert self._room is not None
-        dealt = deal(self._load[who], self.shares)
+        dealt = split_cohort(self._load[who], self.shares)
         dealt = [at for at in dealt if len(at)] or dealt[:1]
         return [Share(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
 
@@ -282,7 +282,7 @@ class ClusterSimulator:
         They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
         driver's link to the network. The bits are the same.
         """
-        pool = self._open_crew()
+        pool = self._open_pool()
         message, uplink = self._program("message", partial(self._message, e), e)(half)
         told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.entries())
         shares = [share._replace(kept=lent.of(share.places)) for share in shares]
@@ -319,10 +319,10 @@ class ClusterSimulator:
     def _room_for(self, cohort_size: int) -> Room:
         return room_for(cohort_size, self.shares, self.lanes, self._steps, self._load, self.clients.sizes)
 
-    def _open_crew(self) -> "Crew":
+    def _open_pool(self) -> "WorkerPool":
         if self._disconnect is None:
             raise RuntimeError("this ClusterSimulator is closed: make another one, which can go on from the same state")
-        return self._crew
+        return self._pool
 
 
 def _store(client_state: str | Path, clients: int) -> ClientState:

@@ -1,4 +1,4 @@
-"""A crew without Ray: the workers are objects of this process."""
+"""A pool without Ray: the workers are objects of this process."""
 
 import pickle
 
@@ -6,7 +6,7 @@ from fedjax_core.cluster.shard import Worker
 
 
 class InProcess:
-    """Stands for `crew.Crew`: every share and every result goes through pickle, as between processes."""
+    """Stands for `pool.WorkerPool`: every share and every result goes through pickle, as between processes."""
 
     deaths, nodes = 0, 1
 

@@ -50,7 +50,7 @@ def arm(point, number, come, folder):
     if "share" not in point:
         failpoints.arm(point, number, come, folder / "struck" / point)
         return
-    inner, calls = pool.Crew._next, []
+    inner, calls = pool.WorkerPool._next, []
 
     def outer(self, waiting):
         calls.append(Watched.number)
@@ -58,7 +58,7 @@ def arm(point, number, come, folder):
             come()
         return inner(self, waiting)
 
-    pool.Crew._next = outer
+    pool.WorkerPool._next = outer
 
 
 def main(folder, who, where, point="", number="0"):

@@ -58,7 +58,7 @@ def main(folder: str) -> None:
 
 def check_merged_there(sim, first, cohort, expected, lose) -> None:
     """Accumulators taken for large ones are merged by the workers; a node that is lost with some of them changes no bit."""
-    simulator.LARGE, merged, times, lost = 1, pool.Crew._merged, [], []
+    simulator.LARGE, merged, times, lost = 1, pool.WorkerPool._merged, [], []
     here = pool.ray.get_runtime_context().get_node_id()
 
     def watched(self, level):
@@ -67,7 +67,7 @@ def check_merged_there(sim, first, cohort, expected, lose) -> None:
             lost.append(lose())
         return merged(self, level)
 
-    pool.Crew._merged = watched
+    pool.WorkerPool._merged = watched
     found, _ = sim.run_many(first, [cohort] * 3)
     assert small.bits(found) == small.bits(expected) and times == [4] * 3 and sim.deaths == 0
     found, _ = sim.run_many(first, [cohort] * 3)

@@ -41,9 +41,9 @@ def test_two_workers_are_the_simulator(name):
 @pytest.mark.slow
 def test_the_model_is_in_the_store_once_and_no_share_has_a_copy(monkeypatch):
     """A model of 4 MB, for four shares and three workers of one node: `node_script` looks at two nodes."""
-    refs, shares, put, do = [], [], pool.ray.put, pool.Crew.do
+    refs, shares, put, do = [], [], pool.ray.put, pool.WorkerPool.do
     monkeypatch.setattr(pool.ray, "put", lambda value: refs.append(put(value)) or refs[-1])
-    monkeypatch.setattr(pool.Crew, "do", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads))
+    monkeypatch.setattr(pool.WorkerPool, "do", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads))
     task = fc.Task(init=lambda key: np.zeros(10**6, np.float32), loss=lambda params, batch, key: params[0] * batch["x"][:, 0])
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
     data = fc.Clients.from_list([{"x": np.ones((4, 1), np.float32)}] * 8)
@@ -148,9 +148,9 @@ def test_workers_merge_what_they_have_and_who_dies_then_changes_no_bit(tmp_path,
     with trapped(Trap(tmp_path / "trap"), shares=5) as sim:
         expected, seen = run(sim, [ALL] * 4)
 
-        by_workers, merged = [], pool.Crew._merged
-        monkeypatch.setattr(pool.Crew, "_merged", lambda self, level: by_workers.append(len(level)) or merged(self, level))
-        monkeypatch.setattr(pool.Crew, "nodes", 2)
+        by_workers, merged = [], pool.WorkerPool._merged
+        monkeypatch.setattr(pool.WorkerPool, "_merged", lambda self, level: by_workers.append(len(level)) or merged(self, level))
+        monkeypatch.setattr(pool.WorkerPool, "nodes", 2)
         monkeypatch.setattr(simulator, "LARGE", 1)
         state, found = run(sim, [ALL] * 4)
         assert_equal(state, expected)
@@ -160,11 +160,11 @@ def test_workers_merge_what_they_have_and_who_dies_then_changes_no_bit(tmp_path,
 
         def dies(self, level):
             os.kill(level[0][1].about["pid"], signal.SIGKILL)
-            monkeypatch.setattr(pool.Crew, "_merged", merged)
+            monkeypatch.setattr(pool.WorkerPool, "_merged", merged)
             return merged(self, level)
 
         state, _ = run(sim, [ALL] * 2)
-        monkeypatch.setattr(pool.Crew, "_merged", dies)
+        monkeypatch.setattr(pool.WorkerPool, "_merged", dies)
         assert_equal(run(sim, [ALL] * 2, state)[0], expected)
         assert sim.deaths == 1 and "all shares are done again" in caplog.text
 
@@ -175,7 +175,7 @@ def test_who_hangs_is_found_by_the_clock_and_changes_no_bit(tmp_path, caplog):
     with trapped(trap) as sim:
         expected, _ = run(sim, [ALL] * 2)
         hanging = {worker["pid"] for worker in sim.workers}
-        sim._crew.hang_seconds = 3.0  # all is compiled
+        sim._pool.hang_seconds = 3.0  # all is compiled
         trap.set(1, 3)
         assert_equal(run(sim, [ALL] * 2)[0], expected)
         assert sim.deaths == 1 and "finished nothing for 3 s" in caplog.text
@@ -217,7 +217,7 @@ def test_a_slow_worker_gets_fewer_shares_and_the_answer_is_the_same(tmp_path):
         run(sim, [ALL] * 2)
         slow.file.write_text(str(sim.workers[0]["pid"]))
         worked = {worker["pid"]: [] for worker in sim.workers}
-        for member in sim._crew.members:
+        for member in sim._pool.members:
             member.worked = lambda done, member=member, worked_as=member.worked: (worked_as(done), worked[member.about["pid"]].append(done))
         found, _ = run(sim, [ALL] * 4)
         counts = [len(done) for done in worked.values()]

@@ -1,25 +1,25 @@
 import numpy as np
 
-from fedjax_core.cluster.schedule import deal, hand_out, room_for
+from fedjax_core.cluster.schedule import assign_to_workers, room_for, split_cohort
 from fedjax_core.data.batches import Plan
 from fedjax_core.lanes.pack import assign, slots_bound
 
 
 def test_every_client_with_work_is_in_one_share_and_no_share_waits_long():
     load = np.random.default_rng(0).integers(0, 50, 200)
-    shares = deal(load, 7)
+    shares = split_cohort(load, 7)
     assert sorted(np.concatenate(shares).tolist()) == np.flatnonzero(load).tolist()
     each = [load[at].sum() for at in shares]
     assert max(each) - min(each) <= load.max()
 
 
 def test_a_worker_of_twice_the_speed_gets_twice_the_shares():
-    chosen = hand_out([10.0] * 9, speeds=[1.0, 2.0])
+    chosen = assign_to_workers([10.0] * 9, speeds=[1.0, 2.0])
     assert (chosen.count(0), chosen.count(1)) == (3, 6)
 
 
 def test_who_is_busy_gets_less():
-    assert hand_out([4.0, 4.0], speeds=[1.0, 1.0], busy=[20.0, 0.0]) == [1, 1]
+    assert assign_to_workers([4.0, 4.0], speeds=[1.0, 1.0], busy=[20.0, 0.0]) == [1, 1]
 
 
 def test_any_share_of_any_cohort_fits_the_room():
@@ -29,7 +29,7 @@ def test_any_share_of_any_cohort_fits_the_room():
     load = steps["train"] + steps["once"]
     room = room_for(40, 3, 5, steps, load, sizes)
     for cohort in [*(rng.choice(300, 40, replace=False) for _ in range(50)), *(rng.choice(300, 3, replace=False) for _ in range(20))]:
-        for at in deal(load[cohort], 3):
+        for at in split_cohort(load[cohort], 3):
             who = cohort[at]
             assert sizes[who].sum() <= room.examples["train"]
             for kind, each in steps.items():

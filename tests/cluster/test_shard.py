@@ -18,7 +18,7 @@ from tests.zoo import ZOO
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch):
-    monkeypatch.setattr(pool, "Crew", InProcess)
+    monkeypatch.setattr(pool, "WorkerPool", InProcess)
     monkeypatch.setattr(pool, "connect", lambda *arguments: None)
     monkeypatch.setattr(pool, "disconnect", lambda: None)
 
@@ -181,10 +181,10 @@ def test_evaluation_is_that_of_the_simulator():
 
 def test_lanes_are_chosen_by_a_worker_and_kept(monkeypatch):
     sim = cluster("fedavg", lanes="auto")
-    monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: (most, {"how many?": most}))
+    monkeypatch.setattr(sim._pool, "choose_lanes", lambda most, measured: (most, {"how many?": most}))
     assert sim.settings["lanes"] == 6
     assert tuning_cache.entries()["how many?"] == 6  # for the checkpoints
-    monkeypatch.setattr(sim._crew, "choose_lanes", lambda most, measured: pytest.fail("chosen again"))
+    monkeypatch.setattr(sim._pool, "choose_lanes", lambda most, measured: pytest.fail("chosen again"))
     assert sim.lanes == 6
 
 
@@ -192,7 +192,7 @@ def test_what_a_worker_measures_all_workers_go_by(monkeypatch):
     """The first worker measures for all; what it found is known here, and told with the next exchange."""
     monkeypatch.setattr(tuning_cache, "_entries", {})
     sim = cluster("fedavg")
-    trace, known = sim._crew.members[0].measure, []
+    trace, known = sim._pool.members[0].measure, []
 
     def measure(broadcast, share):
         return {**trace(broadcast, share), "which rule?": "patches"}
@@ -201,9 +201,9 @@ def test_what_a_worker_measures_all_workers_go_by(monkeypatch):
         known.append(dict(broadcast.measured))
         return work(broadcast, share)
 
-    work = sim._crew.members[1].do
-    monkeypatch.setattr(sim._crew.members[0], "measure", measure)
-    monkeypatch.setattr(sim._crew.members[1], "do", do)
+    work = sim._pool.members[1].do
+    monkeypatch.setattr(sim._pool.members[0], "measure", measure)
+    monkeypatch.setattr(sim._pool.members[1], "do", do)
     run(sim, COHORTS[:2])
     assert [answers["which rule?"] for answers in known] == ["patches", "patches"]
     assert sim.traces == 1

@@ -38,7 +38,7 @@ def one_round(sim, clients=CLIENTS):
 
 def backends(round, monkeypatch):
     monkeypatch.setattr("fedjax_core.cluster.pool.connect", lambda address, cpus: None)
-    monkeypatch.setattr("fedjax_core.cluster.pool.Crew", InProcess)
+    monkeypatch.setattr("fedjax_core.cluster.pool.WorkerPool", InProcess)
     mesh = Mesh(np.array(jax.devices()[:2]), ("lanes",))
     return {
         "lanes": lambda: fc.Simulator(round, ALL, batch_size=SIZE, lanes=7),
