@@ -17,7 +17,6 @@ A round is one or more exchanges. For each, every backend does the same five thi
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, get_args
 
@@ -85,10 +84,6 @@ class Round(NamedTuple):
             round=jnp.int32(0),
             key=key,
         )
-
-    def each(self, run: Callable[["Round", State], tuple[State, Any]], state: State) -> tuple[State, Any]:
-        """`run(round, state)`; where this stands for several rounds (`Sweep`), of each on its part of the state, side by side."""
-        return run(self, state)
 
     def report_shapes(self, e: int, server: Server, own: Own) -> Report:
         """The shapes of what a client reports in exchange `e`, before any stage."""
@@ -298,7 +293,7 @@ def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[s
     """
     leaves, structure = jax.tree.flatten(columns)
     rows = tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
-    return _metric_names(Round(*composed), structure, rows)  # of a sweep, the first of its rounds
+    return _metric_names(composed, structure, rows)
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
@@ -31,7 +32,8 @@ class Resident:
 
     def rows_of(self, state: State, who: np.ndarray) -> Kept:
         """The rows of these clients [K], leaves [K, ...]."""
-        return tree.take(state.clients, who)
+        rows: Kept = tree.take(state.clients, jnp.asarray(who, jnp.int32))
+        return rows
 
     def rows_on_device(self, clients: int) -> int:
         """How many rows are on the device where so many clients take part in a dispatch."""

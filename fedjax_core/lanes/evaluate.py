@@ -31,7 +31,6 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from fedjax_core import tree
 from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.client_state import ClientState
 from fedjax_core.data.batches import in_order

@@ -22,6 +22,7 @@ import numpy as np
 from fedjax_core import tree
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.pack import lay_out, typical_cohorts
+from fedjax_core.lanes.runs import Runs
 from fedjax_core.machine import memory_limit
 from fedjax_core.round import Round, State
 
@@ -59,7 +60,7 @@ class MemoryPlan(NamedTuple):
 
 
 def predict(
-    composed: Round,
+    runs: Runs,
     clients: Clients,
     steps: np.ndarray,
     cohort_size: int,
@@ -78,7 +79,7 @@ def predict(
     Lanes are spread over `devices`, and the model inside each is split in `parts`; `sharing` devices are cores with one memory.
     """
     limit = device_bytes() // sharing
-    bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(composed, population, cohort_size, 1).items()}
+    bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(runs, population, cohort_size, 1).items()}
     cohorts = typical_cohorts(len(clients), cohort_size)
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))
@@ -149,7 +150,7 @@ def device_bytes() -> int:
     return memory_limit()
 
 
-def bytes_of(composed: Round, population: int, cohort: int, lanes: int) -> dict[str, int]:
+def bytes_of(runs: Runs, population: int, cohort: int, lanes: int) -> dict[str, int]:
     """The bytes of state, carries and accumulators, for this many lanes on a device."""
 
     def shapes(key: Any) -> tuple[Any, Any]:
@@ -163,7 +164,7 @@ def bytes_of(composed: Round, population: int, cohort: int, lanes: int) -> dict[
                     accumulators.append(composed.aggregator.zero(composed.report_shapes(e, state.server, own).update, cohort))
             return state, (carries, accumulators)
 
-        return composed.each(one, composed.init(key, population))
+        return runs.each(one, runs.init(key, population))
 
     state, (carries, accumulators) = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
     largest = max(tree.nbytes(carry) for carry in carries)  # exchanges follow one another

@@ -18,6 +18,7 @@ from jax import lax
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.lanes.pack import Packed, Places, Schedule
+from fedjax_core.lanes.runs import Runs
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Batch, Columns
@@ -43,15 +44,13 @@ class Lanes(NamedTuple):
     metrics: dict[str, Any]  # of the client so far: they count only if its report does
 
 
-def run_rounds(
-    composed: Round, data: Columns, count: Array, state: State, packed: Packed, axis: str | None
-) -> tuple[State, dict[str, Any]]:
+def run_rounds(runs: Runs, data: Columns, count: Array, state: State, packed: Packed, axis: str | None) -> tuple[State, dict[str, Any]]:
     """The first `count` rounds of those packed, one after another: (state, metrics with leaves [R])."""
 
     def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
         places, schedules = tree.take((packed.places, packed.schedules), r)
         here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
-        return run_round(composed, here, state, places, schedules, axis)
+        return runs.each(lambda composed, state: run_round(composed, here, state, places, schedules, axis), state)
 
     def next_round(r: Array, loop: tuple[State, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
         state, metrics = one(r, loop[0])
@@ -67,12 +66,6 @@ def run_round(
     composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
-    return composed.each(lambda one, state: _run_one(one, data, state, places, schedules, axis), state)
-
-
-def _run_one(
-    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
-) -> tuple[State, dict[str, Any]]:
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):

@@ -37,6 +37,7 @@ from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.mesh import Placing, ask_for_cores, cores, usual
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed
+from fedjax_core.lanes.runs import Alone, Runs
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Columns, Key, Params
 from fedjax_core.xla import flops, tuning_cache
@@ -64,7 +65,7 @@ class Simulator:
     `stream`: whether a dispatch brings its
     cohorts' examples, instead of all examples being on the device from the start; by default where the data is memory-mapped, or takes
     more than half of the device's memory. `client_state`: where what clients keep between rounds is held, "device", "host", or a folder;
-    see `fedjax_core.client_state`.
+    see `fedjax_core.client_state`. `runs`: several rounds at once that are all like `composed`, as `Sweep` has them.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Simulator:
         order: Order | None = None,
         stream: bool | None = None,
         client_state: str | Path = "device",
+        runs: Runs | None = None,
     ) -> None:
         check_simulation("Simulator", composed, clients, lanes)
         if mesh == "auto":
             ask_for_cores(machine.cores())
         tuning_cache.enable_compilation_cache()
         self.round = composed
+        self._runs: Runs = Alone(composed) if runs is None else runs
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         self._mesh = None if mesh == "auto" and client_state != "device" else mesh
@@ -150,7 +153,7 @@ class Simulator:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
         population = self._client_state.fresh_rows
         params = None if params is None else jax.tree.map(jnp.asarray, params)
-        make = partial(self.round.init, population=population)
+        make = partial(self._runs.init, population=population)
         shapes = jax.eval_shape(make, key, params=params)
         memory.check_state(shapes, self._placing.parts, population)
         placed = self._placing.state(shapes)
@@ -289,7 +292,7 @@ class Simulator:
     def _rounds(self, data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
-        rounds = partial(program.run_rounds, self.round, axis=self._placing.axis)
+        rounds = partial(program.run_rounds, self._runs, axis=self._placing.axis)
         state, metrics = self._placing.spread(rounds, packed)(data, count, state, packed)
         alone = packed.places.position.shape[0] == 1  # indexing here, and not after the call, which it would wait for
         return state, jax.tree.map(lambda x: x[0], metrics) if alone else metrics
@@ -303,7 +306,7 @@ class Simulator:
         slots = {kind: self._feed.capacity[kind] for kind in self._feed.kinds}
         sharing = self._placing.devices * self._placing.parts if self._placing.on_cores else 1
         return memory.predict(
-            self.round,
+            self._runs,
             self.clients,
             self._feed.steps[self._feed.kinds[-1]],
             cohort_size,
@@ -320,7 +323,7 @@ class Simulator:
     def _compile(self) -> Any:
         """The program for single rounds, compiled for the shapes that a dispatch has."""
         nobody = [sampling.as_cohort(np.zeros(0, np.int64), len(self.clients))]
-        state = jax.eval_shape(partial(self.round.init, population=self._kept_on_device(self._feed.cohort_size)), jax.random.key(0))
+        state = jax.eval_shape(partial(self._runs.init, population=self._kept_on_device(self._feed.cohort_size)), jax.random.key(0))
         packed, _ = self._feed.pack(nobody, 0, 1, self._client_state.union(nobody)[1])
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))
         _, packed = self._placing.place((), packed)

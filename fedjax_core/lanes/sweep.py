@@ -32,6 +32,7 @@ from fedjax_core import tree
 from fedjax_core.client_state import HostRows
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.memory import MemoryPlan
+from fedjax_core.lanes.runs import Run
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
@@ -68,13 +69,13 @@ class Sweep:
     ) -> None:
         self.points = _check_points(points)
         """{name: [J]}."""
-        self._runs = _Runs(build, self.points)
+        self._runs = _SideBySide(build, self.points)
         if settings.get("lanes", "auto") == "auto":
             # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1 lane and 1,028
             # in 4. So up to 64 lanes, while the models at work hold no more numbers than 64 of 10,000 do.
-            numbers = tree.size(jax.eval_shape(self._runs.algorithm.init_params, jax.random.key(0)))
+            numbers = tree.size(jax.eval_shape(self._runs.first.algorithm.init_params, jax.random.key(0)))
             settings["lanes"] = max(1, min(64, 640_000 // max(1, len(self) * numbers)))
-        self._simulator = Simulator(self._runs, clients, batch_size=batch_size, **settings)
+        self._simulator = Simulator(self._runs.first, clients, batch_size=batch_size, runs=self._runs, **settings)
 
     def __repr__(self) -> str:
         return f"Sweep({len(self)} runs that differ in {', '.join(self.points)}; {self._simulator})"
@@ -125,31 +126,26 @@ class Sweep:
         return State(server, uplink, jax.tree.map(lambda x: x[:, j], kept), state.round, key)
 
 
-class _Runs(Round):
-    """To a simulator the first of the rounds; what it makes and does is of all of them."""
+class _SideBySide:
+    """The rounds of all points, vmapped: each is built within the program, from its own numbers."""
 
-    build: Callable[..., Round]
-    points: dict[str, np.ndarray]
-
-    def __new__(cls, build: Callable[..., Round], points: dict[str, np.ndarray]) -> "_Runs":
+    def __init__(self, build: Callable[..., Round], points: dict[str, np.ndarray]) -> None:
         rounds = [build(**dict(zip(points, map(float, point), strict=True))) for point in zip(*points.values(), strict=True)]
         if not isinstance(rounds[0], Round):
             raise TypeError(f"a sweep's build must return a Round, got {type(rounds[0]).__name__}: return fc.compose(algorithm)")
-        runs = super().__new__(cls, *rounds[0])
-        runs.build, runs.points = build, points
+        self.first, self.build, self.points = rounds[0], build, points
 
         def as_traced(point: dict[str, Array]) -> dict[str, Array]:
             build(**point)
             return point
 
         try:
-            jax.eval_shape(jax.vmap(as_traced), runs._traced())
+            jax.eval_shape(jax.vmap(as_traced), self._traced())
         except _READ as error:
             raise ValueError(
                 f"build() reads a number of {sorted(points)} as it builds, to choose a shape or a way to go. A sweep has one program for "
                 "all points, so only numbers that enter its arithmetic can be swept: make a sweep for each value of the others."
             ) from error
-        return runs
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
         """The state of all runs; `key` is one, or one a run."""
@@ -159,7 +155,7 @@ class _Runs(Round):
 
         return jax.vmap(one, in_axes=(0, 0 if key.ndim else None), out_axes=_AXES)(self._traced(), key)
 
-    def each(self, run: Callable[[Round, State], tuple[State, Any]], state: State) -> tuple[State, Any]:
+    def each(self, run: Run, state: State) -> tuple[State, Any]:
         """`run(round, state)` of every run, side by side."""
 
         def one(point: dict[str, Array], state: State) -> tuple[State, Any]:

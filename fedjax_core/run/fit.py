@@ -40,7 +40,7 @@ from fedjax_core.run.encryption import load_key
 from fedjax_core.run.history import History
 from fedjax_core.run.lock import claim
 from fedjax_core.run.log import Log
-from fedjax_core.run.monitor import Best, Evaluate, Monitor, check_counts
+from fedjax_core.run.monitor import Evaluate, Monitor
 from fedjax_core.run.resume import resumable
 from fedjax_core.run.rounds import EachRound, Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
