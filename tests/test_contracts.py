@@ -62,7 +62,7 @@ def test_metrics_are_the_sums_of_plain_loops(name):
 
 
 @pieces
-@pytest.mark.parametrize("lanes", [1, 8])
+@pytest.mark.parametrize("lanes", [1, pytest.param(8, marks=pytest.mark.slow)])  # default: 3, 64, and 8 on as many devices
 def test_any_number_of_lanes(name, lanes):
     state, _ = run(simulator(name, lanes=lanes))
     assert_close(state, usual(name)[1])
@@ -137,7 +137,7 @@ def test_order_of_the_population_changes_nothing(name):
     assert_close(state._replace(clients=kept), usual(name)[1])
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
 @entries_of(["fedavg, momentum", "scaffold, clip, feedback", "ifca", "trimmed mean"])
 def test_lanes_that_begin_and_end_one_by_one_change_nothing(name, lanes, monkeypatch):
     """As those of a large model do."""
