@@ -1,23 +1,19 @@
 """What a study was made with: `expected.toml`, which the coordinator sends with the study, and which lies beside a site's file.
 
-    python = "3.11"
-    study = "3f9a..."                       hash of the study
-    made = 1767225600.0                     seconds since 1970, when it was written: a clock before that is wrong
-    [packages]
-    jax = "0.10.2"
-    [columns]                               of the data: dtype and shape of one example
-    x = "float32[30]"
-    y = "int32[]"
-    [features]                              the names of the numbers in a row, where the data have them
-    x = ["age", "weight"]
-    [code]                                  digests of the files of the study's packages, and of fedjax_core's
-    heart = "77c1..."
-    [data]                                  fingerprints, where those of sites are agreed on
-    charite = "91d2..."
-
->>> import numpy as np
->>> print(columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}])))
-{'x': 'float32[30]', 'y': 'int32[]'}
+python = "3.11"
+study = "3f9a..."                       hash of the study
+made = 1767225600.0                     seconds since 1970, when it was written: a clock before that is wrong
+[packages]
+jax = "0.10.2"
+[columns]                               of the data: dtype and shape of one example
+x = "float32[30]"
+y = "int32[]"
+[features]                              the names of the numbers in a row, where the data have them
+x = ["age", "weight"]
+[code]                                  digests of the files of the study's packages, and of fedjax_core's
+heart = "77c1..."
+[data]                                  fingerprints, where those of sites are agreed on
+charite = "91d2..."
 """
 
 import importlib.metadata

@@ -3,6 +3,9 @@
     a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a digest of all of it
     the others have the same list, or the first entry that differs is named with both sites
 
+>>> import numpy as np
+>>> columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}]))
+{'x': 'float32[30]', 'y': 'int32[]'}
 >>> items = items_of({"y": "int32[]", "x": "float32[2]"}, {"x": ("age", "weight")})
 >>> said(items)["columns"]
 '["x: float32[2]","x: age","x: weight","y: int32[]"]'
