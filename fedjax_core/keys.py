@@ -15,7 +15,7 @@ import jax
 
 from fedjax_core.types import Array, Key
 
-_CLIENT, _SERVER, _INIT = range(3)  # what a run's key is for
+_CLIENT, _SERVER, _INIT, _BROADCAST = range(4)  # what a run's key is for
 _STEP, _BEGIN, _ENCODE = range(3)  # what a client's key is for
 
 
@@ -33,6 +33,11 @@ def init(key: Key) -> Key:
 def server(key: Key, round: Array | int, exchange: int) -> Key:
     """For the server's own draws in one exchange of a round (noise added to a sum)."""
     return _fold(key, _SERVER, round, exchange)
+
+
+def broadcast(key: Key, round: Array | int, exchange: int) -> Key:
+    """For what the server draws to encode its message of one exchange of a round."""
+    return _fold(key, _BROADCAST, round, exchange)
 
 
 def client(key: Key, round: Array | int, id: Array) -> Key:

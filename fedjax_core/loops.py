@@ -33,7 +33,8 @@ class Loops:
         number, seen, refused = int(state.round), list[dict[str, Any]](), set[int]()
         counts = [1.0] * len(cohort) if counts is None else counts
         for e, exchange in enumerate(self.round.algorithm.exchanges):
-            message, acc, weight, number_of = exchange.broadcast(state.server), None, 0.0, 0.0
+            sent_down, state = self.round.broadcast(e, state)
+            message, acc, weight, number_of = self.round.listen(e, sent_down), None, 0.0, 0.0
             for place, (i, count) in enumerate(zip(cohort, counts, strict=True)):
                 visit = None if int(i) in refused else self.visit(e, state, message, int(i), number)
                 if visit is None:

@@ -1,6 +1,6 @@
 """A round that only gathers: what the clients of a cohort report comes to, and nothing is done with it yet.
 
-    gathering(composed)      server = (message, value, weight, clients)      broadcast = the message      update = what was gathered
+    gathering(composed)      server = (what was sent, value, weight, clients)      broadcast = that      update = what was gathered
 
 It runs wherever rounds run, so "these clients, from that model, as one update" needs no engine of its own: asynchronous runs gather
 clients that began from one version of the model, and a large site gathers its departments. The means of parts, by their weights, meet in
@@ -24,13 +24,14 @@ from fedjax_core import tree
 from fedjax_core.aggregators.base import is_mean
 from fedjax_core.algorithms.base import Aggregate, nothing
 from fedjax_core.round import Kept, Round, State, state_shapes
-from fedjax_core.types import Array, Key, Message, Params, Update
+from fedjax_core.types import Array, Key, Params, Update
+from fedjax_core.uplink.base import chain
 
 
 class Gathered(NamedTuple):
-    """A message, and what the reports to it came to."""
+    """A message as it was sent, and what the reports to it came to."""
 
-    params: Message
+    params: Any
     value: Update  # the mean of the reports; zeros where there is none
     weight: Array
     clients: Array
@@ -47,6 +48,8 @@ def why_not(composed: Round) -> str | None:
         return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
     if jax.tree.leaves(state.uplink):
         return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+    if jax.tree.leaves(state.downlink):
+        return f"{composed.downlink.name} keeps state at the server from message to message: use a downlink= that keeps nothing"
     if not composed.aggregator.additive:
         return f"{composed.aggregator.name}() needs the report of each client in its place: use aggregator=fc.aggregators.mean()"
     if not is_mean(composed.aggregator):
@@ -65,24 +68,27 @@ def gathering(composed: Round) -> Round:
     shapes = tree.wide(composed.report_shapes(0, server, ()).update)  # as reports are summed
 
     def init_params(key: Key) -> Params:
-        return exchange.broadcast(algorithm.init(algorithm.init_params(key)))
+        return composed.broadcast(0, composed.init(key, 1))[0]
 
-    def init(message: Message) -> Gathered:
-        return Gathered(message, tree.zeros_like(shapes), jnp.float32(0), jnp.float32(0))
+    def init(sent: Any) -> Gathered:
+        return Gathered(sent, tree.zeros_like(shapes), jnp.float32(0), jnp.float32(0))
 
     def update(server: Gathered, reports: Aggregate) -> Gathered:
         return Gathered(server.params, *reports)
 
-    gathers: Any = exchange._replace(broadcast=lambda server: server.params, update=update)
+    gathers: Any = exchange._replace(broadcast=lambda server: composed.listen(0, server.params), update=update)
     inner = algorithm._replace(init_params=init_params, init=init, init_client=nothing, exchanges=(gathers,), personal=None)
-    return Round(inner, composed.uplink._replace(finish=lambda state, value, info, key: (value, state)), composed.aggregator)
+    return composed._replace(
+        algorithm=inner,
+        uplink=composed.uplink._replace(finish=lambda state, value, info, key: (value, state)),
+        downlink=chain(),
+    )
 
 
-def start(gathers: Round, key: Key, round: int, message: Message) -> State:
-    """The state from which a simulator of `gathers` gathers the reports to this message, in the draws of this round."""
-    shapes = state_shapes(gathers)
-    empty: Any = gathers.algorithm.init(message)
-    return State(empty, shapes.uplink, Kept((), shapes.clients.uplink), jnp.int32(round), key)
+def start(gathers: Round, key: Key, round: int, sent: Any) -> State:
+    """The state from which a simulator of `gathers` gathers the reports to what was sent, in the draws of this round."""
+    state = state_shapes(gathers)
+    return state._replace(server=gathers.algorithm.init(sent), clients=Kept((), state.clients.uplink), round=jnp.int32(round), key=key)
 
 
 def meet(composed: Round, state: State, parts: list[tuple[Gathered, float]]) -> State:

@@ -1,8 +1,9 @@
 """`compose` joins an algorithm, what happens on the way up, and how reports meet into a `Round`: all that a backend ever sees.
 
-A round is one or more exchanges. For each, every backend does the same five things; only where they run differs:
+A round is one or more exchanges. For each, every backend does the same six things; only where they run differs:
 
-    message         = exchange.broadcast(server)                       server
+    sent, state     = round.broadcast(...)                             server: broadcast, then encode
+    message         = round.listen(...)                                client: expand
     carry           = begin; step, step, ...                           client
     sent, kept      = round.report(...)                                client: finish, then encode
     update, ok      = round.receive(...)                               server: expand, and refuse what is not finite
@@ -29,7 +30,7 @@ from fedjax_core.aggregators.mean import mean
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
 from fedjax_core.metrics import check_names, check_step_metrics
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
-from fedjax_core.uplink.base import Info, Stage, chain, stage
+from fedjax_core.uplink.base import Info, Stage, chain, not_given_back, stage
 
 
 class Kept(NamedTuple):
@@ -44,6 +45,7 @@ class State(NamedTuple):
 
     server: Server
     uplink: tuple[Any, ...]  # the server's half of the stages, one entry an exchange
+    downlink: tuple[Any, ...]  # what the server keeps for the stages that encode its messages, one entry an exchange
     clients: Kept
     round: Array  # int32 scalar: rounds done
     key: Key  # never changes: every draw has an address under it
@@ -60,15 +62,18 @@ class State(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One algorithm with its uplink and aggregator, checked to fit. Build it with `compose`."""
+    """One algorithm with its uplink, aggregator and downlink, checked to fit. Build it with `compose`."""
 
     algorithm: Algorithm
     uplink: Stage
     aggregator: Aggregator
+    downlink: Stage
 
     def __repr__(self) -> str:
         exchanges = len(self.algorithm.exchanges)
-        return f"Round({exchanges} exchange{'s' if exchanges > 1 else ''}, uplink {self.uplink.name}, aggregator {self.aggregator.name})"
+        pieces = f"uplink {self.uplink.name}, aggregator {self.aggregator.name}"
+        pieces += f", downlink {self.downlink.name}" if self.downlink.name != chain().name else ""
+        return f"Round({exchanges} exchange{'s' if exchanges > 1 else ''}, {pieces})"
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
         """The state before the first round, for `population` clients; from `params` where given, else as the task begins."""
@@ -80,21 +85,37 @@ class Round(NamedTuple):
         return State(
             server=server,
             uplink=tuple(self._stage(e).init(r.update) for e, r in enumerate(reports)),
+            downlink=tuple(self.downlink.init_client(self._message_shapes(e, server)) for e in range(len(reports))),
             clients=jax.tree.map(lambda x: jnp.broadcast_to(x, (population, *jnp.shape(x))), kept),
             round=jnp.int32(0),
             key=key,
         )
 
+    def broadcast(self, e: int, state: State) -> tuple[Any, State]:
+        """The server's beginning of an exchange: (what is sent to every client, the state with what the downlink keeps now)."""
+        message = self._message(e, state.server)
+        key, stage = keys.broadcast(state.key, state.round, e), self.downlink
+        sent, mine = stage.encode(stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, key)
+        return sent, state._replace(downlink=(*state.downlink[:e], mine, *state.downlink[e + 1 :]))
+
+    def listen(self, e: int, sent: Any) -> Message:
+        """The client's reading of what was sent: the message, in the shapes and dtypes that the algorithm broadcasts."""
+        algorithm = self.algorithm
+        shapes = self._message_shapes(e, jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), _key()))
+        return tree.like(self.downlink.expand(self.downlink.init(shapes), sent), shapes)
+
+    def told(self, e: int, state: State) -> Message:
+        """The message of exchange `e` as clients read it, for those who ask only what clients would do with it."""
+        return self.listen(e, self.broadcast(e, state)[0])
+
     def report_shapes(self, e: int, server: Server, own: Own) -> Report:
         """The shapes of what a client reports in exchange `e`, before any stage."""
 
         def visit(server: Server, own: Own, key: Key) -> Report:
-            exchange = self.algorithm.exchanges[e]
-            message = exchange.broadcast(server)
-            carry = exchange.client.begin(message, own, key)
-            return exchange.client.finish(message, carry, Seen(jnp.float32(1), jnp.float32(1)))
+            client, message = self.algorithm.exchanges[e].client, self._message(e, server)
+            return client.finish(message, client.begin(message, own, key), Seen(jnp.float32(1), jnp.float32(1)))
 
-        return jax.eval_shape(visit, server, own, jax.eval_shape(lambda: jax.random.key(0)))
+        return jax.eval_shape(visit, server, own, _key())
 
     def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> tuple[Any, Array, Kept]:
         """The client's end of an exchange: (what goes on the wire, its weight, what the client keeps)."""
@@ -127,6 +148,12 @@ class Round(NamedTuple):
         server, uplink = jax.tree.map(partial(jnp.where, moves), after, (state.server, state.uplink))
         return state._replace(server=server, uplink=uplink)
 
+    def _message(self, e: int, server: Server) -> Message:
+        return self.algorithm.exchanges[e].broadcast(server)
+
+    def _message_shapes(self, e: int, server: Server) -> Message:
+        return jax.eval_shape(lambda server: self._message(e, server), server)
+
     def _stage(self, e: int) -> Stage:
         """The uplink of exchange `e`: nothing for one from which no report leaves."""
         return self.uplink if self.algorithm.exchanges[e].update is not None else _SILENT
@@ -135,16 +162,21 @@ class Round(NamedTuple):
 _SILENT = stage("silent", encode=lambda state, own, update, key: ((), own))
 
 
-def compose(algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggregator | None = None) -> Round:
+def compose(
+    algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggregator | None = None, downlink: Stage | None = None
+) -> Round:
     """The pieces as one Round; raises, naming the piece and the way out, where they do not fit.
 
-    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight.
+    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight. The stage given as `downlink`
+    treats what the server sends: it encodes at the server, which keeps what a client keeps for it on the way up (the residual of
+    `feedback`), and every client expands.
     """
-    uplink = chain() if uplink is None else uplink
+    uplink, downlink = chain() if uplink is None else uplink, chain() if downlink is None else downlink
     aggregator = mean() if aggregator is None else aggregator
-    for value, kind, name in ((algorithm, Algorithm, "algorithm"), (uplink, Stage, "uplink"), (aggregator, Aggregator, "aggregator")):
+    pieces = (algorithm, Algorithm, "algorithm"), (uplink, Stage, "uplink"), (aggregator, Aggregator, "aggregator")
+    for value, kind, name in (*pieces, (downlink, Stage, "downlink")):
         if not isinstance(value, kind):
-            way_out = "join several stages with fc.uplink.chain(a, b)" if name == "uplink" else f"build one with fc.{name}s"
+            way_out = "join several stages with fc.uplink.chain(a, b)" if kind is Stage else f"build one with fc.{name}s"
             raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
     _check_exchanges(algorithm)
     for e, exchange in enumerate(algorithm.exchanges):
@@ -153,7 +185,7 @@ def compose(algorithm: Algorithm, uplink: Stage | None = None, aggregator: Aggre
                 f"{aggregator.name}() cannot take what clients report in exchange {e} of this algorithm, which has a meaning only as "
                 "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
             )
-    composed = Round(_in_32_bits(algorithm), uplink, aggregator)
+    composed = Round(_in_32_bits(algorithm), uplink, aggregator, downlink)
     _check_shapes(composed)
     return composed
 
@@ -232,6 +264,23 @@ def state_shapes(composed: Round) -> State:
     return jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
 
 
+def _check_downlink(composed: Round) -> None:
+    """Raises where clients could not read by `expand` alone what the downlink's stage makes of a message."""
+    algorithm, stage = composed.algorithm, composed.downlink
+    for e, exchange in enumerate(algorithm.exchanges):
+        message = jax.eval_shape(lambda key, exchange=exchange: exchange.broadcast(algorithm.init(algorithm.init_params(key))), _key())
+        if jax.tree.leaves(jax.eval_shape(lambda message: stage.init(message), message)):
+            raise ValueError(
+                f"downlink= has {stage.name!r}, of which both ends keep state between rounds, and a client that was not in the last round "
+                "lacks it: use a stage whose init= keeps nothing; what the server alone keeps for it goes into init_client="
+            )
+        if (said := not_given_back(stage, message)) is not None:
+            raise ValueError(
+                f"downlink={stage.name} does not give back by expand() the message of exchange {e} ({said}), so clients would begin from "
+                "numbers that are not decoded: have it decode in expand()"
+            )
+
+
 def _check_shapes(composed: Round) -> None:
     """Raises where a stage or the server's update does not give back the structure it was given."""
     params = jax.eval_shape(lambda: composed.algorithm.init_params(jax.random.key(0)))
@@ -242,6 +291,7 @@ def _check_shapes(composed: Round) -> None:
             f"{type(server).__name__} without: write class Global(NamedTuple): params: Params"
         )
     state = state_shapes(composed)
+    _check_downlink(composed)
     _check_statistics(composed, server)
     own = jax.eval_shape(composed.algorithm.init_client, params)
     for e, exchange in enumerate(composed.algorithm.exchanges):
@@ -306,13 +356,13 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
     found: dict[str, Any] = {}
     for e, exchange in enumerate(composed.algorithm.exchanges):
 
-        def one(server: Server, own: Own, batch: Batch, key: Key, exchange: Exchange = exchange) -> Any:
-            message = exchange.broadcast(server)
-            own = jax.tree.map(lambda x: x[0], own)
+        def one(state: State, batch: Batch, key: Key, e: int = e, exchange: Exchange = exchange) -> Any:
+            message = composed.told(e, state)
+            own = jax.tree.map(lambda x: x[0], state.clients.own)
             return exchange.client.step(message, exchange.client.begin(message, own, key), batch, key)
 
         where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
-        gives = jax.eval_shape(one, state.server, state.clients.own, batch, key)
+        gives = jax.eval_shape(one, state, batch, key)
         if not isinstance(gives, tuple) or len(gives) != 2:
             raise TypeError(
                 f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"

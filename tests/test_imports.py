@@ -26,7 +26,7 @@ ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
     **dict.fromkeys(PIECES | {"data", "models", "privacy"}, NOUNS),
     "round": NOUNS | PIECES,
-    "partial": NOUNS | {"round", "algorithms.base", "aggregators.base"},
+    "partial": NOUNS | {"round", "algorithms.base", "aggregators.base", "uplink.base"},
     "buffer": NOUNS | {"data"},
     "client_state": NOUNS | {"round", "data"},
     "xla": NOUNS | {"round"},

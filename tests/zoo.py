@@ -184,6 +184,10 @@ ZOO: dict[str, Entry] = {
     **{name: staged(make) for name, make in STAGES.items()},
     "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
+    # what the server sends is coded, and it keeps what that loses
+    "downlink": Entry(
+        lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy(), downlink=uplink.feedback(uplink.quantize(bits=4)))
+    ),
     # aggregators
     **{name: aggregated(make) for name, make in AGGREGATORS.items() if name != "mean"},  # which all others have
     # models

@@ -29,7 +29,7 @@ from fedjax_core.lanes.dispatch import Feed, Work
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.program import Collected
 from fedjax_core.round import Kept, Round, State
-from fedjax_core.types import Array, Columns, Message
+from fedjax_core.types import Array, Columns
 from fedjax_core.xla import tuning_cache
 from fedjax_core.xla.options import compiler_options
 
@@ -38,7 +38,7 @@ class Broadcast(NamedTuple):
     """What all workers are told in one exchange; on the host, as `to_host` puts it there."""
 
     exchange: int
-    message: Message
+    sent: Any  # the message, as the downlink encodes it
     uplink: Any  # the server's half of the stages, which clients may read
     round: np.ndarray  # int32
     key: Any
@@ -117,7 +117,7 @@ class Worker:
         kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept.read())
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
         here = np.pad(share.here, (0, K - k))
-        told = from_host((broadcast.message, broadcast.uplink, broadcast.round, broadcast.key))
+        told = from_host((broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key))
         return (K, self._data, told, kept, place, here, packed), work
 
     def _feed(self, e: int, room: Room) -> Feed:
@@ -137,11 +137,11 @@ class Worker:
         kind = self.round.algorithm.exchanges[e].work
         data = jax.tree.map(lambda x: x[0, 0], packed.streamed[kind]) if packed.streamed else data
         places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
-        message, mine, round, key = told
+        sent, mine, round, key = told
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
-        state = State(message, uplink, Kept((), ()), round, key)
+        state = State(server=(), uplink=uplink, downlink=(), clients=Kept((), ()), round=round, key=key)
         part = part_of(self.round, cohort, place)
-        return program.collect(part, e, data, state, jax.tree.map(jnp.asarray, kept), places, schedule, here)
+        return program.collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here)
 
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:
@@ -150,14 +150,13 @@ def _news(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_of(composed: Round, cohort: int, place: Array) -> Round:
-    """`composed` for some clients of a cohort: client k reports in place[k] of the whole; the server's state is the message itself."""
+    """`composed` for some clients of a cohort: client k reports in place[k] of the whole."""
     whole = composed.aggregator
     aggregator = whole._replace(
         zero=lambda shapes, _: whole.zero(shapes, cohort),
         add=lambda acc, updates, weights, at: whole.add(acc, updates, weights, place.at[at].get(mode="clip")),
     )
-    told = tuple(exchange._replace(broadcast=lambda message: message) for exchange in composed.algorithm.exchanges)
-    return composed._replace(algorithm=composed.algorithm._replace(exchanges=told), aggregator=aggregator)
+    return composed._replace(aggregator=aggregator)
 
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:

@@ -235,7 +235,8 @@ class ClusterSimulator:
         done: list[Done] = []
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
-            found, acc = self._exchange(e, half, [share._replace(here=here[share.places]) for share in shares], lent, first)
+            sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half)
+            found, acc = self._exchange(e, sent, half, [share._replace(here=here[share.places]) for share in shares], lent, first)
             for share, part in zip(shares, found, strict=True):
                 here[share.places] = part.collected.touched
                 lent.take_back(share.places, part.collected.kept, part.collected.touched)
@@ -276,15 +277,14 @@ class ClusterSimulator:
         dealt = [at for at in dealt if len(at)] or dealt[:1]
         return [Share(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
 
-    def _exchange(self, e: int, half: State, shares: list[Share], lent: Lent, first: int) -> tuple[list[Done], Any]:
+    def _exchange(self, e: int, sent: Any, half: State, shares: list[Share], lent: Lent, first: int) -> tuple[list[Done], Any]:
         """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).
 
         They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
         driver's link to the network. The bits are the same.
         """
         pool = self._open_pool()
-        message, uplink = self._program("message", partial(self._message, e), e)(half)
-        told = Broadcast(e, to_host(message), to_host(uplink), np.asarray(first, np.int32), to_host(half.key), tuning_cache.entries())
+        told = Broadcast(e, to_host(sent), to_host(half.uplink[e]), np.asarray(first, np.int32), to_host(half.key), tuning_cache.entries())
         shares = [share._replace(kept=lent.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
@@ -297,9 +297,6 @@ class ClusterSimulator:
             tuning_cache.adopt({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found, acc
-
-    def _message(self, e: int, half: State) -> tuple[Any, Any]:
-        return self.round.algorithm.exchanges[e].broadcast(half.server), half.uplink[e]
 
     def _conclude(self, e: int, half: State, collected: Collected) -> State:
         return self.round.conclude(e, half, collected.acc, collected.weight, collected.clients)

@@ -82,7 +82,7 @@ class AsynchronousSimulator:
         self._sim = Simulator(self._gathers, clients, **settings)
         if buffer.size > len(clients):
             raise ValueError(f"a buffer of {buffer.size} updates never fills: there are {len(clients)} clients, each once a version")
-        self._broadcast = jax.jit(composed.algorithm.exchanges[0].broadcast)
+        self._sent = jax.jit(lambda state: composed.broadcast(0, state)[0])
         self.meter = self._sim.meter
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class AsynchronousSimulator:
         """The state before the first step: nobody is at work."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = jax.jit(partial(self.round.init, population=1))(key, params=params)
-        flight = nobody(len(self.clients), self._broadcast(state.server), self.buffer)
+        flight = nobody(len(self.clients), self._sent(state), self.buffer)
         clock: Any = Clock(flight, jnp.zeros(len(self.clients), jnp.int32), jnp.int32(0))
         return state._replace(clients=clock)
 
@@ -113,7 +113,7 @@ class AsynchronousSimulator:
         chosen = beginners(cohort, len(self.clients))
         clock: Clock = state.clients  # type: ignore[assignment]
         version, before = int(state.round), int(clock.now)
-        models = remember(clock.flight.models, version, self._broadcast(state.server))
+        models = remember(clock.flight.models, version, self._sent(state._replace(clients=())))  # type: ignore[arg-type]
         arrivals, stale, clock = self._arrivals(clock, version, chosen)
         self.reserve(0)
         parts, metrics = [], dict[str, Any]()

@@ -159,7 +159,7 @@ def bytes_of(runs: Runs, population: int, cohort: int, lanes: int) -> dict[str, 
             own = jax.tree.map(lambda x: x[0], kept.own)
             carries, accumulators = [], [kept]
             for e, exchange in enumerate(composed.algorithm.exchanges):
-                carries.append(exchange.client.begin(exchange.broadcast(state.server), own, key))
+                carries.append(exchange.client.begin(composed.told(e, state), own, key))
                 if exchange.update is not None:
                     accumulators.append(composed.aggregator.zero(composed.report_shapes(e, state.server, own).update, cohort))
             return state, (carries, accumulators)

@@ -69,8 +69,9 @@ def run_round(
     metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
+        sent, state = composed.broadcast(e, state)
         kept = tree.take(state.clients, places.position)
-        collected = collect(composed, e, data[exchange.work], state, kept, places, schedules[exchange.work], here)
+        collected = collect(composed, e, data[exchange.work], sent, state, kept, places, schedules[exchange.work], here)
         if axis is not None:
             collected = _merge(composed, collected, axis)
         here = collected.touched
@@ -93,10 +94,10 @@ class _Client(NamedTuple):
     report: Any  # (k, carry, what it kept) -> (update, weight, what it keeps, whether that may be used)
 
 
-def _client(composed: Round, e: int, data: Columns, state: State, places: Places, steps: Array, lanes: int) -> _Client:
+def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, places: Places, steps: Array, lanes: int) -> _Client:
     """For clients that take these numbers of steps [K], in so many lanes."""
     exchange, K = composed.algorithm.exchanges[e], places.position.shape[0]
-    client, message, uplink = exchange.client, exchange.broadcast(state.server), state.uplink[e]
+    client, message, uplink = exchange.client, composed.listen(e, sent), state.uplink[e]
     client_step = rewrite(client.step, lanes=lanes)
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
 
@@ -119,9 +120,17 @@ def _client(composed: Round, e: int, data: Columns, state: State, places: Places
 
 
 def collect(
-    composed: Round, e: int, data: Columns, state: State, kept: Kept, places: Places, schedule: Schedule, here: Array | None
+    composed: Round,
+    e: int,
+    data: Columns,
+    sent: Any,
+    state: State,
+    kept: Kept,
+    places: Places,
+    schedule: Schedule,
+    here: Array | None,
 ) -> Collected:
-    """All the clients of the schedule, worked through by this device's lanes.
+    """All the clients of the schedule, to whom this was sent, worked through by this device's lanes. Of the state's server nothing is read.
 
     `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom nothing counts. None: all do.
     """
@@ -130,7 +139,7 @@ def collect(
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
     ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
     until = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)  # [S]
-    begin, step, report = _client(composed, e, data, state, places, steps, L)
+    begin, step, report = _client(composed, e, data, sent, state, places, steps, L)
 
     def fresh(k: Array) -> Lanes:
         """A lane where client k has just begun."""

@@ -34,11 +34,11 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.memory import MemoryPlan
 from fedjax_core.lanes.runs import Run
 from fedjax_core.lanes.simulator import Simulator
-from fedjax_core.round import Round, State
+from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Key, Params
 
 # Where each part of a sweep's state has its axis of runs. Clients' rows come first, as everywhere; the round is that of all.
-_AXES = cast(Any, State)(server=0, uplink=0, clients=1, round=None, key=0)
+_AXES = cast(Any, State)(server=0, uplink=0, downlink=0, clients=1, round=None, key=0)
 
 
 def grid(**axes: Sequence[float]) -> dict[str, list[float]]:
@@ -122,8 +122,9 @@ class Sweep:
         """The state of run j by itself, with which a `Simulator` of `build(**sweep.point(j))` goes on where the sweep stands."""
         kept: Any = state.clients
         kept = kept.everyone(state) if isinstance(kept, HostRows) else kept
-        server, uplink, key = jax.tree.map(lambda x: x[j], (state.server, state.uplink, state.key))
-        return State(server, uplink, jax.tree.map(lambda x: x[:, j], kept), state.round, key)
+        alike: Any = state._replace(clients=Kept((), ()), round=())  # type: ignore[arg-type]
+        one: State = jax.tree.map(lambda x: x[j], alike)
+        return one._replace(clients=jax.tree.map(lambda x: x[:, j], kept), round=state.round)
 
 
 class _SideBySide:

@@ -131,8 +131,9 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
 
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
         def again(i: Any, state: State) -> State:
-            kept = tree.take(state.clients, places.position)
-            collected = program.collect(composed, e, examples, state, kept, jax.tree.map(jnp.asarray, places), schedule, None)
+            sent, state = composed.broadcast(e, state)
+            kept, at = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
+            collected = program.collect(composed, e, examples, sent, state, kept, at, schedule, None)
             return composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
 
         return jax.lax.fori_loop(0, times, again, state)
@@ -162,8 +163,8 @@ def _fingerprint(composed: Round, examples: Columns) -> str:
         state = composed.init(key, 1)
         kept = jax.tree.map(lambda x: x[0], state.clients)
         found = []
-        for exchange in composed.algorithm.exchanges:
-            message = exchange.broadcast(state.server)
+        for e, exchange in enumerate(composed.algorithm.exchanges):
+            message = composed.told(e, state)
             carry = exchange.client.begin(message, kept.own, key)
             found.append(exchange.client.step(message, carry, Batch(batch, jnp.ones(jax.tree.leaves(batch)[0].shape[0])), key))
         return found

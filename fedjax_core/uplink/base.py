@@ -108,21 +108,23 @@ def message_shapes(stage: Stage, update: Update) -> Message:
 
 def check_expands(stage: Stage, given: Update, where: str) -> None:
     """Raises unless `stage` gives back by `expand` the structure, shapes and dtypes that it was given: what is around it works on that."""
+    if (said := not_given_back(stage, given)) is not None:
+        raise ValueError(
+            f"in {where}, stage {stage.name!r} does not give back by expand() what it was given ({said}), so what stands before it "
+            "would work on numbers that are not decoded. Have it decode in expand(); or, where it decodes only in finish(), put it "
+            "first and alone, and let it do the clipping and the like in its own encode()."
+        )
+
+
+def not_given_back(stage: Stage, given: Update) -> str | None:
+    """How what `stage` gives back by `expand` differs from what it was given, in structure, shapes or dtypes; None where it does not."""
     sent = message_shapes(stage, given)
     back = jax.eval_shape(lambda sent: stage.expand(stage.init(given), sent), sent)
     before: Any = jax.tree.structure(given)
     after: Any = jax.tree.structure(back)
-    said = f"the structure is {before} before and {after} after"
-    if before == after:
-        pairs = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(back), strict=True)
-        # In 16 bits or in 32: sums are wide.
-        wrong = [(path, a, b) for (path, a), b in pairs if tree.wide(tree.shapes(a)) != tree.wide(tree.shapes(b))]
-        if not wrong:
-            return
-        path, a, b = wrong[0]
-        said = f"leaf {jax.tree_util.keystr(path)} is {a.dtype}{list(a.shape)} before and {b.dtype}{list(b.shape)} after"
-    raise ValueError(
-        f"in {where}, stage {stage.name!r} does not give back by expand() what it was given ({said}), so what stands before it "
-        "would work on numbers that are not decoded. Have it decode in expand(); or, where it decodes only in finish(), put it "
-        "first and alone, and let it do the clipping and the like in its own encode()."
-    )
+    if before != after:
+        return f"the structure is {before} before and {after} after"
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(back), strict=True):
+        if tree.wide(tree.shapes(a)) != tree.wide(tree.shapes(b)):  # in 16 bits or in 32: sums are wide
+            return f"leaf {jax.tree_util.keystr(path)} is {a.dtype}{list(a.shape)} before and {b.dtype}{list(b.shape)} after"
+    return None

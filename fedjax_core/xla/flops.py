@@ -48,8 +48,8 @@ def operations(composed: Round, examples: Columns) -> dict[str, float]:
         kept = jax.tree.map(lambda x: x[0], state.clients)
         mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0])
         found = []
-        for exchange in composed.algorithm.exchanges:
-            message = exchange.broadcast(state.server)
+        for e, exchange in enumerate(composed.algorithm.exchanges):
+            message = composed.told(e, state)
             carry = exchange.client.begin(message, kept.own, key)
             found.append(exchange.client.step(message, carry, Batch(batch, mask), key))
         return found

@@ -14,7 +14,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.sites.audit import held_by, show, verify
 from fedjax_core.sites.coordinator.reports import Aggregation
-from fedjax_core.sites.coordinator.server import server_half
+from fedjax_core.sites.coordinator.server import broadcast
 from fedjax_core.sites.federation import Federation, Paused, Rules
 from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site.client_update import client_update
@@ -232,7 +232,7 @@ def made_again(state, steps, sites):
     """The state after steps of these (site, version), one report after another."""
     models = []
     for counted in steps:
-        models.append(server_half(BUFFERED).broadcast[0](state.server))
+        models.append(broadcast(BUFFERED, 0, state)[0])
         sums = Aggregation(BUFFERED, 0, state.uplink[0], BUFFER.size)
         for place, (name, version) in enumerate(counted):
             site = sites[name].context

@@ -45,7 +45,7 @@ from fedjax_core.sites.coordinator.collect import Collector, Paused
 from fedjax_core.sites.coordinator.outlying import LEAST
 from fedjax_core.sites.coordinator.reports import Aggregation, NothingLearned, Reports, absurd, total_of, training
 from fedjax_core.sites.coordinator.rules import Rules
-from fedjax_core.sites.coordinator.server import server_half
+from fedjax_core.sites.coordinator.server import broadcast
 from fedjax_core.sites.protocol.report import said
 from fedjax_core.sites.protocol.request import About, Record, Requests
 from fedjax_core.sites.refusal import Refused
@@ -95,7 +95,7 @@ class AsynchronousRounds:
         self, composed: Round, buffer: Buffer, *, requests: Requests, collector: Collector, data: Mapping[str, str], record: Record
     ) -> None:
         """`data`: the fingerprint of each site's."""
-        self._round, self._buffer, self._server = composed, buffer, server_half(composed)
+        self._round, self._buffer = composed, buffer
         self._requests, self._collector, self._data, self._record = requests, collector, data, record
         self._flights = Calls(requests, collector, record)
         self._norms: deque[tuple[float, int]] = deque(maxlen=max(LEAST, 4 * buffer.size))
@@ -107,7 +107,7 @@ class AsynchronousRounds:
 
     def init(self, state: State) -> State:
         """The state before the first step: nobody is at work."""
-        clients: Any = nobody(len(self._collector.names), self._server.broadcast[0](state.server), self._buffer)
+        clients: Any = nobody(len(self._collector.names), broadcast(self._round, 0, state)[0], self._buffer)
         return state._replace(clients=clients)
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
@@ -147,7 +147,7 @@ class AsynchronousRounds:
         """An empty buffer, for the step from this state."""
         self._version = self._flights.number = int(state.round)
         self._about = About(state, np.zeros(len(self._started), np.int32))
-        self._models = remember(self._models, self._version, self._server.broadcast[0](state.server))
+        self._models = remember(self._models, self._version, broadcast(self._round, 0, state)[0])
         self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Aggregation(self._round, 0, state.uplink[0], self._buffer.size)
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came

@@ -21,7 +21,7 @@ from fedjax_core.round import Round, State
 from fedjax_core.sites.coordinator.collect import Collector
 from fedjax_core.sites.coordinator.replies import WrongReply
 from fedjax_core.sites.coordinator.reports import Aggregation, Reports, absurd, total_of, training
-from fedjax_core.sites.coordinator.server import server_half
+from fedjax_core.sites.coordinator.server import broadcast
 from fedjax_core.sites.protocol.request import About, Record, Requests
 from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
 
@@ -53,12 +53,13 @@ def exchange(
 
     `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is asked.
     """
-    state, number = about.state, int(about.state.round)
+    number = int(about.state.round)
+    sent, state = broadcast(composed, e, about.state)
     if not len(cohort.clients):
         nothing = Aggregation(composed, e, state.uplink[e], 0)
         return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None), [], {})
-    to, message = [collector.names[cohort.clients[p]] for p in places], server_half(composed).broadcast[e](state.server)
-    request = training(composed, message, number, e, to=to, about=about, requests=requests, collector=collector)
+    to = [collector.names[cohort.clients[p]] for p in places]
+    request = training(composed, sent, number, e, to=to, about=about, requests=requests, collector=collector)
     reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
     fold = _Fold(cohort, places, reports, lambda: Aggregation(composed, e, state.uplink[e], len(cohort.clients)), collector)
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)

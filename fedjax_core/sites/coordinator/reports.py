@@ -1,6 +1,6 @@
 """Reports, and what they add up to: validated, expanded by the server's half of the uplink, added, concluded.
 
-    message ─training─► request        its reports ─Reports.read─► (sent, weight) ─Aggregation.add─► ... ─Aggregation.conclude─► state
+    message sent ─training─► request        its reports ─Reports.read─► (sent, weight) ─Aggregation.add─► ... ─Aggregation.conclude─► state
 
 Whose turn it is, and how many are enough, is for whoever asks: a round (`exchange.py`), or the server's buffer (`asynchronous.py`).
 """
@@ -41,13 +41,13 @@ class NothingLearned(RuntimeError):
 
 
 def training(
-    composed: Round, message: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector
+    composed: Round, sent: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector
 ) -> Bytes:
-    """The request to train from this message, in the draws of round `number`."""
+    """The request to train from the message that is sent so, in the draws of round `number`."""
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
     if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work == "train":
         fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
-    body = {"message": message, "uplink": about.state.uplink[e]}
+    body = {"message": sent, "uplink": about.state.uplink[e]}
     return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
 
 

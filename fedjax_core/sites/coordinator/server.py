@@ -16,7 +16,7 @@ from jax import lax
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Seen
-from fedjax_core.round import Round, State, state_shapes
+from fedjax_core.round import Kept, Round, State, state_shapes
 from fedjax_core.sites.coordinator.weighing import Weigher, weigher
 from fedjax_core.sites.wire.trees import TreeSpec
 from fedjax_core.types import Array, Key
@@ -30,7 +30,7 @@ class Server(NamedTuple):
 
     form: list[TreeSpec]  # of what a site sends
     small: list[bool]  # whether that has at most SMALL_BYTES
-    broadcast: list[Any]
+    broadcast: list[Any]  # of the state's server, downlink, round and key: (what is sent, what the downlink keeps now)
     fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
     weigh: list[Weigher | None]  # what a report weighs
     zero: list[Any]
@@ -57,6 +57,12 @@ def merged(composed: Round) -> Round:
     return composed._replace(uplink=composed.uplink._replace(**plain))
 
 
+def broadcast(composed: Round, e: int, state: State) -> tuple[Any, State]:
+    """The server's beginning of exchange `e`: (what is sent to every site, the state with what the downlink keeps now)."""
+    sent, downlink = server_half(composed).broadcast[e](state.server, state.downlink, state.round, state.key)
+    return sent, state._replace(downlink=downlink)
+
+
 @lru_cache(maxsize=16)
 def server_half(composed: Round) -> Server:
     """The server's part of `composed`; of the same `Round` the same, so that it is compiled once."""
@@ -64,11 +70,15 @@ def server_half(composed: Round) -> Server:
     state = state_shapes(composed)
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
 
-    def sent(e: int, server: Any, uplink: Any, kept: Any, key: Key) -> Any:
-        exchange = composed.algorithm.exchanges[e]
-        message = exchange.broadcast(server)
-        carry = exchange.client.begin(message, kept.own, key)
-        return composed.report(e, message, uplink, kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
+    def broadcast(e: int, server: Any, downlink: Any, round: Array, key: Key) -> tuple[Any, Any]:
+        state = State(server=server, uplink=(), downlink=downlink, clients=Kept((), ()), round=round, key=key)
+        sent, after = composed.broadcast(e, state)
+        return sent, after.downlink
+
+    def sent(e: int, state: State, kept: Any, key: Key) -> Any:
+        message = composed.told(e, state)
+        carry = composed.algorithm.exchanges[e].client.begin(message, kept.own, key)
+        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
 
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
         update, good = composed.receive(e, uplink, sent, weight)
@@ -104,13 +114,13 @@ def server_half(composed: Round) -> Server:
         return composed.conclude(e, state, acc, weight, clients), size
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = [jax.eval_shape(partial(sent, e), state.server, state.uplink[e], kept, key) for e in exchanges]
+    shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]
     return Server(
         form=[TreeSpec.of(one) for one in shapes],
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
-        broadcast=[_compiled(exchange.broadcast, state.server) for exchange in composed.algorithm.exchanges],
+        broadcast=[_compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key) for e in exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
-        weigh=[weigher(composed.algorithm, e) for e in exchanges],
+        weigh=[weigher(composed, e) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
         add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],
@@ -118,16 +128,16 @@ def server_half(composed: Round) -> Server:
     )
 
 
-def _compiled(broadcast: Callable[[Any], Any], server: Any) -> Callable[[Any], Any]:
-    """The function compiled for a server of these shapes; one that only selects leaves, as most broadcasts do, needs no program."""
-    traced, message = jax.make_jaxpr(broadcast, return_shape=True)(server)
+def _compiled(broadcast: Callable[..., Any], *shapes: Any) -> Callable[..., Any]:
+    """The function compiled for arguments of these shapes; one that only selects leaves, as most broadcasts do, needs no program."""
+    traced, message = jax.make_jaxpr(broadcast, return_shape=True)(*shapes)
     place = {id(leaf): i for i, leaf in enumerate(traced.jaxpr.invars)}
     selected, structure = [place.get(id(leaf)) for leaf in traced.jaxpr.outvars], jax.tree.structure(message)
-    if traced.jaxpr.eqns or None in selected:
+    if None in selected:
         return jax.jit(broadcast)
 
-    def select(server: Any) -> Any:
-        leaves = jax.tree.leaves(server)
+    def select(*arguments: Any) -> Any:
+        leaves = jax.tree.leaves(arguments)
         return jax.tree.unflatten(structure, [leaves[i] for i in selected if i is not None])
 
     return select

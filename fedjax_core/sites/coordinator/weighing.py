@@ -5,16 +5,17 @@ and the coordinator has that from the site's description and the study's plan. S
 depends on anything else, such as the loss, nothing is known.
 
 >>> import jax, numpy as np, optax
->>> from fedjax_core import algorithms, models
+>>> from fedjax_core import algorithms, compose, models
 >>> task = models.linear(features=2)
 >>> examples, steps = np.array([3.0, 50.0], np.float32), np.array([1.0, 7.0], np.float32)
->>> weigher(algorithms.fedavg(task, optax.sgd(0.1)), 0)(examples, steps).tolist()
+>>> weigher(compose(algorithms.fedavg(task, optax.sgd(0.1))), 0)(examples, steps).tolist()
 [3.0, 50.0]
->>> weigher(algorithms.scaffold(task, 0.1, population=2), 0)(examples, steps).tolist()
+>>> weigher(compose(algorithms.scaffold(task, 0.1, population=2)), 0)(examples, steps).tolist()
 [1.0, 1.0]
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,23 +23,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from fedjax_core.algorithms.base import Algorithm, Seen
+from fedjax_core.algorithms.base import Seen
+from fedjax_core.round import Round, state_shapes
 from fedjax_core.types import Array
 
 Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(examples [N], steps [N]) -> the weight of each report [N]."""
 
 
-def weigher(algorithm: Algorithm, e: int) -> Weigher | None:
+def weigher(composed: Round, e: int) -> Weigher | None:
     """How the reports of exchange `e` are weighed; None where that depends on more than examples and steps."""
-    exchange, key = algorithm.exchanges[e], jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(algorithm.init_params, key)
-    message = jax.eval_shape(lambda params: exchange.broadcast(algorithm.init(params)), params)
-    carry = jax.eval_shape(exchange.client.begin, message, jax.eval_shape(algorithm.init_client, params), key)
+    client, key = composed.algorithm.exchanges[e].client, jax.eval_shape(lambda: jax.random.key(0))
+    state = state_shapes(composed)
+    message = jax.eval_shape(partial(composed.told, e), state)
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)
+    carry = jax.eval_shape(client.begin, message, own, key)
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
     def weight(examples: Array, steps: Array, message: object, carry: object) -> Array:
-        return jnp.float32(exchange.client.finish(message, carry, Seen(examples, steps)).weight)
+        return jnp.float32(client.finish(message, carry, Seen(examples, steps)).weight)
 
     closed = jax.make_jaxpr(weight)(one, one, message, carry)
     whole: Any = closed.jaxpr

@@ -6,24 +6,23 @@
     score       model    the same
     measure, describe    are of the site's data alone
 
-The model in a request to train can be told where the algorithm broadcasts its parameters as they are, beside whatever else.
+The model in a request to train can be told where the parameters are sent as they are, beside whatever else: not where a downlink
+encodes them.
 
->>> import jax
 >>> from fedjax_core import algorithms, compose, models
 >>> composed = compose(algorithms.scaffold(models.linear(features=2), 0.1, 4))
->>> shapes = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
->>> Places.of(composed.algorithm, shapes.server, prepares=False)
+>>> Places.of(composed, prepares=False)
 Places(trained=("['message'].params['b']", "['message'].params['w']"), evaluated=("['params']['b']", "['params']['w']"), prepares=False)
 """
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_core.algorithms.base import Algorithm
+from fedjax_core.round import Round, state_shapes
 from fedjax_core.sites.policy.answered import Question
 from fedjax_core.sites.protocol.request import PREPARED
 from fedjax_core.sites.wire.envelope import Envelope
@@ -42,18 +41,18 @@ class Places(NamedTuple):
     """Whether the numbers of preprocessing are there, too."""
 
     @classmethod
-    def of(cls, algorithm: Algorithm, server: Any, prepares: bool) -> "Places":
-        """Of requests of this algorithm, whose `server` is given by its shapes."""
-        evaluated = tuple(leaf_specs({"params": server.params}))
+    def of(cls, composed: Round, prepares: bool) -> "Places":
+        """Of requests of this round."""
+        algorithm, state = composed.algorithm, state_shapes(composed)
+        evaluated = tuple(leaf_specs({"params": state.params}))
         if algorithm.personal is not None:
             return cls(None, evaluated, prepares)
-        broadcast = algorithm.exchanges[0].broadcast
-        leaves, structure = jax.tree.flatten(server)
+        leaves, structure = jax.tree.flatten(state.server)
         params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves))).params)
-        traced = jax.make_jaxpr(broadcast)(server).jaxpr
-        names = leaf_specs({"message": jax.eval_shape(broadcast, server)})
-        sent = {id(out): name for name, out in zip(names, traced.outvars, strict=True)}
-        found = tuple(sent[id(traced.invars[i])] for i in params if id(traced.invars[i]) in sent)
+        traced, sends = jax.make_jaxpr(lambda state: composed.broadcast(0, state)[0], return_shape=True)(state)  # the server comes first
+        names = leaf_specs({"message": sends})
+        sent = {id(out): name for name, out in zip(names, traced.jaxpr.outvars, strict=True)}
+        found = tuple(sent[id(traced.jaxpr.invars[i])] for i in params if id(traced.jaxpr.invars[i]) in sent)
         return cls(found if len(found) == len(params) else None, evaluated, prepares)
 
 

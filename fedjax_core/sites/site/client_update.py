@@ -61,7 +61,7 @@ def client_update(
     e: int,
     plan: Plan,
     clients: Clients,
-    message: Message,
+    told: Any,
     uplink: Any,
     kept: Kept,
     draws: Draws,
@@ -69,7 +69,7 @@ def client_update(
     watch: Callable[[int], None] | None = None,
     limit: Callable[[int], int] | None = None,
 ) -> ClientUpdate:
-    """Exchange `e` of a round at the only client of `clients`; `draws` say what its key in this round is made of.
+    """Exchange `e` of a round at the only client of `clients`, which is `told` so; `draws` say what its key in this round is made of.
 
     `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop. `limit` is asked the same, and
     says how many more may follow before it is asked again; 0 ends the work there, and what is done so far is reported, with `PARTIAL`
@@ -86,18 +86,18 @@ def client_update(
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
         chunk = _chunk(columns, rows, size) if composed.algorithm.exchanges[e].work == "train" else _all_of(clients, rows, size)
         counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
-        sent, kept, told = client.whole(draws.kind, np.concatenate([draws.words, draws.address, counts]), message, uplink, kept, *chunk)
-        weight, fine, left, metrics = _apart(told)  # which are there when all of it is
+        sent, kept, scalars = client.whole(draws.kind, np.concatenate([draws.words, draws.address, counts]), told, uplink, kept, *chunk)
+        weight, fine, left, metrics = _apart(scalars)  # which are there when all of it is
         if watch is not None:
             watch(len(rows))
         return ClientUpdate(sent, weight, kept, fine, left, metrics)
     key = draws.key()
-    carry = client.begin(message, kept, key)
+    carry = client.begin(told, kept, key)
     metrics, done = None, 0
     more = limit or (StepClock(_STEPS) if watch is not None else lambda done: len(rows))
     for first, begin, end, some, mask in _spans(columns, rows, size, more):
-        metrics = client.nothing(message, carry, some, mask, key) if metrics is None else metrics
-        carry, metrics = client.work(message, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end))
+        metrics = client.nothing(told, carry, some, mask, key) if metrics is None else metrics
+        carry, metrics = client.work(told, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end))
         done = first + end
         if watch is not None:
             jax.block_until_ready(carry)
@@ -107,7 +107,7 @@ def client_update(
             raise NoStepDone("no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)")
         seen = seen._replace(steps=number(done))
         metrics = (metrics or {}) | part_of(rows, done, clients.examples)
-    sent, weight, kept, fine, left = client.finish(message, uplink, kept, carry, seen, key)
+    sent, weight, kept, fine, left = client.finish(told, uplink, kept, carry, seen, key)
     return ClientUpdate(sent, weight, kept, fine, left, metrics or {})
 
 
@@ -180,19 +180,23 @@ def _client(composed: Round, e: int) -> _Client:
         return dict(zip(LEFT, (share(_others_than_zero), share(tree.norm)), strict=True))
 
     def whole(
-        kind: str, numbers: Array, message: Message, uplink: Any, kept: Kept, columns: Columns, mask: Array
+        kind: str, numbers: Array, told: Any, uplink: Any, kept: Kept, columns: Columns, mask: Array
     ) -> Any:  # fmt: skip
         words, address = numbers[:-5], numbers[-5:-3]  # in one array, as each array that a program is given takes 5 us
         round, count = numbers[-3:-1].astype(jnp.int32)
         seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
-        key = client_key(words, round, address, kind)
+        key, message = client_key(words, round, address, kind), composed.listen(e, told)
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
         sent, weight, kept, fine, left = finish(message, uplink, kept, carry, seen, key)
         return sent, kept, _together((weight, fine, left, metrics))
 
-    return _Client(jax.jit(begin), jax.jit(nothing), compiled(work), jax.jit(finish), compiled(whole, static_argnums=0))
+    def listening(do: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda told, *rest: do(composed.listen(e, told), *rest)
+
+    parts = jax.jit(listening(begin)), jax.jit(listening(nothing)), compiled(listening(work)), jax.jit(listening(finish))
+    return _Client(*parts, compiled(whole, static_argnums=0))
 
 
 @jax.tree_util.register_dataclass

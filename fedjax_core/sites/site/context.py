@@ -69,14 +69,14 @@ class SiteContext:
         shapes = state_shapes(composed)
         self.server, self.params = shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
-        messages = [jax.eval_shape(exchange.broadcast, shapes.server) for exchange in composed.algorithm.exchanges]
+        messages = [jax.eval_shape(partial(composed.broadcast, e), shapes)[0] for e in range(len(composed.algorithm.exchanges))]
         self.form = lru_cache(maxsize=8)(partial(_form, messages, shapes.uplink, self.kept_shapes))
         """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form of a request to train."""
 
     @cached_property
     def places(self) -> Places:
         """Where the model is in requests."""
-        return Places.of(self.study.round.algorithm, self.server, prepares=bool(self.study.prepare))
+        return Places.of(self.study.round, prepares=bool(self.study.prepare))
 
     def keep(self, run: str) -> ClientStateStore:
         """Where the site keeps what it has between the rounds of a run."""

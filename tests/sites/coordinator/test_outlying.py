@@ -135,7 +135,7 @@ def weighed(weighting):
     ],
 )
 def test_what_a_report_weighs_is_known(weighting, most):
-    found = weigher(weighed(weighting).algorithm, 0)
+    found = weigher(weighed(weighting), 0)
     assert found is not None
     assert found(np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == pytest.approx(most, rel=1e-6)
 
@@ -158,6 +158,7 @@ def test_a_weight_that_depends_on_more_than_the_examples_is_bounded_by_them():
         return report._replace(weight=report.weight / (1 + tree.norm(report.update)))
 
     odd = algorithm._replace(exchanges=(only._replace(client=only.client._replace(finish=finish)),))
-    assert weigher(odd, 0) is None and weigher(algorithm, 0) is not None
-    _, metrics = after(fc.compose(odd), 1)
+    odd = fc.compose(odd)
+    assert weigher(odd, 0) is None and weigher(fc.compose(algorithm), 0) is not None
+    _, metrics = after(odd, 1)
     assert float(metrics["refused"].total) == 0

@@ -25,7 +25,7 @@ def visiting_of(composed, data):
     """The same of a `Round`."""
     clients, plan = fc.Clients.from_list([data], ids=["charite"]), Study(composed, 4, 2).plan(None)
     state = composed.init(jax.random.key(1), 1)
-    message = composed.algorithm.exchanges[0].broadcast(state.server)
+    message, _ = composed.broadcast(0, state)
     kept = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
     draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(3), clients.addresses[0], str(jax.random.key_impl(state.key)))
 
@@ -52,7 +52,7 @@ def test_work_over_all_examples_is_given_them_once_and_other_examples_anew(monke
     composed = fc.compose(fc.algorithms.mime(fc.models.linear(features=1), optax.sgd(0.1, momentum=0.9)))
     e = next(e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "once")
     state, plan = composed.init(jax.random.key(1), 1), Study(composed, 4, 2).plan(None)
-    message = composed.algorithm.exchanges[e].broadcast(state.server)
+    message, _ = composed.broadcast(e, state)
     gathered, chunk = [], client_update._chunk
     monkeypatch.setattr(client_update, "_chunk", lambda *of: gathered.append(of) or chunk(*of))
 

@@ -108,7 +108,7 @@ def test_so_many_steps_are_those_of_a_plain_loop(chunk, monkeypatch):
     data = columns("numbers")[0]
     clients, plan = fc.Clients.from_list([data], ids=[NAMES[0]]), Study(COMPOSED, BATCH, EPOCHS).plan(None)
     state = COMPOSED.init(jax.random.key(1), 1)
-    message, kept = COMPOSED.algorithm.exchanges[0].broadcast(state.server), jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
+    message, kept = COMPOSED.broadcast(0, state)[0], jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
     draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(3), clients.addresses[0], str(jax.random.key_impl(state.key)))
     rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, 3)
 
