@@ -43,7 +43,7 @@ from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.evaluation import CrossEvaluation, Evaluation
-from fedjax_core.metrics import stacked
+from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Round, State, check_population
 from fedjax_core.sites.audit import NOTHING, Log
 from fedjax_core.sites.audit.held import HELD
@@ -298,11 +298,7 @@ class Federation:
 
     def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
-        seen = []
-        for cohort in cohorts:
-            state, metrics = self.run(state, cohort)
-            seen.append(metrics)
-        return state, stacked(seen)
+        return one_by_one(self.run, state, cohorts, donate=donate)
 
     def evaluate(self, state: State, clients: Any = None) -> Evaluation:
         """The model on every site's examples, counted there; where sites keep a model of their own, each on its own.
