@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core.checks import at_least
-from fedjax_core.data.cohorts import Chooser, listed
+from fedjax_core.data.cohorts import Chooser, Sampler, listed
 from fedjax_core.run import config
 from fedjax_core.run.checkpoint import Checkpoints, best, read
 from fedjax_core.run.encryption import load_key
@@ -56,7 +56,7 @@ log = logging.getLogger("fedjax_core")
 def fit(
     sim: Simulation,
     rounds: int,
-    cohorts: Callable[[int], Any] | Chooser | Sequence[Any] | np.ndarray,
+    cohorts: Sampler | Callable[[int], Any] | Chooser | Sequence[Any] | np.ndarray,
     run_dir: str | os.PathLike[str] | None = None,
     *,
     key: Key | None = None,

@@ -61,12 +61,6 @@ class Calls:
         )
         self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
 
-    def __contains__(self, at: int) -> bool:
-        return at in self._all
-
-    def __len__(self) -> int:
-        return len(self._all)
-
     def begin(self, at: int, version: int, request: Bytes) -> None:
         """The site at this position is asked to work from this version."""
         asked, now, rules = header_of(request), time.monotonic(), self._collector.rules

@@ -77,17 +77,14 @@ class Budget:
 
         def watch(steps: int) -> None:
             self.steps, took = start + steps, self.clock() - began
-            for most, used, what in (
-                (caps.seconds_per_round, took, "training took longer than the {:g} s that this site gives a round"),
-                (caps.seconds_per_day, before + took, "the {:g} s that this site gives a day are used up"),
-                (
-                    caps.memory_gb,
-                    _memory_gb() if caps.memory_gb is not None else 0.0,
-                    "the work needs more than this site's {:g} GB of memory",
-                ),
+            memory = _memory_gb() if caps.memory_gb is not None else 0.0
+            for name, used, what in (
+                ("seconds_per_round", took, "training took longer than the {:g} s that this site gives a round"),
+                ("seconds_per_day", before + took, "the {:g} s that this site gives a day are used up"),
+                ("memory_gb", memory, "the work needs more than this site's {:g} GB of memory"),
             ):
+                most: float | None = getattr(caps, name)
                 if most is not None and used > most:
-                    name = next(name for name in ("seconds_per_round", "seconds_per_day", "memory_gb") if getattr(caps, name) is most)
                     raise OverCap(f"{what.format(most)}, so nothing is sent (caps.{name})")
 
         try:

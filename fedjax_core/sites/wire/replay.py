@@ -1,7 +1,7 @@
 """Said once, and in time: `ReplayGuard` admits each message a single time, in its own run and round.
 
 An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders number their messages, and
-the receiver remembers what it heard. The guard is a value: accepting gives another one, and its `state` can be kept.
+the receiver remembers what it heard. The guard is a value: accepting gives another one.
 
 Both ends hold theirs in memory, and begin with an empty one. A coordinator that was started again is safe from older
 replies all the same: a reply names the digest of what it answers, and was not written before that (`check_clock`). A
@@ -11,12 +11,9 @@ site is asked again with the same bytes where it died at work, so it hears them 
 >>> guard.accept(sender="charite", run="heart-1", round=3, sequence=17)
 Traceback (most recent call last):
 fedjax_core.sites.wire.replay.Replayed: message 17 of 'charite' was accepted before; a repeat changes nothing
->>> ReplayGuard.restore(guard.state()) == guard
-True
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -107,12 +104,3 @@ class ReplayGuard(msgspec.Struct, frozen=True):
     def at(self, round: int) -> "ReplayGuard":
         """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run resumes from an earlier round."""
         return ReplayGuard(self.run, round, self.seen)
-
-    def state(self) -> dict[str, Any]:
-        """The guard as plain values, for a checkpoint."""
-        return {"run": self.run, "round": self.round, "seen": {name: list(numbers) for name, numbers in self.seen.items()}}
-
-    @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> "ReplayGuard":
-        """The guard that gave this `state`."""
-        return cls(state["run"], state["round"], {name: tuple(numbers) for name, numbers in state["seen"].items()})

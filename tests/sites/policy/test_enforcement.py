@@ -90,6 +90,17 @@ def test_caps_of_a_day_last_over_restarts(tmp_path):
     assert Budget(tmp_path).seconds_today == 0
 
 
+def test_the_cap_that_was_exceeded_is_named_where_two_are_the_same_number():
+    now, limit = [0.0], 5.0
+    budget = Budget(None, clock=lambda: now[0])
+    with budget.round(Caps()):
+        now[0] += 4.0
+    said = r"gives a day are used up, so nothing is sent \(caps.seconds_per_day\)"
+    with pytest.raises(OverCap, match=said), budget.round(Caps(seconds_per_round=limit, seconds_per_day=limit)) as watch:
+        now[0] += 2.0
+        watch(1)
+
+
 def test_a_process_is_confined():
     script = (
         "import os; from fedjax_core.sites.policy.budget import confine; from fedjax_core.sites.policy import Caps\n"

@@ -1,6 +1,4 @@
-"""Each message is heard once, in its run and round, also over restarts."""
-
-import json
+"""Each message is heard once, in its run and round."""
 
 import pytest
 
@@ -19,9 +17,8 @@ def test_a_message_is_heard_once_and_others_beside_it():
         heard.accept(**HELLO)
 
 
-def test_what_was_heard_stays_heard_in_other_rounds_and_after_a_restart():
+def test_what_was_heard_stays_heard_in_other_rounds():
     guard = ReplayGuard("heart-1", 3).accept(**HELLO).at(4).at(3)
-    guard = ReplayGuard.restore(json.loads(json.dumps(guard.state())))
     with pytest.raises(Replayed):
         guard.accept(**HELLO)
 
