@@ -55,6 +55,14 @@ def test_it_is_the_definition_by_quadrature_and_below_the_bound_of_zcdp(mu):
     assert epsilon(0.0, 1e-6) == 0 and 90 < epsilon(100.0, 1e-5) < epsilon(1e6, 1e-5) < math.inf
 
 
+@pytest.mark.parametrize(("noise", "updates"), [(10.0, 100), (4.0, 7), (1.0, 1)])
+def test_it_is_what_dp_accounting_computes_of_as_many_updates(noise, updates):
+    """An update moves by at most 2 C and has noise of z C: a Gaussian mechanism with a multiplier of z / 2."""
+    accounting, pld = pytest.importorskip("dp_accounting"), pytest.importorskip("dp_accounting.pld")
+    accountant = pld.PLDAccountant().compose(accounting.GaussianDpEvent(noise / 2), updates)
+    assert epsilon(updates * (2 / noise) ** 2, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
+
+
 def asked(round, **fields):
     return Header(
         kind="train", run="run", round=round, exchange=0, sender=COORDINATOR, recipient=SITES, sequence=round, created_unix_ms=0, config="",
