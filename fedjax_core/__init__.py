@@ -27,6 +27,7 @@ from fedjax_core.lanes import (
     grid,
     predict,
 )
+from fedjax_core.loops import Loops
 from fedjax_core.round import Round, State, compose
 from fedjax_core.run import History, fit, load_best, load_model, save_model
 from fedjax_core.task import Task
@@ -48,6 +49,7 @@ __all__ = [
     "Evaluation",
     "Federation",
     "History",
+    "Loops",
     "Round",
     "Simulator",
     "State",

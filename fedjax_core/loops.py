@@ -1,9 +1,30 @@
 """A round as plain Python loops: one client after another, one step after another, one report after another.
 
-No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the engine does must end where this ends.
+No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the engine does must end where this ends, and
+`fedjax_core.contracts` compares the two. It is slow, and everything in a round can be looked at:
+
+    Loops(..., jit=False)                       prints and a debugger work inside a client's steps
+    loops.run(state, cohort, each=print)        what every client does: its update, its weight, what it keeps, its metrics
+    jax.grad(f) of an f that calls loops.run    gradients through rounds
+
+>>> import optax
+>>> from fedjax_core import algorithms, compose, models
+>>> clients = Clients.from_list([{"x": np.full((n, 1), n, np.float32), "y": np.ones(n, np.float32)} for n in (1, 2)])
+>>> loops = Loops(compose(algorithms.fedavg(models.linear(features=1), optax.sgd(0.05))), clients, batch_size=2)
+>>> visits = []
+>>> state, metrics = loops.run(loops.init(jax.random.key(0)), [0, 1], each=visits.append)
+>>> [(visit.client, f"{float(visit.update['w'][0]):.2f}", float(visit.weight)) for visit in visits]
+[(0, '0.10', 1.0), (1, '0.20', 2.0)]
+>>> def end(w):
+...     state, _ = loops.run(loops.init(jax.random.key(0), {"w": w, "b": jnp.zeros(())}), [0, 1])
+...     return jnp.sum(state.params["w"])
+>>> f"{float(jax.grad(end)(jnp.zeros(1))[0]):.2f}"
+'0.70'
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +32,81 @@ import numpy as np
 
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
+from fedjax_core.client_state import Resident
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.cohorts import as_cohort
+from fedjax_core.evaluation import Evaluation
+from fedjax_core.lanes.checks import check_model, check_simulation
+from fedjax_core.lanes.evaluate import evaluate_state, score_state
+from fedjax_core.metrics import Sum, add, stacked
 from fedjax_core.round import Kept, Round, State
-from fedjax_core.types import Batch, Key, Params
+from fedjax_core.types import Array, Batch, Key, Params, Update
+
+
+class Visit(NamedTuple):
+    """What one client brought back from one exchange; those whose report was refused are not shown."""
+
+    exchange: int
+    client: int  # its position in the population
+    update: Update  # as the server reads it, after the stages of the uplink
+    weight: Array
+    kept: Kept  # what the client keeps now
+    metrics: dict[str, Any]  # of its steps, added
 
 
 class Loops:
-    """`init` and `run` as a simulator has them."""
+    """Runs rounds of `composed` over `clients` as plain loops, with the calls of `Simulator`: `init`, `run`, `evaluate`.
+
+    `batch_size`, `epochs`, `steps`, `seed` and `order` are those of `Simulator`. With `jit=False` a client's steps are not
+    compiled, so that `print`, `breakpoint()` and assertions on values work in them; all else of a round never is.
+    """
 
     def __init__(self, composed: Round, clients: Clients, jit: bool = True, **plan: Any) -> None:
+        check_simulation("Loops", composed, clients, lanes=1)
+        check_model(composed, clients, Plan(**plan).batch_size)
         self.round, self.clients, self.plan = composed, clients, Plan(**plan)
         compiled: Any = jax.jit if jit else lambda f: f
         self.steps = [compiled(exchange.client.step) for exchange in composed.algorithm.exchanges]
 
+    def __repr__(self) -> str:
+        return f"Loops({self.round}, {len(self.clients):,} clients with {self.clients.examples:,} examples, {self.plan})"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that changes the answer, to the last bit, besides the `Round` and the data."""
+        return self.plan.settings
+
     def init(self, key: Key, params: Params | None = None) -> State:
+        """The state before the first round; from `params` where given, else as the task begins from `key`."""
         return self.round.init(key, len(self.clients), params)
 
-    def run(self, state: State, cohort: Any, counts: Any = None) -> tuple[State, list[dict[str, Any]]]:
-        """One round: (state, the metrics of every step that counted)."""
+    def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
+        """The model on the examples of `clients` (default: those trained on); each on a model of its own where it has one."""
+        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, Resident(len(self.clients)))
+
+    def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        return score_state(self.round.algorithm, state, self.clients, clients, Resident(len(self.clients)))
+
+    def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+        """Rounds one after another: (state, metrics with leaves [R])."""
+        seen = []
+        for cohort in cohorts:
+            state, metrics = self.run(state, cohort)
+            seen.append(metrics)
+        return state, stacked(seen)
+
+    def run(
+        self, state: State, cohort: Any, *, donate: bool = False, each: Callable[[Visit], Any] = lambda visit: None
+    ) -> tuple[State, dict[str, Any]]:
+        """One round with the clients at these positions: (state, metrics that add). `each` is called with what each client brought.
+
+        The state given is never used up, whatever `donate` says.
+        """
+        cohort, drawn = as_cohort(cohort, len(self.clients))
         number, seen, refused = int(state.round), list[dict[str, Any]](), set[int]()
-        counts = [1.0] * len(cohort) if counts is None else counts
+        counts, brought = [float(count) for count in drawn], list[tuple[int, int]]()
         for e, exchange in enumerate(self.round.algorithm.exchanges):
             sent_down, state = self.round.broadcast(e, state)
             message, acc, weight, number_of = self.round.listen(e, sent_down), None, 0.0, 0.0
@@ -52,6 +127,8 @@ class Loops:
                     weight, number_of = weight + its_weight * count, number_of + count
                 clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, kept)
                 state = state._replace(clients=clients)
+                brought.append((e, int(i)))
+                each(Visit(e, int(i), update, its_weight, kept, reduce(add, metrics, {})))
             if exchange.update is not None:
                 if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
                     visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
@@ -59,7 +136,10 @@ class Loops:
                     sent, its_weight, _, _ = visit
                     acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], sent, its_weight)[0], 1)
                 state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of))
-        return state._replace(round=state.round + 1), seen
+        here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
+        counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
+        found = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})
+        return state._replace(round=state.round + 1), found
 
     def visit(self, e: int, state: State, message: Any, i: int, number: int) -> tuple[Any, Any, Kept, list[dict[str, Any]]] | None:
         """What client i brings back from exchange e: (sent, weight, kept, metrics); None from a client with no examples."""

@@ -89,6 +89,15 @@ def mean(values: Array, weight: Array | float = 1.0) -> Mean:
     return Mean(jnp.sum(jnp.where(weight > 0, values * weight, 0)), jnp.sum(weight))
 
 
+def add(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of both; those of one name are summed.
+
+    >>> {name: float(total) for name, total in add({"clients": Sum(1.0)}, {"clients": Sum(2.0), "refused": Sum(1.0)}).items()}
+    {'clients': 3.0, 'refused': 1.0}
+    """
+    return {**a, **{name: a[name] + metric if name in a else metric for name, metric in b.items()}}
+
+
 def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
     """Plain floats to read and log, in one transfer from the device. Raises where a metric is not one number, as of several rounds."""
     found = {name: np.asarray(metric.value) for name, metric in jax.device_get(dict(metrics)).items()}

@@ -34,6 +34,8 @@ ALLOWED = {
     "lanes": ENGINE,
     # A worker of a cluster is lanes, and so is a site with departments; plain loops check and evaluate as lanes do.
     **dict.fromkeys(("cluster", "sites", "loops"), ENGINE | {"lanes"}),
+    # The contracts compare lanes with plain loops.
+    "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},
     "clinical": NOUNS | {"data", "lanes"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.

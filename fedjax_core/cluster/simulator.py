@@ -165,16 +165,7 @@ class ClusterSimulator:
     @property
     def settings(self) -> dict[str, Any]:
         """All that changes the answer, to the last bit, besides the `Round` and the data."""
-        plan = self.plan_of_batches
-        return {
-            "batch_size": plan.batch_size,
-            "epochs": plan.epochs,
-            "steps": plan.steps,
-            "seed": plan.seed,
-            "order": plan.order,
-            "lanes": self.lanes,
-            "shares": self.shares,
-        }
+        return {**self.plan_of_batches.settings, "lanes": self.lanes, "shares": self.shares}
 
     @property
     def lanes(self) -> int:

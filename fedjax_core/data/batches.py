@@ -74,6 +74,11 @@ class Plan:
         return f"batch_size={self.batch_size}, {work}, seed={self.seed}"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All of it, by name: what a run's configuration says of how clients go through their data."""
+        return {"batch_size": self.batch_size, "epochs": self.epochs, "steps": self.steps, "seed": self.seed, "order": self.order}
+
+    @property
     def changes(self) -> bool:
         """Whether a client's number of steps depends on the round, or on more than its number of examples."""
         return callable(self.epochs) or callable(self.steps)

@@ -24,7 +24,7 @@ class Noting:
         return found
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if kind != "loops"])
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_it_takes_those_candidates_whose_loss_is_largest(kind, monkeypatch):
     data = fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
     candidates = fc.cohorts.uniform(3, 2, seed=4)
@@ -39,7 +39,7 @@ def test_it_takes_those_candidates_whose_loss_is_largest(kind, monkeypatch):
     assert trained == [data.sizes[chosen] for _, (chosen,) in sampler.chosen]
 
 
-@pytest.mark.parametrize("build", [averaging, simulator])
+@pytest.mark.parametrize("build", [averaging, simulator, lambda: fc.Loops(simulator().round, clients(), batch_size=4)])
 def test_a_run_in_stages_chooses_as_one_in_one_go(build, tmp_path):
     sampler = fc.cohorts.power_of_choice(fc.cohorts.weighted([*SIZES], 4), size=2)
     expected = fit(build(), 4, sampler)
