@@ -230,7 +230,7 @@ def test_both_ends_must_agree_that_departments_are_clients():
     assert whole.hash != apart.hash
     with pytest.raises(ValueError, match=r"divided into departments, 4 of them, .* agree on a study with departments=True"):
         Site(site_files()[0], whole, COORDINATOR.public)
-    assert Site(site_files()[2], apart, COORDINATOR.public).data.counted == {"clients": 1}
+    assert Site(site_files()[2], apart, COORDINATOR.public).context.data.counted == {"clients": 1}
 
 
 def test_a_site_is_divided_by_a_column_or_by_what_its_data_are(tmp_path):
