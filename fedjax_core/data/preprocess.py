@@ -1,6 +1,6 @@
 """Fits preprocessing from sums: every client gives sums of its columns, and one scaler or vocabulary for all is made from them.
 
-    sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.settle(...)  ─►  step.apply(x_i, numbers) at each client
+    sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.finalize(...)  ─►  step.apply(x_i, numbers) at each client
 
 The result is that of preprocessing the pooled examples. Moments go as count, mean and M2 = sum (x - mean)^2 of the values that are there,
 which say what count, sum and sum of squares say, without their cancellation, and merge by
@@ -36,7 +36,7 @@ from fedjax_core.types import Columns
 Folder = str | Path | None
 
 Sums = Mapping[str, np.ndarray]
-"""What a client says of a column, or what is made of it: named arrays."""
+"""A client's sums of a column, or the numbers that are made of all clients': named arrays."""
 
 _CHUNK_BYTES = 32 << 20  # of rows as float64 at a time, so that memory does not grow with the data
 
@@ -47,25 +47,25 @@ class Step(Protocol):
     @property
     def column(self) -> str: ...
     @property
-    def leaving(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
-    def sums(self, x: np.ndarray, cell: int) -> Sums: ...  # what is known of fewer than `cell` examples is left out
+    def releases(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
+    def sums(self, x: np.ndarray, min_cell: int) -> Sums: ...  # what is known of fewer than `min_cell` examples is left out
     def merge(self, a: Sums, b: Sums) -> Sums: ...
     def problem(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that somebody sent
-    def settle(self, sums: Sums) -> Sums: ...
+    def finalize(self, sums: Sums) -> Sums: ...
     def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray: ...  # what is large and mapped goes to the folder
 
 
 class _Moments:
     """What steps share that go by count, mean and M2 of each number of a row."""
 
-    leaving = ("moments",)
+    releases = ("moments",)
     column: str
 
-    def sums(self, x: np.ndarray, cell: int) -> Sums:
+    def sums(self, x: np.ndarray, min_cell: int) -> Sums:
         total = self._of(np.zeros((0, *x.shape[1:])))
         for rows in _chunks(x, self.column):
             total = self.merge(total, self._of(rows))
-        enough = total["count"] >= cell
+        enough = total["count"] >= min_cell
         return {name: np.where(enough, value, 0) for name, value in total.items()}
 
     def _of(self, rows: np.ndarray) -> Sums:
@@ -102,7 +102,7 @@ class Standardise(_Moments):
 
     column: str = "x"
 
-    def settle(self, sums: Sums) -> Sums:
+    def finalize(self, sums: Sums) -> Sums:
         count, mean, eps = np.maximum(sums["count"], 1), sums["mean"], np.finfo(np.float64).eps
         variance = sums["m2"] / count
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2  # no more than the rounding of the sums
@@ -118,7 +118,7 @@ class Impute(_Moments):
 
     column: str = "x"
 
-    def settle(self, sums: Sums) -> Sums:
+    def finalize(self, sums: Sums) -> Sums:
         return {"mean": sums["mean"]}
 
     def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
@@ -134,9 +134,9 @@ class Rescale:
     """
 
     column: str = "x"
-    leaving = ("range",)
+    releases = ("range",)
 
-    def sums(self, x: np.ndarray, cell: int) -> Sums:
+    def sums(self, x: np.ndarray, min_cell: int) -> Sums:
         count = np.zeros(x.shape[1:], np.int64)
         low, high = np.full(x.shape[1:], np.inf), np.full(x.shape[1:], -np.inf)
         for rows in _chunks(x, self.column):
@@ -144,7 +144,7 @@ class Rescale:
             count = count + here.sum(axis=0)
             low = np.minimum(low, np.where(here, rows, np.inf).min(axis=0))
             high = np.maximum(high, np.where(here, rows, -np.inf).max(axis=0))
-        told = (count >= cell) & (count > 0)
+        told = (count >= min_cell) & (count > 0)
         return {"count": np.where(told, count, 0), "low": np.where(told, low, 0), "high": np.where(told, high, 0)}
 
     def merge(self, a: Sums, b: Sums) -> Sums:
@@ -161,7 +161,7 @@ class Rescale:
         fine = np.isfinite(sums["low"]) & np.isfinite(sums["high"]) & (sums["low"] <= sums["high"])
         return None if fine.all() else "a range is not finite, or ends before it begins"
 
-    def settle(self, sums: Sums) -> Sums:
+    def finalize(self, sums: Sums) -> Sums:
         width = sums["high"] - sums["low"]
         return {"low": sums["low"], "scale": np.where(width > 0, width, 1.0)}
 
@@ -194,11 +194,11 @@ class Codes:
         object.__setattr__(self, "categories", given)
 
     @property
-    def leaving(self) -> tuple[str, ...]:
+    def releases(self) -> tuple[str, ...]:
         """Nothing where the categories are given."""
         return ("categories",) if self.categories is None else ()
 
-    def sums(self, x: np.ndarray, cell: int) -> Sums:
+    def sums(self, x: np.ndarray, min_cell: int) -> Sums:
         if x.dtype.kind not in "iuU" or x.ndim != 1:
             raise ValueError(
                 f"Codes needs a column of text or of whole numbers, one a row; {self.column!r} is {checks.dtype_of(x)}{list(x.shape[1:])}"
@@ -214,7 +214,7 @@ class Codes:
                 f"Codes takes whole numbers below 2**63, and {self.column!r} holds a larger one: give them as text, column.astype(str)"
             )
         values, counts = np.unique(x if x.dtype.kind == "U" else x.astype(np.int64), return_counts=True)
-        told = counts >= max(cell, self.minimum)
+        told = counts >= max(min_cell, self.minimum)
         return _vocabulary(values[told], counts[told])
 
     def merge(self, a: Sums, b: Sums) -> Sums:
@@ -236,7 +236,7 @@ class Codes:
         fine = (sums["counts"] >= self.minimum).all() and sums["counts"].sum() <= examples
         return None if fine else "a category has fewer than the minimum, or all together more examples than the site"
 
-    def settle(self, sums: Sums) -> Sums:
+    def finalize(self, sums: Sums) -> Sums:
         if self.categories is not None:
             sums = _vocabulary(np.array(self.categories), np.zeros(0, np.int64))
         return {"values": sums["values"], "text": sums["text"]}
@@ -300,30 +300,30 @@ class Fitted:
 def fit(steps: Sequence[Step], clients: Clients) -> Fitted:
     """The steps with their numbers from all clients' sums: those that a federation of these clients comes to."""
     checked = check_steps(steps)
-    return settle(checked, [sums_of(checked, columns) for columns, size in zip(clients, clients.sizes, strict=True) if size])
+    return finalize(checked, [sums_of(checked, columns) for columns, size in zip(clients, clients.sizes, strict=True) if size])
 
 
-def sums_of(steps: Sequence[Step], columns: Columns, cell: int = 0) -> tuple[Sums, ...]:
-    """What one client says: an entry a step. Nothing is said of what fewer than `cell` examples have."""
-    return tuple(step.sums(_column(step, columns), cell) for step in steps)
+def sums_of(steps: Sequence[Step], columns: Columns, min_cell: int = 0) -> tuple[Sums, ...]:
+    """One client's sums, an entry a step. What fewer than `min_cell` examples have is left out."""
+    return tuple(step.sums(_column(step, columns), min_cell) for step in steps)
 
 
-def settle(steps: tuple[Step, ...], said: Sequence[Sequence[Sums]]) -> Fitted:
-    """The steps with their numbers, from what each client said, in the clients' order."""
+def finalize(steps: tuple[Step, ...], sums: Sequence[Sequence[Sums]]) -> Fitted:
+    """The steps with their numbers, from each client's sums, in the clients' order."""
     numbers = []
     for i, step in enumerate(steps):
-        total = said[0][i]
-        for one in said[1:]:
+        total = sums[0][i]
+        for one in sums[1:]:
             total = step.merge(total, one[i])
-        numbers.append({name: np.asarray(x) for name, x in step.settle(total).items()})
+        numbers.append({name: np.asarray(x) for name, x in step.finalize(total).items()})
     return Fitted(steps, tuple(numbers))
 
 
 def check_steps(steps: Any) -> tuple[Step, ...]:
     """The steps; raises where one is none, or two are for one column."""
-    steps = (steps,) if hasattr(steps, "settle") else tuple(steps)
+    steps = (steps,) if hasattr(steps, "finalize") else tuple(steps)
     for step in steps:
-        if not hasattr(step, "settle"):
+        if not hasattr(step, "finalize"):
             raise TypeError(f"preprocessing is a list of steps such as fc.preprocess.Standardise('x'), got {type(step).__name__}")
     columns = [step.column for step in steps]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):

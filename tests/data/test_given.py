@@ -185,7 +185,7 @@ def test_categories_that_are_given_have_their_order_and_ask_nobody():
     step = Codes("y", categories=["malignant", "benign"])
     fitted = fc.preprocess.fit([step], raw)
     assert [c["y"].tolist() for c in fitted.apply(raw)] == [[0, 0, 0], [1, 0, 2]]
-    assert step.leaving == () and not any(len(x) for x in step.sums(raw.columns["y"], 0).values())
+    assert step.releases == () and not any(len(x) for x in step.sums(raw.columns["y"], 0).values())
     whole = fc.Clients.from_list([{"y": np.array([2, 1, 9])}])
     assert fc.preprocess.fit([Codes("y", categories=(1, 2))], whole).apply(whole).columns["y"].tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match="lists str values, and the column is int64"):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_core.data.preprocess import Fitted, Step, Sums, settle
+from fedjax_core.data.preprocess import Fitted, Step, Sums, finalize
 from fedjax_core.describe import describe
 from fedjax_core.files import write_whole
 from fedjax_core.sites.coordinator.absent import with_reasons
@@ -87,7 +87,7 @@ def _measured(
     for sentence in far(steps, names, said, features):
         log.warning("%s", sentence)
         record(COORDINATOR, "far apart", 0, {"reason": sentence[:1000]})
-    return settle(steps, said)
+    return finalize(steps, said)
 
 
 def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: int, first: tuple[Sums, ...] | None) -> tuple[Sums, ...]:

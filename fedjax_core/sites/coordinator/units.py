@@ -30,16 +30,16 @@ def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sum
     """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the names of a row's numbers."""
     found = []
     for i, step in enumerate(steps):
-        if not step.leaving or len(sites) < 2:
+        if not step.releases or len(sites) < 2:
             continue
         for at, site in enumerate(sites):
             own, others = said[at][i], reduce(step.merge, [one[i] for j, one in enumerate(said) if j != at])
-            if "categories" in step.leaving and _foreign(own, others):
+            if "categories" in step.releases and _foreign(own, others):
                 found.append(
                     f"{site} has no category of {step.column!r} in common with the other sites: does it spell or number them otherwise, "
                     "or is it another column?"
                 )
-            if "moments" not in step.leaving:
+            if "moments" not in step.releases:
                 continue
             odd = np.flatnonzero(_apart(own, others)).tolist()
             if odd:

@@ -170,7 +170,7 @@ def measure(site: SiteContext, envelope: Envelope) -> Bytes:
     if not (leave := site.enforcement.policy.may_leave(kinds, 0.0)).allowed:
         raise preprocessing.SumsStay(f"{leave.reason} [{leave.code}]")
     fields: dict[str, Scalar] = {"examples": site.data.raw.examples}
-    fields |= {name: " ".join(step.column for step in steps if name in step.leaving)[:1000] for name in kinds}
+    fields |= {name: " ".join(step.column for step in steps if name in step.releases)[:1000] for name in kinds}
     sums = sums_of(steps, site.data.raw.columns, site.enforcement.policy.minimum.cell)
     return site.reply(envelope.header, fields, to_tensors({"sums": sums}))
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.preprocess import Fitted, Step, settle, sums_of
+from fedjax_core.data.preprocess import Fitted, Step, finalize, sums_of
 from fedjax_core.sites.protocol.request import PREPARED
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.envelope import Envelope
@@ -48,13 +48,13 @@ class BadNumbers(Refused):
 
 def leaving(steps: Steps) -> tuple[str, ...]:
     """The kinds of sums that leave, by the names that a policy has for them."""
-    return tuple(dict.fromkeys(name for step in steps for name in step.leaving))
+    return tuple(dict.fromkeys(name for step in steps for name in step.releases))
 
 
 def held_back(steps: Steps, fields: Iterable[str]) -> dict[str, str]:
     """Of a policy that lets these fields leave: the kinds of sums that it keeps, each with the steps that need it, in words."""
     kept = [name for name in leaving(steps) if name not in set(fields)]
-    return {name: ", ".join(f"{type(step).__name__}({step.column!r})" for step in steps if name in step.leaving) for name in kept}
+    return {name: ", ".join(f"{type(step).__name__}({step.column!r})" for step in steps if name in step.releases) for name in kept}
 
 
 def check_rest(steps: Steps, raw: Clients) -> None:
@@ -73,10 +73,10 @@ def alone(steps: Steps, raw: Clients) -> Clients | None:
 
     That are the columns that no step makes, and codes of categories that the study lists.
     """
-    others = [step.column for step in steps if step.leaving and step.column in raw.named_columns]
+    others = [step.column for step in steps if step.releases and step.column in raw.named_columns]
     if len(others) == len(raw.named_columns):
         return None
-    mine, rest = tuple(step for step in steps if not step.leaving), raw.without(*others)
+    mine, rest = tuple(step for step in steps if not step.releases), raw.without(*others)
     return rest.with_columns(_of_rows(mine, rest, 0)(rest.columns)) if mine else rest
 
 
@@ -107,7 +107,7 @@ class Preparation:
         if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
             raise BadNumbers(f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns")
         for step, its, own in zip(self.steps, numbers, self._like[PREPARED], strict=True):
-            if not step.leaving and any(not np.array_equal(its[name], own[name]) for name in own):  # which nobody's sums decide
+            if not step.releases and any(not np.array_equal(its[name], own[name]) for name in own):  # which nobody's sums decide
                 raise BadNumbers(f"{type(step).__name__}({step.column!r}) is settled by the study, and the request says otherwise")
         fitted = Fitted(self.steps, numbers)
         if fitted.digest != self.digest:
@@ -127,4 +127,4 @@ class Preparation:
 
 def _of_rows(steps: Steps, raw: Clients, count: int) -> Fitted:
     """The steps with numbers of the first rows alone; of none, a vocabulary is a vector of length 0."""
-    return settle(steps, [sums_of(steps, jax.tree.map(lambda x: x[:count], raw.columns))])
+    return finalize(steps, [sums_of(steps, jax.tree.map(lambda x: x[:count], raw.columns))])
