@@ -39,7 +39,8 @@ from fedjax_core.data.cohorts import as_cohort
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.lanes.checks import check_model, check_simulation
 from fedjax_core.lanes.evaluate import evaluate_state, score_state
-from fedjax_core.metrics import Sum, add, stacked
+from fedjax_core.metrics import Sum, add
+from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Batch, Key, Params, Update
 
@@ -91,11 +92,7 @@ class Loops:
 
     def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
-        seen = []
-        for cohort in cohorts:
-            state, metrics = self.run(state, cohort)
-            seen.append(metrics)
-        return state, stacked(seen)
+        return one_by_one(self.run, state, cohorts, donate=donate)
 
     def run(
         self, state: State, cohort: Any, *, donate: bool = False, each: Callable[[Visit], Any] = lambda visit: None
