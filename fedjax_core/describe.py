@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import sources
+from fedjax_core import places, sources
 
 Scalar = bool | int | float | str | None
 
@@ -55,7 +55,8 @@ def identity(value: Any) -> str:
     """32 hexadecimal digits that two processes share where they describe the value alike, and have the same code for it.
 
     Code counts by the files of its package and of what these import (sources.py); code that lies in no such file, as that of
-    a notebook, by its instructions, which another version of Python writes differently.
+    a notebook, by its instructions, which another version of Python writes differently. What fedjax_core's own functions close over
+    counts by where it stands in them, not by its name (places.py), and its code by its version, which whoever asks adds.
     """
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)
@@ -96,7 +97,7 @@ class _Walk:
             self.found[name] = f"the same as {self._met[id(value)][0] or 'the whole'}"
             return
         self._met[id(value)] = name, value
-        kind = _kind(value) if plain is None else plain
+        kind = self._kind(value) if plain is None else plain
         if depth >= _DEPTH:
             self.found[name] = f"{kind}, too deep to describe"
             return
@@ -105,6 +106,9 @@ class _Walk:
             self.found[name or "value"] = kind
         for part, inner in parts:
             self.visit(f"{name}{part}" if part.startswith("[") or not name else f"{name}.{part}", inner, depth + 1)
+
+    def _kind(self, value: Any) -> str:
+        return f"{value.__module__}.{places.standing(value)}" if self._by_files and _is_ours(value) else _kind(value)
 
     def _note_package(self, value: Any) -> None:
         module = value.__name__ if isinstance(value, types.ModuleType) else None
@@ -147,8 +151,8 @@ class _Walk:
             return [("wrapped", wrapped)] if wrapped is not None else []
         if isinstance(value, Mapping):
             return sorted((str(k), v) for k, v in value.items()) if _sortable(value) else [(str(k), v) for k, v in value.items()]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return list(zip(value._fields, value, strict=True))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):  # what it was made by says most
+            return sorted(zip(value._fields, value, strict=True), key=lambda field: field[0] != "settings")
         if isinstance(value, (list, tuple)):
             return [(f"[{i}]", v) for i, v in enumerate(value)]
         if isinstance(value, (set, frozenset)):
@@ -260,6 +264,9 @@ def _generated(kind: type, name: str) -> bool:
 def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple[str, Any]]:
     if (f.__module__ or "").partition(".")[0] in _NAMED:
         return [("wrapped", f.__wrapped__)] if hasattr(f, "__wrapped__") else []
+    if by_files and _is_ours(f):
+        values = [*places.captured(f), *(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+        return [(f"[{i}]", value) for i, value in enumerate(values)]
     parts: list[tuple[str, Any]] = [(f"closure.{k}", v) for k, v in _cells(f)]
     names = f.__code__.co_varnames[: f.__code__.co_argcount]
     defaults = f.__defaults__ or ()
@@ -275,15 +282,9 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
         if near or far or isinstance(other, (bool, int, float, str, np.ndarray)):
             parts.append((f"globals.{name}", other))
     if by_files and sources.in_files(f):  # of which the files tell all, but for which of the functions in them it is
-        return [*parts, ("at", _place_of(f.__code__))]
+        return [*parts, ("at", places.beginning(f.__code__))]
     parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]
     return [*parts, ("code", hashlib.sha256(listing.encode()).hexdigest()[:16])]
-
-
-def _place_of(code: types.CodeType) -> str:
-    """The line in which a function begins, and of one without a name where what it computes begins: several may be in a line."""
-    columns = [column for line, _, column, _ in code.co_positions() if line == code.co_firstlineno and column]
-    return f"{code.co_firstlineno}:{min(columns, default=0)}" if code.co_name == "<lambda>" else f"{code.co_firstlineno}"
 
 
 def _cells(f: types.FunctionType) -> list[tuple[str, Any]]:
@@ -316,6 +317,11 @@ def _read_code(code: types.CodeType, doc: str | None) -> tuple[set[str], list[An
 
 def _doc_of(code: types.CodeType) -> str | None:
     return code.co_consts[0] if code.co_consts and isinstance(code.co_consts[0], str) else None
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether it is a function of fedjax_core."""
+    return isinstance(value, types.FunctionType) and sources.root(value.__module__) == "fedjax_core"
 
 
 def _is_function(value: Any) -> bool:

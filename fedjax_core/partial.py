@@ -41,9 +41,13 @@ def why_not(composed: Round) -> str | None:
     """Why reports of this round cannot be gathered apart and put together later; None where they can."""
     algorithm, state = composed.algorithm, state_shapes(composed)
     if len(algorithm.exchanges) > 1:
-        return f"a round of this algorithm has {len(algorithm.exchanges)} exchanges, of which the later need what came of the earlier ones"
+        return (
+            f"a round of {algorithm.name} has {len(algorithm.exchanges)} exchanges, of which the later need what came of the earlier ones"
+        )
     if jax.tree.leaves(state.clients.own):
-        return "clients of this algorithm keep state between rounds, which has no address here: use one whose clients keep nothing (fedavg)"
+        return (
+            f"clients of {algorithm.name} keep state between rounds, which has no address here: use one whose clients keep nothing (fedavg)"
+        )
     if jax.tree.leaves(state.clients.uplink):
         return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
     if jax.tree.leaves(state.uplink):

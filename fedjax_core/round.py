@@ -70,10 +70,10 @@ class Round(NamedTuple):
     downlink: Stage
 
     def __repr__(self) -> str:
-        exchanges = len(self.algorithm.exchanges)
+        exchanges = f" in {n} exchanges" if (n := len(self.algorithm.exchanges)) > 1 else ""
         pieces = f"uplink {self.uplink.name}, aggregator {self.aggregator.name}"
         pieces += f", downlink {self.downlink.name}" if self.downlink.name != chain().name else ""
-        return f"Round({exchanges} exchange{'s' if exchanges > 1 else ''}, {pieces})"
+        return f"Round({self.algorithm.name}{exchanges}, {pieces})"
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
         """The state before the first round, for `population` clients; from `params` where given, else as the task begins."""
@@ -182,7 +182,7 @@ def compose(
     for e, exchange in enumerate(algorithm.exchanges):
         if exchange.needs_mean and not aggregator.additive:
             raise ValueError(
-                f"{aggregator.name}() cannot take what clients report in exchange {e} of this algorithm, which has a meaning only as "
+                f"{aggregator.name}() cannot take what clients report in exchange {e} of {algorithm.name}, which has a meaning only as "
                 "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
             )
     composed = Round(_in_32_bits(algorithm), uplink, aggregator, downlink)
@@ -195,8 +195,8 @@ def check_population(composed: Round, clients: int, what: str) -> None:
     population = composed.algorithm.population
     if population is not None and known(population) and population != clients:
         raise ValueError(
-            f"the algorithm was made with population={population}, and there are {clients} {what}: its numbers would be those of another "
-            f"algorithm. Make it with population={clients}"
+            f"{composed.algorithm.name} was made with population={population}, and there are {clients} {what}: its numbers would be "
+            f"those of another algorithm. Make it with population={clients}"
         )
 
 
@@ -318,7 +318,7 @@ def _check_statistics(composed: Round, server: Server) -> None:
     sent = [leaf for leaf in tree.names(server.params) if any(tree.is_under(leaf, name) for name in names)]
     if personal and sent:
         raise ValueError(
-            f"this algorithm sends {sent[0]!r}, which is each client's own by statistics='personal': use "
+            f"{composed.algorithm.name} sends {sent[0]!r}, which is each client's own by statistics='personal': use "
             "fc.algorithms.fedper, whose clients keep it, or statistics='shared', which averages it"
         )
 

@@ -17,7 +17,22 @@ from tests.conftest import REPOSITORY
 ROOT = Path(fedjax_core.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-NOUNS = {"types", "tree", "keys", "metrics", "evaluation", "task", "describe", "files", "sources", "machine", "checks", "one_by_one"}
+NOUNS = {
+    "types",
+    "tree",
+    "keys",
+    "metrics",
+    "evaluation",
+    "task",
+    "describe",
+    "places",
+    "settings",
+    "files",
+    "sources",
+    "machine",
+    "checks",
+    "one_by_one",
+}
 PIECES = {"algorithms", "uplink", "aggregators"}
 BACKENDS = {"lanes", "loops", "cluster", "sites"}
 ENGINE = NOUNS | {"round", "partial", "buffer", "client_state", "data", "xla", "algorithms.base", "aggregators.base", "uplink.base"}

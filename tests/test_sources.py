@@ -353,3 +353,66 @@ def test_a_site_starts_only_while_its_study_is_the_code_that_it_reviewed(heart, 
     with pytest.raises(ValueError, match=r"files of heart, .* changed under the same hash 3f9a: review them, and remove .*code\.json"):
         check_code(tmp_path / "state", "heart.study:own", "3f9a")
     check_code(tmp_path / "state", "heart.study:own", "91d2")  # another hash was allowed by the policy after a review of its own
+
+
+RENAMED = {
+    "a closure of an algorithm": ("fedjax_core.algorithms.scaffold", {"zeros": "nought", "begin": "the_first", "finish": "at_last"}),
+    "a closure of a stage": ("fedjax_core.uplink.quantize", {"most": "a_largest", "small": "of_bits"}),
+    "an aggregator's": ("fedjax_core.aggregators.mean", {"value": "divided", "add": "met"}),
+    "a model's": ("fedjax_core.models.mlp", {"logits": "a_score", "init": "beginnings"}),
+    "a server rule's": ("fedjax_core.algorithms.fedopt", {"second": "a_square_of", "change": "moved"}),
+}
+
+
+def study_of_everything(lr=0.1):
+
+    here = {name: sys.modules[f"fedjax_core.{name}"] for name in ("algorithms.scaffold", "algorithms.fedopt", "aggregators.mean")}
+    task = sys.modules["fedjax_core.models.mlp"].mlp(features=2, hidden=(3,), classes=2)
+    algorithm = here["algorithms.scaffold"].scaffold(task, lr, 3)
+    adaptive = fc.algorithms.fedavg(task, optax.sgd(0.1), here["algorithms.fedopt"].adam(0.1, b1=0.8))
+    stage, aggregator = sys.modules["fedjax_core.uplink.quantize"].quantize(bits=4), here["aggregators.mean"].mean()
+    hashes = [Study(fc.compose(one, stage, aggregator), batch_size=2, epochs=1).hash for one in (algorithm, adaptive)]
+    return tuple(hashes)
+
+
+@pytest.mark.parametrize("what", RENAMED)
+def test_another_name_for_a_variable_within_fedjax_core_is_no_other_study(what, monkeypatch):
+    before, (module, names) = study_of_everything(), RENAMED[what]
+    source = Path(sys.modules[module].__file__).read_text()
+    for old, new in names.items():
+        assert len(re.findall(rf"\b{old}\b", source)) > 1
+        source = re.sub(rf"(?<![\w.\"]){old}\b(?!\s*=[^=\s])", new, source)
+    renamed = types.ModuleType(module)
+    monkeypatch.setitem(sys.modules, module, renamed)
+    exec(compile(source, sys.modules[module].__name__, "exec"), renamed.__dict__)
+    assert study_of_everything() == before
+    assert study_of_everything(lr=0.2)[0] != before[0]
+
+
+def test_what_two_settings_of_one_function_are_called_does_not_mix_them_up():
+    adam = fc.algorithms.fedopt.adam
+    assert identity(adam(0.1, b1=0.9, b2=0.8)) != identity(adam(0.1, b1=0.8, b2=0.9)) != identity(adam(0.9, b1=0.1, b2=0.8))
+    begin = fc.algorithms.fedavg(fc.models.linear(2), optax.sgd(0.1)).exchanges[0].client
+    assert identity(begin) != identity(begin._replace(begin=begin.finish, finish=begin.begin))
+
+
+def test_an_algorithm_that_says_other_settings_than_it_has_is_another_study():
+    linear = fc.models.linear(2)
+    one, two = (fc.algorithms.fedavg(linear, optax.sgd(lr)) for lr in (0.1, 0.2))
+    hidden = two._replace(settings=one.settings)
+    assert len({Study(fc.compose(algorithm), batch_size=2).hash for algorithm in (one, two, hidden)}) == 3
+
+
+@pytest.mark.parametrize("where", ["objective", "weighting"])
+def test_a_users_own_helper_that_changed_is_another_study(heart, where):
+    def found(**changed):
+        own = heart(**changed).own
+        if where == "weighting":
+            algorithm = fc.algorithms.fedavg(fc.models.linear(2), optax.sgd(0.1), weighting=lambda seen: own(seen.examples))
+        else:
+            linear = fc.models.linear(2)
+            algorithm = fc.algorithms.fedavg(linear._replace(loss=lambda *of: own(linear.loss(*of))), optax.sgd(0.1))
+        return Study(fc.compose(algorithm), batch_size=2).hash
+
+    before = found()
+    assert found() == before != found(heart__parts_dot_py="def loss(x):\n    return x + 1\n")

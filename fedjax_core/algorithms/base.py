@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core.metrics import Mean
+from fedjax_core.settings import Settings
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update
 
@@ -73,6 +74,9 @@ class Algorithm(NamedTuple):
     """The model a client would use; None: the global one."""
     population: int | None = None
     """Of how many clients it is, where its numbers depend on that; who runs it refuses another number."""
+    name: str = "this algorithm"
+    settings: Settings = Settings()
+    """What it was made with, by the names of the arguments."""
 
 
 def nothing(params: Params) -> Own:

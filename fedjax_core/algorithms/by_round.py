@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
+from fedjax_core.settings import Settings, arguments
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server
 
 
@@ -88,11 +89,15 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
         init=lambda params: Counted(first.init(params), jnp.int32(0)),
         exchanges=tuple(exchange(e) for e in range(len(first.exchanges))),
         personal=None if first.personal is None else personal,
+        name=f"by_round({first.name})",
+        settings=Settings(build=build),
     )
 
 
 def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
     """Lets the arguments of these names be functions of the round, too, as in `server=lambda round: optax.sgd(0.9**round)`.
+
+    It also has the algorithm say its name and what it was made with.
 
     `algorithm(..., mu=f)` is then `by_round(lambda round: algorithm(..., mu=f(round)))`. An optax schedule is such a function where the
     argument is a number: `mu=optax.linear_schedule(0.1, 0.0, 100)`.
@@ -101,13 +106,13 @@ def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[...,
     def decorate(algorithm: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         @functools.wraps(algorithm)
         def with_rounds(*args: Any, **kwargs: Any) -> Algorithm:
-            signature = inspect.signature(algorithm)
-            signature.bind(*args, **kwargs)  # raises as the call itself would
-            given = dict(zip(signature.parameters, args, strict=False)) | kwargs
+            given = arguments(algorithm, *args, **kwargs)
             changing = {name: given[name] for name in names if name in given and _is_of_round(name, given[name])}
-            if not changing:
-                return algorithm(*args, **kwargs)
-            return by_round(lambda round: algorithm(**given | {name: of(round) for name, of in changing.items()}))
+            if changing:
+                made = by_round(lambda round: algorithm(**given | {name: of(round) for name, of in changing.items()}))
+            else:
+                made = algorithm(*args, **kwargs)
+            return made._replace(name=algorithm.__name__, settings=Settings(**given))
 
         return with_rounds
 

@@ -72,4 +72,4 @@ def test_what_is_looked_at_is_short(tmp_path):
     assert repr(history) == "History('finished' after 2 rounds, 2 records)"
     assert repr(one) == "State(round=2, a model of 8 numbers in 2 leaves)"
     shown = "6 clients with 26 examples, batch_size=4, epochs=1, seed=0, lanes=auto"
-    assert repr(sim) == f"Simulator(Round(1 exchange, uplink chain(), aggregator mean), {shown})"
+    assert repr(sim) == f"Simulator(Round(fedavg, uplink chain(), aggregator mean), {shown})"

@@ -398,7 +398,7 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
 @pytest.mark.parametrize(
     ("build", "settings", "said"),
     [
-        (lambda: round_of("scaffold", 4), {}, "clients of this algorithm keep state between rounds"),
+        (lambda: round_of("scaffold", 4), {}, "clients of scaffold keep state between rounds"),
         (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), {}, "has 2 exchanges"),
         (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), {}, "keeps state at each client"),
         (

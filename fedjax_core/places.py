@@ -1,0 +1,72 @@
+"""Functions and variables of a file by where they stand in it, so that another name for one changes nothing.
+
+    fedavg.<locals>.step        ->  fedavg.<1>      the second function that is written within fedavg
+    what `step` closes over     ->  in the order in which the source first mentions each
+
+Two processes with the same source give the same places, whatever Python they run.
+
+>>> def outer(rate, bound):
+...     def inner(x):
+...         return x * rate + bound
+...     return inner
+>>> list(captured(outer(0.1, 2.0)))
+[0.1, 2.0]
+"""
+
+import dis
+import inspect
+import sys
+import types
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # some Pythons make functions of these, others do not
+
+
+def standing(function: types.FunctionType) -> str:
+    """The function's qualified name, with places for the names of those that are written within others."""
+    top, _, within = function.__qualname__.partition(".<locals>.")
+    if not within:
+        return top
+    try:
+        outer = inspect.unwrap(attrgetter(top)(sys.modules[function.__module__]))
+        return f"{top}.<{[code is function.__code__ for code in _written_in(outer.__code__)].index(True)}>"
+    except (AttributeError, KeyError, ValueError):  # its outer function is no longer what it was
+        return function.__qualname__
+
+
+def captured(function: types.FunctionType) -> Iterator[Any]:
+    """The values that a function closes over, in the order in which its source first mentions them."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    for name in sorted(cells, key=lambda name: (_first_mention(function.__code__, name), name)):
+        try:
+            yield cells[name].cell_contents
+        except ValueError:  # a name not bound yet
+            yield "unbound"
+
+
+def beginning(code: types.CodeType) -> str:
+    """The line in which a function begins, and of one without a name where what it computes begins: several may be in a line."""
+    columns = [column for line, _, column, _ in code.co_positions() if line == code.co_firstlineno and column]
+    return f"{code.co_firstlineno}:{min(columns, default=0)}" if code.co_name == "<lambda>" else f"{code.co_firstlineno}"
+
+
+def _written_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The functions that are written within this one, each before those within it."""
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            if inner.co_name not in _COMPREHENSIONS:
+                yield inner
+            yield from _written_in(inner)
+
+
+def _first_mention(code: types.CodeType, name: str) -> tuple[int, int]:
+    """(line, column) at which the function, or one within it, first reads or writes a variable that is not its own."""
+    found = [
+        (op.positions.lineno or 0, op.positions.col_offset or 0)
+        for op in dis.get_instructions(code)
+        if op.argval == name and "DEREF" in op.opname and op.positions is not None
+    ]
+    inner = (one for one in code.co_consts if isinstance(one, types.CodeType) and name in one.co_freevars)
+    return min([*found, *(_first_mention(one, name) for one in inner)], default=(0, 0))

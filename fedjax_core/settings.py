@@ -1,0 +1,71 @@
+"""By what a piece was made: the arguments of the function that made it, so that errors, logs and configurations can say them.
+
+>>> from typing import NamedTuple
+>>> class Piece(NamedTuple):
+...     settings: Settings
+>>> @with_settings
+... def clip(bound, ends=2):
+...     return Piece(Settings())
+>>> clip(1.0).settings, clip(1.0).settings["ends"]
+(Settings(bound=1.0, ends=2), 2)
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Settings(Mapping[str, Any]):
+    """{argument: value}. It equals itself alone, whatever the values are, so that what has it can be told apart and hashed."""
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        """Numbers and words as they are, of all else what it is."""
+        plain = (bool, int, float, str, type(None))
+        said = [f"{name}={value if isinstance(value, plain) else type(value).__name__}" for name, value in self._values.items()]
+        return f"Settings({', '.join(said)})"
+
+
+def arguments(f: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """{name: value} of a call of `f` with these arguments, its defaults too; raises TypeError as the call would."""
+    bound = inspect.signature(f).bind(*args, **kwargs)
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        else:
+            found[name] = value
+    return found
+
+
+def with_settings(build: Callable[P, T]) -> Callable[P, T]:
+    """`build`, of which the result, a NamedTuple with a field `settings`, says what it was called with."""
+
+    @functools.wraps(build)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> T:
+        made: Any = build(*args, **kwargs)
+        return made._replace(settings=Settings(**arguments(build, *args, **kwargs)))
+
+    return recorded
