@@ -54,9 +54,10 @@ def describe(value: Any) -> dict[str, Scalar]:
 def identity(value: Any) -> str:
     """32 hexadecimal digits that two processes share where they describe the value alike, and have the same code for it.
 
-    Code counts by the files of its package and of what these import (sources.py); code that lies in no such file, as that of
-    a notebook, by its instructions, which another version of Python writes differently. What fedjax_core's own functions close over
-    counts by where it stands in them, not by its name (places.py), and its code by its version, which whoever asks adds.
+    Code counts by the files of its package and of what these import (sources.py); code that lies in no such
+    file, as that of a notebook, by its instructions, which another version of Python writes differently. What
+    fedjax_core's own functions close over counts by where it stands in them, not by its name (places.py), and
+    its code by its version, which whoever asks adds.
     """
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, check_own, check_report
 from fedjax_core.metrics import check_names, check_step_metrics
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
 from fedjax_core.uplink.base import Info, Stage, chain, not_given_back, stage
@@ -79,7 +79,7 @@ class Round(NamedTuple):
         """The state before the first round, for `population` clients; from `params` where given, else as the task begins."""
         params = self.algorithm.init_params(keys.init(key)) if params is None else params
         server = self.algorithm.init(params)
-        own = self.algorithm.init_client(params)
+        own = check_own(self.algorithm.init_client(params), f"init_client of {self.algorithm.name}")
         reports = [self.report_shapes(e, server, own) for e in range(len(self.algorithm.exchanges))]
         kept = Kept(own, tuple(self._stage(e).init_client(r.update) for e, r in enumerate(reports)))
         return State(
@@ -113,7 +113,8 @@ class Round(NamedTuple):
 
         def visit(server: Server, own: Own, key: Key) -> Report:
             client, message = self.algorithm.exchanges[e].client, self._message(e, server)
-            return client.finish(message, client.begin(message, own, key), Seen(jnp.float32(1), jnp.float32(1)))
+            report = client.finish(message, client.begin(message, own, key), Seen(jnp.float32(1), jnp.float32(1)))
+            return check_report(report, f"the finish of exchange {e} of {self.algorithm.name}")
 
         return jax.eval_shape(visit, server, own, _key())
 
@@ -359,14 +360,16 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
         def one(state: State, batch: Batch, key: Key, e: int = e, exchange: Exchange = exchange) -> Any:
             message = composed.told(e, state)
             own = jax.tree.map(lambda x: x[0], state.clients.own)
-            return exchange.client.step(message, exchange.client.begin(message, own, key), batch, key)
+            carry = exchange.client.begin(message, own, key)
+            return carry, exchange.client.step(message, carry, batch, key)
 
         where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
-        gives = jax.eval_shape(one, state, batch, key)
-        if not isinstance(gives, tuple) or len(gives) != 2:
+        carry, gives = jax.eval_shape(one, state, batch, key)
+        if not isinstance(gives, tuple) or len(gives) != 2 or hasattr(gives, "_fields"):
             raise TypeError(
                 f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"
             )
+        _same(gives[0], carry, f"the carry of {where}")
         check_step_metrics(gives[1], where)
         for name, metric in gives[1].items():
             if type(found.setdefault(name, metric)) is not type(metric):

@@ -1,4 +1,4 @@
-"""By what a piece was made: the arguments of the function that made it, so that errors, logs and configurations can say them.
+"""By what a piece was made: the arguments of the function that made it, for errors, logs and configurations.
 
 >>> from typing import NamedTuple
 >>> class Piece(NamedTuple):

@@ -85,9 +85,10 @@ def names(a: Any) -> list[str]:
 
 
 def partition(a: Any, under: Sequence[str]) -> tuple[Any, Any]:
-    """(the leaves under these names, all others), each of the structure of `a` with None in the place of the other's leaves.
+    """(the leaves under these names, all others): twice the structure of `a`, with None in the other's places.
 
-    A name is that of a leaf, "Dense_1/kernel", or of a branch, "Dense_1". Raises where one is of no leaf. `combine` undoes it.
+    A name is that of a leaf, "Dense_1/kernel", or of a branch, "Dense_1". Raises where one is of no leaf.
+    `combine` undoes it.
 
     >>> partition([{"w": 1.0, "b": 2.0}, {"w": 3.0}], ["0/w", "1"])
     ([{'b': None, 'w': 1.0}, {'w': 3.0}], [{'b': 2.0, 'w': None}, {'w': None}])

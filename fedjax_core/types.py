@@ -48,7 +48,8 @@ class Batch(Mapping[str, Any]):
     def split(self, parts: int) -> tuple["Batch", ...]:
         """The batch in so many parts, of which part i has rows i, i + parts, i + 2 parts, ...
 
-        Padding comes last, so a short batch is split as evenly as a full one. A part without examples has a loss of zero.
+        Padding comes last, so a short batch is split as evenly as a full one. A part without examples has a
+        loss of zero.
 
         >>> import jax.numpy as jnp
         >>> short = Batch({"x": jnp.arange(5)}, mask=jnp.array([1.0, 1.0, 1.0, 0.0, 0.0]))

@@ -18,8 +18,8 @@ def sharpness_aware(rho):
 
 
 def private(clip, noise, batch_size):
-    """DP-SGD: the examples' gradients, each clipped to norm `clip`, and noise of deviation `noise * clip`, over the
-    batch size that was asked for (Abadi et al., CCS 2016, algorithm 1)."""
+    """DP-SGD: the examples' gradients, each clipped to norm `clip`, and noise of deviation `noise * clip`,
+    over the batch size that was asked for (Abadi et al., CCS 2016, algorithm 1)."""
 
     def of_a_batch(task, params, batch, key):
         def of_one(columns, place):

@@ -7,7 +7,7 @@ nothing goes up) and one in which they train. All are pure functions over pytree
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,28 @@ class Algorithm(NamedTuple):
     name: str = "this algorithm"
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments."""
+
+
+def check_report(report: Any, where: str) -> Report:
+    """The report itself; raises TypeError where `where`, a client's finish, gave no Report, or one whose parts are no arrays."""
+    if not isinstance(report, Report):
+        raise TypeError(f"{where} must return a Report, got {type(report).__name__}: write Report(update, weight=seen.examples, own=own)")
+    weight: Any = report.weight
+    if not (hasattr(weight, "dtype") or isinstance(weight, (int, float))):
+        raise TypeError(
+            f"{where} weighs its report by {report.weight!r}, which must be a number: seen.examples, or jnp.float32(1) to count all alike"
+        )
+    check_own(report.own, where)
+    return report
+
+
+def check_own(own: Own, where: str) -> Own:
+    """What a client keeps, itself; raises TypeError where a leaf is no array, of which there could be none for each client."""
+    for leaf in jax.tree.leaves(own):
+        if not hasattr(leaf, "dtype"):
+            way_out = f"write jnp.asarray({leaf!r})" if isinstance(leaf, (bool, int, float)) else "keep what it is in an array"
+            raise TypeError(f"{where} has a client keep {leaf!r}, a {type(leaf).__name__}, and it keeps arrays alone: {way_out}")
+    return own
 
 
 def nothing(params: Params) -> Own:

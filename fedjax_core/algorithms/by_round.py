@@ -2,8 +2,11 @@
 
     build(round) -> Algorithm        round = 0, 1, 2, ... as a float32, counted by the server and sent to clients with the model
 
-The algorithms here take a function of the round for most of their arguments (`scheduled`): `fedavg(task, local=lambda round: ...)`,
-`fedprox(task, mu=lambda round: 0.1 / (1 + round), ...)`, `fedavg(lambda round: task_with_dropout(0.5 * 0.9**round), ...)`.
+The algorithms here take a function of the round for most of their arguments (`scheduled`):
+
+    fedavg(task, local=lambda round: optax.sgd(0.1 * 0.9**round))
+    fedprox(task, mu=optax.linear_schedule(0.1, 0.0, 100), local=optax.sgd(0.1))
+    fedavg(lambda round: task_with_dropout(0.5 * 0.9**round), local=optax.sgd(0.1))
 
 A schedule inside a client's own optimiser counts the client's steps, and begins anew at every client and in every round. This one goes by
 the rounds of the run. Rounds in which nobody reported do not count.
@@ -95,12 +98,10 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
 
 
 def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
-    """Lets the arguments of these names be functions of the round, too, as in `server=lambda round: optax.sgd(0.9**round)`.
+    """Lets the arguments of these names be functions of the round, and has the algorithm say its name and settings.
 
-    It also has the algorithm say its name and what it was made with.
-
-    `algorithm(..., mu=f)` is then `by_round(lambda round: algorithm(..., mu=f(round)))`. An optax schedule is such a function where the
-    argument is a number: `mu=optax.linear_schedule(0.1, 0.0, 100)`.
+    `algorithm(..., mu=f)` is then `by_round(lambda round: algorithm(..., mu=f(round)))`. An optax schedule is
+    such a function where the argument is a number: `mu=optax.linear_schedule(0.1, 0.0, 100)`.
     """
 
     def decorate(algorithm: Callable[..., Algorithm]) -> Callable[..., Algorithm]:

@@ -3,9 +3,10 @@
     (v_i, w) <- local steps on both        from the client's own v_i and the broadcast w
     w        <- w + mean(w_i - w)          v_i stays with the client
 
-FedPer keeps the last layers, "Federated Learning with Personalization Layers" (Arivazhagan et al., 2019). FedBN keeps the layers that
-normalise, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization" (Li et al., ICLR 2021). `state.params` has None
-in the place of what clients keep; a client that never trained has these layers as the task begins them.
+FedPer keeps the last layers, "Federated Learning with Personalization Layers" (Arivazhagan et al., 2019).
+FedBN keeps the layers that normalise, "FedBN: Federated Learning on Non-IID Features via Local Batch
+Normalization" (Li et al., ICLR 2021). `state.params` has None in the place of what clients keep; a client
+that never trained has these layers as the task begins them.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -41,10 +42,12 @@ def fedper(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedAvg of all leaves but those under the names `personal`, as "Dense_1" or "Dense_1/kernel", which each client keeps.
+    """FedAvg of all leaves but those under the names `personal`, which each client keeps.
 
-    Running statistics that are personal (`from_flax(..., statistics="personal")`) are among these unnamed. FedBN of a linen module:
-    `personal=["params/BatchNorm_0", ...]`.
+    A name is that of a leaf, "Dense_1/kernel", or of a layer, "Dense_1".
+
+    Running statistics that are personal (`from_flax(..., statistics="personal")`) are among these unnamed.
+    FedBN of a linen module: `personal=["params/BatchNorm_0", ...]`.
     """
     names = (*personal, *(task.statistics.names if task.statistics.personal else ()))
     averaged = [name for name in task.statistics.names if not any(tree.is_under(name, kept) for kept in names)]

@@ -3,8 +3,9 @@
     y <- y - optimizer(correct(g(y)))       each local step, from y = start(message, own)
     x <- x - optimizer(-change)             the server's step
 
-An algorithm that differs from FedAvg by a term is that term and little more. SCAFFOLD is a `correct`, a loss with another summand is an
-`objective`, and what takes the gradient elsewhere or adds noise to it is a `gradient`:
+An algorithm that differs from FedAvg by a term is that term and little more. SCAFFOLD is a `correct`, a loss
+with another summand is an `objective`, and what takes the gradient elsewhere or adds noise to it is a
+`gradient`:
 
 >>> import optax
 >>> from fedjax_core import models
@@ -67,14 +68,14 @@ def local_training(
     objective: Callable[[Message, Own], Loss] | None = None,
     gradient: Gradient = gradient,
 ) -> tuple[Begin, LocalStep]:
-    """A client's `begin` and `step`: steps of `optimizer`, begun anew in every round, from the model `start(message, own)`.
+    """A client's `begin` and `step`, which goes down a gradient by `optimizer`, begun anew in every round.
 
-    start: the model that a client begins with; without it the message is the model.
+    start: (message, own) -> the model that a client begins with; without it the message is the model.
     correct: (gradient, where the client is) -> what the optimiser is given instead.
-    objective: (message, own) -> the loss that this client trains on, one number an example; without it the task's.
-    gradient: (task, params, batch, key) -> (gradient, metrics), in the place of the plain gradient of the mean loss.
+    objective: (message, own) -> the loss that this client trains on, [B]; without it the task's.
+    gradient: (task, params, batch, key) -> (gradient, metrics), in the place of that of the mean loss.
 
-    Raises where `optimizer` is none, and warns where it has a schedule, which would begin anew in every round.
+    Raises where `optimizer` is none. Warns where it has a schedule, which would begin anew in every round.
     """
     optimizer = check_local(optimizer, task)
 
@@ -100,9 +101,10 @@ def local_training(
 def server_step(
     optimizer: optax.GradientTransformation, averaged: Sequence[str] = ()
 ) -> Callable[[Params, optax.OptState, Update], tuple[Params, optax.OptState]]:
-    """(params, optimiser's state, mean change) -> both after a step of `optimizer`, which takes the change, negated, for a gradient.
+    """(params, optimiser's state, mean change) -> the first two after a step of `optimizer`.
 
-    Leaves under the names `averaged` move by the mean change itself: of running statistics, an average is all that makes sense.
+    The optimiser is given the change, negated, as a gradient. Leaves under the names `averaged` move by the mean
+    change itself: of running statistics, an average is all that makes sense.
     """
     check_optimizer(optimizer, "server")
 

@@ -1,9 +1,10 @@
-"""MOON: what a client's model makes of an example is drawn towards the global model's view of it, and away from its own last one's.
+"""MOON: a client's features are drawn towards those of the global model, and away from its own last model's.
 
-    loss of an example    l(y) + mu * -log( exp(s(z, z_glob) / t) / (exp(s(z, z_glob) / t) + exp(s(z, z_prev) / t)) )
+    loss of an example = l(y) - mu log( exp(s(z, z_glob)/t) / (exp(s(z, z_glob)/t) + exp(s(z, z_prev)/t)) )
 
-with z, z_glob and z_prev the example's features by the model that is trained, by the broadcast one, and by that which the client ended with
-when it last took part (before that, the one that all began with); s is the cosine. Averaged as in FedAvg.
+with z, z_glob and z_prev the example's features by the model that is trained, by the broadcast one, and by
+that which the client ended with when it last took part (before that, the one that all began with); s is the
+cosine. Averaged as in FedAvg.
 
 Li, He and Song, "Model-Contrastive Federated Learning", CVPR 2021, eq. 3 and 5.
 

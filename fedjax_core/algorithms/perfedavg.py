@@ -1,10 +1,11 @@
-"""Per-FedAvg: a model from which one gradient step of a client's own fits it well, by second-order gradients through that step.
+"""Per-FedAvg: a model that one gradient step on a client's own data makes a good one for that client.
 
     F_i(w) = f_i(w - alpha grad f_i(w; A); B)        A, B: the even and the odd rows of a batch
     y <- y - local(grad F_i(y))                      local steps from the broadcast x, averaged as in FedAvg
 
-Fallah, Mokhtari and Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic Meta-Learning Approach",
-NeurIPS 2020, eq. 3 and 5; the Hessian is of the same rows as the step, A, whose product with a vector JAX takes exactly.
+Fallah, Mokhtari and Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic
+Meta-Learning Approach", NeurIPS 2020, eq. 3 and 5; the Hessian is of the same rows as the step, A, whose
+product with a vector JAX takes exactly.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -29,9 +30,10 @@ from fedjax_core.types import Array, Batch, Key, Params
 
 @scheduled("task", "alpha", "local", "server")
 def perfedavg(task: Task, alpha: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` of models that are good after one step of size `alpha`; the rest of the arguments are fedavg's.
+    """`fedavg` of models that are good after one step of size `alpha`; the other arguments are fedavg's.
 
-    The metric `loss` is that after the step, on rows that the step did not see. A batch with a single example has none, and moves nothing.
+    The metric `loss` is that after the step, on rows that the step did not see. A batch with a single example
+    has none, and moves nothing.
     """
     return fedavg(task, local, gradient=after_a_step(alpha), **rest)
 

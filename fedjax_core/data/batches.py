@@ -1,10 +1,11 @@
 """Which examples make up each batch of each client: decided on the host, by address, and the same for every backend.
 
-A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of round r are numbered
-(r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round r takes steps r*T to (r+1)*T of an endless
-walk whose pass p has its own permutation. Either may be a function of the round and the clients, so that some do less than others
-(stragglers) or all do as much as a coin says. The last batch of a pass is short and kept. `order` gives the batches outright.
-Nothing depends on who else takes part, so any round of any client can be recomputed alone.
+A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of
+round r are numbered (r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round
+r takes steps r*T to (r+1)*T of an endless walk whose pass p has its own permutation. Either may be a function
+of the round and the clients, so that some do less than others (stragglers) or all do as much as a coin says.
+The last batch of a pass is short and kept. `order` gives the batches outright. Nothing depends on who else
+takes part, so any round of any client can be recomputed alone.
 
 A batch is a row of `rows` [T, B]: the example's position in the flat columns, or for padding the bitwise complement (negative) of a
 position in the same client, so that padding reads the client's own data and a mask is a sign.
@@ -40,8 +41,9 @@ class Plan:
     or all of them each round without `steps`; or a function (round, client) -> [T, B] with T = `steps`, which is then
     needed. -1 is an unused place; a batch has one example at least. A client without examples takes no steps.
 
-    `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of nothing but these, so that all
-    machines ask for the same. With such `steps` each round begins a pass of its own, for nobody counts the steps of rounds before.
+    `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of
+    nothing but these, so that all machines ask for the same. With such `steps` each round begins a pass of
+    its own, for nobody counts the steps of rounds before.
     """
 
     batch_size: int
@@ -97,7 +99,7 @@ class Plan:
         return np.max([self.steps_of(sizes, round) for round in rounds], axis=0)
 
     def steps_of(self, sizes: np.ndarray, round: int = 0, clients: np.ndarray | None = None) -> np.ndarray:
-        """How many local steps clients of these sizes take in a round, [K] int64; none for a client with no examples.
+        """How many local steps clients of these sizes take in a round, [K] int64; 0 for one without examples.
 
         `clients` are their positions [K]; without, they are all there are.
         """

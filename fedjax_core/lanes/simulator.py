@@ -53,10 +53,11 @@ _STREAMED_BYTES = 1 << 28  # of examples in one dispatch of several rounds
 class Simulator:
     """Runs rounds of `composed` over `clients`; everything that changes from round to round is in the `State` it is given.
 
-    A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that goes on across rounds,
-    or the batches named by `order` (see `fedjax_core.data.batches.Plan`). Either may be a function (round, positions [K]) -> [K], for
-    clients that do different amounts of work. `seed` draws the shuffles, whatever the key that `init` and
-    `fc.fit` are given: for another repetition change it, too, and the seed of the cohorts.
+    A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that
+    goes on across rounds, or the batches named by `order` (see `fedjax_core.data.batches.Plan`). Either may
+    be a function (round, positions [K]) -> [K], for clients that do different amounts of work. `seed` draws
+    the shuffles, whatever the key that `init` and `fc.fit` are given: for another repetition change it, too,
+    and the seed of the cohorts.
 
     The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
     lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over;

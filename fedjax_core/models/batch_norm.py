@@ -1,10 +1,10 @@
-"""BatchNorm in a federated task: its statistics are of a batch's own examples, never of the padding beside them.
+"""BatchNorm in a federated task: its statistics are of a batch's own examples, never of padding.
 
     mean, var        <- over the rows of the batch that are no padding
     running mean     <- momentum * running mean + (1 - momentum) * mean          the same for the variance
 
-The last batch of a client is filled up with copies of its examples, which would count twice. So while a linen module is applied, each
-of its `nn.BatchNorm` that is given no mask gets the batch's.
+The last batch of a client is filled up with copies of its examples, which would count twice. So while a linen
+module is applied, each of its `nn.BatchNorm` that is given no mask gets the batch's.
 
 >>> import jax, jax.numpy as jnp
 >>> norm, x = linen.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0], [3.0]])

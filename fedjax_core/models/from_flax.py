@@ -3,10 +3,11 @@
     training       module(x, train=True), random numbers from the loss's key
     evaluation     module(x, train=False), no random numbers: `predict` and every metric, the metric `loss` among them
 
-The argument may be called `train`, `training`, `is_training` or `deterministic`; one of another name is given by `training=` and
-`evaluation=`, and a module whose dropout never drops is refused. An nnx module also has its `train()` and `eval()`. Parameters are all
-that a client trains and sends, so a module may keep nothing else but the running statistics of BatchNorm, where `statistics` says whose
-they are; those of a pretrained network can be its `constants`.
+The argument may be called `train`, `training`, `is_training` or `deterministic`; one of another name is given
+by `training=` and `evaluation=`, and a module whose dropout never drops is refused. An nnx module also has
+its `train()` and `eval()`. Parameters are all that a client trains and sends, so a module may keep nothing
+else but the running statistics of BatchNorm, where `statistics` says whose they are; those of a pretrained
+network can be its `constants`.
 
 >>> import jax.numpy as jnp, optax
 >>> from flax import linen as nn
@@ -69,7 +70,7 @@ def from_flax(
         `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already made, the types of its variables, `["BatchStat"]`.
     statistics: whose the running statistics of a linen module's BatchNorm are. "personal": each client's own (FedBN), which no algorithm
         may send; "shared": averaged as parameters are. Parameters are then what Flax calls variables, {"params": ..., "batch_stats": ...}.
-    features: the method of the module that gives an example's representation, [B, d], called as the module itself; for `Task.features`.
+    features: the method of the module that gives examples' representations, [B, d], for `Task.features`; called as the module itself.
     """
     if statistics not in (None, "personal", "shared"):
         raise ValueError(

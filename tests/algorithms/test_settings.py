@@ -1,5 +1,6 @@
 """An algorithm says what it is called and what it was made with, in errors, logs and configurations."""
 
+import numpy as np
 import optax
 import pytest
 
@@ -33,8 +34,8 @@ def test_a_changed_setting_is_told_by_its_name():
 
 
 def test_an_error_says_which_algorithm():
+    clients = fc.Clients.from_list([{"x": np.ones((1, 2), np.float32), "y": np.ones(1, np.float32)}] * 2)
     with pytest.raises(ValueError, match="clients of scaffold keep state"):
-        fc.AsynchronousSimulator(
-            fc.compose(fc.algorithms.scaffold(TASK, 0.1, 2)), fc.Clients.from_list([{"x": [[1.0, 2.0]], "y": [1.0]}] * 2),
-            fc.Buffer(size=1), batch_size=1,
-        )  # fmt: skip
+        fc.AsynchronousSimulator(fc.compose(fc.algorithms.scaffold(TASK, 0.1, 2)), clients, fc.Buffer(size=1), batch_size=1)
+    with pytest.raises(ValueError, match="scaffold was made with population=3, and there are 2 clients"):
+        fc.Simulator(fc.compose(fc.algorithms.scaffold(TASK, 0.1, 3)), clients, batch_size=1)
