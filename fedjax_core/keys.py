@@ -15,7 +15,7 @@ import jax
 
 from fedjax_core.types import Array, Key
 
-_CLIENT, _SERVER, _INIT, _BROADCAST = range(4)  # what a run's key is for
+_CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE = range(5)  # what a run's key is for
 _STEP, _BEGIN, _ENCODE = range(3)  # what a client's key is for
 
 
@@ -38,6 +38,11 @@ def server(key: Key, round: Array | int, exchange: int) -> Key:
 def broadcast(key: Key, round: Array | int, exchange: int) -> Key:
     """For what the server draws to encode its message of one exchange of a round."""
     return _fold(key, _BROADCAST, round, exchange)
+
+
+def aggregate(key: Key, round: Array | int, exchange: int) -> Key:
+    """For what an aggregator draws in one exchange of a round."""
+    return _fold(key, _AGGREGATE, round, exchange)
 
 
 def client(key: Key, round: Array | int, id: Array) -> Key:

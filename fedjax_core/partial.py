@@ -4,7 +4,7 @@
 
 It runs wherever rounds run, so "these clients, from that model, as one update" needs no engine of its own: asynchronous runs gather
 clients that began from one version of the model, and a large site gathers its departments. The means of parts, by their weights, meet in
-the mean of all. What a stage does to the sum (noise) is left to whoever concludes the round.
+the mean of all, and so do totals (`Aggregator.linear`). What a stage does to the sum (noise) is left to whoever concludes the round.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.aggregators.base import is_mean
 from fedjax_core.algorithms.base import Aggregate, nothing
 from fedjax_core.round import Kept, Round, State, state_shapes
 from fedjax_core.types import Array, Key, Params, Update
@@ -32,7 +31,7 @@ class Gathered(NamedTuple):
     """A message as it was sent, and what the reports to it came to."""
 
     params: Any
-    value: Update  # the mean of the reports; zeros where there is none
+    value: Update  # of the reports; zeros where there is none
     weight: Array
     clients: Array
 
@@ -54,10 +53,10 @@ def why_not(composed: Round) -> str | None:
         return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
     if jax.tree.leaves(state.downlink):
         return f"{composed.downlink.name} keeps state at the server from message to message: use a downlink= that keeps nothing"
-    if not composed.aggregator.additive:
-        return f"{composed.aggregator.name}() needs the report of each client in its place: use aggregator=fc.aggregators.mean()"
-    if not is_mean(composed.aggregator):
-        return f"{composed.aggregator.name}() is no mean by weight, of which parts meet in the whole: use aggregator=fc.aggregators.mean()"
+    if jax.tree.leaves(state.aggregator):
+        return f"{composed.aggregator.name}() keeps state at the server that later rounds change: use aggregator=fc.aggregators.mean()"
+    if not composed.aggregator.linear:
+        return f"{composed.aggregator.name}() of parts does not add up to that of all reports: use aggregator=fc.aggregators.mean()"
     return None
 
 
@@ -69,7 +68,7 @@ def gathering(composed: Round) -> Round:
     algorithm = composed.algorithm
     (exchange,) = algorithm.exchanges
     server = jax.eval_shape(lambda: algorithm.init(algorithm.init_params(jax.random.key(0))))
-    shapes = tree.wide(composed.report_shapes(0, server, ()).update)  # as reports are summed
+    shapes = composed.received(composed.report_shapes(0, server, ()).update)
 
     def init_params(key: Key) -> Params:
         return composed.broadcast(0, composed.init(key, 1))[0]

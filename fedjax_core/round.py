@@ -46,6 +46,7 @@ class State(NamedTuple):
     server: Server
     uplink: tuple[Any, ...]  # the server's half of the stages, one entry an exchange
     downlink: tuple[Any, ...]  # what the server keeps for the stages that encode its messages, one entry an exchange
+    aggregator: tuple[Any, ...]  # what the server keeps for the aggregator, one entry an exchange
     clients: Kept
     round: Array  # int32 scalar: rounds done
     key: Key  # never changes: every draw has an address under it
@@ -86,6 +87,7 @@ class Round(NamedTuple):
             server=server,
             uplink=tuple(self._stage(e).init(r.update) for e, r in enumerate(reports)),
             downlink=tuple(self.downlink.init_client(self._message_shapes(e, server)) for e in range(len(reports))),
+            aggregator=tuple(() if self._silent(e) else self.aggregator.init(self.received(r.update)) for e, r in enumerate(reports)),
             clients=jax.tree.map(lambda x: jnp.broadcast_to(x, (population, *jnp.shape(x))), kept),
             round=jnp.int32(0),
             key=key,
@@ -118,6 +120,15 @@ class Round(NamedTuple):
 
         return jax.eval_shape(visit, server, own, _key())
 
+    def received(self, update: Update) -> Update:
+        """The shapes of what the aggregator is given of updates of these shapes: past the uplink, and in 32 bits at least."""
+
+        def pass_on(update: Update, key: Key) -> Update:
+            state, own = self.uplink.init(update), self.uplink.init_client(update)
+            return tree.wide(self.uplink.expand(state, self.uplink.encode(state, own, update, key)[0]))
+
+        return jax.eval_shape(pass_on, update, _key())
+
     def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> tuple[Any, Array, Kept]:
         """The client's end of an exchange: (what goes on the wire, its weight, what the client keeps)."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
@@ -142,12 +153,21 @@ class Round(NamedTuple):
         if update is None:
             return state
         key = keys.server(state.key, state.round, e)
-        value, mine = self._stage(e).finish(state.uplink[e], self.aggregator.value(acc), Info(weight, clients), key)
+        met, memory = self.value(e, state, acc)
+        value, mine = self._stage(e).finish(state.uplink[e], met, Info(weight, clients), key)
         server = update(state.server, Aggregate(value, weight, clients))
-        after = server, (*state.uplink[:e], mine, *state.uplink[e + 1 :])
+        after = state._replace(
+            server=server,
+            uplink=(*state.uplink[:e], mine, *state.uplink[e + 1 :]),
+            aggregator=(*state.aggregator[:e], memory, *state.aggregator[e + 1 :]),
+        )
         moves = (clients > 0) | ((tree.norm(value) > 0) & tree.finite(value))
-        server, uplink = jax.tree.map(partial(jnp.where, moves), after, (state.server, state.uplink))
-        return state._replace(server=server, uplink=uplink)
+        moved = [jax.tree.map(partial(jnp.where, moves), getattr(after, part), getattr(state, part)) for part in _CONCLUDED]
+        return state._replace(**dict(zip(_CONCLUDED, moved, strict=True)))
+
+    def value(self, e: int, state: State, acc: Any) -> tuple[Any, Any]:
+        """What the aggregator makes of all reports, before the stages' `finish`: (value, what the server keeps for the aggregator)."""
+        return self.aggregator.value(acc, state.aggregator[e], keys.aggregate(state.key, state.round, e))
 
     def _message(self, e: int, server: Server) -> Message:
         return self.algorithm.exchanges[e].broadcast(server)
@@ -155,11 +175,16 @@ class Round(NamedTuple):
     def _message_shapes(self, e: int, server: Server) -> Message:
         return jax.eval_shape(lambda server: self._message(e, server), server)
 
+    def _silent(self, e: int) -> bool:
+        return self.algorithm.exchanges[e].update is None
+
     def _stage(self, e: int) -> Stage:
         """The uplink of exchange `e`: nothing for one from which no report leaves."""
-        return self.uplink if self.algorithm.exchanges[e].update is not None else _SILENT
+        return _SILENT if self._silent(e) else self.uplink
 
 
+_CONCLUDED = "server", "uplink", "aggregator"
+"""Of a state, what the conclusion of an exchange changes."""
 _SILENT = stage("silent", encode=lambda state, own, update, key: ((), own))
 
 
@@ -181,7 +206,7 @@ def compose(
             raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
     _check_exchanges(algorithm)
     for e, exchange in enumerate(algorithm.exchanges):
-        if exchange.needs_mean and not aggregator.additive:
+        if exchange.needs_mean and not aggregator.linear:
             raise ValueError(
                 f"{aggregator.name}() cannot take what clients report in exchange {e} of {algorithm.name}, which has a meaning only as "
                 "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
@@ -332,8 +357,10 @@ def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
     if tree.shapes(expanded) != tree.shapes(tree.wide(expanded)) and tree.shapes(update) != tree.shapes(tree.wide(update)):
         expanded = tree.wide(expanded)  # as `receive` does; of a model in 32 bits it gets what is no longer its update
     rows = jax.tree.map(lambda x: x[None], expanded)
-    acc = composed.aggregator.add(composed.aggregator.zero(tree.shapes(expanded), 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
-    value, _ = composed.uplink.finish(uplink, composed.aggregator.value(acc), Info(jnp.float32(1), jnp.float32(1)), jax.random.key(0))
+    aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)
+    acc = aggregator.add(aggregator.zero(shapes, 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
+    met, _ = aggregator.value(acc, aggregator.init(shapes), key)
+    value, _ = composed.uplink.finish(uplink, met, Info(jnp.float32(1), jnp.float32(1)), key)
     return acc, value
 
 

@@ -20,7 +20,7 @@ from tests.zoo import SIZES, ZOO, clients, round_of
 ROUNDS, BATCH = 5, 4
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
 # One of each kind of piece; under the contracts that compile most, the others run with --slow.
-KINDS = ("fedavg", "ifca", "scaffold, clip, feedback", "mime, clip, feedback", "downlink", "trimmed mean")
+KINDS = ("fedavg", "ifca", "scaffold, clip, feedback", "mime, clip, feedback", "downlink", "trimmed mean", "remembers, draws")
 
 
 def entries_of(fast: Iterable[str], slow: Iterable[str] = ()):
@@ -195,7 +195,13 @@ def check_aggregator(aggregator, shapes=SHAPES, number: int = 6) -> None:
     weights[absent], positions[absent] = 0, number
     for x in jax.tree.leaves(reports):
         x[absent] = 0
-    adding, merge, value = jax.jit(aggregator.add), jax.jit(aggregator.merge), jax.jit(aggregator.value)
+    adding, merge, valued = jax.jit(aggregator.add), jax.jit(aggregator.merge), jax.jit(aggregator.value)
+    state, key = aggregator.init(shapes), jax.random.key(0)
+
+    def value(acc):
+        found, after = valued(acc, state, key)
+        assert tree.shapes(after) == tree.shapes(state)
+        return found
 
     def add(acc, places):
         at = np.asarray(places)
@@ -208,7 +214,7 @@ def check_aggregator(aggregator, shapes=SHAPES, number: int = 6) -> None:
     expected, nothing = met(everyone), jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     assert tree.shapes(expected) == tree.wide(shapes)
     eagerly = aggregator.add(empty, jax.tree.map(jnp.asarray, reports), jnp.asarray(weights), jnp.asarray(positions))
-    assert_same(aggregator.value(eagerly), expected)
+    assert_same(aggregator.value(eagerly, state, key)[0], expected)
     for groups in ([everyone[::-1]], [[i] for i in everyone], [everyone[:3], everyone[3:]], [everyone, [absent] * 3]):
         assert_same(met(*groups), expected)
     assert_same(value(reduce(add, [[i] for i in everyone], empty)), expected)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -44,12 +44,13 @@ def test_a_server_has_the_model_as_its_params():
         compose(FEDAVG._replace(init=Nameless))
 
 
-def test_a_mean_is_known_by_what_it_does_and_not_by_its_name():
+def test_what_meets_in_parts_is_said_by_the_aggregator_and_not_by_its_name():
     mine, disguised = aggregators.mean()._replace(name="mine"), aggregators.trimmed_mean(0.1)._replace(name="mean")
     compose(IFCA, aggregator=mine)
+    compose(IFCA, aggregator=aggregators.total())
     with pytest.raises(ValueError, match="only as a weighted mean"):
         compose(IFCA, aggregator=disguised)
     assert why_not(compose(FEDAVG, aggregator=mine)) is None
-    total = aggregators.mean()._replace(name="mean", value=lambda acc: jax.tree.map(lambda x: x * 1.0, acc.total))
-    for other, said in ((disguised, "needs the report of each client"), (total, "no mean by weight")):
+    remembering = mine._replace(init=lambda shapes: jnp.float32(0))
+    for other, said in ((disguised, "does not add up to that of all"), (remembering, "keeps state at the server")):
         assert said in (why_not(compose(FEDAVG, aggregator=other)) or "")

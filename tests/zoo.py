@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_core import Clients, aggregators, algorithms, compose, models, uplink
+from fedjax_core import Clients, aggregators, algorithms, compose, models, tree, uplink
 from fedjax_core.round import Round
 from tests import gradients
 
@@ -139,6 +139,23 @@ def scaled_loss(factor):
     return usual._replace(loss=lambda params, batch, key: factor * usual.loss(params, batch, key))
 
 
+def tenth(state, value, info, key):
+    """Of a total, what a mean over ten clients would be."""
+    return jax.tree.map(lambda x: x / 10, value), state
+
+
+def momentum():
+    """An aggregator that remembers its last value, and draws how much of it counts."""
+    mean = aggregators.mean()
+
+    def value(acc, last, key):
+        now, _ = mean.value(acc, (), key)
+        now = jax.tree.map(lambda x, y: x + 0.5 * jax.random.uniform(key) * y, now, last)
+        return now, now
+
+    return mean._replace(name="momentum", value=value, init=tree.zeros_like, linear=False)
+
+
 N = len(SIZES)
 # Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
 # likelier that float32's last digit tips one of them over.
@@ -150,7 +167,10 @@ STAGES: dict[str, Callable[[], uplink.Stage]] = {
 }
 AGGREGATORS: dict[str, Callable[[], aggregators.Aggregator]] = {
     "mean": lambda: aggregators.mean(),
+    "total": lambda: aggregators.total(),
     "trimmed mean": lambda: aggregators.trimmed_mean(0.2),
+    "median": lambda: aggregators.median(),
+    "remembers, draws": lambda: momentum(),
 }
 
 
@@ -189,7 +209,8 @@ ZOO: dict[str, Entry] = {
         lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy(), downlink=uplink.feedback(uplink.quantize(bits=4)))
     ),
     # aggregators
-    **{name: aggregated(make) for name, make in AGGREGATORS.items() if name != "mean"},  # which all others have
+    **{name: aggregated(make) for name, make in AGGREGATORS.items() if name not in ("mean", "total")},  # the first all others have
+    "total": Entry(lambda: fedavg(uplink=uplink.stage("tenth", finish=tenth), aggregator=aggregators.total())),
     # models
     "logistic": Entry(lambda: compose(algorithms.fedavg(models.logistic(features=3, classes=3), SGD))),
     "linear": Entry(lambda: compose(algorithms.fedavg(models.linear(features=3), SGD)), "numbers"),

@@ -1,20 +1,19 @@
 """The weighted mean of the reports, sum_i w_i u_i / sum_i w_i: an accumulator of one update's size.
 
 >>> import jax.numpy as jnp
->>> m = mean()
->>> acc = m.add(m.zero(jnp.zeros(1), 2), jnp.array([[1.0], [4.0]]), jnp.array([2.0, 1.0]), jnp.arange(2))
->>> m.value(acc).tolist()
+>>> from fedjax_core.aggregators.base import apply
+>>> apply(mean(), jnp.array([[1.0], [4.0]]), weights=jnp.array([2.0, 1.0])).tolist()
 [2.0]
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.aggregators.base import Aggregator, check_floating
-from fedjax_core.types import Array, Update
+from fedjax_core.types import Array, Key, Update
 
 
 class Weighted(NamedTuple):
@@ -39,7 +38,7 @@ def mean() -> Aggregator:
 
         return Weighted(jax.tree.map(meet, acc.total, updates), acc.weight + jnp.sum(weights))
 
-    def value(acc: Weighted) -> Update:
-        return tree.scale(jnp.where(acc.weight > 0, 1 / jnp.where(acc.weight > 0, acc.weight, 1), 0), acc.total)
+    def value(acc: Weighted, state: Any, key: Key) -> tuple[Update, Any]:
+        return tree.scale(jnp.where(acc.weight > 0, 1 / jnp.where(acc.weight > 0, acc.weight, 1), 0), acc.total), state
 
-    return Aggregator("mean", zero, add, value, additive=True)
+    return Aggregator("mean", zero, add, value, keeps="sum", linear=True)

@@ -139,7 +139,7 @@ class Worker:
         places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
         sent, mine, round, key = told
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
-        state = State(server=(), uplink=uplink, downlink=(), clients=Kept((), ()), round=round, key=key)
+        state = State(server=(), uplink=uplink, downlink=(), aggregator=(), clients=Kept((), ()), round=round, key=key)
         part = part_of(self.round, cohort, place)
         return program.collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here)
 

@@ -161,7 +161,8 @@ def bytes_of(runs: Runs, population: int, cohort: int, lanes: int) -> dict[str, 
             for e, exchange in enumerate(composed.algorithm.exchanges):
                 carries.append(exchange.client.begin(composed.told(e, state), own, key))
                 if exchange.update is not None:
-                    accumulators.append(composed.aggregator.zero(composed.report_shapes(e, state.server, own).update, cohort))
+                    update = composed.received(composed.report_shapes(e, state.server, own).update)
+                    accumulators.append(composed.aggregator.zero(update, cohort))
             return state, (carries, accumulators)
 
         return runs.each(one, runs.init(key, population))

@@ -38,7 +38,7 @@ from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Key, Params
 
 # Where each part of a sweep's state has its axis of runs. Clients' rows come first, as everywhere; the round is that of all.
-_AXES = cast(Any, State)(server=0, uplink=0, downlink=0, clients=1, round=None, key=0)
+_AXES = cast(Any, State)(server=0, uplink=0, downlink=0, aggregator=0, clients=1, round=None, key=0)
 
 
 def grid(**axes: Sequence[float]) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ The same set of sites gives the same bits, whoever came first. A report is added
 settled. One that comes before its turn is checked at once, and kept while there are few of them (`HELD`); others are dropped and
 brought again when their turn comes, from the site or the object store where they lie. What is kept is what was sent, where it lies if XLA
 can take it there; it is expanded as it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few
-reports, however many sites there are and whoever of them is late. (An aggregator that is not additive, as the trimmed mean, is an
+reports, however many sites there are and whoever of them is late. (An aggregator that keeps reports, as the trimmed mean, is an
 accumulator of all reports.)
 """
 

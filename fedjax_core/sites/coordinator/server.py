@@ -71,7 +71,7 @@ def server_half(composed: Round) -> Server:
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
 
     def broadcast(e: int, server: Any, downlink: Any, round: Array, key: Key) -> tuple[Any, Any]:
-        state = State(server=server, uplink=(), downlink=downlink, clients=Kept((), ()), round=round, key=key)
+        state = State(server=server, uplink=(), downlink=downlink, aggregator=(), clients=Kept((), ()), round=round, key=key)
         sent, after = composed.broadcast(e, state)
         return sent, after.downlink
 
@@ -110,7 +110,7 @@ def server_half(composed: Round) -> Server:
         acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
         if acc is None and composed.algorithm.exchanges[e].update is not None:  # nobody was asked
             acc = zero(e, max(1, cohort))
-        size = None if acc is None else tree.norm(composed.aggregator.value(acc))
+        size = None if acc is None else tree.norm(composed.value(e, state, acc)[0])
         return composed.conclude(e, state, acc, weight, clients), size
 
     key = jax.eval_shape(lambda: jax.random.key(0))
