@@ -1,6 +1,7 @@
 """A small run with everything that a resume could forget: client state, a server optimiser, error feedback, draws, uneven cohorts."""
 
 import json
+from functools import cache
 
 import jax
 import numpy as np
@@ -19,11 +20,16 @@ def clients():
     )
 
 
-def simulator(lr=0.1, **settings):
+@cache
+def composed(lr):
     """SCAFFOLD under quantisation with feedback."""
     algorithm = fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=lr, population=len(SIZES))
-    composed = fc.compose(algorithm, uplink=fc.uplink.feedback(fc.uplink.quantize(bits=8)))
-    return fc.Simulator(composed, clients(), **{"batch_size": 4, "epochs": 1, "lanes": 2, **settings})
+    return fc.compose(algorithm, uplink=fc.uplink.feedback(fc.uplink.quantize(bits=8)))
+
+
+def simulator(lr=0.1, **settings):
+    """Two lanes of it."""
+    return fc.Simulator(composed(lr), clients(), **{"batch_size": 4, "epochs": 1, "lanes": 2, **settings})
 
 
 def averaging(lr=0.1):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 
 import jax
 import numpy as np
@@ -42,9 +43,14 @@ ABSENT = ("data_was", "departments", "person", "held_out")  # of the file of the
 MARKED = []
 
 
+@cache
+def averaging(lr):
+    return fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=2, classes=2), local=optax.sgd(lr)))
+
+
 def study(lr):
     MARKED.append(lr)
-    return Study(fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=2, classes=2), local=optax.sgd(lr))), batch_size=2)
+    return Study(averaging(lr), batch_size=2)
 
 
 def write(path, settings):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -190,18 +190,24 @@ def records(count=40, positive=20):
     return {"x": x, "y": (np.arange(count) < positive).astype(np.int32)}
 
 
+@cache
+def averaged(algorithm=fc.algorithms.fedavg, **pieces):
+    """(the round of an algorithm with these pieces, the state that it begins with)."""
+    composed = fc.compose(algorithm(fc.models.logistic(features=2, classes=1), local=optax.sgd(0.1)), **pieces)
+    return composed, jax.jit(partial(composed.init, population=1))(jax.random.key(0))
+
+
 class Hospital:
     """A site with a policy of its own, and a coordinator that writes whatever request it likes."""
 
     def __init__(self, folder, policy=POLICY, data=None, algorithm=fc.algorithms.fedavg, **study):
         (folder / "policy.toml").write_text(policy)
         self.policy = folder / "policy.toml"
-        composed = fc.compose(algorithm(fc.models.logistic(features=2, classes=1), local=optax.sgd(0.1)), **study.pop("compose", {}))
+        composed, self.state = averaged(algorithm, **study.pop("compose", {}))
         self.study = Study(composed, **{"batch_size": 4, "epochs": 1, **study})
         about = SiteFile(name="charite", data=records() if data is None else data, folder=folder / "state", policy=self.policy, labels="y")
         self.site = Site(about, self.study, COORDINATOR.public).__enter__()
         self.requests = Requests("run", self.study.hash, addresses(["charite"]), COORDINATOR, lambda *about: None)
-        self.state = jax.jit(partial(composed.init, population=1))(jax.random.key(0))
         self.requests.first = jax.tree.map(lambda x: np.asarray(x[0]), self.state.clients)
 
     def ask(self, raw):

@@ -3,6 +3,7 @@
 import functools
 import shutil
 import subprocess
+from functools import cache
 from subprocess import getoutput
 
 import jax
@@ -34,8 +35,13 @@ resources = { charite = 1.0 }
 """
 
 
+@cache
+def averaging(lr):
+    return fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=2, classes=2), local=optax.sgd(lr)))
+
+
 def study(lr):
-    return Study(fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=2, classes=2), local=optax.sgd(lr))), batch_size=2)
+    return Study(averaging(lr), batch_size=2)
 
 
 def test_a_federation_of_files(tmp_path):
