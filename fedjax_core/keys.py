@@ -15,7 +15,7 @@ import jax
 
 from fedjax_core.types import Array, Key
 
-_CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE = range(5)  # what a run's key is for
+_CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE, _UPDATE = range(6)  # what a run's key is for
 _STEP, _BEGIN, _ENCODE = range(3)  # what a client's key is for
 
 
@@ -31,7 +31,7 @@ def init(key: Key) -> Key:
 
 
 def server(key: Key, round: Array | int, exchange: int) -> Key:
-    """For the server's own draws in one exchange of a round (noise added to a sum)."""
+    """For what the stages draw at the server in one exchange of a round (noise added to a sum)."""
     return _fold(key, _SERVER, round, exchange)
 
 
@@ -43,6 +43,11 @@ def broadcast(key: Key, round: Array | int, exchange: int) -> Key:
 def aggregate(key: Key, round: Array | int, exchange: int) -> Key:
     """For what an aggregator draws in one exchange of a round."""
     return _fold(key, _AGGREGATE, round, exchange)
+
+
+def update(key: Key, round: Array | int, exchange: int) -> Key:
+    """For what an algorithm's `update` draws at the server in one exchange of a round (a coin)."""
+    return _fold(key, _UPDATE, round, exchange)
 
 
 def client(key: Key, round: Array | int, id: Array) -> Key:

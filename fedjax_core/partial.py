@@ -77,7 +77,7 @@ def gathering(composed: Round) -> Round:
         return Gathered(sent, tree.zeros_like(shapes), jnp.float32(0), jnp.float32(0))
 
     def update(server: Gathered, reports: Aggregate) -> Gathered:
-        return Gathered(server.params, *reports)
+        return Gathered(server.params, reports.value, reports.weight, reports.clients)
 
     gathers: Any = exchange._replace(broadcast=lambda server: composed.listen(0, server.params), update=update)
     inner = algorithm._replace(init_params=init_params, init=init, init_client=nothing, exchanges=(gathers,), personal=None)

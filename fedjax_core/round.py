@@ -155,7 +155,7 @@ class Round(NamedTuple):
         key = keys.server(state.key, state.round, e)
         met, memory = self.value(e, state, acc)
         value, mine = self._stage(e).finish(state.uplink[e], met, Info(weight, clients), key)
-        server = update(state.server, Aggregate(value, weight, clients))
+        server = update(state.server, Aggregate(value, weight, clients, keys.update(state.key, state.round, e)))
         after = state._replace(
             server=server,
             uplink=(*state.uplink[:e], mine, *state.uplink[e + 1 :]),

@@ -192,6 +192,7 @@ ZOO: dict[str, Entry] = {
     "fedprox": Entry(lambda: compose(algorithms.fedprox(task(), 0.5, SGD))),
     "by round": Entry(lambda: compose(by_round())),
     "scaffold": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n))),
+    "proxskip": Entry(lambda: compose(algorithms.proxskip(task(), 0.1, 0.5))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "fedper": Entry(lambda: compose(algorithms.fedper(task(), SGD, personal=["1"]))),
     "fedbn": Entry(lambda: compose(algorithms.fedper(flax_task(Normalised(), statistics="personal"), SGD, personal=["params/norm"]))),

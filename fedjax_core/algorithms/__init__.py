@@ -11,6 +11,7 @@ from fedjax_core.algorithms.local_training import At, Local, local_training, ser
 from fedjax_core.algorithms.mime import mime
 from fedjax_core.algorithms.moon import moon
 from fedjax_core.algorithms.perfedavg import perfedavg
+from fedjax_core.algorithms.proxskip import proxskip
 from fedjax_core.algorithms.scaffold import scaffold
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "mime",
     "moon",
     "perfedavg",
+    "proxskip",
     "scaffold",
     "scheduled",
     "server_step",

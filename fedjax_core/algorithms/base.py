@@ -39,6 +39,7 @@ class Aggregate(NamedTuple):
     value: Update  # the reports as the aggregator and the uplink's stages made one of them
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in it
+    key: Key  # for the server's draws in this exchange of this round
 
 
 class Client(NamedTuple):
