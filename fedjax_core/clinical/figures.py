@@ -49,16 +49,22 @@ def look(method: str) -> Look:
     return _looks[method]
 
 
-def convergence(curves: Mapping[str, Sequence[float]], path: str | Path, *, ylabel: str, level: Mapping[str, float] | None = None) -> Path:
+Curve = Sequence[float] | tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+"""The values after rounds 1, 2, ...; or (rounds, values), as `History.curve` has them."""
+
+
+def convergence(curves: Mapping[str, Curve], path: str | Path, *, ylabel: str, level: Mapping[str, float] | None = None) -> Path:
     """A line a method over the rounds, written to `path`; `level` adds horizontal lines for methods that have no rounds.
 
     A value that is not finite is a gap in its line.
     """
     figure, axes = _figure(6.4, 4.0)
     widths = np.linspace(3.2, 1.4, len(curves))  # later lines lie above and are thinner, so that equal ones are all seen
-    for (name, values), width in zip(curves.items(), widths, strict=True):
+    for (name, curve), width in zip(curves.items(), widths, strict=True):
+        given = isinstance(curve, tuple) and len(curve) == 2 and np.ndim(curve[0]) == 1
+        rounds, values = np.asarray(curve) if given else (np.arange(1, len(curve) + 1), np.asarray(curve))
         shown = np.where(np.isfinite(values), values, np.nan)
-        axes.plot(np.arange(1, len(values) + 1), shown, color=look(name).colour, linestyle=look(name).line, linewidth=width, label=name)
+        axes.plot(rounds, shown, color=look(name).colour, linestyle=look(name).line, linewidth=width, label=name)
     for name, value in (level or {}).items():
         axes.axhline(value, color=look(name).colour, linestyle=(0, (1, 1)), linewidth=1.2, label=name)
     axes.set(xlabel="round", ylabel=ylabel)

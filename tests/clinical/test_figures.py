@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
+from fedjax_core import History
 from fedjax_core.clinical import figures, performance
 from tests.clinical.hospitals import NOBODY
 
@@ -28,6 +30,20 @@ def test_figures_of_what_is_awkward(tmp_path):
             figures.hospitals(bad, "auroc", tmp_path / "e.png")
     with pytest.raises(ValueError, match="no metric 'auc': a report has auroc"):
         figures.hospitals({"FedAvg": {"a": perfect}}, "auc", tmp_path / "e.png")
+
+
+def test_curves_lie_over_the_rounds_that_they_are_of(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def noting(axes, x, y, **how):
+        drawn.append((how["label"], list(x), list(y)))
+        return plot(axes, x, y, **how)
+
+    monkeypatch.setattr(Axes, "plot", noting)
+    records = [{"round": round, "kind": "eval", "loss": 1 / (1 + round)} for round in (0, 5, 10)]
+    curve = History(None, records, None, "finished", {}).curve("loss")
+    figures.convergence({"every fifth": curve, "each": [0.5, 0.4]}, tmp_path / "c.png", ylabel="loss")
+    assert drawn == [("every fifth", [0, 5, 10], [1, 1 / 6, 1 / 11]), ("each", [1, 2], [0.5, 0.4])]
 
 
 def test_a_method_looks_alike_in_every_figure_and_unlike_others():

@@ -74,6 +74,17 @@ def test_groups_of_rounds_log_the_same(sim):
     np.testing.assert_allclose([r["loss"] for r in one.records], [r["loss"] for r in four.records], rtol=1e-6)
 
 
+def test_curves_are_read_off_the_records(sim):
+    history = fit(sim, 5, fc.cohorts.everyone(6), evaluate_every=2)
+    rounds, values = history.curve("accuracy")
+    assert rounds.tolist() == [0, 2, 4] and values.tolist() == [r["accuracy"] for r in history.records if r["kind"] == "eval"]
+    assert history.curve("loss", "train")[0].tolist() == [1, 2, 3, 4, 5]
+    with pytest.raises(KeyError, match=r"no 'eval' record has 'auroc': there are accuracy, loss"):
+        history.curve("auroc")
+    with pytest.raises(KeyError, match=r"no 'eval' record has 'loss': fit\(evaluate_every=\) makes them"):
+        fit(sim, 1, fc.cohorts.everyone(6)).curve("loss")
+
+
 def test_given_params_are_where_it_starts(sim):
     params = jax.tree.map(jnp.ones_like, sim.init(jax.random.key(0)).params)
     history = fit(sim, 1, lambda round: [], params=params)
