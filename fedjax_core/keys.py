@@ -11,7 +11,10 @@ So nothing depends on the lane, the order, the worker or the machine that does t
 True
 """
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from fedjax_core.types import Array, Key
 
@@ -23,6 +26,13 @@ def _fold(key: Key, *address: Array | int) -> Key:
     for part in address:
         key = jax.random.fold_in(key, part)
     return key
+
+
+def check(key: Any) -> None:
+    """Raises TypeError unless this is one typed key."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.core.Tracer) else repr(key)
+        raise TypeError(f"key= must be one typed key, such as jax.random.key(0), got {got}")
 
 
 def init(key: Key) -> Key:

@@ -78,6 +78,7 @@ class Round(NamedTuple):
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
         """The state before the first round, for `population` clients; from `params` where given, else as the task begins."""
+        keys.check(key)
         params = self.algorithm.init_params(keys.init(key)) if params is None else params
         server = self.algorithm.init(params)
         own = check_own(self.algorithm.init_client(params), f"init_client of {self.algorithm.name}")

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core import keys
 from fedjax_core.checks import at_least
 from fedjax_core.data.cohorts import Chooser, Sampler, listed
 from fedjax_core.run import config
@@ -106,7 +106,7 @@ def fit(
     given = None if state is None else _given(state, rounds, key, params)
     key = jax.random.key(0) if key is None else key
     sampler = _sampler(sim, cohorts, rounds, rounds_per_dispatch)
-    _check_key(key)
+    keys.check(key)
     _check_each(each_round, rounds_per_dispatch)
     if run_dir is not None and jax.process_count() > 1:
         raise ValueError(
@@ -252,8 +252,3 @@ def _sampler(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: in
             "that of some: leave it at 1"
         )
     return cohorts
-
-
-def _check_key(key: Any) -> None:
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
-        raise TypeError(f"key= must be one typed key, such as jax.random.key(0), got {key!r}")

@@ -47,7 +47,7 @@ class History(NamedTuple):
         found = [(record["round"], record[metric]) for record in self.records if record["kind"] == kind and metric in record]
         if not found:
             there = {name for record in self.records if record["kind"] == kind for name in record} - {"round", "kind", "lacked"}
-            way_out = f"there are {', '.join(sorted(there))}" if there else 'fit(evaluate_every=) makes them'
+            way_out = f"there are {', '.join(sorted(there))}" if there else "fit(evaluate_every=) makes them"
             raise KeyError(f"no {kind!r} record has {metric!r}: {way_out}")
         rounds, values = zip(*found, strict=True)
         return np.array(rounds), np.array(values, np.float64)

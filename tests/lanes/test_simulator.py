@@ -141,6 +141,12 @@ def test_a_donated_state_is_used_up_and_what_it_was_made_from_is_not():
         sim.run(state, [0, 3])
 
 
+def test_a_number_is_no_key():
+    for seed, said in ((0, r"int32\[\]"), (jax.random.PRNGKey(0), r"uint32\[2\]")):
+        with pytest.raises(TypeError, match=rf"key= must be one typed key, such as jax\.random\.key\(0\), got {said}"):
+            simulator(lanes=1).init(seed)
+
+
 def test_a_gradient_through_a_round_is_refused_with_the_way_to_have_it():
     sim = simulator(lanes=1)
 
