@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjax_core import tree
+from fedjax_core.settings import Settings
 from fedjax_core.types import Array, Key, Update
 
 
@@ -40,6 +41,8 @@ class Aggregator(NamedTuple):
     """Values of parts, added again by their weights, are the value of the whole: reports may be gathered apart, and have a meaning only
     when they are added."""
     merge: Callable[[Any, Any], Any] = tree.add
+    settings: Settings = Settings()
+    """What it was made with, by the names of the arguments: `with_settings` fills it in."""
 
 
 class Reports(NamedTuple):

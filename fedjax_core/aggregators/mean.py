@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.aggregators.base import Aggregator, check_floating
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Array, Key, Update
 
 
@@ -23,6 +24,7 @@ class Weighted(NamedTuple):
     weight: Array
 
 
+@with_settings
 def mean() -> Aggregator:
     """Averages reports by their weight; zeros when nobody reported."""
 

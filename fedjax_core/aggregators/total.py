@@ -14,9 +14,11 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Array, Update
 
 
+@with_settings
 def total() -> Aggregator:
     """Adds reports, each once: a client of weight 0 not at all, and one that was drawn twice no more than once."""
 

@@ -15,9 +15,11 @@ Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical 
 import jax.numpy as jnp
 
 from fedjax_core.aggregators.base import Aggregator, of_reports
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Array, Key, known
 
 
+@with_settings
 def trimmed_mean(fraction: float) -> Aggregator:
     """Leaves out the `fraction` largest and the `fraction` smallest of each coordinate, 0 <= fraction < 0.5, and averages the rest.
 
@@ -34,6 +36,7 @@ def trimmed_mean(fraction: float) -> Aggregator:
     return of_reports("trimmed_mean", rule)
 
 
+@with_settings
 def median() -> Aggregator:
     """The median of each coordinate, the mean of the two in the middle of an even number; every client counts alike."""
     return of_reports("median", lambda rows, here, weights, key: _middle(rows, here, jnp.ceil(jnp.sum(here, dtype=jnp.float32) / 2) - 1))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_core import tree
+from fedjax_core.settings import Settings, with_settings
 from fedjax_core.types import Array, Key, Message, Own, Update
 
 
@@ -35,6 +36,8 @@ class Stage(NamedTuple):
     measurable: bool = False
     """Whether a site may tell how much of an update's size the stage leaves (`uplink_norm`): not where it adds noise or masks, for the size
     before would be known of it."""
+    settings: Settings = Settings()
+    """What it was made with, by the names of the arguments: `with_settings` fills it in."""
 
 
 def stage(
@@ -50,6 +53,7 @@ def stage(
     return Stage(name, init, init_client, encode, expand, finish, measurable)
 
 
+@with_settings
 def chain(*stages: Stage) -> Stage:
     """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty, it changes nothing.
 

@@ -14,10 +14,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from fedjax_core import tree
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Key, Message, Own, Update, known
 from fedjax_core.uplink.base import Stage, stage
 
 
+@with_settings
 def clip(bound: float) -> Stage:
     """Reports of norm at most `bound` > 0; shorter ones are left as they are."""
     if known(bound) and not bound > 0:

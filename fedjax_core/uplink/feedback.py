@@ -13,10 +13,12 @@ converge. Seide et al., Interspeech 2014; Karimireddy et al., "Error Feedback Fi
 from typing import Any
 
 from fedjax_core import tree
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Key, Message, Own, Update
 from fedjax_core.uplink.base import Stage, check_expands
 
 
+@with_settings
 def feedback(inner: Stage) -> Stage:
     """`inner` with the client keeping what it loses, in 32 bits at least; one such copy of the update a client."""
     if not isinstance(inner, Stage):

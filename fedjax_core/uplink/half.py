@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Key, Message, Own, Update
 from fedjax_core.uplink.base import Stage, stage
 
 
+@with_settings
 def half(dtype: str = "bfloat16") -> Stage:
     """Sends every float32 as a bfloat16 (all of float32's range) or a float16 (more digits; the server refuses what overflows)."""
     if dtype not in ("bfloat16", "float16"):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
+from fedjax_core.settings import with_settings
 from fedjax_core.types import Array, Key, Message, Own, Update
 from fedjax_core.uplink.base import Stage, stage
 
@@ -29,6 +30,7 @@ class Quantized(NamedTuple):
     scale: Any  # each leaf a float scalar of the update's dtype, of 32 bits at least
 
 
+@with_settings
 def quantize(bits: int) -> Stage:
     """Sends every coordinate as one of 2^bits - 1 levels between -max|u| and max|u| of its leaf, 2 <= bits <= 16. Unbiased."""
     if not 2 <= bits <= 16:

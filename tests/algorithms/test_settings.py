@@ -33,6 +33,16 @@ def test_a_changed_setting_is_told_by_its_name():
     assert difference(one, two)[0] == "round.algorithm.settings.lr: 0.1 -> 0.2"
 
 
+def test_stages_and_aggregators_say_what_they_were_made_with():
+    stages = fc.uplink.chain(fc.uplink.clip(2.0), fc.uplink.feedback(fc.uplink.quantize(bits=4)))
+    clip, feedback = stages.settings["stages"]
+    assert dict(clip.settings) == {"bound": 2.0} and dict(feedback.settings["inner"].settings) == {"bits": 4}
+    assert dict(fc.aggregators.trimmed_mean(0.2).settings) == {"fraction": 0.2} and dict(fc.aggregators.mean().settings) == {}
+    one, two = (describe({"round": fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), fc.uplink.chain(fc.uplink.clip(b)))})
+                for b in (1.0, 2.0))  # fmt: skip
+    assert difference(one, two)[0] == "round.uplink.settings.stages[0].settings.bound: 1.0 -> 2.0"
+
+
 def test_an_error_says_which_algorithm():
     clients = fc.Clients.from_list([{"x": np.ones((1, 2), np.float32), "y": np.ones(1, np.float32)}] * 2)
     with pytest.raises(ValueError, match="clients of scaffold keep state"):
