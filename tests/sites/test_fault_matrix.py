@@ -35,7 +35,7 @@ ROWS = {
     # A run.
     "coordinator killed between rounds": """
         tests/sites/test_federation.py::test_killed_anywhere_and_started_again_it_ends_bit_for_bit
-        tests/run/test_kill.py::test_killed_three_times
+        tests/run/test_kill.py::test_killed_twice
         tests/consortium/test_kills.py::test_killed_and_started_again_it_ends_bit_for_bit""",
     "coordinator killed before broadcast, after k of n results, after aggregation, in a checkpoint, before its commit": """
         tests/consortium/test_kills.py::test_killed_and_started_again_it_ends_bit_for_bit
