@@ -18,8 +18,7 @@ import pytest
 from msgspec import structs
 
 import fedjax_core as fc
-from fedjax_core.sites import policy
-from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.policy import Policy, policy
 from fedjax_core.sites.protocol.kinds import KINDS
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site_file import SiteFile

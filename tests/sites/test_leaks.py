@@ -79,7 +79,7 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
         assert float(np.abs(state.params["w"]).max()) > 0  # the sites did learn of what is planted
         texts = [repr(fed.cross_evaluate({"trained": state.params}, round=2))]
         for broken in (fails, opens):
-            for what, ask in (("visit", lambda: fed.run(state, [0, 1, 2, 3])), ("totals", lambda: fed.evaluate(state))):
+            for what, ask in (("client_update", lambda: fed.run(state, [0, 1, 2, 3])), ("totals", lambda: fed.evaluate(state))):
                 with pytest.MonkeyPatch.context() as patch, pytest.raises(Paused) as paused:
                     patch.setattr(f"fedjax_core.sites.site.client_update.{what}", broken)
                     ask()
