@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STARTED, FOLDERS = pytest.StashKey[float](), pytest.StashKey[set[str]]()
-LEFT_OUT = "slow tests for which there was no time left"
+LEFT_OUT = "left out: no time left"
 
 
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
@@ -94,7 +94,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     left = [report.nodeid for report in terminalreporter.getreports("skipped") if LEFT_OUT in str(report.longrepr)]
     if left:
-        terminalreporter.section(f"{len(left)} {LEFT_OUT}")
+        terminalreporter.section(f"slow tests {LEFT_OUT} for these {len(left)}")
         for nodeid in sorted(left):
             terminalreporter.line(nodeid)
 
