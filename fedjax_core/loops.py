@@ -22,7 +22,7 @@ No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the e
 '0.70'
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ from fedjax_core.lanes.checks import check_model, check_simulation
 from fedjax_core.lanes.evaluate import evaluate_state, score_state
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
-from fedjax_core.round import Kept, Round, State
+from fedjax_core.round import Encoded, Kept, Round, State
 from fedjax_core.types import Array, Batch, Key, Params, Update
 
 
@@ -53,7 +53,7 @@ class Visit(NamedTuple):
     update: Update  # as the server reads it, after the stages of the uplink
     weight: Array
     kept: Kept  # what the client keeps now
-    metrics: dict[str, Any]  # of its steps, added
+    metrics: dict[str, Any]  # of its steps and its report, added
 
 
 class Loops:
@@ -102,7 +102,7 @@ class Loops:
         The state given is never used up, whatever `donate` says.
         """
         cohort, drawn = as_cohort(cohort, len(self.clients))
-        number, seen, refused = int(state.round), list[dict[str, Any]](), set[int]()
+        number, seen, refused = int(state.round), list[Mapping[str, Any]](), set[int]()
         counts, brought = [float(count) for count in drawn], list[tuple[int, int]]()
         for e, exchange in enumerate(self.round.algorithm.exchanges):
             sent_down, state = self.round.broadcast(e, state)
@@ -111,35 +111,34 @@ class Loops:
                 visit = None if int(i) in refused else self.visit(e, state, message, int(i), number)
                 if visit is None:
                     continue
-                sent, its_weight, kept, metrics = visit
-                update, usable = self.round.receive(e, state.uplink[e], sent, its_weight)
-                if not (bool(usable) and bool(tree.finite(kept))):
+                report, metrics = visit
+                update, usable = self.round.receive(e, state.uplink[e], report.sent, report.weight)
+                if not (bool(usable) and bool(tree.finite(report.kept))):
                     refused.add(int(i))
                     continue
                 seen += metrics
                 if exchange.update is not None:
                     acc = self.round.aggregator.zero(update, len(cohort)) if acc is None else acc
                     one = jax.tree.map(lambda x: x[None], update)
-                    acc = self.round.aggregator.add(acc, one, jnp.array([its_weight * count]), jnp.array([place]))
-                    weight, number_of = weight + its_weight * count, number_of + count
-                clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, kept)
+                    acc = self.round.aggregator.add(acc, one, jnp.array([report.weight * count]), jnp.array([place]))
+                    weight, number_of = weight + report.weight * count, number_of + count
+                clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, report.kept)
                 state = state._replace(clients=clients)
                 brought.append((e, int(i)))
-                each(Visit(e, int(i), update, its_weight, kept, reduce(add, metrics, {})))
+                each(Visit(e, int(i), update, report.weight, report.kept, reduce(add, metrics, dict[str, Any]())))
             if exchange.update is not None:
                 if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
                     visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
                     assert visit is not None
-                    sent, its_weight, _, _ = visit
-                    acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], sent, its_weight)[0], 1)
+                    acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], visit[0].sent, visit[0].weight)[0], 1)
                 state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of))
         here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
         found = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})
         return state._replace(round=state.round + 1), found
 
-    def visit(self, e: int, state: State, message: Any, i: int, number: int) -> tuple[Any, Any, Kept, list[dict[str, Any]]] | None:
-        """What client i brings back from exchange e: (sent, weight, kept, metrics); None from a client with no examples."""
+    def visit(self, e: int, state: State, message: Any, i: int, number: int) -> tuple[Encoded, list[Mapping[str, Any]]] | None:
+        """(what client i reports in exchange e, the metrics of its steps and of that); None from a client with no examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
         who = np.array([i])
         if exchange.work == "train":
@@ -151,12 +150,12 @@ class Loops:
         key = keys.client(state.key, number, clients.addresses[i])
         kept = jax.tree.map(lambda x: x[i], state.clients)
         carry = exchange.client.begin(message, kept.own, keys.begin(key, e))
-        metrics = []
+        metrics: list[Mapping[str, Any]] = []
         for t, places in enumerate(rows):
             columns = jax.tree.map(lambda x, places=places: jnp.asarray(x[np.where(places < 0, ~places, places)]), clients.columns)
             batch = Batch(columns, jnp.asarray(places >= 0, jnp.float32))
             carry, found = self.steps[e](message, carry, batch, keys.step(key, e, t))
             metrics.append(found)
         seen = Seen(jnp.float32(clients.sizes[i]), jnp.float32(len(rows)))
-        sent, weight, kept = self.round.report(e, message, state.uplink[e], Kept(*kept), carry, seen, key)
-        return sent, weight, kept, metrics
+        report = self.round.report(e, message, state.uplink[e], Kept(*kept), carry, seen, key)
+        return report, [*metrics, report.metrics]

@@ -144,8 +144,8 @@ def check_names(names: Iterable[Any], where: str) -> None:
             )
 
 
-def check_step_metrics(found: Any, where: str) -> None:
-    """Raises unless these are what a client's `step` may give beside its carry: {name: `Mean` or `Sum` of one number}; arrays or shapes."""
+def check_client_metrics(found: Any, where: str) -> None:
+    """Raises unless these are what a client's `step` and `finish` may give: {name: `Mean` or `Sum` of one number}; arrays or shapes."""
     if not isinstance(found, Mapping):
         raise TypeError(f"{where} gives {type(found).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}")
     check_names(found, where)

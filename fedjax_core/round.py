@@ -5,7 +5,7 @@ A round is one or more exchanges. For each, every backend does the same six thin
     sent, state     = round.broadcast(...)                             server: broadcast, then encode
     message         = round.listen(...)                                client: expand
     carry           = begin; step, step, ...                           client
-    sent, kept      = round.report(...)                                client: finish, then encode
+    encoded         = round.report(...)                                client: finish, then encode
     update, ok      = round.receive(...)                               server: expand, and refuse what is not finite
     state           = round.conclude(...)                              server: aggregate, finish, update
 
@@ -18,6 +18,7 @@ A round is one or more exchanges. For each, every backend does the same six thin
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, get_args
 
@@ -28,7 +29,7 @@ from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, check_own, check_report
-from fedjax_core.metrics import check_names, check_step_metrics
+from fedjax_core.metrics import Mean, Sum, check_client_metrics, check_names
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
 from fedjax_core.uplink.base import Info, Stage, chain, not_given_back, stage
 
@@ -60,6 +61,15 @@ class State(NamedTuple):
         leaves = jax.tree.leaves(getattr(self.server, "params", ()))
         numbers = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
         return f"State(round={self.round}, a model of {numbers:,} numbers in {len(leaves)} leaves)"
+
+
+class Encoded(NamedTuple):
+    """A client's report after the stages' first half."""
+
+    sent: Any  # what goes on the wire in the place of the update
+    weight: Array
+    kept: Kept  # what the client keeps
+    metrics: Mapping[str, Mean | Sum]
 
 
 class Round(NamedTuple):
@@ -130,11 +140,12 @@ class Round(NamedTuple):
 
         return jax.eval_shape(pass_on, update, _key())
 
-    def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> tuple[Any, Array, Kept]:
-        """The client's end of an exchange: (what goes on the wire, its weight, what the client keeps)."""
+    def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Encoded:
+        """The client's end of an exchange."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
         sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, keys.encode(key, e))
-        return sent, jnp.asarray(report.weight, jnp.float32), Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
+        kept = Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
+        return Encoded(sent, jnp.asarray(report.weight, jnp.float32), kept, report.metrics)
 
     def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
         """The server's reading of one report: (update, whether it may be used). Numbers that are not finite never spread.
@@ -329,6 +340,7 @@ def _check_shapes(composed: Round) -> None:
                 f"the weight of a report in exchange {e} is an array of shape {jnp.shape(report.weight)}, and must be one number: "
                 "look at weighting=, which gets a client's numbers of examples and steps"
             )
+        check_client_metrics(report.metrics, f"finish of exchange {e}")
         if exchange.update is None:
             continue
 
@@ -366,9 +378,9 @@ def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
 
 
 def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[str, ...]:
-    """The names of the metrics of clients' steps, in all exchanges; of columns, of which a row is enough, only the shapes matter.
+    """The names of the metrics of clients' steps and reports, in all exchanges; of `columns` only the shapes matter, and a row is enough.
 
-    Raises where a metric of these or of the task's evaluation has a name that means something else, or where a step's is not one number.
+    Raises where one of these, or of the task's evaluation, has a name that means something else, or where a client's is not one number.
     """
     leaves, structure = jax.tree.flatten(columns)
     rows = tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
@@ -398,8 +410,12 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
                 f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"
             )
         _same(gives[0], carry, f"the carry of {where}")
-        check_step_metrics(gives[1], where)
-        for name, metric in gives[1].items():
+        check_client_metrics(gives[1], where)
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)
+        report = composed.report_shapes(e, state.server, own)
+        if twice := sorted(gives[1].keys() & report.metrics.keys()):
+            raise ValueError(f"metric {twice[0]!r} is given by the step of exchange {e} and by its finish: rename one of them")
+        for name, metric in [*gives[1].items(), *report.metrics.items()]:
             if type(found.setdefault(name, metric)) is not type(metric):
                 raise TypeError(f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them")
     return tuple(found)

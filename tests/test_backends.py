@@ -122,6 +122,32 @@ def test_departments_of_a_site_have_no_position_by_which_to_ask():
         Study(composed, 2, steps=stragglers, departments=True)
 
 
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_metric_of_a_report_is_summed_once_a_client(kind, monkeypatch):
+    """How far each client moved, which a round of that client alone shows in the model."""
+    with backend("lanes", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:
+        before = sim.init(jax.random.key(1))
+        ends = [sim.run(before, [i])[0] for i in range(3)]
+    moved = [float(fc.tree.norm(fc.tree.sub(after.params, before.params))) for after in ends]
+    with backend(kind, measured(), monkeypatch) as sim:
+        _, seen = sim.run(sim.init(jax.random.key(1)), [0, 1, 2])
+    assert float(seen["moved"]) == pytest.approx(np.average(moved, weights=SIZES), rel=1e-5)
+    assert float(seen["sent"]) == 3
+
+
+def measured():
+    """FedAvg with a mean and a sum of what `finish` knows."""
+    algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1))
+    (exchange,) = algorithm.exchanges
+
+    def finish(message, carry, seen):
+        report = exchange.client.finish(message, carry, seen)
+        moved = fc.metrics.Mean(fc.tree.norm(report.update) * seen.examples, seen.examples)
+        return report._replace(metrics={"moved": moved, "sent": fc.metrics.Sum(jnp.float32(1))})
+
+    return fc.compose(algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),)))
+
+
 def refusing(composed, size):
     """The same, but that clients of so many examples report a weight that is NaN in the first exchange, and only there."""
     first, *rest = composed.algorithm.exchanges

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_core.metrics import TAKEN, Mean, Sum, check_names, check_step_metrics, mean, summary
+from fedjax_core.metrics import TAKEN, Mean, Sum, check_client_metrics, check_names, mean, summary
 
 NUMBERS = [(3.7, 1.1), (-1e-5, 7e4), (1.0, 0.0), (np.inf, 2.0), (np.inf, np.inf), (3e38, 1e-5), (0.0, 5.0)]
 
@@ -48,7 +48,7 @@ def test_names_in_use_are_fine():
 )
 def test_what_a_step_may_not_give(found, said):
     with pytest.raises((TypeError, ValueError), match=said):
-        check_step_metrics(found, "the step")
+        check_client_metrics(found, "the step")
 
 
 def test_a_summary_of_several_rounds_is_refused_by_name():

@@ -3,11 +3,14 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from fedjax_core import aggregators, algorithms, compose, models
+from fedjax_core.metrics import Sum
 from fedjax_core.partial import why_not
+from fedjax_core.round import check_metrics
 
 FEDAVG = algorithms.fedavg(models.linear(features=2), optax.sgd(0.1))
 IFCA = algorithms.ifca(models.linear(features=2), 2, optax.sgd(0.1))
@@ -37,6 +40,36 @@ def test_work_that_is_not_known_is_refused(work):
 def test_exchanges_are_a_tuple_of_exchanges(exchanges, said):
     with pytest.raises(TypeError, match=said):
         compose(FEDAVG._replace(exchanges=exchanges))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "said"),
+    [
+        ({"weight": Sum(jnp.float32(1))}, ValueError, "finish of exchange 0 has a metric called 'weight'"),
+        ({"moved": jnp.float32(1)}, TypeError, "metric 'moved' of finish of exchange 0 is a"),
+        ({"moved": Sum(jnp.zeros(2))}, ValueError, "has the shape .2., and a metric is one number"),
+        ([Sum(jnp.float32(1))], TypeError, "finish of exchange 0 gives list for its metrics"),
+    ],
+)
+def test_metrics_of_a_report_are_those_that_a_step_may_give(metrics, error, said):
+    with pytest.raises(error, match=said):
+        compose(reporting(metrics=metrics))
+
+
+def test_a_metric_is_of_the_steps_or_of_the_report():
+    composed = compose(reporting(metrics={"loss": Sum(jnp.float32(1))}))
+    columns = {"x": np.ones((1, 2), np.float32), "y": np.ones(1, np.float32)}
+    with pytest.raises(ValueError, match="metric 'loss' is given by the step of exchange 0 and by its finish"):
+        check_metrics(composed, columns, 2)
+
+
+def reporting(**more):
+    """FedAvg with more in its reports."""
+
+    def finish(message, carry, seen):
+        return EXCHANGE.client.finish(message, carry, seen)._replace(**more)
+
+    return FEDAVG._replace(exchanges=(EXCHANGE._replace(client=EXCHANGE.client._replace(finish=finish)),))
 
 
 def test_a_server_has_the_model_as_its_params():

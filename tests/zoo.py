@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_core import Clients, aggregators, algorithms, compose, models, tree, uplink
+from fedjax_core import Clients, aggregators, algorithms, compose, metrics, models, tree, uplink
 from fedjax_core.round import Round
 from tests import gradients
 
@@ -156,6 +156,18 @@ def momentum():
     return mean._replace(name="momentum", value=value, init=tree.zeros_like, linear=False)
 
 
+def moved() -> Round:
+    """FedAvg whose reports tell how far the client moved."""
+    algorithm = algorithms.fedavg(task(), SGD)
+    (exchange,) = algorithm.exchanges
+
+    def finish(message, carry, seen):
+        report = exchange.client.finish(message, carry, seen)
+        return report._replace(metrics={"moved": metrics.Mean(tree.norm(report.update) * seen.examples, seen.examples)})
+
+    return compose(algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),)))
+
+
 N = len(SIZES)
 # Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
 # likelier that float32's last digit tips one of them over.
@@ -198,6 +210,7 @@ ZOO: dict[str, Entry] = {
     "fedbn": Entry(lambda: compose(algorithms.fedper(flax_task(Normalised(), statistics="personal"), SGD, personal=["params/norm"]))),
     "moon": Entry(lambda: compose(algorithms.moon(task()._replace(features=hidden), 0.5, SGD))),
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
+    "metrics of a report": Entry(moved),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),

@@ -6,13 +6,13 @@ Most algorithms have one exchange a round. Mime has two that cross the wire; IFC
 nothing goes up) and one in which they train. All are pure functions over pytrees, so that a backend may vmap, scan, shard or send them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_core.metrics import Mean
+from fedjax_core.metrics import Mean, Sum
 from fedjax_core.settings import Settings
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update
@@ -31,6 +31,7 @@ class Report(NamedTuple):
     update: Update
     weight: Array  # float32 scalar >= 0
     own: Own
+    metrics: Mapping[str, Mean | Sum] = {}  # what only `finish` knows; logged and summed like a step's, under other names
 
 
 class Aggregate(NamedTuple):

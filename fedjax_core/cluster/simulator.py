@@ -41,7 +41,7 @@ from fedjax_core.lanes import memory
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.program import Collected
-from fedjax_core.metrics import Sum
+from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Key, Params
@@ -235,8 +235,7 @@ class ClusterSimulator:
             collected = collected if acc is None else collected._replace(acc=acc)
             self._accumulator[e] = tree.nbytes(collected.acc)
             half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
-            seen = {**collected.metrics, "refused": Sum(collected.refused)}
-            metrics |= {name: metrics[name] + m if name in metrics else m for name, m in seen.items()}
+            metrics = add(metrics, {**collected.metrics, "refused": Sum(collected.refused)})
             done += found
         sizes = self.clients.sizes[who]
         metrics["clients"], metrics["examples"] = Sum(jnp.float32(here.sum())), Sum(jnp.float32(sizes[here].sum()))

@@ -32,7 +32,7 @@ from fedjax_core.data import host_random
 from fedjax_core.data.clients import Clients
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.lanes.simulator import Simulator
-from fedjax_core.metrics import Mean, Sum
+from fedjax_core.metrics import Mean, Sum, add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.partial import gathering, meet, start
 from fedjax_core.round import Round, State
@@ -121,7 +121,7 @@ class AsynchronousSimulator:
             who = np.array([a.client for a in arrivals if a.version == began], np.int32)
             gathered, seen = self._sim.run(start(self._gathers, state.key, began, recall(models, began)), who)
             parts.append((gathered.server, self.buffer.damping(version - began)))
-            metrics = {name: metrics[name] + m if name in metrics else m for name, m in seen.items()}
+            metrics = add(metrics, seen)
         after: Any = clock._replace(flight=clock.flight._replace(models=models))
         state = meet(self.round, state, parts)._replace(round=state.round + 1, clients=after)
         metrics |= {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_core import keys, tree
+from fedjax_core import keys, metrics, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.lanes.runs import Runs
@@ -66,7 +66,7 @@ def run_round(
     composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
-    metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
+    found: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
         sent, state = composed.broadcast(e, state)
@@ -78,12 +78,21 @@ def run_round(
         kept = tree.where(collected.touched, collected.kept, kept)
         state = composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
-        found = {**collected.metrics, "refused": Sum(collected.refused)}
-        metrics = {**metrics, **{name: metrics[name] + m if name in metrics else m for name, m in found.items()}}
+        found = metrics.add(found, {**collected.metrics, "refused": Sum(collected.refused)})
     assert here is not None  # an algorithm has an exchange
-    metrics["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
-    metrics["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
-    return state._replace(round=state.round + 1), metrics
+    found["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
+    found["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
+    return state._replace(round=state.round + 1), found
+
+
+class Read(NamedTuple):
+    """A client's report as the server reads it."""
+
+    update: Any
+    weight: Array
+    kept: Kept
+    usable: Array
+    metrics: dict[str, Any]
 
 
 class _Client(NamedTuple):
@@ -91,7 +100,7 @@ class _Client(NamedTuple):
 
     begin: Any  # (k, what it keeps) -> carry
     step: Any  # (carry, rows [B], k, which step) -> (carry, metrics)
-    report: Any  # (k, carry, what it kept) -> (update, weight, what it keeps, whether that may be used)
+    report: Any  # (k, carry, what it kept) -> Read
 
 
 def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, places: Places, steps: Array, lanes: int) -> _Client:
@@ -110,11 +119,11 @@ def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, pla
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
         return client_step(message, carry, batch, keys.step(client_keys[k], e, t))
 
-    def report(k: Array, carry: Any, kept: Kept) -> tuple[Any, Array, Kept, Array]:
+    def report(k: Array, carry: Any, kept: Kept) -> Read:
         seen = Seen(places.examples[k], steps[k].astype(jnp.float32))
-        sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
-        update, usable = composed.receive(e, uplink, sent, weight)
-        return update, weight, kept, usable & tree.finite(kept)
+        encoded = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
+        update, usable = composed.receive(e, uplink, encoded.sent, encoded.weight)
+        return Read(update, encoded.weight, encoded.kept, usable & tree.finite(encoded.kept), dict(encoded.metrics))
 
     return _Client(begin, step, report)
 
@@ -162,24 +171,25 @@ def collect(
 
     def gather(ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
         at = jnp.minimum(k, K - 1)
-        updates, weights, now, usable = jax.vmap(report)(at, lanes.carry, tree.take(so_far.kept, at))
+        read = jax.vmap(report)(at, lanes.carry, tree.take(so_far.kept, at))
         taking = ends if here is None else ends & here[at]
-        good = taking & usable
+        good = taking & read.usable
         count = jnp.where(good, places.times[at], 0)
-        weights = jnp.where(good, weights, 0) * count
+        weights = jnp.where(good, read.weight, 0) * count
         place = jnp.where(good, k, K)
         acc = so_far.acc
         if exchange.update is not None:
-            acc = composed.aggregator.add(acc, tree.where(good, updates, tree.zeros_like(updates)), weights, place)
-        reported = tree.where(good, lanes.metrics, tree.zeros_like(lanes.metrics))
+            acc = composed.aggregator.add(acc, tree.where(good, read.update, tree.zeros_like(read.update)), weights, place)
+        told = metrics.add(lanes.metrics, read.metrics)
+        told = tree.where(good, told, tree.zeros_like(told))
         return Collected(
             acc=acc,
-            kept=tree.put(so_far.kept, place, now),
+            kept=tree.put(so_far.kept, place, read.kept),
             touched=so_far.touched.at[place].set(True, mode="drop"),
             weight=so_far.weight + jnp.sum(weights),
             clients=so_far.clients + jnp.sum(count),
-            refused=so_far.refused + jnp.sum(taking & ~usable, dtype=jnp.float32),
-            metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), reported)),
+            refused=so_far.refused + jnp.sum(taking & ~read.usable, dtype=jnp.float32),
+            metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), told)),
         )
 
     def stretch(loop: tuple[Array, Lanes, Collected]) -> tuple[Array, Lanes, Collected]:
@@ -193,16 +203,17 @@ def collect(
     at = jnp.minimum(schedule.client[0], K - 1)
     carry = jax.vmap(begin)(at, tree.take(kept, at))
     shapes = jax.eval_shape(jax.vmap(step), carry, schedule.rows[0], at, at)[1]
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+    first = jax.eval_shape(jax.vmap(report), at, carry, tree.take(kept, at))
+    one, told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (shapes, first.metrics))
     singly = tree.nbytes(carry) >= _LARGE * L
     collected = Collected(
-        acc=_zero(composed, e, jax.eval_shape(jax.vmap(report), at, carry, tree.take(kept, at))[0], K),
+        acc=_zero(composed, e, first.update, K),
         kept=kept,
         touched=jnp.zeros(K, bool),
         weight=jnp.float32(0),
         clients=jnp.float32(0),
         refused=jnp.float32(0),
-        metrics=tree.zeros_like(one),
+        metrics=tree.zeros_like(metrics.add(one, told)),
     )
     lanes = Lanes(carry, tree.zeros_like(shapes))
     return lax.while_loop(lambda loop: loop[0] < jnp.max(schedule.slots), stretch, (jnp.int32(0), lanes, collected))[2]

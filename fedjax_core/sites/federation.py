@@ -43,6 +43,7 @@ from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.evaluation import CrossEvaluation, Evaluation
+from fedjax_core.metrics import add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Round, State, check_population
 from fedjax_core.sites.audit import NOTHING, Log
@@ -281,8 +282,7 @@ class Federation:
             )  # fmt: skip
             state, places = result.state, result.places
             version[chosen.clients[places]] = number * exchanges + e + 1
-            for name, metric in result.metrics.items():
-                found[name] = found[name] + metric if name in found else metric
+            found = add(found, result.metrics)
         here = chosen.clients[places]
         clients = sum(map(self._collector.clients_of, here))
         found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}

@@ -78,7 +78,7 @@ def server_half(composed: Round) -> Server:
     def sent(e: int, state: State, kept: Any, key: Key) -> Any:
         message = composed.told(e, state)
         carry = composed.algorithm.exchanges[e].client.begin(message, kept.own, key)
-        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key)[0]
+        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key).sent
 
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
         update, good = composed.receive(e, uplink, sent, weight)

@@ -26,7 +26,7 @@ from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes.evaluate import batch_sums
-from fedjax_core.metrics import Mean
+from fedjax_core.metrics import Mean, add
 from fedjax_core.round import Kept, Round
 from fedjax_core.sites.protocol.report import LEFT, part_of
 from fedjax_core.sites.protocol.request import Draws, client_key
@@ -107,8 +107,8 @@ def client_update(
             raise NoStepDone("no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)")
         seen = seen._replace(steps=number(done))
         metrics = (metrics or {}) | part_of(rows, done, clients.examples)
-    sent, weight, kept, fine, left = client.finish(told, uplink, kept, carry, seen, key)
-    return ClientUpdate(sent, weight, kept, fine, left, metrics or {})
+    sent, weight, kept, fine, left, more = client.finish(told, uplink, kept, carry, seen, key)
+    return ClientUpdate(sent, weight, kept, fine, left, add(metrics or {}, more))
 
 
 def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
@@ -164,8 +164,8 @@ def _client(composed: Round, e: int) -> _Client:
         return lax.fori_loop(begin, end, one, (carry, metrics))
 
     def finish(message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Any:
-        sent, weight, kept = composed.report(e, message, uplink, kept, carry, seen, key)
-        return sent, weight, kept, tree.finite(kept), left(message, uplink, carry, seen, sent, weight)
+        sent, weight, kept, told = composed.report(e, message, uplink, kept, carry, seen, key)
+        return sent, weight, kept, tree.finite(kept), left(message, uplink, carry, seen, sent, weight), dict(told)
 
     def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
         stages = composed.uplink.name != chain().name and composed.algorithm.exchanges[e].update is not None
@@ -189,8 +189,8 @@ def _client(composed: Round, e: int) -> _Client:
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
-        sent, weight, kept, fine, left = finish(message, uplink, kept, carry, seen, key)
-        return sent, kept, _together((weight, fine, left, metrics))
+        sent, weight, kept, fine, left, told = finish(message, uplink, kept, carry, seen, key)
+        return sent, kept, _together((weight, fine, left, add(metrics, told)))
 
     def listening(do: Callable[..., Any]) -> Callable[..., Any]:
         return lambda told, *rest: do(composed.listen(e, told), *rest)

@@ -69,6 +69,9 @@ class SiteContext:
         shapes = state_shapes(composed)
         self.server, self.params = shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
+        reports = [composed.report_shapes(e, shapes.server, self.kept_shapes.own) for e in range(len(composed.algorithm.exchanges))]
+        self.of_reports = [frozenset(report.metrics) for report in reports]
+        """The metrics of each exchange that a client makes once, in its report."""
         messages = [jax.eval_shape(partial(composed.broadcast, e), shapes)[0] for e in range(len(composed.algorithm.exchanges))]
         self.form = lru_cache(maxsize=8)(partial(_form, messages, shapes.uplink, self.kept_shapes))
         """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form of a request to train."""

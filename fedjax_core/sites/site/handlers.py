@@ -83,8 +83,9 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     visits = data.visits(header.round) if trains and minimum.cell else 1
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
-        # Those are of steps, and of the update. A metric's weight may count an example in each pass, and some have none.
-        of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / visits)
+        # Those are of steps, and of the update. A step's metric may count an example in each pass, and some have no weight.
+        times = 1 if name in site.of_reports[e] else visits
+        of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / times)
         fields |= site.enforcement.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
