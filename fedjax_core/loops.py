@@ -41,7 +41,7 @@ from fedjax_core.lanes.checks import check_model, check_simulation
 from fedjax_core.lanes.evaluate import evaluate_state, score_state
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
-from fedjax_core.round import Encoded, Kept, Round, State
+from fedjax_core.round import Encoded, Kept, Round, State, nobody, reports_of
 from fedjax_core.types import Array, Batch, Key, Params, Update
 
 
@@ -106,14 +106,18 @@ class Loops:
         counts, brought = [float(count) for count in drawn], list[tuple[int, int]]()
         for e, exchange in enumerate(self.round.algorithm.exchanges):
             sent_down, state = self.round.broadcast(e, state)
-            message, acc, weight, number_of = self.round.listen(e, sent_down), None, 0.0, 0.0
+            weight: Any = 0.0
+            message, acc, number_of = self.round.listen(e, sent_down), None, 0.0
+            told = nobody(reports_of(self.round)[e].stats, max(1, len(cohort)), len(self.clients))
+            if told is not None and len(cohort):
+                told = told._replace(position=jnp.asarray(cohort, jnp.int32))
             for place, (i, count) in enumerate(zip(cohort, counts, strict=True)):
                 visit = None if int(i) in refused else self.visit(e, state, message, int(i), number)
                 if visit is None:
                     continue
                 report, metrics = visit
                 update, usable = self.round.receive(e, state.uplink[e], report.sent, report.weight)
-                if not (bool(usable) and bool(tree.finite(report.kept))):
+                if not (bool(usable) and bool(tree.finite((report.kept, report.stats)))):
                     refused.add(int(i))
                     continue
                 seen += metrics
@@ -121,6 +125,9 @@ class Loops:
                     acc = self.round.aggregator.zero(update, len(cohort)) if acc is None else acc
                     one = jax.tree.map(lambda x: x[None], update)
                     acc = self.round.aggregator.add(acc, one, jnp.array([report.weight * count]), jnp.array([place]))
+                    if told is not None:
+                        mine = told._replace(stats=dict(report.stats), weight=report.weight * count, position=jnp.int32(i))
+                        told = jax.tree.map(lambda rows, one, place=place: rows.at[place].set(one), told, mine)
                     weight, number_of = weight + report.weight * count, number_of + count
                 clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, report.kept)
                 state = state._replace(clients=clients)
@@ -131,7 +138,7 @@ class Loops:
                     visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
                     assert visit is not None
                     acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], visit[0].sent, visit[0].weight)[0], 1)
-                state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of))
+                state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of), told)
         here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
         found = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})

@@ -122,10 +122,10 @@ TAKEN = frozenset(
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,55}")
 
 
-def check_names(names: Iterable[Any], where: str) -> None:
+def check_names(names: Iterable[Any], where: str, what: str = "a metric") -> None:
     """Raises where one of these could not be the name of a metric everywhere: in records, in a site's reply, and in its policy.
 
-    `where` says whose they are. Simulators and sites ask it before the first round.
+    `where` says whose they are, and `what` what they name. Simulators and sites ask it before the first round.
 
     >>> check_names(["loss", "AUROC"], "the task")
     >>> check_names(["weight"], "the task")
@@ -135,12 +135,12 @@ def check_names(names: Iterable[Any], where: str) -> None:
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
-                f"{where} has a metric called {name!r}: use up to 56 letters (a to z), digits, '_' and '-', as in 'top_5', and begin "
+                f"{where} has {what} called {name!r}: use up to 56 letters (a to z), digits, '_' and '-', as in 'top_5', and begin "
                 "with a letter, for the name goes into records, into messages of sites and into their policies"
             )
         if name in TAKEN:
             raise ValueError(
-                f"{where} has a metric called {name!r}, a name that rounds, records or sites' replies have for something else: rename it"
+                f"{where} has {what} called {name!r}, a name that rounds, records or sites' replies have for something else: rename it"
             )
 
 

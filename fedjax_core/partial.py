@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Aggregate, nothing
-from fedjax_core.round import Kept, Round, State, state_shapes
+from fedjax_core.round import Kept, Round, State, reports_of, state_shapes
 from fedjax_core.types import Array, Key, Params, Update
 from fedjax_core.uplink.base import chain
 
@@ -51,6 +51,8 @@ def why_not(composed: Round) -> str | None:
         return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
     if jax.tree.leaves(state.uplink):
         return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+    if stats := reports_of(composed)[0].stats:
+        return f"its server reads numbers of each client ({', '.join(stats)}), which are not in a mean: use one whose reports have no stats"
     if jax.tree.leaves(state.downlink):
         return f"{composed.downlink.name} keeps state at the server from message to message: use a downlink= that keeps nothing"
     if jax.tree.leaves(state.aggregator):

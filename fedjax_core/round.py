@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, check_own, check_report
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, check_own, check_report
 from fedjax_core.metrics import Mean, Sum, check_client_metrics, check_names
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
 from fedjax_core.uplink.base import Info, Stage, chain, not_given_back, stage
@@ -69,7 +69,25 @@ class Encoded(NamedTuple):
     sent: Any  # what goes on the wire in the place of the update
     weight: Array
     kept: Kept  # what the client keeps
+    stats: Mapping[str, Array]
     metrics: Mapping[str, Mean | Sum]
+
+    @property
+    def wire(self) -> Any:
+        """All that a site sends of it, but for its weight: where there are no stats the update alone."""
+        return Wire(self.sent, dict(self.stats)) if self.stats else self.sent
+
+
+class Wire(NamedTuple):
+    """A report with stats as a site sends it."""
+
+    update: Any  # as the stages sent it
+    stats: dict[str, Any]
+
+
+def wire_of(sent: Any) -> Wire:
+    """What a site sent, in its parts."""
+    return sent if isinstance(sent, Wire) else Wire(sent, {})
 
 
 class Round(NamedTuple):
@@ -145,7 +163,7 @@ class Round(NamedTuple):
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
         sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, keys.encode(key, e))
         kept = Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
-        return Encoded(sent, jnp.asarray(report.weight, jnp.float32), kept, report.metrics)
+        return Encoded(sent, jnp.asarray(report.weight, jnp.float32), kept, report.stats, report.metrics)
 
     def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
         """The server's reading of one report: (update, whether it may be used). Numbers that are not finite never spread.
@@ -155,8 +173,8 @@ class Round(NamedTuple):
         update = tree.wide(self._stage(e).expand(uplink, sent))
         return update, tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
 
-    def conclude(self, e: int, state: State, acc: Any, weight: Array, clients: Array) -> State:
-        """The server's end of an exchange, once all reports are in `acc`.
+    def conclude(self, e: int, state: State, acc: Any, weight: Array, clients: Array, each: Each | None = None) -> State:
+        """The server's end of an exchange, once all reports are in `acc`, and their stats in `each` where they have some.
 
         Where nobody reported the server stays as it is, its optimiser's momentum too; but not where a stage makes something of nothing
         (noise, which is to be there whoever took part).
@@ -167,7 +185,8 @@ class Round(NamedTuple):
         key = keys.server(state.key, state.round, e)
         met, memory = self.value(e, state, acc)
         value, mine = self._stage(e).finish(state.uplink[e], met, Info(weight, clients), key)
-        server = update(state.server, Aggregate(value, weight, clients, keys.update(state.key, state.round, e)))
+        draws = keys.update(state.key, state.round, e)
+        server = update(state.server, Aggregate(value, weight, clients, draws, each))
         after = state._replace(
             server=server,
             uplink=(*state.uplink[:e], mine, *state.uplink[e + 1 :]),
@@ -226,6 +245,13 @@ def compose(
     composed = Round(_in_32_bits(algorithm), uplink, aggregator, downlink)
     _check_shapes(composed)
     return composed
+
+
+def reports_of(composed: Round) -> list[Report]:
+    """The shapes of what a client reports in each exchange, before any stage."""
+    state = state_shapes(composed)
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)
+    return [composed.report_shapes(e, state.server, own) for e in range(len(composed.algorithm.exchanges))]
 
 
 def check_population(composed: Round, clients: int, what: str) -> None:
@@ -341,13 +367,14 @@ def _check_shapes(composed: Round) -> None:
                 "look at weighting=, which gets a client's numbers of examples and steps"
             )
         check_client_metrics(report.metrics, f"finish of exchange {e}")
+        _check_stats(report.stats, e, silent=exchange.update is None)
         if exchange.update is None:
             continue
 
         acc, value = jax.eval_shape(partial(_meet, composed), report.update)
         _same(value, tree.wide(report.update), f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}")
         one = jax.ShapeDtypeStruct((), jnp.float32)
-        after = jax.eval_shape(partial(composed.conclude, e), state, acc, one, one)
+        after = jax.eval_shape(partial(composed.conclude, e), state, acc, one, one, nobody(report.stats, 1, 1))
         _same(after, state, f"the state after exchange {e}")
 
 
@@ -360,6 +387,26 @@ def _check_statistics(composed: Round, server: Server) -> None:
             f"{composed.algorithm.name} sends {sent[0]!r}, which is each client's own by statistics='personal': use "
             "fc.algorithms.fedper, whose clients keep it, or statistics='shared', which averages it"
         )
+
+
+def nobody(stats: Mapping[str, Any], cohort: int, population: int) -> Each | None:
+    """`Each` of a cohort of so many empty places, for stats of these shapes; None where there are none."""
+    if not stats:
+        return None
+    rows = {name: jnp.zeros((cohort, *x.shape), x.dtype) for name, x in stats.items()}
+    return Each(rows, jnp.zeros(cohort, jnp.float32), jnp.full(cohort, population, jnp.int32))
+
+
+def _check_stats(stats: Any, e: int, silent: bool) -> None:
+    """Raises unless these are stats that a server can be given client by client: {name: an array of numbers}."""
+    if not isinstance(stats, Mapping):
+        raise TypeError(f"the stats of a report in exchange {e} are a {type(stats).__name__}: give a dict, {{'steps': seen.steps}}")
+    check_names(stats, f"the report of exchange {e}", "stats")
+    for name, x in stats.items():
+        if not (hasattr(x, "dtype") and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)):
+            raise TypeError(f"stats {name!r} of exchange {e} are a {type(x).__name__}: each is an array of numbers under a name of its own")
+    if stats and silent:
+        raise ValueError(f"exchange {e} is silent, so nobody reads the stats {', '.join(stats)}: give it an update=, or leave them out")
 
 
 def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
@@ -395,6 +442,7 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
     task = composed.algorithm.task
     check_names(jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation")
     found: dict[str, Any] = {}
+    reports = reports_of(composed)
     for e, exchange in enumerate(composed.algorithm.exchanges):
 
         def one(state: State, batch: Batch, key: Key, e: int = e, exchange: Exchange = exchange) -> Any:
@@ -411,8 +459,7 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
             )
         _same(gives[0], carry, f"the carry of {where}")
         check_client_metrics(gives[1], where)
-        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)
-        report = composed.report_shapes(e, state.server, own)
+        report = reports[e]
         if twice := sorted(gives[1].keys() & report.metrics.keys()):
             raise ValueError(f"metric {twice[0]!r} is given by the step of exchange {e} and by its finish: rename one of them")
         for name, metric in [*gives[1].items(), *report.metrics.items()]:

@@ -20,7 +20,16 @@ from tests.zoo import SIZES, ZOO, clients, round_of
 ROUNDS, BATCH = 5, 4
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
 # One of each kind of piece; under the contracts that compile most, the others run with --slow.
-KINDS = ("fedavg", "ifca", "scaffold, clip, feedback", "mime, clip, feedback", "downlink", "trimmed mean", "remembers, draws")
+KINDS = (
+    "fedavg",
+    "ifca",
+    "scaffold, clip, feedback",
+    "mime, clip, feedback",
+    "downlink",
+    "trimmed mean",
+    "remembers, draws",
+    "fednova, clip",
+)
 
 
 def entries_of(fast: Iterable[str], slow: Iterable[str] = ()):

@@ -1,6 +1,7 @@
 """What a round comes to where few or none take part, in every backend: lanes, plain loops, shares of a cluster, and sites."""
 
 import contextlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,48 @@ def measured():
         return report._replace(metrics={"moved": moved, "sent": fc.metrics.Sum(jnp.float32(1))})
 
     return fc.compose(algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),)))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_the_server_reads_numbers_of_each_client_with_its_weight_and_position(kind, monkeypatch):
+    """Of a cohort in whatever order, with empty places or none; the client that is refused weighs nothing."""
+    with backend(kind, refusing(reading(), SIZES[1]), monkeypatch) as sim:
+        state = sim.init(jax.random.key(1))
+        if kind == "lanes":
+            sim.reserve(3)
+        for cohort in ([2, 0], [1, 2, 0], []):
+            before, (state, _) = state, sim.run(state, np.array(cohort, np.int64))
+            here = [i for i in cohort if i != 1]
+            weights = [SIZES[i] if i in here else 0 for i in range(3)]
+            expected = [[(i + 1) * weights[i] for i in range(3)], weights] if here else before.server.seen
+            np.testing.assert_array_equal(state.server.seen, expected)
+
+
+class Reading(NamedTuple):
+    params: object
+    seen: object  # [2, N]: of each client of the population, in the last round
+
+
+def reading():
+    """FedAvg whose server keeps what it reads of each client: a number of it times its weight, and the weight, at its position."""
+    algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1))
+    (exchange,) = algorithm.exchanges
+    numbers = {size: i + 1 for i, size in enumerate(SIZES)}
+
+    def finish(message, carry, seen):
+        report = exchange.client.finish(message, carry, seen)
+        number = sum(jnp.where(seen.examples == size, float(i), 0.0) for size, i in numbers.items())
+        return report._replace(stats={"number": number, "pair": jnp.stack([number, seen.steps])})
+
+    def update(server, reports):
+        each = reports.each
+        assert each.stats["pair"].shape == (*each.weight.shape, 2)
+        rows = jnp.stack([each.stats["number"] * each.weight, each.weight])
+        seen = jnp.zeros((2, 3)).at[:, each.position].add(rows, mode="drop")
+        return Reading(fc.tree.add(server.params, reports.value), seen)
+
+    reads = exchange._replace(client=exchange.client._replace(finish=finish), broadcast=lambda server: server.params, update=update)
+    return fc.compose(algorithm._replace(init=lambda params: Reading(params, jnp.zeros((2, 3))), exchanges=(reads,)))
 
 
 def refusing(composed, size):

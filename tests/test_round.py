@@ -63,6 +63,29 @@ def test_a_metric_is_of_the_steps_or_of_the_report():
         check_metrics(composed, columns, 2)
 
 
+@pytest.mark.parametrize(
+    ("stats", "error", "said"),
+    [
+        ({"weight": jnp.float32(1)}, ValueError, "the report of exchange 0 has stats called 'weight'"),
+        ({"a": {"b": jnp.float32(1)}}, TypeError, "stats 'a' of exchange 0 are a dict: each is an array of numbers"),
+        (jnp.float32(1), TypeError, "the stats of a report in exchange 0 are a ShapeDtypeStruct: give a dict"),
+    ],
+)
+def test_stats_are_arrays_with_names(stats, error, said):
+    with pytest.raises(error, match=said):
+        compose(reporting(stats=stats))
+
+
+def test_stats_that_nobody_reads_are_refused():
+    (exchange,) = reporting(stats={"steps": jnp.float32(1)}).exchanges
+    with pytest.raises(ValueError, match="exchange 0 is silent, so nobody reads the stats steps: give it an update="):
+        compose(FEDAVG._replace(exchanges=(exchange._replace(update=None), EXCHANGE)))
+
+
+def test_reports_with_stats_cannot_be_gathered_as_a_mean():
+    assert "reads numbers of each client (steps)" in (why_not(compose(reporting(stats={"steps": jnp.float32(1)}))) or "")
+
+
 def reporting(**more):
     """FedAvg with more in its reports."""
 

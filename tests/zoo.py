@@ -216,6 +216,7 @@ ZOO: dict[str, Entry] = {
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),
     # stages
     **{name: staged(make) for name, make in STAGES.items()},
+    "fednova, clip": Entry(lambda: compose(algorithms.fednova(task(), 0.1), uplink=uplink.clip(0.1))),
     "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
     # what the server sends is coded, and it keeps what that loses

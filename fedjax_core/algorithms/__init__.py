@@ -1,9 +1,10 @@
 """Federated algorithms: one paper, one file. Each is a value, an `Algorithm`, and knows no backend."""
 
 from fedjax_core.algorithms import fedopt
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, gradient, uniform
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, by_examples, gradient, uniform
 from fedjax_core.algorithms.by_round import by_round, scheduled
 from fedjax_core.algorithms.fedavg import fedavg
+from fedjax_core.algorithms.fednova import fednova
 from fedjax_core.algorithms.fedper import fedper
 from fedjax_core.algorithms.fedprox import add_proximal, fedprox
 from fedjax_core.algorithms.ifca import ifca
@@ -19,6 +20,7 @@ __all__ = [
     "Algorithm",
     "At",
     "Client",
+    "Each",
     "Exchange",
     "Local",
     "Report",
@@ -27,6 +29,7 @@ __all__ = [
     "by_examples",
     "by_round",
     "fedavg",
+    "fednova",
     "fedopt",
     "fedper",
     "fedprox",

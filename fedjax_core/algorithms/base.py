@@ -31,7 +31,19 @@ class Report(NamedTuple):
     update: Update
     weight: Array  # float32 scalar >= 0
     own: Own
+    stats: Mapping[str, Array] = {}  # small numbers that the server sees client by client, past the stages: steps taken, a loss
     metrics: Mapping[str, Mean | Sum] = {}  # what only `finish` knows; logged and summed like a step's, under other names
+
+
+class Each(NamedTuple):
+    """What the server knows of each client of a cohort of K places, of which some may be empty.
+
+    How many empty places there are, and in what order clients stand, is up to the backend: they must not matter.
+    """
+
+    stats: dict[str, Array]  # leaves [K, ...]; zeros where nobody reported
+    weight: Array  # [K] float32; 0 where nobody reported
+    position: Array  # [K] int32, in the population; its size N for an empty place
 
 
 class Aggregate(NamedTuple):
@@ -41,6 +53,7 @@ class Aggregate(NamedTuple):
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in it
     key: Key  # for the server's draws in this exchange of this round
+    each: Each | None  # where reports have stats
 
 
 class Client(NamedTuple):

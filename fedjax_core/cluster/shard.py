@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
+from fedjax_core.algorithms.base import Each
 from fedjax_core.client_state import Lent
 from fedjax_core.cluster.schedule import Room
 from fedjax_core.data.batches import Plan
@@ -61,7 +62,7 @@ class Share(NamedTuple):
 class Done(NamedTuple):
     """What comes of a share, on the host."""
 
-    collected: Collected  # kept and touched are [k]; nothing is kept in it where that lies in files
+    collected: Collected  # kept, touched and each are [k]; nothing is kept in it where that lies in files
     work: Work
     seconds: float
     traces: int  # of this worker's programs so far, the most of any
@@ -90,8 +91,8 @@ class Worker:
         begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
         arguments, work = self._arguments(broadcast, share)
         collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
-        kept, touched = jax.tree.map(lambda x: x[:k], collected.kept), collected.touched[:k]
-        collected = collected._replace(kept=share.kept.write(kept, touched), touched=touched)
+        kept, touched, each = jax.tree.map(lambda x: x[:k], (collected.kept, collected.touched, collected.each))
+        collected = collected._replace(kept=share.kept.write(kept, touched), touched=touched, each=each)
         seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
         return Done(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
 
@@ -160,8 +161,8 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
 
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
-    """What the shares collected as one, in pairs, in the order given; rows of what clients keep are left to their places."""
-    bare = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool)) for part in parts]
+    """What the shares collected as one, in pairs, in the order given; what is of each client is left to their places."""
+    bare = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool), each=None) for part in parts]
     return in_pairs(partial(_meet, composed.aggregator.merge), bare)
 
 
@@ -180,9 +181,21 @@ def in_pairs(meet: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _meet(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> Collected:
-    weight, clients, refused, metrics = tree.add(a[3:], b[3:])
+    weight, clients, refused, metrics = tree.add(a[3:-1], b[3:-1])
     acc = merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc
-    return Collected(acc, a.kept, a.touched, weight, clients, refused, metrics)
+    return Collected(acc, a.kept, a.touched, weight, clients, refused, metrics, None)
+
+
+def of_cohort(parts: Sequence[Each | None], places: Sequence[np.ndarray], position: Any) -> Each | None:
+    """What shares found of each of their clients, who stand at these places of a cohort with these positions [K]."""
+    if (one := parts[0]) is None:
+        return None
+    rows = jax.tree.map(lambda x: np.zeros((len(position), *x.shape[1:]), x.dtype), (one.stats, one.weight))
+    for part, at in zip(parts, places, strict=True):
+        assert part is not None
+        for whole, mine in zip(jax.tree.leaves(rows), jax.tree.leaves(part[:2]), strict=True):
+            whole[at] = mine
+    return one._replace(stats=rows[0], weight=rows[1], position=position)
 
 
 @dataclass(frozen=True)

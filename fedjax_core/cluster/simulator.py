@@ -31,7 +31,7 @@ from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import ClusterMeter
 from fedjax_core.cluster.schedule import Room, room_for, split_cohort
-from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, to_host
+from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, of_cohort, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
@@ -40,7 +40,7 @@ from fedjax_core.data.columns import mapped
 from fedjax_core.lanes import memory
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
-from fedjax_core.lanes.program import Collected
+from fedjax_core.lanes.program import Collected, conclude
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Kept, Round, State
@@ -223,6 +223,7 @@ class ClusterSimulator:
         assert self._room is not None
         lent, half = self._client_state.lend(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
+        position = np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(np.int32)
         done: list[Done] = []
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
@@ -233,6 +234,8 @@ class ClusterSimulator:
                 lent.take_back(share.places, part.collected.kept, part.collected.touched)
             collected = merge(self.round, [part.collected for part in found])
             collected = collected if acc is None else collected._replace(acc=acc)
+            each = of_cohort([part.collected.each for part in found], [share.places for share in shares], position)
+            collected = collected._replace(each=each)
             self._accumulator[e] = tree.nbytes(collected.acc)
             half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
             metrics = add(metrics, {**collected.metrics, "refused": Sum(collected.refused)})
@@ -289,7 +292,7 @@ class ClusterSimulator:
         return found, acc
 
     def _conclude(self, e: int, half: State, collected: Collected) -> State:
-        return self.round.conclude(e, half, collected.acc, collected.weight, collected.clients)
+        return conclude(self.round, e, half, collected)
 
     def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
         """`do`, jitted when first used."""

@@ -127,6 +127,7 @@ class Feed:
             address=np.pad(self.clients.addresses[who], ((0, short), (0, 0))),
             examples=np.pad(self.clients.sizes[who], (0, short)).astype(np.float32),
             times=np.pad(counts, (0, short)).astype(np.float32),
+            client=np.pad(who, (0, short), constant_values=len(self.clients)).astype(np.int32),
         )
 
     def _stream(self, kind: str, who: np.ndarray, layout: Layout) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

@@ -161,7 +161,7 @@ class Placing:
         axis = self.mesh.axis_names[0]
         by_slot, by_lane = PartitionSpec(None, None, axis), PartitionSpec(None, axis)
         return Packed(
-            places=Places(_EVERY, _EVERY, _EVERY, _EVERY),
+            places=Places(*[_EVERY] * len(Places._fields)),
             schedules={kind: Schedule(by_slot, by_slot, by_slot, by_lane) for kind in packed.schedules},
             streamed=jax.tree.map(lambda x: by_lane if self.loops > 1 else _EVERY, packed.streamed),
         )

@@ -27,12 +27,13 @@ class Schedule(NamedTuple):
 
 
 class Places(NamedTuple):
-    """A cohort as arrays: K places, of which the last may be empty (position N, drawn 0 times)."""
+    """A cohort as arrays: K places, of which the last may be empty (client N, drawn 0 times)."""
 
-    position: Any  # [K] int32
+    position: Any  # [K] int32: the row of what the client keeps
     address: Any  # [K, 2] uint32
     examples: Any  # [K] float32
     times: Any  # [K] float32: how often the client was drawn; its report counts that often
+    client: Any  # [K] int32, in the population: `position`, where what clients keep does not lie by cohorts
 
 
 class Packed(NamedTuple):

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_core import keys, metrics, tree
-from fedjax_core.algorithms.base import Seen
+from fedjax_core.algorithms.base import Each, Seen
 from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.lanes.runs import Runs
 from fedjax_core.metrics import Sum
-from fedjax_core.round import Kept, Round, State
+from fedjax_core.round import Kept, Round, State, nobody
 from fedjax_core.types import Array, Batch, Columns
 from fedjax_core.xla.rewrite import rewrite
 
@@ -35,6 +35,7 @@ class Collected(NamedTuple):
     clients: Array
     refused: Array
     metrics: dict[str, Any]
+    each: Each | None  # where reports have stats
 
 
 class Lanes(NamedTuple):
@@ -76,13 +77,18 @@ def run_round(
             collected = _merge(composed, collected, axis)
         here = collected.touched
         kept = tree.where(collected.touched, collected.kept, kept)
-        state = composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
+        state = conclude(composed, e, state, collected)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
         found = metrics.add(found, {**collected.metrics, "refused": Sum(collected.refused)})
     assert here is not None  # an algorithm has an exchange
     found["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
     found["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
     return state._replace(round=state.round + 1), found
+
+
+def conclude(composed: Round, e: int, state: State, collected: Collected) -> State:
+    """The state that comes of what was collected in an exchange."""
+    return composed.conclude(e, state, collected.acc, collected.weight, collected.clients, collected.each)
 
 
 class Read(NamedTuple):
@@ -92,6 +98,7 @@ class Read(NamedTuple):
     weight: Array
     kept: Kept
     usable: Array
+    stats: dict[str, Any]
     metrics: dict[str, Any]
 
 
@@ -123,7 +130,8 @@ def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, pla
         seen = Seen(places.examples[k], steps[k].astype(jnp.float32))
         encoded = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
         update, usable = composed.receive(e, uplink, encoded.sent, encoded.weight)
-        return Read(update, encoded.weight, encoded.kept, usable & tree.finite(encoded.kept), dict(encoded.metrics))
+        usable &= tree.finite((encoded.kept, encoded.stats))
+        return Read(update, encoded.weight, encoded.kept, usable, dict(encoded.stats), dict(encoded.metrics))
 
     return _Client(begin, step, report)
 
@@ -180,6 +188,9 @@ def collect(
         acc = so_far.acc
         if exchange.update is not None:
             acc = composed.aggregator.add(acc, tree.where(good, read.update, tree.zeros_like(read.update)), weights, place)
+        each = so_far.each
+        if each is not None:
+            each = Each(tree.put(each.stats, place, read.stats), tree.put(each.weight, place, weights), each.position)
         told = metrics.add(lanes.metrics, read.metrics)
         told = tree.where(good, told, tree.zeros_like(told))
         return Collected(
@@ -190,6 +201,7 @@ def collect(
             clients=so_far.clients + jnp.sum(count),
             refused=so_far.refused + jnp.sum(taking & ~read.usable, dtype=jnp.float32),
             metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), told)),
+            each=each,
         )
 
     def stretch(loop: tuple[Array, Lanes, Collected]) -> tuple[Array, Lanes, Collected]:
@@ -204,7 +216,8 @@ def collect(
     carry = jax.vmap(begin)(at, tree.take(kept, at))
     shapes = jax.eval_shape(jax.vmap(step), carry, schedule.rows[0], at, at)[1]
     first = jax.eval_shape(jax.vmap(report), at, carry, tree.take(kept, at))
-    one, told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (shapes, first.metrics))
+    one, told, stats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (shapes, first.metrics, first.stats))
+    each = nobody(stats, K, 0)
     singly = tree.nbytes(carry) >= _LARGE * L
     collected = Collected(
         acc=_zero(composed, e, first.update, K),
@@ -214,6 +227,7 @@ def collect(
         clients=jnp.float32(0),
         refused=jnp.float32(0),
         metrics=tree.zeros_like(metrics.add(one, told)),
+        each=None if each is None else each._replace(position=places.client),
     )
     lanes = Lanes(carry, tree.zeros_like(shapes))
     return lax.while_loop(lambda loop: loop[0] < jnp.max(schedule.slots), stretch, (jnp.int32(0), lanes, collected))[2]
@@ -266,10 +280,13 @@ def _merge(composed: Round, mine: Collected, axis: str) -> Collected:
         for d in range(1, lax.axis_size(axis)):
             acc = composed.aggregator.merge(acc, jax.tree.map(lambda x, d=d: x[d], parts))
     # Each client is on one device: the sum over devices of its row there and zeros elsewhere is that row.
-    rows = tree.where(mine.touched, mine.kept, tree.zeros_like(mine.kept))
+    told = None if mine.each is None else mine.each[:2]
+    rows = tree.where(mine.touched, (mine.kept, told), tree.zeros_like((mine.kept, told)))
     rest = lax.psum((mine.touched.astype(jnp.int32), mine.weight, mine.clients, mine.refused, mine.metrics), axis)
-    kept = jax.tree.map(lambda x: _sum_bits(x, axis), rows)
-    return Collected(acc, kept, rest[0] > 0, *rest[1:])
+    kept, told = jax.tree.map(lambda x: _sum_bits(x, axis), rows)
+    each = None if mine.each is None else mine.each._replace(stats=told[0], weight=told[1])
+    touched, weight, clients, refused, found = rest
+    return Collected(acc, kept, touched > 0, weight, clients, refused, found, each)
 
 
 def _sum_bits(rows: Array, axis: str) -> Array:

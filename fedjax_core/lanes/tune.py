@@ -126,7 +126,13 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     first = np.repeat(np.random.default_rng(1).integers(0, rows - B + 1, K), each)
     layout = lay_out((first[:, None] + np.arange(B)).astype(np.int32), each, lanes)
     schedule = pack(layout, K, lanes, 1, layout.slots)
-    places = Places(np.arange(K, dtype=np.int32), np.zeros((K, 2), np.uint32), (B * each).astype(np.float32), np.ones(K, np.float32))
+    places = Places(
+        np.arange(K, dtype=np.int32),
+        np.zeros((K, 2), np.uint32),
+        (B * each).astype(np.float32),
+        np.ones(K, np.float32),
+        np.arange(K, dtype=np.int32),
+    )
     e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "train"), 0)
 
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
@@ -134,7 +140,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
             sent, state = composed.broadcast(e, state)
             kept, at = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
             collected = program.collect(composed, e, examples, sent, state, kept, at, schedule, None)
-            return composed.conclude(e, state, collected.acc, collected.weight, collected.clients)
+            return program.conclude(composed, e, state, collected)
 
         return jax.lax.fori_loop(0, times, again, state)
 

@@ -31,7 +31,7 @@ from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import code_of, identity
 from fedjax_core.partial import why_not
-from fedjax_core.round import Round
+from fedjax_core.round import Round, reports_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Study:
     def measurable(self) -> bool:
         """Whether sites may tell what the uplink leaves of an update's size: not where noise is added, which would then hide less."""
         return self.round.uplink.measurable and self.noise is None and self.epsilon is None
+
+    @cached_property
+    def stats(self) -> tuple[str, ...]:
+        """What a site's policy must name for a report to leave: `stats.steps`, where the server reads each client's steps by themselves."""
+        return tuple(sorted({f"stats.{name}" for report in reports_of(self.round) for name in report.stats}))
 
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""

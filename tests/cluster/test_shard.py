@@ -28,8 +28,8 @@ def cluster(name: str, **settings) -> fc.ClusterSimulator:
     return fc.ClusterSimulator(composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, **settings})
 
 
-# Two for how a round can be; the rest, of which some take 5 to 7 s to compile, with --slow.
-FAST = ("mime, clip, feedback", "trimmed mean")
+# Three for how a round can be; the rest, of which some take 5 to 7 s to compile, with --slow.
+FAST = ("mime, clip, feedback", "trimmed mean", "fednova, clip")
 
 
 @entries_of(FAST, slow=ZOO)

@@ -23,7 +23,16 @@ from tests.zoo import ZOO, lossy, round_of, task
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
 # One for each way that a round can be: the others differ in what is in the functions, and run with --slow.
-FAST = ("scaffold, clip, feedback", "mime, clip, feedback", "downlink", "ifca", "trimmed mean", "total", "remembers, draws")
+FAST = (
+    "scaffold, clip, feedback",
+    "mime, clip, feedback",
+    "downlink",
+    "ifca",
+    "trimmed mean",
+    "total",
+    "remembers, draws",
+    "fednova, clip",
+)
 
 
 @entries_of(FAST, slow=ZOO)
@@ -225,6 +234,28 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
     ledger = [entry.about["kind"] for entry in show(tmp_path / NAMES[0] / "audit") if entry.what == "left"]
     assert ledger == ["description", "update"]
     assert "update" not in [entry.about.get("kind") for entry in show(tmp_path / NAMES[3] / "audit")]
+
+
+def test_a_site_tells_the_server_of_itself_only_what_its_policy_names(tmp_path):
+    """FedNova's numbers of steps: with them the model is the simulator's; a site that does not name them is not in the round."""
+    composed, files = fc.compose(fc.algorithms.fednova(task(), 0.1)), []
+    for one in site_files(folder=tmp_path):
+        path = tmp_path / f"{one.name}.toml"
+        fields = ["weight", "examples", "data", *(["stats.steps"] if one.name != NAMES[1] else [])]
+        cell = 2 if one.name == NAMES[2] else 0  # which has one example
+        path.write_text(
+            f'site = "{one.name}"\n[minimum]\ncell = {cell}\n[leaving]\nfields = {fields}\nmax_norm = 3.0\n[tasks]\nmode = "first-use"\n'
+        )
+        files.append(dataclasses.replace(one, policy=path))
+    with federation(composed, files=files, folder=tmp_path, rules=Rules(quorum=1)) as (fed, _, _):
+        state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+    refused = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
+    assert float(seen["clients"]) == 2 and set(refused) == {NAMES[1], NAMES[2]}
+    assert f"{NAMES[1]} does not let 'stats.steps' leave (leaving.fields) [field]" in refused[NAMES[1]]
+    assert "minimum.cell" in next(show(tmp_path / NAMES[2] / "audit", what="refused")).about["reason"]
+    sim = simulator(composed)
+    expected, _ = sim.run(sim.init(jax.random.key(1)), [0, 3])
+    assert_close(state._replace(clients=expected.clients), expected)  # steps of 12 are no part of the norm that may leave
 
 
 def test_a_change_of_data_must_be_declared(stateful, tmp_path):

@@ -56,12 +56,13 @@ def exchange(
     number = int(about.state.round)
     sent, state = broadcast(composed, e, about.state)
     if not len(cohort.clients):
-        nothing = Aggregation(composed, e, state.uplink[e], 0)
+        nobody = np.full(1, len(collector.names))  # one place, and empty
+        nothing = Aggregation(composed, e, state.uplink[e], 0, nobody)
         return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None), [], {})
     to = [collector.names[cohort.clients[p]] for p in places]
     request = training(composed, sent, number, e, to=to, about=about, requests=requests, collector=collector)
     reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
-    fold = _Fold(cohort, places, reports, lambda: Aggregation(composed, e, state.uplink[e], len(cohort.clients)), collector)
+    fold = _Fold(cohort, places, reports, lambda: Aggregation(composed, e, state.uplink[e], len(cohort.clients), cohort.clients), collector)
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
     declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
     fold.finish(state.params)

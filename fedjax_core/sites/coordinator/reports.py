@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from fedjax_core.metrics import Mean, Sum
-from fedjax_core.round import Round, State
+from fedjax_core.round import Round, State, nobody, wire_of
 from fedjax_core.sites.coordinator import validation
 from fedjax_core.sites.coordinator.collect import Collector
 from fedjax_core.sites.coordinator.outlying import MOST, outlying
@@ -77,7 +77,7 @@ class Reports:
         most = math.inf if rules.max_norm == "relative" else float(rules.max_norm)
         self._expected = validation.ExpectedUpdate(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.leaves, data=data,
-            answers=asked.digest, max_weight=math.inf, max_norm=most, limited=limited,
+            answers=asked.digest, max_weight=math.inf, max_norm=most, limited=limited, beside=self._server.beside[e],
         )  # fmt: skip
 
     def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
@@ -150,8 +150,8 @@ def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -
 class Aggregation:
     """What the reports of one exchange add up to so far."""
 
-    def __init__(self, composed: Round, e: int, uplink: Any, cohort: int) -> None:
-        """`cohort`: for how many reports there are places."""
+    def __init__(self, composed: Round, e: int, uplink: Any, cohort: int, positions: np.ndarray | None = None) -> None:
+        """`cohort`: for how many reports there are places; `positions`: of the sites there, for reports with stats."""
         self.weight, self.count = np.float32(0), np.float32(0)
         self.metrics: dict[str, Any] = {}
         """What the metrics in the reports add up to, as far as they are believed; known once they are concluded."""
@@ -159,6 +159,11 @@ class Aggregation:
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
+        self._each = nobody(self._server.stats[e], max(1, cohort), 0)
+        if self._each is not None:
+            assert positions is not None and len(positions) == max(1, cohort)
+            here: Any = positions.astype(np.int32)
+            self._each = jax.tree.map(np.array, self._each._replace(position=here))
         self._small: list[tuple[Any, np.float32, np.int32, Any]] = []  # (sent, weight, place, factor) of those that are yet to be added
 
     def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None, clients: int = 1) -> None:
@@ -171,6 +176,10 @@ class Aggregation:
         elif self._adds:
             acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
             self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
+        if self._each is not None:
+            mine = (wire_of(sent).stats, its * times)
+            for rows, one in zip(jax.tree.leaves(self._each[:2]), jax.tree.leaves(mine), strict=True):
+                rows[place] = one
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
         self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields)))
 
@@ -186,7 +195,7 @@ class Aggregation:
             record(COORDINATOR, "warned", {"code": "little-left", **left})
         concluded: State
         concluded, size = self._server.conclude[self._e](
-            self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count,  # type: ignore[arg-type]
+            self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count, self._each,  # type: ignore[arg-type]
         )  # fmt: skip
         if size is not None and not rules.allow_zero and self.count > 0 and float(size) == 0:
             record(COORDINATOR, "warned", {"code": "nothing-learned", **left})

@@ -15,9 +15,10 @@ import numpy as np
 from jax import lax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Seen
-from fedjax_core.round import Kept, Round, State, state_shapes
+from fedjax_core.algorithms.base import Each, Seen
+from fedjax_core.round import Kept, Round, State, state_shapes, wire_of
 from fedjax_core.sites.coordinator.weighing import Weigher, weigher
+from fedjax_core.sites.protocol.report import beside
 from fedjax_core.sites.wire.trees import TreeSpec
 from fedjax_core.types import Array, Key
 
@@ -29,6 +30,8 @@ class Server(NamedTuple):
     """The server's part of a round, compiled; all but the last by exchange."""
 
     form: list[TreeSpec]  # of what a site sends
+    stats: list[dict[str, Any]]  # the shapes of the numbers in it that the server reads client by client
+    beside: list[frozenset[str]]  # the names of the tensors in it that are no part of the update
     small: list[bool]  # whether that has at most SMALL_BYTES
     broadcast: list[Any]  # of the state's server, downlink, round and key: (what is sent, what the downlink keeps now)
     fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
@@ -78,22 +81,24 @@ def server_half(composed: Round) -> Server:
     def sent(e: int, state: State, kept: Any, key: Key) -> Any:
         message = composed.told(e, state)
         carry = composed.algorithm.exchanges[e].client.begin(message, kept.own, key)
-        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key).sent
+        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key).wire
 
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
-        update, good = composed.receive(e, uplink, sent, weight)
+        update, good = composed.receive(e, uplink, wire_of(sent).update, weight)
         return good, tree.norm(update)
 
     def as_sent(e: int) -> bool:
         """Whether a report expands to the very numbers that were sent."""
-        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(state.uplink[e], shapes[e]).jaxpr
+        update = wire_of(shapes[e]).update
+        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(state.uplink[e], update).jaxpr
         return found.outvars == found.invars[len(jax.tree.leaves(state.uplink[e])) :]
 
     def zero(e: int, cohort: int) -> Any:
-        return composed.aggregator.zero(jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0], cohort)
+        read = jax.eval_shape(partial(composed.receive, e), state.uplink[e], wire_of(shapes[e]).update, jnp.float32(0))[0]
+        return composed.aggregator.zero(read, cohort)
 
     def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array, factor: Array | None) -> Any:
-        update = composed.receive(e, uplink, sent, weight)[0]
+        update = composed.receive(e, uplink, wire_of(sent).update, weight)[0]
         update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
         return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
 
@@ -105,18 +110,20 @@ def server_half(composed: Round) -> Server:
         return lax.fori_loop(0, small.filled, one, zero(e, cohort) if acc is None else acc)
 
     def conclude(
-        e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array
+        e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array, each: Each | None
     ) -> tuple[State, Array | None]:
         acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
         if acc is None and composed.algorithm.exchanges[e].update is not None:  # nobody was asked
             acc = zero(e, max(1, cohort))
         size = None if acc is None else tree.norm(composed.value(e, state, acc)[0])
-        return composed.conclude(e, state, acc, weight, clients), size
+        return composed.conclude(e, state, acc, weight, clients, each), size
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]
     return Server(
         form=[TreeSpec.of(one) for one in shapes],
+        stats=[wire_of(one).stats for one in shapes],
+        beside=[beside(one) for one in shapes],
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
         broadcast=[_compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key) for e in exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],

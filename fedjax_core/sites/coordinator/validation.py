@@ -27,7 +27,7 @@ from fedjax_core.sites.protocol.report import PARTIAL
 from fedjax_core.sites.refusal import Refused, shown
 from fedjax_core.sites.wire.envelope import Envelope, Header
 from fedjax_core.sites.wire.replay import WrongRound, WrongRun
-from fedjax_core.sites.wire.tensors import measure
+from fedjax_core.sites.wire.tensors import measure_update
 from fedjax_core.sites.wire.trees import LeafSpec, check_specs
 
 
@@ -99,6 +99,7 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     max_norm: float  # of what is sent; inf: it is compared with the others' later (outlying.py)
     max_examples: int | None = None  # that the site said to have
     max_steps: int | None = None  # that its plan has for so many
+    beside: frozenset[str] = frozenset()  # the tensors that are no part of the update, and so not of its norm
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
     clients: int | None = None  # that the report is the mean of, where departments are clients; None: it is one client's
 
@@ -118,7 +119,7 @@ def validate(envelope: Envelope, expected: ExpectedUpdate) -> Verdict:
     try:
         code = _check_header(envelope.header, expected)
         check_specs(envelope.tensors, expected.kinds)
-        norm = measure(envelope.tensors)
+        norm = measure_update(envelope.tensors, expected.beside)
         if norm > expected.max_norm:
             raise NormTooLarge(
                 f"the norm of the update is above the bound of {expected.max_norm:g}; clip it, or look at what the site trained on"

@@ -260,7 +260,7 @@ def _policy(about: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
         )
-    always = leaving("train", departments=built is not None and built.departments)
+    always = leaving("train", departments=built is not None and built.departments, stats=() if built is None else built.stats)
     if kept := [name for name in always if name not in found.leaving.fields]:
         raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
     if sums := preprocessing.held_back(steps, found.leaving.fields):

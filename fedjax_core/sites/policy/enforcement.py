@@ -24,7 +24,7 @@ fedjax_core.sites.policy.enforcement.Declined: charite does not let 'examples' l
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ from fedjax_core.sites.protocol.report import written
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import Header
-from fedjax_core.sites.wire.tensors import measure
+from fedjax_core.sites.wire.tensors import measure_update
 
 _REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
 
@@ -126,14 +126,14 @@ class Enforcement:
             return {}
         return written(name, sums)
 
-    def release(self, request: Header, tensors: Mapping[str, np.ndarray]) -> float | None:
-        """The norm of these tensors, once the policy lets them leave in answer to the request; None where nobody asks for it.
+    def release(self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()) -> float | None:
+        """The norm of these tensors, but for those `beside` an update, once the policy lets it leave; None where nobody asks for it.
 
         No update leaves that is not finite.
         """
         if request.kind == "measure" or (request.kind != "train" and self.policy.leaving.max_norm is None):
             return None  # sums of columns have no such norm
-        norm = measure(tensors)
+        norm = measure_update(tensors, beside)
         if not (leave := self.policy.may_leave([], norm)).allowed:
             raise Withheld(f"{leave.reason} [{leave.code}]")
         return norm

@@ -18,6 +18,7 @@
     [leaving]
     fields = ["weight", "examples", "data"]     # and metrics, such as "loss": not where an epsilon is kept, which does not count them
                                                 # and "steps_done", "examples_seen": counts, for runs that limit the time to train
+                                                # and "stats.loss", which a study's server reads of each site by itself
     max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
     clip = 1.0                    # the run must clip each update to this or less
     noise = 0.8                   # and add at least this multiple of it

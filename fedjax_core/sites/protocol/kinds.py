@@ -62,7 +62,10 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def leaving(kind: str, *, departments: bool) -> tuple[str, ...]:
-    """The fields of the reply to such a request that the site's policy is asked for, beside the metrics."""
+def leaving(kind: str, *, departments: bool, stats: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The fields of the reply to such a request that the site's policy is asked for, beside the metrics.
+
+    `stats`: what the server of the study reads of each site by itself (`Study.stats`).
+    """
     clients = ("clients",) if departments and kind in ("train", "describe") else ()
-    return (*KINDS[kind].leaving, *clients)
+    return (*KINDS[kind].leaving, *clients, *(stats if kind == "train" else ()))

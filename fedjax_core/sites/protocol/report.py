@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.metrics import Mean, Sum
+from fedjax_core.round import wire_of
 from fedjax_core.sites.wire.canonical import Scalar
+from fedjax_core.sites.wire.trees import leaf_specs
 
 NO_METRICS = frozenset(("weight", "examples", "data", "data_was", "clients"))
 """Of the fields in a reply."""
@@ -31,6 +33,11 @@ PARTIAL = ("steps_done", "examples_seen")
 """Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def beside(sent: Any) -> frozenset[str]:
+    """The names of the tensors in what a site sends that are no part of its update."""
+    return frozenset(leaf_specs(wire_of(sent)._replace(update=())))
 
 
 def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:

@@ -47,7 +47,7 @@ _STEPS = 64  # so many steps go before a first look at the clock
 class ClientUpdate(NamedTuple):
     """What a client brings back from one exchange; its scalars may be NumPy's."""
 
-    sent: Any
+    sent: Any  # `Encoded.wire`
     weight: Array
     kept: Kept
     fine: Array  # whether what it keeps is finite
@@ -164,8 +164,10 @@ def _client(composed: Round, e: int) -> _Client:
         return lax.fori_loop(begin, end, one, (carry, metrics))
 
     def finish(message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Any:
-        sent, weight, kept, told = composed.report(e, message, uplink, kept, carry, seen, key)
-        return sent, weight, kept, tree.finite(kept), left(message, uplink, carry, seen, sent, weight), dict(told)
+        encoded = composed.report(e, message, uplink, kept, carry, seen, key)
+        weight, kept = encoded.weight, encoded.kept
+        leaves = left(message, uplink, carry, seen, encoded.sent, weight)
+        return encoded.wire, weight, kept, tree.finite(kept), leaves, dict(encoded.metrics)
 
     def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
         stages = composed.uplink.name != chain().name and composed.algorithm.exchanges[e].update is not None

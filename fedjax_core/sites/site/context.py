@@ -8,7 +8,7 @@ numbers. What a handler does for each kind of request is in `handlers.py`, and w
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import UNSET
 
 from fedjax_core.files import make_folder, opener
-from fedjax_core.round import Kept, state_shapes
+from fedjax_core.round import Kept, reports_of, state_shapes
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.audit.entries import NOTHING
 from fedjax_core.sites.audit.held import HELD
@@ -69,8 +69,7 @@ class SiteContext:
         shapes = state_shapes(composed)
         self.server, self.params = shapes.server, shapes.params
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
-        reports = [composed.report_shapes(e, shapes.server, self.kept_shapes.own) for e in range(len(composed.algorithm.exchanges))]
-        self.of_reports = [frozenset(report.metrics) for report in reports]
+        self.of_reports = [frozenset(report.metrics) for report in reports_of(composed)]
         """The metrics of each exchange that a client makes once, in its report."""
         messages = [jax.eval_shape(partial(composed.broadcast, e), shapes)[0] for e in range(len(composed.algorithm.exchanges))]
         self.form = lru_cache(maxsize=8)(partial(_form, messages, shapes.uplink, self.kept_shapes))
@@ -107,14 +106,15 @@ class SiteContext:
         tensors: Mapping[str, np.ndarray] | None = None,
         more: Mapping[str, Scalar] | None = None,
         steps: int = ALL,
+        beside: Collection[str] = (),
     ) -> Bytes:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there.
 
-        `steps`: of how many the work was, where its time was limited.
+        `steps`: of how many the work was, where its time was limited; `beside`: the tensors that are no part of an update.
         """
         tensors = tensors or {}
         header = self.header(KINDS[request.kind].reply, request, fields)
-        norm = self.enforcement.release(request, tensors)
+        norm = self.enforcement.release(request, tensors, beside)
         draft = Draft(header, tensors, self.key)
         counted = self.enforcement.count(request, draft.header.digest, self.asked, steps)
         if self.log is None:

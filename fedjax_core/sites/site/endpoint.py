@@ -157,7 +157,7 @@ class Site:
 
     def _leaving(self, request: Header) -> tuple[str, ...]:
         """The fields that the reply will have whatever comes of the work."""
-        fields = leaving(request.kind, departments=self.context.study.departments)
+        fields = leaving(request.kind, departments=self.context.study.departments, stats=self.context.study.stats)
         return fields + (PARTIAL if TRAIN_SECONDS in request.fields else ())
 
     def _announced(self, envelope: Envelope) -> Bytes:

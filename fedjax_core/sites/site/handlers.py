@@ -13,9 +13,10 @@ from typing import Any
 import jax
 
 from fedjax_core.data.preprocess import sums_of
+from fedjax_core.round import wire_of
 from fedjax_core.sites.policy.answered import ALL
 from fedjax_core.sites.protocol import request
-from fedjax_core.sites.protocol.report import PARTIAL, said
+from fedjax_core.sites.protocol.report import PARTIAL, beside, said
 from fedjax_core.sites.protocol.request import WITHHELD, BadRequest
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.site import client_update, preprocessing
@@ -73,6 +74,8 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class or minimum.cell):
         used, per_class = site.data.used(header.round, steps)
         site.enforcement.check_examples(used, per_class)
+    if wire_of(sent).stats:
+        site.enforcement.check_cell(used)
     if seconds is not None and steps is not None:
         site.done.add(_which(site, header, seconds), steps, header)
     data = site.data
@@ -89,7 +92,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         fields |= site.enforcement.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
-    reply = site.reply(header, fields, tensors, more, ALL if steps is None else steps)
+    reply = site.reply(header, fields, tensors, more, ALL if steps is None else steps, beside(sent))
     keep.write(after, now)
     return reply
 

@@ -28,7 +28,7 @@ def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
     sums = [name for name in preprocessing.leaving(study.prepare) if name != "range"]  # which tells of single persons
     clients_ = ("clients",) if study.departments else ()
     left = LEFT if study.measurable else ()
-    fields = ("weight", "examples", "data", *clients_, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
+    fields = ("weight", "examples", "data", *clients_, *study.stats, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
     usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
     if about.study is None:
         return dataclasses.replace(usual, evaluation=policy.Evaluation("any", per_day=_TRIES))

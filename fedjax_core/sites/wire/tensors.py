@@ -15,7 +15,7 @@ fedjax_core.sites.wire.tensors.BadTensors: tensor "['w']" does not lie where its
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
@@ -264,6 +264,14 @@ def _read_place(name: str, place: _Place, begin: int, limits: Limits) -> tuple[n
     if math.prod(shape) * dtype.itemsize > limits.message_bytes - begin:
         raise Oversize(f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes")
     return dtype, tuple(shape)
+
+
+def measure_update(tensors: Mapping[str, np.ndarray], beside: Collection[str]) -> float:
+    """The l2 norm of the tensors but for those `beside` the update; raises `NotFinite` where a number of any is none."""
+    if not beside:
+        return measure(tensors)
+    measure({name: tensors[name] for name in beside})
+    return measure({name: tensor for name, tensor in tensors.items() if name not in beside})
 
 
 def measure(tensors: Mapping[str, np.ndarray]) -> float:
