@@ -33,7 +33,7 @@ import numpy as np
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.client_state import Resident
-from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import as_cohort
 from fedjax_core.evaluation import Evaluation
@@ -148,12 +148,9 @@ class Loops:
         """(what client i reports in exchange e, the metrics of its steps and of that); None from a client with no examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
         who = np.array([i])
-        if exchange.work == "train":
-            rows, _ = self.plan.batches(who, clients.offsets, clients.addresses, number)
-        else:
-            rows, _ = in_order(who, clients.offsets, self.plan.batch_size)
-        if not len(rows):
+        if not clients.sizes[i]:
             return None
+        rows, _ = self.plan.of(exchange.work).batches(who, clients.offsets, clients.addresses, number)
         key = keys.client(state.key, number, clients.addresses[i])
         kept = jax.tree.map(lambda x: x[i], state.clients)
         carry = exchange.client.begin(message, kept.own, keys.begin(key, e))

@@ -20,7 +20,7 @@ A round is one or more exchanges. For each, every backend does the same six thin
 import math
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exch
 from fedjax_core.metrics import Mean, Sum, check_client_metrics, check_names
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
 from fedjax_core.uplink.base import Info, Stage, chain, not_given_back, stage
+from fedjax_core.work import Work
 
 
 class Kept(NamedTuple):
@@ -316,9 +317,10 @@ def _check_exchanges(algorithm: Algorithm) -> None:
             what = exchange if not isinstance(exchange, Exchange) else exchange.client
             wanted = "an Exchange" if not isinstance(exchange, Exchange) else "a Client as its client="
             raise TypeError(f"exchange {e} of the algorithm should be {wanted}, got {type(what).__name__}: see fedjax_core.algorithms.base")
-        if exchange.work not in get_args(Exchange.__annotations__["work"]):
-            raise ValueError(
-                f"exchange {e} has work={exchange.work!r}: 'train' goes by the run's epochs or steps, 'once' over each example exactly once"
+        if not isinstance(exchange.work, Work):
+            raise TypeError(
+                f"exchange {e} has work={exchange.work!r}, and should have a Work of fedjax_core.algorithms: TRAIN goes by the run's "
+                "epochs or steps (it was 'train'), ONCE takes each example once (it was 'once'), Work(steps=0) looks at none"
             )
 
 
@@ -449,6 +451,8 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
             message = composed.told(e, state)
             own = jax.tree.map(lambda x: x[0], state.clients.own)
             carry = exchange.client.begin(message, own, key)
+            if exchange.work.idle:
+                return carry, (carry, {})
             return carry, exchange.client.step(message, carry, batch, key)
 
         where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 
 import fedjax_core as fc
-from fedjax_core.algorithms import Algorithm, Client, Exchange, Report
+from fedjax_core.algorithms import ONCE, Algorithm, Client, Exchange, Report
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.transport.ray_actors import NAMESPACE
 
@@ -43,7 +43,7 @@ def echo(parameters: int) -> fc.Round:
         step=lambda params, carry, batch, key: (carry, {}),
         finish=lambda params, carry, seen: Report(params, seen.examples, own=()),
     )
-    exchange = Exchange(lambda server: server.params, client, lambda server, reports: Model(reports.value), work="once")
+    exchange = Exchange(lambda server: server.params, client, lambda server, reports: Model(reports.value), work=ONCE)
     return fc.compose(Algorithm(task, task.init, Model, lambda params: (), (exchange,)))
 
 

@@ -24,6 +24,7 @@ NOUNS = {
     "metrics",
     "evaluation",
     "task",
+    "work",
     "describe",
     "places",
     "settings",

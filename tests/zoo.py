@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -168,6 +169,23 @@ def moved() -> Round:
     return compose(algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),)))
 
 
+def two_trips() -> Round:
+    """FedAvg whose clients train for one epoch, whatever the run's, and report in a second exchange, without data."""
+    algorithm = algorithms.fedavg(task(), SGD)
+    (exchange,) = algorithm.exchanges
+    client = exchange.client
+
+    def keep(message, carry, seen):
+        return algorithms.Report((), jnp.float32(0), own=client.finish(message, carry, seen).update)
+
+    def report(message, own, seen):
+        return algorithms.Report(own, seen.examples, own)
+
+    train = exchange._replace(client=client._replace(finish=keep), update=None, work=algorithms.Work(epochs=1))
+    send = exchange._replace(client=algorithms.Client(lambda message, own, key: own, client.step, report), work=algorithms.Work(steps=0))
+    return compose(algorithm._replace(init_client=lambda params: jax.tree.map(jnp.zeros_like, params), exchanges=(train, send)))
+
+
 N = len(SIZES)
 # Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
 # likelier that float32's last digit tips one of them over.
@@ -211,6 +229,7 @@ ZOO: dict[str, Entry] = {
     "moon": Entry(lambda: compose(algorithms.moon(task()._replace(features=hidden), 0.5, SGD))),
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
     "metrics of a report": Entry(moved),
+    "two trips": Entry(two_trips),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),

@@ -14,8 +14,11 @@ from fedjax_core.algorithms.moon import moon
 from fedjax_core.algorithms.perfedavg import perfedavg
 from fedjax_core.algorithms.proxskip import proxskip
 from fedjax_core.algorithms.scaffold import scaffold
+from fedjax_core.work import ONCE, TRAIN, Work
 
 __all__ = [
+    "ONCE",
+    "TRAIN",
     "Aggregate",
     "Algorithm",
     "At",
@@ -25,6 +28,7 @@ __all__ = [
     "Local",
     "Report",
     "Seen",
+    "Work",
     "add_proximal",
     "by_examples",
     "by_round",

@@ -7,7 +7,7 @@ nothing goes up) and one in which they train. All are pure functions over pytree
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from fedjax_core.metrics import Mean, Sum
 from fedjax_core.settings import Settings
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server, Update
+from fedjax_core.work import TRAIN, Work
 
 
 class Seen(NamedTuple):
@@ -71,8 +72,8 @@ class Exchange(NamedTuple):
     client: Client
     update: Callable[[Server, Aggregate], Server] | None
     """None makes the exchange silent: clients change only what they keep, and no report leaves them."""
-    work: Literal["train", "once"] = "train"
-    """`train` follows the run's epochs or steps; `once` goes over each example exactly once, in the order stored."""
+    work: Work = TRAIN
+    """`TRAIN` follows the run's epochs or steps, `ONCE` takes each example once and as stored; or an amount of the exchange's own."""
     needs_mean: bool = False
     """The report has a meaning only when averaged (IFCA's one model of k): `compose` refuses any other aggregator."""
 

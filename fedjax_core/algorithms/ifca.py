@@ -33,6 +33,7 @@ from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
+from fedjax_core.work import ONCE
 
 
 class Global(NamedTuple):
@@ -73,7 +74,7 @@ def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algori
     def several(key: Key) -> Params:
         return jax.vmap(task.init)(jax.random.split(key, models))
 
-    choose = Exchange(lambda server: server.params, _chooser(task, models), None, work="once")
+    choose = Exchange(lambda server: server.params, _chooser(task, models), None, work=ONCE)
     train = Exchange(lambda server: server.params, Client(begin, step, finish), update, needs_mean=True)
 
     return Algorithm(

@@ -37,6 +37,7 @@ from fedjax_core.algorithms.local_training import At, Local, check_optimizer, lo
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Own, Params
+from fedjax_core.work import ONCE
 
 
 class Global(NamedTuple):
@@ -58,7 +59,7 @@ class Gradient(NamedTuple):
 def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
     """Mime with any optax optimiser as `base`; clients count by their examples."""
     base = check_optimizer(base, "base")
-    look = Exchange(lambda server: server.params, _whole_gradient(task), _keep_control, work="once")
+    look = Exchange(lambda server: server.params, _whole_gradient(task), _keep_control, work=ONCE)
 
     def mimicked(here: Params, at: At) -> Params:
         start, _ = gradient(task, at.message.params, at.batch, at.key)

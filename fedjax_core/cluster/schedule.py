@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_core.lanes.pack import assign, slots_bound
+from fedjax_core.work import Work
 
 
 class Room(NamedTuple):
@@ -24,8 +25,8 @@ class Room(NamedTuple):
 
     cohort: int  # K: places in the whole cohort
     lanes: int
-    slots: dict[str, int]  # one a kind of work
-    examples: dict[str, int]  # one a kind of work, where examples are streamed
+    slots: dict[Work, int]  # one a kind of work
+    examples: dict[Work, int]  # one a kind of work, where examples are streamed
 
 
 def split_cohort(load: np.ndarray, shares: int) -> list[np.ndarray]:
@@ -48,7 +49,7 @@ def assign_to_workers(loads: Sequence[float], speeds: Sequence[float], busy: Seq
     return chosen
 
 
-def room_for(cohort: int, shares: int, lanes: int, steps: Mapping[str, np.ndarray], load: np.ndarray, sizes: np.ndarray) -> Room:
+def room_for(cohort: int, shares: int, lanes: int, steps: Mapping[Work, np.ndarray], load: np.ndarray, sizes: np.ndarray) -> Room:
     """Room for a share of any cohort of this size; `steps` [N] a kind of work, `load` [N] all the work of a client in a round."""
     most = slots_bound(load, cohort, shares)
 

@@ -26,7 +26,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes import program, tune
-from fedjax_core.lanes.dispatch import Feed, Work
+from fedjax_core.lanes.dispatch import Feed, Load
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.program import Collected
 from fedjax_core.round import Kept, Round, State
@@ -63,7 +63,7 @@ class Done(NamedTuple):
     """What comes of a share, on the host."""
 
     collected: Collected  # kept, touched and each are [k]; nothing is kept in it where that lies in files
-    work: Work
+    work: Load
     seconds: float
     traces: int  # of this worker's programs so far, the most of any
     compiled: bool  # whether the seconds hold a compilation
@@ -104,13 +104,14 @@ class Worker:
     def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
         tuning_cache.adopt(measured)
-        return tune.choose(self.round, *self._feeds[max(self._feeds)].typical(), most), _news(measured)
+        longest = max(self._feeds.values(), key=lambda feed: int(feed.steps[feed.longest].sum()))
+        return tune.choose(self.round, *longest.typical(), most), _news(measured)
 
     def meet(self, a: Any, b: Any) -> Any:
         """Two accumulators as one, on the host."""
         return jax.device_get(self._meet(a, b))
 
-    def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Work]:
+    def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Load]:
         """(what the program of the exchange is called with, how much work that is)."""
         tuning_cache.adopt(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)

@@ -39,12 +39,14 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped
 from fedjax_core.lanes import memory
 from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
+from fedjax_core.lanes.dispatch import slots_of
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.program import Collected, conclude
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Key, Params
+from fedjax_core.work import Work
 from fedjax_core.xla import tuning_cache
 
 if TYPE_CHECKING:
@@ -113,10 +115,9 @@ class ClusterSimulator:
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
         self._client_state = _store(client_state, len(clients))
-        known = {"train": self.plan_of_batches.most_steps(clients.sizes), "once": -(-clients.sizes // batch_size)}
         works = [exchange.work for exchange in composed.algorithm.exchanges]
-        self._steps: dict[str, np.ndarray] = {kind: known[kind] for kind in sorted(set(works))}
-        self._load = np.asarray(sum(known[work] for work in works))
+        self._steps: dict[Work, np.ndarray] = {work: slots_of(self.plan_of_batches, clients.sizes, work) for work in sorted(set(works))}
+        self._load = np.asarray(sum(self._steps[work] for work in works))
         self._room: Room | None = None
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._measured: set[int] = set()  # exchanges

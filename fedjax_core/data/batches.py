@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.checks import at_least
+from fedjax_core.work import TRAIN, Work
 
 Order = np.ndarray | Callable[[int, int], Any]
 Amount = int | Callable[[int, np.ndarray], Any]
@@ -40,6 +41,7 @@ class Plan:
     `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps to (r+1)*steps,
     or all of them each round without `steps`; or a function (round, client) -> [T, B] with T = `steps`, which is then
     needed. -1 is an unused place; a batch has one example at least. A client without examples takes no steps.
+    Exchanges whose work is not the run's have a plan of their own, `of(work)`, for which `order` says nothing.
 
     `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of
     nothing but these, so that all machines ask for the same. With such `steps` each round begins a pass of
@@ -51,10 +53,12 @@ class Plan:
     steps: Amount | None = None
     seed: int = 0
     order: Order | None = None
+    work: Work = TRAIN
+    """Of which exchanges it is the plan; see `of`."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size)
-        amounts = {"epochs": self.epochs, "steps": self.steps}
+        amounts = {"epochs": self.epochs, "steps": None if self.work.idle else self.steps}
         at_least(1, **{name: value for name, value in amounts.items() if value is not None and not callable(value)})
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
@@ -74,6 +78,14 @@ class Plan:
         value = getattr(self, amount)
         work = "order=..." if self.steps is None and self.order is not None else f"{amount}={'...' if callable(value) else value}"
         return f"batch_size={self.batch_size}, {work}, seed={self.seed}"
+
+    def of(self, work: Work) -> "Plan":
+        """The plan of exchanges with this work, which is the run's but for what the exchange says itself."""
+        if work == TRAIN:
+            return self
+        own = work.epochs is not None or work.steps is not None
+        epochs, steps = (work.epochs, work.steps) if own else (self.epochs, self.steps)
+        return replace(self, epochs=epochs, steps=steps, order=None, work=work)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -104,6 +116,8 @@ class Plan:
         `clients` are their positions [K]; without, they are all there are.
         """
         clients = np.arange(len(sizes)) if clients is None else clients
+        if self.work.idle:
+            return np.zeros(len(sizes), np.int64)
         per_pass = -(-sizes // self.batch_size)
         if self.order is not None:
             known = np.asarray(self.order).shape[1] if self.steps is None and not callable(self.order) else self.steps
@@ -121,13 +135,16 @@ class Plan:
         walks = self.steps is not None and not callable(self.steps)  # on from where the round before ended
         if self.order is not None:
             return self._ordered(clients, starts, sizes, steps, round), steps
+        if self.epochs == 1 and not self.work.shuffled:
+            return in_order(clients, offsets, self.batch_size)
         whole = np.maximum(-(-sizes // self.batch_size), 1)  # batches in a pass
         first = round * steps if walks else np.zeros_like(steps)  # where in its walk each client is
         passes = np.where(steps > 0, -(-(first + steps) // whole) - first // whole, 0)
         owner = np.repeat(np.arange(len(clients)), passes)  # the client of each pass
         number = first[owner] // whole[owner] + _within(passes)
         high, low = addresses[clients][owner].astype(np.int64).T
-        of, place, local = _shuffle(_address(self.seed, -1 if walks else round, high, low, number), sizes[owner])
+        words = _address(self.seed, -1 if walks else round, high, low, number)
+        of, place, local = _shuffle(words, sizes[owner]) if self.work.shuffled else _as_stored(sizes[owner])
         client = owner[of]
         batch = number[of] * whole[client] + place // self.batch_size - first[client]
         if self.steps is not None:  # which may enter or leave a pass midway
@@ -198,6 +215,12 @@ def _shuffle(words: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
     """A permutation for each word, of 0 to its length - 1, one after another: (which permutation, place, value at that place)."""
     of, place = np.repeat(np.arange(len(lengths)), lengths), _within(lengths)
     return of, place, _sort_within(of, _draws(words, of, place), place)
+
+
+def _as_stored(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of permutations that leave everything in its place."""
+    place = _within(lengths)
+    return np.repeat(np.arange(len(lengths)), lengths), place, place
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

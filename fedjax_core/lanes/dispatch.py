@@ -7,11 +7,12 @@ Shapes depend on how much room was reserved, not on the cohort, so that a new co
 the host packs and reads what comes next.
 
 >>> from fedjax_core.data.cohorts import as_cohort
+>>> from fedjax_core.work import TRAIN
 >>> clients = Clients.from_list([{"x": np.arange(n, dtype=np.float32)} for n in (2, 3, 1)])
->>> feed = Feed(clients, Plan(batch_size=2, epochs=1), ["train"], streamed=True)
+>>> feed = Feed(clients, Plan(batch_size=2, epochs=1), [TRAIN], streamed=True)
 >>> feed.reserve(2, lanes=1, devices=1)
->>> packed, work = feed.pack([as_cohort([0, 2], 3)], first=0, held=1)
->>> packed.streamed["train"]["x"].shape, work.clients, work.steps, work.examples
+>>> packed, load = feed.pack([as_cohort([0, 2], 3)], first=0, held=1)
+>>> packed.streamed[TRAIN]["x"].shape, load.clients, load.steps, load.examples
 ((1, 1, 5), 2, 2, 3)
 """
 
@@ -22,17 +23,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import Column, narrow, target_of
 from fedjax_core.lanes.pack import Layout, Packed, Places, lay_out, pack, slots_bound, typical_cohorts
 from fedjax_core.types import Columns
+from fedjax_core.work import Work
 
 log = logging.getLogger("fedjax_core")
 
 
-class Work(NamedTuple):
+class Load(NamedTuple):
     """How much there is to do in some rounds."""
 
     clients: int
@@ -41,22 +43,33 @@ class Work(NamedTuple):
     room: int  # places for examples in all lanes until the last one ends
 
 
+def slots_of(plan: Plan, sizes: np.ndarray, work: Work) -> np.ndarray:
+    """[N]: how many slots of a lane clients of these sizes take: their steps, or one in which they begin and end without any."""
+    return np.maximum(plan.of(work).most_steps(sizes), sizes > 0)
+
+
 class Feed:
     """Packs rounds of `clients` who go through their data by `plan`; `kinds` are those of the algorithm's exchanges."""
 
-    def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[str], *, streamed: bool) -> None:
+    def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[Work], *, streamed: bool) -> None:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
-        self.steps = {k: self._steps(k).astype(np.int32) for k in self.kinds}  # of every client, the most that is foreseen
+        self.steps = {k: slots_of(plan, clients.sizes, k).astype(np.int32) for k in self.kinds}  # of all, the most foreseen
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
         self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()
-        self.capacity: dict[str, int] = {}  # slots
-        self.room: dict[str, int] = {}  # examples on a device
+        self.capacity: dict[Work, int] = {}  # slots
+        self.room: dict[Work, int] = {}  # examples on a device
+
+    @property
+    def longest(self) -> Work:
+        """The kind of work that takes clients most steps."""
+        return max(self.kinds, key=lambda kind: int(self.steps[kind].sum()))
 
     def reserve(self, cohort_size: int, *, lanes: int, devices: int) -> None:
         """Makes room for cohorts of up to this size."""
         self.cohort_size, self.lanes, self.devices = cohort_size, lanes, devices
         self.capacity = {kind: slots_bound(self.steps[kind], cohort_size, lanes) for kind in self.kinds}
-        self.room = {kind: slots_bound(self.clients.sizes, cohort_size, devices) for kind in self.kinds} if self.streamed else {}
+        most = slots_bound(self.clients.sizes, cohort_size, devices) if self.streamed else 0
+        self.room = {kind: 1 if kind.idle else most for kind in self.kinds} if self.streamed else {}
 
     def bytes_a_round(self) -> int:
         """Bytes of the streamed examples of one round, on one device."""
@@ -68,16 +81,16 @@ class Feed:
         sizes = self.clients.sizes
         first = int(np.argmax(sizes > 0))
         rows = np.arange(self.plan.batch_size) % sizes[first] + self.clients.offsets[first]
-        return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[self.kinds[-1]]
+        return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[self.longest]
 
     def fill(self, cohort_size: int, lanes: int) -> float:
         """The share of so many lanes that the steps of such a cohort, drawn at random, fill; 1 where there are none."""
-        steps = [self.steps[self.kinds[-1]][cohort] for cohort in typical_cohorts(len(self.clients), cohort_size)]
+        steps = [self.steps[self.longest][cohort] for cohort in typical_cohorts(len(self.clients), cohort_size)]
         slots = sum(lay_out(np.zeros((0, self.plan.batch_size)), taken, lanes).slots for taken in steps)
         return sum(int(taken.sum()) for taken in steps) / (slots * lanes) if slots else 1.0
 
-    def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Work]:
-        """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much work they are.
+    def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Load]:
+        """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much there is to do.
 
         `positions` says where each client's row of what clients keep is, where that is not the client's own position.
         """
@@ -85,40 +98,40 @@ class Feed:
         at = who if positions is None else positions
         nowhere = len(self.clients) if positions is None else min(len(self.clients), held * self.cohort_size)
         places = [self._places(w, a, cohort.counts, nowhere) for w, a, cohort in zip(who, at, cohorts, strict=True)]
-        schedules: dict[str, Any] = {}
-        streamed: dict[str, Any] = {}
-        work = Work(sum(int((self.clients.sizes[w] > 0).sum()) for w in who), 0, 0, 0)
+        schedules: dict[Work, Any] = {}
+        streamed: dict[Work, Any] = {}
+        load = Load(sum(int((self.clients.sizes[w] > 0).sum()) for w in who), 0, 0, 0)
         for kind in self.kinds:
             layouts = [lay_out(*self._batches(kind, w, first + r), self.lanes) for r, w in enumerate(who)]
             if self.streamed:
                 local = [self._stream(kind, w, layout) for w, layout in zip(who, layouts, strict=True)]
                 layouts = [layout._replace(rows=rows) for layout, (rows, _) in zip(layouts, local, strict=True)]
                 room = self._grown(self.room, kind, max(int(owners[1].max(initial=1)) for _, owners in local), "examples")
-                streamed[kind] = self._read(who, [owners[0] for _, owners in local], room, held)
+                streamed[kind] = self._read([w[:0] for w in who] if kind.idle else who, [owners[0] for _, owners in local], room, held)
             capacity = self._grown(self.capacity, kind, max(layout.slots for layout in layouts), "slots of work")
             packed = [pack(layout, self.cohort_size, self.lanes, self.devices, capacity) for layout in layouts]
             schedules[kind] = jax.tree.map(lambda *x: _stack(x, held), *packed)
-            work = work._replace(
-                steps=work.steps + sum(len(layout.rows) for layout in layouts),
-                examples=work.examples + sum(int((layout.rows >= 0).sum()) for layout in layouts),
-                room=work.room + sum(layout.slots for layout in layouts) * self.lanes * self.plan.batch_size,
-            )
-        return Packed(jax.tree.map(lambda *x: _stack(x, held), *places), schedules, streamed), work
+            if not kind.idle:
+                load = load._replace(
+                    steps=load.steps + sum(len(layout.rows) for layout in layouts),
+                    examples=load.examples + sum(int((layout.rows >= 0).sum()) for layout in layouts),
+                    room=load.room + sum(layout.slots for layout in layouts) * self.lanes * self.plan.batch_size,
+                )
+        return Packed(jax.tree.map(lambda *x: _stack(x, held), *places), schedules, streamed), load
 
-    def _steps(self, kind: str) -> np.ndarray:
-        return self.plan.most_steps(self.clients.sizes) if kind == "train" else -(-self.clients.sizes // self.plan.batch_size)
-
-    def _grown(self, room: dict[str, int], kind: str, needed: int, what: str) -> int:
+    def _grown(self, room: dict[Work, int], kind: Work, needed: int, what: str) -> int:
         """The room for this kind of work, made larger where it does not do."""
         if needed > room[kind]:
             log.warning("a cohort needs %d %s, more than the %d foreseen: compiling again", needed, what, room[kind])
             room[kind] = int(needed * 1.25)
         return room[kind]
 
-    def _batches(self, kind: str, who: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
-        if kind == "once":
-            return in_order(who, self.clients.offsets, self.plan.batch_size)
-        return self.plan.batches(who, self.clients.offsets, self.clients.addresses, round)
+    def _batches(self, kind: Work, who: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
+        if kind.idle:  # one slot, of padding alone
+            starts, sizes = self.clients.offsets[who], self.clients.sizes[who]
+            padding = np.repeat(~starts[sizes > 0, None], self.plan.batch_size, axis=1)
+            return padding.astype(np.int32), (sizes > 0).astype(np.int64)
+        return self.plan.of(kind).batches(who, self.clients.offsets, self.clients.addresses, round)
 
     def _places(self, who: np.ndarray, at: np.ndarray, counts: np.ndarray, nowhere: int) -> Places:
         short = self.cohort_size - len(who)
@@ -130,9 +143,9 @@ class Feed:
             client=np.pad(who, (0, short), constant_values=len(self.clients)).astype(np.int32),
         )
 
-    def _stream(self, kind: str, who: np.ndarray, layout: Layout) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def _stream(self, kind: Work, who: np.ndarray, layout: Layout) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """(the rows counted within the device's own examples, (device and first place there of each client [K, 2], examples a device))."""
-        sizes = np.where(layout.steps > 0, self.clients.sizes[who], 0)
+        sizes = np.where((layout.steps > 0) & (not kind.idle), self.clients.sizes[who], 0)
         device = layout.lane // (self.lanes // self.devices)
         begin, used = np.zeros(len(who), np.int64), np.zeros(self.devices, np.int64)
         for d in range(self.devices):

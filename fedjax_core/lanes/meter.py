@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from fedjax_core.lanes.dispatch import Work
+from fedjax_core.lanes.dispatch import Load
 
 
 class Meter:
@@ -44,7 +44,7 @@ class Meter:
         self.programs += 1
         self.compile_seconds += seconds
 
-    def dispatched(self, work: Work, packing: float, result: Any) -> None:
+    def dispatched(self, work: Load, packing: float, result: Any) -> None:
         """This work is under way: the host began to pack it at `packing` (by `time.perf_counter`), `result` is an array that it gives."""
         if self._watcher is None:
             self._watcher = ThreadPoolExecutor(1, thread_name_prefix="meter")
@@ -71,7 +71,7 @@ class Meter:
                 "compile seconds": self.compile_seconds,
             } | peak
 
-    def _watch(self, work: Work, packing: float, start: float, result: Any) -> None:
+    def _watch(self, work: Load, packing: float, start: float, result: Any) -> None:
         try:
             jax.block_until_ready(result)
         except Exception:  # whoever reads the result is told

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_core.types import Columns
+from fedjax_core.work import Work
 
 
 class Schedule(NamedTuple):
@@ -40,8 +41,8 @@ class Packed(NamedTuple):
     """R rounds as arrays, leaves [R, ...]."""
 
     places: Places
-    schedules: dict[str, Schedule]  # one a kind of work
-    streamed: dict[str, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
+    schedules: dict[Work, Schedule]  # one a kind of work
+    streamed: dict[Work, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
 
 
 def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:

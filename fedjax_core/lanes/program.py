@@ -22,6 +22,7 @@ from fedjax_core.lanes.runs import Runs
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Kept, Round, State, nobody
 from fedjax_core.types import Array, Batch, Columns
+from fedjax_core.work import Work
 from fedjax_core.xla.rewrite import rewrite
 
 
@@ -64,7 +65,7 @@ def run_rounds(runs: Runs, data: Columns, count: Array, state: State, packed: Pa
 
 
 def run_round(
-    composed: Round, data: dict[str, Columns], state: State, places: Places, schedules: dict[str, Schedule], axis: str | None
+    composed: Round, data: dict[Work, Columns], state: State, places: Places, schedules: dict[Work, Schedule], axis: str | None
 ) -> tuple[State, dict[str, Any]]:
     """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
     found: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
@@ -114,7 +115,8 @@ def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, pla
     """For clients that take these numbers of steps [K], in so many lanes."""
     exchange, K = composed.algorithm.exchanges[e], places.position.shape[0]
     client, message, uplink = exchange.client, composed.listen(e, sent), state.uplink[e]
-    client_step = rewrite(client.step, lanes=lanes)
+    idle = exchange.work.idle  # then a client's only slot is for its beginning and its end
+    client_step: Any = (lambda message, carry, batch, key: (carry, {})) if idle else rewrite(client.step, lanes=lanes)
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
 
     def begin(k: Array, kept: Kept) -> Any:
@@ -127,7 +129,7 @@ def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, pla
         return client_step(message, carry, batch, keys.step(client_keys[k], e, t))
 
     def report(k: Array, carry: Any, kept: Kept) -> Read:
-        seen = Seen(places.examples[k], steps[k].astype(jnp.float32))
+        seen = Seen(places.examples[k], jnp.float32(0) if idle else steps[k].astype(jnp.float32))
         encoded = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
         update, usable = composed.receive(e, uplink, encoded.sent, encoded.weight)
         usable &= tree.finite((encoded.kept, encoded.stats))

@@ -300,7 +300,7 @@ class Simulator:
         return memory.predict(
             self._runs,
             self.clients,
-            self._feed.steps[self._feed.kinds[-1]],
+            self._feed.steps[self._feed.longest],
             cohort_size,
             population=self._kept_on_device(cohort_size),
             data=self._feed.bytes_a_round() if self.streams else tree.nbytes(self._data) // sharing,

@@ -133,7 +133,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
         np.ones(K, np.float32),
         np.arange(K, dtype=np.int32),
     )
-    e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "train"), 0)
+    e = next((e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work.trains), 0)
 
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
         def again(i: Any, state: State) -> State:

@@ -41,14 +41,15 @@ multiplied. float32 is as JAX multiplies it by default: in TensorFloat-32 on GPU
 
 
 def operations(composed: Round, examples: Columns) -> dict[str, float]:
-    """Operations of one local step of one client, by dtype, the mean over exchanges; examples: [batch size, ...], shapes are enough."""
+    """Operations of one local step of one client, by dtype, the mean over exchanges with steps; of examples [batch size, ...] shapes do."""
+    exchanges = [(e, exchange) for e, exchange in enumerate(composed.algorithm.exchanges) if not exchange.work.idle]
 
     def steps(key: Any, batch: Any) -> Any:
         state = composed.init(key, 1)
         kept = jax.tree.map(lambda x: x[0], state.clients)
         mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0])
         found = []
-        for e, exchange in enumerate(composed.algorithm.exchanges):
+        for e, exchange in exchanges:
             message = composed.told(e, state)
             carry = exchange.client.begin(message, kept.own, key)
             found.append(exchange.client.step(message, carry, Batch(batch, mask), key))
@@ -59,8 +60,7 @@ def operations(composed: Round, examples: Columns) -> dict[str, float]:
     found: Counter[str] = Counter()
     for dtype, count in _products(traced.jaxpr, 1):
         found[dtype] += count
-    exchanges = len(composed.algorithm.exchanges)
-    return {dtype: count / exchanges for dtype, count in found.items()}
+    return {dtype: count / len(exchanges) for dtype, count in found.items()}
 
 
 def seconds_at_peak(asked: Mapping[str, float], kind: str) -> float:

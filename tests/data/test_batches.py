@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from fedjax_core.data.batches import Plan, in_order
+from fedjax_core.work import TRAIN, Work
 
 SIZES = np.array([5, 0, 1, 12])
 OFFSETS = np.r_[0, SIZES.cumsum()]
@@ -111,6 +112,27 @@ def test_order_is_taken_as_it_is():
     assert walked.tolist() == [[13, 14]]
     given = Plan(2, steps=1, order=lambda round, client: [[round, client]])
     assert of(given, [3], round=2)[0].tolist() == [[8, 9]]
+
+
+def test_an_exchange_may_have_its_own_amount():
+    plan = Plan(4, epochs=3, seed=2)
+    assert plan.of(TRAIN) is plan
+    for work, same in ((Work(epochs=1), Plan(4, epochs=1, seed=2)), (Work(steps=2), Plan(4, steps=2, seed=2))):
+        for got, expected in zip(of(plan.of(work), [3, 0, 1], 5), of(same, [3, 0, 1], 5), strict=True):
+            assert np.array_equal(got, expected)
+    rows, steps = of(plan.of(Work(steps=0)), [3, 0, 1], 5)
+    assert rows.shape == (0, 4) and steps.tolist() == [0, 0, 0]
+
+
+def test_an_exchange_may_go_through_the_data_as_they_are_stored():
+    given = Plan(5, order=np.zeros((4, 1, 5), int))  # of which it takes no notice
+    for epochs, plan in ((1, given), (1, Plan(5, steps=7)), (2, Plan(5, epochs=3))):
+        rows, steps = of(plan.of(Work(epochs=epochs, shuffled=False)), [3, 1, 0], round=4)
+        assert steps.tolist() == [3 * epochs, 0, epochs]
+        assert rows[rows >= 0].tolist() == [*range(6, 18)] * epochs + [*range(5)] * epochs
+    assert of(Plan(5, epochs=2).of(Work(shuffled=False)), [0], 0)[0].tolist() == [[0, 1, 2, 3, 4]] * 2
+    walk = np.concatenate([of(given.of(Work(steps=2, shuffled=False)), [3], round)[0] for round in range(3)])  # on and on
+    assert walk[walk >= 0].tolist() == [*range(6, 18)] * 2
 
 
 def test_in_order_holds_everything_once():

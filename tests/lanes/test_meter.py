@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.lanes.dispatch import Work
+from fedjax_core.lanes.dispatch import Load
 from fedjax_core.lanes.meter import Meter
 from tests.contracts import COHORTS, simulator
 from tests.zoo import SIZES
@@ -33,7 +33,7 @@ def test_waiting_is_what_the_device_idled_while_the_host_packed(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr("jax.block_until_ready", lambda x: now.__setitem__(0, x))
     meter = Meter()
-    work = Work(clients=1, steps=1, examples=10, room=20)
+    work = Load(clients=1, steps=1, examples=10, room=20)
 
     def dispatch(packing, start, done):
         now[0] = start

@@ -6,6 +6,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.lanes import tune
+from fedjax_core.work import TRAIN
 from fedjax_core.xla import tuning_cache
 from tests.zoo import clients
 
@@ -75,9 +76,9 @@ def test_lanes_that_a_cohort_leaves_empty_count_as_slower(measured, monkeypatch)
 def test_how_full_lanes_are():
     feed = build()._feed
     assert feed.fill(12, 1) == 1.0
-    steps = feed.steps["train"]
+    steps = feed.steps[TRAIN]
     assert feed.fill(12, 12) == pytest.approx(steps.sum() / (12 * steps.max()))  # everyone is in every cohort of 12
-    feed.steps["train"] = np.zeros_like(steps)
+    feed.steps[TRAIN] = np.zeros_like(steps)
     assert feed.fill(12, 4) == 1.0  # nobody has anything to do
 
 

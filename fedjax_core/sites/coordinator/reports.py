@@ -32,6 +32,7 @@ from fedjax_core.sites.wire.canonical import Bytes, Scalar
 from fedjax_core.sites.wire.envelope import COORDINATOR, Envelope, Header
 from fedjax_core.sites.wire.tensors import measure
 from fedjax_core.sites.wire.trees import to_tensors
+from fedjax_core.work import Work
 
 log = logging.getLogger("fedjax_core")
 
@@ -45,7 +46,7 @@ def training(
 ) -> Bytes:
     """The request to train from the message that is sent so, in the draws of round `number`."""
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
-    if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work == "train":
+    if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work.trains:
         fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
     body = {"message": sent, "uplink": about.state.uplink[e]}
     return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
@@ -130,11 +131,11 @@ def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: A
     return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: measure(to_tensors(params)))
 
 
-def steps_of(collector: Collector, work: str, round: int) -> np.ndarray:
+def steps_of(collector: Collector, work: Work, round: int) -> np.ndarray:
     """[N]: how many steps each site does in an exchange of this work in a round; 1 where no plan is known."""
     if collector.plan is None:
         return np.ones(len(collector.sizes), np.int64)
-    return collector.plan.steps_of(collector.sizes, round) if work == "train" else -(-collector.sizes // collector.plan.batch_size)
+    return collector.plan.of(work).steps_of(collector.sizes, round)
 
 
 @lru_cache(maxsize=64)

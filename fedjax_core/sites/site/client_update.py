@@ -34,6 +34,7 @@ from fedjax_core.sites.site.time_limit import NoStepDone, StepClock
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Params
 from fedjax_core.uplink.base import chain
+from fedjax_core.work import ONCE
 from fedjax_core.xla.options import compiler_options
 from fedjax_core.xla.rewrite import rewrite
 
@@ -76,15 +77,16 @@ def client_update(
     among the metrics. Raises `NoStepDone` where that is nothing.
     """
     client = _client(composed, e)
-    if composed.algorithm.exchanges[e].work == "train":
-        rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, round)
-    else:
+    work = composed.algorithm.exchanges[e].work
+    if work == ONCE:
         rows = _once(*clients.offsets.tolist(), plan.batch_size)
+    else:
+        rows, _ = plan.of(work).batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, round)
     number: Any = np.float32  # as jnp.float32, without a dispatch
     seen = Seen(number(clients.examples), number(len(rows)))
     columns, size = clients.columns, _at_once(clients.columns, rows)
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
-        chunk = _chunk(columns, rows, size) if composed.algorithm.exchanges[e].work == "train" else _all_of(clients, rows, size)
+        chunk = _all_of(clients, rows, size) if work == ONCE else _chunk(columns, rows, size)
         counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
         sent, kept, scalars = client.whole(draws.kind, np.concatenate([draws.words, draws.address, counts]), told, uplink, kept, *chunk)
         weight, fine, left, metrics = _apart(scalars)  # which are there when all of it is

@@ -35,6 +35,7 @@ from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import Envelope
 from fedjax_core.sites.wire.identity import SiteKey
 from fedjax_core.task import Task, check_task
+from fedjax_core.work import Work
 
 
 class SiteData:
@@ -111,20 +112,20 @@ class SiteData:
         if self._of_all.changes:
             self.plan = self._of_all.of_client(position)
 
-    def used(self, round: int, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
-        """(how many examples, of each class how many) so many steps of a round are computed of; None: all steps."""
-        plan = self.plan
+    def used(self, round: int, work: Work, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
+        """(how many examples, of each class how many) so many steps of an exchange are computed of; None: all steps."""
+        plan = self.plan.of(work)
         if steps is None and plan.epochs is not None and plan.order is None:
             return self.raw.examples, self.asked.per_class
-        rows = np.unique(self._rows(round, steps))
+        rows = np.unique(self._rows(round, work, steps))
         return len(rows), self._classes(self.raw, rows)
 
-    def stop(self, round: int, done: int, least: int) -> int:
+    def stop(self, round: int, work: Work, done: int, least: int) -> int:
         """After which step, these or a later one, training may stop: between two such are so many examples at least, and so are after it.
 
         Where fewer were trained on by then, it may at once: nothing is told of them.
         """
-        rows, _ = self.plan.batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)
+        rows = self._batches(round, work)
         begun, seen = False, set[int]()
         for step, row in enumerate(rows, start=1):
             seen.update(row[row >= 0].tolist())
@@ -136,16 +137,20 @@ class SiteData:
                 begun, seen = True, set()
         return len(rows) if begun else done
 
-    def visits(self, round: int) -> int:
-        """How often an example is trained on in a round, at most: by so much a sum over the steps may count it."""
-        epochs = self.plan.epochs if self.plan.order is None else None
-        return epochs if isinstance(epochs, int) else int(np.bincount(self._rows(round)).max(initial=1))
+    def visits(self, round: int, work: Work) -> int:
+        """How often an example is looked at in an exchange, at most: by so much a sum over the steps may count it."""
+        plan = self.plan.of(work)
+        epochs = plan.epochs if plan.order is None else None
+        return epochs if isinstance(epochs, int) else int(np.bincount(self._rows(round, work)).max(initial=1))
 
-    def _rows(self, round: int, steps: int | None = None) -> np.ndarray:
-        """The examples of so many steps of a round, None: of all; an example stands there as often as it is used."""
-        rows, _ = self.plan.batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)
-        rows = rows[:steps].ravel()
+    def _rows(self, round: int, work: Work, steps: int | None = None) -> np.ndarray:
+        """The examples of so many steps of an exchange, None: of all; an example stands there as often as it is used."""
+        rows = self._batches(round, work)[:steps].ravel()
         return rows[rows >= 0]
+
+    def _batches(self, round: int, work: Work) -> np.ndarray:
+        """[T, B]: the batches of an exchange of the round, as `Plan` has them."""
+        return self.plan.of(work).batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)[0]
 
     @property
     def judged_of(self) -> tuple[int, Mapping[str, int] | None]:

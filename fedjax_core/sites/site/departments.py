@@ -45,7 +45,7 @@ class Departments:
         self._groups = np.split(largest_first, range(lanes, len(largest_first), lanes))
         self._steps = plan.steps_of(clients.sizes)
         self._gathers = _usual(gathering(composed), lanes)
-        self._lanes = Simulator(self._gathers, clients, lanes=lanes, **vars(plan))
+        self._lanes = Simulator(self._gathers, clients, lanes=lanes, **plan.settings)
 
     def visit(self, message: Message, draws: Draws, watch: Callable[[int], None] | None = None) -> ClientUpdate:
         """The mean of the reports to this message, its weight, and sums of metrics; `draws` are of any client in this round.

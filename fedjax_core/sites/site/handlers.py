@@ -24,6 +24,7 @@ from fedjax_core.sites.site.context import SiteContext
 from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
 from fedjax_core.sites.wire.envelope import Envelope, Header
 from fedjax_core.sites.wire.trees import from_tensors, to_tensors
+from fedjax_core.work import Work
 
 
 class NotFiniteHere(Refused):
@@ -41,8 +42,9 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         raise BadRequest(f"the study has {len(composed.algorithm.exchanges)} exchanges a round")
     found = site.form(e, request.count(header, "sites"), request.has_first(header)).filled(envelope.tensors)
     seconds = request.train_seconds(header)
-    if seconds is not None and composed.algorithm.exchanges[e].work != "train":
-        raise BadRequest(f"exchange {e} goes over each example once, so its time cannot be limited")
+    work = composed.algorithm.exchanges[e].work
+    if seconds is not None and not work.trains:
+        raise BadRequest(f"exchange {e} goes over its examples in order, or over none, so its time cannot be limited")
     if seconds is not None and site.study.departments:
         raise BadRequest("departments train side by side and each to its end, so their time cannot be limited")
     version, keep = request.version(found, site.address), site.keep(header.run)
@@ -55,7 +57,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.enforcement.policy.caps.kept_gb)
     draws = request.draws(header, site.address)
     site.data.placed(request.position(found, site.address))
-    limit = _limit(site, header, seconds)
+    limit = _limit(site, header, work, seconds)
     with site.budget.round(site.enforcement.policy.caps) as watch:
         if site.study.departments:
             seen = site.data.departments.visit(found["message"], draws, watch)
@@ -71,8 +73,8 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     site.enforcement.check_weight(header, weight)
     steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
     minimum, used = site.enforcement.policy.minimum, site.data.raw.examples
-    if composed.algorithm.exchanges[e].work == "train" and (minimum.examples or minimum.per_class or minimum.cell):
-        used, per_class = site.data.used(header.round, steps)
+    if not work.idle and (minimum.examples or minimum.per_class or minimum.cell):
+        used, per_class = site.data.used(header.round, work, steps)
         site.enforcement.check_examples(used, per_class)
     if wire_of(sent).stats:
         site.enforcement.check_cell(used)
@@ -82,8 +84,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
-    trains = composed.algorithm.exchanges[e].work == "train"
-    visits = data.visits(header.round) if trains and minimum.cell else 1
+    visits = data.visits(header.round, work) if minimum.cell and not work.idle else 1
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
         # Those are of steps, and of the update. A step's metric may count an example in each pass, and some have no weight.
@@ -97,7 +98,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     return reply
 
 
-def _limit(site: SiteContext, header: Header, seconds: float | None) -> Callable[[int], int] | None:
+def _limit(site: SiteContext, header: Header, work: Work, seconds: float | None) -> Callable[[int], int] | None:
     """How many steps more may follow so many; None: all there are.
 
     A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
@@ -112,7 +113,7 @@ def _limit(site: SiteContext, header: Header, seconds: float | None) -> Callable
     if seconds is None:
         return None
     limit, least = site.done.limit(_which(site, header, seconds), seconds, site.budget.clock), site.enforcement.policy.minimum.examples
-    return limit if least < 2 else lambda done: limit(done) or site.data.stop(header.round, done, least) - done
+    return limit if least < 2 else lambda done: limit(done) or site.data.stop(header.round, work, done, least) - done
 
 
 def _which(site: SiteContext, header: Header, seconds: float | None) -> str:

@@ -12,6 +12,7 @@ import fedjax_core as fc
 from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site import client_update
 from fedjax_core.sites.study import Study
+from fedjax_core.work import ONCE
 from fedjax_core.xla import convolutions, timing
 from fedjax_core.xla.convolutions import Convolution
 
@@ -50,7 +51,7 @@ def test_in_one_program_as_step_by_step(monkeypatch):
 
 def test_work_over_all_examples_is_given_them_once_and_other_examples_anew(monkeypatch):
     composed = fc.compose(fc.algorithms.mime(fc.models.linear(features=1), optax.sgd(0.1, momentum=0.9)))
-    e = next(e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == "once")
+    e = next(e for e, exchange in enumerate(composed.algorithm.exchanges) if exchange.work == ONCE)
     state, plan = composed.init(jax.random.key(1), 1), Study(composed, 4, 2).plan(None)
     message, _ = composed.broadcast(e, state)
     gathered, chunk = [], client_update._chunk

@@ -240,7 +240,7 @@ def test_only_what_trains_is_limited(tmp_path):
         fed.run(fed.init(jax.random.key(1)), ALL)
         asked = next(raw for raw in transport.sent if header_of(raw).kind == "train" and header_of(raw).exchange == 0)
         assert "train_seconds" not in header_of(asked).fields
-        for seconds, said in ((5.0, "exchange 0 goes over each example once, so its time cannot be limited"), (-1.0, "of seconds above 0")):
+        for seconds, said in ((5.0, "exchange 0 goes over its examples in order, or over none, so its time"), (-1.0, "of seconds above 0")):
             header, tensors = decode(asked, Roster({"coordinator": COORDINATOR.public}), recipient="sites")
             fields = {**header.fields, "train_seconds": seconds}
             header = structs.replace(header, fields=fields, sequence=header.sequence + int(10**12 - seconds), round=5)
