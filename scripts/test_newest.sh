@@ -16,8 +16,9 @@ export FEDJAX_CORE_PYTHON="$newest" FEDJAX_CORE_VENV=.venv-newest
 set_up "$repository"
 cd "$repository"
 usual=(
-    tests/algorithms tests/aggregators tests/uplink tests/models tests/lanes tests/data tests/test_contracts.py tests/test_backends.py
-    tests/test_sources.py tests/sites/site/test_endpoint.py tests/sites/site/test_client_update.py tests/sites/test_federation.py
+    tests/algorithms tests/aggregators tests/uplink tests/models tests/lanes tests/xla tests/client_state tests/data
+    tests/test_contracts.py tests/test_backends.py tests/test_loops.py tests/test_sources.py tests/sites/site/test_endpoint.py
+    tests/sites/site/test_client_update.py tests/sites/test_federation.py
     tests/sites/site/test_departments.py
 )
 [ $# -gt 0 ] || set -- "${usual[@]}"
