@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from fedjax_core.types import Array, Key
 
-_CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE, _UPDATE = range(6)  # what a run's key is for
-_STEP, _BEGIN, _ENCODE = range(3)  # what a client's key is for
+_CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE, _UPDATE, _SHARED, _PAIR = range(8)  # what a run's key is for
+_STEP, _BEGIN, _ENCODE, _SECRET = range(4)  # what a client's key is for
 
 
 def _fold(key: Key, *address: Array | int) -> Key:
@@ -60,6 +60,23 @@ def update(key: Key, round: Array | int, exchange: int) -> Key:
     return _fold(key, _UPDATE, round, exchange)
 
 
+def shared(key: Key, round: Array | int, exchange: int) -> Key:
+    """For what all clients of an exchange draw alike, and the server with them."""
+    return _fold(key, _SHARED, round, exchange)
+
+
+def pair(key: Key, round: Array | int, exchange: int, one: Array, other: Array) -> Key:
+    """For what two clients, at these addresses ([2] uint32), draw alike in one exchange: the same whichever comes first."""
+    first = jnp.where(one[0] == other[0], one[1] < other[1], one[0] < other[0])
+    low, high = jnp.where(first, one, other), jnp.where(first, other, one)
+    return _fold(key, _PAIR, round, exchange, low[0], low[1], high[0], high[1])
+
+
+def server_secret(key: Key, round: Array | int, exchange: int) -> Key:
+    """For noise that the server adds, in a simulation: real coordinators draw it by a secret of their own."""
+    return _fold(server(key, round, exchange), _SECRET)
+
+
 def client(key: Key, round: Array | int, id: Array) -> Key:
     """For one client in one round; `id` is [2] uint32, the client's address (`Clients.addresses`)."""
     return _fold(key, _CLIENT, round, id[0], id[1])
@@ -78,3 +95,8 @@ def step(client_key: Key, exchange: int, t: Array | int) -> Key:
 def encode(client_key: Key, exchange: int) -> Key:
     """For what a client draws to encode its report (stochastic rounding)."""
     return _fold(client_key, _ENCODE, exchange)
+
+
+def secret(client_key: Key, exchange: int) -> Key:
+    """For noise that a client adds, in a simulation: real sites draw it by a secret of their own."""
+    return _fold(client_key, _SECRET, exchange)

@@ -23,7 +23,7 @@ No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the e
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ from fedjax_core.lanes.checks import check_model, check_simulation
 from fedjax_core.lanes.evaluate import evaluate_state, score_state
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
-from fedjax_core.round import Encoded, Kept, Round, State, nobody, reports_of
+from fedjax_core.round import Among, Encoded, Kept, Round, State, nobody, reports_of
 from fedjax_core.types import Array, Batch, Key, Params, Update
 
 
@@ -69,6 +69,7 @@ class Loops:
         self.round, self.clients, self.plan = composed, clients, Plan(**plan)
         compiled: Any = jax.jit if jit else lambda f: f
         self.steps = [compiled(exchange.client.step) for exchange in composed.algorithm.exchanges]
+        self.senders = [compiled(partial(composed.sender, e)) for e in range(len(self.steps))]
 
     def __repr__(self) -> str:
         return f"Loops({self.round}, {len(self.clients):,} clients with {self.clients.examples:,} examples, {self.plan})"
@@ -111,8 +112,9 @@ class Loops:
             told = nobody(reports_of(self.round)[e].stats, max(1, len(cohort)), len(self.clients))
             if told is not None and len(cohort):
                 told = told._replace(position=jnp.asarray(cohort, jnp.int32))
+            among, reported = self.among(cohort, refused), np.zeros(max(1, len(cohort)), bool)
             for place, (i, count) in enumerate(zip(cohort, counts, strict=True)):
-                visit = None if int(i) in refused else self.visit(e, state, message, int(i), number)
+                visit = None if int(i) in refused else self.visit(e, state, message, int(i), number, among, place)
                 if visit is None:
                     continue
                 report, metrics = visit
@@ -121,6 +123,7 @@ class Loops:
                     refused.add(int(i))
                     continue
                 seen += metrics
+                reported[place] = True
                 if exchange.update is not None:
                     acc = self.round.aggregator.zero(update, len(cohort)) if acc is None else acc
                     one = jax.tree.map(lambda x: x[None], update)
@@ -135,16 +138,30 @@ class Loops:
                 each(Visit(e, int(i), update, report.weight, report.kept, reduce(add, metrics, dict[str, Any]())))
             if exchange.update is not None:
                 if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
-                    visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number)
+                    visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number, among, 0)
                     assert visit is not None
                     acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], visit[0].sent, visit[0].weight)[0], 1)
-                state = self.round.conclude(e, state, acc, jnp.float32(weight), jnp.float32(number_of), told)
+                kept = jax.tree.map(lambda x: x[self.places(cohort)], state.clients)
+                recovered = self.round.recover(e, state, kept, among, jnp.asarray(reported))
+                came = jnp.float32(weight), jnp.float32(number_of), among.here, jnp.asarray(reported), recovered, told
+                state = self.round.conclude(e, state, acc, *came)
         here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
         found = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})
         return state._replace(round=state.round + 1), found
 
-    def visit(self, e: int, state: State, message: Any, i: int, number: int) -> tuple[Encoded, list[Mapping[str, Any]]] | None:
+    def places(self, cohort: Any) -> np.ndarray:
+        """The cohort's positions; of nobody, a place that is empty."""
+        return np.asarray(cohort, np.int64) if len(cohort) else np.zeros(1, np.int64)
+
+    def among(self, cohort: Any, refused: set[int]) -> Among:
+        """The cohort as its clients know it: those with examples, but for who was refused in this round."""
+        here = [len(cohort) > 0 and self.clients.sizes[i] > 0 and int(i) not in refused for i in self.places(cohort)]
+        return Among(jnp.asarray(self.clients.addresses[self.places(cohort)]), jnp.asarray(here))
+
+    def visit(
+        self, e: int, state: State, message: Any, i: int, number: int, among: Among, place: int
+    ) -> tuple[Encoded, list[Mapping[str, Any]]] | None:
         """(what client i reports in exchange e, the metrics of its steps and of that); None from a client with no examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
         who = np.array([i])
@@ -161,5 +178,6 @@ class Loops:
             carry, found = self.steps[e](message, carry, batch, keys.step(key, e, t))
             metrics.append(found)
         seen = Seen(jnp.float32(clients.sizes[i]), jnp.float32(len(rows)))
-        report = self.round.report(e, message, state.uplink[e], Kept(*kept), carry, seen, key)
+        sender = self.senders[e](state.key, jnp.int32(number), among, jnp.int32(place))
+        report = self.round.report(e, message, state.uplink[e], Kept(*kept), carry, seen, sender)
         return report, [*metrics, report.metrics]

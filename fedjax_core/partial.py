@@ -57,6 +57,8 @@ def why_not(composed: Round) -> str | None:
         return f"{composed.downlink.name} keeps state at the server from message to message: use a downlink= that keeps nothing"
     if jax.tree.leaves(state.aggregator):
         return f"{composed.aggregator.name}() keeps state at the server that later rounds change: use aggregator=fc.aggregators.mean()"
+    if needed := sorted(composed.uses(0) & {"here", "pairs", "place"}):
+        return f"{composed.uplink.name} goes by who else is in the cohort ({', '.join(needed)}): leave that stage out"
     if not composed.aggregator.linear:
         return f"{composed.aggregator.name}() of parts does not add up to that of all reports: use aggregator=fc.aggregators.mean()"
     return None
@@ -111,6 +113,7 @@ def _meet(composed: Round) -> Any:
             scaled = jax.tree.map(lambda x, f=factor: (x * f.astype(x.dtype))[None], value)
             acc = composed.aggregator.add(acc, scaled, its[None], jnp.array([place], jnp.int32))
             weight, clients = weight + its, clients + here
-        return composed.conclude(0, state, acc, weight, clients)
+        all_of_them = jnp.ones(len(parts), bool)
+        return composed.conclude(0, state, acc, weight, clients, all_of_them, all_of_them)
 
     return jax.jit(conclude)

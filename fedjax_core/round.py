@@ -1,12 +1,13 @@
 """`compose` joins an algorithm, what happens on the way up, and how reports meet into a `Round`: all that a backend ever sees.
 
-A round is one or more exchanges. For each, every backend does the same six things; only where they run differs:
+A round is one or more exchanges. For each, every backend does the same seven things; only where they run differs:
 
     sent, state     = round.broadcast(...)                             server: broadcast, then encode
     message         = round.listen(...)                                client: expand
     carry           = begin; step, step, ...                           client
     encoded         = round.report(...)                                client: finish, then encode
     update, ok      = round.receive(...)                               server: expand, and refuse what is not finite
+    recovered       = round.recover(...)                               clients who reported: what is needed of those who dropped out
     state           = round.conclude(...)                              server: aggregate, finish, update
 
 >>> import optax
@@ -31,7 +32,7 @@ from fedjax_core.aggregators.mean import mean
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, check_own, check_report
 from fedjax_core.metrics import Mean, Sum, check_client_metrics, check_names
 from fedjax_core.types import Array, Batch, Carry, Columns, Key, Message, Own, Params, Server, Update, known
-from fedjax_core.uplink.base import Info, Stage, chain, not_given_back, stage
+from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back, stage, uses
 from fedjax_core.work import Work
 
 
@@ -40,6 +41,13 @@ class Kept(NamedTuple):
 
     own: Own  # for the algorithm
     uplink: tuple[Any, ...]  # for the stages, one entry an exchange
+
+
+class Among(NamedTuple):
+    """The cohort of an exchange, as its clients know it: K places, of which some may be empty."""
+
+    address: Array  # [K, 2] uint32: each client's, of which its draws are made
+    here: Array  # [K] bool: the places of those who take part
 
 
 class State(NamedTuple):
@@ -127,14 +135,14 @@ class Round(NamedTuple):
         """The server's beginning of an exchange: (what is sent to every client, the state with what the downlink keeps now)."""
         message = self._message(e, state.server)
         key, stage = keys.broadcast(state.key, state.round, e), self.downlink
-        sent, mine = stage.encode(stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, key)
+        sent, mine = stage.encode(stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, alone(key))
         return sent, state._replace(downlink=(*state.downlink[:e], mine, *state.downlink[e + 1 :]))
 
     def listen(self, e: int, sent: Any) -> Message:
         """The client's reading of what was sent: the message, in the shapes and dtypes that the algorithm broadcasts."""
         algorithm = self.algorithm
         shapes = self._message_shapes(e, jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), _key()))
-        return tree.like(self.downlink.expand(self.downlink.init(shapes), sent), shapes)
+        return tree.like(self.downlink.expand(self.downlink.init(shapes), sent, shapes), shapes)
 
     def told(self, e: int, state: State) -> Message:
         """The message of exchange `e` as clients read it, for those who ask only what clients would do with it."""
@@ -155,27 +163,76 @@ class Round(NamedTuple):
 
         def pass_on(update: Update, key: Key) -> Update:
             state, own = self.uplink.init(update), self.uplink.init_client(update)
-            return tree.wide(self.uplink.expand(state, self.uplink.encode(state, own, update, key)[0]))
+            return tree.wide(self.uplink.expand(state, self.uplink.encode(state, own, update, alone(key))[0], tree.shapes(update)))
 
         return jax.eval_shape(pass_on, update, _key())
 
-    def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Encoded:
+    def sender(self, e: int, key: Key, round: Array, among: Among, place: Array) -> Sender:
+        """The client at this place of the cohort, as it sends in a simulation: all of its keys come of the run's."""
+        mine = among.address[place]
+        client = keys.client(key, round, mine)
+        return Sender(
+            key=keys.encode(client, e),
+            shared=keys.shared(key, round, e),
+            secret=keys.secret(client, e),
+            pairs=jax.vmap(lambda other: keys.pair(key, round, e, mine, other))(among.address),
+            place=place,
+            here=among.here,
+            weight=jnp.float32(0),
+        )
+
+    def uses(self, e: int) -> frozenset[str]:
+        """What the uplink of exchange `e` uses of a `Sender`."""
+        return frozenset() if self._silent(e) else uses(self.uplink, _update_shapes(self, e))
+
+    def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, sender: Sender) -> Encoded:
         """The client's end of an exchange."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
-        sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, keys.encode(key, e))
+        weight = jnp.asarray(report.weight, jnp.float32)
+        sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, sender._replace(weight=weight))
         kept = Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
-        return Encoded(sent, jnp.asarray(report.weight, jnp.float32), kept, report.stats, report.metrics)
+        return Encoded(sent, weight, kept, report.stats, report.metrics)
 
     def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
         """The server's reading of one report: (update, whether it may be used). Numbers that are not finite never spread.
 
         The update has 32 bits at least, whatever the model has: sums of reports in 16 bits would lose most of them.
         """
-        update = tree.wide(self._stage(e).expand(uplink, sent))
+        update = tree.wide(self._stage(e).expand(uplink, sent, _update_shapes(self, e)))
         return update, tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
 
-    def conclude(self, e: int, state: State, acc: Any, weight: Array, clients: Array, each: Each | None = None) -> State:
-        """The server's end of an exchange, once all reports are in `acc`, and their stats in `each` where they have some.
+    def recover(self, e: int, state: State, kept: Kept, among: Among, reported: Array) -> Any:
+        """In a simulation, what those whose reports count reveal once it is known whose do: leaves [K, ...], zeros of all others.
+
+        `kept` [K, ...] is what they keep after the exchange. () where the uplink asks for nothing.
+        """
+        recover = self._stage(e).recover
+        if recover is None:
+            return ()
+
+        def one(place: Array, own: Any) -> Any:
+            return recover(state.uplink[e], own, self.sender(e, state.key, state.round, among, place), reported)
+
+        found = jax.vmap(one)(jnp.arange(len(reported), dtype=jnp.int32), kept.uplink[e])
+        return tree.where(reported, found, tree.zeros_like(found))
+
+    def conclude(
+        self,
+        e: int,
+        state: State,
+        acc: Any,
+        weight: Array,
+        clients: Array,
+        here: Array,
+        reported: Array,
+        recovered: Any = (),
+        each: Each | None = None,
+        secret: Key | None = None,
+    ) -> State:
+        """The server's end of an exchange, once all reports are in `acc`: those of `reported` [K], of those who were `here` [K].
+
+        `each` has their stats, where they have some.
+        `secret` is the key of noise that the server adds; where it is not given, it comes of the run's, which is for simulations.
 
         Where nobody reported the server stays as it is, its optimiser's momentum too; but not where a stage makes something of nothing
         (noise, which is to be there whoever took part).
@@ -185,7 +242,9 @@ class Round(NamedTuple):
             return state
         key = keys.server(state.key, state.round, e)
         met, memory = self.value(e, state, acc)
-        value, mine = self._stage(e).finish(state.uplink[e], met, Info(weight, clients), key)
+        secret = keys.server_secret(state.key, state.round, e) if secret is None else secret
+        info = Info(weight, clients, keys.shared(state.key, state.round, e), secret, here, reported, recovered)
+        value, mine = self._stage(e).finish(state.uplink[e], met, info, key)
         draws = keys.update(state.key, state.round, e)
         server = update(state.server, Aggregate(value, weight, clients, draws, each))
         after = state._replace(
@@ -217,7 +276,7 @@ class Round(NamedTuple):
 
 _CONCLUDED = "server", "uplink", "aggregator"
 """Of a state, what the conclusion of an exchange changes."""
-_SILENT = stage("silent", encode=lambda state, own, update, key: ((), own))
+_SILENT = stage("silent", encode=lambda state, own, update, sender: ((), own))
 
 
 def compose(
@@ -243,6 +302,11 @@ def compose(
                 f"{aggregator.name}() cannot take what clients report in exchange {e} of {algorithm.name}, which has a meaning only as "
                 "a weighted mean (each client fills in one part of several). Use aggregator=fc.aggregators.mean()."
             )
+    if uplink.hides and aggregator.keeps == "reports":
+        raise ValueError(
+            f"{aggregator.name}() needs every client's update, but {uplink.name!r} only reveals their sum. Use "
+            "aggregator=fc.aggregators.total(), or leave that stage out."
+        )
     composed = Round(_in_32_bits(algorithm), uplink, aggregator, downlink)
     _check_shapes(composed)
     return composed
@@ -330,6 +394,14 @@ def state_shapes(composed: Round) -> State:
     return jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
 
 
+@lru_cache(maxsize=64)
+def _update_shapes(composed: Round, e: int) -> Update:
+    """The shapes of the update of exchange `e`, traced once: whoever reads a report asks for them."""
+    algorithm, params = composed.algorithm, jax.eval_shape(composed.algorithm.init_params, _key())
+    own = jax.eval_shape(algorithm.init_client, params)
+    return composed.report_shapes(e, jax.eval_shape(algorithm.init, params), own).update
+
+
 def _check_downlink(composed: Round) -> None:
     """Raises where clients could not read by `expand` alone what the downlink's stage makes of a message."""
     algorithm, stage = composed.algorithm, composed.downlink
@@ -370,13 +442,17 @@ def _check_shapes(composed: Round) -> None:
             )
         check_client_metrics(report.metrics, f"finish of exchange {e}")
         _check_stats(report.stats, e, silent=exchange.update is None)
+        if report.stats and composed.uplink.hides:
+            raise ValueError(
+                f"{composed.algorithm.name} reports the stats {', '.join(report.stats)} in exchange {e}, which the server reads client by "
+                f"client, but {composed.uplink.name!r} only reveals sums. Leave that stage out, or use an algorithm without stats."
+            )
         if exchange.update is None:
             continue
 
         acc, value = jax.eval_shape(partial(_meet, composed), report.update)
         _same(value, tree.wide(report.update), f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}")
-        one = jax.ShapeDtypeStruct((), jnp.float32)
-        after = jax.eval_shape(partial(composed.conclude, e), state, acc, one, one, nobody(report.stats, 1, 1))
+        after = jax.eval_shape(partial(_conclude_one, composed, e), state, acc, nobody(report.stats, 1, 1))
         _same(after, state, f"the state after exchange {e}")
 
 
@@ -411,19 +487,33 @@ def _check_stats(stats: Any, e: int, silent: bool) -> None:
         raise ValueError(f"exchange {e} is silent, so nobody reads the stats {', '.join(stats)}: give it an update=, or leave them out")
 
 
+def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | None) -> State:
+    """The state after the report of a client that is all of its cohort."""
+    one, here, among = jnp.float32(1), jnp.ones(1, bool), Among(jnp.zeros((1, 2), jnp.uint32), jnp.ones(1, bool))
+    recovered = composed.recover(e, state, state.clients, among, here)
+    return composed.conclude(e, state, acc, one, one, here, here, recovered, each)
+
+
 def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
     """One update on its way up: (the aggregator's accumulator, the value that comes of it)."""
     uplink, mine = composed.uplink.init(update), composed.uplink.init_client(update)
-    sent, _ = composed.uplink.encode(uplink, mine, update, jax.random.key(0))
-    expanded = composed.uplink.expand(uplink, sent)
+    sender, shapes = alone(jax.random.key(0)), tree.shapes(update)
+    sent, _ = composed.uplink.encode(uplink, mine, update, sender)
+    expanded = composed.uplink.expand(uplink, sent, shapes)
     if tree.shapes(expanded) != tree.shapes(tree.wide(expanded)) and tree.shapes(update) != tree.shapes(tree.wide(update)):
         expanded = tree.wide(expanded)  # as `receive` does; of a model in 32 bits it gets what is no longer its update
     rows = jax.tree.map(lambda x: x[None], expanded)
     aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)
     acc = aggregator.add(aggregator.zero(shapes, 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
     met, _ = aggregator.value(acc, aggregator.init(shapes), key)
-    value, _ = composed.uplink.finish(uplink, met, Info(jnp.float32(1), jnp.float32(1)), key)
-    return acc, value
+    return acc, composed.uplink.finish(uplink, met, _info(composed, uplink, mine, sender), key)[0]
+
+
+def _info(composed: Round, uplink: Any, own: Any, sender: Sender) -> Info:
+    """Of an exchange in which this one sender is all of the cohort."""
+    recover, one, here = composed.uplink.recover, jnp.float32(1), sender.here
+    found = () if recover is None else jax.tree.map(lambda x: x[None], recover(uplink, own, sender, here))
+    return Info(one, one, sender.shared, sender.secret, here, here, found)
 
 
 def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[str, ...]:

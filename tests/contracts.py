@@ -14,7 +14,7 @@ import pytest
 
 from fedjax_core import Simulator, State, tree, uplink
 from fedjax_core.loops import Loops as Reference
-from fedjax_core.uplink.base import Info, check_expands
+from fedjax_core.uplink.base import Info, alone, check_expands
 from tests.zoo import SIZES, ZOO, clients, round_of
 
 ROUNDS, BATCH = 5, 4
@@ -29,6 +29,7 @@ KINDS = (
     "trimmed mean",
     "remembers, draws",
     "fednova, clip",
+    "secure",
 )
 
 
@@ -145,8 +146,8 @@ def check_stage(stage: uplink.Stage, shapes=SHAPES, number: int = 4) -> None:
     keys = jax.random.split(jax.random.key(1), number + 3)
 
     def there_and_back(update, key):
-        sent, kept = stage.encode(state, own, update, key)
-        return sent, kept, stage.expand(state, sent)
+        sent, kept = stage.encode(state, own, update, alone(key))
+        return sent, kept, stage.expand(state, sent, shapes)
 
     def with_special(x):
         zeros, with_nan, with_infinity = np.zeros_like(x[:1]), x[:1].copy(), x[:1].copy()
@@ -165,7 +166,8 @@ def check_stage(stage: uplink.Stage, shapes=SHAPES, number: int = 4) -> None:
         x = np.asarray(x)[:number]
         return x.sum(0, x.dtype) if np.issubdtype(x.dtype, np.integer) else x.astype(np.float32).mean(0)
 
-    mean, info = jax.tree.map(meet, many[2]), Info(weight=jnp.float32(number), clients=jnp.float32(number))
+    here = jnp.ones(number, bool)
+    mean, info = jax.tree.map(meet, many[2]), Info(jnp.float32(number), jnp.float32(number), keys[1], keys[2], here, here)
     value = jax.jit(stage.finish)(state, mean, info, keys[0])
     assert tree.shapes(value) == (tree.wide(tree.shapes(shapes)), tree.shapes(state))
     check_nothing_is_lost(stage, shapes)
@@ -183,8 +185,8 @@ def check_nothing_is_lost(stage: uplink.Stage, shapes) -> None:
 
     @jax.jit
     def send(own, update, key):
-        message, own = around.encode(state, own, update, key)
-        return around.expand(state, message), own
+        message, own = around.encode(state, own, update, alone(key))
+        return around.expand(state, message, shapes), own
 
     for i, key in enumerate(jax.random.split(jax.random.key(2), 3)):
         came, own = send(own, row(meant, i), key)

@@ -161,7 +161,7 @@ def test_a_client_drawn_twice_counts_twice():
     assert_close(state, loops.run(loops.init(jax.random.key(1)), cohort)[0])
 
 
-@entries_of(["fedavg", "scaffold", "trimmed mean", "quantize", "mime"])
+@entries_of(["fedavg", "scaffold", "trimmed mean", "quantize", "mime", "secure"])
 def test_a_client_whose_numbers_overflow_is_refused_and_counted(name):
     composed, good = built(name)
     columns = [dict(good[i]) for i in range(len(good))]

@@ -28,6 +28,8 @@ class Entry(NamedTuple):
 
     build: Callable[..., Round]
     data: str = "classes"
+    sites: bool = True
+    """Whether real sites can run it."""
 
     def of(self, clients: int) -> Round:
         """For so many clients, where that is a number of the algorithm."""
@@ -140,6 +142,21 @@ def scaled_loss(factor):
     return usual._replace(loss=lambda params, batch, key: factor * usual.loss(params, batch, key))
 
 
+def signs():
+    """Half of the coordinates negated on their way, the same ones for all clients."""
+
+    def flip(key, update):
+        leaves, structure = jax.tree.flatten(update)
+        drawn = [jax.random.rademacher(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
+        return structure.unflatten([x * sign for x, sign in zip(leaves, drawn, strict=True)])
+
+    return uplink.stage(
+        "signs",
+        encode=lambda state, own, update, sender: (flip(sender.shared, update), own),
+        finish=lambda state, value, info, key: (flip(info.shared, value), state),
+    )
+
+
 def tenth(state, value, info, key):
     """Of a total, what a mean over ten clients would be."""
     return jax.tree.map(lambda x: x / 10, value), state
@@ -238,6 +255,10 @@ ZOO: dict[str, Entry] = {
     "fednova, clip": Entry(lambda: compose(algorithms.fednova(task(), 0.1), uplink=uplink.clip(0.1))),
     "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
+    "signs": Entry(lambda: fedavg(uplink=signs())),
+    "secure": Entry(
+        lambda: fedavg(uplink=uplink.chain(uplink.clip(0.5), uplink.secure(scale=2.0**20)), aggregator=aggregators.total()), sites=False
+    ),
     # what the server sends is coded, and it keeps what that loses
     "downlink": Entry(
         lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy(), downlink=uplink.feedback(uplink.quantize(bits=4)))

@@ -29,7 +29,7 @@ from fedjax_core.lanes import program, tune
 from fedjax_core.lanes.dispatch import Feed, Load
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.lanes.program import Collected
-from fedjax_core.round import Kept, Round, State
+from fedjax_core.round import Among, Kept, Round, State
 from fedjax_core.types import Array, Columns
 from fedjax_core.xla import tuning_cache
 from fedjax_core.xla.options import compiler_options
@@ -43,6 +43,7 @@ class Broadcast(NamedTuple):
     uplink: Any  # the server's half of the stages, which clients may read
     round: np.ndarray  # int32
     key: Any
+    among: Among  # the whole cohort, with as many empty places as there is room
     measured: dict[
         str, Any
     ]  # what is known of how to compute fast (`tuning_cache.entries`): all workers go by the same, as it decides last bits
@@ -119,7 +120,7 @@ class Worker:
         kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept.read())
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
         here = np.pad(share.here, (0, K - k))
-        told = from_host((broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key))
+        told = from_host((broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key, broadcast.among))
         return (K, self._data, told, kept, place, here, packed), work
 
     def _feed(self, e: int, room: Room) -> Feed:
@@ -139,11 +140,11 @@ class Worker:
         kind = self.round.algorithm.exchanges[e].work
         data = jax.tree.map(lambda x: x[0, 0], packed.streamed[kind]) if packed.streamed else data
         places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
-        sent, mine, round, key = told
+        sent, mine, round, key, among = told
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
         state = State(server=(), uplink=uplink, downlink=(), aggregator=(), clients=Kept((), ()), round=round, key=key)
         part = part_of(self.round, cohort, place)
-        return program.collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here)
+        return program.collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here, among, place)
 
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:
@@ -159,6 +160,16 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
         add=lambda acc, updates, weights, at: whole.add(acc, updates, weights, place.at[at].get(mode="clip")),
     )
     return composed._replace(aggregator=aggregator)
+
+
+def check_recovers(composed: Round) -> None:
+    """Raises where dropped-out clients could be made up for only by what others keep, which workers have and the driver has not."""
+    state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
+    if composed.uplink.recover is not None and jax.tree.leaves(state.clients.uplink):
+        raise ValueError(
+            f"ClusterSimulator cannot run {composed.uplink.name}, which asks clients for something after their reports (recover) and has "
+            "them keep state: use fc.Simulator, or leave out the stage that keeps state"
+        )
 
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:

@@ -31,21 +31,21 @@ from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import ClusterMeter
 from fedjax_core.cluster.schedule import Room, room_for, split_cohort
-from fedjax_core.cluster.shard import Broadcast, Done, Share, merge, of_cohort, to_host
+from fedjax_core.cluster.shard import Broadcast, Done, Share, check_recovers, merge, of_cohort, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped
-from fedjax_core.lanes import memory
-from fedjax_core.lanes.checks import check_model, check_simulation, warn_outgrown
+from fedjax_core.lanes import memory, program
+from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.dispatch import slots_of
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
-from fedjax_core.lanes.program import Collected, conclude
+from fedjax_core.lanes.program import Collected
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
-from fedjax_core.round import Kept, Round, State
-from fedjax_core.types import Key, Params
+from fedjax_core.round import Among, Kept, Round, State
+from fedjax_core.types import Array, Key, Params
 from fedjax_core.work import Work
 from fedjax_core.xla import tuning_cache
 
@@ -108,6 +108,7 @@ class ClusterSimulator:
             raise ValueError(f"gpus_per_worker must be from 0 to 1, got {gpus_per_worker!r}: for more GPUs use more workers, one for each")
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         check_model(composed, clients, batch_size)
+        check_recovers(composed)
         self.round = composed
         self.clients = clients
         self.meter = ClusterMeter()
@@ -219,6 +220,7 @@ class ClusterSimulator:
         begun = time.perf_counter()
         cohort = sampling.as_cohort(cohort, len(self.clients))
         who, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
+        check_counts(self.round, counts)
         self.reserve(len(who))
         first, shares = int(state.round), self._deal(who, counts)
         assert self._room is not None
@@ -229,7 +231,9 @@ class ClusterSimulator:
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
             sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half)
-            found, acc = self._exchange(e, sent, half, [share._replace(here=here[share.places]) for share in shares], lent, first)
+            among = self._among(who, here)
+            told = [share._replace(here=here[share.places]) for share in shares]
+            found, acc = self._exchange(e, sent, half, among, told, lent, first)
             for share, part in zip(shares, found, strict=True):
                 here[share.places] = part.collected.touched
                 lent.take_back(share.places, part.collected.kept, part.collected.touched)
@@ -238,7 +242,7 @@ class ClusterSimulator:
             each = of_cohort([part.collected.each for part in found], [share.places for share in shares], position)
             collected = collected._replace(each=each)
             self._accumulator[e] = tree.nbytes(collected.acc)
-            half = self._program("conclude", partial(self._conclude, e), e)(half, collected)
+            half = self._program("conclude", partial(self._conclude, e), e)(half, collected, among, self._among(who, here).here)
             metrics = add(metrics, {**collected.metrics, "refused": Sum(collected.refused)})
             done += found
         sizes = self.clients.sizes[who]
@@ -271,14 +275,30 @@ class ClusterSimulator:
         dealt = [at for at in dealt if len(at)] or dealt[:1]
         return [Share(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
 
-    def _exchange(self, e: int, sent: Any, half: State, shares: list[Share], lent: Lent, first: int) -> tuple[list[Done], Any]:
+    def _among(self, who: np.ndarray, here: np.ndarray) -> Among:
+        """The cohort as its clients know it, with as many empty places as there is room."""
+        assert self._room is not None
+        short = self._room.cohort - len(who)
+        return Among(np.pad(self.clients.addresses[who], ((0, short), (0, 0))), np.pad(here, (0, short)))  # type: ignore[arg-type]
+
+    def _exchange(
+        self, e: int, sent: Any, half: State, among: Among, shares: list[Share], lent: Lent, first: int
+    ) -> tuple[list[Done], Any]:
         """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).
 
         They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
         driver's link to the network. The bits are the same.
         """
         pool = self._open_pool()
-        told = Broadcast(e, to_host(sent), to_host(half.uplink[e]), np.asarray(first, np.int32), to_host(half.key), tuning_cache.entries())
+        told = Broadcast(
+            exchange=e,
+            sent=to_host(sent),
+            uplink=to_host(half.uplink[e]),
+            round=np.asarray(first, np.int32),
+            key=to_host(half.key),
+            among=among,
+            measured=tuning_cache.entries(),
+        )
         shares = [share._replace(kept=lent.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
@@ -292,8 +312,9 @@ class ClusterSimulator:
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found, acc
 
-    def _conclude(self, e: int, half: State, collected: Collected) -> State:
-        return conclude(self.round, e, half, collected)
+    def _conclude(self, e: int, half: State, collected: Collected, among: Among, reported: Array) -> State:
+        nothing = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1)).clients  # which `check_recovers` has seen
+        return program.conclude(self.round, e, half, collected._replace(touched=reported), nothing, among)
 
     def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
         """`do`, jitted when first used."""

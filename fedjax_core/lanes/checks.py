@@ -45,6 +45,15 @@ def check_state(state: Any) -> None:
         raise ValueError("this state was used up by run(..., donate=True): go on from the state that run gave back, or leave donate= out")
 
 
+def check_counts(composed: Round, counts: np.ndarray) -> None:
+    """Raises where a client was drawn several times ([K] counts), and the round cannot count its one report so."""
+    if composed.uplink.hides and np.any(counts > 1):
+        raise ValueError(
+            f"a client of this cohort was drawn {np.max(counts)} times, and {composed.uplink.name} hides its report, which can "
+            "therefore not be counted so often: draw cohorts without replacement"
+        )
+
+
 def warn_outgrown(cohort_size: int, room: int) -> None:
     """Says that a cohort larger than there is room for compiles again, and how to avoid that; where there was no room yet, nothing."""
     if room:

@@ -20,7 +20,7 @@ from fedjax_core.algorithms.base import Each, Seen
 from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.lanes.runs import Runs
 from fedjax_core.metrics import Sum
-from fedjax_core.round import Kept, Round, State, nobody
+from fedjax_core.round import Among, Kept, Round, State, nobody
 from fedjax_core.types import Array, Batch, Columns
 from fedjax_core.work import Work
 from fedjax_core.xla.rewrite import rewrite
@@ -73,23 +73,19 @@ def run_round(
     for e, exchange in enumerate(composed.algorithm.exchanges):
         sent, state = composed.broadcast(e, state)
         kept = tree.take(state.clients, places.position)
-        collected = collect(composed, e, data[exchange.work], sent, state, kept, places, schedules[exchange.work], here)
+        among = among_of(places, here)
+        collected = collect(composed, e, data[exchange.work], sent, state, kept, places, schedules[exchange.work], here, among)
         if axis is not None:
             collected = _merge(composed, collected, axis)
         here = collected.touched
         kept = tree.where(collected.touched, collected.kept, kept)
-        state = conclude(composed, e, state, collected)
+        state = conclude(composed, e, state, collected, kept, among)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
         found = metrics.add(found, {**collected.metrics, "refused": Sum(collected.refused)})
     assert here is not None  # an algorithm has an exchange
     found["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
     found["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
     return state._replace(round=state.round + 1), found
-
-
-def conclude(composed: Round, e: int, state: State, collected: Collected) -> State:
-    """The state that comes of what was collected in an exchange."""
-    return composed.conclude(e, state, collected.acc, collected.weight, collected.clients, collected.each)
 
 
 class Read(NamedTuple):
@@ -103,6 +99,19 @@ class Read(NamedTuple):
     metrics: dict[str, Any]
 
 
+def among_of(places: Places, here: Array | None) -> Among:
+    """The cohort as its clients know it: those with examples, but for who was refused in an exchange before of the same round."""
+    takes_part = (places.times > 0) & (places.examples > 0)
+    return Among(places.address, takes_part if here is None else takes_part & here)
+
+
+def conclude(composed: Round, e: int, state: State, collected: Collected, kept: Kept, among: Among) -> State:
+    """The state that comes of what was collected in an exchange; `kept` [K, ...] is what clients keep now."""
+    recovered = composed.recover(e, state, kept, among, collected.touched)
+    came = collected.weight, collected.clients, among.here, collected.touched, recovered, collected.each
+    return composed.conclude(e, state, collected.acc, *came)
+
+
 class _Client(NamedTuple):
     """What any client of the cohort does in one exchange, by its place k in it."""
 
@@ -111,8 +120,10 @@ class _Client(NamedTuple):
     report: Any  # (k, carry, what it kept) -> Read
 
 
-def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, places: Places, steps: Array, lanes: int) -> _Client:
-    """For clients that take these numbers of steps [K], in so many lanes."""
+def _client(
+    composed: Round, e: int, data: Columns, sent: Any, state: State, places: Places, steps: Array, lanes: int, among: Among, at: Array
+) -> _Client:
+    """For clients that take these numbers of steps [K], in so many lanes, and stand `at` [K] these places among the whole cohort."""
     exchange, K = composed.algorithm.exchanges[e], places.position.shape[0]
     client, message, uplink = exchange.client, composed.listen(e, sent), state.uplink[e]
     idle = exchange.work.idle  # then a client's only slot is for its beginning and its end
@@ -130,7 +141,8 @@ def _client(composed: Round, e: int, data: Columns, sent: Any, state: State, pla
 
     def report(k: Array, carry: Any, kept: Kept) -> Read:
         seen = Seen(places.examples[k], jnp.float32(0) if idle else steps[k].astype(jnp.float32))
-        encoded = composed.report(e, message, uplink, kept, carry, seen, client_keys[k])
+        sender = composed.sender(e, state.key, state.round, among, at[k])
+        encoded = composed.report(e, message, uplink, kept, carry, seen, sender)
         update, usable = composed.receive(e, uplink, encoded.sent, encoded.weight)
         usable &= tree.finite((encoded.kept, encoded.stats))
         return Read(update, encoded.weight, encoded.kept, usable, dict(encoded.stats), dict(encoded.metrics))
@@ -148,17 +160,21 @@ def collect(
     places: Places,
     schedule: Schedule,
     here: Array | None,
+    among: Among,
+    at: Array | None = None,
 ) -> Collected:
     """All the clients of the schedule, to whom this was sent, worked through by this device's lanes. Of the state's server nothing is read.
 
     `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom nothing counts. None: all do.
+    `among` is the whole cohort, in which these clients stand `at` [K] these places; None: they are all of it.
     """
     exchange = composed.algorithm.exchanges[e]
     K, (S, L) = places.position.shape[0], schedule.client.shape
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
     ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))  # [S, L]
     until = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)  # [S]
-    begin, step, report = _client(composed, e, data, sent, state, places, steps, L)
+    stand = jnp.arange(K, dtype=jnp.int32) if at is None else at
+    begin, step, report = _client(composed, e, data, sent, state, places, steps, L, among, stand)
 
     def fresh(k: Array) -> Lanes:
         """A lane where client k has just begun."""
@@ -214,10 +230,10 @@ def collect(
         lanes = _work(step, schedule, s, last, lanes)
         return last + 1, lanes, leave(ends[last], schedule.client[last], lanes, collected)
 
-    at = jnp.minimum(schedule.client[0], K - 1)
-    carry = jax.vmap(begin)(at, tree.take(kept, at))
-    shapes = jax.eval_shape(jax.vmap(step), carry, schedule.rows[0], at, at)[1]
-    first = jax.eval_shape(jax.vmap(report), at, carry, tree.take(kept, at))
+    begun = jnp.minimum(schedule.client[0], K - 1)
+    carry = jax.vmap(begin)(begun, tree.take(kept, begun))
+    shapes = jax.eval_shape(jax.vmap(step), carry, schedule.rows[0], begun, begun)[1]
+    first = jax.eval_shape(jax.vmap(report), begun, carry, tree.take(kept, begun))
     one, told, stats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (shapes, first.metrics, first.stats))
     each = nobody(stats, K, 0)
     singly = tree.nbytes(carry) >= _LARGE * L

@@ -31,7 +31,7 @@ from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
-from fedjax_core.lanes.checks import check_model, check_simulation, check_state, warn_outgrown
+from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, check_state, warn_outgrown
 from fedjax_core.lanes.dispatch import Feed
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.mesh import Placing, ask_for_cores, cores, usual
@@ -206,6 +206,8 @@ class Simulator:
     def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
         """These rounds in one call of the program, in buffers that hold so many; metrics without an axis of rounds where that is one."""
         first, packing = self._round_of(state), time.perf_counter()
+        for cohort in cohorts:
+            check_counts(self.round, np.asarray(cohort.counts))
         who, positions = self._client_state.union(cohorts)
         packed, work = self._feed.pack(cohorts, first, held, positions)
         state = self._client_state.bring(state, who, first, min(len(self.clients), held * self._feed.cohort_size))

@@ -139,8 +139,9 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
         def again(i: Any, state: State) -> State:
             sent, state = composed.broadcast(e, state)
             kept, at = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
-            collected = program.collect(composed, e, examples, sent, state, kept, at, schedule, None)
-            return program.conclude(composed, e, state, collected)
+            among = program.among_of(at, None)
+            collected = program.collect(composed, e, examples, sent, state, kept, at, schedule, None, among)
+            return program.conclude(composed, e, state, collected, kept, among)
 
         return jax.lax.fori_loop(0, times, again, state)
 

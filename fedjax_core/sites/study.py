@@ -73,6 +73,23 @@ class Study:
             )
         if self.departments and (reason := why_not(self.round)) is not None:
             raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Raises where a stage of the uplink needs what a site has not: keys with other sites, or, of departments, secrets of their own."""
+        composed, stage = self.round, self.round.uplink
+        needed = {name for e in range(len(composed.algorithm.exchanges)) for name in composed.uses(e)}
+        if stage.recover is not None or (among := sorted(needed & {"here", "pairs", "place"})):
+            what = "asks sites for something after their reports (recover)" if stage.recover is not None else f"uses {', '.join(among)}"
+            raise ValueError(
+                f"{stage.name} {what}, and a site knows nothing of the others, nor has it keys with them: it runs in simulations "
+                "(fc.Simulator, fc.ClusterSimulator); leave that stage out at real sites"
+            )
+        if self.departments and "secret" in needed:
+            raise ValueError(
+                f"{stage.name} draws noise by a secret of each client, and departments draw by the run's key, which everybody knows: "
+                "leave departments out, or add noise in finish()"
+            )
 
     @cached_property
     def hash(self) -> str:

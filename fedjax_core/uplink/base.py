@@ -1,20 +1,36 @@
 """A stage: one promise kept on the way up, with its client's half and its server's half in one value.
 
-    client: message, own = encode(state, own, update, key)          (what crosses the wire is the message)
-    server: update = expand(state, message)                         (one a client, before the aggregator)
-            value, state = finish(state, value, aggregate, key)     (once an exchange, after it)
+    client: message, own = encode(state, own, update, sender)       (what crosses the wire is the message)
+    server: update = expand(state, message, shapes)                 (one a client, before the aggregator; shapes are the update's)
+            value, state = finish(state, value, info, key)          (once an exchange, after it)
 
-`chain` puts stages one after another: encode from first to last, expand and finish from last to first.
+`chain` puts stages one after another: encode from first to last, expand and finish from last to first. What a stage may use besides the
+update is in `Sender`, and what its `finish` may know in `Info`.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.extend import core
 
 from fedjax_core import tree
 from fedjax_core.settings import Settings, with_settings
 from fedjax_core.types import Array, Key, Message, Own, Update
+
+
+class Sender(NamedTuple):
+    """Who sends, and among whom: what `encode` may use besides the update. A cohort has K places, some of which may be empty."""
+
+    key: Key  # this client's draws, which the server could repeat: stochastic rounding
+    shared: Key  # the same for all clients of the exchange and for `finish`: rotations, sketches, random coordinates
+    secret: Key  # nobody else has it: noise. Of the run's key in a simulation, of the site's own secret at a site
+    pairs: Key  # [K], each shared with the client in that place alone: masks
+    place: Array  # int32: the client's place in the cohort
+    here: Array  # [K] bool: the places of those who take part
+    weight: Array  # float32: of the report; 0 in `recover`
 
 
 class Info(NamedTuple):
@@ -22,6 +38,11 @@ class Info(NamedTuple):
 
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in the value
+    shared: Key  # as the senders have it
+    secret: Key  # the server's own: noise. Of the run's key in a simulation, of the coordinator's own secret in a federation
+    here: Array  # [K] bool: the places of those who took part
+    reported: Array  # [K] bool: of those whose report counts
+    recovered: Any = ()  # leaves [K, ...]: what those who reported revealed afterwards, zeros of others; () where `recover` is None
 
 
 class Stage(NamedTuple):
@@ -30,27 +51,45 @@ class Stage(NamedTuple):
     name: str
     init: Callable[[Update], Any]  # the update's shapes -> what the server keeps for this stage; clients may read it
     init_client: Callable[[Update], Own]  # the update's shapes -> what each client keeps for it
-    encode: Callable[[Any, Own, Update, Key], tuple[Message, Own]]
-    expand: Callable[[Any, Message], Update]
+    encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]]
+    expand: Callable[[Any, Message, Update], Update]
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]]
     measurable: bool = False
     """Whether a site may tell how much of an update's size the stage leaves (`uplink_norm`): not where it adds noise or masks, for the size
     before would be known of it."""
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments: `with_settings` fills it in."""
+    additive: bool = False
+    """Messages may be summed before anybody reads one: `expand` changes nothing, or only checks."""
+    hides: bool = False
+    """The server learns nothing from a message, only from the sum of all."""
+    recover: Callable[[Any, Own, Sender, Array], Any] | None = None
+    """(state, own, sender, reported [K]) -> what a client whose report counts reveals, once it is known whose do: of masks that it shares
+    with those who dropped out."""
+
+
+def _as_it_is(state: Any, message: Message, shapes: Update) -> Update:
+    return message
 
 
 def stage(
     name: str,
     init: Callable[[Update], Any] = lambda shapes: (),
     init_client: Callable[[Update], Own] = lambda shapes: (),
-    encode: Callable[[Any, Own, Update, Key], tuple[Message, Own]] = lambda state, own, update, key: (update, own),
-    expand: Callable[[Any, Message], Update] = lambda state, message: message,
+    encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]] = lambda state, own, update, sender: (update, own),
+    expand: Callable[[Any, Message, Update], Update] = _as_it_is,
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = lambda state, value, info, key: (value, state),
     measurable: bool = False,
+    additive: bool | None = None,
+    hides: bool = False,
+    recover: Callable[[Any, Own, Sender, Array], Any] | None = None,
 ) -> Stage:
-    """A stage from the halves that do something."""
-    return Stage(name, init, init_client, encode, expand, finish, measurable)
+    """A stage from the halves that do something; without an `expand` it is additive."""
+    additive = expand is _as_it_is if additive is None else additive
+    return Stage(
+        name, init, init_client, encode, expand, finish,
+        measurable=measurable, additive=additive, hides=hides, recover=recover,
+    )  # fmt: skip
 
 
 @with_settings
@@ -58,18 +97,27 @@ def chain(*stages: Stage) -> Stage:
     """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty, it changes nothing.
 
     Each stage but the first must give back, by `expand`, what it was given: those before it work on that. One that decodes only in
-    `finish` (a ring of whole numbers) therefore comes first, and does by itself what was to be done before it.
+    `finish` (a ring of whole numbers) therefore comes first, and does by itself what was to be done before it; or it hides messages, so
+    that those before it cannot look at one, and must be additive. Nor may one after it change messages that only their sum can open.
     """
     for i, s in enumerate(stages):
         if not isinstance(s, Stage):
             raise TypeError(f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like")
+    name = f"chain({', '.join(s.name for s in stages)})"
+    opened = max((i for i, s in enumerate(stages) if s.hides), default=0)  # no stage before this one gets to read a message
+    for s in stages:
+        if stages[opened].hides and not s.additive:
+            raise ValueError(
+                f"in {name}, stage {s.name!r} reads each message by itself, and {stages[opened].name!r} lets the server read only the sum "
+                f"of all: leave {s.name!r} out, or use one that adds up, such as fc.uplink.clip"
+            )
 
     def shapes_between(update: Update) -> list[Update]:
         """The shapes each stage is given: those of the message of the one before."""
         given = [update]
         for i, s in enumerate(stages):
-            if i:
-                check_expands(s, given[-1], f"chain({', '.join(s.name for s in stages)})")
+            if i > opened:
+                check_expands(s, given[-1], name)
             given.append(message_shapes(s, given[-1]))
         return given[:-1]
 
@@ -79,35 +127,93 @@ def chain(*stages: Stage) -> Stage:
     def init_client(update: Update) -> Own:
         return tuple(s.init_client(u) for s, u in zip(stages, shapes_between(update), strict=True)) if stages else ()
 
-    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         kept = []
         for i, s in enumerate(stages):
-            update, mine = s.encode(state[i], own[i], update, jax.random.fold_in(key, i))
+            update, mine = s.encode(state[i], own[i], update, _apart(sender, i))
             kept.append(mine)
         return update, tuple(kept)
 
-    def expand(state: Any, message: Message) -> Update:
-        for s, mine in zip(reversed(stages), reversed(state), strict=True):
-            message = s.expand(mine, message)
+    def expand(state: Any, message: Message, shapes: Update) -> Update:
+        given = shapes_between(shapes)
+        for i in reversed(range(opened, len(stages))):
+            message = stages[i].expand(state[i], message, given[i])
         return message
 
     def finish(state: Any, value: Update, info: Info, key: Key) -> tuple[Update, Any]:
         kept = list(state)
         for i in reversed(range(len(stages))):
-            value, kept[i] = stages[i].finish(state[i], value, info, jax.random.fold_in(key, i))
+            mine = info._replace(
+                shared=jax.random.fold_in(info.shared, i),
+                secret=jax.random.fold_in(info.secret, i),
+                recovered=info.recovered[i] if info.recovered else (),
+            )
+            value, kept[i] = stages[i].finish(state[i], value, mine, jax.random.fold_in(key, i))
         return value, tuple(kept)
 
-    measurable = all(s.measurable for s in stages)
-    return Stage(f"chain({', '.join(s.name for s in stages)})", init, init_client, encode, expand, finish, measurable)
+    def recover(state: Any, own: Own, sender: Sender, reported: Array) -> Any:
+        return tuple(
+            s.recover(state[i], own[i], _apart(sender, i), reported) if s.recover is not None else () for i, s in enumerate(stages)
+        )
+
+    return Stage(
+        name, init, init_client, encode, expand, finish,
+        measurable=all(s.measurable for s in stages),
+        additive=all(s.additive for s in stages),
+        hides=any(s.hides for s in stages),
+        recover=recover if any(s.recover is not None for s in stages) else None,
+    )  # fmt: skip
+
+
+def _apart(sender: Sender, i: int) -> Sender:
+    """The sender with keys for the i-th of several stages."""
+    key, shared, secret = (jax.random.fold_in(k, i) for k in (sender.key, sender.shared, sender.secret))
+    pairs = jax.vmap(lambda k: jax.random.fold_in(k, i))(sender.pairs)
+    return sender._replace(key=key, shared=shared, secret=secret, pairs=pairs)
+
+
+def alone(key: Key) -> Sender:
+    """A client that is all of its cohort, whose keys all come of one."""
+    shared, secret, pair = (jax.random.fold_in(key, i) for i in range(3))
+    return Sender(key, shared, secret, pair[None], place=jnp.int32(0), here=jnp.ones(1, bool), weight=jnp.float32(1))
+
+
+def roundtrip(stage: Stage, update: Update, key: Key) -> Update:
+    """What the server reads of one update that a client sends through `stage`, both with nothing kept from before."""
+    state, own = stage.init(tree.shapes(update)), stage.init_client(tree.shapes(update))
+    sent, _ = stage.encode(state, own, update, alone(key))
+    return stage.expand(state, sent, tree.shapes(update))
 
 
 def message_shapes(stage: Stage, update: Update) -> Message:
     """The shapes of what `stage` puts on the wire for an update of these shapes; `tree.nbytes` of it is its cost a report."""
+    leaves, structure = jax.tree.flatten(tree.shapes(update))
+    return _message_shapes(stage, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=256)
+def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Message:
+    """Traced once: stages one in another ask for them again and again."""
 
     def send(update: Update, key: Key) -> Message:
-        return stage.encode(stage.init(update), stage.init_client(update), update, key)[0]
+        return stage.encode(stage.init(update), stage.init_client(update), update, alone(key))[0]
 
-    return jax.eval_shape(send, update, jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.eval_shape(send, jax.tree.unflatten(structure, leaves), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def uses(stage: Stage, update: Update) -> frozenset[str]:
+    """Which fields of its `Sender` the message of `stage` depends on, for updates of these shapes."""
+    sender = jax.eval_shape(lambda: alone(jax.random.key(0)))
+
+    def send(sender: Sender, update: Update) -> Any:
+        return stage.encode(stage.init(update), stage.init_client(update), update, sender)
+
+    whole: Any = jax.make_jaxpr(send)(sender, update).jaxpr
+    needed = {v for v in whole.outvars if isinstance(v, core.Var)}
+    for eqn in reversed(whole.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
+    return frozenset(name for name, v in zip(Sender._fields, whole.invars, strict=False) if v in needed)
 
 
 def check_expands(stage: Stage, given: Update, where: str) -> None:
@@ -123,7 +229,7 @@ def check_expands(stage: Stage, given: Update, where: str) -> None:
 def not_given_back(stage: Stage, given: Update) -> str | None:
     """How what `stage` gives back by `expand` differs from what it was given, in structure, shapes or dtypes; None where it does not."""
     sent = message_shapes(stage, given)
-    back = jax.eval_shape(lambda sent: stage.expand(stage.init(given), sent), sent)
+    back = jax.eval_shape(lambda sent: stage.expand(stage.init(given), sent, given), sent)
     before: Any = jax.tree.structure(given)
     after: Any = jax.tree.structure(back)
     if before != after:

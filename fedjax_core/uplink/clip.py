@@ -4,8 +4,8 @@ It bounds what any one client can add, and is the first half of every differenti
 ends: a lossy stage nearer the wire may have grown the norm again.
 
 >>> import jax, jax.numpy as jnp
->>> sent, _ = clip(1.0).encode((), (), jnp.array([3.0, 4.0]), jax.random.key(0))
->>> sent.round(3).tolist()
+>>> from fedjax_core.uplink.base import roundtrip
+>>> roundtrip(clip(1.0), jnp.array([3.0, 4.0]), jax.random.key(0)).round(3).tolist()
 [0.6000000238418579, 0.800000011920929]
 """
 
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.settings import with_settings
-from fedjax_core.types import Key, Message, Own, Update, known
-from fedjax_core.uplink.base import Stage, stage
+from fedjax_core.types import Message, Own, Update, known
+from fedjax_core.uplink.base import Sender, Stage, stage
 
 
 @with_settings
@@ -29,7 +29,7 @@ def clip(bound: float) -> Stage:
         norm = tree.norm(update)
         return tree.scale(jnp.where(norm > bound, bound / jnp.where(norm > bound, norm, 1), 1), update)
 
-    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         return shorten(update), own
 
-    return stage("clip", encode=encode, expand=lambda state, message: shorten(message), measurable=True)
+    return stage("clip", encode=encode, expand=lambda state, message, shapes: shorten(message), measurable=True, additive=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from fedjax_core import tree
 from fedjax_core.settings import with_settings
-from fedjax_core.types import Key, Message, Own, Update
-from fedjax_core.uplink.base import Stage, check_expands
+from fedjax_core.types import Message, Own, Update
+from fedjax_core.uplink.base import Sender, Stage, check_expands
 
 
 @with_settings
@@ -23,6 +23,8 @@ def feedback(inner: Stage) -> Stage:
     """`inner` with the client keeping what it loses, in 32 bits at least; one such copy of the update a client."""
     if not isinstance(inner, Stage):
         raise TypeError(f"feedback() wraps a stage, got {type(inner).__name__}: write feedback(quantize(bits=4))")
+    if inner.hides:
+        raise ValueError(f"feedback() keeps what the server does not read of a message, and {inner.name} lets it read none: leave it out")
 
     def init(shapes: Update) -> Any:
         return inner.init(tree.wide(shapes))
@@ -31,10 +33,13 @@ def feedback(inner: Stage) -> Stage:
         check_expands(inner, tree.wide(shapes), f"feedback({inner.name})")
         return tree.zeros_like(tree.wide(shapes)), inner.init_client(tree.wide(shapes))
 
-    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         residual, rest = own
         wanted = tree.add(tree.wide(update), residual)
-        sent, rest = inner.encode(state, rest, wanted, key)
-        return sent, (tree.sub(wanted, tree.wide(inner.expand(state, sent))), rest)
+        sent, rest = inner.encode(state, rest, wanted, sender)
+        return sent, (tree.sub(wanted, tree.wide(inner.expand(state, sent, tree.shapes(wanted)))), rest)
 
-    return Stage(f"feedback({inner.name})", init, init_client, encode, inner.expand, inner.finish, inner.measurable)
+    def expand(state: Any, message: Message, shapes: Update) -> Update:
+        return inner.expand(state, message, tree.wide(shapes))
+
+    return inner._replace(name=f"feedback({inner.name})", init=init, init_client=init_client, encode=encode, expand=expand)

@@ -5,9 +5,9 @@
 Rounding is the same whatever is drawn, so small updates lose the same digits each round: inside `feedback` they come back later.
 
 >>> import jax, jax.numpy as jnp
->>> s = half()
->>> sent, _ = s.encode((), (), {"w": jnp.array([1.0, 1.001])}, jax.random.key(0))
->>> sent["w"].dtype.name, s.expand((), sent)["w"].tolist()
+>>> from fedjax_core.uplink.base import message_shapes, roundtrip
+>>> update = {"w": jnp.array([1.0, 1.001])}
+>>> message_shapes(half(), update)["w"].dtype.name, roundtrip(half(), update, jax.random.key(0))["w"].tolist()
 ('bfloat16', [1.0, 1.0])
 """
 
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core.settings import with_settings
-from fedjax_core.types import Key, Message, Own, Update
-from fedjax_core.uplink.base import Stage, stage
+from fedjax_core.types import Message, Own, Update
+from fedjax_core.uplink.base import Sender, Stage, stage
 
 
 @with_settings
@@ -28,10 +28,10 @@ def half(dtype: str = "bfloat16") -> Stage:
         raise ValueError(f"half needs dtype 'bfloat16' or 'float16', got {dtype!r}: for fewer bits use quantize")
     small = jnp.dtype(dtype)
 
-    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         return jax.tree.map(lambda x: x.astype(small) if x.dtype == jnp.float32 else x, update), own
 
-    def expand(state: Any, message: Message) -> Update:
+    def expand(state: Any, message: Message, shapes: Update) -> Update:
         return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == small else x, message)
 
     return stage("half", encode=encode, expand=expand, measurable=True)

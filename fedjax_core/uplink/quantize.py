@@ -6,9 +6,9 @@ The variance a coordinate gains is at most scale^2 / 4. After Alistarh et al., "
 both sides of zero). One report takes `bits` rounded up to 8 or 16 a coordinate in memory and on the wire, and 4 bytes a leaf.
 
 >>> import jax, jax.numpy as jnp
->>> s = quantize(bits=8)
->>> sent, _ = s.encode((), (), {"w": jnp.array([1.0, -1.0, 0.0])}, jax.random.key(0))
->>> sent.levels["w"].dtype.name, s.expand((), sent)["w"].tolist()
+>>> from fedjax_core.uplink.base import message_shapes, roundtrip
+>>> stage, update = quantize(bits=8), {"w": jnp.array([1.0, -1.0, 0.0])}
+>>> message_shapes(stage, update).levels["w"].dtype.name, roundtrip(stage, update, jax.random.key(0))["w"].tolist()
 ('int8', [1.0, -1.0, 0.0])
 """
 
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from fedjax_core import tree
 from fedjax_core.settings import with_settings
-from fedjax_core.types import Array, Key, Message, Own, Update
-from fedjax_core.uplink.base import Stage, stage
+from fedjax_core.types import Array, Message, Own, Update
+from fedjax_core.uplink.base import Sender, Stage, stage
 
 
 class Quantized(NamedTuple):
@@ -38,13 +38,13 @@ def quantize(bits: int) -> Stage:
     most = 2 ** (bits - 1) - 1
     small = jnp.int8 if bits <= 8 else jnp.int16
 
-    def encode(state: Any, own: Own, update: Update, key: Key) -> tuple[Message, Own]:
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         structure: Any
         leaves, structure = jax.tree.flatten(tree.wide(update))  # 8 bits of levels and a draw do not fit a bfloat16
         scales = [jnp.max(jnp.abs(x), initial=0) / most for x in leaves]
 
         def levels(i: int, x: Array, scale: Array) -> Array:
-            draw = jax.random.uniform(jax.random.fold_in(key, i), x.shape, x.dtype)
+            draw = jax.random.uniform(jax.random.fold_in(sender.key, i), x.shape, x.dtype)
             # An infinite or NaN coordinate makes the scale so too: the server sees it and refuses the report.
             steps = jnp.floor(x / jnp.where(scale > 0, scale, 1) + draw)
             return jnp.clip(jnp.nan_to_num(steps), -most, most).astype(small)
@@ -52,7 +52,7 @@ def quantize(bits: int) -> Stage:
         sent = [levels(i, x, scale) for i, (x, scale) in enumerate(zip(leaves, scales, strict=True))]
         return Quantized(structure.unflatten(sent), structure.unflatten(scales)), own
 
-    def expand(state: Any, message: Quantized) -> Update:
+    def expand(state: Any, message: Quantized, shapes: Update) -> Update:
         return jax.tree.map(lambda q, scale: q.astype(scale.dtype) * scale, message.levels, message.scale)
 
     return stage("quantize", encode=encode, expand=expand, measurable=True)

@@ -159,7 +159,7 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1]
     share = share._replace(kept=Carried(jax.tree.map(lambda x: np.asarray(x[share.clients]), state.clients)))
     sent, _ = composed.broadcast(0, state)
-    told = to_host(Broadcast(0, sent, state.uplink[0], np.int32(0), state.key, {}))
+    told = to_host(Broadcast(0, sent, state.uplink[0], np.int32(0), state.key, sim._among(COHORTS[0], np.ones(9, bool)), {}))
     one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).do(told, share) for _ in range(2))
     for x, y in zip(jax.tree.leaves(one.collected), jax.tree.leaves(two.collected), strict=True):
         assert x.tobytes() == y.tobytes()

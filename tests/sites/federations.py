@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from fedjax_core import Clients, Simulator
 from fedjax_core.round import Kept
 from fedjax_core.sites.federation import Federation
+from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
@@ -27,6 +28,12 @@ def columns(kind: str = "classes"):
     """The examples of four institutions: 23, 5, 1 and 4."""
     data = clients(kind)
     return [data[i] for i in (3, 0, 1, 4)]
+
+
+def drawing(key, round, address):
+    """The draws of the site at this address in this round of a run with this key."""
+    words = np.asarray(jax.random.key_data(key))
+    return Draws(words, np.int32(round), address, secret=words + 1, kind=str(jax.random.key_impl(key)))
 
 
 def site_files(kind="classes", folder=None):

@@ -16,7 +16,6 @@ from fedjax_core.sites.audit import held_by, show, verify
 from fedjax_core.sites.coordinator.reports import Aggregation
 from fedjax_core.sites.coordinator.server import broadcast
 from fedjax_core.sites.federation import Federation, Paused, Rules
-from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site.client_update import client_update
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.study import Study
@@ -24,7 +23,7 @@ from fedjax_core.sites.transport.in_process import InProcess
 from fedjax_core.sites.wire.identity import Roster
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, delayed, failed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, federation, site_files, whole
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, drawing, federation, site_files, whole
 from tests.sites.in_parts import COMPOSED
 from tests.zoo import round_of, task
 
@@ -236,14 +235,14 @@ def made_again(state, steps, sites):
         sums = Aggregation(BUFFERED, 0, state.uplink[0], BUFFER.size)
         for place, (name, version) in enumerate(counted):
             site = sites[name].context
-            draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(version), site.address, str(jax.random.key_impl(state.key)))
+            draws = drawing(state.key, version, site.address)
             seen = client_update(
                 BUFFERED, 0, site.data.plan, site.data.clients, models[version], state.uplink[0], site.kept_shapes, draws, version
             )  # fmt: skip
             damping = np.float32(BUFFER.damping(len(models) - 1 - version))
             report = jax.tree.map(np.asarray, seen.sent), float(seen.weight)
             sums.add(SimpleNamespace(fields={}, sender=name), report, place, factor=damping)
-        state = sums.conclude(state, "", Rules(), lambda *about: None)._replace(round=state.round + 1)
+        state = sums.conclude(state, "", Rules(), lambda *about: None, np.zeros(2, np.uint32))._replace(round=state.round + 1)
     return state
 
 

@@ -32,10 +32,11 @@ FAST = (
     "total",
     "remembers, draws",
     "fednova, clip",
+    "signs",
 )
 
 
-@entries_of(FAST, slow=ZOO)
+@entries_of(FAST, slow=[name for name in ZOO if ZOO[name].sites])
 def test_sites_end_where_the_simulator_ends(name):
     composed, kind = round_of(name, 4), ZOO[name].data
     sim = simulator(composed, kind)

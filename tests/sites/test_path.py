@@ -14,6 +14,7 @@ from fedjax_core.sites.wire.envelope import Header, decode, encode
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 from fedjax_core.sites.wire.replay import ReplayGuard
 from fedjax_core.sites.wire.trees import from_tensors, leaf_specs, to_tensors
+from fedjax_core.uplink.base import alone
 
 CANARY = 77_123.5  # a value of the site's data
 
@@ -30,7 +31,7 @@ def test_what_the_uplink_sends_arrives_and_what_is_wrong_is_recorded(tmp_path, c
     shapes = composed.report_shapes(0, state.server, jax.tree.map(lambda x: x[0], state.clients.own))
 
     def send(update, key):
-        return composed.uplink.encode(state.uplink[0], composed.uplink.init_client(shapes.update), update, key)[0]
+        return composed.uplink.encode(state.uplink[0], composed.uplink.init_client(shapes.update), update, alone(key))[0]
 
     update = jax.tree.map(lambda x: jnp.full(x.shape, CANARY, x.dtype), shapes.update)
     sent = jax.jit(send)(update, jax.random.key(1))

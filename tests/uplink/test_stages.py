@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from fedjax_core import algorithms, compose, tree, uplink
+from fedjax_core.uplink.base import alone
 from tests.quadratic import MEANS, START, TASK, simulate
 
 UPDATE = {"w": jnp.array([3.0, 0.0, -4.0]), "b": jnp.array([12.0])}  # norm 13
@@ -12,10 +13,10 @@ UPDATE = {"w": jnp.array([3.0, 0.0, -4.0]), "b": jnp.array([12.0])}  # norm 13
 
 def send(stage, update, key=0, own=None):
     """One update to the wire and back: (what the server reads, what the client keeps)."""
-    state = stage.init(tree.shapes(update))
-    own = stage.init_client(tree.shapes(update)) if own is None else own
-    sent, own = stage.encode(state, own, update, jax.random.key(key))
-    return stage.expand(state, sent), own
+    state, shapes = stage.init(tree.shapes(update)), tree.shapes(update)
+    own = stage.init_client(shapes) if own is None else own
+    sent, own = stage.encode(state, own, update, alone(jax.random.key(key)))
+    return stage.expand(state, sent, shapes), own
 
 
 def test_clip_scales_all_leaves_by_one_factor():
@@ -37,15 +38,11 @@ def test_clip_holds_again_after_a_lossy_stage():
 def test_quantize_is_unbiased_within_its_step(bits):
     update = {"w": jnp.linspace(-1, 0.9, 20)}
     step = 1 / (2 ** (bits - 1) - 1)
-    got = jax.vmap(lambda k: send_key(uplink.quantize(bits), update, k)["w"])(jax.random.split(jax.random.key(0), 4000))
+    got = jax.vmap(lambda k: uplink.roundtrip(uplink.quantize(bits), update, k)["w"])(jax.random.split(jax.random.key(0), 4000))
     got, meant = np.asarray(got, np.float64), np.asarray(update["w"])
     assert np.abs(got - meant).max() <= step * 1.0001
     error = np.abs(got.mean(axis=0) - meant)
     assert error.max() <= 5 * (step / 2) / np.sqrt(4000) + 1e-6  # five standard errors, each at most half a step
-
-
-def send_key(stage, update, key):
-    return stage.expand((), stage.encode((), (), update, key)[0])
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 1), (8, 1), (9, 2), (16, 2)])
@@ -80,16 +77,16 @@ def test_feedback_sends_everything_in_the_end():
 
 
 def test_a_chain_expands_in_reverse():
-    double = uplink.stage("double", encode=lambda s, o, u, k: (tree.scale(2.0, u), o), expand=lambda s, m: tree.scale(0.5, m))
+    double = uplink.stage("double", encode=lambda s, o, u, k: (tree.scale(2.0, u), o), expand=lambda s, m, shapes: tree.scale(0.5, m))
     add = uplink.stage(
         "add",
         encode=lambda s, o, u, k: (jax.tree.map(lambda x: x + 1, u), o),
-        expand=lambda s, m: jax.tree.map(lambda x: x - 1, m),
+        expand=lambda s, m, shapes: jax.tree.map(lambda x: x - 1, m),
     )
     stage = uplink.chain(double, add)
-    sent, _ = stage.encode(stage.init(UPDATE), stage.init_client(UPDATE), UPDATE, jax.random.key(0))
+    sent, _ = stage.encode(stage.init(UPDATE), stage.init_client(UPDATE), UPDATE, alone(jax.random.key(0)))
     assert np.allclose(sent["w"], 2 * UPDATE["w"] + 1)
-    assert np.allclose(stage.expand(stage.init(UPDATE), sent)["w"], UPDATE["w"])
+    assert np.allclose(stage.expand(stage.init(UPDATE), sent, UPDATE)["w"], UPDATE["w"])
 
 
 def test_clip_in_a_round_bounds_each_client():
@@ -123,7 +120,7 @@ def test_pieces_that_do_not_fit_are_named():
         uplink.chain(uplink.clip(1.0), 8.0)
     with pytest.raises(TypeError, match=r"feedback\(\) wraps a stage, got int"):
         uplink.feedback(8)
-    half = uplink.stage("half", expand=lambda s, m: jax.tree.map(lambda x: x.astype(jnp.float16), m))
+    half = uplink.stage("half", expand=lambda s, m, shapes: jax.tree.map(lambda x: x.astype(jnp.float16), m))
     with pytest.raises(ValueError, match=r"the update of exchange 0 after half and mean changed .* from float32\[1\] to float16\[1\]"):
         compose(algorithm, uplink=half)
 

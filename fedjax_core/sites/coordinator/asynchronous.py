@@ -262,7 +262,7 @@ class AsynchronousRounds:
             self._record(who, what, self._version, about)
 
         flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)  # copies: these go on
-        after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record)
+        after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record, self._requests.noise(state, 0))
         sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
         failed = self._collector.unknown | {at: why for at, why in self._failed.items() if at not in sites}
         self.lacked = self._collector.absent.tell(f"step {self._version + 1}", failed, sites, failed)

@@ -55,10 +55,11 @@ def exchange(
     """
     number = int(about.state.round)
     sent, state = broadcast(composed, e, about.state)
+    noise = requests.noise(state, e)
     if not len(cohort.clients):
         nobody = np.full(1, len(collector.names))  # one place, and empty
         nothing = Aggregation(composed, e, state.uplink[e], 0, nobody)
-        return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None), [], {})
+        return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None, noise), [], {})
     to = [collector.names[cohort.clients[p]] for p in places]
     request = training(composed, sent, number, e, to=to, about=about, requests=requests, collector=collector)
     reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
@@ -67,7 +68,7 @@ def exchange(
     declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
     fold.finish(state.params)
     collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
-    state = fold.sums.conclude(state, f"round {number}, exchange {e}", collector.rules, reports.record)
+    state = fold.sums.conclude(state, f"round {number}, exchange {e}", collector.rules, reports.record, noise)
     metrics = fold.sums.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
     return Result(state, fold.here, metrics)
 

@@ -160,6 +160,7 @@ class Aggregation:
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
+        self._reported = np.zeros(max(1, cohort), bool)
         self._each = nobody(self._server.stats[e], max(1, cohort), 0)
         if self._each is not None:
             assert positions is not None and len(positions) == max(1, cohort)
@@ -171,6 +172,7 @@ class Aggregation:
         """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update is multiplied by `factor`,
         None: taken as it is."""
         sent, its, times = report[0], np.float32(report[1]), np.float32(times)
+        self._reported[place] = True
         if self._adds and self._server.small[self._e]:
             self._make_room(factor)
             self._small.append((sent, its * times, np.int32(place), factor))
@@ -184,8 +186,10 @@ class Aggregation:
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
         self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields)))
 
-    def conclude(self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> State:
-        """The state that comes of them.
+    def conclude(
+        self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None], noise: np.ndarray
+    ) -> State:
+        """The state that comes of them; `noise`: the words of a key that only the server knows.
 
         Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports together are nothing.
         """
@@ -196,7 +200,8 @@ class Aggregation:
             record(COORDINATOR, "warned", {"code": "little-left", **left})
         concluded: State
         concluded, size = self._server.conclude[self._e](
-            self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count, self._each,  # type: ignore[arg-type]
+            self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count, self._reported, self._each,  # type: ignore[arg-type]
+            noise,
         )  # fmt: skip
         if size is not None and not rules.allow_zero and self.count > 0 and float(size) == 0:
             record(COORDINATOR, "warned", {"code": "nothing-learned", **left})

@@ -21,6 +21,7 @@ from fedjax_core.sites.coordinator.weighing import Weigher, weigher
 from fedjax_core.sites.protocol.report import beside
 from fedjax_core.sites.wire.trees import TreeSpec
 from fedjax_core.types import Array, Key
+from fedjax_core.uplink.base import alone
 
 TOGETHER, SMALL_BYTES = 16, 64 << 10
 """So many reports are added by one program, of at most so many bytes each."""
@@ -39,7 +40,8 @@ class Server(NamedTuple):
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
-    conclude: list[Any]  # (the state, the size of all reports together); of an accumulator or None, and reports or None
+    conclude: list[Any]
+    """(the state, the size of all reports together); of an accumulator or None, reports or None, who reported, and words for noise."""
 
 
 class Small(NamedTuple):
@@ -56,7 +58,7 @@ class Small(NamedTuple):
 @lru_cache(maxsize=32)
 def merged(composed: Round) -> Round:
     """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
-    plain: Any = {"encode": lambda state, own, update, key: (tree.wide(update), own), "expand": lambda state, update: update}
+    plain: Any = {"encode": lambda state, own, update, sender: (tree.wide(update), own), "expand": lambda state, update, shapes: update}
     return composed._replace(uplink=composed.uplink._replace(**plain))
 
 
@@ -81,7 +83,7 @@ def server_half(composed: Round) -> Server:
     def sent(e: int, state: State, kept: Any, key: Key) -> Any:
         message = composed.told(e, state)
         carry = composed.algorithm.exchanges[e].client.begin(message, kept.own, key)
-        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), key).wire
+        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), alone(key)).wire
 
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
         update, good = composed.receive(e, uplink, wire_of(sent).update, weight)
@@ -110,13 +112,15 @@ def server_half(composed: Round) -> Server:
         return lax.fori_loop(0, small.filled, one, zero(e, cohort) if acc is None else acc)
 
     def conclude(
-        e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array, each: Each | None
-    ) -> tuple[State, Array | None]:
+        e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array, reported: Array,
+        each: Each | None, secret: Array,
+    ) -> tuple[State, Array | None]:  # fmt: skip
         acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
         if acc is None and composed.algorithm.exchanges[e].update is not None:  # nobody was asked
             acc = zero(e, max(1, cohort))
         size = None if acc is None else tree.norm(composed.value(e, state, acc)[0])
-        return composed.conclude(e, state, acc, weight, clients, each), size
+        noise = jax.random.wrap_key_data(secret, impl=jax.random.key_impl(state.key))
+        return composed.conclude(e, state, acc, weight, clients, reported, reported, each=each, secret=noise), size
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]

@@ -7,6 +7,7 @@
 A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
 """
 
+import hmac
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -116,7 +117,7 @@ class Requests:
         self.head: Callable[[], str | None] = lambda: None
         """The head of the coordinator's audit log, as text, which goes with every request; None: there is none yet."""
         self.recovery = Recovery()
-        self._key, self._record, self._said = key, record, 0
+        self._key, self._record, self._said, self._secret = key, record, 0, key.secret("noise")
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
 
     def write(
@@ -164,6 +165,11 @@ class Requests:
         """A signed request about another, that was `asked` or is to be; the audit log has that one."""
         return self._signed(kind, asked.round, asked.exchange, said, sent)[1]
 
+    def noise(self, state: State, e: int) -> np.ndarray:
+        """The words of a key that nobody else knows, for noise that the server adds in exchange `e`: the same where that is done again."""
+        words = str(self._draws(state.key)["key"])
+        return secret_words(self._secret, f"{self.run}/{self.config}/{int(state.round)}/{e}/{words}", len(words) // 8)
+
     def _draws(self, key: Key) -> dict[str, Scalar]:
         """What a request says of the run's key."""
         if self._drawn is None or self._drawn[0] is not key:
@@ -187,6 +193,7 @@ class Draws(NamedTuple):
     words: np.ndarray  # uint32, of the run's key
     round: np.int32
     address: np.ndarray  # [2] uint32, the client's
+    secret: np.ndarray  # uint32, as many words: what the client alone knows
     kind: str
 
     def run_key(self) -> Any:
@@ -195,18 +202,29 @@ class Draws(NamedTuple):
 
     def key(self) -> Any:
         """The key."""
-        return _client_key(*self)
+        return _client_key(self.words, self.round, self.address, self.kind)
 
 
-def draws(header: Header, address: np.ndarray) -> Draws:
-    """The draws of the client at this address in this round; the run's key is public, as they are to be the same as in its simulation."""
+def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
+    """The draws of the client at this address in this round; the run's key is public, as they are to be the same as in its simulation.
+
+    What is drawn by `secret` is the site's own: the same where it is asked the same again, so that nobody sees one update under two noises.
+    It is of the request and of all else that the update depends on (`of`), so that nobody sees two updates under one noise, either.
+    """
     text, kind = header.fields.get("key"), header.fields.get("key_kind")
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
     try:
-        return Draws(_words(text, kind), np.int32(header.round), address, kind)
+        words = _words(text, kind)
+        asked = f"{header.run}/{header.round}/{header.exchange}/{header.digest}/{text}/{of}"
+        return Draws(words, np.int32(header.round), address, secret_words(secret, asked, len(words)), kind)
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
+
+
+def secret_words(secret: bytes, what: str, count: int) -> np.ndarray:
+    """[count] uint32, at most 16, that only who has the secret can tell, the same for the same `what`."""
+    return np.frombuffer(hmac.digest(secret, what.encode(), "sha512"), "<u4")[:count]
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes.evaluate import batch_sums
 from fedjax_core.metrics import Mean, add
-from fedjax_core.round import Kept, Round
+from fedjax_core.round import Among, Kept, Round
 from fedjax_core.sites.protocol.report import LEFT, part_of
 from fedjax_core.sites.protocol.request import Draws, client_key
 from fedjax_core.sites.site.time_limit import NoStepDone, StepClock
@@ -88,7 +88,8 @@ def client_update(
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
         chunk = _all_of(clients, rows, size) if work == ONCE else _chunk(columns, rows, size)
         counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
-        sent, kept, scalars = client.whole(draws.kind, np.concatenate([draws.words, draws.address, counts]), told, uplink, kept, *chunk)
+        numbers = np.concatenate([draws.words, draws.secret, draws.address, counts])
+        sent, kept, scalars = client.whole(draws.kind, numbers, told, uplink, kept, *chunk)
         weight, fine, left, metrics = _apart(scalars)  # which are there when all of it is
         if watch is not None:
             watch(len(rows))
@@ -109,7 +110,7 @@ def client_update(
             raise NoStepDone("no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)")
         seen = seen._replace(steps=number(done))
         metrics = (metrics or {}) | part_of(rows, done, clients.examples)
-    sent, weight, kept, fine, left, more = client.finish(told, uplink, kept, carry, seen, key)
+    sent, weight, kept, fine, left, more = client.finish(told, draws.kind, *draws[:4], uplink, kept, carry, seen)
     return ClientUpdate(sent, weight, kept, fine, left, add(metrics or {}, more))
 
 
@@ -165,8 +166,14 @@ def _client(composed: Round, e: int) -> _Client:
 
         return lax.fori_loop(begin, end, one, (carry, metrics))
 
-    def finish(message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, key: Key) -> Any:
-        encoded = composed.report(e, message, uplink, kept, carry, seen, key)
+    def finish(
+        message: Message, kind: str, words: Array, round: Array, address: Array, secret: Array, uplink: Any, kept: Kept, carry: Carry,
+        seen: Seen,
+    ) -> Any:  # fmt: skip
+        among = Among(address[None], jnp.ones(1, bool))  # a study whose stages look at who else there is is refused
+        sender = composed.sender(e, jax.random.wrap_key_data(words, impl=kind), round, among, jnp.int32(0))
+        sender = sender._replace(secret=jax.random.wrap_key_data(secret, impl=kind))
+        encoded = composed.report(e, message, uplink, kept, carry, seen, sender)
         weight, kept = encoded.weight, encoded.kept
         leaves = left(message, uplink, carry, seen, encoded.sent, weight)
         return encoded.wire, weight, kept, tree.finite(kept), leaves, dict(encoded.metrics)
@@ -186,20 +193,21 @@ def _client(composed: Round, e: int) -> _Client:
     def whole(
         kind: str, numbers: Array, told: Any, uplink: Any, kept: Kept, columns: Columns, mask: Array
     ) -> Any:  # fmt: skip
-        words, address = numbers[:-5], numbers[-5:-3]  # in one array, as each array that a program is given takes 5 us
+        # All are in one array, as each array that a program is given takes 5 us.
+        (words, secret), address = numbers[:-5].reshape(2, -1), numbers[-5:-3]
         round, count = numbers[-3:-1].astype(jnp.int32)
         seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
         key, message = client_key(words, round, address, kind), composed.listen(e, told)
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
-        sent, weight, kept, fine, left, told = finish(message, uplink, kept, carry, seen, key)
+        sent, weight, kept, fine, left, told = finish(message, kind, words, round, address, secret, uplink, kept, carry, seen)
         return sent, kept, _together((weight, fine, left, add(metrics, told)))
 
     def listening(do: Callable[..., Any]) -> Callable[..., Any]:
         return lambda told, *rest: do(composed.listen(e, told), *rest)
 
-    parts = jax.jit(listening(begin)), jax.jit(listening(nothing)), compiled(listening(work)), jax.jit(listening(finish))
+    parts = jax.jit(listening(begin)), jax.jit(listening(nothing)), compiled(listening(work)), jax.jit(listening(finish), static_argnums=1)
     return _Client(*parts, compiled(whole, static_argnums=0))
 
 

@@ -48,6 +48,8 @@ class SiteContext:
     def __init__(self, about: SiteFile, study: Study) -> None:
         self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
         self.key = load_key(about)
+        self.secret = self.key.secret("noise")
+        """By which noise is drawn that nobody else can tell."""
         handed = about.key is None and about.folder is None and not isinstance(about.data, (str, Path))  # over, for a try, by who asks
         self.data = SiteData(about, study, None if handed else self.key)
         if (bad := self.data.bad) is not None and len(bad):

@@ -55,7 +55,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     kept, after = keep.read(version, site.kept_shapes), header.round * len(composed.algorithm.exchanges) + e + 1
     needed, recent = request.needed(header, found, site.address)
     keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.enforcement.policy.caps.kept_gb)
-    draws = request.draws(header, site.address)
+    draws = request.draws(header, site.address, site.secret, of=f"{site.data.fingerprint}/{seconds}")
     site.data.placed(request.position(found, site.address))
     limit = _limit(site, header, work, seconds)
     with site.budget.round(site.enforcement.policy.caps) as watch:

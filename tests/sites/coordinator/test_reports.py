@@ -12,6 +12,7 @@ import fedjax_core as fc
 from fedjax_core.sites.coordinator import server
 from fedjax_core.sites.coordinator.reports import Aggregation
 from fedjax_core.sites.coordinator.rules import Rules
+from fedjax_core.uplink.base import alone
 
 TASK = fc.models.linear(features=3)
 MANY = server.TOGETHER * 2 + 3
@@ -23,8 +24,8 @@ def added(composed, reports, factors):
     sums = Aggregation(composed, 0, state.uplink[0], len(reports))
     for place, ((update, weight), factor) in enumerate(zip(reports, factors, strict=True)):
         sums.add(SimpleNamespace(sender="charite", fields={}), (update, weight), place, times=1 + place % 2, factor=factor)
-    concluded = sums.conclude(state, "round 0", Rules(), lambda *about: None)
-    again = sums.conclude(state, "round 0", Rules(), lambda *about: None)  # as where a step is run again
+    concluded = sums.conclude(state, "round 0", Rules(), lambda *about: None, np.zeros(2, np.uint32))
+    again = sums.conclude(state, "round 0", Rules(), lambda *about: None, np.zeros(2, np.uint32))  # as where a step is run again
     jax.tree.map(np.testing.assert_array_equal, again.params, concluded.params)
     return state.params, concluded.params
 
@@ -78,7 +79,7 @@ def test_quantised_reports_are_expanded_as_they_are_added(how):
     state = composed.init(jax.random.key(0), 1)
     reports = []
     for i, (update, weight) in enumerate(reports_of(5)):
-        sent, _ = composed.uplink.encode(state.uplink[0], (), update, jax.random.key(i))
+        sent, _ = composed.uplink.encode(state.uplink[0], (), update, alone(jax.random.key(i)))
         reports.append((jax.tree.map(np.asarray, sent), weight))
     before, found = added(composed, reports, [None] * 5)
     expanded = [composed.receive(0, state.uplink[0], sent, jnp.float32(weight))[0] for sent, weight in reports]
@@ -96,6 +97,6 @@ def test_a_metric_that_one_site_tells_as_a_sum_and_others_as_a_mean_ends_nothing
     told = ({"loss": 1.0, "loss.weight": 2.0}, {"loss": 7e300}, {"loss": 3.0, "loss.weight": 2.0}, {"loss": 5.0, "loss.weight": None})
     for place, (report, fields) in enumerate(zip(reports_of(4), told, strict=True)):
         sums.add(SimpleNamespace(sender=f"site {place}", fields={"examples": 2, **fields}), report, place)
-    sums.conclude(state, "round 0", Rules(), lambda *about: recorded.append(about))
+    sums.conclude(state, "round 0", Rules(), lambda *about: recorded.append(about), np.zeros(2, np.uint32))
     assert (float(sums.metrics["loss"].total), float(sums.metrics["loss"].weight)) == (4.0, 4.0)
     assert [(who, what, about["metric"]) for who, what, about in recorded] == [("site 1", "set aside", "loss")]

@@ -9,12 +9,12 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site import client_update
 from fedjax_core.sites.study import Study
 from fedjax_core.work import ONCE
 from fedjax_core.xla import convolutions, timing
 from fedjax_core.xla.convolutions import Convolution
+from tests.sites.federations import drawing
 
 
 def visiting(task, data):
@@ -28,7 +28,7 @@ def visiting_of(composed, data):
     state = composed.init(jax.random.key(1), 1)
     message, _ = composed.broadcast(0, state)
     kept = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
-    draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(3), clients.addresses[0], str(jax.random.key_impl(state.key)))
+    draws = drawing(state.key, 3, clients.addresses[0])
 
     def visit():
         told = []
@@ -58,7 +58,7 @@ def test_work_over_all_examples_is_given_them_once_and_other_examples_anew(monke
     monkeypatch.setattr(client_update, "_chunk", lambda *of: gathered.append(of) or chunk(*of))
 
     def gradient(clients):
-        draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(3), clients.addresses[0], str(jax.random.key_impl(state.key)))
+        draws = drawing(state.key, 3, clients.addresses[0])
         kept = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
         return client_update.client_update(composed, e, plan, clients, message, state.uplink[e], kept, draws, 3)
 

@@ -15,7 +15,6 @@ from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.doctor.checks import CHECKS, Settings, Unfit
 from fedjax_core.sites.federation import Federation, Paused, Rules
-from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site.departments import Departments
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site.load import divided, load_data
@@ -25,7 +24,7 @@ from fedjax_core.sites.study import Study
 from fedjax_core.uplink.base import stage
 from fedjax_core.xla import convolutions, timing
 from tests.contracts import assert_norm
-from tests.sites.federations import COORDINATOR, federation
+from tests.sites.federations import COORDINATOR, drawing, federation
 
 TASK = fc.models.linear(features=2)
 # Divides by the number of clients, as noise for a sum does: which the coordinator must have right.
@@ -170,8 +169,7 @@ def test_sites_and_coordinator_that_start_again_end_bit_for_bit(ran, tmp_path):
 def visited(composed, clients, plan, round=3, watch=None):
     """What departments at work anew send in this round, from a model of their site's own."""
     params = {"w": np.array([0.5, -1.0], np.float32), "b": np.float32(0.25)}
-    words = np.asarray(jax.random.key_data(jax.random.key(1)))
-    draws = Draws(words, np.int32(round), clients.addresses[0], str(jax.random.key_impl(jax.random.key(0))))
+    draws = drawing(jax.random.key(1), round, clients.addresses[0])
     return Departments(composed, clients, plan).visit(params, draws, watch)
 
 
@@ -208,8 +206,7 @@ def test_convolutions_are_not_measured_at_a_site(monkeypatch):
     rows = [{"x": rng.normal(size=(n, 8, 8, 1)).astype(np.float32), "y": np.arange(n) % 2} for n in (4, 3)]
     clients = fc.Clients.from_list(rows, ids=["charite/a", "charite/b"])
     composed = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1)))
-    words = np.asarray(jax.random.key_data(jax.random.key(1)))
-    draws = Draws(words, np.int32(0), clients.addresses[0], str(jax.random.key_impl(jax.random.key(0))))
+    draws = drawing(jax.random.key(1), 0, clients.addresses[0])
     assert bool(Departments(composed, clients, Plan(4, epochs=1)).visit(task.init(jax.random.key(0)), draws).fine)
 
 

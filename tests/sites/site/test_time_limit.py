@@ -19,7 +19,6 @@ from fedjax_core.sites.federation import Paused, Rules
 from fedjax_core.sites.policy import Leaving
 from fedjax_core.sites.policy.budget import Budget
 from fedjax_core.sites.protocol.report import PARTIAL, part_of
-from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site import client_update
 from fedjax_core.sites.site.time_limit import NoStepDone, StepLog
 from fedjax_core.sites.study import Study
@@ -27,7 +26,7 @@ from fedjax_core.sites.wire.envelope import decode, encode, header_of
 from fedjax_core.sites.wire.identity import Roster
 from tests.contracts import assert_close, assert_equal
 from tests.sites.faulty import changed, failed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, federation, site_files, whole
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, drawing, federation, site_files, whole
 from tests.zoo import round_of
 
 ALL = [0, 1, 2, 3]
@@ -109,7 +108,7 @@ def test_so_many_steps_are_those_of_a_plain_loop(chunk, monkeypatch):
     clients, plan = fc.Clients.from_list([data], ids=[NAMES[0]]), Study(COMPOSED, BATCH, EPOCHS).plan(None)
     state = COMPOSED.init(jax.random.key(1), 1)
     message, kept = COMPOSED.broadcast(0, state)[0], jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
-    draws = Draws(np.asarray(jax.random.key_data(state.key)), np.int32(3), clients.addresses[0], str(jax.random.key_impl(state.key)))
+    draws = drawing(state.key, 3, clients.addresses[0])
     rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, 3)
 
     def visit(limit):
