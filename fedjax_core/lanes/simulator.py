@@ -94,6 +94,8 @@ class Simulator:
         self.clients = clients
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         self._mesh = None if mesh == "auto" and client_state != "device" else mesh
+        if self._mesh != "auto":
+            self._placing = Placing(self._mesh)
         self.meter = Meter(self._asked)
         """How fast it goes: `meter.report()`."""
         self.traces = 0

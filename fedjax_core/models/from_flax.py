@@ -182,7 +182,7 @@ def _linen(
 
         with linen.intercept_methods(look):
             try:
-                jax.eval_shape(train, jax.eval_shape(begin, jax.random.key(0)), example)
+                jax.eval_shape(train, jax.eval_shape(lambda: begin(jax.random.key(0))), example)
             except flax.errors.InvalidRngError:
                 return dropping, True
         return dropping, False

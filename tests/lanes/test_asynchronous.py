@@ -99,7 +99,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(population, tmp_path):
         (lambda: fc.compose(fc.algorithms.scaffold(task(), 0.1, 5)), "clients of scaffold keep state between rounds"),
         (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), "has 2 exchanges"),
         (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), "keeps state at each client"),
-        (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)), "needs the report"),
+        (
+            lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)),
+            "of parts does not add",
+        ),
     ],
 )
 def test_what_has_no_meaning_without_rounds_is_refused(population, build, said):
