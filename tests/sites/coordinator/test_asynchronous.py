@@ -404,7 +404,7 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
         (
             lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)),
             {},
-            "needs the report",
+            "of parts does not",
         ),
         (None, {"buffer": fc.Buffer(5)}, "a buffer of 5 reports never fills: there are 4 sites"),
         (None, {"rules": Rules(quorum=3)}, "are of rounds, and with a buffer a step is made of 2 reports"),

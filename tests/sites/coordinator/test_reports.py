@@ -93,7 +93,7 @@ def test_quantised_reports_are_expanded_as_they_are_added(how):
 def test_a_metric_that_one_site_tells_as_a_sum_and_others_as_a_mean_ends_nothing():
     composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)))
     state, recorded = composed.init(jax.random.key(0), 1), []
-    sums = Aggregation(composed, 0, state.uplink[0], 3)
+    sums = Aggregation(composed, 0, state.uplink[0], 4)
     told = ({"loss": 1.0, "loss.weight": 2.0}, {"loss": 7e300}, {"loss": 3.0, "loss.weight": 2.0}, {"loss": 5.0, "loss.weight": None})
     for place, (report, fields) in enumerate(zip(reports_of(4), told, strict=True)):
         sums.add(SimpleNamespace(sender=f"site {place}", fields={"examples": 2, **fields}), report, place)

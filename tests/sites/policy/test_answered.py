@@ -27,6 +27,7 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire.envelope import decode, header_of
 from fedjax_core.sites.wire.identity import Roster
+from fedjax_core.work import TRAIN
 from tests.sites.faulty import failed
 from tests.sites.federations import COORDINATOR, NAMES, anew, federation, site_files
 from tests.zoo import task
@@ -312,7 +313,7 @@ def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_
 def test_between_two_steps_that_a_model_may_be_trained_to_there_are_as_many_examples_as_the_minimum(hospital, tmp_path, least, expected):
     """By runs of other names, or models that are nearly the same, the same model is trained for as long as each of these times."""
     there = hospital(tmp_path, POLICY.replace("examples = 20", f"examples = {min(least, 40)}"))
-    assert [there.site.context.data.stop(0, done, least) * 4 for done in range(1, 11)] == [
+    assert [there.site.context.data.stop(0, TRAIN, done, least) * 4 for done in range(1, 11)] == [
         4 * (i + 1) if one is None else one for i, one in enumerate(expected)
     ]
     if least == 10:
