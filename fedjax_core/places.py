@@ -3,7 +3,8 @@
     fedavg.<locals>.step        ->  fedavg.<1>      the second function that is written within fedavg
     what `step` closes over     ->  in the order in which the source first mentions each
 
-Two processes with the same source give the same places, whatever Python they run.
+Two processes with the same source give the same places, whatever Python they run. A function that was pickled on its way is found
+by equal code.
 
 >>> def outer(rate, bound):
 ...     def inner(x):
@@ -31,7 +32,7 @@ def standing(function: types.FunctionType) -> str:
         return top
     try:
         outer = inspect.unwrap(attrgetter(top)(sys.modules[function.__module__]))
-        return f"{top}.<{[code is function.__code__ for code in _written_in(outer.__code__)].index(True)}>"
+        return f"{top}.<{[*_written_in(outer.__code__)].index(function.__code__)}>"
     except (AttributeError, KeyError, ValueError):  # its outer function is no longer what it was
         return function.__qualname__
 
