@@ -11,7 +11,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedjax_core import aggregators, algorithms, metrics, models, tree, uplink
+from fedjax_core import aggregators, algorithms, metrics, models, privacy, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
 from fedjax_core.lanes import (
@@ -71,6 +71,7 @@ __all__ = [
     "partition",
     "predict",
     "preprocess",
+    "privacy",
     "save_model",
     "synthetic",
     "tree",

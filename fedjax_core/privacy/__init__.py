@@ -1,0 +1,9 @@
+"""Differential privacy: what an epsilon is, noise that keeps to it, and audits that find where it is not kept.
+
+>>> f"{epsilon(noise=1.0, rate=0.01, rounds=1000, delta=1e-5, accountant='rdp'):.3f}"
+'2.101'
+"""
+
+from fedjax_core.privacy.accounting import epsilon, epsilon_of, noise_for
+
+__all__ = ["epsilon", "epsilon_of", "noise_for"]
