@@ -416,3 +416,18 @@ def test_a_users_own_helper_that_changed_is_another_study(heart, where):
 
     before = found()
     assert found() == before != found(heart__parts_dot_py="def loss(x):\n    return x + 1\n")
+
+
+def test_a_study_that_travels_by_a_pickle_keeps_its_hash():
+    """A worker of Ray gets copies of all functions that are written within others, and finds their places by equal code."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+
+    def made(lr=0.1):
+        algorithm = fc.algorithms.scaffold(fc.models.linear(2), lr, 3)
+        uplink = fc.uplink.chain(fc.uplink.clip(1.0), fc.uplink.quantize(bits=4))
+        return Study(fc.compose(algorithm, uplink), batch_size=2, epochs=1)
+
+    dumped = cloudpickle.dumps(made())  # before anybody asks for its hash, which a study remembers
+    travelled = cloudpickle.loads(dumped)
+    assert travelled.round.algorithm.init is not made().round.algorithm.init
+    assert travelled.hash == made().hash != made(lr=0.2).hash
