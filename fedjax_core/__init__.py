@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_core import aggregators, algorithms, metrics, models, privacy, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
+from fedjax_core.composition import compose
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
 from fedjax_core.lanes import (
     AsynchronousSimulator,
@@ -28,7 +29,7 @@ from fedjax_core.lanes import (
     predict,
 )
 from fedjax_core.loops import Loops
-from fedjax_core.round import Round, State, compose
+from fedjax_core.round import Round, State
 from fedjax_core.run import History, fit, load_best, load_model, save_model
 from fedjax_core.task import Task
 from fedjax_core.types import Batch

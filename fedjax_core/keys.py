@@ -100,3 +100,8 @@ def encode(client_key: Key, exchange: int) -> Key:
 def secret(client_key: Key, exchange: int) -> Key:
     """For noise that a client adds, in a simulation: real sites draw it by a secret of their own."""
     return _fold(client_key, _SECRET, exchange)
+
+
+def shape() -> Key:
+    """The shape and dtype of one key, for `jax.eval_shape`: nothing is drawn, and no device is asked."""
+    return jax.eval_shape(lambda: jax.random.key(0))

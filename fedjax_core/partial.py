@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Aggregate, nothing
 from fedjax_core.round import Kept, Round, State, reports_of, state_shapes
 from fedjax_core.types import Array, Key, Params, Update
@@ -71,7 +71,7 @@ def gathering(composed: Round) -> Round:
         raise ValueError(f"the reports of this round cannot be gathered apart: {reason}")
     algorithm = composed.algorithm
     (exchange,) = algorithm.exchanges
-    server = jax.eval_shape(lambda: algorithm.init(algorithm.init_params(jax.random.key(0))))
+    server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape())
     shapes = composed.received(composed.report_shapes(0, server, ()).update)
 
     def init_params(key: Key) -> Params:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.types import Array, Batch, Columns, Key, Params
 
 Range = tuple[str, float, float]
@@ -75,7 +75,7 @@ def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params 
     """
     if not isinstance(task, Task):
         raise TypeError(f"expected a Task, got {type(task).__name__}: build one with fc.Task(init=..., loss=...) or fc.models")
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = keys.shape()
     training = params is None
     params = jax.eval_shape(task.init, key) if params is None else jax.eval_shape(lambda: params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from fedjax_core import aggregators, algorithms, compose, models
+from fedjax_core.composition import check_metrics
 from fedjax_core.metrics import Sum
 from fedjax_core.partial import why_not
-from fedjax_core.round import check_metrics
 
 FEDAVG = algorithms.fedavg(models.linear(features=2), optax.sgd(0.1))
 IFCA = algorithms.ifca(models.linear(features=2), 2, optax.sgd(0.1))

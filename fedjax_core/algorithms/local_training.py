@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import gradient
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
@@ -130,7 +130,7 @@ def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax
 def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
     """A client's optimiser itself, for the task's parameters; raises where it is none, and warns where it has a schedule in it."""
     found = check_optimizer(optimizer, name)
-    state = jax.eval_shape(lambda: found.init(task.init(jax.random.key(0))))
+    state = jax.eval_shape(lambda key: found.init(task.init(key)), keys.shape())
     scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
     if scheduled and known(jnp.zeros(())):  # not while a program is traced, which was told before
         log.warning(

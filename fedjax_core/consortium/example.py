@@ -9,10 +9,10 @@ import jax
 import optax
 
 from fedjax_core import algorithms, models
+from fedjax_core.composition import compose
 from fedjax_core.data import partition
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.datasets import breast_cancer
-from fedjax_core.round import compose
 from fedjax_core.sites.study import Study
 
 

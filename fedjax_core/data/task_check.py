@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.data import checks
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.given import is_text
@@ -76,7 +76,7 @@ def _examples(clients: Clients, rows: np.ndarray) -> Any:
 
 def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
     """Raises where the loss of some examples is not finite, or where examples meet in it although the mask says that they are not there."""
-    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    params = jax.eval_shape(task.init, keys.shape())
     if tree.nbytes(params) > _LARGE:
         return
     rows = _telling(clients)

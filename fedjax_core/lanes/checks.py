@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_core.composition import check_metrics, check_population
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import forget, mapped, narrow
 from fedjax_core.data.task_check import check_data
-from fedjax_core.round import Round, check_metrics, check_population
+from fedjax_core.round import Round
 
 log = logging.getLogger("fedjax_core")
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.pack import lay_out, typical_cohorts
 from fedjax_core.lanes.runs import Runs
@@ -167,6 +167,6 @@ def bytes_of(runs: Runs, population: int, cohort: int, lanes: int) -> dict[str, 
 
         return runs.each(one, runs.init(key, population))
 
-    state, (carries, accumulators) = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
+    state, (carries, accumulators) = jax.eval_shape(shapes, keys.shape())
     largest = max(tree.nbytes(carry) for carry in carries)  # exchanges follow one another
     return {"state": tree.nbytes(state._replace(key=())), "carries": lanes * largest, "accumulators": tree.nbytes(accumulators)}

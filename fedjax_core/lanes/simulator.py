@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_core import machine, tree
+from fedjax_core import keys, machine, tree
 from fedjax_core.client_state import HostRows, Resident
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
@@ -319,7 +319,7 @@ class Simulator:
     def _compile(self) -> Any:
         """The program for single rounds, compiled for the shapes that a dispatch has."""
         nobody = [sampling.as_cohort(np.zeros(0, np.int64), len(self.clients))]
-        state = jax.eval_shape(partial(self._runs.init, population=self._kept_on_device(self._feed.cohort_size)), jax.random.key(0))
+        state = jax.eval_shape(partial(self._runs.init, population=self._kept_on_device(self._feed.cohort_size)), keys.shape())
         packed, _ = self._feed.pack(nobody, 0, 1, self._client_state.union(nobody)[1])
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))
         _, packed = self._placing.place((), packed)

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.client_state import HostRows
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.memory import MemoryPlan
@@ -73,7 +73,7 @@ class Sweep:
         if settings.get("lanes", "auto") == "auto":
             # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1 lane and 1,028
             # in 4. So up to 64 lanes, while the models at work hold no more numbers than 64 of 10,000 do.
-            numbers = tree.size(jax.eval_shape(self._runs.first.algorithm.init_params, jax.random.key(0)))
+            numbers = tree.size(jax.eval_shape(self._runs.first.algorithm.init_params, keys.shape()))
             settings["lanes"] = max(1, min(64, 640_000 // max(1, len(self) * numbers)))
         self._simulator = Simulator(self._runs.first, clients, batch_size=batch_size, runs=self._runs, **settings)
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.lanes import program
 from fedjax_core.lanes.mesh import aligned
 from fedjax_core.lanes.pack import Places, Schedule, lay_out, pack
@@ -81,7 +81,7 @@ def choose(
 
 def guess(composed: Round) -> int:
     """Lanes by the size of the model alone."""
-    params = jax.eval_shape(composed.algorithm.init_params, jax.eval_shape(lambda: jax.random.key(0)))
+    params = jax.eval_shape(composed.algorithm.init_params, keys.shape())
     numbers = tree.size(params)
     return next((lanes for limit, lanes in ((10_000, 64), (50_000, 16), (500_000, 8)) if numbers <= limit), 1)
 
@@ -177,5 +177,5 @@ def _fingerprint(composed: Round, examples: Columns) -> str:
         return found
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
-    traced = str(jax.make_jaxpr(client)(jax.eval_shape(lambda: jax.random.key(0)), shapes))
+    traced = str(jax.make_jaxpr(client)(keys.shape(), shapes))
     return hashlib.sha256(f"{traced} {composed.uplink.name} {composed.aggregator.name}".encode()).hexdigest()[:16]

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
+from fedjax_core import keys
 from fedjax_core.models.base import images, like
 from fedjax_core.models.batch_norm import STATISTICS, masked
 from fedjax_core.models.modes import Modes
@@ -138,7 +139,7 @@ def _linen(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
         return dict(module.init(key, inputs(zeros), **modes.of(module, train=False)))
 
-    state = {name: tree for name, tree in jax.eval_shape(variables, jax.eval_shape(lambda: jax.random.key(0))).items() if name != "params"}
+    state = {name: tree for name, tree in jax.eval_shape(variables, keys.shape()).items() if name != "params"}
     for name, given in fixed.items():
         shapes = jax.tree.map(jnp.shape, dict(given))
         if name not in state or shapes != jax.tree.map(jnp.shape, dict(state[name])):
@@ -222,8 +223,8 @@ def _nnx(
         model = nnx.merge(graph, params, fresh, rest)
         tell(model, train=key is not None)
         if key is not None:
-            keys: dict[str, Any] = {tag: jax.random.fold_in(key, i) for i, tag in enumerate(streams)}
-            nnx.reseed(model, policy="match_shape", **keys)
+            draws: dict[str, Any] = {tag: jax.random.fold_in(key, i) for i, tag in enumerate(streams)}
+            nnx.reseed(model, policy="match_shape", **draws)
         return getattr(model, method)(x, **modes.of(model, key is not None, method))
 
     def tell(model: Any, train: bool) -> None:
@@ -320,7 +321,7 @@ def _example(columns: Mapping[str, Any]) -> Batch:
 
 def _check(task: Task, example: Batch) -> None:
     """Raises unless training and evaluation can be traced and give one number an example."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = keys.shape()
     params = jax.eval_shape(task.init, key)
     try:
         check_losses(jax.eval_shape(task.loss, params, example, key), 2)

@@ -38,14 +38,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_core import keys
 from fedjax_core.buffer import Buffer
+from fedjax_core.composition import check_population
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.evaluation import CrossEvaluation, Evaluation
 from fedjax_core.metrics import add
 from fedjax_core.one_by_one import one_by_one
-from fedjax_core.round import Round, State, check_population
+from fedjax_core.round import Round, State
 from fedjax_core.sites.audit import NOTHING, Log
 from fedjax_core.sites.audit.held import HELD
 from fedjax_core.sites.coordinator import evaluation, pooling
@@ -347,7 +349,7 @@ class Federation:
         The examples are those held out, or those trained on where the study holds nobody out.
         `round` is the one under which messages and audit logs have it.
         """
-        like = jax.eval_shape(self.round.algorithm.task.init, jax.eval_shape(lambda: jax.random.key(0)))
+        like = jax.eval_shape(self.round.algorithm.task.init, keys.shape())
         return evaluation.cross_evaluate(
             models, like, round, self._requests, self._collector, self.clients.judged,
             ranges=self.round.algorithm.task.ranges, withheld=self.clients.withheld, record=self._record,

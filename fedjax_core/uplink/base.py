@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.settings import Settings, with_settings
 from fedjax_core.types import Array, Key, Message, Own, Update
 
@@ -198,7 +198,7 @@ def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeSt
     def send(update: Update, key: Key) -> Message:
         return stage.encode(stage.init(update), stage.init_client(update), update, alone(key))[0]
 
-    return jax.eval_shape(send, jax.tree.unflatten(structure, leaves), jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.eval_shape(send, jax.tree.unflatten(structure, leaves), keys.shape())
 
 
 def uses(stage: Stage, update: Update) -> frozenset[str]:

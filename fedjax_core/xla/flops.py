@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from fedjax_core import keys
 from fedjax_core.round import Round
 from fedjax_core.types import Batch, Columns
 from fedjax_core.xla.convolutions import Convolution
@@ -56,7 +57,7 @@ def operations(composed: Round, examples: Columns) -> dict[str, float]:
         return found
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
-    traced = jax.make_jaxpr(steps)(jax.eval_shape(lambda: jax.random.key(0)), shapes)
+    traced = jax.make_jaxpr(steps)(keys.shape(), shapes)
     found: Counter[str] = Counter()
     for dtype, count in _products(traced.jaxpr, 1):
         found[dtype] += count

@@ -6,7 +6,7 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.algorithms import Client, Report
-from fedjax_core.round import check_metrics
+from fedjax_core.composition import check_metrics
 
 COLUMNS = {"x": jnp.ones((2, 2)), "y": jnp.ones(2)}
 

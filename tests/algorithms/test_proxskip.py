@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_core import Clients, Simulator, Task, algorithms, compose
-from fedjax_core.round import keys
+from fedjax_core import Clients, Simulator, Task, algorithms, compose, keys
 
 LR, P, STEPS = 0.1, 0.3, 12
 STEEP, TARGET = np.array([1.0, 5.0]), np.array([0.0, 1.0])

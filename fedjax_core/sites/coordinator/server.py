@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Each, Seen
 from fedjax_core.round import Kept, Round, State, state_shapes, wire_of
 from fedjax_core.sites.coordinator.weighing import Weigher, weigher
@@ -122,7 +122,7 @@ def server_half(composed: Round) -> Server:
         noise = jax.random.wrap_key_data(secret, impl=jax.random.key_impl(state.key))
         return composed.conclude(e, state, acc, weight, clients, reported, reported, each=each, secret=noise), size
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = keys.shape()
     shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]
     return Server(
         form=[TreeSpec.of(one) for one in shapes],

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from fedjax_core import keys
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.round import Round, state_shapes
 from fedjax_core.types import Array
@@ -33,7 +34,7 @@ Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def weigher(composed: Round, e: int) -> Weigher | None:
     """How the reports of exchange `e` are weighed; None where that depends on more than examples and steps."""
-    client, key = composed.algorithm.exchanges[e].client, jax.eval_shape(lambda: jax.random.key(0))
+    client, key = composed.algorithm.exchanges[e].client, keys.shape()
     state = state_shapes(composed)
     message = jax.eval_shape(partial(composed.told, e), state)
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 
+from fedjax_core import keys
+from fedjax_core.composition import check_metrics
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import narrow
-from fedjax_core.round import check_metrics
 from fedjax_core.sites import policy
 from fedjax_core.sites.policy import Policy
 from fedjax_core.sites.protocol.report import LEFT, PARTIAL
@@ -44,6 +45,6 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
     """The names of all that is measured in training and in evaluation; raises where one of them could not be told."""
     task, columns = study.round.algorithm.task, narrow(preprocessing.one_row(study.prepare, clients))
     steps = check_metrics(study.round, columns, study.batch_size)
-    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    params = jax.eval_shape(task.init, keys.shape())
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
     return sorted({*steps, *shapes})

@@ -1,0 +1,285 @@
+"""`fc.compose`: checks that an algorithm, its stages and an aggregator fit, and joins them into a `Round`.
+
+Everything is checked by shapes, before any number is computed: that each piece gives back the structure, the
+shapes and the dtypes that it was given, that metrics and stats have names and kinds that add up, and that no
+piece needs what another one hides.
+
+>>> import optax
+>>> from fedjax_core import aggregators, algorithms, models, uplink
+>>> algorithm = algorithms.fedavg(models.linear(features=3), local=optax.sgd(0.1))
+>>> composed = compose(algorithm, uplink=uplink.chain(uplink.clip(1.0), uplink.quantize(bits=8)))
+>>> composed.uplink.name, composed.aggregator.name
+('chain(clip, quantize)', 'mean')
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_core import keys, tree
+from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.aggregators.mean import mean
+from fedjax_core.algorithms.base import Algorithm, Client, Each, Exchange
+from fedjax_core.metrics import check_client_metrics, check_names
+from fedjax_core.precision import in_32_bits
+from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
+from fedjax_core.types import Batch, Columns, Key, Server, Update, known
+from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back
+from fedjax_core.work import Work
+
+
+def compose(
+    algorithm: Algorithm,
+    uplink: Stage | None = None,
+    aggregator: Aggregator | None = None,
+    downlink: Stage | None = None,
+) -> Round:
+    """The pieces as one Round; raises, naming the piece and the way out, where they do not fit.
+
+    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight. The
+    stage given as `downlink` treats what the server sends: it encodes at the server, which keeps what a
+    client keeps for it on the way up (the residual of `feedback`), and every client expands.
+    """
+    uplink, downlink = chain() if uplink is None else uplink, chain() if downlink is None else downlink
+    aggregator = mean() if aggregator is None else aggregator
+    pieces = (
+        (algorithm, Algorithm, "algorithm"),
+        (uplink, Stage, "uplink"),
+        (aggregator, Aggregator, "aggregator"),
+    )
+    for value, kind, name in (*pieces, (downlink, Stage, "downlink")):
+        if not isinstance(value, kind):
+            way_out = "join several stages with fc.uplink.chain(a, b)" if kind is Stage else f"build one with fc.{name}s"
+            raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
+    _check_exchanges(algorithm)
+    for e, exchange in enumerate(algorithm.exchanges):
+        if exchange.needs_mean and not aggregator.linear:
+            raise ValueError(
+                f"{aggregator.name}() cannot take what clients report in exchange {e} of {algorithm.name}, "
+                "which has a meaning only as a weighted mean (each client fills in one part of several). Use "
+                "aggregator=fc.aggregators.mean()."
+            )
+    if uplink.hides and aggregator.keeps == "reports":
+        raise ValueError(
+            f"{aggregator.name}() needs every client's update, but {uplink.name!r} only reveals their sum. "
+            "Use aggregator=fc.aggregators.total(), or leave that stage out."
+        )
+    composed = Round(in_32_bits(algorithm), uplink, aggregator, downlink)
+    _check_shapes(composed)
+    return composed
+
+
+def check_population(composed: Round, clients: int, what: str) -> None:
+    """Raises where the algorithm was made for another number of clients than there are."""
+    population = composed.algorithm.population
+    if population is not None and known(population) and population != clients:
+        raise ValueError(
+            f"{composed.algorithm.name} was made with population={population}, and there are {clients} "
+            f"{what}: its numbers would be those of another algorithm. Make it with population={clients}"
+        )
+
+
+def _check_exchanges(algorithm: Algorithm) -> None:
+    """Raises where the algorithm's exchanges are not what an engine can run."""
+    exchanges: Any = algorithm.exchanges
+    if not isinstance(exchanges, tuple) or isinstance(exchanges, Exchange) or not exchanges:
+        said = "an empty tuple" if exchanges == () else f"a single {type(exchanges).__name__}"
+        raise TypeError(f"exchanges= of an algorithm is a tuple with one Exchange or more, got {said}: write exchanges=(exchange,)")
+    for e, exchange in enumerate(exchanges):
+        if not isinstance(exchange, Exchange) or not isinstance(exchange.client, Client):
+            what = exchange if not isinstance(exchange, Exchange) else exchange.client
+            wanted = "an Exchange" if not isinstance(exchange, Exchange) else "a Client as its client="
+            raise TypeError(f"exchange {e} of the algorithm should be {wanted}, got {type(what).__name__}: see fedjax_core.algorithms.base")
+        if not isinstance(exchange.work, Work):
+            raise TypeError(
+                f"exchange {e} has work={exchange.work!r}, and should have a Work of fedjax_core.algorithms: "
+                "TRAIN goes by the run's epochs or steps (it was 'train'), ONCE takes each example once (it "
+                "was 'once'), Work(steps=0) looks at none"
+            )
+
+
+def _check_downlink(composed: Round) -> None:
+    """Raises where clients could not read by `expand` alone what the downlink's stage makes of a message."""
+    algorithm, stage = composed.algorithm, composed.downlink
+    for e, exchange in enumerate(algorithm.exchanges):
+        message = jax.eval_shape(
+            lambda key, exchange=exchange: exchange.broadcast(algorithm.init(algorithm.init_params(key))),
+            keys.shape(),
+        )
+        if jax.tree.leaves(jax.eval_shape(lambda message: stage.init(message), message)):
+            raise ValueError(
+                f"downlink= has {stage.name!r}, of which both ends keep state between rounds, and a client "
+                "that was not in the last round lacks it: use a stage whose init= keeps nothing; what the "
+                "server alone keeps for it goes into init_client="
+            )
+        if (said := not_given_back(stage, message)) is not None:
+            raise ValueError(
+                f"downlink={stage.name} does not give back by expand() the message of exchange {e} ({said}), "
+                "so clients would begin from numbers that are not decoded: have it decode in expand()"
+            )
+
+
+def _check_shapes(composed: Round) -> None:
+    """Raises where a stage or the server's update does not give back the structure it was given."""
+    params = jax.eval_shape(composed.algorithm.init_params, keys.shape())
+    server = jax.eval_shape(composed.algorithm.init, params)
+    if not hasattr(server, "params"):
+        raise TypeError(
+            "init= of an algorithm makes what the server keeps, which needs a field `params` with the "
+            f"model, and made a {type(server).__name__} without: write class Global(NamedTuple): params: "
+            "Params"
+        )
+    state = state_shapes(composed)
+    _check_downlink(composed)
+    _check_statistics(composed, server)
+    own = jax.eval_shape(composed.algorithm.init_client, params)
+    for e, exchange in enumerate(composed.algorithm.exchanges):
+        report = composed.report_shapes(e, state.server, own)
+        _same(report.own, own, f"what a client keeps after exchange {e}")
+        if jnp.shape(report.weight) != ():
+            raise ValueError(
+                f"the weight of a report in exchange {e} is an array of shape {jnp.shape(report.weight)}, "
+                "and must be one number: look at weighting=, which gets a client's numbers of examples and "
+                "steps"
+            )
+        check_client_metrics(report.metrics, f"finish of exchange {e}")
+        _check_stats(report.stats, e, silent=exchange.update is None)
+        if report.stats and composed.uplink.hides:
+            raise ValueError(
+                f"{composed.algorithm.name} reports the stats {', '.join(report.stats)} in exchange {e}, "
+                f"which the server reads client by client, but {composed.uplink.name!r} only reveals sums. "
+                "Leave that stage out, or use an algorithm without stats."
+            )
+        if exchange.update is None:
+            continue
+
+        acc, value = jax.eval_shape(partial(_meet, composed), report.update)
+        _same(
+            value,
+            tree.wide(report.update),
+            f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}",
+        )
+        after = jax.eval_shape(partial(_conclude_one, composed, e), state, acc, nobody(report.stats, 1, 1))
+        _same(after, state, f"the state after exchange {e}")
+
+
+def _check_statistics(composed: Round, server: Server) -> None:
+    """Raises where the server has running statistics that are to be each client's own."""
+    names, _, personal = composed.algorithm.task.statistics
+    sent = [leaf for leaf in tree.names(server.params) if any(tree.is_under(leaf, name) for name in names)]
+    if personal and sent:
+        raise ValueError(
+            f"{composed.algorithm.name} sends {sent[0]!r}, which is each client's own by "
+            "statistics='personal': use fc.algorithms.fedper, whose clients keep it, or statistics='shared', "
+            "which averages it"
+        )
+
+
+def _check_stats(stats: Any, e: int, silent: bool) -> None:
+    """Raises unless these are stats that a server can read client by client: {name: an array of numbers}."""
+    if not isinstance(stats, Mapping):
+        raise TypeError(f"the stats of a report in exchange {e} are a {type(stats).__name__}: give a dict, {{'steps': seen.steps}}")
+    check_names(stats, f"the report of exchange {e}", "stats")
+    for name, x in stats.items():
+        if not (hasattr(x, "dtype") and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)):
+            raise TypeError(f"stats {name!r} of exchange {e} are a {type(x).__name__}: each is an array of numbers under a name of its own")
+    if stats and silent:
+        raise ValueError(f"exchange {e} is silent, so nobody reads the stats {', '.join(stats)}: give it an update=, or leave them out")
+
+
+def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | None) -> State:
+    """The state after the report of a client that is all of its cohort."""
+    one, here, among = (
+        jnp.float32(1),
+        jnp.ones(1, bool),
+        Among(jnp.zeros((1, 2), jnp.uint32), jnp.ones(1, bool)),
+    )
+    recovered = composed.recover(e, state, state.clients, among, here)
+    return composed.conclude(e, state, acc, one, one, here, here, recovered, each)
+
+
+def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
+    """One update on its way up: (the aggregator's accumulator, the value that comes of it)."""
+    uplink, mine = composed.uplink.init(update), composed.uplink.init_client(update)
+    sender, shapes = alone(jax.random.key(0)), tree.shapes(update)
+    sent, _ = composed.uplink.encode(uplink, mine, update, sender)
+    expanded = composed.uplink.expand(uplink, sent, shapes)
+    if tree.shapes(expanded) != tree.shapes(tree.wide(expanded)) and tree.shapes(update) != tree.shapes(tree.wide(update)):
+        expanded = tree.wide(expanded)  # as `receive` does; of a model in 32 bits it gets what is no longer its update
+    rows = jax.tree.map(lambda x: x[None], expanded)
+    aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)
+    acc = aggregator.add(aggregator.zero(shapes, 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
+    met, _ = aggregator.value(acc, aggregator.init(shapes), key)
+    return acc, composed.uplink.finish(uplink, met, _info(composed, uplink, mine, sender), key)[0]
+
+
+def _info(composed: Round, uplink: Any, own: Any, sender: Sender) -> Info:
+    """Of an exchange in which this one sender is all of the cohort."""
+    recover, one, here = composed.uplink.recover, jnp.float32(1), sender.here
+    found = () if recover is None else jax.tree.map(lambda x: x[None], recover(uplink, own, sender, here))
+    return Info(one, one, sender.shared, sender.secret, here, here, found)
+
+
+def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[str, ...]:
+    """The names of the metrics of clients' steps and reports, in all exchanges.
+
+    Of `columns` only the shapes matter, and one row is enough.
+
+    Raises where one of these, or of the task's evaluation, has a name that means something else, or where a
+    client's is not one number.
+    """
+    leaves, structure = jax.tree.flatten(columns)
+    rows = tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
+    return _metric_names(composed, structure, rows)
+
+
+@lru_cache(maxsize=64)
+def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[str, ...]:
+    mask: Any = jax.ShapeDtypeStruct((rows[0].shape[0],), jnp.float32)
+    batch, key = Batch(jax.tree.unflatten(structure, rows), mask), keys.shape()
+    state = state_shapes(composed)
+    task = composed.algorithm.task
+    check_names(jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation")
+    found: dict[str, Any] = {}
+    reports = reports_of(composed)
+    for e, exchange in enumerate(composed.algorithm.exchanges):
+
+        def one(state: State, batch: Batch, key: Key, e: int = e, exchange: Exchange = exchange) -> Any:
+            message = composed.told(e, state)
+            own = jax.tree.map(lambda x: x[0], state.clients.own)
+            carry = exchange.client.begin(message, own, key)
+            if exchange.work.idle:
+                return carry, (carry, {})
+            return carry, exchange.client.step(message, carry, batch, key)
+
+        where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
+        carry, gives = jax.eval_shape(one, state, batch, key)
+        if not isinstance(gives, tuple) or len(gives) != 2 or hasattr(gives, "_fields"):
+            raise TypeError(
+                f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"
+            )
+        _same(gives[0], carry, f"the carry of {where}")
+        check_client_metrics(gives[1], where)
+        report = reports[e]
+        if twice := sorted(gives[1].keys() & report.metrics.keys()):
+            raise ValueError(f"metric {twice[0]!r} is given by the step of exchange {e} and by its finish: rename one of them")
+        for name, metric in [*gives[1].items(), *report.metrics.items()]:
+            if type(found.setdefault(name, metric)) is not type(metric):
+                raise TypeError(f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them")
+    return tuple(found)
+
+
+def _same(got: Any, expected: Any, what: str) -> None:
+    was: Any = jax.tree.structure(expected)
+    now: Any = jax.tree.structure(got)
+    if now != was:
+        raise ValueError(f"{what} changed its structure, from {was} to {now}")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            raise ValueError(
+                f"{what} changed {jax.tree_util.keystr(path)} from {b.dtype}{list(b.shape)} to "
+                f"{a.dtype}{list(a.shape)}; every piece must give back the shapes and dtypes it was given"
+            )
