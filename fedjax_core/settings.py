@@ -47,7 +47,7 @@ class Settings(Mapping[str, Any]):
         return f"Settings({', '.join(said)})"
 
 
-def arguments(f: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+def arguments(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """{name: value} of a call of `f` with these arguments, its defaults too; raises TypeError as the call would."""
     bound = inspect.signature(f).bind(*args, **kwargs)
     bound.apply_defaults()

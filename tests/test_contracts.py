@@ -29,7 +29,7 @@ from tests.contracts import (
     simulator,
     usual,
 )
-from tests.zoo import AGGREGATORS, SIZES, STAGES, ZOO, clients, lossy
+from tests.zoo import AGGREGATORS, ROBUST, SIZES, STAGES, ZOO, clients, lossy
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -42,9 +42,9 @@ def test_a_chain_by_itself():
     check_stage(lossy())
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", [*AGGREGATORS, *(pytest.param(name, marks=pytest.mark.slow) for name in ROBUST)])
 def test_an_aggregator_by_itself(name):
-    check_aggregator(AGGREGATORS[name]())
+    check_aggregator({**AGGREGATORS, **ROBUST}[name]())
 
 
 @entries

@@ -218,6 +218,25 @@ AGGREGATORS: dict[str, Callable[[], aggregators.Aggregator]] = {
     "trimmed mean": lambda: aggregators.trimmed_mean(0.2),
     "median": lambda: aggregators.median(),
     "remembers, draws": lambda: momentum(),
+    "nnm, centered clipping": lambda: aggregators.nnm(1, aggregators.centered_clipping(tau=0.5)),
+    "multi-krum": lambda: aggregators.multi_krum(1),
+}
+ROBUST: dict[str, Callable[[], aggregators.Aggregator]] = {  # by themselves alone: of one make with those above
+    "krum": lambda: aggregators.krum(1),
+    "geometric median": lambda: aggregators.geometric_median(),
+    "rfa": lambda: aggregators.rfa(),
+    "bulyan": lambda: aggregators.bulyan(0),
+    "meamed": lambda: aggregators.meamed(1),
+    "mda": lambda: aggregators.mda(1),
+    "bucketing": lambda: aggregators.bucketing(2, aggregators.median()),
+    "fltrust": lambda: aggregators.fltrust(),
+    "norm bound": lambda: aggregators.norm_bound(1.0, aggregators.mean()),
+    "arc": lambda: aggregators.arc(1, aggregators.trimmed_mean(f=1)),
+    "zeroing": lambda: aggregators.zeroing(aggregators.mean()),
+    "adaptive clip": lambda: aggregators.adaptive_clip(aggregators.mean()),
+    "foolsgold": lambda: aggregators.foolsgold(),
+    "dnc": lambda: aggregators.dnc(1, samples=2, coordinates=8),
+    "by weight": lambda: aggregators.nnm(0, aggregators.trimmed_mean(f=1, weighted=True)),
 }
 
 

@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_core import tree
 from fedjax_core.settings import Settings
-from fedjax_core.types import Array, Key, Update
+from fedjax_core.types import Array, Key, Update, known
 
 
 class Aggregator(NamedTuple):
@@ -43,6 +43,13 @@ class Aggregator(NamedTuple):
     merge: Callable[[Any, Any], Any] = tree.add
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments: `with_settings` fills it in."""
+    kept: Callable[[Any, Any, Key], Array] | None = None
+    """(acc, state, key) as `value` has them -> [K] bool: whose reports are in the value. None: a rule that leaves
+    out no report as a whole."""
+    alike: bool = False
+    """Counts all clients alike: of a weight only that it is more than 0."""
+    at_least: int = 1
+    """So many clients a cohort must have for the rule to mean anything."""
 
 
 class Reports(NamedTuple):
@@ -52,42 +59,96 @@ class Reports(NamedTuple):
     weights: Array  # [K] float32; 0 where nobody reported
 
 
-def of_reports(name: str, rule: Callable[[Array, Array, Array, Key], Array]) -> Aggregator:
-    """The aggregator of a rule on all reports: (rows [K, P], here [K] bool, weights [K], key) -> row [P].
+class Ruling(NamedTuple):
+    """What a rule makes of all reports."""
+
+    row: Array  # [P]
+    kept: Array | None = None  # [K] bool: whose reports are in it
+    memory: Any = ()  # what the server keeps for the rule until the next round
+
+
+def of_reports(
+    name: str,
+    rule: Callable[..., Array | Ruling],
+    *,
+    init: Callable[[Update], Any] | None = None,
+    tells: bool = False,
+    alike: bool = False,
+    at_least: int = 1,
+) -> Aggregator:
+    """The aggregator of a rule on all reports: (rows [K, P], here [K] bool, weights [K], key) -> row [P], or a `Ruling`.
 
     A client's row has all leaves of its update one after another; where it is not here, it has zeros. K may be larger than the cohort.
-    Where nobody is here, the value is zeros whatever the rule makes of that.
+    Where nobody is here, the value is zeros whatever the rule makes of that. Who sent a number that is not finite is not here either,
+    and known by a weight above 0. With `init` the rule is given, last, what its last `Ruling` had as memory. A rule that `tells` says in
+    each `Ruling` whom it kept.
     """
 
     def zero(shapes: Update, cohort: int) -> Reports:
         check_floating(name, shapes)
-        return Reports(jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes), jnp.zeros(cohort))
+        return Reports(jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes), jnp.zeros(cohort, jnp.float32))
 
     def add(acc: Reports, updates: Update, weights: Array, positions: Array) -> Reports:
         return tree.put(acc, positions, Reports(updates, weights.astype(jnp.float32)))
 
+    def decide(acc: Reports, state: Any, key: Key) -> Ruling:
+        rows, here = rows_of(acc)
+        ruled = rule(rows, here, acc.weights, key, *(() if init is None else (state,)))
+        ruled = ruled if isinstance(ruled, Ruling) else Ruling(ruled)
+        anybody = jnp.any(here)
+        memory = state if init is None else tree.where(anybody, ruled.memory, state)
+        return Ruling(jnp.where(anybody, ruled.row, 0).astype(rows.dtype), here if ruled.kept is None else ruled.kept & here, memory)
+
     def value(acc: Reports, state: Any, key: Key) -> tuple[Update, Any]:
         _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], acc.updates))
-        rows, here = jax.vmap(lambda update: ravel_pytree(update)[0])(acc.updates), acc.weights > 0
-        row = rule(rows, here, acc.weights, key)
-        return unravel(jnp.where(jnp.any(here), row, 0).astype(rows.dtype)), state
+        ruled = decide(acc, state, key)
+        return unravel(ruled.row), ruled.memory
 
-    return Aggregator(name, zero, add, value, keeps="reports")
+    def kept(acc: Reports, state: Any, key: Key) -> Array:
+        found = decide(acc, state, key).kept
+        assert found is not None
+        return found
+
+    made = Aggregator(name, zero, add, value, keeps="reports", alike=alike, at_least=at_least)
+    return made._replace(init=made.init if init is None else init, kept=kept if tells else None)
+
+
+def rows_of(acc: Reports) -> tuple[Array, Array]:
+    """(rows [K, P], here [K] bool): each report as one row, zeros where there is none that is finite."""
+    rows = jax.vmap(lambda update: ravel_pytree(update)[0])(acc.updates)
+    here = (acc.weights > 0) & jnp.all(jnp.isfinite(rows), axis=1)
+    return jnp.where(here[:, None], rows, 0), here
 
 
 def apply(aggregator: Aggregator, updates: Update, weights: Any = None, here: Any = None, *, key: Key | None = None) -> Update:
     """The value that `aggregator` makes of these updates, leaves [K, ...], in a first round; those who are not `here` [K] did not report.
 
-    `weights` [K]: all 1 where not given.
+    `weights` [K]: all 1 where not given. Raises ValueError where they differ and the rule counts all alike, and where too few are here.
     """
     places = jnp.arange(len(jax.tree.leaves(updates)[0]))
     there = jnp.ones(places.shape, bool) if here is None else jnp.asarray(here, bool)
-    weights = jnp.where(there, jnp.ones(places.shape) if weights is None else jnp.asarray(weights, jnp.float32), 0)
+    weights = jnp.where(there, jnp.ones(places.shape, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32), 0)
     there = weights > 0
+    if known(there):
+        check_cohort(aggregator, int(jnp.sum(there)))
+    if aggregator.alike and known(weights) and len(differ := sorted({float(w) for w in weights if w > 0})) > 1:
+        raise ValueError(
+            f"{aggregator.name}() counts all clients alike, whatever they say of themselves, and was given weights from {differ[0]:g} to "
+            f"{differ[-1]:g}: leave weights= out, or use one that goes by them, such as median(weighted=True)"
+        )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates)
     rows = tree.where(there, updates, tree.zeros_like(updates))
-    acc = aggregator.add(aggregator.zero(shapes, len(places)), rows, weights, jnp.where(there, places, len(places)))
+    acc = aggregator.add(aggregator.zero(shapes, len(places)), rows, weights, jnp.where(there, places, len(places)).astype(jnp.int32))
     return aggregator.value(acc, aggregator.init(shapes), jax.random.key(0) if key is None else key)[0]
+
+
+def check_cohort(aggregator: Aggregator, clients: int) -> None:
+    """Raises where a cohort of so many clients is too small for the rule; nobody at all is no cohort."""
+    if 0 < clients < aggregator.at_least:
+        raise ValueError(
+            f"{aggregator.name}() with {aggregator.settings} needs a cohort of at least {aggregator.at_least} clients, and this one has "
+            f"{clients}: with more that lie than that, no rule can tell them apart. Choose a smaller f, or a larger cohort"
+        )
 
 
 def check_floating(name: str, shapes: Update) -> None:

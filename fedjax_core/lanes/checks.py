@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_core.aggregators.base import check_cohort
 from fedjax_core.composition import check_metrics, check_population
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import forget, mapped, narrow
@@ -47,7 +48,8 @@ def check_state(state: Any) -> None:
 
 
 def check_counts(composed: Round, counts: np.ndarray) -> None:
-    """Raises where a client was drawn several times ([K] counts), and the round cannot count its one report so."""
+    """Raises where a cohort drawn so often ([K] counts) is too small for the round, or has repeats that it cannot count."""
+    check_cohort(composed.aggregator, int(np.sum(counts > 0)))
     if composed.uplink.hides and np.any(counts > 1):
         raise ValueError(
             f"a client of this cohort was drawn {np.max(counts)} times, and {composed.uplink.name} hides its report, which can "

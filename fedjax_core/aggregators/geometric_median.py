@@ -1,0 +1,80 @@
+"""Geometric median: the point whose distances to all reports add up to the least, by Weiszfeld's steps.
+
+    z <- sum_i w_i u_i / max(floor, |u_i - z|) / sum_i w_i / max(floor, |u_i - z|)
+
+`geometric_median` goes on until it stands, every client alike. `rfa` takes a few steps, from the mean by weight, and goes by the weights.
+With start="zero", steps=3 and floor=0.1 it is what the package ByzFL computes. Withstands fewer than half of the weight.
+Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022, algorithm 2.
+
+>>> from fedjax_core.aggregators.base import apply
+>>> reports = jnp.array([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [900.0, 900.0]])
+>>> [round(x, 3) for x in apply(geometric_median(), reports).tolist()]
+[1.0, 1.0]
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_core.aggregators.base import Aggregator, of_reports
+from fedjax_core.aggregators.robust import middle
+from fedjax_core.settings import with_settings
+from fedjax_core.types import Array, Key, known
+
+_MOST = 1000  # steps of `geometric_median`
+_SMALL = 1e-30  # so that nothing is divided by zero
+
+
+@with_settings
+def geometric_median(tolerance: float = 1e-10) -> Aggregator:
+    """The geometric median, every client alike: to `tolerance` > 0, how far one more step moves it by how far reports are from it; in
+    32 bits no finer than their digits."""
+    if known(tolerance) and not tolerance > 0:
+        raise ValueError(f"geometric_median needs a tolerance > 0, got {tolerance}")
+
+    def rule(rows: Array, here: Array, weights: Array, key: Key) -> Array:
+        alike, digits = here.astype(rows.dtype), 2 * float(np.finfo(rows.dtype).eps)
+
+        def going(state: tuple[Array, Array, Array]) -> Array:
+            z, last, t = state
+            scale = jnp.sum(alike * jnp.linalg.norm(rows - z[None], axis=1)) / jnp.maximum(jnp.sum(alike), 1)
+            return (t < _MOST) & (jnp.linalg.norm(z - last) > jnp.maximum(tolerance, digits) * scale)
+
+        def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            z, _, t = state
+            return _step(rows, alike, z, _SMALL), z, t + 1
+
+        start = middle(rows, here)  # near the end already, where many reports are far off
+        first = _step(rows, alike, start, _SMALL)
+        return lax.while_loop(going, step, (first, start, jnp.int32(0)))[0]
+
+    return of_reports("geometric_median", rule, alike=True)
+
+
+@with_settings
+def rfa(steps: int = 3, floor: float = 1e-6, start: Literal["mean", "zero"] = "mean") -> Aggregator:
+    """So many smoothed Weiszfeld steps, by weight; no report counts as nearer than `floor` > 0."""
+    if not steps >= 1:
+        raise ValueError(f"rfa needs steps >= 1, got {steps}")
+    if known(floor) and not floor > 0:
+        raise ValueError(f"rfa needs a floor > 0 under distances, got {floor}")
+    if start not in ("mean", "zero"):
+        raise ValueError(f"rfa starts from 'mean' or 'zero', got {start!r}")
+
+    def rule(rows: Array, here: Array, weights: Array, key: Key) -> Array:
+        mine = jnp.where(here, weights, 0).astype(rows.dtype)
+        first = jnp.zeros_like(rows[0])
+        if start == "mean":
+            first = jnp.sum(mine[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(mine), _SMALL)
+        return lax.fori_loop(0, steps, lambda t, z: _step(rows, mine, z, floor), first)
+
+    return of_reports("rfa", rule)
+
+
+def _step(rows: Array, weights: Array, z: Array, floor: float) -> Array:
+    pull = weights / jnp.maximum(jnp.linalg.norm(rows - z[None], axis=1), floor)
+    # By the largest first: of reports that all lie at z the pulls overflow a sum.
+    pull = pull / jnp.maximum(jnp.max(pull), _SMALL)
+    return z + jnp.sum(pull[:, None] * (rows - z[None]), axis=0) / jnp.maximum(jnp.sum(pull), _SMALL)
