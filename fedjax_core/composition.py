@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_core import keys, tree
+from fedjax_core import keys, promises, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.algorithms.base import Algorithm, Client, Each, Exchange
@@ -67,8 +67,10 @@ def compose(
             f"{aggregator.name}() needs every client's update, but {uplink.name!r} only reveals their sum. "
             "Use aggregator=fc.aggregators.total(), or leave that stage out."
         )
-    composed = Round(in_32_bits(algorithm), uplink, aggregator, downlink)
+    composed = Round(promises.kept(in_32_bits(algorithm), uplink), uplink, aggregator, downlink)
     _check_shapes(composed)
+    if uplink.promises.noise is not None:
+        promises.check(composed.algorithm, uplink, aggregator, reports_of(composed))
     return composed
 
 

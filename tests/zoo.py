@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_core import Clients, aggregators, algorithms, compose, metrics, models, tree, uplink
+from fedjax_core import Clients, aggregators, algorithms, compose, metrics, models, privacy, tree, uplink
 from fedjax_core.round import Round
 from tests import gradients
 
@@ -240,9 +240,28 @@ ROBUST: dict[str, Callable[[], aggregators.Aggregator]] = {  # by themselves alo
 }
 
 
+# Under these a round has the sum of its reports, and noise: at real sites of a secret that a simulation does not have.
+PRIVATE: dict[str, Callable[[], uplink.Stage]] = {
+    "gaussian": lambda: privacy.gaussian({"0": 0.2, "1": 0.1}, noise=0.1, cohort=8, weight_cap=5.0),
+    "adaptive gaussian": lambda: level(clip=privacy.adaptive(0.1), noise=0.1),
+    "banded gaussian": lambda: level(cohort=4, bands=3),
+}
+
+
+def level(**settings) -> uplink.Stage:
+    """The stage of a client level for the zoo's clients."""
+    usual = {"population": N, "cohort": 8, "rounds": 9, "clip": 0.2, "noise": 0.1, "delta": 1e-3, "open_metrics": True}
+    return privacy.client_level(**{**usual, **settings}).uplink
+
+
 def staged(make: Callable[[], uplink.Stage]) -> Entry:
     """FedAvg under a stage."""
     return Entry(lambda: fedavg(uplink=make()))
+
+
+def noisy(make: Callable[[], uplink.Stage]) -> Entry:
+    """FedAvg whose reports are added up under a stage that adds noise to the sum."""
+    return Entry(lambda: fedavg(uplink=make(), aggregator=aggregators.total()), sites=False)
 
 
 def aggregated(make: Callable[[], aggregators.Aggregator]) -> Entry:
@@ -278,6 +297,7 @@ ZOO: dict[str, Entry] = {
     "secure": Entry(
         lambda: fedavg(uplink=uplink.chain(uplink.clip(0.5), uplink.secure(scale=2.0**20)), aggregator=aggregators.total()), sites=False
     ),
+    **{name: noisy(make) for name, make in PRIVATE.items()},
     # what the server sends is coded, and it keeps what that loses
     "downlink": Entry(
         lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy(), downlink=uplink.feedback(uplink.quantize(bits=4)))

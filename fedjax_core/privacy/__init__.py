@@ -5,5 +5,9 @@
 """
 
 from fedjax_core.privacy.accounting import epsilon, epsilon_of, noise_for
+from fedjax_core.privacy.adaptive import adaptive
+from fedjax_core.privacy.client_level import ClientLevel, client_level
+from fedjax_core.privacy.clipping import clip_by_norm
+from fedjax_core.privacy.gaussian import gaussian
 
-__all__ = ["epsilon", "epsilon_of", "noise_for"]
+__all__ = ["ClientLevel", "adaptive", "client_level", "clip_by_norm", "epsilon", "epsilon_of", "gaussian", "noise_for"]

@@ -101,7 +101,7 @@ def epsilon(
     `examples` > 1: a person has so many rows, each of which is sampled by itself.
     """
     drawn = sampled(sampling, rate, population, cohort, cap, examples)
-    _check(noise, rounds, delta)
+    _check(noise, rounds, delta, accountant, neighbours)
     return _epsilon(float(noise), drawn, int(rounds), float(delta), accountant or _usual(drawn), neighbours or _relation(drawn))
 
 
@@ -125,7 +125,7 @@ def noise_for(
     with "pld". Raises ValueError where no noise is enough, as where a cap cuts off cohorts too often.
     """
     drawn = sampled(sampling, rate, population, cohort, cap, examples)
-    _check(1.0, rounds, delta)
+    _check(1.0, rounds, delta, accountant, neighbours)
     if not (0 < epsilon < math.inf):
         raise ValueError(f"epsilon must be a number above 0, got {epsilon!r}: 1 is strong, 8 is usual, above 20 little is promised")
     relation = neighbours or _relation(drawn)
@@ -139,7 +139,7 @@ def epsilon_of(event: Any, delta: float, accountant: Accountant = "pld", neighbo
     >>> f"{epsilon_of(dp_accounting.ZCDpEvent(0.1), delta=1e-6, accountant='rdp'):.4f}"
     '2.1430'
     """
-    _check(1.0, 1, delta)
+    _check(1.0, 1, delta, accountant, neighbours)
     return _accounted(event, 1, delta, accountant, neighbours)
 
 
@@ -185,7 +185,11 @@ def _relation(drawn: Sampled) -> Neighbours:
     return "replace-one" if drawn.sampling == "fixed" else "add-remove"
 
 
-def _check(noise: float, rounds: int, delta: float) -> None:
+def _check(noise: float, rounds: int, delta: float, accountant: Any, neighbours: Any) -> None:
+    if accountant not in (None, "pld", "rdp"):
+        raise ValueError(f'accountant must be "pld" or "rdp", got {accountant!r}')
+    if neighbours not in (None, "add-remove", "replace-one", "replace-special"):
+        raise ValueError(f'neighbours must be "add-remove", "replace-one" or "replace-special", got {neighbours!r}')
     if not noise >= 0:
         raise ValueError(f"noise must be 0 or more, in multiples of the clip, got {noise!r}")
     if isinstance(rounds, bool) or int(rounds) != rounds or rounds < 0:
@@ -200,20 +204,38 @@ def _epsilon(noise: float, drawn: Sampled, rounds: int, delta: float, accountant
         return 0.0
     if noise == 0:
         return math.inf
+    if accountant == "pld" and drawn.examples == 1 and drawn.sampling in ("poisson", "everyone"):
+        return float(_composed(noise, drawn.probability, rounds, neighbours).get_epsilon_for_delta(delta))
     return _accounted(drawn.event(noise), rounds, delta, accountant, neighbours)
+
+
+@lru_cache(maxsize=8)
+def _composed(noise: float, rate: float, rounds: int, neighbours: Neighbours) -> Any:
+    """The privacy loss distribution of so many rounds: as `PLDAccountant` has it, and kept for another delta."""
+    if rate == 1:  # noise that is drawn again and again is as one with less
+        return _one_round(noise / math.sqrt(rounds), 1.0, neighbours)
+    return _one_round(noise, rate, neighbours).self_compose(rounds)
+
+
+@lru_cache(maxsize=4)
+def _one_round(noise: float, rate: float, neighbours: Neighbours) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(noise, sampling_prob=rate, neighboring_relation=_relations()[neighbours])
+
+
+def _relations() -> dict[Neighbours, Any]:
+    import dp_accounting as dp
+
+    one = dp.NeighboringRelation
+    return {"add-remove": one.ADD_OR_REMOVE_ONE, "replace-one": one.REPLACE_ONE, "replace-special": one.REPLACE_SPECIAL}
 
 
 def _accounted(event: Any, count: int, delta: float, accountant: Accountant, neighbours: Neighbours) -> float:
     """The epsilon of an event that happens so many times."""
     import dp_accounting as dp
 
-    relation = {
-        "add-remove": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace-one": dp.NeighboringRelation.REPLACE_ONE,
-        "replace-special": dp.NeighboringRelation.REPLACE_SPECIAL,
-    }[neighbours]
-    if accountant not in ("pld", "rdp"):
-        raise ValueError(f'accountant must be "pld" or "rdp", got {accountant!r}')
+    relation = _relations()[neighbours]
     with _quiet():
         counts = dp.pld.PLDAccountant(relation) if accountant == "pld" else dp.rdp.RdpAccountant(neighboring_relation=relation)
         try:
@@ -238,8 +260,9 @@ def _noise_for(wanted: float, drawn: Sampled, rounds: int, delta: float, account
 def least(over: Callable[[float], float], start: float) -> float:
     """The least number, a millionth or so above, for which `over`, which falls, is not above 0; raises where there is none."""
     low = high = start
+    step = 1.001
     while over(high) > 0:
-        low, high = high, high * 1.5
+        low, high, step = high, high * step, min(step**4, 1.5)
         if high > _TOO_MUCH:
             raise ValueError(
                 f"no noise up to {_TOO_MUCH:g} is enough for this epsilon: take a larger epsilon or delta, fewer rounds, or, where cohorts "

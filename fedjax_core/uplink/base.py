@@ -10,7 +10,7 @@ update is in `Sender`, and what its `finish` may know in `Info`.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,19 @@ class Info(NamedTuple):
     recovered: Any = ()  # leaves [K, ...]: what those who reported revealed afterwards, zeros of others; () where `recover` is None
 
 
+class Promises(NamedTuple):
+    """What a stage guarantees of what a client adds, whatever the client's data: for sites' policies and for accountants."""
+
+    bound: float | None = None  # the l2 norm of one report; None where none is known beforehand
+    noise: float | None = None  # the standard deviation of the noise that is added, in multiples of the bound; None: none is
+    at: Literal["client", "server"] = "client"
+    """Where the noise is added: to each report before it leaves, or to the sum of all, which needs a server that is trusted."""
+    account: Any = None
+    """Who counts what rounds of it tell: has `epsilon(rounds)`, `told(rounds)`, `rounds`, `delta` and `cohorts`, as of fc.privacy."""
+    secret_state: bool = False
+    """Whether what the server keeps for the stage would tell the noise of rounds before: clients must not read it then."""
+
+
 class Stage(NamedTuple):
     """One wrapper on the way up. Build it with `stage`, which fills in halves that do nothing."""
 
@@ -66,6 +79,7 @@ class Stage(NamedTuple):
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None
     """(state, own, sender, reported [K]) -> what a client whose report counts reveals, once it is known whose do: of masks that it shares
     with those who dropped out."""
+    promises: Promises = Promises()
 
 
 def _as_it_is(state: Any, message: Message, shapes: Update) -> Update:
@@ -83,12 +97,13 @@ def stage(
     additive: bool | None = None,
     hides: bool = False,
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None,
+    promises: Promises | None = None,
 ) -> Stage:
     """A stage from the halves that do something; without an `expand` it is additive."""
     additive = expand is _as_it_is if additive is None else additive
     return Stage(
         name, init, init_client, encode, expand, finish,
-        measurable=measurable, additive=additive, hides=hides, recover=recover,
+        measurable=measurable, additive=additive, hides=hides, recover=recover, promises=promises or Promises(),
     )  # fmt: skip
 
 
@@ -162,7 +177,17 @@ def chain(*stages: Stage) -> Stage:
         additive=all(s.additive for s in stages),
         hides=any(s.hides for s in stages),
         recover=recover if any(s.recover is not None for s in stages) else None,
+        promises=_promised(stages, name),
     )  # fmt: skip
+
+
+def _promised(stages: tuple[Stage, ...], name: str) -> Promises:
+    """What stages promise together: the one that adds noise what it does, which holds whatever is done besides; else the last bound."""
+    noisy = [s for s in stages if s.promises.noise is not None]
+    if len(noisy) > 1:
+        raise ValueError(f"in {name}, {noisy[0].name!r} and {noisy[1].name!r} add noise, and an account is kept of one: leave one out")
+    bounded = noisy or [s for s in stages if s.promises.bound is not None]
+    return bounded[-1].promises if bounded else Promises()
 
 
 def _apart(sender: Sender, i: int) -> Sender:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fedjax_core import tree
 from fedjax_core.settings import with_settings
 from fedjax_core.types import Message, Own, Update, known
-from fedjax_core.uplink.base import Sender, Stage, stage
+from fedjax_core.uplink.base import Promises, Sender, Stage, stage
 
 
 @with_settings
@@ -32,4 +32,7 @@ def clip(bound: float) -> Stage:
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         return shorten(update), own
 
-    return stage("clip", encode=encode, expand=lambda state, message, shapes: shorten(message), measurable=True, additive=True)
+    promises = Promises(float(bound)) if known(bound) else Promises()
+    return stage(
+        "clip", encode=encode, expand=lambda state, message, shapes: shorten(message), measurable=True, additive=True, promises=promises
+    )

@@ -25,6 +25,11 @@ def feedback(inner: Stage) -> Stage:
         raise TypeError(f"feedback() wraps a stage, got {type(inner).__name__}: write feedback(quantize(bits=4))")
     if inner.hides:
         raise ValueError(f"feedback() keeps what the server does not read of a message, and {inner.name} lets it read none: leave it out")
+    if inner.promises.noise is not None and inner.promises.at == "client":
+        raise ValueError(
+            f"feedback() would take the noise of {inner.name} back in the next round: put what is lossy alone into it, as in "
+            f"chain({inner.name}, feedback(quantize(8)))"
+        )
 
     def init(shapes: Update) -> Any:
         return inner.init(tree.wide(shapes))

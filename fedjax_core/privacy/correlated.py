@@ -1,0 +1,156 @@
+"""Noise that later rounds take back in part (DP-FTRL): what adds up in the model is smaller, for as much noise in each round.
+
+    the noises x_1, x_2, ... of rounds are C^-1 z, with z fresh noise and C lower triangular:      C x = z
+    banded:  c_0 x_t = z_t - c_1 x_{t-1} - ... - c_{b-1} x_{t-b+1}                                 keeps b - 1 copies of the model
+    buffers: x_t = z_t - sum_i w_i s_i,   s_i <- h_i s_i + x_t      (c_0 = 1, c_k = sum_i w_i h_i^(k-1))     keeps one a buffer
+
+With bands, and clients that take turns so that two rounds of one are at least b rounds apart (`sampling.turns`), a client's rounds
+meet in no row of C: they tell what as many rounds of plain noise tell, each over a b-th of the clients. Choquette-Choo et al., "(Amplified)
+Banded Matrix Factorization", NeurIPS 2023; for buffers Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and Near-Optimal
+Noise Generation for Streaming Differential Privacy", FOCS 2024. The bands are of the square root of the matrix of prefix sums:
+Fichtenberger, Henzinger and Upadhyay, "Constant Matters", ICML 2023.
+
+>>> band(4).round(4).tolist()
+[0.8197, 0.4099, 0.3074, 0.2562]
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core import tree
+from fedjax_core.privacy import clipping
+from fedjax_core.privacy.gaussian import check
+from fedjax_core.settings import with_settings
+from fedjax_core.types import Key, Message, Own, Update
+from fedjax_core.uplink.base import Info, Promises, Sender, Stage, stage
+
+
+def square_root(rounds: int) -> np.ndarray:
+    """[rounds] float64: c_k = binomial(2 k, k) / 4^k, the square root of the matrix of prefix sums: of all Toeplitz ones the best."""
+    return np.cumprod(np.concatenate([[1.0], (2 * np.arange(1, rounds) - 1) / (2 * np.arange(1, rounds))]))
+
+
+def band(bands: int) -> np.ndarray:
+    """[bands] float64: the first of `square_root`, with a norm of 1."""
+    c = square_root(bands)
+    return c / np.linalg.norm(c)
+
+
+def buffered(weights: Any, decays: Any, rounds: int) -> np.ndarray:
+    """[rounds] float64: the coefficients of C with these buffers."""
+    weights, decays = np.asarray(weights, np.float64), np.asarray(decays, np.float64)
+    powers = decays[None] ** np.arange(rounds - 1)[:, None]
+    return np.concatenate([[1.0], powers @ weights])
+
+
+def sensitivity(c: np.ndarray, rounds: int, apart: int | None = None) -> float:
+    """How long a change of one client's updates, each by 1, may be after C; it takes part every `apart` rounds, or once where None.
+
+    For coefficients that are not negative and do not grow, as those here: taking part at once, and as often as may be, is the longest.
+    """
+    row = np.zeros(rounds)
+    row[: min(len(c), rounds)] = c[:rounds]
+    column = np.zeros(rounds)
+    for start in range(0, rounds, apart or rounds):
+        column[start:] += row[: rounds - start]
+    return float(np.linalg.norm(column))
+
+
+def errors(c: np.ndarray, rounds: int) -> np.ndarray:
+    """[rounds] the variance, in units of fresh noise, of the sum of all noise up to each round."""
+    inverse = np.zeros(rounds)  # the first column of C^-1, which is Toeplitz too
+    for t in range(rounds):
+        back = c[1 : t + 1]
+        inverse[t] = ((t == 0) - back @ inverse[t - len(back) : t][::-1]) / c[0]
+    return np.cumsum(np.cumsum(inverse) ** 2)
+
+
+def _one_more(c: np.ndarray, last: Any, fresh: Update) -> tuple[Update, Any]:
+    """(the next noise, what to keep) of a banded C: `last` has leaves [bands - 1, ...], the newest first."""
+    back = jnp.asarray(c[1:], jnp.float32)
+
+    def next_of(z: Any, before: Any) -> Any:
+        return (z - jnp.tensordot(back.astype(z.dtype), before, axes=1)) / jnp.asarray(c[0], z.dtype) if len(c) > 1 else z / c[0]
+
+    noise = jax.tree.map(next_of, fresh, last)
+    return noise, jax.tree.map(lambda x, before: jnp.concatenate([x[None], before])[: len(c) - 1], noise, last)
+
+
+@with_settings
+def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int) -> Stage:
+    """As `gaussian`, with the noise of `bands` rounds in each; the server keeps `bands` - 1 copies of the update."""
+    clip, c = clipping.bounds(clip), band(bands)
+    check(noise, cohort)
+    deviation = noise * clipping.total(clip)
+
+    def draw(last: Any, zeros: Update, secret: Key) -> tuple[Update, Any]:
+        return _one_more(c, last, clipping.add_normal(zeros, deviation, secret))
+
+    def memory(shapes: Update) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((bands - 1, *x.shape), x.dtype), tree.wide(shapes))
+
+    return _correlated("banded gaussian", clip, noise, cohort, memory, draw)
+
+
+@with_settings
+def buffered_gaussian(clip: Any, noise: float, cohort: float, weights: tuple[float, ...], decays: tuple[float, ...]) -> Stage:
+    """As `gaussian`, with noise by buffers of these weights and decays; the server keeps one copy of the update a buffer.
+
+    `noise` is that of fresh noise, so that what rounds tell is `epsilon(noise / sensitivity(...), sampling="everyone")`.
+    """
+    clip = clipping.bounds(clip)
+    check(noise, cohort)
+    if len(weights) != len(decays) or not weights or any(not 0 <= x < 1 for x in (*decays,)) or any(not w >= 0 for w in weights):
+        raise ValueError(f"buffers have a weight of 0 or more and a decay from 0 to below 1 each, got {weights} and {decays}")
+    w, h, deviation = np.asarray(weights, np.float32), np.asarray(decays, np.float32), noise * clipping.total(clip)
+
+    def draw(last: Any, zeros: Update, secret: Key) -> tuple[Update, Any]:
+        fresh = clipping.add_normal(zeros, deviation, secret)
+        x = jax.tree.map(lambda z, s: z - jnp.tensordot(jnp.asarray(w, z.dtype), s, axes=1), fresh, last)
+        return x, jax.tree.map(lambda s, x: s * jnp.asarray(h, s.dtype).reshape(-1, *[1] * x.ndim) + x[None], last, x)
+
+    def memory(shapes: Update) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((len(w), *x.shape), x.dtype), tree.wide(shapes))
+
+    return _correlated("buffered gaussian", clip, noise, cohort, memory, draw)
+
+
+def _correlated(name: str, clip: clipping.Bounds, noise: float, cohort: float, memory: Any, draw: Any) -> Stage:
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
+        return clipping.clipped(update, clip), own
+
+    def finish(state: Any, value: Update, info: Info, key: Key) -> tuple[Update, Any]:
+        wide = tree.wide(value)
+        added, state = draw(state, tree.zeros_like(wide), info.secret)
+        return tree.scale(1 / cohort, tree.add(wide, added)), state
+
+    return stage(
+        name,
+        init=memory,
+        encode=encode,
+        expand=lambda state, message, shapes: clipping.clipped(tree.wide(message), clip),
+        finish=finish,
+        additive=True,
+        promises=Promises(clipping.total(clip), noise, "server", secret_state=True),
+    )
+
+
+def buffers_for(rounds: int, buffers: int) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """(weights, decays, sensitivity) of the buffers with which the worst sum of `rounds` has least noise, by the jax-privacy library.
+
+    A client takes part once. Raises ModuleNotFoundError where the library is not installed: pip install 'fedjax-core[correlated]'.
+    """
+    from jax_privacy.matrix_factorization import buffered_toeplitz
+
+    found = buffered_toeplitz.optimize(n=rounds, min_sep=rounds, max_participations=1, num_buffers=buffers)
+    weights, decays = (tuple(map(float, np.asarray(x))) for x in (found.output_scale, found.buf_decay))
+    return weights, decays, sensitivity(buffered(weights, decays, rounds), rounds)
+
+
+def worst(c: np.ndarray, rounds: int) -> float:
+    """The largest error of any sum, over the sensitivity of one client that takes part once: the loss by which these are compared."""
+    return float(math.sqrt(errors(c, rounds)[-1]) * sensitivity(c, rounds))

@@ -1,0 +1,78 @@
+"""Cohorts whose rate an accountant knows, and whose size has an end, so that buffers are made for it.
+
+>>> capped(1000, rate=0.05, cap=60)(3).size <= 60, set((turns(1000, rate=0.05, cap=60, bands=4)(3) % 4).tolist())
+(True, {3})
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedjax_core.data import host_random
+from fedjax_core.data.cohorts import poisson
+
+
+@dataclass(frozen=True)
+class capped:
+    """Each client by itself with probability `rate`, of which `cap` are kept where there are more, any of them as likely.
+
+    Whoever knows `seed` knows who takes part, and an epsilon that counts on not knowing says nothing against them.
+    """
+
+    population: int
+    rate: float
+    cap: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        poisson(self.population, self.rate, self.seed)
+        if not 1 <= self.cap <= self.population:
+            raise ValueError(f"cap must be from 1 to the population, {self.population}, got {self.cap}")
+
+    @property
+    def max_size(self) -> int:
+        return self.cap
+
+    def __call__(self, round: int) -> np.ndarray:
+        rng = host_random.generator(host_random.COHORT, self.seed, round)
+        size = min(int(rng.binomial(self.population, self.rate)), self.cap)
+        return np.sort(rng.choice(self.population, size, replace=False, shuffle=False)).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class turns:
+    """As `capped`, over clients that take turns: of round r those whose position is r modulo `bands`, each with probability `rate`.
+
+    Two rounds of one client are so at least `bands` rounds apart, which is what noise that `bands` rounds share needs.
+    """
+
+    population: int
+    rate: float
+    cap: int
+    bands: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        poisson(self.population, self.rate, self.seed)
+        if not 1 <= self.bands <= self.population:
+            raise ValueError(f"bands must be from 1 to the population, {self.population}, got {self.bands}")
+        if self.cap < 1:
+            raise ValueError(f"cap must be at least 1, got {self.cap}")
+
+    @property
+    def max_size(self) -> int:
+        return min(self.cap, -(-self.population // self.bands))
+
+    def __call__(self, round: int) -> np.ndarray:
+        rng = host_random.generator(host_random.COHORT, self.seed, round)
+        group = len(range(round % self.bands, self.population, self.bands))
+        size = min(int(rng.binomial(group, self.rate)), self.max_size)
+        chosen = np.sort(rng.choice(group, size, replace=False, shuffle=False)).astype(np.int32)
+        return (chosen * self.bands + round % self.bands).astype(np.int32)
+
+
+def headroom(population: int, rate: float) -> int:
+    """A cap that cohorts pass with a probability below 1.3e-14: 5 square roots of the mean above it, or more."""
+    mean = population * rate
+    return min(population, max(poisson(population, rate).max_size, math.ceil(mean + 5 * math.sqrt(mean))))

@@ -1,0 +1,142 @@
+"""What would break the promise of a stage that adds noise: rules on the other pieces of a round, which `compose` asks.
+
+A noisy sum tells little of any one client only where nothing else of its data leaves: no report counts by a number that the client
+chooses, nothing is divided by how many there were, and no metric goes beside it. Each rule looks at one piece, and says what is wrong with
+it and the way out.
+
+>>> from fedjax_core import algorithms, aggregators, compose, models, privacy, uplink
+>>> private = privacy.client_level(population=1000, cohort=50, rounds=10, clip=1.0, noise=2.0)
+>>> algorithm = algorithms.fedavg(models.linear(features=3), local=__import__("optax").sgd(0.1))
+>>> compose(algorithm, uplink=private.uplink, aggregator=aggregators.mean())
+Traceback (most recent call last):
+ValueError: mean() makes of reports what a client's weight changes, so clip and noise of 'client level' bound nothing: use its aggregator...
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from fedjax_core.aggregators.base import Aggregator
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Exchange, Report, Seen
+from fedjax_core.types import Batch, Carry, Key, Message, Params
+from fedjax_core.uplink.base import Stage
+
+
+def kept(algorithm: Algorithm, uplink: Stage) -> Algorithm:
+    """The algorithm with the metrics of its clients' steps withheld where the uplink adds noise: they would leave without.
+
+    An account with `open_metrics` lets them be seen, as in a simulation of what nobody is to be protected from.
+    """
+    account = uplink.promises.account
+    if uplink.promises.noise is None or getattr(account, "open_metrics", False):
+        return algorithm
+
+    def quiet(exchange: Exchange) -> Exchange:
+        step = exchange.client.step
+
+        def silently(message: Message, carry: Carry, batch: Batch, key: Key) -> tuple[Carry, dict[str, Any]]:
+            return step(message, carry, batch, key)[0], {}
+
+        return exchange._replace(client=exchange.client._replace(step=silently))
+
+    return algorithm._replace(exchanges=tuple(map(quiet, algorithm.exchanges)))
+
+
+def check(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]) -> None:
+    """Raises ValueError, naming the piece, where one breaks what the uplink promises. `reports`: their shapes, one an exchange."""
+    for said in broken(algorithm, uplink, aggregator, reports):
+        raise ValueError(said)
+
+
+def broken(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]) -> Iterator[str]:
+    """What breaks the promise, a sentence each; nothing where no noise is promised."""
+    promised, name = uplink.promises, uplink.name
+    if promised.noise is None:
+        return
+    if promised.at == "server" and aggregator.name != "total":
+        yield (
+            f"{aggregator.name}() makes of reports what a client's weight changes, so clip and noise of {name!r} bound nothing: use "
+            "its aggregator, fc.aggregators.total(), whose sum is divided by the cohort's expected size"
+        )
+    leaving = [e for e, exchange in enumerate(algorithm.exchanges) if exchange.update is not None]
+    if len(leaving) > 1:
+        yield (
+            f"{algorithm.name} sends {len(leaving)} reports a round, each of which tells something, and the account of {name!r} has "
+            "one: use an algorithm of one exchange, or one that is silent but for one"
+        )
+    statistics = algorithm.task.statistics
+    if statistics.names and not statistics.personal:
+        yield (
+            f"the task of {algorithm.name} sends running statistics of BatchNorm ({', '.join(statistics.names)}), in which a client's "
+            "examples meet, and noise would make variances negative: use GroupNorm or LayerNorm, or statistics='personal' under fedper"
+        )
+    for e in leaving:
+        yield from _of_a_report(algorithm, uplink, reports[e], e)
+
+
+def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) -> Iterator[str]:
+    """What leaves beside the update of exchange `e`."""
+    name, at = uplink.name, uplink.promises.at
+    for what, found in (("stats", report.stats), ("metrics", report.metrics)):
+        if found and not (what == "metrics" and getattr(uplink.promises.account, "open_metrics", False)):
+            yield (
+                f"{algorithm.name} reports the {what} {', '.join(found)}, which leave without the noise of {name!r}: use an algorithm "
+                f"without {what}, or compute them where the data are"
+            )
+    server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), jax.eval_shape(lambda: jax.random.key(0)))
+    if at == "server" and (read := _read(algorithm.exchanges[e], server, report)):
+        yield (
+            f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
+            f"noise of {name!r}: use an algorithm whose server goes by the value alone, such as fedavg"
+        )
+    if at == "client" and _weighs(algorithm, server, e):
+        yield (
+            f"{algorithm.name} weighs its reports by a client's examples or steps, which leave without the noise of {name!r}: give "
+            "weighting=fc.algorithms.uniform"
+        )
+
+
+def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
+    """What the server's update depends on of an `Aggregate`, besides its value and key."""
+    update = exchange.update
+    assert update is not None
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    row: Any = jax.ShapeDtypeStruct((1,), jnp.float32)
+    stats = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in report.stats.items()}
+    each = Each(stats, row, jax.ShapeDtypeStruct((1,), jnp.int32)) if stats else None  # type: ignore[arg-type]
+    value = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), report.update)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def after(weight: Any, clients: Any, each: Any, server: Any, value: Any, key: Any) -> Any:
+        return update(server, Aggregate(value, weight, clients, key, each))
+
+    used = _used(after, number, number, each, server, value, key)
+    names = ["the sum of the weights", "the number of clients", *(["each client's stats"] * len(jax.tree.leaves(each)))]
+    return list(dict.fromkeys(name for name, there in zip(names, used, strict=False) if there))
+
+
+def _weighs(algorithm: Algorithm, server: Any, e: int) -> bool:
+    """Whether the weight of a report depends on what the client has seen."""
+    exchange = algorithm.exchanges[e]
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    params: Params = jax.eval_shape(algorithm.init_params, jax.eval_shape(lambda: jax.random.key(0)))
+    own = jax.eval_shape(algorithm.init_client, params)
+
+    def weight(seen: Seen, server: Any, own: Any, key: Key) -> Any:
+        message = exchange.broadcast(server)
+        return exchange.client.finish(message, exchange.client.begin(message, own, key), seen).weight
+
+    return any(_used(weight, Seen(number, number), server, own, jax.eval_shape(lambda: jax.random.key(0)))[:2])
+
+
+def _used(f: Any, *arguments: Any) -> list[bool]:
+    """Of each leaf of the arguments, whether what `f` gives depends on it."""
+    jaxpr: Any = jax.make_jaxpr(f)(*arguments).jaxpr
+    needed = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
+    return [v in needed for v in jaxpr.invars]
