@@ -89,6 +89,12 @@ class ClientLevel:
         """The sum of the reports, each once."""
         return total()
 
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What has to stay as it is for one epsilon to be said of all rounds, in plain values."""
+        said = {name: getattr(self, name) for name in ("population", "cohort", "noise", "delta", "sampling", "cap", "bands", "weight_cap")}
+        return {**said, "clip": repr(self.clip)}
+
     def epsilon(self, rounds: int | None = None) -> float:
         """What so many rounds tell (default: all that are planned), at `delta`."""
         return self._at(self.noise, self.rounds if rounds is None else int(rounds))

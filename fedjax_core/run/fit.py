@@ -47,6 +47,7 @@ from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
 from fedjax_core.run.simulation import Simulation
 from fedjax_core.run.snapshot import Saved, fingerprint, taken
+from fedjax_core.run.spending import Spending
 from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
 
@@ -94,6 +95,9 @@ def fit(
     as in the records. Returning True ends the run, which stays ended when it is started again. The device waits for it,
     and after a crash the rounds since the last checkpoint come again.
 
+    Where the uplink keeps an account of privacy (`fc.privacy.client_level`), each record has the `epsilon` that the rounds so far tell
+    and no counts, cohorts have to be the account's, evaluation is of others, and the run ends when the epsilon is spent.
+
     Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
     must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and
     nothing else, are encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no
@@ -115,6 +119,7 @@ def fit(
         )
     at_least(1, rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
     judge = Monitor(evaluate_every, evaluate, best, mode, patience)
+    Spending(sim).check(sim, sampler, evaluates_on_clients=evaluate_every > 0 and evaluate is None)
     _say(sim, judge, progress)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())

@@ -16,7 +16,7 @@ import numpy as np
 from fedjax_core.run.log import Record
 from fedjax_core.run.monitor import Best
 
-Stopped = Literal["finished", "early stop", "interrupted"]
+Stopped = Literal["finished", "early stop", "interrupted", "budget spent"]
 
 
 class History(NamedTuple):

@@ -80,8 +80,18 @@ class Log:
                 if part is not None:
                     stack.callback(part.close)
 
-    def write(self, round: int, kind: Literal["train", "eval"], values: dict[str, float], lacked: Sequence[str] = ()) -> None:
-        """Adds one record, of the state after `round` rounds, the last of which went on without the `lacked` sites."""
+    def write(
+        self,
+        round: int,
+        kind: Literal["train", "eval"],
+        values: dict[str, float],
+        lacked: Sequence[str] = (),
+        examples: float | None = None,
+    ) -> None:
+        """Adds one record, of the state after `round` rounds, the last of which went on without the `lacked` sites.
+
+        `examples`: by which the speed is shown, where the record is not to have them.
+        """
         record = {"round": round, "kind": kind, **values, **({"lacked": " ".join(lacked)} if lacked else {})}
         self.records.append(record)
         if self._file is not None and self._events is not None:
@@ -89,7 +99,8 @@ class Log:
                 self._file.write(_line(record))
                 self._events.write(round, kind, values)
         if kind == "train" and self._shown is not None:
-            self._shown.update(round, values.get("loss", math.nan), values.get("examples", 0.0), lacked)
+            examples = values.get("examples", 0.0) if examples is None else examples
+            self._shown.update(round, values, examples, lacked)
 
     def sync(self) -> None:
         """Returns when all records are on the disk: before a checkpoint, which must not know of rounds that the log lacks."""
@@ -160,6 +171,16 @@ class _Events:
         self._writer.close()
 
 
+def how_far(values: dict[str, float]) -> str:
+    """A round's loss, and the epsilon that all rounds so far tell, as far as there are such.
+
+    >>> how_far({"epsilon": 1.23456}), how_far({"loss": 0.5})
+    ('epsilon 1.235', 'loss 0.5')
+    """
+    said = [f"loss {values.get('loss', math.nan):.4g}"] if "loss" in values or "epsilon" not in values else []
+    return ", ".join(said + ([f"epsilon {values['epsilon']:.4g}"] if "epsilon" in values else []))
+
+
 def without(lacked: Sequence[str]) -> str:
     """Whom the last round lacked, to follow what is said of it."""
     return f", without {', '.join(lacked)}" if lacked else ""
@@ -188,20 +209,20 @@ class _Bar:
             TextColumn("rounds"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s{task.fields[without]}"),
+            TextColumn("{task.fields[far]}  {task.fields[speed]} examples/s{task.fields[without]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        self._task = self._progress.add_task("rounds", total=rounds, completed=done, loss="-", speed="-", without="")
+        self._task = self._progress.add_task("rounds", total=rounds, completed=done, far="loss -", speed="-", without="")
         self._speed = _Speed()
         self._progress.start()
 
-    def update(self, round: int, loss: float, examples: float, lacked: Sequence[str] = ()) -> None:
+    def update(self, round: int, values: dict[str, float], examples: float, lacked: Sequence[str] = ()) -> None:
         speed = self._speed.update(examples)
         shown = "-" if math.isnan(speed) else f"{speed:,.0f}"
-        self._progress.update(self._task, completed=round, loss=f"{loss:.4g}", speed=shown, without=without(lacked))
+        self._progress.update(self._task, completed=round, far=how_far(values), speed=shown, without=without(lacked))
 
     def close(self) -> None:
         self._progress.stop()
@@ -218,10 +239,10 @@ class _Lines:
         self._waiting: str | None = None
         self._lacked: list[str] = []
 
-    def update(self, round: int, loss: float, examples: float, lacked: Sequence[str] = ()) -> None:
+    def update(self, round: int, values: dict[str, float], examples: float, lacked: Sequence[str] = ()) -> None:
         speed = self._speed.update(examples)
         shown = "" if math.isnan(speed) else f", {speed:,.0f} examples/s"
-        self._waiting = f"round {round} of {self._rounds}: loss {loss:.4g}{shown}{without(lacked)}"
+        self._waiting = f"round {round} of {self._rounds}: {how_far(values)}{shown}{without(lacked)}"
         news, self._lacked = list(lacked) != self._lacked, list(lacked)
         if news or self._shown < _FIRST_LINES or time.monotonic() - self._last >= _LINE_EVERY_SECONDS:
             self._show()

@@ -19,6 +19,7 @@ from fedjax_core.run.monitor import Best, Monitor
 from fedjax_core.run.signals import Interruption
 from fedjax_core.run.simulation import Simulation
 from fedjax_core.run.snapshot import Saved
+from fedjax_core.run.spending import Spending
 from fedjax_core.xla import tuning_cache
 
 log = logging.getLogger("fedjax_core")
@@ -45,6 +46,7 @@ class Rounds:
     ) -> None:
         self.sim, self.cohorts, self.judge, self.checkpoints = sim, cohorts, judge, checkpoints
         self.about, self.interruption, self.each_round = about, interruption, each_round
+        self.spending = Spending(sim)
         self.done = self.began = began  # the rounds that the first state of the run had behind it
         self.ended = False  # by `each_round`
         self.best: Best | None = None
@@ -59,6 +61,7 @@ class Rounds:
     def resume(self, saved: Saved) -> None:
         """Takes up the bookkeeping of a checkpoint."""
         progress = saved.about["progress"]
+        self.spending.resume(progress.get("privacy"), saved.round)
         self.done = self.saved = saved.round
         self.cohort_size, self.began = progress["cohort_size"], progress.get("began", 0)
         self.ended = progress.get("ended", False) and self.each_round is not None  # without it the run goes on
@@ -79,6 +82,7 @@ class Rounds:
             if self.checkpoints is not None:
                 self.checkpoints.wait()
         stopped: Stopped = "finished"
+        asked, rounds = rounds, self.spending.until(rounds)
         unread: tuple[int, Any] | None = None
         while self.done < rounds:
             if self.ended or (self.judge.patience is not None and self.misses >= self.judge.patience):
@@ -105,6 +109,8 @@ class Rounds:
                 unread = None
                 self._save(state)
         self._read(unread)
+        if stopped == "finished" and self.spending.ended(self.done, asked):
+            stopped = "budget spent"
         if self.saved != self.done:
             self._save(state)
         if len(self.refused) > 1:
@@ -140,7 +146,8 @@ class Rounds:
         for i in range(max(len(column) for column in values.values())):
             row = {name: float(column[i]) for name, column in values.items()}
             self._warn(start + i + 1, row)
-            self.log.write(start + i + 1, "train", row, lacked=self._lacked(start + i + 1))
+            examples, row = row.get("examples", 0.0), self.spending.recorded(start + i + 1, row)
+            self.log.write(start + i + 1, "train", row, lacked=self._lacked(start + i + 1), examples=examples)
         return row
 
     def _lacked(self, round: int) -> list[str]:
@@ -194,6 +201,7 @@ class Rounds:
             "cohort_size": self.cohort_size,
             "began": self.began,
             "ended": self.ended,
+            "privacy": self.spending.saved(self.done),
         }
         best = self.best.round if self.best else None
         about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.entries()}

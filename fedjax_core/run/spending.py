@@ -1,0 +1,89 @@
+"""What the rounds of a run tell of a client, by the account of its uplink: in each round's record, in checkpoints, and as the run's end.
+
+    uplink.promises.account      an object of fc.privacy: `told(rounds)`, `epsilon(rounds)`, `rounds`, `delta`, `cohorts`, `terms`
+
+The epsilon is of the number of rounds behind a state, whatever happened in between: rounds that come again after a crash draw the
+same noise for the same reports, and tell nothing new. So a run goes on only under the terms that it began with, and those rounds that a
+`state=` has behind it count as if they had been under these.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger("fedjax_core")
+
+_COUNTS = ("clients", "examples", "refused")  # of a round's cohort, which are told without noise
+
+
+class Spending:
+    """The account of a run; of one whose uplink adds no noise it says nothing."""
+
+    def __init__(self, sim: Any) -> None:
+        promises = getattr(getattr(getattr(sim, "round", None), "uplink", None), "promises", None)
+        self.account = getattr(promises, "account", None)
+
+    def check(self, sim: Any, cohorts: Any, evaluates_on_clients: bool) -> None:
+        """Raises where the run does not do what its account counts."""
+        account = self.account
+        if account is None:
+            return
+        if account.cohorts is not None and cohorts != account.cohorts:
+            raise ValueError(
+                f"cohorts={cohorts} is not the sampler that the account of {sim.round.uplink.name!r} is of, {account.cohorts}: its epsilon "
+                "would be another. Give cohorts=private.cohorts"
+            )
+        if account.cohorts is not None and getattr(sim, "buffer", None) is not None:
+            raise ValueError(
+                "clients that report when they are done are no sample of any known rate, which the epsilon goes by: run in rounds, without "
+                "buffer="
+            )
+        if evaluates_on_clients and not getattr(account, "open_metrics", False):
+            raise ValueError(
+                "evaluate_every= evaluates on the clients that are trained on, of which that would tell without noise: give evaluate= "
+                "clients who are not among them (fc.Clients), or leave evaluate_every= out"
+            )
+
+    def until(self, rounds: int) -> int:
+        """How many rounds there may be, of so many that are asked for."""
+        return rounds if self.account is None else min(rounds, int(self.account.rounds))
+
+    def ended(self, done: int, rounds: int) -> bool:
+        """Whether the run ends before its rounds are done, because they would tell more; says so."""
+        if self.account is None or done < self.account.rounds or done >= rounds:
+            return False
+        log.warning(
+            "the run ends after round %d of %d: its epsilon of %.4g at delta %g is spent, which the noise is for. For more rounds make "
+            "the uplink for as many: fc.privacy.client_level(rounds=%d, ...)",
+            done, rounds, self.account.epsilon(done), self.account.delta, rounds,
+        )  # fmt: skip
+        return True
+
+    def recorded(self, round: int, row: Mapping[str, float]) -> dict[str, float]:
+        """What may be recorded of a round's metrics, with the epsilon that all rounds so far tell."""
+        if self.account is None:
+            return dict(row)
+        open_metrics = getattr(self.account, "open_metrics", False)
+        return {name: x for name, x in row.items() if open_metrics or name not in _COUNTS} | {"epsilon": self.account.told(round)}
+
+    def saved(self, done: int) -> dict[str, Any] | None:
+        """What a checkpoint says of it; None where there is no account."""
+        if self.account is None:
+            return None
+        return {"epsilon": self.account.told(done), "delta": self.account.delta, "rounds": done, "terms": dict(self.account.terms)}
+
+    def resume(self, saved: Mapping[str, Any] | None, done: int) -> None:
+        """Returns where a run whose checkpoint says this may go on; whatever `override` says."""
+        terms = None if self.account is None else dict(self.account.terms)
+        before = None if saved is None else dict(saved["terms"])
+        if terms == before or not done:
+            return
+        if before is None:
+            raise ValueError(
+                f"the {done} rounds so far added no noise, so no epsilon can be said of more that do: begin in another run_dir"
+            )
+        changed = [f"{name}: {before[name]} -> {(terms or {}).get(name)}" for name in before if before[name] != (terms or {}).get(name)]
+        raise ValueError(
+            f"the {done} rounds so far were counted under other terms of privacy ({', '.join(changed)}), and one epsilon cannot be said of "
+            "both: begin in another run_dir, from this model if you like (params=), and compose both by fc.privacy.epsilon_of"
+        )
