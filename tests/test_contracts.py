@@ -29,12 +29,12 @@ from tests.contracts import (
     simulator,
     usual,
 )
-from tests.zoo import AGGREGATORS, ROBUST, SIZES, STAGES, ZOO, clients, lossy
+from tests.zoo import AGGREGATORS, LOSSY, ROBUST, SIZES, STAGES, ZOO, clients, lossy
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, *(pytest.param(name, marks=pytest.mark.slow) for name in LOSSY)])
 def test_a_stage_by_itself(name):
-    check_stage(STAGES[name]())
+    check_stage({**STAGES, **LOSSY}[name]())
 
 
 def test_a_chain_by_itself():

@@ -68,7 +68,7 @@ ALLOWED = {
 # The parts whose files implement the contract in their `base.py` and do not know one another.
 NEIGHBOURS = PIECES | {"models"}
 # What the files of such a part are made of, beside their `base.py`.
-SHARED = {"algorithms.local_training", "algorithms.by_round", "aggregators.robust"}
+SHARED = {"algorithms.local_training", "algorithms.by_round", "aggregators.robust", "uplink.packed", "uplink.rotation"}
 # (file, neighbour it may import): each for a reason.
 EXCEPTIONS = {
     ("algorithms.fedprox", "algorithms.fedavg"): "FedProx is FedAvg with one more gradient transformation",

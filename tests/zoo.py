@@ -211,6 +211,22 @@ STAGES: dict[str, Callable[[], uplink.Stage]] = {
     "quantize": lambda: uplink.quantize(bits=4),
     "half": lambda: uplink.half(),
     "feedback": lambda: uplink.feedback(uplink.quantize(bits=4)),
+    "eden": lambda: uplink.eden(bits=3),
+    "ef21": lambda: uplink.ef21(uplink.topk(0.3), population=N),
+}
+LOSSY: dict[str, Callable[[], uplink.Stage]] = {  # by themselves alone: of one make with those above
+    "k-level": lambda: uplink.k_level(5),
+    "rotated": lambda: uplink.rotated(uplink.k_level(2)),
+    "qsgd": lambda: uplink.qsgd(4),
+    "terngrad": lambda: uplink.terngrad(),
+    "sign": lambda: uplink.sign(),
+    "drive": lambda: uplink.drive(),
+    "drive, biased": lambda: uplink.drive(unbiased=False, rotate=False),
+    "topk": lambda: uplink.topk(0.3),
+    "randk": lambda: uplink.randk(0.3),
+    "powersgd": lambda: uplink.powersgd(1),
+    "low rank": lambda: uplink.low_rank(1),
+    "count sketch": lambda: uplink.count_sketch(3, 10),
 }
 AGGREGATORS: dict[str, Callable[[], aggregators.Aggregator]] = {
     "mean": lambda: aggregators.mean(),

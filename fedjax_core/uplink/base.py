@@ -210,6 +210,15 @@ def roundtrip(stage: Stage, update: Update, key: Key) -> Update:
     return stage.expand(state, sent, tree.shapes(update))
 
 
+def bits(stage: Stage, update: Update) -> int:
+    """How many bits `stage` puts on the wire for an update of these shapes: of the message's bytes, packed as they travel.
+
+    >>> bits(chain(), {"w": jnp.zeros(10)})
+    320
+    """
+    return 8 * tree.nbytes(message_shapes(stage, update))
+
+
 def message_shapes(stage: Stage, update: Update) -> Message:
     """The shapes of what `stage` puts on the wire for an update of these shapes; `tree.nbytes` of it is its cost a report."""
     leaves, structure = jax.tree.flatten(tree.shapes(update))
