@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.data import checks, spill, storage
+from fedjax_core.data import checks, spill, storage, tables
 from fedjax_core.data.features import Features, checked, order
 from fedjax_core.data.fingerprint import fingerprint
 from fedjax_core.data.given import features_in, is_text
@@ -39,9 +39,11 @@ class NoColumn(ValueError, KeyError):
 
 
 class Clients:
-    """N clients' examples. Build it with `from_list`, `from_arrays`, `from_parts` or `open`; it and its arrays do not change."""
+    """N clients' examples. `from_list`, `from_arrays`, `from_parts`, `from_table` and `open` build it; it and its arrays do not change."""
 
-    def __init__(self, columns: Columns, offsets: Any, ids: Any = None, *, features: Features | None = None) -> None:
+    def __init__(
+        self, columns: Columns, offsets: Any, ids: Any = None, *, features: Features | None = None, categories: Features | None = None
+    ) -> None:
         """Like `from_arrays`, without looking for NaN."""
         named = features_in(columns) | dict(features or {})
         self._leaves, self._structure, self._names = checks.flat(columns)
@@ -51,6 +53,10 @@ class Clients:
         """[N] integers or strings: the clients' names, which address their randomness."""
         self.features: dict[str, tuple[str, ...]] = checked(named, self.named_columns)
         """{column: the names of the numbers in each of its rows}, where they are known."""
+        self.categories: dict[str, tuple[str, ...]] = {
+            name: tuple(these) for name, these in dict(categories or {}).items() if name in self.named_columns
+        }
+        """{column: the texts whose codes it holds, for all clients alike}; code -1 is a missing value."""
         if not self.examples:
             who = f"client {self.ids[0].item()!r} has" if len(self) == 1 else f"there are {len(self)} clients, but"
             raise ValueError(f"the dataset is empty: {who} not one example; give at least one client data")
@@ -94,10 +100,20 @@ class Clients:
         return cls.from_arrays(structure.unflatten([leaf[rows] for leaf in leaves]), offsets, ids, features=named, allow_nan=allow_nan)
 
     @classmethod
+    def from_table(cls, table: Any, by: str) -> "Clients":
+        """Clients from the rows of one table, a client for each value of the column `by`, in the order of these values.
+
+        `table`: the path of a .csv or .parquet file, a mapping {name: column} or a data frame. Text becomes codes of categories, one
+        coding for all clients (`categories`); a missing value is NaN, or code -1, and is refused where it is used.
+        """
+        found, offsets, ids = tables.by_client(tables.read(table), by)
+        return cls(found.columns, offsets, ids, categories=found.categories)
+
+    @classmethod
     def open(cls, folder: str | Path, *, check: bool = False) -> "Clients":
         """The clients that `save` wrote to a folder, memory-mapped: rows are read when used. `check` looks for NaN, in all of them."""
-        columns, offsets, ids, features = storage.read(folder)
-        clients = cls(columns, offsets, ids, features=features)
+        columns, offsets, ids, features, categories = storage.read(folder)
+        clients = cls(columns, offsets, ids, features=features, categories=categories)
         if check:
             clients.check_finite()
         return clients
@@ -108,7 +124,7 @@ class Clients:
         The folder is for its owner alone, as are those above it that are made, for they may hold records of patients. To share data with
         other users of a machine or cluster: `chmod -R go+rX FOLDER`.
         """
-        storage.write(folder, self.columns, self.offsets, self.ids, self.features)
+        storage.write(folder, self.columns, self.offsets, self.ids, self.features, self.categories)
 
     @property
     def columns(self) -> Columns:
@@ -238,11 +254,11 @@ class Clients:
             for name, features in self.features.items()
             if name in found.named_columns and found.named_columns[name].shape[1:] == (len(features),)
         }
-        return type(self)(columns, self.offsets, self.ids, features=same | found.features)
+        return type(self)(columns, self.offsets, self.ids, features=same | found.features, categories=self.categories)
 
     def with_ids(self, ids: Any) -> "Clients":
         """The same clients under other ids, and so with other draws."""
-        return type(self)(self.columns, self.offsets, ids, features=self.features)
+        return type(self)(self.columns, self.offsets, ids, features=self.features, categories=self.categories)
 
     def arranged(self, features: Features) -> "Clients":
         """The clients with the features of each of these columns in this order, by their names.
@@ -265,7 +281,8 @@ class Clients:
                 columns[column] = _matrix(columns, wanted, column)
                 columns = {name: x for name, x in columns.items() if name not in set(wanted) - {column}}
             names[column] = tuple(wanted)
-        return type(self)(columns, self.offsets, self.ids, features={name: of for name, of in names.items() if name in columns})
+        kept = {name: of for name, of in names.items() if name in columns}
+        return type(self)(columns, self.offsets, self.ids, features=kept, categories=self.categories)
 
     def without(self, *names: str) -> "Clients":
         """The clients without these columns: what nothing learns from, such as a patient's number by which they were split."""
@@ -311,7 +328,8 @@ class Clients:
 
         Of data larger than 64 MB only evenly spaced blocks of rows are read, 64 MB in all: a change between them goes unseen.
         """
-        named = [f"{name}:{','.join(self.features[name])}" if name in self.features else name for name in self._names]
+        known = self.categories | self.features
+        named = [f"{name}:{','.join(known[name])}" if name in known else name for name in self._names]
         return fingerprint(self._leaves, named, self.offsets, self.addresses)
 
     @property
@@ -335,7 +353,7 @@ class Clients:
         return x
 
     def _with(self, leaves: list[np.ndarray], offsets: np.ndarray, ids: np.ndarray) -> "Clients":
-        return type(self)(self._structure.unflatten(leaves), offsets, ids, features=self.features)
+        return type(self)(self._structure.unflatten(leaves), offsets, ids, features=self.features, categories=self.categories)
 
 
 def _matrix(columns: dict[str, np.ndarray], names: Sequence[str], column: str) -> np.ndarray:

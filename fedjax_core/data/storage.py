@@ -1,6 +1,6 @@
 """Saves a population in a folder, one .npy a column, and opens it again without reading the data.
 
-    folder/clients.json    the structure of the columns, their dtypes, the names of their features, the format's version
+    folder/clients.json    the structure of the columns, their dtypes, the names of their features, categories, the format's version
     folder/offsets.npy     [N+1] int64
     folder/ids.npy         [N] integers or strings
     folder/column_0.npy    ... one a leaf, numbered as in the structure
@@ -12,7 +12,7 @@ where they are: memory-mapped data larger than memory can be written.
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()) / "data"
 >>> write(folder, {"x": np.arange(3)}, np.array([0, 1, 3]), np.arange(2))
->>> columns, offsets, ids, _ = read(folder)
+>>> columns, offsets, ids, *_ = read(folder)
 >>> columns["x"].tolist(), offsets.tolist(), ids.tolist()
 ([0, 1, 2], [0, 1, 3], [0, 1])
 """
@@ -34,7 +34,12 @@ _VERSION = 1
 
 
 def write(
-    folder: str | Path, columns: Columns, offsets: np.ndarray, ids: np.ndarray, features: Mapping[str, Sequence[str]] | None = None
+    folder: str | Path,
+    columns: Columns,
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    features: Mapping[str, Sequence[str]] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Writes the folder, which must not exist yet."""
     folder = Path(folder)
@@ -46,7 +51,8 @@ def write(
     make_folder(unfinished.parent)
     unfinished.mkdir(FOLDER)
     try:
-        named = {} if not features else {"features": {name: list(of) for name, of in features.items()}}
+        texts = {"features": features, "categories": categories}
+        named = {word: {name: list(of) for name, of in these.items()} for word, these in texts.items() if these}
         about = named | {"fedjax_core clients": _VERSION, "structure": structure, "dtypes": [leaf.dtype.name for leaf in leaves]}
         with open(unfinished / "clients.json", "w", opener=opener) as file:
             json.dump(about, file, indent=1)
@@ -62,8 +68,8 @@ def write(
         raise
 
 
-def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray, dict[str, list[str]]]:
-    """(columns, offsets, ids, names of features) as written; the columns are memory-mapped and read-only."""
+def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray, dict[str, list[str]], dict[str, list[str]]]:
+    """(columns, offsets, ids, names of features, categories) as written; the columns are memory-mapped and read-only."""
     folder = Path(folder)
     if not (folder / "clients.json").is_file():
         raise FileNotFoundError(f"{folder} holds no clients.json, so it is not data written by Clients.save()")
@@ -74,7 +80,8 @@ def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray, dict[str,
     for i, dtype in enumerate(about["dtypes"]):
         leaf = _load(folder / f"column_{i}.npy", mapped=True)
         leaves.append(leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype)))  # a .npy does not know bfloat16
-    return _rebuild(about["structure"], leaves), _load(folder / "offsets.npy"), _load(folder / "ids.npy"), about.get("features", {})
+    offsets, ids = _load(folder / "offsets.npy"), _load(folder / "ids.npy")
+    return _rebuild(about["structure"], leaves), offsets, ids, about.get("features", {}), about.get("categories", {})
 
 
 def _load(path: Path, mapped: bool = False) -> np.ndarray:
