@@ -22,13 +22,15 @@ import jax.numpy as jnp
 from fedjax_core import keys, promises, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
-from fedjax_core.algorithms.base import Algorithm, Client, Each, Exchange
+from fedjax_core.aggregators.slotted import Slotted, slotted
+from fedjax_core.aggregators.stack import stack
+from fedjax_core.algorithms.base import Algorithm, Each, Exchange
+from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
 from fedjax_core.types import Batch, Columns, Key, Server, Update, known
 from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back
-from fedjax_core.work import Work
 
 
 def compose(
@@ -39,12 +41,14 @@ def compose(
 ) -> Round:
     """The pieces as one Round; raises, naming the piece and the way out, where they do not fit.
 
-    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight. The
+    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight, or stacked for
+    an algorithm that needs every one of them. The
     stage given as `downlink` treats what the server sends: it encodes at the server, which keeps what a
     client keeps for it on the way up (the residual of `feedback`), and every client expands.
     """
     uplink, downlink = chain() if uplink is None else uplink, chain() if downlink is None else downlink
-    aggregator = mean() if aggregator is None else aggregator
+    needs_all = isinstance(algorithm, Algorithm) and any(x.reports == "all" for x in reporting(algorithm))
+    aggregator = (stack() if needs_all else mean()) if aggregator is None else aggregator
     pieces = (
         (algorithm, Algorithm, "algorithm"),
         (uplink, Stage, "uplink"),
@@ -54,19 +58,10 @@ def compose(
         if not isinstance(value, kind):
             way_out = "join several stages with fc.uplink.chain(a, b)" if kind is Stage else f"build one with fc.{name}s"
             raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
-    _check_exchanges(algorithm)
-    for e, exchange in enumerate(algorithm.exchanges):
-        if exchange.needs_mean and not aggregator.linear:
-            raise ValueError(
-                f"{aggregator.name}() cannot take what clients report in exchange {e} of {algorithm.name}, "
-                "which has a meaning only as a weighted mean (each client fills in one part of several). Use "
-                "aggregator=fc.aggregators.mean()."
-            )
-    if uplink.hides and aggregator.keeps == "reports":
-        raise ValueError(
-            f"{aggregator.name}() needs every client's update, but {uplink.name!r} only reveals their sum. "
-            "Use aggregator=fc.aggregators.total(), or leave that stage out."
-        )
+    check_exchanges(algorithm)
+    check_meeting(algorithm, uplink, aggregator)
+    if (slots := max((x.slots for x in reporting(algorithm)), default=1)) > 1:
+        aggregator = slotted(aggregator, slots)
     composed = Round(promises.kept(in_32_bits(algorithm), uplink), uplink, aggregator, downlink)
     _check_shapes(composed)
     if uplink.promises.noise is not None:
@@ -84,23 +79,17 @@ def check_population(composed: Round, clients: int, what: str) -> None:
         )
 
 
-def _check_exchanges(algorithm: Algorithm) -> None:
-    """Raises where the algorithm's exchanges are not what an engine can run."""
-    exchanges: Any = algorithm.exchanges
-    if not isinstance(exchanges, tuple) or isinstance(exchanges, Exchange) or not exchanges:
-        said = "an empty tuple" if exchanges == () else f"a single {type(exchanges).__name__}"
-        raise TypeError(f"exchanges= of an algorithm is a tuple with one Exchange or more, got {said}: write exchanges=(exchange,)")
-    for e, exchange in enumerate(exchanges):
-        if not isinstance(exchange, Exchange) or not isinstance(exchange.client, Client):
-            what = exchange if not isinstance(exchange, Exchange) else exchange.client
-            wanted = "an Exchange" if not isinstance(exchange, Exchange) else "a Client as its client="
-            raise TypeError(f"exchange {e} of the algorithm should be {wanted}, got {type(what).__name__}: see fedjax_core.algorithms.base")
-        if not isinstance(exchange.work, Work):
-            raise TypeError(
-                f"exchange {e} has work={exchange.work!r}, and should have a Work of fedjax_core.algorithms: "
-                "TRAIN goes by the run's epochs or steps (it was 'train'), ONCE takes each example once (it "
-                "was 'once'), Work(steps=0) looks at none"
-            )
+def _check_address(composed: Round, server: Server) -> None:
+    """Raises where an exchange does not tell each of its clients one row of something."""
+    for e, exchange in enumerate(composed.algorithm.exchanges):
+        if exchange.address is None:
+            continue
+        clients: Any = jax.ShapeDtypeStruct((3,), jnp.int32)
+        for leaf in jax.tree.leaves(jax.eval_shape(exchange.address, server, clients)):
+            if leaf.shape[:1] != (3,):
+                raise ValueError(
+                    f"address= of exchange {e} gives an array of shape {leaf.shape} for 3 clients, and needs a row for each: [3, ...]"
+                )
 
 
 def _check_downlink(composed: Round) -> None:
@@ -134,6 +123,7 @@ def _check_shapes(composed: Round) -> None:
             f"model, and made a {type(server).__name__} without: write class Global(NamedTuple): params: "
             "Params"
         )
+    _check_address(composed, server)
     state = state_shapes(composed)
     _check_downlink(composed)
     _check_statistics(composed, server)
@@ -157,15 +147,53 @@ def _check_shapes(composed: Round) -> None:
             )
         if exchange.update is None:
             continue
-
-        acc, value = jax.eval_shape(partial(_meet, composed), report.update)
-        _same(
-            value,
-            tree.wide(report.update),
-            f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}",
-        )
-        after = jax.eval_shape(partial(_conclude_one, composed, e), state, acc, nobody(report.stats, 1, 1))
+        _check_finish(composed, e, report.update)
+        _check_slot(report.slot, e)
+        acc, value = jax.eval_shape(partial(_meet, composed, e), report.update)
+        what = f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}"
+        _same(value, _value_shapes(composed, exchange, report.update), what)
+        after = jax.eval_shape(partial(_conclude_one, composed, e), state, acc, nobody(exchange, report.stats, 1, 1))
         _same(after, state, f"the state after exchange {e}")
+
+
+def _value_shapes(composed: Round, exchange: Exchange, update: Update) -> Update:
+    """The shapes of what reports of this update come to: one of it, one a slot, or one a client of a cohort of one."""
+    wide = tree.shapes(tree.wide(update))
+    if exchange.reports != "all" and composed.slots == 1:
+        return wide
+    rows = 1 if exchange.reports == "all" else composed.slots
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), wide)
+
+
+def _check_slot(slot: Any, e: int) -> None:
+    """Raises unless a report names its slot by one whole number."""
+    dtype = jnp.int32 if isinstance(slot, int) else getattr(slot, "dtype", None)
+    if dtype is None or jnp.shape(slot) != () or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"the slot of a report in exchange {e} is {slot!r}, and must be one whole number: jnp.int32(0)")
+
+
+def _check_finish(composed: Round, e: int, update: Update) -> None:
+    """Raises where a stage's `finish` has something to do that is not for several values at once."""
+    uplink, exchange = composed.uplink, composed.algorithm.exchanges[e]
+    if composed.slots > 1 and jax.tree.leaves(jax.eval_shape(uplink.init, update)):
+        raise ValueError(
+            f"{uplink.name} keeps state at the server for one value, and {composed.algorithm.name} has {composed.slots} "
+            "slots: leave that stage out"
+        )
+    if exchange.reports != "all":
+        return
+
+    def finish(value: Update, key: Key) -> Update:
+        sender = alone(key)
+        info = Info(jnp.float32(1), jnp.float32(1), key, key, sender.here, sender.here, ())
+        return uplink.finish(uplink.init(update), value, info, key)[0]
+
+    traced: Any = jax.make_jaxpr(finish)(tree.wide(update), keys.shape()).jaxpr
+    if traced.outvars != traced.invars[: len(traced.outvars)]:
+        raise ValueError(
+            f"{uplink.name} has something left to do once reports have met (finish), and the server of "
+            f"{composed.algorithm.name} needs every report by itself: leave that stage out"
+        )
 
 
 def _check_statistics(composed: Round, server: Server) -> None:
@@ -203,19 +231,21 @@ def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | 
     return composed.conclude(e, state, acc, one, one, here, here, recovered, each)
 
 
-def _meet(composed: Round, update: Update) -> tuple[Any, Update]:
+def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
     """One update on its way up: (the aggregator's accumulator, the value that comes of it)."""
     uplink, mine = composed.uplink.init(update), composed.uplink.init_client(update)
     sender, shapes = alone(jax.random.key(0)), tree.shapes(update)
     sent, _ = composed.uplink.encode(uplink, mine, update, sender)
     expanded = composed.uplink.expand(uplink, sent, shapes)
-    if tree.shapes(expanded) != tree.shapes(tree.wide(expanded)) and tree.shapes(update) != tree.shapes(tree.wide(update)):
+    of_16_bits = tree.shapes(update) != tree.shapes(tree.wide(update))
+    if of_16_bits and tree.shapes(expanded) != tree.shapes(tree.wide(expanded)):
         expanded = tree.wide(expanded)  # as `receive` does; of a model in 32 bits it gets what is no longer its update
+    expanded = Slotted(expanded, jnp.int32(0)) if composed.slots > 1 else expanded
     rows = jax.tree.map(lambda x: x[None], expanded)
     aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)
     acc = aggregator.add(aggregator.zero(shapes, 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
     met, _ = aggregator.value(acc, aggregator.init(shapes), key)
-    return acc, composed.uplink.finish(uplink, met, _info(composed, uplink, mine, sender), key)[0]
+    return acc, composed.finish(e, uplink, met, _info(composed, uplink, mine, sender), key)[0]
 
 
 def _info(composed: Round, uplink: Any, own: Any, sender: Sender) -> Info:

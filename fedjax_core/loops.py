@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import keys, tree
-from fedjax_core.algorithms.base import Seen
+from fedjax_core.aggregators.slotted import plain
+from fedjax_core.algorithms.base import Seen, told
 from fedjax_core.client_state import Resident
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
@@ -106,19 +107,19 @@ class Loops:
         number, seen, refused = int(state.round), list[Mapping[str, Any]](), set[int]()
         counts, brought = [float(count) for count in drawn], list[tuple[int, int]]()
         for e, exchange in enumerate(self.round.algorithm.exchanges):
-            sent_down, state = self.round.broadcast(e, state)
+            sent_down, state = self.round.broadcast(e, state, jnp.asarray(self.places(cohort), jnp.int32))
             weight: Any = 0.0
             message, acc, number_of = self.round.listen(e, sent_down), None, 0.0
-            told = nobody(reports_of(self.round)[e].stats, max(1, len(cohort)), len(self.clients))
-            if told is not None and len(cohort):
-                told = told._replace(position=jnp.asarray(cohort, jnp.int32))
+            numbers = nobody(exchange, reports_of(self.round)[e].stats, max(1, len(cohort)), len(self.clients))
+            if numbers is not None and len(cohort):
+                numbers = numbers._replace(position=jnp.asarray(cohort, jnp.int32))
             among, reported = self.among(cohort, refused), np.zeros(max(1, len(cohort)), bool)
             for place, (i, count) in enumerate(zip(cohort, counts, strict=True)):
-                visit = None if int(i) in refused else self.visit(e, state, message, int(i), number, among, place)
+                visit = None if int(i) in refused else self.visit(e, state, told(message, place), int(i), number, among, place)
                 if visit is None:
                     continue
                 report, metrics = visit
-                update, usable = self.round.receive(e, state.uplink[e], report.sent, report.weight)
+                update, usable = self.round.receive(e, state.uplink[e], report.wire, report.weight)
                 if not (bool(usable) and bool(tree.finite((report.kept, report.stats)))):
                     refused.add(int(i))
                     continue
@@ -128,22 +129,22 @@ class Loops:
                     acc = self.round.aggregator.zero(update, len(cohort)) if acc is None else acc
                     one = jax.tree.map(lambda x: x[None], update)
                     acc = self.round.aggregator.add(acc, one, jnp.array([report.weight * count]), jnp.array([place]))
-                    if told is not None:
-                        mine = told._replace(stats=dict(report.stats), weight=report.weight * count, position=jnp.int32(i))
-                        told = jax.tree.map(lambda rows, one, place=place: rows.at[place].set(one), told, mine)
+                    if numbers is not None:
+                        mine = numbers._replace(stats=dict(report.stats), weight=report.weight * count, position=jnp.int32(i))
+                        numbers = jax.tree.map(lambda rows, one, place=place: rows.at[place].set(one), numbers, mine)
                     weight, number_of = weight + report.weight * count, number_of + count
                 clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, report.kept)
                 state = state._replace(clients=clients)
                 brought.append((e, int(i)))
-                each(Visit(e, int(i), update, report.weight, report.kept, reduce(add, metrics, dict[str, Any]())))
+                each(Visit(e, int(i), plain(update), report.weight, report.kept, reduce(add, metrics, dict[str, Any]())))
             if exchange.update is not None:
                 if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
-                    visit = self.visit(e, state, message, int(np.argmax(self.clients.sizes)), number, among, 0)
+                    visit = self.visit(e, state, told(message, 0), int(np.argmax(self.clients.sizes)), number, among, 0)
                     assert visit is not None
-                    acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], visit[0].sent, visit[0].weight)[0], 1)
+                    acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], visit[0].wire, visit[0].weight)[0], 1)
                 kept = jax.tree.map(lambda x: x[self.places(cohort)], state.clients)
                 recovered = self.round.recover(e, state, kept, among, jnp.asarray(reported))
-                came = jnp.float32(weight), jnp.float32(number_of), among.here, jnp.asarray(reported), recovered, told
+                came = jnp.float32(weight), jnp.float32(number_of), among.here, jnp.asarray(reported), recovered, numbers
                 state = self.round.conclude(e, state, acc, *came)
         here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}

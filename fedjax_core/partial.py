@@ -51,6 +51,11 @@ def why_not(composed: Round) -> str | None:
         return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
     if jax.tree.leaves(state.uplink):
         return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+    (exchange,) = algorithm.exchanges
+    if exchange.address is not None:
+        return f"{algorithm.name} tells each client something of its own (address), and these have no position here"
+    if exchange.slots > 1:
+        return f"clients of {algorithm.name} name the slot of their report, and a mean of them is of no slot"
     if stats := reports_of(composed)[0].stats:
         return f"its server reads numbers of each client ({', '.join(stats)}), which are not in a mean: use one whose reports have no stats"
     if jax.tree.leaves(state.downlink):

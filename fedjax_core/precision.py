@@ -43,13 +43,14 @@ def in_32_bits(algorithm: Algorithm) -> Algorithm:
         return tree.like(server, jax.eval_shape(algorithm.init, server.params))
 
     def exchange_of(exchange: Exchange) -> Exchange:
-        conclude = exchange.update
+        conclude, address = exchange.update, exchange.address
 
         def update(server: Server, reports: Aggregate) -> Server:
             assert conclude is not None
             return tree.like(conclude(tree.wide(server), reports), server)
 
         return exchange._replace(
+            address=None if address is None else lambda server, clients: address(plain(server), clients),
             broadcast=lambda server: exchange.broadcast(plain(server)),
             update=None if conclude is None else update,
         )

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from fedjax_core import keys
 from fedjax_core.aggregators.base import Aggregator
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Exchange, Report, Seen
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Exchange, Report, Seen, message_of
 from fedjax_core.types import Batch, Carry, Key, Message, Params
 from fedjax_core.uplink.base import Stage
 
@@ -80,13 +81,18 @@ def broken(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports:
 def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) -> Iterator[str]:
     """What leaves beside the update of exchange `e`."""
     name, at = uplink.name, uplink.promises.at
+    if algorithm.exchanges[e].slots > 1:
+        yield (
+            f"clients of {algorithm.name} name the slot of their report, which leaves without the noise of {name!r}: use an algorithm "
+            "of one model, such as fedavg"
+        )
     for what, found in (("stats", report.stats), ("metrics", report.metrics)):
         if found and not (what == "metrics" and getattr(uplink.promises.account, "open_metrics", False)):
             yield (
                 f"{algorithm.name} reports the {what} {', '.join(found)}, which leave without the noise of {name!r}: use an algorithm "
                 f"without {what}, or compute them where the data are"
             )
-    server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), jax.eval_shape(lambda: jax.random.key(0)))
+    server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape())
     if at == "server" and (read := _read(algorithm.exchanges[e], server, report)):
         yield (
             f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
@@ -108,7 +114,7 @@ def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
     stats = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in report.stats.items()}
     each = Each(stats, row, jax.ShapeDtypeStruct((1,), jnp.int32)) if stats else None  # type: ignore[arg-type]
     value = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), report.update)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = keys.shape()
 
     def after(weight: Any, clients: Any, each: Any, server: Any, value: Any, key: Any) -> Any:
         return update(server, Aggregate(value, weight, clients, key, each))
@@ -122,14 +128,14 @@ def _weighs(algorithm: Algorithm, server: Any, e: int) -> bool:
     """Whether the weight of a report depends on what the client has seen."""
     exchange = algorithm.exchanges[e]
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    params: Params = jax.eval_shape(algorithm.init_params, jax.eval_shape(lambda: jax.random.key(0)))
+    params: Params = jax.eval_shape(algorithm.init_params, keys.shape())
     own = jax.eval_shape(algorithm.init_client, params)
 
     def weight(seen: Seen, server: Any, own: Any, key: Key) -> Any:
-        message = exchange.broadcast(server)
+        message = message_of(exchange, server)
         return exchange.client.finish(message, exchange.client.begin(message, own, key), seen).weight
 
-    return any(_used(weight, Seen(number, number), server, own, jax.eval_shape(lambda: jax.random.key(0)))[:2])
+    return any(_used(weight, Seen(number, number), server, own, keys.shape())[:2])
 
 
 def _used(f: Any, *arguments: Any) -> list[bool]:

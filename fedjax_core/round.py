@@ -24,7 +24,9 @@ import jax.numpy as jnp
 
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Report, Seen, check_own, check_report
+from fedjax_core.aggregators.slotted import Slotted
+from fedjax_core.algorithms import base
+from fedjax_core.algorithms.base import Addressed, Aggregate, Algorithm, Each, Exchange, Report, Seen, Told
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.types import Array, Carry, Key, Message, Own, Params, Server, Update
 from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, stage, uses
@@ -74,18 +76,21 @@ class Encoded(NamedTuple):
     kept: Kept  # what the client keeps
     stats: Mapping[str, Array]
     metrics: Mapping[str, Mean | Sum]
+    slot: Array | tuple[()]  # () where the exchange has one slot
 
     @property
     def wire(self) -> Any:
-        """All that a site sends of it, but for its weight: where there are no stats the update alone."""
-        return Wire(self.sent, dict(self.stats)) if self.stats else self.sent
+        """All that a site sends of it, but for its weight: the update alone where there are no stats and slots."""
+        bare = not self.stats and isinstance(self.slot, tuple)
+        return self.sent if bare else Wire(self.sent, dict(self.stats), self.slot)
 
 
 class Wire(NamedTuple):
-    """A report with stats as a site sends it."""
+    """A report with stats or a slot as a site sends it."""
 
     update: Any  # as the stages sent it
     stats: dict[str, Any]
+    slot: Any = ()
 
 
 def wire_of(sent: Any) -> Wire:
@@ -112,7 +117,7 @@ class Round(NamedTuple):
         keys.check(key)
         params = self.algorithm.init_params(keys.init(key)) if params is None else params
         server = self.algorithm.init(params)
-        own = check_own(self.algorithm.init_client(params), f"init_client of {self.algorithm.name}")
+        own = base.check_own(self.algorithm.init_client(params), f"init_client of {self.algorithm.name}")
         reports = [self.report_shapes(e, server, own) for e in range(len(self.algorithm.exchanges))]
         kept = Kept(own, tuple(self._stage(e).init_client(r.update) for e, r in enumerate(reports)))
         return State(
@@ -125,41 +130,53 @@ class Round(NamedTuple):
             key=key,
         )
 
-    def broadcast(self, e: int, state: State) -> tuple[Any, State]:
-        """What the server sends to every client in an exchange, and the state with what the downlink keeps now."""
+    def broadcast(self, e: int, state: State, clients: Array | None = None) -> tuple[Any, State]:
+        """What the server sends in an exchange, and the state with what the downlink keeps now.
+
+        `clients` [K]: the positions of those it is sent to, which an exchange with an `address` needs. What is sent is
+        then an `Addressed`, of which `told` finds the part of one.
+        """
         message = self._message(e, state.server)
         key, stage = keys.broadcast(state.key, state.round, e), self.downlink
         sent, mine = stage.encode(stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, alone(key))
+        if (address := self.algorithm.exchanges[e].address) is not None:
+            if clients is None:
+                raise ValueError(f"exchange {e} of {self.algorithm.name} tells each client something of its own: give clients=")
+            sent = Addressed(sent, address(state.server, clients))
         return sent, state._replace(downlink=(*state.downlink[:e], mine, *state.downlink[e + 1 :]))
 
     def listen(self, e: int, sent: Any) -> Message:
         """The message that a client reads from what was sent, as the algorithm broadcasts it in shapes and dtypes."""
+        if isinstance(sent, (Addressed, Told)):
+            return type(sent)(self.listen(e, sent[0]), sent[1])
         algorithm = self.algorithm
         shapes = self._message_shapes(e, jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape()))
         return tree.like(self.downlink.expand(self.downlink.init(shapes), sent, shapes), shapes)
 
     def told(self, e: int, state: State) -> Message:
-        """The message of exchange `e` as clients read it; what the downlink keeps is not moved on."""
-        return self.listen(e, self.broadcast(e, state)[0])
+        """The message of exchange `e` as a client reads it; what the downlink keeps is not moved on."""
+        return base.told(self.listen(e, self.broadcast(e, state, jnp.zeros(1, jnp.int32))[0]), 0)
 
     def report_shapes(self, e: int, server: Server, own: Own) -> Report:
         """The shapes of what a client reports in exchange `e`, before any stage."""
 
         def visit(server: Server, own: Own, key: Key) -> Report:
-            client, message = self.algorithm.exchanges[e].client, self._message(e, server)
+            client, message = self.algorithm.exchanges[e].client, base.message_of(self.algorithm.exchanges[e], server)
             report = client.finish(message, client.begin(message, own, key), Seen(jnp.float32(1), jnp.float32(1)))
-            return check_report(report, f"the finish of exchange {e} of {self.algorithm.name}")
+            return base.check_report(report, f"the finish of exchange {e} of {self.algorithm.name}")
 
         return jax.eval_shape(visit, server, own, keys.shape())
 
     def received(self, update: Update) -> Update:
         """The shapes in which updates of these shapes reach the aggregator: past the uplink, in 32 bits at least."""
+        slot: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
         def pass_on(update: Update, key: Key) -> Update:
             state, own = self.uplink.init(update), self.uplink.init_client(update)
             return tree.wide(self.uplink.expand(state, self.uplink.encode(state, own, update, alone(key))[0], tree.shapes(update)))
 
-        return jax.eval_shape(pass_on, update, keys.shape())
+        received = jax.eval_shape(pass_on, update, keys.shape())
+        return Slotted(received, slot) if self.slots > 1 else received
 
     def sender(self, e: int, key: Key, round: Array, among: Among, place: Array) -> Sender:
         """The `Sender` of the client at this place in a simulation, where the run's key gives all other keys."""
@@ -185,16 +202,23 @@ class Round(NamedTuple):
         weight = jnp.asarray(report.weight, jnp.float32)
         sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, sender._replace(weight=weight))
         kept = Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
-        return Encoded(sent, weight, kept, report.stats, report.metrics)
+        slot = jnp.asarray(report.slot, jnp.int32) if self._slotted(e) else ()
+        return Encoded(sent, weight, kept, report.stats, report.metrics, slot)
 
     def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
         """(update, whether it may be used), as the server reads one report. Numbers that are not finite never spread.
 
+        `sent` is an `Encoded.wire`. Where the exchange has slots, the update is a `Slotted`.
+
         The update has 32 bits at least, whatever the model has: sums of reports in 16 bits would lose most of
         them.
         """
+        sent, _, slot = wire_of(sent)
         update = tree.wide(self._stage(e).expand(uplink, sent, _update_shapes(self, e)))
-        return update, tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
+        usable = tree.finite(update) & tree.finite(sent) & jnp.isfinite(weight) & (weight >= 0)
+        if not self._slotted(e):
+            return update, usable
+        return Slotted(update, slot), usable & (slot >= 0) & (slot < self.slots)
 
     def recover(self, e: int, state: State, kept: Kept, among: Among, reported: Array) -> Any:
         """What clients reveal in a simulation once it is known whose reports count: [K, ...], zeros of all others.
@@ -240,7 +264,7 @@ class Round(NamedTuple):
         met, memory = self.value(e, state, acc)
         secret = keys.server_secret(state.key, state.round, e) if secret is None else secret
         info = Info(weight, clients, keys.shared(state.key, state.round, e), secret, here, reported, recovered)
-        value, mine = self._stage(e).finish(state.uplink[e], met, info, key)
+        value, mine = self.finish(e, state.uplink[e], met, info, key)
         draws = keys.update(state.key, state.round, e)
         server = update(state.server, Aggregate(value, weight, clients, draws, each))
         after = state._replace(
@@ -255,6 +279,26 @@ class Round(NamedTuple):
     def value(self, e: int, state: State, acc: Any) -> tuple[Any, Any]:
         """What the aggregator makes of all reports, before the stages' `finish`, and what it keeps now."""
         return self.aggregator.value(acc, state.aggregator[e], keys.aggregate(state.key, state.round, e))
+
+    def finish(self, e: int, uplink: Any, met: Any, info: Info, key: Key) -> tuple[Update, Any]:
+        """The stages' second half: (what they make of the aggregator's value, what the server keeps for them now)."""
+        stage = self._stage(e)
+        if not self._slotted(e):
+            return stage.finish(uplink, met, info, key)
+
+        def one(slot: Array, met: Any) -> Update:  # of stages that keep nothing at the server, as `compose` sees to
+            secret = jax.random.fold_in(info.secret, slot)
+            return stage.finish(uplink, met, info._replace(secret=secret), jax.random.fold_in(key, slot))[0]
+
+        return jax.vmap(one)(jnp.arange(self.slots, dtype=jnp.int32), met), uplink
+
+    @property
+    def slots(self) -> int:
+        """Into how many values reports meet: 1, or as many in every exchange in which clients report."""
+        return max(exchange.slots for exchange in self.algorithm.exchanges)
+
+    def _slotted(self, e: int) -> bool:
+        return self.slots > 1 and not self._silent(e)
 
     def _message(self, e: int, server: Server) -> Message:
         return self.algorithm.exchanges[e].broadcast(server)
@@ -296,9 +340,9 @@ def _update_shapes(composed: Round, e: int) -> Update:
     return composed.report_shapes(e, jax.eval_shape(algorithm.init, params), own).update
 
 
-def nobody(stats: Mapping[str, Any], cohort: int, population: int) -> Each | None:
-    """`Each` of a cohort of so many empty places, for stats of these shapes; None where there are none."""
-    if not stats:
+def nobody(exchange: Exchange, stats: Mapping[str, Any], cohort: int, population: int) -> Each | None:
+    """`Each` of a cohort of so many empty places, for stats of these shapes; None where the server reads nothing of single clients."""
+    if not stats and (exchange.reports != "all" or exchange.update is None):
         return None
     rows = {name: jnp.zeros((cohort, *x.shape), x.dtype) for name, x in stats.items()}
     return Each(rows, jnp.zeros(cohort, jnp.float32), jnp.full(cohort, population, jnp.int32))

@@ -219,3 +219,130 @@ def test_a_client_refused_in_one_exchange_is_out_of_the_round(name, kind, monkey
     )
     assert float(seen["missing" if kind == "sites" else "refused"]) == 1  # a site sees by itself that its numbers are no good
     assert (float(seen["clients"]), float(seen["examples"])) == (2, SIZES[0] + SIZES[2])
+
+
+def stacked():
+    """FedAvg whose server is given every report, and averages them itself."""
+    algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1))
+    (exchange,) = algorithm.exchanges
+
+    def update(server, reports):
+        share = reports.each.weight / jnp.maximum(reports.weight, 1)
+        value = jax.tree.map(lambda x: jnp.tensordot(share, x, axes=1), reports.value)
+        return exchange.update(server, reports._replace(value=value))
+
+    return fc.compose(algorithm._replace(exchanges=(exchange._replace(update=update, reports="all"),)))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_server_that_needs_every_report_has_them_with_their_weights(kind, monkeypatch):
+    """A mean of its own is that of the aggregator."""
+    with backend("one lane", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:
+        before = sim.init(jax.random.key(1))
+        expected, _ = sim.run(before, [2, 0])
+    composed = stacked()
+    assert composed.aggregator.name == "stack"
+    with backend(kind, composed, monkeypatch) as sim:
+        if kind == "lanes":
+            sim.reserve(3)
+        state = sim.init(jax.random.key(1))
+        after, _ = sim.run(state, [2, 0])
+        nobody, _ = sim.run(after, [])
+    assert_close(after._replace(clients=expected.clients), expected)
+    assert_equal(nobody._replace(round=after.round), after)
+
+
+class Models(NamedTuple):
+    """Two models, one stacked on the other."""
+
+    params: object
+
+
+def in_slots():
+    """FedAvg with two models: a client trains that of its slot, which is 1 where it has five examples."""
+    algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1))
+    (exchange,) = algorithm.exchanges
+    client = exchange.client
+
+    def slot(examples):
+        return (examples == SIZES[0]).astype(jnp.int32)
+
+    def finish(message, carry, seen):
+        mine = slot(seen.examples)
+        return client.finish(message, carry, seen)._replace(slot=mine)
+
+    def update(server, reports):
+        return Models(fc.tree.add(server.params, reports.value))
+
+    def twice(params):
+        return Models(jax.tree.map(lambda x: jnp.stack([x, x]), params))
+
+    trains = exchange._replace(
+        broadcast=lambda server: jax.tree.map(lambda x: x[0], server.params), client=client._replace(finish=finish), update=update, slots=2
+    )
+    return algorithm._replace(init=twice, exchanges=(trains,))
+
+
+@pytest.mark.parametrize("kind", BACKENDS[:-1])
+def test_reports_meet_in_the_slot_that_each_names(kind, monkeypatch):
+    """As rounds of the clients of each slot by themselves."""
+    with backend("one lane", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:
+        before = sim.init(jax.random.key(1))
+        ends = [sim.run(before, cohort)[0].params for cohort in ([1, 2], [0])]
+    with backend(kind, fc.compose(in_slots()), monkeypatch) as sim:
+        start = sim.init(jax.random.key(1))
+        after, _ = sim.run(start, [2, 0, 1])
+        alone, _ = sim.run(start, [1])
+    for name, x in after.params.items():
+        np.testing.assert_allclose(x, [end[name] for end in ends], atol=1e-6)
+        np.testing.assert_array_equal(alone.params[name][1], start.params[name][1])  # of a slot that nobody names
+
+
+class Rows(NamedTuple):
+    """A model, and a number for each client."""
+
+    params: object
+    rows: object  # [N]
+
+
+def addressed():
+    """FedAvg whose clients multiply their change by a number that the server has for each of them alone."""
+    algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1))
+    (exchange,) = algorithm.exchanges
+    client = exchange.client
+
+    def finish(told, carry, seen):
+        report = client.finish(told.message, carry, seen)
+        return report._replace(update=fc.tree.scale(told.mine["factor"], report.update))
+
+    sends = exchange._replace(
+        broadcast=lambda server: server.params,
+        client=client._replace(
+            begin=lambda told, own, key: client.begin(told.message, own, key),
+            step=lambda told, carry, batch, key: client.step(told.message, carry, batch, key),
+            finish=finish,
+        ),
+        update=lambda server, reports: Rows(fc.tree.add(server.params, reports.value), server.rows + 1),
+        address=lambda server, clients: {"factor": server.rows.at[clients].get(mode="clip")},
+    )
+    return algorithm._replace(init=lambda params: Rows(params, jnp.arange(3.0)), exchanges=(sends,))
+
+
+@pytest.mark.parametrize("kind", BACKENDS[:-1])
+def test_each_client_is_told_what_is_for_it_alone(kind, monkeypatch):
+    """In whatever order they are, with empty places or none; in the second round the numbers are larger by one."""
+    with backend("one lane", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:
+        before = expected = sim.init(jax.random.key(1))
+        for factors in ({2: 2.0, 0: 0.0}, {1: 2.0, 2: 3.0, 0: 1.0}):
+            ends, total = {i: sim.run(expected, [i])[0].params for i in factors}, sum(SIZES[i] for i in factors)
+            moved = {i: fc.tree.scale(f * SIZES[i] / total, fc.tree.sub(ends[i], expected.params)) for i, f in factors.items()}
+            params = jax.tree.map(lambda x, *changes: x + sum(changes), expected.params, *moved.values())
+            expected = expected._replace(server=expected.server._replace(params=params), round=expected.round + 1)
+    with backend(kind, fc.compose(addressed()), monkeypatch) as sim:
+        if kind == "lanes":
+            sim.reserve(3)
+        state = sim.init(jax.random.key(1), before.params)
+        for cohort in ([2, 0], [1, 2, 0]):
+            state, _ = sim.run(state, cohort)
+    for name, x in state.params.items():
+        np.testing.assert_allclose(x, expected.params[name], atol=1e-6)

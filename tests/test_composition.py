@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from fedjax_core import aggregators, algorithms, compose, models
+from fedjax_core import aggregators, algorithms, compose, models, privacy, uplink
 from fedjax_core.composition import check_metrics
 from fedjax_core.metrics import Sum
 from fedjax_core.partial import why_not
@@ -110,3 +111,62 @@ def test_what_meets_in_parts_is_said_by_the_aggregator_and_not_by_its_name():
     remembering = mine._replace(init=lambda shapes: jnp.float32(0))
     for other, said in ((disguised, "does not add up to that of all"), (remembering, "keeps state at the server")):
         assert said in (why_not(compose(FEDAVG, aggregator=other)) or "")
+
+
+def exchanging(**more):
+    """FedAvg whose exchange has more."""
+    return FEDAVG._replace(exchanges=(EXCHANGE._replace(**more),))
+
+
+def test_a_server_that_needs_every_report_is_given_a_stack_and_no_one_value():
+    stacked = exchanging(reports="all", update=lambda server, reports: server)
+    assert compose(stacked).aggregator.name == "stack" and compose(FEDAVG).aggregator.name == "mean"
+    with pytest.raises(ValueError, match=r"mean\(\) makes one of all reports, and the server of fedavg needs every one of them"):
+        compose(stacked, aggregator=aggregators.mean())
+    with pytest.raises(ValueError, match=r"stack\(\) leaves all reports as they are, and the server of fedavg takes one value"):
+        compose(FEDAVG, aggregator=aggregators.stack())
+    with pytest.raises(ValueError, match=r"secure.* only reveals their sum"):
+        compose(stacked, uplink=uplink.secure())
+    noise = uplink.stage("noise", finish=lambda state, value, info, key: (jnp.add(value["w"], 1.0), state))
+    with pytest.raises(ValueError, match=r"noise has something left to do once reports have met \(finish\)"):
+        compose(stacked, uplink=noise)
+    compose(stacked, uplink=uplink.chain(uplink.clip(1.0), uplink.feedback(uplink.quantize(bits=4))))
+
+
+@pytest.mark.parametrize("slots", [0, 1.0, True, "2"])
+def test_slots_are_counted(slots):
+    with pytest.raises(ValueError, match="a whole number of 1 or more"):
+        compose(exchanging(slots=slots))
+
+
+def test_reports_meet_in_slots_where_each_is_seen_and_stages_keep_nothing_for_one():
+    two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
+    assert compose(two, uplink=uplink.clip(1.0), aggregator=aggregators.trimmed_mean(0.1)).slots == 2
+    with pytest.raises(ValueError, match="reveals only the sum over all clients, not that of each slot"):
+        compose(two, uplink=uplink.secure(), aggregator=aggregators.total())
+    remembers = uplink.stage("remembers", init=lambda shapes: jnp.zeros(3))
+    with pytest.raises(ValueError, match="remembers keeps state at the server for one value, and fedavg has 2 slots"):
+        compose(two, uplink=remembers)
+    with pytest.raises(ValueError, match="exchanges with 1 and 2 slots, and one aggregator for all"):
+        compose(two._replace(exchanges=(*two.exchanges, EXCHANGE)))
+    assert "name the slot of their report" in (why_not(compose(two)) or "")
+
+
+def test_a_round_says_who_is_addressed():
+    addressed = exchanging(address=lambda server, clients: jnp.zeros(len(clients)), client=EXCHANGE.client._replace(
+        begin=lambda told, own, key: EXCHANGE.client.begin(told.message, own, key),
+        finish=lambda told, carry, seen: EXCHANGE.client.finish(told.message, carry, seen),
+    ))  # fmt: skip
+    composed = compose(addressed)
+    with pytest.raises(ValueError, match="exchange 0 of fedavg tells each client something of its own: give clients="):
+        composed.broadcast(0, composed.init(jax.random.key(0), 1))
+    assert "tells each client something of its own" in (why_not(composed) or "")
+    with pytest.raises(ValueError, match=r"address= of exchange 0 gives an array of shape \(2,\) for 3 clients"):
+        compose(addressed._replace(exchanges=(addressed.exchanges[0]._replace(address=lambda server, clients: jnp.zeros(2)),)))
+
+
+def test_a_slot_would_leave_without_the_noise_that_a_stage_promises():
+    private = privacy.client_level(population=1000, cohort=50, rounds=10, clip=1.0, noise=2.0)
+    two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
+    with pytest.raises(ValueError, match="name the slot of their report, which leaves without the noise of 'client level'"):
+        compose(two, uplink=private.uplink, aggregator=private.aggregator)

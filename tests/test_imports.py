@@ -37,7 +37,7 @@ NOUNS = {
 PIECES = {"algorithms", "uplink", "aggregators"}
 BACKENDS = {"lanes", "loops", "cluster", "sites"}
 ENGINE = NOUNS | {"round", "composition", "partial", "buffer", "client_state", "data", "xla"}
-ENGINE |= {"algorithms.base", "aggregators.base", "uplink.base"}
+ENGINE |= {"algorithms.base", "aggregators.base", "aggregators.slotted", "uplink.base"}
 # What each part may import beside itself. A part not named here is one that nobody has placed yet, and the test says so.
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
@@ -45,9 +45,10 @@ ALLOWED = {
     # Its mechanisms are stages and aggregators, its samplers those of cohorts, and its audits compare models.
     "privacy": NOUNS | {"algorithms.base", "uplink.base", "uplink.clip", "aggregators.base", "aggregators.total", "data"},
     "round": NOUNS | PIECES,
+    "compatibility": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
     "precision": NOUNS | {"algorithms.base"},
     "promises": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
-    "composition": NOUNS | PIECES | {"round", "precision", "promises"},
+    "composition": NOUNS | PIECES | {"round", "precision", "promises", "compatibility"},
     "partial": NOUNS | {"round", "algorithms.base", "aggregators.base", "uplink.base"},
     "buffer": NOUNS | {"data"},
     "client_state": NOUNS | {"round", "data"},

@@ -203,6 +203,57 @@ def two_trips() -> Round:
     return compose(algorithm._replace(init_client=lambda params: jax.tree.map(jnp.zeros_like, params), exchanges=(train, send)))
 
 
+def every_report() -> Round:
+    """FedAvg whose server is given every report, and leaves the largest change of each coordinate out."""
+    algorithm = algorithms.fedavg(task(), SGD)
+    (exchange,) = algorithm.exchanges
+
+    def update(server, reports):
+        here = reports.each.weight > 0
+
+        def others(x):
+            most = jnp.max(jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), jnp.abs(x), 0), axis=0, keepdims=True)
+            return jnp.sum(jnp.where(jnp.abs(x) < most, x, 0), axis=0) / reports.clients.astype(x.dtype)
+
+        return exchange.update(server, reports._replace(value=jax.tree.map(others, reports.value)))
+
+    return compose(algorithm._replace(exchanges=(exchange._replace(update=update, reports="all"),)), uplink=uplink.clip(0.5))
+
+
+class Ranked(NamedTuple):
+    """A model, and a weight for each client."""
+
+    params: object
+    weights: jax.Array  # [N]
+
+
+def addressed(clients: int) -> Round:
+    """FedAvg whose clients weigh their reports by what the server tells each of them alone; it grows with each report."""
+    algorithm = algorithms.fedavg(task(), SGD)
+    (exchange,) = algorithm.exchanges
+    client = exchange.client
+
+    def finish(told, carry, seen):
+        return client.finish(told.message, carry, seen)._replace(weight=told.mine, stats={"weight_given": told.mine})
+
+    def update(server, reports):
+        grown = server.weights.at[reports.each.position].add(reports.each.stats["weight_given"] / 2, mode="drop")
+        return Ranked(tree.add(server.params, reports.value), grown)
+
+    exchange = exchange._replace(
+        broadcast=lambda server: server.params,
+        client=algorithms.Client(
+            lambda told, own, key: client.begin(told.message, own, key),
+            lambda told, carry, batch, key: client.step(told.message, carry, batch, key),
+            finish,
+        ),
+        update=update,
+        address=lambda server, positions: server.weights.at[positions].get(mode="clip"),
+    )
+    start = jnp.linspace(1.0, 2.0, clients)
+    return compose(algorithm._replace(init=lambda params: Ranked(params, start), exchanges=(exchange,)))
+
+
 N = len(SIZES)
 # Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
 # likelier that float32's last digit tips one of them over.
@@ -301,6 +352,8 @@ ZOO: dict[str, Entry] = {
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
     "metrics of a report": Entry(moved),
     "two trips": Entry(two_trips),
+    "every report": Entry(every_report),
+    "addressed": Entry(lambda n=N: addressed(n), sites=False),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),

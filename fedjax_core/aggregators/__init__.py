@@ -15,6 +15,7 @@ from fedjax_core.aggregators.meamed import meamed
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.aggregators.nnm import nnm
 from fedjax_core.aggregators.norm_bound import arc, norm_bound
+from fedjax_core.aggregators.stack import stack
 from fedjax_core.aggregators.total import total
 from fedjax_core.aggregators.trimmed import median, trimmed_mean
 
@@ -41,6 +42,7 @@ __all__ = [
     "norm_bound",
     "of_reports",
     "rfa",
+    "stack",
     "total",
     "trimmed_mean",
     "zeroing",

@@ -35,6 +35,8 @@ class Aggregator(NamedTuple):
     """(acc, state, key) -> (value, state); zeros where nothing was added. The key is for draws, such as who is put into which group."""
     keeps: Literal["sum", "reports"]
     """`sum`: as much as one update, whatever the cohort's size; `reports`: every report, K times the memory."""
+    gives: Literal["one", "reports"] = "one"
+    """`one`: the value is like one update; `reports`: it has every report, leaves [K, ...]."""
     init: Callable[[Update], Any] = lambda shapes: ()
     """The update's shapes -> what the server keeps for it between rounds, such as the last value."""
     linear: bool = False

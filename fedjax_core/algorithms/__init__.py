@@ -1,7 +1,7 @@
 """Federated algorithms: one paper, one file. Each is a value, an `Algorithm`, and knows no backend."""
 
 from fedjax_core.algorithms import fedopt
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, by_examples, gradient, uniform
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, Told, by_examples, gradient, uniform
 from fedjax_core.algorithms.by_round import by_round, scheduled
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.algorithms.fednova import fednova
@@ -28,6 +28,7 @@ __all__ = [
     "Local",
     "Report",
     "Seen",
+    "Told",
     "Work",
     "add_proximal",
     "by_examples",

@@ -7,11 +7,12 @@ nothing goes up) and one in which they train. All are pure functions over pytree
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_core import tree
 from fedjax_core.metrics import Mean, Sum
 from fedjax_core.settings import Settings
 from fedjax_core.task import Task
@@ -34,6 +35,7 @@ class Report(NamedTuple):
     own: Own
     stats: Mapping[str, Array] = {}  # small numbers that the server sees client by client, past the stages: steps taken, a loss
     metrics: Mapping[str, Mean | Sum] = {}  # what only `finish` knows; logged and summed like a step's, under other names
+    slot: Array | int = 0  # which of the exchange's `slots` the update is for
 
 
 class Each(NamedTuple):
@@ -50,15 +52,34 @@ class Each(NamedTuple):
 class Aggregate(NamedTuple):
     """What the server learns from one exchange."""
 
-    value: Update  # the reports as the aggregator and the uplink's stages made one of them
+    value: Update
+    """The reports as the aggregator and the uplink's stages made one of them; leaves [slots, ...] where the exchange
+    has `slots`, [K, ...] where it asks for all reports."""
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in it
     key: Key  # for the server's draws in this exchange of this round
-    each: Each | None  # where reports have stats
+    each: Each | None  # where reports have stats, or the exchange asks for all of them
+
+
+class Told(NamedTuple):
+    """What one client is told where the exchange has an `address`: what all are told, and what is for this one alone."""
+
+    message: Message
+    mine: Any
+
+
+class Addressed(NamedTuple):
+    """What the server sends in an exchange with an `address`: to all clients, and to each of K by itself."""
+
+    message: Any
+    rows: Any  # leaves [K, ...]
 
 
 class Client(NamedTuple):
-    """What one client does in one exchange. Messages are shared by all clients, so nothing of them need go into the carry."""
+    """What one client does in one exchange; `Message` is a `Told` where the exchange has an `address`.
+
+    Messages are shared by all clients, so nothing of them need go into the carry.
+    """
 
     begin: Callable[[Message, Own, Key], Carry]
     step: Callable[[Message, Carry, Batch, Key], tuple[Carry, dict[str, Mean]]]
@@ -74,8 +95,15 @@ class Exchange(NamedTuple):
     """None makes the exchange silent: clients change only what they keep, and no report leaves them."""
     work: Work = TRAIN
     """`TRAIN` follows the run's epochs or steps, `ONCE` takes each example once and as stored; or an amount of the exchange's own."""
-    needs_mean: bool = False
-    """The report has a meaning only when averaged (IFCA's one model of k): `compose` refuses any other aggregator."""
+    reports: Literal["any", "mean", "all"] = "any"
+    """How reports may meet: by any rule; only as a weighted mean, where each fills in one part of several; or not at
+    all, where the server needs every one of them (`fc.aggregators.stack`). `compose` refuses other aggregators."""
+    slots: int = 1
+    """Above 1, the aggregator makes so many values, each of the reports that named it in `Report.slot`."""
+    address: Callable[[Server, Array], Any] | None = None
+    """(server, positions [K] of clients) -> what each is told besides the message, leaves [K, ...]; `begin`, `step` and
+    `finish` are then given `Told(message, mine)`. An empty place has the position N, and nobody reads its row. No
+    stage of the downlink treats it, and real sites can read the rows of all."""
 
 
 class Algorithm(NamedTuple):
@@ -93,6 +121,19 @@ class Algorithm(NamedTuple):
     name: str = "this algorithm"
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments."""
+
+
+def told(message: Any, place: Array | int) -> Message:
+    """What the client at this place of the cohort is told, of what a client listens to."""
+    return Told(message.message, tree.take(message.rows, jnp.asarray(place))) if isinstance(message, Addressed) else message
+
+
+def message_of(exchange: Exchange, server: Server) -> Message:
+    """What the first client of a population is told, where no downlink treats it."""
+    message = exchange.broadcast(server)
+    if exchange.address is None:
+        return message
+    return told(Addressed(message, exchange.address(server, jnp.zeros(1, jnp.int32))), 0)
 
 
 def check_report(report: Any, where: str) -> Report:

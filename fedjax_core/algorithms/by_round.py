@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, Told
 from fedjax_core.settings import Settings, arguments
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server
 
@@ -60,28 +60,44 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
     last = max((e for e, quiet in enumerate(silent) if not quiet), default=-1)
 
     def exchange(e: int) -> Exchange:
-        def now(message: Dated) -> Client:
-            return build(message.round).exchanges[e].client
+        def now(message: Any) -> tuple[Client, Message]:
+            """The client of this round, and its message."""
+            dated, *mine = message if isinstance(message, Told) else (message,)
+            inner = Told(dated.inner, *mine) if mine else dated.inner
+            return build(dated.round).exchanges[e].client, inner
 
         def broadcast(server: Counted) -> Dated:
             round = server.round.astype(jnp.float32)
             return Dated(build(round).exchanges[e].broadcast(server.inner), round)
 
         def begin(message: Dated, own: Own, key: Key) -> Carry:
-            return now(message).begin(message.inner, own, key)
+            client, inner = now(message)
+            return client.begin(inner, own, key)
 
         def step(message: Dated, carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Any]:
-            return now(message).step(message.inner, carry, batch, key)
+            client, inner = now(message)
+            return client.step(inner, carry, batch, key)
 
         def finish(message: Dated, carry: Carry, seen: Seen) -> Report:
-            return now(message).finish(message.inner, carry, seen)
+            client, inner = now(message)
+            return client.finish(inner, carry, seen)
 
         def update(server: Counted, reports: Aggregate) -> Counted:
             conclude = build(server.round.astype(jnp.float32)).exchanges[e].update
             assert conclude is not None
             return Counted(conclude(server.inner, reports), server.round + jnp.int32(e == last))
 
-        return first.exchanges[e]._replace(broadcast=broadcast, client=Client(begin, step, finish), update=None if silent[e] else update)
+        def address(server: Counted, clients: Array) -> Any:
+            of = build(server.round.astype(jnp.float32)).exchanges[e].address
+            assert of is not None
+            return of(server.inner, clients)
+
+        return first.exchanges[e]._replace(
+            broadcast=broadcast,
+            client=Client(begin, step, finish),
+            update=None if silent[e] else update,
+            address=None if first.exchanges[e].address is None else address,
+        )
 
     def personal(server: Counted, own: Own) -> Params:
         inner = build(server.round.astype(jnp.float32)).personal

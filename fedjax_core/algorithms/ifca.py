@@ -75,7 +75,7 @@ def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algori
         return jax.vmap(task.init)(jax.random.split(key, models))
 
     choose = Exchange(lambda server: server.params, _chooser(task, models), None, work=ONCE)
-    train = Exchange(lambda server: server.params, Client(begin, step, finish), update, needs_mean=True)
+    train = Exchange(lambda server: server.params, Client(begin, step, finish), update, reports="mean")
 
     return Algorithm(
         task,

@@ -230,7 +230,7 @@ class ClusterSimulator:
         done: list[Done] = []
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
-            sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half)
+            sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half, position)
             among = self._among(who, here)
             told = [share._replace(here=here[share.places]) for share in shares]
             found, acc = self._exchange(e, sent, half, among, told, lent, first)

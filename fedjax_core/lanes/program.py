@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_core import keys, metrics, tree
-from fedjax_core.algorithms.base import Each, Seen
+from fedjax_core.algorithms.base import Each, Seen, told
 from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.lanes.runs import Runs
 from fedjax_core.metrics import Sum
@@ -71,7 +71,7 @@ def run_round(
     found: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
-        sent, state = composed.broadcast(e, state)
+        sent, state = composed.broadcast(e, state, places.client)
         kept = tree.take(state.clients, places.position)
         among = among_of(places, here)
         collected = collect(composed, e, data[exchange.work], sent, state, kept, places, schedules[exchange.work], here, among)
@@ -131,19 +131,19 @@ def _client(
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
 
     def begin(k: Array, kept: Kept) -> Any:
-        return client.begin(message, kept.own, keys.begin(client_keys[k], e))
+        return client.begin(told(message, at[k]), kept.own, keys.begin(client_keys[k], e))
 
     def step(carry: Any, rows: Array, k: Array, t: Array) -> tuple[Any, dict[str, Any]]:
         k = jnp.minimum(k, K - 1)
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
-        return client_step(message, carry, batch, keys.step(client_keys[k], e, t))
+        return client_step(told(message, at[k]), carry, batch, keys.step(client_keys[k], e, t))
 
     def report(k: Array, carry: Any, kept: Kept) -> Read:
         seen = Seen(places.examples[k], jnp.float32(0) if idle else steps[k].astype(jnp.float32))
         sender = composed.sender(e, state.key, state.round, among, at[k])
-        encoded = composed.report(e, message, uplink, kept, carry, seen, sender)
-        update, usable = composed.receive(e, uplink, encoded.sent, encoded.weight)
+        encoded = composed.report(e, told(message, at[k]), uplink, kept, carry, seen, sender)
+        update, usable = composed.receive(e, uplink, encoded.wire, encoded.weight)
         usable &= tree.finite((encoded.kept, encoded.stats))
         return Read(update, encoded.weight, encoded.kept, usable, dict(encoded.stats), dict(encoded.metrics))
 
@@ -209,8 +209,8 @@ def collect(
         each = so_far.each
         if each is not None:
             each = Each(tree.put(each.stats, place, read.stats), tree.put(each.weight, place, weights), each.position)
-        told = metrics.add(lanes.metrics, read.metrics)
-        told = tree.where(good, told, tree.zeros_like(told))
+        seen = metrics.add(lanes.metrics, read.metrics)
+        seen = tree.where(good, seen, tree.zeros_like(seen))
         return Collected(
             acc=acc,
             kept=tree.put(so_far.kept, place, read.kept),
@@ -218,7 +218,7 @@ def collect(
             weight=so_far.weight + jnp.sum(weights),
             clients=so_far.clients + jnp.sum(count),
             refused=so_far.refused + jnp.sum(taking & ~read.usable, dtype=jnp.float32),
-            metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), told)),
+            metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), seen)),
             each=each,
         )
 
@@ -234,8 +234,8 @@ def collect(
     carry = jax.vmap(begin)(begun, tree.take(kept, begun))
     shapes = jax.eval_shape(jax.vmap(step), carry, schedule.rows[0], begun, begun)[1]
     first = jax.eval_shape(jax.vmap(report), begun, carry, tree.take(kept, begun))
-    one, told, stats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (shapes, first.metrics, first.stats))
-    each = nobody(stats, K, 0)
+    one, reported, stats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (shapes, first.metrics, first.stats))
+    each = nobody(exchange, stats, K, 0)
     singly = tree.nbytes(carry) >= _LARGE * L
     collected = Collected(
         acc=_zero(composed, e, first.update, K),
@@ -244,7 +244,7 @@ def collect(
         weight=jnp.float32(0),
         clients=jnp.float32(0),
         refused=jnp.float32(0),
-        metrics=tree.zeros_like(metrics.add(one, told)),
+        metrics=tree.zeros_like(metrics.add(one, reported)),
         each=None if each is None else each._replace(position=places.client),
     )
     lanes = Lanes(carry, tree.zeros_like(shapes))
@@ -298,11 +298,11 @@ def _merge(composed: Round, mine: Collected, axis: str) -> Collected:
         for d in range(1, lax.axis_size(axis)):
             acc = composed.aggregator.merge(acc, jax.tree.map(lambda x, d=d: x[d], parts))
     # Each client is on one device: the sum over devices of its row there and zeros elsewhere is that row.
-    told = None if mine.each is None else mine.each[:2]
-    rows = tree.where(mine.touched, (mine.kept, told), tree.zeros_like((mine.kept, told)))
+    numbers = None if mine.each is None else mine.each[:2]
+    rows = tree.where(mine.touched, (mine.kept, numbers), tree.zeros_like((mine.kept, numbers)))
     rest = lax.psum((mine.touched.astype(jnp.int32), mine.weight, mine.clients, mine.refused, mine.metrics), axis)
-    kept, told = jax.tree.map(lambda x: _sum_bits(x, axis), rows)
-    each = None if mine.each is None else mine.each._replace(stats=told[0], weight=told[1])
+    kept, numbers = jax.tree.map(lambda x: _sum_bits(x, axis), rows)
+    each = None if mine.each is None else mine.each._replace(stats=numbers[0], weight=numbers[1])
     touched, weight, clients, refused, found = rest
     return Collected(acc, kept, touched > 0, weight, clients, refused, found, each)
 

@@ -137,7 +137,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
 
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
         def again(i: Any, state: State) -> State:
-            sent, state = composed.broadcast(e, state)
+            sent, state = composed.broadcast(e, state, jnp.asarray(places.client))
             kept, at = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
             among = program.among_of(at, None)
             collected = program.collect(composed, e, examples, sent, state, kept, at, schedule, None, among)

@@ -161,7 +161,7 @@ class Aggregation:
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
         self._reported = np.zeros(max(1, cohort), bool)
-        self._each = nobody(self._server.stats[e], max(1, cohort), 0)
+        self._each = nobody(composed.algorithm.exchanges[e], self._server.stats[e], max(1, cohort), 0)
         if self._each is not None:
             assert positions is not None and len(positions) == max(1, cohort)
             here: Any = positions.astype(np.int32)
