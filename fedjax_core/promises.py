@@ -98,7 +98,7 @@ def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) ->
             f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
             f"noise of {name!r}: use an algorithm whose server goes by the value alone, such as fedavg"
         )
-    if at == "client" and _weighs(algorithm, server, e):
+    if at == "client" and not getattr(uplink.promises.account, "open_counts", False) and _weighs(algorithm, server, e):
         yield (
             f"{algorithm.name} weighs its reports by a client's examples or steps, which leave without the noise of {name!r}: give "
             "weighting=fc.algorithms.uniform"

@@ -367,6 +367,9 @@ ZOO: dict[str, Entry] = {
         lambda: fedavg(uplink=uplink.chain(uplink.clip(0.5), uplink.secure(scale=2.0**20)), aggregator=aggregators.total()), sites=False
     ),
     **{name: noisy(make) for name, make in PRIVATE.items()},
+    "local gaussian": Entry(
+        lambda: fedavg(uplink=privacy.local(clip=0.2, noise=0.1, rounds=9, open_counts=True, open_metrics=True).uplink), sites=False
+    ),
     # what the server sends is coded, and it keeps what that loses
     "downlink": Entry(
         lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy(), downlink=uplink.feedback(uplink.quantize(bits=4)))

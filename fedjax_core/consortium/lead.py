@@ -49,8 +49,8 @@ def lead(folder: Folder, address: str | None) -> int:
     rules = Rules(quorum=plan.quorum or len(plan.sites), deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
     roster = Roster.read(home / "roster.toml")
     federation = _patiently(lambda: Federation(
-        study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed, clip=study.clip,
-        noise=study.noise, epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, features=study.features,
+        study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed,
+        epsilon=study.epsilon, prepare=study.prepare, departments=study.departments, features=study.features,
         held_out=study.held_out,
         rules=rules, folder=home, roster=roster, key=SiteKey.load(home / f"{COORDINATOR}.key"), address=address,
     ), lambda: 0)  # fmt: skip

@@ -9,5 +9,18 @@ from fedjax_core.privacy.adaptive import adaptive
 from fedjax_core.privacy.client_level import ClientLevel, client_level
 from fedjax_core.privacy.clipping import clip_by_norm
 from fedjax_core.privacy.gaussian import gaussian
+from fedjax_core.privacy.local import Local, local, local_gaussian
 
-__all__ = ["ClientLevel", "adaptive", "client_level", "clip_by_norm", "epsilon", "epsilon_of", "gaussian", "noise_for"]
+__all__ = [
+    "ClientLevel",
+    "Local",
+    "adaptive",
+    "client_level",
+    "clip_by_norm",
+    "epsilon",
+    "epsilon_of",
+    "gaussian",
+    "local",
+    "local_gaussian",
+    "noise_for",
+]

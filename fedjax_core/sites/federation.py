@@ -103,7 +103,7 @@ class Federation:
     where it names none, and only where no `address` is given. "in-process" has them in threads here; any other `Transport` is used as it
     is, with a `roster` of the sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
 
-    `clip`, `noise` and `epsilon` say what the study does, to sites whose policy asks for it, as the sites' own studies do.
+    `epsilon`: what the whole run may tell, as the sites' own studies say it. Clip and noise are those that the uplink promises.
     `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
     sites' columns, asked for once; they are in `folder`, too.
     `departments`: the clients are the departments into which sites divide their examples (`SiteFile.departments`), a site without any is
@@ -128,8 +128,6 @@ class Federation:
         epochs: Amount | None = None,
         steps: Amount | None = None,
         seed: int = 0,
-        clip: float | None = None,
-        noise: float | None = None,
         epsilon: float | None = None,
         prepare: Any = (),
         departments: bool = False,
@@ -148,7 +146,7 @@ class Federation:
         if not isinstance(composed, Round):
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
         self.round = composed
-        self.study = Study(composed, batch_size, epochs, steps, seed, clip, noise, epsilon, prepare, departments, features or {}, held_out)
+        self.study = Study(composed, batch_size, epochs, steps, seed, epsilon, prepare, departments, features or {}, held_out)
         self._here = merged(composed) if departments else composed
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]

@@ -43,10 +43,6 @@ class Study:
     epochs: Amount | None = None
     steps: Amount | None = None
     seed: int = 0
-    clip: float | None = None
-    """The norm to which the round's uplink clips, for the policies that ask for one."""
-    noise: float | None = None
-    """The noise that is added, in multiples of the clip, for the policies that ask for some."""
     epsilon: float | None = None
     """What the whole run may tell of one of those it protects, by an accountant: recorded with every update that leaves a site, but
     where the site keeps an account of its own."""
@@ -85,11 +81,27 @@ class Study:
                 f"{stage.name} {what}, and a site knows nothing of the others, nor has it keys with them: it runs in simulations "
                 "(fc.Simulator, fc.ClusterSimulator); leave that stage out at real sites"
             )
+        if stage.promises.secret_state:
+            raise ValueError(
+                f"{stage.name} keeps at the server what tells the noise of rounds before, and sites read what is kept for stages: it runs "
+                "in simulations; at real sites use noise that each round draws anew, fc.privacy.client_level(bands=1)"
+            )
         if self.departments and "secret" in needed:
             raise ValueError(
                 f"{stage.name} draws noise by a secret of each client, and departments draw by the run's key, which everybody knows: "
                 "leave departments out, or add noise in finish()"
             )
+
+    @property
+    def clip(self) -> float | None:
+        """The norm to which the round's uplink clips each report, for the policies that ask for one; None where it promises none."""
+        return self.round.uplink.promises.bound
+
+    @property
+    def noise(self) -> float | None:
+        """The noise in each report that leaves a site, in multiples of the clip; None where the uplink adds none, or at the server."""
+        promises = self.round.uplink.promises
+        return promises.noise if promises.at == "client" else None
 
     @cached_property
     def hash(self) -> str:
@@ -107,14 +119,14 @@ class Study:
 
     @property
     def _said(self) -> dict[str, Any]:
-        said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "clip", "noise", "epsilon")}
+        said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "epsilon")}
         more = {"prepare": self.prepare, "departments": self.departments, "features": self.features, "held_out": self.held_out}
         return said | {name: value for name, value in more.items() if value}
 
     @property
     def measurable(self) -> bool:
         """Whether sites may tell what the uplink leaves of an update's size: not where noise is added, which would then hide less."""
-        return self.round.uplink.measurable and self.noise is None and self.epsilon is None
+        return self.round.uplink.measurable and self.round.uplink.promises.noise is None and self.epsilon is None
 
     @cached_property
     def stats(self) -> tuple[str, ...]:

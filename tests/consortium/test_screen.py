@@ -85,7 +85,7 @@ def test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom(quo
 
         def __exit__(self, *error): ...
 
-    study = SimpleNamespace(seed=0, **dict.fromkeys(("round", "batch_size", "epochs", "steps", "clip", "noise", "epsilon", "prepare")))
+    study = SimpleNamespace(seed=0, **dict.fromkeys(("round", "batch_size", "epochs", "steps", "epsilon", "prepare")))
     study.departments, study.features, study.held_out = False, {}, 0.0
     monkeypatch.setattr(lead, "Federation", Fed)
     monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.0)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from msgspec.structs import replace
 
-from fedjax_core import Clients, Simulator
+from fedjax_core import Clients, Simulator, privacy, uplink
 from fedjax_core.round import Kept
 from fedjax_core.sites.federation import Federation
 from fedjax_core.sites.protocol.request import Draws
@@ -22,6 +22,12 @@ from tests.zoo import ZOO, clients
 NAMES = ("charite", "mayo", "oslo", "kyoto")
 BATCH, EPOCHS = 4, 2
 COORDINATOR = SiteKey.make("coordinator")
+
+
+def saying(clip, noise):
+    """A stage that promises this, and does nothing."""
+    usual = privacy.local(clip=clip, noise=noise, rounds=9, open_counts=True, open_metrics=True)
+    return uplink.stage("saying", promises=usual.uplink.promises)
 
 
 def columns(kind: str = "classes"):
@@ -62,7 +68,7 @@ def lying(site, raw, lie):
 def federation(composed, kind="classes", *, fault=None, lie=None, files=None, folder=None, **settings):
     """(the federation, its sites, its transport); with a `fault`, of every message between them, or a `lie` in every reply."""
     files = site_files(kind, folder) if files is None else files
-    said = {name: settings[name] for name in ("clip", "noise", "epsilon", "prepare", "departments") if name in settings}
+    said = {name: settings[name] for name in ("epsilon", "prepare", "departments") if name in settings}
     study = Study(composed, BATCH, EPOCHS, **said)
     with contextlib.ExitStack() as stack:
         sites = [stack.enter_context(Site(one, study, COORDINATOR.public)) for one in files]

@@ -29,7 +29,7 @@ from fedjax_core.sites.wire.envelope import decode, header_of
 from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.work import TRAIN
 from tests.sites.faulty import failed
-from tests.sites.federations import COORDINATOR, NAMES, anew, federation, site_files
+from tests.sites.federations import COORDINATOR, NAMES, anew, federation, saying, site_files
 from tests.zoo import task
 
 SENT, ANY = Policy("charite"), Policy("charite", evaluation=Evaluation("any"))
@@ -392,7 +392,8 @@ models = "any"
 def test_that_nothing_left_says_no_more_and_costs_as_much_as_a_report(hospital, tmp_path, account):
     """A model that overflows on somebody's record, one that is finite and too large, and one that is fine."""
     policy = POLICY.replace(', "loss", "accuracy"', "") if account else POLICY
-    there = hospital(tmp_path, policy + (ACCOUNT if account else "max_norm = 1e3\n"), clip=1.0, noise=4.0, algorithm=partial(scaled, 1.0))
+    policy += ACCOUNT if account else "max_norm = 1e3\n"
+    there = hospital(tmp_path, policy, compose={"uplink": saying(1.0, 4.0)}, algorithm=partial(scaled, 1.0))
     huge = np.float32(3e38)
     found = [there.train(one, number) for number, one in enumerate([model(huge), model(1e6), model(0.0)])]
     assert [one.kind for one in found] == ["refusal", "refusal", "update"]
@@ -542,7 +543,7 @@ def test_a_round_that_too_few_reported_in_is_run_again(tmp_path):
 def test_a_weight_that_is_no_count_does_not_leave_beside_an_account(hospital, tmp_path, factor, kind):
     """Of 40 examples: one made of losses, say, would tell of them without noise."""
     policy = POLICY.replace(', "loss", "accuracy"', "") + ACCOUNT
-    there = hospital(tmp_path, policy, clip=1.0, noise=4.0, algorithm=partial(weighted, factor))
+    there = hospital(tmp_path, policy, compose={"uplink": saying(1.0, 4.0)}, algorithm=partial(weighted, factor))
     assert there.train(model()).kind == kind
     assert kind == "update" or "[weight]" in there.refused()[0]["reason"]
 

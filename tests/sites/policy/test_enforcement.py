@@ -193,7 +193,8 @@ def test_what_the_uplink_leaves_is_told_and_little_is_warned_of(tmp_path, caplog
     with federation(hidden, folder=tmp_path / "hidden") as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert not {"uplink_kept", "uplink_norm"} & {*seen}
-    with federation(wiped, folder=tmp_path / "noise", clip=1.0, noise=2.0) as (fed, sites, _):
+    noisy = fc.uplink.chain(wiped.uplink, fc.privacy.local(clip=1.0, noise=2.0, rounds=1, open_counts=True, open_metrics=True).uplink)
+    with federation(fc.compose(wiped.algorithm, uplink=noisy), folder=tmp_path / "noise") as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert not {"uplink_kept", "uplink_norm"} & {*seen, *sites[0].context.enforcement.policy.leaving.fields}
     fed_rules = Rules(warn_below=0.9)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_core import compose, privacy
 from fedjax_core.sites.audit import Log, show
 from fedjax_core.sites.audit.retention import prune
 from fedjax_core.sites.doctor import checks
@@ -21,6 +22,7 @@ from tests.zoo import round_of
 COMPOSED = round_of("fedavg")
 ALL, WHO = [0, 1, 2, 3], 1
 NOISE, DELTA = 4.0, 1e-5
+NOISY = compose(COMPOSED.algorithm, uplink=privacy.local(clip=1.0, noise=NOISE, rounds=9, delta=DELTA, open_counts=True).uplink)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +55,6 @@ def test_it_is_the_definition_by_quadrature_and_below_the_bound_of_zcdp(mu):
         rho = mu**2 / 2
         assert found < rho + 2 * math.sqrt(rho * math.log(1 / delta))
     assert epsilon(0.0, 1e-6) == 0 and 90 < epsilon(100.0, 1e-5) < epsilon(1e6, 1e-5) < math.inf
-
-
-@pytest.mark.parametrize(("noise", "updates"), [(10.0, 100), (4.0, 7), (1.0, 1)])
-def test_it_is_what_dp_accounting_computes_of_as_many_updates(noise, updates):
-    """An update moves by at most 2 C and has noise of z C: a Gaussian mechanism with a multiplier of z / 2."""
-    accounting, pld = pytest.importorskip("dp_accounting"), pytest.importorskip("dp_accounting.pld")
-    accountant = pld.PLDAccountant().compose(accounting.GaussianDpEvent(noise / 2), updates)
-    assert epsilon(updates * (2 / noise) ** 2, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
 
 
 def asked(round, **fields):
@@ -133,9 +127,9 @@ def sites(folder, limit, more=""):
 @pytest.mark.parametrize("limit", [None, 9.0])
 def test_a_site_begins_anew_after_a_crash_that_tore_its_log(tmp_path, limit):
     files = site_files(folder=tmp_path) if limit is None else sites(tmp_path, limit)
-    said = {} if limit is None else {"clip": 1.0, "noise": NOISE}
+    composed = COMPOSED if limit is None else NOISY
     for left in (1, 2):
-        with federation(COMPOSED, files=files, folder=tmp_path, run_name=f"run-{left}", **said) as (fed, _, _):
+        with federation(composed, files=files, folder=tmp_path, run_name=f"run-{left}") as (fed, _, _):
             assert float(fed.run(fed.init(jax.random.key(1)), ALL)[1]["clients"]) == 4
         assert limit is None or updates(tmp_path)[-1]["told"] == left * (2 / NOISE) ** 2
         (tmp_path / NAMES[WHO] / "told.json").unlink(missing_ok=True)
@@ -150,8 +144,7 @@ def updates(folder):
 def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
     """Enough for three updates: of two rounds, and of one again with other bits, after the coordinator fell back to another model."""
     wanted = [epsilon(n * (2 / NOISE) ** 2, DELTA) for n in (1, 2, 3)]
-    said = {"clip": 1.0, "noise": NOISE, "folder": tmp_path}
-    with federation(COMPOSED, files=sites(tmp_path, wanted[2] + 0.01), **said) as (fed, _, _):
+    with federation(NOISY, files=sites(tmp_path, wanted[2] + 0.01), folder=tmp_path) as (fed, _, _):
         first = fed.init(jax.random.key(1))
         second, _ = fed.run(first, ALL)
         fed.run(second, ALL)
@@ -162,7 +155,7 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
         "data examples weight"
     }
     any_model = '[evaluation]\nmodels = "any"\n'
-    with federation(COMPOSED, files=sites(tmp_path, wanted[2] + 0.01, any_model), **said) as (fed, _, _):
+    with federation(NOISY, files=sites(tmp_path, wanted[2] + 0.01, any_model), folder=tmp_path) as (fed, _, _):
         fed.init(jax.random.key(1))
         third, seen = fed.run(second, ALL)  # as from a checkpoint: the same bits, which cost nothing
         assert float(seen["clients"]) == 4 and updates(tmp_path)[-1]["epsilon"] == pytest.approx(wanted[1])

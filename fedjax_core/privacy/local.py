@@ -1,0 +1,98 @@
+"""Local differential privacy: each client clips and noises its own report, and trusts nobody.
+
+    sent = clip(u, C) + N(0, (noise C)^2)        by a key that the client alone has
+
+Whoever reads a report learns little of any one record behind it, for two reports of one client, whatever its data were, are at most 2 C
+apart: each is a Gaussian mechanism with a multiplier of noise / 2, and nothing is gained by chance, for who reports is seen. So this takes
+far more noise than `client_level`, and a mean of n reports still has noise C / sqrt(n) in it.
+
+>>> private = local(clip=1.0, noise=20.0, rounds=10, delta=1e-5)
+>>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
+'0.341 1.199'
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedjax_core import tree
+from fedjax_core.checks import at_least
+from fedjax_core.privacy import accounting, clipping
+from fedjax_core.privacy.gaussian import check
+from fedjax_core.settings import with_settings
+from fedjax_core.types import Message, Own, Update
+from fedjax_core.uplink.base import Promises, Sender, Stage, stage
+
+
+@with_settings
+def local_gaussian(clip: float | Mapping[str, float] | clipping.Bounds, noise: float) -> Stage:
+    """Updates of norm at most `clip`, to each of which the client adds noise of `noise` times that before it leaves."""
+    clip = clipping.bounds(clip)
+    check(noise, cohort=1)
+
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
+        noisy = clipping.add_normal(clipping.clipped(tree.wide(update), clip), noise * clipping.total(clip), sender.secret)
+        return noisy, own
+
+    return stage("local gaussian", encode=encode, promises=Promises(clipping.total(clip), noise, "client"))
+
+
+@dataclass(frozen=True)
+class Local:
+    """What `local` gives; all of it is made of these settings."""
+
+    clip: clipping.Bounds
+    noise: float
+    rounds: int
+    """In so many a client takes part at most."""
+    delta: float
+    open_counts: bool = False
+    open_metrics: bool = False
+    cohorts: None = None
+    """Any: who takes part is seen."""
+
+    @cached_property
+    def uplink(self) -> Stage:
+        """Clips and adds noise at the client."""
+        made = local_gaussian(self.clip, self.noise)
+        return made._replace(name="local level", promises=made.promises._replace(account=self))
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What has to stay as it is for one epsilon to be said of all rounds, in plain values."""
+        return {"noise": self.noise, "delta": self.delta, "clip": repr(self.clip), "at": "client"}
+
+    def epsilon(self, rounds: int | None = None) -> float:
+        """What so many reports of one client tell (default: those of all rounds), at `delta`."""
+        return accounting.epsilon(self.noise / 2, rounds=self.rounds if rounds is None else rounds, delta=self.delta, sampling="everyone")
+
+    def told(self, rounds: int) -> float:
+        """As `epsilon`."""
+        return self.epsilon(rounds)
+
+
+def local(
+    *,
+    clip: float | Mapping[str, float],
+    rounds: int,
+    epsilon: float | None = None,
+    noise: float | None = None,
+    delta: float = 1e-6,
+    open_counts: bool = False,
+    open_metrics: bool = False,
+) -> Local:
+    """Differential privacy of each client's reports, of which there are at most `rounds`, towards all who read them.
+
+    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. `compose` refuses an algorithm that
+    weighs reports by examples, unless `open_counts`: numbers of examples are then said openly, as sites do. `open_metrics` is as of
+    `client_level`.
+    """
+    at_least(1, rounds=rounds)
+    if (epsilon is None) == (noise is None):
+        raise ValueError(f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}")
+    if epsilon is not None:
+        noise = 2 * accounting.noise_for(epsilon, rounds=rounds, delta=delta, sampling="everyone")
+    assert noise is not None
+    accounting.epsilon(noise, rounds=0, delta=delta, sampling="everyone")  # checks
+    return Local(clipping.bounds(clip), float(noise), rounds, float(delta), open_counts, open_metrics)
