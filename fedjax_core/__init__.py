@@ -29,6 +29,7 @@ from fedjax_core.lanes import (
     predict,
 )
 from fedjax_core.loops import Loops
+from fedjax_core.personalise import personalise
 from fedjax_core.round import Round, State
 from fedjax_core.run import History, fit, load_best, load_model, save_model
 from fedjax_core.task import Task
@@ -70,6 +71,7 @@ __all__ = [
     "metrics",
     "models",
     "partition",
+    "personalise",
     "predict",
     "preprocess",
     "privacy",

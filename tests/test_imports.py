@@ -57,6 +57,8 @@ ALLOWED = {
     "lanes": ENGINE,
     # A worker of a cluster is lanes, and so is a site with departments; plain loops check and evaluate as lanes do.
     **dict.fromkeys(("cluster", "sites", "loops"), ENGINE | {"lanes"}),
+    # What it runs is a round of lanes, in which nothing is sent.
+    "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
     # The contracts compare lanes with plain loops.
     "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},
