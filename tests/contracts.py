@@ -42,7 +42,10 @@ def entries_of(fast: Iterable[str], slow: Iterable[str] = ()):
     return pytest.mark.parametrize("name", [*map(of, fast), *(of(name, pytest.mark.slow) for name in slow if name not in fast)])
 
 
-entries = entries_of(ZOO)
+# Of those that are brief, one of each kind: a pass before, the server's look at each client, an optimiser that is kept.
+BRIEF_KINDS = ("scaffold, option I", "fedadamw", "diloco")
+BRIEF = [name for name, entry in ZOO.items() if entry.brief]
+entries = entries_of([name for name in ZOO if name not in BRIEF], slow=ZOO)
 pieces = entries_of(KINDS, slow=ZOO)
 
 

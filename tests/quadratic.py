@@ -27,3 +27,48 @@ def simulate(algorithm, rounds=1, cohort=(0, 1, 2), **settings):
 def descend(start, target, lr, steps):
     """Where `steps` steps of gradient descent on (w - target)^2 / 2 end: the distance shrinks by 1 - lr each."""
     return target + (1 - lr) ** steps * (start - target)
+
+
+# Clients of unequal steepness, on whom several local steps end elsewhere than the optimum: f_i(w) = (w - b_i)' A_i (w - b_i) / 2.
+STEEP = np.array([[[2.0, 0.5], [0.5, 1.0]], [[4.0, 0.0], [0.0, 0.5]], [[1.0, -0.3], [-0.3, 3.0]]])
+TARGETS = np.array([[1.0, -1.0], [-2.0, 3.0], [0.5, 2.0]])
+OPTIMUM = np.linalg.solve(STEEP.sum(0), (STEEP @ TARGETS[:, :, None]).sum(0))[:, 0]
+UNEQUAL = Clients.from_list(
+    [{"A": a[None].astype(np.float32), "b": b[None].astype(np.float32)} for a, b in zip(STEEP, TARGETS, strict=True)]
+)
+
+
+def _uneven(w, batch, key):
+    away = w["w"][None] - batch["b"]
+    return 0.5 * jnp.einsum("ni,nij,nj->n", away, batch["A"], away)
+
+
+UNEVEN = Task(init=lambda key: {"w": jnp.array([0.3, -0.2])}, loss=_uneven)
+START2 = np.array([0.3, -0.2])
+
+
+def grad(i, w):
+    """The gradient of client i's loss."""
+    return STEEP[i] @ (w - TARGETS[i])
+
+
+def on_unequal(algorithm, cohorts, steps=3, **pieces):
+    """(the model, the last state) after rounds with these cohorts, as plain loops; every client takes `steps` steps on its one example."""
+    import jax
+
+    from fedjax_core import Loops
+
+    loops = Loops(compose(algorithm, **pieces), UNEQUAL, batch_size=1, epochs=steps)
+    state = loops.init(jax.random.key(0))
+    for cohort in cohorts:
+        state, _ = loops.run(state, list(cohort))
+    return np.asarray(state.params["w"], np.float64), state
+
+
+def long_run(algorithm, rounds=400, steps=3):
+    """The model after so many rounds with all clients."""
+    import jax
+
+    sim = Simulator(compose(algorithm), UNEQUAL, batch_size=1, epochs=steps, lanes=3)
+    state, _ = sim.run_many(sim.init(jax.random.key(0)), [[0, 1, 2]] * rounds)
+    return np.asarray(state.params["w"], np.float64)

@@ -15,6 +15,8 @@ from fedjax_core.loops import Loops as Reference
 from fedjax_core.run.checkpoint import Checkpoints
 from tests.contracts import (
     BATCH,
+    BRIEF,
+    BRIEF_KINDS,
     COHORTS,
     assert_close,
     assert_equal,
@@ -50,6 +52,16 @@ def test_an_aggregator_by_itself(name):
 @entries
 def test_three_lanes_are_plain_loops(name):
     assert_close(usual(name)[1], by_plain_loops(name)[0])
+
+
+@entries_of(BRIEF_KINDS, slow=BRIEF)
+def test_two_small_rounds_in_two_lanes_are_plain_loops(name):
+    """A client of one example and none, one of several steps, and one who is there for the first time in the second round."""
+    cohorts, settings = ([1, 0, 2], [5, 0]), {"batch_size": BATCH, "epochs": 1}
+    state, seen = run(Simulator(*built(name), lanes=2, **settings), cohorts)
+    expected, sums = run(Reference(*built(name), **settings), cohorts)
+    assert_close(state, expected)
+    assert metrics.summary(seen[-1]) == pytest.approx(metrics.summary(sums[-1]), rel=1e-5)
 
 
 @entries

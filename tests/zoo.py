@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     data: str = "classes"
     sites: bool = True
     """Whether real sites can run it."""
+    brief: bool = False
+    """It has a proof of its own and adds nothing to the engine: one of each kind has two small rounds, and all else runs with --slow."""
 
     def of(self, clients: int) -> Round:
         """For so many clients, where that is a number of the algorithm."""
@@ -103,6 +105,11 @@ def cross_entropy(outputs, batch):
 def task():
     """The model of every entry that is not about models."""
     return models.mlp(features=3, hidden=(4,), classes=3)
+
+
+def small():
+    """The cheapest model to compile, for entries whose idea is in no layer."""
+    return models.logistic(features=3, classes=3)
 
 
 def flax_task(module, kind="classes", **how):
@@ -336,6 +343,13 @@ def aggregated(make: Callable[[], aggregators.Aggregator]) -> Entry:
     return Entry(lambda: fedavg(aggregator=make()))
 
 
+def brief(build: Callable[..., algorithms.Algorithm], data: str = "classes", **how: bool) -> Entry:
+    """An algorithm by itself, which has a proof of its own."""
+    if inspect.signature(build).parameters:
+        return Entry(lambda n=N: compose(build(n)), data, brief=True, **how)
+    return Entry(lambda: compose(build()), data, brief=True, **how)
+
+
 ZOO: dict[str, Entry] = {
     # algorithms
     "fedavg": Entry(lambda: fedavg()),
@@ -350,12 +364,29 @@ ZOO: dict[str, Entry] = {
     "fedbn": Entry(lambda: compose(algorithms.fedper(flax_task(Normalised(), statistics="personal"), SGD, personal=["params/norm"]))),
     "moon": Entry(lambda: compose(algorithms.moon(task()._replace(features=hidden), 0.5, SGD))),
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
+    "fedsgd": brief(lambda: algorithms.fedsgd(small(), SGD)),
+    "mimelite": brief(lambda: algorithms.mimelite(small(), optax.sgd(0.1, momentum=0.9))),
+    "scaffold, option I": brief(lambda n: algorithms.scaffold(small(), 0.1, n, option="I")),
+    "feddyn": brief(lambda n: algorithms.feddyn(small(), 0.5, SGD, n)),
+    "fedadmm": brief(lambda: algorithms.fedadmm(small(), 0.5, SGD)),
+    "fedlin": brief(lambda: algorithms.fedlin(small(), SGD)),
+    "feddane": brief(lambda: algorithms.feddane(small(), 0.5, SGD)),
+    "fedexp": brief(lambda: algorithms.fedexp(small(), SGD)),
+    "fedcm": brief(lambda: algorithms.fedcm(small(), 0.1, 0.5)),
+    "fedvarp": brief(lambda n: algorithms.fedvarp(small(), SGD, n)),
+    "fedlesam": brief(lambda: algorithms.fedlesam(small(), 0.1, SGD)),
+    "fednar": brief(lambda: algorithms.fednar(small(), 0.1, 0.5, SGD)),
+    "reptile": brief(lambda: algorithms.reptile(small(), 0.5, SGD)),
+    "diloco": brief(lambda: algorithms.diloco(small(), optax.sgd(0.1, momentum=0.9))),
+    "sparseloco": brief(lambda: algorithms.sparseloco(small(), SGD, 0.5)),
+    "fedadamw": brief(lambda: algorithms.fedadamw(small(), 0.01, eps=1e-3)),
+    "fedmuon": brief(lambda n: algorithms.fedmuon(small(), SGD, n)),
     "metrics of a report": Entry(moved),
     "two trips": Entry(two_trips),
     "every report": Entry(every_report),
     "addressed": Entry(lambda n=N: addressed(n), sites=False),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
-    "fedsam": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.sharpness_aware(0.1)))),
+    "fedsam": Entry(lambda: compose(algorithms.fedsam(task(), 0.1, SGD))),
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),
     # stages
     **{name: staged(make) for name, make in STAGES.items()},

@@ -3,17 +3,33 @@
 from fedjax_core.algorithms import fedopt
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, Told, by_examples, gradient, uniform
 from fedjax_core.algorithms.by_round import by_round, scheduled
+from fedjax_core.algorithms.diloco import diloco
+from fedjax_core.algorithms.fedadamw import fedadamw
+from fedjax_core.algorithms.fedadmm import fedadmm
 from fedjax_core.algorithms.fedavg import fedavg
+from fedjax_core.algorithms.fedcm import fedcm
+from fedjax_core.algorithms.feddane import feddane
+from fedjax_core.algorithms.feddyn import feddyn
+from fedjax_core.algorithms.fedexp import fedexp
+from fedjax_core.algorithms.fedlesam import fedlesam
+from fedjax_core.algorithms.fedlin import fedlin
+from fedjax_core.algorithms.fedmuon import fedmuon
+from fedjax_core.algorithms.fednar import fednar
 from fedjax_core.algorithms.fednova import fednova
 from fedjax_core.algorithms.fedper import fedper
 from fedjax_core.algorithms.fedprox import add_proximal, fedprox
+from fedjax_core.algorithms.fedsam import fedsam
+from fedjax_core.algorithms.fedsgd import fedsgd
+from fedjax_core.algorithms.fedvarp import fedvarp
 from fedjax_core.algorithms.ifca import ifca
-from fedjax_core.algorithms.local_training import At, Local, local_training, server_step
-from fedjax_core.algorithms.mime import mime
+from fedjax_core.algorithms.local_training import At, Local, local_training, look, server_step, whole_gradient, whole_loss
+from fedjax_core.algorithms.mime import mime, mimelite
 from fedjax_core.algorithms.moon import moon
 from fedjax_core.algorithms.perfedavg import perfedavg
 from fedjax_core.algorithms.proxskip import proxskip
+from fedjax_core.algorithms.reptile import reptile
 from fedjax_core.algorithms.scaffold import scaffold
+from fedjax_core.algorithms.sparseloco import sparseloco
 from fedjax_core.work import ONCE, TRAIN, Work
 
 __all__ = [
@@ -33,20 +49,40 @@ __all__ = [
     "add_proximal",
     "by_examples",
     "by_round",
+    "diloco",
+    "fedadamw",
+    "fedadmm",
     "fedavg",
+    "fedcm",
+    "feddane",
+    "feddyn",
+    "fedexp",
+    "fedlesam",
+    "fedlin",
+    "fedmuon",
+    "fednar",
     "fednova",
     "fedopt",
     "fedper",
     "fedprox",
+    "fedsam",
+    "fedsgd",
+    "fedvarp",
     "gradient",
     "ifca",
     "local_training",
+    "look",
     "mime",
+    "mimelite",
     "moon",
     "perfedavg",
     "proxskip",
+    "reptile",
     "scaffold",
     "scheduled",
     "server_step",
+    "sparseloco",
     "uniform",
+    "whole_gradient",
+    "whole_loss",
 ]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_core import keys, tree
-from fedjax_core.algorithms.base import gradient
+from fedjax_core.algorithms.base import Client, Report, Seen, by_examples, gradient
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Message, Own, Params, Update, known
@@ -96,6 +96,69 @@ def local_training(
         return Local(after, opt, own), seen
 
     return begin, step
+
+
+class Measured(NamedTuple):
+    """What a client carries through a look at all its examples: a sum so far, over how many, and what it kept when it began."""
+
+    total: Any
+    examples: Array
+    own: Own
+
+
+def look(
+    empty: Callable[[Message, Own], Any],
+    measure: Callable[[Message, Own, Batch, Key], Any],
+    report: Callable[[Message, Own, Any, Seen], Report],
+) -> Client:
+    """A client that trains nothing, and measures something of its data as they are: for exchanges with `work=ONCE`.
+
+    empty: (message, own) -> zeros of the shape of what is measured.
+    measure: (message, own, batch, key) -> the mean over the batch's examples, padding left out.
+    report: (message, own, the mean over all of the client's examples, seen) -> what it reports, and keeps.
+    """
+
+    def begin(message: Message, own: Own, key: Key) -> Measured:
+        return Measured(empty(message, own), jnp.float32(0), own)
+
+    def step(message: Message, carry: Measured, batch: Batch, key: Key) -> tuple[Measured, dict[str, Mean]]:
+        examples = jnp.sum(batch.mask)
+        found = tree.scale(examples, tree.wide(measure(message, carry.own, batch, key)))
+        return Measured(tree.add(carry.total, found), carry.examples + examples, carry.own), {}
+
+    def finish(message: Message, carry: Measured, seen: Seen) -> Report:
+        return report(message, carry.own, tree.scale(1 / jnp.maximum(carry.examples, 1), carry.total), seen)
+
+    return Client(begin, step, finish)
+
+
+def whole_gradient(
+    task: Task,
+    report: Callable[[Message, Own, Params, Seen], Report] = lambda message, own, grads, seen: Report(grads, by_examples(seen), own=own),
+    at: Callable[[Message], Params] = lambda message: message,
+) -> Client:
+    """A client that finds the gradient of its mean loss over all its examples, at the model `at(message)`, and reports it (`look`)."""
+    return look(
+        lambda message, own: tree.zeros_like(tree.wide(at(message))),
+        lambda message, own, batch, key: gradient(task, at(message), batch, key)[0],
+        report,
+    )
+
+
+def whole_loss(
+    task: Task, report: Callable[[Message, Own, Array, Seen], Report], at: Callable[[Message], Params] = lambda message: message
+) -> Client:
+    """A client that finds its mean loss over all its examples with the model `at(message)`, and makes of it what `report` says."""
+    return look(
+        lambda message, own: jnp.float32(0),
+        lambda message, own, batch, key: task.mean_loss(at(message), batch, key).astype(jnp.float32),
+        report,
+    )
+
+
+def keep(own: Own) -> Report:
+    """The report of a silent exchange: nothing, and what the client keeps from now on."""
+    return Report((), jnp.float32(0), own=own)
 
 
 def server_step(

@@ -25,6 +25,7 @@ def test_the_server_optimiser_is_given_the_change_as_a_gradient():
     assert float(state.params[0]) == pytest.approx(START + 0.5 * change, abs=1e-6)
 
 
+@pytest.mark.proves("fedadam, fedyogi, fedadagrad", by="independent implementation: the paper's equations")
 @pytest.mark.parametrize(
     ("rule", "second"),
     [
@@ -43,6 +44,7 @@ def test_adaptive_server_rules_follow_their_equations(rule, second):
     assert float(state.params[0]) == pytest.approx(w, abs=1e-6)
 
 
+@pytest.mark.proves("fedprox", by="closed form: where local steps end on a quadratic")
 def test_fedprox_ends_between_start_and_the_local_optimum():
     """With many steps the proximal problem is solved: argmin (w - mean)^2 / 2 + mu (w - start)^2 / 2."""
     state = simulate(algorithms.fedprox(TASK, mu=1.0, local=optax.sgd(0.2)), epochs=60, cohort=[1])

@@ -19,6 +19,7 @@ def simulated(rounds, **pieces):
     return float(state.params[0])
 
 
+@pytest.mark.proves("fednova", by="independent implementation: the paper's rounds in NumPy")
 def test_rounds_of_the_paper_worked_by_hand():
     x, share, steps = START, SIZES / SIZES.sum(), 2 * SIZES
     for _ in range(3):

@@ -39,6 +39,7 @@ def plain_loop(data, cohorts, epochs=2):
     return body, heads
 
 
+@pytest.mark.proves("fedper", by="independent implementation: the paper's rounds in NumPy")
 def test_layers_are_shared_or_personal_as_in_a_plain_loop():
     data, cohorts = clients(), ([0, 1], [0, 1, 2])
     sim = fc.Simulator(fc.compose(fc.algorithms.fedper(TASK, optax.sgd(LR), ["head"])), data, batch_size=5, epochs=2, lanes=2)

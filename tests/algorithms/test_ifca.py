@@ -16,6 +16,7 @@ def two_groups():
     return Clients.from_list(made)
 
 
+@pytest.mark.proves("ifca", by="closed form: two groups and their means")
 def test_it_finds_two_groups_and_both_models():
     from fedjax_core import Task
 

@@ -62,6 +62,7 @@ def plain_loop(data, cohorts):
     return x, previous
 
 
+@pytest.mark.proves("moon", by="independent implementation: jax.grad of the paper's equation")
 def test_rounds_are_those_of_the_equation():
     task = fc.Task(start, loss, features=features)
     data, cohorts = clients(), ([0, 1], [1], [0, 1])

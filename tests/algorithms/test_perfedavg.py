@@ -11,6 +11,7 @@ import fedjax_core as fc
 ALPHA, LR = 0.3, 0.1
 
 
+@pytest.mark.proves("perfedavg", by="closed form: the gradient through a step on quadratics")
 def test_a_step_goes_down_the_loss_after_a_step():
     """f(w; rows) = mean (x w - y)^2 / 2, so grad F = (1 - alpha mean x_A^2) (mean x_B (x_B u - y_B)) at u = w - alpha grad f(w; A)."""
     task = fc.Task(lambda key: jnp.ones(1), lambda w, batch, key: jnp.square(batch["x"] * w[0] - batch["y"]) / 2)

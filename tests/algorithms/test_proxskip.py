@@ -22,6 +22,7 @@ def simulated(rounds):
     return states
 
 
+@pytest.mark.proves("proxskip", by="independent implementation: the paper's rounds in NumPy")
 def test_rounds_of_the_paper_flip_by_flip():
     """Algorithm 2 as it is printed: a coin after each step, which fails T - 1 times."""
     states = simulated(6)

@@ -7,6 +7,7 @@ from fedjax_core.sites.site_file import SiteFile
 from tests.quadratic import CLIENTS, MEANS, START, TASK, simulate
 
 
+@pytest.mark.proves("scaffold", by="independent implementation: the paper's rounds in NumPy")
 def test_rounds_of_the_paper_worked_by_hand():
     """Two rounds, first with clients 0 and 1, then all: option II of algorithm 1, reports counting alike."""
     x, c, own, lr, T = START, 0.0, np.zeros(3), 0.1, 2

@@ -93,6 +93,7 @@ def test_personal_statistics_are_those_of_plain_flax_without_padding():
         assert float(loss) == pytest.approx(float(losses(Normalised().apply(mine, x, train=False), {"y": y}).mean()), rel=1e-4)
 
 
+@pytest.mark.proves("fedbn", by="independent implementation: plain Flax")
 def test_fedbn_keeps_the_scale_and_bias_of_the_layer_too():
     _, state, _ = trained(fc.algorithms.fedper(task(), optax.sgd(LR), personal=["params/norm"]))
     assert set(fc.tree.names(state.clients.own)) == {f"{kind}" for kind in (
