@@ -49,6 +49,7 @@ ALLOWED = {
     "precision": NOUNS | {"algorithms.base"},
     "promises": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
     "composition": NOUNS | PIECES | {"round", "precision", "promises", "compatibility"},
+    "attacks": NOUNS | {"round", "composition", "data", "algorithms.base", "aggregators.base", "uplink.base"},
     "partial": NOUNS | {"round", "algorithms.base", "aggregators.base", "uplink.base"},
     "buffer": NOUNS | {"data"},
     "client_state": NOUNS | {"round", "data"},
