@@ -20,6 +20,7 @@ position in the same client, so that padding reads the client's own data and a m
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,16 @@ class Plan:
         """The plan of exchanges with this work, which is the run's but for what the exchange says itself."""
         if work == TRAIN:
             return self
-        own = work.epochs is not None or work.steps is not None
-        epochs, steps = (work.epochs, work.steps) if own else (self.epochs, self.steps)
-        return replace(self, epochs=epochs, steps=steps, order=None, work=work)
+        if work not in self._others:
+            own = work.epochs is not None or work.steps is not None
+            epochs, steps = (work.epochs, work.steps) if own else (self.epochs, self.steps)
+            self._others[work] = replace(self, epochs=epochs, steps=steps, order=None, work=work)
+        return self._others[work]
+
+    @cached_property
+    def _others(self) -> "dict[Work, Plan]":
+        """The plans of exchanges with other work."""
+        return {}
 
     @property
     def settings(self) -> dict[str, Any]:

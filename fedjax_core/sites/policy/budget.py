@@ -21,7 +21,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -70,33 +70,43 @@ class Budget:
         """Seconds of work since midnight, UTC."""
         return self._spent[1] if self._spent[0] == _today() else 0.0
 
-    @contextlib.contextmanager
-    def round(self, caps: Caps) -> Iterator[Callable[[int], None]]:
-        """A `watch` for the work within: told of the steps done, it raises `OverCap` where the site gives no more."""
-        began, before, start = self.clock(), self.seconds_today, self.steps
-
-        def watch(steps: int) -> None:
-            self.steps, took = start + steps, self.clock() - began
-            memory = _memory_gb() if caps.memory_gb is not None else 0.0
-            for name, used, what in (
-                ("seconds_per_round", took, "training took longer than the {:g} s that this site gives a round"),
-                ("seconds_per_day", before + took, "the {:g} s that this site gives a day are used up"),
-                ("memory_gb", memory, "the work needs more than this site's {:g} GB of memory"),
-            ):
-                most: float | None = getattr(caps, name)
-                if most is not None and used > most:
-                    raise OverCap(f"{what.format(most)}, so nothing is sent (caps.{name})")
-
-        try:
-            yield watch
-        finally:
-            self._add(before + self.clock() - began, 0.0 if caps.seconds_per_day is not None else _UNWRITTEN_SECONDS)
+    def round(self, caps: Caps) -> "BudgetedRound":
+        """For a `with`: its work is counted, and watched over."""
+        return BudgetedRound(self, caps)
 
     def _add(self, seconds: float, unwritten: float) -> None:
         self._spent = _today(), seconds
         if self._path is not None and (self._spent[0] != self._written[0] or seconds - self._written[1] >= unwritten):
             write_whole(self._path, json.dumps({"day": self._spent[0], "seconds": seconds}))
             self._written = self._spent
+
+
+class BudgetedRound:
+    """The work of one round within what the site gives. A `with` gives its `watch`."""
+
+    def __init__(self, budget: Budget, caps: Caps) -> None:
+        self._budget, self._caps = budget, caps
+        self._began, self._before, self._start = budget.clock(), budget.seconds_today, budget.steps
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self.watch
+
+    def __exit__(self, *error: object) -> None:
+        unwritten = 0.0 if self._caps.seconds_per_day is not None else _UNWRITTEN_SECONDS
+        self._budget._add(self._before + self._budget.clock() - self._began, unwritten)
+
+    def watch(self, steps: int) -> None:
+        """To be told of the steps done: raises `OverCap` where the site gives no more."""
+        self._budget.steps, took = self._start + steps, self._budget.clock() - self._began
+        memory = _memory_gb() if self._caps.memory_gb is not None else 0.0
+        for name, used, what in (
+            ("seconds_per_round", took, "training took longer than the {:g} s that this site gives a round"),
+            ("seconds_per_day", self._before + took, "the {:g} s that this site gives a day are used up"),
+            ("memory_gb", memory, "the work needs more than this site's {:g} GB of memory"),
+        ):
+            most: float | None = getattr(self._caps, name)
+            if most is not None and used > most:
+                raise OverCap(f"{what.format(most)}, so nothing is sent (caps.{name})")
 
 
 def _read(path: Path) -> tuple[str, float]:

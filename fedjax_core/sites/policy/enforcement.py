@@ -25,7 +25,6 @@ fedjax_core.sites.policy.enforcement.Declined: charite does not let 'examples' l
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,8 @@ class Enforcement:
         what is asked, where that is something of which answers are counted.
         """
         self._read()
-        asked = replace(self._asked, task=request.config, fields=fields, seconds_today=seconds_today, epsilon=self._epsilon(request))
+        told = self._epsilon(request)
+        asked = self._asked._replace(task=request.config, fields=fields, seconds_today=seconds_today, epsilon=told)
         decision = self.policy.allows(asked, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins))
         if decision.code == "withdrawn":
             raise Withdrawn(decision.reason)

@@ -167,8 +167,7 @@ class Caps:
             raise ValueError(f"caps.gpu_share is {self.gpu_share:g}, and should be a share of the GPU's memory, above 0 and at most 1")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What the coordinator asks of a site, as far as the site's policy has a say in it; examples and seconds are counted at the site."""
 
     task: str  # hash of the configuration

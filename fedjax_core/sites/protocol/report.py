@@ -37,7 +37,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def beside(sent: Any) -> frozenset[str]:
     """The names of the tensors in what a site sends that are no part of its update."""
-    return frozenset(leaf_specs(wire_of(sent)._replace(update=())))
+    wire = wire_of(sent)
+    return frozenset(leaf_specs(wire._replace(update=()))) if wire.stats else frozenset()
 
 
 def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:

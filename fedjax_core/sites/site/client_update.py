@@ -78,15 +78,10 @@ def client_update(
     """
     client = _client(composed, e)
     work = composed.algorithm.exchanges[e].work
-    if work == ONCE:
-        rows = _once(*clients.offsets.tolist(), plan.batch_size)
-    else:
-        rows, _ = plan.of(work).batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, round)
-    number: Any = np.float32  # as jnp.float32, without a dispatch
-    seen = Seen(number(clients.examples), number(len(rows)))
-    columns, size = clients.columns, _at_once(clients.columns, rows)
+    batches = _all_once(clients, plan.batch_size) if work == ONCE else _batches(clients, plan.of(work), round)
+    rows, size = batches.rows, batches.size
     if limit is None and 0 < len(rows) <= min(_STEPS, size):
-        chunk = _all_of(clients, rows, size) if work == ONCE else _chunk(columns, rows, size)
+        chunk = batches.chunk or _chunk(clients.columns, rows, size)
         counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
         numbers = np.concatenate([draws.words, draws.secret, draws.address, counts])
         sent, kept, scalars = client.whole(draws.kind, numbers, told, uplink, kept, *chunk)
@@ -94,6 +89,8 @@ def client_update(
         if watch is not None:
             watch(len(rows))
         return ClientUpdate(sent, weight, kept, fine, left, metrics)
+    number: Any = np.float32  # as jnp.float32, without a dispatch
+    seen, columns = Seen(number(clients.examples), number(len(rows))), clients.columns
     key = draws.key()
     carry = client.begin(told, kept, key)
     metrics, done = None, 0
@@ -235,15 +232,31 @@ def _apart(together: Any) -> Any:
     return jax.tree.unflatten(together.structure, np.asarray(together.values))
 
 
-_given: "WeakKeyDictionary[Clients, tuple[tuple[int, int], Any]]" = WeakKeyDictionary()
+class _Batches(NamedTuple):
+    """The batches of one round."""
+
+    rows: np.ndarray  # [T, B]
+    size: int  # how many go to the device at a time
+    chunk: Any = None  # `_chunk` of them all, where it is there already
 
 
-def _all_of(clients: Clients, rows: np.ndarray, size: int) -> Any:
-    """`_chunk` of these rows, which are all examples of the clients in their order: on the device, and kept there as long as these are."""
+_given: "WeakKeyDictionary[Clients, _Batches]" = WeakKeyDictionary()
+
+
+def _batches(clients: Clients, plan: Plan, round: int) -> _Batches:
+    rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, round)
+    return _Batches(rows, _at_once(clients.columns, rows))
+
+
+def _all_once(clients: Clients, batch_size: int) -> _Batches:
+    """All examples of the clients in their order, the same in every round: few are on the device, and kept there as long as the clients."""
     given = _given.get(clients)
-    if given is None or given[0] != (size, rows.shape[1]):
-        given = _given[clients] = (size, rows.shape[1]), jax.device_put(_chunk(clients.columns, rows, size))
-    return given[1]
+    if given is None or given.rows.shape[1] != batch_size:
+        rows = _once(*clients.offsets.tolist(), batch_size)
+        size = _at_once(clients.columns, rows)
+        chunk = jax.device_put(_chunk(clients.columns, rows, size)) if 0 < len(rows) <= min(_STEPS, size) else None
+        given = _given[clients] = _Batches(rows, size, chunk)
+    return given
 
 
 @lru_cache(maxsize=4)

@@ -84,7 +84,7 @@ def test_a_request_within_the_policy_is_allowed():
     ],
 )  # fmt: skip
 def test_no(policy, request_, now, code, said):
-    decision = replace(POLICY, **policy).allows(replace(GOOD, **request_), now)
+    decision = replace(POLICY, **policy).allows(GOOD._replace(**request_), now)
     assert not decision.allowed and decision.code == code and decision.reason.startswith(said)
     assert "49" not in decision.reason and "299" not in decision.reason and decision.pin is None
 
