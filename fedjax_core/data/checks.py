@@ -278,3 +278,28 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
                 "by which a value that is not in the list has the number after the last. "
                 f"Or build the model for more than {classes}."
             )
+
+
+def positions(given: Any, clients: int) -> np.ndarray:
+    """[n] int64 from 0: positions of so many clients, each from -clients; raises where they are others, or none."""
+    found = np.asarray(given)
+    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+        raise TypeError(
+            f"positions must be a one-dimensional integer array, got {found.dtype}{list(found.shape)}; for a mask use np.flatnonzero(mask)"
+        )
+    if not found.size:
+        raise ValueError("select() got no positions, and a population needs at least one client")
+    if (outside := found[(found < -clients) | (found >= clients)]).size:
+        raise IndexError(f"there is no client {outside[0]}: there are {clients}, at positions 0 to {clients - 1}")
+    return found.astype(np.int64) % clients
+
+
+def groups(x: np.ndarray, name: str, word: str) -> np.ndarray:
+    """A column by which examples are told apart, itself; raises where it is none. `word` says in what it was named."""
+    whole = x.dtype.kind in "biuU" or (x.dtype.kind == "f" and bool((x == np.round(x)).all()))
+    if x.ndim != 1 or not whole:
+        raise ValueError(
+            f"{word}={name!r} must be a column of whole numbers, truth values or text, one an example without any missing, "
+            f"got {dtype_of(x)}{list(x.shape[1:])}"
+        )
+    return x

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data import checks, spill, storage, tables
-from fedjax_core.data.features import Features, checked, order
+from fedjax_core.data.features import Features, checked, matrix_of, order
 from fedjax_core.data.fingerprint import fingerprint
-from fedjax_core.data.given import features_in, is_text
+from fedjax_core.data.given import features_in
+from fedjax_core.data.joining import join, rows_of, whose
 from fedjax_core.data.split import Alone, first_part
 from fedjax_core.types import Columns
 
@@ -75,7 +76,7 @@ class Clients:
             raise ValueError("the dataset is empty: the list holds no clients; give one entry of columns for each client")
         ids = checks.ids_of(ids, len(each))
         named = features_in(each[0]) | dict(features or {})
-        joined, offsets = _join(each, ids, named)
+        joined, offsets = join(each, ids, named)
         return cls.from_arrays(joined, offsets, ids, features=named, allow_nan=allow_nan)
 
     @classmethod
@@ -94,7 +95,7 @@ class Clients:
     ) -> "Clients":
         """Clients from flat columns and each one's row numbers, as the functions of `partition` return them. Copies the rows."""
         leaves, structure, names = checks.flat(columns)
-        rows = _rows_of(parts, checks.rows(leaves, names))
+        rows = rows_of(parts, checks.rows(leaves, names))
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
         named = features_in(columns) | dict(features or {})
         return cls.from_arrays(structure.unflatten([leaf[rows] for leaf in leaves]), offsets, ids, features=named, allow_nan=allow_nan)
@@ -191,17 +192,7 @@ class Clients:
 
     def select(self, positions: Any) -> "Clients":
         """The clients at these positions, in this order, with their ids. Copies their rows, unless they lie next to each other."""
-        positions = np.asarray(positions)
-        if positions.ndim != 1 or (positions.size and not np.issubdtype(positions.dtype, np.integer)):
-            raise TypeError(
-                f"positions must be a one-dimensional integer array, got {positions.dtype}{list(positions.shape)}; "
-                "for a mask use np.flatnonzero(mask)"
-            )
-        if not positions.size:
-            raise ValueError("select() got no positions, and a population needs at least one client")
-        if (outside := positions[(positions < -len(self)) | (positions >= len(self))]).size:
-            raise IndexError(f"there is no client {outside[0]}: there are {len(self)}, at positions 0 to {len(self) - 1}")
-        positions = positions.astype(np.int64) % len(self)
+        positions = checks.positions(positions, len(self))
         offsets = np.concatenate([[0], np.cumsum(self.sizes[positions])])
         if (np.diff(positions) == 1).all():
             rows: Any = slice(self.offsets[positions[0]], self.offsets[positions[-1] + 1])
@@ -239,7 +230,7 @@ class Clients:
             return first_part(self.offsets, self._words, fraction, seed, by=who, stratify=what)
         except Alone as alone:
             raise ValueError(
-                f"class {alone.value} of column {stratify!r} has one example (or person) at {_whose(alone.client, self.ids)[:-2]}, "
+                f"class {alone.value} of column {stratify!r} has one example (or person) at {whose(alone.client, self.ids)[:-2]}, "
                 "and it cannot be in both parts: put rare classes together, leave that client or example out, or split without stratify="
             ) from None
 
@@ -278,7 +269,7 @@ class Clients:
                 if (places != np.arange(len(places))).any():
                     columns[column] = spill.reordered(columns[column], places)
             else:
-                columns[column] = _matrix(columns, wanted, column)
+                columns[column] = matrix_of(columns, wanted, column)
                 columns = {name: x for name, x in columns.items() if name not in set(wanted) - {column}}
             names[column] = tuple(wanted)
         kept = {name: of for name, of in names.items() if name in columns}
@@ -343,83 +334,10 @@ class Clients:
         """A column of persons or classes, by which examples are told apart; raises where it is none. `word` says in what it was named."""
         if name not in self._names:
             raise ValueError(f"{word}={name!r} names no column; the columns are {', '.join(self._names)}")
-        x = self.named_columns[name]
-        whole = x.dtype.kind in "biuU" or (x.dtype.kind == "f" and bool((x == np.round(x)).all()))
-        if x.ndim != 1 or not whole:
-            raise ValueError(
-                f"{word}={name!r} must be a column of whole numbers, truth values or text, one an example without any missing, "
-                f"got {checks.dtype_of(x)}{list(x.shape[1:])}"
-            )
-        return x
+        return checks.groups(self.named_columns[name], name, word)
 
     def _with(self, leaves: list[np.ndarray], offsets: np.ndarray, ids: np.ndarray) -> "Clients":
         return type(self)(self._structure.unflatten(leaves), offsets, ids, features=self.features, categories=self.categories)
-
-
-def _matrix(columns: dict[str, np.ndarray], names: Sequence[str], column: str) -> np.ndarray:
-    """A matrix of the columns of these names, in float32 where it holds them all."""
-    for name in names:
-        if name not in columns:
-            raise ValueError(f"there is no column {column!r}, and no column {name!r} to make it of; there are {', '.join(columns)}")
-        if columns[name].ndim != 1 or columns[name].dtype.kind not in "fiub":
-            raise ValueError(
-                f"column {name!r}, of which {column!r} is to be made, must hold a number an example, got "
-                f"{checks.dtype_of(columns[name])}{list(columns[name].shape[1:])}"
-            )
-    dtype = np.result_type(np.float32, *(columns[name].dtype for name in names))
-    return np.stack([columns[name].astype(dtype) for name in names], axis=1)
-
-
-def _join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tuple[Columns, np.ndarray]:
-    """The clients' columns one after another, and the offsets, once they are known to be alike.
-
-    Columns that say the names of their features themselves are put into the order of `features`.
-    """
-    found, sizes = [], np.zeros(len(each) + 1, np.int64)
-    first, structure, names = checks.flat(each[0], _whose(0, ids))
-    for i, columns in enumerate(each):
-        leaves, own_structure, own_names = checks.flat(columns, _whose(i, ids))
-        if own_structure != structure:
-            raise ValueError(
-                f"{_whose(i, ids)}has columns {', '.join(own_names)}, but client 0 has {', '.join(names)}; "
-                "all clients need the same columns in the same structure"
-            )
-        sizes[i + 1] = checks.rows(leaves, names, _whose(i, ids))
-        for column, its in features_in(columns).items():
-            at = names.index(column)
-            leaves[at] = leaves[at][:, order(its, features[column], column, _whose(i, ids))]
-        for leaf, other, name in zip(leaves, first, names, strict=True):
-            if (leaf.dtype != other.dtype and not (is_text(leaf) and is_text(other))) or leaf.shape[1:] != other.shape[1:]:
-                raise ValueError(
-                    f"{_whose(i, ids)}column {name!r} is {leaf.dtype}{list(leaf.shape)}, "
-                    f"but client 0's is {other.dtype}{list(other.shape)}; all clients need one dtype and one shape after the first axis"
-                )
-        found.append(leaves)
-    return structure.unflatten([np.concatenate(column) for column in zip(*found, strict=True)]), np.cumsum(sizes)
-
-
-def _whose(i: int, ids: np.ndarray) -> str:
-    return f"client {i} (id {ids[i].item()!r}): "
-
-
-def _rows_of(parts: Sequence[Any], examples: int) -> np.ndarray:
-    """All clients' row numbers one after another."""
-    if not len(parts):
-        raise ValueError("the dataset is empty: parts holds no clients; give one index array for each client")
-    found = []
-    for i, part in enumerate(parts):
-        rows = np.asarray(part)
-        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-            raise TypeError(
-                f"part {i} must be a one-dimensional integer array of row numbers, got {rows.dtype}{list(rows.shape)}; "
-                "for a mask use np.flatnonzero(mask)"
-            )
-        if (outside := rows[(rows < 0) | (rows >= examples)]).size:
-            raise ValueError(
-                f"part {i} names row {outside[0]}, but the columns have rows 0 to {examples - 1}; were they partitioned together?"
-            )
-        found.append(rows.astype(np.int64))
-    return np.concatenate(found)
 
 
 def _in_words(nbytes: int) -> str:

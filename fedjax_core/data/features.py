@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_core.data import checks
+
 Features = Mapping[str, Sequence[str]]
 """{column: the names of the numbers in each of its rows}."""
 
@@ -49,3 +51,17 @@ def order(have: Sequence[str], want: Sequence[str], column: str, whose: str = ""
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def matrix_of(columns: dict[str, np.ndarray], names: Sequence[str], column: str) -> np.ndarray:
+    """A matrix of the columns of these names, in float32 where that holds them all; raises where one is no number."""
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"there is no column {column!r}, and no column {name!r} to make it of; there are {', '.join(columns)}")
+        if columns[name].ndim != 1 or columns[name].dtype.kind not in "fiub":
+            raise ValueError(
+                f"column {name!r}, of which {column!r} is to be made, must hold a number an example, got "
+                f"{checks.dtype_of(columns[name])}{list(columns[name].shape[1:])}"
+            )
+    dtype = np.result_type(np.float32, *(columns[name].dtype for name in names))
+    return np.stack([columns[name].astype(dtype) for name in names], axis=1)

@@ -6,7 +6,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 import fedjax_core as fc
-from fedjax_core.data import preprocess
+from fedjax_core.data import preprocess, scaling
 from fedjax_core.data.preprocess import Codes, Impute, Rescale, Standardise
 
 SIZES = (23, 5, 1, 4)
@@ -65,7 +65,7 @@ def test_a_vocabulary_has_what_somebody_has_often_enough(raw):
 
 def test_a_hundred_thousand_columns_in_chunks_are_those_in_one_piece(monkeypatch):
     x = np.random.default_rng(1).normal(1e4, 1.0, (12, 100_000))
-    monkeypatch.setattr(preprocess, "_CHUNK_BYTES", 8 * 100_000 * 5)  # rows by fives
+    monkeypatch.setattr(scaling, "_CHUNK_BYTES", 8 * 100_000 * 5)  # rows by fives
     sums = Standardise("x").sums(x, 0)
     np.testing.assert_allclose(sums["mean"], x.mean(axis=0), rtol=1e-13)
     np.testing.assert_allclose(sums["m2"], x.var(axis=0) * 12, rtol=1e-9)

@@ -1,0 +1,29 @@
+"""A step of preprocessing: what one does to one column, from sums that all clients give.
+
+sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.finalize(...)  ─►  step.apply(x_i, numbers)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+Folder = str | Path | None
+
+Sums = Mapping[str, np.ndarray]
+"""A client's sums of a column, or the numbers that are made of all clients': named arrays."""
+
+
+class Step(Protocol):
+    """One thing done to one column. All methods are pure; `merge` does not mind how clients are grouped, beyond rounding."""
+
+    @property
+    def column(self) -> str: ...
+    @property
+    def releases(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
+    def sums(self, x: np.ndarray, min_cell: int) -> Sums: ...  # what is known of fewer than `min_cell` examples is left out
+    def merge(self, a: Sums, b: Sums) -> Sums: ...
+    def problem(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that somebody sent
+    def finalize(self, sums: Sums) -> Sums: ...
+    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray: ...  # what is large and mapped goes to the folder
