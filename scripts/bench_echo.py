@@ -20,7 +20,7 @@ import ray
 import fedjax_core as fc
 from fedjax_core.algorithms import ONCE, Algorithm, Client, Exchange, Report
 from fedjax_core.sites.site_file import SiteFile
-from fedjax_core.sites.transport.ray_actors import NAMESPACE
+from fedjax_core.sites.transport.ray_start import NAMESPACE
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a script
 

@@ -39,7 +39,7 @@ def everything():
 
 STRIKES = {
     "coordinator": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "site": lambda: kill(processes("kyoto", "ray::_Actor")),
+    "site": lambda: kill(processes("kyoto", "ray::SiteActor")),
     "node": lambda: kill(processes("mayo", "raylet")),
     "everything": everything,
 }

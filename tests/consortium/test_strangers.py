@@ -14,8 +14,8 @@ from fedjax_core.sites.transport.certificates import Files
 pytestmark = pytest.mark.slow
 
 JOIN = (
-    "import sys; from fedjax_core.sites.transport.ray_actors import _start; import ray; "
-    "_start([], sys.argv[1], False); print(len(ray.nodes()))"
+    "import sys; from fedjax_core.sites.transport.ray_start import start_ray; import ray; "
+    "start_ray([], sys.argv[1], False); print(len(ray.nodes()))"
 )
 
 

@@ -5,7 +5,7 @@ import signal
 
 import ray
 
-from fedjax_core.sites.transport.ray_actors import NAMESPACE
+from fedjax_core.sites.transport.ray_start import NAMESPACE
 
 
 def kill(site):

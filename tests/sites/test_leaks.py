@@ -17,7 +17,7 @@ from fedjax_core.files import open_to_others
 from fedjax_core.sites.federation import Paused
 from fedjax_core.sites.protocol.kinds import KINDS
 from fedjax_core.sites.site_file import SiteFile
-from fedjax_core.sites.transport.ray_actors import Handed, _Actor
+from fedjax_core.sites.transport.ray_site import Handed, SiteActor
 from fedjax_core.sites.wire.envelope import COORDINATOR, Header, encode, header_of
 from tests.sites import federations
 from tests.sites.federations import NAMES, federation, site_files
@@ -118,7 +118,7 @@ def unfit(fed):
 def test_a_site_that_cannot_read_its_data_says_no_more_than_the_kind_of_error(tmp_path, everything_logged):
     for broken, kind in ((fails, "ValueError"), (opens, "FileNotFoundError")):
         one = dataclasses.replace(site_files(folder=tmp_path)[0], data=broken)
-        said = _Actor(one.name, {}, Handed(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text)).key().decode()
+        said = SiteActor(one.name, {}, Handed(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text)).key().decode()
         assert said == f"{kind}; errors.log in its folder says more" and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
     assert found({"logged": everything_logged.text.encode()}) == []
 

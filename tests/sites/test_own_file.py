@@ -15,8 +15,8 @@ from fedjax_core.sites.own_file import VARIABLE, NotOwn, check, find
 from fedjax_core.sites.protocol.request import Requests, addresses
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.transport import ray_actors
-from fedjax_core.sites.transport.ray_actors import Handed, _Actor
+from fedjax_core.sites.transport import ray_actors, ray_site, ray_start
+from fedjax_core.sites.transport.ray_site import Handed, SiteActor
 from fedjax_core.sites.wire.envelope import decode
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 
@@ -85,7 +85,7 @@ def copy(home, **settings):
 
 
 def test_a_site_starts_from_its_own_file_and_keeps_its_policy(home):
-    actor = _Actor("charite", copy(home, resources=FULL["resources"]))
+    actor = SiteActor("charite", copy(home, resources=FULL["resources"]))
     assert actor.key().decode() == SiteKey.load(home / "charite.key").public.text
     requests = Requests("run", study(0.1).hash, addresses(["charite"]), COORDINATOR, lambda *about: None)
     roster = Roster({"charite": SiteKey.load(home / "charite.key").public})
@@ -119,7 +119,7 @@ ANOTHER = {
 @pytest.mark.parametrize("setting", ANOTHER)
 def test_a_copy_that_differs_is_refused_and_recorded_by_the_name_of_the_setting(home, setting):
     MARKED.clear()
-    said = _Actor("charite", copy(home, **{setting: ANOTHER[setting]})).key().decode()
+    said = SiteActor("charite", copy(home, **{setting: ANOTHER[setting]})).key().decode()
     assert f"the coordinator's copy of charite's file has another '{setting}' than the site's own" in said
     (about,) = refusals(home)
     assert about["code"] == "not-own" and f"'{setting}'" in about["reason"]
@@ -148,13 +148,13 @@ def test_a_copy_that_is_the_same_or_says_less_is_as_good_as_none(home):
 @pytest.mark.parametrize("setting", ["data", "study", "coordinator"])
 def test_what_its_own_file_lacks_nobody_else_gives(home, setting):
     write(home / "site.toml", {name: value for name, value in FULL.items() if name not in (setting, *ABSENT)})
-    said = _Actor("charite", {}).key().decode()
+    said = SiteActor("charite", {}).key().decode()
     assert f"charite's own file has no `{setting}`" in said and len(refusals(home)) == 1
 
 
 def test_a_file_that_its_machine_does_not_name_is_not_looked_for(home, monkeypatch):
     def said():
-        return _Actor("charite", {}).key().decode()
+        return SiteActor("charite", {}).key().decode()
 
     monkeypatch.setenv(VARIABLE, write(home / "mayo.toml", FULL | {"name": "mayo"}).as_posix())
     assert f"{VARIABLE} on the machine where charite was to start names no files of a site of this name" in said()
@@ -174,22 +174,22 @@ def test_a_machine_may_have_several_sites_and_a_path_any_character(home):
 
 
 def test_a_runtime_environment_of_the_coordinators_is_refused_and_recorded(home, monkeypatch):
-    monkeypatch.setattr(ray_actors, "_brought", lambda: ["env_vars", "working_dir"])
-    assert "in a runtime environment of the coordinator's ('env_vars', 'working_dir')" in _Actor("charite", {}).key().decode()
+    monkeypatch.setattr(ray_site, "_brought", lambda: ["env_vars", "working_dir"])
+    assert "in a runtime environment of the coordinator's ('env_vars', 'working_dir')" in SiteActor("charite", {}).key().decode()
     assert len(refusals(home)) == 1
 
 
 def test_what_is_handed_over_is_for_a_ray_of_ones_own(home, monkeypatch):
     """A `SiteFile` made in Python, over a Ray that this process started; anywhere else it is refused before anything starts."""
     one = SiteFile(name="charite", data={"x": np.eye(2, dtype=np.float32), "y": np.array([0, 1])})
-    actor = _Actor("charite", {}, Handed(one, study(0.1), COORDINATOR.public.text))
+    actor = SiteActor("charite", {}, Handed(one, study(0.1), COORDINATOR.public.text))
     assert actor.key().startswith(b"ed25519:")
     for more in ({}, {"policy": home / "policy.toml"}, {"study": "subprocess:getoutput"}, {"order": np.zeros((1, 1, 1), np.int32)}):
         with pytest.raises(ValueError, match=r"the site charite is given here with 'data'.* has these from its own file alone"):
-            ray_actors._start([SiteFile(name="charite", data=one.data, **more)], "127.0.0.1:1", True)
+            ray_start.start_ray([SiteFile(name="charite", data=one.data, **more)], "127.0.0.1:1", True)
     with pytest.raises(ValueError, match="is given here with 'policy'"):
-        ray_actors._start([SiteFile(name="charite", policy=home / "policy.toml")], "127.0.0.1:1", True)
-    ray_actors._check_nothing_is_carried([SiteFile(name="charite", resources={"charite": 1.0}), SiteFile.read(home / "site.toml")])
+        ray_start.start_ray([SiteFile(name="charite", policy=home / "policy.toml")], "127.0.0.1:1", True)
+    ray_start.check_nothing_is_carried([SiteFile(name="charite", resources={"charite": 1.0}), SiteFile.read(home / "site.toml")])
 
 
 class Started:
@@ -214,7 +214,7 @@ class Started:
 @pytest.mark.parametrize("made", ["path", "python"])
 def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypatch, address, made):
     started = Started()
-    monkeypatch.setattr(ray_actors, "_start", lambda files, address, insecure_local: True)
+    monkeypatch.setattr(ray_actors, "start_ray", lambda files, address, insecure_local: True)
     monkeypatch.setattr(ray_actors.ray, "remote", lambda kind: started)
     monkeypatch.setattr(ray_actors.RayTransport, "_meet", lambda transport, files, alone: None)
     one = SiteFile.read(home / "site.toml") if made == "path" else SiteFile(name="charite", resources={"charite": 1.0})

@@ -11,59 +11,37 @@ to the sites of a Ray that this process starts itself, which is a try on one mac
 A site is pinned to its node by its `resources` (`ray start --resources '{"charite": 1}'`) or by labels of the node (`node`).
 """
 
-import contextlib
-import gc
 import logging
-import os
-import secrets
-import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent import futures
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
-from ray._private import worker as ray_worker
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-from fedjax_core.files import make_folder, opener
-from fedjax_core.machine import short_folder
-from fedjax_core.sites.audit import Log
-from fedjax_core.sites.own_file import VARIABLE, NotOwn, check, find
-from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.policy.budget import confine
-from fedjax_core.sites.refusal import listed, printable
-from fedjax_core.sites.site.endpoint import Site
-from fedjax_core.sites.site_file import SiteFile, load_key
+from fedjax_core.sites.refusal import printable
+from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.transport.ray_bytes import NoReply, NotBytes, bytes_of, leave_errors_unread
-from fedjax_core.sites.transport.ray_security import InsecureRay, on_loopback, preflight
+from fedjax_core.sites.transport.ray_bytes import NoReply, NotBytes, bytes_of
+from fedjax_core.sites.transport.ray_site import Handed, SiteActor, WatchedSite
+from fedjax_core.sites.transport.ray_start import NAMESPACE, start_ray
 from fedjax_core.sites.wire.canonical import Bytes
 from fedjax_core.sites.wire.identity import PublicKey
 from fedjax_core.sites.wire.transport import Reply
 
 log = logging.getLogger("fedjax_core")
 
-NAMESPACE = "fedjax_core"
 _START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
 _PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 30.0
 """How long a site may have no node, how often that is looked at, how long a key that is there takes to come, and how often a site that
 could not start is started again."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
-_NOTED = "errors.log in its folder says more"
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
 _SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
-_ONE_DOMAIN = (
-    "whoever is in this Ray can run programs at every site and at the coordinator, whatever the sites' policies say: it is for those who "
-    "trust each other so far (docs/sites-privacy.md, Who can do what)"
-)
-_TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TOKEN_PATH)? Copy it anew from whoever made the certificates."
 
 
 class RayTransport:
@@ -81,7 +59,7 @@ class RayTransport:
     ) -> None:
         """`watched`: whether sites can be asked for their progress while they work. A thread more at each then makes every call dearer."""
         self.watched = watched
-        self._started = _start(files, address, insecure_local)
+        self._started = start_ray(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
         self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
@@ -98,7 +76,7 @@ class RayTransport:
                 options |= {"resources": dict(about.resources)} if about.resources else {}
                 options |= {"label_selector": dict(about.node)} if about.node else {}
                 # A retry is the same bytes, which a site answers with the same bytes.
-                actor = ray.remote(concurrency_groups={"watch": 1})(_Watched) if watched else ray.remote(_Actor)  # type: ignore[call-overload]
+                actor = ray.remote(concurrency_groups={"watch": 1})(WatchedSite) if watched else ray.remote(SiteActor)  # type: ignore[call-overload]
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
                 made_here = self._started and address is None and about.file is None
@@ -223,60 +201,6 @@ class _Asked(Future[Reply]):
         return self
 
 
-class Handed(NamedTuple):
-    """What the sites of a Ray that this process started are given, as they would be in this process: all of it is the user's own."""
-
-    about: SiteFile
-    study: Study | None
-    coordinator: str
-
-
-class _Actor:
-    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text.
-
-    Each method returns `bytes`, which is all that the other end reads.
-    """
-
-    def __init__(self, name: str, copy: Mapping[str, str], handed: Handed | None = None) -> None:
-        """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or the one `handed` over."""
-        self._site: Site | None = None
-        about = None
-        try:
-            if handed is None:
-                _own_code_alone()
-                about = find(name)
-                _only_here(about, copy)
-            else:
-                about = handed.about
-            if about.policy is not None:
-                confine(Policy.read(about.policy).caps)
-            self._site = Site(about, *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))))
-            self._site.__enter__()
-            self._key = self._site.context.key.public.text
-            gc.collect()
-            gc.freeze()  # what is here now stays: JAX and the data, looked through time and again, would take a twentieth of a short visit
-        except Exception as error:
-            self._site, self._key = None, str(error) if isinstance(error, NotOwn) else f"{type(error).__name__}; {_NOTED}"
-            _note(None if about is None else about.folder, error)
-
-    def key(self) -> bytes:
-        """The site's public key, or why there is none."""
-        return self._key.encode()
-
-    def handle(self, request: Any) -> bytes:
-        """The site's reply; an empty one from a site that could not start."""
-        return b"" if self._site is None else bytes(self._site.handle(memoryview(request)))
-
-
-class _Watched(_Actor):
-    """One that says how far it is while it works."""
-
-    @ray.method(concurrency_group="watch")
-    def progress(self) -> bytes:
-        """Local steps that this process has done, in digits."""
-        return b"0" if self._site is None else str(self._site.context.budget.steps).encode()
-
-
 def _key(name: str, ref: Any, seconds: float) -> PublicKey:
     """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that could not start."""
     try:
@@ -302,92 +226,3 @@ def _no_place(about: SiteFile) -> str | None:
         return None
     wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(f"{k}={v}" for k, v in plain.items())
     return f"no node of this Ray has what its file names ({wanted}): its machine is down, or Ray is not running there"
-
-
-def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
-    """Raises `NotOwn` where this process was to be another site than the one of its own file; that is in the site's audit log, then."""
-    try:
-        if brought := _brought():
-            raise NotOwn(
-                f"{own.name} was to start in a runtime environment of the coordinator's ({listed(brought)}), which brings code or settings "
-                "from elsewhere: begin without one (under `uv run`, with RAY_ENABLE_UV_RUN_RUNTIME_ENV=0)"
-            )
-        check(own, copy)
-    except NotOwn as refusal:
-        if own.folder is not None:
-            with Log(own.folder / "audit", load_key(own)) as log:
-                log.record(own.name, "refused", about={"code": refusal.code, "reason": printable(str(refusal))[:500]})
-        raise
-
-
-def _brought() -> list[str]:
-    """What a runtime environment brings to this process, by the names of its settings: variables, or code that would be imported here."""
-    found = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
-    return sorted(str(name) for name in found)
-
-
-def _own_code_alone() -> None:
-    """Has this process import what is installed on its machine: Ray puts the folders of the coordinator's script before all others."""
-    if ray.is_initialized():
-        for folder in ray_worker.global_worker.core_worker.get_job_config().py_driver_sys_path:  # type: ignore[attr-defined]
-            if folder in sys.path:
-                sys.path.remove(folder)
-
-
-def _start(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
-    """Whether Ray was started here."""
-    leave_errors_unread()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
-    if ray.is_initialized() or address is not None:
-        preflight(insecure_local, None if ray.is_initialized() else address)
-        _check_nothing_is_carried(files)
-        log.warning(_ONE_DOMAIN)
-    if ray.is_initialized():
-        return False
-    if address is not None:
-        loopback = address.startswith("127.")
-        quiet |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
-        with on_loopback() if loopback else contextlib.nullcontext():
-            try:
-                ray.init(address=address, namespace=NAMESPACE, **quiet)
-            except ConnectionError as error:  # Ray says the reason on standard error alone
-                raise ConnectionError(f"{error}: it answers, and does not let this process in. {_TOKEN}") from error
-        return True
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        AuthenticationTokenLoader.instance().reset_cache()  # a Ray that this process had before may have left it another token
-    resources: dict[str, float] = {}
-    for about in files:
-        for name, amount in about.resources.items():
-            resources[name] = resources.get(name, 0.0) + amount
-    with on_loopback():
-        ray.init(
-            address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
-            resources=resources, _temp_dir=str(short_folder() / "ray"), **quiet,
-        )  # fmt: skip
-    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["without token authentication: unset RAY_AUTH_MODE"]
-    lacking += (
-        [] if ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1" else ["on all networks of this machine: use another version of Ray"]
-    )
-    if lacking and not insecure_local:
-        ray.shutdown()
-        raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
-    return True
-
-
-def _check_nothing_is_carried(files: Sequence[SiteFile]) -> None:
-    """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it would not be the site's own."""
-    for about in files:
-        if about.file is None and (carried := about.carried):
-            raise ValueError(
-                f"the site {about.name} is given here with {listed(carried)}, and over a Ray that runs already a site has these from its "
-                f"own file alone: give SiteFile(name=, resources=) or the path of a copy that has these two, and set {VARIABLE} at the "
-                "site. For a try on this machine leave out address, and let Federation start Ray"
-            )
-
-
-def _note(folder: Path | None, error: Exception) -> None:
-    """Why a site could not start, in full, where only its staff reads it."""
-    if folder is not None:
-        with contextlib.suppress(OSError), open(make_folder(folder) / "errors.log", "a", opener=opener) as file:
-            file.write("".join(traceback.format_exception(error)))

@@ -15,7 +15,7 @@ from fedjax_core.consortium import example
 from fedjax_core.consortium.setup import Folder, prepare
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
-from fedjax_core.sites.doctor import checks
+from fedjax_core.sites.doctor import checks, machine
 from fedjax_core.sites.doctor.examination import Settings, beside, examine
 from fedjax_core.sites.doctor.expected import Expected
 from fedjax_core.sites.own_file import VARIABLE
@@ -165,7 +165,7 @@ def test_a_fit_site_passes_everything(made, capsys):
         reached = Settings(environment={}, address=f"127.0.0.1:{plain.getsockname()[1]}", now=time.time() - 5)
         assert ("network", True) in [one[:2] for one in examine(made / "site.toml", reached)]
         asked = beside(made / "site.toml", Settings(now=time.time() - 5))
-        assert checks._ray(None, replace(asked, address=f"127.0.0.1:{port}")).startswith("a token and TLS")
+        assert machine.ray(None, replace(asked, address=f"127.0.0.1:{port}")).startswith("a token and TLS")
     found = {one.what: one for one in examine(made / "site.toml", asked)}
     assert {what for what, one in found.items() if not one.fine} == {"network"} and found["network"].fine is None
     assert found["clock"].said == "+5 s off"

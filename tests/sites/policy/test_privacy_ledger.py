@@ -12,7 +12,7 @@ import pytest
 from fedjax_core import compose, privacy
 from fedjax_core.sites.audit import Log, show
 from fedjax_core.sites.audit.retention import prune
-from fedjax_core.sites.doctor import checks
+from fedjax_core.sites.doctor import base, study
 from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
 from fedjax_core.sites.wire.envelope import COORDINATOR, SITES, Header
 from fedjax_core.sites.wire.identity import SiteKey
@@ -150,7 +150,7 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
         fed.run(second, ALL)
     assert [one["epsilon"] for one in updates(tmp_path)] == pytest.approx(wanted[:2])
     about = next(one for one in sites(tmp_path, wanted[2] + 0.01) if one.name == NAMES[WHO])
-    assert checks._policy(about, checks.Settings()).endswith(f"open now, an epsilon of {wanted[1]:.3g} told so far")
+    assert study.policy(about, base.Settings()).endswith(f"open now, an epsilon of {wanted[1]:.3g} told so far")
     assert {one["delta"] for one in updates(tmp_path)} == {DELTA} and {one["fields"] for one in updates(tmp_path)} == {
         "data examples weight"
     }

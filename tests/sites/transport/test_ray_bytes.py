@@ -15,7 +15,7 @@ import fedjax_core as fc
 from fedjax_core.sites.coordinator.replies import Replies
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.transport import ray_actors, ray_bytes
+from fedjax_core.sites.transport import ray_actors, ray_bytes, ray_site
 from fedjax_core.sites.transport.ray_bytes import NoReply, NotBytes, bytes_of, leave_errors_unread
 from fedjax_core.sites.wire.identity import SiteKey
 from fedjax_core.sites.wire.transport import bring
@@ -115,7 +115,7 @@ def test_errors_that_nobody_asks_for_are_dropped_unread():
     assert ray_bytes._worker.raise_errors([("data", b"3", None)], [None]) is None
 
 
-class Evil(ray_actors._Actor):
+class Evil(ray_site.SiteActor):
     """A site's process under another program, which says who the site is."""
 
     mark: str
@@ -143,7 +143,7 @@ def by_value():
 def test_nothing_that_a_worker_returns_or_raises_runs_at_the_coordinator(kind, raised, tmp_path, monkeypatch, capfd, by_value):
     mark = tmp_path / "mark"
     monkeypatch.setattr(kind, "mark", str(mark), raising=False)
-    monkeypatch.setattr(ray_actors, "_Actor", kind)
+    monkeypatch.setattr(ray_actors, "SiteActor", kind)
     composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=1), local=optax.sgd(0.1)))
     site = SiteFile(name="charite", data={"x": np.ones((1, 1), np.float32), "y": np.ones(1, np.float32)})
     transport = ray_actors.RayTransport([site], Study(composed, 1, 1), SiteKey.make("coordinator").public, watched=False)

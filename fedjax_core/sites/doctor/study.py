@@ -1,0 +1,213 @@
+"""Checks of the study at this site: its data, task, labels and code, and the policy that is asked for them."""
+
+import contextlib
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from fedjax_core.data.clients import Clients
+from fedjax_core.sites.doctor.base import Settings, Skipped, Unfit
+from fedjax_core.sites.doctor.expected import code
+from fedjax_core.sites.doctor.machine import key_path
+from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinned
+from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
+from fedjax_core.sites.protocol.kinds import leaving
+from fedjax_core.sites.protocol.schema import columns, difference, items_of
+from fedjax_core.sites.protocol.schema import said as said_of
+from fedjax_core.sites.refusal import listed
+from fedjax_core.sites.site import preprocessing, reviewed
+from fedjax_core.sites.site.data import absent, check_study, fingerprint
+from fedjax_core.sites.site.held_out import parted
+from fedjax_core.sites.site.load import load_data, opened, too_many_bad
+from fedjax_core.sites.site.usual_policy import metrics_of, minimum_of
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study, build
+from fedjax_core.sites.wire.identity import SiteKey
+
+
+def _opened(about: SiteFile) -> Clients:
+    """The site's data as the site opens them: NaN may be where the study's preprocessing fills it, and bad records may be left out."""
+    if (built := _built(about)) is not None:
+        return opened(_policy_read(about), built)[0]
+    found = load_data(about)
+    found.check_numbers()
+    return found
+
+
+def _policy_read(about: SiteFile) -> SiteFile:
+    """The same, without a policy where that cannot be read, which another check tells."""
+    try:
+        if about.policy is not None:
+            Policy.read(about.policy)
+    except (OSError, ValueError):
+        return replace(about, policy=None)
+    return about
+
+
+def _built(about: SiteFile) -> Study | None:
+    """The study that the file names; None where it cannot be built, which is another check's to tell."""
+    with contextlib.suppress(Exception):
+        return None if about.study is None else build(about.study, about.arguments)
+    return None
+
+
+def _steps(built: Study | None) -> preprocessing.Steps:
+    return () if built is None else built.prepare
+
+
+def data(about: SiteFile, settings: Settings) -> str:
+    """The data open, and have the columns, features and fingerprint of the study."""
+    opened, expected = _opened(about), settings.expected
+    clients, held = parted(opened)
+    here = columns(clients)
+    if expected.columns and here != expected.columns:
+        odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
+        said = "; ".join(f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}" for name in odd[:5])
+        raise Unfit(f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save")
+    if expected.features and dict(clients.features) != {name: tuple(of) for name, of in expected.features.items()}:
+        here_, there = (items_of(expected.columns, of) for of in (clients.features, expected.features))
+        raise Unfit(f"the features are not those of the study: {difference('this site', said_of(here_), 'the study', said_of(there))}")
+    path, key, said = (
+        key_path(about),
+        None,
+        f"{clients.examples} examples of {listed(here)}{'' if held is None else f', and {held.examples} held out'}",
+    )
+    with contextlib.suppress(OSError, ValueError):  # which another check tells
+        key = None if path is None else SiteKey.load(path)
+    if key is None:
+        return f"{said}, which have a fingerprint once the site has a key"
+    known, now = expected.data.get(about.name), fingerprint(opened, about.order, key)
+    if known is not None and known != now:
+        raise Unfit(
+            f"the data have the fingerprint {now}, and {known} is known: the data are others, or the site's key is. "
+            f"Where that is meant, set data_was = {known!r}"
+        )
+    return f"{said}, fingerprint {now}"
+
+
+def task(about: SiteFile, settings: Settings) -> str:
+    """The study's task can be trained on the data."""
+    if (built := _built(about)) is None:
+        raise Skipped("there is no study here that the data could be looked at with")
+    about = _policy_read(about)
+    try:
+        clients, bad = opened(about, built)
+    except Exception:
+        raise Skipped("the data cannot be opened, as is said above") from None
+    skipped, said = 0 if bad is None else len(bad), ""
+    if too_many_bad(about, skipped / (clients.examples + skipped)):
+        raise Unfit(
+            f"{skipped} of {clients.examples + skipped} records are bad, which is more than the policy leaves out (max_bad_share): mend "
+            "those that errors.log names once the site was opened, or raise the share after review"
+        )
+    check_study(built, clients)
+    if bad is not None:
+        said = f", {skipped} bad records left out"
+    kept = (
+        [] if about.policy is None else [one for one in metrics_of(built, clients) if one not in Policy.read(about.policy).leaving.fields]
+    )
+    said += f"; of what it measures {listed(kept)} would not leave (leaving.fields)" if kept else ""
+    return f"the study's task can be trained on the data{said}" + (", as far as is known before they are prepared" if built.prepare else "")
+
+
+def labels(about: SiteFile, settings: Settings) -> str:
+    """There are as many examples of each class as the policy asks for."""
+    if about.policy is None and about.study is None:
+        raise Skipped("the site has no policy of its own")
+    minimum = minimum_of(about) if about.policy is None else Policy.read(about.policy).minimum
+    clients, held = parted(_opened(about))
+    if clients.examples < minimum.examples:
+        raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
+    if held is not None and held.examples < minimum.examples:
+        raise Unfit(
+            f"{held.examples} examples are held out, and the policy asks for {minimum.examples} (minimum.examples): no model would "
+            "be judged here. Agree on a larger share, or lower the minimum after review"
+        )
+    least = int(clients.sizes[clients.sizes > 0].min())
+    if (built := _built(about)) is not None and built.departments and least < minimum.department:
+        raise Unfit(
+            f"a department has {least} examples, and the policy asks for {minimum.department}: put small ones together (minimum.department)"
+        )
+    if built is not None and isinstance(built.steps, int) and built.steps * built.batch_size < minimum.examples:
+        raise Unfit(
+            f"a report of the study is of {built.steps * built.batch_size} examples at most, and the policy asks for {minimum.examples} "
+            "(minimum.examples): it would never leave. Decline the study, or have it take more steps"
+        )
+    if not minimum.examples:
+        return f"{clients.examples} examples, and the policy asks for none: set minimum.examples, such as {SAFE.examples}"
+    if not minimum.per_class:
+        return f"{clients.examples} examples, {minimum.examples} asked for"
+    if about.labels is None or about.labels not in clients.columns:
+        raise Unfit(f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})")
+    classes, counts = np.unique(clients.columns[about.labels], return_counts=True)
+    if len(classes) < minimum.classes or (built is not None and absent(len(classes), built.round.algorithm.task)):
+        raise Unfit(
+            f"the only classes with examples are {listed(classes.tolist())}, and the task has more: the policy asks for "
+            f"{minimum.per_class} of each (minimum.per_class)"
+        )
+    if few := [f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < minimum.per_class]:
+        raise Unfit(f"too few of some classes ({', '.join(few[:5])}), and the policy asks for {minimum.per_class} (minimum.per_class)")
+    return f"{len(classes)} classes, each with {counts.min()} examples or more, {minimum.per_class} asked for"
+
+
+def policy(about: SiteFile, settings: Settings) -> str:
+    """The policy allows the study, and lets leave what it needs."""
+    built = _built(about)
+    steps = _steps(built)
+    if about.policy is None:
+        if "range" in preprocessing.leaving(steps):
+            raise Unfit("the study needs 'range', which is of single persons and leaves only where a policy of the site's own names it")
+        raise Skipped("the site has no policy of its own: the first study asked for is the only one, and its metrics may leave")
+    found, study = Policy.read(about.policy), settings.expected.study
+    if found.site != about.name:
+        raise Unfit(f"{about.policy} is the policy of {found.site!r}, and the site is {about.name!r}")
+    if found.withdrawn or found.paused:
+        raise Unfit(f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything")
+    study = study if built is None else built.hash  # where these differ, that is another check's to tell
+    if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
+        raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
+    pin = None if about.folder is None else pinned(about.folder / PINNED)
+    if found.tasks.mode == "first-use" and study and pin not in (None, study) and study not in found.tasks.allowed:
+        raise Unfit(
+            f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
+        )
+    always = leaving("train", departments=built is not None and built.departments, stats=() if built is None else built.stats)
+    if kept := [name for name in always if name not in found.leaving.fields]:
+        raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
+    if sums := preprocessing.held_back(steps, found.leaving.fields):
+        said = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())
+        raise Unfit(
+            f"{about.policy} does not let leave {said}, so the run would pause before its first round: add it to leaving.fields after "
+            "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
+        )
+    if built is not None:  # but for what the checks above and before have said of it
+        asked = Request(built.hash, examples=0, clip=built.clip, noise=built.noise)
+        decision = Policy(found.site, tasks=Tasks("first-use"), leaving=found.leaving).allows(asked, datetime.now(UTC))
+        if not decision.allowed:
+            raise Unfit(f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed")
+    open_now = "open now" if found.hours.open(datetime.now(UTC)) else f"closed now, open at {', '.join(found.hours.windows)}"
+    if steps and not found.minimum.cell:
+        open_now += f", sums of columns of however few examples leave: set minimum.cell, such as {SAFE.cell}"
+    if found.leaving.delta is not None:
+        open_now += f", an epsilon of {epsilon(Ledger(about.folder).told, found.leaving.delta):.3g} told so far"
+    return f"{about.policy}, {open_now}"
+
+
+def study(about: SiteFile, settings: Settings) -> str:
+    """The study here is the one that the run is of."""
+    if about.study is None:
+        raise Skipped("the site's file names no study, so the coordinator's is handed over, which is code")
+    built, expected = build(about.study, about.arguments), settings.expected
+    here, known = code(built), expected.code
+    odd = [name for name in {**known, **here} if known.get(name) != here.get(name)] if known else []
+    if expected.study and built.hash != expected.study:
+        why = f"the files of {listed(odd)} differ: install the same version" if odd else "install the same version, with the same arguments"
+        raise Unfit(f"{about.study} here is {built.hash}, and the run is of {expected.study}; {why}")
+    if odd:
+        raise Unfit(f"the files of {listed(odd)} are others than those that the study was made with: install the same version")
+    if about.folder is not None and (odd := reviewed.changed(about.folder, about.study, built.hash)):
+        raise Unfit(
+            f"the files of {listed(odd)} have changed since this site took part: review them, and remove {about.folder / reviewed.NAME}"
+        )
+    return f"{about.study}, {built.hash}, made of the files of {listed([name for name in here])}"
