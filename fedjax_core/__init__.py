@@ -11,7 +11,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedjax_core import aggregators, algorithms, attacks, metrics, models, privacy, tree, uplink
+from fedjax_core import aggregators, algorithms, attacks, metrics, models, privacy, stats, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.composition import compose
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
@@ -77,6 +77,7 @@ __all__ = [
     "preprocess",
     "privacy",
     "save_model",
+    "stats",
     "synthetic",
     "tree",
     "uplink",

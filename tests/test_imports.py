@@ -57,13 +57,17 @@ ALLOWED = {
     # A backend sees an algorithm as the values of its base, and stages through the round: never one by name.
     "lanes": ENGINE,
     # A worker of a cluster is lanes, and so is a site with departments; plain loops check and evaluate as lanes do.
-    **dict.fromkeys(("cluster", "sites", "loops"), ENGINE | {"lanes"}),
+    **dict.fromkeys(("cluster", "loops"), ENGINE | {"lanes"}),
+    # A site computes its sums of a statistic itself.
+    "sites": ENGINE | {"lanes", "stats"},
     # What it runs is a round of lanes, in which nothing is sent.
     "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
     # The contracts compare lanes with plain loops.
     "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},
     "clinical": NOUNS | {"data", "lanes"},
+    # Exact statistics: their site halves run where the data are, in one process or at sites.
+    "stats": NOUNS | {"data"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run"},
     "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run", "consortium"},
@@ -89,7 +93,7 @@ EXCEPTIONS = {
     ("models.from_flax", "models.modes"): "and so is how a module is told that it trains",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",
 }
-HOMES = {"ray": ("cluster", "sites.transport"), "orbax": ("run.checkpoint",), "flax": ("models",)}
+HOMES = {"ray": ("cluster", "sites.transport"), "orbax": ("run.checkpoint",), "flax": ("models",), "formulaic": ("stats.formula",)}
 
 ROW = re.compile(r"^\| `(\w+)` \| [^|]+ \|((?: `\w+`)*) \|$", re.MULTILINE)
 # What each part of `sites` may import of the others, as the README tells it.

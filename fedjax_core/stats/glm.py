@@ -1,0 +1,288 @@
+"""Generalised linear models over sites: the fit of the pooled rows, from sums that each site computes.
+
+    site:     g = X' s,  H = X' diag(w) X,  log-likelihood, deviance        s, w of families.py, at eta = X beta + offset
+    centre:   beta <- beta + (sum H)^-1 sum g                               Newton's method
+    errors:   (sum E[H])^-1 dispersion;  robust: H^-1 (sum of s_i^2 x_i x_i') H^-1;  by clusters: H^-1 (sum_c g_c g_c') H^-1
+
+Nelder and Wedderburn, "Generalized Linear Models", JRSS A 1972. Liang and Zeger, Biometrika 1986, for clusters.
+
+>>> from fedjax_core.data.clients import Clients
+>>> clients = Clients.from_table({"site": list("aabbb"), "y": [0, 1, 1, 2, 5], "x": [0.0, 0, 1, 1, 1]}, by="site")
+>>> fit = glm("y ~ x", clients, family="poisson")
+>>> {name: round(b, 4) for name, b in fit.coefficients.items()}  # log(1/2), and log(8/3) - log(1/2)
+{'Intercept': -0.6931, 'x': 1.674}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from fedjax_core.stats import families
+from fedjax_core.stats.base import Limits, Source, Sums, ask, count, total
+from fedjax_core.stats.expressions import Expression, check, columns, evaluate, parse
+from fedjax_core.stats.families import FAMILIES
+from fedjax_core.stats.formula import Design, Formula, read
+from fedjax_core.stats.inference import Estimates
+from fedjax_core.stats.newton import NoEstimate, inverse, maximise
+from fedjax_core.stats.survey import Missing, Surveyed, survey
+from fedjax_core.stats.table import Table
+
+Family = Literal["binomial", "gaussian", "poisson", "negative binomial"]
+
+
+@dataclass(frozen=True)
+class GlmMoments:
+    """A site's sums of the columns of a model, by which these are brought to one size: no answer depends on them."""
+
+    design: Design
+    outcome: Expression
+    offset: Expression
+    used: tuple[str, ...]
+    family: str
+
+    def __post_init__(self) -> None:
+        check(self.outcome), check(self.offset)
+        if self.family not in FAMILIES:
+            raise ValueError(f"there is no family {self.family!r}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.used
+
+    def sums(self, table: Table, limits: Limits) -> Sums:
+        x, y, offset = _rows(self, table, limits)
+        wrong = families.wrong(self.family, y).sum()
+        return {
+            "rows": count(len(y)),
+            "x": x.sum(0),
+            "xx": (x**2).sum(0),
+            "y": y.sum(),
+            "offset": offset.sum(),
+            "wrong": count(wrong),
+        }
+
+
+@dataclass(frozen=True)
+class GlmStep:
+    """A site's sums at one beta, of columns (x - shift) / scale."""
+
+    design: Design
+    outcome: Expression
+    offset: Expression
+    used: tuple[str, ...]
+    family: str
+    alpha: float
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    beta: tuple[float, ...]
+    scores: str = ""
+    """Whether, and of what, squares of scores are summed: "", "rows", or the column of clusters."""
+
+    def __post_init__(self) -> None:
+        check(self.outcome), check(self.offset)
+        if self.family not in FAMILIES or not self.alpha > 0:
+            raise ValueError(f"there is no family {self.family!r} with alpha {self.alpha}")
+        if len({len(self.shift), len(self.scale), len(self.beta), len(self.design.names)}) > 1:
+            raise ValueError("beta, shift and scale need a number for each column of the design")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.used
+
+    def sums(self, table: Table, limits: Limits) -> Sums:
+        x, y, offset = _rows(self, table, limits)
+        x = (x - np.array(self.shift)) / np.array(self.scale)
+        each = families.rows(self.family, y, x @ np.array(self.beta) + offset, self.alpha)
+        found: dict[str, np.ndarray] = {"gradient": x.T @ each.score, "rows": count(len(y))}
+        for name, weights in (("information", each.slope), ("expected", each.expected)):
+            found[name] = (x * weights[:, None]).T @ x
+        found |= {name: getattr(each, name).sum() for name in ("log_likelihood", "deviance", "pearson")}
+        if self.family == "gaussian":
+            found["log_likelihood"] = -0.5 * each.deviance.sum()
+        if self.scores:
+            found |= _squares(x * each.score[:, None], self.scores, table.complete(self.used), limits)
+        return found
+
+
+def _rows(asked: GlmMoments | GlmStep, table: Table, limits: Limits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(X, y, offset) of the complete rows, once they are enough."""
+    table = table.complete(asked.used)
+    x, y, offset = asked.design.matrix(table), evaluate(asked.outcome, table), evaluate(asked.offset, table)
+    limits.rows(len(y))
+    limits.parameters(x.shape[1], len(y))
+    limits.matrix(x, asked.design.names)
+    if asked.family == "binomial":
+        limits.matrix(y[:, None], ["outcome"])
+    return x, y, offset
+
+
+def _squares(scores: np.ndarray, of: str, table: Table, limits: Limits) -> dict[str, np.ndarray]:
+    if of == "rows":
+        return {"squares": scores.T @ scores, "clusters": count(len(scores))}
+    labels, places = np.unique(table.labels(of), return_inverse=True)
+    sums = np.zeros((len(labels), scores.shape[1]))
+    np.add.at(sums, places, scores)
+    for label, rows in zip(labels.tolist(), np.bincount(places, minlength=len(labels)).tolist(), strict=True):
+        limits.rows(rows, f"rows are of cluster {label!r}")
+    return {"squares": sums.T @ sums, "clusters": count(len(labels))}
+
+
+@dataclass(frozen=True, repr=False)
+class Glm(Estimates):
+    """A fitted model. `standard_errors` are those that were asked for; those by clusters of sites are there too."""
+
+    cluster_covariance: np.ndarray
+    """[P, P]: robust, with each site a cluster, and the small-sample factor of statsmodels; NaN of a single site."""
+    deviance: float
+    dispersion: float
+    """Pearson's chi-square over its degrees of freedom where the family has a dispersion, else 1."""
+    pearson: float
+    log_likelihood: float
+    rows: int
+    dropped: int
+    sites: int
+    rounds: int
+    alpha: float | None = None
+
+    @property
+    def cluster_standard_errors(self) -> dict[str, float]:
+        """{name: standard error, robust to rows of a site being alike}."""
+        return self._named(np.sqrt(np.diag(self.cluster_covariance)))
+
+    @property
+    def df_residual(self) -> int:
+        """Rows that are not used up by coefficients."""
+        return self.rows - len(self.names)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion."""
+        return 2 * len(self.names) - 2 * self.log_likelihood
+
+    def facts(self) -> list[str]:
+        """What else is known of the fit."""
+        left = f", {self.dropped} with missing values left out" if self.dropped else ""
+        return [
+            f"{self.rows} rows of {self.sites} sites{left}; {self.rounds} rounds",
+            f"deviance {self.deviance:.4f} on {self.df_residual} degrees of freedom, dispersion {self.dispersion:.4f}, AIC {self.aic:.2f}",
+        ]
+
+
+def glm(
+    formula: str,
+    source: Source,
+    family: Family = "gaussian",
+    *,
+    offset: str | None = None,
+    alpha: float = 1.0,
+    errors: Literal["model", "robust", "cluster"] = "model",
+    cluster: str = "site",
+    site_effects: Literal["none", "fixed"] = "none",
+    missing: Missing = "refuse",
+) -> Glm:
+    """The maximum-likelihood fit over the rows of all clients, or of all sites of a federation, as if they were pooled.
+
+    `offset`: a column, or an expression such as "log(days)", added to eta. `alpha`: of the negative binomial, var y = m + alpha m^2.
+    `errors`: by the model; "robust" to its variance (HC0); or "cluster", by the column `cluster`, whose clusters lie within a site each
+    ("site": a site each), times G/(G-1) (n-1)/(n-P). `site_effects="fixed"` adds C(site) to the formula.
+    Raises ValueError where values are missing (see `missing`) or are none of the family, and `NoEstimate` where there is none.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family={family!r} is not known; there are {', '.join(FAMILIES)}")
+    if errors not in ("model", "robust", "cluster"):
+        raise ValueError(f'errors={errors!r} is not known: "model", "robust" or "cluster"')
+    if site_effects not in ("none", "fixed"):
+        raise ValueError(f'site_effects={site_effects!r} is not known: "none" or "fixed"; for a random intercept use fc.stats.lmm')
+    if not (isinstance(alpha, int | float) and alpha > 0):
+        raise ValueError(f"alpha={alpha!r} must be above 0; with 0 the negative binomial is family='poisson'")
+    asked = read(formula if site_effects == "none" else f"{formula} + C(site)")
+    if len(asked.outcomes) != 1:
+        raise ValueError(f"{formula!r} needs one outcome before the ~, got {len(asked.outcomes)}")
+    about: Expression = parse(offset) if offset else ["number", 0.0]
+    grouped = (cluster,) if errors == "cluster" and cluster not in ("site", "_site") else ()
+    known = survey(source, (*asked.columns, *columns(about), *grouped), asked.categories, missing)
+    outcome = _outcome(asked, known)
+    moments = GlmMoments(asked.design(known.kinds, known.levels), outcome, about, tuple(known.kinds), family)
+    sums = total(ask(source, moments))
+    if sums["wrong"]:
+        what = {"binomial": "0 or 1", "poisson": "0 or more", "negative binomial": "0 or more"}[family]
+        raise ValueError(f"the outcome {asked.outcome_names[0]!r} must be {what}, and is not in {int(sums['wrong'])} rows")
+    step = _first(moments, sums, float(alpha))
+    scores = {"model": "", "robust": "rows", "cluster": "".join(grouped)}[errors]
+    found = maximise(lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))), np.array(step.beta), step.design.names)
+    squares = total(ask(source, replace(step, beta=tuple(found.beta.tolist()), scores=scores))) if scores else None
+    return _fitted(formula, step, found.said, found.sums, found.beta, found.rounds, known, errors, squares)
+
+
+def _outcome(asked: Formula, known: Surveyed) -> Expression:
+    """The outcome as a number; raises where it is text other than truth values."""
+    outcome = asked.outcomes[0]
+    if outcome[0] == "column" and known.kinds[outcome[1]] == "text":
+        levels = list(known.levels[outcome[1]])
+        if set(levels) <= {"False", "True"}:
+            return ["is", outcome[1], "True"]
+        raise ValueError(
+            f"the outcome {outcome[1]!r} is text, {', '.join(map(repr, levels[:5]))}: say which of it counts, as in "
+            f"'I({outcome[1]} == {levels[-1]!r}) ~ ...'"
+        )
+    return outcome
+
+
+def _first(moments: GlmMoments, sums: Sums, alpha: float) -> GlmStep:
+    """The first step: no effects, with columns that have mean 0, where there is an intercept, and size 1."""
+    rows, names = max(1, int(sums["rows"])), moments.design.names
+    mean, square = sums["x"] / rows, sums["xx"] / rows
+    at = names.index("Intercept") if "Intercept" in names else None
+    shift = np.zeros(len(names)) if at is None else np.where(np.arange(len(names)) == at, 0.0, mean)
+    variance = square - shift**2
+    flat = variance <= 1e-12 * square
+    if at is not None and (constant := [name for i, name in enumerate(names) if flat[i] and i != at]):
+        raise NoEstimate(f"{constant[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula")
+    scale = np.sqrt(np.where(variance > 0, variance, 1.0))
+    beta = np.zeros(len(names))
+    if at is not None:
+        beta[at] = families.start(moments.family, float(sums["y"]) / rows) - float(sums["offset"]) / rows
+    at_mean, size, begin = (tuple(x.tolist()) for x in (shift, scale, beta))
+    return GlmStep(moments.design, moments.outcome, moments.offset, moments.used, moments.family, alpha, at_mean, size, begin)
+
+
+def _fitted(
+    formula: str, step: GlmStep, said: Sequence[Sums], sums: Sums, beta: np.ndarray, rounds: int, known: Surveyed, errors: str, squares: Any
+) -> Glm:
+    names, rows = step.design.names, int(sums["rows"])
+    back = np.diag(1 / np.array(step.scale))  # coefficients of the columns as they are, from those of (x - shift) / scale
+    if "Intercept" in names:
+        back[names.index("Intercept")] -= np.array(step.shift) / np.array(step.scale)
+    bread = inverse(sums["information"])
+    dispersion = float(sums["pearson"]) / max(1, rows - len(names)) if step.family == "gaussian" else 1.0
+    with_rows = np.stack([one["gradient"] for one in said if one["rows"]])
+    by_site = _sandwich(bread, np.einsum("si,sj->ij", with_rows, with_rows), len(with_rows), rows)
+    if errors == "model":
+        covariance = inverse(sums["expected"]) * dispersion
+    elif squares is None:
+        covariance = by_site
+    else:
+        few = int(squares["clusters"]) if errors == "cluster" else None
+        covariance = _sandwich(bread, squares["squares"], few, rows)
+    likelihood = float(sums["log_likelihood"])
+    if step.family == "gaussian":
+        likelihood = -rows / 2 * (np.log(2 * np.pi * float(sums["deviance"]) / rows) + 1) if sums["deviance"] else np.inf
+    ratio = {"binomial": "odds ratio", "gaussian": None}.get(step.family, "rate ratio")
+    return Glm(
+        names, back @ beta, back @ covariance @ back.T, back @ by_site @ back.T,
+        deviance=float(sums["deviance"]), dispersion=dispersion, pearson=float(sums["pearson"]), log_likelihood=float(likelihood),
+        rows=rows, dropped=known.dropped, sites=len(with_rows), rounds=rounds,
+        alpha=step.alpha if step.family == "negative binomial" else None,
+        title=f"{step.family} model: {formula}" + ("" if errors == "model" else f" ({errors} standard errors)"), ratio=ratio,
+    )  # fmt: skip
+
+
+def _sandwich(bread: np.ndarray, squares: np.ndarray, clusters: int | None, rows: int) -> np.ndarray:
+    """bread squares bread, times the factor for few clusters where there are clusters."""
+    if clusters is None:
+        return bread @ squares @ bread
+    if clusters < 2 or rows <= len(bread):
+        return np.full_like(bread, np.nan)
+    return bread @ squares @ bread * (clusters / (clusters - 1)) * ((rows - 1) / (rows - len(bread)))

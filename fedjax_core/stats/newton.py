@@ -1,0 +1,100 @@
+"""Newton's method on sums that sites compute, for a log-likelihood that is concave: exact, in a few rounds, one message a site in each.
+
+    beta <- beta + H^-1 g        g = sum of sites' gradients, H = sum of their information; a step that loses likelihood is halved
+
+It also says in words why a model has no answer: columns that are made of one another, or a likelihood that grows for ever.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_core.stats.base import Sums, total
+
+
+class NoEstimate(ValueError):
+    """The model has no finite estimate on these data; the message says of which coefficient, and the way out."""
+
+
+class Found(NamedTuple):
+    """Where Newton's method ended: the estimates, and each site's sums there."""
+
+    beta: np.ndarray  # [P]
+    said: list[Sums]
+    sums: dict[str, np.ndarray]
+    rounds: int
+
+
+_MOST, _HALVINGS = 100, 30
+
+
+def maximise(ask: Callable[[np.ndarray], list[Sums]], beta: np.ndarray, names: Sequence[str], what: str = "outcome") -> Found:
+    """Where the likelihood is largest. `ask(beta)`: each site's sums, "log_likelihood", "gradient" [P] and "information" [P, P], of columns
+    that are of a size near 1.
+
+    Raises `NoEstimate` where there is no such place.
+    """
+    said = ask(beta)
+    sums, rounds = total(said), 1
+    check_independent(sums["information"], names)
+    before = np.inf
+    while rounds < _MOST:
+        step = solve(sums["information"], sums["gradient"])
+        size = float(np.abs(step).max(initial=0.0) / (1 + np.abs(beta).max(initial=0.0)))
+        if size < 1e-11 or (size < 1e-8 and size > before / 10):  # which is the rounding of the sums
+            return Found(beta + step, said, sums, rounds)
+        before = size
+        for _ in range(_HALVINGS):
+            tried = ask(beta + step)
+            after, rounds = total(tried), rounds + 1
+            gain = float(after["log_likelihood"] - sums["log_likelihood"])
+            slack = 1e-9 * (1 + abs(float(sums["log_likelihood"])))
+            if np.isfinite(gain) and np.isfinite(after["information"]).all() and gain >= -slack:
+                break
+            step = step / 2
+        else:
+            raise NoEstimate(f"the likelihood does not grow along any step from {beta.tolist()}; look at the sizes of the columns")
+        grows = np.abs(step)
+        if abs(gain) < 1e-6 and grows.max() > 0.1:
+            _endless([name for name, by in zip(names, grows, strict=True) if by > 0.1 * grows.max()], what)
+        beta, said, sums = beta + step, tried, after
+    raise NoEstimate(f"no estimate after {_MOST} rounds; look for columns of very different sizes, or levels with few rows")
+
+
+def solve(information: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """information^-1 gradient, with each column brought to one size before."""
+    size = np.sqrt(np.maximum(np.diag(information), 1e-300))
+    try:
+        return np.linalg.solve(information / np.outer(size, size), gradient / size) / size
+    except np.linalg.LinAlgError:
+        raise NoEstimate("the information about the coefficients is singular: columns depend on each other") from None
+
+
+def inverse(information: np.ndarray) -> np.ndarray:
+    """The inverse, symmetric, with each column brought to one size before."""
+    size = np.sqrt(np.diag(information))
+    found = np.linalg.inv(information / np.outer(size, size)) / np.outer(size, size)
+    return (found + found.T) / 2
+
+
+def check_independent(information: np.ndarray, names: Sequence[str]) -> None:
+    """Raises `NoEstimate`, naming them, for columns of which one is a sum of others, or is 0 everywhere."""
+    size = np.sqrt(np.diag(information))
+    if not len(size):
+        return
+    if (nothing := np.flatnonzero(~(size > 0))).size:
+        raise NoEstimate(f"{names[nothing[0]]!r} is the same in every row, so nothing can be said of it: take it out of the formula")
+    values, vectors = np.linalg.eigh(information / np.outer(size, size))
+    if values[0] < 1e-11 * len(size):
+        these = [name for name, part in zip(names, vectors[:, 0], strict=True) if abs(part) > 0.05]
+        raise NoEstimate(f"{', '.join(map(repr, these))} depend on one another (one is made of the others): take one out of the formula")
+
+
+def _endless(names: Sequence[str], what: str) -> None:
+    these = [name for name in names if name != "Intercept"] or list(names)
+    raise NoEstimate(
+        f"the estimate of {', '.join(map(repr, these[:8]))} grows without end: it separates the rows, as where all of a level have one "
+        f"{what}. Take it out, put the level and another together, or leave these rows out; effects of sites go into strata or a random "
+        "intercept"
+    )

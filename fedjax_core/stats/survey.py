@@ -1,0 +1,107 @@
+"""What must be known of columns before a model of them can be made: which are text, their levels, and how many values are missing.
+
+    each site:   kind, missing, and of the columns `levels` their labels with counts      over the rows that are complete
+    centre:      kinds that agree  ─►  one sorted list of levels for all
+
+>>> from fedjax_core.data.clients import Clients
+>>> clients = Clients.from_table({"site": ["a", "a", "b"], "sex": ["F", "M", "F"], "age": [3, None, 5]}, by="site")
+>>> found = survey(clients, ("sex", "age"), missing="drop")
+>>> found.kinds, found.levels["sex"], found.rows, found.dropped
+({'sex': 'text', 'age': 'number'}, {'F': 2}, 2, 1)
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fedjax_core.stats.base import Limits, Source, Sums, ask, count, names_of
+from fedjax_core.stats.table import KINDS, Table
+
+Missing = Literal["refuse", "drop"]
+"""What becomes of rows in which a value is missing that is used."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The site half: kinds and missing values of `names`, levels with counts of those that are text or in `levels`."""
+
+    names: tuple[str, ...]
+    levels: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.names
+
+    def sums(self, table: Table, limits: Limits) -> Sums:
+        whole = table.complete(self.names)
+        limits.rows(whole.rows)
+        kinds = np.array([KINDS.index(table.kind(name)) for name in self.names], np.int64)
+        missing = np.array([table.missing(name).sum() for name in self.names], np.int64)
+        found: dict[str, np.ndarray] = {"rows": count(table.rows), "complete": count(whole.rows), "kinds": kinds, "missing": missing}
+        for i, name in enumerate(self.names):
+            told = name in self.levels or table.kind(name) == "text"
+            labels, counts = np.unique(whole.labels(name), return_counts=True) if told else (np.zeros(0, str), np.zeros(0, np.int64))
+            for label, rows in zip(labels.tolist(), counts.tolist(), strict=True):
+                limits.rows(rows, f"rows have {name!r} = {label!r}")
+            found[f"labels.{i}"] = np.frombuffer(json.dumps(labels.tolist()).encode(), np.uint8)[: None if len(labels) else 0]
+            found[f"counts.{i}"] = counts.astype(np.int64)
+        return found
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What is known of the columns."""
+
+    kinds: dict[str, str]
+    levels: dict[str, dict[str, int]]
+    """{column: {level: rows}}, of text and of what was asked for, in the order of their values."""
+    rows: int
+    """That are complete."""
+    dropped: int
+    """Rows that are not."""
+    by_site: dict[Any, int]
+    """{site: its complete rows}."""
+
+
+def survey(source: Source, names: Sequence[str], levels: Sequence[str] = (), missing: Missing = "refuse") -> Surveyed:
+    """What is known of these columns at all sites; raises where values are missing and `missing` is "refuse"."""
+    if missing not in ("refuse", "drop"):
+        raise ValueError(f'missing={missing!r} is not known: "refuse" raises, "drop" leaves out the rows that lack a value that is used')
+    names = tuple(dict.fromkeys(names))
+    said = ask(source, Survey(names, tuple(levels)))
+    gone = {name: int(sum(one["missing"][i] for one in said)) for i, name in enumerate(names)}
+    rows, complete = (int(sum(one[word] for one in said)) for word in ("rows", "complete"))
+    if missing == "refuse" and rows > complete:
+        said_of = ", ".join(f"{name!r} in {lacks} rows" for name, lacks in gone.items() if lacks)
+        raise ValueError(
+            f"values are missing: {said_of}, of {rows} rows. Fill them in before, or give missing='drop' to analyse the {complete} rows "
+            "that lack none of these columns"
+        )
+    if not complete:
+        raise ValueError(f"no row has a value in each of {', '.join(map(repr, names))}, so there is nothing to analyse")
+    kinds = {name: _kind(name, [KINDS[int(one["kinds"][i])] for one in said if one["rows"]]) for i, name in enumerate(names)}
+    found: dict[str, dict[str, int]] = {}
+    for i, name in enumerate(names):
+        if name in levels or kinds[name] == "text":
+            found[name] = _levels([one[f"labels.{i}"] for one in said], [one[f"counts.{i}"] for one in said], kinds[name])
+    by_site = {who: int(one["complete"]) for who, one in zip(names_of(source), said, strict=True)}
+    return Surveyed(kinds, found, complete, rows - complete, by_site)
+
+
+def _kind(name: str, kinds: Sequence[str]) -> str:
+    if len(set(kinds) - {"text"}) and "text" in kinds:
+        raise ValueError(f"column {name!r} is text at some sites and a number at others: have all sites write it in one way")
+    return "whole" if set(kinds) == {"whole"} else kinds[0] if "text" in kinds else "number"
+
+
+def _levels(labels: Sequence[np.ndarray], counts: Sequence[np.ndarray], kind: str) -> dict[str, int]:
+    """Levels in order: numbers by size, and text as it sorts. A whole number that is a float at one site is one at all, "1.0"."""
+    merged: dict[str, int] = {}
+    for its, how_many in zip(labels, counts, strict=True):
+        for label, rows in zip(json.loads(bytes(its)) if len(its) else (), how_many.tolist(), strict=True):
+            label = label if kind != "number" else str(float(label))
+            merged[label] = merged.get(label, 0) + rows
+    return {label: merged[label] for label in (sorted(merged) if kind == "text" else sorted(merged, key=float))}
