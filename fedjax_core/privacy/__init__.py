@@ -8,19 +8,23 @@ from fedjax_core.privacy.accounting import epsilon, epsilon_of, noise_for
 from fedjax_core.privacy.adaptive import adaptive
 from fedjax_core.privacy.client_level import ClientLevel, client_level
 from fedjax_core.privacy.clipping import clip_by_norm
+from fedjax_core.privacy.examples import ExampleLevel, example_level, noisy_gradient
 from fedjax_core.privacy.gaussian import gaussian
 from fedjax_core.privacy.local import Local, local, local_gaussian
 
 __all__ = [
     "ClientLevel",
+    "ExampleLevel",
     "Local",
     "adaptive",
     "client_level",
     "clip_by_norm",
     "epsilon",
     "epsilon_of",
+    "example_level",
     "gaussian",
     "local",
     "local_gaussian",
     "noise_for",
+    "noisy_gradient",
 ]

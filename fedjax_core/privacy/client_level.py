@@ -79,7 +79,7 @@ class ClientLevel:
         if isinstance(self.clip, adaptive):
             made = adaptive_gaussian(self.clip, self.noise, self.cohort)
         elif self.bands > 1:
-            made = banded_gaussian(self.clip, self.noise, self.cohort, self.bands)
+            made = banded_gaussian(self.clip, self.noise, self.cohort, self.bands, self.rounds)
         else:
             made = gaussian(self.clip, self.noise, self.cohort, self.weight_cap)
         return made._replace(name="client level", promises=made.promises._replace(account=self))

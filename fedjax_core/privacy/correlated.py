@@ -7,19 +7,22 @@
 With bands, and clients that take turns so that two rounds of one are at least b rounds apart (`sampling.turns`), a client's rounds
 meet in no row of C: they tell what as many rounds of plain noise tell, each over a b-th of the clients. Choquette-Choo et al., "(Amplified)
 Banded Matrix Factorization", NeurIPS 2023; for buffers Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and Near-Optimal
-Noise Generation for Streaming Differential Privacy", FOCS 2024. The bands are of the square root of the matrix of prefix sums:
-Fichtenberger, Henzinger and Upadhyay, "Constant Matters", ICML 2023.
+Noise Generation for Streaming Differential Privacy", FOCS 2024. The square root of the matrix of prefix sums, from which
+bands are sought: Fichtenberger, Henzinger and Upadhyay, "Constant Matters", ICML 2023.
 
->>> band(4).round(4).tolist()
-[0.8197, 0.4099, 0.3074, 0.2562]
+>>> [round(c, 3) for c in band(4, rounds=100)]
+[0.683, 0.483, 0.414, 0.359]
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import minimize
+from scipy.signal import lfilter
 
 from fedjax_core import tree
 from fedjax_core.privacy import clipping
@@ -34,10 +37,25 @@ def square_root(rounds: int) -> np.ndarray:
     return np.cumprod(np.concatenate([[1.0], (2 * np.arange(1, rounds) - 1) / (2 * np.arange(1, rounds))]))
 
 
-def band(bands: int) -> np.ndarray:
-    """[bands] float64: the first of `square_root`, with a norm of 1."""
-    c = square_root(bands)
-    return c / np.linalg.norm(c)
+@lru_cache(maxsize=64)
+def band(bands: int, rounds: int) -> tuple[float, ...]:
+    """(c_0, ..., c_(bands-1)), of norm 1, with which the sums of 1, 2, ..., `rounds` noises are smallest on average.
+
+    That is (sum_t e_t / rounds) with e_t = sum_{s <= t} w_s^2 and w the series of 1 / ((1 - z) c(z)), whose slope along c_j is -z^j w / c.
+    """
+    left = (rounds - np.arange(rounds)) / rounds
+    ones = np.ones(rounds)
+
+    def loss(c: np.ndarray) -> tuple[float, np.ndarray]:
+        sums, norm = lfilter([1.0], c, ones), c @ c
+        error = float(sums**2 @ left)
+        back, slope = lfilter([1.0], c, sums), np.empty(bands)
+        for j in range(bands):
+            slope[j] = -2 * (sums[j:] * left[j:]) @ back[: rounds - j]
+        return math.log(error * norm), slope / error + 2 * c / norm
+
+    found = minimize(loss, square_root(bands), jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}).x
+    return tuple(map(float, found / np.linalg.norm(found)))
 
 
 def buffered(weights: Any, decays: Any, rounds: int) -> np.ndarray:
@@ -47,26 +65,22 @@ def buffered(weights: Any, decays: Any, rounds: int) -> np.ndarray:
     return np.concatenate([[1.0], powers @ weights])
 
 
-def sensitivity(c: np.ndarray, rounds: int, apart: int | None = None) -> float:
+def sensitivity(c: Any, rounds: int, apart: int | None = None) -> float:
     """How long a change of one client's updates, each by 1, may be after C; it takes part every `apart` rounds, or once where None.
 
     For coefficients that are not negative and do not grow, as those here: taking part at once, and as often as may be, is the longest.
     """
     row = np.zeros(rounds)
-    row[: min(len(c), rounds)] = c[:rounds]
+    row[: len(c)] = np.asarray(c, np.float64)[:rounds]
     column = np.zeros(rounds)
     for start in range(0, rounds, apart or rounds):
         column[start:] += row[: rounds - start]
     return float(np.linalg.norm(column))
 
 
-def errors(c: np.ndarray, rounds: int) -> np.ndarray:
+def errors(c: Any, rounds: int) -> np.ndarray:
     """[rounds] the variance, in units of fresh noise, of the sum of all noise up to each round."""
-    inverse = np.zeros(rounds)  # the first column of C^-1, which is Toeplitz too
-    for t in range(rounds):
-        back = c[1 : t + 1]
-        inverse[t] = ((t == 0) - back @ inverse[t - len(back) : t][::-1]) / c[0]
-    return np.cumsum(np.cumsum(inverse) ** 2)
+    return np.cumsum(lfilter([1.0], np.asarray(c, np.float64), np.ones(rounds)) ** 2)
 
 
 def _one_more(c: np.ndarray, last: Any, fresh: Update) -> tuple[Update, Any]:
@@ -81,9 +95,9 @@ def _one_more(c: np.ndarray, last: Any, fresh: Update) -> tuple[Update, Any]:
 
 
 @with_settings
-def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int) -> Stage:
-    """As `gaussian`, with the noise of `bands` rounds in each; the server keeps `bands` - 1 copies of the update."""
-    clip, c = clipping.bounds(clip), band(bands)
+def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int, rounds: int) -> Stage:
+    """As `gaussian`, with noise that `bands` rounds share, the best for so many `rounds`; the server keeps `bands` - 1 copies of it."""
+    clip, c = clipping.bounds(clip), np.asarray(band(bands, rounds))
     check(noise, cohort)
     deviation = noise * clipping.total(clip)
 
@@ -146,11 +160,6 @@ def buffers_for(rounds: int, buffers: int) -> tuple[tuple[float, ...], tuple[flo
     """
     from jax_privacy.matrix_factorization import buffered_toeplitz
 
-    found = buffered_toeplitz.optimize(n=rounds, min_sep=rounds, max_participations=1, num_buffers=buffers)
+    found = buffered_toeplitz.optimize(n=rounds, max_participations=1, min_buffers=buffers, max_buffers=buffers)
     weights, decays = (tuple(map(float, np.asarray(x))) for x in (found.output_scale, found.buf_decay))
     return weights, decays, sensitivity(buffered(weights, decays, rounds), rounds)
-
-
-def worst(c: np.ndarray, rounds: int) -> float:
-    """The largest error of any sum, over the sensitivity of one client that takes part once: the loss by which these are compared."""
-    return float(math.sqrt(errors(c, rounds)[-1]) * sensitivity(c, rounds))
