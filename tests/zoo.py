@@ -17,7 +17,6 @@ from flax import nnx
 
 from fedjax_core import Clients, aggregators, algorithms, compose, metrics, models, privacy, tree, uplink
 from fedjax_core.round import Round
-from tests import gradients
 
 SIZES = (5, 1, 0, 23, 4, 7, 2, 8, 3, 6, 1, 4)  # one example, none, and one client larger than all others
 SGD = optax.sgd(0.1)
@@ -387,7 +386,7 @@ ZOO: dict[str, Entry] = {
     "addressed": Entry(lambda n=N: addressed(n), sites=False),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedsam(task(), 0.1, SGD))),
-    "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=gradients.private(0.5, 0.5, batch_size=4)))),
+    "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=privacy.noisy_gradient(0.5, 0.5, batch_size=4, microbatch=2)))),
     # stages
     **{name: staged(make) for name, make in STAGES.items()},
     "fednova, clip": Entry(lambda: compose(algorithms.fednova(task(), 0.1), uplink=uplink.clip(0.1))),
