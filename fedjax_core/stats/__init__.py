@@ -6,7 +6,25 @@
 {'Intercept': 2.0, 'dose': 1.5}
 """
 
+from fedjax_core.stats.cox import Cox, cox
 from fedjax_core.stats.glm import Glm, glm
+from fedjax_core.stats.lmm import Lmm, lmm
+from fedjax_core.stats.meta import Meta, meta
 from fedjax_core.stats.newton import NoEstimate
+from fedjax_core.stats.survival import KaplanMeier, LogRank, kaplan_meier, logrank
 
-__all__ = ["Glm", "NoEstimate", "glm"]
+__all__ = [
+    "Cox",
+    "Glm",
+    "KaplanMeier",
+    "Lmm",
+    "LogRank",
+    "Meta",
+    "NoEstimate",
+    "cox",
+    "glm",
+    "kaplan_meier",
+    "lmm",
+    "logrank",
+    "meta",
+]
