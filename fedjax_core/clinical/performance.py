@@ -113,7 +113,7 @@ def assess(
     Of no patients each is -. The memory does not grow with `resamples`: drawn sets are looked at a few at a time.
     """
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
-    _check(outcome, risk)
+    check(outcome, risk)
     if not len(outcome):
         return _missing("no patients")
     rows: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -181,7 +181,8 @@ def _missing(why: str) -> dict[str, Estimate]:
     return {name: Estimate(np.nan, np.nan, np.nan, why) for name in METRICS}
 
 
-def _check(outcome: np.ndarray, risk: np.ndarray) -> None:
+def check(outcome: np.ndarray, risk: np.ndarray) -> None:
+    """Raises ValueError unless these are an outcome of 0 or 1 and a probability for each of the same people."""
     if outcome.shape != risk.shape or outcome.ndim != 1:
         raise ValueError(f"outcome and risk must be [n] for the same n patients, got shapes {outcome.shape} and {risk.shape}")
     if not np.isin(outcome, (0, 1)).all():
