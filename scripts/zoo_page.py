@@ -21,6 +21,10 @@ VARIANTS = {
     "fedpd": ("fedadmm", "FedPD: A Federated Learning Framework with Adaptivity to Non-IID Data, 2021"),
     "mimelite": ("mime", ""),
     "fedadam, fedyogi, fedadagrad": ("fedopt", "Adaptive Federated Optimization, ICLR 2021"),
+    "finetune": ("../personalise", "Salvaging Federated Learning by Local Adaptation, 2020"),
+    "silobn": ("fedper", "Siloed Federated Learning for Multi-centric Histopathology Datasets, DCL 2020"),
+    "fedit": ("../lora", "Towards Building the Federated GPT: Federated Instruction Tuning, ICASSP 2024"),
+    "ffa-lora": ("../lora", "Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024"),
     "fedbn": ("fedper", "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization, ICLR 2021"),
 }  # fmt: skip
 HEAD = """# Methods, and what proves each
@@ -43,7 +47,7 @@ def methods() -> dict[str, tuple[Path, str]]:
             file = Path(inspect.getfile(inspect.unwrap(function)))
             found[name] = file, paper(file)
     for name, (file_name, of) in VARIANTS.items():
-        file = REPOSITORY / "fedjax_core" / "algorithms" / f"{file_name}.py"
+        file = (REPOSITORY / "fedjax_core" / "algorithms" / f"{file_name}.py").resolve()
         found[name] = file, of or paper(file)
     return dict(sorted(found.items()))
 

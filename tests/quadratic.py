@@ -52,8 +52,8 @@ def grad(i, w):
     return STEEP[i] @ (w - TARGETS[i])
 
 
-def on_unequal(algorithm, cohorts, steps=3, **pieces):
-    """(the model, the last state) after rounds with these cohorts, as plain loops; every client takes `steps` steps on its one example."""
+def on_unequal(algorithm, cohorts, steps=3, read=lambda params: np.asarray(params["w"], np.float64), **pieces):
+    """(the model as `read` gives it, the last state) after rounds as plain loops, in which each client takes so many steps."""
     import jax
 
     from fedjax_core import Loops
@@ -62,7 +62,7 @@ def on_unequal(algorithm, cohorts, steps=3, **pieces):
     state = loops.init(jax.random.key(0))
     for cohort in cohorts:
         state, _ = loops.run(state, list(cohort))
-    return np.asarray(state.params["w"], np.float64), state
+    return read(state.params), state
 
 
 def long_run(algorithm, rounds=400, steps=3):

@@ -25,6 +25,7 @@ NOUNS = {
     "evaluation",
     "task",
     "work",
+    "lora",
     "describe",
     "places",
     "settings",
@@ -80,12 +81,15 @@ SHARED = {
     "algorithms.local_training",
     "algorithms.by_round",
     "algorithms.fedavg",
+    "algorithms.low_rank",
     "aggregators.robust",
     "uplink.packed",
     "uplink.rotation",
 }
 # (file, neighbour it may import): each for a reason.
 EXCEPTIONS = {
+    ("algorithms.fedrep", "algorithms.fedper"): "FedRep is FedPer that trains head and body one after the other",
+    ("algorithms.lgfedavg", "algorithms.fedper"): "LG-FedAvg is FedPer with the other leaves kept",
     ("algorithms.feddane", "algorithms.fedlin"): "FedDANE is FedLin with FedProx's pull towards where clients began",
     ("algorithms.feddane", "algorithms.fedprox"): "and that pull is FedProx's",
     ("algorithms.sparseloco", "algorithms.diloco"): "SparseLoCo is DiLoCo that sends less",

@@ -16,6 +16,7 @@ def clients():
     return fc.Clients.from_list(data)
 
 
+@pytest.mark.proves("finetune", by="identity: FedAvg of that client alone")
 def test_each_client_has_the_model_that_a_round_of_it_alone_comes_to():
     task = fc.models.linear(features=2)
     start = {"w": np.array([1.0, -1.0], np.float32), "b": np.float32(0.5)}

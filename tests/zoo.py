@@ -111,6 +111,11 @@ def small():
     return models.logistic(features=3, classes=3)
 
 
+def adapted():
+    """The usual model, whose first layer moves by factors of rank one."""
+    return models.lora(task(), task().init(jax.random.key(5)), "0/w", rank=1)
+
+
 def flax_task(module, kind="classes", **how):
     """A Flax module as a task."""
     return models.from_flax(module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy, **how)
@@ -380,6 +385,26 @@ ZOO: dict[str, Entry] = {
     "sparseloco": brief(lambda: algorithms.sparseloco(small(), SGD, 0.5)),
     "fedadamw": brief(lambda: algorithms.fedadamw(small(), 0.01, eps=1e-3)),
     "fedmuon": brief(lambda n: algorithms.fedmuon(small(), SGD, n)),
+    "qffl": brief(lambda: algorithms.qffl(small(), 0.1, 1.0)),
+    "term": brief(lambda: algorithms.term(small(), 0.5, SGD)),
+    "afl": brief(lambda n: algorithms.afl(small(), SGD, 0.01, n), sites=False),
+    "fedmgda": brief(lambda: algorithms.fedmgda(small(), SGD, 0.1, 0.3), sites=False),
+    "ditto": brief(lambda: algorithms.ditto(small(), 0.5, SGD)),
+    "apfl": brief(lambda: algorithms.apfl(small(), 0.1, 0.5, 0.1)),
+    "pfedme": brief(lambda: algorithms.pfedme(small(), 0.1, 1.0, 0.1, 2)),
+    "fedrep": brief(lambda: algorithms.fedrep(task(), SGD, ["1"])),
+    "lgfedavg": brief(lambda: algorithms.lgfedavg(task(), SGD, ["1"])),
+    "fedala": brief(lambda: algorithms.fedala(task(), SGD, ["1"])),
+    "fedproto": brief(lambda: algorithms.fedproto(task()._replace(features=hidden), 0.5, SGD, 4)),
+    "fedlc": brief(lambda: algorithms.fedlc(small(), 1.0, SGD)),
+    "feddf": brief(lambda: algorithms.feddf(small(), SGD, {"x": jnp.eye(3)}, SGD, 2), sites=False),
+    "analytic": brief(lambda: algorithms.analytic(lambda batch: batch["x"], 3, 3, 1.0)),
+    "gaussian heads": brief(lambda: algorithms.gaussian_heads(lambda batch: batch["x"], 3, 3, floor=0.1)),
+    "fedfisher": brief(lambda: algorithms.fedfisher(small(), SGD, 0.1)),
+    "fedex": brief(lambda: algorithms.fedex(adapted(), SGD), sites=False),
+    "flora": brief(lambda: algorithms.flora(adapted(), SGD), sites=False),
+    "lora-fair": brief(lambda: algorithms.lora_fair(adapted(), SGD), sites=False),
+    "ffa-lora": brief(lambda: algorithms.fedavg(models.train_only(adapted(), adapted().init(jax.random.key(0)), "b"), SGD)),
     "metrics of a report": Entry(moved),
     "two trips": Entry(two_trips),
     "every report": Entry(every_report),

@@ -47,7 +47,7 @@ def fedper(
     A name is that of a leaf, "Dense_1/kernel", or of a layer, "Dense_1".
 
     Running statistics that are personal (`from_flax(..., statistics="personal")`) are among these unnamed.
-    FedBN of a linen module: `personal=["params/BatchNorm_0", ...]`.
+    FedBN of a linen module: `personal=["params/BatchNorm_0", ...]`; SiloBN, which shares scale and bias: `personal=[]`.
     """
     names = (*personal, *(task.statistics.names if task.statistics.personal else ()))
     averaged = [name for name in task.statistics.names if not any(tree.is_under(name, kept) for kept in names)]

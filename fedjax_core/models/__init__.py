@@ -1,5 +1,6 @@
 """Models as tasks: small ones as plain matrix products, and any Flax module by `from_flax`; and what makes them fit."""
 
+from fedjax_core.lora import lora
 from fedjax_core.models.base import accuracy, binary_cross_entropy, cross_entropy
 from fedjax_core.models.cnn import cnn
 from fedjax_core.models.cox import cox
@@ -21,6 +22,7 @@ __all__ = [
     "from_flax",
     "linear",
     "logistic",
+    "lora",
     "mlp",
     "remat",
     "to_nnx",

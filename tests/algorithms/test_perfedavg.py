@@ -11,8 +11,9 @@ import fedjax_core as fc
 ALPHA, LR = 0.3, 0.1
 
 
-@pytest.mark.proves("perfedavg", by="closed form: the gradient through a step on quadratics")
-def test_a_step_goes_down_the_loss_after_a_step():
+@pytest.mark.proves("perfedavg", by="closed form: the gradient through a step on quadratics, exactly, by differences, and without Hessian")
+@pytest.mark.parametrize("hessian", ["exact", "difference", "none"])
+def test_a_step_goes_down_the_loss_after_a_step(hessian):
     """f(w; rows) = mean (x w - y)^2 / 2, so grad F = (1 - alpha mean x_A^2) (mean x_B (x_B u - y_B)) at u = w - alpha grad f(w; A)."""
     task = fc.Task(lambda key: jnp.ones(1), lambda w, batch, key: jnp.square(batch["x"] * w[0] - batch["y"]) / 2)
     rng = np.random.default_rng(0)
@@ -27,10 +28,10 @@ def test_a_step_goes_down_the_loss_after_a_step():
             x, y = (clients.columns[name][at].astype(float) for name in "xy")
             (xa, ya), (xb, yb) = (x[::2], y[::2]), (x[1::2], y[1::2])
             u = w - ALPHA * (xa * (xa * w - ya)).mean()
-            w -= LR * (1 - ALPHA * (xa**2).mean()) * (xb * (xb * u - yb)).mean()
+            w -= LR * (1 - ALPHA * (xa**2).mean() * (hessian != "none")) * (xb * (xb * u - yb)).mean()
         ends.append(w)
-    algorithm = fc.algorithms.perfedavg(task, ALPHA, optax.sgd(LR))
-    sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=4, epochs=2, lanes=2)
+    algorithm = fc.algorithms.perfedavg(task, ALPHA, optax.sgd(LR), hessian=hessian)
+    sim = fc.Loops(fc.compose(algorithm), clients, batch_size=4, epochs=2)
     state, _ = sim.run(sim.init(jax.random.key(0)), [0, 1])
     assert float(state.params[0]) == pytest.approx((4 * ends[0] + 7 * ends[1]) / 11, abs=1e-6)
 

@@ -55,7 +55,7 @@ def plain_loop(data, variables, cohorts, personal):
     for r, cohort in enumerate(cohorts):
         ends = []
         for i in cohort:
-            mine = {name: own[i][name] if name in personal else shared[name] for name in shared}
+            mine = fc.tree.combine(fc.tree.partition(own[i], personal)[0], shared)
             for places in plan.batches(np.array([i]), data.offsets, data.addresses, r)[0]:
                 at = places[places >= 0]
                 x, y = data.columns["x"][at], data.columns["y"][at]
@@ -81,6 +81,7 @@ def trained(algorithm):
     return sim, state, begun
 
 
+@pytest.mark.proves("silobn", by="independent implementation: rounds in plain Flax")
 def test_personal_statistics_are_those_of_plain_flax_without_padding():
     sim, state, begun = trained(fc.algorithms.fedper(task(), optax.sgd(LR), personal=()))
     shared, own = plain_loop(clients(), begun, COHORTS, personal=("batch_stats",))
@@ -93,9 +94,14 @@ def test_personal_statistics_are_those_of_plain_flax_without_padding():
         assert float(loss) == pytest.approx(float(losses(Normalised().apply(mine, x, train=False), {"y": y}).mean()), rel=1e-4)
 
 
-@pytest.mark.proves("fedbn", by="independent implementation: plain Flax")
+@pytest.mark.proves("fedbn", by="independent implementation: rounds in plain Flax")
 def test_fedbn_keeps_the_scale_and_bias_of_the_layer_too():
-    _, state, _ = trained(fc.algorithms.fedper(task(), optax.sgd(LR), personal=["params/norm"]))
+    _, state, begun = trained(fc.algorithms.fedper(task(), optax.sgd(LR), personal=["params/norm"]))
+    shared, own = plain_loop(clients(), begun, COHORTS, personal=("batch_stats", "params/norm"))
+    for name in ("first", "last"):
+        close(state.params["params"].get(name, {}), shared["params"].get(name, {}))
+    for name in ("scale", "bias"):
+        close(state.clients.own["params"]["norm"][name], np.stack([one["params"]["norm"][name] for one in own]))
     assert set(fc.tree.names(state.clients.own)) == {f"{kind}" for kind in (
         "batch_stats/norm/mean", "batch_stats/norm/var", "params/norm/bias", "params/norm/scale")}  # fmt: skip
     assert not np.allclose(*(state.clients.own["params"]["norm"]["scale"][i] for i in (0, 2)))
