@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import keys, tree
+from fedjax_core import keys, tallies, tree
 from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Seen, told
 from fedjax_core.client_state import Resident
@@ -145,7 +145,10 @@ class Loops:
                 kept = jax.tree.map(lambda x: x[self.places(cohort)], state.clients)
                 recovered = self.round.recover(e, state, kept, among, jnp.asarray(reported))
                 came = jnp.float32(weight), jnp.float32(number_of), among.here, jnp.asarray(reported), recovered, numbers
+                seen.append(tallies.of_exchange(self.round, e, state, acc, among.here, jnp.asarray(reported)))
                 state = self.round.conclude(e, state, acc, *came)
+            else:
+                seen.append(tallies.of_exchange(self.round, e, state, acc, among.here, jnp.asarray(reported)))
         here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
         found = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})

@@ -114,6 +114,7 @@ TAKEN = frozenset(
     ("weight", "examples", "data", "data_was", "schema", "columns", "skipped", "held_out", "code", "reason")  # a reply's own fields
     + ("moments", "range", "categories")  # sums of columns, as a site's policy names them
     + ("steps_done", "examples_seen", "uplink_kept", "uplink_norm")  # metrics of the sites' own
+    + ("bits_up", "bits_down", "left_out")  # tallies of an exchange
     + ("clients", "refused", "missing", "staleness", "stale", "ticks")  # a round's own
     + ("round", "kind")  # a record's own
 )

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import tree
+from fedjax_core import tallies, tree
 from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import ClusterMeter
@@ -242,8 +242,9 @@ class ClusterSimulator:
             each = of_cohort([part.collected.each for part in found], [share.places for share in shares], position)
             collected = collected._replace(each=each)
             self._accumulator[e] = tree.nbytes(collected.acc)
-            half = self._program("conclude", partial(self._conclude, e), e)(half, collected, among, self._among(who, here).here)
-            metrics = add(metrics, {**collected.metrics, "refused": Sum(collected.refused)})
+            conclude = self._program("conclude", partial(self._conclude, e), e)
+            half, said = conclude(half, collected, among, self._among(who, here).here)
+            metrics = add(metrics, {**collected.metrics, **said, "refused": Sum(collected.refused)})
             done += found
         sizes = self.clients.sizes[who]
         metrics["clients"], metrics["examples"] = Sum(jnp.float32(here.sum())), Sum(jnp.float32(sizes[here].sum()))
@@ -312,9 +313,10 @@ class ClusterSimulator:
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found, acc
 
-    def _conclude(self, e: int, half: State, collected: Collected, among: Among, reported: Array) -> State:
+    def _conclude(self, e: int, half: State, collected: Collected, among: Among, reported: Array) -> tuple[State, dict[str, Sum]]:
         nothing = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1)).clients  # which `check_recovers` has seen
-        return program.conclude(self.round, e, half, collected._replace(touched=reported), nothing, among)
+        said = tallies.of_exchange(self.round, e, half, collected.acc, among.here, reported)
+        return program.conclude(self.round, e, half, collected._replace(touched=reported), nothing, among), said
 
     def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
         """`do`, jitted when first used."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_core import keys, metrics, tree
+from fedjax_core import keys, metrics, tallies, tree
 from fedjax_core.algorithms.base import Each, Seen, told
 from fedjax_core.lanes.pack import Packed, Places, Schedule
 from fedjax_core.lanes.runs import Runs
@@ -79,9 +79,10 @@ def run_round(
             collected = _merge(composed, collected, axis)
         here = collected.touched
         kept = tree.where(collected.touched, collected.kept, kept)
+        told = tallies.of_exchange(composed, e, state, collected.acc, among.here, collected.touched)
         state = conclude(composed, e, state, collected, kept, among)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
-        found = metrics.add(found, {**collected.metrics, "refused": Sum(collected.refused)})
+        found = metrics.add(found, {**collected.metrics, **told, "refused": Sum(collected.refused)})
     assert here is not None  # an algorithm has an exchange
     found["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
     found["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))

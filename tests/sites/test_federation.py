@@ -19,7 +19,7 @@ from fedjax_core.sites.wire.envelope import decode, header_of
 from tests.contracts import assert_close, assert_equal, entries_of
 from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
-from tests.zoo import ZOO, lossy, round_of, task
+from tests.zoo import ZOO, fedavg, lossy, round_of, task
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
 # One for each way that a round can be: the others differ in what is in the functions, and run with --slow.
@@ -88,6 +88,22 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_pat
             state = fit(fed, 5, folder / "run").state
             assert_equal(state, expected)
             assert_equal(whole(fed, sites, state), rows)
+
+
+def test_who_a_rule_leaves_out_is_in_the_audit_log_by_name_and_the_bits_in_the_metrics(tmp_path):
+    """One site of four reports numbers unlike the others'."""
+
+    def lie(name, said):
+        wild = name == NAMES[1] and said.header.kind == "update"
+        return ({}, {at: x * np.float32(-20) for at, x in said.tensors.items()}) if wild else None
+
+    composed = fedavg(aggregator=fc.aggregators.multi_krum(1), downlink=fc.uplink.half())
+    with federation(composed, folder=tmp_path, lie=lie, rules=Rules(max_norm=1e9)) as (fed, _, _):
+        _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
+    out = [one for one in show(tmp_path / "coordinator" / "audit") if one.what == "left out"]
+    assert [(one.who, one.about["rule"]) for one in out] == [(NAMES[1], "multi_krum")]
+    assert float(seen["left_out"]) == 1
+    assert float(seen["bits_down"]) == 4 * 16 * fc.tree.size(task().init(jax.random.key(0))) and "bits_up" not in seen
 
 
 def test_what_a_run_goes_on_from_is_in_the_audit_log(stateful, tmp_path):

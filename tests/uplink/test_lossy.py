@@ -5,16 +5,18 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.integrate
 import scipy.linalg
 import scipy.stats
 
-from fedjax_core import tree, uplink
+from fedjax_core import Simulator, algorithms, compose, tree, uplink
 from fedjax_core.uplink.base import alone
 from fedjax_core.uplink.eden import LEVELS
 from fedjax_core.uplink.packed import pack, unpack
 from fedjax_core.uplink.rotation import back, hadamard, to_rows, turn
+from tests.quadratic import CLIENTS, TASK
 
 X = np.arange(1.0, 1025.0)
 DRAWS = 4000
@@ -255,3 +257,11 @@ def test_what_ef21_believes_nears_the_truth_by_its_rate():
 def test_settings_of_lossy_stages_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_round_tells_the_bits_of_those_who_report():
+    stage, algorithm = uplink.k_level(4), algorithms.fedavg(TASK, optax.sgd(0.1))
+    sim = Simulator(compose(algorithm, uplink=stage, downlink=uplink.half()), CLIENTS, batch_size=3, epochs=1)
+    _, seen = sim.run(sim.init(jax.random.key(0)), [0, 2])
+    assert float(seen["bits_up"]) == 2 * uplink.bits(stage, jnp.zeros(1)) == 2 * (8 + 64)
+    assert float(seen["bits_down"]) == 2 * 16

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_core import tallies
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.round import Round, State
 from fedjax_core.sites.coordinator.collect import Collector
@@ -70,7 +71,7 @@ def exchange(
     collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
     state = fold.sums.conclude(state, f"round {number}, exchange {e}", collector.rules, reports.record, noise)
     metrics = fold.sums.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
-    return Result(state, fold.here, metrics)
+    return Result(state, fold.here, metrics | tallies.on_the_wire(composed, e, len(fold.here), len(to)))
 
 
 class _Fold:

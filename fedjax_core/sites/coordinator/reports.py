@@ -169,6 +169,7 @@ class Aggregation:
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
+        self._sent_by, self._rule = dict[int, str](), composed.aggregator.name
         self._reported = np.zeros(max(1, cohort), bool)
         self._each = nobody(composed.algorithm.exchanges[e], self._server.stats[e], max(1, cohort), 0)
         if self._each is not None:
@@ -182,6 +183,7 @@ class Aggregation:
         None: taken as it is."""
         sent, its, times = report[0], np.float32(report[1]), np.float32(times)
         self._reported[place] = True
+        self._sent_by[place] = header.sender
         if self._adds and self._server.small[self._e]:
             self._make_room(factor)
             self._small.append((sent, its * times, np.int32(place), factor))
@@ -208,7 +210,7 @@ class Aggregation:
             log.warning("%s: the uplink leaves little of the updates: %s", where, left)
             record(COORDINATOR, "warned", {"code": "little-left", **left})
         concluded: State
-        concluded, size = self._server.conclude[self._e](
+        concluded, size, used = self._server.conclude[self._e](
             self._cohort, state._replace(clients=()), self._acc, self._waiting(), self.weight, self.count, self._reported, self._each,  # type: ignore[arg-type]
             noise,
         )  # fmt: skip
@@ -220,7 +222,18 @@ class Aggregation:
                 "learning rate, and at whether sites have examples. Where the model has nothing left to learn, "
                 "Rules(allow_zero=True) goes on. The state is unchanged."
             )
+        self._say_left_out(used, record)
         return concluded._replace(key=state.key)  # the very same, of which requests know what to say
+
+    def _say_left_out(self, used: Any, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> None:
+        """Records by name whose reports the aggregator had no use for: who is left out in every round has a right to know."""
+        if used is None:
+            return
+        kept = np.asarray(used)
+        out = {place: name for place, name in self._sent_by.items() if not kept[place]}
+        for name in out.values():
+            record(name, "left out", {"rule": self._rule})
+        self.metrics["left_out"] = total_of(len(out))
 
     def _pooled(self, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> dict[str, Any]:
         """The sums of the metrics over the reports that tell them, without those that are not believed, which are said by name.

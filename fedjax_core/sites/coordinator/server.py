@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_core import keys, tree
+from fedjax_core import keys, tallies, tree
 from fedjax_core.algorithms.base import Each, Seen
 from fedjax_core.round import Kept, Round, State, state_shapes, wire_of
 from fedjax_core.sites.coordinator.weighing import Weigher, weigher
@@ -41,7 +41,8 @@ class Server(NamedTuple):
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
     conclude: list[Any]
-    """(the state, the size of all reports together); of an accumulator or None, reports or None, who reported, and words for noise."""
+    """(the state, the size of all reports together, whose reports are in it or None);
+    of an accumulator or None, reports or None, who reported, and words for noise."""
 
 
 class Small(NamedTuple):
@@ -114,13 +115,15 @@ def server_half(composed: Round) -> Server:
     def conclude(
         e: int, cohort: int, state: State, acc: Any, small: Small | None, weight: Array, clients: Array, reported: Array,
         each: Each | None, secret: Array,
-    ) -> tuple[State, Array | None]:  # fmt: skip
+    ) -> tuple[State, Array | None, Array | None]:  # fmt: skip
         acc = acc if small is None else add_all(e, cohort, acc, state.uplink[e], small)
         if acc is None and composed.algorithm.exchanges[e].update is not None:  # nobody was asked
             acc = zero(e, max(1, cohort))
         size = None if acc is None else tree.norm(composed.value(e, state, acc)[0])
         noise = jax.random.wrap_key_data(secret, impl=jax.random.key_impl(state.key))
-        return composed.conclude(e, state, acc, weight, clients, reported, reported, each=each, secret=noise), size
+        used = None if acc is None else tallies.kept_of(composed, e, state, acc)
+        after = composed.conclude(e, state, acc, weight, clients, reported, reported, each=each, secret=noise)
+        return after, size, used
 
     key = keys.shape()
     shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]

@@ -1,0 +1,69 @@
+"""What a round says of each of its exchanges besides what clients tell: bits on the wire, and how many a rule left out.
+
+    bits_up      of the reports that count, as the uplink's stages send them; where it has stages
+    bits_down    of the message to each client who takes part, as the downlink's stage sends it; where there is one
+    left_out     reports that count, and that the aggregator has no use for; where it is one that tells
+
+Bits are those of the messages' arrays, packed as they travel: without weights, stats, headers and signatures.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_core import keys, tree
+from fedjax_core.metrics import Sum
+from fedjax_core.round import Round, State, reports_of
+from fedjax_core.types import Array
+from fedjax_core.uplink.base import bits, chain
+
+_PLAIN = chain().name
+
+
+def of_exchange(composed: Round, e: int, state: State, acc: Any, here: Array, reported: Array) -> dict[str, Sum]:
+    """The tallies of exchange `e`, begun in this state, of those `here` [K] and those whose reports count [K]."""
+    found = {name: Sum(jnp.float32(0)) for name in names(composed)}
+    up, down = bits_of(composed, e)
+    count, asked = (jnp.sum(some, dtype=jnp.float32) for some in (reported, here))
+    sums = {"bits_up": up * count, "bits_down": down * asked}
+    if (kept := kept_of(composed, e, state, acc)) is not None:
+        sums["left_out"] = jnp.sum(reported & ~kept, dtype=jnp.float32)
+    return {**found, **{name: Sum(value) for name, value in sums.items() if name in found}}
+
+
+def on_the_wire(composed: Round, e: int, reports: float, messages: float) -> dict[str, Any]:
+    """The tallies of so many reports and messages of exchange `e`, NumPy numbers: for a backend that counts them."""
+    sums = zip(("bits_up", "bits_down"), bits_of(composed, e), (reports, messages), strict=True)
+    there = names(composed)
+    return {name: Sum(np.float32(each * count)) for name, each, count in sums if name in there}  # type: ignore[arg-type]
+
+
+def names(composed: Round) -> tuple[str, ...]:
+    """Which of them a round has."""
+    said = {
+        "bits_up": composed.uplink.name != _PLAIN,
+        "bits_down": composed.downlink.name != _PLAIN,
+        "left_out": composed.aggregator.kept is not None,
+    }
+    return tuple(name for name, there in said.items() if there)
+
+
+@lru_cache(maxsize=64)
+def bits_of(composed: Round, e: int) -> tuple[float, float]:
+    """(bits of a report, bits of the message to a client) in exchange `e`."""
+    exchange, algorithm = composed.algorithm.exchanges[e], composed.algorithm
+    server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape())
+    message = jax.eval_shape(exchange.broadcast, server)
+    up = 0 if exchange.update is None else bits(composed.uplink, reports_of(composed)[e].update)
+    return float(up), float(bits(composed.downlink, tree.shapes(message)))
+
+
+def kept_of(composed: Round, e: int, state: State, acc: Any) -> Array | None:
+    """[K]: whose reports the aggregator makes use of, of those in `acc`; None where it does not tell."""
+    exchange, kept = composed.algorithm.exchanges[e], composed.aggregator.kept
+    if exchange.update is None or exchange.slots > 1 or kept is None:
+        return None
+    return kept(acc, state.aggregator[e], keys.aggregate(state.key, state.round, e))
