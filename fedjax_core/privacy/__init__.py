@@ -4,6 +4,7 @@
 '2.101'
 """
 
+from fedjax_core.privacy import audit, canaries
 from fedjax_core.privacy.accounting import epsilon, epsilon_of, noise_for
 from fedjax_core.privacy.adaptive import adaptive
 from fedjax_core.privacy.client_level import ClientLevel, client_level
@@ -17,6 +18,8 @@ __all__ = [
     "ExampleLevel",
     "Local",
     "adaptive",
+    "audit",
+    "canaries",
     "client_level",
     "clip_by_norm",
     "epsilon",
