@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedjax_core import Clients, Simulator, metrics, uplink
-from fedjax_core.lanes import program
+from fedjax_core.lanes import exchange
 from fedjax_core.loops import Loops as Reference
 from fedjax_core.run.checkpoint import Checkpoints
 from tests.contracts import (
@@ -152,7 +152,7 @@ def test_order_of_the_population_changes_nothing(name):
 @entries_of(["fedavg, momentum", "scaffold, clip, feedback", "ifca", "trimmed mean"])
 def test_lanes_that_begin_and_end_one_by_one_change_nothing(name, lanes, monkeypatch):
     """As those of a large model do."""
-    monkeypatch.setattr(program, "_LARGE", 0)
+    monkeypatch.setattr(exchange, "_LARGE", 0)
     assert_close(run(simulator(name, lanes=lanes))[0], by_plain_loops(name)[0])
 
 

@@ -25,10 +25,10 @@ from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import narrow
-from fedjax_core.lanes import program, tune
+from fedjax_core.lanes import tune
 from fedjax_core.lanes.dispatch import Feed, Load
+from fedjax_core.lanes.exchange import Collected, collect
 from fedjax_core.lanes.pack import Packed
-from fedjax_core.lanes.program import Collected
 from fedjax_core.round import Among, Kept, Round, State
 from fedjax_core.types import Array, Columns
 from fedjax_core.xla import tuning_cache
@@ -144,7 +144,7 @@ class Worker:
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
         state = State(server=(), uplink=uplink, downlink=(), aggregator=(), clients=Kept((), ()), round=round, key=key)
         part = part_of(self.round, cohort, place)
-        return program.collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here, among, place)
+        return collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here, among, place)
 
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:

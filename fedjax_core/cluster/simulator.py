@@ -41,7 +41,7 @@ from fedjax_core.lanes import memory, program
 from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, warn_outgrown
 from fedjax_core.lanes.dispatch import slots_of
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
-from fedjax_core.lanes.program import Collected
+from fedjax_core.lanes.exchange import Collected
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Among, Kept, Round, State

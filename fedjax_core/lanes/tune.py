@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_core import keys, tree
 from fedjax_core.lanes import program
+from fedjax_core.lanes.exchange import collect
 from fedjax_core.lanes.mesh import aligned
 from fedjax_core.lanes.pack import Places, Schedule, lay_out, pack
 from fedjax_core.round import Round, State
@@ -140,7 +141,7 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
             sent, state = composed.broadcast(e, state, jnp.asarray(places.client))
             kept, at = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
             among = program.among_of(at, None)
-            collected = program.collect(composed, e, examples, sent, state, kept, at, schedule, None, among)
+            collected = collect(composed, e, examples, sent, state, kept, at, schedule, None, among)
             return program.conclude(composed, e, state, collected, kept, among)
 
         return jax.lax.fori_loop(0, times, again, state)
