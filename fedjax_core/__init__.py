@@ -15,6 +15,7 @@ from fedjax_core import aggregators, algorithms, attacks, metrics, models, priva
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.composition import compose
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
+from fedjax_core.knn_per import knn_per
 from fedjax_core.lanes import (
     AsynchronousSimulator,
     Buffer,
@@ -29,6 +30,7 @@ from fedjax_core.lanes import (
     predict,
 )
 from fedjax_core.loops import Loops
+from fedjax_core.newcomers import newcomers
 from fedjax_core.personalise import personalise
 from fedjax_core.round import Round, State
 from fedjax_core.run import History, fit, load_best, load_model, save_model
@@ -67,10 +69,12 @@ __all__ = [
     "evaluate",
     "fit",
     "grid",
+    "knn_per",
     "load_best",
     "load_model",
     "metrics",
     "models",
+    "newcomers",
     "partition",
     "personalise",
     "predict",

@@ -21,6 +21,7 @@ VARIANTS = {
     "fedpd": ("fedadmm", "FedPD: A Federated Learning Framework with Adaptivity to Non-IID Data, 2021"),
     "mimelite": ("mime", ""),
     "fedadam, fedyogi, fedadagrad": ("fedopt", "Adaptive Federated Optimization, ICLR 2021"),
+    "knn-per": ("../knn_per", ""),
     "finetune": ("../personalise", "Salvaging Federated Learning by Local Adaptation, 2020"),
     "silobn": ("fedper", "Siloed Federated Learning for Multi-centric Histopathology Datasets, DCL 2020"),
     "fedit": ("../lora", "Towards Building the Federated GPT: Federated Instruction Tuning, ICASSP 2024"),

@@ -64,6 +64,8 @@ ALLOWED = {
     "sites": ENGINE | {"lanes", "stats"},
     # What it runs is a round of lanes, in which nothing is sent.
     "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
+    "newcomers": NOUNS | {"composition", "round", "algorithms.base", "data", "lanes"},
+    "knn_per": NOUNS | {"data"},
     # The contracts compare lanes with plain loops.
     "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},
