@@ -72,6 +72,7 @@ ALLOWED = {
     "clinical": NOUNS | {"data", "lanes"},
     # Exact statistics: their site halves run where the data are, in one process or at sites.
     "stats": NOUNS | {"data"},
+    "disclosure": NOUNS,
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run"},
     "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run", "consortium"},

@@ -1,0 +1,134 @@
+"""What releases tell together: declines one after which few people could be singled out from those before it.
+
+Each release is a number of a set of people. From several sets one can add and subtract: everybody, less everybody but one, is one
+person. Let Q [q, n] have a row for each set, 1 where a person is in it. What can be calculated of people in S alone is a row vector
+of Q's row space that is 0 outside S. The guard admits a set only while every such vector but 0 has at least `minimum` people.
+That covers repeated queries after somebody came or left, overlapping ones, complements, and chains of them.
+
+People who are in the same sets are one atom, so that Q is small. Combinations that vanish on all atoms of at least `minimum` people
+are a basis times the small atoms; groups of these of fewer people are tried one by one. Where there are too many, it declines.
+
+The cells of one table are released together (`joint`). What can be calculated within it, such as the gap between two hidden cells, is
+judged by linear programming in `tables`, and not once more here. Numbers are taken as exact, also where they were rounded.
+
+>>> guard = Guard(minimum=5)
+>>> guard.admit([range(20)]), guard.admit([range(1, 20)]), guard.admit([range(10)]), guard.admit([range(10, 20)])
+(True, False, True, True)
+"""
+
+import hashlib
+import hmac
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+from fedjax_core.checks import at_least
+
+_TOLERANCE = 1e-8  # of singular values; those of matrices of 0 and 1 are far larger, or 0
+
+
+class Guard:
+    """Remembers the people behind every release, as keyed hashes, and admits what cannot be subtracted to fewer than `minimum`.
+
+    `key` makes the hashes: a secret of the site, always the same, so that a record on disk names nobody.
+    """
+
+    def __init__(self, minimum: int, *, combinations: int = 20_000, key: bytes = b"") -> None:
+        at_least(2, minimum=minimum)
+        at_least(1, combinations=combinations)
+        self.minimum, self.combinations, self._key = minimum, combinations, key
+        self.released: list[list[frozenset[str]]] = []  # the sets of each release
+
+    def admit(self, sets: Sequence[Iterable[Hashable]], *, joint: bool = False) -> bool:
+        """Whether numbers of all these sets of people may leave, after those before; it remembers them where they may.
+
+        `joint` says that they are one table, which is safe by itself.
+        """
+        asked = [each for each in dict.fromkeys(self._hashed(each) for each in sets) if each]
+        if any(len(each) < self.minimum for each in asked):
+            return False
+        new = [asked] if joint else [[each] for each in asked]
+        new = [each for each in new if each and each not in self.released]
+        if new and not self._safe(self.released + new):
+            return False
+        self.released = self.released + new
+        return True
+
+    def _hashed(self, people: Iterable[Hashable]) -> frozenset[str]:
+        return frozenset(hmac.digest(self._key, repr(_plain(p)).encode(), hashlib.sha256).hex()[:32] for p in people)
+
+    def _safe(self, releases: list[list[frozenset[str]]]) -> bool:
+        sets = list(dict.fromkeys(each for release in releases for each in release))
+        matrix, sizes = _atoms(sets)
+        small = sizes < self.minimum
+        if not small.any():
+            return True
+        ways = _cancelling(matrix[:, ~small])
+        left = ways @ matrix[:, small]  # [ways, small atoms] what cancels everybody else
+        rank = _rank(left)
+        if rank == 0:
+            return True
+        place = {each: i for i, each in enumerate(sets)}
+        alone = [matrix[[place[each] for each in release]] for release in releases if len(release) > 1]
+        tried = 0
+        for group in _groups(sizes[small], self.minimum):
+            tried += 1
+            if tried > self.combinations:
+                return False
+            rest = np.delete(left, group, axis=1)
+            if _rank(rest) == rank:
+                continue
+            told = np.zeros((len(left), len(sizes)))
+            told[:, small] = left
+            told = _cancelling(rest) @ told
+            if not any(_rank(np.concatenate([own, told])) == _rank(own) for own in alone):
+                return False
+        return True
+
+
+def _atoms(sets: list[frozenset[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """(which sets [q, atoms] each atom is in, its people [atoms])."""
+    signatures: dict[str, list[int]] = {}
+    for i, people in enumerate(sets):
+        for person in people:
+            signatures.setdefault(person, []).append(i)
+    atoms: dict[tuple[int, ...], int] = {}
+    for places in signatures.values():
+        atoms[tuple(places)] = atoms.get(tuple(places), 0) + 1
+    matrix = np.zeros((len(sets), len(atoms)))
+    for j, signature in enumerate(atoms):
+        matrix[list(signature), j] = 1
+    return matrix, np.array(list(atoms.values()))
+
+
+def _groups(sizes: np.ndarray, minimum: int) -> Iterable[list[int]]:
+    """Every group of atoms with fewer than `minimum` people to which no other atom can be added."""
+    order = np.argsort(sizes, kind="stable")
+
+    def grow(group: list[int], people: int, start: int) -> Iterable[list[int]]:
+        for k in range(start, len(order)):
+            atom = int(order[k])
+            if people + sizes[atom] >= minimum:
+                break
+            yield from grow([*group, atom], people + int(sizes[atom]), k + 1)
+        if group and all(people + sizes[j] >= minimum for j in range(len(sizes)) if j not in group):
+            yield group
+
+    yield from grow([], 0, 0)
+
+
+def _plain(person: Hashable) -> Hashable:
+    """A NumPy number as Python's, so that 1 from an array and 1 from a list are one person."""
+    return person.item() if isinstance(person, np.generic) else person
+
+
+def _cancelling(matrix: np.ndarray) -> np.ndarray:
+    """A basis [k, q] of the ways to add and subtract the rows of a matrix [q, n] that give 0."""
+    if not matrix.shape[1]:
+        return np.eye(len(matrix))
+    left, sizes, _ = np.linalg.svd(matrix)
+    return left[:, int((sizes > _TOLERANCE).sum()) :].T
+
+
+def _rank(matrix: np.ndarray) -> int:
+    return int(np.linalg.matrix_rank(matrix, tol=_TOLERANCE)) if matrix.size else 0

@@ -1,0 +1,222 @@
+"""The desk that results pass before they leave a site: asks the policy's rules, hides or declines, and records the decision.
+
+Each method takes data of the site, with a person for each row, and returns what may leave or raises `Declined`. Either way one line
+of JSON is recorded: what was asked, every rule with what was measured and its limit, what was hidden, and a digest of what left. A line
+has the digest of the line before it. The record stays at the site. `Declined` names rules and no numbers.
+
+>>> desk = Desk(OutputPolicy(minimum=3))
+>>> desk.mean("age", np.array([40.0, 50.0, 60.0, 50.0]), ["a", "b", "c", "d"])
+50.0
+>>> desk.record[-1]["decision"], [each["rule"] for each in desk.record[-1]["findings"]]
+('released', ['people', 'dominance NK', 'dominance p%', 'differencing'])
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_core.disclosure import rules
+from fedjax_core.disclosure.differencing import Guard
+from fedjax_core.disclosure.policy import OutputPolicy
+from fedjax_core.disclosure.rules import Finding
+from fedjax_core.disclosure.tables import crosstab_sums, protect
+from fedjax_core.files import make_folder, opener, write_whole
+
+People = Sequence[Hashable] | np.ndarray
+
+
+class Declined(Exception):
+    """A result that may not leave; it says which rules it breaks, and no number of the data."""
+
+
+class Table(NamedTuple):
+    """Counts of people, NaN where hidden, with a margin at the end of each axis."""
+
+    values: np.ndarray  # [levels + 1, ...]
+    levels: tuple[list[Any], ...]
+
+
+class Desk:
+    """One policy, one memory of all that was released, one record; `folder` keeps both over restarts, for its owner alone.
+
+    `key` is a secret of the site, under which the memory has people.
+    """
+
+    def __init__(self, policy: OutputPolicy, *, folder: str | Path | None = None, key: bytes = b"") -> None:
+        self.policy = policy
+        self.guard = Guard(policy.minimum, combinations=policy.combinations, key=key)
+        self.record: list[dict[str, Any]] = []
+        self._folder = None if folder is None else Path(folder)
+        if self._folder is not None:
+            self._read(self._folder)
+
+    def count(self, name: str, people: People) -> int:
+        """How many people there are."""
+        who = _distinct(people)
+        return self._decide(name, "count", [rules.enough("people", len(who), self.policy)], [who], len(who))
+
+    def mean(self, name: str, values: np.ndarray, people: People) -> float:
+        """The mean of values [n] that are known, of which nobody's part is too large; missing ones are NaN."""
+        values, people = np.asarray(values, float), _array(people)
+        known = np.isfinite(values)
+        who, place = np.unique(people[known], return_inverse=True)
+        parts = np.bincount(place, values[known], len(who))
+        findings = [rules.enough("people", len(who), self.policy), *rules.dominance(parts, self.policy)]
+        return self._decide(name, "mean", findings, [who], float(values[known].mean()) if known.any() else np.nan)
+
+    def extremes(self, name: str, values: np.ndarray, people: People) -> tuple[float, float]:
+        """The smallest and largest value as the policy allows: averages over the `minimum` people who have them."""
+        if self.policy.extremes == "refuse":
+            self._decide(name, "extremes", [Finding("extremes", 1, 0, False)], [], None)
+        values, people = np.asarray(values, float), _array(people)
+        known = np.isfinite(values)
+        who, place = np.unique(people[known], return_inverse=True)
+        ends, sets, k = [], [], self.policy.minimum
+        for sign in (1, -1):
+            least = np.full(len(who), np.inf)
+            np.minimum.at(least, place, sign * values[known])
+            first = np.argsort(least, kind="stable")[:k]
+            ends.append(sign * float(least[first].mean()) if len(who) else np.nan)
+            sets.append(who[first])
+        findings = [rules.enough("people", len(who), self.policy)]
+        return self._decide(name, "extremes", findings, [who, *sets], (ends[0], ends[1]))
+
+    def table(self, name: str, columns: Sequence[np.ndarray], people: People, levels: Sequence[Sequence[Any]] | None = None) -> Table:
+        """How many people have each combination of the columns' levels, with margins: hidden or rounded as the policy says.
+
+        `levels` are the public ones; without them, those that occur. Raises ValueError for a person in two cells.
+        """
+        people, arrays = _array(people), [np.asarray(column) for column in columns]
+        named = [list(each) for each in levels] if levels is not None else [np.unique(column).tolist() for column in arrays]
+        for column, known in zip(arrays, named, strict=True):
+            if unknown := set(column.tolist()) - set(known):
+                raise ValueError(f"table {name!r} has levels that are not among those given: {sorted(map(str, unknown))[:5]}")
+        shape = tuple(len(each) for each in named)
+        codes = [np.array([known.index(v) for v in col.tolist()], int) for col, known in zip(arrays, named, strict=True)]
+        cell = np.ravel_multi_index(codes, shape) if len(people) else np.zeros(0, int)
+        who, first = np.unique(people, return_index=True)
+        if (cell != cell[first][np.searchsorted(who, people)]).any():
+            raise ValueError(f"table {name!r}: a person is in two cells: choose one record of each person")
+        cell = cell[first]
+        counts, sums = np.bincount(cell, minlength=int(np.prod(shape))), crosstab_sums(shape)
+        findings = [
+            rules.enough("people", len(who), self.policy),
+            *(Finding("levels", len(k), self.policy.levels, len(k) <= self.policy.levels) for k in named),
+        ]
+        found = protect(counts, sums, self.policy)
+        findings.append(Finding("small cells", int(found.primary.sum()), 0, self.policy.tables != "refuse" or not found.primary.any()))
+        shown = ~np.isnan(found.values)
+        sets = [who[sums[j, cell] > 0] for j in np.flatnonzero(shown)]
+        hidden = {"primary": int(found.primary.sum()), "secondary": int(found.secondary.sum())}
+        return self._decide(name, "table", findings, sets, Table(_laid_out(found.values, shape), tuple(named)), hidden)
+
+    def histogram(self, name: str, values: np.ndarray, edges: np.ndarray, people: People) -> Table:
+        """People in each bin of public edges, as a table of one column; values outside are refused."""
+        values, edges = np.asarray(values, float), np.asarray(edges, float)
+        if not ((values >= edges[0]) & (values <= edges[-1])).all():
+            raise ValueError(f"histogram {name!r}: values outside of the edges {edges[0]} to {edges[-1]}, or unknown: give wider ones")
+        where = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+        counts = np.zeros(len(edges) - 1)
+        counts[0] = len(_distinct(people))
+        finding = rules.bins(counts, self.policy)
+        if not finding.holds:
+            self._decide(name, "histogram", [finding], [], None)
+        return self.table(name, [where], people, [range(len(edges) - 1)])
+
+    def fit(self, name: str, coefficients: Any, people: People, *, parameters: int, columns: dict[str, np.ndarray] | None = None) -> Any:
+        """A fit's coefficients, where it has few parameters; of columns with few values (outcome, factors) no level may be rare.
+
+        A column of whole numbers or text with at most the policy's `levels` is a factor, and so is every column that is not numbers.
+        """
+        array = _array(people)
+        who, first = np.unique(array, return_index=True)
+        findings = [rules.enough("people", len(who), self.policy), *rules.parameters(parameters, len(who), self.policy)]
+        for column, values in (columns or {}).items():
+            values = np.asarray(values)
+            numbers = np.issubdtype(values.dtype, np.floating)
+            if numbers and not (np.isin(values, (0, 1))).all():
+                continue
+            counts = np.array([len(np.unique(array[values == level])) for level in np.unique(values)])
+            findings += [each._replace(rule=f"{each.rule}: {column}") for each in rules.levels(counts, self.policy)]
+        return self._decide(name, "fit", findings, [array[first]], coefficients)
+
+    def _decide(
+        self, name: str, kind: str, findings: list[Finding], sets: Sequence[Any], value: Any, hidden: dict[str, int] | None = None
+    ) -> Any:
+        if all(each.holds for each in findings):
+            admitted = self.guard.admit(sets, joint=kind == "table")
+            findings = [*findings, Finding("differencing", 0 if admitted else 1, 0, admitted)]
+        broken = [each.rule for each in findings if not each.holds]
+        entry = {
+            "name": name,
+            "kind": kind,
+            "decision": "declined" if broken else "released",
+            "findings": [_plain(each) for each in findings],
+            "hidden": hidden or {},
+            "digest": None if broken else _digest(value),
+            "before": _digest(self.record[-1]) if self.record else None,
+        }
+        self.record.append(entry)
+        self._write(entry)
+        if broken:
+            raise Declined(f"declined: {name} ({', '.join(broken)})")
+        return value
+
+    def _read(self, folder: Path) -> None:
+        make_folder(folder)
+        lines = (folder / "releases.jsonl").read_text().splitlines() if (folder / "releases.jsonl").exists() else []
+        self.record = [json.loads(line) for line in lines]
+        for before, after in zip([None, *self.record], self.record, strict=False):
+            if after["before"] != (None if before is None else _digest(before)):
+                raise ValueError(f"{folder / 'releases.jsonl'} was changed before the release {after['name']!r}: restore it from a copy")
+        if (folder / "people.json").exists():
+            kept = json.loads((folder / "people.json").read_text())
+            self.guard.released = [[frozenset(each) for each in sets] for sets in kept]
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        """The people first: a release that is recorded is one that the guard remembers."""
+        if self._folder is None:
+            return
+        write_whole(self._folder / "people.json", json.dumps([[sorted(each) for each in sets] for sets in self.guard.released]))
+        with open(self._folder / "releases.jsonl", "a", opener=opener) as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _plain(found: Finding) -> dict[str, Any]:
+    """As JSON has it, of Python's own numbers."""
+    return {"rule": found.rule, "measured": float(found.measured), "limit": float(found.limit), "holds": bool(found.holds)}
+
+
+def _laid_out(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sums in the order of `crosstab_sums` as one array [levels + 1, ...], margins last."""
+    out = np.full([n + 1 for n in shape], np.nan)
+    at = 0
+    for summed in sorted(range(2 ** len(shape)), key=lambda bits: (bits.bit_count(), bits)):
+        place = tuple(-1 if summed >> axis & 1 else slice(0, n) for axis, n in enumerate(shape))
+        size = int(np.prod([n for axis, n in enumerate(shape) if not summed >> axis & 1]))
+        out[place] = values[at : at + size].reshape(out[place].shape)
+        at += size
+    return out
+
+
+def _array(people: People) -> np.ndarray:
+    found = np.asarray(people)
+    if found.ndim != 1:
+        raise ValueError(f"people are one identifier for each row, got an array of shape {found.shape}")
+    return found
+
+
+def _distinct(people: People) -> np.ndarray:
+    return np.unique(_array(people))
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=lambda each: each.tolist() if hasattr(each, "tolist") else repr(each))
+    return hashlib.sha256(text.encode()).hexdigest()
