@@ -12,6 +12,7 @@ piece needs what another one hides.
 ('chain(clip, quantize)', 'mean')
 """
 
+import logging
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -24,13 +25,15 @@ from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.aggregators.slotted import Slotted, slotted
 from fedjax_core.aggregators.stack import stack
-from fedjax_core.algorithms.base import Algorithm, Each, Exchange
+from fedjax_core.algorithms.base import Algorithm, Each, Exchange, Seen, message_of
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
 from fedjax_core.types import Batch, Columns, Key, Server, Update, known
 from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back
+
+log = logging.getLogger("fedjax_core")
 
 
 def compose(
@@ -64,9 +67,34 @@ def compose(
         aggregator = slotted(aggregator, slots)
     composed = Round(promises.kept(in_32_bits(algorithm), uplink), uplink, aggregator, downlink)
     _check_shapes(composed)
+    _say_dropped_weights(composed)
     if uplink.promises.noise is not None:
         promises.check(composed.algorithm, uplink, aggregator, reports_of(composed))
     return composed
+
+
+def _say_dropped_weights(composed: Round) -> None:
+    """Says where clients weigh their reports by what they worked on, and the aggregator counts all alike."""
+    if not composed.aggregator.alike:
+        return
+    state = state_shapes(composed)
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)
+    seen = Seen(jnp.float32(1), jnp.float32(1))
+    for exchange in reporting(composed.algorithm):
+
+        def weight(seen: Seen, server: Server, own: Any, key: Key, exchange: Exchange = exchange) -> Any:
+            message = message_of(exchange, server)
+            return exchange.client.finish(message, exchange.client.begin(message, own, key), seen).weight
+
+        if any(tree.depends(weight, seen, state.server, own, keys.shape())[: len(seen)]):
+            log.warning(
+                "%s() counts all clients alike, and %s weighs them by what they worked on, which is dropped: give the algorithm "
+                "weighting=fc.algorithms.uniform to say so, or take a rule that goes by weights (trimmed_mean and median with "
+                "weighted=True, rfa)",
+                composed.aggregator.name,
+                composed.algorithm.name,
+            )
+            return
 
 
 def check_population(composed: Round, clients: int, what: str) -> None:

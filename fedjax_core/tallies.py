@@ -64,6 +64,6 @@ def bits_of(composed: Round, e: int) -> tuple[float, float]:
 def kept_of(composed: Round, e: int, state: State, acc: Any) -> Array | None:
     """[K]: whose reports the aggregator makes use of, of those in `acc`; None where it does not tell."""
     exchange, kept = composed.algorithm.exchanges[e], composed.aggregator.kept
-    if exchange.update is None or exchange.slots > 1 or kept is None:
+    if exchange.update is None or kept is None:
         return None
     return kept(acc, state.aggregator[e], keys.aggregate(state.key, state.round, e))

@@ -28,6 +28,7 @@ VARIANTS = {
     "ffa-lora": ("../lora", "Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024"),
     "fedbn": ("fedper", "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization, ICLR 2021"),
 }  # fmt: skip
+_CITED = re.compile(r'"([^"]{12,}),?"(?:, ([^,.;"]*?\d{4})| \(([^)]*\d{4})\))')
 HEAD = """# Methods, and what proves each
 
 `python -m scripts.zoo_page` writes this page from the docstrings and from the tests, and a test fails where it is out of date. A method
@@ -40,8 +41,15 @@ of [test_contracts.py](../tests/test_contracts.py), where lanes, plain loops and
 
 
 def methods() -> dict[str, tuple[Path, str]]:
-    """{method: (its file, its paper)} of every function of `fc.algorithms` that gives an algorithm, and of the variants."""
+    """{method: (its file, its paper)} of what gives an algorithm, of stages and aggregators with a paper, and of the variants."""
     found = {}
+    for part, kind in ((fc.aggregators, fc.aggregators.Aggregator), (fc.uplink, fc.uplink.Stage)):
+        for name in part.__all__:
+            function = getattr(part, name)
+            if inspect.isfunction(function) and function.__annotations__.get("return") is kind:
+                file = Path(inspect.getfile(inspect.unwrap(function)))
+                if _CITED.search(" ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())):
+                    found[name] = file, paper(file)
     for name in fc.algorithms.__all__:
         function = getattr(fc.algorithms, name)
         if inspect.isfunction(function) and function.__annotations__.get("return") is fc.algorithms.Algorithm and name != "by_round":
@@ -56,7 +64,7 @@ def methods() -> dict[str, tuple[Path, str]]:
 def paper(file: Path) -> str:
     """The first title in quotes in a module's docstring, with where and when it appeared."""
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
-    cited = re.search(r'"([^"]{12,}),?"(?:, ([^,.;"]*?\d{4})| \(([^)]*\d{4})\))', text)
+    cited = _CITED.search(text)
     if cited is None:
         raise ValueError(f'{file.name} cites no paper in its docstring: write authors, "title", where and when')
     return f"{cited[1]}, {cited[2] or cited[3]}"

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from fedjax_core import keys, tree
 from fedjax_core.settings import Settings, with_settings
@@ -242,12 +241,8 @@ def uses(stage: Stage, update: Update) -> frozenset[str]:
     def send(sender: Sender, update: Update) -> Any:
         return stage.encode(stage.init(update), stage.init_client(update), update, sender)
 
-    whole: Any = jax.make_jaxpr(send)(sender, update).jaxpr
-    needed = {v for v in whole.outvars if isinstance(v, core.Var)}
-    for eqn in reversed(whole.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
-    return frozenset(name for name, v in zip(Sender._fields, whole.invars, strict=False) if v in needed)
+    used = tree.depends(send, sender, update)
+    return frozenset(name for name, needed in zip(Sender._fields, used, strict=False) if needed)
 
 
 def check_expands(stage: Stage, given: Update, where: str) -> None:

@@ -146,6 +146,27 @@ def compiled():
     return {name: jax.jit(lambda rows, here, rule=rule: agg.apply(rule, rows, here=here)) for name, (rule, _) in RULES.items()}
 
 
+@pytest.mark.proves(
+    "median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "geometric_median",
+    "rfa",
+    "bulyan",
+    "centered_clipping",
+    "meamed",
+    "mda",
+    "nnm",
+    "norm_bound",
+    "arc",
+    "fltrust",
+    "foolsgold",
+    "dnc",
+    "zeroing",
+    "adaptive_clip",
+    by="independent implementation: plain loops in float64, to 1e-6",
+)
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_its_plain_loops_in_64_bits(name):
     rule, loops = RULES[name]
@@ -214,6 +235,9 @@ def worst(values, rows, f):
     return found
 
 
+@pytest.mark.proves(
+    "trimmed_mean", "krum", "geometric_median", "median", "nnm", by="closed form: the robustness coefficient of Allouah et al. 2023"
+)
 @pytest.mark.parametrize("name", [*KAPPA, "nnm, trimmed mean"])
 def test_robustness_stays_under_its_coefficient(name):
     """On 200 random cohorts, whichever f are the liars; the plain mean goes far beyond."""
@@ -313,6 +337,7 @@ def test_bounds_follow_their_quantile():
     assert norms[N - F - 1] * 0.9 <= float(state[0]) <= norms[N - F] * 1.1  # at rest between those whose share is nearest to 0.8
 
 
+@pytest.mark.proves("bucketing", by="identity: the mean of buckets is the mean, and who is absent changes no draw")
 def test_bucketing_takes_each_report_once_and_draws_alike_whoever_is_absent():
     rows = np.arange(10.0)[:, None]
     taken = agg.of_reports("buckets", lambda rows, here, weights, key: jnp.sort(jnp.where(here[:, None], rows, 99), axis=0)[:1].reshape(-1))

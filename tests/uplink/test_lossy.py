@@ -53,6 +53,7 @@ UNBIASED = {  # (stage, the exact variance of each of 1, 2, ..., 1024, their sum
 }
 
 
+@pytest.mark.proves("qsgd", "terngrad", "k_level", "randk", by="closed form: the exact variance, and no bias")
 @pytest.mark.parametrize("name", UNBIASED)
 def test_the_error_is_exactly_what_it_should_be_and_the_mean_is_right(name):
     stage, variance, known = UNBIASED[name]
@@ -66,6 +67,7 @@ def test_the_error_is_exactly_what_it_should_be_and_the_mean_is_right(name):
         assert np.abs(off).max() < 5
 
 
+@pytest.mark.proves("topk", by="published numbers, and the bound where it is reached")
 def test_topk_keeps_the_largest_of_each_leaf():
     assert error(draws(uplink.topk(102 / 1024), X, 1), X) == pytest.approx(0.730068, rel=1e-5)
     normal = np.random.default_rng(0).normal(size=200_000)
@@ -75,6 +77,7 @@ def test_topk_keeps_the_largest_of_each_leaf():
     assert error(draws(uplink.topk(0.3), same, 1), same) == pytest.approx(1 - 15 / 50)  # the bound, where all are of one size
 
 
+@pytest.mark.proves("eden", by="closed form: D / (1 - D) of Lloyd and Max's levels")
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_eden_loses_what_its_levels_do_of_normal_numbers(bits):
     known = {1: 0.5708, 2: 0.1331, 3: 0.03578, 4: 0.00959}[bits]
@@ -99,6 +102,7 @@ def test_the_mean_of_many_clients_divides_edens_error(bits, known):
     assert error(came, x) == pytest.approx(known, rel=0.05)
 
 
+@pytest.mark.proves("drive", by="closed form: pi / 2 - 1, and 1 - 2 / pi biased")
 def test_drive_by_both_scales():
     x = np.random.default_rng(3).exponential(size=16384)
     assert error(draws(uplink.drive(), x, 20), x) == pytest.approx(np.pi / 2 - 1, rel=0.02)
@@ -116,6 +120,13 @@ def test_parity_with_fedjax():
     three = jnp.zeros(3)  # of three weights: a byte of signs, and two numbers of 4 bytes
     assert uplink.bits(uplink.drive(), three) == 8 + 2 * 32
     assert uplink.bits(uplink.rotated(uplink.k_level(2)), three) == 8 + 3 * 32
+
+
+@pytest.mark.proves("sign", by="closed form: its error on any vector")
+def test_scaled_sign_loses_what_its_formula_says():
+    for x in (X, np.random.default_rng(4).normal(size=500)):
+        lost = 1 - np.abs(x).sum() ** 2 / (len(x) * (x**2).sum())
+        assert error(draws(uplink.sign(), x, 1), x) == pytest.approx(lost, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64, 1000, 20_000])
@@ -173,6 +184,7 @@ def test_bits_are_those_of_the_message(stage, expected):
         assert uplink.bits(stage, update) == expected
 
 
+@pytest.mark.proves("powersgd", "low_rank", by="identity: exact up to the rank; the best of it by NumPy")
 def test_low_rank_is_exact_up_to_its_rank():
     rng = np.random.default_rng(0)
     two = {"w": rng.normal(size=(12, 2)) @ rng.normal(size=(2, 20)), "c": rng.normal(size=(3, 3, 4, 1)) * rng.normal(size=(1, 1, 1, 40))}
@@ -191,6 +203,7 @@ def test_low_rank_is_exact_up_to_its_rank():
     assert float(tree.norm(tree.sub(two["w"], stage.expand((), sent, two["w"])))) == pytest.approx(sizes[1], rel=1e-3)
 
 
+@pytest.mark.proves("count_sketch", by="closed form: no bias, and the variance of a row")
 def test_a_sketch_is_right_on_average_within_its_variance_and_adds_up():
     x = np.random.default_rng(5).normal(size=300)
     came = draws(uplink.count_sketch(1, 50, "mean"), x, 2000)
@@ -224,7 +237,8 @@ def optimise(stage, rounds=300, lr=0.3):
     return float(jnp.linalg.norm(x - targets.mean(0)))
 
 
-def test_ef21_and_feedback_reach_the_optimum_where_top_k_alone_stalls():
+@pytest.mark.proves("ef21", by="closed form: the optimum of a quadratic where top-k stalls")
+def test_ef21_reaches_the_optimum_where_top_k_alone_stalls():
     assert optimise(uplink.topk(0.05)) > 0.1
     assert optimise(uplink.ef21(uplink.topk(0.05)), rounds=600, lr=0.05) < 1e-4
     assert optimise(uplink.ef21(uplink.topk(0.05), population=3), rounds=600, lr=0.05) < 1e-4

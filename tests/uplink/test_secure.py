@@ -47,6 +47,7 @@ def added(messages):
     return jax.tree.map(lambda *x: np.sum(np.stack(x), axis=0, dtype=np.asarray(x[0]).dtype), *messages)
 
 
+@pytest.mark.proves("secure", by="identity: the sum of integers, to the last bit")
 def test_masks_cancel_to_the_last_bit():
     there = [k for k in range(K) if HERE[k]]
     total = added([sent(k)[0] for k in there])

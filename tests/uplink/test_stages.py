@@ -65,6 +65,7 @@ def test_an_update_that_is_not_finite_stays_so_on_the_wire():
     assert not bool(tree.finite(got))
 
 
+@pytest.mark.proves("feedback", by="identity: what is sent in the end is what was meant")
 def test_feedback_sends_everything_in_the_end():
     """What is sent over many rounds differs from what was meant by no more than one residual."""
     stage, own, sent = uplink.feedback(uplink.quantize(bits=2)), None, 0.0
