@@ -25,7 +25,7 @@ from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.aggregators.slotted import Slotted, slotted
 from fedjax_core.aggregators.stack import stack
-from fedjax_core.algorithms.base import Algorithm, Each, Exchange, Seen, message_of
+from fedjax_core.algorithms.base import Algorithm, Each, Exchange
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
@@ -77,16 +77,9 @@ def _say_dropped_weights(composed: Round) -> None:
     """Says where clients weigh their reports by what they worked on, and the aggregator counts all alike."""
     if not composed.aggregator.alike:
         return
-    state = state_shapes(composed)
-    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients.own)
-    seen = Seen(jnp.float32(1), jnp.float32(1))
-    for exchange in reporting(composed.algorithm):
-
-        def weight(seen: Seen, server: Server, own: Any, key: Key, exchange: Exchange = exchange) -> Any:
-            message = message_of(exchange, server)
-            return exchange.client.finish(message, exchange.client.begin(message, own, key), seen).weight
-
-        if any(tree.depends(weight, seen, state.server, own, keys.shape())[: len(seen)]):
+    server = state_shapes(composed).server
+    for e, exchange in enumerate(composed.algorithm.exchanges):
+        if exchange.update is not None and promises.weighs(composed.algorithm, server, e):
             log.warning(
                 "%s() counts all clients alike, and %s weighs them by what they worked on, which is dropped: give the algorithm "
                 "weighting=fc.algorithms.uniform to say so, or take a rule that goes by weights (trimmed_mean and median with "

@@ -17,9 +17,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-from fedjax_core import keys
+from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Exchange, Report, Seen, message_of
 from fedjax_core.types import Batch, Carry, Key, Message, Params
@@ -98,7 +97,7 @@ def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) ->
             f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
             f"noise of {name!r}: use an algorithm whose server goes by the value alone, such as fedavg"
         )
-    if at == "client" and not getattr(uplink.promises.account, "open_counts", False) and _weighs(algorithm, server, e):
+    if at == "client" and not getattr(uplink.promises.account, "open_counts", False) and weighs(algorithm, server, e):
         yield (
             f"{algorithm.name} weighs its reports by a client's examples or steps, which leave without the noise of {name!r}: give "
             "weighting=fc.algorithms.uniform"
@@ -119,12 +118,12 @@ def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
     def after(weight: Any, clients: Any, each: Any, server: Any, value: Any, key: Any) -> Any:
         return update(server, Aggregate(value, weight, clients, key, each))
 
-    used = _used(after, number, number, each, server, value, key)
+    used = tree.depends(after, number, number, each, server, value, key)
     names = ["the sum of the weights", "the number of clients", *(["each client's stats"] * len(jax.tree.leaves(each)))]
     return list(dict.fromkeys(name for name, there in zip(names, used, strict=False) if there))
 
 
-def _weighs(algorithm: Algorithm, server: Any, e: int) -> bool:
+def weighs(algorithm: Algorithm, server: Any, e: int) -> bool:
     """Whether the weight of a report depends on what the client has seen."""
     exchange = algorithm.exchanges[e]
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
@@ -135,14 +134,4 @@ def _weighs(algorithm: Algorithm, server: Any, e: int) -> bool:
         message = message_of(exchange, server)
         return exchange.client.finish(message, exchange.client.begin(message, own, key), seen).weight
 
-    return any(_used(weight, Seen(number, number), server, own, keys.shape())[:2])
-
-
-def _used(f: Any, *arguments: Any) -> list[bool]:
-    """Of each leaf of the arguments, whether what `f` gives depends on it."""
-    jaxpr: Any = jax.make_jaxpr(f)(*arguments).jaxpr
-    needed = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
-    for eqn in reversed(jaxpr.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
-    return [v in needed for v in jaxpr.invars]
+    return any(tree.depends(weight, Seen(number, number), server, own, keys.shape())[:2])

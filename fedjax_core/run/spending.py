@@ -13,7 +13,7 @@ from typing import Any
 
 log = logging.getLogger("fedjax_core")
 
-_COUNTS = ("clients", "examples", "refused")  # of a round's cohort, which are told without noise
+_COUNTS = ("clients", "examples", "refused", "bits_up", "bits_down", "left_out")  # of a round's cohort, which are told without noise
 
 
 class Spending:
