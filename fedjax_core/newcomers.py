@@ -56,7 +56,8 @@ def newcomers(
         raise ValueError(f"{algorithm.name} gives clients no models of their own: fc.personalise fits the global model to each client")
     key = jax.random.key(0) if key is None else key
     begun, params = algorithm.init_params(key), state.params
-    whole = tree.combine(params, begun) if jax.tree.structure(params) != jax.tree.structure(begun) else params
+    mine: Any = jax.tree.structure(params)
+    whole = tree.combine(params, begun) if mine != jax.tree.structure(begun) else params
     still = algorithm._replace(
         init=lambda params: state.server,
         exchanges=tuple(_silent(exchange) for exchange in algorithm.exchanges),
