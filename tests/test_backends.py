@@ -283,7 +283,7 @@ def in_slots():
     return algorithm._replace(init=twice, exchanges=(trains,))
 
 
-@pytest.mark.parametrize("kind", BACKENDS[:-1])
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_reports_meet_in_the_slot_that_each_names(kind, monkeypatch):
     """As rounds of the clients of each slot by themselves."""
     with backend("one lane", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:
@@ -328,7 +328,7 @@ def addressed():
     return algorithm._replace(init=lambda params: Rows(params, jnp.arange(3.0)), exchanges=(sends,))
 
 
-@pytest.mark.parametrize("kind", BACKENDS[:-1])
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_each_client_is_told_what_is_for_it_alone(kind, monkeypatch):
     """In whatever order they are, with empty places or none; in the second round the numbers are larger by one."""
     with backend("one lane", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:

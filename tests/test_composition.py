@@ -14,8 +14,8 @@ from fedjax_core.metrics import Sum
 from fedjax_core.partial import why_not
 
 FEDAVG = algorithms.fedavg(models.linear(features=2), optax.sgd(0.1))
-IFCA = algorithms.ifca(models.linear(features=2), 2, optax.sgd(0.1))
 (EXCHANGE,) = FEDAVG.exchanges
+PARTS = FEDAVG._replace(exchanges=(EXCHANGE._replace(reports="mean"),))
 
 
 class Nameless(NamedTuple):
@@ -103,10 +103,10 @@ def test_a_server_has_the_model_as_its_params():
 
 def test_what_meets_in_parts_is_said_by_the_aggregator_and_not_by_its_name():
     mine, disguised = aggregators.mean()._replace(name="mine"), aggregators.trimmed_mean(0.1)._replace(name="mean")
-    compose(IFCA, aggregator=mine)
-    compose(IFCA, aggregator=aggregators.total())
+    compose(PARTS, aggregator=mine)
+    compose(PARTS, aggregator=aggregators.total())
     with pytest.raises(ValueError, match="only as a weighted mean"):
-        compose(IFCA, aggregator=disguised)
+        compose(PARTS, aggregator=disguised)
     assert why_not(compose(FEDAVG, aggregator=mine)) is None
     remembering = mine._replace(init=lambda shapes: jnp.float32(0))
     for other, said in ((disguised, "does not add up to that of all"), (remembering, "keeps state at the server")):

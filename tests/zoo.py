@@ -408,7 +408,7 @@ ZOO: dict[str, Entry] = {
     "metrics of a report": Entry(moved),
     "two trips": Entry(two_trips),
     "every report": Entry(every_report),
-    "addressed": Entry(lambda n=N: addressed(n), sites=False),
+    "addressed": Entry(lambda n=N: addressed(n)),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedsam(task(), 0.1, SGD))),
     "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=privacy.noisy_gradient(0.5, 0.5, batch_size=4, microbatch=2)))),

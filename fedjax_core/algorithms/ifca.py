@@ -3,6 +3,8 @@
     exchange 1 (silent)    j_i = argmin_j f_i(x_j)            one pass; the choice stays with the client
     exchange 2             y <- local steps from x_{j_i};     x_j <- x_j + mean of (y_i - x_j) over clients with j_i = j
 
+A client sends one model of the k, and which one it is: the slot of its report.
+
 Ghosh et al., "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020; Mansour et al., "Three Approaches for
 Personalization with Applications to Federated Learning", 2020 (HypCluster). The global model `state.params` is the k models stacked.
 
@@ -13,12 +15,13 @@ Personalization with Applications to Federated Learning", 2020 (HypCluster). The
 [True, False]
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_core import tree
 from fedjax_core.algorithms.base import (
     Aggregate,
     Algorithm,
@@ -42,13 +45,6 @@ class Global(NamedTuple):
     params: Params
 
 
-class Part(NamedTuple):
-    """A client's change put in its model's place, zeros elsewhere, and a one at that place: their means give each model's own mean."""
-
-    change: Any  # leaves [k, ...]
-    chosen: Array  # [k]
-
-
 @scheduled("task", "local")
 def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algorithm:
     """Clustered training of `models` models, each begun from its own key; clients count by their examples."""
@@ -61,21 +57,18 @@ def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algori
     begin, step = local_training(task, local, start=chosen)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
-        change = jax.tree.map(lambda x, y: jnp.zeros_like(x).at[carry.own].set(y - x[carry.own]), params, carry.params)
-        return Report(Part(change, jax.nn.one_hot(carry.own, models)), by_examples(seen), own=carry.own)
+        change = tree.sub(carry.params, chosen(params, carry.own))
+        return Report(change, by_examples(seen), own=carry.own, slot=carry.own)
 
     def update(server: Global, reports: Aggregate) -> Global:
-        def move(x: Array, change: Array) -> Array:
-            share = reports.value.chosen.reshape((models,) + (1,) * (x.ndim - 1)).astype(x.dtype)
-            return x + jnp.where(share > 0, change / jnp.where(share > 0, share, 1), 0)
-
-        return Global(jax.tree.map(move, server.params, reports.value.change))
+        changes = jax.tree.map(lambda x, change: change.reshape(x.shape), server.params, reports.value)
+        return Global(tree.add(server.params, changes))
 
     def several(key: Key) -> Params:
         return jax.vmap(task.init)(jax.random.split(key, models))
 
     choose = Exchange(lambda server: server.params, _chooser(task, models), None, work=ONCE)
-    train = Exchange(lambda server: server.params, Client(begin, step, finish), update, reports="mean")
+    train = Exchange(lambda server: server.params, Client(begin, step, finish), update, slots=models)
 
     return Algorithm(
         task,

@@ -130,8 +130,12 @@ class Study:
 
     @cached_property
     def stats(self) -> tuple[str, ...]:
-        """What a site's policy must name for a report to leave: `stats.steps`, where the server reads each client's steps by themselves."""
-        return tuple(sorted({f"stats.{name}" for report in reports_of(self.round) for name in report.stats}))
+        """What a site's policy must name for a report to leave, as the server reads it of each site by itself.
+
+        `stats.steps` where it reads each client's steps, `slot` where a report names the group or model that it is for.
+        """
+        slot = ("slot",) if self.round.slots > 1 else ()
+        return (*slot, *sorted({f"stats.{name}" for report in reports_of(self.round) for name in report.stats}))
 
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""

@@ -1,9 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from fedjax_core import Clients, Simulator, algorithms, compose, models
+from fedjax_core import Clients, Simulator, Task, aggregators, algorithms, compose, models
 
 
 def two_groups():
@@ -18,8 +19,6 @@ def two_groups():
 
 @pytest.mark.proves("ifca", by="closed form: two groups and their means")
 def test_it_finds_two_groups_and_both_models():
-    from fedjax_core import Task
-
     linear = models.linear(features=2)
     # Models that begin alike cannot be told apart: each begins at random.
     task = Task(lambda key: jax.tree.map(lambda p: jax.random.normal(key, p.shape), linear.init(key)), linear.loss, linear.metrics)
@@ -31,8 +30,6 @@ def test_it_finds_two_groups_and_both_models():
 
 
 def test_a_model_that_nobody_chose_stays_where_it_was():
-    from fedjax_core import Task
-
     linear = models.linear(features=2)
     task = Task(lambda key: jax.tree.map(lambda p: 100 * jax.random.normal(key, p.shape), linear.init(key)), linear.loss)
     sim = Simulator(compose(algorithms.ifca(task, models=5, local=optax.sgd(0.05))), two_groups(), batch_size=5)
@@ -45,11 +42,22 @@ def test_a_model_that_nobody_chose_stays_where_it_was():
         assert not np.array_equal(x[chosen], y[chosen])
 
 
-def test_only_a_mean_makes_sense_of_its_reports():
-    from fedjax_core import aggregators
+def test_a_median_in_each_group_withstands_one_of_its_clients_who_lies():
+    """By a mean, the group's model would be where its liar is."""
+    linear = models.linear(features=2)
+    task = Task(lambda key: jax.tree.map(lambda p: jax.random.normal(key, p.shape), linear.init(key)), linear.loss, linear.metrics)
+    algorithm = algorithms.ifca(task, models=2, local=optax.sgd(0.05))
+    choose, train = algorithm.exchanges
 
-    algorithm = algorithms.ifca(models.linear(features=2), models=2, local=optax.sgd(0.1))
-    with pytest.raises(
-        ValueError, match=r"trimmed_mean\(\) cannot take what clients report in exchange 1 .* aggregator=fc.aggregators.mean"
-    ):
-        compose(algorithm, aggregator=aggregators.trimmed_mean(0.1))
+    def lie(message, carry, seen):
+        report = train.client.finish(message, carry, seen)
+        return report._replace(update=jax.tree.map(lambda x: jnp.where(seen.examples == 5, 100.0, x), report.update))
+
+    lied = algorithm._replace(exchanges=(choose, train._replace(client=train.client._replace(finish=lie))))
+    liar = {name: x[:5] for name, x in two_groups()[0].items()}
+    data, losses = Clients.from_list([*two_groups(), liar]), {}
+    for aggregator in (aggregators.median(), aggregators.mean()):
+        sim = Simulator(compose(lied, aggregator=aggregator), data, batch_size=5, epochs=2, lanes=3)
+        state, _ = sim.run_many(sim.init(jax.random.key(2)), [list(range(9))] * 10)
+        losses[aggregator.name] = float(np.max(sim.evaluate(state).clients["loss"][:8]))
+    assert losses["median"] < 0.1 and losses["mean"] > 100

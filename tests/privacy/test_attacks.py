@@ -54,7 +54,7 @@ def test_it_cannot_under_noise():
 
 
 def test_a_sum_of_three_does_not_hide_them_by_itself():
-    """Less exact than of one, but whose class is nobody else's is mostly what its row of the weights is made of: sums alone promise little."""
+    """Less exact than of one, but who alone has a class is mostly what its row of the weights is made of: sums promise little."""
     for seed in (0, 1, 2):
         people = [person(3 * seed + i) for i in range(3)]
         total = gradient_of(people[0])

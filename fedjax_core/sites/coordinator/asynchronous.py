@@ -107,7 +107,7 @@ class AsynchronousRounds:
 
     def init(self, state: State) -> State:
         """The state before the first step: nobody is at work."""
-        clients: Any = nobody(len(self._collector.names), broadcast(self._round, 0, state)[0], self._buffer)
+        clients: Any = nobody(len(self._collector.names), broadcast(self._round, 0, state, len(self._collector.names))[0], self._buffer)
         return state._replace(clients=clients)
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
@@ -147,7 +147,7 @@ class AsynchronousRounds:
         """An empty buffer, for the step from this state."""
         self._version = self._flights.number = int(state.round)
         self._about = About(state, np.zeros(len(self._started), np.int32))
-        self._models = remember(self._models, self._version, broadcast(self._round, 0, state)[0])
+        self._models = remember(self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0])
         self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Aggregation(self._round, 0, state.uplink[0], self._buffer.size)
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came

@@ -55,7 +55,7 @@ def exchange(
     `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is asked.
     """
     number = int(about.state.round)
-    sent, state = broadcast(composed, e, about.state)
+    sent, state = broadcast(composed, e, about.state, len(about.version))
     noise = requests.noise(state, e)
     if not len(cohort.clients):
         nobody = np.full(1, len(collector.names))  # one place, and empty

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_core import keys, tallies, tree
+from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Each, Seen
 from fedjax_core.round import Kept, Round, State, state_shapes, wire_of
 from fedjax_core.sites.coordinator.weighing import Weigher, weigher
@@ -34,7 +35,8 @@ class Server(NamedTuple):
     stats: list[dict[str, Any]]  # the shapes of the numbers in it that the server reads client by client
     beside: list[frozenset[str]]  # the names of the tensors in it that are no part of the update
     small: list[bool]  # whether that has at most SMALL_BYTES
-    broadcast: list[Any]  # of the state's server, downlink, round and key: (what is sent, what the downlink keeps now)
+    broadcast: list[Any]
+    """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the downlink keeps now)."""
     fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
     weigh: list[Weigher | None]  # what a report weighs
     zero: list[Any]
@@ -63,9 +65,10 @@ def merged(composed: Round) -> Round:
     return composed._replace(uplink=composed.uplink._replace(**plain))
 
 
-def broadcast(composed: Round, e: int, state: State) -> tuple[Any, State]:
-    """The server's beginning of exchange `e`: (what is sent to every site, the state with what the downlink keeps now)."""
-    sent, downlink = server_half(composed).broadcast[e](state.server, state.downlink, state.round, state.key)
+def broadcast(composed: Round, e: int, state: State, sites: int) -> tuple[Any, State]:
+    """What is sent to each of so many sites in exchange `e`, and the state with what the downlink keeps now."""
+    positions = np.arange(sites, dtype=np.int32)
+    sent, downlink = server_half(composed).broadcast[e](state.server, state.downlink, state.round, state.key, positions)
     return sent, state._replace(downlink=downlink)
 
 
@@ -76,9 +79,9 @@ def server_half(composed: Round) -> Server:
     state = state_shapes(composed)
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
 
-    def broadcast(e: int, server: Any, downlink: Any, round: Array, key: Key) -> tuple[Any, Any]:
+    def broadcast(e: int, server: Any, downlink: Any, round: Array, key: Key, positions: Array) -> tuple[Any, Any]:
         state = State(server=server, uplink=(), downlink=downlink, aggregator=(), clients=Kept((), ()), round=round, key=key)
-        sent, after = composed.broadcast(e, state)
+        sent, after = composed.broadcast(e, state, positions)
         return sent, after.downlink
 
     def sent(e: int, state: State, kept: Any, key: Key) -> Any:
@@ -87,21 +90,23 @@ def server_half(composed: Round) -> Server:
         return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), alone(key)).wire
 
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
-        update, good = composed.receive(e, uplink, wire_of(sent).update, weight)
-        return good, tree.norm(update)
+        update, good = composed.receive(e, uplink, sent, weight)
+        return good, tree.norm(plain(update))
 
     def as_sent(e: int) -> bool:
         """Whether a report expands to the very numbers that were sent."""
+        if composed.slots > 1:  # whose number has to be looked at
+            return False
         update = wire_of(shapes[e]).update
         found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(state.uplink[e], update).jaxpr
         return found.outvars == found.invars[len(jax.tree.leaves(state.uplink[e])) :]
 
     def zero(e: int, cohort: int) -> Any:
-        read = jax.eval_shape(partial(composed.receive, e), state.uplink[e], wire_of(shapes[e]).update, jnp.float32(0))[0]
+        read = jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0]
         return composed.aggregator.zero(read, cohort)
 
     def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array, factor: Array | None) -> Any:
-        update = composed.receive(e, uplink, wire_of(sent).update, weight)[0]
+        update = composed.receive(e, uplink, sent, weight)[0]
         update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
         return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
 
@@ -125,14 +130,14 @@ def server_half(composed: Round) -> Server:
         after = composed.conclude(e, state, acc, weight, clients, reported, reported, each=each, secret=noise)
         return after, size, used
 
-    key = keys.shape()
+    key, one_site = keys.shape(), jax.ShapeDtypeStruct((1,), jnp.int32)
     shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]
     return Server(
         form=[TreeSpec.of(one) for one in shapes],
         stats=[wire_of(one).stats for one in shapes],
         beside=[beside(one) for one in shapes],
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
-        broadcast=[_compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key) for e in exchanges],
+        broadcast=[_compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key, one_site) for e in exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         weigh=[weigher(composed, e) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],

@@ -45,7 +45,7 @@ class Places(NamedTuple):
         """Of requests of this round."""
         algorithm, state = composed.algorithm, state_shapes(composed)
         evaluated = tuple(leaf_specs({"params": state.params}))
-        if algorithm.personal is not None:
+        if algorithm.personal is not None or algorithm.exchanges[0].address is not None:
             return cls(None, evaluated, prepares)
         leaves, structure = jax.tree.flatten(state.server)
         params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves))).params)

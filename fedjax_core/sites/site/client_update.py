@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_core import keys, tree
+from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Seen
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
@@ -172,14 +173,14 @@ def _client(composed: Round, e: int) -> _Client:
         sender = sender._replace(secret=jax.random.wrap_key_data(secret, impl=kind))
         encoded = composed.report(e, message, uplink, kept, carry, seen, sender)
         weight, kept = encoded.weight, encoded.kept
-        leaves = left(message, uplink, carry, seen, encoded.sent, weight)
+        leaves = left(message, uplink, carry, seen, encoded.wire, weight)
         return encoded.wire, weight, kept, tree.finite(kept), leaves, dict(encoded.metrics)
 
     def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
         stages = composed.uplink.name != chain().name and composed.algorithm.exchanges[e].update is not None
         if not (stages and composed.uplink.measurable):
             return {}
-        before, after = client.finish(message, carry, seen).update, composed.receive(e, uplink, sent, weight)[0]
+        before, after = client.finish(message, carry, seen).update, plain(composed.receive(e, uplink, sent, weight)[0])
         one = jnp.float32(1)
 
         def share(of: Callable[[Any], Array]) -> Mean:

@@ -8,7 +8,7 @@ numbers. What a handler does for each kind of request is in `handlers.py`, and w
 
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import UNSET
 
 from fedjax_core.files import make_folder, opener
-from fedjax_core.round import Kept, reports_of, state_shapes
+from fedjax_core.round import Kept, Round, reports_of, state_shapes
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.audit.entries import NOTHING
 from fedjax_core.sites.audit.held import HELD
@@ -73,8 +73,7 @@ class SiteContext:
         self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
         self.of_reports = [frozenset(report.metrics) for report in reports_of(composed)]
         """The metrics of each exchange that a client makes once, in its report."""
-        messages = [jax.eval_shape(partial(composed.broadcast, e), shapes)[0] for e in range(len(composed.algorithm.exchanges))]
-        self.form = lru_cache(maxsize=8)(partial(_form, messages, shapes.uplink, self.kept_shapes))
+        self.form = lru_cache(maxsize=8)(partial(_form, composed, self.kept_shapes))
         """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form of a request to train."""
 
     @cached_property
@@ -136,6 +135,8 @@ class SiteContext:
                 file.write(f"{datetime.now(UTC).isoformat()}\n{''.join(traceback.format_exception(error))}\n")
 
 
-def _form(messages: Sequence[Any], uplink: Sequence[Any], kept: Any, e: int, sites: int, first: bool) -> TreeSpec:
+def _form(composed: Round, kept: Any, e: int, sites: int, first: bool) -> TreeSpec:
     """Of a request to train in exchange `e`."""
-    return TreeSpec.of({"message": messages[e], "uplink": uplink[e], **about_sites(sites, kept if first else None)})
+    state = state_shapes(composed)
+    message = jax.eval_shape(partial(composed.broadcast, e), state, jax.ShapeDtypeStruct((sites,), np.int32))[0]
+    return TreeSpec.of({"message": message, "uplink": state.uplink[e], **about_sites(sites, kept if first else None)})

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from fedjax_core.algorithms.base import Addressed, Told
 from fedjax_core.data.preprocess import sums_of
-from fedjax_core.round import wire_of
 from fedjax_core.sites.policy.answered import ALL
 from fedjax_core.sites.protocol import request
 from fedjax_core.sites.protocol.report import PARTIAL, beside, said
@@ -56,14 +56,18 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     needed, recent = request.needed(header, found, site.address)
     keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.enforcement.policy.caps.kept_gb)
     draws = request.draws(header, site.address, site.secret, of=f"{site.data.fingerprint}/{seconds}")
-    site.data.placed(request.position(found, site.address))
+    position = request.position(found, site.address)
+    site.data.placed(position)
+    message = found["message"]
+    if isinstance(message, Addressed):  # of what each site is told by itself, this one's
+        message = Told(message.message, jax.tree.map(lambda x: x[position], message.rows))
     limit = _limit(site, header, work, seconds)
     with site.budget.round(site.enforcement.policy.caps) as watch:
         if site.study.departments:
-            seen = site.data.departments.visit(found["message"], draws, watch)
+            seen = site.data.departments.visit(message, draws, watch)
         else:
             seen = client_update.client_update(
-                composed, e, site.data.plan, site.data.clients, found["message"], found["uplink"], kept, draws, header.round, watch, limit
+                composed, e, site.data.plan, site.data.clients, message, found["uplink"], kept, draws, header.round, watch, limit
             )
     sent, its, now, fine, left, metrics = seen
     left = left if site.study.measurable else {}
@@ -76,7 +80,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     if not work.idle and (minimum.examples or minimum.per_class or minimum.cell):
         used, per_class = site.data.used(header.round, work, steps)
         site.enforcement.check_examples(used, per_class)
-    if wire_of(sent).stats:
+    if beside(sent):
         site.enforcement.check_cell(used)
     if seconds is not None and steps is not None:
         site.done.add(_which(site, header, seconds), steps, header)
