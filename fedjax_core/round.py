@@ -295,7 +295,7 @@ class Round(NamedTuple):
     @property
     def slots(self) -> int:
         """Into how many values reports meet: 1, or as many in every exchange in which clients report."""
-        return max(exchange.slots for exchange in self.algorithm.exchanges)
+        return max((exchange.slots for exchange in self.algorithm.exchanges if exchange.update is not None), default=1)
 
     def _slotted(self, e: int) -> bool:
         return self.slots > 1 and not self._silent(e)
