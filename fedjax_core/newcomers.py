@@ -20,6 +20,8 @@ examples that were not trained on, beside the global model and beside those who 
 True
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
