@@ -69,7 +69,7 @@ ALLOWED = {
     # The contracts compare lanes with plain loops.
     "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},
-    "clinical": NOUNS | {"data", "lanes"},
+    "clinical": NOUNS | {"data", "lanes", "stats.meta"},
     # Exact statistics: their site halves run where the data are, in one process or at sites.
     "stats": NOUNS | {"data"},
     "disclosure": NOUNS,
