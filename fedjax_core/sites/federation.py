@@ -290,7 +290,8 @@ class Federation:
             f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), self._collector.replies.reasons
         )
         self._say_lacked(number, lacked)
-        counts = {"sites": len(here), "refused": float(found["refused"].total), **in_lines("lacked", lacked)}
+        counts: dict[str, Scalar] = {"algorithm": self.round.algorithm.name, "sites": len(here)}
+        counts |= {"refused": float(found["refused"].total), **in_lines("lacked", lacked)}
         self._record(COORDINATOR, "round", number, counts | said(found))
         version.flags.writeable = False
         after: Any = Versions(version)

@@ -266,7 +266,8 @@ class AsynchronousRounds:
         sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
         failed = self._collector.unknown | {at: why for at, why in self._failed.items() if at not in sites}
         self.lacked = self._collector.absent.tell(f"step {self._version + 1}", failed, sites, failed)
-        counts: dict[str, Scalar] = {"sites": len(sites), "refused": float(self._refused), "stale": self._stale, "staleness": staleness}
+        counts: dict[str, Scalar] = {"algorithm": self._round.algorithm.name, "sites": len(sites), "refused": float(self._refused)}
+        counts |= {"stale": self._stale, "staleness": staleness}
         counts |= in_lines("lacked", self.lacked)
         record(COORDINATOR, "round", counts | said(self._sums.metrics))
         total, weight = np.float32(staleness), np.float32(len(sites))

@@ -96,7 +96,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / times)
         fields |= site.enforcement.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
-    more |= {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
+    more |= {"algorithm": composed.algorithm.name} | ({} if site.study.epsilon is None else {"epsilon": site.study.epsilon})
     reply = site.reply(header, fields, tensors, more, ALL if steps is None else steps, beside(sent))
     keep.write(after, now)
     return reply

@@ -28,6 +28,7 @@ def test_what_left_is_in_the_ledger_by_value_and_in_the_folder_as_it_was_sent(tm
         entries = [entry.about for entry in show(about.folder / "audit", what="left")]
         updates = [one for one in entries if one["kind"] == "update"]
         assert len(updates) == 3 and all(one["sent.examples"] == evaluation.sizes[i] for one in updates)
+        assert {one["algorithm"] for one in updates} == {"fedavg"}
         assert entries[-1]["sent.loss"] == pytest.approx(evaluation.clients["loss"][i] * evaluation.sizes[i])
         kept = {path.stem: path for path in (about.folder / "left").glob("*")}
         assert [one.get("kept") for one in updates] == [(None, True, True, False)[i]] * 3
@@ -41,6 +42,8 @@ def test_what_left_is_in_the_ledger_by_value_and_in_the_folder_as_it_was_sent(tm
                 assert hashlib.sha256(raw).hexdigest() == one["digest"]
                 assert np.array_equal(np.concatenate([tensors[name].ravel() for name in sorted(tensors)]), numbers)
     assert float(metrics["clients"]) == 4
+    rounds = [entry.about["algorithm"] for entry in show(tmp_path / "coordinator" / "audit", what="round")]
+    assert rounds == ["fedavg"] * 3
 
 
 @pytest.mark.parametrize("odd", [-1.0, float("nan"), "1"])
