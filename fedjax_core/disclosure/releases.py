@@ -128,18 +128,44 @@ class Desk:
             self._decide(name, "histogram", [finding], [], None)
         return self.table(name, [where], people, [range(len(edges) - 1)])
 
+    def survival(self, name: str, time: np.ndarray, event: np.ndarray, people: People, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(times, survival) of Kaplan and Meier at public times, one record of each person.
+
+        A time is shown where at least the minimum of people are at risk still, and as many had the event since the last time that
+        was shown. Where there were fewer, they are part of the next step; after the last step the curve ends.
+        """
+        time, event, who = np.asarray(time, float), np.asarray(event, bool), _array(people)
+        if len(np.unique(who)) < len(who) or not np.isfinite(time).all():
+            raise ValueError(f"survival {name!r} takes one record of each person, with a time: choose the first event of each")
+        when = np.unique(time[event])
+        at_risk = (time[:, None] >= when).sum(axis=0)
+        died = (time[event][:, None] == when).sum(axis=0)
+        shown, levels, steps, last = [], [], [], -np.inf
+        for at in np.sort(np.asarray(times, float)):
+            step = event & (time > last) & (time <= at)
+            if step.sum() >= self.policy.minimum and (time > at).sum() >= self.policy.minimum:
+                shown.append(at)
+                levels.append(float(np.prod(1 - died[when <= at] / at_risk[when <= at])))
+                steps.append(who[step])
+                last = at
+        findings = [
+            rules.enough("people", len(who), self.policy),
+            Finding("steps", len(steps), 1, len(steps) >= 1),
+        ]
+        return self._decide(name, "survival", findings, [who, *steps], (np.array(shown), np.array(levels)))
+
     def fit(self, name: str, coefficients: Any, people: People, *, parameters: int, columns: dict[str, np.ndarray] | None = None) -> Any:
         """A fit's coefficients, where it has few parameters; of columns with few values (outcome, factors) no level may be rare.
 
-        A column of whole numbers or text with at most the policy's `levels` is a factor, and so is every column that is not numbers.
+        A column of text is a factor, and so is one of numbers that has two values; a factor that is coded by more numbers is to be
+        given as text.
         """
         array = _array(people)
         who, first = np.unique(array, return_index=True)
         findings = [rules.enough("people", len(who), self.policy), *rules.parameters(parameters, len(who), self.policy)]
         for column, values in (columns or {}).items():
             values = np.asarray(values)
-            numbers = np.issubdtype(values.dtype, np.floating)
-            if numbers and not (np.isin(values, (0, 1))).all():
+            if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > 2:
                 continue
             counts = np.array([len(np.unique(array[values == level])) for level in np.unique(values)])
             findings += [each._replace(rule=f"{each.rule}: {column}") for each in rules.levels(counts, self.policy)]
@@ -170,7 +196,10 @@ class Desk:
     def _read(self, folder: Path) -> None:
         make_folder(folder)
         lines = (folder / "releases.jsonl").read_text().splitlines() if (folder / "releases.jsonl").exists() else []
-        self.record = [json.loads(line) for line in lines]
+        try:
+            self.record = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / 'releases.jsonl'} has a line that is not whole: {error}; restore it from a copy") from error
         for before, after in zip([None, *self.record], self.record, strict=False):
             if after["before"] != (None if before is None else _digest(before)):
                 raise ValueError(f"{folder / 'releases.jsonl'} was changed before the release {after['name']!r}: restore it from a copy")

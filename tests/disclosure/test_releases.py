@@ -103,9 +103,39 @@ def test_a_fit_has_no_rare_level_of_outcome_or_factor(rare):
     assert released(Desk(OutputPolicy()).fit, "glm", 0.0, PEOPLE, parameters=2, columns=columns) == (rare >= 5)
 
 
+def by_loops(time, event, at):
+    """Kaplan and Meier, one time after another."""
+    level = 1.0
+    for t in sorted({t for t, e in zip(time, event, strict=True) if e and t <= at}):
+        level *= 1 - sum(e for u, e in zip(time, event, strict=True) if u == t) / sum(u >= t for u in time)
+    return level
+
+
+def test_no_step_of_a_survival_curve_is_of_few_events_or_few_at_risk():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        time, event = rng.exponential(20, 60).round() + 1, rng.random(60) < 0.6
+        shown, levels = Desk(OutputPolicy(minimum=5)).survival("s", time, event, PEOPLE, np.arange(0, 100, 2.0))
+        edges = [-np.inf, *shown]
+        assert len(shown) >= 2
+        for before, at, level in zip(edges, shown, levels, strict=False):
+            assert (event & (time > before) & (time <= at)).sum() >= 5 and (time > at).sum() >= 5
+            assert level == pytest.approx(by_loops(time, event, at))
+
+
+def test_a_survival_curve_is_not_followed_by_one_without_somebody():
+    time, event = np.arange(60.0), np.ones(60, bool)
+    desk = Desk(OutputPolicy(minimum=5))
+    desk.survival("s", time, event, PEOPLE, np.arange(0, 60, 10.0))
+    assert not released(desk.survival, "s", time[1:], event[1:], PEOPLE[1:], np.arange(0, 60, 10.0))
+    assert not released(Desk(OutputPolicy()).survival, "s", time, ~event, PEOPLE, np.arange(0, 60, 10.0))
+    with pytest.raises(ValueError, match="one record"):
+        desk.survival("s", time, event, ["one"] * 60, time)
+
+
 def test_a_factor_with_too_many_levels_and_a_histogram_with_too_many_bins_are_declined():
     desk = Desk(OutputPolicy(minimum=2))
-    assert not released(desk.fit, "glm", 0.0, PEOPLE, parameters=2, columns={"ward": np.arange(60) // 2})
+    assert not released(desk.fit, "glm", 0.0, PEOPLE, parameters=2, columns={"ward": (np.arange(60) // 2).astype(str)})
     values = np.linspace(0, 1, 60)
     assert not released(desk.histogram, "h", values, np.linspace(0, 1, 31), PEOPLE)
     assert desk.histogram("h", values, np.linspace(0, 1, 11), PEOPLE).values.tolist()[-1] == 60
