@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from fedjax_core import tree
@@ -35,7 +36,9 @@ def counts(here: Array, weights: Array, f: Array | int, most: Callable[[Array], 
 
 def distances(rows: Array, here: Array) -> Array:
     """[K, K]: squared distances between reports, infinite to oneself and to who is not here."""
-    apart = jnp.sum(jnp.square(rows[:, None] - rows[None]), axis=2)  # one loop: XLA keeps no [K, K, P]
+    # Row by row, so that no [K, K, P] is kept: 0.5 s for 40 reports of 200,000 numbers, all at once 1.1 s (2-core x86, others at work).
+    # By products of matrices it takes half of that, and loses the digits of near reports where others are far.
+    apart = lax.map(lambda row: jnp.sum(jnp.square(rows - row[None]), axis=1), rows)
     others = here[:, None] & here[None] & ~jnp.eye(len(rows), dtype=bool)
     return jnp.where(others, apart, jnp.inf)
 

@@ -53,7 +53,7 @@ def _furthest(name: str, direction: Direction, add_up: Callable[..., Array]) -> 
             "sign": lambda: -jnp.sign(mean),
         }
         way = ways[direction]()
-        apart = jnp.sum(jnp.square(rows[:, None] - rows[None]), axis=2)
+        apart = lax.map(lambda row: jnp.sum(jnp.square(rows - row[None]), axis=1), rows)
         pairs = honest[:, None] & honest[None]
         most = jnp.max(add_up(jnp.where(pairs, apart, 0), axis=1))
 
