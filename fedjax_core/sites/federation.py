@@ -28,7 +28,6 @@ after a restart a repeat could only be of the same round, model and numbers.
 
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -49,9 +48,10 @@ from fedjax_core.metrics import add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Round, State
 from fedjax_core.sites.audit import NOTHING, Log
-from fedjax_core.sites.audit.held import HELD
+from fedjax_core.sites.audit.coordinator_log import CoordinatorLog
+from fedjax_core.sites.connecting import connect, counted, own_key
 from fedjax_core.sites.coordinator import evaluation, pooling
-from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.absent import LackedRounds, with_reasons
 from fedjax_core.sites.coordinator.asynchronous import AsynchronousRounds, check
 from fedjax_core.sites.coordinator.collect import Collector, Paused
 from fedjax_core.sites.coordinator.exchange import exchange
@@ -61,15 +61,13 @@ from fedjax_core.sites.coordinator.reports import total_of
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import merged
 from fedjax_core.sites.protocol.report import said
-from fedjax_core.sites.protocol.request import RECENT, About, Requests, addresses
-from fedjax_core.sites.refusal import listed, printable
-from fedjax_core.sites.site.endpoint import Site
+from fedjax_core.sites.protocol.request import About, Requests, addresses
+from fedjax_core.sites.refusal import listed
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.transport.in_process import InProcess
 from fedjax_core.sites.wire.canonical import Scalar, in_lines
 from fedjax_core.sites.wire.envelope import COORDINATOR
-from fedjax_core.sites.wire.identity import PublicKey, Roster, SiteKey
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 from fedjax_core.sites.wire.transport import Transport
 from fedjax_core.types import Key, Params
 
@@ -79,8 +77,6 @@ __all__ = ["Federation", "Paused", "Rules", "Versions"]
 
 _ANY = 2**63 - 1
 """Examples, of a site whose number is not doubted."""
-_LACKED = 1000
-"""Of so many rounds it is kept who was not in them."""
 
 
 class Versions(NamedTuple):
@@ -159,43 +155,33 @@ class Federation:
         self._exit = contextlib.ExitStack()
         try:
             self._folder = None if folder is None else Path(folder)
-            self._key = _own_key(self._folder) if key is None else key
-            self._log = None if self._folder is None else self._exit.enter_context(Log(self._folder / "audit", self._key))
-            self._transport, found = self._connect(files, transport, address, insecure_local, watched=rules.idle_seconds is not None)
+            self._key = own_key(self._folder) if key is None else key
+            audited = None if self._folder is None else self._exit.enter_context(Log(self._folder / "audit", self._key))
+            written = CoordinatorLog(audited, run_name)
+            self._record = written.record
+            self._transport, found = connect(
+                files, self.study, self._key.public, transport, address=address, insecure_local=insecure_local,
+                watched=rules.idle_seconds is not None, closing=self._exit,
+            )  # fmt: skip
             self._exit.callback(self._transport.close)
             self._roster = roster or Roster(found)
-            if missing := [name for name in self._names if name not in self._roster.keys]:
-                if away := getattr(self._transport, "away", {}):
-                    raise Paused(
-                        "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
-                        f"give roster=, or start again once they are. {with_reasons(away)}"
-                    )
-                raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
+            _check_keys(self._names, self._roster, self._transport)
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
-            if (audited := self._log) is not None:
+            if audited is not None:
                 self._requests.head = lambda: None if audited.durable == NOTHING else str(audited.durable)
-            self._heads: dict[str, str] = {}  # of each site, the last that was recorded
             self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
+            written.heard = lambda who: self._collector.replies.heads.get(who, (0, None))
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
             try_on_ray = transport == "ray" and address is None and roster is None  # which this process started, with what it handed over
-            agreed = _counted(self._transport) if transport == "in-process" else dict.fromkeys(self._names, _ANY) if try_on_ray else {}
+            agreed = counted(self._transport) if transport == "in-process" else dict.fromkeys(self._names, _ANY) if try_on_ray else {}
             agreed |= self._roster.examples
             about = describe(self._collector, self._requests, path, departments, held_out, agreed=agreed, record=self._record)
             self.clients = Population(self._names, about, departments)
             self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
-            self._collector.sizes, self._collector.clients, self._collector.plan = (
-                self.clients.sizes,
-                self.clients.clients,
-                self.study.plan(),
-            )
-            self._steps = (
-                None
-                if buffer is None
-                else AsynchronousRounds(
-                    self._here, buffer, requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record
-                )
-            )
-            self._lacked: OrderedDict[int, dict[str, str]] = OrderedDict()
+            self._collector.know(self.clients.sizes, self.clients.clients, self.study.plan())
+            ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
+            self._steps = None if buffer is None else AsynchronousRounds(self._here, buffer, **ends, record=self._record)
+            self._lacked = LackedRounds()
             self.prepared = self._prepare()
             """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
         except BaseException:
@@ -266,7 +252,7 @@ class Federation:
         self._joining.look(number)
         if self._steps is not None:
             step = self._steps.run(state, cohort)
-            self._say_lacked(number, self._steps.lacked)
+            self._lacked.tell(number, self._steps.lacked)
             return step
         chosen = sampling.as_cohort(cohort, len(self.clients))
         exchanges = len(self.round.algorithm.exchanges)
@@ -289,7 +275,7 @@ class Federation:
         lacked = self._collector.absent.tell(
             f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), self._collector.replies.reasons
         )
-        self._say_lacked(number, lacked)
+        self._lacked.tell(number, lacked)
         counts: dict[str, Scalar] = {"algorithm": self.round.algorithm.name, "sites": len(here)}
         counts |= {"refused": float(found["refused"].total), **in_lines("lacked", lacked)}
         self._record(COORDINATOR, "round", number, counts | said(found))
@@ -309,7 +295,7 @@ class Federation:
         """
         if clients is not None:
             raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
-        believed, reasons = self._told(state, list(range(len(self.clients))))
+        believed, reasons = self._ask(state, list(range(len(self.clients))))
         return pooling.evaluation(self._names, believed, reasons, self.judged_on)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
@@ -319,28 +305,15 @@ class Federation:
         it, or is not believed.
         """
         who = sampling.as_cohort(clients, len(self.clients)).clients.tolist()
-        believed, reasons = self._told(state, who)
+        believed, reasons = self._ask(state, who)
         found = pooling.evaluation(self._names, believed, reasons, self.judged_on).clients
         return {name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who]) for name, x in found.items()}
 
-    def _told(self, state: State, who: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
+    def _ask(self, state: State, who: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
         """(what these sites tell of the state's model, why others of them do not)."""
-        number, sizes = int(state.round), self.clients.judged
-        self._collector.begin(number, who)
-        asked = [at for at in who if at not in self._collector.unknown]
-        personal = self.round.algorithm.personal is not None
-        body = {"server": state.server} if personal else {"params": state.params}
-        versions = np.zeros(len(sizes), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
+        versions = np.zeros(len(self.clients), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
         about = About(state, versions)
-        request = self._requests.write("evaluate", number, to=[self._names[at] for at in asked], about=about, body=body)
-        replies = self._collector.collect(request, number, asked)
-        believed = pooling.believe(replies, sizes, self.round.algorithm.task.ranges, self.clients.withheld)
-        pooling.say(believed, self._names, lambda name, about: self._record(name, "set aside", number, about))
-        reasons = self._collector.replies.reasons
-        reasons |= believed.reasons
-        self._collector.check_quorum(number, who, list(believed.told), "evaluation")
-        self._collector.absent.tell(f"the evaluation after round {number}", who, set(believed.told), reasons)
-        return believed, reasons
+        return evaluation.ask(self.round.algorithm, about, who, self._requests, self._collector, self.clients, record=self._record)
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
         """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
@@ -366,27 +339,14 @@ class Federation:
 
         `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions (`request.RECENT`) as well.
         """
-        recovery = self._requests.recovery
-        recovery.recent = RECENT if needs is None else 0
-        if needs is None:
-            recovery.oldest = None
-            return
-        recovery.versions = [list(one["versions"]) for one in needs if one["versions"]]
-        recovery.oldest = min((int(one["oldest"]) for one in needs), default=None)
+        self._requests.recovery.retain(needs)
 
     def lacked(self, round: int) -> dict[str, str]:
         """{site: why} of those who were asked to be in this round, numbered from 1 as in `fit`'s records, and were not.
 
         It is known of the last thousand rounds of this process.
         """
-        return dict(self._lacked.get(round - 1, {}))
-
-    def _say_lacked(self, number: int, lacked: Mapping[str, str]) -> None:
-        self._lacked.pop(number, None)
-        if lacked:
-            self._lacked[number] = dict(lacked)
-        while len(self._lacked) > _LACKED:
-            self._lacked.popitem(last=False)
+        return self._lacked.of(round - 1)
 
     def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
         """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""
@@ -410,56 +370,13 @@ class Federation:
         self._requests.prepared = fitted.numbers
         return fitted
 
-    def _record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
-        if self._log is not None:
-            plain = {k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()} | self._heard_head(who, number)
-            # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a site.
-            self._log.record(who, what, run=self.run_name, round=number, about=plain, wait=who == COORDINATOR and what != "asked")
 
-    def _heard_head(self, who: str, number: int) -> dict[str, Scalar]:
-        """For the audit log: the head of this site's own log, where its last message had a new one."""
-        message, head = self._collector.replies.heads.get(who, (0, None)) if who != COORDINATOR else (0, None)
-        if self._log is None or head is None or head == self._heads.get(who):
-            return {}
-        self._heads[who] = head
-        if (wrong := self._log.hold(who, self.run_name, message, head)) is not None:
-            log.warning("%s. Ask its staff to prove it: fedjax-core audit verify", wrong)
-            self._log.record(who, "head went back", run=self.run_name, round=number, about={"reason": wrong})
-        return {f"{HELD}{who}": head}
-
-    def _connect(
-        self, files: list[SiteFile], transport: Any, address: str | None, insecure_local: bool, watched: bool
-    ) -> tuple[Transport, dict[str, PublicKey]]:
-        if transport == "in-process":
-            sites = [self._exit.enter_context(_site(one, self.study, self._key.public)) for one in files]
-            return InProcess(sites), {site.name: site.context.key.public for site in sites}
-        if transport == "ray":
-            from fedjax_core.sites.transport.ray_actors import RayTransport
-
-            found = RayTransport(files, self.study, self._key.public, address=address, insecure_local=insecure_local, watched=watched)
-            return found, found.keys
-        return transport, {}
-
-
-def _counted(transport: Any) -> dict[str, int]:
-    """How many examples each site has whose data this process opened itself, so that it need not believe it."""
-    return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
-
-
-def _site(about: SiteFile, study: Study, coordinator: PublicKey) -> Site:
-    """The site; what its data raise is told with its name."""
-    try:
-        return Site(about, study, coordinator)
-    except Exception as error:
-        error.add_note(f"It is the site {about.name} that could not start.")
-        raise
-
-
-def _own_key(folder: Path | None) -> SiteKey:
-    """The coordinator's key, made where there is none."""
-    if folder is None:
-        return SiteKey.make(COORDINATOR)
-    path = folder / f"{COORDINATOR}.key"
-    if not path.exists():
-        SiteKey.make(COORDINATOR).save(folder)
-    return SiteKey.load(path)
+def _check_keys(names: Sequence[str], roster: Roster, transport: Transport) -> None:
+    """Raises where the key of a site is not known."""
+    if missing := [name for name in names if name not in roster.keys]:
+        if away := getattr(transport, "away", {}):
+            raise Paused(
+                "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
+                f"give roster=, or start again once they are. {with_reasons(away)}"
+            )
+        raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")

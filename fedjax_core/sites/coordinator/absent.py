@@ -9,6 +9,7 @@
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fedjax_core.sites.refusal import printable
@@ -20,6 +21,7 @@ ENOUGH = "not waited for, as there were enough reports"
 
 _NUMBER = re.compile(r"\d[\d.]*")
 _LETTERS = 1500
+_ROUNDS = 1000
 
 
 def without_numbers(text: str) -> str:
@@ -47,6 +49,25 @@ class Absent:
         if back := [at for at in self._told if at in here]:
             log.warning("%s: back again are %s", what, ", ".join(self._names[at] for at in back)[:_LETTERS])
         self._told = {at: why for at, why in self._told.items() if at not in here} | told
+
+
+class LackedRounds:
+    """Who was not in each of the last thousand rounds, and why."""
+
+    def __init__(self) -> None:
+        self._rounds: OrderedDict[int, dict[str, str]] = OrderedDict()
+
+    def tell(self, number: int, lacked: Mapping[str, str]) -> None:
+        """{name: why} of those who were not in this round."""
+        self._rounds.pop(number, None)
+        if lacked:
+            self._rounds[number] = dict(lacked)
+        while len(self._rounds) > _ROUNDS:
+            self._rounds.popitem(last=False)
+
+    def of(self, number: int) -> dict[str, str]:
+        """What was told of this round."""
+        return dict(self._rounds.get(number, {}))
 
 
 def with_reasons(reasons: Mapping[str, str]) -> str:

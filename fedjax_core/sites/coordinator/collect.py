@@ -89,6 +89,10 @@ class Collector:
                 if self.replies.record_late(future, at):
                     self.silent.discard(at)
 
+    def know(self, sizes: np.ndarray, clients: np.ndarray | None, plan: Plan) -> None:
+        """What sites said of themselves: their examples, how many clients each is (None: one), and the plan of their work."""
+        self.sizes, self.clients, self.plan = sizes, clients, plan
+
     def collect(
         self,
         request: Bytes,

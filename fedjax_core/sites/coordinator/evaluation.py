@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
+from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.evaluation import CrossEvaluation, crossed
 from fedjax_core.sites.coordinator.collect import Collector
-from fedjax_core.sites.coordinator.pooling import believe, say
-from fedjax_core.sites.protocol.request import Record, Requests
+from fedjax_core.sites.coordinator.pooling import Believed, believe, say
+from fedjax_core.sites.coordinator.population import Population
+from fedjax_core.sites.protocol.request import About, Record, Requests
 from fedjax_core.sites.wire.trees import leaf_specs
 from fedjax_core.task import Range
 from fedjax_core.types import Params
@@ -48,3 +50,22 @@ def cross_evaluate(
             found[m, at] = believed.told[at] if at in believed.told else reasons.get(at, "no reply")
         doubts |= {(m, at, name): why for (at, name), why in believed.doubts.items() if name in believed.told[at].totals}
     return crossed(list(models), collector.names, found, doubts)
+
+
+def ask(
+    algorithm: Algorithm, about: About, who: list[int], requests: Requests, collector: Collector, sites: Population, *, record: Record
+) -> tuple[Believed, dict[int, str]]:
+    """(what these sites tell of the state's model, each of its own where they keep one; why others of them do not)."""
+    state, number = about.state, int(about.state.round)
+    collector.begin(number, who)
+    asked = [at for at in who if at not in collector.unknown]
+    body = {"params": state.params} if algorithm.personal is None else {"server": state.server}
+    request = requests.write("evaluate", number, to=[collector.names[at] for at in asked], about=about, body=body)
+    replies = collector.collect(request, number, asked)
+    believed = believe(replies, sites.judged, algorithm.task.ranges, sites.withheld)
+    say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
+    reasons = collector.replies.reasons
+    reasons |= believed.reasons
+    collector.check_quorum(number, who, list(believed.told), "evaluation")
+    collector.absent.tell(f"the evaluation after round {number}", who, set(believed.told), reasons)
+    return believed, reasons

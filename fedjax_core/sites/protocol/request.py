@@ -90,6 +90,15 @@ class Recovery:
         self.recent = RECENT
         """So many other versions are kept, too."""
 
+    def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
+        """From now on only states that have these needs may be gone on from, or the one at hand; None: others too."""
+        self.recent = RECENT if needs is None else 0
+        if needs is None:
+            self.oldest = None
+            return
+        self.versions = [list(one["versions"]) for one in needs if one["versions"]]
+        self.oldest = min((int(one["oldest"]) for one in needs), default=None)
+
     def needed(self, begun: np.ndarray) -> np.ndarray:
         """[C, N] int32: the versions that may be asked for again in a round that begins with these [N]."""
         return np.unique(np.array([*self.versions, begun], np.int32), axis=0)

@@ -1,0 +1,53 @@
+"""How a federation reaches its sites: sites in threads of this process, or their actors over Ray; and the coordinator's own key."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from fedjax_core.sites.site.endpoint import Site
+from fedjax_core.sites.site_file import SiteFile
+from fedjax_core.sites.study import Study
+from fedjax_core.sites.transport.in_process import InProcess
+from fedjax_core.sites.wire.envelope import COORDINATOR
+from fedjax_core.sites.wire.identity import PublicKey, SiteKey
+from fedjax_core.sites.wire.transport import Transport
+
+
+def connect(
+    files: list[SiteFile], study: Study, coordinator: PublicKey, transport: Any, *, address: str | None, insecure_local: bool,
+    watched: bool, closing: contextlib.ExitStack,
+) -> tuple[Transport, dict[str, PublicKey]]:  # fmt: skip
+    """(the transport to these sites, the keys that they say are theirs); what is to be ended with it goes to `closing`."""
+    if transport == "in-process":
+        sites = [closing.enter_context(_site(one, study, coordinator)) for one in files]
+        return InProcess(sites), {site.name: site.context.key.public for site in sites}
+    if transport == "ray":
+        from fedjax_core.sites.transport.ray_actors import RayTransport
+
+        found = RayTransport(files, study, coordinator, address=address, insecure_local=insecure_local, watched=watched)
+        return found, found.keys
+    return transport, {}
+
+
+def counted(transport: Any) -> dict[str, int]:
+    """How many examples each site has whose data this process opened itself, so that it need not believe it."""
+    return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
+
+
+def _site(about: SiteFile, study: Study, coordinator: PublicKey) -> Site:
+    """The site; what its data raise is told with its name."""
+    try:
+        return Site(about, study, coordinator)
+    except Exception as error:
+        error.add_note(f"It is the site {about.name} that could not start.")
+        raise
+
+
+def own_key(folder: Path | None) -> SiteKey:
+    """The coordinator's key, made where there is none."""
+    if folder is None:
+        return SiteKey.make(COORDINATOR)
+    path = folder / f"{COORDINATOR}.key"
+    if not path.exists():
+        SiteKey.make(COORDINATOR).save(folder)
+    return SiteKey.load(path)
