@@ -58,7 +58,7 @@ class InFlight(NamedTuple):
     models: Message  # leaves [max_staleness + 1, ...]: the message of version v is at v % (max_staleness + 1)
 
 
-def beginners(cohort: Any, population: int) -> np.ndarray:
+def free_clients(cohort: Any, population: int) -> np.ndarray:
     """[K] int32: who begins when free; raises where some of the cohort would count several times, as without rounds nobody does."""
     clients, counts = as_cohort(cohort, population)
     if (counts != 1).any():
@@ -69,18 +69,18 @@ def beginners(cohort: Any, population: int) -> np.ndarray:
     return clients
 
 
-def nobody(population: int, message: Message, buffer: Buffer) -> InFlight:
+def idle(population: int, message: Message, buffer: Buffer) -> InFlight:
     """Before the first step."""
     none = jnp.full(population, -1, jnp.int32)
     return InFlight(none, none, jax.tree.map(lambda x: jnp.zeros((buffer.max_staleness + 1, *jnp.shape(x)), x.dtype), message))
 
 
-def remember(models: Any, version: int, message: Message) -> Any:
+def store_model(models: Any, version: int, message: Message) -> Any:
     """The models with that of this version, in the place of the oldest."""
     return _put(models, np.int32(version % len(jax.tree.leaves(models)[0])), message)
 
 
-def recall(models: Any, version: int) -> Message:
+def load_model(models: Any, version: int) -> Message:
     """The message of a version."""
     return _take(models, np.int32(version % len(jax.tree.leaves(models)[0])))
 

@@ -1,15 +1,15 @@
-"""A round that only gathers: what the clients of a cohort report comes to, and nothing is done with it yet.
+"""A part of a round: the reports of some clients to one message as one value, which is put together with other parts later.
 
-    gathering(composed)      server = (what was sent, value, weight, clients)      broadcast = that      update = what was gathered
+    partial_round(composed)      server = (what was sent, value, weight, clients)      update = keep what was gathered
+    combine(parts)               the means of parts, by their weights, are the mean of all; and so are totals (`Aggregator.linear`)
 
-It runs wherever rounds run, so "these clients, from that model, as one update" needs no engine of its own: asynchronous runs gather
-clients that began from one version of the model, and a large site gathers its departments. The means of parts, by their weights, meet in
-the mean of all, and so do totals (`Aggregator.linear`). What a stage does to the sum (noise) is left to whoever concludes the round.
+Asynchronous runs gather clients that began from one version of the model, and a large site gathers its departments. A part is a
+`Round` of its own, so it runs wherever rounds run. What a stage does to the sum (noise) is left to whoever concludes the round.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
 >>> composed = compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1)))
->>> gathered = start(gathering(composed), jax.random.key(0), 3, composed.algorithm.task.init(jax.random.key(1)))
+>>> gathered = begin(partial_round(composed), jax.random.key(0), 3, composed.algorithm.task.init(jax.random.key(1)))
 >>> int(gathered.round), float(gathered.server.weight)
 (3, 0.0)
 """
@@ -36,7 +36,7 @@ class Gathered(NamedTuple):
     clients: Array
 
 
-def why_not(composed: Round) -> str | None:
+def incompatibility(composed: Round) -> str | None:
     """Why reports of this round cannot be gathered apart and put together later; None where they can."""
     algorithm, state = composed.algorithm, state_shapes(composed)
     if len(algorithm.exchanges) > 1:
@@ -70,9 +70,9 @@ def why_not(composed: Round) -> str | None:
 
 
 @lru_cache(maxsize=32)
-def gathering(composed: Round) -> Round:
+def partial_round(composed: Round) -> Round:
     """The round whose server is what was gathered; raises, with the reason, where that cannot be."""
-    if (reason := why_not(composed)) is not None:
+    if (reason := incompatibility(composed)) is not None:
         raise ValueError(f"the reports of this round cannot be gathered apart: {reason}")
     algorithm = composed.algorithm
     (exchange,) = algorithm.exchanges
@@ -97,20 +97,20 @@ def gathering(composed: Round) -> Round:
     )
 
 
-def start(gathers: Round, key: Key, round: int, sent: Any) -> State:
+def begin(gathers: Round, key: Key, round: int, sent: Any) -> State:
     """The state from which a simulator of `gathers` gathers the reports to what was sent, in the draws of this round."""
     state = state_shapes(gathers)
     return state._replace(server=gathers.algorithm.init(sent), clients=Kept((), state.clients.uplink), round=jnp.int32(round), key=key)
 
 
-def meet(composed: Round, state: State, parts: list[tuple[Gathered, float]]) -> State:
+def combine(composed: Round, state: State, parts: list[tuple[Gathered, float]]) -> State:
     """The round concluded from what was gathered in parts, each multiplied by its factor, at its weight."""
     values = [(part.value, part.weight, part.clients, jnp.float32(factor)) for part, factor in parts]
-    return _meet(composed)(state._replace(clients=()), values)  # type: ignore[arg-type]
+    return _combine(composed)(state._replace(clients=()), values)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=32)
-def _meet(composed: Round) -> Any:
+def _combine(composed: Round) -> Any:
     def conclude(state: State, parts: list[Any]) -> State:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts[0][0])
         acc, weight, clients = composed.aggregator.zero(shapes, len(parts)), jnp.float32(0), jnp.float32(0)

@@ -11,7 +11,7 @@ import pytest
 from fedjax_core import aggregators, algorithms, compose, models, privacy, uplink
 from fedjax_core.composition import check_metrics
 from fedjax_core.metrics import Sum
-from fedjax_core.partial import why_not
+from fedjax_core.partial import incompatibility
 
 FEDAVG = algorithms.fedavg(models.linear(features=2), optax.sgd(0.1))
 (EXCHANGE,) = FEDAVG.exchanges
@@ -84,7 +84,7 @@ def test_stats_that_nobody_reads_are_refused():
 
 
 def test_reports_with_stats_cannot_be_gathered_as_a_mean():
-    assert "reads numbers of each client (steps)" in (why_not(compose(reporting(stats={"steps": jnp.float32(1)}))) or "")
+    assert "reads numbers of each client (steps)" in (incompatibility(compose(reporting(stats={"steps": jnp.float32(1)}))) or "")
 
 
 def reporting(**more):
@@ -107,10 +107,10 @@ def test_what_meets_in_parts_is_said_by_the_aggregator_and_not_by_its_name():
     compose(PARTS, aggregator=aggregators.total())
     with pytest.raises(ValueError, match="only as a weighted mean"):
         compose(PARTS, aggregator=disguised)
-    assert why_not(compose(FEDAVG, aggregator=mine)) is None
+    assert incompatibility(compose(FEDAVG, aggregator=mine)) is None
     remembering = mine._replace(init=lambda shapes: jnp.float32(0))
     for other, said in ((disguised, "does not add up to that of all"), (remembering, "keeps state at the server")):
-        assert said in (why_not(compose(FEDAVG, aggregator=other)) or "")
+        assert said in (incompatibility(compose(FEDAVG, aggregator=other)) or "")
 
 
 def exchanging(**more):
@@ -149,7 +149,7 @@ def test_reports_meet_in_slots_where_each_is_seen_and_stages_keep_nothing_for_on
         compose(two, uplink=remembers)
     with pytest.raises(ValueError, match="exchanges with 1 and 2 slots, and one aggregator for all"):
         compose(two._replace(exchanges=(*two.exchanges, EXCHANGE)))
-    assert "name the slot of their report" in (why_not(compose(two)) or "")
+    assert "name the slot of their report" in (incompatibility(compose(two)) or "")
 
 
 def test_a_round_says_who_is_addressed():
@@ -160,7 +160,7 @@ def test_a_round_says_who_is_addressed():
     composed = compose(addressed)
     with pytest.raises(ValueError, match="exchange 0 of fedavg tells each client something of its own: give clients="):
         composed.broadcast(0, composed.init(jax.random.key(0), 1))
-    assert "tells each client something of its own" in (why_not(composed) or "")
+    assert "tells each client something of its own" in (incompatibility(composed) or "")
     with pytest.raises(ValueError, match=r"address= of exchange 0 gives an array of shape \(2,\) for 3 clients"):
         compose(addressed._replace(exchanges=(addressed.exchanges[0]._replace(address=lambda server, clients: jnp.zeros(2)),)))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ray
 
-from fedjax_core.cluster.shard import Broadcast, Done, Share, Worker
+from fedjax_core.cluster.shard import Broadcast, Shard, ShardResult, Worker
 from fedjax_core.cluster.source import Folder, Sent
 
 
@@ -37,11 +37,11 @@ class Actor:
         device = jax.devices()[0]
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "device": f"{device.platform} {device.device_kind}"}
 
-    def do(self, broadcast: Broadcast, share: Share) -> Done:
+    def do(self, broadcast: Broadcast, share: Shard) -> ShardResult:
         """A share worked through."""
         return self.worker.do(broadcast, share)
 
-    def do_apart(self, broadcast: Broadcast, share: Share) -> tuple[Done, Any]:
+    def do_apart(self, broadcast: Broadcast, share: Shard) -> tuple[ShardResult, Any]:
         """(the same without its accumulator, that): two objects for Ray, of which the second stays on this node until it is asked for."""
         done = self.worker.do(broadcast, share)
         return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
@@ -50,7 +50,7 @@ class Actor:
         """Two accumulators as one."""
         return self.worker.meet(a, b)
 
-    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+    def measure(self, broadcast: Broadcast, share: Shard) -> dict[str, Any]:
         """What the program of an exchange has to measure."""
         return self.worker.measure(broadcast, share)
 

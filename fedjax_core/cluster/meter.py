@@ -7,7 +7,7 @@ True
 import math
 from collections.abc import Sequence
 
-from fedjax_core.cluster.shard import Done
+from fedjax_core.cluster.shard import ShardResult
 
 
 class ClusterMeter:
@@ -17,7 +17,7 @@ class ClusterMeter:
         self.seconds = self.work_seconds = self.compile_seconds = 0.0
         self.rounds = self.clients = self.steps = self.examples = self.places = self.moved = 0
 
-    def add(self, seconds: float, clients: int, done: Sequence[Done], workers: int, moved: int) -> None:
+    def add(self, seconds: float, clients: int, done: Sequence[ShardResult], workers: int, moved: int) -> None:
         """A round of this many clients took so long, and sent so many bytes of what they keep there and back."""
         if any(part.compiled for part in done):
             self.compile_seconds += seconds

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from fedjax_core.cluster.schedule import assign_to_workers
-from fedjax_core.cluster.shard import Broadcast, Done, Share, in_pairs
+from fedjax_core.cluster.shard import Broadcast, Shard, ShardResult, in_pairs
 from fedjax_core.cluster.source import Folder, Sent
 from fedjax_core.data.batches import Plan
 from fedjax_core.round import Round
@@ -61,7 +61,7 @@ class WorkerHandle:
         self.speed = math.nan  # local steps a second
         self.since = math.nan  # when it last finished a share, or was given one after all others
 
-    def record_speed(self, done: Done) -> None:
+    def record_speed(self, done: ShardResult) -> None:
         """Updates the estimated speed by a completed share: the last few count most."""
         if not done.compiled and done.work.steps:
             pace = done.work.steps / done.seconds
@@ -78,7 +78,7 @@ class WorkerHandle:
 class Completed(NamedTuple):
     """A completed share."""
 
-    done: Done
+    done: ShardResult
     acc: Any  # where its accumulator lies, if it was not sent along
     member: WorkerHandle
 
@@ -142,11 +142,11 @@ class WorkerPool:
         """The broadcast in Ray's store: it crosses to each node once."""
         return ray.put(broadcast)
 
-    def do(self, broadcast: Any, shares: list[Share], loads: list[float]) -> list[Done]:
+    def do(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> list[ShardResult]:
         """The results of all shares, in the order given."""
         return [came.done for came in self._do(lambda actor, share: (actor.do.remote(broadcast, share), None), shares, loads)]
 
-    def do_and_merge(self, broadcast: Any, shares: list[Share], loads: list[float]) -> tuple[list[Done], Any]:
+    def do_and_merge(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> tuple[list[ShardResult], Any]:
         """(the results of all shares without accumulators, the merged accumulator). Workers merge, and only the last one is sent here.
 
         If one is lost on the way, all shares are done again and send theirs along: the second part is then None.
@@ -166,7 +166,7 @@ class WorkerPool:
 
         return ray.get(in_pairs(meet, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
 
-    def _do(self, begin: Callable[[Any, Share], tuple[Any, Any]], shares: list[Share], loads: list[float]) -> list[Completed]:
+    def _do(self, begin: Callable[[Any, Shard], tuple[Any, Any]], shares: list[Shard], loads: list[float]) -> list[Completed]:
         """Every completed share, in the order given; `begin` starts one and returns Ray's references to its result and its accumulator."""
         done: dict[int, Completed] = {}
         waiting: dict[Any, tuple[int, WorkerHandle]] = {}
@@ -213,7 +213,7 @@ class WorkerPool:
         found, _ = ray.wait(list(waiting), num_returns=1, timeout=None if math.isinf(left) else max(0.0, left))
         return (found[0], False) if found else (late, True)
 
-    def measure(self, broadcast: Any, share: Share) -> dict[str, Any]:
+    def measure(self, broadcast: Any, share: Shard) -> dict[str, Any]:
         """What the first worker measures for the program of an exchange; nothing if it dies, hangs or fails, as the others then will."""
         self._fill()
         self._add_ready(wait=not self.members)

@@ -1,6 +1,6 @@
 """The worker's half of an exchange: works through a share of a cohort on the lanes of one process, without Ray.
 
-    Done = Worker.do(Broadcast, Share)
+    ShardResult = Worker.do(Broadcast, Shard)
 
 A pure function of its two arguments, but that what clients keep may be read and written where the share says: it may be done again, by
 another worker on another machine, and comes out the same. Reports are
@@ -26,7 +26,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohorts import Cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes import tune
-from fedjax_core.lanes.dispatch import Feed, Load
+from fedjax_core.lanes.dispatch import DispatchBuilder, Load
 from fedjax_core.lanes.exchange import Collected, collect
 from fedjax_core.lanes.pack import Packed
 from fedjax_core.round import Among, Kept, Round, State
@@ -49,7 +49,7 @@ class Broadcast(NamedTuple):
     ]  # what is known of how to compute fast (`tuning_cache.entries`): all workers go by the same, as it decides last bits
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """Some clients of a cohort, and what they keep."""
 
     clients: np.ndarray  # [k] positions in the population
@@ -60,7 +60,7 @@ class Share(NamedTuple):
     here: np.ndarray  # [k] bool: who takes part, not having been refused in an exchange before of the same round
 
 
-class Done(NamedTuple):
+class ShardResult(NamedTuple):
     """What comes of a share, on the host."""
 
     collected: Collected  # kept, touched and each are [k]; nothing is kept in it where that lies in files
@@ -78,7 +78,7 @@ class Worker:
         tuning_cache.enable_compilation_cache()
         self.round, self.clients, self.plan = composed, clients, plan
         kinds = {exchange.work for exchange in composed.algorithm.exchanges}
-        self._feeds = {kind: Feed(clients, plan, [kind], streamed=streamed) for kind in kinds}
+        self._feeds = {kind: DispatchBuilder(clients, plan, [kind], streamed=streamed) for kind in kinds}
         self._data: Columns = () if streamed else jax.device_put(narrow(clients.columns))
         self._programs: list[Any] = [
             jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=compiler_options(cores=False))
@@ -87,7 +87,7 @@ class Worker:
         self._meet = jax.jit(composed.aggregator.merge)
         self.traces = [0] * len(self._programs)
 
-    def do(self, broadcast: Broadcast, share: Share) -> Done:
+    def do(self, broadcast: Broadcast, share: Shard) -> ShardResult:
         """The share worked through."""
         begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
         arguments, work = self._arguments(broadcast, share)
@@ -95,9 +95,9 @@ class Worker:
         kept, touched, each = jax.tree.map(lambda x: x[:k], (collected.kept, collected.touched, collected.each))
         collected = collected._replace(kept=share.kept.write(kept, touched), touched=touched, each=each)
         seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
-        return Done(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
+        return ShardResult(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
 
-    def measure(self, broadcast: Broadcast, share: Share) -> dict[str, Any]:
+    def measure(self, broadcast: Broadcast, share: Shard) -> dict[str, Any]:
         """What the program of this exchange has to measure, done by tracing it: one worker does so before all make the program."""
         self._programs[broadcast.exchange].lower(*self._arguments(broadcast, share)[0])
         return _news(broadcast.measured)
@@ -112,7 +112,7 @@ class Worker:
         """Two accumulators as one, on the host."""
         return jax.device_get(self._meet(a, b))
 
-    def _arguments(self, broadcast: Broadcast, share: Share) -> tuple[tuple[Any, ...], Load]:
+    def _arguments(self, broadcast: Broadcast, share: Shard) -> tuple[tuple[Any, ...], Load]:
         """(what the program of the exchange is called with, how much work that is)."""
         tuning_cache.adopt(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
@@ -123,7 +123,7 @@ class Worker:
         told = from_host((broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key, broadcast.among))
         return (K, self._data, told, kept, place, here, packed), work
 
-    def _feed(self, e: int, room: Room) -> Feed:
+    def _feed(self, e: int, room: Room) -> DispatchBuilder:
         """Packs for this exchange, with at least so much room."""
         kind = self.round.algorithm.exchanges[e].work
         feed = self._feeds[kind]

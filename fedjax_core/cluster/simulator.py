@@ -31,7 +31,7 @@ from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import ClusterMeter
 from fedjax_core.cluster.schedule import Room, room_for, split_cohort
-from fedjax_core.cluster.shard import Broadcast, Done, Share, check_recovers, merge, of_cohort, to_host
+from fedjax_core.cluster.shard import Broadcast, Shard, ShardResult, check_recovers, merge, of_cohort, to_host
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
@@ -227,7 +227,7 @@ class ClusterSimulator:
         lent, half = self._client_state.lend(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
         position = np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(np.int32)
-        done: list[Done] = []
+        done: list[ShardResult] = []
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
             sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half, position)
@@ -269,12 +269,12 @@ class ClusterSimulator:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
-    def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Share]:
+    def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Shard]:
         """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""
         assert self._room is not None
         dealt = split_cohort(self._load[who], self.shares)
         dealt = [at for at in dealt if len(at)] or dealt[:1]
-        return [Share(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
+        return [Shard(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
 
     def _among(self, who: np.ndarray, here: np.ndarray) -> Among:
         """The cohort as its clients know it, with as many empty places as there is room."""
@@ -283,8 +283,8 @@ class ClusterSimulator:
         return Among(np.pad(self.clients.addresses[who], ((0, short), (0, 0))), np.pad(here, (0, short)))  # type: ignore[arg-type]
 
     def _exchange(
-        self, e: int, sent: Any, half: State, among: Among, shares: list[Share], lent: Lent, first: int
-    ) -> tuple[list[Done], Any]:
+        self, e: int, sent: Any, half: State, among: Among, shares: list[Shard], lent: Lent, first: int
+    ) -> tuple[list[ShardResult], Any]:
         """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).
 
         They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the

@@ -27,14 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.buffer import Buffer, InFlight, beginners, nobody, recall, remember
+from fedjax_core.buffer import Buffer, InFlight, free_clients, idle, load_model, store_model
 from fedjax_core.data import host_random
 from fedjax_core.data.clients import Clients
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.metrics import Mean, Sum, add
 from fedjax_core.one_by_one import one_by_one
-from fedjax_core.partial import gathering, meet, start
+from fedjax_core.partial import begin, combine, partial_round
 from fedjax_core.round import Round, State
 from fedjax_core.types import Array, Key, Params
 
@@ -78,7 +78,7 @@ class AsynchronousSimulator:
     ) -> None:
         self.round, self.clients, self.buffer = composed, clients, buffer
         self.delays = Delays() if delays is None else delays
-        self._gathers = gathering(composed)
+        self._gathers = partial_round(composed)
         self._sim = Simulator(self._gathers, clients, **settings)
         if buffer.size > len(clients):
             raise ValueError(f"a buffer of {buffer.size} updates never fills: there are {len(clients)} clients, each once a version")
@@ -101,7 +101,7 @@ class AsynchronousSimulator:
         """The state before the first step: nobody is at work."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = jax.jit(partial(self.round.init, population=1))(key, params=params)
-        flight = nobody(len(self.clients), self._sent(state), self.buffer)
+        flight = idle(len(self.clients), self._sent(state), self.buffer)
         clock: Any = Clock(flight, jnp.zeros(len(self.clients), jnp.int32), jnp.int32(0))
         return state._replace(clients=clock)
 
@@ -110,20 +110,20 @@ class AsynchronousSimulator:
 
         `stale` counts updates that were refused, `staleness` is the mean over those that counted, and `ticks` how long the step took.
         """
-        chosen = beginners(cohort, len(self.clients))
+        chosen = free_clients(cohort, len(self.clients))
         clock: Clock = state.clients  # type: ignore[assignment]
         version, before = int(state.round), int(clock.now)
-        models = remember(clock.flight.models, version, self._sent(state._replace(clients=())))  # type: ignore[arg-type]
+        models = store_model(clock.flight.models, version, self._sent(state._replace(clients=())))  # type: ignore[arg-type]
         arrivals, stale, clock = self._arrivals(clock, version, chosen)
         self.reserve(0)
         parts, metrics = [], dict[str, Any]()
         for began in sorted({a.version for a in arrivals}):
             who = np.array([a.client for a in arrivals if a.version == began], np.int32)
-            gathered, seen = self._sim.run(start(self._gathers, state.key, began, recall(models, began)), who)
+            gathered, seen = self._sim.run(begin(self._gathers, state.key, began, load_model(models, began)), who)
             parts.append((gathered.server, self.buffer.damping(version - began)))
             metrics = add(metrics, seen)
         after: Any = clock._replace(flight=clock.flight._replace(models=models))
-        state = meet(self.round, state, parts)._replace(round=state.round + 1, clients=after)
+        state = combine(self.round, state, parts)._replace(round=state.round + 1, clients=after)
         metrics |= {
             "staleness": Mean(jnp.float32(sum(version - a.version for a in arrivals)), jnp.float32(len(arrivals))),
             "stale": Sum(jnp.float32(stale)),

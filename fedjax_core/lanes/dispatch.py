@@ -9,7 +9,7 @@ the host packs and reads what comes next.
 >>> from fedjax_core.data.cohorts import as_cohort
 >>> from fedjax_core.work import TRAIN
 >>> clients = Clients.from_list([{"x": np.arange(n, dtype=np.float32)} for n in (2, 3, 1)])
->>> feed = Feed(clients, Plan(batch_size=2, epochs=1), [TRAIN], streamed=True)
+>>> feed = DispatchBuilder(clients, Plan(batch_size=2, epochs=1), [TRAIN], streamed=True)
 >>> feed.reserve(2, lanes=1, devices=1)
 >>> packed, load = feed.pack([as_cohort([0, 2], 3)], first=0, held=1)
 >>> packed.streamed[TRAIN]["x"].shape, load.clients, load.steps, load.examples
@@ -48,7 +48,7 @@ def slots_of(plan: Plan, sizes: np.ndarray, work: Work) -> np.ndarray:
     return np.maximum(plan.of(work).most_steps(sizes), sizes > 0)
 
 
-class Feed:
+class DispatchBuilder:
     """Packs rounds of `clients` who go through their data by `plan`; `kinds` are those of the algorithm's exchanges."""
 
     def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[Work], *, streamed: bool) -> None:

@@ -32,7 +32,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, check_state, warn_outgrown
-from fedjax_core.lanes.dispatch import Feed
+from fedjax_core.lanes.dispatch import DispatchBuilder
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
 from fedjax_core.lanes.mesh import Placing, ask_for_cores, cores, usual
 from fedjax_core.lanes.meter import Meter
@@ -106,7 +106,7 @@ class Simulator:
         check_model(composed, clients, batch_size)
         self._client_state = self._store(client_state)
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
-        self._feed = Feed(clients, self.plan_of_batches, kinds, streamed=self.streams)
+        self._feed = DispatchBuilder(clients, self.plan_of_batches, kinds, streamed=self.streams)
         self._most_rounds = 1
         self._programs: dict[bool, Any] = {}
         self._known_round: tuple[Any, int] = (None, 0)

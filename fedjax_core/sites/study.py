@@ -30,7 +30,7 @@ import jax
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import code_of, identity
-from fedjax_core.partial import why_not
+from fedjax_core.partial import incompatibility
 from fedjax_core.round import Round, reports_of
 
 
@@ -67,7 +67,7 @@ class Study:
                 "departments= needs epochs or steps that are numbers: a function of these is asked for clients by their positions, and a "
                 "site's departments have none in the federation"
             )
-        if self.departments and (reason := why_not(self.round)) is not None:
+        if self.departments and (reason := incompatibility(self.round)) is not None:
             raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
         self._check_stages()
 

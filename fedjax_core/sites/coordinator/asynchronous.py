@@ -35,9 +35,9 @@ from typing import Any, NamedTuple, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.buffer import Buffer, InFlight, beginners, nobody, recall, remember
+from fedjax_core.buffer import Buffer, InFlight, free_clients, idle, load_model, store_model
 from fedjax_core.metrics import Mean
-from fedjax_core.partial import why_not
+from fedjax_core.partial import incompatibility
 from fedjax_core.round import Round, State
 from fedjax_core.sites.coordinator.absent import with_reasons
 from fedjax_core.sites.coordinator.calls import Calls, Completed
@@ -63,7 +63,7 @@ def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
     """Raises where steps of this buffer cannot be made of this round, or where the rules are those of rounds."""
     if not isinstance(buffer, Buffer):
         raise TypeError(f"buffer= must be an fc.Buffer, got {buffer!r}: fc.Buffer(size=3) makes a step of 3 reports")
-    if (reason := why_not(composed)) is not None:
+    if (reason := incompatibility(composed)) is not None:
         raise ValueError(f"a federation with a buffer cannot run this: {reason}; or leave buffer= out")
     if buffer.size > sites:
         raise ValueError(f"a buffer of {buffer.size} reports never fills: there are {sites} sites, each once a version")
@@ -107,12 +107,12 @@ class AsynchronousRounds:
 
     def init(self, state: State) -> State:
         """The state before the first step: nobody is at work."""
-        clients: Any = nobody(len(self._collector.names), broadcast(self._round, 0, state, len(self._collector.names))[0], self._buffer)
+        clients: Any = idle(len(self._collector.names), broadcast(self._round, 0, state, len(self._collector.names))[0], self._buffer)
         return state._replace(clients=clients)
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
         """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish only."""
-        free = beginners(cohort, len(self._collector.names))
+        free = free_clients(cohort, len(self._collector.names))
         free = free[~np.isin(free, list(self._collector.unknown))]
         self._collector.begin(int(state.round))
         if state is not self._state:
@@ -147,7 +147,7 @@ class AsynchronousRounds:
         """An empty buffer, for the step from this state."""
         self._version = self._flights.number = int(state.round)
         self._about = About(state, np.zeros(len(self._started), np.int32))
-        self._models = remember(self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0])
+        self._models = store_model(self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0])
         self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Aggregation(self._round, 0, state.uplink[0], self._buffer.size)
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
@@ -158,7 +158,7 @@ class AsynchronousRounds:
     def _request(self, version: int) -> Bytes:
         if version not in self._written:
             self._written[version] = training(
-                self._round, recall(self._models, version), version, 0, to=(), about=self._about, requests=self._requests,
+                self._round, load_model(self._models, version), version, 0, to=(), about=self._about, requests=self._requests,
                 collector=self._collector,
             )  # fmt: skip
         return self._written[version]

@@ -22,7 +22,7 @@ from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.lanes import tune
 from fedjax_core.lanes.simulator import Simulator
-from fedjax_core.partial import gathering, meet, start
+from fedjax_core.partial import begin, combine, partial_round
 from fedjax_core.round import Kept, Round
 from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site.client_update import ClientUpdate
@@ -44,7 +44,7 @@ class Departments:
         # 784-200-200-10, 2,024 examples, 33 and 32 ms in 8 (batches of 10, 2-core x86).
         self._groups = np.split(largest_first, range(lanes, len(largest_first), lanes))
         self._steps = plan.steps_of(clients.sizes)
-        self._gathers = _usual(gathering(composed), lanes)
+        self._gathers = _usual(partial_round(composed), lanes)
         self._lanes = Simulator(self._gathers, clients, lanes=lanes, **plan.settings)
 
     def visit(self, message: Message, draws: Draws, watch: Callable[[int], None] | None = None) -> ClientUpdate:
@@ -53,11 +53,11 @@ class Departments:
         `watch` is told after each group of departments how many steps are done, and may raise to stop. What comes is `fine` where every
         department's report could be used.
         """
-        state = start(self._gathers, draws.run_key(), int(draws.round), message)
+        state = begin(self._gathers, draws.run_key(), int(draws.round), message)
         so_far, metrics, done = None, dict[str, Any](), 0
         for group in self._groups:
             found, seen = self._lanes.run(state, group)
-            so_far = found if so_far is None else meet(self._gathers, state, [(so_far.server, 1.0), (found.server, 1.0)])
+            so_far = found if so_far is None else combine(self._gathers, state, [(so_far.server, 1.0), (found.server, 1.0)])
             metrics = tree.add(metrics, seen) if metrics else seen
             if watch is not None:
                 jax.block_until_ready(so_far)
