@@ -1,4 +1,4 @@
-"""What must hold for an algorithm wherever it runs, shown by running it: for pieces that are written outside this repository.
+"""`check_round`: tests that an algorithm written outside this repository does the same however it is run.
 
     lanes = plain loops        the state and every metric, for any number of lanes
     order, room                the order of a cohort, and room for more clients, change nothing

@@ -1,4 +1,4 @@
-"""Any value as dotted names and plain values, and a short hash of that: how two processes know that they mean the same.
+"""Flattens any value to dotted names and plain values, and hashes that, so that two processes know that they mean the same.
 
 An optax optimiser, a task or an algorithm is a tuple of functions: what was set is in their closures, defaults and constants. So
 `describe` walks values and functions alike, and gives the same answer in another process: no addresses, no order of hashing.

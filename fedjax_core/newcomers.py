@@ -1,4 +1,4 @@
-"""Clients who never took part: what a personal algorithm gives to them, of a federation that goes on without them.
+"""The models that a personal algorithm gives to clients who never took part, while the federation goes on without them.
 
     v_i <- what client i keeps after some rounds by itself, with the server as it is;    the server does not move
 

@@ -1,4 +1,4 @@
-"""Several rounds by a backend that runs one at a time: what `run_many` is there.
+"""`run_many` of a backend that runs one round at a time.
 
 >>> from fedjax_core.metrics import Sum
 >>> def run(state, cohort, donate):

@@ -1,4 +1,4 @@
-"""Functions and variables of a file by where they stand in it, so that another name for one changes nothing.
+"""Identifies functions and variables by where they stand in their file, so that renaming one changes no study's hash.
 
     fedavg.<locals>.step        ->  fedavg.<1>      the second function that is written within fedavg
     what `step` closes over     ->  in the order in which the source first mentions each

@@ -1,4 +1,4 @@
-"""What a round says of each of its exchanges besides what clients tell: bits on the wire, and how many a rule left out.
+"""Counts, for each exchange of a round, the bits on the wire and the reports that a rule left out.
 
     bits_up      of the reports that count, as the uplink's stages send them; where it has stages
     bits_down    of the message to each client who takes part, as the downlink's stage sends it; where there is one

@@ -1,4 +1,4 @@
-"""Fits preprocessing from sums: every client gives sums of its columns, and one scaler or vocabulary for all is made from them.
+"""Preprocessing from sums: one scaler or vocabulary for all clients, from sums of the columns of each.
 
     sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.finalize(...)  ─►  step.apply(x_i, numbers) at each client
 

@@ -1,4 +1,4 @@
-"""A step of preprocessing: what one does to one column, from sums that all clients give.
+"""The interface of a preprocessing step: what one does to one column, from sums that all clients give.
 
 sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.finalize(...)  ─►  step.apply(x_i, numbers)
 """

@@ -1,4 +1,4 @@
-"""How a Flax module is told whether it trains: by arguments of the method that is called.
+"""Tells a Flax module whether it trains, by arguments of the method that is called.
 
 >>> from flax import linen
 >>> class Layer(linen.Module):

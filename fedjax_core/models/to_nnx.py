@@ -1,4 +1,4 @@
-"""A trained model back in the nnx module that it was a task of.
+"""`to_nnx`: puts trained parameters back into the nnx module that a task was made of.
 
 >>> import jax
 >>> from fedjax_core.models.from_flax import from_flax

@@ -1,4 +1,4 @@
-"""A site's own file: what a site's process reads of itself on its own machine, whoever asked from elsewhere that it be started.
+"""Finds a site's own file on the site's own machine, whoever started the site's process from elsewhere.
 
     FEDJAX_CORE_SITE=/srv/federation/site.toml      for whatever starts the process; several: separated as in PATH
 

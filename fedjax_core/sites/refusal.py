@@ -1,4 +1,4 @@
-"""What is not accepted between sites: `Refused`, with a code and a reason that may travel, and values as they may be shown in one.
+"""`Refused`: why a message is not accepted, as a code and a reason that may travel, and values as a reason may show them.
 
 The texts of refusals travel and are kept, so they name settings, sizes and names, and never a value of somebody's data.
 

@@ -1,4 +1,4 @@
-"""What left a site, kept there to be read again: the tensors of the newest messages, each under its SHA-256, which the site's ledger has.
+"""Keeps what left a site, to be read again there: the tensors of the newest messages, each under its SHA-256.
 
     folder/left/<SHA-256>.safetensors        for whoever reads safetensors; of mode 0600, as all that a site writes
 

@@ -1,4 +1,4 @@
-"""Retention: what is older than must be kept leaves an audit log, and the rest still proves itself.
+"""Retention: removes entries that need not be kept any longer from an audit log, and the rest still proves itself.
 
     anchor.json     {"anchor": {"n": 811, "digest": "<SHA-256 of line 811>", "time": ..., "key": ...}, "signature": "..."}
 

@@ -1,4 +1,4 @@
-"""Who is not in a round, and why: said once on screen when that changes, and not in every round that it lasts.
+"""Names the sites that a round lacks, and why: once on screen when that changes, and not in every round that it lasts.
 
 >>> absent = Absent(["charite", "mayo", "oslo"])
 >>> absent.tell("round 1", [0, 1, 2], [0, 2], {1: "no reply in 12 s"})

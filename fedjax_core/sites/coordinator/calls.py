@@ -1,4 +1,4 @@
-"""Sites at work side by side, each on a request of its own: who has answered, who is asked again, who is given up.
+"""Outstanding calls: each site works on a request of its own, is asked again where that fails, and is given up at its deadline.
 
     begin(site, version, request) ─► Call ─► next() ─► its reply
                                        │ └ damaged, lost: asked again         └ too large to come, or the request to go, at once: in parts

@@ -1,4 +1,4 @@
-"""The waiting for replies: who is asked again, who is late or lost, and how many are enough.
+"""Waits for the replies of sites: whom to ask again, who is late or lost, and how many are enough.
 
     ask all ─► a reply ─► accept: authentic? this request's? the first? ─► use ─► settled
         │        └ damaged, lost: ask again        └ refused: recorded, settled

@@ -1,4 +1,4 @@
-"""Which sites' numbers are absurdly larger than those of the others in the same exchange: by the set of numbers, whoever came first.
+"""Finds the updates that are absurdly larger than the others of the same exchange, whoever came first.
 
 The norm of an update may be at most 100 times the median of the norms that are above zero. A site that has more steps to do
 than the median site may be larger in proportion, so one large hospital among clinics passes. An update that is small beside

@@ -1,4 +1,4 @@
-"""Reports, and what they add up to: validated, expanded by the server's half of the uplink, added, concluded.
+"""Validates reports, expands them by the server's half of the uplink, adds them, and concludes the exchange.
 
     message sent ─training─► request        its reports ─Reports.read─► (sent, weight) ─Aggregation.add─► ... ─Aggregation.conclude─► state
 

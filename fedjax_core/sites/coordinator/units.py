@@ -1,4 +1,4 @@
-"""Whose numbers lie far from everybody else's, and whose categories are nobody else's: another unit, or spelling, or column.
+"""Finds the sites whose numbers lie far from all others, or whose categories nobody else has: another unit, spelling or column.
 
     moments of each site's columns     ─►  a site's mean against those of all others         ─►  a warning that names site and feature
     categories of each site's columns  ─►  whether a site has one in common with the others  ─►  a warning that names site and column

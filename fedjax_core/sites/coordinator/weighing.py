@@ -1,4 +1,4 @@
-"""How much a report of so many examples and steps weighs, where the algorithm says so: the coordinator knows it without being told.
+"""Computes the weight that a report must have from its numbers of examples and steps, so that no site has to be believed.
 
 FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each is a function of what a client had to work on (`Seen`),
 and the coordinator has that from the site's description and the study's plan. So no site can give itself more weight. Where the weight

@@ -1,4 +1,4 @@
-"""What is said of a message that comes in parts, and how it is put together of them: the same for requests and replies.
+"""The manifest of a large message: its parts, and how they become the message again. Requests and replies share it.
 
     the message is longer than part_bytes  ─►  its length, and the SHA-256 of every part, in an envelope that is signed
 

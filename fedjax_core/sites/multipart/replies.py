@@ -1,4 +1,4 @@
-"""A large reply in parts, as a site has it. A large request goes likewise: `requests.py`.
+"""Splits a site's large reply into parts. `requests.py` does the same for a large request.
 
     request, with the field part_bytes  ─►  a reply that is no longer: itself
                                             a longer one: `parts`, signed: its length, and the SHA-256 of every part

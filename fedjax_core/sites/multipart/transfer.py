@@ -1,4 +1,4 @@
-"""One large message on its way between the coordinator and a site, of which some parts are still wanted at its other end.
+"""Tracks one large message between the coordinator and a site: which of its parts have still to travel.
 
 Coming    a reply:      `part` i is asked for, and comes as it is
 Going     a request:    `deliver` brings part i, and the site says that it is `delivered`

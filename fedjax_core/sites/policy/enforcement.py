@@ -1,4 +1,4 @@
-"""A site's policy at work: it is asked before any work and of all that would leave, and what leaves is counted by it.
+"""Enforces a site's policy: it is asked before any work and about all that would leave, and counts what leaves.
 
     check: may the site work on this?  ─►  work  ─►  metric, release: may this leave?  ─►  count: what it tells, and is that too much?
       └ under tasks.mode = "first-use" pins the first task            declined: no update may leave  ─►  count, as one that leaves

@@ -1,4 +1,4 @@
-"""What a site's updates have told so far, as an epsilon: a ledger, to which the site's policy may set an end.
+"""Counts what a site's updates have told so far as an epsilon, which the site's policy may limit.
 
     leaving: clip C, noise z, delta, epsilon      the study clips each update to C and adds N(0, (z C)^2), or more
     mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of it, before it does

@@ -1,4 +1,4 @@
-"""The examples of a site as they lie there: read by what its file names, divided into departments, without bad records.
+"""Reads the examples that a site's file names, divides them into departments, and leaves bad records out.
 
     load_data    a folder of `Clients.save`, columns, or what a function gives  ─►  `Clients` of one site, or of its departments
     opened       the same for a study: bad records left out where the site's policy has them skipped

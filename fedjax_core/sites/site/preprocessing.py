@@ -1,4 +1,4 @@
-"""Preprocessing at a site: the sums that it says of its columns, and the numbers of all sites' sums, which it applies to them.
+"""Preprocessing at a site: computes the sums of its columns, and applies the numbers that all sites' sums give.
 
     measure     sums of the columns as they lie there  ─►  coordinator: merged in the order of the sites (preprocessing.py)
     train, evaluate, score     bring the numbers: the site applies them when they come for the first time, and works on what comes of that

@@ -1,4 +1,4 @@
-"""Whether the code of a site's study is still what it was when the site first took part in it.
+"""Checks that the code of a site's study is what it was when the site first took part in it.
 
 A study's hash has the files of every package whose functions it uses. The package that the site's file names for its study may
 do more when it is imported, such as change a library. So a site notes the digest of all its files, once for each hash,

@@ -1,4 +1,4 @@
-"""How much of its work a site does where a request limits the time of it (`Rules.train_seconds`): it stops between two steps, and says so.
+"""Time-limited training: a site stops between two steps when `Rules.train_seconds` is over, and says how far it came.
 
     steps 1, 2, ... s      until the time is used up         ─►  finish: the report of s of n steps
     Seen                   examples: all that the site has;  steps: s

@@ -1,4 +1,4 @@
-"""What an actor returned, as bytes and nothing else: `ray.get` would unpickle it, and a pickle runs what its writer wants.
+"""Reads what an actor returned as bytes, and as nothing else: `ray.get` would unpickle it, which runs what its writer wants.
 
 Ray keeps `bytes` as they are, with metadata that say so (`RAW`), and everything else as a pickle. A site's worker is code on the site's
 machine, so what it returns is looked at by its metadata alone: `RAW` is read where it lies, and whatever else came is refused unread.

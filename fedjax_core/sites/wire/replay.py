@@ -1,4 +1,4 @@
-"""Said once, and in time: `ReplayGuard` admits each message a single time, in its own run and round.
+"""Replay protection: `ReplayGuard` admits each message once, in its own run and round.
 
 An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders number their messages, and
 the receiver remembers what it heard. The guard is a value: accepting gives another one.
