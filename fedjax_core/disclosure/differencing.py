@@ -33,7 +33,7 @@ class Guard:
     `key` makes the hashes: a secret of the site, always the same, so that a record on disk names nobody.
     """
 
-    def __init__(self, minimum: int, *, combinations: int = 20_000, key: bytes = b"") -> None:
+    def __init__(self, minimum: int, *, combinations: int = 1_000, key: bytes = b"") -> None:
         at_least(2, minimum=minimum)
         at_least(1, combinations=combinations)
         self.minimum, self.combinations, self._key = minimum, combinations, key
@@ -65,22 +65,28 @@ class Guard:
             return True
         ways = _cancelling(matrix[:, ~small])
         left = ways @ matrix[:, small]  # [ways, small atoms] what cancels everybody else
-        rank = _rank(left)
-        if rank == 0:
+        _, lengths, basis = np.linalg.svd(left, full_matrices=False)
+        basis = basis[lengths > _TOLERANCE]  # orthonormal rows
+        if not len(basis):
             return True
+        # A group can do so only if the squared lengths of its columns, of minimum - 1 atoms at most, sum to 1: few atoms are left to try.
+        shares = (basis**2).sum(axis=0)
+        able = shares + np.sort(shares)[::-1][: self.minimum - 2].sum() >= 1 - _TOLERANCE
         place = {each: i for i, each in enumerate(sets)}
         alone = [matrix[[place[each] for each in release]] for release in releases if len(release) > 1]
         tried = 0
-        for group in _groups(sizes[small], self.minimum):
+        for chosen in _groups(sizes[small][able], self.minimum):
+            group = np.flatnonzero(able)[chosen]
             tried += 1
             if tried > self.combinations:
                 return False
-            rest = np.delete(left, group, axis=1)
-            if _rank(rest) == rank:
+            # A combination of the rows is 0 outside of the group just where its columns there have the length of the whole: 1.
+            turns, inside, _ = np.linalg.svd(basis[:, group], full_matrices=False)
+            alike = inside > 1 - _TOLERANCE
+            if not alike.any():
                 continue
-            told = np.zeros((len(left), len(sizes)))
-            told[:, small] = left
-            told = _cancelling(rest) @ told
+            told = np.zeros((int(alike.sum()), len(sizes)))
+            told[:, small] = turns[:, alike].T @ basis
             if not any(_rank(np.concatenate([own, told])) == _rank(own) for own in alone):
                 return False
         return True
@@ -126,6 +132,8 @@ def _cancelling(matrix: np.ndarray) -> np.ndarray:
     """A basis [k, q] of the ways to add and subtract the rows of a matrix [q, n] that give 0."""
     if not matrix.shape[1]:
         return np.eye(len(matrix))
+    if matrix.shape[1] > len(matrix):  # R' has the same ways, and no more columns than rows
+        matrix = np.transpose(np.linalg.qr(matrix.T, mode="r"))
     left, sizes, _ = np.linalg.svd(matrix)
     return left[:, int((sizes > _TOLERANCE).sum()) :].T
 

@@ -46,7 +46,7 @@ class OutputPolicy:
     """Bins of a histogram, for each person."""
     extremes: Extremes = "refuse"
     """Smallest and largest values: none, or the average over the `minimum` people who are there."""
-    combinations: int = 20_000
+    combinations: int = 1_000
     """Groups of people for which the differencing guard is tried before it declines."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """No set of releases tells of fewer than the minimum of people."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -83,3 +84,13 @@ def test_people_are_hashed_under_the_key_and_numbers_of_numpy_are_numbers():
     guard.admit([np.arange(3)])
     assert guard.released == [[guard._hashed([0, 1, 2])]] and guard.released != [[Guard(2)._hashed([0, 1, 2])]]
     assert "1" not in guard.released[0][0]
+
+
+def test_the_guard_of_two_large_tables_answers_at_once():
+    rng, guard = np.random.default_rng(0), Guard(5)
+    first, second = rng.integers(0, 60, 2500), rng.integers(0, 40, 2500)
+    cells = [[np.flatnonzero(codes == code) for code in range(codes.max() + 1)] for codes in (first, second)]
+    assert guard.admit(cells[0], joint=True)
+    began = time.process_time()
+    assert guard.admit(cells[1], joint=True)  # thousands of atoms of one person, and nothing that cancels all others
+    assert time.process_time() - began < 20  # seconds; whole singular vectors of thousands of atoms took minutes
