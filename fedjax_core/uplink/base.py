@@ -85,13 +85,17 @@ def _as_it_is(state: Any, message: Message, shapes: Update) -> Update:
     return message
 
 
+def _unchanged(state: Any, value: Update, info: Info, key: Key) -> tuple[Update, Any]:
+    return value, state
+
+
 def stage(
     name: str,
     init: Callable[[Update], Any] = lambda shapes: (),
     init_client: Callable[[Update], Own] = lambda shapes: (),
     encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]] = lambda state, own, update, sender: (update, own),
     expand: Callable[[Any, Message, Update], Update] = _as_it_is,
-    finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = lambda state, value, info, key: (value, state),
+    finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = _unchanged,
     measurable: bool = False,
     additive: bool | None = None,
     hides: bool = False,
@@ -171,7 +175,7 @@ def chain(*stages: Stage) -> Stage:
         )
 
     return Stage(
-        name, init, init_client, encode, expand, finish,
+        name, init, init_client, encode, expand, _unchanged if all(s.finish is _unchanged for s in stages) else finish,
         measurable=all(s.measurable for s in stages),
         additive=all(s.additive for s in stages),
         hides=any(s.hides for s in stages),
@@ -185,6 +189,13 @@ def _promised(stages: tuple[Stage, ...], name: str) -> Promises:
     noisy = [s for s in stages if s.promises.noise is not None]
     if len(noisy) > 1:
         raise ValueError(f"in {name}, {noisy[0].name!r} and {noisy[1].name!r} add noise, and an account is kept of one: leave one out")
+    if noisy and noisy[0].promises.at == "server":
+        for s in stages[stages.index(noisy[0]) + 1 :]:
+            if s.finish is not _unchanged:
+                raise ValueError(
+                    f"in {name}, {s.name!r} changes the sum of reports before {noisy[0].name!r} adds its noise, which would no longer "
+                    f"be of the size that is promised: put {s.name!r} before it, or leave it out"
+                )
     bounded = noisy or [s for s in stages if s.promises.bound is not None]
     return bounded[-1].promises if bounded else Promises()
 
