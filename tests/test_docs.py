@@ -33,7 +33,16 @@ def functions(path):
 
 
 def test_the_pages_are_there():
-    assert set(FILES) == {"README.md", "round.md", "sites.md", "sites-setup.md", "sites-privacy.md", "sites-runbook.md", "zoo.md"}
+    assert set(FILES) == {
+        "README.md",
+        "privacy.md",
+        "round.md",
+        "sites.md",
+        "sites-setup.md",
+        "sites-privacy.md",
+        "sites-runbook.md",
+        "zoo.md",
+    }
 
 
 def test_the_tests_that_they_name_are_there():

@@ -1,0 +1,99 @@
+"""docs/privacy.md runs as it is printed, and has the table of what `compose` says. `python -m tests.privacy.test_docs` writes that."""
+
+import re
+
+import pytest
+
+import fedjax_core as fc
+from tests.conftest import REPOSITORY
+from tests.zoo import AGGREGATORS, PRIVATE, STAGES, ZOO, N, fedavg
+
+PAGE = REPOSITORY / "docs" / "privacy.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end -->"
+LEVEL = fc.privacy.client_level(population=N, cohort=4, rounds=5, clip=1.0, noise=1.0, delta=1e-3)
+LOCAL = fc.privacy.local(clip=1.0, noise=1.0, rounds=5, delta=1e-3, open_counts=True)
+SHOWN = "docs/privacy.md"
+
+
+def short(error):
+    """What is wrong, without where in a chain, as far as the first comma."""
+    return re.sub(r"^in chain\([^)]*\), ", "", str(error)).partition(", ")[0]
+
+
+def said(*pieces, **more):
+    """Whether these compose, and why not, as far as the first comma."""
+    try:
+        fc.compose(*pieces, **more)
+    except ValueError as error:
+        return f"no: {short(error)}"
+    return "yes"
+
+
+def algorithms():
+    """{name: one algorithm of that name} of the zoo."""
+    found = {}
+    for name in ZOO:
+        if name not in PRIVATE:
+            algorithm = ZOO[name].of(N).algorithm
+            found.setdefault(algorithm.name, algorithm)
+    return found
+
+
+def rows(names=None):
+    """(kind, name, under client_level, under local) of all pieces."""
+    for name, algorithm in sorted(algorithms().items()):
+        if names is None or name in names:
+            under = said(algorithm, LEVEL.uplink, LEVEL.aggregator), said(algorithm, LOCAL.uplink)
+            yield "algorithm", name, *under
+    plain = fedavg().algorithm
+    for name, make in AGGREGATORS.items():
+        if names is None or name in names:
+            yield "aggregator", name, said(plain, LEVEL.uplink, make()), said(plain, LOCAL.uplink, make())
+    for name, make in STAGES.items():
+        if names is None or name in names:
+            after = [lambda own=own, make=make: fc.uplink.chain(own.uplink, make()) for own in (LEVEL, LOCAL)]
+            yield "stage after it", name, chained(plain, after[0], LEVEL.aggregator), chained(plain, after[1], None)
+
+
+def chained(algorithm, build, aggregator):
+    try:
+        return said(algorithm, build(), aggregator)
+    except ValueError as error:
+        return f"no: {short(error)}"
+
+
+def table(names=None):
+    head = "| piece | name | under `client_level` | under `local`, with counts said openly |\n|---|---|---|---|\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows(names))
+
+
+def printed():
+    return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def test_the_examples_run(capsys):
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, SHOWN, "exec"), {})
+        lines = capsys.readouterr().out.splitlines()
+        wanted = re.findall(r"# (.*)$", example, re.MULTILINE)
+        assert lines[: len(wanted)] == wanted
+
+
+FEW = ("fedavg", "scaffold", "mime", "fednova", "mean", "total", "median", "clip", "quantize", "ef21")
+
+
+def test_the_table_is_what_compose_says_of_a_few():
+    lines = table(FEW).splitlines()
+    assert len(lines) == 2 + len(FEW) and set(lines) <= set(printed().splitlines())
+
+
+@pytest.mark.slow
+def test_the_table_is_what_compose_says_of_all():
+    assert printed() == table()
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text()
+    PAGE.write_text(text.partition(BEGIN)[0] + BEGIN + table() + END + text.partition(END)[2])
