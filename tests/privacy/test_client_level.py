@@ -183,7 +183,7 @@ def test_rounds_add_noise_of_their_own_and_the_same_on_any_number_of_lanes():
 def test_metrics_of_training_are_withheld():
     made = private()
     sim = simulator(made)
-    assert sorted(sim.run(sim.init(jax.random.key(1)), made.cohorts(0))[1]) == ["clients", "examples", "refused"]
+    assert sorted(sim.run(sim.init(jax.random.key(1)), made.cohorts(0))[1]) == ["bits_up", "clients", "examples", "refused"]
     seen = private(open_metrics=True)
     sim = simulator(seen)
     assert "loss" in sim.run(sim.init(jax.random.key(1)), seen.cohorts(0))[1]
