@@ -17,7 +17,6 @@ PAGE = REPOSITORY / "docs" / "zoo.md"
 # What is an argument of another: (its file, the paper where that is not the file's).
 VARIANTS = {
     "fedavgm": ("fedavg", "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, 2019"),
-    "scaffold, option I": ("scaffold", ""),
     "fedpd": ("fedadmm", "FedPD: A Federated Learning Framework with Adaptivity to Non-IID Data, 2021"),
     "mimelite": ("mime", ""),
     "fedadam, fedyogi, fedadagrad": ("fedopt", "Adaptive Federated Optimization, ICLR 2021"),

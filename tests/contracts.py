@@ -43,7 +43,7 @@ def entries_of(fast: Iterable[str], slow: Iterable[str] = ()):
 
 
 # Of those that are brief, one of each kind: a pass before, the server's look at each client, an optimiser that is kept.
-BRIEF_KINDS = ("scaffold, option I", "fedadamw", "diloco", "afl", "fedmgda", "fedala", "fedproto")
+BRIEF_KINDS = ("scaffold_one", "fedadamw", "diloco", "afl", "fedmgda", "fedala", "fedproto")
 BRIEF = [name for name, entry in ZOO.items() if entry.brief]
 entries = entries_of([name for name in ZOO if name not in BRIEF], slow=ZOO)
 pieces = entries_of(KINDS, slow=ZOO)

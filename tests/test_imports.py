@@ -97,6 +97,7 @@ EXCEPTIONS = {
     ("algorithms.feddane", "algorithms.fedlin"): "FedDANE is FedLin with FedProx's pull towards where clients began",
     ("algorithms.feddane", "algorithms.fedprox"): "and that pull is FedProx's",
     ("algorithms.sparseloco", "algorithms.diloco"): "SparseLoCo is DiLoCo that sends less",
+    ("algorithms.scaffold_one", "algorithms.scaffold"): "option I is option II with other control variates",
     ("models.from_flax", "models.batch_norm"): "which rows a module's BatchNorm counts is an idea of its own",
     ("models.from_flax", "models.modes"): "and so is how a module is told that it trains",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",

@@ -370,7 +370,7 @@ ZOO: dict[str, Entry] = {
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
     "fedsgd": brief(lambda: algorithms.fedsgd(small(), SGD)),
     "mimelite": brief(lambda: algorithms.mimelite(small(), optax.sgd(0.1, momentum=0.9))),
-    "scaffold, option I": brief(lambda n: algorithms.scaffold(small(), 0.1, n, option="I")),
+    "scaffold_one": brief(lambda n: algorithms.scaffold_one(small(), 0.1, n)),
     "feddyn": brief(lambda n: algorithms.feddyn(small(), 0.5, SGD, n)),
     "fedadmm": brief(lambda: algorithms.fedadmm(small(), 0.5, SGD)),
     "fedlin": brief(lambda: algorithms.fedlin(small(), SGD)),

@@ -47,6 +47,7 @@ from fedjax_core.algorithms.proxskip import proxskip
 from fedjax_core.algorithms.qffl import qffl
 from fedjax_core.algorithms.reptile import reptile
 from fedjax_core.algorithms.scaffold import scaffold
+from fedjax_core.algorithms.scaffold_one import scaffold_one
 from fedjax_core.algorithms.sparseloco import sparseloco
 from fedjax_core.algorithms.term import term
 from fedjax_core.work import ONCE, TRAIN, Work
@@ -116,6 +117,7 @@ __all__ = [
     "qffl",
     "reptile",
     "scaffold",
+    "scaffold_one",
     "scheduled",
     "server_step",
     "sparseloco",

@@ -247,7 +247,7 @@ BY_HAND = {
     "fedvarp": (lambda: of.fedvarp(UNEVEN, SGD, N), fedvarp),
     "fedsam": (lambda: of.fedsam(UNEVEN, 0.3, SGD), fedsam),
     "fedlesam": (lambda: of.fedlesam(UNEVEN, 0.3, SGD), fedlesam),
-    "scaffold, option I": (lambda: of.scaffold(UNEVEN, LR, N, option="I"), scaffold_one),
+    "scaffold_one": (lambda: of.scaffold_one(UNEVEN, LR, N), scaffold_one),
     "fednar": (lambda: of.fednar(UNEVEN, 0.5, 1.5, SGD), fednar),
     "reptile": (lambda: of.reptile(UNEVEN, 0.4, SGD), reptile),
     "diloco": (lambda: of.diloco(UNEVEN, optax.sgd(LR, momentum=0.5)), diloco),
@@ -259,7 +259,7 @@ BY_HAND = {
 
 @pytest.mark.proves(
     "fedsgd", "fedavgm", "feddyn", "fedadmm", "fedlin", "feddane", "mimelite", "fedexp", "fedcm", "fedvarp", "fedsam", "fedlesam",
-    "scaffold, option I", "fednar", "reptile", "diloco", "sparseloco", "fedadamw", "fedmuon",
+    "scaffold_one", "fednar", "reptile", "diloco", "sparseloco", "fedadamw", "fedmuon",
     by="independent implementation: the paper's rounds in NumPy",
 )  # fmt: skip
 @pytest.mark.parametrize("name", BY_HAND)
@@ -334,7 +334,6 @@ MISTAKES = {
     'must be "global" or "sum"': lambda: of.fedlesam(UNEVEN, 1.0, SGD, norm="l2"),
     "bound > 0": lambda: of.fednar(UNEVEN, 0.1, 0.0, SGD),
     "above 0 and at most 1, got 2": lambda: of.sparseloco(UNEVEN, SGD, 2.0),
-    'must be "I" or "II"': lambda: of.scaffold(UNEVEN, LR, N, option="III"),
     "fedmuon needs population": lambda: of.fedmuon(UNEVEN, SGD, 0),
 }
 

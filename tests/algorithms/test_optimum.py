@@ -7,14 +7,14 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.algorithms import fedadmm, fedavg, feddane, feddyn, fedlin, mime, scaffold, uniform
+from fedjax_core.algorithms import fedadmm, fedavg, feddane, feddyn, fedlin, mime, scaffold, scaffold_one, uniform
 from tests.quadratic import OPTIMUM, STEEP, TARGETS, UNEVEN, long_run
 
 LR, STEPS = 0.1, 3
 SGD = optax.sgd(LR)
 EXACT = {
     "scaffold": lambda: scaffold(UNEVEN, LR, population=3),
-    "scaffold, option I": lambda: scaffold(UNEVEN, LR, population=3, option="I"),
+    "scaffold_one": lambda: scaffold_one(UNEVEN, LR, population=3),
     "feddyn": lambda: feddyn(UNEVEN, 1.0, SGD, population=3),
     "fedadmm": lambda: fedadmm(UNEVEN, 1.0, SGD),
     "fedlin": lambda: fedlin(UNEVEN, SGD, weighting=uniform),
@@ -33,7 +33,7 @@ def test_fedavg_stalls_where_the_formula_says():
 
 
 @pytest.mark.proves(
-    "scaffold", "scaffold, option I", "feddyn", "fedadmm", "fedlin", "feddane", "mime",
+    "scaffold", "scaffold_one", "feddyn", "fedadmm", "fedlin", "feddane", "mime",
     by="closed form: the optimum of a heterogeneous quadratic, to 1e-5",
 )  # fmt: skip
 @pytest.mark.parametrize("name", EXACT)
