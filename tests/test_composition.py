@@ -126,7 +126,7 @@ def test_a_server_that_needs_every_report_is_given_a_stack_and_no_one_value():
     with pytest.raises(ValueError, match=r"stack\(\) leaves all reports as they are, and the server of fedavg takes one value"):
         compose(FEDAVG, aggregator=aggregators.stack())
     with pytest.raises(ValueError, match=r"secure.* only reveals their sum"):
-        compose(stacked, uplink=uplink.secure())
+        compose(stacked, uplink=uplink.secure(1.0))
     noise = uplink.stage("noise", finish=lambda state, value, info, key: (jnp.add(value["w"], 1.0), state))
     with pytest.raises(ValueError, match=r"noise has something left to do once reports have met \(finish\)"):
         compose(stacked, uplink=noise)
@@ -143,7 +143,7 @@ def test_reports_meet_in_slots_where_each_is_seen_and_stages_keep_nothing_for_on
     two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
     assert compose(two, uplink=uplink.clip(1.0), aggregator=aggregators.trimmed_mean(0.1)).slots == 2
     with pytest.raises(ValueError, match="reveals only the sum over all clients, not that of each slot"):
-        compose(two, uplink=uplink.secure(), aggregator=aggregators.total())
+        compose(two, uplink=uplink.secure(1.0), aggregator=aggregators.total())
     remembers = uplink.stage("remembers", init=lambda shapes: jnp.zeros(3))
     with pytest.raises(ValueError, match="remembers keeps state at the server for one value, and fedavg has 2 slots"):
         compose(two, uplink=remembers)

@@ -45,6 +45,9 @@ ALLOWED = {
     **dict.fromkeys(PIECES | {"data", "models"}, NOUNS),
     # Its mechanisms are stages and aggregators, its samplers those of cohorts, and its audits compare models.
     "privacy": NOUNS | {"algorithms.base", "uplink.base", "uplink.clip", "aggregators.base", "aggregators.total", "data"},
+    # Whole numbers modulo 2^32 are the same in a simulation's stage and in the protocol between sites.
+    "uplink": NOUNS | {"secure_aggregation.ring"},
+    "secure_aggregation": NOUNS,
     "round": NOUNS | PIECES,
     "compatibility": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
     "precision": NOUNS | {"algorithms.base"},
@@ -61,7 +64,7 @@ ALLOWED = {
     # A worker of a cluster is lanes, and so is a site with departments; plain loops check and evaluate as lanes do.
     **dict.fromkeys(("cluster", "loops"), ENGINE | {"lanes"}),
     # A site computes its sums of a statistic itself.
-    "sites": ENGINE | {"lanes", "stats"},
+    "sites": ENGINE | {"lanes", "stats", "secure_aggregation"},
     # What it runs is a round of lanes, in which nothing is sent.
     "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
     "newcomers": NOUNS | {"composition", "round", "algorithms.base", "data", "lanes"},

@@ -419,7 +419,8 @@ ZOO: dict[str, Entry] = {
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
     "signs": Entry(lambda: fedavg(uplink=signs())),
     "secure": Entry(
-        lambda: fedavg(uplink=uplink.chain(uplink.clip(0.5), uplink.secure(scale=2.0**20)), aggregator=aggregators.total()), sites=False
+        lambda: fedavg(uplink=uplink.chain(uplink.clip(0.5), uplink.secure(0.5, 23, 2**9)), aggregator=aggregators.total()),
+        sites=False,
     ),
     **{name: noisy(make) for name, make in PRIVATE.items()},
     "local gaussian": Entry(

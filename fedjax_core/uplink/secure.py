@@ -1,18 +1,18 @@
 """Secure aggregation by pairwise masks: the server reads the sum of the reports, and of a single report nothing.
 
-    sent_i = round(scale * w_i u_i) + sum_{j > i} m_ij - sum_{j < i} m_ij      in whole numbers modulo 2^32; m_ij drawn from key_ij
-    sum_i sent_i = round(scale * sum_i w_i u_i)                                each mask is there once with each sign
+    sent_i = w_i round(u_i / step) + sum_{j > i} m_ij - sum_{j < i} m_ij      in whole numbers modulo 2^32; m_ij drawn from key_ij
+    sum_i sent_i = sum_i w_i round(u_i / step)                                each mask is there once with each sign
 
-All is exact: the masks cancel to the last bit, and the value is the mean by weight, to `1 / (2 scale)` a client and coordinate. Where a
-client drops out after the others have masked, those who reported reveal the keys that they share with it, and the server takes those masks
-off. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, section 4, without its second
-masks: so a server that takes a report for lost, asks for its masks, and has the report all the same can read it.
+How a report becomes whole numbers is said in `fedjax_core.secure_aggregation.ring`: rounded at random, so without bias, and never so that
+a sum wraps. The masks cancel to the last bit, so the value is the one that the protocol of `fedjax_core.secure_aggregation` gives. Here
+masks are drawn from keys of pairs, to simulate a drop-out: those who reported then reveal the keys that they share with who did not, and
+the server takes those masks off. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017.
 
 Needs `aggregators.total()`, and that keys be shared between each two clients (`Sender.pairs`). In a simulation these come of the run's key.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import message_shapes
->>> message_shapes(secure(), {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}).ring.update["w"].dtype.name
+>>> message_shapes(secure(bound=1.0), {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}).ring.update["w"].dtype.name
 'uint32'
 """
 
@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_core import tree
+from fedjax_core.secure_aggregation.ring import dequantize, quantize, ring
 from fedjax_core.settings import with_settings
-from fedjax_core.types import Array, Key, Message, Own, Update, known
+from fedjax_core.types import Array, Key, Message, Own, Update
 from fedjax_core.uplink.base import Info, Sender, Stage, stage
 
 
 class Weighted(NamedTuple):
-    """An update times its weight, and the weight."""
+    """An update in whole numbers times its weight, and the weight."""
 
     update: Update
     weight: Array
@@ -43,22 +43,27 @@ class Masked(NamedTuple):
 
 
 @with_settings
-def secure(scale: float = 2.0**16) -> Stage:
-    """Hides each report in the sum of all; `scale` > 0 is how many steps there are between 0 and 1.
+def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
+    """Hides each report in the sum of all, in steps of `bound / (2^(bits - 1) - 1)`.
 
-    Of K clients, each may add numbers (weight times update, and the weight) up to 2^31 / (scale K): more is refused, and so is what is not
-    finite. In a simulation every mask is drawn, which is K times the size of an update for each client.
+    A report with a number beyond `bound`, or that is not finite, is refused; `fc.uplink.clip(bound)` before it keeps all within.
+    `weights` is the largest sum of all weights, which are whole: of K clients that take part none may weigh more than `weights / K`.
+    What could wrap (`bits + ceil(log2(weights))` above 32) is refused here. In a simulation every mask is drawn, K times the size of an
+    update for each client.
     """
-    if known(scale) and not scale > 0:
-        raise ValueError(f"secure needs a scale > 0, the number of steps between 0 and 1, got {scale}")
+    exact = ring(bound, bits, weights)
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
-        wanted = Weighted(jax.tree.map(lambda x: x.astype(jnp.float32) * sender.weight, update), sender.weight)
-        most = (2**31 - 2**8) / jnp.maximum(jnp.sum(sender.here, dtype=jnp.float32), 1)
-        fits = jnp.stack([jnp.all(jnp.abs(x * scale) <= most) for x in jax.tree.leaves(wanted)])  # NaN is not, either
-        ring = jax.tree.map(lambda x: jnp.round(jnp.nan_to_num(x) * scale).astype(jnp.int32).astype(jnp.uint32), wanted)
-        ring = _masked(ring, sender.pairs, _signs(sender.place, sender.here))
-        return Masked(ring, jnp.where(jnp.all(fits), 0.0, jnp.nan).astype(jnp.float32)), own
+        most = weights // jnp.maximum(jnp.sum(sender.here, dtype=jnp.int32), 1)
+        weight = sender.weight.astype(jnp.int32)
+        may_weigh = (sender.weight == weight.astype(jnp.float32)) & (weight >= 0) & (weight <= most)
+        leaves, structure = jax.tree.flatten(update)
+        fits = jnp.stack([may_weigh, *(jnp.all(jnp.abs(x.astype(jnp.float32)) <= exact.bound) for x in leaves)])  # NaN is not, either
+        keys = [jax.random.fold_in(sender.key, i) for i in range(len(leaves))]
+        whole = [quantize(exact, jnp.nan_to_num(x), weight, key) for x, key in zip(leaves, keys, strict=True)]
+        plain = Weighted(jax.tree.unflatten(structure, whole), weight.astype(jnp.uint32))
+        masked = _masked(plain, sender.pairs, _signs(sender.place, sender.here))
+        return Masked(masked, jnp.where(jnp.all(fits), 0.0, jnp.nan).astype(jnp.float32)), own
 
     def recover(state: Any, own: Own, sender: Sender, reported: Array) -> Array:
         dropped = sender.here & ~reported
@@ -73,9 +78,8 @@ def secure(scale: float = 2.0**16) -> Stage:
             pairs = jax.random.wrap_key_data(info.recovered[i], impl=jax.random.key_impl(info.shared))
             return _masked(ring, pairs, -_signs(i, dropped) * info.reported[i].astype(jnp.int32))
 
-        ring = lax.cond(jnp.any(dropped), lambda: lax.fori_loop(0, len(dropped), unmask, value.ring), lambda: value.ring)
-        total = jax.tree.map(lambda x: x.astype(jnp.int32).astype(jnp.float32) / scale, ring)
-        return tree.scale(jnp.where(total.weight > 0, 1 / jnp.where(total.weight > 0, total.weight, 1), 0), total.update), state
+        total = lax.cond(jnp.any(dropped), lambda: lax.fori_loop(0, len(dropped), unmask, value.ring), lambda: value.ring)
+        return jax.tree.map(lambda x: dequantize(exact, x, total.weight), total.update), state
 
     return stage("secure", encode=encode, finish=finish, hides=True, recover=recover)
 

@@ -215,7 +215,7 @@ SGD = optax.sgd(0.1)
         (lambda p: composed(p, fc.algorithms.mime(TASK, SGD)), "mime sends 2 reports a round"),
         (lambda p: composed(p, fc.algorithms.fedavg(flax_task(Normalised(), statistics="shared"), SGD)), "running statistics of BatchNorm"),
         (lambda p: fc.uplink.chain(p.uplink, p.uplink), "add noise, and an account is kept of one"),
-        (lambda p: fc.uplink.chain(p.uplink, fc.uplink.secure()), "'secure' changes the sum of reports before 'client level'"),
+        (lambda p: fc.uplink.chain(p.uplink, fc.uplink.secure(1.0)), "'secure' changes the sum of reports before 'client level'"),
     ],
 )  # fmt: skip
 def test_what_would_break_the_promise_is_refused_by_name(build, said):

@@ -264,7 +264,7 @@ def test_what_ef21_believes_nears_the_truth_by_its_rate():
         (lambda: uplink.randk(1.5), "randk needs a fraction .* got 1.5"),
         (lambda: uplink.powersgd(0), "powersgd needs a rank >= 1"),
         (lambda: uplink.count_sketch(0, 5), "rows >= 1 and width >= 1"),
-        (lambda: uplink.ef21(uplink.secure()), r"ef21\(\) keeps what the server reads"),
+        (lambda: uplink.ef21(uplink.secure(1.0)), r"ef21\(\) keeps what the server reads"),
         (lambda: uplink.ef21(uplink.topk(0.1), population=0), "ef21 needs the population"),
     ],
 )

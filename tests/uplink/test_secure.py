@@ -14,8 +14,9 @@ from fedjax_core.uplink.secure import Weighted
 from tests.contracts import assert_norm
 from tests.zoo import clients, fedavg, task
 
-K, SCALE = 5, 2.0**16
-STAGE = uplink.secure(SCALE)
+K, BOUND, BITS, WEIGHTS = 5, 4.0, 20, 2**12
+STAGE = uplink.secure(BOUND, BITS, WEIGHTS)
+STEP = BOUND / (2 ** (BITS - 1) - 1)
 SHAPES = {"w": jax.ShapeDtypeStruct((3,), jnp.float32), "b": jax.ShapeDtypeStruct((), jnp.float32)}
 COMPOSED = fedavg(uplink=STAGE, aggregator=fc.aggregators.total())
 HERE = np.array([True, True, False, True, True])  # an empty place is masked with nobody
@@ -37,9 +38,16 @@ def sent(place, round=3):
     return message, update, sender
 
 
-def ring(update, weight):
-    """The whole numbers that stand for a report, by numpy."""
-    return {name: np.rint(np.float32(x) * np.float32(weight) * np.float32(SCALE)).astype(np.int64) for name, x in update.items()}
+def whole(place):
+    """The whole numbers that stand for the report of the client at this place: without masks, as nobody else is there."""
+    _, update, sender = sent(place)
+    message = encode_alone(update, sender._replace(here=jnp.arange(K) == place, weight=jnp.float32(place + 1)))
+    return {name: np.asarray(x).astype(np.int32).astype(np.int64) for name, x in message.ring.update.items()}
+
+
+@jax.jit
+def encode_alone(update, sender):
+    return STAGE.encode((), (), update, sender)[0]
 
 
 def added(messages):
@@ -51,10 +59,14 @@ def added(messages):
 def test_masks_cancel_to_the_last_bit():
     there = [k for k in range(K) if HERE[k]]
     total = added([sent(k)[0] for k in there])
+    meant = {k: whole(k) for k in there}
     for name in SHAPES:
-        expected = sum(ring(sent(k)[1], k + 1)[name] for k in there)
+        expected = sum(meant[k][name] for k in there)
         np.testing.assert_array_equal(np.asarray(total.ring.update[name]), expected.astype(np.uint32))
-    assert int(total.ring.weight) == sum(k + 1 for k in there) * SCALE and float(total.fits) == 0
+    for k in there:  # each number to the step below or above, times the weight
+        for name, x in sent(k)[1].items():
+            assert np.all(np.abs(meant[k][name] / (k + 1) - x / STEP) < 1.01) and not np.any(meant[k][name] % (k + 1))
+    assert int(total.ring.weight) == sum(k + 1 for k in there) and float(total.fits) == 0
 
 
 def test_a_message_by_itself_is_uniform_whatever_it_says():
@@ -77,19 +89,29 @@ def test_those_who_reported_reveal_the_masks_of_those_who_dropped_out(dropped):
     info = uplink.Info(one, one, key, key, jnp.asarray(HERE), jnp.asarray(reported), jnp.asarray(recovered))
     got, _ = jax.jit(STAGE.finish)((), jax.tree.map(jnp.asarray, value), info, key)
     for name in SHAPES:
-        total = sum(ring(sent(k)[1], k + 1)[name] for k in there)
-        np.testing.assert_allclose(got[name], total / SCALE / sum(k + 1 for k in there), rtol=1e-6, atol=1e-7)
+        total = sum(whole(k)[name] for k in there)
+        np.testing.assert_allclose(got[name], total * STEP / sum(k + 1 for k in there), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 2.0**31 / SCALE / 4 + 1, -(2.0**31) / SCALE / 4 - 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, BOUND * 1.001, -BOUND * 1.001])
 def test_what_does_not_fit_the_ring_is_refused_and_not_wrapped(bad):
     encode = jax.jit(STAGE.encode)
     here = jnp.ones(4, bool)
     sender = alone(jax.random.key(0))._replace(here=here, pairs=jax.random.split(jax.random.key(1), 4))
     message, _ = encode((), (), {"w": jnp.array([0.0, bad, 1.0], jnp.float32)}, sender)
     assert np.isnan(message.fits)
-    fine, _ = encode((), (), {"w": jnp.array([0.0, 0.99 * 2.0**31 / SCALE / 4, 1.0], jnp.float32)}, sender)
+    fine, _ = encode((), (), {"w": jnp.array([0.0, BOUND, -BOUND], jnp.float32)}, sender)
     assert float(fine.fits) == 0
+
+
+@pytest.mark.parametrize(
+    ("weight", "fits"), [(0, True), (1024, True), (1025, False), (0.5, False), (-1, False), (np.nan, False), (3e9, False)]
+)
+def test_a_weight_is_whole_and_no_more_than_its_part_of_all(weight, fits):
+    """Four clients share 2^12."""
+    sender = alone(jax.random.key(0))._replace(here=jnp.ones(4, bool), pairs=jax.random.split(jax.random.key(1), 4))
+    message = encode_alone({"w": jnp.ones(3, jnp.float32)}, sender._replace(weight=jnp.float32(weight)))
+    assert bool(np.isnan(message.fits)) is not fits
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -99,7 +121,7 @@ def test_a_round_is_the_mean_by_weight_also_where_a_client_is_refused(lanes):
     columns = [dict(data[i]) for i in range(len(data))]
     columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)  # from which training diverges
     data, settings = fc.Clients.from_list(columns), {"batch_size": 4, "epochs": 2, "lanes": lanes}
-    hidden = fedavg(uplink=uplink.secure(scale=2.0**20), aggregator=fc.aggregators.total())
+    hidden = fedavg(uplink=uplink.secure(bound=2.0, bits=24, weights=2**8), aggregator=fc.aggregators.total())
     found = []
     for composed in (hidden, fedavg()):
         sim = fc.Simulator(composed, data, **settings)
@@ -112,18 +134,20 @@ def test_a_round_is_the_mean_by_weight_also_where_a_client_is_refused(lanes):
 def test_what_does_not_fit_a_hidden_report_is_named():
     algorithm = fc.algorithms.fedavg(task(), optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"median\(\) needs every client's update, but 'secure' only reveals their sum"):
-        fc.compose(algorithm, uplink=uplink.secure(), aggregator=fc.aggregators.median())
+        fc.compose(algorithm, uplink=uplink.secure(1.0), aggregator=fc.aggregators.median())
     with pytest.raises(ValueError, match=r"fednova reports the stats steps in exchange 0, .* but 'secure' only reveals sums"):
-        fc.compose(fc.algorithms.fednova(task(), 0.1), uplink=uplink.secure(), aggregator=fc.aggregators.total())
+        fc.compose(fc.algorithms.fednova(task(), 0.1), uplink=uplink.secure(1.0), aggregator=fc.aggregators.total())
     with pytest.raises(TypeError, match=r"mean\(\) averages numbers with a point, and a client reports .* as uint32"):
-        fc.compose(algorithm, uplink=uplink.secure())
-    for order in ((uplink.quantize(8), uplink.secure()), (uplink.secure(), uplink.quantize(8))):
+        fc.compose(algorithm, uplink=uplink.secure(1.0))
+    for order in ((uplink.quantize(8), uplink.secure(1.0)), (uplink.secure(1.0), uplink.quantize(8))):
         with pytest.raises(ValueError, match="stage 'quantize' reads each message by itself, and 'secure' lets the server"):
             uplink.chain(*order)
     with pytest.raises(ValueError, match=r"feedback\(\) keeps what the server does not read .* secure lets it read none"):
-        uplink.feedback(uplink.secure())
-    with pytest.raises(ValueError, match="secure needs a scale > 0"):
-        uplink.secure(scale=-1.0)
+        uplink.feedback(uplink.secure(1.0))
+    with pytest.raises(ValueError, match="the ring needs a bound > 0"):
+        uplink.secure(bound=-1.0)
+    with pytest.raises(ValueError, match="numbers of 17 bits with weights of 65536 in sum need 33 bits, and the ring has 32: take bits=16"):
+        uplink.secure(bound=1.0, bits=17)
     sim = fc.Simulator(COMPOSED, clients("classes"), batch_size=4, epochs=1, lanes=2)
     with pytest.raises(ValueError, match="a client of this cohort was drawn 2 times, and secure hides its report"):
         sim.run(sim.init(jax.random.key(0)), fc.Cohort(np.array([3, 5]), np.array([2, 1])))

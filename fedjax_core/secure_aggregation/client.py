@@ -1,0 +1,232 @@
+"""A site's end of secure aggregation: five answers in order, each to one request, and what it refuses.
+
+    advertise() -> share(roster) -> mask(boxes, vector) -> confirm(survivors) -> reveal(wanted)
+
+The same request again gets the same answer. Another one in its place is refused: two rosters, two sets of survivors, both shares of one
+peer. So what a server can open is one sum, of at least as many sites as this site demands. All secrets come of the operating system,
+live in memory for one attempt, and are no part of a checkpoint: a site that is killed drops out of the attempt.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedjax_core.secure_aggregation import shamir
+from fedjax_core.secure_aggregation.graph import connected, peers
+from fedjax_core.secure_aggregation.masks import add_mask, agreed, derive, framed, seal, unseal
+from fedjax_core.secure_aggregation.messages import (
+    MINIMUM,
+    Advertised,
+    Boxes,
+    Confirmed,
+    Masked,
+    Refusal,
+    Revealed,
+    Roster,
+    Round,
+    Shared,
+    Survivors,
+    Terms,
+    Wanted,
+)
+
+T = TypeVar("T")
+Sign = Callable[[str, bytes], bytes]
+"""(purpose, data) -> signature, by this site's identity: `SiteKey.sign`."""
+Fits = Callable[[str, str, bytes, bytes], bool]
+"""(name, purpose, data, signature) -> whether the site of that name made it: by keys that were exchanged beforehand, not by the server."""
+
+PURPOSE = "secure-aggregation"
+
+
+class Spent:
+    """The rounds in which a site took part, so that none is played again. A site keeps it as long as the run lasts."""
+
+    def __init__(self) -> None:
+        self._begun: set[Round] = set()
+        self._revealed: set[tuple[str, int, int]] = set()
+
+    def begin(self, round: Round) -> None:
+        """Raises where this attempt was begun already, or an attempt of the round came to its end: two sums differ by a report."""
+        if round in self._begun:
+            raise Refusal("replayed", f"{round} was begun already: a site takes part in an attempt once; begin another attempt")
+        if (round.run, round.round, round.exchange) in self._revealed:
+            raise Refusal("replayed", f"{round} has been opened: two sums of one round over other sites would differ by single reports")
+        self._begun.add(round)
+
+    def reveal(self, round: Round) -> None:
+        """Notes that this round's sum may be read from now on."""
+        if (round.run, round.round, round.exchange) in self._revealed:
+            raise Refusal("replayed", f"another attempt of {round} has been opened: a round has one sum")
+        self._revealed.add((round.run, round.round, round.exchange))
+
+
+class Client:
+    """A site in one attempt of one round. Raises `Refusal` where it does not go on."""
+
+    def __init__(self, name: str, terms: Terms, sign: Sign, fits: Fits, spent: Spent, minimum: int = MINIMUM):
+        spent.begin(terms.round)
+        self.name, self.terms = name, terms
+        self._sign, self._fits, self._spent, self._minimum = sign, fits, spent, minimum
+        self._box_key, self._mask_key = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+        self._seed = secrets.token_bytes(32)
+        self._answers: list[tuple[Any, Any]] = []  # (request, answer) of each stage
+        said = Advertised(
+            name,
+            self._box_key.public_key().public_bytes_raw(),
+            self._mask_key.public_key().public_bytes_raw(),
+            hashlib.sha256(self._seed).digest(),
+            b"",
+        )
+        self._said = Advertised(name, said.box_key, said.mask_key, said.seed_digest, sign(PURPOSE, said.signed(terms)))
+
+    def advertise(self) -> Advertised:
+        """Its public keys of this round."""
+        return self._said
+
+    def share(self, roster: Roster) -> Shared:
+        """A box for each peer, with a share of the seed of its own mask and one of its mask key."""
+        return self._once(0, "roster", roster, lambda: self._share(roster))
+
+    def mask(self, boxes: Boxes, vector: np.ndarray) -> Masked:
+        """The vector, [length] uint32, under its own mask and one a peer; `vector` stays as it is."""
+        return self._once(1, "boxes", boxes, lambda: self._mask(boxes, vector))
+
+    def confirm(self, survivors: Survivors) -> Confirmed:
+        """Its signature over who is in the sum."""
+        return self._once(2, "survivors", survivors, lambda: self._confirm(survivors))
+
+    def reveal(self, wanted: Wanted) -> Revealed:
+        """One share of each peer: of its own mask where it is in the sum, of its mask key where it dropped out."""
+        return self._once(3, "wanted", wanted, lambda: self._reveal(wanted))
+
+    def _once(self, stage: int, name: str, request: Any, answer: Callable[[], T]) -> T:
+        if stage < len(self._answers):
+            before, said = self._answers[stage]
+            if before != request:
+                raise Refusal(f"two-{name}", f"{self.name!r} was shown another {name} in this round: it answers one, and the same again")
+            return said
+        if stage > len(self._answers):
+            raise Refusal("out-of-order", f"{self.name!r} has not answered what comes before {name}")
+        said = answer()
+        self._answers.append((request, said))
+        return said
+
+    def _share(self, roster: Roster) -> Shared:
+        names = tuple(s.name for s in roster.sites)
+        self._enough("roster", len(names), self._minimum)
+        if list(names) != sorted(set(names)):
+            raise Refusal("roster", "the roster's names must be distinct and in order")
+        if self._said not in roster.sites:
+            raise Refusal("swapped-key", f"the roster does not have the keys that {self.name!r} advertised")
+        for s in roster.sites:
+            if not self._fits(s.name, PURPOSE, s.signed(self.terms), s.signature):
+                raise Refusal("swapped-key", f"the keys of {s.name!r} in the roster are not signed by {s.name!r} for this round")
+        if len({key for s in roster.sites for key in (s.box_key, s.mask_key)}) < 2 * len(names):
+            raise Refusal("swapped-key", "two keys of the roster are equal: each site makes its own")
+        self._session = roster.session(self.terms)
+        self._sites = {s.name: s for s in roster.sites}
+        self._graph = peers(names, self._session)
+        self._holders = sorted(self._graph[self.name] | {self.name})
+        points = {name: i + 1 for i, name in enumerate(names)}
+        needed = self.terms.needed(len(self._holders))
+        at = [points[name] for name in self._holders]
+        of_seed = shamir.share(int.from_bytes(self._seed), needed, at)
+        of_key = shamir.share(int.from_bytes(self._mask_key.private_bytes_raw()), needed, at)
+        both = {name: _bytes(of_seed[points[name]]) + _bytes(of_key[points[name]]) for name in self._holders}
+        self._held = {self.name: both[self.name]}
+        others = self._graph[self.name]
+        return Shared(self.name, {name: seal(self._box(self.name, name), both[name], self._about(self.name, name)) for name in others})
+
+    def _mask(self, boxes: Boxes, vector: np.ndarray) -> Masked:
+        senders = boxes.senders
+        if vector.dtype != np.uint32 or vector.shape != (self.terms.length,):
+            raise ValueError(f"this round adds uint32[{self.terms.length}], got {vector.dtype}{list(vector.shape)}")
+        self._among("boxes", senders, self._sites)
+        near = self._graph[self.name] & set(senders)
+        if set(boxes.boxes) != near:
+            raise Refusal("boxes", f"{self.name!r} was not given a box of each of its peers that sent some")
+        for name in sorted(near):
+            try:
+                self._held[name] = unseal(self._box(name, self.name), boxes.boxes[name], self._about(name, self.name))
+            except ValueError as error:
+                raise Refusal("boxes", f"what {name!r} sent to {self.name!r} cannot be opened: {error}") from None
+            if len(self._held[name]) != 2 * shamir.SIZE:
+                raise Refusal("boxes", f"what {name!r} sent to {self.name!r} is not two shares")
+        self._senders = senders
+        masked = vector.copy()
+        add_mask(masked, self._seed)
+        for name in sorted(near):
+            add_mask(masked, self._pair(name), minus=name < self.name)
+        return Masked(self.name, masked)
+
+    def _confirm(self, survivors: Survivors) -> Confirmed:
+        self._among("survivors", survivors.names, self._senders)
+        self._survivors = survivors
+        return Confirmed(self.name, self._sign(PURPOSE, survivors.signed(self._session, self._senders)))
+
+    def _reveal(self, wanted: Wanted) -> Revealed:
+        signed = self._survivors.signed(self._session, self._senders)
+        names = {one.name for one in wanted.confirmed}
+        if len(names) < len(wanted.confirmed) or not names <= set(self._survivors.names):
+            raise Refusal("confirmed", "signatures must be of distinct sites that are in the sum")
+        self._enough("confirm", len(names), self.terms.needed(len(self._sites)))
+        for one in wanted.confirmed:
+            if not self._fits(one.name, PURPOSE, signed, one.signature):
+                raise Refusal(
+                    "confirmed", f"{one.name!r} did not sign the sum that {self.name!r} was shown: they were shown different ones"
+                )
+        if both := sorted(set(wanted.seeds) & set(wanted.keys)):
+            raise Refusal("both-shares", f"asked for both shares of {both[0]!r}: with these its report could be read")
+        near = self._held.keys() & set(self._senders)
+        there = near & set(self._survivors.names)
+        if set(wanted.seeds) != there or set(wanted.keys) != near - there:
+            raise Refusal("shares", "asked for other shares than of who is in the sum, and of who dropped out of it")
+        self._spent.reveal(self.terms.round)
+        return Revealed(
+            self.name,
+            {name: self._held[name][: shamir.SIZE] for name in wanted.seeds},
+            {name: self._held[name][shamir.SIZE :] for name in wanted.keys},
+        )
+
+    def _among(self, stage: str, names: tuple[str, ...], before: Collection[str]) -> None:
+        """Refuses names that are not of those before, not this site's too, too few, or so that masks cancel over parts of them."""
+        if list(names) != sorted(set(names)) or not set(names) <= set(before) or self.name not in names:
+            raise Refusal(stage, f"the names of the {stage} must be in order, of those who came so far, and {self.name!r} among them")
+        self._enough(stage, len(names), max(self._minimum, self.terms.needed(len(self._sites))))
+        self._enough(stage, len(set(self._holders) & set(names)), self.terms.needed(len(self._holders)))
+        if not connected(self._graph, names):
+            raise Refusal("in-parts", "too many peers dropped out: the sums of parts of the sites could be read one by one")
+
+    def _enough(self, stage: str, found: int, needed: int) -> None:
+        if found < needed:
+            raise Refusal("too-few", f"{found} sites in stage {stage!r}, and {self.name!r} demands at least {needed}")
+
+    def _secret(self, mine: X25519PrivateKey, theirs: bytes, name: str) -> bytes:
+        try:
+            return agreed(mine, theirs)
+        except ValueError:
+            raise Refusal("bad-key", f"a key of {name!r} gives no secret: it is of low order") from None
+
+    def _box(self, of: str, to: str) -> bytes:
+        other = of if to == self.name else to
+        return derive(self._secret(self._box_key, self._sites[other].box_key, other), self._session, "box", of, to)
+
+    def _pair(self, name: str) -> bytes:
+        return pair_seed(self._secret(self._mask_key, self._sites[name].mask_key, name), self._session, self.name, name)
+
+    def _about(self, of: str, to: str) -> bytes:
+        return framed(self._session, of, to)
+
+
+def pair_seed(secret: bytes, session: bytes, one: str, other: str) -> bytes:
+    """The seed of the mask that two sites share: the first by name adds it, the other one takes it off."""
+    return derive(secret, session, "mask", *sorted((one, other)))
+
+
+def _bytes(share: int) -> bytes:
+    return share.to_bytes(shamir.SIZE)
