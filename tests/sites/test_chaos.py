@@ -231,7 +231,7 @@ def made_again(state, steps, sites):
     """The state after steps of these (site, version), one report after another."""
     models = []
     for counted in steps:
-        models.append(broadcast(BUFFERED, 0, state)[0])
+        models.append(broadcast(BUFFERED, 0, state, len(sites))[0])
         sums = Aggregation(BUFFERED, 0, state.uplink[0], BUFFER.size)
         for place, (name, version) in enumerate(counted):
             site = sites[name].context

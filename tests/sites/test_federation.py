@@ -239,7 +239,7 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
             files[i].policy.write_text(f'site = "{NAMES[i]}"\n{change}\n[tasks]\nmode = "first-use"\n')
         state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
         assert state.clients.version.tolist() == [1, 0, 0, 0]
-        assert set(seen) == {"refused", "missing", "clients", "examples"}  # the loss is not among the fields that may leave
+        assert set(seen) == {"refused", "missing", "clients", "examples", "bits_up"}  # the loss is not among the fields that may leave
         said = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
     assert "(paused)" in said[NAMES[1]]
     for name, setting in ((NAMES[2], "minimum.examples"), (NAMES[3], "leaving.max_norm")):  # which depend on the data
