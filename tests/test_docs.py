@@ -41,6 +41,7 @@ def test_the_pages_are_there():
         "sites-setup.md",
         "sites-privacy.md",
         "sites-runbook.md",
+        "statistics.md",
         "zoo.md",
     }
 

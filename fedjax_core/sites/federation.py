@@ -60,6 +60,7 @@ from fedjax_core.sites.coordinator.preprocessing import fit_preprocessing
 from fedjax_core.sites.coordinator.reports import total_of
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import merged
+from fedjax_core.sites.coordinator.statistics import collect_sums
 from fedjax_core.sites.protocol.report import said
 from fedjax_core.sites.protocol.request import About, Requests, addresses
 from fedjax_core.sites.refusal import listed
@@ -69,6 +70,7 @@ from fedjax_core.sites.wire.canonical import Scalar, in_lines
 from fedjax_core.sites.wire.envelope import COORDINATOR
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 from fedjax_core.sites.wire.transport import Transport
+from fedjax_core.stats.base import Statistic, Sums
 from fedjax_core.types import Key, Params
 
 log = logging.getLogger("fedjax_core")
@@ -326,6 +328,15 @@ class Federation:
             models, like, round, self._requests, self._collector, self.clients.judged,
             ranges=self.round.algorithm.task.ranges, withheld=self.clients.withheld, record=self._record,
         )  # fmt: skip
+
+    def statistic(self, statistic: Statistic) -> list[Sums]:
+        """The sums of a statistic at every site, in their order, for `fc.stats`. Raises `Paused` where a site does not tell them."""
+        return collect_sums(statistic, self._collector, self._requests, self._record)
+
+    @property
+    def site_names(self) -> list[str]:
+        """The names of the sites, in their order."""
+        return list(self._names)
 
     def needs(self, state: State) -> dict[str, Any]:
         """What sites must still have for the run to go on from this state; plain values, for its checkpoint."""

@@ -7,6 +7,7 @@
 """
 
 from fedjax_core.stats.cox import Cox, cox
+from fedjax_core.stats.describe import TableOne, table_one
 from fedjax_core.stats.glm import Glm, glm
 from fedjax_core.stats.lmm import Lmm, lmm
 from fedjax_core.stats.meta import Meta, meta
@@ -21,10 +22,12 @@ __all__ = [
     "LogRank",
     "Meta",
     "NoEstimate",
+    "TableOne",
     "cox",
     "glm",
     "kaplan_meier",
     "lmm",
     "logrank",
     "meta",
+    "table_one",
 ]

@@ -91,7 +91,7 @@ class Enforcement:
             raise Withdrawn(decision.reason)
         if not decision.allowed:
             raise (Withheld if decision.code in OF_DATA else Declined)(f"{decision.reason} [{decision.code}]")
-        if request.kind in ("evaluate", "score") and self.policy.leaving.delta is not None:
+        if request.kind in ("evaluate", "score", "statistics") and self.policy.leaving.delta is not None:
             raise Declined(f"{self._site} keeps an account of an epsilon (leaving.delta), which metrics are not in: it evaluates nothing")
         if question is not None and (objection := self.answered.objection(question, self.policy)) is not None:
             raise Declined(f"{self._site} {objection[1]} [{objection[0]}]")
@@ -131,7 +131,7 @@ class Enforcement:
 
         No update leaves that is not finite.
         """
-        if request.kind == "measure" or (request.kind != "train" and self.policy.leaving.max_norm is None):
+        if request.kind in ("measure", "statistics") or (request.kind != "train" and self.policy.leaving.max_norm is None):
             return None  # sums of columns have no such norm
         norm = measure_update(tensors, beside)
         if not (leave := self.policy.may_leave([], norm)).allowed:

@@ -27,7 +27,7 @@
 
     [evaluation]                  # see answered.py
     models = "sent"               # one model a round, and evaluated are those of training; or "any": whatever the coordinator names
-    per_day = 150                 # new answers to evaluate, score, measure and describe
+    per_day = 150                 # new answers to evaluate, score, measure, statistics and describe
 
     [hours]
     zone = "Europe/Berlin"

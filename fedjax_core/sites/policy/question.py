@@ -4,6 +4,7 @@
                 model    of the leaves of the message that are the model's parameters, with the numbers of preprocessing
     evaluate    model    of the parameters and those numbers, so the same as in training; none where sites have models of their own
     score       model    the same
+    statistics  digest   of the statistic
     measure, describe    are of the site's data alone
 
 The model in a request to train can be told where the parameters are sent as they are, beside whatever else: not where a downlink
@@ -65,6 +66,8 @@ def question(envelope: Envelope, places: Places, data: str, *, any_model: bool =
     place = (header.kind, header.run, header.round, header.exchange)
     if header.kind in _OF_THE_SITE:
         return Question(*place, digest="", data=data)
+    if header.kind == "statistics":
+        return Question(*place, digest=_digest(tensors, sorted(tensors)), data=data)
     if header.kind not in ("train", "evaluate", "score"):
         return None
     prepared = sorted(name for name in tensors if name.startswith(f"['{PREPARED}']")) if places.prepares else []

@@ -5,6 +5,7 @@
     score       the same of any model, whatever the site keeps itself
     describe    what the coordinator has to know before the first round
     measure     sums of its columns, for preprocessing that is one for all sites
+    statistics  the sums of a statistic that is named, of its columns
     part        a part of its last reply that was too large to travel at once
     announce    which parts it lacks of a request that is too large to travel at once; where none, the answer to that
     deliver     that it has a part of it
@@ -56,6 +57,7 @@ KINDS: Mapping[str, Kind] = {
     "score": Kind("scores", ("examples",), prepared=True),
     "describe": Kind("description", ("examples", "data")),
     "measure": Kind("sums", ("examples",)),
+    "statistics": Kind("statistic", ("examples", "statistics")),
     PART: Kind(PART, ()),
     ANNOUNCE: Kind(LACKING, (), again=True),
     DELIVER: Kind(DELIVERED, (), again=True),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_core.algorithms.base import Addressed, Told
 from fedjax_core.data.preprocess import sums_of
@@ -20,10 +21,12 @@ from fedjax_core.sites.protocol.report import PARTIAL, beside, said
 from fedjax_core.sites.protocol.request import WITHHELD, BadRequest
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.site import client_update, preprocessing
+from fedjax_core.sites.site import statistics as own_statistics
 from fedjax_core.sites.site.context import SiteContext
 from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
 from fedjax_core.sites.wire.envelope import Envelope, Header
 from fedjax_core.sites.wire.trees import from_tensors, to_tensors
+from fedjax_core.stats.messages import name_of
 from fedjax_core.work import Work
 
 
@@ -184,6 +187,21 @@ def measure(site: SiteContext, envelope: Envelope) -> Bytes:
     return site.reply(envelope.header, fields, to_tensors({"sums": sums}))
 
 
+def statistics(site: SiteContext, envelope: Envelope) -> Bytes:
+    """The sums of the statistic that is named, of the columns as they lie there."""
+    asked = envelope.tensors.get("['statistic']")
+    if asked is None or asked.dtype != np.uint8:
+        raise BadRequest("the request says no statistic")
+    statistic = own_statistics.asked_for(asked)
+    sums = own_statistics.sums(statistic, site.data.raw, site.name, site.enforcement.policy)
+    fields: dict[str, Scalar] = {
+        "examples": site.data.raw.examples,
+        "statistics": f"{name_of(statistic)}: {' '.join(statistic.columns)}"[:1000],
+    }
+    return site.reply(envelope.header, fields, to_tensors({"sums": sums}))
+
+
 HANDLERS: Mapping[str, Callable[[SiteContext, Envelope], Bytes]] = {
     "train": train, "evaluate": evaluate, "score": score, "describe": describe, "measure": measure,
+    "statistics": statistics,
 }  # fmt: skip

@@ -32,6 +32,7 @@ def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
     fields = ("weight", "examples", "data", *clients_, *study.stats, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
     usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
     if about.study is None:
+        usual = dataclasses.replace(usual, leaving=policy.Leaving((*fields, "statistics")))
         return dataclasses.replace(usual, evaluation=policy.Evaluation("any", per_day=_TRIES))
     return dataclasses.replace(usual, minimum=minimum_of(about))
 

@@ -1,0 +1,59 @@
+"""A statistic of all sites, at the coordinator: asked for, checked, and in the order of the sites.
+
+    statistic  ─request─►  every site  ─►  sums of the shapes that the statistic has, finite  ─►  [sums, ...]
+
+All sites must answer: a fit without some is another fit, and nobody would see it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.collect import Collector, Paused
+from fedjax_core.sites.protocol.request import Record, Requests
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.trees import from_tensors_open
+from fedjax_core.stats.base import Limits, Statistic, Sums
+from fedjax_core.stats.messages import encode, name_of
+from fedjax_core.stats.table import Table
+
+STATISTIC = "statistic"
+"""Of a request's tensors: the statistic, as JSON; of its fields: the name."""
+
+
+class BadSums(Refused):
+    """What a site says of its columns cannot be."""
+
+    code = "bad-sums"
+
+
+def collect_sums(statistic: Statistic, collector: Collector, requests: Requests, record: Record) -> list[Sums]:
+    """The sums of every site, in their order. Raises `Paused` where a site does not tell them, with its reason."""
+    names = collector.names
+    collector.begin(0, exchanges=1)
+    here = [at for at in range(len(names)) if at not in collector.unknown]
+    text = np.frombuffer(encode(statistic), np.uint8)
+    request = requests.write("statistics", 0, to=[names[at] for at in here], body={STATISTIC: text}, fields={STATISTIC: name_of(statistic)})
+    replies = collector.collect(request, 0, here)
+    reasons = {names[at]: collector.replies.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
+    like = {name: np.asarray(x) for name, x in statistic.sums(Table.empty(statistic.columns), Limits()).items()}
+    found: list[Sums] = []
+    for at, reply in sorted(replies.items()):
+        try:
+            found.append(_checked(from_tensors_open(reply.tensors, {"sums": like})["sums"], int(collector.sizes[at])))
+        except Refused as refusal:
+            reasons[names[at]] = str(refusal)
+            record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
+    if reasons:
+        raise Paused(f"a statistic is of all sites, and these told no sums that count. {with_reasons(reasons)}")
+    return found
+
+
+def _checked(sums: dict[str, Any], examples: int) -> Sums:
+    for name, x in sums.items():
+        if not np.isfinite(x).all():
+            raise BadSums(f"its sums {name!r} hold NaN or an infinity")
+    if "rows" in sums and int(np.sum(sums["rows"])) > examples:
+        raise BadSums("its sums are of more rows than it has examples")
+    return sums

@@ -1,0 +1,184 @@
+"""Table 1: what the patients of each group are like, and how far the groups differ, of all sites together.
+
+    number     count, mean, standard deviation, missing        each site: count, mean, M2 (as in data/preprocess.py, without cancellation)
+    category   count and share of each level, missing
+    SMD        |m1 - m2| / sqrt((v1 + v2) / 2);  of a category  sqrt(d' S^-1 d),  d and S of its levels but the first
+               (Yang and Dalton, SAS Global Forum 2012); the largest of all pairs of groups
+    p          Welch's t of two groups; chi-square of a category, without a correction for continuity
+
+>>> from fedjax_core.data.clients import Clients
+>>> clients = Clients.from_table({"site": list("aabb"), "arm": list("ctct"), "age": [1.0, 2.0, 3.0, 4.0]}, by="site")
+>>> found = table_one(clients, ["age"], by="arm")
+>>> found.means["age"], round(found.smd["age"], 4)
+({'c': 2.0, 't': 3.0}, 0.7071)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+from fedjax_core.stats.base import Limits, Source, Sums, ask
+from fedjax_core.stats.inference import aligned
+from fedjax_core.stats.survey import survey
+from fedjax_core.stats.survival import keys
+from fedjax_core.stats.table import Table
+
+
+@dataclass(frozen=True)
+class Describe:
+    """The site half: moments of numbers [G, N] and counts of levels [G, L], by groups, over the values that are there."""
+
+    numbers: tuple[str, ...]
+    levels: tuple[tuple[str, str], ...]
+    """(column, level) of each category's levels."""
+    by: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.numbers, *(name for name, _ in self.levels), *self.by)))
+
+    def sums(self, table: Table, limits: Limits) -> Sums:
+        table = table.complete(self.by)
+        key = keys(table, self.by)
+        count = np.zeros((len(self.groups), len(self.numbers)), np.int64)
+        mean, m2 = np.zeros(count.shape), np.zeros(count.shape)
+        levels = np.zeros((len(self.groups), len(self.levels)), np.int64)
+        rows = np.array([(key == group).sum() for group in self.groups], np.int64)
+        for g, group in enumerate(self.groups):
+            limits.rows(int(rows[g]), f"rows are in group {group!r}")
+            here = table.where(key == group)
+            for i, name in enumerate(self.numbers):
+                x = here.numbers(name)[~here.missing(name)]
+                limits.rows(len(x), f"values of {name!r} are in group {group!r}")
+                if len(x):
+                    count[g, i], mean[g, i], m2[g, i] = len(x), x.mean(), ((x - x.mean()) ** 2).sum()
+            for i, (name, level) in enumerate(self.levels):
+                levels[g, i] = (here.labels(name) == level).sum()
+                limits.rows(int(levels[g, i]), f"rows have {name!r} = {level!r} in group {group!r}")
+        return {"rows": rows, "count": count, "mean": mean, "m2": m2, "levels": levels}
+
+
+@dataclass(frozen=True, repr=False)
+class TableOne:
+    """The table: for each number and category what each group has."""
+
+    groups: dict[str, int]
+    """{group: rows}."""
+    counts: dict[str, dict[str, int]]
+    """{number: {group: values that are there}}."""
+    means: dict[str, dict[str, float]]
+    deviations: dict[str, dict[str, float]]
+    """Standard deviations, of the sample."""
+    levels: dict[str, dict[str, dict[str, int]]]
+    """{category: {level: {group: rows}}}."""
+    smd: dict[str, float]
+    """Standardised differences, the largest of all pairs of groups; nothing where there is one group."""
+    p_values: dict[str, float]
+
+    def table(self) -> str:
+        """As text: mean (SD) of numbers, count (%) of levels."""
+        lines = [["", *(f"{group or 'all'} (n = {rows})" for group, rows in self.groups.items()), "SMD", "p"]]
+        for name, means in self.means.items():
+            cells = [f"{means[group]:.2f} ({self.deviations[name][group]:.2f})" for group in self.groups]
+            lines.append([f"{name}, mean (SD)", *cells, *self._end(name)])
+        for name, levels in self.levels.items():
+            lines.append([f"{name}, n (%)", *("" for _ in self.groups), *self._end(name)])
+            whole = {group: sum(of[group] for of in levels.values()) for group in self.groups}
+            for level, of in levels.items():
+                lines.append([f"  {level}", *(f"{of[group]} ({of[group] / max(1, whole[group]):.1%})" for group in self.groups), "", ""])
+        return aligned(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def _end(self, name: str) -> list[str]:
+        return [f"{self.smd[name]:.3f}", f"{self.p_values[name]:.4f}"] if name in self.smd else ["", ""]
+
+
+def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, categories: Sequence[str] = ()) -> TableOne:
+    """Table 1 of these columns over all clients or sites, by the groups of the column `by`; text, and `categories`, by their levels.
+
+    Missing values are left out of each column by itself; rows without a group are left out.
+    """
+    grouped = () if by is None else (by,)
+    known = {
+        name: survey(source, (name,), (name,) if name in (*categories, *grouped) else (), "drop")
+        for name in dict.fromkeys((*columns, *grouped))
+    }
+    levels = {name: list(one.levels[name]) for name, one in known.items() if name in one.levels}
+    groups = tuple(levels[by]) if by is not None else ("",)
+    numbers = tuple(name for name in columns if name not in levels)
+    pairs = tuple((name, level) for name in columns if name in levels for level in levels[name])
+    said = ask(source, Describe(numbers, pairs, grouped, groups))
+    rows, counted = (np.sum([one[word] for one in said], axis=0) for word in ("rows", "levels"))
+    count, mean, m2 = _merged(said)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.where(count > 1, m2 / (count - 1), np.nan)
+    found: dict[str, np.ndarray] = {
+        name: np.array([[counted[g, pairs.index((name, level))] for level in levels[name]] for g in range(len(groups))])
+        for name in columns if name in levels
+    }  # fmt: skip
+    smd, p = {}, {}
+    if len(groups) > 1:
+        for i, name in enumerate(numbers):
+            smd[name] = max(_smd(mean[[a, b], i], variance[[a, b], i]) for a, b in combinations(range(len(groups)), 2))
+            p[name] = _p_of_means(count[:, i], mean[:, i], variance[:, i])
+        for name, table in found.items():
+            smd[name] = max(_smd_of_levels(table[a], table[b]) for a, b in combinations(range(len(groups)), 2))
+            p[name] = chi_square(table)[1]
+
+    def of(numbers_: np.ndarray) -> dict[str, dict[str, float]]:
+        return {name: dict(zip(groups, map(float, numbers_[:, i]), strict=True)) for i, name in enumerate(numbers)}
+
+    named = {
+        name: {level: dict(zip(groups, table[:, i].tolist(), strict=True)) for i, level in enumerate(levels[name])}
+        for name, table in found.items()
+    }
+    counts = {name: dict(zip(groups, count[:, i].tolist(), strict=True)) for i, name in enumerate(numbers)}
+    return TableOne(dict(zip(groups, rows.tolist(), strict=True)), counts, of(mean), of(np.sqrt(variance)), named, smd, p)
+
+
+def chi_square(table: np.ndarray) -> tuple[float, float, int]:
+    """(Pearson's chi-square, p, degrees of freedom) of a table of counts, without rows and columns that are empty."""
+    table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+    if min(table.shape) < 2:
+        return 0.0, 1.0, 0
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    value, df = float(((table - expected) ** 2 / expected).sum()), (table.shape[0] - 1) * (table.shape[1] - 1)
+    return value, float(stats.chi2.sf(value, df)), df
+
+
+def _merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts, means and M2 of all sites together, by Chan's rule."""
+    count, mean, m2 = (np.array(said[0][word], np.float64) for word in ("count", "mean", "m2"))
+    for one in said[1:]:
+        n = count + one["count"]
+        share, d = one["count"] / np.maximum(n, 1), np.where(one["count"] > 0, one["mean"] - mean, 0)
+        mean, m2 = mean + d * share, m2 + one["m2"] + d**2 * count * share
+        count = n
+    return count.astype(np.int64), mean, m2
+
+
+def _smd(mean: np.ndarray, variance: np.ndarray) -> float:
+    spread = float(np.sqrt(variance.mean()))
+    gap = float(abs(mean[0] - mean[1]))
+    return gap / spread if spread else 0.0 if not gap else float("inf")
+
+
+def _smd_of_levels(a: np.ndarray, b: np.ndarray) -> float:
+    p, q = a[1:] / max(1, a.sum()), b[1:] / max(1, b.sum())
+    covariance = ((np.diag(p) - np.outer(p, p)) + (np.diag(q) - np.outer(q, q))) / 2
+    return float(np.sqrt(max(0.0, float((p - q) @ np.linalg.pinv(covariance) @ (p - q)))))
+
+
+def _p_of_means(count: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> float:
+    """Welch's t-test of two groups, and his analysis of variance of more."""
+    w = count / variance
+    k, centre = len(count), float((w * mean).sum() / w.sum())
+    loose = float((((1 - w / w.sum()) ** 2) / (count - 1)).sum())
+    f = float((w * (mean - centre) ** 2).sum() / (k - 1) / (1 + 2 * (k - 2) / (k**2 - 1) * loose))
+    return float(stats.f.sf(f, k - 1, (k**2 - 1) / (3 * loose)))

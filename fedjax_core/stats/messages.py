@@ -1,0 +1,94 @@
+"""How a statistic travels to a site: as JSON of plain values, read strictly, so that a site computes what it knows and nothing else.
+
+    GlmStep(design=..., beta=(0.1, -2.0))  ─►  {"statistic": "glm", "design": {...}, "beta": [0.1, -2.0]}  ─►  the same, at the site
+
+>>> from fedjax_core.stats.survey import Survey
+>>> decode(encode(Survey(("age", "sex"), ("sex",))))
+Survey(names=('age', 'sex'), levels=('sex',))
+>>> decode(b'{"statistic": "shell", "command": "ls"}')
+Traceback (most recent call last):
+ValueError: there is no statistic 'shell'; there are at-risk, cox, cox-moments, describe, event-times, glm, glm-moments, products, survey
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from fedjax_core.stats.base import Statistic
+from fedjax_core.stats.cox import CoxMoments, CoxStep
+from fedjax_core.stats.describe import Describe
+from fedjax_core.stats.expressions import check
+from fedjax_core.stats.glm import GlmMoments, GlmStep
+from fedjax_core.stats.lmm import Products
+from fedjax_core.stats.survey import Survey
+from fedjax_core.stats.survival import AtRisk, EventTimes
+
+STATISTICS: Mapping[str, type] = {
+    "at-risk": AtRisk,
+    "cox": CoxStep,
+    "cox-moments": CoxMoments,
+    "describe": Describe,
+    "event-times": EventTimes,
+    "glm": GlmStep,
+    "glm-moments": GlmMoments,
+    "products": Products,
+    "survey": Survey,
+}
+"""All that a site can be asked for."""
+
+
+def name_of(statistic: Statistic) -> str:
+    """What it is called in messages and audit logs; raises TypeError for one that sites do not know."""
+    for name, kind in STATISTICS.items():
+        if type(statistic) is kind:
+            return name
+    raise TypeError(f"{type(statistic).__name__} is no statistic that sites know; there are {', '.join(STATISTICS)}")
+
+
+def encode(statistic: Statistic) -> bytes:
+    """The statistic as JSON."""
+    return json.dumps({"statistic": name_of(statistic), **dataclasses.asdict(statistic)}, allow_nan=False).encode()  # type: ignore[call-overload]
+
+
+def decode(text: bytes) -> Statistic:
+    """The statistic that the JSON says; raises ValueError where it is none, or has other fields, or values of other types."""
+    try:
+        said = json.loads(text)
+        name = said.pop("statistic")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise ValueError("the message says no statistic") from None
+    if not isinstance(name, str) or name not in STATISTICS:
+        raise ValueError(f"there is no statistic {str(name)[:40]!r}; there are {', '.join(STATISTICS)}")
+    found: Statistic = _built(STATISTICS[name], said, name)
+    return found
+
+
+def _built(kind: Any, said: Any, where: str) -> Any:
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(said, dict) or said.keys() != fields:
+        raise ValueError(f"{where} has fields {', '.join(sorted(fields))}, and the message has others")
+    kinds = typing.get_type_hints(kind)
+    return kind(**{name: _value(kinds[name], value, f"{where}.{name}") for name, value in said.items()})
+
+
+def _value(kind: Any, said: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _built(kind, said, where)
+    if origin is types.UnionType:
+        return None if said is None else _value(arguments[0], said, where)
+    if origin is list:
+        return check(said)
+    if origin is tuple and isinstance(said, list):
+        each = [arguments[0]] * len(said) if arguments[-1] is Ellipsis else list(arguments)
+        if len(each) == len(said):
+            return tuple(_value(one, x, where) for one, x in zip(each, said, strict=True))
+    if kind is float and type(said) in (int, float) and math.isfinite(said):
+        return float(said)
+    if kind in (str, bool, int) and type(said) is kind:
+        return said
+    raise ValueError(f"{where} is not of the type that it should be")
