@@ -356,7 +356,7 @@ def test_a_site_starts_only_while_its_study_is_the_code_that_it_reviewed(heart, 
 
 
 RENAMED = {
-    "a closure of an algorithm": ("fedjax_core.algorithms.scaffold", {"zeros": "nought", "begin": "the_first", "finish": "at_last"}),
+    "a closure of an algorithm": ("fedjax_core.algorithms.scaffold", {"share": "a_part", "begin": "the_first", "finish": "at_last"}),
     "a closure of a stage": ("fedjax_core.uplink.quantize", {"most": "a_largest", "small": "of_bits"}),
     "an aggregator's": ("fedjax_core.aggregators.mean", {"value": "divided", "add": "met"}),
     "a model's": ("fedjax_core.models.mlp", {"logits": "a_score", "init": "beginnings"}),
