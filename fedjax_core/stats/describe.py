@@ -176,9 +176,17 @@ def _smd_of_levels(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _p_of_means(count: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> float:
-    """Welch's t-test of two groups, and his analysis of variance of more."""
-    w = count / variance
-    k, centre = len(count), float((w * mean).sum() / w.sum())
+    """Welch's t-test of two groups, and his analysis of variance of more; NaN where a group's spread is not known, or of more is 0."""
+    k, spread = len(count), variance / count
+    if not np.isfinite(spread).all() or (k > 2 and not (spread > 0).all()):
+        return float("nan")
+    if k == 2:  # of whom one may have no spread
+        if not spread.sum():
+            return float(mean[0] == mean[1])
+        df = spread.sum() ** 2 / (spread**2 / (count - 1)).sum()
+        return float(2 * stats.t.sf(abs(mean[0] - mean[1]) / np.sqrt(spread.sum()), df))
+    w = 1 / spread
+    centre = float((w * mean).sum() / w.sum())
     loose = float((((1 - w / w.sum()) ** 2) / (count - 1)).sum())
     f = float((w * (mean - centre) ** 2).sum() / (k - 1) / (1 + 2 * (k - 2) / (k**2 - 1) * loose))
     return float(stats.f.sf(f, k - 1, (k**2 - 1) / (3 * loose)))
