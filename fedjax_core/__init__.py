@@ -11,7 +11,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedjax_core import aggregators, algorithms, attacks, metrics, models, privacy, stats, tree, uplink
+from fedjax_core import aggregators, algorithms, attacks, contribution, metrics, models, privacy, stats, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.composition import compose
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
@@ -64,6 +64,7 @@ __all__ = [
     "attacks",
     "cohorts",
     "compose",
+    "contribution",
     "cores",
     "cross_evaluate",
     "evaluate",

@@ -69,6 +69,8 @@ ALLOWED = {
     "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
     "newcomers": NOUNS | {"composition", "round", "algorithms.base", "data", "lanes"},
     "knn_per": NOUNS | {"data"},
+    # What a round of lanes shows of each client, joined again without some of them.
+    "contribution": NOUNS | {"round", "lanes"},
     # The contracts compare lanes with plain loops.
     "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},

@@ -9,6 +9,8 @@ How many slots there are is data, so a new cohort runs the same program. An idle
 reports nothing.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_core import metrics, tree
+from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Each
 from fedjax_core.lanes.client import ClientProgram, Read, client_program
 from fedjax_core.lanes.pack import Places, Schedule
@@ -38,6 +41,7 @@ class Collected(NamedTuple):
     refused: Array
     metrics: dict[str, Any]
     each: Each | None  # where reports have stats
+    shown: Mapping[str, Any] = MappingProxyType({})  # the pieces that were asked for, leaves [K, ...]; zeros where nobody reported
 
 
 class Lanes(NamedTuple):
@@ -59,13 +63,15 @@ def collect(
     here: Array | None,
     among: Among,
     at: Array | None = None,
+    show: tuple[str, ...] = (),
 ) -> Collected:
     """All the clients of the schedule, to whom this was sent, worked through by this device's lanes. Of the state's server nothing is read.
 
     `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom nothing counts. None: all do.
     `among` is the whole cohort, in which these clients stand `at` [K] these places; None: they are all of it.
+    `show` names the pieces of every client's report to give back, as `inspection.PIECES` has them.
     """
-    context = _context(composed, e, data, sent, state, kept, places, schedule, here, among, at)
+    context = _context(composed, e, data, sent, state, kept, places, schedule, here, among, at, show)
     client, K = context.client, context.cohort
     begun = jnp.minimum(schedule.client[0], K - 1)
     carry = jax.vmap(client.begin)(begun, tree.take(kept, begun))
@@ -97,12 +103,13 @@ class _Context(NamedTuple):
     here: Array | None  # [K] bool: who takes part; None: all
     ends: Array  # [S, L] bool: the lane's client ends in this slot
     next_end: Array  # [S] int32: the next slot at which any client ends
+    show: tuple[str, ...]
     one_by_one: bool  # whether lanes begin and end one after another, without touching the others
 
 
 def _context(
     composed: Round, e: int, data: Columns, sent: Any, state: State, kept: Kept, places: Places, schedule: Schedule,
-    here: Array | None, among: Among, at: Array | None,
+    here: Array | None, among: Among, at: Array | None, show: tuple[str, ...],
 ) -> _Context:  # fmt: skip
     """The context of `collect`, whose arguments these are."""
     K, (S, L) = places.position.shape[0], schedule.client.shape
@@ -111,7 +118,7 @@ def _context(
     next_end = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)
     stand = jnp.arange(K, dtype=jnp.int32) if at is None else at
     client = client_program(composed, e, data, sent, state, places, steps, L, among, stand)
-    return _Context(composed, e, client, K, kept, places, here, ends, next_end, one_by_one=False)
+    return _Context(composed, e, client, K, kept, places, here, ends, next_end, show, one_by_one=False)
 
 
 def _nothing(context: _Context, step_metrics: Any, first: Read) -> Collected:
@@ -128,7 +135,20 @@ def _nothing(context: _Context, step_metrics: Any, first: Read) -> Collected:
         refused=jnp.float32(0),
         metrics=tree.zeros_like(metrics.add(one, reported)),
         each=None if each is None else each._replace(position=context.places.client),
+        shown=jax.tree.map(lambda x: jnp.zeros((K, *x.shape[1:]), x.dtype), _shown(context.show, first, _total(step_metrics, first))),
     )
+
+
+def _total(of_steps: Any, read: Read) -> dict[str, Any]:
+    """The shapes of a client's metrics, of its steps and its report, [L, ...]."""
+    shapes: dict[str, Any] = jax.eval_shape(metrics.add, of_steps, read.metrics)
+    return shapes
+
+
+def _shown(show: tuple[str, ...], read: Read, seen: dict[str, Any]) -> dict[str, Any]:
+    """The pieces of reports that were asked for; `seen` are all metrics of their clients."""
+    pieces = {"update": plain(read.update), "weight": read.weight, "kept": read.kept, "stats": read.stats, "metrics": seen}
+    return {name: pieces[name] for name in show}
 
 
 def _begin_lanes(context: _Context, begins: Array, k: Array, lanes: Lanes) -> Lanes:
@@ -172,6 +192,7 @@ def _gather(context: _Context, ends: Array, k: Array, lanes: Lanes, so_far: Coll
     if each is not None:
         each = Each(tree.put(each.stats, place, read.stats), tree.put(each.weight, place, weights), each.position)
     seen = metrics.add(lanes.metrics, read.metrics)
+    shown = tree.put(so_far.shown, place, _shown(context.show, read, seen)) if context.show else so_far.shown
     seen = tree.where(good, seen, tree.zeros_like(seen))
     return Collected(
         acc=acc,
@@ -182,6 +203,7 @@ def _gather(context: _Context, ends: Array, k: Array, lanes: Lanes, so_far: Coll
         refused=so_far.refused + jnp.sum(taking & ~read.usable, dtype=jnp.float32),
         metrics=tree.add(so_far.metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), seen)),
         each=each,
+        shown=shown,
     )
 
 

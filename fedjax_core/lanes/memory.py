@@ -24,7 +24,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.lanes.pack import lay_out, typical_cohorts
 from fedjax_core.lanes.runs import Runs
 from fedjax_core.machine import memory_limit
-from fedjax_core.round import Round, State
+from fedjax_core.round import Round, State, reports_of, state_shapes
 
 
 class MemoryPlan(NamedTuple):
@@ -106,6 +106,12 @@ def with_program(plan: MemoryPlan, compiled: Any) -> MemoryPlan:
     found = compiled.memory_analysis()
     extra = found.output_size_in_bytes - found.alias_size_in_bytes
     return plan._replace(working=int(found.temp_size_in_bytes + max(0, extra)))
+
+
+def with_reports(plan: MemoryPlan, composed: Round, cohort: int, show: tuple[str, ...]) -> MemoryPlan:
+    """The plan of a round that also gives back these pieces of the reports of all clients of a cohort."""
+    one = (state_shapes(composed).clients if "kept" in show else (), reports_of(composed)[0].update if "update" in show else ())
+    return plan._replace(accumulators=plan.accumulators + cohort * len(composed.algorithm.exchanges) * tree.nbytes(one))
 
 
 def check_fits(plan: MemoryPlan, rows: int) -> None:

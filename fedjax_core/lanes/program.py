@@ -22,17 +22,19 @@ from fedjax_core.types import Array, Columns
 from fedjax_core.work import Work
 
 
-def run_rounds(runs: Runs, data: Columns, count: Array, state: State, packed: Packed, axis: str | None) -> tuple[State, dict[str, Any]]:
-    """The first `count` rounds of those packed, one after another: (state, metrics with leaves [R])."""
+def run_rounds(
+    runs: Runs, data: Columns, count: Array, state: State, packed: Packed, axis: str | None, show: tuple[str, ...] = ()
+) -> tuple[State, Any]:
+    """The first `count` rounds of those packed, one after another: (state, what `run_round` found with leaves [R])."""
 
-    def one(r: Any, state: State) -> tuple[State, dict[str, Any]]:
+    def one(r: Any, state: State) -> tuple[State, Any]:
         places, schedules = tree.take((packed.places, packed.schedules), r)
         here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
-        return runs.each(lambda composed, state: run_round(composed, here, state, places, schedules, axis), state)
+        return runs.each(lambda composed, state: run_round(composed, here, state, places, schedules, axis, show), state)
 
-    def next_round(r: Array, loop: tuple[State, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
-        state, metrics = one(r, loop[0])
-        return state, tree.put(loop[1], r, metrics)
+    def next_round(r: Array, loop: tuple[State, Any]) -> tuple[State, Any]:
+        state, found = one(r, loop[0])
+        return state, tree.put(loop[1], r, found)
 
     shapes = jax.eval_shape(one, 0, state)[1]
     none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
@@ -41,16 +43,27 @@ def run_rounds(runs: Runs, data: Columns, count: Array, state: State, packed: Pa
 
 
 def run_round(
-    composed: Round, data: dict[Work, Columns], state: State, places: Places, schedules: dict[Work, Schedule], axis: str | None
-) -> tuple[State, dict[str, Any]]:
-    """One round: (state, metrics). `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on."""
+    composed: Round,
+    data: dict[Work, Columns],
+    state: State,
+    places: Places,
+    schedules: dict[Work, Schedule],
+    axis: str | None,
+    show: tuple[str, ...] = (),
+) -> tuple[State, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """One round: (state, (metrics, for each exchange the pieces of reports that `show` names)).
+
+    `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on.
+    """
     found: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
+    visits: list[dict[str, Any]] = []
     here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
         sent, state = composed.broadcast(e, state, places.client)
         kept = tree.take(state.clients, places.position)
         among = among_of(places, here)
-        collected = collect(composed, e, data[exchange.work], sent, state, kept, places, schedules[exchange.work], here, among)
+        mine = data[exchange.work], sent, state, kept, places, schedules[exchange.work]
+        collected = collect(composed, e, *mine, here, among, show=show)
         if axis is not None:
             collected = _merge(composed, collected, axis)
         here = collected.touched
@@ -58,11 +71,13 @@ def run_round(
         told = tallies.of_exchange(composed, e, state, collected.acc, among.here, collected.touched)
         state = conclude(composed, e, state, collected, kept, among)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
+        who = {"client": places.client, "here": here, "times": places.times} if show else {}
+        visits.append({**who, **collected.shown})
         found = metrics.add(found, {**collected.metrics, **told, "refused": Sum(collected.refused)})
     assert here is not None  # an algorithm has an exchange
     found["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
     found["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
-    return state._replace(round=state.round + 1), found
+    return state._replace(round=state.round + 1), (found, visits)
 
 
 def among_of(places: Places, here: Array | None) -> Among:
@@ -91,10 +106,10 @@ def _merge(composed: Round, mine: Collected, axis: str) -> Collected:
     numbers = None if mine.each is None else mine.each[:2]
     rows = tree.where(mine.touched, (mine.kept, numbers), tree.zeros_like((mine.kept, numbers)))
     rest = lax.psum((mine.touched.astype(jnp.int32), mine.weight, mine.clients, mine.refused, mine.metrics), axis)
-    kept, numbers = jax.tree.map(lambda x: _sum_bits(x, axis), rows)
+    (kept, numbers), shown = jax.tree.map(lambda x: _sum_bits(x, axis), (rows, dict(mine.shown)))
     each = None if mine.each is None else mine.each._replace(stats=numbers[0], weight=numbers[1])
     touched, weight, clients, refused, found = rest
-    return Collected(acc, kept, touched > 0, weight, clients, refused, found, each)
+    return Collected(acc, kept, touched > 0, weight, clients, refused, found, each, shown)
 
 
 def _sum_bits(rows: Array, axis: str) -> Array:

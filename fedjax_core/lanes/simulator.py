@@ -34,6 +34,7 @@ from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, check_state, warn_outgrown
 from fedjax_core.lanes.dispatch import DispatchBuilder
 from fedjax_core.lanes.evaluate import Evaluation, evaluate_state, score_state
+from fedjax_core.lanes.inspection import PIECES, Visits, check_pieces, in_order
 from fedjax_core.lanes.mesh import Placing, ask_for_cores, cores, usual
 from fedjax_core.lanes.meter import Meter
 from fedjax_core.lanes.pack import Packed
@@ -108,7 +109,7 @@ class Simulator:
         kinds = sorted({exchange.work for exchange in composed.algorithm.exchanges})
         self._feed = DispatchBuilder(clients, self.plan_of_batches, kinds, streamed=self.streams)
         self._most_rounds = 1
-        self._programs: dict[bool, Any] = {}
+        self._programs: dict[tuple[bool, tuple[str, ...]], Any] = {}
         self._known_round: tuple[Any, int] = (None, 0)
         self._in_flight: deque[Any] = deque(maxlen=2)
 
@@ -159,7 +160,19 @@ class Simulator:
         """One round with the clients at these positions: (state, metrics that add)."""
         checked = sampling.as_cohort(cohort, len(self.clients))
         self.reserve(len(checked.clients))
-        return self._dispatch(state, [checked], 1, donate)
+        return self._dispatch(state, [checked], 1, donate)[:2]
+
+    def inspect(self, state: State, cohort: Any, pieces: Sequence[str] = PIECES) -> tuple[State, dict[str, Any], tuple[Visits, ...]]:
+        """One round as by `run`, and what each client brought: (state, metrics, the `Visits` of each exchange).
+
+        `pieces` names what is wanted of every report, for each takes the memory of K; see `fedjax_core.lanes.inspection`.
+        """
+        checked, show = sampling.as_cohort(cohort, len(self.clients)), check_pieces(pieces)
+        self.reserve(len(checked.clients))
+        room = self._feed.cohort_size
+        memory.check_fits(memory.with_reports(self._planned(room), self.round, room, show), self._kept_on_device(room))
+        state, metrics, found = self._dispatch(state, [checked], 1, False, show)
+        return state, metrics, tuple(in_order(one, checked.clients) for one in found)
 
     def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R]).
@@ -172,7 +185,7 @@ class Simulator:
         self.reserve(max(len(c.clients) for c in checked), len(checked))
         group, found = self._rounds_held(len(checked)), []
         for begin in range(0, len(checked), group):
-            state, metrics = self._dispatch(state, checked[begin : begin + group], group, donate)
+            state, metrics, _ = self._dispatch(state, checked[begin : begin + group], group, donate)
             found.append(jax.tree.map(lambda x: x[None], metrics) if group == 1 else metrics)
         return state, found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
@@ -205,8 +218,13 @@ class Simulator:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
-    def _dispatch(self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool) -> tuple[State, dict[str, Any]]:
-        """These rounds in one call of the program, in buffers that hold so many; metrics without an axis of rounds where that is one."""
+    def _dispatch(
+        self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool, show: tuple[str, ...] = ()
+    ) -> tuple[State, dict[str, Any], list[Any]]:
+        """These rounds in one call of the program, in buffers that hold so many: (state, metrics, what was to be shown).
+
+        Metrics have no axis of rounds where that is one.
+        """
         first, packing = self._round_of(state), time.perf_counter()
         for cohort in cohorts:
             check_counts(self.round, np.asarray(cohort.counts))
@@ -217,7 +235,7 @@ class Simulator:
         if self.streams and len(self._in_flight) == 2:
             jax.block_until_ready(self._in_flight[0])  # the examples of two dispatches are enough to hold
         traces, start = self.traces, time.perf_counter()
-        state, metrics = self._program(donate)(self._data, np.int32(len(cohorts)), state, packed)
+        state, (metrics, shown) = self._program(donate, show)(self._data, np.int32(len(cohorts)), state, packed)
         if self.traces > traces:
             self.meter.compiled(time.perf_counter() - start)
         else:
@@ -225,7 +243,7 @@ class Simulator:
         self._in_flight.append(metrics["clients"].total)
         self._known_round = (state.round, first + len(cohorts))
         state = self._client_state.keep(state, who, first + len(cohorts))
-        return state, metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics)
+        return state, metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics), shown
 
     def _asked(self) -> tuple[float, float]:
         """The operations of a local step, and the seconds that it takes at the peak of all devices."""
@@ -278,20 +296,20 @@ class Simulator:
             return self._most_rounds
         return max(1, min(self._most_rounds, _STREAMED_BYTES // max(1, self._feed.bytes_a_round())))
 
-    def _program(self, donate: bool) -> Any:
+    def _program(self, donate: bool, show: tuple[str, ...] = ()) -> Any:
         """The program of several rounds, compiled once for each shape of what it is given."""
-        if donate not in self._programs:
-            asked = compiler_options(cores=self._placing.on_cores)
-            self._programs[donate] = jax.jit(self._rounds, donate_argnums=(2,) if donate else (), compiler_options=asked)
-        return self._programs[donate]
+        if (donate, show) not in self._programs:
+            asked, rounds = compiler_options(cores=self._placing.on_cores), partial(self._rounds, show=show)
+            self._programs[donate, show] = jax.jit(rounds, donate_argnums=(2,) if donate else (), compiler_options=asked)
+        return self._programs[donate, show]
 
-    def _rounds(self, data: Columns, count: Array, state: State, packed: Packed) -> tuple[State, dict[str, Any]]:
+    def _rounds(self, data: Columns, count: Array, state: State, packed: Packed, show: tuple[str, ...]) -> tuple[State, Any]:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
-        rounds = partial(program.run_rounds, self._runs, axis=self._placing.axis)
-        state, metrics = self._placing.spread(rounds, packed)(data, count, state, packed)
+        rounds = partial(program.run_rounds, self._runs, axis=self._placing.axis, show=show)
+        state, found = self._placing.spread(rounds, packed)(data, count, state, packed)
         alone = packed.places.position.shape[0] == 1  # indexing here, and not after the call, which it would wait for
-        return state, jax.tree.map(lambda x: x[0], metrics) if alone else metrics
+        return state, jax.tree.map(lambda x: x[0], found) if alone else found
 
     def _kept_on_device(self, cohort_size: int) -> int:
         """How many clients' rows are on the device."""
