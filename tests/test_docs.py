@@ -35,6 +35,7 @@ def functions(path):
 def test_the_pages_are_there():
     assert set(FILES) == {
         "README.md",
+        "coming-from.md",
         "privacy.md",
         "round.md",
         "sites.md",
