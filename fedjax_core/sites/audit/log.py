@@ -67,7 +67,7 @@ _LOCK = "lock"
 
 _OPEN: "WeakSet[Log]" = WeakSet()
 """Those that are open in this process."""
-_HEADS_SECONDS = 1.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
+_HEADS_SECONDS = 5.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
 _SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
 
 
@@ -90,7 +90,9 @@ class Log:
         self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
         self._lock: BinaryIO | None = None
         self._file: BinaryIO | None = None
+        self._end = 0  # bytes of the file: asking the system twice an entry is two calls
         self._heads: BinaryIO | None = None
+        self._heads_bytes = 0
         self._heads_until = 0.0  # when they are next written, by time.monotonic
         self._backwards: set[str] = set()
 
@@ -146,8 +148,7 @@ class Log:
         )  # fmt: skip
         body = spelt(entry)
         line = b'{"entry":%b,"signature":"%b"}' % (body, self.key.sign(PURPOSE, body).hex().encode())  # as `dumps` would spell it
-        file = self._writable()
-        start = file.tell()
+        file, start = self._writable(), self._end
         try:
             if file.write(line + b"\n") <= len(line):
                 raise OSError(errno.ENOSPC, "only a part of the entry was taken")
@@ -155,11 +156,10 @@ class Log:
                 os.fsync(file.fileno())
         except OSError as error:  # a full disk: what it took of the line must not stay before the next one
             file.truncate(start)
-            file.seek(start)
             raise OSError(
                 error.errno, f"could not write to the audit log {file.name}: {error}. Nothing may go on unrecorded: free some space."
             ) from error
-        self.head = Head(entry.n, digest(line))
+        self.head, self._end = Head(entry.n, digest(line)), start + len(line) + 1
         if wait:
             self._on_disk()
 
@@ -216,7 +216,7 @@ class Log:
             self._write_heads()
 
     def _on_disk(self) -> None:
-        """All entries are: the file of heads says so within a second of entries, which is not waited for."""
+        """All entries are: the file of heads says so within seconds of entries, which is not waited for."""
         self.durable = self.head
         if time.monotonic() >= self._heads_until:
             self._write_heads()
@@ -225,9 +225,12 @@ class Log:
         self._heads_until = time.monotonic() + _HEADS_SECONDS
         if self._heads is None:
             self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
+            self._heads_bytes = os.fstat(self._heads.fileno()).st_size
         text = Heads(self.durable, self.held).signed(self.key)
         os.pwrite(self._heads.fileno(), text, 0)  # in one go, so that a process that is killed leaves the old one or this
-        os.ftruncate(self._heads.fileno(), len(text))
+        if len(text) < self._heads_bytes:
+            os.ftruncate(self._heads.fileno(), len(text))
+        self._heads_bytes = len(text)
 
     def _open(self) -> None:
         """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have such a remainder."""
@@ -265,13 +268,14 @@ class Log:
         """The newest file, or a new one where that is full."""
         if self._lock is None:
             raise RuntimeError(f"the audit log {self.folder} is not open: use it in a `with`")
-        if self._file is not None and self._file.tell() >= self._file_bytes:
+        if self._file is not None and self._end >= self._file_bytes:
             self.rest()
         if self._file is None:
             found = files(self.folder)
             full = not found or found[-1].stat().st_size >= self._file_bytes
             path = self.folder / f"audit-{number(found[-1]) + 1 if found else 1:06d}.jsonl" if full else found[-1]
             self._file = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115  closed with the log
+            self._end = os.fstat(self._file.fileno()).st_size
             if full:
                 sync_folder(self.folder)
         return self._file

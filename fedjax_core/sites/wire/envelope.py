@@ -160,7 +160,7 @@ def _filled(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> 
         digest.update(piece)
     header = msgspec.structs.replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
     try:
-        if _parse(head := dumps(header)) != header:
+        if _written(head := dumps(header)) != header:
             raise ValueError("an entry is of a type that does not travel")
     except (ValueError, TypeError) as error:
         raise ValueError(f"the message cannot be sent: {_odd_field(header.fields) or error}") from None
@@ -226,7 +226,19 @@ def _read_head(view: memoryview, limits: Limits) -> tuple[bytes, int]:
 
 
 def _parse(head: bytes) -> Header:
-    header = read(_HEADER, head, "the header", 2, _bad)
+    return _checked(read(_HEADER, head, "the header", 2, _bad), head)
+
+
+def _written(head: bytes) -> Header:
+    """As `_parse`, of bytes that were written here, which have the one spelling."""
+    try:
+        return _checked(_HEADER.decode(head), head)
+    except msgspec.MsgspecError:
+        return _parse(head)  # which says what is wrong
+
+
+def _checked(header: Header, head: bytes) -> Header:
+    """The header that these bytes are, once what its type does not say is in order, too; raises a `Refused` otherwise."""
     _check_names(header.kind, header.run, header.sender, header.recipient)
     _check_digits(config=header.config, key=header.key)
     if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):  # which no message has twice

@@ -24,7 +24,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from nacl.exceptions import CryptoError
-from nacl.signing import SigningKey, VerifyKey
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+from nacl.exceptions import BadSignatureError
 
 from fedjax_core.files import read_private, read_text, write_private, write_whole
 from fedjax_core.sites.refusal import Refused, check_name, listed, shown
 
 _SCHEME = "ed25519:"
+_SIGNATURE = 64  # bytes
 
 
 class UnknownSender(Refused):
@@ -96,9 +97,11 @@ class PublicKey:
 
     def fits(self, purpose: str, data: bytes, signature: bytes) -> bool:
         """Whether the signature was made with this key over this data for this purpose."""
+        if len(signature) != _SIGNATURE or len(self.raw) != 32:
+            return False
         try:
-            _verifier(self.raw).verify(_tagged(purpose, data), signature)
-        except (CryptoError, ValueError):  # ValueError: a signature of another length
+            crypto_sign_open(signature + _tagged(purpose, data), self.raw)
+        except BadSignatureError:
             return False
         return True
 
@@ -134,8 +137,8 @@ class SiteKey:
         return PublicKey(self.private.public_key().public_bytes_raw())
 
     @cached_property
-    def _signer(self) -> SigningKey:
-        return SigningKey(self.private.private_bytes_raw())
+    def _signer(self) -> bytes:
+        return crypto_sign_seed_keypair(self.private.private_bytes_raw())[1]
 
     @property
     def line(self) -> str:
@@ -144,7 +147,7 @@ class SiteKey:
 
     def sign(self, purpose: str, data: bytes) -> bytes:
         """64 bytes that only this key can make, over the data and what it is for."""
-        return self._signer.sign(_tagged(purpose, data)).signature
+        return crypto_sign(_tagged(purpose, data), self._signer)[:_SIGNATURE]
 
     def secret(self, purpose: str) -> bytes:
         """32 bytes that only this key's holder can know, the same each time for the same purpose: HKDF-SHA256 of the private key."""
@@ -241,11 +244,6 @@ def _toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:  # a name that is there twice, too
         raise ValueError(f"{path} is not TOML: {error}") from None
-
-
-@lru_cache(maxsize=1024)
-def _verifier(raw: bytes) -> VerifyKey:
-    return VerifyKey(raw)
 
 
 def _tagged(purpose: str, data: bytes) -> bytes:
