@@ -6,28 +6,55 @@
 {'Intercept': 2.0, 'dose': 1.5}
 """
 
+from fedjax_core.stats.comparisons import TableTest, TTest, chi_square, fisher, t_test
+from fedjax_core.stats.competing_risks import Incidence, cumulative_incidence
+from fedjax_core.stats.correlation import Correlation, correlation
 from fedjax_core.stats.cox import Cox, cox
 from fedjax_core.stats.describe import TableOne, table_one
 from fedjax_core.stats.glm import Glm, glm
+from fedjax_core.stats.histogram import Histogram, histogram
 from fedjax_core.stats.lmm import Lmm, lmm
 from fedjax_core.stats.meta import Meta, meta
 from fedjax_core.stats.newton import NoEstimate
+from fedjax_core.stats.ordinal import Ordinal, ordinal
+from fedjax_core.stats.pca import Pca, pca
+from fedjax_core.stats.quantiles import Quantiles, quantiles
+from fedjax_core.stats.rmst import Rmst, rmst
 from fedjax_core.stats.survival import KaplanMeier, LogRank, kaplan_meier, logrank
 
 __all__ = [
+    "Correlation",
     "Cox",
     "Glm",
+    "Histogram",
+    "Incidence",
     "KaplanMeier",
     "Lmm",
     "LogRank",
     "Meta",
     "NoEstimate",
+    "Ordinal",
+    "Pca",
+    "Quantiles",
+    "Rmst",
+    "TTest",
     "TableOne",
+    "TableTest",
+    "chi_square",
+    "correlation",
     "cox",
+    "cumulative_incidence",
+    "fisher",
     "glm",
+    "histogram",
     "kaplan_meier",
     "lmm",
     "logrank",
     "meta",
+    "ordinal",
+    "pca",
+    "quantiles",
+    "rmst",
+    "t_test",
     "table_one",
 ]

@@ -115,7 +115,7 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
     pairs = tuple((name, level) for name in columns if name in levels for level in levels[name])
     said = ask(source, Describe(numbers, pairs, grouped, groups))
     rows, counted = (np.sum([one[word] for one in said], axis=0) for word in ("rows", "levels"))
-    count, mean, m2 = _merged(said)
+    count, mean, m2 = merged(said)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where(count > 1, m2 / (count - 1), np.nan)
     found: dict[str, np.ndarray] = {
@@ -129,7 +129,7 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
             p[name] = _p_of_means(count[:, i], mean[:, i], variance[:, i])
         for name, table in found.items():
             smd[name] = max(_smd_of_levels(table[a], table[b]) for a, b in combinations(range(len(groups)), 2))
-            p[name] = chi_square(table)[1]
+            p[name] = chi_square_of(table)[1]
 
     def of(numbers_: np.ndarray) -> dict[str, dict[str, float]]:
         return {name: dict(zip(groups, map(float, numbers_[:, i]), strict=True)) for i, name in enumerate(numbers)}
@@ -142,7 +142,7 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
     return TableOne(dict(zip(groups, rows.tolist(), strict=True)), counts, of(mean), of(np.sqrt(variance)), named, smd, p)
 
 
-def chi_square(table: np.ndarray) -> tuple[float, float, int]:
+def chi_square_of(table: np.ndarray) -> tuple[float, float, int]:
     """(Pearson's chi-square, p, degrees of freedom) of a table of counts, without rows and columns that are empty."""
     table = table[table.sum(1) > 0][:, table.sum(0) > 0]
     if min(table.shape) < 2:
@@ -152,7 +152,7 @@ def chi_square(table: np.ndarray) -> tuple[float, float, int]:
     return value, float(stats.chi2.sf(value, df)), df
 
 
-def _merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts, means and M2 of all sites together, by Chan's rule."""
     count, mean, m2 = (np.array(said[0][word], np.float64) for word in ("count", "mean", "m2"))
     for one in said[1:]:

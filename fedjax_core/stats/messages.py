@@ -7,7 +7,8 @@
 Survey(names=('age', 'sex'), levels=('sex',))
 >>> decode(b'{"statistic": "shell", "command": "ls"}')
 Traceback (most recent call last):
-ValueError: there is no statistic 'shell'; there are at-risk, cox, cox-moments, describe, event-times, glm, glm-moments, products, survey
+ValueError: there is no statistic 'shell'; there are at-risk, bins, cox, cox-moments, describe, event-times, glm, \
+glm-moments, ordinal, products, survey
 """
 
 import dataclasses
@@ -23,18 +24,22 @@ from fedjax_core.stats.cox import CoxMoments, CoxStep
 from fedjax_core.stats.describe import Describe
 from fedjax_core.stats.expressions import check
 from fedjax_core.stats.glm import GlmMoments, GlmStep
+from fedjax_core.stats.histogram import Bins
 from fedjax_core.stats.lmm import Products
+from fedjax_core.stats.ordinal import OrdinalStep
 from fedjax_core.stats.survey import Survey
 from fedjax_core.stats.survival import AtRisk, EventTimes
 
 STATISTICS: Mapping[str, type] = {
     "at-risk": AtRisk,
+    "bins": Bins,
     "cox": CoxStep,
     "cox-moments": CoxMoments,
     "describe": Describe,
     "event-times": EventTimes,
     "glm": GlmStep,
     "glm-moments": GlmMoments,
+    "ordinal": OrdinalStep,
     "products": Products,
     "survey": Survey,
 }

@@ -236,17 +236,13 @@ def kaplan_meier(formula: str, source: Source, *, grid: Sequence[float] | None =
     With a public `grid` of times each time counts as the next of the grid, and times after its last as not yet ended there. Without,
     sites tell the times of events, which their policy may refuse.
     """
-    counted, labels, times = _counted(formula, source, grid, missing)
-    curves = {}
-    for g, label in enumerate(labels):
-        events, at_risk = counted["events"][g], counted["at_risk"][g]
-        curves[label] = KaplanMeier(times[events > 0], at_risk[events > 0], events[events > 0])
-    return curves[""] if labels == ("",) else curves
+    curves = curves_of(*counts_by_groups(formula, source, grid, missing))
+    return curves[""] if list(curves) == [""] else curves
 
 
 def logrank(formula: str, source: Source, *, grid: Sequence[float] | None = None, missing: Missing = "refuse") -> LogRank:
     """The log-rank test of "time, event ~ arm": whether the groups of the right side survive alike. `grid` as in `kaplan_meier`."""
-    counted, labels, _ = _counted(formula, source, grid, missing)
+    counted, labels, _ = counts_by_groups(formula, source, grid, missing)
     if len(labels) < 2:
         raise ValueError(f"{formula!r} has one group alone: a log-rank test compares two or more, as in 'time, event ~ arm'")
     d_g, n_g = counted["events"].astype(np.float64), counted["at_risk"].astype(np.float64)
@@ -261,20 +257,29 @@ def logrank(formula: str, source: Source, *, grid: Sequence[float] | None = None
     return LogRank(statistic, df, float(chi2.sf(statistic, df)), observed, dict(zip(labels, expected.tolist(), strict=True)))
 
 
-def _counted(
-    formula: str, source: Source, grid: Sequence[float] | None, missing: Missing
+def counts_by_groups(
+    formula: str, source: Source, grid: Sequence[float] | None, missing: Missing, also: Sequence[float] = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], np.ndarray]:
-    """(events and rows at risk [G, T], the labels of the groups, the times)."""
+    """(events and rows at risk [G, T], the labels of the groups, the times); where there is no grid, at the times of `also` too."""
     asked = read(formula)
-    times = outcome(asked)
-    groups = tuple(dict.fromkeys(_group(factor.expression, formula) for term in asked.terms for factor in term))
+    times, groups = outcome(asked), groups_of(asked)
     known = survey(source, asked.columns, groups, missing)
-    if len(groups) > 1:
-        raise ValueError(f"{formula!r} has several columns of groups: make one of them before, and name that")
     labels = tuple(known.levels[groups[0]]) if groups else ("",)
-    at = check_grid(grid) if grid is not None else tuple(sorted({time for _, time in event_times(source, times, (), tuple(known.kinds))}))
+    if grid is not None:
+        at = check_grid(grid)
+    else:
+        at = tuple(sorted({*also, *(time for _, time in event_times(source, times, (), tuple(known.kinds)))}))
     asking = AtRisk(times, groups, labels, at, grid is not None, tuple(known.kinds))
     return total(ask(source, asking)), labels, np.array(at)
+
+
+def curves_of(counted: Sums, labels: Sequence[str], times: np.ndarray) -> dict[str, KaplanMeier]:
+    """{group: its curve}, of events and rows at risk [G, T]."""
+    curves = {}
+    for g, label in enumerate(labels):
+        events, at_risk = counted["events"][g], counted["at_risk"][g]
+        curves[label] = KaplanMeier(times[events > 0], at_risk[events > 0], events[events > 0])
+    return curves
 
 
 def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
@@ -285,8 +290,12 @@ def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def _group(expression: Expression, formula: str) -> str:
-    if expression[0] != "column":
-        raise ValueError(f"{formula!r}: groups are those of a column, and the right side has another expression")
-    name: str = expression[1]
-    return name
+def groups_of(asked: Formula) -> tuple[str, ...]:
+    """The column of groups on the right side of a formula, or none; raises ValueError for several, and for other expressions."""
+    right = [factor.expression for term in asked.terms for factor in term]
+    if any(one[0] != "column" for one in right):
+        raise ValueError(f"{asked.text!r}: groups are those of a column, and the right side has another expression")
+    groups = tuple(dict.fromkeys(one[1] for one in right))
+    if len(groups) > 1:
+        raise ValueError(f"{asked.text!r} has several columns of groups: make one of them before, and name that")
+    return groups

@@ -30,7 +30,8 @@ def columns():
     eta = -3 + 0.05 * age + 0.5 * (sex == "M")
     return {
         "site": site, "age": age, "sex": sex, "died": (draw.uniform(size=n) < 1 / (1 + np.exp(-eta))).astype(int),
-        "days": np.ceil(draw.exponential(50, n)), "event": draw.integers(0, 2, n), "lab": eta + draw.normal(size=n) + (site == "oslo"),
+        "days": np.ceil(draw.exponential(50, n)), "event": draw.integers(0, 2, n), "grade": draw.integers(0, 3, n),
+        "lab": eta + draw.normal(size=n) + (site == "oslo"),
     }  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def all_of_them(source):
         stats.cox("days, event ~ age + sex", source, strata="site"),
         stats.cox("days, event ~ age + sex", source, ties="breslow"),
         stats.lmm("lab ~ age + sex", source),
+        stats.ordinal("grade ~ age + sex", source),
     ]
     numbers = {
         f"{i}.{name}": x
@@ -76,7 +78,17 @@ def all_of_them(source):
     }
     curve, test = stats.kaplan_meier("days, event ~ 1", source), stats.logrank("days, event ~ sex", source)
     first = stats.table_one(source, ["age", "sex", "died"], by="sex", categories=["died"])
-    return numbers | {"median": curve.median, "chi2": test.chi2, **first.smd, **first.p_values}
+    numbers |= {"median": curve.median, "chi2": test.chi2, **first.smd, **first.p_values}
+    numbers |= {f"quantile {q}": x for q, x in stats.quantiles(source, "age").values.items()} | stats.rmst(
+        "days, event ~ sex", source, until=40
+    ).means
+    numbers |= {
+        "bins": stats.histogram(source, "age", [40, 60, 80]).counts.tolist(),
+        "r": stats.correlation(source, ["age", "lab"])["age", "lab"],
+    }
+    numbers |= {"t": stats.t_test("age ~ sex", source).t, "fisher": stats.fisher("died ~ sex", source).p_value}
+    numbers |= {"pca": stats.pca(source, ["age", "lab", "days"]).variances.tolist()}
+    return numbers | {"died of 2": stats.cumulative_incidence("days, grade ~ 1", source)["2"].at([20, 50]).tolist()}
 
 
 def test_sites_tell_what_clients_tell(composed, columns):

@@ -22,4 +22,4 @@ def test_the_page_runs_as_it_is_printed():
 def test_the_page_has_every_function():
     functions = [name for name in stats.__all__ if name[0].islower()]
     assert [name for name in functions if f"`{name}(" not in PAGE] == []
-    assert len(STATISTICS) == 9 and "A site knows nine\nstatistics" in PAGE
+    assert f"A site knows {len(STATISTICS)} statistics" in PAGE
