@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fedjax_core.sites.coordinator.collect import Collector
+from fedjax_core.sites.coordinator.contact import Contact
 from fedjax_core.sites.multipart.manifest import read_manifest
 from fedjax_core.sites.multipart.requests import OutgoingRequest
 from fedjax_core.sites.protocol.kinds import LACKING, PARTS
@@ -51,23 +51,23 @@ class Completed(NamedTuple):
 class Calls:
     """The sites at work, by their positions."""
 
-    def __init__(self, requests: Requests, collector: Collector, record: Record) -> None:
+    def __init__(self, requests: Requests, contact: Contact, record: Record) -> None:
         self.number = 0
         """The version that is the newest, under which the audit log has what comes."""
-        self._collector, self._record = collector, record
+        self._contact, self._record = contact, record
         self._all: dict[int, Call] = {}
-        self._fetch = collector.fetch(
-            range(len(collector.names)), lambda of, part: requests.part(self._large[of], of, part), lambda: self.number
+        self._fetch = contact.fetch(
+            range(len(contact.names)), lambda of, part: requests.part(self._large[of], of, part), lambda: self.number
         )
         self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
 
     def begin(self, at: int, version: int, request: Bytes) -> None:
         """The site at this position is asked to work from this version."""
-        asked, now, rules = header_of(request), time.monotonic(), self._collector.rules
-        self._record(self._collector.names[at], "began", self.number, {"version": version, "digest": asked.digest})
+        asked, now, rules = header_of(request), time.monotonic(), self._contact.rules
+        self._record(self._contact.names[at], "began", self.number, {"version": version, "digest": asked.digest})
         until = now + rules.deadline_seconds
-        outgoing = self._collector.outgoing(request)
-        reply, moved = self._collector.ask(at, request, outgoing), self._fetch.moved(at)
+        outgoing = self._contact.outgoing(request)
+        reply, moved = self._contact.ask(at, request, outgoing), self._fetch.moved(at)
         self._all[at] = Call(version, request, asked, [reply], until, self._next_look(until), outgoing, parts=moved)
 
     def next(self, oldest: int) -> Completed | None:
@@ -95,19 +95,19 @@ class Calls:
     def _hear(self, at: int, reply: "Future[Reply]", oldest: int) -> Completed | None:
         flight = self._all[at]
         flight.replies.remove(reply)
-        heard = self._collector.replies.accept(
-            reply, at, self.number, flight.asked, flight.outgoing, skew_seconds=self._collector.rules.skew_seconds
+        heard = self._contact.replies.accept(
+            reply, at, self.number, flight.asked, flight.outgoing, skew_seconds=self._contact.rules.skew_seconds
         )
-        if heard is None and flight.times < self._collector.rules.attempts:
+        if heard is None and flight.times < self._contact.rules.attempts:
             self._ask_again(at)
             return None
         if heard is not None and heard.header.kind == PARTS and flight.version >= oldest:
             said = read_manifest(heard, flight.asked)
             self._large[said.of] = flight.asked
-            _await(flight, self._fetch.begin(at, self._collector.names[at], said))
+            _await(flight, self._fetch.begin(at, self._contact.names[at], said))
             return None
         if heard is not None and heard.header.kind == LACKING and flight.outgoing is not None and flight.version >= oldest:
-            _await(flight, self._fetch.send(at, self._collector.names[at], flight.outgoing, flight.outgoing.lacking(heard)))
+            _await(flight, self._fetch.send(at, self._contact.names[at], flight.outgoing, flight.outgoing.lacking(heard)))
             return None
         if heard is None and flight.replies:
             return None
@@ -119,15 +119,15 @@ class Calls:
         """The first site that is given up, of those whose time it is to be looked at."""
         now = time.monotonic()
         for at in [at for at, flight in self._all.items() if flight.look <= now]:
-            flight, moved, name = self._all[at], self._fetch.moved(at), self._collector.names[at]
-            if now < flight.until and (self._collector.goes_on([at]) or moved > flight.parts):
+            flight, moved, name = self._all[at], self._fetch.moved(at), self._contact.names[at]
+            if now < flight.until and (self._contact.goes_on([at]) or moved > flight.parts):
                 flight.parts, flight.look = moved, self._next_look(flight.until)
-            elif now < flight.until and flight.times < self._collector.rules.attempts:
+            elif now < flight.until and flight.times < self._contact.rules.attempts:
                 self._record(name, "asked again", self.number, {"version": flight.version})
                 self._ask_again(at)
             else:
                 reason = "no reply in time" if now >= flight.until else "no sign of life"
-                self._collector.replies.reasons[at] = reason
+                self._contact.replies.reasons[at] = reason
                 self._record(name, "missing", self.number, {"reason": reason, "version": flight.version})
                 self._leave(at)
                 return Completed(at, flight.version, flight.asked, None)
@@ -137,11 +137,11 @@ class Calls:
         """The same bytes, to which a site that has answered gives the same reply."""
         flight = self._all[at]
         flight.times += 1
-        flight.replies.append(self._collector.ask(at, flight.request, flight.outgoing))
+        flight.replies.append(self._contact.ask(at, flight.request, flight.outgoing))
         flight.look = self._next_look(flight.until)
 
     def _next_look(self, until: float) -> float:
-        idle = self._collector.rules.idle_seconds
+        idle = self._contact.rules.idle_seconds
         return until if idle is None else min(until, time.monotonic() + idle)
 
     def _leave(self, at: int) -> None:
@@ -149,7 +149,7 @@ class Calls:
         self._fetch.drop(at)
         self._large = {of: asked for of, asked in self._large.items() if any(asked is f.asked for f in self._all.values())}
         for reply in flight.replies:
-            self._collector.leave(reply, at)
+            self._contact.leave(reply, at)
 
 
 def _await(flight: Call, moved: "Future[Reply]") -> None:

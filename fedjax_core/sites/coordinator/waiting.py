@@ -1,0 +1,177 @@
+"""Waits for the replies to one request: whom to ask again, who is late or lost, and when that is over.
+
+    ask all ─► a reply ─► accept: authentic? this request's? the first? ─► use ─► settled
+        │        └ damaged, lost: ask again        └ refused: recorded, settled
+        └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `requests.py`
+
+Below the quorum those who are missing are asked again while there is time. What nobody waits for any more is taken back where a site has
+not begun with it: one that was away for long would do all of that first.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from fedjax_core.sites.coordinator.absent import ENOUGH
+from fedjax_core.sites.coordinator.contact import Contact
+from fedjax_core.sites.multipart.fetch import Fetch
+from fedjax_core.sites.multipart.manifest import read_manifest
+from fedjax_core.sites.protocol.kinds import LACKING, PARTS
+from fedjax_core.sites.protocol.request import Record
+from fedjax_core.sites.wire.canonical import Bytes
+from fedjax_core.sites.wire.envelope import Envelope, Header
+from fedjax_core.sites.wire.transport import Reply
+
+
+class Patience(NamedTuple):
+    """How long the replies to one request are waited for, in seconds of `time.monotonic()` where it is a moment."""
+
+    began: float
+    until: float
+    """When nobody is waited for any more."""
+    ours: float
+    """When this exchange has had its part of the round's time: it goes on for as long as the quorum is not there."""
+    more: bool
+    """Whether exchanges come after this one in the round."""
+    least: float
+    """So many seconds a site is waited for that was silent."""
+
+
+class Waiting:
+    """The replies of sites to one request: which are waited for, and what has come."""
+
+    def __init__(
+        self,
+        contact: Contact,
+        request: Bytes,
+        header: Header,
+        number: int,
+        positions: Sequence[int],
+        fetch: Fetch,
+        *,
+        use: Callable[[int, Envelope], bool] | None,
+        skip: Callable[[int], None] | None,
+        patience: Patience,
+        hasty: Collection[int],
+        most: int,
+        quorate: Callable[[list[int]], bool],
+        record: Record,
+    ) -> None:
+        """`header` is that of the request. It ends with `most` replies that count; whether those here are enough says `quorate`.
+
+        Sites that are `hasty` get no more time than `Patience.least` and `Rules.grace` give them, once the others are there.
+        """
+        self.good: dict[int, Envelope] = {}
+        """The replies that count, by the sites' positions."""
+        self.counted: dict[int, Future[Reply]] = {}
+        """What they came in."""
+        self._contact, self._request, self._header, self._number, self._positions = contact, request, header, number, positions
+        self._fetch, self._outgoing = fetch, contact.outgoing(request)
+        self._use, self._skip, self._quorate, self._record = use, skip, quorate, record
+        self._patience, self._most, self._hasty = patience, most, set(hasty)
+        self._asked = dict.fromkeys(positions, 0)
+        self._settled: set[int] = set()
+        self._there: set[int] = set()  # of whom something came, whatever it was
+        self._waiting: dict[Future[Reply], int] = {}
+        self._heads: dict[Future[Reply], Future[Reply]] = {}  # of replies that come in parts
+        self._took = 0.0  # to the last reply so far
+
+    def wait(self) -> None:
+        """Asks all, and hears them until that is over; who is missing then has a reason in `Replies.reasons`."""
+        attempts = self._contact.rules.attempts
+        for at in self._positions:
+            self._ask(at)
+        for turn in range(attempts):
+            self._hear_all()
+            missing = [at for at in self._positions if at not in self._settled and at in self._waiting.values()]
+            over = turn + 1 == attempts or time.monotonic() >= self._patience.until
+            if not missing or over or self._quorate(list(self.good)):
+                break
+            for at in missing:
+                self._record(self._contact.names[at], "asked again", self._number, {})
+                self._ask(at)
+        self._fetch.close()
+        self._leave()
+
+    def _ask(self, at: int) -> None:
+        self._asked[at] += 1
+        self._waiting[self._contact.ask(at, self._request, self._outgoing)] = at
+
+    def _hear_all(self) -> None:
+        """Hears replies until as many count as may, or nothing more is waited for."""
+        while self._waiting and len(self.good) < self._most:
+            end = self._end()
+            done = self._fetch.wait(self._waiting, end, self._contact.rules.idle_seconds)
+            now = time.monotonic()
+            if done:
+                self._took = now - self._patience.began
+                for future in sorted(done, key=self._waiting.__getitem__):
+                    self._hear(future)
+            elif now >= end:
+                if now >= self._end():
+                    return
+            elif not self._contact.goes_on(at for at in self._waiting.values() if at not in self._hasty):
+                return
+
+    def _end(self) -> float:
+        """When it is over, by what is here now."""
+        patience, hasty = self._patience, self._hasty
+        if (not patience.more and not hasty) or not self._quorate(list(self.good)):
+            return patience.until
+        hasty.difference_update([at for at in hasty if self._fetch.moved(at)])  # of which something comes
+        if hasty and hasty.issuperset(self._waiting.values()):
+            grace = (self._contact.rules.grace or 0.0) * self._took
+            return min(patience.ours, patience.began + max(patience.least, grace))
+        return patience.ours
+
+    def _hear(self, future: "Future[Reply]") -> None:
+        at, contact = self._waiting.pop(future), self._contact
+        if at in self._settled:  # asked twice, and answered twice
+            contact.replies.record_late(future, at)
+            return
+        heard = contact.replies.accept(future, at, self._number, self._header, self._outgoing, skew_seconds=contact.rules.skew_seconds)
+        if heard is None:
+            if self._asked[at] < contact.rules.attempts:
+                self._ask(at)
+        else:
+            contact.silent.discard(at)
+            self._there.add(at)
+            if not self._in_parts(at, heard, future) and self._settle(at, heard, future):
+                return
+        if self._skip is not None and at not in self._waiting.values():
+            self._skip(at)
+
+    def _in_parts(self, at: int, heard: Envelope, future: "Future[Reply]") -> bool:
+        """Whether it is not the reply yet: that comes in parts, or the request goes in parts."""
+        name = self._contact.names[at]
+        if heard.header.kind == PARTS:
+            whole = self._fetch.begin(at, name, read_manifest(heard, self._header))
+            self._waiting[whole], self._heads[whole] = at, future
+        elif heard.header.kind == LACKING and self._outgoing is not None:
+            self._waiting[self._fetch.send(at, name, self._outgoing, self._outgoing.lacking(heard))] = at
+        else:
+            return False
+        return True
+
+    def _settle(self, at: int, heard: Envelope, future: "Future[Reply]") -> bool:
+        """Takes the site's last word; returns whether it counts."""
+        self._settled.add(at)
+        self.counted[at] = self._heads.get(future, future)
+        if heard.header.kind != "refusal" and (self._use is None or self._use(at, heard)):
+            self.good[at] = heard if self._use is None else heard._replace(tensors={})
+            return True
+        del self.counted[at]
+        return False
+
+    def _leave(self) -> None:
+        """Waits for nobody any more, and says why those who are missing are."""
+        contact = self._contact
+        awaited = set(self._waiting.values()) if len(self.good) >= self._most else set()  # who may still have answered
+        contact.silent |= self._asked.keys() - self._there - awaited
+        for future, at in self._waiting.items():
+            if at not in self._settled:
+                seconds = time.monotonic() - self._patience.began
+                contact.replies.reasons[at] = f"no reply in {seconds:.3g} s" if at in contact.silent else ENOUGH
+                self._record(contact.names[at], "missing", self._number, {"reason": contact.replies.reasons[at]})
+            contact.leave(future, at)
