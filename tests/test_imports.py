@@ -106,6 +106,8 @@ EXCEPTIONS = {
     ("models.from_flax", "models.batch_norm"): "which rows a module's BatchNorm counts is an idea of its own",
     ("models.from_flax", "models.modes"): "and so is how a module is told that it trains",
     ("models.cnn", "models.from_flax"): "the CNN is an ordinary Flax module",
+    ("models.resnet", "models.from_flax"): "the ResNet is an ordinary Flax module",
+    ("models.language", "models.from_flax"): "language models are ordinary Flax modules",
 }
 HOMES = {"ray": ("cluster", "sites.transport"), "orbax": ("run.checkpoint",), "flax": ("models",), "formulaic": ("stats.formula",)}
 

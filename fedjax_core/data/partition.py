@@ -12,10 +12,13 @@ Every example goes to exactly one client, because each function decides an owner
 >>> parts = dirichlet(labels, clients=4, alpha=0.1, seed=0)
 >>> sum(len(part) for part in parts), describe(parts, labels).sum(axis=0).tolist()
 (60, [20, 20, 20])
+>>> found = skew(parts, labels)
+>>> found.smallest, found.largest, round(found.classes, 2), round(found.alpha, 2)
+(0, 25, 2.33, 0.1)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +27,17 @@ from fedjax_core.data import host_random
 from fedjax_core.data.given import given
 
 Parts = list[np.ndarray]
+
+
+class Skew(NamedTuple):
+    """How unlike clients came out in their sizes and labels."""
+
+    smallest: int  # examples
+    largest: int
+    distance: float  # total variation between a client's labels and all, 0 to 1: the mean over clients that have examples
+    classes: float  # how many classes a client has: the mean over clients that have examples
+    alpha: float  # of the Dirichlet distribution over clients whose draws are as uneven on average: infinite for none more than even
+
 
 _TRIES = 1000  # redraws for min_size
 
@@ -122,6 +136,22 @@ def describe(parts: Sequence[np.ndarray], labels: Any) -> np.ndarray:
     """How many examples of each class each client has, [N, classes] int64; column k is the k-th distinct label, sorted."""
     values, codes = np.unique(_values("labels", labels), return_inverse=True)
     return np.stack([np.bincount(codes[part], minlength=len(values)) for part in parts])
+
+
+def skew(parts: Sequence[np.ndarray], labels: Any) -> Skew:
+    """How uneven a partition is, whatever was asked for: few clients, few examples and `min_size` all change what alpha promised.
+
+    `alpha` solves  mean over classes of sum_i p_i^2 = (alpha + 1) / (N alpha + 1),  the mean of Dir_N(alpha), where p_i is client
+    i's share of a class.
+    """
+    counts = describe(parts, labels).astype(np.float64)
+    sizes = counts.sum(axis=1)
+    here = counts[sizes > 0]
+    distance = np.abs(here / here.sum(axis=1, keepdims=True) - counts.sum(axis=0) / sizes.sum()).sum(axis=1) / 2
+    squares = float(np.mean(np.sum((counts / counts.sum(axis=0)) ** 2, axis=0)))
+    excess = len(parts) * squares - 1
+    alpha = (1 - squares) / excess if excess > 0 else np.inf
+    return Skew(int(sizes.min()), int(sizes.max()), float(distance.mean()), float((here > 0).sum(axis=1).mean()), float(alpha))
 
 
 def _group(owner: np.ndarray, clients: int) -> Parts:

@@ -109,3 +109,17 @@ def test_describe_counts_by_distinct_label():
 def test_refuses(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_realised_skew_is_that_of_the_draws():
+    labels = np.repeat(np.arange(400), 1000)
+    parts = partition.dirichlet(labels, clients=20, alpha=0.3, seed=1)
+    squares = ((partition.describe(parts, labels) / 1000) ** 2).sum(axis=0)
+    wanted = (0.3 + 1) / (20 * 0.3 + 1)
+    assert abs(squares.mean() - wanted) < 3 * squares.std() / np.sqrt(400)  # the mean of Dir(0.3)
+    found = partition.skew(parts, labels).alpha
+    assert (found + 1) / (20 * found + 1) == pytest.approx(squares.mean(), rel=1e-9) and abs(found - 0.3) < 0.05
+    half = partition.skew([np.array([0, 1]), np.array([2, 3, 4]), np.array([], int)], [0, 0, 1, 1, 0])
+    assert half[:4] == (0, 3, pytest.approx((0.4 + 4 / 15) / 2), 1.5)
+    even = partition.skew([np.array([0, 1]), np.array([2, 3])], [0, 1, 0, 1])
+    assert even == (2, 2, 0.0, 2.0, np.inf)
