@@ -18,6 +18,7 @@ from tests.contracts import (
     BRIEF,
     BRIEF_KINDS,
     COHORTS,
+    KINDS,
     assert_close,
     assert_equal,
     built,
@@ -72,14 +73,14 @@ def test_metrics_are_the_sums_of_plain_loops(name):
         assert metrics.summary(now) == pytest.approx(metrics.summary(sums), rel=1e-5)
 
 
-@pieces
 @pytest.mark.parametrize("lanes", [1, pytest.param(8, marks=pytest.mark.slow)])  # default: 3, 64, and 8 on as many devices
+@entries_of(["fedavg"], slow=ZOO)
 def test_any_number_of_lanes(name, lanes):
     state, _ = run(simulator(name, lanes=lanes))
     assert_close(state, usual(name)[1])
 
 
-@pieces
+@entries_of([name for name in KINDS if name != "secure"], slow=ZOO)
 def test_64_lanes_with_the_cohort_in_another_order_and_room_for_more(name):
     sim = simulator(name, lanes=64)
     sim.reserve(len(SIZES))
@@ -105,7 +106,7 @@ def test_one_trace_for_all_rounds_and_the_state_keeps_its_shape(name):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
-@pieces
+@entries_of(["scaffold, clip, feedback"], slow=ZOO)
 def test_many_rounds_in_one_dispatch_are_the_same_bit_for_bit(name):
     _, expected, one_by_one = usual(name)
     again = simulator(name)
@@ -127,7 +128,7 @@ def test_restored_in_the_middle_is_bit_for_bit_uninterrupted(name, tmp_path):
     assert_equal(run(sim, COHORTS[2:], restored)[0], expected)
 
 
-@pieces
+@entries_of([name for name in KINDS if name != "secure"], slow=ZOO)
 def test_jit_is_eager(name):
     few = [1, 4]  # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
     assert SIZES[1] == 1 and SIZES[4] == BATCH
@@ -137,7 +138,7 @@ def test_jit_is_eager(name):
     assert_close(compiled, eager)
 
 
-@entries_of(["fedavg", "scaffold", "linen dropout", "ifca"])
+@entries_of(["ifca", "linen dropout"], slow=["fedavg", "scaffold"])
 def test_order_of_the_population_changes_nothing(name):
     """Clients are who they say, wherever they stand: the same ids in another order end at the same model."""
     ids = np.random.default_rng(9).permutation(len(SIZES)).tolist()
@@ -149,14 +150,14 @@ def test_order_of_the_population_changes_nothing(name):
 
 
 @pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
-@entries_of(["fedavg, momentum", "scaffold, clip, feedback", "ifca", "trimmed mean"])
+@entries_of(["scaffold, clip, feedback", "trimmed mean"], slow=["fedavg, momentum", "ifca"])
 def test_lanes_that_begin_and_end_one_by_one_change_nothing(name, lanes, monkeypatch):
     """As those of a large model do."""
     monkeypatch.setattr(exchange, "_LARGE", 0)
     assert_close(run(simulator(name, lanes=lanes))[0], by_plain_loops(name)[0])
 
 
-@entries_of(["fedavg", "mime", "cox"])
+@entries_of(["mime", "cox"], slow=["fedavg"])
 def test_a_larger_batch_only_pads(name):
     """Batches larger than any client hold the same examples, however much padding comes with them."""
     results = [run(simulator(name, batch_size=b, epochs=1), COHORTS[:2])[0] for b in (max(SIZES), 3 * max(SIZES))]
@@ -173,7 +174,7 @@ def test_a_client_drawn_twice_counts_twice():
     assert_close(state, loops.run(loops.init(jax.random.key(1)), cohort)[0])
 
 
-@entries_of(["fedavg", "scaffold", "trimmed mean", "quantize", "mime", "secure"])
+@entries_of(["fedavg", "trimmed mean", "secure"], slow=["scaffold", "quantize", "mime"])
 def test_a_client_whose_numbers_overflow_is_refused_and_counted(name):
     composed, good = built(name)
     columns = [dict(good[i]) for i in range(len(good))]

@@ -86,7 +86,7 @@ def whole(sim, state):
     return state._replace(clients=jax.tree.map(jax.numpy.asarray, state.clients.read(np.arange(len(sim.clients)))))
 
 
-@entries_of(["scaffold, clip, feedback", "mime, clip, feedback"], slow=["ifca"])
+@entries_of(["scaffold, clip, feedback"], slow=["mime, clip, feedback", "ifca"])
 def test_client_state_on_the_host_or_in_files_of_the_workers(name, tmp_path):
     for tier in ("host", tmp_path / "rows"):
         sim = cluster(name, client_state=tier)

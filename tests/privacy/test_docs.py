@@ -29,19 +29,19 @@ def said(*pieces, **more):
     return "yes"
 
 
-def algorithms():
-    """{name: one algorithm of that name} of the zoo."""
+def algorithms(names=None):
+    """{name: one algorithm of that name} of the zoo; of those of these names, the ones whose entries begin with it."""
     found = {}
-    for name in ZOO:
-        if name not in PRIVATE:
-            algorithm = ZOO[name].of(N).algorithm
+    for name, entry in ZOO.items():
+        if name not in PRIVATE and (names is None or name.partition(",")[0] in names):
+            algorithm = entry.of(N).algorithm
             found.setdefault(algorithm.name, algorithm)
     return found
 
 
 def rows(names=None):
     """(kind, name, under client_level, under local) of all pieces."""
-    for name, algorithm in sorted(algorithms().items()):
+    for name, algorithm in sorted(algorithms(names).items()):
         if names is None or name in names:
             under = said(algorithm, LEVEL.uplink, LEVEL.aggregator), said(algorithm, LOCAL.uplink)
             yield "algorithm", name, *under
