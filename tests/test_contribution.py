@@ -69,7 +69,6 @@ def round_shown():
     return composed, before, sim.inspect(before, [5, 2, 3, 0], ("update", "weight"))[2][0]
 
 
-@pytest.mark.proves("shapley", by="closed form: a linear utility of a sum gives each client its own term")
 def test_of_a_sum_of_reports_and_a_linear_utility_a_client_is_worth_its_own_term(round_shown):
     composed, before, visits = round_shown
     direction = np.random.default_rng(3).normal(size=(3, 2)).astype(np.float32)

@@ -35,6 +35,8 @@ from fedjax_core.algorithms.fedsgd import fedsgd
 from fedjax_core.algorithms.fedvarp import fedvarp
 from fedjax_core.algorithms.flora import flora
 from fedjax_core.algorithms.gaussian_heads import gaussian_heads
+from fedjax_core.algorithms.gossip import gossip, metropolis
+from fedjax_core.algorithms.hierarchical import hierarchical
 from fedjax_core.algorithms.ifca import ifca
 from fedjax_core.algorithms.lgfedavg import lgfedavg
 from fedjax_core.algorithms.local_training import At, Local, local_training, look, server_step, whole_gradient, whole_loss
@@ -102,12 +104,15 @@ __all__ = [
     "fedvarp",
     "flora",
     "gaussian_heads",
+    "gossip",
     "gradient",
+    "hierarchical",
     "ifca",
     "lgfedavg",
     "local_training",
     "look",
     "lora_fair",
+    "metropolis",
     "mime",
     "mimelite",
     "moon",
