@@ -12,7 +12,10 @@ from fedjax_core.stats.correlation import Correlation, correlation
 from fedjax_core.stats.cox import Cox, cox
 from fedjax_core.stats.describe import TableOne, table_one
 from fedjax_core.stats.glm import Glm, glm
+from fedjax_core.stats.glmm import Glmm, glmm
+from fedjax_core.stats.harmonise import Combat, combat
 from fedjax_core.stats.histogram import Histogram, histogram
+from fedjax_core.stats.imputation import Imputed, Rubin, impute, rubin
 from fedjax_core.stats.lmm import Lmm, lmm
 from fedjax_core.stats.meta import Meta, meta
 from fedjax_core.stats.newton import NoEstimate
@@ -21,12 +24,16 @@ from fedjax_core.stats.pca import Pca, pca
 from fedjax_core.stats.quantiles import Quantiles, quantiles
 from fedjax_core.stats.rmst import Rmst, rmst
 from fedjax_core.stats.survival import KaplanMeier, LogRank, kaplan_meier, logrank
+from fedjax_core.stats.weighting import TreatmentEffect, treatment_effect
 
 __all__ = [
+    "Combat",
     "Correlation",
     "Cox",
     "Glm",
+    "Glmm",
     "Histogram",
+    "Imputed",
     "Incidence",
     "KaplanMeier",
     "Lmm",
@@ -37,16 +44,21 @@ __all__ = [
     "Pca",
     "Quantiles",
     "Rmst",
+    "Rubin",
     "TTest",
     "TableOne",
     "TableTest",
+    "TreatmentEffect",
     "chi_square",
+    "combat",
     "correlation",
     "cox",
     "cumulative_incidence",
     "fisher",
     "glm",
+    "glmm",
     "histogram",
+    "impute",
     "kaplan_meier",
     "lmm",
     "logrank",
@@ -55,6 +67,8 @@ __all__ = [
     "pca",
     "quantiles",
     "rmst",
+    "rubin",
     "t_test",
     "table_one",
+    "treatment_effect",
 ]

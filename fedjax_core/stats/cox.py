@@ -7,7 +7,8 @@
     otherwise          sites tell R_j and D_j at each time of an event, which the centre adds before it takes the logarithm; with a public
                        `grid` each time counts as the next of the grid
 
-Cox, JRSS B 1972; Efron, JASA 1977; Breslow, Biometrics 1974.
+Proportional hazards are tested by Schoenfeld's residuals, x - R_1 / R_0 at each event, against a function of time: the score test of
+Grambsch and Therneau, Biometrika 1994. Cox, JRSS B 1972; Efron, JASA 1977; Breslow, Biometrics 1974.
 
 >>> from fedjax_core.data.clients import Clients
 >>> columns = {"site": list("aaabbb"), "time": [5, 3, 9, 4, 8, 2], "event": [1, 1, 0, 1, 1, 1], "age": [60, 71, 50, 66, 72, 58]}
@@ -22,6 +23,7 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
+from scipy.stats import chi2
 
 from fedjax_core.stats.base import Limits, Source, Sums, ask, count, total
 from fedjax_core.stats.formula import Design, read
@@ -68,8 +70,12 @@ class CoxStep:
     scale: tuple[float, ...]
     beta: tuple[float, ...]
     used: tuple[str, ...]
+    transform: str = ""
+    """Of time, under which hazards are tested to be proportional, by sites that are by themselves; "" for no test."""
 
     def __post_init__(self) -> None:
+        if self.transform not in ("", "identity", "log"):
+            raise ValueError(f"there is no transformation of time called {self.transform!r} at a site")
         if self.ties not in ("efron", "breslow"):
             raise ValueError(f"there is no treatment of ties called {self.ties!r}")
         if len({len(self.shift), len(self.scale), len(self.beta), len(self.design.names)}) > 1:
@@ -89,7 +95,8 @@ class CoxStep:
             at = tuple(sorted(set(zip(key[event == 1].tolist(), time[event == 1].tolist(), strict=True))))
         sums = _risk_sums(x, x @ np.array(self.beta), time, event, entry, key, at)
         if self.within:
-            return partial_likelihood(sums, self.ties)
+            of_time = transformed(self.transform, np.array([time_ for _, time_ in at])) if self.transform else None
+            return partial_likelihood(sums, self.ties, of_time)
         for d in sums["events"].tolist():
             limits.rows(int(d), "events are at one time: give a coarser grid=, or stratify by site")
         return sums
@@ -151,8 +158,11 @@ def _sums_at(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray
     return found
 
 
-def partial_likelihood(sums: Sums, ties: str) -> dict[str, np.ndarray]:
-    """The log partial likelihood, its gradient [P] and information [P, P], of sums of risk sets at all times of events."""
+def partial_likelihood(sums: Sums, ties: str, of_time: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The log partial likelihood, its gradient [P] and information [P, P], of sums of risk sets at all times of events.
+
+    With a function of these times [T] also what a test of it needs: the gradient by it, and the information with it once and twice.
+    """
     d = sums["events"].astype(np.int64)
     t = np.repeat(np.arange(len(d)), d)
     f = (np.arange(len(t)) - np.repeat(np.cumsum(d) - d, d)) / np.maximum(d[t], 1) if ties == "efron" else np.zeros(len(t))
@@ -160,11 +170,44 @@ def partial_likelihood(sums: Sums, ties: str) -> dict[str, np.ndarray]:
         s0 = sums["r0"][t] - f * sums["d0"][t]
         mean = (sums["r1"][t] - f[:, None] * sums["d1"][t]) / s0[:, None]
         square = (sums["r2"][t] - f[:, None, None] * sums["d2"][t]) / s0[:, None, None]
-        return {
+        found = {
             "log_likelihood": np.asarray(sums["eta"].sum() - np.log(s0).sum()),
             "gradient": sums["x"].sum(0) - mean.sum(0),
             "information": square.sum(0) - mean.T @ mean,
         }
+        if of_time is not None:
+            g = of_time[t]
+            found["time_gradient"] = of_time @ sums["x"] - g @ mean
+            for word, w in (("time_information", g), ("time_time_information", g**2)):
+                found[word] = np.einsum("e,eij->ij", w, square) - (mean * w[:, None]).T @ mean
+        return found
+
+
+def transformed(transform: str, times: np.ndarray, events: np.ndarray | None = None) -> np.ndarray:
+    """[T] the function of time: itself, its logarithm, or the mean rank of its events among all."""
+    if transform == "rank" and events is not None:
+        order = np.argsort(times, kind="stable")
+        same, places = np.unique(times[order], return_inverse=True)
+        each = np.bincount(places, weights=events[order], minlength=len(same))
+        ranks = np.empty(len(times))
+        ranks[order] = (np.cumsum(each) - (each - 1) / 2)[places]
+        return ranks
+    if transform == "log" and (times <= 0).any():
+        raise ValueError("an event is at time 0, which has no logarithm: test proportional hazards by schoenfeld='identity'")
+    return np.log(times) if transform == "log" else times
+
+
+@dataclass(frozen=True)
+class Schoenfeld:
+    """The test of proportional hazards: whether a coefficient changes with a function of time; a small p says that one does."""
+
+    transform: str
+    chi2: dict[str, float]
+    """{coefficient: chi-square of 1 degree of freedom}."""
+    p_values: dict[str, float]
+    global_chi2: float
+    """Of all coefficients together."""
+    global_p: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,6 +225,8 @@ class Cox(Estimates):
     rounds: int
     baseline: dict[str, tuple[np.ndarray, np.ndarray]] | None
     """{stratum: (times, cumulative hazard there of a row whose columns are all 0)}; None where sites are strata, who keep their times."""
+    schoenfeld: Schoenfeld | None
+    """The test of proportional hazards, where it was asked for."""
 
     @property
     def likelihood_ratio(self) -> float:
@@ -204,16 +249,20 @@ def cox(
     ties: Ties = "efron",
     strata: str | Sequence[str] = (),
     grid: Sequence[float] | None = None,
+    schoenfeld: Literal["identity", "log", "rank"] | None = None,
     missing: Missing = "refuse",
 ) -> Cox:
     """The fit of "time, event ~ covariates" (or "entry, time, event ~ ...") over the rows of all clients or sites, as if pooled.
 
     `strata`: one or more columns, each of whose levels has a baseline of its own; "site" makes each site a stratum, and no time leaves it.
-    `grid`: public times to which others are rounded up. Raises ValueError where values are missing (see `missing`), or are no times and
-    events, and `NoEstimate` where the likelihood grows without end.
+    `grid`: public times to which others are rounded up. `schoenfeld`: tests proportional hazards against coefficients that change with
+    time, its logarithm or, where times are told, the rank of its event; one message more. Raises ValueError where values are missing (see
+    `missing`), or are no times and events, and `NoEstimate` where the likelihood grows without end.
     """
     if ties not in ("efron", "breslow"):
         raise ValueError(f'ties={ties!r} is not known: "efron" or "breslow"')
+    if schoenfeld not in (None, "identity", "log", "rank"):
+        raise ValueError(f'schoenfeld={schoenfeld!r} is not known: "identity", "log" or "rank"')
     asked = read(formula)
     times, by = outcome(asked), (strata,) if isinstance(strata, str) else tuple(strata)
     known = survey(source, (*asked.columns, *by), (*asked.categories, *by), missing)
@@ -226,6 +275,8 @@ def cox(
     if not sums["events"]:
         raise NoEstimate("there is no event at any site, so nothing can be said of hazards")
     within = any(name in SITE for name in by)
+    if within and schoenfeld == "rank":
+        raise ValueError('schoenfeld="rank" needs the times of all events, which stay at the sites where these are strata: take "log"')
     rest = tuple(name for name in by if name not in SITE)
     at_grid = check_grid(grid) if grid is not None else ()
     at: list[tuple[str, float]] = []
@@ -249,15 +300,31 @@ def cox(
     found = maximise(ask_step, zero, design.names, "fate")
     covariance = inverse(found.sums["information"]) / np.outer(scale, scale)
     beta = found.beta / scale
-    baseline = None
+    baseline = tested = None
+    if not within or schoenfeld:
+        last = total(ask(source, replace(step, beta=tuple(found.beta.tolist()), transform=schoenfeld or "" if within else "")))
+    if schoenfeld:
+        at_times = transformed(schoenfeld, np.array([time for _, time in at]), None if within else last["events"])
+        tested = _tested(last if within else partial_likelihood(last, ties, at_times), design.names, schoenfeld)
     if not within:
-        risk = total(ask(source, replace(step, beta=tuple(found.beta.tolist()))))
+        risk = last
         baseline = _baseline(risk, at, ties, float(mean @ beta))
     return Cox(
         design.names, beta, covariance, float(found.sums["log_likelihood"]), float(null["log_likelihood"]), int(sums["events"]),
-        int(sums["rows"]), known.dropped, ties, found.rounds, baseline,
+        int(sums["rows"]), known.dropped, ties, found.rounds, baseline, tested,
         title=f"proportional hazards: {formula}" + (f", strata {', '.join(by)}" if by else ""), ratio="hazard ratio",
     )  # fmt: skip
+
+
+def _tested(sums: Sums, names: Sequence[str], transform: str) -> Schoenfeld:
+    """The score test of coefficients beta + theta g(t) at theta = 0, as in R's cox.zph since survival 3.0."""
+    v, once, twice = (sums[word] for word in ("information", "time_information", "time_time_information"))
+    g = sums["time_gradient"]
+    left = twice - once @ inverse(v) @ once  # of g itself, without what beta takes up
+    alone = np.array([twice[j, j] - once[j] @ inverse(v) @ once[:, j] for j in range(len(g))])
+    each, whole = g**2 / alone, float(g @ inverse(left) @ g)
+    p = dict(zip(names, map(float, chi2.sf(each, 1)), strict=True))
+    return Schoenfeld(transform, dict(zip(names, each.tolist(), strict=True)), p, whole, float(chi2.sf(whole, len(g))))
 
 
 def _baseline(sums: Sums, at: Sequence[tuple[str, float]], ties: str, at_mean: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:

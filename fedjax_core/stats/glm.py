@@ -25,7 +25,7 @@ from fedjax_core.stats.expressions import Expression, check, columns, evaluate, 
 from fedjax_core.stats.families import FAMILIES
 from fedjax_core.stats.formula import Design, Formula, read
 from fedjax_core.stats.inference import Estimates
-from fedjax_core.stats.newton import NoEstimate, inverse, maximise
+from fedjax_core.stats.newton import Found, NoEstimate, inverse, maximise
 from fedjax_core.stats.survey import Missing, Surveyed, survey
 from fedjax_core.stats.table import Table
 
@@ -52,7 +52,7 @@ class GlmMoments:
         return self.used
 
     def sums(self, table: Table, limits: Limits) -> Sums:
-        x, y, offset = _rows(self, table, limits)
+        x, y, offset = rows_of(self, table, limits)
         wrong = families.wrong(self.family, y).sum()
         return {
             "rows": count(len(y)),
@@ -92,7 +92,7 @@ class GlmStep:
         return self.used
 
     def sums(self, table: Table, limits: Limits) -> Sums:
-        x, y, offset = _rows(self, table, limits)
+        x, y, offset = rows_of(self, table, limits)
         x = (x - np.array(self.shift)) / np.array(self.scale)
         each = families.rows(self.family, y, x @ np.array(self.beta) + offset, self.alpha)
         found: dict[str, np.ndarray] = {"gradient": x.T @ each.score, "rows": count(len(y))}
@@ -106,7 +106,7 @@ class GlmStep:
         return found
 
 
-def _rows(asked: GlmMoments | GlmStep, table: Table, limits: Limits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(asked: GlmMoments | GlmStep, table: Table, limits: Limits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(X, y, offset) of the complete rows, once they are enough."""
     table = table.complete(asked.used)
     x, y, offset = asked.design.matrix(table), evaluate(asked.outcome, table), evaluate(asked.offset, table)
@@ -198,22 +198,29 @@ def glm(
     if not (isinstance(alpha, int | float) and alpha > 0):
         raise ValueError(f"alpha={alpha!r} must be above 0; with 0 the negative binomial is family='poisson'")
     asked = read(formula if site_effects == "none" else f"{formula} + C(site)")
-    if len(asked.outcomes) != 1:
-        raise ValueError(f"{formula!r} needs one outcome before the ~, got {len(asked.outcomes)}")
-    about: Expression = parse(offset) if offset else ["number", 0.0]
     grouped = (cluster,) if errors == "cluster" and cluster not in ("site", "_site") else ()
-    known = survey(source, (*asked.columns, *columns(about), *grouped), asked.categories, missing)
-    outcome = _outcome(asked, known)
-    moments = GlmMoments(asked.design(known.kinds, known.levels), outcome, about, tuple(known.kinds), family)
-    sums = total(ask(source, moments))
-    if sums["wrong"]:
-        what = {"binomial": "0 or 1", "poisson": "0 or more", "negative binomial": "0 or more"}[family]
-        raise ValueError(f"the outcome {asked.outcome_names[0]!r} must be {what}, and is not in {int(sums['wrong'])} rows")
-    step = _first(moments, sums, float(alpha))
+    moments, known = prepared(asked, source, family, offset, missing, grouped)
+    step = first_step(source, moments, float(alpha), asked.outcome_names[0])[0]
     scores = {"model": "", "robust": "rows", "cluster": "".join(grouped)}[errors]
-    found = maximise(lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))), np.array(step.beta), step.design.names)
+    found = fit_steps(source, step)
     squares = total(ask(source, replace(step, beta=tuple(found.beta.tolist()), scores=scores))) if scores else None
     return _fitted(formula, step, found.said, found.sums, found.beta, found.rounds, known, errors, squares)
+
+
+def prepared(
+    asked: Formula, source: Source, family: str, offset: str | None, missing: Missing, more: Sequence[str] = ()
+) -> tuple[GlmMoments, Surveyed]:
+    """What to ask of the columns of a model first, once it is known what they hold; `more`: columns that are used beside them."""
+    if len(asked.outcomes) != 1:
+        raise ValueError(f"{asked.text!r} needs one outcome before the ~, got {len(asked.outcomes)}")
+    about: Expression = parse(offset) if offset else ["number", 0.0]
+    known = survey(source, (*asked.columns, *columns(about), *more), asked.categories, missing)
+    return GlmMoments(asked.design(known.kinds, known.levels), _outcome(asked, known), about, tuple(known.kinds), family), known
+
+
+def fit_steps(source: Source, step: GlmStep) -> Found:
+    """Where the likelihood is largest, of columns (x - shift) / scale."""
+    return maximise(lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))), np.array(step.beta), step.design.names)
 
 
 def _outcome(asked: Formula, known: Surveyed) -> Expression:
@@ -230,8 +237,12 @@ def _outcome(asked: Formula, known: Surveyed) -> Expression:
     return outcome
 
 
-def _first(moments: GlmMoments, sums: Sums, alpha: float) -> GlmStep:
-    """The first step: no effects, with columns that have mean 0, where there is an intercept, and size 1."""
+def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) -> tuple[GlmStep, Sums]:
+    """The first step, and the sums of which it is made: no effects, columns of size 1 and, where there is an intercept, mean 0."""
+    sums = total(ask(source, moments))
+    if sums["wrong"]:
+        what = "0 or 1" if moments.family == "binomial" else "0 or more"
+        raise ValueError(f"the outcome {outcome!r} must be {what}, and is not in {int(sums['wrong'])} rows")
     rows, names = max(1, int(sums["rows"])), moments.design.names
     mean, square = sums["x"] / rows, sums["xx"] / rows
     at = names.index("Intercept") if "Intercept" in names else None
@@ -245,16 +256,23 @@ def _first(moments: GlmMoments, sums: Sums, alpha: float) -> GlmStep:
     if at is not None:
         beta[at] = families.start(moments.family, float(sums["y"]) / rows) - float(sums["offset"]) / rows
     at_mean, size, begin = (tuple(x.tolist()) for x in (shift, scale, beta))
-    return GlmStep(moments.design, moments.outcome, moments.offset, moments.used, moments.family, alpha, at_mean, size, begin)
+    step = GlmStep(moments.design, moments.outcome, moments.offset, moments.used, moments.family, alpha, at_mean, size, begin)
+    return step, sums
+
+
+def unscaled(step: GlmStep) -> np.ndarray:
+    """[P, P]: coefficients of the columns as they are, from those of (x - shift) / scale."""
+    back = np.diag(1 / np.array(step.scale))
+    if "Intercept" in step.design.names:
+        back[step.design.names.index("Intercept")] -= np.array(step.shift) / np.array(step.scale)
+    return back
 
 
 def _fitted(
     formula: str, step: GlmStep, said: Sequence[Sums], sums: Sums, beta: np.ndarray, rounds: int, known: Surveyed, errors: str, squares: Any
 ) -> Glm:
     names, rows = step.design.names, int(sums["rows"])
-    back = np.diag(1 / np.array(step.scale))  # coefficients of the columns as they are, from those of (x - shift) / scale
-    if "Intercept" in names:
-        back[names.index("Intercept")] -= np.array(step.shift) / np.array(step.scale)
+    back = unscaled(step)
     bread = inverse(sums["information"])
     dispersion = float(sums["pearson"]) / max(1, rows - len(names)) if step.family == "gaussian" else 1.0
     with_rows = np.stack([one["gradient"] for one in said if one["rows"]])

@@ -7,8 +7,8 @@
 Survey(names=('age', 'sex'), levels=('sex',))
 >>> decode(b'{"statistic": "shell", "command": "ls"}')
 Traceback (most recent call last):
-ValueError: there is no statistic 'shell'; there are at-risk, bins, cox, cox-moments, describe, event-times, glm, \
-glm-moments, ordinal, products, survey
+ValueError: there is no statistic 'shell'; there are at-risk, bins, cox, cox-moments, describe, event-times, \
+feature-products, filled, glm, glm-moments, glmm, harmonised, ordinal, products, survey, weighted
 """
 
 import dataclasses
@@ -24,11 +24,15 @@ from fedjax_core.stats.cox import CoxMoments, CoxStep
 from fedjax_core.stats.describe import Describe
 from fedjax_core.stats.expressions import check
 from fedjax_core.stats.glm import GlmMoments, GlmStep
+from fedjax_core.stats.glmm import GlmmStep
+from fedjax_core.stats.harmonise import FeatureProducts, Harmonised
 from fedjax_core.stats.histogram import Bins
+from fedjax_core.stats.imputation import Filled
 from fedjax_core.stats.lmm import Products
 from fedjax_core.stats.ordinal import OrdinalStep
 from fedjax_core.stats.survey import Survey
 from fedjax_core.stats.survival import AtRisk, EventTimes
+from fedjax_core.stats.weighting import Weighted
 
 STATISTICS: Mapping[str, type] = {
     "at-risk": AtRisk,
@@ -37,38 +41,59 @@ STATISTICS: Mapping[str, type] = {
     "cox-moments": CoxMoments,
     "describe": Describe,
     "event-times": EventTimes,
+    "feature-products": FeatureProducts,
+    "filled": Filled,
     "glm": GlmStep,
     "glm-moments": GlmMoments,
+    "glmm": GlmmStep,
+    "harmonised": Harmonised,
     "ordinal": OrdinalStep,
     "products": Products,
     "survey": Survey,
+    "weighted": Weighted,
 }
 """All that a site can be asked for."""
 
+_DEEP = 6  # dots in the place of a statistic that another one holds: rows are changed three times at most
+
 
 def name_of(statistic: Statistic) -> str:
-    """What it is called in messages and audit logs; raises TypeError for one that sites do not know."""
+    """What it is called in messages and audit logs, as in "filled glm"; raises TypeError for one that sites do not know."""
     for name, kind in STATISTICS.items():
         if type(statistic) is kind:
-            return name
+            then = getattr(statistic, "then", None)
+            return name if then is None else f"{name} {name_of(then)}"
     raise TypeError(f"{type(statistic).__name__} is no statistic that sites know; there are {', '.join(STATISTICS)}")
 
 
 def encode(statistic: Statistic) -> bytes:
     """The statistic as JSON."""
-    return json.dumps({"statistic": name_of(statistic), **dataclasses.asdict(statistic)}, allow_nan=False).encode()  # type: ignore[call-overload]
+    return json.dumps(_plain(statistic), allow_nan=False).encode()
+
+
+def _plain(statistic: Statistic) -> dict[str, Any]:
+    found: dict[str, Any] = dataclasses.asdict(statistic)  # type: ignore[call-overload]
+    if "then" in found:  # the statistic of rows that are changed first
+        found["then"] = _plain(statistic.then)  # type: ignore[attr-defined]
+    return {"statistic": name_of(statistic).partition(" ")[0]} | found
 
 
 def decode(text: bytes) -> Statistic:
     """The statistic that the JSON says; raises ValueError where it is none, or has other fields, or values of other types."""
     try:
         said = json.loads(text)
-        name = said.pop("statistic")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ValueError("the message says no statistic") from None
+    return _read(said, "")
+
+
+def _read(said: Any, where: str) -> Statistic:
+    if not isinstance(said, dict) or "statistic" not in said or where.count(".") > _DEEP:
+        raise ValueError("the message says no statistic")
+    name = said.pop("statistic")
     if not isinstance(name, str) or name not in STATISTICS:
         raise ValueError(f"there is no statistic {str(name)[:40]!r}; there are {', '.join(STATISTICS)}")
-    found: Statistic = _built(STATISTICS[name], said, name)
+    found: Statistic = _built(STATISTICS[name], said, f"{where}.{name}" if where else name)
     return found
 
 
@@ -82,6 +107,8 @@ def _built(kind: Any, said: Any, where: str) -> Any:
 
 def _value(kind: Any, said: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Statistic:
+        return _read(said, where)
     if dataclasses.is_dataclass(kind):
         return _built(kind, said, where)
     if origin is types.UnionType:

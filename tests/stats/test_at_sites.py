@@ -54,8 +54,8 @@ def sites(columns, folder=None, fields='"statistics"', cell=0):
 
 
 @contextlib.contextmanager
-def federation(composed, files, **more):
-    prepare = [fc.preprocess.Codes("sex", categories=("F", "M"))]
+def federation(composed, files, filled=(), **more):
+    prepare = [fc.preprocess.Codes("sex", categories=("F", "M")), *(fc.preprocess.Impute(name) for name in filled)]
     with Federation(composed, files, batch_size=64, epochs=1, prepare=prepare, **{"transport": "in-process", **more}) as fed:
         yield fed
 
@@ -70,6 +70,9 @@ def all_of_them(source):
         stats.cox("days, event ~ age + sex", source, ties="breslow"),
         stats.lmm("lab ~ age + sex", source),
         stats.ordinal("grade ~ age + sex", source),
+        stats.glmm("died ~ age", source),
+        stats.rubin([stats.glm("dose ~ age", one) for one in stats.impute(source, ["dose", "age"], times=2, rounds=1)]),
+        stats.glm("lab ~ days", stats.combat(source, ["lab", "days"], keep="age").source(source)),
     ]
     numbers = {
         f"{i}.{name}": x
@@ -87,12 +90,14 @@ def all_of_them(source):
         "r": stats.correlation(source, ["age", "lab"])["age", "lab"],
     }
     numbers |= {"t": stats.t_test("age ~ sex", source).t, "fisher": stats.fisher("died ~ sex", source).p_value}
+    numbers |= {"effect": stats.treatment_effect("lab, event ~ age", source).standard_error}
     numbers |= {"pca": stats.pca(source, ["age", "lab", "days"]).variances.tolist()}
     return numbers | {"died of 2": stats.cumulative_incidence("days, grade ~ 1", source)["2"].at([20, 50]).tolist()}
 
 
 def test_sites_tell_what_clients_tell(composed, columns):
-    with federation(composed, sites(columns)) as fed:
+    columns = columns | {"dose": np.where(columns["age"] > 70, np.nan, 2 * columns["age"])}
+    with federation(composed, sites(columns), filled=["dose"]) as fed:
         at_sites = all_of_them(fed)
     assert at_sites == all_of_them(fc.Clients.from_table(columns, by="site"))  # to the last bit
 

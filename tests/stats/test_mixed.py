@@ -44,6 +44,39 @@ def test_the_school_table_is_the_maximum_where_the_answer_is_not(data_dir):
     assert fit.random_intercept_variance == pytest.approx(0.089857, rel=1e-4) and fit.residual_variance == pytest.approx(0.562518, rel=1e-5)
 
 
+def restricted(groups, between, within):
+    """The restricted log-likelihood at these variances: a plain loop over sites, of (X, y), each with its covariance matrix."""
+    products, logs, rows = 0.0, 0.0, 0
+    for x, y in groups:
+        covariance = within * np.eye(len(y)) + between
+        z = np.column_stack([x, y])
+        products = products + z.T @ np.linalg.solve(covariance, z)
+        logs, rows = logs + np.linalg.slogdet(covariance)[1], rows + len(y)
+    a, b, p = products[:-1, :-1], products[:-1, -1], len(products) - 1
+    left = products[-1, -1] - b @ np.linalg.solve(a, b)
+    return -0.5 * ((rows - p) * np.log(2 * np.pi) + logs + np.linalg.slogdet(a)[1] + left)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "better"),
+    [
+        ("exam|lmm", lambda c: [c["standLRT"], c["sex"] == "M"], 100),
+        ("pda_los|lmm", lambda c: [c["age"] == "old", c["age"] == "young", c["sex"] == "M", c["lab"]], 0),
+    ],
+)
+def test_ours_is_likelier_than_the_answers_of_searches_that_failed(data_dir, name, x, better):
+    wanted, clients = multisite.answers(data_dir)[name], multisite.table(data_dir, name.split("|")[0])
+    fit = stats.lmm(wanted["formula"], clients)
+    outcome = wanted["formula"].partition(" ~ ")[0]
+    groups = []
+    for one in clients:
+        of = {n: np.array(clients.categories[n])[c] if n in clients.categories else c for n, c in one.items()}
+        groups.append((np.stack([np.ones(len(of[outcome])), *x(of)], axis=1), of[outcome]))
+    theirs = restricted(groups, wanted["random_intercept_variance"], wanted["residual_variance"])
+    ours = restricted(groups, fit.random_intercept_variance, fit.residual_variance)
+    assert ours == pytest.approx(fit.log_likelihood, rel=1e-10) and ours > theirs + better
+
+
 @pytest.mark.parametrize("method", ["reml", "ml"])
 def test_it_is_the_fit_of_statsmodels(columns, method):
     smf = pytest.importorskip("statsmodels.formula.api", reason="statsmodels, with which this compares, is not installed")

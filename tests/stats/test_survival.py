@@ -132,3 +132,75 @@ def test_sites_without_events_add_nothing_where_sites_are_strata(columns):
     fits = [stats.cox("time, event ~ age + sex", Clients.from_table(one, by="site"), strata="site") for one in (columns, both)]
     np.testing.assert_allclose(fits[0].estimates, fits[1].estimates, rtol=1e-9)
     assert fits[1].baseline is None and "strata site" in repr(fits[1])
+
+
+def time_varying(x, time, event, g, ties):
+    """The log partial likelihood of coefficients beta + theta g(t): a plain loop over times, of [beta, theta]."""
+
+    def log_likelihood(at):
+        found, p = 0.0, x.shape[1]
+        for t in np.unique(time[event == 1]):
+            eta = x @ (at[:p] + at[p:] * g(t))
+            dead, risk = (time == t) & (event == 1), np.exp(eta[time >= t]).sum()
+            found += eta[dead].sum()
+            for k in range(dead.sum()):
+                found -= np.log(risk - (k / dead.sum() * np.exp(eta[dead]).sum() if ties == "efron" else 0))
+        return found
+
+    return log_likelihood
+
+
+@pytest.mark.parametrize(("ties", "transform"), [("efron", "identity"), ("breslow", "log"), ("efron", "rank")])
+def test_proportional_hazards_are_tested_by_the_score_of_the_likelihood_with_time(columns, ties, transform):
+    some = {name: x[:60] for name, x in columns.items()}
+    fit = stats.cox("time, event ~ age + sex", Clients.from_table(some, by="site"), ties=ties, schoenfeld=transform)
+    x, dead = np.stack([(some["sex"] == "M") * 1.0, (some["age"] - 60) / 10], axis=1), some["time"][some["event"] == 1]
+    middle, spread = dead.mean(), dead.std()
+    g = {
+        "identity": lambda t: (t - middle) / spread,
+        "log": lambda t: np.log(t / middle),
+        "rank": lambda t: ((dead < t).sum() + ((dead == t).sum() + 1) / 2) / len(dead) - 0.5,
+    }[transform]
+    at, step = np.array([fit.coefficients["sex[T.M]"], 10 * fit.coefficients["age"], 0.0, 0.0]), 1e-3 * np.eye(4)
+    log_likelihood = time_varying(x, some["time"], some["event"], g, ties)
+    score = np.array([(log_likelihood(at + d) - log_likelihood(at - d)) / 2e-3 for d in step])
+    information = -np.array(
+        [[sum(p * q * log_likelihood(at + p * a + q * b) for p in (1, -1) for q in (1, -1)) / 4e-6 for a in step] for b in step]
+    )
+    assert fit.schoenfeld.global_chi2 == pytest.approx(score @ np.linalg.solve(information, score), rel=1e-3)
+    for j, name in enumerate(("sex[T.M]", "age")):
+        kept = [0, 1, 2 + j]
+        one = score[kept] @ np.linalg.solve(information[np.ix_(kept, kept)], score[kept])
+        assert fit.schoenfeld.chi2[name] == pytest.approx(one, rel=1e-3, abs=1e-6)
+    assert 0 < fit.schoenfeld.global_p < 1 and set(fit.schoenfeld.p_values) == {"age", "sex[T.M]"}
+
+
+def test_sites_as_strata_test_proportional_hazards_without_telling_times(columns):
+    clients = Clients.from_table({name: x for name, x in columns.items()}, by="site")
+    same = Clients.from_table(columns | {"stratum": columns["site"], "site": np.zeros(160, int)}, by="site")
+    told, kept = (
+        stats.cox("time, event ~ age", same, strata="stratum", schoenfeld="log"),
+        stats.cox("time, event ~ age", clients, strata="site", schoenfeld="log"),
+    )
+    assert kept.baseline is None and kept.schoenfeld.global_chi2 == pytest.approx(told.schoenfeld.global_chi2, rel=1e-9)
+    with pytest.raises(ValueError, match='take "log"'):
+        stats.cox("time, event ~ age", clients, strata="site", schoenfeld="rank")
+
+
+def test_hazards_that_cross_are_found():
+    draw = np.random.default_rng(0)
+    arm = np.arange(300) % 2
+    time = np.where(arm == 1, draw.uniform(4, 6, 300), draw.exponential(6, 300))  # first none of one arm, then all of them
+    table = {"site": draw.integers(0, 3, 300), "time": time, "event": np.ones(300, int), "arm": arm}
+    fit = stats.cox("time, event ~ arm", Clients.from_table(table, by="site"), strata="site", schoenfeld="log")
+    assert fit.schoenfeld.global_p < 1e-6 and fit.schoenfeld.chi2["arm"] == pytest.approx(fit.schoenfeld.global_chi2)
+
+
+def test_the_baseline_hazard_is_that_of_statsmodels(columns):
+    PHReg = pytest.importorskip("statsmodels.duration.api", reason="statsmodels, with which this compares, is not installed").PHReg
+    pooled = PHReg(columns["time"], columns["age"][:, None] - 60, status=columns["event"], ties="breslow").fit(disp=0)
+    fit = stats.cox("time, event ~ I(age - 60)", Clients.from_table(columns, by="site"), ties="breslow")
+    times, hazard = fit.baseline[""]
+    at, wanted, _ = pooled.baseline_cumulative_hazard[0]
+    np.testing.assert_array_equal(at, times)
+    np.testing.assert_allclose(hazard[:-1], wanted[1:], rtol=1e-6)  # it tells the hazard just before each time
