@@ -13,6 +13,7 @@ more than a hundred sites each has fifty peers (Bell et al., "Secure Single-Serv
     shamir.py    a secret in shares              masks.py    keys of pairs, boxes, and the masks themselves
     graph.py     who has a mask with whom        messages.py what is sent
     client.py    the site's end                  server.py   the coordinator's end
+    spent.py     what a site has opened, on its disk
 
 Both ends are state machines that know no transport: a message in, a message out. No audit of this code was made, and arithmetic on
 shares takes time that depends on the secrets.

@@ -3,8 +3,9 @@
     advertise() -> share(roster) -> mask(boxes, vector) -> confirm(survivors) -> reveal(wanted)
 
 The same request again gets the same answer. Another one in its place is refused: two rosters, two sets of survivors, both shares of one
-peer. So what a server can open is one sum, of at least as many sites as this site demands. All secrets come of the operating system,
-live in memory for one attempt, and are no part of a checkpoint: a site that is killed drops out of the attempt.
+peer. So what a server can open is one sum a round, of at least as many sites as this site demands. All secrets come of the operating
+system, live in memory for one attempt, and are no part of a checkpoint: a site that is killed drops out of the attempt. What it opened
+is on its disk before a share leaves it (`Spent`).
 """
 
 import hashlib
@@ -27,12 +28,12 @@ from fedjax_core.secure_aggregation.messages import (
     Refusal,
     Revealed,
     Roster,
-    Round,
     Shared,
     Survivors,
     Terms,
     Wanted,
 )
+from fedjax_core.secure_aggregation.spent import Spent
 
 T = TypeVar("T")
 Sign = Callable[[str, bytes], bytes]
@@ -41,28 +42,6 @@ Fits = Callable[[str, str, bytes, bytes], bool]
 """(name, purpose, data, signature) -> whether the site of that name made it: by keys that were exchanged beforehand, not by the server."""
 
 PURPOSE = "secure-aggregation"
-
-
-class Spent:
-    """The rounds in which a site took part, so that none is played again. A site keeps it as long as the run lasts."""
-
-    def __init__(self) -> None:
-        self._begun: set[Round] = set()
-        self._revealed: set[tuple[str, int, int]] = set()
-
-    def begin(self, round: Round) -> None:
-        """Raises where this attempt was begun already, or an attempt of the round came to its end: two sums differ by a report."""
-        if round in self._begun:
-            raise Refusal("replayed", f"{round} was begun already: a site takes part in an attempt once; begin another attempt")
-        if (round.run, round.round, round.exchange) in self._revealed:
-            raise Refusal("replayed", f"{round} has been opened: two sums of one round over other sites would differ by single reports")
-        self._begun.add(round)
-
-    def reveal(self, round: Round) -> None:
-        """Notes that this round's sum may be read from now on."""
-        if (round.run, round.round, round.exchange) in self._revealed:
-            raise Refusal("replayed", f"another attempt of {round} has been opened: a round has one sum")
-        self._revealed.add((round.run, round.round, round.exchange))
 
 
 class Client:
@@ -157,7 +136,7 @@ class Client:
                 raise Refusal("boxes", f"what {name!r} sent to {self.name!r} cannot be opened: {error}") from None
             if len(self._held[name]) != 2 * shamir.SIZE:
                 raise Refusal("boxes", f"what {name!r} sent to {self.name!r} is not two shares")
-        self._senders = senders
+        self._senders, self._vector = senders, hashlib.sha256(vector.tobytes()).digest()
         masked = vector.copy()
         add_mask(masked, self._seed)
         for name in sorted(near):
@@ -166,6 +145,7 @@ class Client:
 
     def _confirm(self, survivors: Survivors) -> Confirmed:
         self._among("survivors", survivors.names, self._senders)
+        self._spent.check(self.terms.round, self._sum_of(survivors))
         self._survivors = survivors
         return Confirmed(self.name, self._sign(PURPOSE, survivors.signed(self._session, self._senders)))
 
@@ -186,12 +166,16 @@ class Client:
         there = near & set(self._survivors.names)
         if set(wanted.seeds) != there or set(wanted.keys) != near - there:
             raise Refusal("shares", "asked for other shares than of who is in the sum, and of who dropped out of it")
-        self._spent.reveal(self.terms.round)
+        self._spent.open(self.terms.round, self._sum_of(self._survivors))
         return Revealed(
             self.name,
             {name: self._held[name][: shamir.SIZE] for name in wanted.seeds},
             {name: self._held[name][shamir.SIZE :] for name in wanted.keys},
         )
+
+    def _sum_of(self, survivors: Survivors) -> bytes:
+        """A digest of who is in the sum, and of this site's own vector."""
+        return hashlib.sha256(framed(*survivors.names, self._vector)).digest()
 
     def _among(self, stage: str, names: tuple[str, ...], before: Collection[str]) -> None:
         """Refuses names that are not of those before, not this site's too, too few, or so that masks cancel over parts of them."""

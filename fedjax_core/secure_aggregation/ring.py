@@ -18,7 +18,8 @@ Traceback (most recent call last):
 ValueError: numbers of 17 bits with weights of 65536 in sum need 33 bits, and the ring has 32: take bits=16, or smaller weights
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,9 @@ import jax.numpy as jnp
 from fedjax_core.types import Array, Key, known
 
 
-class Ring(NamedTuple):
-    """How a number becomes a whole one. Make it with `ring`, which checks that no sum wraps."""
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """How a number becomes a whole one. Make it with `ring`, which checks that no sum wraps. It equals itself alone, as `Settings` do."""
 
     bound: float  # of the absolute value of a number
     bits: int  # of a number
@@ -37,6 +39,20 @@ class Ring(NamedTuple):
     def step(self) -> float:
         """The distance between two neighbouring values."""
         return self.bound / (2 ** (self.bits - 1) - 1)
+
+
+class Weighted(NamedTuple):
+    """An update in whole numbers times its weight, and the weight."""
+
+    update: Any
+    weight: Array
+
+
+class Masked(NamedTuple):
+    """A report as it crosses the wire."""
+
+    ring: Weighted  # uint32, masked
+    fits: Array  # float32: 0 where the report fits the ring, NaN where it does not, by which it is refused
 
 
 def ring(bound: float, bits: int, weights: int) -> Ring:

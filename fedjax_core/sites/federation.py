@@ -47,6 +47,7 @@ from fedjax_core.evaluation import CrossEvaluation, Evaluation
 from fedjax_core.metrics import add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Round, State
+from fedjax_core.secure_aggregation.messages import MINIMUM
 from fedjax_core.sites.audit import NOTHING, Log
 from fedjax_core.sites.audit.coordinator_log import CoordinatorLog
 from fedjax_core.sites.connecting import connect, counted, own_key
@@ -55,10 +56,12 @@ from fedjax_core.sites.coordinator.absent import LackedRounds, with_reasons
 from fedjax_core.sites.coordinator.asynchronous import AsynchronousRounds, check
 from fedjax_core.sites.coordinator.collect import Collector, Paused
 from fedjax_core.sites.coordinator.exchange import exchange
+from fedjax_core.sites.coordinator.opened import Opened
 from fedjax_core.sites.coordinator.population import Joining, Population, describe
 from fedjax_core.sites.coordinator.preprocessing import fit_preprocessing
 from fedjax_core.sites.coordinator.reports import total_of
 from fedjax_core.sites.coordinator.rules import Rules
+from fedjax_core.sites.coordinator.secure import PARTS, secure_exchange
 from fedjax_core.sites.coordinator.server import merged
 from fedjax_core.sites.coordinator.statistics import collect_sums
 from fedjax_core.sites.protocol.report import said
@@ -152,6 +155,11 @@ class Federation:
         if len(set(self._names)) != len(self._names) or not files:
             raise ValueError(f"a federation needs sites of different names, got {self._names}")
         check_population(composed, len(files), "sites")
+        if composed.uplink.hides and len(files) < MINIMUM:
+            raise ValueError(
+                f"{composed.uplink.name} hides reports in their sum, and no site takes part in a sum of fewer than {MINIMUM}: of "
+                f"{len(files)}, each could be told from the others"
+            )
         self.buffer = buffer
         rules = self._checked(rules or Rules())
         self._exit = contextlib.ExitStack()
@@ -184,6 +192,7 @@ class Federation:
             ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
             self._steps = None if buffer is None else AsynchronousRounds(self._here, buffer, **ends, record=self._record)
             self._lacked = LackedRounds()
+            self._opened = Opened(None if self._folder is None else self._folder / f"{run_name}-opened.json")
             self.prepared = self._prepare()
             """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
         except BaseException:
@@ -253,21 +262,23 @@ class Federation:
         number = int(state.round)
         self._joining.look(number)
         if self._steps is not None:
-            step = self._steps.run(state, cohort)
+            stepped = self._steps.run(state, cohort)
             self._lacked.tell(number, self._steps.lacked)
-            return step
+            return stepped
         chosen = sampling.as_cohort(cohort, len(self.clients))
         exchanges = len(self.round.algorithm.exchanges)
-        self._collector.begin(number, chosen.clients, exchanges)
+        parts = sum(PARTS if self.study.secure(e) is not None else 1 for e in range(exchanges))
+        self._collector.begin(number, chosen.clients, parts)
         places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in self._collector.unknown]
         found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(len(chosen.clients) - len(places))}
         version = np.array(state.clients.version)  # type: ignore[attr-defined]
         needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
         for e in range(exchanges):
-            result = exchange(
-                self._here, e, About(state, version, needed), chosen, places,
-                requests=self._requests, collector=self._collector, data=self.clients.data, record=self._record,
-            )  # fmt: skip
+            ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
+            step: Any = exchange
+            if self.study.secure(e) is not None:
+                step, ends = secure_exchange, ends | {"roster": self._roster, "opened": self._opened}
+            result = step(self._here, e, About(state, version, needed), chosen, places, **ends, record=self._record)
             state, places = result.state, result.places
             version[chosen.clients[places]] = number * exchanges + e + 1
             found = add(found, result.metrics)

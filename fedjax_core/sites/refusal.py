@@ -20,7 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 class Refused(ValueError):
     """Something that came in was not accepted. The text says why and what to do, and holds no values of anybody's data."""
 
-    code: ClassVar[str] = "refused"
+    code: str = "refused"
     """The reason in one word, for audit entries and counts."""
     of_data: ClassVar[bool] = False
     """Whether the reason may have to do with a site's data: a site then says no more than that it declined."""

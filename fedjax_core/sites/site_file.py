@@ -10,6 +10,7 @@ It is the site's, and lies at the site: a coordinator's copy needs `name` and `r
     policy = "policy.toml"                paths are relative to this file
     key = "keys/charite.key"
     coordinator = "coordinator.pub"
+    roster = "roster.toml"                the keys of all sites, for a study of secure aggregation
     labels = "y"                          column of classes, for the policy's minimum.per_class
     departments = "ward"                  column by which its examples are divided, for a study whose clients are departments
     person = "patient_id"                 column of persons, who are held out whole; see held_out.py
@@ -68,6 +69,8 @@ class SiteFile:
     key: Path | None = None
     """None: one is made in the folder, or in memory."""
     coordinator: Path | None = None
+    roster: Path | None = None
+    """Of the keys of all sites, as the coordinator's: by which they know one another in a study of secure aggregation."""
     labels: str | None = None
     departments: str | None = None
     """The column, of whole numbers or text, that says of which department an example is; it is for nothing else. Data that are `Clients` of
@@ -110,7 +113,7 @@ class SiteFile:
         if odd := [name for name, value in found.items() if not isinstance(value, kinds.get(name, str))]:
             raise ValueError(f"{path}: {listed(odd)} is of another kind than it should be: arguments and resources are tables, names text")
         said = {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for name, value in found.items()}
-        for name in ("folder", "policy", "key", "coordinator"):
+        for name in ("folder", "policy", "key", "coordinator", "roster"):
             if name in found:
                 found[name] = _beside(path, found[name])
         if "data" in found and ((folder := _beside(path, found["data"])).exists() or not is_function(found["data"])):

@@ -32,6 +32,7 @@ from fedjax_core.data.preprocess import Step, check_steps
 from fedjax_core.describe import code_of, identity
 from fedjax_core.partial import incompatibility
 from fedjax_core.round import Round, reports_of
+from fedjax_core.secure_aggregation.ring import Ring
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ class Study:
     def _check_stages(self) -> None:
         """Raises where a stage of the uplink needs what a site has not: keys with other sites, or, of departments, secrets of their own."""
         composed, stage = self.round, self.round.uplink
+        if stage.hides:
+            self._check_secure()
         needed = {name for e in range(len(composed.algorithm.exchanges)) for name in composed.uses(e)}
-        if stage.recover is not None or (among := sorted(needed & {"here", "pairs", "place"})):
+        if not stage.hides and (stage.recover is not None or (among := sorted(needed & {"here", "pairs", "place"}))):
             what = "asks sites for something after their reports (recover)" if stage.recover is not None else f"uses {', '.join(among)}"
             raise ValueError(
                 f"{stage.name} {what}, and a site knows nothing of the others, nor has it keys with them: it runs in simulations "
@@ -91,6 +94,19 @@ class Study:
                 f"{stage.name} draws noise by a secret of each client, and departments draw by the run's key, which everybody knows: "
                 "leave departments out, or add noise in finish()"
             )
+
+    def _check_secure(self) -> None:
+        """Raises where reports of this study cannot travel under masks between real sites."""
+        if self.departments:
+            raise ValueError(
+                f"{self.round.uplink.name} hides each client's report in the sum, and a site with departments sends one mean of theirs: "
+                "leave departments out, or leave that stage out"
+            )
+
+    def secure(self, e: int) -> Ring | None:
+        """The ring in which reports of exchange `e` travel under masks; None where they do not, or there is no such exchange."""
+        exchanges = self.round.algorithm.exchanges
+        return self.round.uplink.ring if e < len(exchanges) and exchanges[e].update is not None else None
 
     @property
     def clip(self) -> float | None:

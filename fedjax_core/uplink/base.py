@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import keys, tree
+from fedjax_core.secure_aggregation.ring import Ring
 from fedjax_core.settings import Settings, with_settings
 from fedjax_core.types import Array, Key, Message, Own, Update
 
@@ -73,12 +74,17 @@ class Stage(NamedTuple):
     """What it was made with, by the names of the arguments: `with_settings` fills it in."""
     additive: bool = False
     """Messages may be summed before anybody reads one: `expand` changes nothing, or only checks."""
-    hides: bool = False
-    """The server learns nothing from a message, only from the sum of all."""
+    ring: Ring | None = None
+    """In which whole numbers messages travel under masks; None: they do not. `hides` is whether they do."""
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None
     """(state, own, sender, reported [K]) -> what a client whose report counts reveals, once it is known whose do: of masks that it shares
     with those who dropped out."""
     promises: Promises = Promises()
+
+    @property
+    def hides(self) -> bool:
+        """Whether the server learns nothing from a message, only from the sum of all."""
+        return self.ring is not None
 
 
 def _as_it_is(state: Any, message: Message, shapes: Update) -> Update:
@@ -98,7 +104,7 @@ def stage(
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = _unchanged,
     measurable: bool = False,
     additive: bool | None = None,
-    hides: bool = False,
+    ring: Ring | None = None,
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None,
     promises: Promises | None = None,
 ) -> Stage:
@@ -106,7 +112,7 @@ def stage(
     additive = expand is _as_it_is if additive is None else additive
     return Stage(
         name, init, init_client, encode, expand, finish,
-        measurable=measurable, additive=additive, hides=hides, recover=recover, promises=promises or Promises(),
+        measurable=measurable, additive=additive, ring=ring, recover=recover, promises=promises or Promises(),
     )  # fmt: skip
 
 
@@ -178,7 +184,7 @@ def chain(*stages: Stage) -> Stage:
         name, init, init_client, encode, expand, _unchanged if all(s.finish is _unchanged for s in stages) else finish,
         measurable=all(s.measurable for s in stages),
         additive=all(s.additive for s in stages),
-        hides=any(s.hides for s in stages),
+        ring=next((s.ring for s in reversed(stages) if s.hides), None),
         recover=recover if any(s.recover is not None for s in stages) else None,
         promises=_promised(stages, name),
     )  # fmt: skip

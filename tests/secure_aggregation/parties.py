@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from fedjax_core.secure_aggregation.client import Client, Spent
+from fedjax_core.secure_aggregation.client import Client
 from fedjax_core.secure_aggregation.messages import Round, Terms
 from fedjax_core.secure_aggregation.server import Server
+from fedjax_core.secure_aggregation.spent import Spent
 from fedjax_core.sites.wire.identity import SiteKey
 
 STAGES = ("advertise", "share", "mask", "confirm", "reveal")

@@ -12,9 +12,10 @@ from scipy.stats import chi2
 from fedjax_core.secure_aggregation import client as client_module
 from fedjax_core.secure_aggregation import graph
 from fedjax_core.secure_aggregation import server as server_module
-from fedjax_core.secure_aggregation.client import PURPOSE, Client, Spent
+from fedjax_core.secure_aggregation.client import PURPOSE, Client
 from fedjax_core.secure_aggregation.messages import Refusal, Roster, Round, Survivors, Terms, TooFew, Wanted
 from fedjax_core.secure_aggregation.server import Server
+from fedjax_core.secure_aggregation.spent import Spent
 from tests.secure_aggregation.parties import KEYS, NAMES, STAGES, aggregate, fits, party, plain, terms, vectors
 
 HALF, THIRDS = (1, 2), (2, 3)
@@ -172,10 +173,42 @@ def test_a_round_is_not_played_again():
     make(said.round)
     refused("replayed", make, said.round)
     make(replace(said.round, attempt=1))  # after one that was not opened
-    spent.reveal(said.round)
-    assert "differ by single reports" in refused("replayed", make, replace(said.round, attempt=2))
-    refused("replayed", spent.reveal, replace(said.round, attempt=1))
+    refused("replayed", make, said.round)
     make(replace(said.round, round=4))
+
+
+def test_a_round_is_opened_again_only_as_the_very_same_sum():
+    names, spent = NAMES[:4], {name: Spent() for name in NAMES[:4]}
+    given = vectors(names)
+
+    def attempt(number, vector=given, last=None):
+        said = terms(share=HALF, attempt=number)
+        clients = {n: Client(n, said, KEYS[n].sign, fits, spent[n], 2) for n in names}
+        return aggregate(clients, Server(said, fits), vector, last)[0]
+
+    first = attempt(0, last={D: 2})
+    np.testing.assert_array_equal(first, plain(given, names[:3]))
+    np.testing.assert_array_equal(attempt(1, last={D: 2}), first)
+    assert "differ by single reports" in refused("replayed", attempt, 2)  # with D in it, whose report would be the difference
+    refused("replayed", attempt, 3, given | {A: given[A] + np.uint32(1)}, {D: 2})  # or with another report of A
+
+
+def test_what_was_opened_is_on_the_disk_and_a_torn_line_is_not(tmp_path):
+    path, round = tmp_path / "site" / "opened.jsonl", Round("heart", 3, attempt=7)
+    spent = Spent(path)
+    spent.begin(round)
+    spent.open(round, b"abc")
+    with open(path, "ab") as file:
+        file.write(b'["opened", "heart", 4,')
+    again = Spent(path)
+    refused("replayed", again.begin, round)
+    refused("replayed", again.check, round, b"abd")
+    again.check(round, b"abc")
+    again.open(replace(round, round=4), b"abd")
+    assert len(path.read_text().splitlines()) == 3 and path.stat().st_mode & 0o777 == 0o600
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match="is damaged: restore it"):
+        Spent(path)
 
 
 def test_keys_of_another_round_or_of_nobody_are_refused():

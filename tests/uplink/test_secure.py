@@ -10,7 +10,7 @@ import fedjax_core as fc
 from fedjax_core import uplink
 from fedjax_core.round import Among
 from fedjax_core.uplink.base import alone
-from fedjax_core.uplink.secure import Weighted
+from fedjax_core.secure_aggregation.ring import Weighted
 from tests.contracts import assert_norm
 from tests.zoo import clients, fedavg, task
 

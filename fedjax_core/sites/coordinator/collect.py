@@ -5,7 +5,7 @@ enough, in `rules.py`. Below the quorum `Paused` is raised, which says of each s
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -53,16 +53,16 @@ class Collector(Contact):
         self._counted: dict[int, Future[Reply]] = {}
         self.begin(0)
 
-    def begin(self, number: int, cohort: Iterable[int] = (), exchanges: int = 1) -> None:
+    def begin(self, number: int, cohort: Iterable[int] = (), parts: int = 1) -> None:
         """It is now round `number`: what comes of another is refused, and so is what comes late.
 
-        The quorum is that of the `cohort`, or of whoever is asked, and so many exchanges share the round's time.
+        The quorum is that of the `cohort`, or of whoever is asked, and the round's time has so many parts, one for an exchange.
         """
         self.replies.begin(number)
         self.replies.reasons.clear()
         self.replies.reasons.update(self.unknown)
         self._until = time.monotonic() + self.rules.deadline_seconds
-        self._cohort, self._left = [int(at) for at in cohort], exchanges
+        self._cohort, self._left = [int(at) for at in cohort], parts
         self.record_late()
 
     def know(self, sizes: np.ndarray, clients: np.ndarray | None, plan: Plan) -> None:
@@ -71,7 +71,7 @@ class Collector(Contact):
 
     def collect(
         self,
-        request: Bytes,
+        request: Bytes | Mapping[int, Bytes],
         number: int,
         positions: list[int],
         use: Callable[[int, Envelope], bool] | None = None,
@@ -80,32 +80,35 @@ class Collector(Contact):
         seconds: float | None = None,
         brief: Collection[int] = (),
         least: float | None = None,
+        parts: int = 1,
     ) -> dict[int, Envelope]:
         """The replies that count, by the sites' positions: all of them, or, without their tensors, reports that are of `use`.
 
+        The `request` is one for all, or one a site, none of which is then too large to go at once.
         `skip` is told of a site that has answered, or failed for good, without such a reply. It waits for `seconds` at most, if that
         is less than is left of the round. `brief` ones are waited for as those are that were silent: by `Rules.grace`, and `least`
-        seconds.
+        seconds. `parts`: how many of the parts into which `begin` divides the round's time are for this.
         """
         for at in positions:
             self.replies.reasons.pop(at, None)
-        header, most = header_of(request), len(positions) if use is None or self.rules.enough is None else self.rules.enough
+        header = header_of(next(iter(request.values())) if isinstance(request, Mapping) else request)
+        most = len(positions) if use is None or self.rules.enough is None else self.rules.enough
         hasty = self.silent.union(brief).intersection(positions) if self.rules.grace is not None else ()
         waiting = Waiting(
             self, request, header, number, positions, self._fetch(header, positions),
-            use=use, skip=skip, patience=self._patience(seconds, least), hasty=hasty, most=most,
+            use=use, skip=skip, patience=self._patience(seconds, least, parts), hasty=hasty, most=most,
             quorate=lambda here: self.quorate(self._cohort or positions, here), record=self._record,
         )  # fmt: skip
         self._counted = waiting.counted
         waiting.wait()
         return waiting.good
 
-    def _patience(self, seconds: float | None, least: float | None) -> Patience:
-        """How long this exchange waits, which has its part of what is left of the round's time."""
-        began, left, self._left = time.monotonic(), self._left, max(1, self._left - 1)
+    def _patience(self, seconds: float | None, least: float | None, parts: int) -> Patience:
+        """How long this exchange waits, which has so many parts of what is left of the round's time."""
+        began, left, self._left = time.monotonic(), self._left, max(1, self._left - parts)
         until = min(self._until, began + (seconds or self.rules.deadline_seconds))
-        ours = until if left == 1 else began + (until - began) / left
-        return Patience(began, until, ours, left > 1, _GRACE_SECONDS if least is None else least)
+        ours = until if left <= parts else began + (until - began) * parts / left
+        return Patience(began, until, ours, left > parts, _GRACE_SECONDS if least is None else least)
 
     def again(self, at: int) -> Envelope:
         """The reply of the site at this position that was of use, brought and read once more; raises what comes of that.

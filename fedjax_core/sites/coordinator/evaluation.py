@@ -38,7 +38,7 @@ def cross_evaluate(
             )
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     doubts: dict[tuple[int, int, str], str] = {}
-    collector.begin(number, exchanges=max(1, len(models)))
+    collector.begin(number, parts=max(1, len(models)))
     here = [at for at in range(len(sizes)) if at not in collector.unknown]
     for m, params in enumerate(models.values()):
         asked = requests.write("score", number, to=[collector.names[at] for at in here], body={"params": params})

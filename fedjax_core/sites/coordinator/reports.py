@@ -132,6 +132,15 @@ def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: A
     return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: measure(to_tensors(params)))
 
 
+def largest_weights(composed: Round, e: int, collector: Collector, round: int) -> np.ndarray | None:
+    """[N]: what each site's report weighs by its examples and steps in exchange `e`; None where it depends on more than these."""
+    weigh = server_half(composed).weigh[e]
+    if weigh is None:
+        return None
+    steps = steps_of(collector, composed.algorithm.exchanges[e].work, round)
+    return weigh(collector.sizes.astype(np.float32), steps.astype(np.float32))
+
+
 def steps_of(collector: Collector, work: Work, round: int) -> np.ndarray:
     """[N]: how many steps each site does in an exchange of this work in a round; 1 where no plan is known."""
     if collector.plan is None:
@@ -196,6 +205,15 @@ class Aggregation:
                 rows[place] = one
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
         self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields)))
+
+    def whole(self, sent: Any, weight: float, by: Mapping[int, str], clients: int) -> None:
+        """Adds, in one, the sum of what the sites `by` {place: name} sent, of so many clients, with the sum of their weights."""
+        for place, name in by.items():
+            self._reported[place] = True
+            self._sent_by[place] = name
+        acc = self._server.zero[self._e](self._cohort)
+        self._acc = self._server.add[self._e](acc, self._uplink, sent, np.float32(1), np.int32(min(by)), None)
+        self.weight, self.count = np.float32(weight), np.float32(clients)
 
     def conclude(
         self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None], noise: np.ndarray

@@ -31,7 +31,8 @@ TOGETHER, SMALL_BYTES = 16, 64 << 10
 class Server(NamedTuple):
     """The server's part of a round, compiled; all but the last by exchange."""
 
-    form: list[TreeSpec]  # of what a site sends
+    like: list[Any]  # the shapes of what a site sends, or would without masks
+    form: list[TreeSpec]  # of that
     stats: list[dict[str, Any]]  # the shapes of the numbers in it that the server reads client by client
     beside: list[frozenset[str]]  # the names of the tensors in it that are no part of the update
     small: list[bool]  # whether that has at most SMALL_BYTES
@@ -133,6 +134,7 @@ def server_half(composed: Round) -> Server:
     key, one_site = keys.shape(), jax.ShapeDtypeStruct((1,), jnp.int32)
     shapes = [jax.eval_shape(partial(sent, e), state, kept, key) for e in exchanges]
     return Server(
+        like=shapes,
         form=[TreeSpec.of(one) for one in shapes],
         stats=[wire_of(one).stats for one in shapes],
         beside=[beside(one) for one in shapes],

@@ -31,7 +31,7 @@ class BadSums(Refused):
 def collect_sums(statistic: Statistic, collector: Collector, requests: Requests, record: Record) -> list[Sums]:
     """The sums of every site, in their order. Raises `Paused` where a site does not tell them, with its reason."""
     names = collector.names
-    collector.begin(0, exchanges=1)
+    collector.begin(0, parts=1)
     here = [at for at in range(len(names)) if at not in collector.unknown]
     text = np.frombuffer(encode(statistic), np.uint8)
     request = requests.write("statistics", 0, to=[names[at] for at in here], body={STATISTIC: text}, fields={STATISTIC: name_of(statistic)})

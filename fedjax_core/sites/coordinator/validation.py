@@ -152,7 +152,6 @@ def _check_header(header: Header, expected: ExpectedUpdate) -> str:
         if type(header.fields.get(name)) is not kind:
             raise BadField(f"an update needs the field {name!r} of type {kind.__name__}; the site should send it with the tensors")
     weight: Any = header.fields["weight"]
-    data: Any = header.fields["data"]
     if not 0 <= weight <= expected.max_weight:  # NaN is not
         raise BadWeight(
             f"the weight is not between 0 and the bound of {expected.max_weight:g}; a site cannot count for more than its examples give "
@@ -175,7 +174,15 @@ def _check_header(header: Header, expected: ExpectedUpdate) -> str:
             f"the update is not of the {expected.clients} clients that {header.sender!r} said to be; where its departments have changed, "
             "begin another run"
         )
-    known = expected.data.get(header.sender, data)
+    return check_data(header, expected.data)
+
+
+def check_data(header: Header, fingerprints: Mapping[str, str]) -> str:
+    """The code of acceptance of a reply from data of this fingerprint; raises `ChangedData` where it was another before."""
+    data = header.fields.get("data")
+    if not isinstance(data, str):
+        raise BadField("a report needs the field 'data' of type str; the site should send it with the tensors")
+    known = fingerprints.get(header.sender, data)
     if data == known:
         return "accepted"
     if header.fields.get("data_was") != known:

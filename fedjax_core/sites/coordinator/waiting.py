@@ -9,7 +9,7 @@ not begun with it: one that was away for long would do all of that first.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from fedjax_core.sites.multipart.manifest import read_manifest
 from fedjax_core.sites.protocol.kinds import LACKING, PARTS
 from fedjax_core.sites.protocol.request import Record
 from fedjax_core.sites.wire.canonical import Bytes
-from fedjax_core.sites.wire.envelope import Envelope, Header
+from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
 from fedjax_core.sites.wire.transport import Reply
 
 
@@ -44,7 +44,7 @@ class Waiting:
     def __init__(
         self,
         contact: Contact,
-        request: Bytes,
+        request: Bytes | Mapping[int, Bytes],
         header: Header,
         number: int,
         positions: Sequence[int],
@@ -58,7 +58,7 @@ class Waiting:
         quorate: Callable[[list[int]], bool],
         record: Record,
     ) -> None:
-        """`header` is that of the request. It ends with `most` replies that count; whether those here are enough says `quorate`.
+        """`request` is one for all, with that `header`, or one a site, none of which goes in parts. It ends with `most` replies that count; whether those here are enough says `quorate`.
 
         Sites that are `hasty` get no more time than `Patience.least` and `Rules.grace` give them, once the others are there.
         """
@@ -66,8 +66,12 @@ class Waiting:
         """The replies that count, by the sites' positions."""
         self.counted: dict[int, Future[Reply]] = {}
         """What they came in."""
-        self._contact, self._request, self._header, self._number, self._positions = contact, request, header, number, positions
-        self._fetch, self._outgoing = fetch, contact.outgoing(request)
+        self._contact, self._number, self._positions, self._fetch = contact, number, positions, fetch
+        if isinstance(request, Mapping):
+            self._requests, self._headers, self._outgoing = request, {at: header_of(request[at]) for at in positions}, None
+        else:
+            self._requests, self._headers = dict.fromkeys(positions, request), dict.fromkeys(positions, header)
+            self._outgoing = contact.outgoing(request)
         self._use, self._skip, self._quorate, self._record = use, skip, quorate, record
         self._patience, self._most, self._hasty = patience, most, set(hasty)
         self._asked = dict.fromkeys(positions, 0)
@@ -96,7 +100,7 @@ class Waiting:
 
     def _ask(self, at: int) -> None:
         self._asked[at] += 1
-        self._waiting[self._contact.ask(at, self._request, self._outgoing)] = at
+        self._waiting[self._contact.ask(at, self._requests[at], self._outgoing)] = at
 
     def _hear_all(self) -> None:
         """Hears replies until as many count as may, or nothing more is waited for."""
@@ -130,7 +134,7 @@ class Waiting:
         if at in self._settled:  # asked twice, and answered twice
             contact.replies.record_late(future, at)
             return
-        heard = contact.replies.accept(future, at, self._number, self._header, self._outgoing, skew_seconds=contact.rules.skew_seconds)
+        heard = contact.replies.accept(future, at, self._number, self._headers[at], self._outgoing, skew_seconds=contact.rules.skew_seconds)
         if heard is None:
             if self._asked[at] < contact.rules.attempts:
                 self._ask(at)
@@ -146,7 +150,7 @@ class Waiting:
         """Whether it is not the reply yet: that comes in parts, or the request goes in parts."""
         name = self._contact.names[at]
         if heard.header.kind == PARTS:
-            whole = self._fetch.begin(at, name, read_manifest(heard, self._header))
+            whole = self._fetch.begin(at, name, read_manifest(heard, self._headers[at]))
             self._waiting[whole], self._heads[whole] = at, future
         elif heard.header.kind == LACKING and self._outgoing is not None:
             self._waiting[self._fetch.send(at, name, self._outgoing, self._outgoing.lacking(heard))] = at

@@ -34,12 +34,14 @@ import numpy as np
 from fedjax_core.sites.policy.answered import ALL, Answered, Question
 from fedjax_core.sites.policy.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
 from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
+from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE
 from fedjax_core.sites.protocol.report import written
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import Header
 from fedjax_core.sites.wire.tensors import measure_update
 
+_WITHOUT_NORM = ("measure", "statistics", SHARE, MASK, CONFIRM, REVEAL)  # sums of columns, secrets, and what is under masks
 _REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
 
 
@@ -131,8 +133,8 @@ class Enforcement:
 
         No update leaves that is not finite.
         """
-        if request.kind in ("measure", "statistics") or (request.kind != "train" and self.policy.leaving.max_norm is None):
-            return None  # sums of columns have no such norm
+        if request.kind in _WITHOUT_NORM or (request.kind != "train" and self.policy.leaving.max_norm is None):
+            return None
         norm = measure_update(tensors, beside)
         if not (leave := self.policy.may_leave([], norm)).allowed:
             raise Withheld(f"{leave.reason} [{leave.code}]")

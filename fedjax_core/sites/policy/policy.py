@@ -13,12 +13,14 @@
     per_class = 5                 # of each class, those of the task that the site lacks among them
     classes = 2                   # so many there are, where the study's task does not say it
     department = 5                # of each department that is a client by itself; see departments.py
+    sites = 5                     # in a sum of secure aggregation; never fewer than 3
     cell = 5                      # of values behind a sum for preprocessing or of a metric, or it is not told
 
     [leaving]
     fields = ["weight", "examples", "data"]     # and metrics, such as "loss": not where an epsilon is kept, which does not count them
                                                 # and "steps_done", "examples_seen": counts, for runs that limit the time to train
                                                 # and "stats.loss", which a study's server reads of each site by itself
+    secure = true                 # no update leaves but under masks: the study has fc.uplink.secure
     max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
     clip = 1.0                    # the run must clip each update to this or less
     noise = 0.8                   # and add at least this multiple of it
@@ -97,6 +99,7 @@ class Minimum:
     cell: int = 0
     department: int = 0
     classes: int = 0
+    sites: int = 0
 
     def lacking(self, examples: int, per_class: Mapping[Any, int] | None) -> tuple[str, str] | None:
         """(code, reason) where so many examples, and of each class, are too few; None where they are enough."""
@@ -117,6 +120,7 @@ class Leaving:
     """What may go out with an update, and how it has to be treated before."""
 
     fields: tuple[str, ...] = ("weight", "examples", "data")
+    secure: bool = False
     max_norm: float | None = None
     clip: float | None = None
     noise: float | None = None
@@ -180,6 +184,7 @@ class Request(NamedTuple):
     seconds_today: float = 0.0  # that the site has computed today
     epsilon: float = 0.0  # of all that has left, with what is asked for now
     department: int | None = None  # examples of the smallest, where departments are clients
+    secure: bool = False  # whether updates leave under masks alone
 
 
 OF_DATA = ("bad-records", "examples", "per-class", "department", "norm")
@@ -266,6 +271,8 @@ class Policy:
             )
         if not (leave := self.may_leave(request.fields, 0.0, request.epsilon)).allowed:
             yield leave.code, leave.reason.removeprefix(f"{self.site} ")
+        if self.leaving.secure and not request.secure:
+            yield "secure", "lets updates leave under masks alone: the study needs fc.uplink.secure (leaving.secure)"
         if self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
             yield (
                 "clip",

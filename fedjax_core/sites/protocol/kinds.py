@@ -6,6 +6,7 @@
     describe    what the coordinator has to know before the first round
     measure     sums of its columns, for preprocessing that is one for all sites
     statistics  the sums of a statistic that is named, of its columns
+    share, mask, confirm, reveal    its part of secure aggregation, once it was asked to train; see secure.py
     part        a part of its last reply that was too large to travel at once
     announce    which parts it lacks of a request that is too large to travel at once; where none, the answer to that
     deliver     that it has a part of it
@@ -21,6 +22,9 @@ from fedjax_core.sites.refusal import Refused
 
 PARTS = "parts"
 """The kind of a reply that says what the parts of the true reply are."""
+
+SHARE, MASK, CONFIRM, REVEAL = "share", "mask", "confirm", "reveal"
+"""The kinds of requests of secure aggregation, in their order."""
 
 PART, ANNOUNCE, LACKING, DELIVER, DELIVERED = "part", "announce", "lacking", "deliver", "delivered"
 """The kinds of requests for parts of messages, and of their replies; `part` is answered by the part as it is."""
@@ -58,16 +62,22 @@ KINDS: Mapping[str, Kind] = {
     "describe": Kind("description", ("examples", "data")),
     "measure": Kind("sums", ("examples",)),
     "statistics": Kind("statistic", ("examples", "statistics")),
+    SHARE: Kind("shared", ()),
+    MASK: Kind("masked", ()),
+    CONFIRM: Kind("confirmed", ()),
+    REVEAL: Kind("revealed", ()),
     PART: Kind(PART, ()),
     ANNOUNCE: Kind(LACKING, (), again=True),
     DELIVER: Kind(DELIVERED, (), again=True),
 }
 
 
-def leaving(kind: str, *, departments: bool, stats: tuple[str, ...] = ()) -> tuple[str, ...]:
+def leaving(kind: str, *, departments: bool, stats: tuple[str, ...] = (), secure: bool = False) -> tuple[str, ...]:
     """The fields of the reply to such a request that the site's policy is asked for, beside the metrics.
 
-    `stats`: what the server of the study reads of each site by itself (`Study.stats`).
+    `stats`: what the server of the study reads of each site by itself (`Study.stats`); `secure`: whether weights leave under masks.
     """
+    if secure and kind == "train":
+        return ("examples", "data")
     clients = ("clients",) if departments and kind in ("train", "describe") else ()
     return (*KINDS[kind].leaving, *clients, *(stats if kind == "train" else ()))

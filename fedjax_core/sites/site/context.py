@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fedjax_core.sites.protocol.request import about_sites, addresses
 from fedjax_core.sites.refusal import listed
 from fedjax_core.sites.site.client_state import ClientStateStore
 from fedjax_core.sites.site.data import SiteData
+from fedjax_core.sites.site.secure_attempt import Secure
 from fedjax_core.sites.site.time_limit import StepLog
 from fedjax_core.sites.site.usual_policy import metrics_of, usual_policy
 from fedjax_core.sites.site_file import SiteFile, load_key
@@ -62,6 +64,9 @@ class SiteContext:
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self.left = Left(self.folder, int(about.left_gb * 1e9))
         self.budget, self.done = Budget(self.folder), StepLog(self.folder)
+        ring = study.round.uplink.ring
+        self.secure = None if ring is None else Secure(about, self.key, ring)
+        """Its end of secure aggregation, where reports of the study travel under masks."""
         self.address: np.ndarray = addresses([self.name])[0]
         self.asked: Question | None = None
         """The question that is being answered."""
@@ -108,16 +113,19 @@ class SiteContext:
         more: Mapping[str, Scalar] | None = None,
         steps: int = ALL,
         beside: Collection[str] = (),
+        judged: Mapping[str, np.ndarray] | None = None,
     ) -> Bytes:
         """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there.
 
         `steps`: of how many the work was, where its time was limited; `beside`: the tensors that are no part of an update.
+        `judged`: the update that the policy judges and counts, where it is another one's turn to leave (under masks).
         """
         tensors = tensors or {}
         header = self.header(KINDS[request.kind].reply, request, fields)
-        norm = self.enforcement.release(request, tensors, beside)
+        norm = self.enforcement.release(request, tensors if judged is None else judged, beside)
         draft = Draft(header, tensors, self.key)
-        counted = self.enforcement.count(request, draft.header.digest, self.asked, steps)
+        digest = draft.header.digest if judged is None else sha256(b"".join(x.tobytes() for x in judged.values())).hexdigest()
+        counted = self.enforcement.count(request, digest, self.asked, steps)
         if self.log is None:
             return draft.signed()
         more = {**(more or {}), **counted}

@@ -62,6 +62,7 @@ class SiteData:
         self.asked = Request(
             study.hash, self.raw.examples, self._classes(self.raw), clip=study.clip,
             noise=study.noise, bad=skipped / (every + skipped), department=least if study.departments else None,
+            secure=study.round.uplink.hides,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""
         self._preparation = preprocessing.Preparation(study.prepare, self.raw, self._check, about.folder) if study.prepare else None

@@ -157,8 +157,10 @@ class Site:
 
     def _leaving(self, request: Header) -> tuple[str, ...]:
         """The fields that the reply will have whatever comes of the work."""
-        fields = leaving(request.kind, departments=self.context.study.departments, stats=self.context.study.stats)
-        return fields + (PARTIAL if TRAIN_SECONDS in request.fields else ())
+        study = self.context.study
+        secure = study.secure(request.exchange) is not None
+        fields = leaving(request.kind, departments=study.departments, stats=study.stats, secure=secure)
+        return fields + (PARTIAL if TRAIN_SECONDS in request.fields and not secure else ())
 
     def _announced(self, envelope: Envelope) -> Bytes:
         """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the request."""

@@ -17,10 +17,11 @@ from fedjax_core.algorithms.base import Addressed, Told
 from fedjax_core.data.preprocess import sums_of
 from fedjax_core.sites.policy.answered import ALL
 from fedjax_core.sites.protocol import request
+from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE
 from fedjax_core.sites.protocol.report import PARTIAL, beside, said
 from fedjax_core.sites.protocol.request import WITHHELD, BadRequest
 from fedjax_core.sites.refusal import Refused
-from fedjax_core.sites.site import client_update, preprocessing
+from fedjax_core.sites.site import client_update, preprocessing, secure
 from fedjax_core.sites.site import statistics as own_statistics
 from fedjax_core.sites.site.context import SiteContext
 from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
@@ -74,7 +75,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
             )
     sent, its, now, fine, left, metrics = seen
     left = left if site.study.measurable else {}
-    tensors, weight = to_tensors(sent), float(its)
+    weight = float(its)
     if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
     site.enforcement.check_weight(header, weight)
@@ -88,9 +89,15 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     if seconds is not None and steps is not None:
         site.done.add(_which(site, header, seconds), steps, header)
     data = site.data
-    fields: dict[str, Scalar] = {"weight": weight, "examples": data.raw.examples, "data": data.fingerprint, **data.counted}
+    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.counted}
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
+    if site.study.secure(e) is not None:
+        by = {"algorithm": composed.algorithm.name, **data.counted}
+        reply = secure.advertise(site, header, sent, fields, by, ALL if steps is None else steps)
+        keep.write(after, now)
+        return reply
+    fields["weight"] = weight
     visits = data.visits(header.round, work) if minimum.cell and not work.idle else 1
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
@@ -100,7 +107,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         fields |= site.enforcement.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
     more |= {"algorithm": composed.algorithm.name} | ({} if site.study.epsilon is None else {"epsilon": site.study.epsilon})
-    reply = site.reply(header, fields, tensors, more, ALL if steps is None else steps, beside(sent))
+    reply = site.reply(header, fields, to_tensors(sent), more, ALL if steps is None else steps, beside(sent))
     keep.write(after, now)
     return reply
 
@@ -203,5 +210,5 @@ def statistics(site: SiteContext, envelope: Envelope) -> Bytes:
 
 HANDLERS: Mapping[str, Callable[[SiteContext, Envelope], Bytes]] = {
     "train": train, "evaluate": evaluate, "score": score, "describe": describe, "measure": measure,
-    "statistics": statistics,
+    "statistics": statistics, SHARE: secure.share, MASK: secure.mask, CONFIRM: secure.confirm, REVEAL: secure.reveal,
 }  # fmt: skip

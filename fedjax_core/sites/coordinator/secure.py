@@ -1,0 +1,245 @@
+"""One exchange of a round under secure aggregation: the coordinator reads the sum of the reports, and no report.
+
+    train ─► keys ─► share ─► boxes ─► mask ─► masked reports, added ─► confirm ─► signatures ─► reveal ─► shares ─► the sum ─► conclude
+
+Sites train first, so who is slow or down drops out before there is a secret to recover. After that each of four short stages goes on with
+those who answered it: a site that drops out before its masked report is there is not in the sum, and one that does so after it is. Below
+the threshold of the protocol, or the quorum of the `Rules`, the round ends by `Paused`, with the stage and the reason of each site that is
+missing; nothing can be read, and the state is what it was. What the gate can check is the shape of a masked report, that it is whole
+numbers of 32 bits, who signed it, and of which data and study it is: neither its norm nor its weight, which each site checks itself.
+
+A round is opened once: run again, after a kill or from an earlier checkpoint, it asks the sites that were in its sum then (`Opened`).
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedjax_core import tallies
+from fedjax_core.data.cohorts import Cohort
+from fedjax_core.round import Round
+from fedjax_core.secure_aggregation.client import PURPOSE
+from fedjax_core.secure_aggregation.messages import MINIMUM, Advertised, Confirmed, Masked, Refusal, Revealed, Shared, TooFew
+from fedjax_core.secure_aggregation.ring import Masked as Sent
+from fedjax_core.secure_aggregation.server import Server
+from fedjax_core.sites.coordinator.absent import with_reasons
+from fedjax_core.sites.coordinator.collect import Collector, Paused
+from fedjax_core.sites.coordinator.exchange import Result
+from fedjax_core.sites.coordinator.opened import Opened
+from fedjax_core.sites.coordinator.reports import Aggregation, largest_weights, total_of, training
+from fedjax_core.sites.coordinator.server import broadcast, server_half
+from fedjax_core.sites.coordinator.validation import WrongExchange, check_data
+from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE, WrongConfig
+from fedjax_core.sites.protocol.request import About, BadRequest, Record, Requests
+from fedjax_core.sites.protocol.secure import ATTEMPT, CANNOT_SEE, IDENTITIES, MESSAGE, VECTOR, length_of, read, ring_of, terms_of, written
+from fedjax_core.sites.refusal import Refused
+from fedjax_core.sites.wire.canonical import Scalar, in_lines
+from fedjax_core.sites.wire.envelope import COORDINATOR, Envelope, Header, header_of
+from fedjax_core.sites.wire.identity import Roster
+from fedjax_core.sites.wire.trees import LeafSpec, check_specs
+
+PARTS, TRAINING = 8, 4
+"""Into so many parts the time of an exchange is divided, of which so many are for training and one for each stage after it."""
+
+
+def secure_exchange(
+    composed: Round,
+    e: int,
+    about: About,
+    cohort: Cohort,
+    places: list[int],
+    *,
+    requests: Requests,
+    collector: Collector,
+    data: Mapping[str, str],
+    record: Record,
+    roster: Roster,
+    opened: Opened,
+) -> Result:
+    """Exchange `e` with the sites at these places of the cohort: who of them is in the sum, and the state that comes of it.
+
+    `data`: the fingerprint of each site's; `roster`: their keys. Raises `Paused` where there is no sum, and ValueError
+    where there never could be one.
+    """
+    number, where = int(about.state.round), f"round {int(about.state.round)}, exchange {e}"
+    turns = {int(cohort.clients[p]): p for p in places}
+    before = opened.of(number, e)
+    if before is not None:
+        if lacking := [name for name in before if name not in {collector.names[at] for at in turns}]:
+            raise Paused(
+                f"{where} was opened before, as the sum of {', '.join(before)}, and sites open it again for the very same ones alone: "
+                f"{', '.join(lacking)} must be in its cohort and here. Where they are gone for good, go on with another round, "
+                "state._replace(round=state.round + 1). The state is unchanged."
+            )
+        turns = {at: place for at, place in turns.items() if collector.names[at] in before}
+    _check(composed, e, cohort, turns, number, collector)
+    sent, state = broadcast(composed, e, about.state, len(about.version))
+    noise = requests.noise(state, e)
+    request = training(
+        composed, sent, number, e, to=[collector.names[at] for at in turns], about=about, requests=requests, collector=collector
+    )
+    run = _Attempt(header_of(request), composed, e, requests, collector, data, record, roster)
+    try:
+        vector, here = run.sum(request, list(turns), opened)
+    except TooFew as few:
+        raise run.ended(str(few), turns) from few
+    except Refusal as refusal:
+        raise run.ended(f"secure aggregation ended: {refusal}", turns) from refusal
+    ring = ring_of(vector, run.like.ring)
+    sums = Aggregation(composed, e, state.uplink[e], len(cohort.clients), cohort.clients)
+    by = {turns[at]: collector.names[at] for at in turns if at in here}
+    fits: Any = np.float32(0)
+    sums.whole(Sent(ring, fits), float(ring.weight), by, len(by))
+    state = sums.conclude(state, where, collector.rules, partial(_at, record, number, e), noise)
+    record(COORDINATOR, "summed", number, {"exchange": e, "sites": len(by), "secure": CANNOT_SEE, **in_lines("names", by.values())})
+    missing = len(turns) - len(by) - run.refused
+    metrics = sums.metrics | {"refused": total_of(run.refused), "missing": total_of(missing)}
+    return Result(state, list(by), metrics | tallies.on_the_wire(composed, e, len(by), len(turns)))
+
+
+def _at(record: Record, number: int, e: int, who: str, what: str, about: Any) -> None:
+    record(who, what, number, {**about, "exchange": e})
+
+
+def _check(composed: Round, e: int, cohort: Cohort, turns: Mapping[int, int], number: int, collector: Collector) -> None:
+    """Raises where no sum of these sites could be read, before any of them is asked."""
+    if int(cohort.counts.max(initial=1)) > 1:
+        raise ValueError(
+            f"a site of this cohort was drawn {int(cohort.counts.max())} times, and {composed.uplink.name} hides its report, which can "
+            "therefore not be counted so often: draw cohorts without replacement"
+        )
+    if len(turns) < MINIMUM:
+        raise Paused(
+            f"round {number}, exchange {e}: {len(turns)} sites can be asked, and no site takes part in a sum of fewer than {MINIMUM}, of "
+            "which each could be told from the others. The state is unchanged."
+        )
+    ring = composed.uplink.ring
+    assert ring is not None
+    most = ring.weights // len(turns)
+    weights = largest_weights(composed, e, collector, number)
+    if weights is not None and (heavy := [at for at in turns if weights[at] > most]):
+        names = ", ".join(f"{collector.names[at]} up to {weights[at]:g}" for at in heavy[:5])
+        raise ValueError(
+            f"fc.uplink.secure(bits={ring.bits}, weights={ring.weights}) gives each of {len(turns)} sites a weight of at most {most}, and "
+            f"by their examples {names}: make it with larger weights and fewer bits (bits + log2(weights) is at most 32)"
+        )
+
+
+class _Attempt:
+    """One attempt, stage by stage."""
+
+    def __init__(
+        self, asked: Header, composed: Round, e: int, requests: Requests, collector: Collector, data: Mapping[str, str], record: Record,
+        roster: Roster,
+    ) -> None:  # fmt: skip
+        self.like = server_half(composed).like[e]
+        """The shapes of what a site would send without masks."""
+        self.refused = 0
+        self._asked, self._e = asked, e
+        self._requests, self._collector, self._data, self._record, self._roster = requests, collector, data, record, roster
+        self._terms = terms_of(asked, length_of(self.like.ring))
+        self._server = Server(self._terms, self._fits)
+        self._at = {name: at for at, name in enumerate(collector.names)}
+
+    def sum(self, request: Any, positions: list[int], opened: Opened) -> tuple[np.ndarray, set[int]]:
+        """(the sum, [length] uint32, the sites in it)."""
+        server, number = self._server, self._asked.round
+        keys: dict[int, Advertised] = {}
+        self._heard(request, positions, lambda at, heard: keys.setdefault(at, self._keys(heard)), TRAINING)
+        self._quorum(positions, keys, "train")
+        roster = server.roster(keys.values())
+        identities = np.stack([np.frombuffer(self._roster.keys[one.name].raw, np.uint8) for one in roster.sites])
+        share = {MESSAGE: written(roster)[MESSAGE], IDENTITIES: identities}
+        shared: dict[int, Shared] = {}
+        self._stage(SHARE, {one.name: share for one in roster.sites}, lambda at, heard: shared.setdefault(at, self._of(heard, Shared)))
+        boxes = server.route(shared.values())
+        specs = {f"['{VECTOR}']": LeafSpec("uint32", (self._terms.length,))}
+
+        def add(at: int, heard: Envelope) -> None:
+            check_specs(heard.tensors, specs)
+            server.add(Masked(heard.header.sender, heard.tensors[f"['{VECTOR}']"]))
+
+        masked = self._stage(MASK, {name: written(its) for name, its in boxes.items()}, add)
+        survivors = server.survivors()
+        self._quorum(positions, masked, "mask")
+        signed: dict[int, Confirmed] = {}
+        confirm = written(survivors)
+        self._stage(CONFIRM, dict.fromkeys(survivors.names, confirm), lambda at, heard: signed.setdefault(at, self._of(heard, Confirmed)))
+        wanted = server.wanted(signed.values())
+        opened.add(number, self._e, survivors.names, self._requests.recovery.oldest)
+        self._record(COORDINATOR, "opens", number, {"exchange": self._e, **in_lines("names", survivors.names)})
+        shares: dict[int, Revealed] = {}
+        self._stage(
+            REVEAL, {name: written(its) for name, its in wanted.items()}, lambda at, heard: shares.setdefault(at, self._of(heard, Revealed))
+        )
+        return server.total(shares.values()), masked
+
+    def ended(self, why: str, positions: Collection[int]) -> Paused:
+        """What is raised where there is no sum: why, and what became of each site that is missing."""
+        number, reasons = self._asked.round, self._collector.replies.reasons
+        missing = with_reasons({self._collector.names[at]: reasons[at] for at in positions if at in reasons})
+        self._record(COORDINATOR, "paused", number, {"exchange": self._e, "reason": why[:1000], "missing": missing[:1000]})
+        return Paused(f"round {number}, exchange {self._e}: {why} Missing: {missing or 'nobody'}. The state is unchanged.")
+
+    def _stage(self, kind: str, to: Mapping[str, dict[str, np.ndarray]], use: Callable[[int, Envelope], Any]) -> set[int]:
+        """Those of these sites whose answer to what each is sent is of use."""
+        said = {ATTEMPT: self._asked.sequence, "part_bytes": self._asked.fields.get("part_bytes")}
+        fields: dict[str, Scalar] = {name: value for name, value in said.items() if value is not None}
+        made: dict[int, Any] = {}  # of one message for all, one request
+        requests = {}
+        for name, body in to.items():
+            if id(body) not in made:
+                made[id(body)] = self._requests.concerning(self._asked, kind, fields, body)
+            requests[self._at[name]] = made[id(body)]
+        about: dict[str, Scalar] = {"kind": kind, "exchange": self._e, "bytes": sum(map(len, requests.values()))}
+        self._record(COORDINATOR, "asked", self._asked.round, about | in_lines("names", to))
+        return self._heard(requests, sorted(requests), use, 1)
+
+    def _heard(self, request: Any, positions: list[int], use: Callable[[int, Envelope], Any], parts: int) -> set[int]:
+        def used(at: int, heard: Envelope) -> bool:
+            try:
+                use(at, heard)
+            except (Refused, Refusal) as refusal:
+                self.refused += 1
+                self._collector.replies.reasons[at] = f"its answer was set aside ({refusal.code}): {refusal}"
+                about: dict[str, Scalar] = {
+                    "accepted": False,
+                    "code": refusal.code,
+                    "reason": str(refusal)[:1000],
+                    "digest": heard.header.digest,
+                }
+                self._record(heard.header.sender, "update", self._asked.round, {**about, "exchange": self._e})
+                return False
+            return True
+
+        return set(self._collector.collect(request, self._asked.round, positions, used, parts=parts))
+
+    def _keys(self, heard: Envelope) -> Advertised:
+        """The keys in a reply to the request to train, once that is of this study, exchange and data."""
+        header = heard.header
+        if header.config != self._requests.config:
+            raise WrongConfig("the site has another study than the run: both ends need the same algorithm, settings, code and fedjax_core")
+        if header.exchange != self._e:
+            raise WrongExchange(f"the keys are of exchange {header.exchange} of the round, and this is {self._e}")
+        code = check_data(header, self._data)
+        found = self._of(heard, Advertised)
+        if not self._fits(found.name, PURPOSE, found.signed(self._terms), found.signature):
+            raise BadRequest(f"the keys of {found.name!r} are not signed by it for this round")
+        self._record(header.sender, "update", header.round, {"accepted": True, "code": code, "digest": header.digest, "exchange": self._e})
+        return found
+
+    def _of(self, heard: Envelope, kind: type[Any]) -> Any:
+        """The message of this kind in a reply, which speaks for its sender."""
+        found: Any = read(heard.tensors, kind)
+        if found.name != heard.header.sender:
+            raise BadRequest(f"{heard.header.sender!r} sent a message {kind.__name__} in the name of another site")
+        return found
+
+    def _fits(self, name: str, purpose: str, data: bytes, signature: bytes) -> bool:
+        key = self._roster.keys.get(name)
+        return key is not None and key not in self._roster.revoked and key.fits(purpose, data, signature)
+
+    def _quorum(self, positions: list[int], here: Collection[int], stage: str) -> None:
+        self._collector.check_quorum(self._asked.round, positions, list(here), f"exchange {self._e}, stage {stage!r}")

@@ -1,0 +1,92 @@
+"""What a site does for the requests of secure aggregation: each answer is let out by its policy and recorded, as any other.
+
+A request that the protocol does not allow (both shares of one peer, another roster, too few sites) is refused by the protocol's own code,
+which goes into the site's audit log with the reason, and to the coordinator.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from fedjax_core.secure_aggregation.messages import Boxes, Refusal, Roster, Survivors, Wanted
+from fedjax_core.secure_aggregation.ring import Masked
+from fedjax_core.sites.protocol.request import BadRequest
+from fedjax_core.sites.protocol.secure import CANNOT_SEE, IDENTITIES, VECTOR, read, written
+from fedjax_core.sites.refusal import listed
+from fedjax_core.sites.site.context import SiteContext
+from fedjax_core.sites.site.secure_attempt import NotAgreed, OutOfRing, Secure
+from fedjax_core.sites.wire.canonical import Bytes, Scalar
+from fedjax_core.sites.wire.envelope import Envelope, Header
+from fedjax_core.sites.wire.trees import to_tensors
+
+
+def advertise(
+    site: SiteContext, header: Header, sent: Masked, fields: Mapping[str, Scalar], more: Mapping[str, Scalar], steps: int
+) -> Bytes:
+    """The reply to a request to train: the keys of an attempt. The report stays here, and the policy has judged it."""
+    secure = _secure(site)
+    vector = secure.vector(sent)
+    with _agreed():
+        attempt = secure.begin(header, vector, site.enforcement.policy.minimum.sites)
+        tensors = to_tensors(written(attempt.client.advertise()))
+    said = {**more, "secure": "keys alone: the report stays here until it is under masks"}
+    reply = site.reply(header, fields, tensors, said, steps, judged=secure.judged(vector))
+    secure.go_on(attempt)
+    return reply
+
+
+def share(site: SiteContext, envelope: Envelope) -> Bytes:
+    """A box for each peer, with a share of this site's secrets."""
+    secure, attempt, roster = _secure(site), _secure(site).attempt(envelope.header), read(envelope.tensors, Roster)
+    secure.meet(roster, envelope.tensors.get(f"['{IDENTITIES}']"))
+    most = secure.ring.weights // max(1, len(roster.sites))
+    if int(attempt.vector[-1]) > most:
+        raise OutOfRing(
+            f"the weight of the report is above {most}, what the study gives each of {len(roster.sites)} sites: have it made with a larger "
+            "fc.uplink.secure(weights=)"
+        )
+    return _answer(site, envelope.header, lambda: written(attempt.client.share(roster)))
+
+
+def mask(site: SiteContext, envelope: Envelope) -> Bytes:
+    """The report under its masks."""
+    attempt, boxes = _secure(site).attempt(envelope.header), read(envelope.tensors, Boxes)
+    said: dict[str, Scalar] = {"secure": f"under masks with {len(boxes.senders)} sites: {CANNOT_SEE}"}
+    return _answer(site, envelope.header, lambda: {VECTOR: attempt.client.mask(boxes, attempt.vector).vector}, said)
+
+
+def confirm(site: SiteContext, envelope: Envelope) -> Bytes:
+    """This site's signature over who is in the sum."""
+    attempt, survivors = _secure(site).attempt(envelope.header), read(envelope.tensors, Survivors)
+    said: dict[str, Scalar] = {"secure": f"agrees to the sum of {len(survivors.names)} sites: {listed(survivors.names)}"}
+    return _answer(site, envelope.header, lambda: written(attempt.client.confirm(survivors)), said)
+
+
+def reveal(site: SiteContext, envelope: Envelope) -> Bytes:
+    """One share of each peer."""
+    attempt, wanted = _secure(site).attempt(envelope.header), read(envelope.tensors, Wanted)
+    said: dict[str, Scalar] = {"secure": f"opens the sum of {len(wanted.confirmed)} sites or more: {CANNOT_SEE}"}
+    return _answer(site, envelope.header, lambda: written(attempt.client.reveal(wanted)), said)
+
+
+def _answer(
+    site: SiteContext, header: Header, message: Callable[[], dict[str, np.ndarray]], more: Mapping[str, Scalar] | None = None
+) -> Bytes:
+    with _agreed():
+        tensors = to_tensors(message())
+    return site.reply(header, {}, tensors, more)
+
+
+def _secure(site: SiteContext) -> Secure:
+    if site.secure is None:
+        raise BadRequest("the study has no secure aggregation (fc.uplink.secure)")
+    return site.secure
+
+
+@contextmanager
+def _agreed() -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        raise NotAgreed(refusal) from None
