@@ -1,7 +1,7 @@
 """A consortium in a box: a coordinator and its sites as processes of this machine, as they would be on machines of their own.
 
     folder/coordinator/   coordinator.key .pub   roster.toml   study.toml   ray/   audit/   run/   result.json
-    folder/sites/NAME/    NAME.key .pub   coordinator.pub   site.toml   policy.toml   expected.toml   data/   ray/   state/
+    folder/sites/NAME/    NAME.key .pub   coordinator.pub   roster.toml   site.toml   policy.toml   expected.toml   data/   ray/   state/
     folder/tls/authority/   of who makes certificates: ca.key, token                                   folder/logs/   what each process said
 
     setup.py      the folder: keys made at each site, certificates, a token, a roster, data, policies

@@ -256,9 +256,10 @@ def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> Non
 
 
 def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: Plan) -> None:
-    write_whole(home / "coordinator.pub", (home.parents[1] / "coordinator" / "coordinator.pub").read_bytes())
+    for file in ("coordinator.pub", "roster.toml"):  # here all of one machine; elsewhere each site gets the others' keys by another way
+        write_whole(home / file, (home.parents[1] / "coordinator" / file).read_bytes())
     said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
-    said |= {"key": f"{name}.key", "coordinator": "coordinator.pub"}
+    said |= {"key": f"{name}.key", "coordinator": "coordinator.pub", "roster": "roster.toml"}
     lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
     lines += [f"resources = {{ {name} = 1.0 }}", "[arguments]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in json.loads(plan.arguments).items()]

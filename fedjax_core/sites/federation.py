@@ -113,6 +113,8 @@ class Federation:
     `held_out`: a share, such as 0.2, of each site's examples that are not trained on, and on which every evaluation is
     (`fedjax_core.sites.site.held_out`); without, evaluation is on what was trained on.
     `run_name` names the run in messages and in the sites' folders: another run begins anew there.
+    Where the uplink has `fc.uplink.secure`, the coordinator reads the sum of the reports and no report: over four short stages more, which
+    drop-outs at any stage do not end while enough sites stay (`fedjax_core.sites.coordinator.secure`).
     With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
     model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.coordinator.asynchronous`).
     """

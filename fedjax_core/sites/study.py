@@ -75,8 +75,6 @@ class Study:
     def _check_stages(self) -> None:
         """Raises where a stage of the uplink needs what a site has not: keys with other sites, or, of departments, secrets of their own."""
         composed, stage = self.round, self.round.uplink
-        if stage.hides:
-            self._check_secure()
         needed = {name for e in range(len(composed.algorithm.exchanges)) for name in composed.uses(e)}
         if not stage.hides and (stage.recover is not None or (among := sorted(needed & {"here", "pairs", "place"}))):
             what = "asks sites for something after their reports (recover)" if stage.recover is not None else f"uses {', '.join(among)}"
@@ -93,14 +91,6 @@ class Study:
             raise ValueError(
                 f"{stage.name} draws noise by a secret of each client, and departments draw by the run's key, which everybody knows: "
                 "leave departments out, or add noise in finish()"
-            )
-
-    def _check_secure(self) -> None:
-        """Raises where reports of this study cannot travel under masks between real sites."""
-        if self.departments:
-            raise ValueError(
-                f"{self.round.uplink.name} hides each client's report in the sum, and a site with departments sends one mean of theirs: "
-                "leave departments out, or leave that stage out"
             )
 
     def secure(self, e: int) -> Ring | None:

@@ -9,6 +9,7 @@ masks are drawn from keys of pairs, to simulate a drop-out: those who reported t
 the server takes those masks off. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017.
 
 Needs `aggregators.total()`, and that keys be shared between each two clients (`Sender.pairs`). In a simulation these come of the run's key.
+A real site is alone with this stage, so that no mask is drawn, and masks what it sends by the protocol, with secrets of its own.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import message_shapes

@@ -217,7 +217,11 @@ ROWS = {
     "somebody does what is not theirs to do": """
         tests/sites/test_fault_matrix.py::test_only_the_coordinator_is_answered_whatever_is_asked
         tests/sites/test_federation.py::test_sites_refuse_what_is_not_theirs_to_answer""",
-    "secure aggregation with dropout": "not built: the coordinator sees each report; docs/sites-privacy.md says so",
+    "secure aggregation with dropout": """
+        tests/secure_aggregation/test_protocol.py::test_one_pattern_of_each_kind
+        tests/sites/coordinator/test_secure.py::test_a_site_that_drops_out_at_any_stage_is_recovered
+        tests/sites/coordinator/test_secure.py::test_below_the_threshold_the_round_ends_by_name_and_nothing_comes_out
+        tests/sites/coordinator/test_secure.py::test_a_coordinator_and_a_site_that_are_killed""",
     "small cohort or cell": """
         tests/sites/test_federation.py::test_a_policy_is_asked_before_work_and_before_anything_leaves
         tests/sites/policy/test_policy.py::test_no

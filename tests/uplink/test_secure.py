@@ -9,8 +9,8 @@ import pytest
 import fedjax_core as fc
 from fedjax_core import uplink
 from fedjax_core.round import Among
-from fedjax_core.uplink.base import alone
 from fedjax_core.secure_aggregation.ring import Weighted
+from fedjax_core.uplink.base import alone
 from tests.contracts import assert_norm
 from tests.zoo import clients, fedavg, task
 
@@ -159,8 +159,9 @@ def test_where_there_is_no_cohort_with_keys_it_is_refused():
         fc.AsynchronousSimulator(COMPOSED, clients("classes"), fc.Buffer(3), lanes=2, **data)
     from fedjax_core.sites.study import Study
 
-    with pytest.raises(ValueError, match=r"secure asks sites for something after their reports \(recover\), and a site knows nothing"):
-        Study(COMPOSED, **data)
+    with pytest.raises(ValueError, match=r"secure goes by who else is in the cohort .*: leave that stage out; or leave departments out"):
+        Study(COMPOSED, departments=True, **data)
+    assert Study(COMPOSED, **data).secure(0) is COMPOSED.uplink.ring is not None
 
 
 def test_the_weight_and_the_update_are_one_ring():

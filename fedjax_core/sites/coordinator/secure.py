@@ -80,7 +80,7 @@ def secure_exchange(
     request = training(
         composed, sent, number, e, to=[collector.names[at] for at in turns], about=about, requests=requests, collector=collector
     )
-    run = _Attempt(header_of(request), composed, e, requests, collector, data, record, roster)
+    run = _Attempt(header_of(request), composed, cohort, requests, collector, data, record, roster)
     try:
         vector, here = run.sum(request, list(turns), opened)
     except TooFew as few:
@@ -94,8 +94,8 @@ def secure_exchange(
     sums.whole(Sent(ring, fits), float(ring.weight), by, len(by))
     state = sums.conclude(state, where, collector.rules, partial(_at, record, number, e), noise)
     record(COORDINATOR, "summed", number, {"exchange": e, "sites": len(by), "secure": CANNOT_SEE, **in_lines("names", by.values())})
-    missing = len(turns) - len(by) - run.refused
-    metrics = sums.metrics | {"refused": total_of(run.refused), "missing": total_of(missing)}
+    refused = len(run.refused - here)
+    metrics = sums.metrics | {"refused": total_of(refused), "missing": total_of(len(turns) - len(by) - refused)}
     return Result(state, list(by), metrics | tallies.on_the_wire(composed, e, len(by), len(turns)))
 
 
@@ -131,13 +131,14 @@ class _Attempt:
     """One attempt, stage by stage."""
 
     def __init__(
-        self, asked: Header, composed: Round, e: int, requests: Requests, collector: Collector, data: Mapping[str, str], record: Record,
-        roster: Roster,
+        self, asked: Header, composed: Round, cohort: Cohort, requests: Requests, collector: Collector, data: Mapping[str, str],
+        record: Record, roster: Roster,
     ) -> None:  # fmt: skip
-        self.like = server_half(composed).like[e]
+        self._e, self._cohort = asked.exchange, cohort.clients
+        self.like = server_half(composed).like[self._e]
         """The shapes of what a site would send without masks."""
-        self.refused = 0
-        self._asked, self._e = asked, e
+        self.refused = set[int]()
+        self._asked = asked
         self._requests, self._collector, self._data, self._record, self._roster = requests, collector, data, record, roster
         self._terms = terms_of(asked, length_of(self.like.ring))
         self._server = Server(self._terms, self._fits)
@@ -148,7 +149,7 @@ class _Attempt:
         server, number = self._server, self._asked.round
         keys: dict[int, Advertised] = {}
         self._heard(request, positions, lambda at, heard: keys.setdefault(at, self._keys(heard)), TRAINING)
-        self._quorum(positions, keys, "train")
+        self._quorum(keys, "train")
         roster = server.roster(keys.values())
         identities = np.stack([np.frombuffer(self._roster.keys[one.name].raw, np.uint8) for one in roster.sites])
         share = {MESSAGE: written(roster)[MESSAGE], IDENTITIES: identities}
@@ -163,7 +164,7 @@ class _Attempt:
 
         masked = self._stage(MASK, {name: written(its) for name, its in boxes.items()}, add)
         survivors = server.survivors()
-        self._quorum(positions, masked, "mask")
+        self._quorum(masked, "mask")
         signed: dict[int, Confirmed] = {}
         confirm = written(survivors)
         self._stage(CONFIRM, dict.fromkeys(survivors.names, confirm), lambda at, heard: signed.setdefault(at, self._of(heard, Confirmed)))
@@ -202,7 +203,7 @@ class _Attempt:
             try:
                 use(at, heard)
             except (Refused, Refusal) as refusal:
-                self.refused += 1
+                self.refused.add(at)
                 self._collector.replies.reasons[at] = f"its answer was set aside ({refusal.code}): {refusal}"
                 about: dict[str, Scalar] = {
                     "accepted": False,
@@ -241,5 +242,5 @@ class _Attempt:
         key = self._roster.keys.get(name)
         return key is not None and key not in self._roster.revoked and key.fits(purpose, data, signature)
 
-    def _quorum(self, positions: list[int], here: Collection[int], stage: str) -> None:
-        self._collector.check_quorum(self._asked.round, positions, list(here), f"exchange {self._e}, stage {stage!r}")
+    def _quorum(self, here: Collection[int], stage: str) -> None:
+        self._collector.check_quorum(self._asked.round, self._cohort, list(here), f"exchange {self._e}, stage {stage!r}")

@@ -58,7 +58,9 @@ class Waiting:
         quorate: Callable[[list[int]], bool],
         record: Record,
     ) -> None:
-        """`request` is one for all, with that `header`, or one a site, none of which goes in parts. It ends with `most` replies that count; whether those here are enough says `quorate`.
+        """`request` is one for all, with that `header`, or one a site, none of which goes in parts.
+
+        It ends with `most` replies that count; whether those here are enough says `quorate`.
 
         Sites that are `hasty` get no more time than `Patience.least` and `Rules.grace` give them, once the others are there.
         """

@@ -23,7 +23,7 @@ from fedjax_core.sites.site.load import load_data, opened, too_many_bad
 from fedjax_core.sites.site.usual_policy import metrics_of, minimum_of
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, build
-from fedjax_core.sites.wire.identity import SiteKey
+from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 
 def _opened(about: SiteFile) -> Clients:
@@ -172,7 +172,8 @@ def policy(about: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
         )
-    always = leaving("train", departments=built is not None and built.departments, stats=() if built is None else built.stats)
+    hides = built is not None and built.round.uplink.hides
+    always = leaving("train", departments=built is not None and built.departments, stats=() if built is None else built.stats, secure=hides)
     if kept := [name for name in always if name not in found.leaving.fields]:
         raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
     if sums := preprocessing.held_back(steps, found.leaving.fields):
@@ -182,7 +183,7 @@ def policy(about: SiteFile, settings: Settings) -> str:
             "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
         )
     if built is not None:  # but for what the checks above and before have said of it
-        asked = Request(built.hash, examples=0, clip=built.clip, noise=built.noise)
+        asked = Request(built.hash, examples=0, clip=built.clip, noise=built.noise, secure=hides)
         decision = Policy(found.site, tasks=Tasks("first-use"), leaving=found.leaving).allows(asked, datetime.now(UTC))
         if not decision.allowed:
             raise Unfit(f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed")
@@ -209,5 +210,10 @@ def study(about: SiteFile, settings: Settings) -> str:
     if about.folder is not None and (odd := reviewed.changed(about.folder, about.study, built.hash)):
         raise Unfit(
             f"the files of {listed(odd)} have changed since this site took part: review them, and remove {about.folder / reviewed.NAME}"
+        )
+    if built.round.uplink.hides and (about.roster is None or about.name not in Roster.read(about.roster).keys):
+        raise Unfit(
+            f"{about.study} has secure aggregation, and the site's file names no roster with the keys of all sites, its own among them: "
+            'exchange the lines of `fedjax-core keys show` with the other sites, and set roster = "roster.toml"'
         )
     return f"{about.study}, {built.hash}, made of the files of {listed([name for name in here])}"

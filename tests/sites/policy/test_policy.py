@@ -79,6 +79,7 @@ def test_a_request_within_the_policy_is_allowed():
         ({}, {"clip": float("nan")}, NIGHT, "clip", "charite asks for updates clipped to 1 or less"),
         ({}, {"noise": 0.7}, NIGHT, "noise", "charite asks for noise of at least 0.8 times the clip (leaving.noise)"),
         ({}, {"noise": None}, NIGHT, "noise", "charite asks for noise of at least 0.8"),
+        ({"leaving": Leaving(GOOD.fields, secure=True)}, {}, NIGHT, "secure", "charite lets updates leave under masks alone"),
         ({}, {"seconds_today": 60.0}, NIGHT, "caps", "charite has computed the 60 s that it gives a day, and goes on tomorrow"),
         ({}, {"bad": 0.02}, NIGHT, "bad-records", "charite has more bad records than the share of 0.01 that it skips (max_bad_share)"),
     ],
