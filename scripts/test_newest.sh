@@ -15,11 +15,12 @@ fi
 export FEDJAX_CORE_PYTHON="$newest" FEDJAX_CORE_VENV=.venv-newest
 set_up "$repository"
 cd "$repository"
+# What calls JAX in a way of its own: files and records, and rounds at sites that are the same rounds again, are left to test.sh.
 usual=(
-    tests/algorithms tests/aggregators tests/uplink tests/models tests/lanes tests/xla tests/client_state tests/data
-    tests/test_contracts.py tests/test_backends.py tests/test_loops.py tests/test_sources.py tests/sites/site/test_endpoint.py
-    tests/sites/site/test_client_update.py tests/sites/test_federation.py
-    tests/sites/site/test_departments.py
+    tests/algorithms tests/aggregators tests/uplink tests/models tests/xla tests/test_contracts.py tests/test_backends.py
+    tests/lanes/test_simulator.py tests/lanes/test_evaluate.py tests/lanes/test_mesh.py tests/lanes/test_hosts.py
+    tests/lanes/test_low_precision.py tests/sites/site/test_endpoint.py tests/sites/site/test_client_update.py
+    tests/stats/test_describe.py
 )
 [ $# -gt 0 ] || set -- "${usual[@]}"
 exec "$FEDJAX_CORE_VENV/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder "$@"
