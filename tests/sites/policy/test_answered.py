@@ -469,11 +469,11 @@ def test_a_site_that_had_too_little_time_may_be_given_more(hospital, tmp_path):
 
 
 def runs(algorithm, folder, **settings):
-    """A federation of sites that have policies of their own, which let the usual fields leave and no more."""
+    """A federation of sites whose own policies let the usual fields leave, and a report's group where there are groups, and no more."""
     files = []
     for one in site_files(folder=folder):
         path = folder / f"{one.name}.toml"
-        fields = '"weight", "examples", "data", "loss", "accuracy"'
+        fields = '"weight", "examples", "data", "loss", "accuracy", "slot"'
         path.write_text(f'site = "{one.name}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = [{fields}]\n')
         files.append(dataclasses.replace(one, policy=path))
     return federation(fc.compose(algorithm), files=files, folder=folder, **settings)

@@ -24,6 +24,7 @@ from fedjax_core.sites.site.time_limit import NoStepDone, StepLog
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire.envelope import decode, encode, header_of
 from fedjax_core.sites.wire.identity import Roster
+from fedjax_core.work import TRAIN
 from tests.contracts import assert_close, assert_equal
 from tests.sites.faulty import changed, failed
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, drawing, federation, site_files, whole
@@ -45,7 +46,7 @@ def at_pace(sites, seconds=SECONDS):
 
 
 def loops(composed, done):
-    """Plain loops over the same clients, of whom client i trains on the first `done[i]` of its batches."""
+    """Plain loops over the same clients, of whom client i trains on the first `done[i]` of its batches, and does all other work whole."""
     found = Reference(composed, fc.Clients.from_list(columns(), ids=list(NAMES)), batch_size=BATCH, epochs=EPOCHS)
     plan = found.plan
 
@@ -54,7 +55,8 @@ def loops(composed, done):
         rows = rows[: done[int(who[0])]]
         return rows, np.array([len(rows)])
 
-    found.plan = SimpleNamespace(batch_size=BATCH, batches=batches)
+    limited = SimpleNamespace(batches=batches)
+    found.plan = SimpleNamespace(batch_size=BATCH, of=lambda work: limited if work == TRAIN else plan.of(work))
     return found
 
 
