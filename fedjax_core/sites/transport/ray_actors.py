@@ -64,6 +64,7 @@ class RayTransport:
         self._actors: dict[str, Any] = {}
         self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
+        self._handed: list[Any] = []  # what sites are made of: Ray drops arguments of 100 kB and more that nobody holds, and restarts none
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
         self.away: dict[str, str] = {}
@@ -80,7 +81,8 @@ class RayTransport:
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
                 made_here = self._started and address is None and about.file is None
-                handed = Handed(about, study if about.study is None else None, coordinator.text) if made_here else None
+                handed = ray.put(Handed(about, study if about.study is None else None, coordinator.text)) if made_here else None
+                self._handed.append(handed)
                 self._actors[about.name] = actor.remote(about.name, dict(about.said), handed)
                 self._handle[about.name] = self._actors[about.name].handle
             self._meet({about.name: about for about in files}, alone=self._started and address is None)
@@ -181,7 +183,7 @@ class RayTransport:
             return
         for actor in self._actors.values():
             ray.kill(actor)
-        self._actors, self._handle = {}, {}
+        self._actors, self._handle, self._handed = {}, {}, []
         if self._started:
             ray.shutdown()
 
