@@ -30,7 +30,8 @@ def cox(features: int) -> Task:
     """Cox regression on columns `x`, `time` and `event` (1 seen, 0 censored); parameters {"w": [features], "b": []}.
 
     Of examples all of which are censored nothing can be learned. `predict` gives the log risk. The loss depends on which examples share a
-    batch, so batches of one teach nothing; padding is in nobody's risk set. `b` cancels in the loss and never moves.
+    batch, so batches of one teach nothing; padding is in nobody's risk set. `b` cancels in the loss and never moves. Evaluated at real
+    sites it is the loss of 512 examples at a time, and in a simulator of as many as the median client has, in whole powers of 2.
     """
     if features < 1:
         raise ValueError(f"cox() needs features of at least 1, got {features}")
