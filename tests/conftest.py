@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STARTED, FOLDERS = pytest.StashKey[float](), pytest.StashKey[set[str]]()
+STARTED, FOLDERS, KNOWN = pytest.StashKey[float](), pytest.StashKey[set[str]](), pytest.StashKey[bool]()
 LEFT_OUT = "left out: no time left"
 
 
@@ -59,35 +59,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
-    config.stash[FOLDERS] = set()
+    config.stash[FOLDERS], config.stash[KNOWN] = set(), True
     if (since := config.getoption("--since")) and not config.getoption("--slow"):
         paths, tests = slow.changed_paths(since, REPOSITORY), {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()}
         config.stash[FOLDERS] = tests | {slow.CONTRACTS} if paths is None else slow.folders(paths, tests)
+        config.stash[KNOWN] = paths is not None
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     since = config.getoption("--since")
+    if not config.stash[KNOWN]:
+        return f"slow tests: of all folders, as git does not know here what changed since {since}: this copy has a short history, or none"
     return f"slow tests: of what changed since {since}: {', '.join(sorted(config.stash[FOLDERS])) or 'nothing'}" if since else None
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether it is marked so; its keywords are also the names of folders, and a copy of the repository may lie in one called slow."""
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests come last, and by files in an order of each commit's own; a file's tests go to one worker, as do a zoo entry's."""
-    marked = [item for item in items if "slow" in item.keywords]
+    marked = [item for item in items if is_slow(item)]
     for item in marked:
         if not config.getoption("--slow") and slow.folder_of(item.path, REPOSITORY) not in config.stash[FOLDERS]:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow, or with --since and a commit before it changed"))
     turn = slow.in_turn((str(item.path) for item in marked), REPOSITORY)
-    items.sort(key=lambda item: turn[str(item.path)] + 1 if "slow" in item.keywords else 0)
+    items.sort(key=lambda item: turn[str(item.path)] + 1 if is_slow(item) else 0)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(REPOSITORY).with_suffix("").as_posix()))
-        if "slow" in item.keywords:
+        if is_slow(item):
             item.add_marker(pytest.mark.xdist_group("slow"))  # apart from the others of its group, which come first
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     minutes = item.config.getoption("--slow-minutes")
-    if minutes is not None and "slow" in item.keywords and time.monotonic() - item.config.stash[STARTED] > 60 * minutes:
+    if minutes is not None and is_slow(item) and time.monotonic() - item.config.stash[STARTED] > 60 * minutes:
         pytest.skip(LEFT_OUT)
 
 

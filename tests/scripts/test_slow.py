@@ -57,6 +57,16 @@ def test_where_git_does_not_know_the_commit_nothing_is_known_to_be_unchanged(rep
     assert slow.changed_paths("yesterday", tmp_path / "exported") is None
 
 
+def test_it_is_said_where_git_knows_nothing(tmp_path, monkeypatch):
+    for name in ("lanes", "sites"):
+        (tmp_path / "tests" / name).mkdir(parents=True)
+    monkeypatch.setattr(conftest, "REPOSITORY", tmp_path)
+    given = config(since="yesterday")
+    conftest.pytest_configure(given)
+    assert given.stash[conftest.FOLDERS] == {"lanes", "sites", slow.CONTRACTS}
+    assert "of all folders, as git does not know here what changed since yesterday" in conftest.pytest_report_header(given)
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -93,8 +103,9 @@ def test_of_the_repository_itself(request):
 class Item:
     """What pytest collects, as far as it is looked at."""
 
-    def __init__(self, name, *keywords):
-        self.path, self.keywords, self.marks = conftest.REPOSITORY / "tests" / name, keywords, []
+    def __init__(self, name, *marks):
+        self.path, self.keywords = conftest.REPOSITORY / "tests" / name, {"slow"}  # as where the folder of all is called so
+        self.marks = [getattr(pytest.mark, mark).mark for mark in marks]
 
     def add_marker(self, mark):
         self.marks.append(mark)
