@@ -1,4 +1,4 @@
-"""The command line: `fedjax-core consortium ...`, `doctor`, `node`, `keys ...`, `certificates ...` and `audit ...`.
+"""The command line: `fedjax-core consortium ...`, `doctor`, `node`, `keys ...`, `certificates ...`, `account ...` and `audit ...`.
 
     fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
     fedjax-core doctor site.toml                        is this site ready to join? what is to be done, and 1 where something is
@@ -8,6 +8,8 @@
     fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
     fedjax-core certificates withdraw tls charite                               new ones for all others, when a site has left
     fedjax-core certificates show tls/charite                                   for whom, and until when
+    fedjax-core account begin site.toml                  begins the account of what a site's updates tell, once
+    fedjax-core account show site.toml                   the epsilon that they have told so far
     fedjax-core audit head logs                          the line to give to somebody else now and then
     fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
     fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
@@ -26,13 +28,14 @@ from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from fedjax_core.cli import audit, certificates, consortium, doctor, keys, node
+from fedjax_core.cli import account, audit, certificates, consortium, doctor, keys, node
 from fedjax_core.sites.audit import AuditError
 
 _app = SubcommandApp()
 _app.command(consortium.app, name="consortium", help="A coordinator and its sites on this machine: try this first.")
 _app.command(keys.app, name="keys", help="Make a site's key, and show its public half.")
 _app.command(certificates.app, name="certificates", help="Make, show and withdraw what protects Ray: TLS certificates and a token.")
+_app.command(account.app, name="account", help="What a site's updates have told so far, as an epsilon.")
 _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobody changed them.")
 _app.command(doctor.doctor)
 _app.command(node.node)

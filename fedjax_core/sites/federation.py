@@ -64,7 +64,7 @@ from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.secure import PARTS, secure_exchange
 from fedjax_core.sites.coordinator.server import merged
 from fedjax_core.sites.coordinator.statistics import collect_sums
-from fedjax_core.sites.protocol.report import said
+from fedjax_core.sites.protocol.report import said, told
 from fedjax_core.sites.protocol.request import About, Requests, addresses
 from fedjax_core.sites.refusal import listed
 from fedjax_core.sites.site_file import SiteFile
@@ -293,7 +293,7 @@ class Federation:
         self._lacked.tell(number, lacked)
         counts: dict[str, Scalar] = {"algorithm": self.round.algorithm.name, "sites": len(here)}
         counts |= {"refused": float(found["refused"].total), **in_lines("lacked", lacked)}
-        self._record(COORDINATOR, "round", number, counts | said(found))
+        self._record(COORDINATOR, "round", number, counts | said(found) | told(self.round, number + 1))
         version.flags.writeable = False
         after: Any = Versions(version)
         return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]

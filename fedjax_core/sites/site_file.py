@@ -59,6 +59,9 @@ class SiteFile:
     """The fingerprint that the data had before, where they have changed in the middle of a run and are meant to have."""
     folder: Path | None = None
     """Where state, ledger and errors are kept; None keeps nothing, for tries in memory."""
+    account: Path | None = None
+    """The folder of the account of epsilon, where several studies of one institution, each with a folder of its own, have one together.
+    None: the site's own folder."""
     left_gb: float = 0.0
     """So many GB of tensors that left are kept in the folder, to be read again (left.py); the ledger has small ones anyway."""
     study: str | None = None
@@ -113,7 +116,7 @@ class SiteFile:
         if odd := [name for name, value in found.items() if not isinstance(value, kinds.get(name, str))]:
             raise ValueError(f"{path}: {listed(odd)} is of another kind than it should be: arguments and resources are tables, names text")
         said = {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for name, value in found.items()}
-        for name in ("folder", "policy", "key", "coordinator", "roster"):
+        for name in ("folder", "account", "policy", "key", "coordinator", "roster"):
             if name in found:
                 found[name] = _beside(path, found[name])
         if "data" in found and ((folder := _beside(path, found["data"])).exists() or not is_function(found["data"])):

@@ -33,6 +33,7 @@ from fedjax_core.describe import code_of, identity
 from fedjax_core.partial import incompatibility
 from fedjax_core.round import Round, reports_of
 from fedjax_core.secure_aggregation.ring import Ring
+from fedjax_core.uplink.base import message_shapes
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,14 @@ class Study:
         """The noise in each report that leaves a site, in multiples of the clip; None where the uplink adds none, or at the server."""
         promises = self.round.uplink.promises
         return promises.noise if promises.at == "client" else None
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether updates leave with whole numbers in them, as quantised: not those of departments, whose mean leaves."""
+        exchanges = self.round.algorithm.exchanges
+        sent = [report.update for e, report in enumerate(reports_of(self.round)) if exchanges[e].update is not None]
+        leaves = [x for update in sent for x in jax.tree.leaves(message_shapes(self.round.uplink, update))]
+        return not self.departments and any(not jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in leaves)
 
     @cached_property
     def hash(self) -> str:

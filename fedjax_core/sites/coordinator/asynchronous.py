@@ -46,7 +46,7 @@ from fedjax_core.sites.coordinator.outlying import LEAST
 from fedjax_core.sites.coordinator.reports import Aggregation, NothingLearned, Reports, absurd, total_of, training
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import broadcast
-from fedjax_core.sites.protocol.report import said
+from fedjax_core.sites.protocol.report import said, told
 from fedjax_core.sites.protocol.request import About, Record, Requests
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
@@ -269,7 +269,7 @@ class AsynchronousRounds:
         counts: dict[str, Scalar] = {"algorithm": self._round.algorithm.name, "sites": len(sites), "refused": float(self._refused)}
         counts |= {"stale": self._stale, "staleness": staleness}
         counts |= in_lines("lacked", self.lacked)
-        record(COORDINATOR, "round", counts | said(self._sums.metrics))
+        record(COORDINATOR, "round", counts | said(self._sums.metrics) | told(self._round, self._version + 1))
         total, weight = np.float32(staleness), np.float32(len(sites))
         metrics = self._sums.metrics | {
             "refused": total_of(self._refused),

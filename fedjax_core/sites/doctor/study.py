@@ -11,7 +11,7 @@ from fedjax_core.sites.doctor.base import Settings, Skipped, Unfit
 from fedjax_core.sites.doctor.expected import code
 from fedjax_core.sites.doctor.machine import key_path
 from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinned
-from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
+from fedjax_core.sites.policy.privacy_ledger import Ledger, NoAccount, epsilon
 from fedjax_core.sites.protocol.kinds import leaving
 from fedjax_core.sites.protocol.schema import columns, difference, items_of
 from fedjax_core.sites.protocol.schema import said as said_of
@@ -183,7 +183,7 @@ def policy(about: SiteFile, settings: Settings) -> str:
             "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
         )
     if built is not None:  # but for what the checks above and before have said of it
-        asked = Request(built.hash, examples=0, clip=built.clip, noise=built.noise, secure=hides)
+        asked = Request(built.hash, examples=0, clip=built.clip, noise=built.noise, whole=built.whole, secure=hides)
         decision = Policy(found.site, tasks=Tasks("first-use"), leaving=found.leaving).allows(asked, datetime.now(UTC))
         if not decision.allowed:
             raise Unfit(f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed")
@@ -191,7 +191,12 @@ def policy(about: SiteFile, settings: Settings) -> str:
     if steps and not found.minimum.cell:
         open_now += f", sums of columns of however few examples leave: set minimum.cell, such as {SAFE.cell}"
     if found.leaving.delta is not None:
-        open_now += f", an epsilon of {epsilon(Ledger(about.folder).told, found.leaving.delta):.3g} told so far"
+        ledger = Ledger(about.folder, about.account)
+        try:
+            ledger.check()
+        except NoAccount as error:
+            raise Unfit(str(error)) from None
+        open_now += f", an epsilon of {epsilon(ledger.told, found.leaving.delta):.3g} told so far"
     return f"{about.policy}, {open_now}"
 
 

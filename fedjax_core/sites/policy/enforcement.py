@@ -1,6 +1,6 @@
 """Enforces a site's policy: it is asked before any work and about all that would leave, and counts what leaves.
 
-    check: may the site work on this?  ─►  work  ─►  metric, release: may this leave?  ─►  count: what it tells, and is that too much?
+    check: may the site work on this?  ─►  work  ─►  metric, protect, release: may this leave, and how?  ─►  count: is that too much?
       └ under tasks.mode = "first-use" pins the first task            declined: no update may leave  ─►  count, as one that leaves
 
 Its file is read anew for every request, so staff may pause the site, or withdraw it, between any two. A refusal names a setting, by
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.sites.policy.answered import ALL, Answered, Question
+from fedjax_core.sites.policy.noise import protected
 from fedjax_core.sites.policy.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
 from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
 from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE
@@ -66,14 +67,25 @@ class Withdrawn(Refused):
 class Enforcement:
     """The policy of one site, with the task that it pinned and the account of what its updates have told."""
 
-    def __init__(self, site: str, usual: Policy, *, asked: Request, file: Path | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        site: str,
+        usual: Policy,
+        *,
+        asked: Request,
+        file: Path | None = None,
+        folder: Path | None = None,
+        account: Path | None = None,
+        secret: bytes = b"",
+    ) -> None:
         """The policy is in the `file`, or the `usual` one where there is none; `folder` keeps the pin, the account and what was answered.
 
-        `asked` is what holds of every request: what the study does to updates, and the site's numbers of examples.
+        `asked` is what holds of every request: what the study does to updates, and the site's numbers of examples. `account`: the folder of
+        an account that several have together. `secret`: by which the site draws noise.
         """
         self.policy = usual
-        self._site, self._file, self._asked = site, file, asked
-        self._told = Ledger(folder)
+        self._site, self._file, self._asked, self._secret = site, file, asked, secret
+        self._told = Ledger(folder, account)
         self.answered = Answered(folder)
         self._pins = None if folder is None else os.fspath(folder / PINNED)
         self._pinned: str | None = None  # where there is no folder
@@ -86,6 +98,8 @@ class Enforcement:
         what is asked, where that is something of which answers are counted.
         """
         self._read()
+        if self._accounted(request):
+            self._told.check()
         told = self._epsilon(request)
         asked = self._asked._replace(task=request.config, fields=fields, seconds_today=seconds_today, epsilon=told)
         decision = self.policy.allows(asked, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins))
@@ -107,9 +121,13 @@ class Enforcement:
         if (lacking := self.policy.minimum.lacking(examples, per_class)) is not None:
             raise Withheld(f"{self._site} would report on {lacking[1]} [{lacking[0]}]")
 
-    def check_weight(self, request: Header, weight: float) -> None:
-        """Returns where a report may have this weight: with an account of an epsilon, which does not count it, one that is of counts."""
-        if self._accounted(request) and not weight.is_integer():
+    def check_weight(self, request: Header, weight: float, counts: Collection[float] = ()) -> None:
+        """Returns where a report may have this weight: with an account of an epsilon, which does not count it, one that is of counts.
+
+        Where the site adds the noise itself, and so believes nothing that the study computes, it is 1 or one of these `counts`.
+        """
+        own = self.policy.leaving.enforced
+        if self._accounted(request) and not (weight in (1.0, *counts) if own else weight.is_integer()):
             raise Withheld(f"{self._site} keeps an account of an epsilon (leaving.delta), and the report's weight is not a count [weight]")
 
     def check_cell(self, examples: int) -> None:
@@ -127,6 +145,19 @@ class Enforcement:
         if few or not self.policy.may_leave([name], 0.0).allowed:
             return {}
         return written(name, sums)
+
+    def protect(self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()) -> Mapping[str, np.ndarray]:
+        """The tensors as they may leave: where the policy has the site clip updates and add noise, clipped and noisy but for `beside`.
+
+        The draws go by the request and the update: asked again, the site gives the same bits, and never two updates under one noise.
+        """
+        leaving = self.policy.leaving
+        if request.kind != "train" or not leaving.enforced:
+            return tensors
+        assert leaving.clip is not None
+        update = {name: x for name, x in tensors.items() if name not in beside}
+        place = f"{_where(request)}/{request.digest}"
+        return {**tensors, **protected(update, leaving.clip, leaving.noise or 0.0, self._secret, place)}
 
     def release(self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()) -> float | None:
         """The norm of these tensors, but for those `beside` an update, once the policy lets it leave; None where nobody asks for it.
@@ -146,31 +177,39 @@ class Enforcement:
 
         For the site's audit log: the epsilon of all updates so far; nothing where none is kept.
         """
-        if self._accounted(request) and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed:
-            raise Withheld(f"{leave.reason} [{leave.code}]")
-        return self._count(request, digest, question, steps)
+        with self._told.alone():
+            if self._accounted(request) and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed:
+                raise Withheld(f"{leave.reason} [{leave.code}]")
+            return self._count(request, digest, question, steps)
 
     def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
         """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
-        return self._count(request, f"{_REFUSED} {question.digest if question is not None else request.digest}", question, 0)
+        with self._told.alone():
+            return self._count(request, f"{_REFUSED} {question.digest if question is not None else request.digest}", question, 0)
 
     def _count(self, request: Header, digest: str, question: Question | None, steps: int) -> dict[str, Scalar]:
         if question is not None:
             self.answered.add(question, steps)
         if not self._accounted(request):
             return {}
-        assert self._asked.noise is not None
-        now = self._epsilon(request, digest)
-        told = self._told.add(_where(request), self._asked.noise, digest, request)
-        return {"epsilon": now, "delta": self.policy.leaving.delta, "told": told}
+        noise, delta = self._noise, self.policy.leaving.delta
+        assert noise is not None and delta is not None
+        told = self._told.add(_where(request), noise, digest, request)
+        own: dict[str, Scalar] = {"clip": self.policy.leaving.clip, "noise": noise} if self.policy.leaving.enforced else {}
+        return own | {"epsilon": epsilon(told, delta), "delta": delta, "told": told}
+
+    @property
+    def _noise(self) -> float | None:
+        """In what leaves, in multiples of the clip: what the site adds, or what the study says that it does."""
+        return self.policy.leaving.noise if self.policy.leaving.enforced else self._asked.noise
 
     def _accounted(self, request: Header) -> bool:
         """Whether the answer is one that the account of an epsilon counts."""
-        return request.kind == "train" and self.policy.leaving.delta is not None and bool(self._asked.noise)
+        return request.kind == "train" and self.policy.leaving.delta is not None and bool(self._noise)
 
     def _epsilon(self, request: Header, digest: str | None = None) -> float:
         """Of all updates, once one has left in answer to this request; 0 where the policy has none kept."""
-        delta, noise = self.policy.leaving.delta, self._asked.noise
+        delta, noise = self.policy.leaving.delta, self._noise
         if not self._accounted(request) or delta is None or noise is None:
             return 0.0
         return epsilon(self._told.after(_where(request), noise, digest), delta)

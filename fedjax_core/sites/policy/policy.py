@@ -22,9 +22,10 @@
                                                 # and "stats.loss", which a study's server reads of each site by itself
     secure = true                 # no update leaves but under masks: the study has fc.uplink.secure
     max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
-    clip = 1.0                    # the run must clip each update to this or less
-    noise = 0.8                   # and add at least this multiple of it
-    delta = 1e-6                  # what leaves is then counted, as an epsilon at this delta; see privacy_ledger.py
+    clip = 1.0                    # the site clips each update to this l2 norm, whatever the study does; see noise.py
+    noise = 0.8                   # and adds noise of this multiple of it
+    by = "site"                   # or "study": the site adds nothing, and asks that the study says it does as much by itself
+    delta = 1e-6                  # what leaves is counted, as an epsilon at this delta; see privacy_ledger.py
     epsilon = 8.0                 # up to which updates leave, in all runs together
 
     [evaluation]                  # see answered.py
@@ -124,10 +125,20 @@ class Leaving:
     max_norm: float | None = None
     clip: float | None = None
     noise: float | None = None
+    by: Literal["site", "study"] = "site"
     delta: float | None = None
     epsilon: float | None = None
 
+    @property
+    def enforced(self) -> bool:
+        """Whether the site itself clips what leaves, and adds noise where it has some."""
+        return self.by == "site" and self.clip is not None
+
     def __post_init__(self) -> None:
+        if self.by == "site" and (self.clip == 0 or (self.noise and self.clip is None)):
+            raise ValueError(f"leaving.clip is {self.clip or 'not set'}, and should be the l2 norm to which the site clips, above 0")
+        if self.by == "site" and self.noise and self.delta is None:
+            raise ValueError("leaving.noise is noise that the site adds, of which it keeps an account: set leaving.delta, such as 1e-6")
         if self.epsilon is not None and self.delta is None:
             raise ValueError(f"leaving.epsilon is {self.epsilon:g}, and means nothing without leaving.delta: set one, such as 1e-6")
         if self.delta is None:
@@ -180,6 +191,7 @@ class Request(NamedTuple):
     fields: tuple[str, ...] = ()  # that would leave
     clip: float | None = None
     noise: float | None = None
+    whole: bool = False  # whether updates have whole numbers in them, to which no noise can be added
     bad: float = 0.0  # share of the records that were skipped
     seconds_today: float = 0.0  # that the site has computed today
     epsilon: float = 0.0  # of all that has left, with what is asked for now
@@ -273,12 +285,18 @@ class Policy:
             yield leave.code, leave.reason.removeprefix(f"{self.site} ")
         if self.leaving.secure and not request.secure:
             yield "secure", "lets updates leave under masks alone: the study needs fc.uplink.secure (leaving.secure)"
-        if self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
+        if self.leaving.enforced and request.whole:
+            yield (
+                "whole",
+                "clips what leaves by itself, and the study sends whole numbers, as of quantising: leave that stage out (leaving.clip)",
+            )
+        asks = self.leaving.by == "study"
+        if asks and self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
             yield (
                 "clip",
                 f"asks for updates clipped to {self.leaving.clip:g} or less: add fc.uplink.clip({self.leaving.clip:g}) (leaving.clip)",
             )
-        if self.leaving.noise is not None and not (request.noise is not None and request.noise >= self.leaving.noise):
+        if asks and self.leaving.noise is not None and not (request.noise is not None and request.noise >= self.leaving.noise):
             yield "noise", f"asks for noise of at least {self.leaving.noise:g} times the clip (leaving.noise)"
         if self.caps.seconds_per_day is not None and request.seconds_today >= self.caps.seconds_per_day:
             yield (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.metrics import Mean, Sum
-from fedjax_core.round import wire_of
+from fedjax_core.round import Round, wire_of
 from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.trees import leaf_specs
 
@@ -72,6 +72,12 @@ def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
     seen = rows[:done]
     parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
     return {name: Mean(np.float32(part), np.float32(whole)) for name, (part, whole) in zip(PARTIAL, parts, strict=True)}  # type: ignore[arg-type]
+
+
+def told(composed: Round, rounds: int) -> dict[str, Scalar]:
+    """For an audit entry: the epsilon that so many rounds tell, and its delta, where the uplink keeps an account; nothing else."""
+    account = composed.uplink.promises.account
+    return {} if account is None else {**written("epsilon", {"total": account.told(rounds)}), "delta": float(account.delta)}
 
 
 def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:

@@ -59,7 +59,9 @@ class SiteContext:
         self.metrics = metrics_of(study, self.data.raw)
         """The names of what is measured in training and in evaluation."""
         usual = usual_policy(about, study, self.data.raw)
-        self.enforcement = Enforcement(self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder)
+        self.enforcement = Enforcement(
+            self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder, account=about.account, secret=self.secret
+        )
         """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self.left = Left(self.folder, int(about.left_gb * 1e9))
@@ -120,7 +122,7 @@ class SiteContext:
         `steps`: of how many the work was, where its time was limited; `beside`: the tensors that are no part of an update.
         `judged`: the update that the policy judges and counts, where it is another one's turn to leave (under masks).
         """
-        tensors = tensors or {}
+        tensors = self.enforcement.protect(request, tensors or {}, beside)
         header = self.header(KINDS[request.kind].reply, request, fields)
         norm = self.enforcement.release(request, tensors if judged is None else judged, beside)
         draft = Draft(header, tensors, self.key)

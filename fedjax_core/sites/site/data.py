@@ -61,7 +61,7 @@ class SiteData:
         skipped, every, least = self.skipped or 0, found.examples, int(self.raw.sizes[self.raw.sizes > 0].min())
         self.asked = Request(
             study.hash, self.raw.examples, self._classes(self.raw), clip=study.clip,
-            noise=study.noise, bad=skipped / (every + skipped), department=least if study.departments else None,
+            noise=study.noise, whole=study.whole, bad=skipped / (every + skipped), department=least if study.departments else None,
             secure=study.round.uplink.hides,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""

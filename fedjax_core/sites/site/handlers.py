@@ -78,7 +78,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     weight = float(its)
     if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
-    site.enforcement.check_weight(header, weight)
+    site.enforcement.check_weight(header, weight, (site.data.raw.examples, int(np.count_nonzero(site.data.raw.sizes))))
     steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
     minimum, used = site.enforcement.policy.minimum, site.data.raw.examples
     if not work.idle and (minimum.examples or minimum.per_class or minimum.cell):

@@ -84,6 +84,11 @@ def reviewed_was(site, digest):
     write_whole(site / "state" / "code.json", json.dumps({hash: {"fedjax_core": digest}}))
 
 
+def asks(folder, what):
+    """The policy asks this of the study."""
+    edit(folder / "policy.toml", "^fields", f'by = "study"\\n{what}\\nfields')
+
+
 def allow(site, name):
     edit(site / "policy.toml", 'mode = "first-use"', f'mode = "list"\nallowed = ["{name}"]')
 
@@ -122,8 +127,8 @@ WRONG = {
     "paused": ("policy", lambda s: edit(s / "policy.toml", "paused = false", "paused = true"), "is paused"),
     "another's policy": ("policy", lambda s: edit(s / "policy.toml", '^site = .*', 'site = "mayo"'), "policy of 'mayo'"),
     "a study not allowed": ("policy", lambda s: edit(s / "policy.toml", "first-use", "list"), "tasks.allowed"),
-    "a clip that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "clip = 1.0\nfields"), "does not say"),
-    "a noise that the study lacks": ("policy", lambda s: edit(s / "policy.toml", "^fields", "noise = 2.0\nfields"), "noise of at least 2"),
+    "a clip that the study lacks": ("policy", lambda s: asks(s, "clip = 1.0"), "does not say"),
+    "a noise that the study lacks": ("policy", lambda s: asks(s, "noise = 2.0"), "noise of at least 2"),
     "a hash that is none": ("labels policy", lambda s: allow(s, "3f9a..."), r"'3f9a\.\.\.', and the hash of a study is 32 digits"),
     "another hash": ("policy", lambda s: allow(s, "3f9a" * 8), "does not allow the study [0-9a-f]{32}"),
     "another hash, and nothing expected": (

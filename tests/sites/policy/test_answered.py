@@ -20,6 +20,7 @@ from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.policy import Caps, Evaluation, Policy
 from fedjax_core.sites.policy import answered as module
 from fedjax_core.sites.policy.answered import UNTRAINED, Answered, Question
+from fedjax_core.sites.policy.privacy_ledger import Ledger
 from fedjax_core.sites.protocol.request import About, Requests, addresses
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site.time_limit import StepLog
@@ -204,6 +205,8 @@ class Hospital:
     def __init__(self, folder, policy=POLICY, data=None, algorithm=fc.algorithms.fedavg, **study):
         (folder / "policy.toml").write_text(policy)
         self.policy = folder / "policy.toml"
+        if "delta" in policy:
+            Ledger.begin(folder / "state")
         composed, self.state = averaged(algorithm, **study.pop("compose", {}))
         self.study = Study(composed, **{"batch_size": 4, "epochs": 1, **study})
         about = SiteFile(name="charite", data=records() if data is None else data, folder=folder / "state", policy=self.policy, labels="y")
@@ -382,6 +385,7 @@ def test_sums_of_few_examples_do_not_leave(hospital, tmp_path, often):
 ACCOUNT = """max_norm = 1e3
 clip = 1.0
 noise = 4.0
+by = "study"
 delta = 1e-5
 [evaluation]
 models = "any"

@@ -26,6 +26,7 @@ fields = ["weight", "examples", "data", "loss"]
 max_norm = 10
 clip = 1.0
 noise = 0.8
+by = "study"
 
 [hours]
 zone = "Europe/Berlin"
@@ -41,7 +42,7 @@ POLICY = Policy(
     max_bad_share=0.01,
     tasks=Tasks(allowed=("3f9a" * 8, "77aa" * 8)),
     minimum=Minimum(50, 5),
-    leaving=Leaving(("weight", "examples", "data", "loss"), max_norm=10.0, clip=1.0, noise=0.8),
+    leaving=Leaving(("weight", "examples", "data", "loss"), max_norm=10.0, clip=1.0, noise=0.8, by="study"),
     hours=Hours("Europe/Berlin", ("Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00")),
     caps=Caps(cpus=4, memory_gb=16.0, seconds_per_day=60.0),
 )
@@ -80,6 +81,7 @@ def test_a_request_within_the_policy_is_allowed():
         ({}, {"noise": 0.7}, NIGHT, "noise", "charite asks for noise of at least 0.8 times the clip (leaving.noise)"),
         ({}, {"noise": None}, NIGHT, "noise", "charite asks for noise of at least 0.8"),
         ({"leaving": Leaving(GOOD.fields, secure=True)}, {}, NIGHT, "secure", "charite lets updates leave under masks alone"),
+        ({"leaving": Leaving(("weight", "loss"), clip=1.0)}, {"whole": True}, NIGHT, "whole", "charite clips what leaves by itself"),
         ({}, {"seconds_today": 60.0}, NIGHT, "caps", "charite has computed the 60 s that it gives a day, and goes on tomorrow"),
         ({}, {"bad": 0.02}, NIGHT, "bad-records", "charite has more bad records than the share of 0.01 that it skips (max_bad_share)"),
     ],
@@ -88,6 +90,11 @@ def test_no(policy, request_, now, code, said):
     decision = replace(POLICY, **policy).allows(GOOD._replace(**request_), now)
     assert not decision.allowed and decision.code == code and decision.reason.startswith(said)
     assert "49" not in decision.reason and "299" not in decision.reason and decision.pin is None
+
+
+def test_a_site_that_adds_the_noise_itself_asks_nothing_of_the_study():
+    own = replace(POLICY, leaving=Leaving(("weight", "loss"), clip=1.0))
+    assert own.allows(GOOD._replace(clip=None, noise=None), NIGHT).allowed
 
 
 def test_nothing_is_allowed_that_nobody_named():
@@ -175,6 +182,10 @@ def test_hours_are_those_of_the_site():
         ('site = "a"\n[caps]\ncpus = 0', "caps.cpus is 0, and work needs at least 1"),
         ('site = "a"\n[caps]\ngpu_share = 1.5', "caps.gpu_share is 1.5, and should be a share of the GPU's memory"),
         ('site = "a"\n[leaving]\nepsilon = 3', "leaving.epsilon is 3, and means nothing without leaving.delta: set one, such as 1e-6"),
+        ('site = "a"\n[leaving]\nclip = 0', "leaving.clip is 0, and should be the l2 norm to which the site clips, above 0"),
+        ('site = "a"\n[leaving]\nnoise = 1', "leaving.clip is not set, and should be the l2 norm to which the site clips, above 0"),
+        ('site = "a"\n[leaving]\nclip = 1\nnoise = 1', "leaving.noise is noise that the site adds, of which it keeps an account"),
+        ('site = "a"\n[leaving]\nby = "both"', "leaving.by is 'both'; it should be one of site, study"),
         ('site = "a"\n[leaving]\ndelta = 1e-6\nclip = 1', "leaving.delta has an epsilon kept, which comes of a clip"),
         ('site = "a"\n[leaving]\ndelta = 1e-6\nclip = 1\nnoise = 0', "leaving.delta has an epsilon kept, which comes of a clip"),
         ('site = "a"\n[leaving]\ndelta = 1\nclip = 1\nnoise = 1', "leaving.delta is 1, and should be a probability"),

@@ -1,5 +1,6 @@
 """The epsilon of what left a site is that of its Gaussian mechanisms together, and is never counted too low."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -90,7 +91,7 @@ def test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused
     with Log(tmp_path / "audit", SiteKey.make("charite")) as log:
         for told in (0.25, 0.5, None):
             log.record("charite", "left", about={"kind": "update"} | ({} if told is None else {"told": told}))
-    assert Ledger(tmp_path).told == 0.5 and Ledger(None).told == 0 and Ledger(tmp_path / "new").told == 0
+    assert Ledger(tmp_path).told == 0.5 and Ledger(None).told == 0
     for text in ("", "{}", '{"told": -1, "last": {}}', '{"told": NaN, "last": {}}', '{"told": 1, "last": []}'):
         (tmp_path / "told.json").write_text(text)
         with pytest.raises(ValueError, match=r"told\.json.* is damaged: restore it from its backup"):
@@ -118,9 +119,11 @@ def sites(folder, limit, more=""):
     """Site files of which one has a policy with this epsilon."""
     files = site_files(folder=folder)
     path = folder / "policy.toml"
-    fields = f'clip = 1.0\nnoise = 3.5\ndelta = {DELTA}\nepsilon = {limit}\nfields = ["weight", "examples", "data"]'
+    fields = f'clip = 1.0\nnoise = 3.5\nby = "study"\ndelta = {DELTA}\nepsilon = {limit}\nfields = ["weight", "examples", "data"]'
     path.write_text(f'site = "{NAMES[WHO]}"\n[tasks]\nmode = "first-use"\n[leaving]\n{fields}\n{more}')
     files[WHO] = dataclasses.replace(files[WHO], policy=path)
+    with contextlib.suppress(FileExistsError):
+        Ledger.begin(folder / NAMES[WHO])
     return files
 
 
@@ -149,6 +152,9 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
         second, _ = fed.run(first, ALL)
         fed.run(second, ALL)
     assert [one["epsilon"] for one in updates(tmp_path)] == pytest.approx(wanted[:2])
+    account = NOISY.uplink.promises.account
+    said = [(one.about["epsilon"], one.about["delta"]) for one in show(tmp_path / "coordinator" / "audit", what="round")]
+    assert said == [(account.told(rounds), DELTA) for rounds in (1, 2)]  # the coordinator's log has what the study's own account says
     about = next(one for one in sites(tmp_path, wanted[2] + 0.01) if one.name == NAMES[WHO])
     assert study.policy(about, base.Settings()).endswith(f"open now, an epsilon of {wanted[1]:.3g} told so far")
     assert {one["delta"] for one in updates(tmp_path)} == {DELTA} and {one["fields"] for one in updates(tmp_path)} == {

@@ -1,0 +1,54 @@
+"""`fedjax-core account ...`: the account that a site keeps of what its updates have told, as an epsilon."""
+
+from pathlib import Path
+
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
+from fedjax_core.sites.site_file import SiteFile
+
+app = SubcommandApp()
+
+
+@app.command
+def begin(path: Positional[Path]) -> None:
+    """Begins the account of a site whose updates have told nothing so far; refused where there is one.
+
+    Never begin one in the place of one that was lost: what it had was told all the same.
+
+    Args:
+        path: The site's file.
+    """
+    about = SiteFile.read(path)
+    try:
+        file = Ledger.begin(_where(about))
+    except FileExistsError:
+        raise ValueError(f"{_where(about) / 'told.json'} is there already: `fedjax-core account show {path}` says what it has") from None
+    print(f"{file}: nothing told so far. Back it up with the site's folder.")
+
+
+@app.command
+def show(path: Positional[Path]) -> None:
+    """Shows what a site's updates have told so far, in all studies, and what its policy leaves of that.
+
+    Args:
+        path: The site's file.
+    """
+    about = SiteFile.read(path)
+    ledger = Ledger(about.folder, about.account)
+    ledger.check()
+    leaving = None if about.policy is None else Policy.read(about.policy).leaving
+    if leaving is None or leaving.delta is None:
+        print(f"mu^2 = {ledger.told:.6g}; the site's policy has no leaving.delta at which an epsilon could be said")
+        return
+    limit = "no limit is set (leaving.epsilon)" if leaving.epsilon is None else f"up to {leaving.epsilon:g} may be (leaving.epsilon)"
+    print(f"an epsilon of {epsilon(ledger.told, leaving.delta):.4g} at delta {leaving.delta:g} told so far; {limit}")
+
+
+def _where(about: SiteFile) -> Path:
+    """The folder of the account."""
+    if (where := about.account or about.folder) is None:
+        raise ValueError(f"{about.file} names no folder, in which an account could be kept: set folder = ..., or account = ...")
+    return where
