@@ -41,7 +41,9 @@ class Plan:
 
     `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps to (r+1)*steps,
     or all of them each round without `steps`; or a function (round, client) -> [T, B] with T = `steps`, which is then
-    needed. -1 is an unused place; a batch has one example at least. A client without examples takes no steps.
+    needed. -1 is an unused place; a batch has one example at least, unless the function has `may_be_empty`. A client
+    without examples takes no steps.
+
     Exchanges whose work is not the run's have a plan of their own, `of(work)`, for which `order` says nothing.
 
     `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of
@@ -168,12 +170,13 @@ class Plan:
             if not count:
                 continue
             local = self._order_of(round, int(client), int(count))
-            if (local >= size).any() or (local < 0).all(axis=1).any():
+            empty = (local < 0).all(axis=1)
+            if (local >= size).any() or (empty.any() and not getattr(self.order, "may_be_empty", False)):
                 raise ValueError(
                     f"order for client {int(client)} in round {round} must name examples 0 to {size - 1}, at least one a batch "
                     f"(-1 for an unused place); got values from {local.min()} to {local.max()}"
                 )
-            own = local.max(axis=1, keepdims=True)  # padding reads an example of the same batch
+            own = np.where(empty, 0, local.max(axis=1))[:, None]  # padding reads an example of the same batch, where there is one
             found.append(np.where(local >= 0, start + local, ~(start + own)).astype(np.int32))
         return np.concatenate(found) if found else np.zeros((0, self.batch_size), np.int32)
 

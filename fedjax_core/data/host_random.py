@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_core.checks import at_least
 
-COHORT, SPLIT, PARTITION, SYNTHETIC, DELAY = range(1, 6)  # what a generator is for
+COHORT, SPLIT, PARTITION, SYNTHETIC, DELAY, BATCH = range(1, 7)  # what a generator is for
 
 
 def generator(purpose: int, seed: int, who: int = 0) -> np.random.Generator:

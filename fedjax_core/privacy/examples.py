@@ -2,22 +2,35 @@
 
     g = (sum over the batch of clip(gradient of one example, C) + N(0, (noise C)^2)) / batch_size
 
-Given to an algorithm as its `gradient=`. Batches are those of the engine: each pass goes once over all examples, in a drawn order. So
-an example is in one step of a pass, whatever the order, and a pass is one Gaussian mechanism for it: between data sets one of whose
-examples is another, a sum moves by at most 2 C, and `epochs` passes in `rounds` rounds are as many mechanisms with a multiplier of
-noise / 2. Nothing is gained by sampling, for there is none. Abadi et al., "Deep Learning with Differential Privacy", CCS 2016.
+Given to an algorithm as its `gradient=`. How the batches are made decides what a step tells:
 
-The noise is drawn by the key of the step, which comes of the run's: it protects from those who see models and updates and not that key,
-as in simulations. A coordinator of real sites has it; what hides data from it is noise by the site's secret, `fc.privacy.local`.
+"passes": the engine's batches, of passes that go once over all examples in a drawn order. Counted are `epochs` Gaussian mechanisms a round
+with a multiplier of noise / 2, between data one of whose examples is another: a sum moves by at most 2 C. Nothing is gained by sampling,
+for there is none.
+
+"poisson": each example by itself with probability batch_size / n, in a shape with room for more (`cap`). Counted are `steps` sampled
+Gaussian mechanisms a round, between data with one example more or less: for each client by its own n, which is public.
+
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. The Poisson sample of a client is to its examples what a cohort is to
+clients, and counted by the very same code (`client_level`), cut-off batches included.
+
+The noise is drawn by the key of the step, and batches by a seed, which both come of the run: they protect from those who see models and
+updates and neither of these, as in simulations. A coordinator of real sites has them; what hides data from it is noise by the site's
+secret: `leaving.noise` in the site's policy, or `fc.privacy.local`.
 
 >>> private = example_level(clip=1.0, noise=8.0, batch_size=20, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
 '0.926 3.341'
+>>> sampled = example_level(clip=1.0, noise=1.0, batch_size=20, rounds=10, steps=5, sampling="poisson", sizes=[2000, 500], delta=1e-5)
+>>> sampled.cap, f"{sampled.epsilon():.2f} {sampled.epsilon(examples=2000):.2f}"
+(68, '2.17 0.58')
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +41,8 @@ from fedjax_core.algorithms.base import gradient
 from fedjax_core.checks import at_least
 from fedjax_core.metrics import Mean
 from fedjax_core.privacy import accounting, clipping
+from fedjax_core.privacy.client_level import client_level
+from fedjax_core.privacy.sampling import batches, headroom
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
 
@@ -39,20 +54,43 @@ class ExampleLevel:
     clip: float
     noise: float
     batch_size: int
+    """What sums are divided by: the size of a batch, under "poisson" the expected one."""
     rounds: int
     epochs: int
     delta: float
     microbatch: int | None = None
+    sampling: Literal["passes", "poisson"] = "passes"
+    steps: int | None = None
+    sizes: tuple[int, ...] = ()
+    cap: int = 0
+    """How many examples a batch has room for: the engine's `batch_size`."""
+    seed: int = 0
 
     @cached_property
     def gradient(self) -> Any:
         """For an algorithm's `gradient=`."""
-        return noisy_gradient(self.clip, self.noise, self.batch_size, self.microbatch)
+        return noisy_gradient(self.clip, self.noise, self.batch_size, self.microbatch, self.cap)
 
-    def epsilon(self, rounds: int | None = None) -> float:
-        """What a client's models of so many rounds (default: all) tell of one of its examples, at `delta`."""
-        passes = self.epochs * (self.rounds if rounds is None else int(rounds))
-        return accounting.epsilon(self.noise / 2, rounds=passes, delta=self.delta, sampling="everyone")
+    @property
+    def plan(self) -> dict[str, Any]:
+        """How clients go through their data, for `fc.Simulator(round, clients, **private.plan)`: what the account is of."""
+        if self.sampling == "passes":
+            return {"batch_size": self.batch_size, "epochs": self.epochs}
+        assert self.steps is not None
+        order = batches(self.sizes, self.batch_size, self.cap, self.steps, self.seed)
+        return {"batch_size": self.cap, "steps": self.steps, "order": order}
+
+    def epsilon(self, rounds: int | None = None, examples: int | None = None) -> float:
+        """What a client's models of so many rounds (default: all) tell of one of its examples, at `delta`.
+
+        Under "poisson" of a client with so many `examples`; by default of the one with the fewest, of which the most is told.
+        """
+        rounds = self.rounds if rounds is None else int(rounds)
+        if self.sampling == "passes":
+            return accounting.epsilon(self.noise / 2, rounds=self.epochs * rounds, delta=self.delta, sampling="everyone")
+        assert self.steps is not None
+        n = _smallest(self.sizes) if examples is None else int(examples)
+        return _of_samples(n, self.batch_size, rounds * self.steps, self.cap, self.delta, noise=self.noise).epsilon(rounds * self.steps)
 
 
 def example_level(
@@ -65,6 +103,10 @@ def example_level(
     noise: float | None = None,
     delta: float = 1e-6,
     microbatch: int | None = None,
+    sampling: Literal["passes", "poisson"] = "passes",
+    steps: int | None = None,
+    sizes: Sequence[int] = (),
+    seed: int = 0,
 ) -> ExampleLevel:
     """Differential privacy of each client's examples, in `epochs` passes in each of `rounds` in which the client takes part.
 
@@ -72,23 +114,62 @@ def example_level(
     `microbatch` examples' gradients are in memory at once, a divisor of the batch size; all of a batch where not given. The epsilon is
     the same for every client, however many examples it has. A run with `steps=` goes on through a pass in the next round: count the
     passes of the smallest client.
+
+    With sampling="poisson" give `steps` a round instead of epochs, and `sizes`, the numbers of examples of all clients
+    (`clients.sizes`), which are told openly. `batch_size` is then the expected one, `.plan` has the batches for the simulator, and the
+    noise is for the client with the fewest examples: for others the epsilon is less. `seed` draws the batches, and is to be known to
+    nobody whom the epsilon is to hold against.
     """
     at_least(1, batch_size=batch_size, rounds=rounds, epochs=epochs)
+    if sampling not in ("passes", "poisson"):
+        raise ValueError(f'sampling must be "passes" or "poisson", got {sampling!r}')
     if (epsilon is None) == (noise is None):
         raise ValueError(f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}")
-    if microbatch is not None and (microbatch < 1 or batch_size % microbatch):
+    poisson = sampling == "poisson"
+    if poisson and (steps is None or epochs != 1):
+        raise ValueError('sampling="poisson" draws each batch anew, so a round has steps= of them and no epochs=')
+    if poisson and not any(n > 0 for n in sizes):
+        raise ValueError('sampling="poisson" needs sizes=, the numbers of examples of all clients, such as clients.sizes')
+    if not poisson and (steps is not None or len(sizes)):
+        raise ValueError('steps= and sizes= are of sampling="poisson": passes are counted by epochs=')
+    counts = tuple(int(n) for n in sizes)
+    if poisson:
+        assert steps is not None
+        at_least(1, steps=steps)
+        room = max(headroom(n, min(1.0, batch_size / n)) for n in counts if n > 0)
+        cap = math.ceil(room / (microbatch or 1)) * (microbatch or 1)
+    else:
+        cap = batch_size
+    if microbatch is not None and (microbatch < 1 or cap % microbatch):
         raise ValueError(f"microbatch={microbatch} does not divide batch_size={batch_size}: take a divisor")
-    if epsilon is not None:
+    if epsilon is not None and poisson:
+        assert steps is not None
+        noise = _of_samples(_smallest(counts), batch_size, rounds * steps, cap, delta, epsilon=epsilon).noise
+    elif epsilon is not None:
         noise = 2 * accounting.noise_for(epsilon, rounds=rounds * epochs, delta=delta, sampling="everyone")
     assert noise is not None
     accounting.epsilon(noise, rounds=0, delta=delta, sampling="everyone")  # checks
     bound = clipping.bounds(clip)
     assert isinstance(bound, float)
-    return ExampleLevel(bound, float(noise), batch_size, rounds, epochs, float(delta), microbatch)
+    return ExampleLevel(bound, float(noise), batch_size, rounds, epochs, float(delta), microbatch, sampling, steps, counts, cap, seed)
 
 
-def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int | None = None) -> Any:
-    """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave without noise)."""
+def _smallest(sizes: Sequence[int]) -> int:
+    return min(n for n in sizes if n > 0)
+
+
+def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **told: float) -> Any:
+    """The account of so many Poisson samples of n examples: that of a population of n of which so many take part in a round."""
+    size = min(batch_size, n)
+    return client_level(population=n, cohort=size, rounds=steps, clip=1.0, delta=delta, cap=min(cap, n), **told)  # type: ignore[arg-type]
+
+
+def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int | None = None, cap: int | None = None) -> Any:
+    """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave without noise).
+
+    Sums are divided by `batch_size`; a batch has at most `cap` examples, by default as many.
+    """
+    most = cap or batch_size
 
     def of_a_batch(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
         if task.statistics.names:
@@ -97,8 +178,8 @@ def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int |
                 "GroupNorm or LayerNorm"
             )
         size = len(batch.mask)
-        if size > batch_size:
-            raise ValueError(f"batches have {size} examples, and batch_size={batch_size} is what their sums are divided by: give the same")
+        if size > most:
+            raise ValueError(f"batches have {size} examples, and the account is of at most {most}: give simulators what `plan` has")
         few = size if microbatch is None or size % microbatch else microbatch
         places = jnp.arange(size, dtype=jnp.int32)
         parts = jax.tree.map(lambda x: x.reshape(size // few, few, *x.shape[1:]), (batch.columns, batch.mask, places))

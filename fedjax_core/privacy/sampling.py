@@ -72,6 +72,36 @@ class turns:
         return (chosen * self.bands + round % self.bands).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class batches:
+    """Batches that are Poisson samples, an `order` for simulators: each example by itself with probability `size` / n, at most `cap`.
+
+    So a batch of a client with n examples has about `size`, whatever n is, and may be empty. Its shape is always `cap`. A client of fewer
+    examples than that takes all of them each time. Whoever knows `seed` knows the batches, and an epsilon that counts on not knowing says
+    nothing against them.
+
+    >>> order = batches(sizes=(100, 5), size=8, cap=30, steps=2)
+    >>> order(0, 0).shape, (order(0, 1) >= 0).sum(axis=1).tolist()
+    ((2, 30), [5, 5])
+    """
+
+    sizes: tuple[int, ...]
+    """How many examples each client has."""
+    size: int
+    cap: int
+    steps: int
+    seed: int = 0
+    may_be_empty = True
+
+    def __call__(self, round: int, client: int) -> np.ndarray:
+        n = self.sizes[client]
+        rng = host_random.generator(host_random.BATCH, self.seed, (round << 32) | client)
+        found = np.full((self.steps, self.cap), -1, np.int64)
+        for row, count in zip(found, np.minimum(rng.binomial(n, min(1.0, self.size / n), self.steps), self.cap), strict=True):
+            row[:count] = rng.choice(n, count, replace=False, shuffle=False)
+        return found
+
+
 def headroom(population: int, rate: float) -> int:
     """A cap that cohorts pass with a probability below 1.3e-14: 5 square roots of the mean above it, or more."""
     mean = population * rate

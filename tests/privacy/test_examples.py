@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core import privacy, tree
+from fedjax_core import keys, privacy, tree
 from fedjax_core.algorithms import gradient
 from tests.zoo import Normalised, flax_task, task
 
@@ -41,7 +42,7 @@ def test_it_is_the_sum_of_clipped_gradients_of_single_examples(microbatch):
 def test_one_example_moves_the_gradient_by_no_more_than_twice_the_clip_whatever_it_is(value):
     params, of, step = task().init(KEY), batch(), privacy.noisy_gradient(0.5, 0.0, 1)
     bad = fc.Batch({**of.columns, "x": of["x"].at[3].set(value)}, of.mask)
-    with pytest.raises(ValueError, match="batches have 8 examples"):
+    with pytest.raises(ValueError, match="batches have 8 examples, and the account is of at most 1"):
         step(task(), params, of, KEY)
     step = privacy.noisy_gradient(0.5, 0.0, 8)
     apart = tree.sub(step(task(), params, of, KEY)[0], step(task(), params, bad, KEY)[0])
@@ -84,3 +85,74 @@ def test_examples_that_meet_are_refused():
 def test_settings_that_make_no_sense(settings, said):
     with pytest.raises(ValueError, match=said):
         privacy.example_level(**{"clip": 1.0, "noise": 1.0, "batch_size": 4, "rounds": 1, **settings})
+
+
+SIZES = (40, 15, 60)
+
+
+def sampled(**settings):
+    of = {"clip": 1.0, "noise": 1.0, "batch_size": 10, "rounds": 3, "steps": 4, "sampling": "poisson", "sizes": SIZES, "delta": 1e-4}
+    return privacy.example_level(**{**of, **settings})
+
+
+def test_poisson_batches_have_one_shape_and_each_example_by_itself():
+    """Over 4,000 batches: shares and pairs of examples as of independent draws; others in other rounds, the same when asked again."""
+    order = sampled(steps=4000).plan["order"]
+    for client, n in enumerate(SIZES):
+        found = order(0, client)
+        assert found.shape == (4000, order.cap) and found.min() == -1 and found.max() == n - 1
+        here = np.zeros((4000, n))
+        for row, into in zip(found, here, strict=True):
+            into[row[row >= 0]] += 1
+        assert here.max() == 1  # none twice
+        q = 10 / n
+        assert np.allclose(here.mean(axis=0), q, atol=5 * np.sqrt(q * (1 - q) / 4000))
+        assert abs(np.cov(here[:, 0], here[:, 1])[0, 1]) < 5 * q * (1 - q) / np.sqrt(4000)
+    assert (order(1, 0) == order(1, 0)).all() and (order(1, 0) != order(2, 0)).any() and (order(1, 0)[:, :15] != order(1, 1)[:, :15]).any()
+
+
+def test_the_epsilon_of_poisson_batches_is_that_of_their_rate_for_each_client_by_itself():
+    made = sampled()
+    for n in SIZES:
+        assert made.epsilon(examples=n) == pytest.approx(privacy.epsilon(1.0, 10 / n, 12, 1e-4), abs=1e-6)
+    assert made.epsilon() == made.epsilon(examples=15) > made.epsilon(rounds=1)
+    found = sampled(noise=None, epsilon=2.0)
+    assert 2 - 1e-3 <= found.epsilon() <= 2 and found.epsilon(examples=60) < 1
+
+
+def test_lanes_take_the_batches_that_are_counted_empty_ones_too():
+    """A round by plain steps: the noise alone where nobody was drawn."""
+    made = privacy.example_level(clip=1.0, noise=0.5, batch_size=1, rounds=1, steps=8, sampling="poisson", sizes=(6, 3), delta=1e-3)
+    order = made.plan["order"]
+    empty = (order(0, 0) < 0).all(axis=1)
+    assert 0 < empty.sum() < 8
+    rng = np.random.default_rng(1)
+    clients = fc.Clients.from_list(
+        [{"x": rng.normal(size=(n, 3)).astype(np.float32), "y": np.arange(n, dtype=np.int32) % 3} for n in (6, 3)]
+    )
+    algorithm = fc.algorithms.fedavg(task(), optax.sgd(0.1), gradient=made.gradient)
+    simulator = fc.Simulator(fc.compose(algorithm), clients, lanes=1, **made.plan)
+    start = simulator.init(KEY)
+    key = keys.client(start.key, 0, clients.addresses[0])
+    params = start.params
+    for t, row in enumerate(order(0, 0)):
+        at = np.where(row >= 0, row, 0)
+        of = fc.Batch({name: jnp.asarray(x[at]) for name, x in clients[0].items()}, jnp.asarray((row >= 0).astype(np.float32)))
+        grads, _ = made.gradient(task(), params, of, keys.step(key, 0, t))
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    found = simulator.run(start, [0])[0].params
+    assert all(np.allclose(x, y, atol=1e-6) for x, y in zip(*map(jax.tree.leaves, (found, params)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": None}, "draws each batch anew, so a round has steps="),
+        ({"sizes": ()}, "needs sizes=, the numbers of examples of all clients"),
+        ({"sampling": "passes"}, "steps= and sizes= are of"),
+        ({"sampling": "fixed"}, 'sampling must be "passes" or "poisson"'),
+    ],
+)
+def test_settings_of_poisson_batches_that_make_no_sense(settings, said):
+    with pytest.raises(ValueError, match=said):
+        sampled(**settings)
