@@ -44,7 +44,7 @@ ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
     **dict.fromkeys(PIECES | {"data", "models"}, NOUNS),
     # Its mechanisms are stages and aggregators, its samplers those of cohorts, and its audits compare models.
-    "privacy": NOUNS | {"algorithms.base", "uplink.base", "uplink.clip", "aggregators.base", "aggregators.total", "data"},
+    "privacy": NOUNS | {"algorithms.base", "uplink.base", "uplink.clip", "uplink.secure", "aggregators.base", "aggregators.total", "data"},
     # Whole numbers modulo 2^32 are the same in a simulation's stage and in the protocol between sites.
     "uplink": NOUNS | {"secure_aggregation.ring"},
     "secure_aggregation": NOUNS,

@@ -12,16 +12,21 @@ from fedjax_core.privacy.clipping import clip_by_norm
 from fedjax_core.privacy.examples import ExampleLevel, example_level, noisy_gradient
 from fedjax_core.privacy.gaussian import gaussian
 from fedjax_core.privacy.local import Local, local, local_gaussian
+from fedjax_core.privacy.rehearsal import Rehearsal, rehearsal
+from fedjax_core.privacy.skellam import Distributed, distributed, skellam
 
 __all__ = [
     "ClientLevel",
+    "Distributed",
     "ExampleLevel",
     "Local",
+    "Rehearsal",
     "adaptive",
     "audit",
     "canaries",
     "client_level",
     "clip_by_norm",
+    "distributed",
     "epsilon",
     "epsilon_of",
     "example_level",
@@ -30,4 +35,6 @@ __all__ = [
     "local_gaussian",
     "noise_for",
     "noisy_gradient",
+    "rehearsal",
+    "skellam",
 ]

@@ -64,6 +64,16 @@ def test_a_sum_of_three_does_not_hide_them_by_itself():
         assert 20 < max(found) < 25 and np.median(found) < 10
 
 
+def test_a_sum_of_three_with_noise_of_the_size_of_the_clip_hides_all():
+    found = []
+    for seed in range(10):
+        people = [person(3 * seed + i) for i in range(3)]
+        clipped = [privacy.clip_by_norm(gradient_of(one), 1.0) for one in people]
+        total = privacy.clipping.add_normal(jax.tree.map(lambda *x: sum(x), *clipped), 1.0, jax.random.key(seed))
+        found += [psnr(inverted(total), one["x"][0]) for one in people]
+    assert max(found) < 10
+
+
 def shadow(noise, members=16, seed=0):
     """(losses of those trained on, of others) after many steps on random labels, which can only be learnt by heart."""
     rng = np.random.default_rng(seed)
