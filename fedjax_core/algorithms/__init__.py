@@ -11,6 +11,7 @@ from fedjax_core.algorithms.ditto import ditto
 from fedjax_core.algorithms.fedadamw import fedadamw
 from fedjax_core.algorithms.fedadmm import fedadmm
 from fedjax_core.algorithms.fedala import fedala
+from fedjax_core.algorithms.fedasync import fedasync, hinge, polynomial
 from fedjax_core.algorithms.fedavg import fedavg
 from fedjax_core.algorithms.fedcm import fedcm
 from fedjax_core.algorithms.feddane import feddane
@@ -38,6 +39,7 @@ from fedjax_core.algorithms.gaussian_heads import gaussian_heads
 from fedjax_core.algorithms.gossip import gossip, metropolis
 from fedjax_core.algorithms.hierarchical import hierarchical
 from fedjax_core.algorithms.ifca import ifca
+from fedjax_core.algorithms.importance import importance
 from fedjax_core.algorithms.lgfedavg import lgfedavg
 from fedjax_core.algorithms.local_training import At, Local, local_training, look, server_step, whole_gradient, whole_loss
 from fedjax_core.algorithms.lora_fair import lora_fair
@@ -79,6 +81,7 @@ __all__ = [
     "fedadamw",
     "fedadmm",
     "fedala",
+    "fedasync",
     "fedavg",
     "fedcm",
     "feddane",
@@ -107,7 +110,9 @@ __all__ = [
     "gossip",
     "gradient",
     "hierarchical",
+    "hinge",
     "ifca",
+    "importance",
     "lgfedavg",
     "local_training",
     "look",
@@ -118,6 +123,7 @@ __all__ = [
     "moon",
     "perfedavg",
     "pfedme",
+    "polynomial",
     "proxskip",
     "qffl",
     "reptile",

@@ -128,8 +128,7 @@ class poisson:
     def max_size(self) -> int:
         """Mean + 8 standard deviations and a little for the skew of rare draws, by Bernstein's inequality: exceeded with p < 1.3e-14."""
         mean = self.population * self.rate
-        variance, bound = mean * (1 - self.rate), 8**2 / 2
-        return min(self.population, math.ceil(mean + bound / 3 + math.sqrt(bound**2 / 9 + 2 * bound * variance)))
+        return _most(mean, mean * (1 - self.rate), self.population)
 
     def __call__(self, round: int) -> np.ndarray:
         # How many first, then which: the same distribution as a coin a client, without tossing a million of them.
@@ -169,6 +168,61 @@ class weighted:
         with np.errstate(divide="ignore"):
             first = np.argpartition(waits / self.weights, self.size - 1)[: self.size]
         return np.sort(first).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class independent:
+    """Each client by itself with a probability of its own, `rates` [N]; the size varies and may be 0.
+
+    For `fc.algorithms.importance`, whose reports count by 1 / rate.
+    """
+
+    rates: np.ndarray = field(repr=False, compare=False)  # [N] float64, above 0 and at most 1
+    seed: int = 0
+    population: int = field(init=False)
+    digest: str = field(init=False)  # of the rates, by which samplers compare
+
+    def __post_init__(self) -> None:
+        rates = np.array(self.rates, np.float64)
+        if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates <= 1)).all():
+            raise ValueError(f"rates must be a probability above 0 and at most 1 for each client, got {self.rates!r}")
+        _check_population(len(rates), self.seed)
+        rates.flags.writeable = False
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "population", len(rates))
+        object.__setattr__(self, "digest", hashlib.sha256(rates.tobytes()).hexdigest()[:16])
+
+    @property
+    def max_size(self) -> int:
+        """Mean + 8 standard deviations and a little for the skew of rare draws, by Bernstein's inequality: exceeded with p < 1.3e-14."""
+        return _most(float(self.rates.sum()), float((self.rates * (1 - self.rates)).sum()), self.population)
+
+    def __call__(self, round: int) -> np.ndarray:
+        return np.flatnonzero(_generator(self.seed, round).random(self.population) < self.rates).astype(np.int32)
+
+
+def optimal_rates(norms: Any, size: float) -> np.ndarray:
+    """The probabilities [N] by which `size` clients on average say most of a sum of N parts of these norms.
+
+    Those of sum_i X_i / p_i, X_i of norm a_i, whose variance sum_i (1 / p_i - 1) a_i^2 is least: p_i in proportion to a_i, and 1 where
+    that would be more (Chen, Horváth and Richtárik, TMLR 2022, eq. 7). For `fc.algorithms.importance` give shares times norms.
+
+    >>> optimal_rates([1.0, 1.0, 2.0, 100.0], 2).tolist()
+    [0.25, 0.25, 0.5, 1.0]
+    """
+    found = np.asarray(norms, np.float64)
+    if found.ndim != 1 or not (np.isfinite(found) & (found > 0)).all():
+        raise ValueError(f"norms must be a number above 0 for each client, got {norms!r}")
+    if not 0 < size <= len(found):
+        raise ValueError(f"size must be above 0 and at most {len(found)}, the number of clients, got {size}")
+    order, rates = np.argsort(found, kind="stable"), np.ones(len(found))
+    for count in range(len(found), 0, -1):  # so many of the smallest have less than 1
+        small = order[:count]
+        share = (size + count - len(found)) / found[small].sum()
+        if share > 0 and share * found[small[-1]] <= 1:
+            rates[small] = share * found[small]
+            break
+    return rates
 
 
 @dataclass(frozen=True)
@@ -318,6 +372,12 @@ def _check_population(population: int, seed: int) -> None:
     if population >= 2**31:
         raise ValueError(f"population must be below 2**31, for positions are int32, got {population}")
     host_random.check_seed(seed)
+
+
+def _most(mean: float, variance: float, population: int) -> int:
+    """How many of independent draws there are at most, all but surely."""
+    bound = 8**2 / 2
+    return min(population, math.ceil(mean + bound / 3 + math.sqrt(bound**2 / 9 + 2 * bound * variance)))
 
 
 def _generator(seed: int, round: int) -> np.random.Generator:

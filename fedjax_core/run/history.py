@@ -7,6 +7,9 @@ History('finished' after 10 rounds, 2 records, best 0.3 after round 10)
 >>> rounds, values = history.curve("loss")
 >>> rounds.tolist(), values.tolist()
 ([5, 10], [0.5, 0.3])
+>>> steps = [{"round": round, "kind": "train", "ticks": 2.5} for round in range(1, 11)]
+>>> history._replace(records=steps + records).curve("loss", by="ticks")[0].tolist()
+[12.5, 25.0]
 """
 
 from typing import Any, Literal, NamedTuple
@@ -42,12 +45,22 @@ class History(NamedTuple):
         best = "" if self.best is None else f", best {self.best.value:.4g} after round {self.best.round}"
         return f"History({self.stopped!r} after {rounds} rounds, {len(self.records)} records{best})"
 
-    def curve(self, metric: str = "loss", kind: Literal["train", "eval"] = "eval") -> tuple[np.ndarray, np.ndarray]:
-        """(the rounds [n] after which it was recorded, its values [n]) of one metric. Raises KeyError where no record has it."""
+    def curve(self, metric: str = "loss", kind: Literal["train", "eval"] = "eval", *, by: str = "round") -> tuple[np.ndarray, np.ndarray]:
+        """(the rounds [n] after which it was recorded, its values [n]) of one metric. Raises KeyError where no record has it.
+
+        `by` names a metric of rounds whose sum so far is the axis in their place: "ticks" of an asynchronous run, which are seconds
+        where its delays are; "bits_up"; "examples".
+        """
         found = [(record["round"], record[metric]) for record in self.records if record["kind"] == kind and metric in record]
         if not found:
             there = {name for record in self.records if record["kind"] == kind for name in record} - {"round", "kind", "lacked"}
             way_out = f"there are {', '.join(sorted(there))}" if there else "fit(evaluate_every=) makes them"
             raise KeyError(f"no {kind!r} record has {metric!r}: {way_out}")
         rounds, values = zip(*found, strict=True)
-        return np.array(rounds), np.array(values, np.float64)
+        return (np.array(rounds) if by == "round" else self._so_far(by, np.array(rounds))), np.array(values, np.float64)
+
+    def _so_far(self, metric: str, rounds: np.ndarray) -> np.ndarray:
+        """The sum of a metric of rounds up to each of these."""
+        at, values = self.curve(metric, "train")
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        return sums[np.searchsorted(at, rounds, side="right")]
