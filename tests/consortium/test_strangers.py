@@ -69,6 +69,7 @@ def test_who_has_all_of_it_is_let_in(met):
         ("no TLS", ("InsecureRay", "lacks TLS (RAY_USE_TLS=1")),
     ],
 )
+@pytest.mark.meets("164.312(d)", by="strangers to the cluster are refused, each by name")
 def test_a_stranger_is_refused_with_a_message_of_its_own(met, who, said):
     assert all(words in met[who] for words in said), met[who]
 

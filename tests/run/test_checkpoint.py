@@ -124,6 +124,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.meets("164.312(c)(1)", by="checkpoints whose digests are checked; of a damaged one the one before is taken, and that is told")
+@pytest.mark.meets("164.308(a)(7)", by="several checkpoints, each verified before it is used")
 def test_a_damaged_newest_falls_back_says_so_and_is_set_aside(tmp_path, kind, caplog):
     damage, reason = DAMAGE[kind]
     write(tmp_path, (1, 2, 3), best=2)

@@ -65,6 +65,7 @@ def test_the_format_is_what_its_docstring_says(monkeypatch):
     assert raw[21:53] != sealed(b"abcdefg")[21:53]  # another salt, so another key and other nonces' use
 
 
+@pytest.mark.meets("164.312(c)(1)", by="a tag over every piece of a checkpoint")
 def test_every_flipped_bit_cut_exchange_and_addition_is_found(monkeypatch):
     monkeypatch.setattr(encryption, "CHUNK", 8)
     plain = bytes(range(20))
@@ -170,6 +171,7 @@ def test_a_damaged_newest_falls_back_as_a_plain_one_does(tmp_path, kind, caplog)
     ],
     ids=["another", "none", "plain"],
 )
+@pytest.mark.meets("164.312(a)(2)(iv)", by="a wrong key is refused")
 def test_a_wrong_key_is_refused_and_not_taken_for_damage(tmp_path, written, asked, said):
     write(tmp_path, 1, 2, key=written)
     for _ in range(2):
@@ -178,6 +180,7 @@ def test_a_wrong_key_is_refused_and_not_taken_for_damage(tmp_path, written, aske
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000002"]
 
 
+@pytest.mark.meets("164.312(a)(2)(iv)", by="checkpoints by AES-GCM, `fc.fit(..., encrypt=...)`")
 def test_a_run_resumes_bit_for_bit_and_leaves_no_plain_byte(tmp_path, monkeypatch):
     """Whatever is opened on the way counts too, also where it is removed again."""
     opened, real = [], io.open

@@ -61,6 +61,7 @@ def fit(fed, rounds, run_dir, every=2):
     return fc.fit(fed, rounds, cohorts=lambda r: COHORTS[r], key=jax.random.key(1), **keeping)
 
 
+@pytest.mark.meets("164.308(a)(7)", by="a run that is killed at any point goes on and ends with the same bits")
 def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_path):
     with federation(stateful, folder=tmp_path / "whole") as (fed, sites, _):
         expected = fit(fed, 5, tmp_path / "whole" / "run").state
@@ -223,6 +224,7 @@ def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
             assert (answer.kind, answer.fields["code"]) == ("refusal", code)
 
 
+@pytest.mark.meets("164.312(a)(1)", by="a policy at the site, which denies what it does not name and which no coordinator can change")
 def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_path):
     files = []
     for one in site_files(folder=tmp_path):

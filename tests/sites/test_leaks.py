@@ -69,6 +69,7 @@ def test_the_canaries_are_found_where_they_are(tmp_path):
     assert len(found(files(tmp_path))) >= 5
 
 
+@pytest.mark.meets("164.502(b)", by="values that were planted in the data are in no message, log, checkpoint or file of others")
 def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others(tmp_path, everything_logged, capfd):
     data = planted()
     data["x"][0, 0] = VALUE  # which its site sums for preprocessing
@@ -145,6 +146,7 @@ def test_nothing_of_a_site_is_in_rays_own_logs(tmp_path, capfd):
     assert len(seen) > 5 and found({**seen, **files(tmp_path / "coordinator", tmp_path / NAMES[1] / "audit")}) == []
 
 
+@pytest.mark.meets("164.312(a)(1)", by="files for their owner alone, whatever the umask")
 def test_nothing_that_a_site_or_a_coordinator_writes_can_be_read_by_other_users(tmp_path):
     before = os.umask(0o022)
     try:

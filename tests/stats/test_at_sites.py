@@ -134,6 +134,7 @@ def test_a_policy_that_does_not_name_statistics_lets_none_leave(composed, column
         (lambda fed: stats.table_one(fed, ["lab"], by="days"), "rows have 'days'"),
     ],
 )  # fmt: skip
+@pytest.mark.meets("164.502(b)", by="no statistic of fewer rows than `minimum.cell`")
 def test_nothing_about_too_few_people_leaves_and_the_reason_stays(composed, columns, tmp_path, ask, why):
     with federation(composed, sites(columns, tmp_path, cell=5)) as fed:
         with pytest.raises(Paused, match="declined, for a reason that is for its staff"):

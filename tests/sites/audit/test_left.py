@@ -16,6 +16,7 @@ from tests.zoo import round_of
 COMPOSED = round_of("fedavg")
 
 
+@pytest.mark.meets("164.308(a)(1)(ii)(D)", by="what left, as it was sent, to be read again")
 def test_what_left_is_in_the_ledger_by_value_and_in_the_folder_as_it_was_sent(tmp_path):
     room = (0.0, 6e-7, 1e-3, 1e-7)  # GB: for none, one of these updates, all of them, less than one
     files = [dataclasses.replace(one, left_gb=gb) for one, gb in zip(site_files(folder=tmp_path), room, strict=True)]

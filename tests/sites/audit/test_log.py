@@ -42,6 +42,7 @@ def test_a_log_verifies_and_goes_on_where_it_was(tmp_path):
     assert [entry.n for entry in show(tmp_path)] == list(range(12))
 
 
+@pytest.mark.meets("164.316(b)(2)(i)", by="logs of many files, in one chain")
 def test_files_follow_one_another_without_a_break(folder):
     assert verify(folder, KEYS).n == 9
     assert [path.name for path in files(folder)] == [f"audit-{i:06d}.jsonl" for i in range(1, 5)]
@@ -78,6 +79,7 @@ def test_every_changed_byte_is_found(tmp_path):
         (lambda old: [*old, b"\0" * 10], r"line 7, has no end"),
     ],
 )  # fmt: skip
+@pytest.mark.meets("164.312(b)", by="a signed hash chain: an entry that is edited, removed or moved is found")
 def test_each_way_of_changing_a_log_is_found(tmp_path, change, said):
     head = write(tmp_path)
     path = files(tmp_path)[0]
@@ -101,6 +103,7 @@ def test_changed_files_are_found(folder):
         verify(folder, KEYS, head)
 
 
+@pytest.mark.meets("164.312(b)", by="heads that the other end holds, so that a log written anew is found")
 def test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head(tmp_path):
     head = write(tmp_path / "old")
     write(tmp_path / "new", 12)
@@ -254,6 +257,7 @@ def test_numbers_that_are_not_finite_are_kept_as_text(tmp_path):
     assert next(show(tmp_path)).about == {"norm": "inf", "weight": "nan"}
 
 
+@pytest.mark.meets("164.308(a)(1)(ii)(D)", by="a ledger at each site of what left it, and a log of who asked: `fedjax-core audit show`")
 def test_the_ledger_tells_what_left(tmp_path):
     raw = message()
     with Log(tmp_path, CHARITE) as log:

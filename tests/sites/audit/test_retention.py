@@ -29,6 +29,7 @@ def log(tmp_path, monkeypatch):
     assert len(os.listdir(tmp_path / "log")) >= 2
 
 
+@pytest.mark.meets("164.316(b)(2)(i)", by="old entries move to an archive, and the chain is proven across both")
 def test_what_is_left_is_proven_and_goes_on(log, tmp_path):
     head = log.head
     anchor = prune(log, before=5.0, archive=tmp_path / "old")

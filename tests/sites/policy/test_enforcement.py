@@ -68,6 +68,7 @@ def test_a_site_that_withdrew_says_so_and_contributes_no_more(tmp_path):
         ("memory_gb = 0.001", "the work needs more than this site's 0.001 GB of memory"),
     ],
 )
+@pytest.mark.meets("164.502(b)", by="caps on how often and how much leaves")
 def test_caps_end_the_work_and_nothing_leaves(tmp_path, caps, said):
     files, _ = with_policy(tmp_path, f"[caps]\n{caps}")
     with federation(COMPOSED, files=files, folder=tmp_path) as (fed, _, _):

@@ -57,6 +57,7 @@ def test_it_says_until_when(made):
 
 
 @pytest.mark.parametrize("days", [-1, 31])
+@pytest.mark.meets("164.312(d)", by="certificates that are not valid now are refused")
 def test_one_that_is_not_valid_now_is_refused(made, days):
     with pytest.raises(Expired, match=r"node.crt is valid from .* make another"):
         made[1].check(datetime.now(UTC) + timedelta(days=days))

@@ -67,6 +67,7 @@ def readable(files):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.meets("164.312(e)(1)", by="TLS with certificates at both ends and a token, without which nothing starts between machines")
 def test_each_lack_is_refused_with_its_own_message(name, safe, tmp_path, monkeypatch):
     preflight()
     changes, said = OTHERS[name]
@@ -82,6 +83,7 @@ def test_a_ray_of_the_same_authority_is_joined(safe, folder):
         preflight(address=f"127.0.0.1:{port}")
 
 
+@pytest.mark.meets("164.312(e)(1)", by="a cluster of another authority is refused before anything is sent")
 def test_a_ray_that_is_not_ours_is_refused_before_anything_is_sent(safe, folder, tmp_path):
     stranger = equip(tmp_path, {"stranger": ["127.0.0.1"]})["stranger"].certificate.parent
     with server(stranger) as port, pytest.raises(InsecureRay, match=r"shows a certificate that is not good for 127.0.0.1"):

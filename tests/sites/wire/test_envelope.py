@@ -138,6 +138,7 @@ def test_arrays_lie_where_they_can_be_used():
         (lambda: forged(pack(TENSORS) + b"\0"), TrailingBytes, "1 bytes after the last tensor"),
     ],
 )  # fmt: skip
+@pytest.mark.meets("164.312(c)(1)", by="a digest and a signature over every message, any changed byte of which is refused")
 def test_refused(raw, error, said):
     with pytest.raises(error, match=said) as refusal:
         read(raw())

@@ -27,6 +27,7 @@ def test_a_key_is_private_whatever_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610])
+@pytest.mark.meets("164.312(a)(1)", by="keys that their owner alone can read")
 def test_a_key_that_others_could_read_is_refused(tmp_path, mode):
     path = CHARITE.save(tmp_path)
     path.chmod(mode)
@@ -69,6 +70,7 @@ def test_text_that_is_no_public_key_is_refused(change):
         PublicKey.parse(change(CHARITE.public.text))
 
 
+@pytest.mark.meets("164.312(d)", by="Ed25519 signatures by keys of a roster; unknown and revoked ones are refused")
 def test_who_signed_is_told_apart():
     signature = CHARITE.sign("message", b"data")
 
@@ -125,6 +127,7 @@ def test_a_roster_comes_from_its_file(tmp_path):
         ('[keys]\na = "{key}"\n[examples]\na = true\n', "has a = True; it should be the largest number"),
     ],
 )
+@pytest.mark.meets("164.312(a)(2)(i)", by="one name and one key for each site; a roster with two of either is refused")
 def test_a_roster_that_is_not_in_order_is_refused(tmp_path, text, said):
     path = tmp_path / "roster.toml"
     path.write_text(text.replace("{key}", CHARITE.public.text))

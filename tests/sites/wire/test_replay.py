@@ -7,6 +7,7 @@ from fedjax_core.sites.wire.replay import Replayed, ReplayGuard, WrongRound, Wro
 HELLO = {"sender": "charite", "run": "heart-1", "round": 3, "sequence": 17}
 
 
+@pytest.mark.meets("164.312(d)", by="a message counts once")
 def test_a_message_is_heard_once_and_others_beside_it():
     guard = ReplayGuard("heart-1", 3)
     heard = guard.accept(**HELLO)
