@@ -64,7 +64,7 @@ ALLOWED = {
     # A worker of a cluster is lanes, and so is a site with departments; plain loops check and evaluate as lanes do.
     **dict.fromkeys(("cluster", "loops"), ENGINE | {"lanes"}),
     # A site computes its sums of a statistic itself.
-    "sites": ENGINE | {"lanes", "stats", "secure_aggregation"},
+    "sites": ENGINE | {"lanes", "stats", "disclosure", "intake", "secure_aggregation"},
     # What it runs is a round of lanes, in which nothing is sent.
     "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
     "newcomers": NOUNS | {"composition", "round", "algorithms.base", "data", "lanes"},
@@ -77,10 +77,14 @@ ALLOWED = {
     "clinical": NOUNS | {"data", "lanes", "stats.meta"},
     # Exact statistics: their site halves run where the data are, in one process or at sites.
     "stats": NOUNS | {"data"},
+    # A field may be an expression over the site's columns, in the language of formulas.
+    "intake": NOUNS | {"data", "stats.expressions", "stats.table"},
     "disclosure": NOUNS,
+    # It reads what a run and its sites' audit logs have written.
+    "report": NOUNS | {"run", "sites"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run"},
-    "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run", "consortium"},
+    "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run", "consortium", "intake", "report"},
     "__main__": {"cli"},
 }
 # The parts whose files implement the contract in their `base.py` and do not know one another.

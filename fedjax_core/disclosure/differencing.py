@@ -1,8 +1,9 @@
 """What releases tell together: declines one after which few people could be singled out from those before it.
 
 Each release is a number of a set of people. From several sets one can add and subtract: everybody, less everybody but one, is one
-person. Let Q [q, n] have a row for each set, 1 where a person is in it. What can be calculated of people in S alone is a row vector
-of Q's row space that is 0 outside S. The guard admits a set only while every such vector but 0 has at least `minimum` people.
+person. Let Q [q, n] have a row for each set, 1 where a person is in it, or as many as they have records there. What can be calculated
+of people in S alone is a row vector of Q's row space that is 0 outside S. The guard admits a set only while every such vector but 0 has
+at least `minimum` people.
 That covers repeated queries after somebody came or left, overlapping ones, complements, and chains of them.
 
 People who are in the same sets are one atom, so that Q is small. Combinations that vanish on all atoms of at least `minimum` people
@@ -18,7 +19,9 @@ judged by linear programming in `tables`, and not once more here. Numbers are ta
 
 import hashlib
 import hmac
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +41,7 @@ class Guard:
         at_least(1, combinations=combinations)
         self.minimum, self.combinations, self._key = minimum, combinations, key
         self.released: list[list[frozenset[str]]] = []  # the sets of each release
+        self._names: dict[Hashable, str] = {}
 
     def admit(self, sets: Sequence[Iterable[Hashable]], *, joint: bool = False) -> bool:
         """Whether numbers of all these sets of people may leave, after those before; it remembers them where they may.
@@ -55,7 +59,36 @@ class Guard:
         return True
 
     def _hashed(self, people: Iterable[Hashable]) -> frozenset[str]:
-        return frozenset(hmac.digest(self._key, repr(_plain(p)).encode(), hashlib.sha256).hex()[:32] for p in people)
+        """The set; of somebody who is given more than once, "name times"."""
+        times = Counter(self._names.get(p) or self._name(p) for p in people)
+        return frozenset(name if k == 1 else f"{name} {k}" for name, k in times.items())
+
+    def _name(self, person: Hashable) -> str:
+        found = hmac.digest(self._key, repr(_plain(person)).encode(), hashlib.sha256).hex()[:32]
+        self._names[person] = found
+        return found
+
+    def saved(self) -> dict[str, Any]:
+        """What it remembers, as JSON has it: of each release its sets by number, and of each person the sets that they are in."""
+        sets = list(dict.fromkeys(each for release in self.released for each in release))
+        place = {each: i for i, each in enumerate(sets)}
+        people: dict[str, list[int]] = {}
+        for i, each in enumerate(sets):
+            for person in each:
+                people.setdefault(person, []).append(i)
+        atoms: dict[str, list[str]] = {}
+        for person, places in people.items():
+            atoms.setdefault(" ".join(map(str, places)), []).append(person)
+        return {"releases": [[place[each] for each in release] for release in self.released], "people": atoms}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Remembers what was `saved`."""
+        sets: dict[int, set[str]] = {i: set() for release in saved["releases"] for i in release}
+        for places, people in saved["people"].items():
+            for i in places.split():
+                sets[int(i)].update(people)
+        known = {i: frozenset(each) for i, each in sets.items()}
+        self.released = [[known[i] for i in release] for release in saved["releases"]]
 
     def _safe(self, releases: list[list[frozenset[str]]]) -> bool:
         sets = list(dict.fromkeys(each for release in releases for each in release))
@@ -93,17 +126,18 @@ class Guard:
 
 
 def _atoms(sets: list[frozenset[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """(which sets [q, atoms] each atom is in, its people [atoms])."""
-    signatures: dict[str, list[int]] = {}
+    """(how often [q, atoms] those of each atom are in each set, how many people they are [atoms])."""
+    signatures: dict[str, list[tuple[int, int]]] = {}
     for i, people in enumerate(sets):
         for person in people:
-            signatures.setdefault(person, []).append(i)
-    atoms: dict[tuple[int, ...], int] = {}
+            name, _, times = person.partition(" ")
+            signatures.setdefault(name, []).append((i, int(times or 1)))
+    atoms: dict[tuple[tuple[int, int], ...], int] = {}
     for places in signatures.values():
         atoms[tuple(places)] = atoms.get(tuple(places), 0) + 1
     matrix = np.zeros((len(sets), len(atoms)))
     for j, signature in enumerate(atoms):
-        matrix[list(signature), j] = 1
+        matrix[[i for i, _ in signature], j] = [times for _, times in signature]
     return matrix, np.array(list(atoms.values()))
 
 

@@ -14,7 +14,7 @@ has the digest of the line before it. The record stays at the site. `Declined` n
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +50,21 @@ class Desk:
     def __init__(self, policy: OutputPolicy, *, folder: str | Path | None = None, key: bytes = b"") -> None:
         self.policy = policy
         self.guard = Guard(policy.minimum, combinations=policy.combinations, key=key)
+        """Of all that is asked of the desk but sums."""
+        self.columns: dict[str, Guard] = {}
+        """Of sums, for each column of which they tell: people are subtracted within what is told of one column."""
+        self._key = key
         self.record: list[dict[str, Any]] = []
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             self._read(self._folder)
+
+    def under(self, policy: OutputPolicy) -> "Desk":
+        """The same desk, which from now on asks the rules of this policy."""
+        self.policy = policy
+        for guard in (self.guard, *self.columns.values()):
+            guard.minimum, guard.combinations = policy.minimum, policy.combinations
+        return self
 
     def count(self, name: str, people: People) -> int:
         """How many people there are."""
@@ -171,6 +182,35 @@ class Desk:
             findings += [each._replace(rule=f"{each.rule}: {column}") for each in rules.levels(counts, self.policy)]
         return self._decide(name, "fit", findings, [array[first]], coefficients)
 
+    def sums(
+        self,
+        name: str,
+        findings: Sequence[Finding],
+        sets: Mapping[str, Sequence[Sequence[Hashable]]],
+        value: Any,
+        tables: Mapping[str, Sequence[Sequence[Sequence[Hashable]]]] | None = None,
+        evidence: Any = None,
+    ) -> dict[str, Any]:
+        """The line of the record about a statistic's sums, of which the rules found this, once they may leave.
+
+        `sets`: of each column the groups of people of whom the sums tell something; `tables`: the cells and margins of tables of it,
+        each of which is safe by itself. All columns' guards must admit them, or none does.
+        """
+        found, kept, broken = list(findings), {}, [each.rule for each in findings if not each.holds]
+        for column, groups in {} if broken else sets.items():
+            guard = self.columns.setdefault(column, Guard(self.policy.minimum, combinations=self.policy.combinations, key=self._key))
+            kept[column] = guard.released
+            if not guard.admit(groups) or not all(guard.admit(table, joint=True) for table in (tables or {}).get(column, ())):
+                broken.append(f"differencing: {column}")
+                found.append(Finding(broken[-1], 1, 0, False))
+                break
+        if broken:
+            for column, before in kept.items():
+                self.columns[column].released = before
+        else:
+            found.append(Finding("differencing", 0, 0, True))
+        return self._recorded(name, "sums", found, broken, value, {} if evidence is None else {"evidence": evidence})
+
     def _decide(
         self, name: str, kind: str, findings: list[Finding], sets: Sequence[Any], value: Any, hidden: dict[str, int] | None = None
     ) -> Any:
@@ -178,12 +218,19 @@ class Desk:
             admitted = self.guard.admit(sets, joint=kind == "table")
             findings = [*findings, Finding("differencing", 0 if admitted else 1, 0, admitted)]
         broken = [each.rule for each in findings if not each.holds]
+        self._recorded(name, kind, findings, broken, value, {"hidden": hidden or {}})
+        return value
+
+    def _recorded(
+        self, name: str, kind: str, findings: Sequence[Finding], broken: Sequence[str], value: Any, more: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The line of the record; raises `Declined` where a rule is broken."""
         entry = {
             "name": name,
             "kind": kind,
             "decision": "declined" if broken else "released",
             "findings": [_plain(each) for each in findings],
-            "hidden": hidden or {},
+            **more,
             "digest": None if broken else _digest(value),
             "before": _digest(self.record[-1]) if self.record else None,
         }
@@ -191,7 +238,7 @@ class Desk:
         self._write(entry)
         if broken:
             raise Declined(f"declined: {name} ({', '.join(broken)})")
-        return value
+        return entry
 
     def _read(self, folder: Path) -> None:
         make_folder(folder)
@@ -205,13 +252,24 @@ class Desk:
                 raise ValueError(f"{folder / 'releases.jsonl'} was changed before the release {after['name']!r}: restore it from a copy")
         if (folder / "people.json").exists():
             kept = json.loads((folder / "people.json").read_text())
-            self.guard.released = [[frozenset(each) for each in sets] for sets in kept]
+            self.guard.restore(kept["all"])
+            for column, saved in kept["columns"].items():
+                self.columns[column] = Guard(self.policy.minimum, combinations=self.policy.combinations, key=self._key)
+                self.columns[column].restore(saved)
+        self._kept = self._memory()
+
+    def _memory(self) -> tuple[int, ...]:
+        """How much is remembered: it only grows."""
+        return (len(self.guard.released), *(len(guard.released) for guard in self.columns.values()))
 
     def _write(self, entry: dict[str, Any]) -> None:
         """The people first: a release that is recorded is one that the guard remembers."""
         if self._folder is None:
             return
-        write_whole(self._folder / "people.json", json.dumps([[sorted(each) for each in sets] for sets in self.guard.released]))
+        if (memory := self._memory()) != self._kept:
+            saved = {"all": self.guard.saved(), "columns": {column: guard.saved() for column, guard in self.columns.items()}}
+            write_whole(self._folder / "people.json", json.dumps(saved))
+            self._kept = memory
         with open(self._folder / "releases.jsonl", "a", opener=opener) as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()

@@ -36,10 +36,10 @@ def read(cls: Any, table: Mapping[str, Any], what: str, prefix: str = "") -> Any
 
 
 def _value(kind: Any, value: Any, what: str, name: str) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return read(kind, value, what, f"{name}.")
     if typing.get_origin(kind) is types.UnionType:  # float | None: absent is None
         kind = typing.get_args(kind)[0]
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return read(kind, value, what, f"{name}.")
     if typing.get_origin(kind) is Literal:
         if value in typing.get_args(kind):
             return value

@@ -5,18 +5,21 @@
 The site half is a frozen dataclass of plain values, `Statistic`, that travels as JSON. Clients in one process and sites of a `Federation`
 run the same site half, and the same centre half adds what comes back, so that their answers are equal by construction.
 
-`Limits` are a site's own. A statistic that would tell of too few people raises `TooFew` before anything is told.
+`Limits` are a site's own (fedjax_core/sites/site/limits.py). A statistic asks them of every group of people that its sums tell apart; one
+that would tell of too few raises `TooFew` before anything is told. Data at hand have no limits: those of this file demand nothing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.stats.table import Table
+
+if TYPE_CHECKING:
+    from fedjax_core.stats.formula import Design
 
 Sums = Mapping[str, np.ndarray]
 """What one site tells: named arrays, which add up over sites where the statistic says so."""
@@ -26,31 +29,32 @@ class TooFew(ValueError):
     """A site has too few people for what is asked of it; the reason is for its own staff."""
 
 
-@dataclass(frozen=True)
 class Limits:
-    """The least that a site's answer may be about. The defaults demand nothing: they are of data at hand."""
+    """What must hold of a site's answer. These demand nothing; a site's own raise `TooFew`.
 
-    cell: int = 0
-    """No group of people that a sum tells apart is smaller, unless it is empty."""
-    share: float | None = None
-    """Of so many parameters for each row at most."""
+    `who` [rows] are the people of a group's rows, `about` the columns of which something is told of them.
+    """
 
-    def rows(self, count: int, what: str = "rows") -> None:
-        """Raises where there are some, and fewer than a cell."""
-        if 0 < count < self.cell:
-            raise TooFew(f"{count} {what}, and the site's policy asks for {self.cell} at least (minimum.cell)")
+    def group(self, who: np.ndarray, what: str, about: Iterable[str] = ()) -> None:
+        """Asked of each group of rows that a sum tells apart."""
 
-    def parameters(self, parameters: int, rows: int) -> None:
-        """Raises where there are too many parameters for the rows."""
-        if self.share is not None and rows and parameters > self.share * rows:
-            raise TooFew(f"{parameters} parameters for {rows} rows, and at most {self.share:.2f} for each may be estimated")
+    def model(self, table: Table, design: "Design", x: np.ndarray, y: np.ndarray | None = None, about: Iterable[str] = ()) -> None:
+        """Asked of a model's columns x [rows, P], that `design` made of the table, and of its outcome y."""
 
-    def matrix(self, x: np.ndarray, names: Sequence[str]) -> None:
-        """Raises where a column [rows, P] tells a few rows from all others, as that of a rare level does."""
-        if self.cell and len(x):
-            for name, column in zip(names, x.T, strict=True):
-                _, counts = np.unique(column, return_counts=True)
-                self.rows(len(column) - int(counts.max()), f"rows stand out in {name!r}")
+    def weights(self, w: np.ndarray, who: np.ndarray) -> None:
+        """Asked of the weights [rows] with which rows are in a sum, where whoever asks has a say in them."""
+
+    def cells(self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()) -> np.ndarray:
+        """How many rows are in each cell of a table, flat; `HIDDEN` where that may not be told. `cell` [rows]: which, -1 for none."""
+        return np.bincount(cell[cell >= 0], minlength=int(np.prod(shape))).astype(np.int64)
+
+    def sum(self, x: np.ndarray, who: np.ndarray, name: str) -> bool:
+        """Whether a sum of values x [rows] of the column may be told, of which nobody's part may be too large."""
+        return True
+
+
+HIDDEN = -1
+"""In the place of a count that a site does not tell."""
 
 
 @runtime_checkable

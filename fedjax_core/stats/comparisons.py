@@ -24,8 +24,8 @@ import numpy as np
 from scipy import stats
 from scipy.stats.contingency import odds_ratio
 
-from fedjax_core.stats.base import Source, ask
-from fedjax_core.stats.describe import Describe, chi_square_of, merged
+from fedjax_core.stats.base import HIDDEN, Source, ask
+from fedjax_core.stats.describe import Describe, chi_square_of, hiding, merged
 from fedjax_core.stats.formula import read
 from fedjax_core.stats.inference import aligned
 from fedjax_core.stats.survey import Missing, survey
@@ -84,6 +84,7 @@ def t_test(formula: str, source: Source, *, equal_variances: bool = False, missi
     if known.kinds[number] == "text":
         raise ValueError(f"{formula!r}: {number!r} is text, and means are of numbers: use fc.stats.chi_square")
     n, mean, m2 = (x[:, 0] for x in merged(ask(source, Describe((number,), (), (by,), groups))))
+    _check_told(n, number)
     if (n < 2).any():
         raise ValueError(f"group {groups[int(np.argmin(n))]!r} has {int(n.min())} rows, and a t-test needs two or more in each")
     variance = m2 / (n - 1)
@@ -132,7 +133,15 @@ def _table(formula: str, source: Source, missing: Missing) -> tuple[tuple[str, .
         one = of if len(levels) < 2 else by
         raise ValueError(f"{formula!r}: {one!r} has one level alone, {', '.join(known.levels[one])!r}, so there is nothing to compare")
     said = ask(source, Describe((), tuple((of, level) for level in levels), (by,), groups))
-    return levels, groups, np.sum([one["levels"] for one in said], axis=0).T
+    counts = hiding(said, "levels")
+    _check_told(counts, of)
+    return levels, groups, counts.T
+
+
+def _check_told(counts: np.ndarray, column: str) -> None:
+    """Raises where a site hides a count, as its policy may."""
+    if (counts == HIDDEN).any():
+        raise ValueError(f"a site hides counts of {column!r} that are of few people, so groups cannot be compared: put levels together")
 
 
 def _asked(formula: str, source: Source, missing: Missing, categories: int) -> tuple[str, str, Any]:

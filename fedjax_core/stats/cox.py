@@ -34,6 +34,7 @@ from fedjax_core.stats.survival import Times, check_grid, event_times, keys, out
 from fedjax_core.stats.table import SITE, Table
 
 Ties = Literal["efron", "breslow"]
+AT_ONE_TIME = "people have an event at one time: give a coarser grid=, or stratify by site"
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,17 @@ class CoxStep:
         at = self.at
         if self.within:
             at = tuple(sorted(set(zip(key[event == 1].tolist(), time[event == 1].tolist(), strict=True))))
-        sums = _risk_sums(x, x @ np.array(self.beta), time, event, entry, key, at)
+        eta = x @ np.array(self.beta)
+        with np.errstate(over="ignore"):
+            limits.weights(np.exp(eta - eta.max(initial=-np.inf)), table.who)
+        sums = _risk_sums(x, eta, time, event, entry, key, at)
         if self.within:
             of_time = transformed(self.transform, np.array([time_ for _, time_ in at])) if self.transform else None
             return partial_likelihood(sums, self.ties, of_time)
-        for d in sums["events"].tolist():
-            limits.rows(int(d), "events are at one time: give a coarser grid=, or stratify by site")
+        for stratum, moment in at:
+            risk = (key == stratum) & (time >= moment) & (entry < moment)
+            limits.group(table.who[risk & (event == 1) & (time == moment)], AT_ONE_TIME, self.used)
+            limits.group(table.who[risk], "people are at risk at a time: end the grid before", self.used)
         return sums
 
 
@@ -109,10 +115,8 @@ def _rows(
     table = table.complete(asked.used)
     x = asked.design.matrix(table)
     time, event, entry = asked.times.of(table, grid)
-    limits.rows(len(x))
-    limits.rows(int(event.sum()), "events")
-    limits.parameters(x.shape[1], len(x))
-    limits.matrix(x, asked.design.names)
+    limits.group(table.who, "people", asked.used)
+    limits.model(table, asked.design, x, event, asked.used)
     return x, time, event, entry, table
 
 

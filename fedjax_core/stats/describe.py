@@ -20,7 +20,7 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from fedjax_core.stats.base import Limits, Source, Sums, ask
+from fedjax_core.stats.base import HIDDEN, Limits, Source, Sums, ask
 from fedjax_core.stats.inference import aligned
 from fedjax_core.stats.survey import survey
 from fedjax_core.stats.survival import keys
@@ -44,22 +44,34 @@ class Describe:
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.by)
         key = keys(table, self.by)
+        group_of = _places(key, self.groups)
         count = np.zeros((len(self.groups), len(self.numbers)), np.int64)
         mean, m2 = np.zeros(count.shape), np.zeros(count.shape)
         levels = np.zeros((len(self.groups), len(self.levels)), np.int64)
-        rows = np.array([(key == group).sum() for group in self.groups], np.int64)
-        for g, group in enumerate(self.groups):
-            limits.rows(int(rows[g]), f"rows are in group {group!r}")
-            here = table.where(key == group)
-            for i, name in enumerate(self.numbers):
-                x = here.numbers(name)[~here.missing(name)]
-                limits.rows(len(x), f"values of {name!r} are in group {group!r}")
-                if len(x):
-                    count[g, i], mean[g, i], m2[g, i] = len(x), x.mean(), ((x - x.mean()) ** 2).sum()
-            for i, (name, level) in enumerate(self.levels):
-                levels[g, i] = (here.labels(name) == level).sum()
-                limits.rows(int(levels[g, i]), f"rows have {name!r} = {level!r} in group {group!r}")
-        return {"rows": rows, "count": count, "mean": mean, "m2": m2, "levels": levels}
+        rows = limits.cells("groups", group_of, (len(self.groups),), table.who, self.by)
+        for i, name in enumerate(self.numbers):
+            there = ~table.missing(name)
+            known = limits.cells(f"values of {name!r}", np.where(there, group_of, -1), (len(self.groups),), table.who, (name, *self.by))
+            x = table.numbers(name)
+            for g in np.flatnonzero(known != 0):
+                its = x[there & (group_of == g)]
+                told = known[g] != HIDDEN and limits.sum(its, table.who[there & (group_of == g)], name)
+                count[g, i], mean[g, i], m2[g, i] = (len(its), its.mean(), ((its - its.mean()) ** 2).sum()) if told else (HIDDEN, 0, 0)
+        for name in dict.fromkeys(name for name, _ in self.levels):
+            at = [i for i, (of, _) in enumerate(self.levels) if of == name]
+            level_of = _places(table.labels(name), [self.levels[i][1] for i in at])
+            cell = np.where((level_of < 0) | (group_of < 0), -1, group_of * len(at) + level_of)
+            shape = (len(self.groups), len(at))
+            levels[:, at] = limits.cells(f"{name!r} by group", cell, shape, table.who, (name, *self.by)).reshape(shape)
+        return {"groups": rows, "count": count, "mean": mean, "m2": m2, "levels": levels}
+
+
+def _places(labels: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """[rows] which of the known labels each is; -1 for none of them."""
+    found = np.full(len(labels), -1)
+    for i, label in enumerate(known):
+        found[labels == label] = i
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +86,7 @@ class TableOne:
     deviations: dict[str, dict[str, float]]
     """Standard deviations, of the sample."""
     levels: dict[str, dict[str, dict[str, int]]]
-    """{category: {level: {group: rows}}}."""
+    """{category: {level: {group: rows}}}; `HIDDEN` (-1) where a site hides its count, as of all counts here."""
     smd: dict[str, float]
     """Standardised differences, the largest of all pairs of groups; nothing where there is one group."""
     p_values: dict[str, float]
@@ -83,13 +95,16 @@ class TableOne:
         """As text: mean (SD) of numbers, count (%) of levels."""
         lines = [["", *(f"{group or 'all'} (n = {rows})" for group, rows in self.groups.items()), "SMD", "p"]]
         for name, means in self.means.items():
-            cells = [f"{means[group]:.2f} ({self.deviations[name][group]:.2f})" for group in self.groups]
+            hidden = self.counts[name]
+            cells = [
+                "hidden" if hidden[group] == HIDDEN else f"{means[group]:.2f} ({self.deviations[name][group]:.2f})" for group in self.groups
+            ]
             lines.append([f"{name}, mean (SD)", *cells, *self._end(name)])
         for name, levels in self.levels.items():
             lines.append([f"{name}, n (%)", *("" for _ in self.groups), *self._end(name)])
-            whole = {group: sum(of[group] for of in levels.values()) for group in self.groups}
+            whole = {group: _added([of[group] for of in levels.values()]) for group in self.groups}
             for level, of in levels.items():
-                lines.append([f"  {level}", *(f"{of[group]} ({of[group] / max(1, whole[group]):.1%})" for group in self.groups), "", ""])
+                lines.append([f"  {level}", *(_share(of[group], whole[group]) for group in self.groups), "", ""])
         return aligned(lines)
 
     def __repr__(self) -> str:
@@ -106,7 +121,7 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
     """
     grouped = () if by is None else (by,)
     known = {
-        name: survey(source, (name,), (name,) if name in (*categories, *grouped) else (), "drop")
+        name: survey(source, (name,), (name,) if name in (*categories, *grouped) else (), "drop", partial=True)
         for name in dict.fromkeys((*columns, *grouped))
     }
     levels = {name: list(one.levels[name]) for name, one in known.items() if name in one.levels}
@@ -114,7 +129,7 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
     numbers = tuple(name for name in columns if name not in levels)
     pairs = tuple((name, level) for name in columns if name in levels for level in levels[name])
     said = ask(source, Describe(numbers, pairs, grouped, groups))
-    rows, counted = (np.sum([one[word] for one in said], axis=0) for word in ("rows", "levels"))
+    rows, counted = (hiding(said, word) for word in ("groups", "levels"))
     count, mean, m2 = merged(said)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where(count > 1, m2 / (count - 1), np.nan)
@@ -128,8 +143,10 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
             smd[name] = max(_smd(mean[[a, b], i], variance[[a, b], i]) for a, b in combinations(range(len(groups)), 2))
             p[name] = _p_of_means(count[:, i], mean[:, i], variance[:, i])
         for name, table in found.items():
-            smd[name] = max(_smd_of_levels(table[a], table[b]) for a, b in combinations(range(len(groups)), 2))
-            p[name] = chi_square_of(table)[1]
+            whole = not (table == HIDDEN).any()
+            pairs_ = combinations(range(len(groups)), 2)
+            smd[name] = max(_smd_of_levels(table[a], table[b]) for a, b in pairs_) if whole else float("nan")
+            p[name] = chi_square_of(table)[1] if whole else float("nan")
 
     def of(numbers_: np.ndarray) -> dict[str, dict[str, float]]:
         return {name: dict(zip(groups, map(float, numbers_[:, i]), strict=True)) for i, name in enumerate(numbers)}
@@ -153,14 +170,31 @@ def chi_square_of(table: np.ndarray) -> tuple[float, float, int]:
 
 
 def merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts, means and M2 of all sites together, by Chan's rule."""
+    """Counts, means and M2 of all sites together, by Chan's rule; hidden where one hides them."""
+    hidden = hiding(said, "count") == HIDDEN
     count, mean, m2 = (np.array(said[0][word], np.float64) for word in ("count", "mean", "m2"))
     for one in said[1:]:
         n = count + one["count"]
         share, d = one["count"] / np.maximum(n, 1), np.where(one["count"] > 0, one["mean"] - mean, 0)
         mean, m2 = mean + d * share, m2 + one["m2"] + d**2 * count * share
         count = n
-    return count.astype(np.int64), mean, m2
+    return np.where(hidden, HIDDEN, count).astype(np.int64), np.where(hidden, np.nan, mean), np.where(hidden, np.nan, m2)
+
+
+def hiding(said: Sequence[Sums], word: str) -> np.ndarray:
+    """Counts of all sites together, hidden where one of them hides its own."""
+    each = np.stack([one[word] for one in said])
+    return np.where((each == HIDDEN).any(axis=0), HIDDEN, each.sum(axis=0))
+
+
+def _added(counts: Sequence[int]) -> int:
+    return HIDDEN if HIDDEN in counts else sum(counts)
+
+
+def _share(count: int, whole: int) -> str:
+    if count == HIDDEN:
+        return "hidden"
+    return str(count) if whole == HIDDEN else f"{count} ({count / max(1, whole):.1%})"
 
 
 def _smd(mean: np.ndarray, variance: np.ndarray) -> float:

@@ -95,6 +95,7 @@ class GlmStep:
         x, y, offset = rows_of(self, table, limits)
         x = (x - np.array(self.shift)) / np.array(self.scale)
         each = families.rows(self.family, y, x @ np.array(self.beta) + offset, self.alpha)
+        limits.weights(each.expected, table.complete(self.used).who)
         found: dict[str, np.ndarray] = {"gradient": x.T @ each.score, "rows": count(len(y))}
         for name, weights in (("information", each.slope), ("expected", each.expected)):
             found[name] = (x * weights[:, None]).T @ x
@@ -110,11 +111,8 @@ def rows_of(asked: GlmMoments | GlmStep, table: Table, limits: Limits) -> tuple[
     """(X, y, offset) of the complete rows, once they are enough."""
     table = table.complete(asked.used)
     x, y, offset = asked.design.matrix(table), evaluate(asked.outcome, table), evaluate(asked.offset, table)
-    limits.rows(len(y))
-    limits.parameters(x.shape[1], len(y))
-    limits.matrix(x, asked.design.names)
-    if asked.family == "binomial":
-        limits.matrix(y[:, None], ["outcome"])
+    limits.group(table.who, "people", asked.used)
+    limits.model(table, asked.design, x, y, asked.used)
     return x, y, offset
 
 
@@ -124,8 +122,8 @@ def _squares(scores: np.ndarray, of: str, table: Table, limits: Limits) -> dict[
     labels, places = np.unique(table.labels(of), return_inverse=True)
     sums = np.zeros((len(labels), scores.shape[1]))
     np.add.at(sums, places, scores)
-    for label, rows in zip(labels.tolist(), np.bincount(places, minlength=len(labels)).tolist(), strict=True):
-        limits.rows(rows, f"rows are of cluster {label!r}")
+    for i, label in enumerate(labels.tolist()):
+        limits.group(table.who[places == i], f"people are of cluster {label!r}", (of,))
     return {"squares": sums.T @ sums, "clusters": count(len(labels))}
 
 

@@ -62,6 +62,7 @@ class GlmmStep:
         def at(u: float) -> families.Rows:
             return families.rows(self.model.family, y, eta + self.sd * u, self.model.alpha)
 
+        limits.weights(at(0.0).expected, table.complete(self.model.used).who)
         mode, curvature = _mode(at, self.sd)
         z, w = hermgauss(self.points)
         p = x.shape[1]

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-from fedjax_core.stats.base import Limits, Source, Statistic, Sums, ask, count, names_of, tables
+from fedjax_core.stats.base import Limits, Source, Statistic, Sums, TooFew, ask, count, names_of, tables
 from fedjax_core.stats.formula import Design, read
 from fedjax_core.stats.newton import check_independent
 from fedjax_core.stats.survey import Missing, survey
@@ -50,9 +50,11 @@ class FeatureProducts:
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
         x, y = self.design.matrix(table), np.stack([table.numbers(name) for name in self.features], axis=1)
-        limits.rows(len(x))
-        limits.parameters(x.shape[1], len(x))
-        limits.matrix(x, self.design.names)
+        limits.group(table.who, "people", self.used)
+        limits.model(table, self.design, x, None, self.used)
+        for name, feature in zip(self.features, y.T, strict=True):
+            if not limits.sum(feature, table.who, name):
+                raise TooFew(f"few people have most of the sum of {name!r}")
         at_x, at_y = (one.mean(axis=0) if len(one) else np.zeros(one.shape[1]) for one in (x, y))
         x, y = x - at_x, y - at_y
         return {"rows": count(len(x)), "x": at_x, "y": at_y, "xx": x.T @ x, "xy": x.T @ y, "yy": (y**2).sum(0)}
@@ -80,6 +82,8 @@ class Harmonised:
         return tuple(dict.fromkeys((*self.then.columns, *self.design.columns, *self.features)))
 
     def sums(self, table: Table, limits: Limits) -> Sums:
+        known = table.complete(self.design.columns)
+        limits.model(known, self.design, self.design.matrix(known), None, self.design.columns)
         return self.then.sums(self.table(table), limits)
 
     def table(self, table: Table) -> Table:
@@ -96,7 +100,7 @@ class Harmonised:
         )
         y, sigma = np.stack([table.numbers(name) for name in self.features], axis=1), np.array(self.sigma)
         even = (y - explained - sigma * self.location[at]) / np.array(self.scale[at]) + explained
-        return Table({**table.columns, **dict(zip(self.features, even.T, strict=True))}, table.categories, table.site)
+        return Table({**table.columns, **dict(zip(self.features, even.T, strict=True))}, table.categories, table.site, table.people)
 
 
 @dataclass(frozen=True, repr=False)

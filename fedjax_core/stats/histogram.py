@@ -48,11 +48,13 @@ class Bins:
         counts = np.zeros((len(self.groups), len(edges) + 1), np.int64)
         missing = np.zeros(len(self.groups), np.int64)
         for g, group in enumerate(self.groups):
-            here = x[there & (key == group)]
+            of_group = there & (key == group)
+            here, who = x[of_group], table.who[of_group]
             missing[g] = (~there & (key == group)).sum()
-            counts[g] = np.bincount(np.searchsorted(edges, here, side="right"), minlength=len(edges) + 1)
-            for rows in counts[g].tolist():
-                limits.rows(rows, f"values of {self.column!r} are between two edges: give wider ones")
+            bins = np.searchsorted(edges, here, side="right")
+            counts[g] = np.bincount(bins, minlength=len(edges) + 1)
+            for b in np.unique(bins):
+                limits.group(who[bins == b], f"people have {self.column!r} between two edges: give wider ones", self.columns)
         return {"counts": counts, "missing": missing, "rows": count(table.rows)}
 
 

@@ -68,7 +68,7 @@ class Fill:
             values = eta + self.sd * draw.normal(size=table.rows)
         x = table.columns[self.column]
         filled = np.where(missing, values, x).astype(values.dtype if x.dtype.kind != "U" else x.dtype)
-        return Table({**table.columns, self.column: filled}, table.categories, table.site)
+        return Table({**table.columns, self.column: filled}, table.categories, table.site, table.people)
 
     def _coded(self, table: Table, which: np.ndarray) -> np.ndarray:
         """[rows] the drawn levels, as the column has them."""
@@ -103,7 +103,7 @@ class Filled:
         for fill in self.fills:
             table = fill.fill(table, gone[fill.column])
         if self.kept:
-            table = Table({**table.columns, self.kept: before.columns[self.kept]}, table.categories, table.site)
+            table = Table({**table.columns, self.kept: before.columns[self.kept]}, table.categories, table.site, table.people)
         return self.then.sums(table, limits)
 
 

@@ -50,10 +50,10 @@ class Products:
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
         x = self.design.matrix(table)
-        limits.rows(len(x))
-        limits.parameters(x.shape[1], len(x))
-        limits.matrix(x, self.design.names)
-        z = np.concatenate([x, evaluate(self.outcome, table)[:, None]], axis=1)
+        y = evaluate(self.outcome, table)
+        limits.group(table.who, "people", self.used)
+        limits.model(table, self.design, x, y, self.used)
+        z = np.concatenate([x, y[:, None]], axis=1)
         mean = z.mean(axis=0) if len(z) else np.zeros(z.shape[1])
         return {"rows": count(len(z)), "mean": mean, "products": (z - mean).T @ (z - mean)}
 

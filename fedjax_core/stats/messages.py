@@ -4,7 +4,7 @@
 
 >>> from fedjax_core.stats.survey import Survey
 >>> decode(encode(Survey(("age", "sex"), ("sex",))))
-Survey(names=('age', 'sex'), levels=('sex',))
+Survey(names=('age', 'sex'), levels=('sex',), partial=False)
 >>> decode(b'{"statistic": "shell", "command": "ls"}')
 Traceback (most recent call last):
 ValueError: there is no statistic 'shell'; there are at-risk, bins, cox, cox-moments, describe, event-times, \

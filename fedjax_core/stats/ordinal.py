@@ -55,13 +55,12 @@ class OrdinalStep:
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
         x = self.design.matrix(table)
-        limits.rows(len(x))
-        limits.parameters(len(self.beta), len(x))
-        limits.matrix(x, self.design.names)
+        limits.group(table.who, "people", self.used)
+        limits.model(table, self.design, x, None, self.used)
         level = np.full(len(x), -1)
         for j, name in enumerate(self.levels):
             here = table.numbers(self.outcome) == float(name) if self.number else table.labels(self.outcome) == name
-            limits.rows(int(here.sum()), f"rows have {self.outcome!r} = {name!r}")
+            limits.group(table.who[here], f"people have {self.outcome!r} = {name!r}", self.used)
             level[here] = j
         if (level < 0).any():
             raise ValueError(f"{self.outcome!r} has values that are none of its levels in {int((level < 0).sum())} rows")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_core.stats.base import Limits, Source, Sums, ask, count, names_of
+from fedjax_core.stats.base import HIDDEN, Limits, Source, Sums, TooFew, ask, count, names_of
 from fedjax_core.stats.table import KINDS, Table
 
 Missing = Literal["refuse", "drop"]
@@ -30,6 +30,8 @@ class Survey:
 
     names: tuple[str, ...]
     levels: tuple[str, ...]
+    partial: bool = False
+    """Whether counts may be hidden, as in a table: a model needs all of them."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -37,15 +39,16 @@ class Survey:
 
     def sums(self, table: Table, limits: Limits) -> Sums:
         whole = table.complete(self.names)
-        limits.rows(whole.rows)
+        limits.group(whole.who, "people")
         kinds = np.array([KINDS.index(table.kind(name)) for name in self.names], np.int64)
         missing = np.array([table.missing(name).sum() for name in self.names], np.int64)
         found: dict[str, np.ndarray] = {"rows": count(table.rows), "complete": count(whole.rows), "kinds": kinds, "missing": missing}
         for i, name in enumerate(self.names):
             told = name in self.levels or table.kind(name) == "text"
-            labels, counts = np.unique(whole.labels(name), return_counts=True) if told else (np.zeros(0, str), np.zeros(0, np.int64))
-            for label, rows in zip(labels.tolist(), counts.tolist(), strict=True):
-                limits.rows(rows, f"rows have {name!r} = {label!r}")
+            labels, places = np.unique(whole.labels(name), return_inverse=True) if told else (np.zeros(0, str), np.zeros(0, np.int64))
+            counts = limits.cells(f"levels of {name!r}", places, (len(labels),), whole.who, (name,))
+            if (counts == HIDDEN).any() and not self.partial:
+                raise TooFew(f"column {name!r} has a level of too few people for a model")
             found[f"labels.{i}"] = np.frombuffer(json.dumps(labels.tolist()).encode(), np.uint8)[: None if len(labels) else 0]
             found[f"counts.{i}"] = counts.astype(np.int64)
         return found
@@ -57,7 +60,7 @@ class Surveyed:
 
     kinds: dict[str, str]
     levels: dict[str, dict[str, int]]
-    """{column: {level: rows}}, of text and of what was asked for, in the order of their values."""
+    """{column: {level: rows}}, of text and of what was asked for, in the order of their values; `HIDDEN` where a site hides its count."""
     rows: int
     """That are complete."""
     dropped: int
@@ -66,12 +69,17 @@ class Surveyed:
     """{site: its complete rows}."""
 
 
-def survey(source: Source, names: Sequence[str], levels: Sequence[str] = (), missing: Missing = "refuse") -> Surveyed:
-    """What is known of these columns at all sites; raises where values are missing and `missing` is "refuse"."""
+def survey(
+    source: Source, names: Sequence[str], levels: Sequence[str] = (), missing: Missing = "refuse", *, partial: bool = False
+) -> Surveyed:
+    """What is known of these columns at all sites; raises where values are missing and `missing` is "refuse".
+
+    `partial`: counts of levels may be hidden, `HIDDEN`, by sites whose policies hide those of few people.
+    """
     if missing not in ("refuse", "drop"):
         raise ValueError(f'missing={missing!r} is not known: "refuse" raises, "drop" leaves out the rows that lack a value that is used')
     names = tuple(dict.fromkeys(names))
-    said = ask(source, Survey(names, tuple(levels)))
+    said = ask(source, Survey(names, tuple(levels), partial))
     gone = {name: int(sum(one["missing"][i] for one in said)) for i, name in enumerate(names)}
     rows, complete = (int(sum(one[word] for one in said)) for word in ("rows", "complete"))
     if missing == "refuse" and rows > complete:
@@ -103,5 +111,6 @@ def _levels(labels: Sequence[np.ndarray], counts: Sequence[np.ndarray], kind: st
     for its, how_many in zip(labels, counts, strict=True):
         for label, rows in zip(json.loads(bytes(its)) if len(its) else (), how_many.tolist(), strict=True):
             label = label if kind != "number" else str(float(label))
-            merged[label] = merged.get(label, 0) + rows
+            before = merged.get(label, 0)
+            merged[label] = HIDDEN if HIDDEN in (before, rows) else before + rows
     return {label: merged[label] for label in (sorted(merged) if kind == "text" else sorted(merged, key=float))}

@@ -75,8 +75,10 @@ class EventTimes:
         pairs: dict[tuple[str, float], int] = {}
         for pair in zip(strata[event == 1].tolist(), time[event == 1].tolist(), strict=True):
             pairs[pair] = pairs.get(pair, 0) + 1
-        for (_, at), events in pairs.items():
-            limits.rows(events, f"events are at time {at:g}: give a public grid=, or stratify by site")
+        limits.group(table.who, "people", self.used)
+        for stratum, at in pairs:
+            here = (strata == stratum) & (time == at) & (event == 1)
+            limits.group(table.who[here], f"people have an event at time {at:g}: give a public grid=, or stratify by site", self.used)
         names = sorted({stratum for stratum, _ in pairs})
         text = np.frombuffer(json.dumps(names).encode(), np.uint8)[: None if names else 0]
         where = np.array([names.index(stratum) for stratum, _ in pairs], np.int64)
@@ -102,18 +104,20 @@ class AtRisk:
 
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
-        limits.rows(table.rows)
+        limits.group(table.who, "people", self.used)
         time, event, entry = self.times.of(table, self.grid if self.rounded else ())
         key, grid = keys(table, self.groups), np.array(self.grid)
         events, at_risk = (np.zeros((len(self.labels), len(grid)), np.int64) for _ in range(2))
         for g, label in enumerate(self.labels):
             here = key == label
-            limits.rows(int(here.sum()), f"rows are in group {label!r}")
+            limits.group(table.who[here], f"people are in group {label!r}", self.used)
             at_risk[g] = counts_from(time[here], grid) - counts_from(entry[here], grid)
             events[g] = counts_from(time[here & (event == 1)], grid) - counts_from(time[here & (event == 1)], grid, after=True)
-            for d, n in zip(events[g].tolist(), at_risk[g].tolist(), strict=True):
-                limits.rows(d, "events are at one time: give a coarser grid=")
-                limits.rows(n, "rows are at risk at a time: end the grid before")
+            for at in grid:
+                risk = here & (time >= at) & (entry < at)
+                dead = risk & (event == 1) & (time == at)
+                limits.group(table.who[dead], "people have an event at one time: give a coarser grid=", self.used)
+                limits.group(table.who[risk], "people are at risk at a time: end the grid before", self.used)
         return {"events": events, "at_risk": at_risk}
 
 

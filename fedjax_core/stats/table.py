@@ -27,6 +27,8 @@ class Table:
     columns: Mapping[str, np.ndarray]
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     site: Any = ""
+    people: np.ndarray | None = None
+    """[rows] whose each row is; None: of as many people as there are rows."""
 
     @classmethod
     def empty(cls, names: Iterable[str]) -> "Table":
@@ -37,6 +39,11 @@ class Table:
     def rows(self) -> int:
         """How many rows there are."""
         return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    @property
+    def who(self) -> np.ndarray:
+        """[rows] whose each row is."""
+        return np.arange(self.rows) if self.people is None else self.people
 
     def kind(self, name: str) -> str:
         """One of `KINDS`."""
@@ -73,7 +80,7 @@ class Table:
 
     def where(self, rows: np.ndarray) -> "Table":
         """The table with these rows alone; `rows`: positions or a mask."""
-        return Table({name: x[rows] for name, x in self.columns.items()}, self.categories, self.site)
+        return Table({name: x[rows] for name, x in self.columns.items()}, self.categories, self.site, self.who[rows])
 
     def complete(self, names: Iterable[str]) -> "Table":
         """The rows where none of these columns is missing."""

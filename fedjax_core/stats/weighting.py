@@ -25,7 +25,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from fedjax_core.stats.base import Limits, Source, Sums, ask, total
+from fedjax_core.stats.base import Limits, Source, Sums, TooFew, ask, total
 from fedjax_core.stats.expressions import Expression, check, evaluate
 from fedjax_core.stats.formula import read
 from fedjax_core.stats.glm import GlmMoments, GlmStep, first_step, fit_steps, rows_of, unscaled
@@ -66,8 +66,13 @@ class Weighted:
         e = expit(z @ np.array(self.model.beta) + offset)
         w, slope = _weights(self.weights, e)  # [rows, 2] each, of the treated and of the others
         group = np.stack([treated, 1 - treated], axis=1)
-        for rows in group.sum(0).tolist():
-            limits.rows(int(rows), "rows are of one treatment")
+        whole = table.complete(self.model.used)
+        for g in range(2):
+            here = group[:, g] == 1
+            limits.group(whole.who[here], "people are of one treatment", self.model.used)
+            limits.weights(w[here, g], whole.who[here])
+        if not limits.sum(y, whole.who, "outcome"):
+            raise TooFew("few people have most of the sum of the outcome")
         w, slope = w * group, slope * group
         gap = y[:, None] - np.array(self.means)
         psi = np.concatenate([z * (treated - e)[:, None], w * gap], axis=1)

@@ -94,3 +94,16 @@ def test_the_guard_of_two_large_tables_answers_at_once():
     began = time.process_time()
     assert guard.admit(cells[1], joint=True)  # thousands of atoms of one person, and nothing that cancels all others
     assert time.process_time() - began < 20  # seconds; whole singular vectors of thousands of atoms took minutes
+
+
+def test_records_of_one_person_in_two_sets_are_subtracted_as_records():
+    """Rows of thirty people with two each; three of them have one on each side: the sides and the whole tell nothing of these three."""
+    whole = [i for i in range(30) for _ in range(2)]
+    side = [*whole[:20], 10, 11, 12]
+    other = [10, 11, 12, *whole[26:]]
+    guard = Guard(minimum=5)
+    assert guard.admit([whole]) and guard.admit([side]) and guard.admit([other])
+    assert not guard.admit([whole[:20]])  # side, less this, is a record each of three people
+    again = Guard(minimum=5)
+    again.restore(guard.saved())
+    assert again.released == guard.released

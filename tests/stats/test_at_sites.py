@@ -18,6 +18,7 @@ from fedjax_core.stats.survey import Survey
 
 NAMES = ("charite", "kyoto", "mayo", "oslo")
 POLICY = 'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data"{}]\n[minimum]\ncell = {}\n'
+LISTED = '[statistics]\ncolumns = ["age", "sex", "died", "days", "event", "lab"]\nminimum = {}\n'
 LARGE = "lab ~ age + I(age ** 2) + I(age ** 3) + I(age ** 4) + C(sex) * C(died) * C(event) * age + np.exp(age / 99)"
 
 
@@ -48,7 +49,9 @@ def sites(columns, folder=None, fields='"statistics"', cell=0):
         data = {column: x[columns["site"] == name] for column, x in columns.items() if column != "site"}
         found.append(SiteFile(name=name, data=data))
         if folder is not None:
-            (folder / f"{name}.toml").write_text(POLICY.format(name, f", {fields}" if fields else "", cell))
+            (folder / f"{name}.toml").write_text(
+                POLICY.format(name, f", {fields}" if fields else "", cell) + (LISTED.format(cell) if cell else "")
+            )
             found[-1] = dataclasses.replace(found[-1], folder=folder / name, policy=folder / f"{name}.toml")
     return found
 
@@ -127,11 +130,11 @@ def test_a_policy_that_does_not_name_statistics_lets_none_leave(composed, column
 @pytest.mark.parametrize(
     ("ask", "why"),
     [
-        (lambda fed: stats.glm("lab ~ I(age > 78)", fed), "stand out in"),
-        (lambda fed: stats.glm(LARGE, fed), "parameters for"),
-        (lambda fed: stats.kaplan_meier("days, event ~ 1", fed), "are at time"),
-        (lambda fed: stats.glm("lab ~ C(days)", fed), "rows have 'days'"),
-        (lambda fed: stats.table_one(fed, ["lab"], by="days"), "rows have 'days'"),
+        (lambda fed: stats.glm("lab ~ I(age > 78)", fed), "people of "),
+        (lambda fed: stats.glm(LARGE, fed), " parameters: "),
+        (lambda fed: stats.kaplan_meier("days, event ~ 1", fed), "have an event at time"),
+        (lambda fed: stats.glm("lab ~ C(days)", fed), "levels of 'days'"),
+        (lambda fed: stats.table_one(fed, ["lab"], by="days"), "levels of 'days'"),
     ],
 )  # fmt: skip
 @pytest.mark.meets("164.502(b)", by="no statistic of fewer rows than `minimum.cell`")
@@ -147,9 +150,9 @@ def test_nothing_about_too_few_people_leaves_and_the_reason_stays(composed, colu
 def test_a_public_grid_and_strata_by_site_pass_the_same_policy(composed, columns, tmp_path):
     clients = fc.Clients.from_table(columns, by="site")
     with federation(composed, sites(columns, tmp_path, cell=3)) as fed:
-        fit, curve = stats.cox("days, event ~ age", fed, strata="site"), stats.kaplan_meier("days, event ~ 1", fed, grid=[40, 80])
+        fit, curve = stats.cox("days, event ~ age", fed, strata="site"), stats.kaplan_meier("days, event ~ 1", fed, grid=[30, 60])
     assert fit.coefficients == stats.cox("days, event ~ age", clients, strata="site").coefficients
-    np.testing.assert_array_equal(curve.survival, stats.kaplan_meier("days, event ~ 1", clients, grid=[40, 80]).survival)
+    np.testing.assert_array_equal(curve.survival, stats.kaplan_meier("days, event ~ 1", clients, grid=[30, 60]).survival)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from fedjax_core.sites.policy.policy import (
     Minimum,
     Policy,
     Request,
+    Statistics,
     Tasks,
     pin,
     pinned,
 )
 
 __all__ = [
-    "OF_DATA", "PINNED", "SAFE", "Caps", "Decision", "Evaluation", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned",
+    "OF_DATA", "PINNED", "SAFE", "Caps", "Decision", "Evaluation", "Leaving", "Minimum", "Policy", "Request", "Statistics", "Tasks",
+    "pin", "pinned",
 ]  # fmt: skip

@@ -32,6 +32,12 @@
     models = "sent"               # one model a round, and evaluated are those of training; or "any": whatever the coordinator names
     per_day = 150                 # new answers to evaluate, score, measure, statistics and describe
 
+    [statistics]                  # of what is told of the data themselves, where `fields` name "statistics"; see site/statistics.py
+    columns = ["age", "sex", "died"]            # these alone; without the table none, where there is a minimum.cell
+    minimum = 10                  # people behind a cell, and behind any difference of what was told; those of fedjax_core/disclosure
+    tables = "suppress"           # small cells: "refuse" the table, hide them and others, or "round" the rest to `base`
+    parameters = 0.33             # of a fit, for each person; also residual, levels, level_share, top, top_share, p_percent
+
     [hours]
     zone = "Europe/Berlin"
     windows = ["Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00"]
@@ -68,13 +74,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fedjax_core.disclosure.policy import OutputPolicy
 from fedjax_core.files import read_text
 from fedjax_core.sites import strict
 from fedjax_core.sites.policy.hours import Hours
 from fedjax_core.sites.protocol.report import PARTIAL
 from fedjax_core.sites.refusal import check_name, listed, shown
 
-__all__ = ["SAFE", "Caps", "Decision", "Evaluation", "Hours", "Leaving", "Minimum", "Policy", "Request", "Tasks", "pin", "pinned"]
+__all__ = [
+    "SAFE",
+    "Caps",
+    "Decision",
+    "Evaluation",
+    "Hours",
+    "Leaving",
+    "Minimum",
+    "Policy",
+    "Request",
+    "Statistics",
+    "Tasks",
+    "pin",
+    "pinned",
+]
 
 
 PINNED = "pinned"
@@ -163,6 +184,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Statistics(OutputPolicy):
+    """What may be told of the site's data themselves: the output policy, and the columns of which it holds."""
+
+    columns: tuple[str, ...] = ()
+    """That a statistic may use; "site" is always there."""
+
+
+@dataclass(frozen=True)
 class Caps:
     """What the site's process may use at most, and how many updates it gives; nothing that a request says changes it."""
 
@@ -224,6 +253,7 @@ class Policy:
     minimum: Minimum = Minimum()
     leaving: Leaving = Leaving()
     evaluation: Evaluation = Evaluation()
+    statistics: Statistics | None = None
     hours: Hours = field(default_factory=Hours)
     caps: Caps = Caps()
 
@@ -239,6 +269,13 @@ class Policy:
             return _parsed(read_text(path))
         except ValueError as error:  # what tomllib raises is one, too
             raise ValueError(f"{path}: {error}") from None
+
+    @property
+    def outputs(self) -> Statistics | None:
+        """The limits of statistics: as `statistics` says them, or those of `minimum.cell` alone; None where neither is set."""
+        if self.statistics is not None or self.minimum.cell < 1:
+            return self.statistics
+        return Statistics(minimum=max(2, self.minimum.cell))
 
     def allows(self, request: Request, now: datetime, pinned: str | None = None) -> Decision:
         """Whether the site takes part; `pinned` is the task pinned before, under tasks.mode = "first-use"."""

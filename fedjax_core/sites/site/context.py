@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from msgspec import UNSET
 
+from fedjax_core.disclosure import Desk, OutputPolicy
 from fedjax_core.files import make_folder, opener
 from fedjax_core.round import Kept, Round, reports_of, state_shapes
 from fedjax_core.sites.audit import Log
@@ -87,6 +88,12 @@ class SiteContext:
     def places(self) -> Places:
         """Where the model is in requests."""
         return Places.of(self.study.round, prepares=bool(self.study.prepare))
+
+    @cached_property
+    def desk(self) -> Desk:
+        """Where what statistics told is remembered, under a secret of the site's key."""
+        folder = None if self.folder is None else self.folder / "released"
+        return Desk(self.enforcement.policy.outputs or OutputPolicy(), folder=folder, key=self.key.secret("people"))
 
     def keep(self, run: str) -> ClientStateStore:
         """Where the site keeps what it has between the rounds of a run."""

@@ -15,6 +15,7 @@
 
 import hmac
 from collections.abc import Mapping
+from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
@@ -26,7 +27,7 @@ from fedjax_core.sites.policy import Request
 from fedjax_core.sites.protocol import schema
 from fedjax_core.sites.site import preprocessing
 from fedjax_core.sites.site.departments import Departments
-from fedjax_core.sites.site.held_out import parted
+from fedjax_core.sites.site.held_out import PERSON, parted, persons_by_values, persons_of
 from fedjax_core.sites.site.load import opened, too_many_bad
 from fedjax_core.sites.site.records import check_known
 from fedjax_core.sites.site_file import SiteFile
@@ -46,6 +47,8 @@ class SiteData:
         self._study, self._labels = study, about.labels
         found, self.bad = opened(about, study)
         """Positions of the bad records, which are left out; None where the policy does not ask for it."""
+        self._persons = persons_of(found)
+        found = found.without(*({PERSON} & set(found.named_columns)))
         self.fingerprint = fingerprint(found, about.order, key)
         self.raw, self._held = parted(found, about.folder)
         """The examples to train on, as they lie there."""
@@ -69,6 +72,11 @@ class SiteData:
         self._departments: Departments | None = None
         if not too_many_bad(about, self.asked.bad):  # of which the policy refuses every request
             check_study(study, found)
+
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """[examples of `raw`] whose each is, as codes: by the site's column of persons, or by the values of the row."""
+        return persons_by_values(self.raw) if self._persons is None else self._persons
 
     @property
     def skipped(self) -> int | None:

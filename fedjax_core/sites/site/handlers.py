@@ -200,12 +200,12 @@ def statistics(site: SiteContext, envelope: Envelope) -> Bytes:
     if asked is None or asked.dtype != np.uint8:
         raise BadRequest("the request says no statistic")
     statistic = own_statistics.asked_for(asked)
-    sums = own_statistics.sums(statistic, site.data.raw, site.name, site.enforcement.policy)
+    sums, released = own_statistics.sums(statistic, site.data, site.name, site.enforcement.policy.outputs, lambda: site.desk)
     fields: dict[str, Scalar] = {
         "examples": site.data.raw.examples,
         "statistics": f"{name_of(statistic)}: {' '.join(statistic.columns)}"[:1000],
     }
-    return site.reply(envelope.header, fields, to_tensors({"sums": sums}))
+    return site.reply(envelope.header, fields, to_tensors({"sums": sums}), released)
 
 
 HANDLERS: Mapping[str, Callable[[SiteContext, Envelope], Bytes]] = {

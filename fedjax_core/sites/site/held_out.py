@@ -13,6 +13,7 @@ site that has departments draws before it is divided into them, so that no perso
 ([8, 2], ['(held out)', 'x'])
 """
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ from fedjax_core.sites.site_file import SiteFile
 HELD_OUT = "(held out)"
 """The column that says of each example whether it is, until the parts are made."""
 
+PERSON = "(person)"
+"""The column that says whose each example is, until the parts are made: what is told of few people is told by persons, and not by rows."""
+
 
 def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> Clients:
     """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns that are for this alone.
@@ -30,6 +34,8 @@ def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> C
     None: it is not known what the study does.
     """
     own = tuple(name for name in (about.person, about.held_out) if name is not None)
+    if about.person is not None:
+        clients = clients.with_columns({**_named(clients, about), PERSON: _codes(clients.column_of(about.person, "person"))})
     if not share:
         if about.held_out is not None and share is not None:
             raise ValueError(
@@ -46,13 +52,46 @@ def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> C
             f"{'left to train on' if out.all() else 'held out'}; it cannot take part in a study with held_out={share:g}"
         )
     rest = clients.without(*own)
-    if not isinstance(rest.columns, dict):
+    return rest.with_columns({**_named(rest, about), HELD_OUT: out})
+
+
+def persons_of(clients: Clients) -> np.ndarray | None:
+    """[examples trained on] whose each is, as codes; None where the site names no column of persons."""
+    whose, out = (clients.named_columns.get(name) for name in (PERSON, HELD_OUT))
+    return whose if whose is None or out is None else whose[~out]
+
+
+def persons_by_values(clients: Clients) -> np.ndarray:
+    """[examples] codes for data without a column of persons: each row is one, known again by its values.
+
+    Of rows with the same values each is a person. So a row that comes or goes does not make the others into new people.
+    """
+    found = np.zeros(clients.examples, np.int64)
+    seen: dict[bytes, int] = {}
+    leaves = [np.ascontiguousarray(x) for _, x in sorted(clients.named_columns.items())]
+    for i in range(clients.examples):
+        digest = sha256(b"".join(x[i].tobytes() for x in leaves)).digest()
+        seen[digest] = again = seen.get(digest, 0) + 1
+        found[i] = int.from_bytes(sha256(digest + b"%d" % again).digest()[:8], "little", signed=True)
+    return found
+
+
+def _codes(person: np.ndarray) -> np.ndarray:
+    """[examples] int64 of each person's name: the same of the same name, whoever else there is."""
+    names, places = np.unique(person, return_inverse=True)
+    codes = [int.from_bytes(sha256(repr(name).encode()).digest()[:4], "little") >> 1 for name in names.tolist()]
+    return np.array(codes, np.int64)[places]
+
+
+def _named(clients: Clients, about: SiteFile) -> dict[str, np.ndarray]:
+    if not isinstance(clients.columns, dict):
         raise ValueError(f"the columns of {about.name} must have names, as in {{'x': x, 'y': y}}, to hold some examples out")
-    return rest.with_columns({**rest.columns, HELD_OUT: out})
+    return clients.columns
 
 
 def parted(clients: Clients, folder: Path | None = None) -> tuple[Clients, Clients | None]:
     """(what is trained on, what is held out); None where the study holds nobody out."""
+    clients = clients.without(*(name for name in (PERSON,) if name in clients.named_columns))
     if HELD_OUT not in clients.named_columns:
         return clients, None
     out, rest = clients.named_columns[HELD_OUT], clients.without(HELD_OUT)

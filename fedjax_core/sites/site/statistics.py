@@ -3,22 +3,33 @@
     request   a statistic by name, with plain values (fedjax_core/stats/messages.py): never code
     reply     its sums, where `leaving.fields` has "statistics", and each is about enough people
 
-Limits are of the site's policy: no group that a sum tells apart is of fewer rows than `minimum.cell`, unless it is empty. Where there is
-such a minimum, a model has at most one parameter for every three rows. Of what the data do not allow the coordinator hears `declined`.
+The limits are of the site's policy, `[statistics]` or `minimum.cell` (limits.py). Where it has any, statistics use the columns that
+`statistics.columns` lists, by a closed list of expressions (stats/closed.py), and each release is recorded with what the rules measured: at
+the desk of the site (disclosure/releases.py), which remembers of whom was told, and in its audit log. Of what the data do not allow the
+coordinator hears `declined`; a column or an expression that is not listed is named.
 """
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from fedjax_core.data.clients import Clients
-from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.policy.enforcement import Withheld
+from fedjax_core.disclosure import Desk
+from fedjax_core.disclosure.releases import Declined as NotReleased
+from fedjax_core.disclosure.rules import Finding
+from fedjax_core.sites.policy.enforcement import Declined, Withheld
+from fedjax_core.sites.policy.policy import Statistics
 from fedjax_core.sites.protocol.request import BadRequest
-from fedjax_core.stats.base import Limits, Statistic, TooFew
-from fedjax_core.stats.messages import decode
-from fedjax_core.stats.table import Table
-
-SHARE = 1 / 3
-"""Of so many parameters for each row at most, where the policy has a minimum of a cell."""
+from fedjax_core.sites.site.data import SiteData
+from fedjax_core.sites.site.limits import SiteLimits
+from fedjax_core.sites.wire.canonical import Scalar
+from fedjax_core.stats import closed
+from fedjax_core.stats.base import Limits, Statistic, Sums, TooFew
+from fedjax_core.stats.formula import Design
+from fedjax_core.stats.messages import decode, name_of
+from fedjax_core.stats.table import SITE, Table
 
 
 def asked_for(text: np.ndarray) -> Statistic:
@@ -29,11 +40,63 @@ def asked_for(text: np.ndarray) -> Statistic:
         raise BadRequest(str(error)) from None
 
 
-def sums(statistic: Statistic, raw: Clients, site: str, policy: Policy) -> dict[str, np.ndarray]:
-    """Its sums of the site's examples; raises a `Refused` of the data where they may not be told."""
-    cell = policy.minimum.cell
+def sums(
+    statistic: Statistic, data: SiteData, site: str, policy: Statistics | None, desk: Callable[[], Desk]
+) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
+    """(its sums of the site's examples, what the audit log says of the release); raises a `Refused` where they may not be told."""
+    columns, categories = _columns(data.raw), data.raw.categories
+    if policy is None:
+        return _arrays(statistic.sums(Table(columns, categories, site), Limits())), {}
+    _check_listed(statistic, policy, site)
+    table = Table({name: x for name, x in columns.items() if name in policy.columns}, categories, site, data.persons)
+    limits, what = SiteLimits(policy), f"{name_of(statistic)}: {' '.join(statistic.columns)}"
+    few, found = None, {}
     try:
-        found = statistic.sums(Table(raw.named_columns, raw.categories, site), Limits(cell, SHARE if cell else None))
-    except TooFew as few:
-        raise Withheld(f"{site} has {few} [cell]") from None
+        found = _arrays(statistic.sums(table, limits))
+    except TooFew as error:
+        few = str(error)
+    findings = list(limits.found.values())
+    if few is not None and all(each.holds for each in findings):
+        findings.append(Finding("few", 1, 0, False))
+    try:
+        line = desk().under(policy).sums(what, findings, limits.sets, found, limits.tables, few)
+    except NotReleased as error:
+        raise Withheld(f"{site} would tell of too few people: {few or error} [statistics]") from None
+    about: dict[str, Scalar] = {f"rule.{each['rule']}": f"{each['measured']:g} ({each['limit']:g})" for each in line["findings"]}
+    return found, about | {"released": line["digest"][:16], "hidden": limits.hidden}
+
+
+def _check_listed(statistic: Statistic, policy: Statistics, site: str) -> None:
+    """Raises, naming it, for a column that the policy does not list, and for an expression that is not on the closed list."""
+    allowed = {*policy.columns, *SITE}
+    if odd := [name for name in statistic.columns if name not in allowed]:
+        listed = ", ".join(policy.columns) or "none"
+        raise Declined(f"{site} lets nothing be told of the column {odd[0]!r}; listed are {listed} (statistics.columns) [statistics]")
+    for expression in _expressions(statistic):
+        if (why := closed.refused(expression, allowed)) is not None:
+            raise Declined(f"{site} computes expressions of a closed list alone, and {why} (docs/statistics.md) [statistics]")
+
+
+def _expressions(value: Any) -> Iterator[list[Any]]:
+    """All expressions in a statistic: the lists among its fields."""
+    if isinstance(value, Design):
+        yield from value.expressions
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _expressions(getattr(value, field.name))
+    elif isinstance(value, list):
+        yield value
+
+
+def _columns(raw: Clients) -> dict[str, np.ndarray]:
+    """The columns by name; of a matrix whose features have names, each feature, with codes of categories as codes."""
+    found = dict(raw.named_columns)
+    for matrix, names in raw.features.items():
+        for i, name in enumerate(names):
+            x = found[matrix][:, i]
+            found.setdefault(name, np.where(np.isnan(x), -1, x).astype(np.int32) if name in raw.categories else x)
+    return found
+
+
+def _arrays(found: Sums) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in found.items()}
