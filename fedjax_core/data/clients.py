@@ -54,10 +54,11 @@ class Clients:
         """[N] integers or strings: the clients' names, which address their randomness."""
         self.features: dict[str, tuple[str, ...]] = checked(named, self.named_columns)
         """{column: the names of the numbers in each of its rows}, where they are known."""
+        known = {*self.named_columns, *(name for of in self.features.values() for name in of)}
         self.categories: dict[str, tuple[str, ...]] = {
-            name: tuple(these) for name, these in dict(categories or {}).items() if name in self.named_columns
+            name: tuple(these) for name, these in dict(categories or {}).items() if name in known
         }
-        """{column: the texts whose codes it holds, for all clients alike}; code -1 is a missing value."""
+        """{column, or feature of one: the texts whose codes it holds, for all clients alike}; code -1 is a missing value."""
         if not self.examples:
             who = f"client {self.ids[0].item()!r} has" if len(self) == 1 else f"there are {len(self)} clients, but"
             raise ValueError(f"the dataset is empty: {who} not one example; give at least one client data")
@@ -269,11 +270,15 @@ class Clients:
                 if (places != np.arange(len(places))).any():
                     columns[column] = spill.reordered(columns[column], places)
             else:
-                columns[column] = matrix_of(columns, wanted, column)
+                columns[column] = matrix_of({name: self._known(name, x) for name, x in columns.items()}, wanted, column)
                 columns = {name: x for name, x in columns.items() if name not in set(wanted) - {column}}
             names[column] = tuple(wanted)
         kept = {name: of for name, of in names.items() if name in columns}
         return type(self)(columns, self.offsets, self.ids, features=kept, categories=self.categories)
+
+    def _known(self, name: str, x: np.ndarray) -> np.ndarray:
+        """A column for a matrix, in which a category that is missing is NaN: its code, -1, would be taken for a number."""
+        return np.where(x < 0, np.nan, x).astype(np.float32) if name in self.categories and (x < 0).any() else x
 
     def without(self, *names: str) -> "Clients":
         """The clients without these columns: what nothing learns from, such as a patient's number by which they were split."""

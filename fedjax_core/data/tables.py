@@ -36,7 +36,7 @@ def read(table: Any) -> Table:
 
     Raises ValueError for a file of another kind, lines of other lengths, and columns of different lengths or more than one axis.
     """
-    named = _from_file(Path(table)) if isinstance(table, str | os.PathLike) else columns_of(table)
+    named = raw(Path(table)) if isinstance(table, str | os.PathLike) else columns_of(table)
     if not isinstance(named, Mapping) or not named:
         raise TypeError(f"a table is the path of a file, a mapping of columns or a data frame, got {type(table).__name__}")
     columns: dict[str, np.ndarray] = {}
@@ -73,7 +73,8 @@ def by_client(table: Table, by: str) -> tuple[Table, np.ndarray, Any]:
     return ordered, np.concatenate([[0], np.cumsum(counts)]), ids
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def raw(path: Path) -> dict[str, Any]:
+    """{column: its values as they lie in the file}: text, of CSV; raises ValueError for a file of another kind."""
     kind = "".join(path.suffixes[-2:]).lower()
     if kind.endswith(".parquet"):
         try:

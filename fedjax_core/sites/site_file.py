@@ -4,7 +4,8 @@ It is the site's, and lies at the site: a coordinator's copy needs `name` and `r
 
     name = "charite"                      site.toml
     folder = "/srv/federation"            of its state, ledger and errors
-    data = "/srv/data/heart"              what `Clients.save` wrote, of one client (or departments); or "module:function"
+    data = "mapping.toml"                 of its own table (fedjax_core/intake); or "module:function"; or the folder
+                                          that `Clients.save` wrote, of one client (or departments)
     study = "heart.study:scaffold"        installed at the site; see study.py
     arguments = { lr = 0.001 }
     policy = "policy.toml"                paths are relative to this file

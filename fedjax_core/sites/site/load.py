@@ -1,6 +1,6 @@
 """Reads the examples that a site's file names, divides them into departments, and leaves bad records out.
 
-    load_data    a folder of `Clients.save`, columns, or what a function gives  ─►  `Clients` of one site, or of its departments
+    load_data    a folder of `Clients.save`, a mapping, columns, or a function's  ─►  `Clients` of one site, or of its departments
     opened       the same for a study: bad records left out where the site's policy has them skipped
 
 >>> found = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
@@ -9,11 +9,13 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedjax_core import intake
 from fedjax_core.data import partition
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.features import Features
@@ -34,13 +36,18 @@ def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -
     """
     found: Any = about.data
     if found is None:
-        raise ValueError(f"{about.file or f'the site {about.name}'} names no `data`: a folder of Clients.save, or module:function")
+        raise ValueError(
+            f"{about.file or f'the site {about.name}'} names no `data`: a folder of Clients.save, a mapping.toml, or module:function"
+        )
     if isinstance(found, str) and is_function(found):
         found = named(found)
     if callable(found) and not isinstance(found, Clients):
         found = found()
     handed = isinstance(found, Clients)  # and looked at when it was made
-    if isinstance(found, (str, Path)):
+    if isinstance(found, (str, Path)) and Path(found).suffix == ".toml":
+        reading = intake.read(found)
+        found, about = reading.clients, about if about.person else replace(about, person=reading.schema.person or None)
+    elif isinstance(found, (str, Path)):
         found = Clients.open(found)
     found = columns_of(found)
     if isinstance(found, Mapping):

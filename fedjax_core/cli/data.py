@@ -1,0 +1,41 @@
+"""`fedjax-core data ...`: look at a site's own table before it joins."""
+
+from pathlib import Path
+
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from fedjax_core.intake.mapping import Mapping
+from fedjax_core.intake.readiness import readiness
+from fedjax_core.intake.reading import read
+from fedjax_core.intake.schema import Schema
+from fedjax_core.intake.tables import table_of
+from fedjax_core.sites.policy import Policy
+from fedjax_core.sites.policy.policy import Minimum
+from fedjax_core.sites.site_file import SiteFile
+
+app = SubcommandApp()
+
+
+@app.command(name="check")
+def check(path: Positional[Path]) -> None:
+    """Says what a study can use of a site's table: rows by reason, people, missing values, ranges, units; and what is to be done.
+
+    Nothing of it leaves the site.
+
+    Args:
+        path: The mapping, or the site's file that names it as its data; its policy's minimums are then asked, too.
+    """
+    minimum, mapping = Minimum(), path
+    if "schema" not in table_of(path):
+        about = SiteFile.read(path)
+        if not isinstance(about.data, Path) or about.data.suffix != ".toml":
+            raise ValueError(f"{path} names no mapping as its data: write data = 'mapping.toml', or give the mapping itself")
+        mapping = about.data
+        minimum = Minimum() if about.policy is None else Policy.read(about.policy).minimum
+    schema = Schema.read(Mapping.read(mapping).schema)
+    print(f"{mapping}: study {schema.name} (schema {schema.digest})\n")
+    found = readiness(read(mapping), examples=minimum.examples, per_class=minimum.per_class)
+    print(found.text())
+    if not found.ready:
+        raise RuntimeError(f"{mapping}: not ready, {len(found.to_do)} things are to be done (see TO DO above)")

@@ -1,0 +1,86 @@
+"""A site's mapping: where its own table is, and how its columns become the fields of the study's schema.
+
+    schema = "schema.toml"              mapping.toml; paths are relative to it
+    source = "patients.csv"             .csv, .tsv (also .gz), .parquet, .npz; or, with DuckDB:
+    query = "SELECT * FROM read_csv('a.csv') JOIN ..."
+    database = "omop.duckdb"            which is opened to be read only; none: the query names files itself
+
+    [fields.age]
+    column = "alter"                    not set: the column is called as the field is
+    [fields.creatinine]
+    column = "krea"
+    factor = 0.01131                    or unit = "..." of the site's column, where that can be converted by itself
+    [fields.sex]
+    column = "geschlecht"
+    codes = { w = "female", m = "male" }
+    [fields.bmi]
+    expression = "kg / (cm / 100) ** 2"     of the site's columns: numbers, + - * / **, comparisons, log, exp, sqrt; never code
+
+>>> mapping = Mapping.of({"schema": "s.toml", "source": "a.csv", "fields": {"age": {"column": "alter", "unit": "month"}}})
+>>> mapping.fields["age"].column
+'alter'
+"""
+
+from collections.abc import Mapping as Table
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedjax_core.intake.tables import made, table_of
+from fedjax_core.stats.expressions import parse
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of what a site makes one field."""
+
+    column: str = ""
+    expression: str = ""
+    unit: str = ""
+    factor: float = 1.0
+    offset: float = 0.0
+    """Added after the factor."""
+    codes: Table[str, str] = field(default_factory=dict)
+    """{the site's value, as text: the schema's category}."""
+    missing: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.column and self.expression:
+            raise ValueError("a field is of a column or of an expression, and this says both")
+        if self.unit and (self.factor != 1.0 or self.offset):
+            raise ValueError("unit says how to convert, and so do factor and offset: leave one of them out")
+        if self.expression:
+            parse(self.expression)
+        if not all(isinstance(value, str) for value in self.codes.values()):
+            raise ValueError("codes are { site's value = category as text }")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How a site's table becomes the study's fields."""
+
+    schema: Path
+    fields: Table[str, Origin] = field(default_factory=dict)
+    source: Path | None = None
+    query: str = ""
+    database: Path | None = None
+    file: Path | None = field(default=None, compare=False)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Mapping":
+        """The mapping in a TOML file; raises ValueError, naming the setting, where it is none."""
+        return cls.of(table_of(Path(path)), str(path), Path(path))
+
+    @classmethod
+    def of(cls, table: Table[str, Any], where: str = "the mapping", file: Path | None = None) -> "Mapping":
+        """The mapping that a table says."""
+        fields = table.get("fields", {})
+        if not isinstance(fields, Table):
+            raise ValueError(f"{where}: fields should be tables [fields.NAME]")
+        each = {name: made(Origin, one, f"{where}: fields.{name}") for name, one in fields.items()}
+        beside = Path(".") if file is None else file.parent
+        paths = {name: beside / Path(table[name]).expanduser() for name in ("schema", "source", "database") if name in table}
+        found: Mapping = made(cls, {**table, **paths, "fields": each, "file": file}, where)
+        if (found.source is None) == (not found.query):
+            raise ValueError(f"{where} needs source = 'a file', or query = 'SELECT ...' for DuckDB, and one of them alone")
+        return found

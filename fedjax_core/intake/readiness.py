@@ -1,0 +1,116 @@
+"""A readiness report: what a site's table has for a study, what is missing or looks wrong in it, and what is to be done.
+
+>>> from fedjax_core.intake.mapping import Mapping
+>>> from fedjax_core.intake.reading import fields_of
+>>> from fedjax_core.intake.schema import Schema
+>>> schema = Schema.of({"name": "s", "fields": {"kg": {"unit": "kg", "range": [30, 250]}}})
+>>> found = fields_of({"kg": [81000, 60000, 75000, 90000, 66000]}, Mapping.of({"schema": "s", "source": "a"}), schema)
+>>> print(readiness(found).to_do[1])
+'kg' looks like another unit (a factor of 1000, as of kg and g): divide it by 1000, factor = 0.001 of the mapping
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedjax_core.intake.reading import Reading
+from fedjax_core.intake.schema import Field
+from fedjax_core.intake.units import suspects
+
+_MUCH = 0.35  # of a field's values missing is worth a word
+_FEW = 5  # strange values that are shown
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What is known of a site's table."""
+
+    rows: int
+    used: int
+    people: int | None
+    """None where the schema names no field of persons."""
+    reasons: Mapping[str, int]
+    """{reason: rows that are left out}."""
+    fields: Mapping[str, Mapping[str, str]]
+    """{field: {what: as it is}}."""
+    classes: Mapping[str, int]
+    """{category of the outcome: rows that are used}."""
+    to_do: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self.to_do
+
+    def text(self) -> str:
+        """As a person reads it."""
+        people = "" if self.people is None else f", of {self.people} people"
+        lines = [f"rows in   {self.rows}", *(f"  left out {count:>6}  {reason}" for reason, count in self.reasons.items())]
+        lines += [f"rows out  {self.used}{people}", ""]
+        width = max((len(name) for name in self.fields), default=0)
+        lines += [f"{name:{width}}  " + ", ".join(f"{what} {said}" for what, said in of.items()) for name, of in self.fields.items()]
+        if self.classes:
+            lines += ["", "outcome   " + ", ".join(f"{name}: {count}" for name, count in self.classes.items())]
+        lines += ["", *([f"TO DO  {one}" for one in self.to_do] or ["ready: nothing is to be done"])]
+        return "\n".join(lines)
+
+
+def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readiness:
+    """What a reading has; `examples` and `per_class` are the minimums of the site's policy."""
+    schema, to_do = found.schema, []
+    used = int((~found.bad).sum())
+    if found.share > schema.max_bad:
+        to_do.append(
+            f"{int(found.bad.sum())} of {len(found.bad)} rows cannot be used, and the schema allows a share of {schema.max_bad:g} "
+            "(max_bad): mend the table or the mapping, for the reasons above"
+        )
+    fields = {}
+    for name, field in schema.fields.items():
+        fields[name], todo = _field(name, field, found)
+        to_do += todo
+    classes = {}
+    if schema.outcome and schema.fields[schema.outcome].kind == "category":
+        of = schema.fields[schema.outcome].categories
+        classes = dict(zip(of, np.bincount(found.columns[schema.outcome], minlength=len(of)).tolist(), strict=True))
+        for category, count in classes.items():
+            if count < max(1, per_class):
+                to_do.append(f"{count} rows have {schema.outcome!r} = {category!r}, and at least {max(1, per_class)} are needed")
+    if used < max(1, examples):
+        to_do.append(f"{used} rows can be used, and at least {max(1, examples)} are needed")
+    people = len(np.unique(found.columns[schema.person])) if schema.person else None
+    return Readiness(len(found.bad), used, people, dict(found.reasons.most_common()), fields, classes, tuple(to_do))
+
+
+def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], list[str]]:
+    """(what it is like, what is to be done)."""
+    x, strange, to_do = found.all[name], found.strange[name], []
+    gone = x == "" if field.kind == "text" else x < 0 if field.kind == "category" else np.isnan(x)
+    gone &= ~found.unread[name]
+    share = float(gone.mean()) if len(x) else 0.0
+    about = {"missing": f"{int(gone.sum())} ({share:.1%})"}
+    if share > _MUCH:
+        to_do.append(f"{name!r} is missing in {share:.0%} of the rows: is the column the right one, and are its missing codes?")
+    if field.kind in ("number", "whole"):
+        known = x[np.isfinite(x)]
+        if len(known):
+            about["values"] = f"{known.min():.4g} to {known.max():.4g}, median {np.median(known):.4g}" + (
+                f" {field.unit}" if field.unit else ""
+            )
+        if field.range:
+            low, high = field.range
+            for factor, said in suspects(x, low, high)[:1]:
+                way = f"divide it by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
+                to_do.append(f"{name!r} looks like another unit ({said}): {way}, factor = {factor:g} of the mapping")
+    elif field.kind == "category":
+        counts = np.bincount(x[x >= 0], minlength=len(field.categories))
+        about["values"] = "; ".join(f"{one} {count}" for one, count in zip(field.categories, counts.tolist(), strict=True))
+    else:
+        about["values"] = f"{len(np.unique(x[x != '']))} different"
+    if strange:
+        few = ", ".join(f"{value!r} ({count})" for value, count in strange.most_common(_FEW))
+        what = (
+            "none of its categories: say codes = {...} in the mapping" if field.kind == "category" else "no number: are they missing codes?"
+        )
+        to_do.append(f"{name!r} has values that are {what} {few}")
+    return about, to_do
