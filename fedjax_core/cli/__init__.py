@@ -1,6 +1,8 @@
-"""The command line: `fedjax-core consortium ...`, `doctor`, `node`, `keys ...`, `certificates ...`, `account ...` and `audit ...`.
+"""The command line: `fedjax-core consortium ...`, `data ...`, `doctor`, `node`, `keys ...`, `certificates ...`, `account ...`,
+`audit ...` and `report`.
 
     fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
+    fedjax-core data check mapping.toml                  what a study can use of this site's table, and what is to be done about the rest
     fedjax-core doctor site.toml                        is this site ready to join? what is to be done, and 1 where something is
     fedjax-core node site.toml --address ray.example:6379        Ray on a site's machine, with less open than `ray start` leaves
     fedjax-core keys make charite --folder keys          keys/charite.key stays; keys/charite.pub goes to the coordinator
@@ -14,6 +16,7 @@
     fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
     fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
     fedjax-core audit show logs --keys keys/charite.pub --what left      the ledger of what left this site, proven first
+    fedjax-core report runs/consortium                   one page of what a run did, in report.html
     fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
 
 Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it
@@ -28,17 +31,19 @@ from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from fedjax_core.cli import account, audit, certificates, consortium, doctor, keys, node
+from fedjax_core.cli import account, audit, certificates, consortium, data, doctor, keys, node, report
 from fedjax_core.sites.audit import AuditError
 
 _app = SubcommandApp()
 _app.command(consortium.app, name="consortium", help="A coordinator and its sites on this machine: try this first.")
+_app.command(data.app, name="data", help="Look at a site's own table before it joins.")
 _app.command(keys.app, name="keys", help="Make a site's key, and show its public half.")
 _app.command(certificates.app, name="certificates", help="Make, show and withdraw what protects Ray: TLS certificates and a token.")
 _app.command(account.app, name="account", help="What a site's updates have told so far, as an epsilon.")
 _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobody changed them.")
 _app.command(doctor.doctor)
 _app.command(node.node)
+_app.command(report.report)
 
 
 def main(args: Sequence[str] | None = None) -> int:

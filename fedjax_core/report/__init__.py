@@ -1,0 +1,19 @@
+"""One self-contained page that says what a run did, from its folder alone: `fedjax-core report RUN_DIR`.
+
+    facts       what is in the folder: records of rounds, configuration and digests, audit logs, and what the study noted
+    note        adds to it what only the study knows: its question, the flow of people, performance by site and subgroup, calibration
+    charts      SVG
+    checklist   TRIPOD+AI, by item: filled from the run, or marked "for the author"
+    page        HTML
+
+>>> import tempfile
+>>> folder = tempfile.mkdtemp()
+>>> note(folder, question="Who dies within 30 days?")
+>>> "Who dies within 30 days?" in page(gather(folder))
+True
+"""
+
+from fedjax_core.report.facts import Facts, gather, note
+from fedjax_core.report.page import page
+
+__all__ = ["Facts", "gather", "note", "page"]

@@ -1,0 +1,187 @@
+"""What a run's folder holds, as plain values for a report; what is not there is empty.
+
+RUN_DIR          what `fit` was given as run_dir, or the folder of a consortium in a box
+  metrics.jsonl  each round
+  checkpoints/   configuration, versions, digests, privacy spent
+  report.json    what the study noted (`note`)
+audit/           of the coordinator, in RUN_DIR or beside it; `sites/NAME/` with a site's own where they are on this machine
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedjax_core.files import write_whole
+from fedjax_core.run.log import METRICS, Record, read_records
+from fedjax_core.sites.audit import Entry, files, show
+from fedjax_core.sites.wire.canonical import of_lines
+
+NOTES = "report.json"
+FAULTS = ("refused", "declined", "missing", "paused", "lost", "left out", "set aside", "warned", "withdrew", "checkpoint damaged")
+"""What audit entries say that did not go as it should."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report says."""
+
+    folder: Path
+    records: list[Record] = field(default_factory=list)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """{what: its digest}: the checkpoint, the study at the sites, each site's data."""
+    spent: Mapping[str, Any] = field(default_factory=dict)
+    """Of privacy: epsilon, delta, rounds, terms; empty where no account is kept."""
+    left: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """{(site, kind of message): (messages, bytes)} that left it."""
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """{site: the names of what left it}, from its own log."""
+    faults: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    """{(who, what, why): times}."""
+    seconds: float = math.nan
+    """From the first to the last entry of the coordinator's log."""
+    examples: Mapping[str, int] = field(default_factory=dict)
+    """{site: examples that it told}."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are recorded."""
+        return max((record["round"] for record in self.records), default=0)
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of all sites that anything is known of."""
+        named = [*self.notes.get("flow", {}), *self.notes.get("performance", {}), *self.examples, *(site for site, _ in self.left)]
+        return list(dict.fromkeys(name for name in named if name != "coordinator"))
+
+
+def note(folder: str | Path, **said: Any) -> None:
+    """Adds to a run's folder what only the study knows, for its report; a name that is there is replaced.
+
+    `question`, `population`, `outcome`, `authors`, `limitations`, `intended_use`: text.
+    `flow`: {site: {"rows in": n, "left out": {reason: n}, "people": n, "trained on": n, "held out": n}}, as far as it may be told.
+    `performance`: {site or "all": {metric: value or [value, low, high]}}; `subgroups`: {subgroup: the same}.
+    `calibration`: {model or site: [[mean risk, share with the outcome, people], ...]}.
+    `statistics`: {title: text of a table}. Raises ValueError for another name.
+    """
+    known = {
+        "question", "population", "outcome", "authors", "limitations", "intended_use", "flow", "performance", "subgroups", "calibration",
+        "statistics",
+    }  # fmt: skip
+    if odd := set(said) - known:
+        raise ValueError(f"{sorted(odd)[0]!r} is nothing that a report says; there are {', '.join(sorted(known))}")
+    path = Path(folder) / NOTES
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(before | said, indent=1, default=_plain))
+
+
+def gather(folder: str | Path) -> Facts:
+    """All that the folder holds; raises ValueError where there is no run in it."""
+    root = Path(folder)
+    run = next((one for one in (root, root / "run", root / "coordinator" / "run") if (one / METRICS).exists()), root)
+    notes: dict[str, Any] = next((json.loads((one / NOTES).read_text()) for one in (run, root) if (one / NOTES).exists()), {})
+    audit = next(
+        (one for one in (root / "audit", run.parent / "audit", root / "coordinator" / "audit") if one.is_dir() and files(one)), None
+    )
+    if not (run / METRICS).exists() and not notes and audit is None:
+        raise ValueError(f"{root} holds no run: neither {METRICS}, nor {NOTES}, nor a coordinator's audit log")
+    records = read_records(run / METRICS) if (run / METRICS).exists() else []
+    about, digest = _checkpoint(run)
+    entries = [] if audit is None else list(show(audit))
+    own = {path.parent.parent.name if path.parent.name == "state" else path.parent.name: path for path in _own_logs(root, audit)}
+    fields = {name: _names_left(path) for name, path in own.items()}
+    digests = ({"checkpoint": digest} if digest else {}) | _digests(entries)
+    return Facts(
+        root, records, about.get("config", {}), about.get("versions", {}), digests, about.get("privacy") or _spent(records),
+        _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
+        _examples(root, run, entries), notes,
+    )  # fmt: skip
+
+
+def _checkpoint(run: Path) -> tuple[dict[str, Any], str]:
+    """(what the newest checkpoint says of itself, its digest); nothing of one that is encrypted or damaged."""
+    for path in sorted((run / "checkpoints").glob("[0-9]*/checkpoint.json"), reverse=True):
+        try:
+            found = json.loads(path.read_bytes())
+            return dict(found["body"]["about"]), str(found["digest"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return {}, ""
+
+
+def _own_logs(root: Path, coordinator: Path | None) -> Iterator[Path]:
+    """The audit logs of sites that lie on this machine, as of a consortium in a box or of a try."""
+    for pattern in ("sites/*/state/audit", "sites/*/audit", "*/audit"):
+        for path in sorted(root.glob(pattern)):
+            if path != coordinator and path.parent.name not in ("coordinator", "run") and files(path):
+                yield path
+
+
+def _names_left(audit: Path) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for entry in show(audit, what="left"):
+        names |= dict.fromkeys(of_lines("fields", entry.about))
+    return tuple(sorted(names))
+
+
+def _left(entries: list[Entry]) -> dict[tuple[str, str], tuple[int, int]]:
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for entry in entries:
+        if entry.what in ("update", "answered") and isinstance(entry.about.get("bytes"), int):
+            kind = "update" if entry.what == "update" else str(entry.about.get("kind", ""))
+            messages, size = found.get((entry.who, kind), (0, 0))
+            found[entry.who, kind] = messages + 1, size + int(entry.about["bytes"])  # type: ignore[arg-type]
+    return dict(sorted(found.items()))
+
+
+def _faults(entries: list[Entry]) -> dict[tuple[str, str, str], int]:
+    found: Counter[tuple[str, str, str]] = Counter()
+    for entry in entries:
+        if entry.what in FAULTS or (entry.what == "update" and entry.about.get("accepted") is False):
+            what = "update set aside" if entry.what == "update" else entry.what
+            code, reason = entry.about.get("code"), str(entry.about.get("reason", entry.about.get("missing", "")))
+            found[entry.who, what, f"{code}: {reason}"[:200] if code else reason[:200]] += 1
+    return dict(found)
+
+
+def _digests(entries: list[Entry]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in entries:
+        if entry.what == "asked" and "config" in entry.about:
+            found["study, at every site"] = str(entry.about["config"])
+        if entry.what == "joined" and "data" in entry.about:
+            found[f"data of {entry.who}"] = str(entry.about["data"])
+    return found
+
+
+def _examples(root: Path, run: Path, entries: list[Entry]) -> dict[str, int]:
+    """{site: examples}: as sites said when they joined, or as is kept beside the coordinator's log."""
+    found = {entry.who: int(entry.about["examples"]) for entry in entries if entry.what == "joined" and "examples" in entry.about}  # type: ignore[arg-type]
+    for folder in (root, run.parent, root / "coordinator"):
+        for path in sorted(folder.glob("*sites.json")) + sorted(folder.glob("*-sites*.json")):
+            try:
+                said = json.loads(path.read_text())
+                found |= {name: int(about["examples"]) for name, about in said.items() if "examples" in about}
+            except (ValueError, TypeError, AttributeError):
+                continue
+    return found
+
+
+def _spent(records: list[Record]) -> dict[str, Any]:
+    last = next((record for record in reversed(records) if "epsilon" in record), None)
+    return {} if last is None else {"epsilon": last["epsilon"], "rounds": last["round"]}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    return str(value)
