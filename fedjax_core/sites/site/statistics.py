@@ -84,6 +84,9 @@ def _expressions(value: Any) -> Iterator[list[Any]]:
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _expressions(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _expressions(one)
     elif isinstance(value, list):
         yield value
 
