@@ -406,6 +406,7 @@ ZOO: dict[str, Entry] = {
     "lora-fair": brief(lambda: algorithms.lora_fair(adapted(), SGD), sites=False),
     "ffa-lora": brief(lambda: algorithms.fedavg(models.train_only(adapted(), adapted().init(jax.random.key(0)), "b"), SGD)),
     "hierarchical": brief(lambda n: algorithms.hierarchical(small(), SGD, [i % 3 for i in range(n)], 2)),
+    "cfl": brief(lambda n: algorithms.cfl(small(), SGD, n, 3, 0.05, 0.06)),
     "importance": brief(lambda n: algorithms.importance(small(), SGD, [0.5 + i / (2 * n) for i in range(n)])),
     "fedasync": brief(lambda: algorithms.fedasync(small(), SGD)),
     "gossip": brief(lambda n: algorithms.gossip(small(), SGD, algorithms.metropolis([(i, (i + 1) % n) for i in range(n)]))),

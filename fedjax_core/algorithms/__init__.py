@@ -6,6 +6,7 @@ from fedjax_core.algorithms.analytic import analytic
 from fedjax_core.algorithms.apfl import apfl
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, Told, by_examples, gradient, uniform
 from fedjax_core.algorithms.by_round import by_round, scheduled
+from fedjax_core.algorithms.cfl import cfl
 from fedjax_core.algorithms.diloco import diloco
 from fedjax_core.algorithms.ditto import ditto
 from fedjax_core.algorithms.fedadamw import fedadamw
@@ -76,6 +77,7 @@ __all__ = [
     "apfl",
     "by_examples",
     "by_round",
+    "cfl",
     "diloco",
     "ditto",
     "fedadamw",
