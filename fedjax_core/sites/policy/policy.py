@@ -157,7 +157,8 @@ class Leaving:
 
     def __post_init__(self) -> None:
         if self.by == "site" and (self.clip == 0 or (self.noise and self.clip is None)):
-            raise ValueError(f"leaving.clip is {self.clip or 'not set'}, and should be the l2 norm to which the site clips, above 0")
+            clip = "not set" if self.clip is None else f"{self.clip:g}"
+            raise ValueError(f"leaving.clip is {clip}, and should be the l2 norm to which the site clips, above 0")
         if self.by == "site" and self.noise and self.delta is None:
             raise ValueError("leaving.noise is noise that the site adds, of which it keeps an account: set leaving.delta, such as 1e-6")
         if self.epsilon is not None and self.delta is None:

@@ -21,7 +21,7 @@ from fedjax_core.stats.lmm import Products
 from fedjax_core.stats.survey import Survey
 
 MINIMUM = 4
-POLICY = Statistics(minimum=MINIMUM, columns=("age", "sex", "arm", "died", "days", "id"))
+POLICY = Statistics(minimum=MINIMUM, columns=("age", "sex", "arm", "died", "days", "id", "grade"))
 
 
 def table(n=60, seed=0, **more):
@@ -29,6 +29,7 @@ def table(n=60, seed=0, **more):
     columns = {
         "age": draw.normal(60, 10, n), "sex": np.array(["F", "M"])[draw.integers(0, 2, n)], "arm": np.array(["c", "t"])[np.arange(n) % 2],
         "died": draw.integers(0, 2, n), "days": np.ceil(draw.exponential(50, n)), "id": np.arange(n), "salary": draw.pareto(1, n),
+        "grade": np.array(["a", "b", "c"])[np.arange(n) % 3],
     }  # fmt: skip
     return columns | more
 
@@ -67,6 +68,10 @@ QUESTIONS = {
     "glm": lambda source: stats.glm("died ~ age + sex", source, family="binomial"),
     "cox": lambda source: stats.cox("days, died ~ age", source, strata="site"),
     "kaplan-meier": lambda source: stats.kaplan_meier("days, died ~ 1", source, grid=[20, 60]),
+    "histogram": lambda source: stats.histogram(source, "age", [0, 50, 60, 70, 120]),
+    "t-test": lambda source: stats.t_test("age ~ arm", source),
+    "ordinal": lambda source: stats.ordinal("grade ~ age", source, levels=["a", "b", "c"]),
+    "correlation": lambda source: stats.correlation(source, ["age", "days"]),
     "table 1": lambda source: stats.table_one(source, ["age", "sex"], by="arm"),
 }
 
