@@ -3,6 +3,8 @@
 Steps of 0.1 on ages in years make later rounds depend on the last digits of earlier ones.
 """
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import optax
@@ -83,3 +85,15 @@ def test_the_engine_follows_the_stored_weights(golden, strategy):
     for expected in golden[f"traj_{strategy}"][1 : ROUNDS + 1]:
         state, _ = sim.run(state, np.arange(SITES))
         assert_close(state.params["w"], expected)
+
+
+def test_the_orders_of_the_published_runs_come_of_their_seed(golden):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "experiments")
+        import flamby_draws
+    sizes = [len(golden[f"x_train_{i}"]) for i in range(SITES)]
+    np.testing.assert_allclose(flamby_draws.first_weights(42, FEATURES), golden["init"], atol=2e-8)
+    orders = flamby_draws.survival_orders(42, sizes, rounds=5, steps=STEPS, batch_size=BATCH, epochs=30)
+    for strategy in LOOPS:
+        np.testing.assert_array_equal(orders[strategy][0], golden[f"order_{strategy}"])
+    assert orders["Cyclic"][1] == [0, 1, 1, 1, 1, 1]  # so that the model that is published is the first one, untrained
