@@ -193,9 +193,9 @@ def in_pairs(meet: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _meet(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> Collected:
-    weight, clients, refused, metrics = tree.add(a[3:-1], b[3:-1])
-    acc = merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc
-    return Collected(acc, a.kept, a.touched, weight, clients, refused, metrics, None)
+    counted = ("weight", "clients", "refused", "metrics")
+    sums = {name: tree.add(getattr(a, name), getattr(b, name)) for name in counted}
+    return a._replace(acc=merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc, **sums)
 
 
 def of_cohort(parts: Sequence[Each | None], places: Sequence[np.ndarray], position: Any) -> Each | None:
