@@ -1,5 +1,6 @@
 """Strict settings for every test, eight fake devices, `--slow`, and where the real data lies."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 REPOSITORY = Path(__file__).resolve().parents[1]
 STARTED, FOLDERS, KNOWN = pytest.StashKey[float](), pytest.StashKey[set[str]](), pytest.StashKey[bool]()
 LEFT_OUT = "left out: no time left"
+KEPT_MB = 3000  # of a process: a worker grew to 5 GB
 
 
 # Compiling is most of a test's time: keeping what was compiled takes tests/models from 34 s to 13 s the second time (2-core x86). The key
@@ -97,6 +99,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     minutes = item.config.getoption("--slow-minutes")
     if minutes is not None and is_slow(item) and time.monotonic() - item.config.stash[STARTED] > 60 * minutes:
         pytest.skip(LEFT_OUT)
+
+
+def resident_mb() -> float:
+    """What this process has in memory; 0 where the system is not Linux."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if statm.exists() else 0.0
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between files, lets go of compiled programs once they are too many: each keeps 1.7 MB, were it one addition."""
+    if nextitem is not None and nextitem.path != item.path and resident_mb() > KEPT_MB:
+        contracts = sys.modules.get("tests.contracts")
+        for rounds in (contracts.usual, contracts.by_plain_loops) if contracts else ():
+            rounds.cache_clear()
+        jax.clear_caches()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
