@@ -11,7 +11,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedjax_core import aggregators, algorithms, attacks, contribution, metrics, models, privacy, stats, tree, uplink
+from fedjax_core import aggregators, algorithms, attacks, contribution, metrics, models, privacy, release, stats, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.composition import compose
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
@@ -81,6 +81,7 @@ __all__ = [
     "predict",
     "preprocess",
     "privacy",
+    "release",
     "save_model",
     "stats",
     "synthetic",

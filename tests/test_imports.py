@@ -80,11 +80,16 @@ ALLOWED = {
     # A field may be an expression over the site's columns, in the language of formulas.
     "intake": NOUNS | {"data", "stats.expressions", "stats.table"},
     "disclosure": NOUNS,
+    # The gate attacks by runs of lanes, and the scores are those of audits.
+    "release": NOUNS | {"data", "lanes", "privacy"},
     # It reads what a run and its sites' audit logs have written.
     "report": NOUNS | {"run", "sites"},
     # A whole deployment on one machine: it is to a hospital what a script is to a researcher.
     "consortium": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run"},
-    "cli": NOUNS | PIECES | BACKENDS | {"data", "models", "round", "composition", "privacy", "run", "consortium", "intake", "report"},
+    "cli": NOUNS
+    | PIECES
+    | BACKENDS
+    | {"data", "models", "round", "composition", "privacy", "run", "consortium", "intake", "report", "release"},
     "__main__": {"cli"},
 }
 # The parts whose files implement the contract in their `base.py` and do not know one another.

@@ -1,5 +1,5 @@
 """The command line: `fedjax-core consortium ...`, `data ...`, `doctor`, `node`, `keys ...`, `certificates ...`, `account ...`,
-`audit ...` and `report`.
+`audit ...`, `report` and `release`.
 
     fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
     fedjax-core data check mapping.toml                  what a study can use of this site's table, and what is to be done about the rest
@@ -12,6 +12,7 @@
     fedjax-core certificates show tls/charite                                   for whom, and until when
     fedjax-core account begin site.toml                  begins the account of what a site's updates tell, once
     fedjax-core account show site.toml                   the epsilon that they have told so far
+    fedjax-core release runs/heart --candidate heart.release:candidate   may this model be released? attacks, and 1 where they succeed
     fedjax-core audit head logs                          the line to give to somebody else now and then
     fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
     fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
@@ -31,7 +32,7 @@ from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from fedjax_core.cli import account, audit, certificates, consortium, data, doctor, keys, node, report
+from fedjax_core.cli import account, audit, certificates, consortium, data, doctor, keys, node, release, report
 from fedjax_core.sites.audit import AuditError
 
 _app = SubcommandApp()
@@ -44,6 +45,7 @@ _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobo
 _app.command(doctor.doctor)
 _app.command(node.node)
 _app.command(report.report)
+_app.command(release.release)
 
 
 def main(args: Sequence[str] | None = None) -> int:
