@@ -90,7 +90,7 @@ def cfl(task: Task, local: optax.GradientTransformation, population: int, cluste
         init,
         lambda params: jnp.int32(0),
         (exchange,),
-        personal=lambda server, own: tree.take(server.models, own),
+        personal=lambda server, own: jax.tree.map(lambda x: x[own], server.models),
         population=population,
     )
 
