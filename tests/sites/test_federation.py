@@ -23,7 +23,7 @@ from tests.zoo import ZOO, fedavg, lossy, round_of, task
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
 # One for each way that a round can be: the others differ in what is in the functions, and run with --slow.
-FAST = ("downlink", "mime, clip, feedback", "ifca", "trimmed mean", "remembers, draws", "signs")
+FAST = ("downlink", "mime, clip, feedback", "ifca", "fedmgda", "trimmed mean", "remembers, draws", "signs")
 
 
 @entries_of(FAST, slow=[name for name in ZOO if ZOO[name].sites])
