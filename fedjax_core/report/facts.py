@@ -21,6 +21,8 @@ from fedjax_core.sites.audit import Entry, files, show
 from fedjax_core.sites.wire.canonical import of_lines
 
 NOTES = "report.json"
+ALL = "all"
+"""In the place of a site's name: all of them together."""
 FAULTS = ("refused", "declined", "missing", "paused", "lost", "left out", "set aside", "warned", "withdrew", "checkpoint damaged")
 """What audit entries say that did not go as it should."""
 
@@ -38,7 +40,7 @@ class Facts:
     spent: Mapping[str, Any] = field(default_factory=dict)
     """Of privacy: epsilon, delta, rounds, terms; empty where no account is kept."""
     left: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
-    """{(site, kind of message): (messages, bytes)} that left it."""
+    """{(site, kind of message): (messages, bytes of their tensors)} that left it."""
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """{site: the names of what left it}, from its own log."""
     faults: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class Facts:
     def sites(self) -> list[str]:
         """The names of all sites that anything is known of."""
         named = [*self.notes.get("flow", {}), *self.notes.get("performance", {}), *self.examples, *(site for site, _ in self.left)]
-        return list(dict.fromkeys(name for name in named if name != "coordinator"))
+        return list(dict.fromkeys(name for name in named if name not in ("coordinator", ALL)))
 
 
 def note(folder: str | Path, **said: Any) -> None:
@@ -97,11 +99,13 @@ def gather(folder: str | Path) -> Facts:
     entries = [] if audit is None else list(show(audit))
     own = {path.parent.parent.name if path.parent.name == "state" else path.parent.name: path for path in _own_logs(root, audit)}
     fields = {name: _names_left(path) for name, path in own.items()}
+    told = _told(root, run)
     digests = ({"checkpoint": digest} if digest else {}) | _digests(entries)
+    digests |= {f"data of {name}, under a secret of its own": str(about["data"]) for name, about in told.items() if "data" in about}
     return Facts(
         root, records, about.get("config", {}), about.get("versions", {}), digests, about.get("privacy") or _spent(records),
         _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
-        _examples(root, run, entries), notes,
+        {name: int(about["examples"]) for name, about in told.items() if "examples" in about}, notes,
     )  # fmt: skip
 
 
@@ -156,19 +160,16 @@ def _digests(entries: list[Entry]) -> dict[str, str]:
     for entry in entries:
         if entry.what == "asked" and "config" in entry.about:
             found["study, at every site"] = str(entry.about["config"])
-        if entry.what == "joined" and "data" in entry.about:
-            found[f"data of {entry.who}"] = str(entry.about["data"])
     return found
 
 
-def _examples(root: Path, run: Path, entries: list[Entry]) -> dict[str, int]:
-    """{site: examples}: as sites said when they joined, or as is kept beside the coordinator's log."""
-    found = {entry.who: int(entry.about["examples"]) for entry in entries if entry.what == "joined" and "examples" in entry.about}  # type: ignore[arg-type]
-    for folder in (root, run.parent, root / "coordinator"):
-        for path in sorted(folder.glob("*sites.json")) + sorted(folder.glob("*-sites*.json")):
+def _told(root: Path, run: Path) -> dict[str, dict[str, Any]]:
+    """{site: what it told of itself before the first round, or when it joined}, as the coordinator keeps it beside its log."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in dict.fromkeys((root, run.parent, root / "coordinator")):
+        for path in sorted(folder.glob("*-sites.json")):
             try:
-                said = json.loads(path.read_text())
-                found |= {name: int(about["examples"]) for name, about in said.items() if "examples" in about}
+                found |= {str(name): dict(about) for name, about in json.loads(path.read_text()).items()}
             except (ValueError, TypeError, AttributeError):
                 continue
     return found

@@ -126,7 +126,7 @@ def _statistics(said: Mapping[str, str]) -> str:
 
 
 def _left(facts: Facts) -> str:
-    sent = table(("site", "kind of message", "messages", "bytes"), [(*key, *value) for key, value in facts.left.items()])
+    sent = table(("site", "kind of message", "messages", "bytes of tensors"), [(*key, *value) for key, value in facts.left.items()])
     names = table(("site", "fields that left it, by its own log"), [(site, ", ".join(fields)) for site, fields in facts.fields.items()])
     return sent + names
 
@@ -147,7 +147,7 @@ def _cost(facts: Facts) -> str:
     }
     rows: list[tuple[str, Any]] = [("rounds", facts.rounds)] if facts.records else []
     rows += [("seconds, by the coordinator's log", facts.seconds)] if math.isfinite(facts.seconds) else []
-    rows += [("bytes that sites sent, by the coordinator's log", total)] if total else []
+    rows += [("bytes of tensors that sites sent, by the coordinator's log", total)] if total else []
     rows += [(f"bytes {'up' if name == 'bits_up' else 'down'}, as packed", bits[name] / 8) for name in bits]
     return table(("", ""), rows)
 

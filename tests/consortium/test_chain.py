@@ -149,7 +149,18 @@ def test_from_four_csv_files_to_a_report(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert len(text) < 2_000_000 and "http" not in text
-    for said in (*SITES, "left out", "crea", "statistic", "adds columns to one another", "study, at every site", "for the author"):
+    for said in (
+        *SITES,
+        "left out",
+        "crea",
+        "statistic",
+        "adds columns to one another",
+        "study, at every site",
+        "data of oslo",
+        "tables of 4 sites",
+        "480 examples at 4 sites",
+        "for the author",
+    ):
         assert said in text
     assert "patient_" not in text and "9999" not in text
     left = [entry for entry in show(homes["mayo"] / "state" / "audit") if entry.what == "left" and entry.about["kind"] == "statistic"]

@@ -42,6 +42,7 @@ def test_a_gap_in_a_curve_is_no_point_of_it(folder):
 def test_no_item_claims_what_the_folder_lacks(folder, tmp_path_factory):
     found = {number: said for number, _, said in items(gather(folder))}
     assert len(found) == 27 and found["4"] == "Who <b>dies</b>?" and "4 of 50 rows" in found["7"] and "10 examples" in found["16"]
+    assert found["5"] == "tables of 1 sites: oslo"
     assert {number for number, said in found.items() if said == FOR_AUTHOR} >= {"1", "2", "3", "6", "8", "9", "14", "17", "25", "26", "27"}
     bare = tmp_path_factory.mktemp("bare")
     note(bare, outcome="death")
