@@ -45,6 +45,8 @@ class NoAttempt(Refused):
 class NotAgreed(Refused):
     """What the protocol of secure aggregation does not let the site do, by its own code."""
 
+    code = "not-agreed"
+
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal))
         self.code = refusal.code
