@@ -25,12 +25,14 @@ FULL = {
     "name": "charite",
     "data": "data",
     "folder": "state",
+    "account": "account",
     "left_gb": 0.5,
     "study": "tests.sites.test_own_file:study",
     "arguments": {"lr": 0.1},
     "policy": "policy.toml",
     "key": "charite.key",
     "coordinator": "coordinator.pub",
+    "roster": "roster.toml",
     "labels": "y",
     "data_was": "f00d",
     "departments": "ward",
@@ -39,7 +41,7 @@ FULL = {
     "resources": {"charite": 1.0},
     "node": {"zone": "a"},
 }
-ABSENT = ("data_was", "departments", "person", "held_out")  # of the file of the site that is started
+ABSENT = ("account", "roster", "data_was", "departments", "person", "held_out")  # of the file of the site that is started
 MARKED = []
 
 
@@ -100,12 +102,14 @@ def test_a_site_starts_from_its_own_file_and_keeps_its_policy(home):
 ANOTHER = {
     "data": "elsewhere",
     "folder": "elsewhere",
+    "account": "elsewhere",
     "left_gb": 2.5,
     "study": "tests.sites.test_own_file:another",
     "arguments": {"lr": 0.1234},
     "policy": "elsewhere.toml",
     "key": "elsewhere.key",
     "coordinator": "elsewhere.pub",
+    "roster": "elsewhere.toml",
     "labels": "x",
     "data_was": "f00d",
     "departments": "ward",
