@@ -33,20 +33,17 @@ import numpy as np
 
 from fedjax_core import keys
 from fedjax_core.checks import at_least
-from fedjax_core.data.cohorts import Chooser, Sampler, listed
-from fedjax_core.run import config
-from fedjax_core.run.checkpoint import Checkpoints, best, read
-from fedjax_core.run.encryption import load_key
+from fedjax_core.data.cohorts import Chooser, Sampler
+from fedjax_core.run.arguments import check_each_round, check_one_process, given_state, sampler_of
+from fedjax_core.run.begin import about_run, begin, checkpoint_key, opened
+from fedjax_core.run.checkpoint import best, read
 from fedjax_core.run.history import History
-from fedjax_core.run.lock import claim
 from fedjax_core.run.log import Log
 from fedjax_core.run.monitor import Evaluate, Monitor
-from fedjax_core.run.resume import resumable
 from fedjax_core.run.rounds import EachRound, Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
 from fedjax_core.run.simulation import Simulation
-from fedjax_core.run.snapshot import Saved, fingerprint, taken
 from fedjax_core.run.spending import Spending
 from fedjax_core.types import Key, Params
 from fedjax_core.xla import tuning_cache
@@ -107,56 +104,29 @@ def fit(
     takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
     digested: 200 MB in 0.11 s, not 1.1 s.
     """
-    given = None if state is None else _given(state, rounds, key, params)
+    given = None if state is None else given_state(state, rounds, key, params)
     key = jax.random.key(0) if key is None else key
-    sampler = _sampler(sim, cohorts, rounds, rounds_per_dispatch)
+    sampler = sampler_of(sim, cohorts, rounds, rounds_per_dispatch)
     keys.check(key)
-    _check_each(each_round, rounds_per_dispatch)
-    if run_dir is not None and jax.process_count() > 1:
-        raise ValueError(
-            f"run_dir {str(run_dir)!r} is written by one process, and jax.distributed has {jax.process_count()}: leave run_dir= out and "
-            "save History.state where jax.process_index() is 0, or train with fc.ClusterSimulator, whose run_dir resumes"
-        )
+    check_each_round(each_round, rounds_per_dispatch)
+    check_one_process(run_dir)
     at_least(1, rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
     judge = Monitor(evaluate_every, evaluate, best, mode, patience)
     Spending(sim).check(sim, sampler, evaluates_on_clients=evaluate_every > 0 and evaluate is None)
     _say(sim, judge, progress)
+    private = getattr(sim, "private", False)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
-        private = getattr(sim, "private", False)
-        folder = stack.enter_context(claim(run_dir, private=private)) if run_dir is not None else None
-        secret = _key(encrypt, folder)
-        checkpoints = stack.enter_context(Checkpoints(folder, keep, secret, private=private)) if folder is not None else None
+        checkpoints = stack.enter_context(opened(run_dir, keep, encrypt, private=private))
         newest = None if checkpoints is None else checkpoints.newest()
         # How many lanes, on how many cores, and the like: chosen anew, it might come out otherwise, and so the last bits.
         tuning_cache.adopt({} if newest is None else newest.about.get("measured", {}))
-        configuration = {
-            "settings": sim.settings,
-            "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if run_dir is not None else None},
-            "round": sim.round,
-            "cohorts": sampler,
-            "key": key,
-            "params": params,
-            "rounds_per_dispatch": rounds_per_dispatch,
-            "evaluation": judge.settings,
-            **({} if given is None else {"state": fingerprint(given.leaves, given.arrays)}),
-        }
         warn_of_other_seeds(sim, sampler, key, params)
-        described = config.describe(configuration) if run_dir is not None else {}
-        about = {"config": described, "versions": config.versions()}
-        saved, changed = (None, []) if checkpoints is None else resumable(checkpoints, newest, about, rounds=rounds, override=override)
-        if checkpoints is not None and saved is not None:
-            _note(sim, checkpoints, saved, changed)
-        state = sim.init(key, params)
+        about = about_run(sim, sampler, judge, key, params, given, rounds_per_dispatch=rounds_per_dispatch, saves=checkpoints is not None)
         run = Rounds(sim, sampler, judge, checkpoints, about, interruption, each_round, began=0 if given is None else given.round)
-        if given is not None and saved is None:
-            state = given.place(state, "the given state", "bring its parts together by state._replace(...)")
+        state = begin(run, newest, given, key, params, rounds=rounds, override=override)
         given = None  # a copy of all that is in it
-        if saved is not None:
-            assert checkpoints is not None
-            state = saved.place(state)
-            run.resume(saved)
-            run.needs = {round: about.get("needs") for round, about in checkpoints.abouts().items()}
+        folder = None if checkpoints is None else checkpoints.run_dir
         run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, began=run.began, progress=progress, private=private))
         if hasattr(sim, "retain"):
             stack.callback(sim.retain, None)  # whoever runs rounds by hand may go on from states that nobody knows of
@@ -184,76 +154,4 @@ def _say(sim: Simulation, judge: Monitor, progress: bool) -> None:
 
 def load_best(run_dir: str | os.PathLike[str], sim: Simulation, *, encrypt: str | os.PathLike[str] | None = None) -> Any:
     """The whole `State` of the best evaluation in `run_dir`; `.params` of it is the best model. `encrypt` is as it was for `fit`."""
-    return read(best(Path(run_dir)), _key(encrypt, Path(run_dir))).place(sim.init(jax.random.key(0)))
-
-
-def _key(encrypt: str | os.PathLike[str] | None, folder: Path | None) -> bytes | None:
-    """The key of the checkpoints, None where they are plain."""
-    if encrypt is None:
-        return None
-    if folder is None:
-        raise ValueError(f"encrypt={encrypt!r} encrypts checkpoints, but without a run_dir there are none: name one, or leave encrypt= out")
-    return load_key(encrypt, folder)
-
-
-def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list[str]) -> None:
-    """Tells a backend that keeps an audit log, by its `note(what, round, about)`, what the run goes on from."""
-    note = getattr(sim, "note", None)
-    if note is None:
-        return
-    for round, name, why in checkpoints.set_aside:
-        note("checkpoint damaged", round, {"set_aside": name, "reason": why})
-    note("resumed", saved.round, {f"changed.{i}": line for i, line in enumerate(changed)})
-
-
-def _given(state: Any, rounds: int, key: Any, params: Any) -> Saved:
-    """A state that was given, copied to the host, so that it stays as it is; raises where a run cannot begin from it."""
-    if not hasattr(state, "round"):
-        raise TypeError(f"state= is a whole State, such as History.state, got {type(state).__name__}: for a model alone give params=")
-    if key is not None or params is not None:
-        name = "key" if key is not None else "params"
-        raise ValueError(f"{name}= is given, and so is state=, which has its own: leave one of them out, or use state._replace(...)")
-    if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
-        raise ValueError("state= was used up by run(..., donate=True), which put the state that came of it in its place: give that one")
-    if (done := int(state.round)) > rounds:
-        raise ValueError(f"state= has {done} rounds behind it, and rounds={rounds} in all are asked for: ask for at least as many")
-    leaves, arrays = taken(state)
-    return Saved(done, {}, leaves, arrays)
-
-
-def _check_each(each_round: Any, rounds_per_dispatch: int) -> None:
-    if each_round is not None and not callable(each_round):
-        raise TypeError(f"each_round= is a function (round, state, metrics), got {type(each_round).__name__}")
-    if each_round is not None and rounds_per_dispatch > 1:
-        raise ValueError(
-            f"each_round= sees the state of every round, and rounds_per_dispatch={rounds_per_dispatch} has that of some alone: leave one "
-            "of them out"
-        )
-
-
-def _sampler(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: int) -> Any:
-    """Who says who takes part, `cohorts` itself or made of a list; raises where it does not fit the run."""
-    chooses = hasattr(cohorts, "choose")
-    if isinstance(cohorts, (Sequence, np.ndarray, jax.Array)) and not isinstance(cohorts, str):
-        cohorts = listed(cohorts, len(sim.clients))  # type: ignore[arg-type]
-        if cohorts.rounds < rounds:
-            raise ValueError(f"cohorts= lists {cohorts.rounds} rounds, and rounds={rounds}: list a cohort for each, or give a function")
-    elif not callable(cohorts) and not chooses:
-        raise TypeError(
-            f"cohorts= must be a function of the round or a list with a cohort for each, got {type(cohorts).__name__}: use "
-            "fc.cohorts.uniform(...) or the like"
-        )
-    population = getattr(cohorts, "population", len(sim.clients))
-    if population != len(sim.clients):
-        raise ValueError(
-            f"cohorts= draws from {population} clients, but the simulation has {len(sim.clients)}; build both from the same clients: "
-            "fc.cohorts.uniform(len(clients), size=...)"
-        )
-    if chooses and not hasattr(sim, "score"):
-        raise TypeError(f"{type(cohorts).__name__} asks what clients' losses are, and a {type(sim).__name__} has no score(state, clients)")
-    if chooses and rounds_per_dispatch > 1:
-        raise ValueError(
-            f"{type(cohorts).__name__} looks at the state before each round, and rounds_per_dispatch={rounds_per_dispatch} has only "
-            "that of some: leave it at 1"
-        )
-    return cohorts
+    return read(best(Path(run_dir)), checkpoint_key(encrypt, Path(run_dir))).place(sim.init(jax.random.key(0)))
