@@ -1,8 +1,8 @@
-"""The step of preprocessing for text: `Codes`, one coding of categories for all clients.
+"""The step of preprocessing for text: `OrdinalEncode`, one coding of categories for all clients.
 
->>> step = Codes("ward", minimum=1)
->>> numbers = step.finalize(step.merge(step.sums(np.array(["icu", "ear"]), 0), step.sums(np.array(["onc"]), 0)))
->>> step.apply(np.array(["icu", "onc", "never seen"]), numbers).tolist()
+>>> step = OrdinalEncode("ward", minimum=1)
+>>> parameters = step.finalize(step.merge(step.sums(np.array(["icu", "ear"]), 0), step.sums(np.array(["onc"]), 0)))
+>>> step.apply(np.array(["icu", "onc", "never seen"]), parameters).tolist()
 [1, 2, 3]
 """
 
@@ -17,12 +17,12 @@ from fedjax_core.data.step import Folder, Sums
 
 
 @dataclass(frozen=True)
-class Codes:
+class OrdinalEncode:
     """A column of text, or of whole numbers, as codes 0, 1, ... of its categories, in int32; V, their number, for all others.
 
-    The categories are given, in the order of their codes: the way for labels, as in `Codes("y", categories=("benign", "malignant"))`, for
-    which nothing has to leave a site. Or they are those that clients have, in ascending order: a client then tells only of categories of
-    which it has `minimum` examples, so one that is rare everywhere has no code of its own.
+    The categories are given, in the order of their codes, as in `OrdinalEncode("y", categories=("benign", "malignant"))`. That is the
+    way for labels, and nothing has to leave a site for it. Or they are those that clients have, in ascending order. A client then tells
+    only of categories of which it has `minimum` examples, so one that is rare everywhere has no code of its own.
     """
 
     column: str
@@ -48,7 +48,8 @@ class Codes:
     def sums(self, x: np.ndarray, min_cell: int) -> Sums:
         if x.dtype.kind not in "iuU" or x.ndim != 1:
             raise ValueError(
-                f"Codes needs a column of text or of whole numbers, one a row; {self.column!r} is {checks.dtype_of(x)}{list(x.shape[1:])}"
+                f"OrdinalEncode needs a column of text or of whole numbers, one a row; {self.column!r} is "
+                f"{checks.dtype_of(x)}{list(x.shape[1:])}"
             )
         if self.categories is not None and len(x) and (x.dtype.kind == "U") != isinstance(self.categories[0], str):
             raise ValueError(
@@ -58,7 +59,8 @@ class Codes:
             return _vocabulary(np.zeros(0, np.int64), np.zeros(0, np.int64))
         if x.dtype.kind == "u" and x.dtype.itemsize == 8 and x.max(initial=0) >= 2**63:
             raise ValueError(
-                f"Codes takes whole numbers below 2**63, and {self.column!r} holds a larger one: give them as text, column.astype(str)"
+                f"OrdinalEncode takes whole numbers below 2**63, and {self.column!r} holds a larger one: give them as text, "
+                "column.astype(str)"
             )
         values, counts = np.unique(x if x.dtype.kind == "U" else x.astype(np.int64), return_counts=True)
         told = counts >= max(min_cell, self.minimum)
@@ -73,7 +75,7 @@ class Codes:
         np.add.at(counts, place, np.concatenate([one["counts"] for one in parts]))
         return _vocabulary(values, counts)
 
-    def problem(self, sums: Sums, examples: int) -> str | None:
+    def validate(self, sums: Sums, examples: int) -> str | None:
         try:
             values = categories_in(sums)
         except UnicodeDecodeError:
@@ -88,8 +90,8 @@ class Codes:
             sums = _vocabulary(np.array(self.categories), np.zeros(0, np.int64))
         return {"values": sums["values"], "text": sums["text"]}
 
-    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
-        values = categories_in(numbers)
+    def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
+        values = categories_in(parameters)
         if not len(values):
             return np.zeros(len(x), np.int32)
         order = np.argsort(values, kind="stable")

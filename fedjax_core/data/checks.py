@@ -177,8 +177,8 @@ def _said_of(value: Any, name: str) -> tuple[str, str]:
     if np.issubdtype(type(value), np.integer):
         return (
             "a whole number that does not fit 32 bits",
-            f"codes of all clients alike come from fc.preprocess.Codes({name!r}); what nothing learns from, such as a patient's number, is "
-            f"left out with clients.without({name!r}); a measurement is given as float64",
+            f"codes of all clients alike come from fc.preprocess.OrdinalEncode({name!r}); what nothing learns from, such as a "
+            f"patient's number, is left out with clients.without({name!r}); a measurement is given as float64",
         )
     return (
         f"a number of more than {LARGEST:.2g}",
@@ -218,7 +218,7 @@ def exact(leaf: np.ndarray, name: str) -> None:
 def text_needs_codes(name: str) -> str:
     """What is to be done with a column of text, in words."""
     return (
-        f"column {name!r} holds text, and a model needs numbers: fc.preprocess.Codes({name!r}) gives every category one code "
+        f"column {name!r} holds text, and a model needs numbers: fc.preprocess.OrdinalEncode({name!r}) gives every category one code "
         f"that all clients share, or is told the list of categories; what nothing learns from is left out with clients.without({name!r})"
     )
 
@@ -274,8 +274,8 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
             kind = "a whole number " if floating else ""
             raise ValueError(
                 f"the label in column {name!r} at {where(start + row, offsets, ids)}, is not {kind}from 0 to {classes - 1}. "
-                f"All clients must number the classes from 0 alike, by one list of them: fc.preprocess.Codes({name!r}, categories=[...]), "
-                "by which a value that is not in the list has the number after the last. "
+                f"All clients must number the classes from 0 alike, by one list of them: fc.preprocess.OrdinalEncode({name!r}, "
+                "categories=[...]), by which a value that is not in the list has the number after the last. "
                 f"Or build the model for more than {classes}."
             )
 

@@ -79,7 +79,7 @@ def narrow_column(path: Any, x: np.ndarray) -> np.ndarray:
         if least < limits.min or most > limits.max:
             raise ValueError(
                 f"column {name!r} holds whole numbers that do not fit {target}: codes of all clients alike come from "
-                "fc.preprocess.Codes; what nothing learns from is left out with clients.without"
+                "fc.preprocess.OrdinalEncode; what nothing learns from is left out with clients.without"
             )
     try:
         with np.errstate(over="raise"):

@@ -1,7 +1,7 @@
 """Converts what a user gives for a column to an array that means the same; refuses by name what could mean something else.
 
     masked arrays, nullable columns     a missing number is NaN; a whole number, a label or text that is missing is refused, with its row
-    text, categories                    text, which `preprocess.Codes` turns into codes that all clients share
+    text, categories                    text, which `preprocess.OrdinalEncode` turns into codes that all clients share
     objects, dates, complex numbers     refused, with what to write instead
     a data frame as a column            a matrix, whose column names are the names of its features
     a data frame for all columns        its columns, by their names

@@ -1,6 +1,7 @@
 """Preprocessing from sums: one scaler or vocabulary for all clients, from sums of the columns of each.
 
-    sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.finalize(...)  ─►  step.apply(x_i, numbers) at each client
+    sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)
+    at each client:  step.apply(x_i, parameters)
 
 The result is that of preprocessing the pooled examples. NaN is a missing value. The steps are in scaling.py and categories.py.
 The same steps are an argument of `Federation`, where sites send the sums that their policy lets leave.
@@ -8,10 +9,10 @@ The same steps are an argument of `Federation`, where sites send the sums that t
 >>> from fedjax_core.data.clients import Clients
 >>> raw = Clients.from_list([{"x": np.array([[2.0], [np.nan]])}, {"x": np.array([[4.0]])}], allow_nan=True)
 >>> fitted = fit([Standardise("x")], raw)
->>> fitted.numbers[0]["mean"].tolist(), fitted.apply(raw)[0]["x"].tolist()
+>>> fitted.parameters[0]["mean"].tolist(), fitted.apply(raw)[0]["x"].tolist()
 ([3.0], [[-1.0], [0.0]])
 >>> wards = Clients.from_list([{"ward": np.array(["icu", "ear"])}, {"ward": np.array(["ear", "onc"])}])
->>> [one["ward"].tolist() for one in fit([Codes("ward", minimum=1)], wards).apply(wards)]
+>>> [one["ward"].tolist() for one in fit([OrdinalEncode("ward", minimum=1)], wards).apply(wards)]
 [[1, 0], [0, 2]]
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data import checks
-from fedjax_core.data.categories import Codes, categories_in
+from fedjax_core.data.categories import OrdinalEncode, categories_in
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.given import is_text
 from fedjax_core.data.scaling import Impute, Rescale, Standardise
@@ -31,9 +32,9 @@ from fedjax_core.data.step import Folder, Step, Sums
 from fedjax_core.types import Columns
 
 __all__ = [
-    "Codes",
     "Fitted",
     "Impute",
+    "OrdinalEncode",
     "Rescale",
     "Standardise",
     "Step",
@@ -48,16 +49,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fitted:
-    """Steps with their numbers: what every client applies. `clients.map(fitted)` works, and `apply` at less cost."""
+    """Steps with their parameters: what every client applies. `clients.map(fitted)` works, and `apply` at less cost."""
 
     steps: tuple[Step, ...]
-    numbers: tuple[Sums, ...]
+    parameters: tuple[Sums, ...]
 
     def __call__(self, columns: Columns, folder: Folder = None) -> Columns:
         """The columns, each step's in its new form."""
         found = dict(columns)
-        for step, numbers in zip(self.steps, self.numbers, strict=True):
-            found[step.column] = step.apply(_column(step, columns), numbers, folder)
+        for step, parameters in zip(self.steps, self.parameters, strict=True):
+            found[step.column] = step.apply(_column(step, columns), parameters, folder)
         return found
 
     def apply(self, clients: Clients, folder: Folder = None) -> Clients:
@@ -71,13 +72,13 @@ class Fitted:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits of the numbers, for logs."""
-        parts = [f"{name}:{x.dtype.str}{x.shape}".encode() + x.tobytes() for one in self.numbers for name, x in sorted(one.items())]
+        """32 hexadecimal digits of the parameters, for logs."""
+        parts = [f"{name}:{x.dtype.str}{x.shape}".encode() + x.tobytes() for one in self.parameters for name, x in sorted(one.items())]
         return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
 
 
 def fit(steps: Sequence[Step], clients: Clients) -> Fitted:
-    """The steps with their numbers from all clients' sums: those that a federation of these clients comes to."""
+    """The steps with their parameters from all clients' sums: those that a federation of these clients comes to."""
     checked = check_steps(steps)
     return finalize(checked, [sums_of(checked, columns) for columns, size in zip(clients, clients.sizes, strict=True) if size])
 
@@ -88,14 +89,14 @@ def sums_of(steps: Sequence[Step], columns: Columns, min_cell: int = 0) -> tuple
 
 
 def finalize(steps: tuple[Step, ...], sums: Sequence[Sequence[Sums]]) -> Fitted:
-    """The steps with their numbers, from each client's sums, in the clients' order."""
-    numbers = []
+    """The steps with their parameters, from each client's sums, in the clients' order."""
+    parameters = []
     for i, step in enumerate(steps):
         total = sums[0][i]
         for one in sums[1:]:
             total = step.merge(total, one[i])
-        numbers.append({name: np.asarray(x) for name, x in step.finalize(total).items()})
-    return Fitted(steps, tuple(numbers))
+        parameters.append({name: np.asarray(x) for name, x in step.finalize(total).items()})
+    return Fitted(steps, tuple(parameters))
 
 
 def check_steps(steps: Any) -> tuple[Step, ...]:
@@ -117,6 +118,6 @@ def _column(step: Step, columns: Columns) -> np.ndarray:
     x: np.ndarray = columns[step.column]
     if isinstance(x, Mapping) or not hasattr(x, "dtype"):
         raise ValueError(f"{type(step).__name__} needs {step.column!r} to be one array")
-    if is_text(x) and not isinstance(step, Codes):
+    if is_text(x) and not isinstance(step, OrdinalEncode):
         raise ValueError(f"{type(step).__name__} needs numbers; {checks.text_needs_codes(step.column)}")
     return x

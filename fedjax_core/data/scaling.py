@@ -8,8 +8,8 @@ without their cancellation, and merge by
 Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", COMPSTAT 1982.
 
 >>> step = Standardise("x")
->>> numbers = step.finalize(step.merge(step.sums(np.array([2.0]), 0), step.sums(np.array([4.0, np.nan]), 0)))
->>> float(numbers["mean"]), step.apply(np.array([2.0, np.nan]), numbers).tolist()
+>>> parameters = step.finalize(step.merge(step.sums(np.array([2.0]), 0), step.sums(np.array([4.0, np.nan]), 0)))
+>>> float(parameters["mean"]), step.apply(np.array([2.0, np.nan]), parameters).tolist()
 (3.0, [-1.0, 0.0])
 """
 
@@ -51,7 +51,7 @@ class _Moments:
         mean = np.where(a["count"] > 0, a["mean"] + d * share, b["mean"])
         return {"count": count, "mean": mean, "m2": a["m2"] + b["m2"] + d**2 * a["count"] * share}
 
-    def problem(self, sums: Sums, examples: int) -> str | None:
+    def validate(self, sums: Sums, examples: int) -> str | None:
         if not _alike(sums):
             return "they are not of one shape"
         if (sums["count"] < 0).any() or (sums["count"] > examples).any():
@@ -78,8 +78,8 @@ class Standardise(_Moments):
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2  # no more than the rounding of the sums
         return {"mean": mean, "scale": np.where(constant, 1.0, np.sqrt(variance))}
 
-    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
-        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - numbers["mean"]) / numbers["scale"], nan=0.0), folder)
+    def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
+        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - parameters["mean"]) / parameters["scale"], nan=0.0), folder)
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Impute(_Moments):
     def finalize(self, sums: Sums) -> Sums:
         return {"mean": sums["mean"]}
 
-    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
+    def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
         checks.exact(x, self.column)  # which moving to a mean of 0, as the other steps do, would not need
-        return _rowwise(x, self.column, lambda rows: np.where(np.isnan(rows), numbers["mean"], rows), folder)
+        return _rowwise(x, self.column, lambda rows: np.where(np.isnan(rows), parameters["mean"], rows), folder)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Rescale:
         high = np.maximum(np.where(one, a["high"], -np.inf), np.where(two, b["high"], -np.inf))
         return {"count": a["count"] + b["count"], "low": np.where(neither, 0, low), "high": np.where(neither, 0, high)}
 
-    def problem(self, sums: Sums, examples: int) -> str | None:
+    def validate(self, sums: Sums, examples: int) -> str | None:
         if not _alike(sums):
             return "they are not of one shape"
         if (sums["count"] < 0).any() or (sums["count"] > examples).any():
@@ -135,8 +135,8 @@ class Rescale:
         width = sums["high"] - sums["low"]
         return {"low": sums["low"], "scale": np.where(width > 0, width, 1.0)}
 
-    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray:
-        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - numbers["low"]) / numbers["scale"], nan=0.0), folder)
+    def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
+        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - parameters["low"]) / parameters["scale"], nan=0.0), folder)
 
 
 def _alike(sums: Sums) -> bool:

@@ -1,6 +1,6 @@
 """The interface of a preprocessing step: what one does to one column, from sums that all clients give.
 
-sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  numbers = step.finalize(...)  ─►  step.apply(x_i, numbers)
+sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)  ─►  step.apply(x_i, parameters)
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 Folder = str | Path | None
 
 Sums = Mapping[str, np.ndarray]
-"""A client's sums of a column, or the numbers that are made of all clients': named arrays."""
+"""A client's sums of a column, or the parameters of a step that are made of all clients': named arrays."""
 
 
 class Step(Protocol):
@@ -24,6 +24,8 @@ class Step(Protocol):
     def releases(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
     def sums(self, x: np.ndarray, min_cell: int) -> Sums: ...  # what is known of fewer than `min_cell` examples is left out
     def merge(self, a: Sums, b: Sums) -> Sums: ...
-    def problem(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that somebody sent
+    def validate(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that were sent; None: nothing
     def finalize(self, sums: Sums) -> Sums: ...
-    def apply(self, x: np.ndarray, numbers: Sums, folder: Folder = None) -> np.ndarray: ...  # what is large and mapped goes to the folder
+    def apply(
+        self, x: np.ndarray, parameters: Sums, folder: Folder = None
+    ) -> np.ndarray: ...  # what is large and mapped goes to the folder

@@ -391,7 +391,7 @@ class Federation:
             return None
         path = None if self._folder is None else self._folder / f"{self.run_name}-prepared.json"
         fitted = fit_preprocessing(self.study.prepare, self._collector, self._requests, self._record, path, self.clients.features)
-        self._requests.prepared = fitted.numbers
+        self._requests.prepared = fitted.parameters
         return fitted
 
 

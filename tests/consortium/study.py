@@ -26,7 +26,7 @@ def scaffold():
 
 def prepared():
     """Columns of their own ranges and codes: a study that asks for sums of them before its first round."""
-    steps = [fc.preprocess.Rescale("x"), fc.preprocess.Codes("y", minimum=1)]
+    steps = [fc.preprocess.Rescale("x"), fc.preprocess.OrdinalEncode("y", minimum=1)]
     return Study(fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1))), batch_size=BATCH, epochs=EPOCHS, prepare=steps)
 
 

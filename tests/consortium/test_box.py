@@ -113,7 +113,7 @@ def test_everything_is_killed_at_once(home, undisturbed):
 def test_a_study_that_prepares_its_columns_runs_with_the_policies_of_the_box(home):
     found, said = run(home / "prepared", study="tests.consortium.study:prepared", rounds=2)
     assert found.rounds == 2 and found.restarts == {}
-    assert "sums of columns: range for Rescale('x'); categories for Codes('y') (a range is of single persons" in said
+    assert "sums of columns: range for Rescale('x'); categories for OrdinalEncode('y') (a range is of single persons" in said
 
 
 def test_a_bad_label_an_absent_site_and_another_unit_are_said_by_name_before_the_first_round(tmp_path, monkeypatch, caplog):

@@ -16,8 +16,8 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.cli import main
 from fedjax_core.consortium import lead
-from fedjax_core.consortium.processes import Failed, Part, Processes
-from fedjax_core.consortium.setup import Folder, prepare
+from fedjax_core.consortium.processes import Failed, Process, Processes
+from fedjax_core.consortium.setup import Layout, prepare
 from fedjax_core.files import open_to_others
 from fedjax_core.sites.doctor.examination import examine
 from fedjax_core.sites.own_file import VARIABLE
@@ -32,7 +32,7 @@ from tests.consortium import csv_study, study
 
 
 def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
-    folder = Folder(tmp_path / "box")
+    folder = Layout(tmp_path / "box")
     plan, new = prepare(folder, sites=2, rounds=3)
     assert new and prepare(folder, sites=2, rounds=5) == (replace(plan, rounds=5), False)
     with pytest.raises(ValueError, match=r"was made with 2 sites, not 4 and quorum 0, not 2: choose another folder"):
@@ -48,14 +48,14 @@ def test_a_folder_keeps_what_it_was_made_with_but_for_more_rounds(tmp_path):
 def test_a_folder_and_all_in_it_is_for_its_owner_alone(tmp_path):
     before = os.umask(0o022)
     try:
-        prepare(Folder(tmp_path / "runs" / "box"), sites=2)
+        prepare(Layout(tmp_path / "runs" / "box"), sites=2)
     finally:
         os.umask(before)
     assert not list(open_to_others(tmp_path / "runs")) and (tmp_path / "runs" / "box" / "sites" / "hospital-1" / "site.toml").exists()
 
 
 def test_a_coordinator_waits_for_sites_that_are_away_when_the_last_model_is_evaluated(tmp_path, monkeypatch, capsys):
-    folder, evaluated = Folder(tmp_path / "box"), []
+    folder, evaluated = Layout(tmp_path / "box"), []
     prepare(folder, sites=2, rounds=1)
 
     class Federation:
@@ -95,7 +95,7 @@ def test_a_coordinator_waits_for_sites_that_are_away_when_the_last_model_is_eval
 )
 def test_what_cannot_be_leaves_no_folder_behind(settings, said, tmp_path):
     with pytest.raises(ValueError, match=said):
-        prepare(Folder(tmp_path / "box"), **settings)
+        prepare(Layout(tmp_path / "box"), **settings)
     assert not (tmp_path / "box").exists()
 
 
@@ -108,14 +108,14 @@ def prepared(tmp_path_factory):
     """A box of a study that prepares its columns."""
     home = tmp_path_factory.mktemp("prepared")
     study.site_files(home / "files")
-    folder = Folder(home / "box")
+    folder = Layout(home / "box")
     return folder, prepare(folder, site_files=home / "files", study=PREPARED)[0]
 
 
 def test_policies_let_leave_what_the_study_prepares_by(prepared):
     folder, plan = prepared
     text = (folder.site("mayo") / "policy.toml").read_text()
-    assert "# range: sums for Rescale('x')\n# categories: sums for Codes('y')\n" in text
+    assert "# range: sums for Rescale('x')\n# categories: sums for OrdinalEncode('y')\n" in text
     assert sorted(Policy.read(folder.site("mayo") / "policy.toml").leaving.fields) == sorted(FIELDS)
     files, key = [folder.site(name) / "site.toml" for name in plan.sites], SiteKey.load(folder.coordinator / "coordinator.key")
     built = study.prepared()
@@ -125,7 +125,7 @@ def test_policies_let_leave_what_the_study_prepares_by(prepared):
         _, seen = fed.run(fed.init(jax.random.key(0)), [0, 1, 2])
     everyone = np.concatenate([columns["x"] for columns in study.columns()])
     assert float(seen["clients"]) == 3
-    np.testing.assert_allclose(fed.prepared.numbers[0]["low"], everyone.min(axis=0))
+    np.testing.assert_allclose(fed.prepared.parameters[0]["low"], everyone.min(axis=0))
 
 
 def policy_says(file):
@@ -152,7 +152,7 @@ def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp
             ', "range"',
             r"does not let leave 'range', which Rescale\('x'\) needs, so the run would pause .* \(a range is of single persons\)",
         ),
-        ('"categories", ', r"'categories', which Codes\('y'\) needs, .* add it to leaving.fields after review"),
+        ('"categories", ', r"'categories', which OrdinalEncode\('y'\) needs, .* add it to leaving.fields after review"),
         ('"weight", ', "does not let 'weight' leave, which every report has"),
     ):
         assert gone in whole
@@ -163,7 +163,7 @@ def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp
 
 
 def test_policies_that_are_made_have_minimums_and_a_site_below_them_is_named(tmp_path, caplog):
-    files, folder = study.site_files(tmp_path / "files"), Folder(tmp_path / "box")
+    files, folder = study.site_files(tmp_path / "files"), Layout(tmp_path / "box")
     alone = {name: x[:1] for name, x in study.columns()[2].items()}
     shutil.rmtree(files / "mayo-data")
     fc.Clients.from_list([alone], ids=["mayo"]).save(files / "mayo-data")
@@ -187,7 +187,7 @@ def test_a_policy_brought_along_that_keeps_the_sums_is_told_before_anything_is_m
     with open(files / "mayo.toml", "a") as file:
         file.write('policy = "mayo/policy.toml"\n')
     with pytest.raises(ValueError, match=r"mayo/policy.toml does not let leave 'range', which Rescale\('x'\) of the study needs"):
-        prepare(Folder(tmp_path / "box"), site_files=files, study=PREPARED)
+        prepare(Layout(tmp_path / "box"), site_files=files, study=PREPARED)
     assert not (tmp_path / "box").exists()
 
 
@@ -202,19 +202,19 @@ def test_a_node_that_is_killed_as_it_starts_is_told_of(tmp_path):
     log.write_text("starting\n")
     process = subprocess.Popen(["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process, pytest.raises(Failed, match=r"the Ray node of mayo did not start \(SIGKILL\):\nstarting\n.*mayo.log says more"):
-        Processes(Folder(tmp_path))._hear(Part("mayo", log, process))
+        Processes(Layout(tmp_path))._hear(Process("mayo", log, process))
 
 
 def test_the_last_words_of_a_part_are_its_error_and_not_our_code(tmp_path):
     log = tmp_path / "coordinator.log"
     log.write_text('Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    fail()\n\nValueError: too few rounds\n')
-    assert Part("coordinator", log, None).last_words() == "ValueError: too few rounds"
+    assert Process("coordinator", log, None).last_words() == "ValueError: too few rounds"
 
 
 def test_what_will_keep_a_site_from_taking_part_is_said_by_name_before_anything_starts(tmp_path, monkeypatch, caplog):
     """A label that the study has no place for, and data that are not there, of sites whose own function reads CSV files."""
     files = csv_study.site_files(tmp_path, monkeypatch, bad_label="charite", absent="oslo")
-    plan, new = prepare(Folder(tmp_path / "box"), site_files=files, study=csv_study.STUDY)
+    plan, new = prepare(Layout(tmp_path / "box"), site_files=files, study=csv_study.STUDY)
     assert new and plan.sites == csv_study.NAMES
     said = {record.args[0]: record.getMessage() for record in caplog.records if "take no part" in record.getMessage()}
     assert said.keys() == {"charite", "oslo"}
@@ -222,7 +222,7 @@ def test_what_will_keep_a_site_from_taking_part_is_said_by_name_before_anything_
     assert "No such file" in said["oslo"] and "oslo.csv" in said["oslo"] and "sites/oslo/site.toml" in said["oslo"]
     shutil.rmtree(tmp_path / "box")
     (files / "data" / "charite.csv").unlink()  # of the first, too
-    assert prepare(Folder(tmp_path / "box"), site_files=files, study=csv_study.STUDY)[1]
+    assert prepare(Layout(tmp_path / "box"), site_files=files, study=csv_study.STUDY)[1]
 
 
 def test_a_study_that_lies_where_the_command_is_given_is_found(tmp_path, monkeypatch, capsys):
@@ -241,5 +241,5 @@ def test_a_hospital_far_larger_than_the_others_is_agreed_on_in_the_box_of_them_a
     many = {name: np.resize(x, (7000, *x.shape[1:])) for name, x in study.columns()[2].items()}
     shutil.rmtree(files / "mayo-data")
     fc.Clients.from_list([many], ids=["mayo"]).save(files / "mayo-data")
-    prepare(Folder(tmp_path / "box"), site_files=files, study=PREPARED)
+    prepare(Layout(tmp_path / "box"), site_files=files, study=PREPARED)
     assert Roster.read(tmp_path / "box" / "coordinator" / "roster.toml").examples == {"mayo": 7000}

@@ -9,7 +9,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.data import checks
 from fedjax_core.data.given import given
-from fedjax_core.data.preprocess import Codes, Impute, Standardise
+from fedjax_core.data.preprocess import Impute, OrdinalEncode, Standardise
 
 FILL = 9.96921e36
 
@@ -81,7 +81,7 @@ def test_what_is_no_number_and_no_text_is_refused_by_name(x, said):
         (np.array([1.0, -FILL], np.float32), "holds a number of more than 1.8e\\+19 at client 0 .* row 1"),
         (np.array([1, 2**31]), "holds a whole number that does not fit 32 bits at client 0 .* row 1"),
         (np.array([1, 2**32], np.uint64), "holds a whole number that does not fit 32 bits at client 0 .* row 1"),
-        (np.array(["icu", "ear"]), r"holds text, and a model needs numbers: fc.preprocess.Codes\('x'\)"),
+        (np.array(["icu", "ear"]), r"holds text, and a model needs numbers: fc.preprocess.OrdinalEncode\('x'\)"),
         (1.7e9 + np.arange(50.0) * 3.3, "holds numbers so far from 0"),  # seconds since 1970, of one morning
         (1.7e9 + np.random.default_rng(0).integers(0, 3e7, 300).astype(float), "holds numbers so far from 0"),  # of one year
         (1_700_000_000 + np.random.default_rng(0).integers(0, 10**6, (300, 2)), r"\(number 0 of each row\) holds numbers so far"),
@@ -154,7 +154,7 @@ def test_rows_with_numbers_that_32_bits_do_not_hold_are_bad_records():
     task = fc.Task(init=lambda key: 0.0, loss=lambda params, batch, key: batch["x"])
     good, bad = usable(clients, task)
     assert bad.tolist() == [1, 2, 3] and good.columns["n"].tolist() == [1, 5]
-    assert usable(clients, task, (Standardise("x"), Codes("n")))[1].tolist() == [1]  # NaN is filled, any whole number may be coded
+    assert usable(clients, task, (Standardise("x"), OrdinalEncode("n")))[1].tolist() == [1]  # NaN is filled, any whole number may be coded
 
 
 def test_a_task_does_not_judge_raw_what_preprocessing_makes():
@@ -162,9 +162,9 @@ def test_a_task_does_not_judge_raw_what_preprocessing_makes():
 
     clients = fc.Clients.from_list([{"x": np.ones((3, 1), np.float32), "y": np.array(["ill", "well", "odd"])}])
     task = fc.models.logistic(1, 2)
-    for steps in ((Codes("y"),), (Standardise("x"), Codes("y"))):
+    for steps in ((OrdinalEncode("y"),), (Standardise("x"), OrdinalEncode("y"))):
         assert not len(usable(clients, task, steps)[1])
-    for steps in ((Codes("y", categories=("well", "ill")),), (Standardise("x"), Codes("y", categories=("well", "ill")))):
+    for steps in ((OrdinalEncode("y", categories=("well", "ill")),), (Standardise("x"), OrdinalEncode("y", categories=("well", "ill")))):
         assert usable(clients, task, steps)[1].tolist() == [2]  # which is known before any site has told anything
     whole = clients.with_columns({"x": clients.columns["x"], "y": np.array([2, 1, 2])})
     assert usable(whole, task)[1].tolist() == [0, 2]  # where nothing codes them
@@ -173,26 +173,26 @@ def test_a_task_does_not_judge_raw_what_preprocessing_makes():
 def test_text_of_clients_is_coded_by_one_list():
     wards = [np.array(["icu", "ear"] * 5), np.array(["ear", "oncology"] * 5), np.array(["Zürich"])]
     raw = fc.Clients.from_list([{"ward": w} for w in wards])
-    fitted = fc.preprocess.fit([Codes("ward")], raw)
+    fitted = fc.preprocess.fit([OrdinalEncode("ward")], raw)
     coded = [c["ward"].tolist()[:2] for c in fitted.apply(raw)]
     assert coded == [[1, 0], [0, 2], [3]]  # ear, icu, oncology; what only few have is 3
-    assert fitted.steps[0].problem({**fitted.numbers[0], "counts": np.array([10, 5, 5])}, 21) is None
-    assert "order" in fitted.steps[0].problem({**fitted.numbers[0], "counts": np.array([10, 5])}, 21)
+    assert fitted.steps[0].validate({**fitted.parameters[0], "counts": np.array([10, 5, 5])}, 21) is None
+    assert "order" in fitted.steps[0].validate({**fitted.parameters[0], "counts": np.array([10, 5])}, 21)
 
 
 def test_categories_that_are_given_have_their_order_and_ask_nobody():
     raw = fc.Clients.from_list([{"y": np.array(["malignant"] * 3)}, {"y": np.array(["benign", "malignant", "?"])}])
-    step = Codes("y", categories=["malignant", "benign"])
+    step = OrdinalEncode("y", categories=["malignant", "benign"])
     fitted = fc.preprocess.fit([step], raw)
     assert [c["y"].tolist() for c in fitted.apply(raw)] == [[0, 0, 0], [1, 0, 2]]
     assert step.releases == () and not any(len(x) for x in step.sums(raw.columns["y"], 0).values())
     whole = fc.Clients.from_list([{"y": np.array([2, 1, 9])}])
-    assert fc.preprocess.fit([Codes("y", categories=(1, 2))], whole).apply(whole).columns["y"].tolist() == [1, 0, 2]
+    assert fc.preprocess.fit([OrdinalEncode("y", categories=(1, 2))], whole).apply(whole).columns["y"].tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match="lists str values, and the column is int64"):
         fc.preprocess.fit([step], whole)
     for wrong in ("ab", (), ("a", 1), ("a", "a")):
         with pytest.raises(ValueError, match="categories= lists different"):
-            Codes("y", categories=wrong)
+            OrdinalEncode("y", categories=wrong)
 
 
 def test_no_error_tells_anybody_to_number_text_alone(tmp_path):

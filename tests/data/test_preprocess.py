@@ -7,7 +7,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 import fedjax_core as fc
 from fedjax_core.data import preprocess, scaling
-from fedjax_core.data.preprocess import Codes, Impute, Rescale, Standardise
+from fedjax_core.data.preprocess import Impute, OrdinalEncode, Rescale, Standardise
 
 SIZES = (23, 5, 1, 4)
 
@@ -31,8 +31,8 @@ def test_moments_are_those_of_the_pooled_examples(raw):
     pooled = raw.columns["x"][:, :6]
     fitted = preprocess.fit([Standardise("x")], raw)
     scaler = StandardScaler().fit(pooled)
-    np.testing.assert_allclose(fitted.numbers[0]["mean"][:6], scaler.mean_, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(fitted.numbers[0]["scale"][:6], scaler.scale_, rtol=1e-6)
+    np.testing.assert_allclose(fitted.parameters[0]["mean"][:6], scaler.mean_, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(fitted.parameters[0]["scale"][:6], scaler.scale_, rtol=1e-6)
     expected = np.nan_to_num(scaler.transform(pooled), nan=0.0)
     got = fitted.apply(raw).columns["x"]
     assert got.dtype == np.float32
@@ -53,10 +53,10 @@ def test_ranges_and_means_are_those_of_the_pooled_examples(raw):
 
 def test_a_vocabulary_has_what_somebody_has_often_enough(raw):
     raw = fc.Clients.from_arrays({"sex": raw.columns["sex"]}, raw.offsets)
-    fitted = preprocess.fit([Codes("sex", minimum=2)], raw)
+    fitted = preprocess.fit([OrdinalEncode("sex", minimum=2)], raw)
     each = [np.unique(raw[i]["sex"], return_counts=True) for i in range(len(raw))]
     expected = sorted({int(v) for values, counts in each for v, n in zip(values, counts, strict=True) if n >= 2})
-    assert fitted.numbers[0]["values"].tolist() == expected and 77 not in expected
+    assert fitted.parameters[0]["values"].tolist() == expected and 77 not in expected
     codes = fitted.apply(raw).columns["sex"]
     assert codes[5] == len(expected)
     known = codes < len(expected)
@@ -84,7 +84,7 @@ def test_sums_over_too_few_examples_are_not_told():
         ([Standardise("z")], {"x": np.ones((2, 1))}, "Standardise is for the column 'z', and there are x"),
         ([Standardise("x"), Impute("x")], {"x": np.ones((2, 1))}, "column 'x' has two steps"),
         ([Standardise("x")], {"x": np.array([[1.0], [np.inf]])}, "column 'x' holds an infinity, .* in row 1.* missing values are NaN"),
-        ([Codes("x")], {"x": np.ones(2)}, "Codes needs a column of text or of whole numbers"),
+        ([OrdinalEncode("x")], {"x": np.ones(2)}, "OrdinalEncode needs a column of text or of whole numbers"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(steps, columns, said):

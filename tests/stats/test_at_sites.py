@@ -58,7 +58,7 @@ def sites(columns, folder=None, fields='"statistics"', cell=0):
 
 @contextlib.contextmanager
 def federation(composed, files, filled=(), **more):
-    prepare = [fc.preprocess.Codes("sex", categories=("F", "M")), *(fc.preprocess.Impute(name) for name in filled)]
+    prepare = [fc.preprocess.OrdinalEncode("sex", categories=("F", "M")), *(fc.preprocess.Impute(name) for name in filled)]
     with Federation(composed, files, batch_size=64, epochs=1, prepare=prepare, **{"transport": "in-process", **more}) as fed:
         yield fed
 

@@ -103,13 +103,13 @@ def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: 
         shapes = jax.tree.map(lambda ours, one: ours if ours.shape == (0,) else jax.ShapeDtypeStruct(one.shape, ours.dtype), shapes, first)
     found: tuple[Sums, ...] = from_tensors_open(tensors, {"sums": shapes})["sums"]
     for step, sums in zip(steps, found, strict=True):
-        if (problem := step.problem(sums, examples)) is not None:
-            raise BadSums(f"its sums for {type(step).__name__}({step.column!r}) cannot be: {problem}")
+        if (reason := step.validate(sums, examples)) is not None:
+            raise BadSums(f"its sums for {type(step).__name__}({step.column!r}) cannot be: {reason}")
     return found
 
 
 def _write(path: Path, fitted: Fitted) -> None:
-    numbers = [{part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()} for one in fitted.numbers]
+    numbers = [{part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()} for one in fitted.parameters]
     write_whole(path, json.dumps({"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, allow_nan=False))
 
 

@@ -154,7 +154,7 @@ def test_hospitals_differ_by_less_than_units_do(own, others, apart):
     ],
 )
 def test_categories_that_no_other_site_has_are_named(own, others, apart):
-    step = fc.preprocess.Codes("sex", minimum=1)
+    step = fc.preprocess.OrdinalEncode("sex", minimum=1)
     said = [[step.sums(np.array(one or np.zeros(0, "U1")), 0)] for one in (own, others, others)]
     found = far([step], ["charite", "mayo", "oslo"], said, {})
     assert (

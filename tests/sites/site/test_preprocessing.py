@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.data.preprocess import Codes, Impute, Rescale, Standardise
+from fedjax_core.data.preprocess import Impute, OrdinalEncode, Rescale, Standardise
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.coordinator.units import absurd
 from fedjax_core.sites.federation import Federation, Paused
@@ -25,7 +25,7 @@ from tests.contracts import assert_close, assert_equal
 from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, whole
 
 SIZES = (23, 9, 1, 8)
-STEPS = (Standardise("x"), Codes("sex", minimum=2), Impute("age"))
+STEPS = (Standardise("x"), OrdinalEncode("sex", minimum=2), Impute("age"))
 POLICY = 'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = [{}]\n{}'
 USUAL = '"weight", "examples", "data", "loss", "accuracy", "share_kept", "norm_kept"'
 SUMS = USUAL + ', "moments", "categories"'
@@ -105,7 +105,7 @@ def test_text_of_all_sites_has_one_coding_and_so_have_labels(composed, tmp_path)
         {"x": rng.normal(size=(len(y), 3)).astype(np.float32), "age": np.ones(len(y), np.float32), "sex": w, "y": y}
         for w, y in zip(wards, labels, strict=True)
     ]
-    steps = (Codes("sex", minimum=2), Codes("y", categories=("benign", "malignant")))
+    steps = (OrdinalEncode("sex", minimum=2), OrdinalEncode("y", categories=("benign", "malignant")))
     everyone = fc.Clients.from_list(data, ids=["a", "b"])
     prepared = fc.preprocess.fit(steps, everyone).apply(everyone)
     assert [set(c["y"].tolist()) for c in prepared] == [{0, 1}, {1}] and prepared.columns["sex"].max() == 2
@@ -119,17 +119,17 @@ def test_text_of_all_sites_has_one_coding_and_so_have_labels(composed, tmp_path)
         composed, sites, batch_size=BATCH, epochs=EPOCHS, prepare=steps, transport="in-process", folder=tmp_path
     ) as fed:
         assert fed.prepared.apply(everyone).columns["sex"].tolist() == prepared.columns["sex"].tolist()
-    with pytest.raises(ValueError, match=r"column 'sex' holds text, .* fc.preprocess.Codes\('sex'\)"):
+    with pytest.raises(ValueError, match=r"column 'sex' holds text, .* fc.preprocess.OrdinalEncode\('sex'\)"):
         Federation(composed, sites, batch_size=BATCH, epochs=EPOCHS, transport="in-process")
 
 
 def test_categories_of_a_single_example_may_be_told(composed):
     """Then the first row alone has a code, and the numbers of all sites have more."""
-    steps = (STEPS[0], Codes("sex", minimum=1), STEPS[2])
+    steps = (STEPS[0], OrdinalEncode("sex", minimum=1), STEPS[2])
     with federation(composed, files=files(), prepare=steps) as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
     assert float(seen["clients"]) == 4
-    assert fed.prepared.numbers[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].context.data.clients.examples == 1
+    assert fed.prepared.parameters[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].context.data.clients.examples == 1
 
 
 def test_a_run_that_is_started_again_has_the_same_numbers_and_measures_nothing(composed, tmp_path):
@@ -168,8 +168,10 @@ def test_other_numbers_are_another_run(composed, tmp_path):
     run = {"key": jax.random.key(1), "run_dir": tmp_path / "run", "checkpoint_every": 1, "progress": False}
     with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, _):
         fc.fit(fed, 1, cohorts=lambda r: [0, 1, 2, 3], **run)
-        fed.prepared = dataclasses.replace(fed.prepared, numbers=tuple({k: x + 1 for k, x in one.items()} for one in fed.prepared.numbers))
-        with pytest.raises(ValueError, match=r"settings\.prepared\.numbers"):
+        fed.prepared = dataclasses.replace(
+            fed.prepared, parameters=tuple({k: x + 1 for k, x in one.items()} for one in fed.prepared.parameters)
+        )
+        with pytest.raises(ValueError, match=r"settings\.prepared\.parameters"):
             fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], **run)
     plain, prepared = (Study(composed, BATCH, EPOCHS, prepare=steps) for steps in ((), STEPS))
     assert plain.hash == Study(composed, BATCH, EPOCHS).hash != prepared.hash != Study(composed, BATCH, EPOCHS, prepare=STEPS[:2]).hash
@@ -231,7 +233,7 @@ def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
 
 def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
     study = Study(composed, BATCH, EPOCHS, prepare=STEPS)
-    good = to_tensors({"prepared": fc.preprocess.fit(STEPS, raw()).numbers, "params": np.zeros((8, 2), np.float32)})
+    good = to_tensors({"prepared": fc.preprocess.fit(STEPS, raw()).parameters, "params": np.zeros((8, 2), np.float32)})
     with Site(files()[0], study, COORDINATOR.public) as site:
         for changed, code in (
             ({}, "scores"),
@@ -254,16 +256,16 @@ def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
 @pytest.mark.parametrize("categories", [(11, -7, 3_000_000_000), ("f", "m", "x")])
 def test_a_request_cannot_say_which_category_is_which_where_the_study_lists_them(composed, categories):
     """Else labels could be exchanged, or persons told apart by a category that only they have."""
-    steps = (STEPS[0], Codes("sex", categories=categories), STEPS[2])
+    steps = (STEPS[0], OrdinalEncode("sex", categories=categories), STEPS[2])
     columns = dict(raw()[0])
     columns["sex"] = np.array(categories)[np.arange(SIZES[0]) % 3]
-    numbers = to_tensors({"prepared": fc.preprocess.fit(steps, fc.Clients.from_list([columns], allow_nan=True)).numbers})
+    numbers = to_tensors({"prepared": fc.preprocess.fit(steps, fc.Clients.from_list([columns], allow_nan=True)).parameters})
     good = numbers | to_tensors({"params": np.zeros((8, 2), np.float32)})
     (name,) = (name for name in numbers if name.startswith("['prepared'][1]") and numbers[name].size)
     with Site(SiteFile(name="charite", data=columns), Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
         assert ask(site, "score", good).header.kind == "scores"
         refusal = ask(site, "score", good | {name: np.roll(good[name], 2)}).header.fields
-        assert refusal["code"] == "bad-numbers" and "Codes('sex') is settled by the study" in refusal["reason"]
+        assert refusal["code"] == "bad-numbers" and "OrdinalEncode('sex') is settled by the study" in refusal["reason"]
 
 
 @pytest.mark.parametrize(
@@ -308,13 +310,13 @@ def test_a_label_that_the_study_has_no_place_for_is_told_before_any_sums_are_ask
     study = fc.compose(fc.algorithms.fedavg(fc.models.logistic(1, 2), local=optax.sgd(0.1)))
     x, y = np.arange(6.0)[:, None], np.array([0, 1, 7, 0, 1, 1])
     words = np.array(["well", "ill", "I11", "well", "ill", "ill"])
-    for prepare, labels in (([Standardise("x")], y), ([Standardise("x"), Codes("y", categories=("well", "ill"))], words)):
+    for prepare, labels in (([Standardise("x")], y), ([Standardise("x"), OrdinalEncode("y", categories=("well", "ill"))], words)):
         good = np.where(labels == labels[2], labels[0], labels)
         sites = [SiteFile(name=name, data={"x": x, "y": of}) for name, of in (("charite", good), ("mayo", labels))]
         with pytest.raises(ValueError, match=r"the label in column 'y' at client 0 \(id 'mayo'\), its row 2, is not from 0 to 1"):
             Federation(study, sites, batch_size=2, epochs=1, prepare=prepare, transport="in-process")
     own = study.algorithm.task._replace(check=lambda clients: clients.check_labels("y", 2))  # of a column that is made of all sites' sums
-    Site(sites[1], Study(fc.compose(fc.algorithms.fedavg(own, optax.sgd(0.1))), 2, 1, prepare=[Codes("y")]), COORDINATOR.public)
+    Site(sites[1], Study(fc.compose(fc.algorithms.fedavg(own, optax.sgd(0.1))), 2, 1, prepare=[OrdinalEncode("y")]), COORDINATOR.public)
 
 
 @pytest.mark.parametrize("part", ["mean", "m2"])
