@@ -57,12 +57,12 @@ def apfl(task: Task, lr: float, alpha: float = 0.5, rate: float = 0.0, **rest: A
 
     def step(params: Params, carry: Both, batch: Batch, key: Key) -> tuple[Both, dict[str, Mean]]:
         own, y = carry.own, carry.shared.params
-        grads, seen = gradient(task, mixture(own, y), batch, key)
+        grads, own_metrics = gradient(task, mixture(own, y), batch, key)
         moved = jax.tree.map(lambda v, g: v - lr * own.share.astype(g.dtype) * g, own.params, grads)
         slope = sum(jnp.sum((v - w) * g) for v, w, g in zip(*map(jax.tree.leaves, (own.params, y, grads)), strict=True))
         share = jnp.clip(own.share - rate * jnp.asarray(slope, jnp.float32), 0, 1)
         shared, metrics = client.step(params, carry.shared, batch, key)
-        return Both(shared, Own(moved, share)), {**metrics, "personal_loss": seen["loss"]}
+        return Both(shared, Own(moved, share)), {**metrics, "personal_loss": own_metrics["loss"]}
 
     def finish(params: Params, carry: Both, seen: Seen) -> Report:
         return client.finish(params, carry.shared, seen)._replace(own=carry.own)

@@ -53,8 +53,8 @@ def ditto(task: Task, lam: float, local: optax.GradientTransformation, **rest: A
 
     def step(params: Params, carry: Both, batch: Batch, key: Key) -> tuple[Both, dict[str, Mean]]:
         shared, metrics = client.step(params, carry.shared, batch, key)
-        personal, seen = step_own(params, carry.personal, batch, key)
-        return Both(shared, personal), {**metrics, "personal_loss": seen["loss"]}
+        personal, own_metrics = step_own(params, carry.personal, batch, key)
+        return Both(shared, personal), {**metrics, "personal_loss": own_metrics["loss"]}
 
     def finish(params: Params, carry: Both, seen: Seen) -> Report:
         return client.finish(params, carry.shared, seen)._replace(own=carry.personal.params)

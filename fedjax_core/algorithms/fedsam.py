@@ -39,8 +39,8 @@ def uphill(rho: float) -> Gradient:
     """The gradient at the point of the largest loss within `rho`, to first order, and the metrics of the model itself."""
 
     def gradient_there(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
-        grads, seen = gradient(task, params, batch, key)
+        grads, metrics = gradient(task, params, batch, key)
         there = tree.add(params, tree.scale(rho / jnp.maximum(tree.norm(grads), 1e-12), grads))
-        return gradient(task, there, batch, key)[0], seen
+        return gradient(task, there, batch, key)[0], metrics
 
     return gradient_there

@@ -86,14 +86,14 @@ def local_training(
     def step(message: Message, carry: Local, batch: Batch, key: Key) -> tuple[Local, dict[str, Mean]]:
         params, opt, own = carry
         trained = task if objective is None else task._replace(loss=objective(message, own))
-        grads, seen = gradient(trained, params, batch, key)
+        grads, metrics = gradient(trained, params, batch, key)
         if correct is not None:
             grads = correct(grads, At(params, message, own, batch, key))
         change, opt = optimizer.update(grads, opt, params)
         after = optax.apply_updates(params, change)
         if task.statistics.names:
             after = tree.combine(task.statistics.update(params, batch, key), after)
-        return Local(after, opt, own), seen
+        return Local(after, opt, own), metrics
 
     return begin, step
 

@@ -92,8 +92,8 @@ def _exchange(exchange: Exchange, attack: Attack) -> Exchange:
         return _Local(client.begin(message, own, mine), jnp.float32(0), other)
 
     def step(message: Any, local: _Local, batch: Batch, key: Key) -> tuple[_Local, dict[str, Any]]:
-        carry, seen = client.step(message, local.carry, batch, key)
-        return _Local(carry, jnp.maximum(local.liar, jnp.max(batch[COLUMN] * batch.mask)), local.key), seen
+        carry, metrics = client.step(message, local.carry, batch, key)
+        return _Local(carry, jnp.maximum(local.liar, jnp.max(batch[COLUMN] * batch.mask)), local.key), metrics
 
     def finish(message: Any, local: _Local, seen: Seen) -> Report:
         report = client.finish(message, local.carry, seen)

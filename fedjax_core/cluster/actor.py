@@ -37,18 +37,18 @@ class Actor:
         device = jax.devices()[0]
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "device": f"{device.platform} {device.device_kind}"}
 
-    def do(self, broadcast: Broadcast, share: Shard) -> ShardResult:
+    def run(self, broadcast: Broadcast, share: Shard) -> ShardResult:
         """A share worked through."""
-        return self.worker.do(broadcast, share)
+        return self.worker.run(broadcast, share)
 
-    def do_apart(self, broadcast: Broadcast, share: Shard) -> tuple[ShardResult, Any]:
+    def run_keeping_accumulator(self, broadcast: Broadcast, share: Shard) -> tuple[ShardResult, Any]:
         """(the same without its accumulator, that): two objects for Ray, of which the second stays on this node until it is asked for."""
-        done = self.worker.do(broadcast, share)
+        done = self.worker.run(broadcast, share)
         return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
 
-    def meet(self, a: Any, b: Any) -> Any:
+    def merge(self, a: Any, b: Any) -> Any:
         """Two accumulators as one."""
-        return self.worker.meet(a, b)
+        return self.worker.merge(a, b)
 
     def measure(self, broadcast: Broadcast, share: Shard) -> dict[str, Any]:
         """What the program of an exchange has to measure."""

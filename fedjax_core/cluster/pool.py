@@ -142,31 +142,33 @@ class WorkerPool:
         """The broadcast in Ray's store: it crosses to each node once."""
         return ray.put(broadcast)
 
-    def do(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> list[ShardResult]:
+    def run(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> list[ShardResult]:
         """The results of all shares, in the order given."""
-        return [came.done for came in self._do(lambda actor, share: (actor.do.remote(broadcast, share), None), shares, loads)]
+        return [came.done for came in self._run_all(lambda actor, share: (actor.run.remote(broadcast, share), None), shares, loads)]
 
-    def do_and_merge(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> tuple[list[ShardResult], Any]:
+    def run_and_merge(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> tuple[list[ShardResult], Any]:
         """(the results of all shares without accumulators, the merged accumulator). Workers merge, and only the last one is sent here.
 
         If one is lost on the way, all shares are done again and send theirs along: the second part is then None.
         """
-        found = self._do(lambda actor, share: actor.do_apart.options(num_returns=2).remote(broadcast, share), shares, loads)
+        found = self._run_all(
+            lambda actor, share: actor.run_keeping_accumulator.options(num_returns=2).remote(broadcast, share), shares, loads
+        )
         try:
             return [came.done for came in found], self._merged([(came.acc, came.member) for came in found])
         except (failures.RayError, TimeoutError) as error:
             log.warning("what workers had added up is lost, and all shares are done again: %s", _last_line(error))
-        return self.do(broadcast, shares, loads), None
+        return self.run(broadcast, shares, loads), None
 
     def _merged(self, level: list[tuple[Any, WorkerHandle]]) -> Any:
         """Merges accumulators that lie with workers, in pairs, at the worker that has the first of each pair."""
 
-        def meet(a: tuple[Any, WorkerHandle], b: tuple[Any, WorkerHandle]) -> tuple[Any, WorkerHandle]:
-            return a[1].actor.meet.remote(a[0], b[0]), a[1]
+        def merge(a: tuple[Any, WorkerHandle], b: tuple[Any, WorkerHandle]) -> tuple[Any, WorkerHandle]:
+            return a[1].actor.merge.remote(a[0], b[0]), a[1]
 
-        return ray.get(in_pairs(meet, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
+        return ray.get(in_pairs(merge, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
 
-    def _do(self, begin: Callable[[Any, Shard], tuple[Any, Any]], shares: list[Shard], loads: list[float]) -> list[Completed]:
+    def _run_all(self, begin: Callable[[Any, Shard], tuple[Any, Any]], shares: list[Shard], loads: list[float]) -> list[Completed]:
         """Every completed share, in the order given; `begin` starts one and returns Ray's references to its result and its accumulator."""
         done: dict[int, Completed] = {}
         waiting: dict[Any, tuple[int, WorkerHandle]] = {}

@@ -1,6 +1,6 @@
 """The worker's half of an exchange: works through a share of a cohort on the lanes of one process, without Ray.
 
-    ShardResult = Worker.do(Broadcast, Shard)
+    ShardResult = Worker.run(Broadcast, Shard)
 
 A pure function of its two arguments, but that what clients keep may be read and written where the share says: it may be done again, by
 another worker on another machine, and comes out the same. Reports are
@@ -84,10 +84,10 @@ class Worker:
             jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=compiler_options(cores=False))
             for e in range(len(composed.algorithm.exchanges))
         ]
-        self._meet = jax.jit(composed.aggregator.merge)
+        self._merge = jax.jit(composed.aggregator.merge)
         self.traces = [0] * len(self._programs)
 
-    def do(self, broadcast: Broadcast, share: Shard) -> ShardResult:
+    def run(self, broadcast: Broadcast, share: Shard) -> ShardResult:
         """The share worked through."""
         begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
         arguments, work = self._arguments(broadcast, share)
@@ -108,9 +108,9 @@ class Worker:
         longest = max(self._feeds.values(), key=lambda feed: int(feed.steps[feed.longest].sum()))
         return tune.choose(self.round, *longest.typical(), most), _news(measured)
 
-    def meet(self, a: Any, b: Any) -> Any:
+    def merge(self, a: Any, b: Any) -> Any:
         """Two accumulators as one, on the host."""
-        return jax.device_get(self._meet(a, b))
+        return jax.device_get(self._merge(a, b))
 
     def _arguments(self, broadcast: Broadcast, share: Shard) -> tuple[tuple[Any, ...], Load]:
         """(what the program of the exchange is called with, how much work that is)."""
@@ -175,10 +175,10 @@ def check_recovers(composed: Round) -> None:
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
     """What the shares collected as one, in pairs, in the order given; what is of each client is left to their places."""
     bare = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool), each=None) for part in parts]
-    return in_pairs(partial(_meet, composed.aggregator.merge), bare)
+    return in_pairs(partial(_merge_two, composed.aggregator.merge), bare)
 
 
-def in_pairs(meet: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+def in_pairs(merge: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
     """All parts as one, neighbours first.
 
     >>> in_pairs("({} {})".format, "abcde")
@@ -186,13 +186,13 @@ def in_pairs(meet: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
     """
     level = list(parts)
     while len(level) > 1:
-        pairs = [meet(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        pairs = [merge(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[2 * len(pairs) :]
     return level[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def _meet(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> Collected:
+def _merge_two(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> Collected:
     counted = ("weight", "clients", "refused", "metrics")
     sums = {name: tree.add(getattr(a, name), getattr(b, name)) for name in counted}
     return a._replace(acc=merge(a.acc, b.acc) if jax.tree.leaves(a.acc) else a.acc, **sums)

@@ -307,7 +307,7 @@ class ClusterSimulator:
             told = told._replace(measured=tuning_cache.entries())
         self._measured.add(e)
         at_workers = len(shares) > 2 and pool.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
-        found, acc = pool.do_and_merge(pool.put(told), shares, loads) if at_workers else (pool.do(pool.put(told), shares, loads), None)
+        found, acc = pool.run_and_merge(pool.put(told), shares, loads) if at_workers else (pool.run(pool.put(told), shares, loads), None)
         for part in reversed(found):  # where two know of an answer, the first counts
             tuning_cache.adopt({question: answer for question, answer in part.measured.items() if question not in told.measured})
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))

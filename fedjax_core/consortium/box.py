@@ -21,8 +21,8 @@ from typing import Any
 from rich.table import Table
 
 from fedjax_core.consortium.lead import SAYS
-from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Part, Processes
-from fedjax_core.consortium.setup import Folder, Plan, prepare
+from fedjax_core.consortium.processes import HEAD, LEAD, Failed, Process, Processes
+from fedjax_core.consortium.setup import Layout, StudyPlan, prepare
 from fedjax_core.run.log import without
 from fedjax_core.sites import audit
 from fedjax_core.sites.site.preprocessing import held_back
@@ -75,7 +75,7 @@ def run(
     `sites` made-up hospitals (3), or those in `site_files`, a folder of TOML files with `name` and `data` each, for which `study` is
     needed: "module:function". Raises `Failed` where a part cannot go on, and KeyboardInterrupt on Ctrl-C, once all is stopped.
     """
-    where = Folder(Path(folder).absolute())
+    where = Layout(Path(folder).absolute())
     own = None if site_files is None else Path(site_files)
     plan, new = prepare(
         where,
@@ -107,7 +107,7 @@ def run(
     return _result(where, plan, heads, restarts)
 
 
-def verify(folder: Folder, plan: Plan) -> dict[str, audit.Head]:
+def verify(folder: Layout, plan: StudyPlan) -> dict[str, audit.Head]:
     """The head of every audit log, all verified; raises `AuditError` with the first that is not as it was written.
 
     Sites' logs are also verified by the heads that the coordinator holds of them, and its log by those that they hold.
@@ -141,7 +141,7 @@ def table(result: Result) -> Table:
 class _Watch:
     """Watches the coordinator and the nodes until the rounds are done."""
 
-    def __init__(self, folder: Folder, plan: Plan, processes: Processes, say: Say, clients: str) -> None:
+    def __init__(self, folder: Layout, plan: StudyPlan, processes: Processes, say: Say, clients: str) -> None:
         """`clients`: what the study's clients are."""
         self._clients = clients
         self.folder, self.plan, self.processes, self.say = folder, plan, processes, say
@@ -176,7 +176,7 @@ class _Watch:
         self._show()
         return self.restarts
 
-    def _again(self, part: Part, code: int) -> None:
+    def _again(self, part: Process, code: int) -> None:
         """Starts a part again that was killed; raises where it failed by itself."""
         times = self.restarts[part.name] = self.restarts.get(part.name, 0) + 1
         if part.name == HEAD:
@@ -234,7 +234,7 @@ class _Watch:
                 time.sleep(_POLL_SECONDS)
 
 
-def _result(folder: Folder, plan: Plan, heads: dict[str, audit.Head], restarts: dict[str, int]) -> Result:
+def _result(folder: Layout, plan: StudyPlan, heads: dict[str, audit.Head], restarts: dict[str, int]) -> Result:
     about = json.loads((folder.coordinator / "result.json").read_text())
     metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in about["sites"].items()}
     sizes = dict(zip(plan.sites, about["sizes"], strict=True))

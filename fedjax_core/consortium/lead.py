@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import jax
 
-from fedjax_core.consortium.setup import DEADLINE_SECONDS, Folder, Plan
+from fedjax_core.consortium.setup import DEADLINE_SECONDS, Layout, StudyPlan
 from fedjax_core.data import cohorts
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.files import write_whole
@@ -41,9 +41,9 @@ _PATIENCE_SECONDS, _AWAY_SECONDS = 3600.0, 2.0
 """How long it waits for sites without a round more, and how long before it asks again."""
 
 
-def lead(folder: Folder, address: str | None) -> int:
+def lead(folder: Layout, address: str | None) -> int:
     """Runs what is left of the plan over the Ray at this address; returns the exit code."""
-    plan, home = Plan.read(folder.plan), folder.coordinator
+    plan, home = StudyPlan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
     files = [SiteFile(name=name, resources={name: 1.0}) for name in plan.sites]  # all else each site reads from its own file
     rules = Rules(quorum=plan.quorum or len(plan.sites), deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
@@ -143,7 +143,7 @@ def main(folder: str, address: str) -> int:
     """The process."""
     logging.getLogger("fedjax_core").addHandler(_aloud)
     threading.Thread(target=_end_when_nobody_watches, daemon=True).start()
-    return lead(Folder(Path(folder)), address)
+    return lead(Layout(Path(folder)), address)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedjax_core.consortium.setup import Folder
+from fedjax_core.consortium.setup import Layout
 from fedjax_core.files import make_folder, opener, write_whole
 from fedjax_core.machine import short_folder
 from fedjax_core.sites.own_file import VARIABLE
@@ -36,7 +36,7 @@ class Failed(RuntimeError):
 
 
 @dataclass
-class Part:
+class Process:
     """One process."""
 
     name: str
@@ -73,8 +73,8 @@ class Part:
 class Processes:
     """Starts and stops them. Use it in a `with`."""
 
-    def __init__(self, folder: Folder, lead: str = _LEAD) -> None:
-        self.folder, self.parts, self.address = folder, dict[str, Part](), ""
+    def __init__(self, folder: Layout, lead: str = _LEAD) -> None:
+        self.folder, self.parts, self.address = folder, dict[str, Process](), ""
         self._lead, self._starts = lead, 0
 
     def __enter__(self) -> "Processes":
@@ -96,11 +96,11 @@ class Processes:
         for part in [self.site_node(name) for name in sites]:
             self._hear(part)
 
-    def site_node(self, name: str) -> Part:
+    def site_node(self, name: str) -> Process:
         """Starts the node of a site, which is the only one that has the site's resource."""
         return self._node(name, name, {"address": self.address, "resources": {name: 1}})
 
-    def lead(self) -> Part:
+    def lead(self) -> Process:
         """Starts the coordinator."""
         return self._start(LEAD, COORDINATOR, [self._lead, str(self.folder.root), self.address])
 
@@ -119,12 +119,12 @@ class Processes:
             part.close()
         self.parts.clear()
 
-    def _node(self, name: str, whose: str, about: Mapping[str, Any]) -> Part:
+    def _node(self, name: str, whose: str, about: Mapping[str, Any]) -> Process:
         self._starts += 1
         said = {"name": whose, "temp_dir": str(self._sockets / str(self._starts)), **about}
         return self._start(name, whose, [_NODE, json.dumps(said)])
 
-    def _start(self, name: str, whose: str, command: Sequence[str]) -> Part:
+    def _start(self, name: str, whose: str, command: Sequence[str]) -> Process:
         log = self.folder.root / "logs" / f"{name}.log"
         path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # where a study of one's own is
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != VARIABLE}
@@ -136,10 +136,10 @@ class Processes:
             )  # fmt: skip
         if name in self.parts:
             self.parts[name].close()
-        self.parts[name] = Part(name, log, process)
+        self.parts[name] = Process(name, log, process)
         return self.parts[name]
 
-    def _hear(self, part: Part) -> str:
+    def _hear(self, part: Process) -> str:
         """The line that a node says when it is up."""
         assert part.process.stdout is not None
         line = part.process.stdout.readline().strip()

@@ -52,7 +52,7 @@ _RAY = "ray"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What is run."""
 
     sites: tuple[str, ...]
@@ -71,7 +71,7 @@ class Plan:
             raise ValueError(f"train_seconds={self.train_seconds:g}, and a round has {DEADLINE_SECONDS:g} s: ask for less; 0 is no limit")
 
     @classmethod
-    def read(cls, path: Path) -> "Plan":
+    def read(cls, path: Path) -> "StudyPlan":
         """The plan in a study.toml; raises, naming the file, where it is none."""
         try:
             found = tomllib.loads(read_text(path))
@@ -86,7 +86,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Layout:
     """Where things are in a consortium's folder."""
 
     root: Path
@@ -120,7 +120,7 @@ class Folder:
 
 
 def prepare(
-    folder: Folder,
+    folder: Layout,
     *,
     sites: int | None = None,
     site_files: Path | None = None,
@@ -130,7 +130,7 @@ def prepare(
     quorum: int | None = None,
     train_seconds: float | None = None,
     checkpoint_every: int | None = None,
-) -> tuple[Plan, bool]:
+) -> tuple[StudyPlan, bool]:
     """(the plan, whether the folder was made now). A folder that is there keeps what it has; only its rounds may become more."""
     said: dict[str, Any] = {
         "study": study,
@@ -141,14 +141,14 @@ def prepare(
     }
     said = {name: value for name, value in {**said, "checkpoint_every": checkpoint_every}.items() if value is not None}
     if folder.plan.exists():
-        old = Plan.read(folder.plan)
+        old = StudyPlan.read(folder.plan)
         odd = [name for name, value in said.items() if name != "rounds" and value != getattr(old, name)]
         changed = [f"{name} {getattr(old, name)!r}, not {said[name]!r}" for name in odd]
         if sites is not None and sites != len(old.sites):
             changed.insert(0, f"{len(old.sites)} sites, not {sites}")
         if changed:
             raise ValueError(f"{folder.root} was made with {' and '.join(changed)}: choose another folder, or leave that out")
-        plan = Plan(**{**_values(old), **said})
+        plan = StudyPlan(**{**_values(old), **said})
         if plan.rounds < (done := len(folder.rounds())):
             raise ValueError(f"{folder.root} has {done} rounds already, more than {plan.rounds}: ask for as many, or choose another folder")
         if plan != old:
@@ -162,7 +162,7 @@ def prepare(
     made_up = {} if site_files is not None else _made_up(3 if sites is None else sites)
     found = _own(site_files) if site_files is not None else {name: {"data": "data", "labels": "y"} for name in made_up}
     _check_policies(found, built)
-    plan = Plan(sites=tuple(found), **said)
+    plan = StudyPlan(sites=tuple(found), **said)
     for name, clients in made_up.items():
         clients.save(folder.site(name) / "data")
     _keys_and_certificates(folder, plan.sites)
@@ -182,7 +182,7 @@ def prepare(
     return plan, True
 
 
-def _opened(folder: Folder, plan: Plan, built: Study) -> tuple[Clients, dict[str, int]]:
+def _opened(folder: Layout, plan: StudyPlan, built: Study) -> tuple[Clients, dict[str, int]]:
     """(what the first site trains on whose data can be opened, how many examples each such site has); raises where none can."""
     first, counts, errors = None, dict[str, int](), list[Exception]()
     for name in plan.sites:
@@ -230,7 +230,7 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _keys_and_certificates(folder: Folder, sites: Sequence[str]) -> None:
+def _keys_and_certificates(folder: Layout, sites: Sequence[str]) -> None:
     public = [f'{name} = "{identity.SiteKey.load(_key(folder, name)).public.text}"' for name in sites]
     _key(folder, COORDINATOR)
     write_whole(folder.coordinator / "roster.toml", "[keys]\n" + "\n".join(public) + "\n")
@@ -242,7 +242,7 @@ def _keys_and_certificates(folder: Folder, sites: Sequence[str]) -> None:
         write_whole(folder.home(name) / _RAY / "environment", "\n".join(lines) + "\n")
 
 
-def _key(folder: Folder, name: str) -> Path:
+def _key(folder: Layout, name: str) -> Path:
     """Where the key of a site, or of the coordinator, was made."""
     return identity.SiteKey.make(check_name(name, "the site")).save(folder.home(name))
 
@@ -255,7 +255,7 @@ def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> Non
             raise ValueError(f"{about['policy']} does not let leave {said}: name it in leaving.fields, or do without in the study")
 
 
-def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: Plan) -> None:
+def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: StudyPlan) -> None:
     for file in ("coordinator.pub", "roster.toml"):  # here all of one machine; elsewhere each site gets the others' keys by another way
         write_whole(home / file, (home.parents[1] / "coordinator" / file).read_bytes())
     said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
@@ -300,5 +300,5 @@ updates_per_day = 2000
 """
 
 
-def _values(plan: Plan) -> dict[str, Any]:
+def _values(plan: StudyPlan) -> dict[str, Any]:
     return {field.name: getattr(plan, field.name) for field in fields(plan)}

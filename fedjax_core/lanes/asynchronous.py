@@ -119,9 +119,9 @@ class AsynchronousSimulator:
         parts, metrics = [], dict[str, Any]()
         for began in sorted({a.version for a in arrivals}):
             who = np.array([a.client for a in arrivals if a.version == began], np.int32)
-            gathered, seen = self._sim.run(begin(self._gathers, state.key, began, load_model(models, began)), who)
+            gathered, new = self._sim.run(begin(self._gathers, state.key, began, load_model(models, began)), who)
             parts.append((gathered.server, self.buffer.damping(version - began)))
-            metrics = add(metrics, seen)
+            metrics = add(metrics, new)
         after: Any = clock._replace(flight=clock.flight._replace(models=models))
         state = combine(self.round, state, parts)._replace(round=state.round + 1, clients=after)
         metrics |= {

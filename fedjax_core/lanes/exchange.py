@@ -211,12 +211,12 @@ def _step_lanes(step: Any, schedule: Schedule, first: Array, last: Array, lanes:
     """The lanes after slots `first` to `last`."""
 
     def slot(s: Array, lanes: Lanes) -> Lanes:
-        carry, seen = jax.vmap(step)(lanes.carry, schedule.rows[s], schedule.client[s], schedule.step[s])
-        return Lanes(carry, tree.add(lanes.metrics, seen))
+        carry, metrics = jax.vmap(step)(lanes.carry, schedule.rows[s], schedule.client[s], schedule.step[s])
+        return Lanes(carry, tree.add(lanes.metrics, metrics))
 
     def alone(s: Array, lane: Lanes) -> Lanes:
-        carry, seen = step(lane.carry, schedule.rows[s, 0], schedule.client[s, 0], schedule.step[s, 0])
-        return Lanes(carry, tree.add(lane.metrics, seen))
+        carry, metrics = step(lane.carry, schedule.rows[s, 0], schedule.client[s, 0], schedule.step[s, 0])
+        return Lanes(carry, tree.add(lane.metrics, metrics))
 
     if schedule.client.shape[1] > 1:
         return lax.fori_loop(first, last + 1, slot, lanes)

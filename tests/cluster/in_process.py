@@ -16,12 +16,12 @@ class InProcess:
     def put(self, broadcast):
         return pickle.dumps(broadcast)
 
-    def do(self, broadcast, shares, loads):
+    def run(self, broadcast, shares, loads):
         assert len(loads) == len(shares)
         done = []
         for s, share in enumerate(shares):
             worker = self.members[s % len(self.members)]
-            done.append(pickle.loads(pickle.dumps(worker.do(pickle.loads(broadcast), pickle.loads(pickle.dumps(share))))))
+            done.append(pickle.loads(pickle.dumps(worker.run(pickle.loads(broadcast), pickle.loads(pickle.dumps(share))))))
         return done
 
     def measure(self, broadcast, share):

@@ -41,9 +41,11 @@ def test_two_workers_are_the_simulator(name):
 @pytest.mark.slow
 def test_the_model_is_in_the_store_once_and_no_share_has_a_copy(monkeypatch):
     """A model of 4 MB, for four shares and three workers of one node: `node_script` looks at two nodes."""
-    refs, shares, put, do = [], [], pool.ray.put, pool.WorkerPool.do
+    refs, shares, put, do = [], [], pool.ray.put, pool.WorkerPool.run
     monkeypatch.setattr(pool.ray, "put", lambda value: refs.append(put(value)) or refs[-1])
-    monkeypatch.setattr(pool.WorkerPool, "do", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads))
+    monkeypatch.setattr(
+        pool.WorkerPool, "run", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads)
+    )
     task = fc.Task(init=lambda key: np.zeros(10**6, np.float32), loss=lambda params, batch, key: params[0] * batch["x"][:, 0])
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
     data = fc.Clients.from_list([{"x": np.ones((4, 1), np.float32)}] * 8)

@@ -160,7 +160,7 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     share = share._replace(kept=Carried(jax.tree.map(lambda x: np.asarray(x[share.clients]), state.clients)))
     sent, _ = composed.broadcast(0, state)
     told = to_host(Broadcast(0, sent, state.uplink[0], np.int32(0), state.key, sim._among(COHORTS[0], np.ones(9, bool)), {}))
-    one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).do(told, share) for _ in range(2))
+    one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).run(told, share) for _ in range(2))
     for x, y in zip(jax.tree.leaves(one.collected), jax.tree.leaves(two.collected), strict=True):
         assert x.tobytes() == y.tobytes()
     assert one.work == two.work and one.work.clients == len(share.clients)
@@ -201,9 +201,9 @@ def test_what_a_worker_measures_all_workers_go_by(monkeypatch):
         known.append(dict(broadcast.measured))
         return work(broadcast, share)
 
-    work = sim._pool.members[1].do
+    work = sim._pool.members[1].run
     monkeypatch.setattr(sim._pool.members[0], "measure", measure)
-    monkeypatch.setattr(sim._pool.members[1], "do", do)
+    monkeypatch.setattr(sim._pool.members[1], "run", do)
     run(sim, COHORTS[:2])
     assert [answers["which rule?"] for answers in known] == ["patches", "patches"]
     assert sim.traces == 1

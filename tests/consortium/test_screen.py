@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedjax_core.consortium import box, lead
-from fedjax_core.consortium.setup import Folder, Plan
+from fedjax_core.consortium.setup import Layout, StudyPlan
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.sites.federation import Paused
 from fedjax_core.sites.wire.identity import SiteKey
@@ -22,7 +22,7 @@ SITES = ("charite", "mayo", "oslo")
 def folder(tmp_path):
     for part in ("coordinator/run", "logs"):
         (tmp_path / part).mkdir(parents=True)
-    return Folder(tmp_path)
+    return Layout(tmp_path)
 
 
 def finished(folder, lacked):
@@ -37,7 +37,7 @@ def finished(folder, lacked):
 def test_a_round_that_lacked_a_site_is_said_at_once_and_the_coordinator_is_heard(folder):
     said, log = [], folder.root / "logs" / "coordinator.log"
     log.write_text(f"{lead.SAYS}of a run before\n")
-    watch = box._Watch(folder, Plan(SITES, rounds=40), SimpleNamespace(), said.append, "sites")
+    watch = box._Watch(folder, StudyPlan(SITES, rounds=40), SimpleNamespace(), said.append, "sites")
     for lacked in ([], [], ["mayo"], ["mayo"], []):
         finished(folder, lacked)
         watch._show()
@@ -62,7 +62,7 @@ def test_the_table_says_in_how_many_rounds_each_site_was(folder):
         finished(folder, lacked)
     about = {"rounds": 3, "sizes": [3, 0, 5], "pooled": {"loss": 0.5}, "sites": {"loss": [0.4, float("nan"), 0.6]}}
     (folder.coordinator / "result.json").write_text(json.dumps(about))
-    result = box._result(folder, Plan(SITES), {}, {})
+    result = box._result(folder, StudyPlan(SITES), {}, {})
     assert result.took_part == {"charite": 3, "mayo": 1, "oslo": 2}
     console = Console(width=100, file=StringIO())
     console.print(box.table(result))
@@ -91,7 +91,7 @@ def test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom(quo
     monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.0)
     monkeypatch.setattr(lead, "build", lambda *about: study)
     monkeypatch.setattr(lead, "fit", lambda *pieces, **how: SimpleNamespace(stopped="finished", state=SimpleNamespace(round=3)))
-    Plan(SITES, quorum=quorum, rounds=3).write(folder.plan)
+    StudyPlan(SITES, quorum=quorum, rounds=3).write(folder.plan)
     (folder.coordinator / "roster.toml").write_text(f'[keys]\nmayo = "{SiteKey.make("mayo").public.text}"\n')
     SiteKey.make("coordinator").save(folder.coordinator)
     assert lead.lead(folder, None) == 0

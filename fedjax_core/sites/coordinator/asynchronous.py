@@ -77,7 +77,7 @@ def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
 class _Waiting(NamedTuple):
     """A report that was read, and is not counted yet."""
 
-    landed: Completed
+    completed: Completed
     header: Header
     report: tuple[Any, float]
     reports: Reports
@@ -85,7 +85,7 @@ class _Waiting(NamedTuple):
     @property
     def norm(self) -> tuple[float, int]:
         """Of the update, with the steps that the site had to do."""
-        return self.reports.norms[self.landed.at], int(self.reports.steps[self.landed.at])
+        return self.reports.norms[self.completed.at], int(self.reports.steps[self.completed.at])
 
 
 class AsynchronousRounds:
@@ -97,7 +97,7 @@ class AsynchronousRounds:
         """`data`: the fingerprint of each site's."""
         self._round, self._buffer = composed, buffer
         self._requests, self._collector, self._data, self._record = requests, collector, data, record
-        self._flights = Calls(requests, collector, record)
+        self._calls = Calls(requests, collector, record)
         self._norms: deque[tuple[float, int]] = deque(maxlen=max(LEAST, 4 * buffer.size))
         """Of the last updates that counted, with the steps that their sites had to do."""
         self._state: State | None = None
@@ -132,7 +132,7 @@ class AsynchronousRounds:
     def _take_up(self, state: State) -> None:
         """Whoever is at work in this state is asked again."""
         flight: InFlight = state.clients  # type: ignore[assignment]
-        self._flights.clear()
+        self._calls.clear()
         self._norms.clear()
         self._started, self._last, self._models = np.array(flight.started), np.array(flight.last), flight.models
         self._open(state)
@@ -141,11 +141,11 @@ class AsynchronousRounds:
             if self._version - version > self._buffer.max_staleness:  # whatever came of it would be refused, and its model is gone
                 self._started[at] = -1
             else:
-                self._flights.begin(at, version, self._request(version))
+                self._calls.begin(at, version, self._request(version))
 
     def _open(self, state: State) -> None:
         """An empty buffer, for the step from this state."""
-        self._version = self._flights.number = int(state.round)
+        self._version = self._calls.number = int(state.round)
         self._about = About(state, np.zeros(len(self._started), np.int32))
         self._models = store_model(self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0])
         self._written: dict[int, Bytes] = {}  # version -> request
@@ -170,43 +170,44 @@ class AsynchronousRounds:
         def begin(at: int) -> None:
             if at in mine and failed.get(at) != self._version and self._started[at] < 0 and self._last[at] < self._version:
                 self._started[at] = self._last[at] = self._version
-                self._flights.begin(at, self._version, self._request(self._version))
+                self._calls.begin(at, self._version, self._request(self._version))
 
         mine = set(cohort.tolist())
         for at in cohort.tolist():
             begin(at)
         while len(self._counted) < self._buffer.size:
-            landed = self._flights.next(self._version - self._buffer.max_staleness)
-            if landed is not None:
-                self._started[landed.at] = -1
-            nothing = {} if landed is None or self._use(landed) else {landed.at: landed.version}
-            nothing |= self._count(whatever=landed is None)
+            completed = self._calls.next(self._version - self._buffer.max_staleness)
+            if completed is not None:
+                self._started[completed.at] = -1
+            nothing = {} if completed is None or self._use(completed) else {completed.at: completed.version}
+            nothing |= self._count(whatever=completed is None)
             failed |= nothing
             self._last[list(nothing)] = -1  # nothing of it counted
-            if landed is None and len(self._counted) < self._buffer.size:
+            if completed is None and len(self._counted) < self._buffer.size:
                 self._too_few(failed, len(mine))
             for at in nothing:
                 self._failed[at] = self._collector.replies.reasons.get(at, "no reply")
-            if landed is not None and len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
-                begin(landed.at)
+            if completed is not None and len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
+                begin(completed.at)
 
-    def _use(self, landed: Completed) -> bool:
+    def _use(self, completed: Completed) -> bool:
         """Whether the site has done what it was asked, be it too late."""
-        at, staleness, heard = landed.at, self._version - landed.version, landed.heard
+        at, staleness, heard = completed.at, self._version - completed.version, completed.heard
         if heard is None:
             self._missing += 1
             return False
         if staleness > self._buffer.max_staleness:
             self._stale += 1
             refusal = TooStale(
-                f"the report is of version {landed.version}, {staleness} steps ago, and at most {self._buffer.max_staleness} are taken; "
+                f"the report is of version {completed.version}, {staleness} steps ago, and at most {self._buffer.max_staleness} are taken; "
                 "the site goes on from the newest model"
             )
             about: dict[str, Scalar] = {"accepted": False, "code": refusal.code, "reason": str(refusal), "digest": heard.header.digest}
-            self._record(heard.header.sender, "update", self._version, {**about, "version": landed.version, "staleness": staleness})
+            self._record(heard.header.sender, "update", self._version, {**about, "version": completed.version, "staleness": staleness})
             return True
         reports = Reports(
-            landed.asked, self._round, self._about.state.uplink[0], requests=self._requests, collector=self._collector, data=self._data,
+            completed.asked, self._round, self._about.state.uplink[0],
+            requests=self._requests, collector=self._collector, data=self._data,
             record=lambda who, what, number, about: self._record(
                 who, what, self._version, {**about, "version": number, "staleness": staleness}
             ),
@@ -214,7 +215,7 @@ class AsynchronousRounds:
         if (report := reports.read(at, heard)) is None:
             self._refused += 1
             return False
-        self._waiting.append(_Waiting(landed, heard.header, report, reports))
+        self._waiting.append(_Waiting(completed, heard.header, report, reports))
         return True
 
     def _count(self, whatever: bool = False) -> dict[int, int]:
@@ -230,11 +231,11 @@ class AsynchronousRounds:
         aside = {i - len(known) for i in absurd(self._collector.rules, norms, steps, params) if i >= len(known)}
         self._waiting, failed = [], dict[int, int]()
         for i, one in enumerate(waiting):
-            at, staleness = one.landed.at, self._version - one.landed.version
+            at, staleness = one.completed.at, self._version - one.completed.version
             if i in aside:
                 one.reports.set_aside(at)
                 self._refused += 1
-                failed[at] = one.landed.version
+                failed[at] = one.completed.version
                 continue
             damping = np.float32(self._buffer.damping(staleness))
             self._sums.add(one.header, one.report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))

@@ -76,15 +76,15 @@ class Calls:
         Of several that are heard of at once it is the one with the oldest model, and of those the first by position.
         """
         while self._all:
-            waiting = {reply: at for at, flight in self._all.items() for reply in flight.replies}
-            done = self._fetch.wait(waiting, min(flight.look for flight in self._all.values()), None)
+            waiting = {reply: at for at, call in self._all.items() for reply in call.replies}
+            done = self._fetch.wait(waiting, min(call.look for call in self._all.values()), None)
             if done:
                 reply = min((r for r in waiting if r in done), key=lambda r: (self._all[waiting[r]].version, waiting[r]))
-                landed = self._hear(waiting[reply], reply, oldest)
+                completed = self._hear(waiting[reply], reply, oldest)
             else:
-                landed = self._look()
-            if landed is not None:
-                return landed
+                completed = self._look()
+            if completed is not None:
+                return completed
         return None
 
     def clear(self) -> None:
@@ -93,66 +93,66 @@ class Calls:
             self._leave(at)
 
     def _hear(self, at: int, reply: "Future[Reply]", oldest: int) -> Completed | None:
-        flight = self._all[at]
-        flight.replies.remove(reply)
+        call = self._all[at]
+        call.replies.remove(reply)
         heard = self._contact.replies.accept(
-            reply, at, self.number, flight.asked, flight.outgoing, skew_seconds=self._contact.rules.skew_seconds
+            reply, at, self.number, call.asked, call.outgoing, skew_seconds=self._contact.rules.skew_seconds
         )
-        if heard is None and flight.times < self._contact.rules.attempts:
+        if heard is None and call.times < self._contact.rules.attempts:
             self._ask_again(at)
             return None
-        if heard is not None and heard.header.kind == PARTS and flight.version >= oldest:
-            said = read_manifest(heard, flight.asked)
-            self._large[said.of] = flight.asked
-            _await(flight, self._fetch.begin(at, self._contact.names[at], said))
+        if heard is not None and heard.header.kind == PARTS and call.version >= oldest:
+            said = read_manifest(heard, call.asked)
+            self._large[said.of] = call.asked
+            _await(call, self._fetch.begin(at, self._contact.names[at], said))
             return None
-        if heard is not None and heard.header.kind == LACKING and flight.outgoing is not None and flight.version >= oldest:
-            _await(flight, self._fetch.send(at, self._contact.names[at], flight.outgoing, flight.outgoing.lacking(heard)))
+        if heard is not None and heard.header.kind == LACKING and call.outgoing is not None and call.version >= oldest:
+            _await(call, self._fetch.send(at, self._contact.names[at], call.outgoing, call.outgoing.lacking(heard)))
             return None
-        if heard is None and flight.replies:
+        if heard is None and call.replies:
             return None
         self._leave(at)
         refused = heard is None or heard.header.kind == "refusal"
-        return Completed(at, flight.version, flight.asked, None if refused else heard)
+        return Completed(at, call.version, call.asked, None if refused else heard)
 
     def _look(self) -> Completed | None:
         """The first site that is given up, of those whose time it is to be looked at."""
         now = time.monotonic()
-        for at in [at for at, flight in self._all.items() if flight.look <= now]:
-            flight, moved, name = self._all[at], self._fetch.moved(at), self._contact.names[at]
-            if now < flight.until and (self._contact.goes_on([at]) or moved > flight.parts):
-                flight.parts, flight.look = moved, self._next_look(flight.until)
-            elif now < flight.until and flight.times < self._contact.rules.attempts:
-                self._record(name, "asked again", self.number, {"version": flight.version})
+        for at in [at for at, call in self._all.items() if call.look <= now]:
+            call, moved, name = self._all[at], self._fetch.moved(at), self._contact.names[at]
+            if now < call.until and (self._contact.goes_on([at]) or moved > call.parts):
+                call.parts, call.look = moved, self._next_look(call.until)
+            elif now < call.until and call.times < self._contact.rules.attempts:
+                self._record(name, "asked again", self.number, {"version": call.version})
                 self._ask_again(at)
             else:
-                reason = "no reply in time" if now >= flight.until else "no sign of life"
+                reason = "no reply in time" if now >= call.until else "no sign of life"
                 self._contact.replies.reasons[at] = reason
-                self._record(name, "missing", self.number, {"reason": reason, "version": flight.version})
+                self._record(name, "missing", self.number, {"reason": reason, "version": call.version})
                 self._leave(at)
-                return Completed(at, flight.version, flight.asked, None)
+                return Completed(at, call.version, call.asked, None)
         return None
 
     def _ask_again(self, at: int) -> None:
         """The same bytes, to which a site that has answered gives the same reply."""
-        flight = self._all[at]
-        flight.times += 1
-        flight.replies.append(self._contact.ask(at, flight.request, flight.outgoing))
-        flight.look = self._next_look(flight.until)
+        call = self._all[at]
+        call.times += 1
+        call.replies.append(self._contact.ask(at, call.request, call.outgoing))
+        call.look = self._next_look(call.until)
 
     def _next_look(self, until: float) -> float:
         idle = self._contact.rules.idle_seconds
         return until if idle is None else min(until, time.monotonic() + idle)
 
     def _leave(self, at: int) -> None:
-        flight = self._all.pop(at)
+        call = self._all.pop(at)
         self._fetch.drop(at)
         self._large = {of: asked for of, asked in self._large.items() if any(asked is f.asked for f in self._all.values())}
-        for reply in flight.replies:
+        for reply in call.replies:
             self._contact.leave(reply, at)
 
 
-def _await(flight: Call, moved: "Future[Reply]") -> None:
+def _await(call: Call, moved: "Future[Reply]") -> None:
     """Waits for what comes of parts; where they go on from where they were when the site was asked again, that is waited for already."""
-    if moved not in flight.replies:
-        flight.replies.append(moved)
+    if moved not in call.replies:
+        call.replies.append(moved)

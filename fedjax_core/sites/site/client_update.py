@@ -159,8 +159,8 @@ def _client(composed: Round, e: int) -> _Client:
         message: Message, carry: Carry, metrics: Any, columns: Columns, mask: Array, key: Key, first: Array, begin: Array, end: Array
     ) -> Any:
         def one(i: Array, loop: tuple[Carry, Any]) -> tuple[Carry, Any]:
-            carry, seen = step(message, loop[0], tree.take(columns, i), mask[i], key, first + i)
-            return carry, tree.add(loop[1], seen)
+            carry, new = step(message, loop[0], tree.take(columns, i), mask[i], key, first + i)
+            return carry, tree.add(loop[1], new)
 
         return lax.fori_loop(begin, end, one, (carry, metrics))
 

@@ -56,9 +56,9 @@ class Departments:
         state = begin(self._gathers, draws.run_key(), int(draws.round), message)
         so_far, metrics, done = None, dict[str, Any](), 0
         for group in self._groups:
-            found, seen = self._lanes.run(state, group)
+            found, new = self._lanes.run(state, group)
             so_far = found if so_far is None else combine(self._gathers, state, [(so_far.server, 1.0), (found.server, 1.0)])
-            metrics = tree.add(metrics, seen) if metrics else seen
+            metrics = tree.add(metrics, new) if metrics else new
             if watch is not None:
                 jax.block_until_ready(so_far)
                 done += int(self._steps[group].sum())
