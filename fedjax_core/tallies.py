@@ -1,10 +1,12 @@
 """Counts, for each exchange of a round, the bits on the wire and the reports that a rule left out.
 
     bits_up      of the reports that count, as the uplink's stages send them; where it has stages
-    bits_down    of the message to each client who takes part, as the downlink's stage sends it; where there is one
+    bits_down    of the message to each client who takes part, as the downlink's stage sends it; where there is one. With what the
+                 server tells that client alone (`Exchange.address`), which no stage treats
     left_out     reports that count, and that the aggregator has no use for; where it is one that tells
 
-Bits are those of the messages' arrays, packed as they travel: without weights, stats, headers and signatures.
+Bits are those of the messages' arrays, packed as they travel: without weights, stats, headers and signatures. They are of what a client
+reads: a real site finds its own row among those of all sites, for one signed request serves all of them.
 """
 
 from functools import lru_cache
@@ -58,7 +60,11 @@ def bits_of(composed: Round, e: int) -> tuple[float, float]:
     server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape())
     message = jax.eval_shape(exchange.broadcast, server)
     up = 0 if exchange.update is None else bits(composed.uplink, reports_of(composed)[e].update)
-    return float(up), float(bits(composed.downlink, tree.shapes(message)))
+    down = bits(composed.downlink, tree.shapes(message))
+    if exchange.address is not None:
+        one: Any = jax.ShapeDtypeStruct((1,), jnp.int32)
+        down += 8 * tree.nbytes(jax.eval_shape(exchange.address, server, one))
+    return float(up), float(down)
 
 
 def kept_of(composed: Round, e: int, state: State, acc: Any) -> Array | None:
