@@ -170,31 +170,6 @@ def test_a_task_does_not_judge_raw_what_preprocessing_makes():
     assert usable(whole, task)[1].tolist() == [0, 2]  # where nothing codes them
 
 
-def test_text_of_clients_is_coded_by_one_list():
-    wards = [np.array(["icu", "ear"] * 5), np.array(["ear", "oncology"] * 5), np.array(["Zürich"])]
-    raw = fc.Clients.from_list([{"ward": w} for w in wards])
-    fitted = fc.preprocess.fit([OrdinalEncode("ward")], raw)
-    coded = [c["ward"].tolist()[:2] for c in fitted.apply(raw)]
-    assert coded == [[1, 0], [0, 2], [3]]  # ear, icu, oncology; what only few have is 3
-    assert fitted.steps[0].validate({**fitted.parameters[0], "counts": np.array([10, 5, 5])}, 21) is None
-    assert "order" in fitted.steps[0].validate({**fitted.parameters[0], "counts": np.array([10, 5])}, 21)
-
-
-def test_categories_that_are_given_have_their_order_and_ask_nobody():
-    raw = fc.Clients.from_list([{"y": np.array(["malignant"] * 3)}, {"y": np.array(["benign", "malignant", "?"])}])
-    step = OrdinalEncode("y", categories=["malignant", "benign"])
-    fitted = fc.preprocess.fit([step], raw)
-    assert [c["y"].tolist() for c in fitted.apply(raw)] == [[0, 0, 0], [1, 0, 2]]
-    assert step.releases == () and not any(len(x) for x in step.sums(raw.columns["y"], 0).values())
-    whole = fc.Clients.from_list([{"y": np.array([2, 1, 9])}])
-    assert fc.preprocess.fit([OrdinalEncode("y", categories=(1, 2))], whole).apply(whole).columns["y"].tolist() == [1, 0, 2]
-    with pytest.raises(ValueError, match="lists str values, and the column is int64"):
-        fc.preprocess.fit([step], whole)
-    for wrong in ("ab", (), ("a", 1), ("a", "a")):
-        with pytest.raises(ValueError, match="categories= lists different"):
-            OrdinalEncode("y", categories=wrong)
-
-
 def test_no_error_tells_anybody_to_number_text_alone(tmp_path):
     raw = fc.Clients.from_list([{"x": np.ones((2, 1), np.float32), "y": np.array([1, 2])}])
     with pytest.raises(ValueError, match=r"All clients must number the classes from 0 alike, by one list") as caught:

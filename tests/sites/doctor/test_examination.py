@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from fedjax_core.cli import main
-from fedjax_core.consortium import example
-from fedjax_core.consortium.setup import Folder, prepare
+from fedjax_core.consortium.setup import Layout, prepare
 from fedjax_core.data.clients import Clients
 from fedjax_core.files import write_whole
 from fedjax_core.sites.doctor import checks, machine
@@ -20,7 +19,6 @@ from fedjax_core.sites.doctor.examination import Settings, beside, examine
 from fedjax_core.sites.doctor.expected import Expected
 from fedjax_core.sites.own_file import VARIABLE
 from fedjax_core.sites.policy import PINNED, pin
-from fedjax_core.sites.protocol.schema import columns
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.transport.ray_security import equip
 from tests.sites.tls_server import server
@@ -35,7 +33,7 @@ def no_token_of_another_test(monkeypatch):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A site that is fit, as a consortium in a box makes it."""
-    folder = Folder(tmp_path_factory.mktemp("fit") / "box")
+    folder = Layout(tmp_path_factory.mktemp("fit") / "box")
     prepare(folder, sites=2)
     return folder.site("hospital-1")
 
@@ -224,13 +222,6 @@ def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):
     assert "NO policy" in captured.out and "not ready to join, for policy" in captured.err
     (site / "site.toml").write_text("name = 3")
     assert [one[:2] for one in examine(site / "site.toml")] == [("file", False)]
-
-
-def test_what_was_expected_is_read_as_it_was_written(tmp_path):
-    said = Expected.here(example.study(), columns(example.hospitals(2)["hospital-1"]))
-    said.write(tmp_path / "expected.toml")
-    assert Expected.read(tmp_path / "expected.toml") == said
-    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages and "fedjax_core" in said.code
 
 
 def test_what_is_measured_and_would_not_leave_is_named(site):
