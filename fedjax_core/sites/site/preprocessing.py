@@ -7,7 +7,8 @@ The steps are of the study, so of its hash. Which kinds of sums a step needs is 
 site whose policy does not name them in `leaving.fields` tells none, and none does of what fewer than `minimum.cell` of its examples have.
 As every request brings the numbers, a site that was away, or begins anew, has those that count.
 
-    fed = fc.Federation(composed, sites, batch_size=4, epochs=1, prepare=[fc.preprocess.Standardise("x"), fc.preprocess.OrdinalEncode("sex")])
+    steps = [fc.preprocess.Standardise("x"), fc.preprocess.OrdinalEncode("sex")]
+    fed = fc.Federation(composed, sites, batch_size=4, epochs=1, prepare=steps)
     fed.prepared.apply(held_out)        the same of data at hand
 """
 
