@@ -81,21 +81,8 @@ from fedjax_core.sites.policy.hours import Hours
 from fedjax_core.sites.protocol.report import PARTIAL
 from fedjax_core.sites.refusal import check_name, listed, shown
 
-__all__ = [
-    "SAFE",
-    "Caps",
-    "Decision",
-    "Evaluation",
-    "Hours",
-    "Leaving",
-    "Minimum",
-    "Policy",
-    "Request",
-    "Statistics",
-    "Tasks",
-    "pin",
-    "pinned",
-]
+__all__ = ["SAFE", "Caps", "Decision", "Evaluation", "Hours", "Leaving", "Minimum", "Policy", "Request", "Statistics"]
+__all__ += ["Tasks", "pin", "pinned"]
 
 
 PINNED = "pinned"
