@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 
@@ -41,3 +42,19 @@ def compare(found: Mapping[str, np.ndarray], study: str, seeds: Sequence[int], w
         print(f"{name}: {same} of {values.size}")
     print(f"published cells that came out exactly: {met} of {cells}")
     return met, cells
+
+
+def draw(found: Mapping[str, np.ndarray], study: str, seeds: Sequence[int], label: str, path: Path) -> None:
+    """Draws the last test of each method, a dot for each seed, and the published ones as rings."""
+    theirs = published(study, seeds) or {}
+    _, axes = plt.subplots(figsize=(7.5, 4.5))
+    for i, (name, values) in enumerate(found.items()):
+        axes.plot(values[:, -1], np.full(len(seeds), i), "o", color="tab:blue", label="here" if not i else None)
+        if name in theirs:
+            ring = {"color": "black", "fillstyle": "none", "markersize": 10, "label": "published" if not i else None}
+            axes.plot(theirs[name][:, -1], np.full(len(seeds), i), "o", **ring)
+    axes.set(yticks=range(len(found)), yticklabels=list(found), xlabel=label)
+    axes.invert_yaxis()
+    axes.axvline(0.5, color="grey", linewidth=0.5)
+    axes.legend()
+    plt.savefig(path, dpi=110, bbox_inches="tight")

@@ -17,7 +17,6 @@ import flamby_cells
 import flamby_draws
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
@@ -146,22 +145,6 @@ def show(found: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
-def draw(found: Mapping[str, np.ndarray], seeds: Sequence[int], path: Path) -> None:
-    """Draws the C-index on the pooled test patients, a dot for each seed, and the published ones as rings."""
-    theirs = flamby_cells.published("tcga", seeds) or {}
-    _, axes = plt.subplots(figsize=(7.5, 4.5))
-    for i, (name, values) in enumerate(found.items()):
-        axes.plot(values[:, SITES], np.full(len(seeds), i), "o", color="tab:blue", label="here" if not i else None)
-        if name in theirs:
-            label = "published" if not i else None
-            axes.plot(theirs[name][:, SITES], np.full(len(seeds), i), "o", color="black", fillstyle="none", markersize=10, label=label)
-    axes.set(yticks=range(len(found)), yticklabels=list(found), xlabel="C-index on all 222 test patients, a dot for each of five seeds")
-    axes.invert_yaxis()
-    axes.axvline(0.5, color="grey", linewidth=0.5)
-    axes.legend()
-    plt.savefig(path, dpi=110, bbox_inches="tight")
-
-
 def main(settings: Settings) -> int:
     """Prints the tables and draws the figure; 1 where a federated or pooled cell is not the published one."""
     data = read()
@@ -170,7 +153,8 @@ def main(settings: Settings) -> int:
     show(found, settings.seeds)
     met = flamby_cells.compare({name: values for name, values in found.items() if not name.startswith("Local")}, "tcga", settings.seeds)
     flamby_cells.compare({name: values for name, values in found.items() if name.startswith("Local")}, "tcga", settings.seeds)
-    draw(found, settings.seeds, settings.figure or Path(__file__).with_name("tcga_brca.png"))
+    label = "C-index on all 222 test patients, a dot for each of five seeds"
+    flamby_cells.draw(found, "tcga", settings.seeds, label, settings.figure or Path(__file__).with_name("tcga_brca.png"))
     return 0 if met is None or met[0] == met[1] else 1
 
 

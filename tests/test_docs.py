@@ -36,6 +36,8 @@ def test_the_pages_are_there():
     assert set(FILES) == {
         "README.md",
         "coming-from.md",
+        "compliance.md",
+        "evaluation.md",
         "privacy.md",
         "round.md",
         "sites.md",

@@ -15,6 +15,8 @@ def test_the_page_runs_as_it_is_printed():
     exec(code, found)
     assert found["fit"].rows == 400 and found["hazards"].coefficients.keys() == {"age", "sex[T.M]"}
     assert found["first"].smd.keys() == {"age", "sex"}
+    assert abs(found["filled"].coefficients["age"] - found["apart"].coefficients["age"]) < 0.02
+    assert abs(found["effect"].smd_after["age"]) < 1e-9 < found["filled"].missing_information["age"]
     inner = sorted(one.coefficients["age"] for one in found["each"])
     assert inner[0] < found["pooled"].estimate < inner[-1]
 
