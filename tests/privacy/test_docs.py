@@ -73,7 +73,7 @@ def printed():
 
 def test_the_examples_run(capsys):
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         exec(compile(example, SHOWN, "exec"), {})
         lines = capsys.readouterr().out.splitlines()
