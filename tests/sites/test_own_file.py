@@ -220,6 +220,7 @@ def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypa
     started = Started()
     monkeypatch.setattr(ray_actors, "start_ray", lambda files, address, insecure_local: True)
     monkeypatch.setattr(ray_actors.ray, "remote", lambda kind: started)
+    monkeypatch.setattr(ray_actors.ray, "put", lambda value: value)  # which would start a Ray of its own for the tests after this one
     monkeypatch.setattr(ray_actors.RayTransport, "_meet", lambda transport, files, alone: None)
     one = SiteFile.read(home / "site.toml") if made == "path" else SiteFile(name="charite", resources={"charite": 1.0})
     ray_actors.RayTransport([one], study(0.1), COORDINATOR.public, address=address, watched=False)
