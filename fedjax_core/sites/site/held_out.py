@@ -1,7 +1,7 @@
 """Held-out people of a site: examples that are not trained on, by which a model is judged.
 
     Study(held_out=0.2)             that share of each site's examples, drawn by the study's seed and the site's name, always alike
-    person = "patient_id"           in site.toml: all examples of a person are on one side; the column is for nothing else
+    person = "patient_id"           in site.toml: a person is on one side; people are counted by it, and nothing trains on it
     held_out = "test"               in site.toml: the site's own column of truth values, instead of the draw
 
 The training part is the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients whose ids are the sites' names. A
@@ -10,7 +10,7 @@ site that has departments draws before it is divided into them, so that no perso
 >>> clients = Clients.from_list([{"x": np.arange(10), "who": np.repeat(np.arange(5), 2)}], ids=["charite"])
 >>> marked = mark(clients, SiteFile(name="charite", data=None, person="who"), share=0.2, seed=0)
 >>> [one.examples for one in parted(marked)], list(marked.columns)
-([8, 2], ['(held out)', 'x'])
+([8, 2], ['(held out)', '(person)', 'x'])
 """
 
 from hashlib import sha256
