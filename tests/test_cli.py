@@ -1,8 +1,10 @@
 """The commands do what they say, and their exit codes tell."""
 
+import math
 import os
 import subprocess
 import sys
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -129,3 +131,22 @@ def test_what_is_not_understood_ends_with_two(args):
     with pytest.raises(SystemExit) as end:
         main(args)
     assert end.value.code == 2
+
+
+def test_the_account_of_a_site_is_begun_once_and_shown_and_a_missing_one_is_not_made(tmp_path, capsys):
+    (tmp_path / "policy.toml").write_text('site = "charite"\n[leaving]\nclip = 1.0\nnoise = 4.0\ndelta = 1e-6\nepsilon = 8.0\n')
+    path = tmp_path / "site.toml"
+    path.write_text('name = "charite"\npolicy = "policy.toml"\nfolder = "state"\naccount = "account"\n')
+    assert main(["account", "show", str(path)]) == 1 and "there is none" in capsys.readouterr().err
+    assert main(["account", "begin", str(path)]) == 0 and "nothing told so far" in capsys.readouterr().out
+    assert main(["account", "show", str(path)]) == 0
+    assert "an epsilon of 0 at delta 1e-06 told so far; up to 8 may be" in capsys.readouterr().out
+    assert main(["account", "begin", str(path)]) == 1 and "is there already" in capsys.readouterr().err
+    told = tmp_path / "account" / "told.json"
+    told.write_text('{"told": 0.25, "last": {}}')
+    assert main(["account", "show", str(path)]) == 0
+    epsilon, mu, normal = float(capsys.readouterr().out.split()[3]), 0.5, NormalDist().cdf
+    delta = normal(mu / 2 - epsilon / mu) - math.exp(epsilon) * normal(-mu / 2 - epsilon / mu)  # of the Gaussian mechanism
+    assert delta == pytest.approx(1e-6, rel=0.02)
+    told.unlink()
+    assert main(["account", "show", str(path)]) == 1
