@@ -73,15 +73,18 @@ def by_client(table: Table, by: str) -> tuple[Table, np.ndarray, Any]:
     return ordered, np.concatenate([[0], np.cumsum(counts)]), ids
 
 
-def raw(path: Path) -> dict[str, Any]:
-    """{column: its values as they lie in the file}: text, of CSV; raises ValueError for a file of another kind."""
+def raw(path: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """{column: its values as they lie in the file}: text, of CSV; raises ValueError for a file of another kind.
+
+    `only` names the columns that are read of a Parquet file.
+    """
     kind = "".join(path.suffixes[-2:]).lower()
     if kind.endswith(".parquet"):
         try:
             from pyarrow import parquet
         except ImportError:
             raise ImportError("to read Parquet, pyarrow is needed: pip install 'fedjax-core[tables]'") from None
-        found = parquet.read_table(path)
+        found = parquet.read_table(path, columns=None if only is None else list(only))
         return {name: found.column(name).to_pylist() for name in found.column_names}
     if not kind.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
         raise ValueError(f"{path} is not a table that is read here: give .csv, .tsv (also .gz) or .parquet, or a mapping of columns")

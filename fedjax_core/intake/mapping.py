@@ -1,7 +1,8 @@
 """A site's mapping: where its own table is, and how its columns become the fields of the study's schema.
 
     schema = "schema.toml"              mapping.toml; paths are relative to it
-    source = "patients.csv"             .csv, .tsv (also .gz), .parquet, .npz; or, with DuckDB:
+    source = "patients.csv"             .csv, .tsv (also .gz), .parquet, .npz; a folder of pictures (pictures.py), of FHIR resources
+                                        (fhir.py) or of events (events.py); or, with DuckDB:
     query = "SELECT * FROM read_csv('a.csv') JOIN ..."
     database = "omop.duckdb"            which is opened to be read only; none: the query names files itself
 
@@ -26,6 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedjax_core.intake.events import Events, Feature
+from fedjax_core.intake.fhir import Records
+from fedjax_core.intake.raw import Raw
+from fedjax_core.intake.sources import raw_columns
 from fedjax_core.intake.tables import made, table_of
 from fedjax_core.stats.expressions import parse
 
@@ -43,6 +48,8 @@ class Origin:
     codes: Table[str, str] = field(default_factory=dict)
     """{the site's value, as text: the schema's category}."""
     missing: tuple[Any, ...] = ()
+    resize: bool = False
+    """Pictures of another size become as large as the schema says."""
 
     def __post_init__(self) -> None:
         if self.column and self.expression:
@@ -64,6 +71,10 @@ class Mapping:
     source: Path | None = None
     query: str = ""
     database: Path | None = None
+    headers: tuple[str, ...] = ()
+    """DICOM headers that become columns; no other is read."""
+    records: tuple[Records, ...] = ()
+    events: Events | None = None
     file: Path | None = field(default=None, compare=False)
 
     @classmethod
@@ -80,7 +91,25 @@ class Mapping:
         each = {name: made(Origin, one, f"{where}: fields.{name}") for name, one in fields.items()}
         beside = Path(".") if file is None else file.parent
         paths = {name: beside / Path(table[name]).expanduser() for name in ("schema", "source", "database") if name in table}
-        found: Mapping = made(cls, {**table, **paths, "fields": each, "file": file}, where)
+        records, events = table.get("records", []), table.get("events")
+        if not isinstance(records, list):
+            raise ValueError(f"{where}: records are written [[records]], each of one kind of resource")
+        read: dict[str, Any] = {"records": [made(Records, one, f"{where}: records") for one in records]}
+        if events is not None:
+            features = events.get("features", {}) if isinstance(events, Table) else None
+            if not isinstance(features, Table):
+                raise ValueError(f"{where}: events is a table [events], with tables [events.features.NAME]")
+            taken = {name: made(Feature, one, f"{where}: events.features.{name}") for name, one in features.items()}
+            read["events"] = made(Events, {**events, "features": taken}, f"{where}: events")
+        found: Mapping = made(cls, {**table, **paths, **read, "fields": each, "file": file}, where)
         if (found.source is None) == (not found.query):
             raise ValueError(f"{where} needs source = 'a file', or query = 'SELECT ...' for DuckDB, and one of them alone")
+        if (found.records or found.headers) and found.source is None:
+            raise ValueError(f"{where}: records and headers are of files, so source = ... names them, and not a query")
         return found
+
+    def raw(self) -> Raw:
+        """The site's own table, which this mapping names."""
+        beside = Path(".") if self.file is None else self.file.parent
+        more: dict[str, Any] = {"headers": self.headers, "records": self.records, "asked": self.events, "folder": beside}
+        return raw_columns(self.source, self.query, self.database, **more)

@@ -10,11 +10,11 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedjax_core.intake.reading import Reading
+from fedjax_core.intake.reading import Reading, missing
 from fedjax_core.intake.schema import Field
 from fedjax_core.intake.units import suspects
 
@@ -37,6 +37,13 @@ class Readiness:
     classes: Mapping[str, int]
     """{category of the outcome: rows that are used}."""
     to_do: tuple[str, ...]
+    records: int = 0
+    """Of which the rows were made, where they are not rows already."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """{reason: records that gave no row}."""
+    where: tuple[str, ...] = ()
+    """The first of them, by file and line."""
+    notes: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -46,7 +53,10 @@ class Readiness:
     def text(self) -> str:
         """As a person reads it."""
         people = "" if self.people is None else f", of {self.people} people"
-        lines = [f"rows in   {self.rows}", *(f"  left out {count:>6}  {reason}" for reason, count in self.reasons.items())]
+        records = [f"records   {self.records}"] if self.records else []
+        lines = [*records, *(f"  left out {count:>6}  {reason}" for reason, count in self.left_out.items())]
+        lines += [*(f"  {one}" for one in (*self.where, *self.notes)), f"rows in   {self.rows}"]
+        lines += [f"  left out {count:>6}  {reason}" for reason, count in self.reasons.items()]
         lines += [f"rows out  {self.used}{people}", ""]
         width = max((len(name) for name in self.fields), default=0)
         lines += [f"{name:{width}}  " + ", ".join(f"{what} {said}" for what, said in of.items()) for name, of in self.fields.items()]
@@ -62,12 +72,12 @@ def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readi
     used = int((~found.bad).sum())
     if found.share > schema.max_bad:
         to_do.append(
-            f"{int(found.bad.sum())} of {len(found.bad)} rows cannot be used, and the schema allows a share of {schema.max_bad:g} "
+            f"{found.too_many.split(', a share of')[0]}, and the schema allows a share of {schema.max_bad:g} "
             "(max_bad): mend the table or the mapping, for the reasons above"
         )
     fields = {}
-    for name, field in schema.fields.items():
-        fields[name], todo = _field(name, field, found)
+    for name, one in schema.fields.items():
+        fields[name], todo = _field(name, one, found)
         to_do += todo
     classes = {}
     if schema.outcome and schema.fields[schema.outcome].kind == "category":
@@ -79,13 +89,26 @@ def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readi
     if used < max(1, examples):
         to_do.append(f"{used} rows can be used, and at least {max(1, examples)} are needed")
     people = len(np.unique(found.columns[schema.person])) if schema.person else None
-    return Readiness(len(found.bad), used, people, dict(found.reasons.most_common()), fields, classes, tuple(to_do))
+    raw = found.raw
+    return Readiness(
+        len(found.bad),
+        used,
+        people,
+        dict(found.reasons.most_common()),
+        fields,
+        classes,
+        tuple(to_do),
+        records=raw.records,
+        left_out=dict(raw.left_out.most_common()),
+        where=raw.where,
+        notes=raw.notes,
+    )
 
 
 def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], list[str]]:
     """(what it is like, what is to be done)."""
     x, strange, to_do = found.all[name], found.strange[name], []
-    gone = x == "" if field.kind == "text" else x < 0 if field.kind == "category" else np.isnan(x)
+    gone = missing(x, field)
     gone &= ~found.unread[name]
     share = float(gone.mean()) if len(x) else 0.0
     about = {"missing": f"{int(gone.sum())} ({share:.1%})"}
@@ -102,6 +125,8 @@ def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], lis
             for factor, said in suspects(x, low, high)[:1]:
                 way = f"divide it by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
                 to_do.append(f"{name!r} looks like another unit ({said}): {way}, factor = {factor:g} of the mapping")
+    elif field.kind == "image":
+        about["values"] = f"pictures of {' x '.join(map(str, field.shape))}"
     elif field.kind == "category":
         counts = np.bincount(x[x >= 0], minlength=len(field.categories))
         about["values"] = "; ".join(f"{one} {count}" for one, count in zip(field.categories, counts.tolist(), strict=True))
@@ -109,8 +134,8 @@ def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], lis
         about["values"] = f"{len(np.unique(x[x != '']))} different"
     if strange:
         few = ", ".join(f"{value!r} ({count})" for value, count in strange.most_common(_FEW))
-        what = (
-            "none of its categories: say codes = {...} in the mapping" if field.kind == "category" else "no number: are they missing codes?"
+        what = {"category": "none of its categories: say codes = {...} in the mapping", "image": "no pictures that can be used:"}.get(
+            field.kind, "no number: are they missing codes?"
         )
         to_do.append(f"{name!r} has values that are {what} {few}")
     return about, to_do

@@ -5,10 +5,11 @@
     number      float64, NaN where missing; int64 of whole ones where none is
     category    int32 codes in the schema's order, the same at every site; -1 where missing
     text        text; what names persons must be there in every row
+    image       float32 from 0 to 1, of the shape that the schema says; a row without its picture cannot be used
 
 A row cannot be used where a value cannot be read, is outside of its range, or is no category; where a field that is required is missing; or
 where it repeats person and time of a row before. It is counted once, by its first reason. Where they are a larger
-share than the schema's `max_bad`, nothing is given.
+share than the schema's `max_bad`, or the records of which no row could be made are, nothing is given.
 
 >>> schema = Schema.of({"name": "s", "max_bad": 0.5, "fields": {"age": {"range": [0, 110]}, "sex": {"categories": ["female", "male"]}}})
 >>> mapping = Mapping.of({"schema": "s", "source": "a", "fields": {"sex": {"codes": {"w": "female"}}}})
@@ -17,21 +18,22 @@ share than the schema's `max_bad`, nothing is given.
 ([61.0, nan], [0, 1], {"'age' is outside of 0 to 110": 1})
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping as Table
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.tables import MISSING
-from fedjax_core.intake import units
+from fedjax_core.intake import pictures, units
 from fedjax_core.intake.mapping import Mapping, Origin
+from fedjax_core.intake.raw import Raw
 from fedjax_core.intake.schema import Field, Schema
-from fedjax_core.intake.sources import raw_columns
 from fedjax_core.stats import expressions
 from fedjax_core.stats.table import Table as Rows
 
@@ -54,20 +56,32 @@ class Reading:
     unread: dict[str, np.ndarray]
     """{field: [rows] bool, where there is a value that could not be read}."""
 
+    raw: Raw
+    """What the rows were made of."""
+
     @property
     def share(self) -> float:
-        """Of the rows, how many cannot be used."""
-        return float(self.bad.mean()) if len(self.bad) else 0.0
+        """Of the rows, how many cannot be used; or of the records that rows are made of, where these are more."""
+        return max(float(self.bad.mean()) if len(self.bad) else 0.0, self.raw.share)
+
+    @property
+    def too_many(self) -> str:
+        """The sentence that says how many cannot be used, why, and how many the schema allows."""
+        of_rows = float(self.bad.mean()) if len(self.bad) else 0.0
+        bad, of, what = int(self.bad.sum()), len(self.bad), "rows"
+        if self.raw.share > of_rows:
+            bad, of, what = sum(self.raw.left_out.values()), self.raw.records, "records"
+        said = "; ".join(f"{reason}: {rows}" for reason, rows in (self.reasons if what == "rows" else self.raw.left_out).most_common())
+        return (
+            f"{bad} of {of} {what} cannot be used, a share of {self.share:.3g}, and the schema allows "
+            f"{self.schema.max_bad:g} (max_bad): {said}."
+        )
 
     @property
     def clients(self) -> Clients:
         """The rows that are used, as one client; raises ValueError where too many could not be."""
         if self.share > self.schema.max_bad:
-            said = "; ".join(f"{reason}: {rows}" for reason, rows in self.reasons.most_common())
-            raise ValueError(
-                f"{int(self.bad.sum())} of {len(self.bad)} rows cannot be used, a share of {self.share:.3g}, and the schema allows "
-                f"{self.schema.max_bad:g} (max_bad): {said}. `fedjax-core data check` says more"
-            )
+            raise ValueError(f"{self.too_many} `fedjax-core data check` says more")
         if not len(self.bad) or self.bad.all():
             raise ValueError("the table has no row that can be used")
         categories = {name: one.categories for name, one in self.schema.fields.items() if one.kind == "category"}
@@ -77,28 +91,32 @@ class Reading:
 def read(path: str | Path) -> Reading:
     """The table that a mapping's file names, as the fields of its schema."""
     mapping = Mapping.read(path)
-    return fields_of(raw_columns(mapping.source, mapping.query, mapping.database), mapping, Schema.read(mapping.schema))
+    return fields_of(mapping.raw(), mapping, Schema.read(mapping.schema))
 
 
-def fields_of(raw: Table[str, Sequence[Any]], mapping: Mapping, schema: Schema) -> Reading:
+def fields_of(given: Raw | Table[str, Sequence[Any]], mapping: Mapping, schema: Schema) -> Reading:
     """The raw columns as the schema's fields; raises ValueError for a column that is not there, or a mapping of a field that is none."""
     if unknown := [name for name in mapping.fields if name not in schema.fields]:
         raise ValueError(f"the mapping has fields.{unknown[0]}, and the schema has no such field; it has {', '.join(schema.fields)}")
-    rows = len(next(iter(raw.values()), ()))
+    table = given if isinstance(given, Raw) else Raw(given)
+    raw, rows = table.columns, table.rows
     why = np.full(rows, "", dtype=object)
     columns, strange, unread = {}, {}, {}
     for name, field in schema.fields.items():
         origin = mapping.fields.get(name, Origin())
-        columns[name], problems, strange[name], unread[name] = _field(name, field, origin, raw, rows)
+        if field.kind == "image":
+            columns[name], problems, strange[name], unread[name] = _pictures(name, field, origin, table)
+        else:
+            columns[name], problems, strange[name], unread[name] = _field(name, field, origin, raw, rows)
         for reason, where in problems.items():
             why[where & (why == "")] = reason
     for name in schema.required:
-        why[_missing(columns[name], schema.fields[name]) & (why == "")] = f"{name!r} is missing"
+        why[missing(columns[name], schema.fields[name]) & (why == "")] = f"{name!r} is missing"
     if schema.person:
         why[_repeated([columns[one] for one in (schema.person, schema.time) if one], why == "", bool(schema.time))] = "a duplicate"
     bad = why != ""
     used = {name: _whole(x[~bad], schema.fields[name]) for name, x in columns.items()}
-    return Reading(schema, used, columns, bad, Counter(why[bad].tolist()), strange, unread)
+    return Reading(schema, used, columns, bad, Counter(why[bad].tolist()), strange, unread, table)
 
 
 def _field(
@@ -135,6 +153,24 @@ def _field(
             outside = (value < field.range[0]) | (value > field.range[1])
         problems[f"{name!r} is outside of {field.range[0]:g} to {field.range[1]:g}"] = outside
     return np.where(wrong, np.nan, value), problems, Counter(texts[wrong].tolist()), wrong
+
+
+class _About(NamedTuple):
+    """How a picture's values become numbers from 0 to 1."""
+
+    range: tuple[float, ...]
+    factor: float
+    offset: float
+    resize: bool
+
+
+def _pictures(name: str, field: Field, origin: Origin, table: Raw) -> tuple[np.ndarray, dict[str, np.ndarray], Counter[str], np.ndarray]:
+    """The same of a field of pictures, whose values are names of files."""
+    files = [_text(one) for one in _column(table.columns, origin.column or name, name)]
+    about = _About(field.range, origin.factor, origin.offset, origin.resize)
+    found, why = pictures.read(["" if one in MISSING else one for one in files], table.folder, field.shape, about)
+    wrong = why != ""
+    return found, {f"{name!r} {one}": why == one for one in dict.fromkeys(why[wrong])}, Counter(np.array(files)[wrong].tolist()), wrong
 
 
 def _column(raw: Table[str, Sequence[Any]], column: str, name: str) -> Sequence[Any]:
@@ -192,9 +228,12 @@ def _whole(x: np.ndarray, field: Field) -> np.ndarray:
     return x.astype(np.int64) if field.kind == "whole" and not np.isnan(x).any() else x
 
 
-def _missing(x: np.ndarray, field: Field) -> np.ndarray:
+def missing(x: np.ndarray, field: Field) -> np.ndarray:
+    """[rows] bool: where a field has no value."""
     if field.kind == "text":
         return x == ""
+    if field.kind == "image":
+        return np.isnan(x.reshape(len(x), math.prod(field.shape))[:, 0])
     return x < 0 if field.kind == "category" else np.isnan(x)
 
 

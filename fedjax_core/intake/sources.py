@@ -1,29 +1,60 @@
-"""A site's own table, as columns of raw values: from CSV or Parquet, a NumPy archive, or a DuckDB query.
+"""A site's own table, as columns of raw values: what its mapping names as source is read in the way that fits.
+
+    a file      CSV, Parquet, a NumPy archive                  tables
+    a query     of DuckDB                                      tables
+    a folder    pictures: PNG, JPEG, DICOM                     pictures.py
+    records     FHIR resources, one a line                     fhir.py
+    events      MEDS, or records with its columns              events.py
 
 Values are as they lie there: text of a CSV file is text, so that a code such as "01" stays one.
 
 >>> import tempfile
 >>> path = Path(tempfile.mkdtemp()) / "a.csv"
 >>> _ = path.write_text("alter,geschlecht\\n61,w\\n")
->>> raw_columns(path)
+>>> raw_columns(path).columns
 {'alter': ('61',), 'geschlecht': ('w',)}
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedjax_core.data import tables
+from fedjax_core.intake import events, fhir, pictures
+from fedjax_core.intake.raw import Raw
 
 
-def raw_columns(source: Path | None, query: str = "", database: Path | None = None) -> Mapping[str, Sequence[Any]]:
-    """{column: its values} of a file, or of a DuckDB query; raises ValueError for a file of another kind or that is not there."""
+def raw_columns(
+    source: Path | None,
+    query: str = "",
+    database: Path | None = None,
+    *,
+    headers: tuple[str, ...] = (),
+    records: tuple[fhir.Records, ...] = (),
+    asked: events.Events | None = None,
+    folder: Path = Path("."),
+) -> Raw:
+    """What a mapping's source or query has; raises ValueError for a file of another kind or that is not there.
+
+    `asked` are the features of events; `folder` is where names of pictures that a query gives begin.
+    """
     if source is None:
-        return _queried(query, database)
-    if not source.exists():
+        found = Raw(_queried(query, database), folder)
+    elif not source.exists():
         raise ValueError(f"{source} is not there: the mapping's source is a path relative to the mapping")
+    elif records:
+        found = fhir.read(source, records)
+    elif asked is not None and (source.is_dir() or source.suffix == ".parquet"):
+        found = events.read(source)
+    elif source.is_dir():
+        found = pictures.listed(source, headers)
+    else:
+        found = Raw(_table(source), source.parent)
+    return found if asked is None else events.features(found, asked)
+
+
+def _table(source: Path) -> dict[str, Any]:
     if source.suffix == ".npz":
         with np.load(source, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
