@@ -12,7 +12,6 @@ piece needs what another one hides.
 ('chain(clip, quantize)', 'mean')
 """
 
-import logging
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -32,8 +31,6 @@ from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
 from fedjax_core.types import Batch, Columns, Key, Server, Update, known
 from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back
-
-log = logging.getLogger("fedjax_core")
 
 
 def compose(
@@ -67,27 +64,26 @@ def compose(
         aggregator = slotted(aggregator, slots)
     composed = Round(promises.kept(in_32_bits(algorithm), uplink), uplink, aggregator, downlink)
     _check_shapes(composed)
-    _say_dropped_weights(composed)
     if uplink.promises.noise is not None:
         promises.check(composed.algorithm, uplink, aggregator, reports_of(composed))
+    _check_weights(composed)
     return composed
 
 
-def _say_dropped_weights(composed: Round) -> None:
-    """Says where clients weigh their reports by what they worked on, and the aggregator counts all alike."""
+def _check_weights(composed: Round) -> None:
+    """Raises where clients weigh their reports, and the aggregator would count all alike."""
     if not composed.aggregator.alike:
         return
-    server = state_shapes(composed).server
+    server, name = state_shapes(composed).server, composed.algorithm.name
     for e, exchange in enumerate(composed.algorithm.exchanges):
-        if exchange.update is not None and promises.weighs(composed.algorithm, server, e):
-            log.warning(
-                "%s() counts all clients alike, and %s weighs them by what they worked on, which is dropped: give the algorithm "
-                "weighting=fc.algorithms.uniform to say so, or take a rule that goes by weights (trimmed_mean and median with "
-                "weighted=True, rfa)",
-                composed.aggregator.name,
-                composed.algorithm.name,
+        by_work, by_told = promises.weighs(composed.algorithm, server, e) if exchange.update is not None else (False, False)
+        if by_work or by_told:
+            raise ValueError(
+                f"{composed.aggregator.name}() counts all clients alike, and the reports of {name} have weights, by "
+                f"{'what each client worked on' if by_work else 'what each client is told'}, which would be dropped. Give the algorithm "
+                "weighting=fc.algorithms.uniform or, where it takes no weighting=, wrap it: fc.algorithms.unweighted(algorithm). Or take a "
+                "rule that goes by weights: trimmed_mean(..., weighted=True), median(weighted=True) or rfa(...)"
             )
-            return
 
 
 def check_population(composed: Round, clients: int, what: str) -> None:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.base import Aggregator
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Exchange, Report, Seen, message_of
-from fedjax_core.types import Batch, Carry, Key, Message, Params
+from fedjax_core.algorithms.base import Aggregate, Algorithm, Each, Exchange, Report, Seen, Told, message_of
+from fedjax_core.types import Batch, Carry, Key, Message
 from fedjax_core.uplink.base import Stage
 
 
@@ -97,7 +97,7 @@ def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) ->
             f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
             f"noise of {name!r}: use an algorithm whose server goes by the value alone, such as fedavg"
         )
-    if at == "client" and not getattr(uplink.promises.account, "open_counts", False) and weighs(algorithm, server, e):
+    if at == "client" and not getattr(uplink.promises.account, "open_counts", False) and weighs(algorithm, server, e)[0]:
         yield (
             f"{algorithm.name} weighs its reports by a client's examples or steps, which leave without the noise of {name!r}: give "
             "weighting=fc.algorithms.uniform"
@@ -123,15 +123,20 @@ def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
     return list(dict.fromkeys(name for name, there in zip(names, used, strict=False) if there))
 
 
-def weighs(algorithm: Algorithm, server: Any, e: int) -> bool:
-    """Whether the weight of a report depends on what the client has seen."""
-    exchange = algorithm.exchanges[e]
+def weighs(algorithm: Algorithm, server: Any, e: int) -> tuple[bool, bool]:
+    """(whether the weight of a report depends on what the client worked on or keeps, whether on what it is told by itself)."""
+    exchange, key = algorithm.exchanges[e], keys.shape()
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    params: Params = jax.eval_shape(algorithm.init_params, keys.shape())
-    own = jax.eval_shape(algorithm.init_client, params)
+    own = jax.eval_shape(algorithm.init_client, jax.eval_shape(algorithm.init_params, key))
+    message = jax.eval_shape(lambda server: message_of(exchange, server), server)
+    carry = jax.eval_shape(exchange.client.begin, message, own, key)
+    common, mine = message if isinstance(message, Told) else (message, ())
 
-    def weight(seen: Seen, server: Any, own: Any, key: Key) -> Any:
-        message = message_of(exchange, server)
-        return exchange.client.finish(message, exchange.client.begin(message, own, key), seen).weight
+    def weight(worked: tuple[Seen, Carry], mine: Any, common: Message) -> Any:
+        seen, carry = worked
+        return exchange.client.finish(common if exchange.address is None else Told(common, mine), carry, seen).weight
 
-    return any(tree.depends(weight, Seen(number, number), server, own, keys.shape())[:2])
+    worked = Seen(number, number), carry
+    used = tree.depends(weight, worked, mine, common)
+    of_work, of_told = len(jax.tree.leaves(worked)), len(jax.tree.leaves(mine))
+    return any(used[:of_work]), any(used[of_work : of_work + of_told])

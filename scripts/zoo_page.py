@@ -51,7 +51,11 @@ def methods() -> dict[str, tuple[Path, str]]:
                     found[name] = file, paper(file)
     for name in fc.algorithms.__all__:
         function = getattr(fc.algorithms, name)
-        if inspect.isfunction(function) and function.__annotations__.get("return") is fc.algorithms.Algorithm and name != "by_round":
+        if (
+            inspect.isfunction(function)
+            and function.__annotations__.get("return") is fc.algorithms.Algorithm
+            and name not in ("by_round", "unweighted")
+        ):
             file = Path(inspect.getfile(inspect.unwrap(function)))
             found[name] = file, paper(file)
     for name, (file_name, of) in VARIANTS.items():

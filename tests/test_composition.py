@@ -1,5 +1,6 @@
 """`compose` refuses what no backend can run, before anything runs, and says how it should be."""
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from fedjax_core import aggregators, algorithms, compose, models, privacy, uplin
 from fedjax_core.composition import check_metrics
 from fedjax_core.metrics import Sum
 from fedjax_core.partial import incompatibility
+from tests import zoo
 
 FEDAVG = algorithms.fedavg(models.linear(features=2), optax.sgd(0.1))
 (EXCHANGE,) = FEDAVG.exchanges
@@ -102,7 +104,7 @@ def test_a_server_has_the_model_as_its_params():
 
 
 def test_what_meets_in_parts_is_said_by_the_aggregator_and_not_by_its_name():
-    mine, disguised = aggregators.mean()._replace(name="mine"), aggregators.trimmed_mean(0.1)._replace(name="mean")
+    mine, disguised = aggregators.mean()._replace(name="mine"), aggregators.trimmed_mean(0.1, weighted=True)._replace(name="mean")
     compose(PARTS, aggregator=mine)
     compose(PARTS, aggregator=aggregators.total())
     with pytest.raises(ValueError, match="only as a weighted mean"):
@@ -141,7 +143,7 @@ def test_slots_are_counted(slots):
 
 def test_reports_meet_in_slots_where_each_is_seen_and_stages_keep_nothing_for_one():
     two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
-    assert compose(two, uplink=uplink.clip(1.0), aggregator=aggregators.trimmed_mean(0.1)).slots == 2
+    assert compose(two, uplink=uplink.clip(1.0), aggregator=aggregators.trimmed_mean(0.1, weighted=True)).slots == 2
     with pytest.raises(ValueError, match="reveals only the sum over all clients, not that of each slot"):
         compose(two, uplink=uplink.secure(1.0), aggregator=aggregators.total())
     remembers = uplink.stage("remembers", init=lambda shapes: jnp.zeros(3))
@@ -170,3 +172,53 @@ def test_a_slot_would_leave_without_the_noise_that_a_stage_promises():
     two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
     with pytest.raises(ValueError, match="name the slot of their report, which leaves without the noise of 'client level'"):
         compose(two, uplink=private.uplink, aggregator=private.aggregator)
+
+
+RULES = {**zoo.AGGREGATORS, **zoo.ROBUST}
+ALIKE = [name for name, make in RULES.items() if make().alike]
+
+
+def test_most_rules_that_withstand_liars_count_all_alike():
+    assert len(ALIKE) > 12 and {"krum", "median", "trimmed mean", "bucketing", "arc", "nnm, centered clipping"} < set(ALIKE)
+    assert not {"mean", "total", "rfa", "by weight", "zeroing", "norm bound"} & set(ALIKE)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_rule_that_counts_all_alike_refuses_weights_and_says_the_ways_out(name):
+    rule = RULES[name]()
+    said = rf"{re.escape(rule.name)}\(\) counts all clients alike, and the reports of fedavg have weights, by what each client worked on"
+    with pytest.raises(ValueError, match=said + r".*weighting=fc.algorithms.uniform.*fc.algorithms.unweighted.*weighted=True"):
+        compose(FEDAVG, aggregator=rule)
+    assert compose(algorithms.unweighted(FEDAVG), aggregator=rule).algorithm.name == "unweighted(fedavg)"
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ALIKE])
+def test_a_rule_that_goes_by_weights_takes_them(name):
+    compose(FEDAVG, aggregator=RULES[name]())
+
+
+def test_weights_that_differ_in_any_way_are_refused_and_those_that_do_not_are_taken():
+    median = aggregators.median()
+    compose(algorithms.fedavg(FEDAVG.task, optax.sgd(0.1), weighting=algorithms.uniform), aggregator=median)
+    compose(algorithms.scaffold(FEDAVG.task, 0.1, 3), aggregator=median)
+    compose(exchanging(update=lambda server, reports: server), aggregator=aggregators.mean())
+    told = zoo.addressed(4).algorithm
+    with pytest.raises(ValueError, match="have weights, by what each client is told"):
+        compose(told, aggregator=median)
+    compose(algorithms.unweighted(told), aggregator=median)
+
+    def finish(message, carry, seen):
+        return EXCHANGE.client.finish(message, carry, seen)._replace(weight=jnp.exp(carry.params["b"]))
+
+    with pytest.raises(ValueError, match="by what each client worked on"):
+        compose(exchanging(client=EXCHANGE.client._replace(finish=finish)), aggregator=median)
+
+
+def test_an_unweighted_report_has_a_weight_of_one_and_is_otherwise_as_it_was():
+    (after,) = algorithms.unweighted(FEDAVG).exchanges
+    params = FEDAVG.task.init(jax.random.key(0))
+    message = EXCHANGE.broadcast(FEDAVG.init(params))
+    carry, seen = EXCHANGE.client.begin(message, (), jax.random.key(1)), algorithms.Seen(jnp.float32(5), jnp.float32(2))
+    was, now = (one.client.finish(message, carry, seen) for one in (EXCHANGE, after))
+    assert (float(was.weight), float(now.weight)) == (5, 1) and now.weight.dtype == jnp.float32
+    assert all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (was.update, now.update)), strict=True))

@@ -343,8 +343,14 @@ def noisy(make: Callable[[], uplink.Stage]) -> Entry:
 
 
 def aggregated(make: Callable[[], aggregators.Aggregator]) -> Entry:
-    """FedAvg whose reports meet so."""
-    return Entry(lambda: fedavg(aggregator=make()))
+    """FedAvg whose reports meet so: all alike, where the rule goes by no weights."""
+
+    def build() -> Round:
+        rule = make()
+        weighting = algorithms.uniform if rule.alike else algorithms.by_examples
+        return compose(algorithms.fedavg(task(), SGD, weighting=weighting), aggregator=rule)
+
+    return Entry(build)
 
 
 def brief(build: Callable[..., algorithms.Algorithm], data: str = "classes", **how: bool) -> Entry:

@@ -30,8 +30,8 @@ from fedjax_core.types import Array, Key, known
 def trimmed_mean(fraction: float | None = None, *, f: int | None = None, weighted: bool = False) -> Aggregator:
     """Leaves out the `f` largest and `f` smallest of each coordinate, or that `fraction` of them below a half, and averages the rest.
 
-    Every client counts alike, whatever its weight: the weights by examples that `fedavg` gives are dropped, so that nobody gains by a
-    large one. Only a weight of 0 matters: such a report is not there. `weighted` goes by the weights, of which `f` is that share.
+    Every client counts alike, so that nobody gains by a large weight; `compose` refuses an algorithm with weights, as `fedavg` has them
+    by default, and says the ways out. A report of weight 0 is not there. `weighted` goes by the weights, of which `f` is that share.
     """
     if (fraction is None) == (f is None):
         raise ValueError(f"trimmed_mean needs fraction= or f=, one of the two, got fraction={fraction!r} and f={f!r}")

@@ -55,6 +55,7 @@ from fedjax_core.algorithms.scaffold import scaffold
 from fedjax_core.algorithms.scaffold_one import scaffold_one
 from fedjax_core.algorithms.sparseloco import sparseloco
 from fedjax_core.algorithms.term import term
+from fedjax_core.algorithms.unweighted import unweighted
 from fedjax_core.work import ONCE, TRAIN, Work
 
 __all__ = [
@@ -136,6 +137,7 @@ __all__ = [
     "sparseloco",
     "term",
     "uniform",
+    "unweighted",
     "whole_gradient",
     "whole_loss",
 ]

@@ -57,7 +57,7 @@ def test_a_median_in_each_group_withstands_one_of_its_clients_who_lies():
     liar = {name: x[:5] for name, x in two_groups()[0].items()}
     data, losses = Clients.from_list([*two_groups(), liar]), {}
     for aggregator in (aggregators.median(), aggregators.mean()):
-        sim = Simulator(compose(lied, aggregator=aggregator), data, batch_size=5, epochs=2, lanes=3)
+        sim = Simulator(compose(algorithms.unweighted(lied), aggregator=aggregator), data, batch_size=5, epochs=2, lanes=3)
         state, _ = sim.run_many(sim.init(jax.random.key(2)), [list(range(9))] * 10)
         losses[aggregator.name] = float(np.max(sim.evaluate(state).clients["loss"][:8]))
     assert losses["median"] < 0.1 and losses["mean"] > 100

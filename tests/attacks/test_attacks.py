@@ -126,18 +126,6 @@ def test_liars_lie_before_the_uplink_and_know_it_where_they_act_together():
     assert all(np.allclose(x, y, atol=1e-6) for x, y in zip(jax.tree.leaves(change), jax.tree.leaves(expected), strict=True))
 
 
-def test_compose_says_where_weights_are_dropped(caplog):
-    task = fc.models.logistic(features=8, classes=2)
-    by_examples = fc.algorithms.fedavg(task, optax.sgd(0.3))
-    fc.compose(by_examples, aggregator=fc.aggregators.krum(1))
-    (said,) = caplog.messages
-    assert said.startswith("krum() counts all clients alike, and fedavg weighs them by what they worked on, which is dropped: give")
-    caplog.clear()
-    fc.compose(by_examples, aggregator=fc.aggregators.median(weighted=True))
-    fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.3), weighting=fc.algorithms.uniform), aggregator=fc.aggregators.krum(1))
-    assert not caplog.messages
-
-
 def test_where_reports_lie_close_krum_takes_a_liars_and_the_mean_is_nearer():
     """Robust rules lose to the mean under a small inner product: a fact about them, not a fault."""
     rng = np.random.default_rng(1)

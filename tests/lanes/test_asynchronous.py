@@ -100,7 +100,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(population, tmp_path):
         (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), "has 2 exchanges"),
         (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), "keeps state at each client"),
         (
-            lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)),
+            lambda: fc.compose(
+                fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform), aggregator=fc.aggregators.trimmed_mean(0.1)
+            ),
             "of parts does not add",
         ),
     ],

@@ -27,6 +27,7 @@ def task(dtype, gradient=1.0):
 
 def composed(dtype, aggregator=None, uplink=None, server=None, gradient=1.0):
     algorithm = fc.algorithms.fedavg(task(dtype, gradient), optax.sgd(LR), server)
+    algorithm = fc.algorithms.unweighted(algorithm) if aggregator is not None and aggregator.alike else algorithm
     return fc.compose(algorithm, aggregator=aggregator, uplink=uplink)
 
 

@@ -45,7 +45,7 @@ def rows(names=None):
         if names is None or name in names:
             under = said(algorithm, LEVEL.uplink, LEVEL.aggregator), said(algorithm, LOCAL.uplink)
             yield "algorithm", name, *under
-    plain = fedavg().algorithm
+    plain = fc.algorithms.unweighted(fedavg().algorithm)  # as some of the rules ask for
     for name, make in AGGREGATORS.items():
         if names is None or name in names:
             yield "aggregator", name, said(plain, LEVEL.uplink, make()), said(plain, LOCAL.uplink, make())

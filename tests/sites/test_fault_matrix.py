@@ -311,7 +311,8 @@ def poisoned(aggregator, factor):
 
         return changed(send(site, request), poison) if (site, header_of(request).kind) == (NAMES[1], "train") else send(site, request)
 
-    with federation(fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=aggregator), fault=fault) as (fed, sites, _):
+    algorithm = fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform)
+    with federation(fc.compose(algorithm, aggregator=aggregator), fault=fault) as (fed, sites, _):
         box |= {"fed": fed, "sites": sites}
         state = fed.init(jax.random.key(1))
         for _ in range(3):

@@ -94,7 +94,8 @@ def test_who_a_rule_leaves_out_is_in_the_audit_log_by_name_and_the_bits_in_the_m
         wild = name == NAMES[1] and said.header.kind == "update"
         return ({}, {at: x * np.float32(-20) for at, x in said.tensors.items()}) if wild else None
 
-    composed = fedavg(aggregator=fc.aggregators.multi_krum(1), downlink=fc.uplink.half())
+    algorithm = fc.algorithms.unweighted(fedavg().algorithm)
+    composed = fc.compose(algorithm, aggregator=fc.aggregators.multi_krum(1), downlink=fc.uplink.half())
     with federation(composed, folder=tmp_path, lie=lie, rules=Rules(max_norm=1e9)) as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
     out = [one for one in show(tmp_path / "coordinator" / "audit") if one.what == "left out"]

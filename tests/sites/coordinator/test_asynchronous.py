@@ -402,7 +402,9 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
         (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), {}, "has 2 exchanges"),
         (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), {}, "keeps state at each client"),
         (
-            lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)),
+            lambda: fc.compose(
+                fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform), aggregator=fc.aggregators.trimmed_mean(0.1)
+            ),
             {},
             "of parts does not",
         ),

@@ -66,7 +66,8 @@ def test_the_mean_is_that_of_a_plain_loop(count, how):
 
 
 def test_an_aggregator_that_keeps_all_reports_gets_each_at_its_place(how):
-    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.2))
+    algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1), weighting=fc.algorithms.uniform)
+    composed = fc.compose(algorithm, aggregator=fc.aggregators.trimmed_mean(0.2))
     reports = [(update, 1.0) for update, _ in reports_of(MANY)]
     before, found = added(composed, reports, [None] * MANY)
     cut = int(0.2 * MANY)

@@ -217,7 +217,12 @@ def test_convolutions_are_not_measured_at_a_site(monkeypatch):
         (lambda: fc.compose(fc.algorithms.scaffold(TASK, 0.1, 4)), "keep state between rounds"),
         (lambda: fc.compose(fc.algorithms.mime(TASK, optax.sgd(0.1))), "2 exchanges"),
         (lambda: fedavg(fc.uplink.feedback(fc.uplink.quantize(bits=8))), "keeps state at each client"),
-        (lambda: fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), aggregator=fc.aggregators.trimmed_mean(0.1)), "aggregators.mean"),
+        (
+            lambda: fc.compose(
+                fc.algorithms.fedavg(TASK, optax.sgd(0.1), weighting=fc.algorithms.uniform), aggregator=fc.aggregators.trimmed_mean(0.1)
+            ),
+            "aggregators.mean",
+        ),
     ],
 )
 def test_what_cannot_be_one_mean_is_refused_where_the_study_is_made(composed, said):
