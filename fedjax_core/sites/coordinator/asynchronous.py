@@ -43,7 +43,7 @@ from fedjax_core.sites.coordinator.absent import with_reasons
 from fedjax_core.sites.coordinator.calls import Calls, Completed
 from fedjax_core.sites.coordinator.collect import Collector, Paused
 from fedjax_core.sites.coordinator.outlying import LEAST
-from fedjax_core.sites.coordinator.reports import Aggregation, NothingLearned, Reports, absurd, total_of, training
+from fedjax_core.sites.coordinator.reports import Aggregation, NothingLearned, Reports, Size, absurd, total_of, training
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import broadcast
 from fedjax_core.sites.protocol.report import said, told
@@ -83,9 +83,9 @@ class _Waiting(NamedTuple):
     reports: Reports
 
     @property
-    def norm(self) -> tuple[float, int]:
-        """Of the update, with the steps that the site had to do."""
-        return self.reports.norms[self.completed.at], int(self.reports.steps[self.completed.at])
+    def size(self) -> Size:
+        """How large its numbers are."""
+        return self.reports.sizes[self.completed.at]
 
 
 class AsynchronousRounds:
@@ -98,8 +98,8 @@ class AsynchronousRounds:
         self._round, self._buffer = composed, buffer
         self._requests, self._collector, self._data, self._record = requests, collector, data, record
         self._calls = Calls(requests, collector, record)
-        self._norms: deque[tuple[float, int]] = deque(maxlen=max(LEAST, 4 * buffer.size))
-        """Of the last updates that counted, with the steps that their sites had to do."""
+        self._sizes: deque[Size] = deque(maxlen=max(LEAST, 4 * buffer.size))
+        """Of the last reports that counted."""
         self._state: State | None = None
         """From which all else here comes."""
         self.lacked: dict[str, str] = {}
@@ -133,7 +133,7 @@ class AsynchronousRounds:
         """Whoever is at work in this state is asked again."""
         flight: InFlight = state.clients  # type: ignore[assignment]
         self._calls.clear()
-        self._norms.clear()
+        self._sizes.clear()
         self._started, self._last, self._models = np.array(flight.started), np.array(flight.last), flight.models
         self._open(state)
         for at in np.flatnonzero(self._started >= 0).tolist():
@@ -219,28 +219,27 @@ class AsynchronousRounds:
         return True
 
     def _count(self, whatever: bool = False) -> dict[int, int]:
-        """Counts the reports that wait, once there are norms enough to compare theirs with, or the buffer is full, or `whatever` there is.
+        """Counts the reports that wait, once there are enough to compare their sizes with, or the buffer is full, or `whatever` there is.
 
         Site -> version of those that are absurdly larger than the others, and are set aside.
         """
-        waiting, known, here = self._waiting, list(self._norms), len(self._counted)
+        waiting, known, here = self._waiting, list(self._sizes), len(self._counted)
         if not (whatever or len(known) + len(waiting) >= LEAST or here + len(waiting) >= self._buffer.size):
             return {}
-        norms, steps = zip(*known, *(one.norm for one in waiting), strict=True) if known or waiting else ((), ())
-        params = self._about.state.params
-        aside = {i - len(known) for i in absurd(self._collector.rules, norms, steps, params) if i >= len(known)}
+        found = absurd(self._collector.rules, [*known, *(one.size for one in waiting)], self._about.state.params)
+        aside = {i - len(known): what for i, what in found.items() if i >= len(known)}
         self._waiting, failed = [], dict[int, int]()
         for i, one in enumerate(waiting):
             at, staleness = one.completed.at, self._version - one.completed.version
             if i in aside:
-                one.reports.set_aside(at)
+                one.reports.set_aside(at, aside[i])
                 self._refused += 1
                 failed[at] = one.completed.version
                 continue
             damping = np.float32(self._buffer.damping(staleness))
             self._sums.add(one.header, one.report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))
             self._counted.append((at, staleness))
-            self._norms.append(one.norm)
+            self._sizes.append(one.size)
         return failed
 
     def _too_few(self, failed: Collection[int], cohort: int) -> NoReturn:

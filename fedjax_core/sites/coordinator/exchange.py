@@ -112,10 +112,10 @@ class _Fold:
         self._skipped.update(at for at in self._left if at not in self._ready)
         self._go_on()
         here = list(self._added)
-        norms, steps = [self.reports.norms[at] for at in here], [int(self.reports.steps[at]) for at in here]
-        if aside := {here[i] for i in absurd(self._collector.rules, norms, steps, params)}:
+        sizes = [self.reports.sizes[at] for at in here]
+        if aside := {here[i]: what for i, what in absurd(self._collector.rules, sizes, params).items()}:
             for at in sorted(aside):
-                self.reports.set_aside(at)
+                self.reports.set_aside(at, aside[at])
             again = {at: header for at, header in self._added.items() if at not in aside}
             self.sums, self.here, self._added = self._nothing(), [], {}
             for at, header in again.items():

@@ -11,7 +11,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,6 +53,17 @@ def training(
     return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
 
 
+UPDATE = "the norm of the update"
+
+
+class Size(NamedTuple):
+    """How large the numbers of one report are."""
+
+    norm: float  # of the update
+    steps: int  # that the site had to do
+    stats: dict[str, float]  # the largest of each
+
+
 class Reports:
     """Reads the reports to one request to train: validates them, then runs the server's half of the uplink."""
 
@@ -63,8 +74,8 @@ class Reports:
         """`asked`: the request's header; `data`: the fingerprint of each site's."""
         rules, sizes, e = collector.rules, collector.sizes, asked.exchange
         self.refused = 0
-        self.norms: dict[int, float] = {}
-        """Of the updates that were read, by the sites' positions."""
+        self.sizes: dict[int, Size] = {}
+        """Of the reports that were read, by the sites' positions."""
         self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, asked.round)
         """[N] that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
@@ -76,6 +87,8 @@ class Reports:
         else:  # a department's weight is of its own examples, which only the site knows
             weigh = self._server.weigh[e] if collector.clients is None else None
             self._bounds = _weights(weigh, sizes.tobytes(), self.steps.tobytes(), limited)
+        counters = self._server.counters[e] if collector.clients is None else {}
+        self._stats = {name: _between(one, sizes.tobytes(), self.steps.tobytes(), limited) for name, one in counters.items()}
         most = math.inf if rules.max_norm == "relative" else float(rules.max_norm)
         self._expected = validation.ExpectedUpdate(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.leaves, data=data,
@@ -86,7 +99,8 @@ class Reports:
         """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
         clients = None if self._clients is None else int(self._clients[at])
         its = {"max_weight": float(self._bounds[at]), "max_examples": int(self._sizes[at]), "max_steps": int(self.steps[at])}
-        verdict = validation.validate(heard, replace(self._expected, clients=clients, **its))
+        stats = {name: (float(low[at]), float(high[at])) for name, (low, high) in self._stats.items()}
+        verdict = validation.validate(heard, replace(self._expected, clients=clients, stats=stats, **its))
         about: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
         found = None
         if verdict.accepted and verdict.norm is not None:
@@ -96,7 +110,8 @@ class Reports:
             if expands is not None:
                 good, norm = (x.item() for x in expands(self._uplink, sent, np.float32(weight)))
             if np.isfinite(np.float32(weight)) and good:
-                found, self.norms[at] = (sent, weight), norm
+                others = {name: float(np.max(np.abs(x), initial=0)) for name, x in wire_of(sent).stats.items() if x.size}
+                found, self.sizes[at] = (sent, weight), Size(norm, int(self.steps[at]), others)
             else:
                 about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
         if found is None:
@@ -105,11 +120,12 @@ class Reports:
         self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
         return found
 
-    def set_aside(self, at: int) -> None:
-        """The update of the site at this position, which was read, is absurdly larger than the others'."""
+    def set_aside(self, at: int, what: str) -> None:
+        """`what` is in the report of the site at this position, which was read, is absurdly larger than the others'."""
+        times = MOST if what == UPDATE else MOST**2
         reason = (
-            f"the norm of the update is more than {MOST:g} times the median of those in this exchange, for as many steps, or beyond all "
-            "reason where there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
+            f"{what} is more than {times:g} times the median of those in this exchange, for as many steps, or beyond all reason where "
+            "there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
         )
         self._reasons[at] = f"its report was set aside: {reason}"
         self.record(self._names[at], "update", {"accepted": False, "code": validation.NormTooLarge.code, "reason": reason})
@@ -127,9 +143,16 @@ class Reports:
         self._record(who, what, self._expected.round, {**about, "exchange": self._e})
 
 
-def absurd(rules: Rules, norms: Sequence[float], steps: Sequence[int], params: Any) -> list[int]:
-    """Which of these norms of updates, of so many steps, are absurdly larger than the others, or than `params` where these are few."""
-    return [] if rules.max_norm != "relative" else outlying(norms, steps, lambda: measure(to_tensors(params)))
+def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
+    """{which: what of it} of these reports is absurdly larger than of the others; of an update, also than `params` where these are few."""
+    if rules.max_norm != "relative":
+        return {}
+    steps, found = [one.steps for one in sizes], dict[int, str]()
+    for name in sorted({name for one in sizes for name in one.stats}):
+        # A stat may be the square of what an update is.
+        bad = outlying([one.stats[name] ** 0.5 for one in sizes], steps, lambda: 0.0)
+        found |= dict.fromkeys(bad, f"the size of its stats {name!r}")
+    return found | dict.fromkeys(outlying([one.norm for one in sizes], steps, lambda: measure(to_tensors(params))), UPDATE)
 
 
 def largest_weights(composed: Round, e: int, collector: Collector, round: int) -> np.ndarray | None:
@@ -156,14 +179,21 @@ def _steps(plan: Plan, work: Work, sizes: bytes, round: int) -> np.ndarray:
     return found
 
 
+def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np.ndarray, np.ndarray]:
+    """[N], [N]: the least and the most of such a number in each site's report, which where `limited` may be of fewer steps."""
+    examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
+    ends = [most, np.minimum(most, 1)] if limited else [most]
+    found = np.array([of(examples.astype(np.float32), one.astype(np.float32)) for one in ends])
+    room = 1e-6 * np.abs(found).max(0)
+    return found.min(0) - room, found.max(0) + room
+
+
 @lru_cache(maxsize=64)
 def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -> np.ndarray:
     """[N]: the largest weight of each site's report, of so many examples and steps (int64); a `limited` one may be of fewer steps."""
-    examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
     if weigh is None:
-        return np.maximum(1.0, examples)
-    ends = [most, np.minimum(most, 1)] if limited else [most]
-    return np.max([weigh(examples.astype(np.float32), steps.astype(np.float32)) for steps in ends], axis=0) * (1 + 1e-6)
+        return np.maximum(1.0, np.frombuffer(sizes, np.int64))
+    return _between(weigh, sizes, steps, limited)[1]
 
 
 class Aggregation:

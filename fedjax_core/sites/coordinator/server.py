@@ -5,7 +5,7 @@ and then one program adds them one after another, and makes the state of them wh
 it comes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from fedjax_core import keys, tallies, tree
 from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Each, Seen
 from fedjax_core.round import Kept, Round, State, state_shapes, wire_of
-from fedjax_core.sites.coordinator.weighing import Weigher, weigher
-from fedjax_core.sites.protocol.report import beside
+from fedjax_core.sites.coordinator.weighing import Weigher, counters, weigher
+from fedjax_core.sites.protocol.report import beside, stats_of
 from fedjax_core.sites.wire.trees import TreeSpec
 from fedjax_core.types import Array, Key
 from fedjax_core.uplink.base import alone
@@ -40,6 +40,7 @@ class Server(NamedTuple):
     """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the downlink keeps now)."""
     fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
     weigh: list[Weigher | None]  # what a report weighs
+    counters: list[dict[str, Weigher]]  # what a report's stats are, by the names of their tensors, where examples and steps say it
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
@@ -142,11 +143,16 @@ def server_half(composed: Round) -> Server:
         broadcast=[_compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key, one_site) for e in exchanges],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         weigh=[weigher(composed, e) for e in exchanges],
+        counters=[_named(counters(composed, e, wire_of(shapes[e]).stats), stats_of(shapes[e])) for e in exchanges],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
         add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],
         conclude=[jax.jit(partial(conclude, e), static_argnums=0) for e in exchanges],
     )
+
+
+def _named(found: Mapping[str, Weigher], tensors: Mapping[str, str]) -> dict[str, Weigher]:
+    return {tensors[name]: one for name, one in found.items()}
 
 
 def _compiled(broadcast: Callable[..., Any], *shapes: Any) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from fedjax_core.sites.protocol.kinds import WrongConfig, WrongKind
 from fedjax_core.sites.protocol.report import PARTIAL
@@ -67,6 +68,12 @@ class BadSteps(Refused):
     code = "bad-steps"
 
 
+class BadStats(Refused):
+    """A number that the server reads of this site by itself is another than its examples and steps give."""
+
+    code = "bad-stats"
+
+
 class WrongClients(Refused):
     """The report is of another number of clients than the site said to be."""
 
@@ -101,6 +108,7 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int | None = None  # that its plan has for so many
     beside: frozenset[str] = frozenset()  # the tensors that are no part of the update, and so not of its norm
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
+    stats: Mapping[str, tuple[float, float]] = {}  # the least and the most that a tensor of one number may hold
     clients: int | None = None  # that the report is the mean of, where departments are clients; None: it is one client's
 
 
@@ -119,6 +127,7 @@ def validate(envelope: Envelope, expected: ExpectedUpdate) -> Verdict:
     try:
         code = _check_header(envelope.header, expected)
         check_specs(envelope.tensors, expected.kinds)
+        _check_stats(envelope.tensors, expected.stats)
         norm = measure_update(envelope.tensors, expected.beside)
         if norm > expected.max_norm:
             raise NormTooLarge(
@@ -175,6 +184,15 @@ def _check_header(header: Header, expected: ExpectedUpdate) -> str:
             "begin another run"
         )
     return check_data(header, expected.data)
+
+
+def _check_stats(tensors: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[float, float]]) -> None:
+    for name, (least, most) in bounds.items():
+        if not least <= (said := float(tensors[name])) <= most:  # NaN is not
+            raise BadStats(
+                f"the report says {said:g} as {name}, and the site's examples and steps give {most:g}; both ends need the same version, "
+                "and a site has no choice of that number"
+            )
 
 
 def check_data(header: Header, fingerprints: Mapping[str, str]) -> str:

@@ -1,8 +1,9 @@
-"""Computes the weight that a report must have from its numbers of examples and steps, so that no site has to be believed.
+"""Computes what a report must weigh, and say beside its update, from its numbers of examples and steps, so that no site has to be believed.
 
 FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each is a function of what a client had to work on (`Seen`),
-and the coordinator has that from the site's description and the study's plan. So no site can give itself more weight. Where the weight
-depends on anything else, such as the loss, nothing is known.
+and the coordinator has that from the site's description and the study's plan. So no site can give itself more weight. The same
+holds of the numbers that a server reads client by client (`Report.stats`), such as FedNova's steps. Where one depends on anything else,
+such as the loss, nothing is known.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -12,9 +13,11 @@ depends on anything else, such as the loss, nothing is known.
 [3.0, 50.0]
 >>> weigher(compose(algorithms.scaffold(task, 0.1, population=2)), 0)(examples, steps).tolist()
 [1.0, 1.0]
+>>> counters(compose(algorithms.fednova(task, 0.1)), 0, {"steps": np.float32(0)})["steps"](examples, steps).tolist()
+[1.0, 7.0]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,16 +27,30 @@ import numpy as np
 from jax.extend import core
 
 from fedjax_core import keys
-from fedjax_core.algorithms.base import Seen
+from fedjax_core.algorithms.base import Report, Seen
 from fedjax_core.round import Round, state_shapes
 from fedjax_core.types import Array
 
 Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(examples [N], steps [N]) -> the weight of each report [N]."""
+"""(examples [N], steps [N]) -> a number of each report [N], such as its weight."""
 
 
 def weigher(composed: Round, e: int) -> Weigher | None:
     """How the reports of exchange `e` are weighed; None where that depends on more than examples and steps."""
+    return _of_seen(composed, e, lambda report: report.weight)
+
+
+def counters(composed: Round, e: int, stats: Mapping[str, Any]) -> dict[str, Weigher]:
+    """Those of the `stats` (name -> shape) of exchange `e` that are one number and depend on examples and steps alone."""
+    found = {name: _of_seen(composed, e, partial(_stat, name)) for name, shape in stats.items() if not shape.shape}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _stat(name: str, report: Report) -> Array:
+    return report.stats[name]
+
+
+def _of_seen(composed: Round, e: int, read: Callable[[Report], Array]) -> Weigher | None:
     client, key = composed.algorithm.exchanges[e].client, keys.shape()
     state = state_shapes(composed)
     message = jax.eval_shape(partial(composed.told, e), state)
@@ -41,10 +58,10 @@ def weigher(composed: Round, e: int) -> Weigher | None:
     carry = jax.eval_shape(client.begin, message, own, key)
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
-    def weight(examples: Array, steps: Array, message: object, carry: object) -> Array:
-        return jnp.float32(client.finish(message, carry, Seen(examples, steps)).weight)
+    def number(examples: Array, steps: Array, message: object, carry: object) -> Array:
+        return jnp.float32(read(client.finish(message, carry, Seen(examples, steps))))
 
-    closed = jax.make_jaxpr(weight)(one, one, message, carry)
+    closed = jax.make_jaxpr(number)(one, one, message, carry)
     whole: Any = closed.jaxpr
     needed, eqns = {v for v in whole.outvars if isinstance(v, core.Var)}, []
     for eqn in reversed(whole.eqns):

@@ -41,6 +41,12 @@ def beside(sent: Any) -> frozenset[str]:
     return frozenset(leaf_specs(wire._replace(update=()))) if wire.stats else frozenset()
 
 
+def stats_of(sent: Any) -> dict[str, str]:
+    """{name: name of its tensor} of the numbers in a report that the server reads of each site by itself."""
+    wire = wire_of(sent)
+    return {name: next(iter(leaf_specs(wire._replace(update=(), stats={name: shape}, slot=())))) for name, shape in wire.stats.items()}
+
+
 def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
     """The fields of a metric of these sums; what is not finite goes as nothing."""
     return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}

@@ -13,7 +13,7 @@ from fedjax_core.algorithms.base import Seen, by_examples
 from fedjax_core.sites.coordinator import exchange, server
 from fedjax_core.sites.coordinator.outlying import outlying
 from fedjax_core.sites.coordinator.rules import Rules
-from fedjax_core.sites.coordinator.weighing import weigher
+from fedjax_core.sites.coordinator.weighing import counters, weigher
 from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, federation
 from tests.zoo import SGD, fedavg, round_of, task
@@ -101,6 +101,32 @@ def test_a_scale_a_control_variate_and_a_gradient_are_measured_too(name):
     assert all(float(jnp.abs(x).max()) < 100 for x in jax.tree.leaves(state.params))
 
 
+def other_stats(site, value):
+    def lie(name, said):
+        if name == site and said.header.kind == "update":
+            return {}, {n: np.full_like(x, value) if "stats" in n else x for n, x in said.tensors.items()}
+        return None
+
+    return lie
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "value", "said"),
+    [
+        (fc.algorithms.fednova, 1e20, "(bad-stats): the report says 1e+20 as .stats['steps'], and the site's examples and steps give 12"),
+        (fc.algorithms.fednova, 13, "the report says 13 as .stats['steps']"),
+        (fc.algorithms.fednova, -12, "the report says -12 as .stats['steps']"),
+        (fc.algorithms.fedexp, 1e20, "the size of its stats 'moved' is more than 10000 times the median"),
+    ],
+)
+def test_numbers_beside_the_update_are_those_of_its_steps_or_not_absurd(algorithm, value, said, tmp_path, caplog):
+    composed = fc.compose(algorithm(task(), 0.1 if algorithm is fc.algorithms.fednova else SGD))
+    lied, metrics = after(composed, 1, lie=other_stats(NAMES[0], value), folder=tmp_path / "a")
+    without, _ = after(composed, 1, fault=silent(NAMES[0]), folder=tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, lied.params, without.params)
+    assert float(metrics["refused"].total) == 1 and said in caplog.text
+
+
 def test_a_bound_that_was_set_is_the_only_one():
     large, metrics = after(fedavg(), 1, lie=huge(NAMES[0], 1e6), rules=Rules(max_norm=math.inf))
     assert float(metrics["refused"].total) == 0 and max(float(jnp.abs(x).max()) for x in jax.tree.leaves(large.params)) > 1e3
@@ -138,6 +164,13 @@ def test_what_a_report_weighs_is_known(weighting, most):
     found = weigher(weighed(weighting), 0)
     assert found is not None
     assert found(np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == pytest.approx(most, rel=1e-6)
+
+
+def test_a_number_beside_the_update_is_known_where_it_follows_from_examples_and_steps():
+    one = np.float32(0)
+    assert counters(fc.compose(fc.algorithms.fedexp(task(), SGD)), 0, {"moved": one}) == {}
+    found = counters(fc.compose(fc.algorithms.fednova(task(), 0.1)), 0, {"steps": one, "rows": np.zeros(3)})
+    assert found["steps"](np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == 12 and len(found) == 1
 
 
 def test_a_site_cannot_count_for_more_than_the_algorithm_gives_it():
