@@ -24,7 +24,7 @@ from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.mean import mean
 from fedjax_core.aggregators.slotted import Slotted, slotted
 from fedjax_core.aggregators.stack import stack
-from fedjax_core.algorithms.base import Algorithm, Each, Exchange
+from fedjax_core.algorithms.base import Algorithm, Each, Exchange, named
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
@@ -59,6 +59,7 @@ def compose(
             way_out = "join several stages with fc.uplink.chain(a, b)" if kind is Stage else f"build one with fc.{name}s"
             raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
     check_exchanges(algorithm)
+    algorithm = named(algorithm)
     check_meeting(algorithm, uplink, aggregator)
     if (slots := max((x.slots for x in reporting(algorithm)), default=1)) > 1:
         aggregator = slotted(aggregator, slots)

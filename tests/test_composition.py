@@ -222,3 +222,23 @@ def test_an_unweighted_report_has_a_weight_of_one_and_is_otherwise_as_it_was():
     was, now = (one.client.finish(message, carry, seen) for one in (EXCHANGE, after))
     assert (float(was.weight), float(now.weight)) == (5, 1) and now.weight.dtype == jnp.float32
     assert all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (was.update, now.update)), strict=True))
+
+
+def half_steps(task):
+    """An algorithm that somebody wrote, without a word of its name."""
+
+    def finish(message, carry, seen):
+        return EXCHANGE.client.finish(message, carry, seen)
+
+    exchange = EXCHANGE._replace(client=EXCHANGE.client._replace(finish=finish))
+    return algorithms.Algorithm(task, task.init, FEDAVG.init, lambda params: (), (exchange,))
+
+
+def test_an_algorithm_of_ones_own_is_called_like_the_function_that_made_it():
+    made = half_steps(FEDAVG.task)
+    assert compose(made).algorithm.name == "half_steps" and repr(compose(made)).startswith("Round(half_steps")
+    with pytest.raises(ValueError, match=r"stack\(\) leaves all reports as they are, and the server of half_steps"):
+        compose(made, aggregator=aggregators.stack())
+    assert compose(made._replace(name="mine")).algorithm.name == "mine" and compose(FEDAVG).algorithm.name == "fedavg"
+    bare = FEDAVG._replace(name=algorithms.Algorithm._field_defaults["name"])  # of functions of the package alone
+    assert compose(bare).algorithm.name == "this algorithm"

@@ -106,6 +106,9 @@ class Exchange(NamedTuple):
     stage of the downlink treats it, and real sites can read the rows of all."""
 
 
+UNNAMED = "this algorithm"
+
+
 class Algorithm(NamedTuple):
     """A client and the server around it."""
 
@@ -118,9 +121,22 @@ class Algorithm(NamedTuple):
     """The model a client would use; None: the global one."""
     population: int | None = None
     """Of how many clients it is, where its numbers depend on that; who runs it refuses another number."""
-    name: str = "this algorithm"
+    name: str = UNNAMED
+    """What errors, audit logs and reports call it; where it is not given, `compose` calls it like the function that made it."""
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments."""
+
+
+def named(algorithm: Algorithm) -> Algorithm:
+    """The algorithm itself where it has a name; else under the name of the user's function in which its own were defined."""
+    if algorithm.name != UNNAMED:
+        return algorithm
+    functions = [f for exchange in algorithm.exchanges for f in (*exchange.client, exchange.update, exchange.broadcast)]
+    for f in [algorithm.init, *functions]:
+        made_in, inside, _ = getattr(f, "__qualname__", "").partition(".<locals>.")
+        if inside and not str(f.__module__).startswith("fedjax_core."):
+            return algorithm._replace(name=made_in)
+    return algorithm
 
 
 def told(message: Any, place: Array | int) -> Message:

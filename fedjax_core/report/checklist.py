@@ -31,7 +31,7 @@ def items(facts: Facts) -> list[tuple[str, str, str]]:
         "7": f"{left_out} of {rows} rows left out, by reasons given under 'Sites and people'" if flow else "",
         "8": notes.get("outcome", ""),
         "10": f"{sum(facts.examples.values())} examples at {len(facts.examples)} sites" if facts.examples else "",
-        "12": f"{facts.rounds} federated rounds; settings under 'Configuration'" if facts.records else "",
+        "12": f"{_rounds(facts)}; settings under 'Configuration'" if facts.records else "",
         "14": "results by subgroup are given" if notes.get("subgroups") else "",
         "16": f"{held} examples were held out and not trained on" if held else "",
         "18": "configuration, versions and digests are given; data do not leave sites",
@@ -55,13 +55,17 @@ def card(facts: Facts) -> dict[str, str]:
         "intended use": notes.get("intended_use", ""),
         "outcome": notes.get("outcome", ""),
         "trained at": ", ".join(facts.sites),
-        "training": f"{facts.rounds} federated rounds" if facts.records else "",
+        "training": _rounds(facts) if facts.records else "",
         "performance": ", ".join(f"{name} {_said(value)}" for name, value in notes.get("performance", {}).get("all", {}).items()),
         "privacy": privacy or "no account of an epsilon was kept",
         "limitations": notes.get("limitations", ""),
         "authors": notes.get("authors", ""),
     }
     return {name: said or FOR_AUTHOR for name, said in found.items()}
+
+
+def _rounds(facts: Facts) -> str:
+    return f"{facts.rounds} federated rounds" + (f" of {facts.algorithm}" if facts.algorithm else "")
 
 
 def _said(value: Any) -> str:

@@ -50,6 +50,8 @@ class Facts:
     examples: Mapping[str, int] = field(default_factory=dict)
     """{site: examples that it told}."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: str = ""
+    """The name of what was run, as the configuration or the coordinator's log has it."""
 
     @property
     def rounds(self) -> int:
@@ -106,6 +108,7 @@ def gather(folder: str | Path) -> Facts:
         root, records, about.get("config", {}), about.get("versions", {}), digests, about.get("privacy") or _spent(records),
         _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
         {name: int(about["examples"]) for name, about in told.items() if "examples" in about}, notes,
+        str(about.get("config", {}).get("round.algorithm.name") or _algorithm(entries)),
     )  # fmt: skip
 
 
@@ -143,6 +146,10 @@ def _left(entries: list[Entry]) -> dict[tuple[str, str], tuple[int, int]]:
             messages, size = found.get((entry.who, kind), (0, 0))
             found[entry.who, kind] = messages + 1, size + int(entry.about["bytes"])  # type: ignore[arg-type]
     return dict(sorted(found.items()))
+
+
+def _algorithm(entries: list[Entry]) -> str:
+    return next((str(entry.about["algorithm"]) for entry in reversed(entries) if "algorithm" in entry.about), "")
 
 
 def _faults(entries: list[Entry]) -> dict[tuple[str, str, str], int]:

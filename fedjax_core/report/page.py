@@ -99,7 +99,9 @@ def _convergence(facts: Facts) -> str:
         for name in [name for name in names if name in _CURVES or kind == "eval"][:6]:
             its = [record for record in records if name in record]
             y = [math.nan if record[name] is None else float(record[name]) for record in its]
-            found += f"<h3>{escape(name)} ({said})</h3>" + charts.lines({name: ([record["round"] for record in its], y)}, name)
+            found += f"<h3>{escape(name)} ({said})</h3>" + charts.lines(
+                {facts.algorithm or name: ([record["round"] for record in its], y)}, name
+            )
     return found
 
 

@@ -1,14 +1,19 @@
 """The report of a run's folder: one page, nothing loaded, nothing claimed that is not there."""
 
+import json
 import re
 import shutil
 import subprocess
 
 import pytest
 
+from fedjax_core import algorithms, compose, models
 from fedjax_core.cli import main
+from fedjax_core.describe import describe
 from fedjax_core.report import gather, note, page
 from fedjax_core.report.checklist import FOR_AUTHOR, items
+from fedjax_core.sites.audit import Log
+from fedjax_core.sites.wire.identity import SiteKey
 
 LOSSES = [0.7, 0.5, None, 0.4]
 
@@ -48,6 +53,23 @@ def test_no_item_claims_what_the_folder_lacks(folder, tmp_path_factory):
     note(bare, outcome="death")
     assert [number for number, _, said in items(gather(bare)) if said != FOR_AUTHOR] == ["8", "18"]
     assert "Nothing of this is in the folder." in page(gather(bare))
+
+
+def test_the_report_names_the_algorithm_as_the_checkpoint_or_the_log_has_it(folder):
+    config = describe({"round": compose(algorithms.scaffold(models.linear(features=2), 0.1, 3))})
+    newest = folder / "checkpoints" / "00000004"
+    newest.mkdir(parents=True)
+    (newest / "checkpoint.json").write_text(json.dumps({"digest": "ab", "body": {"about": {"config": config}}}))
+    facts = gather(folder)
+    assert facts.algorithm == "scaffold" and {number: said for number, _, said in items(facts)}["12"].startswith(
+        "4 federated rounds of scaffold;"
+    )
+    text = page(facts)
+    assert text.count("4 federated rounds of scaffold") == 2 and ">scaffold</text>" in text.split("loss (training")[1].split("</svg>")[0]
+    shutil.rmtree(newest)
+    with Log(folder / "audit", SiteKey.make("coordinator")) as log:
+        log.record("coordinator", "round", round=0, about={"algorithm": "fedavg", "sites": 3})
+    assert gather(folder).algorithm == "fedavg"
 
 
 def test_a_folder_without_a_run_and_a_note_that_no_report_has_are_refused(tmp_path, capsys):
