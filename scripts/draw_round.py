@@ -28,7 +28,7 @@ FLOW = (
     ("server", "expand(sent) → update;\nrefuse what is not finite", "round.py, uplink/"),
     ("server", "add each update, in the cohort's order", "aggregators/mean.py"),
     ("server", "update(server, mean) → server", "algorithms/fedavg.py"),
-    ("server", "evaluate, log, save", "run/fit.py, run/checkpoint.py"),
+    ("server", "evaluate, log, save", "run/rounds.py, run/checkpoint.py"),
 )
 COLOURS = {"server": "#dbe9f6", "client": "#dff0df"}
 

@@ -71,5 +71,5 @@ def fedavg(
     def update(state: Global, reports: Aggregate) -> Global:
         return Global(*move(state.params, state.opt, reports.value))
 
-    exchange = Exchange(lambda state: state.params, Client(begin, step, finish), update)
+    exchange = Exchange(broadcast=lambda state: state.params, client=Client(begin, step, finish), update=update)
     return Algorithm(task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,))
