@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core.data.cohorts import as_cohort
+from fedjax_core.data.cohort import as_cohort
 from fedjax_core.types import Array, Message
 
 

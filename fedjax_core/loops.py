@@ -36,7 +36,7 @@ from fedjax_core.algorithms.base import Seen, told
 from fedjax_core.client_state import Resident
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.cohorts import as_cohort
+from fedjax_core.data.cohort import as_cohort
 from fedjax_core.evaluation import Evaluation
 from fedjax_core.lanes.checks import check_model, check_simulation
 from fedjax_core.lanes.evaluate import evaluate_state, score_state

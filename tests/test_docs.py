@@ -113,7 +113,7 @@ def test_every_code_of_a_refusal_is_in_the_page_of_what_to_do():
 
 def test_every_setting_by_which_a_site_declines_is_in_the_page_of_what_to_do():
     folder = REPOSITORY / "fedjax_core" / "sites" / "policy"
-    source = "".join((folder / name).read_text() for name in ("policy.py", "answered.py", "enforcement.py"))
+    source = "".join((folder / name).read_text() for name in ("policy.py", "tables.py", "answered.py", "enforcement.py"))
     codes = set(re.findall(r'(?:yield \(?|return |Decision\(False, |^ +)"([a-z-]+)",', source, re.MULTILINE)) | set(
         re.findall(r"\[([a-z]+)\]\"\)", source)
     )

@@ -48,7 +48,8 @@ ALLOWED = {
     # Whole numbers modulo 2^32 are the same in a simulation's stage and in the protocol between sites.
     "uplink": NOUNS | {"secure_aggregation.ring"},
     "secure_aggregation": NOUNS,
-    "round": NOUNS | PIECES,
+    "state": NOUNS,
+    "round": NOUNS | PIECES | {"state"},
     "compatibility": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
     "precision": NOUNS | {"algorithms.base"},
     "promises": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},

@@ -11,7 +11,7 @@ from fedjax_core.intake.reading import read
 from fedjax_core.intake.schema import Schema
 from fedjax_core.intake.tables import table_of
 from fedjax_core.sites.policy import Policy
-from fedjax_core.sites.policy.policy import Minimum
+from fedjax_core.sites.policy.tables import Minimum
 from fedjax_core.sites.site_file import SiteFile
 
 app = SubcommandApp()

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from fedjax_core.client_state.base import Carried, check_round, first_row, saved_shapes
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 from fedjax_core.round import Kept, State
 from fedjax_core.types import Own
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_core import tree
 from fedjax_core.client_state.base import Carried
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 from fedjax_core.round import Kept, State
 
 

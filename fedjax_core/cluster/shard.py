@@ -23,7 +23,7 @@ from fedjax_core.client_state import Lent
 from fedjax_core.cluster.schedule import Room
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.lanes import tune
 from fedjax_core.lanes.dispatch import DispatchBuilder, Load

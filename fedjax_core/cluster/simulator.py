@@ -33,9 +33,9 @@ from fedjax_core.cluster.meter import ClusterMeter
 from fedjax_core.cluster.schedule import Room, room_for, split_cohort
 from fedjax_core.cluster.shard import Broadcast, Shard, ShardResult, check_recovers, merge, of_cohort, to_host
 from fedjax_core.cluster.source import source_of
-from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.cohort import as_cohort
 from fedjax_core.data.columns import mapped
 from fedjax_core.lanes import memory, program
 from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, warn_outgrown
@@ -218,7 +218,7 @@ class ClusterSimulator:
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add). With `donate` the state given is used up."""
         begun = time.perf_counter()
-        cohort = sampling.as_cohort(cohort, len(self.clients))
+        cohort = as_cohort(cohort, len(self.clients))
         who, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
         check_counts(self.round, counts)
         self.reserve(len(who))
@@ -256,7 +256,7 @@ class ClusterSimulator:
 
     def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Many rounds, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R])."""
-        checked = [sampling.as_cohort(cohort, len(self.clients)) for cohort in cohorts]
+        checked = [as_cohort(cohort, len(self.clients)) for cohort in cohorts]
         if checked:
             self.reserve(max(len(cohort.clients) for cohort in checked))
         return one_by_one(self.run, state, checked, donate=donate)

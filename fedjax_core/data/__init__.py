@@ -7,6 +7,6 @@
 
 from fedjax_core.data import cohorts, partition, preprocess, synthetic
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 
 __all__ = ["Clients", "Cohort", "cohorts", "partition", "preprocess", "synthetic"]

@@ -15,7 +15,6 @@ Clients(2 clients, 4 examples, sizes 1 to 3 (median 2), x: float64[2], y: int64[
 ([2, 1], [1, 0])
 """
 
-import hashlib
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_core.data import checks, spill, storage, tables
-from fedjax_core.data.features import Features, checked, matrix_of, order
+from fedjax_core.data.addresses import addresses_of, words_of
+from fedjax_core.data.features import Features, arrange, checked
 from fedjax_core.data.fingerprint import fingerprint
 from fedjax_core.data.given import features_in
 from fedjax_core.data.joining import join, rows_of, whose
@@ -147,14 +147,8 @@ class Clients:
 
     @cached_property
     def addresses(self) -> np.ndarray:
-        """[N, 2] uint32: each client's address for randomness, (high, low) words of its id.
-
-        For a string the id's 64 bits are its BLAKE2b digest (8 bytes, big-endian), so that an address needs no list of all clients.
-        """
-        words = self._words
-        addresses = np.stack([words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
-        addresses.flags.writeable = False
-        return addresses
+        """[N, 2] uint32: each client's address for randomness, (high, low) words of its id (addresses.py)."""
+        return addresses_of(self.ids)
 
     @property
     def examples(self) -> int:
@@ -258,27 +252,8 @@ class Clients:
         A column that is not there is made, as a matrix, of the columns that are called like its features, which are then no longer by
         themselves: `arranged({"x": ["age", "weight"]})`. Raises, naming it, where a feature is missing or there is another one.
         """
-        columns, names = dict(self.columns), dict(self.features)
-        for column, wanted in features.items():
-            if column in columns and column not in names:
-                raise ValueError(
-                    f"column {column!r} has no names of its features, by which it could be put in order: give them, Clients.from_list(..., "
-                    f"features={{{column!r}: [...]}})"
-                )
-            if column in columns:
-                places = order(names[column], wanted, column)
-                if (places != np.arange(len(places))).any():
-                    columns[column] = spill.reordered(columns[column], places)
-            else:
-                columns[column] = matrix_of({name: self._known(name, x) for name, x in columns.items()}, wanted, column)
-                columns = {name: x for name, x in columns.items() if name not in set(wanted) - {column}}
-            names[column] = tuple(wanted)
-        kept = {name: of for name, of in names.items() if name in columns}
-        return type(self)(columns, self.offsets, self.ids, features=kept, categories=self.categories)
-
-    def _known(self, name: str, x: np.ndarray) -> np.ndarray:
-        """A column for a matrix, in which a category that is missing is NaN: its code, -1, would be taken for a number."""
-        return np.where(x < 0, np.nan, x).astype(np.float32) if name in self.categories and (x < 0).any() else x
+        columns, names = arrange(self.columns, self.features, features, self.categories)
+        return type(self)(columns, self.offsets, self.ids, features=names, categories=self.categories)
 
     def without(self, *names: str) -> "Clients":
         """The clients without these columns: what nothing learns from, such as a patient's number by which they were split."""
@@ -330,10 +305,7 @@ class Clients:
 
     @property
     def _words(self) -> np.ndarray:
-        if self.ids.dtype.kind != "U":
-            return self.ids.astype(np.uint64)
-        digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in self.ids.tolist())
-        return np.frombuffer(digests, ">u8").astype(np.uint64)
+        return words_of(self.ids)
 
     def column_of(self, name: str, word: str) -> np.ndarray:
         """A column of persons or classes, by which examples are told apart; raises where it is none. `word` says in what it was named."""

@@ -1,7 +1,8 @@
 """Samplers of cohorts: `sampler(round)` gives the positions of the clients that take part in a round.
 
 Each draw is addressed by (seed, round), so any round can be recomputed alone, after a crash or on another machine. Samplers print as
-they are written and compare by their settings; an accountant reads the rate from the sampler itself.
+they are written and compare by their settings; an accountant reads the rate from the sampler itself. What a cohort is stands in cohort.py;
+a sampler that looks at the model first is in choice.py.
 
 >>> sampler = uniform(1000, size=4, seed=0)
 >>> sampler
@@ -14,60 +15,20 @@ uniform(population=1000, size=4, seed=0, replace=False)
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from fedjax_core.checks import at_least
 from fedjax_core.data import host_random
-
-
-class Cohort(NamedTuple):
-    """The clients of one round, each distinct one once."""
-
-    clients: np.ndarray  # [K] int32, positions in the population
-    counts: np.ndarray  # [K] int32, how often each was drawn
-
-
-class Sampler(Protocol):
-    """What the engine knows of a sampler."""
-
-    @property
-    def population(self) -> int:
-        """How many clients there are to draw from."""
-
-    @property
-    def max_size(self) -> int:
-        """The most distinct clients that a round can have: buffers are made for so many."""
-
-    def __call__(self, round: int, /) -> np.ndarray | Cohort:
-        """The round's clients: positions [K] int32, or a `Cohort` where one may be drawn several times."""
-
-
-Score = Callable[[Any], Mapping[str, np.ndarray]]
-"""Positions [n] of clients -> {metric: [n]}, the model's on each one's examples; NaN where there are none, or it is not told."""
-
-
-class Chooser(Protocol):
-    """A sampler that looks at the model before it says who takes part, which `fc.fit` asks instead of calling it.
-
-    It goes by nothing but what it is given, so that a run that was interrupted chooses as it would have. A round is
-    then not known before the one before it is done, and how often a client takes part depends on the data: there is no
-    rate that a privacy accountant could go by.
-    """
-
-    @property
-    def population(self) -> int:
-        """How many clients there are to choose from."""
-
-    @property
-    def max_size(self) -> int:
-        """The most distinct clients that a round can have."""
-
-    def choose(self, round: int, state: Any, score: Score, /) -> np.ndarray | Cohort:
-        """The round's clients; `state` is the one that the round before it ended with, and not to be kept."""
+from fedjax_core.data.choice import Chooser as Chooser
+from fedjax_core.data.choice import Score as Score
+from fedjax_core.data.choice import power_of_choice as power_of_choice
+from fedjax_core.data.cohort import Cohort as Cohort
+from fedjax_core.data.cohort import Sampler as Sampler
+from fedjax_core.data.cohort import as_cohort as as_cohort
 
 
 # The samplers are classes in lower case, so that what is printed is what was written.
@@ -273,88 +234,6 @@ class listed:
             raise ValueError(f"{self.rounds} cohorts are listed, and one is wanted for round {round}, from 0: list one for each")
         cohort: Cohort = self.cohorts[round]
         return cohort
-
-
-@dataclass(frozen=True)
-class power_of_choice:
-    """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is; sorted.
-
-    Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022. There they
-    are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`. A client whose metric
-    is not known, as it has no examples, comes last; of equals the one that stands first. The model is sent to all
-    candidates, and evaluated on all their examples, for each round.
-    """
-
-    candidates: Sampler
-    size: int
-    metric: str = "loss"
-
-    def __post_init__(self) -> None:
-        at_least(1, size=self.size)
-        if self.size > self.candidates.max_size:
-            raise ValueError(f"cannot choose {self.size} clients of at most {self.candidates.max_size} candidates: have more drawn")
-
-    @property
-    def population(self) -> int:
-        return self.candidates.population
-
-    @property
-    def max_size(self) -> int:
-        return self.size
-
-    def choose(self, round: int, state: Any, score: Score) -> np.ndarray:
-        drawn = as_cohort(self.candidates(round), self.population).clients
-        if not len(drawn):
-            return drawn
-        found = score(drawn)
-        if self.metric not in found:
-            raise ValueError(f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(found) or 'none'}")
-        known = np.where(np.isnan(found[self.metric]), -np.inf, found[self.metric])
-        return np.sort(drawn[np.lexsort((drawn, -known))[: self.size]])
-
-
-def as_cohort(value: Any, population: int) -> Cohort:
-    """The clients of a round as the engine takes them: from an integer array or list of different positions, or a `Cohort`."""
-    counts: Any = None
-    if isinstance(value, Cohort):
-        value, counts = value
-    clients = np.asarray(value)
-    if not clients.size and clients.ndim == 1:
-        clients = clients.astype(np.int32)
-    _check_clients(clients, population)
-    if counts is None:
-        return Cohort(clients.astype(np.int32, copy=False), np.ones(len(clients), np.int32))
-    counts = np.asarray(counts)
-    if counts.shape != clients.shape or (counts.size and (counts.dtype.kind not in "iu" or counts.min() < 1)):
-        raise ValueError(
-            f"counts must be an integer of at least 1 for each of the {len(clients)} clients, got {counts.dtype}{list(counts.shape)}"
-        )
-    return Cohort(clients.astype(np.int32, copy=False), counts.astype(np.int32, copy=False))
-
-
-def _check_clients(clients: np.ndarray, population: int) -> None:
-    if clients.dtype == np.bool_:
-        raise TypeError("a cohort is the positions of its clients, but got a mask of bools; use np.flatnonzero(mask)")
-    if clients.dtype.kind not in "iu":
-        raise TypeError(
-            f"a cohort is an array of integers, the clients' positions, but got {clients.dtype}; convert with .astype(np.int32)"
-        )
-    if clients.ndim != 1:
-        raise ValueError(f"a cohort is one-dimensional, [K], but got shape {list(clients.shape)}; for several rounds [R, K] use run_many")
-    if not clients.size:
-        return
-    if int(clients[0]) >= 0 and int(clients[-1]) < population and (clients[1:] > clients[:-1]).all():  # sorted, as most cohorts are
-        return
-    if clients.min() < 0 or clients.max() >= population:
-        outside = clients[(clients < 0) | (clients >= population)][0]
-        raise ValueError(f"the cohort names client {outside}, but the population is clients 0 to {population - 1}")
-    ordered = np.sort(clients)
-    if (ordered[1:] == ordered[:-1]).any():
-        twice = ordered[1:][ordered[1:] == ordered[:-1]][0]
-        raise ValueError(
-            f"the cohort names client {twice} more than once; name it once, or give Cohort(clients, counts) to count it several times, "
-            "as uniform(replace=True) does"
-        )
 
 
 def _check_weights(weights: np.ndarray, size: int) -> None:

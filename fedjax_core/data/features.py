@@ -9,12 +9,12 @@ the other means by something else. With names, an order is put right, or refused
 array([1, 0])
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedjax_core.data import checks
+from fedjax_core.data import checks, spill
 
 Features = Mapping[str, Sequence[str]]
 """{column: the names of the numbers in each of its rows}."""
@@ -65,3 +65,33 @@ def matrix_of(columns: dict[str, np.ndarray], names: Sequence[str], column: str)
             )
     dtype = np.result_type(np.float32, *(columns[name].dtype for name in names))
     return np.stack([columns[name].astype(dtype) for name in names], axis=1)
+
+
+def arrange(
+    columns: Any, have: Features, want: Features, categories: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """(columns, names) with the features of each column in the order that is wanted; a column that is not there is made of its features.
+
+    In a matrix a category that is missing is NaN: its code, -1, would be taken for a number. Raises, naming it, where a feature is
+    missing or there is another one.
+    """
+    found, names = dict(columns), {name: tuple(of) for name, of in have.items()}
+    for column, wanted in want.items():
+        if column in found and column not in names:
+            raise ValueError(
+                f"column {column!r} has no names of its features, by which it could be put in order: give them, Clients.from_list(..., "
+                f"features={{{column!r}: [...]}})"
+            )
+        if column in found:
+            places = order(names[column], wanted, column)
+            if (places != np.arange(len(places))).any():
+                found[column] = spill.reordered(found[column], places)
+        else:
+            found[column] = matrix_of({name: _known(x, name in categories) for name, x in found.items()}, wanted, column)
+            found = {name: x for name, x in found.items() if name not in set(wanted) - {column}}
+        names[column] = tuple(wanted)
+    return found, {name: of for name, of in names.items() if name in found}
+
+
+def _known(x: Any, category: bool) -> Any:
+    return np.where(x < 0, np.nan, x).astype(np.float32) if category and (x < 0).any() else x

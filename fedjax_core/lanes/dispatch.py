@@ -6,7 +6,7 @@
 Shapes depend on how much room was reserved, not on the cohort, so that a new cohort runs the same program. While the device computes,
 the host packs and reads what comes next.
 
->>> from fedjax_core.data.cohorts import as_cohort
+>>> from fedjax_core.data.cohort import as_cohort
 >>> from fedjax_core.work import TRAIN
 >>> clients = Clients.from_list([{"x": np.arange(n, dtype=np.float32)} for n in (2, 3, 1)])
 >>> feed = DispatchBuilder(clients, Plan(batch_size=2, epochs=1), [TRAIN], streamed=True)
@@ -25,7 +25,7 @@ import numpy as np
 
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 from fedjax_core.data.columns import Column, narrow, target_of
 from fedjax_core.lanes.pack import Layout, Packed, Places, lay_out, pack, slots_bound, typical_cohorts
 from fedjax_core.types import Columns

@@ -35,7 +35,7 @@ from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.client_state import ClientState
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
-from fedjax_core.data.cohorts import as_cohort
+from fedjax_core.data.cohort import as_cohort
 from fedjax_core.data.columns import narrow
 from fedjax_core.data.task_check import check_data
 from fedjax_core.evaluation import CrossEvaluation, crossed, pool

@@ -26,9 +26,9 @@ from jax.sharding import Mesh
 
 from fedjax_core import keys, machine, tree
 from fedjax_core.client_state import HostRows, Resident
-from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
+from fedjax_core.data.cohort import Cohort, as_cohort
 from fedjax_core.data.columns import mapped, narrow
 from fedjax_core.lanes import memory, program, tune
 from fedjax_core.lanes.checks import check_counts, check_model, check_simulation, check_state, warn_outgrown
@@ -158,7 +158,7 @@ class Simulator:
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add)."""
-        checked = sampling.as_cohort(cohort, len(self.clients))
+        checked = as_cohort(cohort, len(self.clients))
         self.reserve(len(checked.clients))
         return self._dispatch(state, [checked], 1, donate)[:2]
 
@@ -167,7 +167,7 @@ class Simulator:
 
         `pieces` names what is wanted of every report, for each takes the memory of K; see `fedjax_core.lanes.inspection`.
         """
-        checked, show = sampling.as_cohort(cohort, len(self.clients)), check_pieces(pieces)
+        checked, show = as_cohort(cohort, len(self.clients)), check_pieces(pieces)
         self.reserve(len(checked.clients))
         room = self._feed.cohort_size
         memory.check_fits(memory.with_reports(self._planned(room), self.round, room, show), self._kept_on_device(room))
@@ -179,7 +179,7 @@ class Simulator:
 
         With `donate`, the state given is used up: its memory holds the new one. Streamed rounds go in as many dispatches as they need.
         """
-        checked = [sampling.as_cohort(c, len(self.clients)) for c in cohorts]
+        checked = [as_cohort(c, len(self.clients)) for c in cohorts]
         if not checked:
             raise ValueError("run_many needs at least one cohort, got none")
         self.reserve(max(len(c.clients) for c in checked), len(checked))
@@ -219,7 +219,7 @@ class Simulator:
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
     def _dispatch(
-        self, state: State, cohorts: Sequence[sampling.Cohort], held: int, donate: bool, show: tuple[str, ...] = ()
+        self, state: State, cohorts: Sequence[Cohort], held: int, donate: bool, show: tuple[str, ...] = ()
     ) -> tuple[State, dict[str, Any], list[Any]]:
         """These rounds in one call of the program, in buffers that hold so many: (state, metrics, what was to be shown).
 
@@ -336,7 +336,7 @@ class Simulator:
 
     def _compile(self) -> Any:
         """The program for single rounds, compiled for the shapes that a dispatch has."""
-        nobody = [sampling.as_cohort(np.zeros(0, np.int64), len(self.clients))]
+        nobody = [as_cohort(np.zeros(0, np.int64), len(self.clients))]
         state = jax.eval_shape(partial(self._runs.init, population=self._kept_on_device(self._feed.cohort_size)), keys.shape())
         packed, _ = self._feed.pack(nobody, 0, 1, self._client_state.union(nobody)[1])
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.checks import at_least
-from fedjax_core.data.cohorts import Sampler
+from fedjax_core.data.cohort import Sampler
 from fedjax_core.privacy.client_level import ClientLevel, client_level
 from fedjax_core.uplink.base import Stage
 

@@ -33,7 +33,8 @@ import numpy as np
 
 from fedjax_core import keys
 from fedjax_core.checks import at_least
-from fedjax_core.data.cohorts import Chooser, Sampler
+from fedjax_core.data.choice import Chooser
+from fedjax_core.data.cohort import Sampler
 from fedjax_core.run.arguments import check_each_round, check_one_process, given_state, sampler_of
 from fedjax_core.run.begin import about_run, begin, checkpoint_key, opened
 from fedjax_core.run.checkpoint import best, read

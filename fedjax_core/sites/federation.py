@@ -31,7 +31,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +40,10 @@ import numpy as np
 from fedjax_core import keys
 from fedjax_core.buffer import Buffer
 from fedjax_core.composition import check_population
-from fedjax_core.data import cohorts as sampling
 from fedjax_core.data.batches import Amount
+from fedjax_core.data.cohort import as_cohort
 from fedjax_core.data.preprocess import Fitted
 from fedjax_core.evaluation import CrossEvaluation, Evaluation
-from fedjax_core.metrics import add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Round, State
 from fedjax_core.secure_aggregation.messages import MINIMUM
@@ -52,24 +51,22 @@ from fedjax_core.sites.audit import NOTHING, Log
 from fedjax_core.sites.audit.coordinator_log import CoordinatorLog
 from fedjax_core.sites.connecting import connect, counted, own_key
 from fedjax_core.sites.coordinator import evaluation, pooling
-from fedjax_core.sites.coordinator.absent import LackedRounds, with_reasons
+from fedjax_core.sites.coordinator.absent import LackedRounds
 from fedjax_core.sites.coordinator.asynchronous import AsynchronousRounds, check
 from fedjax_core.sites.coordinator.collect import Collector, Paused
-from fedjax_core.sites.coordinator.exchange import exchange
 from fedjax_core.sites.coordinator.opened import Opened
-from fedjax_core.sites.coordinator.population import Joining, Population, describe
+from fedjax_core.sites.coordinator.population import Joining, Population, check_keys, describe
 from fedjax_core.sites.coordinator.preprocessing import fit_preprocessing
-from fedjax_core.sites.coordinator.reports import total_of
 from fedjax_core.sites.coordinator.rules import Rules
-from fedjax_core.sites.coordinator.secure import PARTS, secure_exchange
 from fedjax_core.sites.coordinator.server import merged
 from fedjax_core.sites.coordinator.statistics import collect_sums
-from fedjax_core.sites.protocol.report import said, told
+from fedjax_core.sites.coordinator.synchronous import SynchronousRounds
+from fedjax_core.sites.coordinator.synchronous import Versions as Versions
 from fedjax_core.sites.protocol.request import About, Requests, addresses
 from fedjax_core.sites.refusal import listed
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
-from fedjax_core.sites.wire.canonical import Scalar, in_lines
+from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import COORDINATOR
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 from fedjax_core.sites.wire.transport import Transport
@@ -82,12 +79,6 @@ __all__ = ["Federation", "Paused", "Rules", "Versions"]
 
 _ANY = 2**63 - 1
 """Examples, of a site whose number is not doubted."""
-
-
-class Versions(NamedTuple):
-    """What the coordinator has of the clients' own state: which version of it is valid."""
-
-    version: np.ndarray  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
 
 
 @lru_cache(maxsize=16)
@@ -150,7 +141,6 @@ class Federation:
             raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
         self.round = composed
         self.study = Study(composed, batch_size, epochs, steps, seed, epsilon, prepare, departments, features or {}, held_out)
-        self._here = merged(composed) if departments else composed
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
         self._names = [one.name for one in files]
@@ -177,7 +167,7 @@ class Federation:
             )  # fmt: skip
             self._exit.callback(self._transport.close)
             self._roster = roster or Roster(found)
-            _check_keys(self._names, self._roster, self._transport)
+            check_keys(self._names, self._roster, self._transport)
             self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
             if audited is not None:
                 self._requests.head = lambda: None if audited.durable == NOTHING else str(audited.durable)
@@ -191,10 +181,15 @@ class Federation:
             self.clients = Population(self._names, about, departments)
             self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
             self._collector.know(self.clients.sizes, self.clients.clients, self.study.plan())
+            here = merged(composed) if departments else composed
             ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
-            self._steps = None if buffer is None else AsynchronousRounds(self._here, buffer, **ends, record=self._record)
+            self._rounds: AsynchronousRounds | SynchronousRounds
+            if buffer is None:
+                opened = Opened(None if self._folder is None else self._folder / f"{run_name}-opened.json")
+                self._rounds = SynchronousRounds(here, **ends, roster=self._roster, opened=opened, record=self._record)
+            else:
+                self._rounds = AsynchronousRounds(here, buffer, **ends, record=self._record)
             self._lacked = LackedRounds()
-            self._opened = Opened(None if self._folder is None else self._folder / f"{run_name}-opened.json")
             self.prepared = self._prepare()
             """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
         except BaseException:
@@ -251,10 +246,7 @@ class Federation:
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = _begin(self.round)(key, params=params)
         self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
-        if self._steps is not None:
-            return self._steps.init(state)
-        versions: Any = Versions(np.zeros(len(self.clients), np.int32))
-        return state._replace(clients=versions)
+        return self._rounds.init(state)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report.
@@ -263,40 +255,9 @@ class Federation:
         """
         number = int(state.round)
         self._joining.look(number)
-        if self._steps is not None:
-            stepped = self._steps.run(state, cohort)
-            self._lacked.tell(number, self._steps.lacked)
-            return stepped
-        chosen = sampling.as_cohort(cohort, len(self.clients))
-        exchanges = len(self.round.algorithm.exchanges)
-        parts = sum(PARTS if self.study.secure(e) is not None else 1 for e in range(exchanges))
-        self._collector.begin(number, chosen.clients, parts)
-        places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in self._collector.unknown]
-        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(len(chosen.clients) - len(places))}
-        version = np.array(state.clients.version)  # type: ignore[attr-defined]
-        needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
-        for e in range(exchanges):
-            ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
-            step: Any = exchange
-            if self.study.secure(e) is not None:
-                step, ends = secure_exchange, ends | {"roster": self._roster, "opened": self._opened}
-            result = step(self._here, e, About(state, version, needed), chosen, places, **ends, record=self._record)
-            state, places = result.state, result.places
-            version[chosen.clients[places]] = number * exchanges + e + 1
-            found = add(found, result.metrics)
-        here = chosen.clients[places]
-        clients = sum(map(self._collector.clients_of, here))
-        found |= {"clients": total_of(clients), "examples": total_of(self.clients.sizes[here].sum())}
-        lacked = self._collector.absent.tell(
-            f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), self._collector.replies.reasons
-        )
-        self._lacked.tell(number, lacked)
-        counts: dict[str, Scalar] = {"algorithm": self.round.algorithm.name, "sites": len(here)}
-        counts |= {"refused": float(found["refused"].total), **in_lines("lacked", lacked)}
-        self._record(COORDINATOR, "round", number, counts | said(found) | told(self.round, number + 1))
-        version.flags.writeable = False
-        after: Any = Versions(version)
-        return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]
+        after = self._rounds.run(state, cohort)
+        self._lacked.tell(number, self._rounds.lacked)
+        return after
 
     def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
@@ -319,15 +280,14 @@ class Federation:
         Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer, does not tell
         it, or is not believed.
         """
-        who = sampling.as_cohort(clients, len(self.clients)).clients.tolist()
+        who = as_cohort(clients, len(self.clients)).clients.tolist()
         believed, reasons = self._ask(state, who)
         found = pooling.evaluation(self._names, believed, reasons, self.judged_on).clients
         return {name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who]) for name, x in found.items()}
 
     def _ask(self, state: State, who: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
         """(what these sites tell of the state's model, why others of them do not)."""
-        versions = np.zeros(len(self.clients), np.int32) if self._steps is not None else np.asarray(state.clients.version)  # type: ignore[attr-defined]
-        about = About(state, versions)
+        about = About(state, self._rounds.versions(state))
         return evaluation.ask(self.round.algorithm, about, who, self._requests, self._collector, self.clients, record=self._record)
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
@@ -353,10 +313,7 @@ class Federation:
 
     def needs(self, state: State) -> dict[str, Any]:
         """What sites must still have for the run to go on from this state; plain values, for its checkpoint."""
-        round = int(state.round)
-        if self.buffer is not None:  # whoever is at work is asked again from an older version
-            return {"oldest": max(0, round - self.buffer.max_staleness), "versions": []}
-        return {"oldest": round, "versions": np.asarray(state.clients.version).tolist()}  # type: ignore[attr-defined]
+        return self._rounds.needs(state)
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
         """From now on the run goes on only from states that have these `needs`, or from the one at hand: sites forget the rest.
@@ -393,14 +350,3 @@ class Federation:
         fitted = fit_preprocessing(self.study.prepare, self._collector, self._requests, self._record, path, self.clients.features)
         self._requests.prepared = fitted.parameters
         return fitted
-
-
-def _check_keys(names: Sequence[str], roster: Roster, transport: Transport) -> None:
-    """Raises where the key of a site is not known."""
-    if missing := [name for name in names if name not in roster.keys]:
-        if away := getattr(transport, "away", {}):
-            raise Paused(
-                "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
-                f"give roster=, or start again once they are. {with_reasons(away)}"
-            )
-        raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")

@@ -129,6 +129,14 @@ class AsynchronousRounds:
         self._state = after
         return after, metrics
 
+    def versions(self, state: State) -> np.ndarray:
+        """[N] int32: the version of what each site keeps, which is always the first, as they keep nothing."""
+        return np.zeros(len(self._collector.names), np.int32)
+
+    def needs(self, state: State) -> dict[str, Any]:
+        """What sites must still have for the run to go on from this state: whoever is at work is asked again from an older version."""
+        return {"oldest": max(0, int(state.round) - self._buffer.max_staleness), "versions": []}
+
     def _take_up(self, state: State) -> None:
         """Whoever is at work in this state is asked again."""
         flight: InFlight = state.clients  # type: ignore[assignment]

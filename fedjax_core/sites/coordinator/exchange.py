@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_core import tallies
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 from fedjax_core.round import Round, State
 from fedjax_core.sites.coordinator.collect import Collector
 from fedjax_core.sites.coordinator.replies import WrongReply

@@ -24,6 +24,8 @@ from fedjax_core.sites.protocol.schema import IN_ANOTHER_ORDER, difference, feat
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import of_lines
 from fedjax_core.sites.wire.envelope import Header, header_of
+from fedjax_core.sites.wire.identity import Roster
+from fedjax_core.sites.wire.transport import Transport
 
 _ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
 """How long a site has to say what it is where the others are enough, where they are not, and when one that was away is asked anew."""
@@ -258,3 +260,14 @@ def _say_withheld(withheld: Mapping[str, Sequence[str]]) -> None:
             metric,
             "all sites" if len(sites) == len(withheld) else ", ".join(sites),
         )
+
+
+def check_keys(names: Sequence[str], roster: Roster, transport: Transport) -> None:
+    """Raises where the key of a site is not known: in no roster, and the site not there to tell it."""
+    if missing := [name for name in names if name not in roster.keys]:
+        if away := getattr(transport, "away", {}):
+            raise Paused(
+                "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
+                f"give roster=, or start again once they are. {with_reasons(away)}"
+            )
+        raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")

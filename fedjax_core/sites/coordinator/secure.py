@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_core import tallies
-from fedjax_core.data.cohorts import Cohort
+from fedjax_core.data.cohort import Cohort
 from fedjax_core.round import Round
 from fedjax_core.secure_aggregation.client import PURPOSE
 from fedjax_core.secure_aggregation.messages import MINIMUM, Advertised, Confirmed, Masked, Refusal, Revealed, Shared, TooFew

@@ -1,21 +1,8 @@
 """What a site allows: its policy, how that is enforced, and the accounts that it keeps of time, answers and privacy."""
 
-from fedjax_core.sites.policy.policy import (
-    OF_DATA,
-    PINNED,
-    SAFE,
-    Caps,
-    Decision,
-    Evaluation,
-    Leaving,
-    Minimum,
-    Policy,
-    Request,
-    Statistics,
-    Tasks,
-    pin,
-    pinned,
-)
+from fedjax_core.sites.policy.pinning import PINNED, pin, pinned
+from fedjax_core.sites.policy.policy import OF_DATA, Decision, Policy, Request
+from fedjax_core.sites.policy.tables import SAFE, Caps, Evaluation, Leaving, Minimum, Statistics, Tasks
 
 __all__ = [
     "OF_DATA", "PINNED", "SAFE", "Caps", "Decision", "Evaluation", "Leaving", "Minimum", "Policy", "Request", "Statistics", "Tasks",

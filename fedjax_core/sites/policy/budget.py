@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedjax_core.files import write_whole
-from fedjax_core.sites.policy.policy import Caps
+from fedjax_core.sites.policy.tables import Caps
 from fedjax_core.sites.refusal import Refused
 
 _MEMORY = Path("/proc/self/statm")

@@ -7,7 +7,7 @@ Its file is read anew for every request, so staff may pause the site, or withdra
 its code. Where its reason has to do with the site's data (`Withheld`), only that the site declined travels; and where that came of
 work on the data, it is counted as an update is, because it tells as much.
 
->>> from fedjax_core.sites.policy.policy import Leaving, Tasks
+>>> from fedjax_core.sites.policy.tables import Leaving, Tasks
 >>> from fedjax_core.sites.wire.envelope import COORDINATOR
 >>> from fedjax_core.sites.wire.envelope import SITES
 >>> policy = Policy("charite", tasks=Tasks(allowed=("3f9a",)), leaving=Leaving(("weight", "loss")))
@@ -33,7 +33,8 @@ import numpy as np
 
 from fedjax_core.sites.policy.answered import ALL, Answered, Question
 from fedjax_core.sites.policy.noise import protected
-from fedjax_core.sites.policy.policy import OF_DATA, PINNED, Policy, Request, pin, pinned
+from fedjax_core.sites.policy.pinning import PINNED, pin, pinned
+from fedjax_core.sites.policy.policy import OF_DATA, Policy, Request
 from fedjax_core.sites.policy.privacy_ledger import Ledger, epsilon
 from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE
 from fedjax_core.sites.protocol.report import written

@@ -71,132 +71,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from fedjax_core.disclosure.policy import OutputPolicy
 from fedjax_core.files import read_text
 from fedjax_core.sites import strict
 from fedjax_core.sites.policy.hours import Hours
-from fedjax_core.sites.protocol.report import PARTIAL
+from fedjax_core.sites.policy.tables import Caps, Evaluation, Leaving, Minimum, Statistics, Tasks
 from fedjax_core.sites.refusal import check_name, listed, shown
 
-__all__ = ["SAFE", "Caps", "Decision", "Evaluation", "Hours", "Leaving", "Minimum", "Policy", "Request", "Statistics"]
-__all__ += ["Tasks", "pin", "pinned"]
-
-
-PINNED = "pinned"
-"""The file, in a site's folder, that names the task pinned there."""
-
 _HASH = re.compile("[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Which configurations may run, by the hash that requests name them with."""
-
-    mode: Literal["list", "first-use"] = "list"
-    allowed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """Fewer examples than this are not trained or counted on."""
-
-    examples: int = 0
-    per_class: int = 0
-    cell: int = 0
-    department: int = 0
-    classes: int = 0
-    sites: int = 0
-
-    def lacking(self, examples: int, per_class: Mapping[Any, int] | None) -> tuple[str, str] | None:
-        """(code, reason) where so many examples, and of each class, are too few; None where they are enough."""
-        if examples < self.examples:
-            return "examples", f"fewer than the {self.examples} examples that its policy asks for (minimum.examples)"
-        absent = len(per_class or {}) < self.classes
-        if self.per_class and (absent or min((per_class or {}).values(), default=0) < self.per_class):
-            return "per-class", f"fewer than the {self.per_class} examples of each class that its policy asks for (minimum.per_class)"
-        return None
-
-
-SAFE = Minimum(examples=10, per_class=3, cell=10, department=10)
-"""What is written into policies that are made, and holds for a site with a study in its file and no policy."""
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """What may go out with an update, and how it has to be treated before."""
-
-    fields: tuple[str, ...] = ("weight", "examples", "data")
-    secure: bool = False
-    max_norm: float | None = None
-    clip: float | None = None
-    noise: float | None = None
-    by: Literal["site", "study"] = "site"
-    delta: float | None = None
-    epsilon: float | None = None
-
-    @property
-    def enforced(self) -> bool:
-        """Whether the site itself clips what leaves, and adds noise where it has some."""
-        return self.by == "site" and self.clip is not None
-
-    def __post_init__(self) -> None:
-        if self.by == "site" and (self.clip == 0 or (self.noise and self.clip is None)):
-            clip = "not set" if self.clip is None else f"{self.clip:g}"
-            raise ValueError(f"leaving.clip is {clip}, and should be the l2 norm to which the site clips, above 0")
-        if self.by == "site" and self.noise and self.delta is None:
-            raise ValueError("leaving.noise is noise that the site adds, of which it keeps an account: set leaving.delta, such as 1e-6")
-        if self.epsilon is not None and self.delta is None:
-            raise ValueError(f"leaving.epsilon is {self.epsilon:g}, and means nothing without leaving.delta: set one, such as 1e-6")
-        if self.delta is None:
-            return
-        if not 0 < self.delta < 1:
-            raise ValueError(f"leaving.delta is {self.delta:g}, and should be a probability: well below one over the number of patients")
-        if not (self.clip and self.noise):
-            raise ValueError("leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise")
-        if bare := sorted(set(self.fields) - {"weight", "examples", "data", "clients", *PARTIAL}):  # which are counts
-            raise ValueError(
-                f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "
-                "kept: leave one of them out"
-            )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """On which models the site works, and how often it tells of one."""
-
-    models: Literal["sent", "any"] = "sent"
-    per_day: int = 150
-
-
-@dataclass(frozen=True)
-class Statistics(OutputPolicy):
-    """What may be told of the site's data themselves: the output policy, and the columns of which it holds."""
-
-    columns: tuple[str, ...] = ()
-    """That a statistic may use; "site" is always there."""
-
-
-@dataclass(frozen=True)
-class Caps:
-    """What the site's process may use at most, and how many updates it gives; nothing that a request says changes it."""
-
-    cpus: int | None = None
-    gpu_share: float | None = None
-    memory_gb: float | None = None
-    kept_gb: float | None = 20.0
-    seconds_per_round: float | None = None
-    seconds_per_day: float | None = None
-    updates_per_day: int | None = None
-    updates: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.cpus == 0:
-            raise ValueError("caps.cpus is 0, and work needs at least 1; to stop it, set paused = true")
-        if self.gpu_share is not None and not 0 < self.gpu_share <= 1:
-            raise ValueError(f"caps.gpu_share is {self.gpu_share:g}, and should be a share of the GPU's memory, above 0 and at most 1")
 
 
 class Request(NamedTuple):
@@ -237,13 +120,13 @@ class Policy:
     paused: bool = False
     withdrawn: bool = False
     max_bad_share: float | None = None
-    tasks: Tasks = Tasks()
-    minimum: Minimum = Minimum()
-    leaving: Leaving = Leaving()
-    evaluation: Evaluation = Evaluation()
+    tasks: Tasks = field(default_factory=Tasks)
+    minimum: Minimum = field(default_factory=Minimum)
+    leaving: Leaving = field(default_factory=Leaving)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     statistics: Statistics | None = None
     hours: Hours = field(default_factory=Hours)
-    caps: Caps = Caps()
+    caps: Caps = field(default_factory=Caps)
 
     def __post_init__(self) -> None:
         check_name(self.site, "site")
@@ -340,32 +223,3 @@ def _parsed(text: str) -> Policy:
             "that `fedjax-core doctor` prints of the study that is installed here, once it was reviewed"
         )
     return found
-
-
-def pinned(path: str | os.PathLike[str]) -> str | None:
-    """The task that `pin` wrote to this file, None where there is none yet."""
-    try:
-        now = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return _pinned(os.fspath(path), now.st_ino, now.st_mtime_ns, now.st_size)
-
-
-@lru_cache(maxsize=16)
-def _pinned(path: str, *file: int) -> str:
-    """What is in this very file, which is asked for at every request and never written again."""
-    return Path(path).read_text().strip()
-
-
-def pin(path: str | os.PathLike[str], task: str) -> None:
-    """Pins a task for good; raises where another is pinned, and where two try at once for one of them."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise FileExistsError(
-            f"{path} pins a task already; remove the file to let the next one in, or add its hash to tasks.allowed"
-        ) from None
-    with open(descriptor, "w") as file:
-        file.write(task + "\n")
-        file.flush()
-        os.fsync(file.fileno())

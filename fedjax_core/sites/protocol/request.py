@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import UNSET
 
 from fedjax_core import keys
-from fedjax_core.data.clients import Clients
+from fedjax_core.data.addresses import addresses_of
 from fedjax_core.round import State
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Bytes, Scalar, T, in_lines
@@ -68,7 +68,7 @@ class NotInCohort(Refused):
 
 def addresses(names: Sequence[str]) -> np.ndarray:
     """[N, 2] uint32: each site's, of which its draws are made."""
-    return Clients({"x": np.zeros(len(names))}, np.arange(len(names) + 1), list(names)).addresses
+    return addresses_of(np.array(names, dtype=np.str_))
 
 
 class About(NamedTuple):

@@ -20,7 +20,7 @@ from fedjax_core.disclosure import Desk
 from fedjax_core.disclosure.releases import Declined as NotReleased
 from fedjax_core.disclosure.rules import Finding
 from fedjax_core.sites.policy.enforcement import Declined, Withheld
-from fedjax_core.sites.policy.policy import Statistics
+from fedjax_core.sites.policy.tables import Statistics
 from fedjax_core.sites.protocol.request import BadRequest
 from fedjax_core.sites.site.data import SiteData
 from fedjax_core.sites.site.limits import SiteLimits

@@ -1,0 +1,80 @@
+"""Samplers that look at the model before they say who takes part: power of choice.
+
+`fc.fit` asks such a sampler to `choose`, with a function that scores the model on the clients' own examples, on any backend.
+
+>>> from fedjax_core.data.cohorts import everyone
+>>> losses = np.array([0.1, 0.5, 0.3])
+>>> power_of_choice(everyone(3), size=2).choose(0, None, lambda clients: {"loss": losses[clients]}).tolist()
+[1, 2]
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedjax_core.checks import at_least
+from fedjax_core.data.cohort import Cohort, Sampler, as_cohort
+
+Score = Callable[[Any], Mapping[str, np.ndarray]]
+"""Positions [n] of clients -> {metric: [n]}, the model's on each one's examples; NaN where there are none, or it is not told."""
+
+
+class Chooser(Protocol):
+    """A sampler that looks at the model before it says who takes part, which `fc.fit` asks instead of calling it.
+
+    It goes by nothing but what it is given, so that a run that was interrupted chooses as it would have. A round is
+    then not known before the one before it is done, and how often a client takes part depends on the data: there is no
+    rate that a privacy accountant could go by.
+    """
+
+    @property
+    def population(self) -> int:
+        """How many clients there are to choose from."""
+
+    @property
+    def max_size(self) -> int:
+        """The most distinct clients that a round can have."""
+
+    def choose(self, round: int, state: Any, score: Score, /) -> np.ndarray | Cohort:
+        """The round's clients; `state` is the one that the round before it ended with, and not to be kept."""
+
+
+# A class in lower case, as those of cohorts.py: what is printed is what was written.
+@dataclass(frozen=True)
+class power_of_choice:
+    """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is; sorted.
+
+    Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022. There they
+    are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`. A client whose metric
+    is not known, as it has no examples, comes last; of equals the one that stands first. The model is sent to all
+    candidates, and evaluated on all their examples, for each round.
+    """
+
+    candidates: Sampler
+    size: int
+    metric: str = "loss"
+
+    def __post_init__(self) -> None:
+        at_least(1, size=self.size)
+        if self.size > self.candidates.max_size:
+            raise ValueError(f"cannot choose {self.size} clients of at most {self.candidates.max_size} candidates: have more drawn")
+
+    @property
+    def population(self) -> int:
+        return self.candidates.population
+
+    @property
+    def max_size(self) -> int:
+        return self.size
+
+    def choose(self, round: int, state: Any, score: Score) -> np.ndarray:
+        drawn = as_cohort(self.candidates(round), self.population).clients
+        if not len(drawn):
+            return drawn
+        found = score(drawn)
+        if self.metric not in found:
+            raise ValueError(f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(found) or 'none'}")
+        known = np.where(np.isnan(found[self.metric]), -np.inf, found[self.metric])
+        return np.sort(drawn[np.lexsort((drawn, -known))[: self.size]])

@@ -1,0 +1,96 @@
+"""Rounds that wait for their cohort: one exchange after another, and which version of each site's own state counts from then on.
+
+    for each exchange:  requests ─► sites of the cohort ─► reports, by their own keys or under masks ─► the next state
+    at the end:         versions, metrics that add, who lacked and why, the entry of the round in the audit log
+
+A round is whole or nothing: where too few report, `Paused` is raised, and the caller still has the state that it was.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_core.data.cohort import as_cohort
+from fedjax_core.metrics import add
+from fedjax_core.round import Round, State
+from fedjax_core.sites.coordinator.collect import Collector
+from fedjax_core.sites.coordinator.exchange import exchange
+from fedjax_core.sites.coordinator.opened import Opened
+from fedjax_core.sites.coordinator.reports import total_of
+from fedjax_core.sites.coordinator.secure import PARTS, secure_exchange
+from fedjax_core.sites.protocol.report import said, told
+from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.wire.canonical import Scalar, in_lines
+from fedjax_core.sites.wire.envelope import COORDINATOR
+from fedjax_core.sites.wire.identity import Roster
+
+
+class Versions(NamedTuple):
+    """What the coordinator has of the clients' own state: which version of it is valid."""
+
+    version: np.ndarray  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
+
+
+class SynchronousRounds:
+    """Runs one round after another over the sites that a collector reaches."""
+
+    def __init__(
+        self,
+        composed: Round,
+        *,
+        requests: Requests,
+        collector: Collector,
+        data: Mapping[str, str],
+        roster: Roster,
+        opened: Opened,
+        record: Record,
+    ) -> None:
+        """`data`: the fingerprint of each site's. `opened`: what was unmasked before, where reports travel under masks."""
+        self._round, self._collector, self._requests, self._record = composed, collector, requests, record
+        self._ends: dict[str, Any] = {"requests": requests, "collector": collector, "data": data, "record": record}
+        self._under_masks: dict[str, Any] = {"roster": roster, "opened": opened}
+        exchanges = composed.algorithm.exchanges
+        self._masked = [composed.uplink.ring is not None and one.update is not None for one in exchanges]
+        self.lacked: dict[str, str] = {}
+        """{site: why} of those of the last round that was made who were not in it."""
+
+    def init(self, state: State) -> State:
+        """The state before the first round: of every site's own state the first version counts."""
+        versions: Any = Versions(np.zeros(len(self._collector.names), np.int32))
+        return state._replace(clients=versions)
+
+    def versions(self, state: State) -> np.ndarray:
+        """[N] int32: the version of what each site keeps that counts in this state."""
+        return np.asarray(state.clients.version)  # type: ignore[attr-defined]
+
+    def needs(self, state: State) -> dict[str, Any]:
+        """What sites must still have for the run to go on from this state."""
+        return {"oldest": int(state.round), "versions": self.versions(state).tolist()}
+
+    def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
+        """One round: (state, metrics that add)."""
+        number, collector = int(state.round), self._collector
+        chosen = as_cohort(cohort, len(collector.names))
+        collector.begin(number, chosen.clients, sum(PARTS if masked else 1 for masked in self._masked))
+        places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in collector.unknown]
+        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(len(chosen.clients) - len(places))}
+        version = np.array(self.versions(state))
+        needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
+        for e, masked in enumerate(self._masked):
+            step: Any = secure_exchange if masked else exchange
+            more = self._under_masks if masked else {}
+            result = step(self._round, e, About(state, version, needed), chosen, places, **self._ends, **more)
+            state, places = result.state, result.places
+            version[chosen.clients[places]] = number * len(self._masked) + e + 1
+            found = add(found, result.metrics)
+        here = chosen.clients[places]
+        found |= {"clients": total_of(sum(map(collector.clients_of, here))), "examples": total_of(collector.sizes[here].sum())}
+        self.lacked = collector.absent.tell(f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), collector.replies.reasons)
+        counts: dict[str, Scalar] = {"algorithm": self._round.algorithm.name, "sites": len(here), "refused": float(found["refused"].total)}
+        counts |= in_lines("lacked", self.lacked)
+        self._record(COORDINATOR, "round", number, counts | said(found) | told(self._round, number + 1))
+        version.flags.writeable = False
+        after: Any = Versions(version)
+        return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]
