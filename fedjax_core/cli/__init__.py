@@ -1,5 +1,5 @@
 """The command line: `fedjax-core consortium ...`, `data ...`, `doctor`, `node`, `keys ...`, `certificates ...`, `account ...`,
-`audit ...`, `report` and `release`.
+`audit ...`, `report`, `watch` and `release`.
 
     fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
     fedjax-core data check mapping.toml                  what a study can use of this site's table, and what is to be done about the rest
@@ -18,6 +18,7 @@
     fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
     fedjax-core audit show logs --keys keys/charite.pub --what left      the ledger of what left this site, proven first
     fedjax-core report runs/consortium                   one page of what a run did, in report.html
+    fedjax-core watch runs/consortium --rounds 30        the same while it goes on, in this terminal
     fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
 
 Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from fedjax_core.cli import account, audit, certificates, consortium, data, doctor, keys, node, release, report
+from fedjax_core.cli import account, audit, certificates, consortium, data, doctor, keys, node, release, report, watch
 from fedjax_core.sites.audit import AuditError
 
 _app = SubcommandApp()
@@ -45,6 +46,7 @@ _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobo
 _app.command(doctor.doctor)
 _app.command(node.node)
 _app.command(report.report)
+_app.command(watch.watch)
 _app.command(release.release)
 
 

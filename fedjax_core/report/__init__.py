@@ -5,6 +5,7 @@
     charts      SVG
     checklist   TRIPOD+AI, by item: filled from the run, or marked "for the author"
     page        HTML
+    live        the same for a terminal, while the run goes on: `fedjax-core watch RUN_DIR`
 
 >>> import tempfile
 >>> folder = tempfile.mkdtemp()
