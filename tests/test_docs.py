@@ -66,7 +66,7 @@ def test_every_row_of_the_threat_model_names_a_test_and_what_does_not_hold_over_
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_that_they_name_are_there_with_their_options(command, capsys):
     words = command.split()
-    name = words[:1] if words[0] in ("doctor", "node", "release", "report") else words[:2]
+    name = words[:1] if words[0] in ("doctor", "node", "release", "report", "watch") else words[:2]
     with pytest.raises(SystemExit) as end:
         main([*name, "--help"])
     said = capsys.readouterr().out
