@@ -51,9 +51,12 @@ def collect_sums(statistic: Statistic, collector: Collector, requests: Requests,
 
 
 def _checked(sums: dict[str, Any], examples: int) -> Sums:
+    """The sums themselves; raises `BadSums` where they cannot be those of so many examples."""
     for name, x in sums.items():
         if not np.isfinite(x).all():
             raise BadSums(f"its sums {name!r} hold NaN or an infinity")
+        if np.ndim(x) == 0 and np.asarray(x).dtype == np.int64 and not 0 <= int(x) <= examples:  # what `stats.base.count` makes
+            raise BadSums(f"its sums say {int(x)} {name}, and it has {examples} examples: a count is none below 0 and no more than these")
     if "rows" in sums and int(np.sum(sums["rows"])) > examples:
         raise BadSums("its sums are of more rows than it has examples")
     return sums

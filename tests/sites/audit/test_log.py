@@ -88,6 +88,16 @@ def test_each_way_of_changing_a_log_is_found(tmp_path, change, said):
         verify(tmp_path, KEYS, head)
 
 
+def test_an_entry_out_of_another_log_of_the_same_key_is_found(tmp_path):
+    write(tmp_path / "log")
+    write(tmp_path / "other")
+    path = files(tmp_path / "log")[0]
+    own, other = lines(path), lines(files(tmp_path / "other")[0])
+    path.write_bytes(b"".join([*own[:2], other[2], *own[3:]]))  # signed, and of the right number
+    with pytest.raises(AuditError, match="line 3, does not follow from the entry before it, number 1, which was replaced by another"):
+        verify(tmp_path / "log", KEYS)
+
+
 def test_changed_files_are_found(folder):
     first, second, third, last = files(folder)
     kept = {path: path.read_bytes() for path in files(folder)}
