@@ -9,9 +9,10 @@
 '0.6850'
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedjax_core import aggregators, algorithms, attacks, contribution, metrics, models, privacy, release, stats, tree, uplink
+from fedjax_core import aggregators, algorithms, attacks, metrics, models, tree, uplink
 from fedjax_core.cluster import ClusterSimulator
 from fedjax_core.composition import compose
 from fedjax_core.data import Clients, Cohort, cohorts, partition, preprocess, synthetic
@@ -38,6 +39,7 @@ from fedjax_core.task import Task
 from fedjax_core.types import Batch
 
 if TYPE_CHECKING:
+    from fedjax_core import contribution, privacy, release, stats
     from fedjax_core.sites.federation import Federation
 
 __version__ = "0.1.0"
@@ -90,10 +92,21 @@ __all__ = [
 ]
 
 
+LATER = ("contribution", "privacy", "release", "stats")
+"""Modules that are imported when first asked for: with scipy, which they need, a process starts a third later."""
+
+
 def __getattr__(name: str) -> Any:
-    """What needs libraries that not everybody has is imported when first asked for."""
+    """What not everybody uses, and takes long to import or needs libraries of its own, is imported when first asked for."""
+    if name in LATER:
+        return import_module(f"{__name__}.{name}")
     if name == "Federation":
         from fedjax_core.sites.federation import Federation
 
         return Federation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return __all__

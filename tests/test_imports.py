@@ -6,6 +6,8 @@ nouns -> algorithms, uplink, aggregators -> round, composition -> lanes | loops 
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -216,3 +218,11 @@ def test_public_names_resolve(file: Path):
 
 def test_the_package_lists_its_names():
     assert fedjax_core.__all__
+
+
+def test_a_process_begins_without_libraries_that_it_may_never_need():
+    """scipy and Orbax alone are 2 s of a processor, which every worker, site and command would spend."""
+    heavy = ("scipy", "orbax", "ray", "dp_accounting", "pandas", "matplotlib")
+    found = f"import sys, fedjax_core as fc; print([name for name in {heavy} if name in sys.modules], fc.privacy.epsilon.__name__)"
+    done = subprocess.run([sys.executable, "-c", found], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "epsilon"]

@@ -10,7 +10,7 @@ at a point that is no optimum.
 
 Takezawa et al., "FedMuon: Federated Learning with Bias-corrected LMO-based Optimization", ICLR 2026.
 
->>> import optax
+>>> import optax.contrib
 >>> from fedjax_core import models
 >>> algorithm = fedmuon(models.mlp(3, (4,), classes=2), local=optax.contrib.muon(0.02), population=100)
 """
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-import optax.contrib
 
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, uniform

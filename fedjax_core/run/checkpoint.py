@@ -37,7 +37,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from fedjax_core.describe import digest as digest
 from fedjax_core.files import FOLDER, close_to_others, write_whole
@@ -57,6 +56,8 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], keep: int = 3, key: bytes | None = None, *, private: bool = False) -> None:
+        import orbax.checkpoint as ocp  # 0.6 s of a processor, which only who saves or restores waits for
+
         self._key, self._private = key, private
         self.run_dir, self.folder, self.keep = Path(run_dir).absolute(), Path(run_dir).absolute() / "checkpoints", keep
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -166,6 +167,8 @@ class Checkpoints:
         self._prune()
 
     def _write_plain(self, writing: Path, round: int, leaves: list[Leaf], arrays: list[np.ndarray], about: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
         # Named by number: a path in the tree may hold any character. Orbax refuses arrays without elements; those are their shape.
         self._orbax.save(writing / _STATE, args=ocp.args.PyTreeSave({f"{i:05d}": x for i, x in enumerate(arrays) if x.size}))
         leaves = [leaf._replace(digest=digest(x)) for leaf, x in zip(leaves, arrays, strict=True)]
@@ -223,6 +226,8 @@ def read(path: Path, key: bytes | None = None) -> Saved:
 
 
 def _read(path: Path, key: bytes | None) -> Saved:
+    import orbax.checkpoint as ocp
+
     if key is not None:
         _refuse_plain(path)
         return encrypted_checkpoint.read(path, key)
