@@ -3,6 +3,7 @@
 begin(k, kept) -> carry        step(carry, rows, k, t) -> (carry, metrics)        report(k, carry, kept) -> Read
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,12 +49,14 @@ def client_program(
     def begin(k: Array, kept: Kept) -> Any:
         return client.begin(told(message, at[k]), kept.own, keys.begin(client_keys[k], e))
 
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
     def step(carry: Any, rows: Array, k: Array, t: Array) -> tuple[Any, dict[str, Any]]:
         k = jnp.minimum(k, K - 1)
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
         return client_step(told(message, at[k]), carry, batch, keys.step(client_keys[k], e, t))
 
+    @partial(jax.jit, inline=True)
     def report(k: Array, carry: Any, kept: Kept) -> Read:
         seen = Seen(places.examples[k], jnp.float32(0) if idle else steps[k].astype(jnp.float32))
         sender = composed.sender(e, state.key, state.round, among, at[k])

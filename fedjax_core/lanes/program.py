@@ -6,6 +6,7 @@ How many slots and rounds there are is data, so a new cohort runs the same progr
 lanes in its own loop, and one sum merges the accumulators.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,8 @@ def run_rounds(
 ) -> tuple[State, Any]:
     """The first `count` rounds of those packed, one after another: (state, what `run_round` found with leaves [R])."""
 
-    def one(r: Any, state: State) -> tuple[State, Any]:
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
+    def one(r: Array, state: State) -> tuple[State, Any]:
         places, schedules = tree.take((packed.places, packed.schedules), r)
         here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
         return runs.each(lambda composed, state: run_round(composed, here, state, places, schedules, axis, show), state)
@@ -36,7 +38,7 @@ def run_rounds(
         state, found = one(r, loop[0])
         return state, tree.put(loop[1], r, found)
 
-    shapes = jax.eval_shape(one, 0, state)[1]
+    shapes = jax.eval_shape(one, jnp.int32(0), state)[1]
     none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
     # `count` is traced on purpose: XLA unrolls a loop that it knows to run once, and the unrolled round differs in its last bits.
     return lax.fori_loop(0, count, next_round, (state, none))
