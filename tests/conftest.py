@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 # Before JAX is imported: it reads them once.
@@ -30,6 +32,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STARTED, FOLDERS, KNOWN = pytest.StashKey[float](), pytest.StashKey[set[str]](), pytest.StashKey[bool]()
+BEGAN, COST = pytest.StashKey[float](), "processor seconds"
 LEFT_OUT = "left out: no time left"
 KEPT_MB = 3000  # of a process: a worker grew to 5 GB
 
@@ -56,6 +59,7 @@ def run_script(module: str, *arguments: object) -> "subprocess.CompletedProcess[
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--since", metavar="REV", help="also run the slow tests of the folders that changed since this commit")
+    parser.addoption("--costs", metavar="FILE", help="write the processor time of each test, the dearest first")
     parser.addoption("--slow-minutes", type=float, metavar="M", help="begin no slow test later than so many minutes after the start")
 
 
@@ -101,6 +105,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(LEFT_OUT)
 
 
+def processor_seconds() -> float:
+    """What this process and its children that ended have spent; Ray's are nobody's children."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    item.stash[BEGAN] = processor_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, object, object]:
+    if call.when == "teardown":
+        item.user_properties.append((COST, processor_seconds() - item.stash[BEGAN]))
+    return (yield)
+
+
 def resident_mb() -> float:
     """What this process has in memory; 0 where the system is not Linux."""
     statm = Path("/proc/self/statm")
@@ -118,6 +141,12 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for found in terminalreporter.stats.values() for report in found if isinstance(report, pytest.TestReport)]
+    costs = {report.nodeid: seconds for report in reports for name, seconds in report.user_properties if name == COST}
+    terminalreporter.line(f"processor time of the tests: {sum(costs.values()) / 60:.1f} minutes, without Ray's processes")
+    if file := terminalreporter.config.getoption("--costs"):
+        dearest = sorted(costs.items(), key=lambda one: -one[1])
+        Path(file).write_text("".join(f"{seconds:8.2f}  {nodeid}\n" for nodeid, seconds in dearest))
     left = [report.nodeid for report in terminalreporter.getreports("skipped") if LEFT_OUT in str(report.longrepr)]
     if left:
         terminalreporter.section(f"slow tests {LEFT_OUT} for these {len(left)}")
