@@ -1,12 +1,14 @@
 """What does an epsilon of 8, 3 or 1 cost in accuracy, and what do audits find of it?
 
-    python experiments/privacy_and_utility.py             1,000 simulated clients (client level), four heart hospitals (example level)
+    python experiments/privacy_and_utility.py             1,000 simulated clients (client level), four heart hospitals (example level),
+                                                          and experiments/privacy_and_utility.png
 
 Beside each claim stand what an attacker finds: AUC of losses (members against others), the epsilon that this proves at least (95 %,
 Clopper and Pearson), and, of clients, the one-shot estimate of 40 canary clients, which is no bound. Client level of four hospitals is
-left out: "with or without one hospital" drowns all that four can learn. The heart records are read from $FEDJAX_CORE_DATA/heart_disease.
+refused: "with or without one of them" drowns all that four can learn. The heart records are read from $FEDJAX_CORE_DATA/heart_disease.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,27 +102,65 @@ def losses(task: fc.Task, params: Any, clients: fc.Clients) -> np.ndarray:
     return np.asarray(task.loss(params, rows, jax.random.key(0)))
 
 
-def heart() -> None:
-    """The table of the hospitals."""
-    print(f"\nexample level: {HEART_ROUNDS} rounds of {HEART_STEPS} Poisson batches of {HEART_BATCH}, delta {HEART_DELTA:g}")
-    print("| epsilon of the smallest hospital | of all four | noise | accuracy | AUC | proven at least |\n|---|---|---:|---:|---:|---:|")
-    for epsilon in EPSILONS:
-        claim, noise, accuracy, area, least, claims = example_level(epsilon)
-        each = ", ".join(f"{one:.2f}" for one in claims) or "none"
-        print(f"| {claim or 'none'} | {each} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} |", flush=True)
-
-
-def main() -> None:
-    """Both tables."""
+def clients_table() -> list[list[Any]]:
+    """Prints the table of the simulated clients, and gives its rows."""
     print(
         f"client level: {CLIENTS} clients and {CANARIES} canaries, {COHORT} a round, {ROUNDS} rounds, delta {DELTA:g}, {len(SEEDS)} seeds"
     )
     print("| epsilon | noise | accuracy | AUC | proven at least | one-shot estimate |\n|---|---:|---:|---:|---:|---:|")
+    rows = []
     for epsilon in EPSILONS:
-        claim, noise, accuracy, area, least, guess = client_level(epsilon)
+        claim, noise, accuracy, area, least, guess = row = client_level(epsilon)
         guesses = f"{np.mean(guess):.2f} ({np.min(guess):.2f} to {np.max(guess):.2f})"
         print(f"| {claim or 'none'} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} | {guesses} |", flush=True)
-    heart()
+        rows.append(row)
+    return rows
+
+
+def hospitals_table() -> list[list[Any]]:
+    """Prints the table of the hospitals, and gives its rows."""
+    print(f"\nexample level: {HEART_ROUNDS} rounds of {HEART_STEPS} Poisson batches of {HEART_BATCH}, delta {HEART_DELTA:g}")
+    print("| epsilon of the smallest hospital | of all four | noise | accuracy | AUC | proven at least |\n|---|---|---:|---:|---:|---:|")
+    rows = []
+    for epsilon in EPSILONS:
+        claim, noise, accuracy, area, least, claims = row = example_level(epsilon)
+        each = ", ".join(f"{one:.2f}" for one in claims) or "none"
+        print(f"| {claim or 'none'} | {each} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} |", flush=True)
+        rows.append(row)
+    return rows
+
+
+def draw(clients: list[list[Any]], hospitals: list[list[Any]], path: Path) -> None:
+    """Accuracy and what audits find, over the epsilon that is claimed; the runs without noise as lines across."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    parts = (("1,000 clients, client level", clients, "tab:blue", "s"), ("heart hospitals, example level", hospitals, "tab:orange", "x"))
+    for label, (none, *private), colour, marker in parts:
+        at = [row[0] for row in private]
+        accuracy, spread = ([100 * of(row[2]) for row in private] for of in (np.mean, lambda x: np.std(x, ddof=1)))
+        left.axhline(100 * np.mean(none[2]), color=colour, linestyle=":")
+        left.errorbar(at, accuracy, spread, marker="o", capsize=3, color=colour, label=label)
+        right.plot(at, [np.max(row[4]) for row in private], marker=marker, linestyle="", color=colour, label=f"proven at least: {label}")
+    at = [row[0] for row in clients[1:]]
+    guesses = [np.mean(row[5]) for row in clients[1:]]
+    right.plot(at, guesses, marker="^", linestyle="", color="tab:green", label="one-shot estimate, no bound: 1,000 clients")
+    right.plot([0, max(at)], [0, max(at)], color="black", linestyle="--", label="claimed")
+    left.set(xlabel="epsilon claimed", ylabel="accuracy, % (dotted: without noise)", xscale="log")
+    right.set(xlabel="epsilon claimed", ylabel="epsilon that an audit finds")
+    for axes in (left, right):
+        axes.set_xticks(at, [f"{one:g}" for one in at])
+        axes.minorticks_off()
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Both tables and the figure."""
+    clients = clients_table()
+    hospitals = hospitals_table()
+    draw(clients, hospitals, Path(__file__).with_suffix(".png"))
 
 
 def cell(values: np.ndarray) -> str:
