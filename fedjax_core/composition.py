@@ -281,19 +281,29 @@ def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[s
     Raises where one of these, or of the task's evaluation, has a name that means something else, or where a
     client's is not one number.
     """
+    return _looked_at(composed, *_rows(columns, batch_size))[0]
+
+
+def protecting_steps(composed: Round, columns: Columns, batch_size: int) -> tuple[bool, ...]:
+    """Of each exchange, whether its steps draw noise that protects a client's examples (`keys.protecting`)."""
+    return _looked_at(composed, *_rows(columns, batch_size))[1]
+
+
+def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
     leaves, structure = jax.tree.flatten(columns)
-    rows = tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
-    return _metric_names(composed, structure, rows)
+    return structure, tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
 
 
 @lru_cache(maxsize=64)
-def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[str, ...]:
+def _looked_at(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    """(the names of metrics, which exchanges' steps draw noise that protects examples); each step is traced once for both."""
     mask: Any = jax.ShapeDtypeStruct((rows[0].shape[0],), jnp.float32)
     batch, key = Batch(jax.tree.unflatten(structure, rows), mask), keys.shape()
     state = state_shapes(composed)
     task = composed.algorithm.task
     check_names(jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation")
     found: dict[str, Any] = {}
+    protecting = []
     reports = reports_of(composed)
     for e, exchange in enumerate(composed.algorithm.exchanges):
 
@@ -306,7 +316,8 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
             return carry, exchange.client.step(message, carry, batch, key)
 
         where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
-        carry, gives = jax.eval_shape(one, state, batch, key)
+        traced, (carry, gives) = jax.make_jaxpr(one, return_shape=True)(state, batch, key)
+        protecting.append(keys.protects(traced.jaxpr))
         if not isinstance(gives, tuple) or len(gives) != 2 or hasattr(gives, "_fields"):
             raise TypeError(
                 f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"
@@ -319,7 +330,7 @@ def _metric_names(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStr
         for name, metric in [*gives[1].items(), *report.metrics.items()]:
             if type(found.setdefault(name, metric)) is not type(metric):
                 raise TypeError(f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them")
-    return tuple(found)
+    return tuple(found), tuple(protecting)
 
 
 def _same(got: Any, expected: Any, what: str) -> None:

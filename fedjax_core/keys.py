@@ -11,14 +11,18 @@ So nothing depends on the lane, the order, the worker or the machine that does t
 True
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 
 from fedjax_core.types import Array, Key
 
 _CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE, _UPDATE, _SHARED, _PAIR = range(8)  # what a run's key is for
+_MARK = "noise that protects examples"
 _STEP, _BEGIN, _ENCODE, _SECRET = range(4)  # what a client's key is for
 
 
@@ -100,6 +104,32 @@ def encode(client_key: Key, exchange: int) -> Key:
 def secret(client_key: Key, exchange: int) -> Key:
     """For noise that a client adds, in a simulation: real sites draw it by a secret of their own."""
     return _fold(client_key, _SECRET, exchange)
+
+
+def protecting(key: Key) -> Key:
+    """The same key, of a local step, for noise that protects the client's examples.
+
+    It marks the step in its jaxpr: a real site then draws all of the step by a secret of its own, where a simulation has the run's key.
+    """
+    return jax.random.wrap_key_data(checkpoint_name(jax.random.key_data(key), _MARK), impl=jax.random.key_impl(key))
+
+
+def protects(jaxpr: Any) -> bool:
+    """Whether a step with this jaxpr draws noise by a key that is `protecting`."""
+    return any(
+        (eqn.primitive.name == "name" and eqn.params["name"] == _MARK)
+        or any(protects(inner) for inner in _inner(list(eqn.params.values())))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _inner(value: Any) -> Iterator[Any]:
+    """The jaxprs in an equation's parameters: the bodies of loops and branches."""
+    if isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _inner(one)
+    elif isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
+        yield getattr(value, "jaxpr", value)
 
 
 def shape() -> Key:

@@ -36,6 +36,7 @@ from fedjax_core.uplink.base import Stage
 
 log = logging.getLogger("fedjax_core")
 
+_FEW = 10  # clients, of which each is too much of the model for noise that hides one to leave anything of the others
 _SHOWN = 24  # numbers of rounds of which `told` asks the accountant itself
 
 
@@ -180,6 +181,11 @@ def client_level(
     Raises ValueError where no noise gives this epsilon.
     """
     at_least(1, population=population, cohort=cohort, rounds=rounds, bands=bands)
+    if population < _FEW:
+        raise ValueError(
+            f'client level with {population} clients is meaningless: "with or without one of them" drowns all that {population} can learn. '
+            "Protect their examples instead (fc.privacy.example_level), or have real sites add noise of their own (leaving.noise)"
+        )
     if cohort * bands > population:
         raise ValueError(f"cohort={cohort}{f' in each of bands={bands} groups' if bands > 1 else ''} is more than population={population}")
     if (epsilon is None) == (noise is None):
@@ -206,10 +212,10 @@ def client_level(
         population, cohort, rounds, clip if isinstance(clip, adaptive) else clipping.bounds(clip), 0.0 if noise is None else float(noise),
         float(delta), sampling, 0 if sampling == "fixed" else cap, bands, weight_cap, open_metrics, seed,
     )  # fmt: skip
-    return made if epsilon is None else _calibrated(made, epsilon)
+    return made if epsilon is None else calibrated(made, epsilon)
 
 
-def _calibrated(made: ClientLevel, epsilon: float) -> ClientLevel:
+def calibrated(made: ClientLevel, epsilon: float) -> ClientLevel:
     """With the least noise for this epsilon."""
     start = accounting.noise_for(epsilon, rounds=made._turns(made.rounds), delta=made.delta, **made._drawn)
     return replace(made, noise=accounting.least(lambda noise: made._at(noise, made.rounds) - epsilon, start))

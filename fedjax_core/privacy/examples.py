@@ -14,9 +14,11 @@ Gaussian mechanisms a round, between data with one example more or less: for eac
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. The Poisson sample of a client is to its examples what a cohort is to
 clients, and counted by the very same code (`client_level`), cut-off batches included.
 
-The noise is drawn by the key of the step, and batches by a seed, which both come of the run: they protect from those who see models and
-updates and neither of these, as in simulations. A coordinator of real sites has them; what hides data from it is noise by the site's
-secret: `leaving.noise` in the site's policy, or `fc.privacy.local`.
+In a simulation the noise is drawn by the key of the step, and batches by a seed, which both come of the run: they protect from those who
+see models and updates and neither of these. A real site draws all that its steps draw by a secret that the operating system gave it, so
+the noise of "passes" holds against the coordinator, too: the same request gets the same bytes, another one, as of a run that goes on from
+an earlier model, new noise, which tells anew. Its audit log has which draw each update is of. Sites make their batches themselves, of
+passes: "poisson" is for simulations.
 
 >>> private = example_level(clip=1.0, noise=8.0, batch_size=20, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
@@ -36,12 +38,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_core import tree
+from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import gradient
 from fedjax_core.checks import at_least
 from fedjax_core.metrics import Mean
 from fedjax_core.privacy import accounting, clipping
-from fedjax_core.privacy.client_level import client_level
+from fedjax_core.privacy.client_level import ClientLevel, calibrated
 from fedjax_core.privacy.sampling import batches, headroom
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
@@ -160,8 +162,8 @@ def _smallest(sizes: Sequence[int]) -> int:
 
 def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **told: float) -> Any:
     """The account of so many Poisson samples of n examples: that of a population of n of which so many take part in a round."""
-    size = min(batch_size, n)
-    return client_level(population=n, cohort=size, rounds=steps, clip=1.0, delta=delta, cap=min(cap, n), **told)  # type: ignore[arg-type]
+    made = ClientLevel(n, min(batch_size, n), steps, 1.0, told.get("noise", 0.0), delta, cap=min(cap, n))
+    return calibrated(made, told["epsilon"]) if "epsilon" in told else made
 
 
 def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int | None = None, cap: int | None = None) -> Any:
@@ -193,7 +195,7 @@ def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int |
             return tree.add(total, jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(of_one)(*part))), None
 
         total, _ = lax.scan(add, tree.wide(tree.zeros_like(params)), parts)
-        noisy = clipping.add_normal(total, noise * clip, jax.random.fold_in(key, size))
+        noisy = clipping.add_normal(total, noise * clip, keys.protecting(jax.random.fold_in(key, size)))
         return tree.like(tree.scale(1 / batch_size, noisy), params), {}
 
     return of_a_batch

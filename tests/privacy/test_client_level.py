@@ -249,3 +249,8 @@ def test_what_keeps_it_composes():
 def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         private(**settings).uplink  # noqa: B018
+
+
+def test_of_four_hospitals_it_is_refused():
+    with pytest.raises(ValueError, match='client level with 4 clients is meaningless: "with or without one of them" drowns all that 4'):
+        private(population=4, cohort=4)

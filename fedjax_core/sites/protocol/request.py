@@ -204,14 +204,15 @@ class Draws(NamedTuple):
     address: np.ndarray  # [2] uint32, the client's
     secret: np.ndarray  # uint32, as many words: what the client alone knows
     kind: str
+    name: str = ""  # by which a draw of the secret is known again, without telling it
 
     def run_key(self) -> Any:
         """The run's key."""
         return jax.random.wrap_key_data(jax.numpy.asarray(self.words), impl=self.kind)
 
-    def key(self) -> Any:
-        """The key."""
-        return _client_key(self.words, self.round, self.address, self.kind)
+    def key(self, secret: bool = False) -> Any:
+        """The key; the `secret` one is known to the client alone."""
+        return _client_key(self.secret if secret else self.words, self.round, self.address, self.kind)
 
 
 def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
@@ -226,7 +227,8 @@ def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
     try:
         words = _words(text, kind)
         asked = f"{header.run}/{header.round}/{header.exchange}/{header.digest}/{text}/{of}"
-        return Draws(words, np.int32(header.round), address, secret_words(secret, asked, len(words)), kind)
+        name = hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
+        return Draws(words, np.int32(header.round), address, secret_words(secret, asked, len(words)), kind, name)
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
 

@@ -70,14 +70,15 @@ def client_update(
     round: int,
     watch: Callable[[int], None] | None = None,
     limit: Callable[[int], int] | None = None,
+    protecting: bool = False,
 ) -> ClientUpdate:
     """Exchange `e` of a round at the only client of `clients`, which is `told` so; `draws` say what its key in this round is made of.
 
     `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop. `limit` is asked the same, and
     says how many more may follow before it is asked again; 0 ends the work there, and what is done so far is reported, with `PARTIAL`
-    among the metrics. Raises `NoStepDone` where that is nothing.
+    among the metrics. Raises `NoStepDone` where that is nothing. `protecting`: the steps' draws come of the client's secret.
     """
-    client = _client(composed, e)
+    client = _client(composed, e, protecting)
     work = composed.algorithm.exchanges[e].work
     batches = _all_once(clients, plan.batch_size) if work == ONCE else _batches(clients, plan.of(work), round)
     rows, size = batches.rows, batches.size
@@ -92,7 +93,7 @@ def client_update(
         return ClientUpdate(sent, weight, kept, fine, left, metrics)
     number: Any = np.float32  # as jnp.float32, without a dispatch
     seen, columns = Seen(number(clients.examples), number(len(rows))), clients.columns
-    key = draws.key()
+    key = draws.key(secret=protecting)
     carry = client.begin(told, kept, key)
     metrics, done = None, 0
     more = limit or (StepClock(_STEPS) if watch is not None else lambda done: len(rows))
@@ -139,8 +140,8 @@ def _others_than_zero(value: Any) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _client(composed: Round, e: int) -> _Client:
-    """The compiled parts of exchange `e`."""
+def _client(composed: Round, e: int, protecting: bool) -> _Client:
+    """The compiled parts of exchange `e`; `protecting`: its steps draw by the client's secret."""
     client = composed.algorithm.exchanges[e].client
     client_step = rewrite(client.step, lanes=1, measure=False)
     compiled = partial(jax.jit, compiler_options=compiler_options(cores=False))
@@ -195,7 +196,7 @@ def _client(composed: Round, e: int) -> _Client:
         (words, secret), address = numbers[:-5].reshape(2, -1), numbers[-5:-3]
         round, count = numbers[-3:-1].astype(jnp.int32)
         seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
-        key, message = client_key(words, round, address, kind), composed.listen(e, told)
+        key, message = client_key(secret if protecting else words, round, address, kind), composed.listen(e, told)
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)

@@ -37,7 +37,7 @@ from fedjax_core.sites.site.client_state import ClientStateStore
 from fedjax_core.sites.site.data import SiteData
 from fedjax_core.sites.site.secure_attempt import Secure
 from fedjax_core.sites.site.time_limit import StepLog
-from fedjax_core.sites.site.usual_policy import metrics_of, usual_policy
+from fedjax_core.sites.site.usual_policy import metrics_of, protecting, usual_policy
 from fedjax_core.sites.site_file import SiteFile, load_key
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire.canonical import Bytes, Scalar
@@ -59,6 +59,8 @@ class SiteContext:
             self.note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
         self.metrics = metrics_of(study, self.data.raw)
         """The names of what is measured in training and in evaluation."""
+        self.protecting = protecting(study, self.data.raw)
+        """Of each exchange, whether its steps draw noise that protects the site's examples: by the site's own secret."""
         usual = usual_policy(about, study, self.data.raw)
         self.enforcement = Enforcement(
             self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder, account=about.account, secret=self.secret

@@ -71,8 +71,9 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
             seen = site.data.departments.visit(message, draws, watch)
         else:
             seen = client_update.client_update(
-                composed, e, site.data.plan, site.data.clients, message, found["uplink"], kept, draws, header.round, watch, limit
-            )
+                composed, e, site.data.plan, site.data.clients, message, found["uplink"], kept, draws, header.round, watch, limit,
+                site.protecting[e],
+            )  # fmt: skip
     sent, its, now, fine, left, metrics = seen
     left = left if site.study.measurable else {}
     weight = float(its)
@@ -93,7 +94,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     if site.about.data_was is not None:
         fields["data_was"] = site.about.data_was
     if site.study.secure(e) is not None:
-        by = {"algorithm": composed.algorithm.name, **data.counted}
+        by = {"algorithm": composed.algorithm.name, **data.counted, **_draw(site, draws, e)}
         reply = secure.advertise(site, header, sent, fields, by, ALL if steps is None else steps)
         keep.write(after, now)
         return reply
@@ -106,10 +107,17 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / times)
         fields |= site.enforcement.metric(name, sums, of)
     more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
-    more |= {"algorithm": composed.algorithm.name} | ({} if site.study.epsilon is None else {"epsilon": site.study.epsilon})
+    more |= {"algorithm": composed.algorithm.name, **_draw(site, draws, e)} | (
+        {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
+    )
     reply = site.reply(header, fields, to_tensors(sent), more, ALL if steps is None else steps, beside(sent))
     keep.write(after, now)
     return reply
+
+
+def _draw(site: SiteContext, draws: request.Draws, e: int) -> dict[str, Scalar]:
+    """For the audit log: of which draw the noise is that protects examples, where there is any. The same one tells nothing new."""
+    return {"draw": draws.name} if site.protecting[e] else {}
 
 
 def _limit(site: SiteContext, header: Header, work: Work, seconds: float | None) -> Callable[[int], int] | None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fedjax_core import keys
-from fedjax_core.composition import check_metrics
+from fedjax_core.composition import check_metrics, protecting_steps
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import narrow
 from fedjax_core.sites import policy
@@ -49,3 +49,14 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
     params = jax.eval_shape(task.init, keys.shape())
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
     return sorted({*steps, *shapes})
+
+
+def protecting(study: Study, clients: Clients) -> tuple[bool, ...]:
+    """Of each exchange, whether its steps draw noise that protects the site's examples; raises where departments would draw it openly."""
+    found = protecting_steps(study.round, narrow(preprocessing.one_row(study.prepare, clients)), study.batch_size)
+    if study.departments and any(found):
+        raise ValueError(
+            "the steps of the study draw noise that protects examples (fc.privacy.example_level), and departments draw by the run's key, "
+            "which everybody knows: leave departments out"
+        )
+    return found
