@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedjax_core.secure_aggregation import shamir
 from fedjax_core.secure_aggregation.graph import connected, peers
-from fedjax_core.secure_aggregation.masks import add_mask, agreed, derive, framed, seal, unseal
+from fedjax_core.secure_aggregation.masks import add_masks, agreed, derive, framed, seal, unseal
 from fedjax_core.secure_aggregation.messages import (
     MINIMUM,
     Advertised,
@@ -138,9 +138,7 @@ class Client:
                 raise Refusal("boxes", f"what {name!r} sent to {self.name!r} is not two shares")
         self._senders, self._vector = senders, hashlib.sha256(vector.tobytes()).digest()
         masked = vector.copy()
-        add_mask(masked, self._seed)
-        for name in sorted(near):
-            add_mask(masked, self._pair(name), minus=name < self.name)
+        add_masks(masked, [(self._seed, False), *((self._pair(name), name < self.name) for name in sorted(near))])
         return Masked(self.name, masked)
 
     def _confirm(self, survivors: Survivors) -> Confirmed:

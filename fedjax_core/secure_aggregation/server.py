@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedjax_core.secure_aggregation import shamir
 from fedjax_core.secure_aggregation.client import PURPOSE, Fits, pair_seed
 from fedjax_core.secure_aggregation.graph import peers
-from fedjax_core.secure_aggregation.masks import add_mask, agreed
+from fedjax_core.secure_aggregation.masks import add_masks, agreed
 from fedjax_core.secure_aggregation.messages import (
     Advertised,
     Boxes,
@@ -97,19 +97,18 @@ class Server:
         good = {r.name: r for r in revealed if r.name in self._asked and self._as_asked(r)}
         self._enough("reveal", len(good), self._needed)
         point = {name: i + 1 for i, name in enumerate(self._sites)}
-        total = self._sum.copy()
+        total, off = self._sum.copy(), list[tuple[bytes, bool]]()  # (seed, whether its mask is taken off, or was and is added)
         for name in self._survivors.names:
             shares = {point[r.name]: r.seeds[name] for r in good.values() if name in r.seeds}
-            seed = self._recovered(name, "seed", shares, self._is_seed_of(name))
-            add_mask(total, seed, minus=True)
+            off.append((self._recovered(name, "seed", shares, self._is_seed_of(name)), True))
         for name in sorted(set(self._senders) - self._added):
             shares = {point[r.name]: r.keys[name] for r in good.values() if name in r.keys}
             left = sorted(self._graph[name] & self._added)
             if left:
                 key = X25519PrivateKey.from_private_bytes(self._recovered(name, "mask key", shares, self._is_key_of(name)))
             for other in left:  # who added the mask, or took it off
-                seed = pair_seed(agreed(key, self._sites[other].mask_key), self._session, name, other)
-                add_mask(total, seed, minus=other < name)
+                off.append((pair_seed(agreed(key, self._sites[other].mask_key), self._session, name, other), other < name))
+        add_masks(total, off)
         return total
 
     def _recovered(self, name: str, what: str, shares: dict[int, bytes], right: Callable[[bytes], bool]) -> bytes:
