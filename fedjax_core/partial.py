@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Aggregate, nothing
 from fedjax_core.round import Kept, Round, State, reports_of, state_shapes
-from fedjax_core.types import Array, Key, Params, Update
-from fedjax_core.uplink.base import chain
+from fedjax_core.types import Array, Key, Message, Own, Params, Update
+from fedjax_core.uplink.base import Sender, by_itself, chain
 
 
 class Gathered(NamedTuple):
@@ -36,8 +36,11 @@ class Gathered(NamedTuple):
     clients: Array
 
 
-def incompatibility(composed: Round) -> str | None:
-    """Why reports of this round cannot be gathered apart and put together later; None where they can."""
+def incompatibility(composed: Round, masked: bool = False) -> str | None:
+    """Why reports of this round cannot be gathered apart and put together later; None where they can.
+
+    `masked`: what is gathered is put under masks as one report, so reports that only their sum shows may be gathered.
+    """
     algorithm, state = composed.algorithm, state_shapes(composed)
     if len(algorithm.exchanges) > 1:
         return (
@@ -62,7 +65,7 @@ def incompatibility(composed: Round) -> str | None:
         return f"{composed.downlink.name} keeps state at the server from message to message: use a downlink= that keeps nothing"
     if jax.tree.leaves(state.aggregator):
         return f"{composed.aggregator.name}() keeps state at the server that later rounds change: use aggregator=fc.aggregators.mean()"
-    if needed := sorted(composed.uses(0) & {"here", "pairs", "place"}):
+    if not (masked and composed.uplink.hides) and (needed := sorted(composed.uses(0) & {"here", "pairs", "place"})):
         return f"{composed.uplink.name} goes by who else is in the cohort ({', '.join(needed)}): leave that stage out"
     if not composed.aggregator.linear:
         return f"{composed.aggregator.name}() of parts does not add up to that of all reports: use aggregator=fc.aggregators.mean()"
@@ -70,9 +73,12 @@ def incompatibility(composed: Round) -> str | None:
 
 
 @lru_cache(maxsize=32)
-def partial_round(composed: Round) -> Round:
-    """The round whose server is what was gathered; raises, with the reason, where that cannot be."""
-    if (reason := incompatibility(composed)) is not None:
+def partial_round(composed: Round, masked: bool = False) -> Round:
+    """The round whose server is what was gathered; raises, with the reason, where that cannot be.
+
+    `masked` is as of `incompatibility`: whole numbers are gathered, with no mask among those whose reports they are.
+    """
+    if (reason := incompatibility(composed, masked)) is not None:
         raise ValueError(f"the reports of this round cannot be gathered apart: {reason}")
     algorithm = composed.algorithm
     (exchange,) = algorithm.exchanges
@@ -88,11 +94,15 @@ def partial_round(composed: Round) -> Round:
     def update(server: Gathered, reports: Aggregate) -> Gathered:
         return Gathered(server.params, reports.value, reports.weight, reports.clients)
 
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
+        return composed.uplink.encode(state, own, update, by_itself(sender))
+
+    hidden: dict[str, Any] = {"encode": encode, "recover": None} if composed.uplink.hides else {}
     gathers: Any = exchange._replace(broadcast=lambda server: composed.listen(0, server.params), update=update)
     inner = algorithm._replace(init_params=init_params, init=init, init_client=nothing, exchanges=(gathers,), personal=None)
     return composed._replace(
         algorithm=inner,
-        uplink=composed.uplink._replace(finish=lambda state, value, info, key: (value, state)),
+        uplink=composed.uplink._replace(finish=lambda state, value, info, key: (value, state), **hidden),
         downlink=chain(),
     )
 

@@ -222,7 +222,7 @@ class Round(NamedTuple):
         """The stages' second half: (what they make of the aggregator's value, what the server keeps for them now)."""
         stage = self._stage(e)
         if not self._slotted(e):
-            return stage.finish(uplink, met, info, key)
+            return stage.finish(uplink, met, info._replace(shapes=_update_shapes(self, e)), key)
 
         def one(slot: Array, met: Any) -> Update:  # of stages that keep nothing at the server, as `compose` sees to
             secret = jax.random.fold_in(info.secret, slot)

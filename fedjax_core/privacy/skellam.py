@@ -14,8 +14,9 @@ Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially Private Fede
 Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism", ICML 2021, proposition 26 (here with beta = exp(-1/2)).
 
 Neighbours are data of which one client's report is another's zeros: who takes part is public. `clients` report in each round, of whom
-`dropped` may fail to, or lie about their noise; with fewer the noise is less than is said. Every client takes part, so nothing is gained
-by sampling.
+`dropped` may fail to, or lie about their noise. With fewer the noise would be less than is said, so real sites open no sum of fewer than
+`clients - dropped` reports. Every client takes part, so nothing is gained by sampling. At a real site the noise is drawn by a secret that
+the operating system gave it, and a request that is asked again gets the same bytes.
 
 >>> private = distributed(clients=20, parameters=1000, rounds=10, clip=1.0, noise=8.0, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f} {private.step:.2e}"
@@ -31,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from scipy.special import ive
 
 from fedjax_core import tree
@@ -90,7 +92,8 @@ class Distributed:
         """Clips, rounds, adds the client's share of the noise, and hides that in the sum of all, of which it gives the mean."""
         bound = self.step * (2 ** (self.bits - 1) - 1)
         noisy = skellam(self.clip, self.local, self.step, self.parameters, bound)
-        noisy = noisy._replace(promises=noisy.promises._replace(account=self))
+        promises = noisy.promises._replace(account=self, reports=self.clients - self.dropped)
+        noisy = noisy._replace(promises=promises)
         return chain(noisy, secure(bound, self.bits, 1 << (self.clients - 1).bit_length()))
 
     @property
@@ -168,16 +171,15 @@ def skellam(clip: float, deviation: float, step: float, parameters: int, bound: 
     table = _thresholds((deviation / step) ** 2)
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
-        leaves, structure = jax.tree.flatten(update)
+        leaves = jax.tree.leaves(update)
         if (count := sum(x.size for x in leaves)) != parameters:
             raise ValueError(f"the update has {count} numbers, and the account is of {parameters}: give parameters={count}")
         if any(x.dtype.itemsize < 4 for x in leaves):
             raise ValueError("numbers of 16 bits hold no sums of whole numbers: leave fc.uplink.half() out before secure aggregation")
-        short = [x / step for x in jax.tree.leaves(clipping.clip_by_norm(update, clip))]
-        whole = _rounded(short, most / step, sender.key)
-        drawn = [_draw(table, jax.random.fold_in(sender.secret, i), x.shape) for i, x in enumerate(whole)]
-        sent = [jnp.clip(x + z, -bound / step, bound / step) * step for x, z in zip(whole, drawn, strict=True)]
-        return jax.tree.unflatten(structure, sent), own
+        flat, unravel = ravel_pytree(clipping.clip_by_norm(update, clip))  # one vector: of each draw one generator, not one a leaf
+        whole = _rounded(flat / step, most / step, sender.key)
+        noisy = whole + _draw(table, sender.secret, flat.shape).astype(flat.dtype)
+        return unravel(jnp.clip(noisy, -bound / step, bound / step) * step), own
 
     return stage("skellam", encode=encode, promises=Promises(clip, deviation / clip, "client"))
 
@@ -205,22 +207,22 @@ def _epsilon(sensitivity: float, parameters: int, deviation: float, rounds: int,
     return float(rdp_privacy_accountant.compute_epsilon(np.array(_ORDERS, float), np.array(costs), delta)[0])
 
 
-def _rounded(leaves: list[Array], most: float, key: Key) -> list[Array]:
+def _rounded(x: Array, most: float, key: Key) -> Array:
     """Whole numbers, each that below or above, at random and without bias, but that all have an l2 norm of at most `most` together."""
+    below = jnp.floor(x)
 
-    def draw(i: Array) -> list[Array]:
-        keys = jax.random.split(jax.random.fold_in(key, i), len(leaves))
-        up = [jax.random.uniform(k, x.shape, x.dtype) < x - jnp.floor(x) for x, k in zip(leaves, keys, strict=True)]
-        return [jnp.floor(x) + more.astype(x.dtype) for x, more in zip(leaves, up, strict=True)]
-
-    def long(found: list[Array]) -> Array:
+    def long(found: Array) -> Array:
         return tree.norm(found) > most * (1 - 1e-6)
 
-    def again(at: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-        return at[0] + 1, draw(at[0] + 1)
+    def again(at: tuple[Array, Array]) -> tuple[Array, Array]:
+        up = jax.random.uniform(jax.random.fold_in(key, at[0]), x.shape, x.dtype) < x - below
+        return at[0] + 1, below + up.astype(x.dtype)
 
-    _, found = lax.while_loop(lambda at: long(at[1]) & (at[0] < _TRIES), again, (jnp.int32(0), draw(jnp.int32(0))))
-    return [jnp.where(long(found), jnp.trunc(x), y) for x, y in zip(leaves, found, strict=True)]
+    def go_on(at: tuple[Array, Array]) -> Array:
+        return (at[0] == 0) | (long(at[1]) & (at[0] <= _TRIES))
+
+    _, found = lax.while_loop(go_on, again, (jnp.int32(0), below))
+    return jnp.where(long(found), jnp.trunc(x), found)
 
 
 @lru_cache(maxsize=16)

@@ -181,7 +181,7 @@ class Federation:
             self.clients = Population(self._names, about, departments)
             self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
             self._collector.know(self.clients.sizes, self.clients.clients, self.study.plan())
-            here = merged(composed) if departments else composed
+            here = merged(composed) if departments and not composed.uplink.hides else composed
             ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
             self._rounds: AsynchronousRounds | SynchronousRounds
             if buffer is None:

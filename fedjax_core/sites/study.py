@@ -69,7 +69,7 @@ class Study:
                 "departments= needs epochs or steps that are numbers: a function of these is asked for clients by their positions, and a "
                 "site's departments have none in the federation"
             )
-        if self.departments and (reason := incompatibility(self.round)) is not None:
+        if self.departments and (reason := incompatibility(self.round, masked=True)) is not None:
             raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
         self._check_stages()
 
@@ -112,11 +112,13 @@ class Study:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether updates leave with whole numbers in them, as quantised: not those of departments, whose mean leaves."""
+        """Whether updates leave with whole numbers in them, as quantised: not those of departments, whose mean leaves, but under masks."""
         exchanges = self.round.algorithm.exchanges
         sent = [report.update for e, report in enumerate(reports_of(self.round)) if exchanges[e].update is not None]
         leaves = [x for update in sent for x in jax.tree.leaves(message_shapes(self.round.uplink, update))]
-        return not self.departments and any(not jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in leaves)
+        return (self.round.uplink.hides or not self.departments) and any(
+            not jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in leaves
+        )
 
     @cached_property
     def hash(self) -> str:

@@ -43,6 +43,7 @@ class Info(NamedTuple):
     here: Array  # [K] bool: the places of those who took part
     reported: Array  # [K] bool: of those whose report counts
     recovered: Any = ()  # leaves [K, ...]: what those who reported revealed afterwards, zeros of others; () where `recover` is None
+    shapes: Any = ()  # of one update, as the stage was given it
 
 
 class Promises(NamedTuple):
@@ -54,6 +55,8 @@ class Promises(NamedTuple):
     """Where the noise is added: to each report before it leaves, or to the sum of all, which needs a server that is trusted."""
     account: Any = None
     """Who counts what rounds of it tell: has `epsilon(rounds)`, `told(rounds)`, `rounds`, `delta` and `cohorts`, as of fc.privacy."""
+    reports: int = 0
+    """How many reports a sum has at least for the noise in it to be what is promised; 0: any number will do."""
     secret_state: bool = False
     """Whether what the server keeps for the stage would tell the noise of rounds before: clients must not read it then."""
 
@@ -74,6 +77,8 @@ class Stage(NamedTuple):
     """What it was made with, by the names of the arguments: `with_settings` fills it in."""
     additive: bool = False
     """Messages may be summed before anybody reads one: `expand` changes nothing, or only checks."""
+    linear: bool = False
+    """`expand` reads a sum of messages as the sum of updates: their floats add up, and all else in them is of `Sender.shared` alone."""
     ring: Ring | None = None
     """In which whole numbers messages travel under masks; None: they do not. `hides` is whether they do."""
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None
@@ -104,6 +109,7 @@ def stage(
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = _unchanged,
     measurable: bool = False,
     additive: bool | None = None,
+    linear: bool = False,
     ring: Ring | None = None,
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None,
     promises: Promises | None = None,
@@ -112,7 +118,7 @@ def stage(
     additive = expand is _as_it_is if additive is None else additive
     return Stage(
         name, init, init_client, encode, expand, finish,
-        measurable=measurable, additive=additive, ring=ring, recover=recover, promises=promises or Promises(),
+        measurable=measurable, additive=additive, linear=linear, ring=ring, recover=recover, promises=promises or Promises(),
     )  # fmt: skip
 
 
@@ -122,18 +128,22 @@ def chain(*stages: Stage) -> Stage:
 
     Each stage but the first must give back, by `expand`, what it was given: those before it work on that. One that decodes only in
     `finish` (a ring of whole numbers) therefore comes first, and does by itself what was to be done before it; or it hides messages, so
-    that those before it cannot look at one, and must be additive. Nor may one after it change messages that only their sum can open.
+    that those before it cannot look at one, and must be additive, or linear: of these the server reads the sum of all messages in the
+    place of each. Nor may one after it change messages that only their sum can open.
     """
     for i, s in enumerate(stages):
         if not isinstance(s, Stage):
             raise TypeError(f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like")
     name = f"chain({', '.join(s.name for s in stages)})"
     opened = max((i for i, s in enumerate(stages) if s.hides), default=0)  # no stage before this one gets to read a message
+    if opened:
+        stages = (*(_of_the_sum(s) if s.linear and not s.additive else s for s in stages[:opened]), *stages[opened:])
     for s in stages:
         if stages[opened].hides and not s.additive:
             raise ValueError(
                 f"in {name}, stage {s.name!r} reads each message by itself, and {stages[opened].name!r} lets the server read only the sum "
-                f"of all: leave {s.name!r} out, or use one that adds up, such as fc.uplink.clip"
+                f"of all: leave {s.name!r} out, or use one that adds up, such as fc.uplink.clip, or before it one that is linear and the "
+                "same for all clients: fc.uplink.randk(shared=True), count_sketch, rotated(fc.uplink.chain())"
             )
 
     def shapes_between(update: Update) -> list[Update]:
@@ -165,9 +175,12 @@ def chain(*stages: Stage) -> Stage:
         return message
 
     def finish(state: Any, value: Update, info: Info, key: Key) -> tuple[Update, Any]:
-        kept = list(state)
+        kept, given = list(state), [info.shapes] * len(stages)
+        if opened and jax.tree.leaves(info.shapes):
+            given = shapes_between(info.shapes)
         for i in reversed(range(len(stages))):
             mine = info._replace(
+                shapes=given[i],
                 shared=jax.random.fold_in(info.shared, i),
                 secret=jax.random.fold_in(info.secret, i),
                 recovered=info.recovered[i] if info.recovered else (),
@@ -184,10 +197,32 @@ def chain(*stages: Stage) -> Stage:
         name, init, init_client, encode, expand, _unchanged if all(s.finish is _unchanged for s in stages) else finish,
         measurable=all(s.measurable for s in stages),
         additive=all(s.additive for s in stages),
+        linear=all(s.linear for s in stages),
         ring=next((s.ring for s in reversed(stages) if s.hides), None),
         recover=recover if any(s.recover is not None for s in stages) else None,
         promises=_promised(stages, name),
     )  # fmt: skip
+
+
+def _of_the_sum(inner: Stage) -> Stage:
+    """A linear stage of which the server reads the mean of all messages in the place of each; what is not summed of them it draws anew."""
+
+    def floating(x: Any) -> bool:
+        return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+    def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
+        sent, own = inner.encode(state, own, update, sender)
+        return tuple(x for x in jax.tree.leaves(sent) if floating(x)), own
+
+    def finish(state: Any, value: Message, info: Info, key: Key) -> tuple[Update, Any]:
+        zeros, sender = tree.zeros_like(info.shapes), alone(info.shared)._replace(shared=info.shared)
+        structure: Any
+        leaves, structure = jax.tree.flatten(inner.encode(state, inner.init_client(info.shapes), zeros, sender)[0])
+        summed = iter(value)
+        message = structure.unflatten([next(summed).astype(x.dtype) if floating(x) else x for x in leaves])
+        return inner.finish(state, inner.expand(state, message, info.shapes), info, key)
+
+    return inner._replace(encode=encode, expand=_as_it_is, finish=finish, additive=True, linear=False)
 
 
 def _promised(stages: tuple[Stage, ...], name: str) -> Promises:
@@ -217,6 +252,11 @@ def alone(key: Key) -> Sender:
     """A client that is all of its cohort, whose keys all come of one."""
     shared, secret, pair = (jax.random.fold_in(key, i) for i in range(3))
     return Sender(key, shared, secret, pair[None], place=jnp.int32(0), here=jnp.ones(1, bool), weight=jnp.float32(1))
+
+
+def by_itself(sender: Sender) -> Sender:
+    """The same sender, and nobody else in its cohort: whom it shares no masks with."""
+    return sender._replace(pairs=sender.pairs[:1], place=jnp.int32(0), here=jnp.ones(1, bool))
 
 
 def roundtrip(stage: Stage, update: Update, key: Key) -> Update:
@@ -253,7 +293,9 @@ def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeSt
 
 def uses(stage: Stage, update: Update) -> frozenset[str]:
     """Which fields of its `Sender` the message of `stage` depends on, for updates of these shapes."""
-    sender = jax.eval_shape(lambda: alone(jax.random.key(0)))
+    one = jax.eval_shape(lambda: alone(jax.random.key(0)))
+    two = {name: jax.ShapeDtypeStruct((2,), getattr(one, name).dtype) for name in ("pairs", "here")}  # alone, nobody shares a mask
+    sender = one._replace(**two)
 
     def send(sender: Sender, update: Update) -> Any:
         return stage.encode(stage.init(update), stage.init_client(update), update, sender)

@@ -62,4 +62,4 @@ def count_sketch(rows: int, width: int, estimate: Literal["median", "mean"] = "m
         found = signs * jnp.take_along_axis(message.table, buckets, axis=1)
         return unravel(jnp.median(found, axis=0) if estimate == "median" else jnp.mean(found, axis=0))
 
-    return stage("count_sketch", encode=encode, expand=expand, measurable=True)
+    return stage("count_sketch", encode=encode, expand=expand, measurable=True, linear=True)

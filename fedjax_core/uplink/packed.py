@@ -60,15 +60,19 @@ def seed_of(key: Key) -> Array:
     return jax.random.bits(key, (), jnp.uint32)
 
 
-def leafwise(name: str, encode: Callable[[Array, Key], Any], decode: Callable[[Any, jax.ShapeDtypeStruct], Array]) -> Stage:
+def leafwise(
+    name: str, encode: Callable[[Array, Key], Any], decode: Callable[[Any, jax.ShapeDtypeStruct], Array], shared: bool = False
+) -> Stage:
     """A stage from (a leaf's numbers [d], key) -> what is sent, and (that, the leaf's shape) -> numbers [d] again.
+
+    The key is the client's own, or where the stage is `shared` the same for all, and then it is to be linear.
 
     Leaves of fewer than 32 bits are brought to that before. Of a leaf with a number that is not finite, every float that is sent is NaN.
     """
 
     def send(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         leaves = jax.tree.leaves(tree.wide(update))
-        keys = [jax.random.fold_in(sender.key, i) for i in range(len(leaves))]
+        keys = [jax.random.fold_in(sender.shared if shared else sender.key, i) for i in range(len(leaves))]
         return tuple(guarded(partial(_with, encode, key), x.reshape(-1)) for key, x in zip(keys, leaves, strict=True)), own
 
     def expand(state: Any, message: Message, shapes: Update) -> Update:
@@ -76,7 +80,7 @@ def leafwise(name: str, encode: Callable[[Array, Key], Any], decode: Callable[[A
         leaves, structure = jax.tree.flatten(tree.wide(tree.shapes(shapes)))
         return structure.unflatten([decode(sent, x).astype(x.dtype).reshape(x.shape) for sent, x in zip(message, leaves, strict=True)])
 
-    return stage(name, encode=send, expand=expand, measurable=True)
+    return stage(name, encode=send, expand=expand, measurable=True, linear=shared)
 
 
 def _with(encode: Callable[[Array, Key], Any], key: Key, x: Array) -> Any:

@@ -31,8 +31,12 @@ class Drawn(NamedTuple):
 
 
 @with_settings
-def randk(fraction: float, unbiased: bool = True) -> Stage:
-    """Sends that `fraction` of each leaf's numbers, one at least, and 4 bytes."""
+def randk(fraction: float, unbiased: bool = True, shared: bool = False) -> Stage:
+    """Sends that `fraction` of each leaf's numbers, one at least, and 4 bytes.
+
+    `shared`: all clients of a round send the same places, so that secure aggregation can add the numbers up. Without, each has its own,
+    and the mean over many clients is nearer.
+    """
     share_of("randk", fraction, 1)
 
     def places(seed: Array, size: int) -> Array:
@@ -46,4 +50,4 @@ def randk(fraction: float, unbiased: bool = True) -> Stage:
     def decode(sent: Drawn, shape: jax.ShapeDtypeStruct) -> Array:
         return jnp.zeros(shape.size, sent.values.dtype).at[places(sent.seed, shape.size)].set(sent.values)
 
-    return leafwise("randk", encode, decode)
+    return leafwise("randk", encode, decode, shared)

@@ -130,4 +130,5 @@ def rotated(inner: Stage) -> Stage:
         encode=encode,
         expand=expand,
         measurable=inner.measurable,
+        linear=inner.linear,
     )

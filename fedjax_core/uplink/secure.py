@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from fedjax_core.secure_aggregation.ring import Masked, Weighted, dequantize, quantize, ring
 from fedjax_core.settings import with_settings
@@ -49,7 +50,8 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
         keys = [jax.random.fold_in(sender.key, i) for i in range(len(leaves))]
         whole = [quantize(exact, jnp.nan_to_num(x), weight, key) for x, key in zip(leaves, keys, strict=True)]
         plain = Weighted(jax.tree.unflatten(structure, whole), weight.astype(jnp.uint32))
-        masked = _masked(plain, sender.pairs, _signs(sender.place, sender.here))
+        alone = len(sender.here) == 1  # as at a site, which masks by the protocol: nothing is drawn, nor compiled
+        masked = plain if alone else _masked(plain, sender.pairs, _signs(sender.place, sender.here))
         return Masked(masked, jnp.where(jnp.all(fits), 0.0, jnp.nan).astype(jnp.float32)), own
 
     def recover(state: Any, own: Own, sender: Sender, reported: Array) -> Array:
@@ -83,13 +85,11 @@ def _signs(place: Array, others: Array) -> Array:
 
 def _masked(ring: Weighted, pairs: Key, signs: Array) -> Weighted:
     """The ring with the mask of each of these keys [K] added as often as its sign says: 1, 0 or -1 times."""
-    structure: Any
-    leaves, structure = jax.tree.flatten(ring)
+    flat, unravel = ravel_pytree(ring)  # as one vector: one generator to compile instead of one a leaf, each of which takes XLA a second
 
-    def add(j: Array, leaves: list[Array]) -> list[Array]:
+    def add(j: Array, flat: Array) -> Array:
         times = signs[j].astype(jnp.uint32)  # -1 is 2^32 - 1
-        draws = [jax.random.bits(jax.random.fold_in(pairs[j], leaf), x.shape, jnp.uint32) for leaf, x in enumerate(leaves)]
-        return [x + times * draw for x, draw in zip(leaves, draws, strict=True)]
+        return flat + times * jax.random.bits(pairs[j], flat.shape, jnp.uint32)
 
-    masked: Weighted = structure.unflatten(lax.fori_loop(0, len(signs), add, leaves))
+    masked: Weighted = unravel(lax.fori_loop(0, len(signs), add, flat))
     return masked

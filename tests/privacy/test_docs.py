@@ -1,30 +1,40 @@
 """docs/privacy.md runs as it is printed, and has the table of what `compose` says. `python -m tests.privacy.test_docs` writes that."""
 
 import re
+from functools import partial
 
 import pytest
 
 import fedjax_core as fc
 from tests.conftest import REPOSITORY
-from tests.zoo import AGGREGATORS, PRIVATE, STAGES, ZOO, N, fedavg
+from tests.zoo import AGGREGATORS, PRIVATE, SGD, STAGES, ZOO, N, fedavg, task
 
 PAGE = REPOSITORY / "docs" / "privacy.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->"
 LEVEL = fc.privacy.client_level(population=N, cohort=4, rounds=5, clip=1.0, noise=1.0, delta=1e-3)
 LOCAL = fc.privacy.local(clip=1.0, noise=1.0, rounds=5, delta=1e-3, open_counts=True)
+HIDDEN = fc.uplink.chain(fc.uplink.clip(1.0), fc.uplink.secure(bound=1.0))
+LINEAR = {  # stages that secure aggregation lets stand before it, and their like that it does not
+    "randk, shared": lambda: fc.uplink.randk(0.3, shared=True),
+    "randk": lambda: fc.uplink.randk(0.3),
+    "count sketch": lambda: fc.uplink.count_sketch(3, 10),
+    "rotation": lambda: fc.uplink.rotated(fc.uplink.chain()),
+    "rotation, k-level": lambda: fc.uplink.rotated(fc.uplink.k_level(2)),
+    "distributed noise": lambda: fc.privacy.skellam(1.0, 1.0, 2.0**-8, 31, 100.0),
+}
 SHOWN = "docs/privacy.md"
 
 
 def short(error):
     """What is wrong, without where in a chain, as far as the first comma."""
-    return re.sub(r"^in chain\([^)]*\), ", "", str(error)).partition(", ")[0]
+    return re.sub(r"^in chain\((?:[^()]|\([^()]*\))*\), ", "", str(error)).partition(", ")[0]
 
 
 def said(*pieces, **more):
     """Whether these compose, and why not, as far as the first comma."""
     try:
         fc.compose(*pieces, **more)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return f"no: {short(error)}"
     return "yes"
 
@@ -40,30 +50,39 @@ def algorithms(names=None):
 
 
 def rows(names=None):
-    """(kind, name, under client_level, under local) of all pieces."""
+    """(kind, name, under client_level, under local, under secure aggregation) of all pieces."""
+    total = fc.aggregators.total()
     for name, algorithm in sorted(algorithms(names).items()):
         if names is None or name in names:
-            under = said(algorithm, LEVEL.uplink, LEVEL.aggregator), said(algorithm, LOCAL.uplink)
+            under = said(algorithm, LEVEL.uplink, LEVEL.aggregator), said(algorithm, LOCAL.uplink), said(algorithm, HIDDEN, total)
             yield "algorithm", name, *under
     plain = fc.algorithms.unweighted(fedavg().algorithm)  # as some of the rules ask for
     for name, make in AGGREGATORS.items():
         if names is None or name in names:
-            yield "aggregator", name, said(plain, LEVEL.uplink, make()), said(plain, LOCAL.uplink, make())
-    for name, make in STAGES.items():
+            under = [said(plain, uplink, make()) for uplink in (LEVEL.uplink, LOCAL.uplink, HIDDEN)]
+            yield "aggregator", name, *under
+    for name, make in {**STAGES, **LINEAR}.items():
         if names is None or name in names:
             after = [lambda own=own, make=make: fc.uplink.chain(own.uplink, make()) for own in (LEVEL, LOCAL)]
-            yield "stage after it", name, chained(plain, after[0], LEVEL.aggregator), chained(plain, after[1], None)
+            hidden = chained(fc.algorithms.fedavg(task(), SGD, weighting=fc.algorithms.uniform), partial(before, make), total)
+            yield "stage", name, chained(plain, after[0], LEVEL.aggregator), chained(plain, after[1], None), hidden
+
+
+def before(make):
+    """The stage before the masks."""
+    return fc.uplink.chain(fc.uplink.clip(1.0), make(), fc.uplink.secure(bound=128.0))
 
 
 def chained(algorithm, build, aggregator):
     try:
         return said(algorithm, build(), aggregator)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return f"no: {short(error)}"
 
 
 def table(names=None):
-    head = "| piece | name | under `client_level` | under `local`, with counts said openly |\n|---|---|---|---|\n"
+    head = "| piece | name | under `client_level` | under `local`, with counts said openly | under secure aggregation |\n"
+    head += "|---|---|---|---|---|\n"
     return head + "".join(f"| {' | '.join(row)} |\n" for row in rows(names))
 
 
@@ -81,7 +100,7 @@ def test_the_examples_run(capsys):
         assert lines[: len(wanted)] == wanted
 
 
-FEW = ("fedavg", "scaffold", "mime", "fednova", "mean", "total", "median", "clip", "quantize", "ef21")
+FEW = ("fedavg", "scaffold", "mime", "fednova", "mean", "total", "median", "clip", "quantize", "ef21", "randk", "randk, shared")
 
 
 def test_the_table_is_what_compose_says_of_a_few():

@@ -115,6 +115,11 @@ def _check(composed: Round, e: int, cohort: Cohort, turns: Mapping[int, int], nu
             f"round {number}, exchange {e}: {len(turns)} sites can be asked, and no site takes part in a sum of fewer than {MINIMUM}, of "
             "which each could be told from the others. The state is unchanged."
         )
+    if len(turns) < (least := composed.uplink.promises.reports):
+        raise Paused(
+            f"round {number}, exchange {e}: {len(turns)} sites can be asked, and the noise that {composed.uplink.name} promises is in a "
+            f"sum of at least {least}. The state is unchanged. To go on without more of them, begin a run with a larger dropped="
+        )
     ring = composed.uplink.ring
     assert ring is not None
     most = ring.weights // len(turns)
@@ -138,6 +143,7 @@ class _Attempt:
         self.like = server_half(composed).like[self._e]
         """The shapes of what a site would send without masks."""
         self.refused = set[int]()
+        self._least = composed.uplink.promises.reports
         self._asked = asked
         self._requests, self._collector, self._data, self._record, self._roster = requests, collector, data, record, roster
         self._terms = terms_of(asked, length_of(self.like.ring))
@@ -243,4 +249,6 @@ class _Attempt:
         return key is not None and key not in self._roster.revoked and key.fits(purpose, data, signature)
 
     def _quorum(self, here: Collection[int], stage: str) -> None:
+        if len(here) < self._least:
+            raise TooFew(stage, len(here), self._least)
         self._collector.check_quorum(self._asked.round, self._cohort, list(here), f"exchange {self._e}, stage {stage!r}")

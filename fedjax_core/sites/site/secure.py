@@ -28,7 +28,8 @@ def advertise(
     secure = _secure(site)
     vector = secure.vector(sent)
     with _agreed():
-        attempt = secure.begin(header, vector, site.enforcement.policy.minimum.sites)
+        least = max(site.enforcement.policy.minimum.sites, site.study.round.uplink.promises.reports)  # for the noise of fewer is less
+        attempt = secure.begin(header, vector, least)
         tensors = to_tensors(written(attempt.client.advertise()))
     said = {**more, "secure": "keys alone: the report stays here until it is under masks"}
     reply = site.reply(header, fields, tensors, said, steps, judged=secure.judged(vector))

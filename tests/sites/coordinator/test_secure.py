@@ -195,7 +195,7 @@ def test_a_round_that_is_run_again_from_a_checkpoint_gives_the_same_sum_of_the_s
         assert_same(params(fed.run(state, EVERYONE)[0]), after[WITHOUT])
         with pytest.raises(Paused, match=f"was opened before, as the sum of charite, kyoto, oslo, .*: {NAMES[2]} must be in its cohort"):
             fed.run(state, [0, 1, 3])
-        fed._opened._all.clear()  # a coordinator that forgets, or lies
+        fed._rounds._under_masks["opened"]._all.clear()  # a coordinator that forgets, or lies
         with pytest.raises(Paused, match="opened before, as another sum"):
             fed.run(state, EVERYONE)
     refused = [one.about["code"] for one in show(tmp_path / NAMES[0] / "audit", what="refused")]
@@ -266,8 +266,8 @@ def test_what_could_never_be_summed_is_refused_before_a_site_is_asked():
         assert len(transport.sent) == before
     with pytest.raises(ValueError, match="of 2, each could be told from the others"):
         fc.Federation(SECURE, site_files()[:2], batch_size=BATCH, epochs=EPOCHS, transport="in-process")
-    with pytest.raises(ValueError, match=r"goes by who else is in the cohort .*: leave that stage out; or leave departments out"):
-        fc.Federation(SECURE, site_files(), batch_size=BATCH, epochs=EPOCHS, transport="in-process", departments=True)
+    with pytest.raises(ValueError, match=r"goes by who else is in the cohort .*: leave that stage out; or leave buffer= out"):
+        fc.Federation(SECURE, site_files(), batch_size=BATCH, epochs=EPOCHS, transport="in-process", buffer=fc.Buffer(size=3))
 
 
 @pytest.mark.slow

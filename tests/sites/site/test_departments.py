@@ -100,6 +100,19 @@ def test_departments_of_sites_end_where_clients_of_a_simulator_end(ran):
     assert summary(seen)["clients"] == 7
 
 
+def test_under_secure_aggregation_the_sum_is_that_of_all_departments_to_the_last_bit():
+    """By whole numbers, which no order of adding changes; a site's weight is that of all of its departments."""
+    hidden = fc.uplink.chain(fc.uplink.clip(0.2), fc.uplink.secure(bound=0.2, bits=16, weights=2**10))
+    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=hidden, aggregator=fc.aggregators.total())
+    with federation(composed, files=site_files(), departments=True) as (fed, _, transport):
+        state = fed.init(jax.random.key(1))
+        for _ in range(2):
+            state, seen = fed.run(state, [0, 1, 2])
+    _, expected, _ = simulated(composed, everyone(), 2)
+    assert_same_bits(state.params, expected.params)
+    assert float(seen["clients"].total) == 7 and not any(b"icu" in raw for raw in transport.received)
+
+
 def test_logs_say_how_many_departments_a_report_is_of_and_nobody_else_which(ran):
     folder, _, _ = ran
     for name, count in {"charite": 4, "mayo": 2, "oslo": 1}.items():
