@@ -31,6 +31,23 @@ def clip_by_norm(update: Update, bound: Array | float) -> Update:
     return kept
 
 
+def clipped_sum(rows: Update, here: Array, bound: float) -> Update:
+    """The sum of `rows`, leaves [B, ...], of those `here` [B], each shortened to an l2 norm of at most `bound` over all leaves.
+
+    One whose norm float32 cannot hold (NaN, above 1e19) adds nothing. The rows are gone over twice: for their norms, and for their sum.
+    """
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(rows)]
+    norms = jnp.sqrt(sum(squares, jnp.zeros(len(here), jnp.float32)))
+    counts = jnp.isfinite(norms) & (here > 0)
+    factors = jnp.where(counts, jnp.minimum(1, bound / jnp.where(norms > 0, norms, bound)), 0)
+
+    def add(x: Array) -> Array:
+        shape = (len(here),) + (1,) * (x.ndim - 1)
+        return jnp.sum(jnp.where(counts.reshape(shape), x * factors.astype(x.dtype).reshape(shape), 0), axis=0)
+
+    return jax.tree.map(add, rows)
+
+
 def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
     """(`update` with a norm of at most `bound`, whether it had that already); NaN where it is not finite, so that it is refused."""
     bound = jnp.asarray(bound, jnp.float32)

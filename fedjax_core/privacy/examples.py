@@ -48,6 +48,8 @@ from fedjax_core.privacy.sampling import batches, headroom
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Batch, Key, Params
 
+_CACHE = 1 << 18  # bytes
+
 
 @dataclass(frozen=True)
 class ExampleLevel:
@@ -113,7 +115,7 @@ def example_level(
     """Differential privacy of each client's examples, in `epochs` passes in each of `rounds` in which the client takes part.
 
     Give `epsilon`, at `delta`, or `noise`, in multiples of `clip`. `batch_size` is the engine's, and what sums are divided by.
-    `microbatch` examples' gradients are in memory at once, a divisor of the batch size; all of a batch where not given. The epsilon is
+    `microbatch` examples' gradients are in memory at once, a divisor of the batch size; where not given what is fastest. The epsilon is
     the same for every client, however many examples it has. A run with `steps=` goes on through a pass in the next round: count the
     passes of the smallest client.
 
@@ -166,6 +168,17 @@ def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **t
     return calibrated(made, told["epsilon"]) if "epsilon" in told else made
 
 
+def _at_once(size: int, params: Params) -> int:
+    """Of how many of a batch's examples gradients are in memory at once: on a CPU of no more than its cache holds, a divisor of `size`.
+
+    A batch of 10 of 199,210 numbers (MLP 784-200-200-10) takes 2.6 ms one by one and 39 at once, beside 0.6 for its plain gradient (AMD
+    EPYC, without the noise, which is 3.4).
+    """
+    if jax.default_backend() != "cpu":
+        return size
+    return max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * tree.nbytes(params) <= _CACHE))
+
+
 def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int | None = None, cap: int | None = None) -> Any:
     """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave without noise).
 
@@ -182,17 +195,16 @@ def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int |
         size = len(batch.mask)
         if size > most:
             raise ValueError(f"batches have {size} examples, and the account is of at most {most}: give simulators what `plan` has")
-        few = size if microbatch is None or size % microbatch else microbatch
+        few = _at_once(size, params) if microbatch is None or size % microbatch else microbatch
         places = jnp.arange(size, dtype=jnp.int32)
         parts = jax.tree.map(lambda x: x.reshape(size // few, few, *x.shape[1:]), (batch.columns, batch.mask, places))
 
         def of_one(columns: Any, mask: Array, place: Array) -> Params:
             one = Batch(jax.tree.map(lambda x: x[None], columns), jnp.ones_like(mask)[None])
-            grads, _ = gradient(task, params, one, jax.random.fold_in(key, place))
-            return tree.scale(mask, clipping.clip_by_norm(tree.wide(grads), clip))
+            return tree.wide(gradient(task, params, one, jax.random.fold_in(key, place))[0])
 
         def add(total: Params, part: Any) -> tuple[Params, None]:
-            return tree.add(total, jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(of_one)(*part))), None
+            return tree.add(total, clipping.clipped_sum(jax.vmap(of_one)(*part), part[1], clip)), None
 
         total, _ = lax.scan(add, tree.wide(tree.zeros_like(params)), parts)
         noisy = clipping.add_normal(total, noise * clip, keys.protecting(jax.random.fold_in(key, size)))

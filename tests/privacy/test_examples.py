@@ -49,6 +49,17 @@ def test_one_example_moves_the_gradient_by_no_more_than_twice_the_clip_whatever_
     assert 8 * float(tree.norm(apart)) <= 1.0 * (1 + 1e-5)
 
 
+def test_a_clipped_sum_is_that_of_rows_clipped_one_by_one_and_none_adds_more_than_the_clip():
+    rng = np.random.default_rng(0)
+    rows = {"w": jnp.asarray(rng.normal(size=(5, 4, 3)), jnp.float32), "b": jnp.asarray(rng.normal(size=5), jnp.float32)}
+    got = privacy.clipping.clipped_sum(rows, jnp.array([1.0, 1, 0, 1, 1]), 0.7)
+    each = [privacy.clip_by_norm(tree.take(rows, i), 0.7) for i in (0, 1, 3, 4)]
+    jax.tree.map(lambda x, *y: np.testing.assert_allclose(x, sum(y), atol=1e-6), got, *each)
+    for value, norm in ((np.nan, 0.0), (np.inf, 0.0), (3e38, 0.0), (1e18, 0.7), (0.0, 0.0), (0.1, 0.2)):
+        one = {"w": jnp.full((1, 4), value, jnp.float32)}
+        assert float(tree.norm(privacy.clipping.clipped_sum(one, jnp.ones(1), 0.7))) == pytest.approx(norm, rel=1e-6)
+
+
 def test_the_noise_is_of_the_size_that_is_said_and_of_its_step():
     wide = fc.models.linear(features=20_000)
     rows = fc.Batch({"x": jnp.zeros((4, 20_000)), "y": jnp.zeros(4)}, jnp.ones(4))
