@@ -13,7 +13,7 @@ piece needs what another one hides.
 """
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from fedjax_core.aggregators.slotted import Slotted, slotted
 from fedjax_core.aggregators.stack import stack
 from fedjax_core.algorithms.base import Algorithm, Each, Exchange, named
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
+from fedjax_core.constants import remembered
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
@@ -294,7 +295,7 @@ def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeS
     return structure, tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _looked_at(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     """(the names of metrics, which exchanges' steps draw noise that protects examples); each step is traced once for both."""
     mask: Any = jax.ShapeDtypeStruct((rows[0].shape[0],), jnp.float32)

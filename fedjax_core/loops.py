@@ -34,6 +34,7 @@ from fedjax_core import keys, tallies, tree
 from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Seen, told
 from fedjax_core.client_state import Resident
+from fedjax_core.constants import compiled
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohort import as_cohort
@@ -68,9 +69,10 @@ class Loops:
         check_simulation("Loops", composed, clients, lanes=1)
         check_model(composed, clients, Plan(**plan).batch_size)
         self.round, self.clients, self.plan = composed, clients, Plan(**plan)
-        compiled: Any = jax.jit if jit else lambda f: f
-        self.steps = [compiled(exchange.client.step) for exchange in composed.algorithm.exchanges]
-        self.senders = [compiled(partial(composed.sender, e)) for e in range(len(self.steps))]
+        given = composed.algorithm.task.constants
+        made: Any = partial(compiled, constants=given) if jit else lambda f: f
+        self.steps = [made(exchange.client.step) for exchange in composed.algorithm.exchanges]
+        self.senders = [jax.jit(partial(composed.sender, e)) if jit else partial(composed.sender, e) for e in range(len(self.steps))]
 
     def __repr__(self) -> str:
         return f"Loops({self.round}, {len(self.clients):,} clients with {self.clients.examples:,} examples, {self.plan})"

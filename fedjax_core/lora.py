@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
+from fedjax_core.constants import Constants
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Key, Params
 
@@ -50,13 +51,14 @@ def lora(task: Task, params: Params, *names: str, rank: int, alpha: float | None
     """The task that adapts the leaves of `params` under these names, as "Dense_1/kernel", by factors of this rank.
 
     Leaves have two axes or more, of which the last is the output. `alpha` is `rank` where it is not given, for a scale of 1. All other
-    leaves stay as they are in `params`, and are constants of each compiled program, as those of `train_only`.
+    leaves stay as they are in `params`, and are arguments of each compiled program, as those of `train_only`.
     """
     if not names or rank < 1:
         known = ", ".join(map(repr, tree.names(params)))
         raise ValueError(f"lora() needs a name of what is adapted and rank >= 1, got {names} and rank={rank}; the leaves are {known}")
     params = jax.tree.map(np.asarray, params)
-    base, _ = tree.partition(params, names)
+    base, rest = tree.partition(params, names)
+    others = Constants(rest)
     for name, leaf in zip(tree.names(base), jax.tree.leaves(base), strict=True):
         if leaf.ndim < 2:
             raise ValueError(f"lora() adapts matrices, and {name!r} has shape {list(leaf.shape)}: name kernels, such as 'Dense_0/kernel'")
@@ -67,16 +69,9 @@ def lora(task: Task, params: Params, *names: str, rank: int, alpha: float | None
         return begin(key, LowRank(weights, weights, weights, jnp.float32(scale)), rank)
 
     def whole(adapted: LowRank) -> Params:
-        return tree.combine(adapted.weights, params)
+        return tree.combine(adapted.weights, others.now)
 
-    metrics, predict, features = task.metrics, task.predict, task.features
-    return task._replace(
-        init=init,
-        loss=lambda adapted, batch, key: task.loss(whole(adapted), batch, key),
-        metrics=None if metrics is None else lambda adapted, batch: metrics(whole(adapted), batch),
-        predict=None if predict is None else lambda adapted, batch: predict(whole(adapted), batch),
-        features=None if features is None else lambda adapted, batch, key: features(whole(adapted), batch, key),
-    )
+    return task.reading(others, whole, init)
 
 
 def begin(key: Key, adapted: LowRank, rank: int) -> LowRank:

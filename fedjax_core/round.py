@@ -15,7 +15,7 @@ they run differs:
 """
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from fedjax_core.aggregators.base import Aggregator
 from fedjax_core.aggregators.slotted import Slotted
 from fedjax_core.algorithms import base
 from fedjax_core.algorithms.base import Addressed, Aggregate, Algorithm, Each, Exchange, Report, Seen, Told
+from fedjax_core.constants import remembered
 from fedjax_core.state import Among as Among
 from fedjax_core.state import Encoded as Encoded
 from fedjax_core.state import Kept as Kept
@@ -264,13 +265,13 @@ def reports_of(composed: Round) -> list[Report]:
     return [composed.report_shapes(e, state.server, own) for e in range(len(composed.algorithm.exchanges))]
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def state_shapes(composed: Round) -> State:
     """The shapes of a state of one client, traced once for each round, as that may take 0.2 s (2-core x86)."""
     return jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _update_shapes(composed: Round, e: int) -> Update:
     """The shapes of the update of exchange `e`, traced once: whoever reads a report asks for them."""
     algorithm, params = composed.algorithm, jax.eval_shape(composed.algorithm.init_params, keys.shape())

@@ -9,7 +9,6 @@ Bits are those of the messages' arrays, packed as they travel: without weights, 
 reads: a real site finds its own row among those of all sites, for one signed request serves all of them.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import keys, tree
+from fedjax_core.constants import remembered
 from fedjax_core.metrics import Sum
 from fedjax_core.round import Round, State, reports_of
 from fedjax_core.types import Array
@@ -53,7 +53,7 @@ def names(composed: Round) -> tuple[str, ...]:
     return tuple(name for name, there in said.items() if there)
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def bits_of(composed: Round, e: int) -> tuple[float, float]:
     """(bits of a report, bits of the message to a client) in exchange `e`."""
     exchange, algorithm = composed.algorithm.exchanges[e], composed.algorithm

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import keys, tree
+from fedjax_core.constants import Constants
 from fedjax_core.types import Array, Batch, Columns, Key, Params
 
 Range = tuple[str, float, float]
@@ -54,6 +55,20 @@ class Task(NamedTuple):
     """(params, batch, key) -> [B, d] floating: what the model makes of each example before its last layer, in training."""
     statistics: Statistics = Statistics()
     """What batches move, and not gradients."""
+    constants: tuple[Constants, ...] = ()
+    """What the functions above read with `now`, as a frozen body: every backend gives it to its programs as arguments."""
+
+    def reading(self, constants: Constants, whole: Callable[[Params], Params], init: Callable[[Key], Params]) -> "Task":
+        """The task whose parameters `init` makes, and which computes as this one does with `whole` of them, by these constants."""
+        loss, metrics, predict, features = self.loss, self.metrics, self.predict, self.features
+        return self._replace(
+            init=init,
+            loss=lambda params, batch, key: loss(whole(params), batch, key),
+            metrics=None if metrics is None else lambda params, batch: metrics(whole(params), batch),
+            predict=None if predict is None else lambda params, batch: predict(whole(params), batch),
+            features=None if features is None else lambda params, batch, key: features(whole(params), batch, key),
+            constants=(*self.constants, constants),
+        )
 
     def mean_loss(self, params: Params, batch: Batch, key: Key) -> Array:
         """The mean loss over the examples that are not padding: what a local step differentiates."""

@@ -26,6 +26,7 @@ NOUNS = {
     "metrics",
     "evaluation",
     "task",
+    "constants",
     "work",
     "lora",
     "describe",

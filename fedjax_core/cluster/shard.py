@@ -21,6 +21,7 @@ from fedjax_core import tree
 from fedjax_core.algorithms.base import Each
 from fedjax_core.client_state import Lent
 from fedjax_core.cluster.schedule import Room
+from fedjax_core.constants import compiled
 from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohort import Cohort
@@ -81,7 +82,12 @@ class Worker:
         self._feeds = {kind: DispatchBuilder(clients, plan, [kind], streamed=streamed) for kind in kinds}
         self._data: Columns = () if streamed else jax.device_put(narrow(clients.columns))
         self._programs: list[Any] = [
-            jax.jit(partial(self._collect, e), static_argnums=(0,), compiler_options=compiler_options(cores=False))
+            compiled(
+                partial(self._collect, e),
+                composed.algorithm.task.constants,
+                static_argnums=(0,),
+                compiler_options=compiler_options(cores=False),
+            )
             for e in range(len(composed.algorithm.exchanges))
         ]
         self._merge = jax.jit(composed.aggregator.merge)

@@ -16,15 +16,15 @@ ValueError: column 'y' has shape [n, 1], and the task needs [n]: with one axis m
 """
 
 import logging
-from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import keys, tree
+from fedjax_core.constants import compiled, remembered
 from fedjax_core.data import checks
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.given import is_text
@@ -38,8 +38,11 @@ _SCANNED = 64 << 20  # bytes of a column of whole numbers that are looked throug
 _CHUNK = 256  # examples at a time, where all of them are looked at
 _LARGE = 1 << 30  # bytes of parameters from which nothing is computed: they may fit no single device
 
-_fine: "WeakKeyDictionary[Clients, list[tuple[Task, int, bool]]]" = WeakKeyDictionary()
-"""What was found fine before, as the same clients are evaluated on in every round."""
+
+@remembered(maxsize=64)
+def _fine(task: Task, batch_size: int, training: bool) -> "WeakSet[Clients]":
+    """The clients whose data were found fine before, as the same ones are evaluated on in every round."""
+    return WeakSet()
 
 
 def check_data(task: Task, clients: Clients, batch_size: int, *, params: Params | None = None) -> None:
@@ -47,20 +50,21 @@ def check_data(task: Task, clients: Clients, batch_size: int, *, params: Params 
 
     With `params`, only what an evaluation of these needs is looked at: shapes of metrics, and values by the task's own check.
     """
-    known, training = _fine.setdefault(clients, []), params is None
-    if (task, batch_size, training) in known:
+    training = params is None
+    fine = _fine(task, batch_size, training)
+    if clients in fine:
         return
     check_task(task, jax.tree.map(lambda x: x[:1], clients.columns), batch_size, params=params)
     if task.check is not None:
         task.check(clients)
     if training:
         _check_numbers(task, clients, batch_size)
-    known[:] = [*known[-3:], (task, batch_size, training)]
+    fine.add(clients)
 
 
 def not_finite(task: Task, params: Params, clients: Clients) -> str | None:
     """The first example whose loss under these parameters is NaN or infinite, in words; None where there is none. Looks at all of them."""
-    loss = jax.jit(lambda params, columns: task.evaluation(params, Batch(columns, jnp.ones(_CHUNK)))["loss"])
+    loss = compiled(lambda params, columns: task.evaluation(params, Batch(columns, jnp.ones(_CHUNK)))["loss"], task.constants)
     for start in range(0, clients.examples, _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), clients.examples - 1)
         found = np.asarray(loss(params, _examples(clients, rows)).astype(jnp.float32))
@@ -112,13 +116,13 @@ class _Loss:
         def loss(params: Params, columns: Any, mask: Array) -> Array:
             return task.loss(params, Batch(columns, mask), jax.random.key(0)).astype(jnp.float32)
 
-        self._loss = jax.jit(loss)
+        self._loss = compiled(loss, task.constants)
 
     def __call__(self, params: Params, columns: Any, mask: np.ndarray) -> np.ndarray:
         return np.asarray(self._loss(params, columns, mask.astype(np.float32)))
 
 
-@lru_cache(maxsize=16)
+@remembered(maxsize=16)
 def _loss_of(task: Task) -> _Loss:
     return _Loss(task)
 

@@ -33,6 +33,7 @@ from jax.extend import core
 
 from fedjax_core.algorithms.base import Algorithm
 from fedjax_core.client_state import ClientState
+from fedjax_core.constants import compiled, remembered
 from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohort import as_cohort
@@ -157,7 +158,7 @@ def _models(personal: Callable[[Any, Any], Params]) -> Any:
     return jax.jit(jax.vmap(personal, in_axes=(None, 0)))
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def batch_sums(task: Task, personal: bool = False) -> Any:
     """(params, batches [G, B, ...]) -> the sum of each metric over each batch, {name: [G]}; `personal`: params are [G, ...], too."""
 
@@ -166,10 +167,10 @@ def batch_sums(task: Task, personal: bool = False) -> Any:
         check_values(found, batch.mask.shape[0])
         return {name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()}
 
-    return _each(one, personal)
+    return _each(task, one, personal)
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def _outputs(task: Task) -> Any:
     predict = task.predict
     assert predict is not None
@@ -179,19 +180,19 @@ def _outputs(task: Task) -> Any:
         check_predictions(outputs, batch.mask.shape[0])
         return outputs
 
-    return _each(one)
+    return _each(task, one)
 
 
-def _each(one: Callable[[Params, Batch], Any], personal: bool = False) -> Any:
+def _each(task: Task, one: Callable[[Params, Batch], Any], personal: bool = False) -> Any:
     """`one(params, batch)` of every batch."""
 
     def each(params: Params, batches: Batch) -> Any:
         first = jax.tree.map(lambda x: x[0], (params, batches)) if personal else (params, jax.tree.map(lambda x: x[0], batches))
-        if jax.default_backend() == "cpu" and _slow_with_an_axis_more(jax.make_jaxpr(one)(*first).jaxpr):
+        if jax.default_backend() == "cpu" and _slow_with_an_axis_more(jax.make_jaxpr(lambda *first: one(*first))(*first).jaxpr):
             return lax.map(lambda both: one(*both), (params, batches)) if personal else lax.map(partial(one, params), batches)
         return jax.vmap(one, in_axes=(0 if personal else None, 0))(params, batches)
 
-    return jax.jit(each)
+    return compiled(each, task.constants)
 
 
 def _slow_with_an_axis_more(jaxpr: core.Jaxpr) -> bool:

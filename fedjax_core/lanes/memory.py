@@ -35,6 +35,7 @@ class MemoryPlan(NamedTuple):
     schedule: int  # which batch of which client, for one round
     carries: int  # what the lanes of one device carry from step to step
     accumulators: int  # the reports so far, and the cohort's rows of what clients keep
+    constants: int  # what the model reads and nobody trains
     working: int  # all that the program needs while it works, carries and accumulators too; 0 before it is compiled
     limit: int  # what the device has
     lanes: int  # over all devices
@@ -46,12 +47,11 @@ class MemoryPlan(NamedTuple):
     @property
     def total(self) -> int:
         """All bytes together."""
-        return self.data + self.state + self.schedule + max(self.working, self.carries + self.accumulators)
+        return self.data + self.state + self.schedule + self.constants + max(self.working, self.carries + self.accumulators)
 
     def __str__(self) -> str:
-        rows = [
-            (name, getattr(self, name)) for name in ("data", "state", "schedule", "carries", "accumulators", "working", "total", "limit")
-        ]
+        names = ("data", "state", "schedule", "constants", "carries", "accumulators", "working", "total", "limit")
+        rows = [(name, getattr(self, name)) for name in names if name != "constants" or self.constants]
         table = "\n".join(f"{name:<14}{nbytes / 1e6:>12,.2f} MB" for name, nbytes in rows)
         return (
             f"{table}\n{self.lanes} lanes of {self.slots} slots, {self.fill:.0%} full; {self.lanes_that_fit} lanes would fit; "
@@ -68,6 +68,7 @@ def predict(
     population: int,
     data: int,
     schedule: int,
+    constants: int = 0,
     lanes: int,
     devices: int,
     parts: int,
@@ -84,13 +85,15 @@ def predict(
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))
     worked = sum(int((steps[c] * clients.sizes[c] / per_pass[c]).sum()) for c in cohorts)
-    free = limit - data - bytes_["state"] - schedule - bytes_["accumulators"]
+    constants = -(-constants // parts)
+    free = limit - data - bytes_["state"] - schedule - constants - bytes_["accumulators"]
     return MemoryPlan(
         data=data,
         state=bytes_["state"],
         schedule=schedule,
         carries=bytes_["carries"] * lanes // devices,
         accumulators=bytes_["accumulators"],
+        constants=constants,
         working=0,
         limit=limit,
         lanes=lanes,
@@ -124,6 +127,7 @@ def check_fits(plan: MemoryPlan, rows: int) -> None:
         "state": f'client_state="host" keeps the rows of {rows} clients off the device',
         "carries": fewer,
         "accumulators": "a smaller cohort, or an aggregator that only sums (mean), holds fewer reports at once",
+        "constants": "a mesh with a second axis splits what is frozen, too, or take half the bits (bfloat16)",
         "schedule": "fewer clients a round, or fewer local steps, make a shorter schedule",
     }
     largest = max(ways, key=lambda name: getattr(plan, name))

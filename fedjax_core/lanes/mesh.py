@@ -125,6 +125,10 @@ class Placing:
         """All examples, on every device; cores work on the same copy."""
         return jax.device_put(aligned(columns) if self.on_cores else columns, self.everywhere)
 
+    def constants(self, arrays: Any) -> Any:
+        """What a model reads and nobody trains: split as the model is, or whole on every device; cores work on the same copy."""
+        return jax.device_put(aligned(arrays) if self.on_cores else arrays, self.state(arrays))
+
     def state(self, state: Any) -> Any:
         """Where each leaf of a state lies."""
         if self.mesh is None or self.parts == 1:

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from fedjax_core import keys, machine, tree
 from fedjax_core.client_state import HostRows, Resident
+from fedjax_core.constants import compiled
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohort import Cohort, as_cohort
@@ -300,7 +301,13 @@ class Simulator:
         """The program of several rounds, compiled once for each shape of what it is given."""
         if (donate, show) not in self._programs:
             asked, rounds = compiler_options(cores=self._placing.on_cores), partial(self._rounds, show=show)
-            self._programs[donate, show] = jax.jit(rounds, donate_argnums=(2,) if donate else (), compiler_options=asked)
+            self._programs[donate, show] = compiled(
+                rounds,
+                self.round.algorithm.task.constants,
+                place=None if self._placing.mesh is None else self._placing.constants,
+                donate_argnums=(2,) if donate else (),
+                compiler_options=asked,
+            )
         return self._programs[donate, show]
 
     def _rounds(self, data: Columns, count: Array, state: State, packed: Packed, show: tuple[str, ...]) -> tuple[State, Any]:
@@ -326,6 +333,7 @@ class Simulator:
             cohort_size,
             population=self._kept_on_device(cohort_size),
             data=self._feed.bytes_a_round() if self.streams else tree.nbytes(self._data) // sharing,
+            constants=sum(one.nbytes for one in self.round.algorithm.task.constants) // sharing,
             schedule=sum(slots.values()) * lanes // self._placing.devices * (batch + 2) * 4,
             lanes=lanes,
             devices=self._placing.devices,
@@ -342,6 +350,6 @@ class Simulator:
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))
         _, packed = self._placing.place((), packed)
         traces = self.traces
-        compiled = self._program(True).lower(self._data, np.int32(1), state, packed).compile()
+        made = self._program(True).lower(self._data, np.int32(1), state, packed).compile()
         self.traces = traces
-        return compiled
+        return made

@@ -20,16 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_core import tree
+from fedjax_core.constants import Constants
 from fedjax_core.task import Task
-from fedjax_core.types import Array, Batch, Key, Params
+from fedjax_core.types import Key, Params
 
 
 def train_only(task: Task, params: Params, *names: str) -> Task:
     """The task that begins at `params` and trains the leaves under these names, as "Dense_1", "Dense_1/kernel", or "1/w" in a list.
 
     `fc.models.whole(params, state.params)` is the whole model again. Messages, checkpoints, lanes and what clients keep are of the size of
-    the leaves that are trained, and a gradient is taken of no other. The others become constants of each compiled program (25 M of them
-    take it 5 s longer to compile). Put it around `remat`, `accumulate` and `bfloat16`, not within. Raises where a name is of no leaf.
+    the leaves that are trained, and a gradient is taken of no other. The others are arguments of each compiled program, in no text of
+    it (`fedjax_core.constants`), and the memory plan counts them. Put it around `remat`, `accumulate` and `bfloat16`, not within.
+    Raises where a name is of no leaf.
     """
     if not names:
         raise ValueError(f"train_only() needs at least one name of what is trained: the leaves are {', '.join(tree.names(params))}")
@@ -38,23 +40,13 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
             "train_only() keeps what is not trained as it is, and this task has running statistics, which every batch moves: make it by "
             "from_flax(..., constants={'batch_stats': ...}), with the module told not to change them"
         )
-    params = jax.tree.map(np.asarray, params)  # on no device until a program needs them
-    begin, _ = tree.partition(params, names)
+    begin, rest = tree.partition(jax.tree.map(np.asarray, params), names)
+    body = Constants(rest)
 
     def init(key: Key) -> Params:
         return jax.tree.map(jnp.asarray, begin)
 
-    def loss(trained: Params, batch: Batch, key: Key) -> Array:
-        return task.loss(whole(params, trained), batch, key)
-
-    metrics, predict, features = task.metrics, task.predict, task.features
-    return task._replace(
-        init=init,
-        loss=loss,
-        metrics=None if metrics is None else lambda trained, batch: metrics(whole(params, trained), batch),
-        predict=None if predict is None else lambda trained, batch: predict(whole(params, trained), batch),
-        features=None if features is None else lambda trained, batch, key: features(whole(params, trained), batch, key),
-    )
+    return task.reading(body, lambda trained: whole(body.now, trained), init)
 
 
 def whole(params: Params, trained: Params) -> Params:

@@ -46,7 +46,7 @@ def remat(task: Task, segments: int) -> Task:
     at_least(1, segments=segments)
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
-        traced = jax.make_jaxpr(task.loss)(params, batch, key)
+        traced = jax.make_jaxpr(lambda *given: task.loss(*given))(params, batch, key)  # not kept: it may read a program's arguments
         whole: Any = traced.jaxpr
         values = dict(zip(whole.constvars + whole.invars, [*traced.consts, *jax.tree.leaves((params, batch, key))], strict=True))
         weights = set(whole.invars[: len(jax.tree.leaves(params))])

@@ -56,7 +56,8 @@ def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Ca
 
     @wraps(step)
     def rewritten(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(step, return_shape=True)(*args)
+        # A function of its own: JAX keeps what it traced of a function, and this one may have read arguments of the program around it.
+        closed, shapes = jax.make_jaxpr(lambda *args: step(*args), return_shape=True)(*args)
         found = list(_slow(closed.jaxpr, swap))
         if not found:
             return step(*args)

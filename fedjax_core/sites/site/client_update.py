@@ -23,6 +23,7 @@ from jax import lax
 from fedjax_core import keys, tree
 from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Seen
+from fedjax_core.constants import compiled, remembered
 from fedjax_core.data.batches import Plan, in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import narrow
@@ -139,12 +140,13 @@ def _others_than_zero(value: Any) -> Array:
     return jnp.float32(sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in jax.tree.leaves(value)))
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _client(composed: Round, e: int, protecting: bool) -> _Client:
     """The compiled parts of exchange `e`; `protecting`: its steps draw by the client's secret."""
     client = composed.algorithm.exchanges[e].client
     client_step = rewrite(client.step, lanes=1, measure=False)
-    compiled = partial(jax.jit, compiler_options=compiler_options(cores=False))
+    program = partial(compiled, constants=composed.algorithm.task.constants)
+    in_loop = partial(program, compiler_options=compiler_options(cores=False))
 
     def begin(message: Message, kept: Kept, key: Key) -> Carry:
         return client.begin(message, kept.own, keys.begin(key, e))
@@ -206,8 +208,13 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
     def listening(do: Callable[..., Any]) -> Callable[..., Any]:
         return lambda told, *rest: do(composed.listen(e, told), *rest)
 
-    parts = jax.jit(listening(begin)), jax.jit(listening(nothing)), compiled(listening(work)), jax.jit(listening(finish), static_argnums=1)
-    return _Client(*parts, compiled(whole, static_argnums=0))
+    parts = (
+        program(listening(begin)),
+        program(listening(nothing)),
+        in_loop(listening(work)),
+        program(listening(finish), static_argnums=(1,)),
+    )
+    return _Client(*parts, in_loop(whole, static_argnums=(0,)))
 
 
 @jax.tree_util.register_dataclass
