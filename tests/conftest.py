@@ -58,6 +58,7 @@ def run_script(module: str, *arguments: object) -> "subprocess.CompletedProcess[
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--long", action="store_true", help="also run the tests of tests/long.txt, which take more than a second each")
     parser.addoption("--since", metavar="REV", help="also run the slow tests of the folders that changed since this commit")
     parser.addoption("--costs", metavar="FILE", help="write the processor time of each test, the dearest first")
     parser.addoption("--slow-minutes", type=float, metavar="M", help="begin no slow test later than so many minutes after the start")
@@ -86,10 +87,15 @@ def is_slow(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests come last, and by files in an order of each commit's own; a file's tests go to one worker, as do a zoo entry's."""
-    marked = [item for item in items if is_slow(item)]
-    for item in marked:
-        if not config.getoption("--slow") and slow.folder_of(item.path, REPOSITORY) not in config.stash[FOLDERS]:
+    marked, long = [item for item in items if is_slow(item)], slow.long_tests()
+    others = (
+        [] if config.getoption("--slow") else [item for item in items if slow.folder_of(item.path, REPOSITORY) not in config.stash[FOLDERS]]
+    )
+    for item in others:
+        if is_slow(item):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow, or with --since and a commit before it changed"))
+        elif item.nodeid in long and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long: run with --long or --slow"))
     turn = slow.in_turn((str(item.path) for item in marked), REPOSITORY)
     items.sort(key=lambda item: turn[str(item.path)] + 1 if is_slow(item) else 0)
     for item in items:

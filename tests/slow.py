@@ -1,5 +1,8 @@
 """Which slow tests run beside the others: all of them (`--slow`), or those of what changed since a commit (`--since`).
 
+Long tests (`tests/long.txt`, which `tests/long.py` writes) are none of them: they run with `--long`, and wherever the slow
+ones of their folder do.
+
 A change in fedjax_core/X or tests/X is one of tests/X. What all backends have in common, and what they are held to, changes the
 contracts too: the tests that lie in tests/ itself. Where git does not know the commit, as in a shallow clone, everything changed.
 """
@@ -9,11 +12,17 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+LONG_LIST = Path(__file__).with_name("long.txt")
 CONTRACTS = "contracts"  # stands for the test files in tests/ itself
 # Parts of the package that no contract test goes through.
 OUTER = {"cli", "clinical", "cluster", "consortium", "disclosure", "run", "sites", "testbed"}
 DAY_SECONDS = 24 * 3600
 EVERYTHING = {"pyproject.toml", "constraints.txt", "tests/conftest.py"}
+
+
+def long_tests() -> frozenset[str]:
+    """The tests that were measured to take long, by their names as pytest has them."""
+    return frozenset(LONG_LIST.read_text().splitlines())
 
 
 def changed_paths(since: str, repository: Path) -> list[str] | None:

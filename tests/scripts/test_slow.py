@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import conftest, slow
+from tests import conftest, long, slow
 
 TESTS = {"lanes", "sites", "algorithms", "scripts", "run"}
 
@@ -105,6 +105,7 @@ class Item:
 
     def __init__(self, name, *marks):
         self.path, self.keywords = conftest.REPOSITORY / "tests" / name, {"slow"}  # as where the folder of all is called so
+        self.nodeid = f"tests/{name}::test"
         self.marks = [getattr(pytest.mark, mark).mark for mark in marks]
 
     def add_marker(self, mark):
@@ -136,15 +137,36 @@ def test_slow_tests_come_last_and_only_those_of_what_changed():
     assert not items[0].says("skip")
 
 
+def test_long_tests_run_when_asked_for_and_where_slow_ones_do(monkeypatch):
+    monkeypatch.setattr(slow, "long_tests", lambda: frozenset({"tests/sites/test_a.py::test"}))
+    for given, left_out in ((config(), True), (config({"sites"}), False), (config(long=True), False), (config(slow=True), False)):
+        items = [Item("sites/test_a.py"), Item("sites/test_b.py")]
+        conftest.pytest_collection_modifyitems(given, items)
+        assert [bool(item.says("skip")) for item in items] == [left_out, False]
+
+
+def test_long_tests_are_tests():
+    """A name that moved would run by default again."""
+    functions = {long.function_and_case(test)[0].partition("::")[::2] for test in slow.long_tests()}
+    texts = {path: (conftest.REPOSITORY / path).read_text() for path in {path for path, _ in functions}}
+    assert [(path, name) for path, name in functions if f"def {name.split('::')[-1]}(" not in texts[path]] == []
+
+
+def test_of_a_zoo_entry_all_tests_are_long_or_none():
+    costs = {f"tests/test_contracts.py::{test}[{entry}]": 9.0 for test in ("test_a", "test_b") for entry in ("fedavg", "mime")}
+    costs["tests/test_contracts.py::test_b[mime]"] = 0.1
+    assert long.chosen(costs) == {"tests/test_contracts.py::test_a[mime]", "tests/test_contracts.py::test_b[mime]"}
+
+
 def test_no_slow_test_begins_once_its_time_is_over():
     late = config(**{"slow-minutes": 10.0})
     for since, left_out in ((9, False), (11, True)):
         late.stash[conftest.STARTED] = time.monotonic() - 60 * since
-        quick, long = Item("lanes/test_b.py"), Item("lanes/test_b.py", "slow")
-        quick.config = long.config = late
+        quick, dear = Item("lanes/test_b.py"), Item("lanes/test_b.py", "slow")
+        quick.config = dear.config = late
         conftest.pytest_runtest_setup(quick)
         if not left_out:
-            conftest.pytest_runtest_setup(long)
+            conftest.pytest_runtest_setup(dear)
             continue
         with pytest.raises(pytest.skip.Exception, match="no time left"):
-            conftest.pytest_runtest_setup(long)
+            conftest.pytest_runtest_setup(dear)
