@@ -13,11 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tests.contracts import KINDS
 from tests.slow import LONG_LIST
 
 SECONDS, QUICKEST_SECONDS = 1.0, 2.5
 # An entry's tests share its compiled rounds, so that the first of them has the cost of all: they go together.
+BY_DEFAULT = ("fedavg", "ifca", "trimmed mean")  # one model, several, and a rule that is no sum
 TOGETHER = ("tests/test_contracts.py", "tests/test_backends.py", "tests/test_round_contracts.py")
 
 
@@ -47,7 +47,7 @@ def chosen(costs: Mapping[str, float]) -> set[str]:
             entries[re.sub(r"-\d+$", "", case)].add(test)  # without a number of lanes
     for entry, its in entries.items():
         found -= its
-        found |= its if entry not in KINDS and max(costs[test] for test in its) > SECONDS else set()
+        found |= its if entry not in BY_DEFAULT and max(costs[test] for test in its) > SECONDS else set()
     return {test for test in found if test.startswith("tests/")}
 
 
