@@ -329,17 +329,19 @@ def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_i
 
 def test_of_a_site_that_is_asked_twice_the_reply_that_comes_counts(composed, tmp_path):
     """It was silent for too long, and is heard only once: the second request is lost on its way."""
-    asked = []
+    asked, compiled = [], []
 
     def fault(send, site, request, n):
-        if site != NAMES[1] or header_of(request).kind != "train":
+        if not compiled or site != NAMES[1] or header_of(request).kind != "train":
             return send(site, request)
         asked.append(site)
-        return delayed(send(site, request), 0.15) if len(asked) == 1 else futures.Future()
+        return delayed(send(site, request), 0.45) if len(asked) == 1 else futures.Future()
 
-    with federation(composed, fault=fault, buffer=fc.Buffer(4), folder=tmp_path, rules=Rules(idle_seconds=0.1)) as (fed, _, transport):
-        transport.progress = lambda site: 0
-        _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
+    with federation(composed, fault=fault, buffer=fc.Buffer(4), folder=tmp_path) as (fed, _, transport):
+        state, _ = fed.run(fed.init(jax.random.key(1)), ALL)  # compiles, for as long as that takes
+        compiled.append(True)
+        transport.progress, fed.rules = lambda site: 0, Rules(idle_seconds=0.3)
+        _, seen = fed.run(state, ALL)
     assert (float(seen["clients"]), float(seen["missing"]), len(asked)) == (4, 0, 2)
 
 
