@@ -29,7 +29,11 @@ BUFFER = fc.Buffer(2, max_staleness=1)
 
 @pytest.fixture(scope="module")
 def composed():
-    return fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1), server=optax.sgd(0.5, momentum=0.9)))
+    """Compiled at the sites, which takes longer than what some tests call a site's silence."""
+    composed = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1), server=optax.sgd(0.5, momentum=0.9)))
+    with federation(composed, buffer=fc.Buffer(4)) as (fed, _, _):
+        fed.run(fed.init(jax.random.key(0)), ALL)
+    return composed
 
 
 class Scripted:
