@@ -32,7 +32,8 @@ HEAD = """# Methods, and what proves each
 
 `python -m scripts.zoo_page` writes this page from the docstrings and from the tests, and a test fails where it is out of date. A method
 without a proof has no row. "Lines" are those of its file without docstrings, comments and blank lines. All of them also pass the contracts
-of [test_contracts.py](../tests/test_contracts.py), where lanes, plain loops and order are compared.
+of [test_contracts.py](../tests/test_contracts.py), where lanes, plain loops and order are compared. What `scripts/test.sh --long` runs is
+proved before anything lands.
 
 | method | paper | lines | what proves it | status |
 |---|---|---|---|---|
@@ -114,7 +115,7 @@ def page() -> str:
     written = []
     for name, (file, of) in rows.items():
         shown = "; ".join(dict.fromkeys(f"[{by}](../{test.partition('::')[0]})" for by, test, _ in proved[name]))
-        status = "proved in every run" if not all(slow for _, _, slow in proved[name]) else "proved with --slow"
+        status = "proved before anything lands" if not all(slow for _, _, slow in proved[name]) else "proved with --slow"
         code = name if name in VARIANTS else f"`{name}`"
         written.append(f"| [{code}](../{file.relative_to(REPOSITORY)}) | {of} | {own_lines(file)} | {shown} | {status} |")
     lines = statistics.median(own_lines(file) for file in {file for file, _ in rows.values()})

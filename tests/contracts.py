@@ -19,7 +19,7 @@ from tests.zoo import SIZES, ZOO, clients, round_of
 
 ROUNDS, BATCH = 5, 4
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
-# One of each way that a round can go; under the contracts that compile a program of their own, the others run with --slow.
+# One of each way that a round can go, with --long; under the contracts that compile a program of their own, the others run with --slow.
 KINDS = (
     "fedavg",
     "ifca",
@@ -28,8 +28,8 @@ KINDS = (
     "trimmed mean",
     "secure",
 )
-# Those that do what no other does in a round are held to plain loops by default. The others are of one make with one of these, have a
-# proof by themselves, and run with --slow.
+# Those that do what no other does in a round are held to plain loops with --long, three of them by default (`tests/long.py`). The
+# others are of one make with one of these, have a proof by themselves, and run with --slow.
 DIFFERENT = (
     *KINDS,
     "by round",

@@ -1,7 +1,7 @@
 """Which tests are long, by what they were measured to take: `long.txt`, whose tests run with `--long`, and with `--slow`.
 
 The suite that runs by default is to stay within ten minutes of processor time. So each test that took more than a second is long, but
-for the quickest case of each function, where that is within reach: every test that is written runs by default in one case.
+for the quickest case of each function where that took less than two and a half. Of the zoo's entries three run by default.
 
     bash scripts/test.sh --long --costs=FILE        what each test takes, on a machine that has compiled nothing
     python -m tests.long FILE                       writes long.txt again
