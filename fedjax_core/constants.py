@@ -32,7 +32,7 @@ class Constants:
         """On the host, as they were given."""
         self._on_device: Any = None
         self._kept: dict[Any, Any] = {}
-        """What was made for a task that reads them (`remembered`)."""
+        """A cache for each function that was asked of tasks that read them (`remembered`)."""
 
     def __repr__(self) -> str:
         return f"Constants({len(jax.tree.leaves(self.arrays))} arrays, {self.nbytes:,} B)"
@@ -90,10 +90,10 @@ def remembered(maxsize: int) -> Callable[[Any], Any]:
             constants = (of.algorithm.task if hasattr(of, "algorithm") else of).constants
             if not constants:
                 return usual(of, *rest)
-            kept, key = constants[-1]._kept, (asked, of, rest)
-            if key not in kept:
-                kept[key] = f(of, *rest)
-            return kept[key]
+            kept = constants[-1]._kept
+            if asked not in kept:
+                kept[asked] = lru_cache(maxsize=maxsize)(f)
+            return kept[asked](of, *rest)
 
         return asked
 
