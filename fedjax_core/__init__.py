@@ -92,13 +92,13 @@ __all__ = [
 ]
 
 
-LATER = ("contribution", "privacy", "release", "stats")
-"""Modules that are imported when first asked for: with scipy, which they need, a process starts a third later."""
+# With scipy, which these need, a process would spend 2 s more of a processor before it begins.
+_LATER = ("contribution", "privacy", "release", "stats")
 
 
 def __getattr__(name: str) -> Any:
     """What not everybody uses, and takes long to import or needs libraries of its own, is imported when first asked for."""
-    if name in LATER:
+    if name in _LATER:
         return import_module(f"{__name__}.{name}")
     if name == "Federation":
         from fedjax_core.sites.federation import Federation
