@@ -1,4 +1,5 @@
-"""The figures of the Alzheimer's trial: hospitals alone and together, time to a skin event, who can foretell it."""
+"""The figures of the Alzheimer's trial: hospitals alone and together, time to a skin event, who can foretell
+it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ def forest(
     together: Mapping[str, tuple[float, float, float]],
     path: Path,
 ) -> Path:
-    """A line for each hospital alone, and for what several say together: the hazard ratio of the high dose, on a logarithmic axis."""
+    """A line for each hospital alone, and for what several say together: the hazard ratio of the high dose,
+    on a logarithmic axis."""
     _, axes = plt.subplots(figsize=(7.6, 6.2), layout="constrained")
     left, right = _ENDS
     for row, fit in enumerate(alone.values()):
@@ -39,7 +41,11 @@ def forest(
     axes.axhline(len(alone) - 0.5, color="0.8", linewidth=0.8)
     axes.axvline(1, color="0.6", linewidth=1, linestyle=(0, (4, 3)))
     names = [f"{name}: {n} patients, {events[name]} events" for name, n in zip(alone, patients, strict=True)]
-    axes.set(xscale="log", xlim=_ENDS, xlabel="hazard ratio of a skin event, high dose against placebo, 95 % interval")
+    axes.set(
+        xscale="log",
+        xlim=_ENDS,
+        xlabel="hazard ratio of a skin event, high dose against placebo, 95 % interval",
+    )
     axes.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
     axes.set_yticks(range(len(alone) + len(together)), [*names, *together], fontsize="small")
     axes.invert_yaxis()
@@ -62,7 +68,8 @@ def survival(curves: Mapping[str, Any], path: Path) -> Path:
 
 
 def held_out(found: Mapping[str, np.ndarray], path: Path) -> Path:
-    """The C-index of patients held out: a dot for the model of each hospital alone, for the federated and the pooled one."""
+    """The C-index of patients held out: a dot for the model of each hospital alone, for the federated and the
+    pooled one."""
     _, axes = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
     for row, values in enumerate(found.values()):
         one = len(values) == 1

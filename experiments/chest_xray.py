@@ -3,11 +3,11 @@
     FEDJAX_CORE_DATA=... python experiments/chest_xray.py           a small CNN; reads pneumoniamnist/*.npz there, draws chest_xray.png
     FEDJAX_CORE_DATA=... python experiments/chest_xray.py --model resnet18          hours on two cores: for a GPU
 
-PneumoniaMNIST (Yang et al., Scientific Data 2023; CC BY 4.0), 4,708 training and 624 test images of 28x28, is of one hospital, so the six
-are made up: from 41 % to 3 % of the images, from 25 % to 92 % with pneumonia, each with contrast, brightness, sharpness and noise of a
-scanner of its own, at training and at test. Compared are a model of each hospital alone, FedAvg, SCAFFOLD, FedBN and Ditto, and pooled
-training on the same images; the AUROC is of all test images, each judged by the model that its hospital would use.
-"""
+PneumoniaMNIST (Yang et al., Scientific Data 2023; CC BY 4.0), 4,708 training and 624 test images of 28x28, is
+of one hospital, so the six are made up: from 41 % to 3 % of the images, from 25 % to 92 % with pneumonia,
+each with contrast, brightness, sharpness and noise of a scanner of its own, at training and at test. Compared
+are a model of each hospital alone, FedAvg, SCAFFOLD, FedBN and Ditto, and pooled training on the same images;
+the AUROC is of all test images, each judged by the model that its hospital would use."""
 
 import os
 import sys
@@ -73,7 +73,8 @@ class Settings:
 
 
 class Small(nn.Module):
-    """Three convolutions of 16, 32, 64 channels, each halving the image and normalised, and their mean: [B, 28, 28] to logits [B]."""
+    """Three convolutions of 16, 32, 64 channels, each halving the image and normalised, and their mean: [B,
+    28, 28] to logits [B]."""
 
     norm: Literal["group", "batch"]
 
@@ -82,7 +83,11 @@ class Small(nn.Module):
         x, batch = x[..., None], self.norm == "batch"
         for channels in (16, 32, 64):
             x = nn.Conv(channels, (3, 3), strides=2, use_bias=False)(x)
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x) if batch else nn.GroupNorm(num_groups=8)(x)
+            x = (
+                nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+                if batch
+                else nn.GroupNorm(num_groups=8)(x)
+            )
             x = nn.relu(x)
         return nn.Dense(1)(x.mean((1, 2)))[:, 0]
 
@@ -115,7 +120,9 @@ def read(settings: Settings) -> tuple[fc.Clients, fc.Clients]:
         raise SystemExit("set FEDJAX_CORE_DATA to the folder that holds pneumoniamnist/pneumoniamnist.npz")
     draw = np.random.default_rng(settings.seed)
     with np.load(Path(os.environ["FEDJAX_CORE_DATA"]) / "pneumoniamnist" / "pneumoniamnist.npz") as stored:
-        parts = {name: (stored[f"{name}_images"], stored[f"{name}_labels"][:, 0]) for name in ("train", "test")}
+        parts = {
+            name: (stored[f"{name}_images"], stored[f"{name}_labels"][:, 0]) for name in ("train", "test")
+        }
     keep = draw.permutation(len(parts["train"][0]))[: settings.most]
     x, y = (part[keep] for part in parts["train"])
     ill, well = ([i for i in draw.permutation(len(y)) if y[i] == label] for label in (1, 0))
@@ -128,9 +135,13 @@ def read(settings: Settings) -> tuple[fc.Clients, fc.Clients]:
     rows[0] = np.array([*rows[0], *ill, *well])
     test_x, test_y = parts["test"]
     where = draw.permutation(len(test_y)) % len(HOSPITALS)
-    train = [{"x": scan(x[its], one, draw), "y": y[its].astype(np.int32)} for its, one in zip(rows, HOSPITALS.values(), strict=True)]
+    train = [
+        {"x": scan(x[its], one, draw), "y": y[its].astype(np.int32)}
+        for its, one in zip(rows, HOSPITALS.values(), strict=True)
+    ]
     test = [
-        {"x": scan(test_x[where == i], one, draw), "y": test_y[where == i].astype(np.int32)} for i, one in enumerate(HOSPITALS.values())
+        {"x": scan(test_x[where == i], one, draw), "y": test_y[where == i].astype(np.int32)}
+        for i, one in enumerate(HOSPITALS.values())
     ]
     return fc.Clients.from_list(train, ids=list(HOSPITALS)), fc.Clients.from_list(test, ids=list(HOSPITALS))
 
@@ -143,24 +154,38 @@ def scan(images: np.ndarray, one: Scanner, draw: np.random.Generator) -> np.ndar
 
 
 def trained(algorithm: fc.algorithms.Algorithm, clients: fc.Clients, settings: Settings) -> list[Any]:
-    """The model that each client would use after all rounds: the same for all, unless the algorithm gives each one of its own."""
+    """The model that each client would use after all rounds: the same for all, unless the algorithm gives
+    each one of its own."""
     sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=BATCH, epochs=1, seed=settings.seed)
     state = sim.init(jax.random.key(settings.seed))
     for _ in range(settings.rounds):
         state, metrics = sim.run(state, np.arange(len(clients)))
-    print(f"  {algorithm.name}: {settings.rounds} rounds, training loss {float(metrics['loss']):.3f}", flush=True)
+    print(
+        f"  {algorithm.name}: {settings.rounds} rounds, training loss {float(metrics['loss']):.3f}",
+        flush=True,
+    )
     if algorithm.personal is None:
         return [state.params] * len(clients)
-    return [algorithm.personal(state.server, jax.tree.map(lambda x, i=i: x[i], state.clients.own)) for i in range(len(clients))]
+    return [
+        algorithm.personal(state.server, jax.tree.map(lambda x, i=i: x[i], state.clients.own))
+        for i in range(len(clients))
+    ]
 
 
 def alone(algorithm: fc.algorithms.Algorithm, clients: fc.Clients, settings: Settings) -> list[Any]:
-    """The model of each client that trains by itself as long: where each ends in one long round, whose mean is not used."""
-    sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=BATCH, epochs=settings.rounds, seed=settings.seed)
+    """The model of each client that trains by itself as long: where each ends in one long round, whose mean
+    is not used."""
+    sim = fc.Simulator(
+        fc.compose(algorithm), clients, batch_size=BATCH, epochs=settings.rounds, seed=settings.seed
+    )
     first = sim.init(jax.random.key(settings.seed))
     _, metrics, (visits,) = sim.inspect(first, np.arange(len(clients)), ("update",))
-    print(f"  alone: {settings.rounds} epochs, training loss over all {float(metrics['loss']):.3f}", flush=True)
-    return [jax.tree.map(lambda x, u, i=i: x + u[i], first.params, visits.update) for i in range(len(clients))]
+    print(
+        f"  alone: {settings.rounds} epochs, training loss over all {float(metrics['loss']):.3f}", flush=True
+    )
+    return [
+        jax.tree.map(lambda x, u, i=i: x + u[i], first.params, visits.update) for i in range(len(clients))
+    ]
 
 
 def judged(task: fc.Task, models: list[Any], test: fc.Clients) -> dict[str, Predictions]:
@@ -181,7 +206,9 @@ def study(train: fc.Clients, test: fc.Clients, settings: Settings) -> dict[str, 
     local, task = optax.sgd(LR, momentum=MOMENTUM), task_of(settings.model, "group")
     fedavg = fc.algorithms.fedavg(task, local=local)
     pooled = fc.Clients.from_list([{name: np.asarray(x) for name, x in train.columns.items()}], ids=["all"])
-    scaffold = fc.algorithms.scaffold(task, lr=LR / (1 - MOMENTUM), population=len(train), weighting=fc.algorithms.by_examples)
+    scaffold = fc.algorithms.scaffold(
+        task, lr=LR / (1 - MOMENTUM), population=len(train), weighting=fc.algorithms.by_examples
+    )
     methods: dict[str, Callable[[], list[Any]]] = {
         "alone": lambda: alone(fedavg, train, settings),
         "FedAvg": lambda: trained(fedavg, train, settings),
@@ -193,7 +220,9 @@ def study(train: fc.Clients, test: fc.Clients, settings: Settings) -> dict[str, 
     if settings.model == "cnn":
         normal = task_of(settings.model, "batch")
         own = [f"params/BatchNorm_{i}" for i in range(3)]
-        found["FedBN"] = judged(normal, trained(fc.algorithms.fedper(normal, local, personal=own), train, settings), test)
+        found["FedBN"] = judged(
+            normal, trained(fc.algorithms.fedper(normal, local, personal=own), train, settings), test
+        )
     order = ("alone", "FedAvg", "SCAFFOLD", "FedBN", "Ditto", "pooled")
     return {name: found[name] for name in order if name in found}
 
@@ -202,7 +231,9 @@ def draw_figure(train: fc.Clients, rows: dict[str, Estimate], path: Path) -> Non
     """An image of each scanner, and the AUROC of each method with its interval."""
     figure = plt.figure(figsize=(8, 4.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.7))
-    for axes, (name, one) in zip(above.subplots(1, len(train)), zip(train.ids, train, strict=True), strict=True):
+    for axes, (name, one) in zip(
+        above.subplots(1, len(train)), zip(train.ids, train, strict=True), strict=True
+    ):
         axes.imshow(one["x"][0], cmap="gray", vmin=-1, vmax=1)
         axes.set_title(f"{name}\n{len(one['y'])}, {one['y'].mean():.0%} ill", fontsize="small")
         axes.axis("off")
@@ -213,27 +244,39 @@ def draw_figure(train: fc.Clients, rows: dict[str, Estimate], path: Path) -> Non
     axes.axvline(PUBLISHED, color="0.6", linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.set(xlabel=f"AUROC of all test images, 95 % interval (dashed: {PUBLISHED}, published for one scanner)")
+    axes.set(
+        xlabel=f"AUROC of all test images, 95 % interval (dashed: {PUBLISHED}, published for one scanner)"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     plt.savefig(path, dpi=90)
     plt.close()
 
 
 def main(settings: Settings) -> int:
-    """Prints the table and draws it; 1 where the best federated AUROC is further than 0.02 below the pooled one."""
+    """Prints the table and draws it; 1 where the best federated AUROC is further than 0.02 below the pooled
+    one."""
     train, test = read(settings)
     ill = ", ".join(f"{one['y'].mean():.0%}" for one in train)
     print(f"training images {train.sizes.tolist()}, with pneumonia {ill}; test images {test.sizes.tolist()}")
     found = study(train, test, settings)
     rows = {name: auroc(performance.joined(each)) for name, each in found.items()}
-    print("\n| method | all test images (95 %) | " + " | ".join(HOSPITALS) + " |\n|---|---:|" + "---:|" * len(HOSPITALS))
+    print(
+        "\n| method | all test images (95 %) | "
+        + " | ".join(HOSPITALS)
+        + " |\n|---|---:|"
+        + "---:|" * len(HOSPITALS)
+    )
     for name, each in found.items():
         cells = " | ".join(f"{auroc(one).value:.3f}" for one in each.values())
-        print(f"| {name} | {rows[name].value:.3f} ({rows[name].low:.3f} to {rows[name].high:.3f}) | {cells} |")
+        print(
+            f"| {name} | {rows[name].value:.3f} ({rows[name].low:.3f} to {rows[name].high:.3f}) | {cells} |"
+        )
     draw_figure(train, rows, settings.figure or Path(__file__).with_name("chest_xray.png"))
     federated = {name: each.value for name, each in rows.items() if name not in ("alone", "pooled")}
     apart = rows["pooled"].value - max(federated.values())
-    print(f"\nthe best of the federated ones is {apart:+.3f} below pooled training, {PUBLISHED} is published for one scanner")
+    print(
+        f"\nthe best of the federated ones is {apart:+.3f} below pooled training, {PUBLISHED} is published for one scanner"
+    )
     return 0 if apart <= CLOSE else 1
 
 

@@ -1,9 +1,11 @@
-"""Who dies in intensive care, over 174 hospitals with at most 16 patients each: a logistic model, at hospitals that it never saw.
+"""Who dies in intensive care, over 174 hospitals with at most 16 patients each: a logistic model, at
+hospitals that it never saw.
 
     FEDJAX_CORE_DATA=... python experiments/eicu.py       reads eicu_demo/patient.csv there, prints a table, draws eicu.png
 
-The eICU demo (ODbL 1.0): 1,658 first stays with an APACHE score; died in hospital ~ age, sex, height, weight and the acute physiology
-score. Every model is fitted by `fc.stats` on sums of hospitals, and judged by people whom it never saw:
+The eICU demo (ODbL 1.0): 1,658 first stays with an APACHE score; died in hospital ~ age, sex, height, weight
+and the acute physiology score. Every model is fitted by `fc.stats` on sums of hospitals, and judged by people
+whom it never saw:
 
     every fourth hospital    as others split these data; all their people are held out
     ten folds of hospitals   each hospital is left out with a tenth of the others, then all people are judged together
@@ -46,11 +48,16 @@ class Settings:
 
 
 def read() -> Columns:
-    """Of each first stay with a score: hospital, region, the outcome, INPUTS and APACHE's own risk; NaN where a value is missing."""
+    """Of each first stay with a score: hospital, region, the outcome, INPUTS and APACHE's own risk; NaN where
+    a value is missing."""
     if "FEDJAX_CORE_DATA" not in os.environ:
         raise SystemExit("set FEDJAX_CORE_DATA to the folder that holds eicu_demo/patient.csv")
     with (Path(os.environ["FEDJAX_CORE_DATA"]) / "eicu_demo" / "patient.csv").open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["unitvisitnumber"] == "1" and float(row["apachescore"] or -1) > 0]
+        rows = [
+            row
+            for row in csv.DictReader(lines)
+            if row["unitvisitnumber"] == "1" and float(row["apachescore"] or -1) > 0
+        ]
 
     def number(name: str, low: float, high: float) -> np.ndarray:
         x = np.array([float(row[name].replace("> ", "") or "nan") for row in rows])
@@ -75,8 +82,12 @@ def auroc(died: np.ndarray, risks: np.ndarray) -> Estimate:
 
 
 def filled(columns: Columns, train: np.ndarray, test: np.ndarray) -> tuple[fc.Clients, Columns]:
-    """(the training people by hospital, the test people), missing values by the mean of the training people, from sums."""
-    parts = [{name: x[rows] for name, x in columns.items() if name in (*INPUTS, "hospital", "died")} for rows in (train, test)]
+    """(the training people by hospital, the test people), missing values by the mean of the training people,
+    from sums."""
+    parts = [
+        {name: x[rows] for name, x in columns.items() if name in (*INPUTS, "hospital", "died")}
+        for rows in (train, test)
+    ]
     raw = fc.Clients.from_table(parts[0], by="hospital")
     steps = fc.preprocess.fit([fc.preprocess.Impute(name) for name in INPUTS if name != "male"], raw)
     return steps.apply(raw), steps(parts[1])
@@ -95,7 +106,8 @@ def unseen(columns: Columns, test: np.ndarray) -> np.ndarray:
 
 
 def new_hospitals(columns: Columns, seed: int) -> tuple[dict[str, Estimate], validation.LeftOut]:
-    """(AUROC at hospitals that no model saw, by ways to hold them out; what each region says and a new one would)."""
+    """(AUROC at hospitals that no model saw, by ways to hold them out; what each region says and a new one
+    would)."""
     names, of = np.unique(columns["hospital"], return_inverse=True)
     died, fourth = columns["died"], of % EVERY == 0
     known = fourth & np.isfinite(columns["apache"])
@@ -119,7 +131,8 @@ def new_hospitals(columns: Columns, seed: int) -> tuple[dict[str, Estimate], val
 
 
 def personal(columns: Columns, seed: int) -> tuple[dict[str, Estimate], float, float]:
-    """(AUROC of each hospital's other half by models with more and less of its own, sd of hospitals' intercepts, p of their being 0)."""
+    """(AUROC of each hospital's other half by models with more and less of its own, sd of hospitals'
+    intercepts, p of their being 0)."""
     half = np.random.default_rng(seed + 1).uniform(size=len(columns["died"])) < 0.5
     clients, people = filled(columns, half, ~half)
     common = fc.stats.glm(FORMULA, clients, family="binomial")
@@ -131,24 +144,33 @@ def personal(columns: Columns, seed: int) -> tuple[dict[str, Estimate], float, f
         "local steps at each hospital": local_steps(clients, people, columns["hospital"][~half]),
     }
     died = people["died"]
-    return {name: auroc(died, risks) for name, risks in found.items()}, mixed.random_intercept_sd, mixed.sites_p_value
+    return (
+        {name: auroc(died, risks) for name, risks in found.items()},
+        mixed.random_intercept_sd,
+        mixed.sites_p_value,
+    )
 
 
 def local_steps(clients: fc.Clients, people: Columns, hospital: np.ndarray) -> np.ndarray:
-    """[people] their risk by FedAvg's model after ten steps at their own hospital; by FedAvg's where it has nobody to learn from."""
+    """[people] their risk by FedAvg's model after ten steps at their own hospital; by FedAvg's where it has
+    nobody to learn from."""
     steps = fc.preprocess.fit([fc.preprocess.Standardise(name) for name in INPUTS if name != "male"], clients)
 
     def inputs(table: Columns) -> np.ndarray:
         table = steps(table)
         return np.stack([np.asarray(table[name], np.float32) for name in INPUTS], axis=1)
 
-    train = clients.with_columns({"x": inputs(clients.columns), "y": np.asarray(clients.columns["died"], np.int32)})
+    train = clients.with_columns(
+        {"x": inputs(clients.columns), "y": np.asarray(clients.columns["died"], np.int32)}
+    )
     task, sgd = fc.models.logistic(features=len(INPUTS), classes=1), optax.sgd(0.5)
     sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task, local=sgd)), train, batch_size=16, steps=1)
     state, _ = sim.run_many(sim.init(jax.random.key(0)), [np.arange(len(train))] * 200)
     own = personalise(task, state.params, train, optax.sgd(0.1), batch_size=16, steps=10)
     at = {int(name): i for i, name in enumerate(clients.ids.tolist())}
-    w, b = (np.concatenate([np.asarray(own[name]), np.asarray(state.params[name])[None]]) for name in ("w", "b"))
+    w, b = (
+        np.concatenate([np.asarray(own[name]), np.asarray(state.params[name])[None]]) for name in ("w", "b")
+    )
     which = np.array([at.get(int(h), len(at)) for h in hospital])
     return 1 / (1 + np.exp(-(np.einsum("ni,ni->n", inputs(people), w[which, :, 0]) + b[which, 0])))
 
@@ -195,7 +217,11 @@ def main(settings: Settings) -> int:
         print(f"| {name} | {each.value:.3f} ({each.low:.3f} to {each.high:.3f}) |")
     print(f"\nintercepts of hospitals differ by {sd:.2f} (sd of log odds), p of no difference {p:.3f}")
     draw(rows, settings.figure or Path(__file__).with_name("eicu.png"))
-    return 0 if min(found[name].value for name in ("every fourth hospital", "ten folds of hospitals")) >= 0.78 else 1
+    return (
+        0
+        if min(found[name].value for name in ("every fourth hospital", "ten folds of hospitals")) >= 0.78
+        else 1
+    )
 
 
 if __name__ == "__main__":

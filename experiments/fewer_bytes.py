@@ -1,7 +1,8 @@
-"""What fewer bytes cost in accuracy: Fashion-MNIST on 100 clients (Dirichlet 0.5), 20 a round, with and without compression.
+"""What fewer bytes cost in accuracy: Fashion-MNIST on 100 clients (Dirichlet 0.5), 20 a round, with and
+without compression.
 
-`FEDJAX_CORE_DATA=... python experiments/fewer_bytes.py` reads fashion_mnist/*.gz there, prints a table and draws fewer_bytes.png.
-"""
+`FEDJAX_CORE_DATA=... python experiments/fewer_bytes.py` reads fashion_mnist/*.gz there, prints a table and
+draws fewer_bytes.png."""
 
 import gzip
 import os
@@ -30,8 +31,12 @@ class Settings:
 def read(split: str) -> tuple[np.ndarray, np.ndarray]:
     """(images [n, 784] in 0..1, labels [n])."""
     folder = Path(os.environ["FEDJAX_CORE_DATA"]) / "fashion_mnist"
-    images = np.frombuffer(gzip.decompress((folder / f"{split}-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
-    labels = np.frombuffer(gzip.decompress((folder / f"{split}-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8)
+    images = np.frombuffer(
+        gzip.decompress((folder / f"{split}-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8
+    )
+    labels = np.frombuffer(
+        gzip.decompress((folder / f"{split}-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8
+    )
     return (images.reshape(-1, 784) / 255).astype(np.float32), labels.astype(np.int32)
 
 
@@ -55,7 +60,9 @@ def main(settings: Settings) -> None:
     _, axes = plt.subplots(figsize=(7, 4.5))
     print("| uplink | bytes a report | of none | MB up in all | accuracy |\n|---|---:|---:|---:|---:|")
     for name, stage in stages.items():
-        sim = fc.Simulator(fc.compose(algorithm, uplink=stage), clients, batch_size=20, epochs=1, lanes=2, mesh=None)
+        sim = fc.Simulator(
+            fc.compose(algorithm, uplink=stage), clients, batch_size=20, epochs=1, lanes=2, mesh=None
+        )
         state, curve = sim.init(jax.random.key(settings.seed)), []
         size = up.bits(stage, params) / 8
         for done in range(0, settings.rounds, settings.every):
@@ -64,7 +71,10 @@ def main(settings: Settings) -> None:
             curve.append(((done + settings.every) * 20 * size / 1e6, accuracy))
         axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=name)
         share = size / (up.bits(up.chain(), params) / 8)
-        print(f"| {name} | {size:,.0f} | 1/{1 / share:.1f} | {curve[-1][0]:,.1f} | {100 * curve[-1][1]:.2f} |", flush=True)
+        print(
+            f"| {name} | {size:,.0f} | 1/{1 / share:.1f} | {curve[-1][0]:,.1f} | {100 * curve[-1][1]:.2f} |",
+            flush=True,
+        )
     axes.set(xscale="log", xlabel="MB that all reports took so far", ylabel="accuracy on the test images")
     axes.legend()
     plt.savefig(Path(__file__).with_name("fewer_bytes.png"), dpi=110, bbox_inches="tight")

@@ -1,8 +1,10 @@
-"""The random draws of the published heart and survival runs, without their library: first weights and mini-batch orders of a seed.
+"""The random draws of the published heart and survival runs, without their library: first weights and
+mini-batch orders of a seed.
 
-The runs drew from a 32-bit Mersenne twister, the same generator as numpy's `RandomState`. A whole number takes two draws, a
-weight the low 24 bits of one. A loader gives each epoch a permutation of its own, made by a new generator whose seed the main one drew.
-With these orders `heart_disease.py --exact` and `tcga_brca.py` follow the published runs batch by batch, and so must print their numbers.
+The runs drew from a 32-bit Mersenne twister, the same generator as numpy's `RandomState`. A whole number
+takes two draws, a weight the low 24 bits of one. A loader gives each epoch a permutation of its own, made by
+a new generator whose seed the main one drew. With these orders `heart_disease.py --exact` and `tcga_brca.py`
+follow the published runs batch by batch, and so must print their numbers.
 
 >>> [f"{weight:.4f}" for weight in first_weights(42, features=13)[:2]]
 ['0.2120', '0.2302']
@@ -19,11 +21,13 @@ def first_weights(seed: int, features: int) -> np.ndarray:
     return ((2 * (draws & 0xFFFFFF) / (1 << 24) - 1) / np.sqrt(features)).astype(np.float32)
 
 
-def federated_orders(seed: int, sizes: Sequence[int], updates: int, steps: int, batch_size: int) -> np.ndarray:
+def federated_orders(
+    seed: int, sizes: Sequence[int], updates: int, steps: int, batch_size: int
+) -> np.ndarray:
     """[N, updates, batch_size] local example indices, -1 where a short last batch leaves a slot unused.
 
-    Clients take turns, `steps` updates each a round. Their loaders were made before the seed was set, so a first epoch draws
-    the seed of its permutation only; every later epoch draws an unused number before it.
+    Clients take turns, `steps` updates each a round. Their loaders were made before the seed was set, so a
+    first epoch draws the seed of its permutation only; every later epoch draws an unused number before it.
     """
     stream = np.random.RandomState(seed)
     loaders = [_batches(stream, size, batch_size, made_before=True) for size in sizes]
@@ -39,11 +43,12 @@ def federated_orders(seed: int, sizes: Sequence[int], updates: int, steps: int, 
 def survival_orders(
     seed: int, sizes: Sequence[int], rounds: int, steps: int, batch_size: int, epochs: int
 ) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """{method: ([N, rounds * steps, batch_size] as `federated_orders`, rounds that each client worked)}, of the survival runs.
+    """{method: ([N, rounds * steps, batch_size] as `federated_orders`, rounds that each client worked)}, of
+    the survival runs.
 
-    Their loaders drew both numbers of an epoch when it began, and those of the first epochs before the seed was set: from where the
-    method before had left the generator, after the last region's local training and an evaluation of N + 1 test sets.
-    """
+    Their loaders drew both numbers of an epoch when it began, and those of the first epochs before the seed
+    was set: from where the method before had left the generator, after the last region's local training and
+    an evaluation of N + 1 test sets."""
     clients, found = len(sizes), {}
     stream = np.random.RandomState(seed)
     _draw(stream, 2 * epochs + clients + 1)
@@ -63,8 +68,11 @@ def survival_orders(
     return found
 
 
-def cyclic_order(seed: int, sizes: Sequence[int], rounds: int, steps: int, batch_size: int) -> tuple[np.ndarray, list[int]]:
-    """The heart runs' "Cyclic", one client a round: ([N, rounds * steps, batch_size], rounds that each client worked)."""
+def cyclic_order(
+    seed: int, sizes: Sequence[int], rounds: int, steps: int, batch_size: int
+) -> tuple[np.ndarray, list[int]]:
+    """The heart runs' "Cyclic", one client a round: ([N, rounds * steps, batch_size], rounds that each client
+    worked)."""
     stream = np.random.RandomState(seed)
     loaders = [_batches(stream, size, batch_size, made_before=True) for size in sizes]
     orders, worked = np.full((len(sizes), rounds * steps, batch_size), -1, np.int32), [0] * len(sizes)
@@ -94,7 +102,9 @@ def epochs_order(seed: int, size: int, epochs: int, batch_size: int) -> np.ndarr
     return order
 
 
-def _batches(stream: np.random.RandomState, size: int, batch_size: int, *, made_before: bool) -> Iterator[np.ndarray]:
+def _batches(
+    stream: np.random.RandomState, size: int, batch_size: int, *, made_before: bool
+) -> Iterator[np.ndarray]:
     while True:
         if not made_before:
             _integer(stream)
@@ -104,7 +114,9 @@ def _batches(stream: np.random.RandomState, size: int, batch_size: int, *, made_
             yield order[start : start + batch_size]
 
 
-def _from(stream: np.random.RandomState, order: np.ndarray, size: int, batch_size: int) -> Iterator[np.ndarray]:
+def _from(
+    stream: np.random.RandomState, order: np.ndarray, size: int, batch_size: int
+) -> Iterator[np.ndarray]:
     """Batches of a first epoch in this order, then of epochs whose two numbers are drawn when each begins."""
     for start in range(0, size, batch_size):
         yield order[start : start + batch_size]

@@ -4,8 +4,9 @@
     python experiments/heart_disease.py --exact               the published runs' own draws; their accuracies, cell by cell
     python experiments/heart_disease.py --replay FILE.npz     given weights and batch orders; every round's weights
 
-Logistic regression on thirteen inputs, batches of 4, 15 rounds of 100 local updates, hospitals weighed by their training patients.
-Exits non-zero where a replayed weight is off by more than 1e-5, or a federated mean of sites by more than 0.03.
+Logistic regression on thirteen inputs, batches of 4, 15 rounds of 100 local updates, hospitals weighed by
+their training patients. Exits non-zero where a replayed weight is off by more than 1e-5, or a federated mean
+of sites by more than 0.03.
 
 The records are downloaded once and checked, or read from $FEDJAX_CORE_DATA/heart_disease.
 """
@@ -37,18 +38,28 @@ CLOSE_WEIGHTS = 1e-5  # largest absolute difference that a replay may show
 CLOSE_MEAN = 0.03  # of the published mean of sites, for federated methods
 SITES = len(HOSPITALS)
 
-# Mean and standard deviation over seeds 42-46 of the accuracy at the four sites, their mean, and on the pooled test patients.
+# Mean and standard deviation over seeds 42-46 of the accuracy at the four sites, their mean, and on the pooled
+# test patients.
 PUBLISHED = {
-    "Pooled Training": ((0.7827, 0.7640, 0.7500, 0.6444, 0.7353, 0.7953), (0.011, 0.000, 0.000, 0.000, 0.003, 0.003)),
+    "Pooled Training": (
+        (0.7827, 0.7640, 0.7500, 0.6444, 0.7353, 0.7953),
+        (0.011, 0.000, 0.000, 0.000, 0.003, 0.003),
+    ),
     "Local 0": ((0.7462, 0.7596, 0.7250, 0.6578, 0.7221, 0.7843), (0.016, 0.006, 0.071, 0.020, 0.021, 0.007)),
     "Local 1": ((0.7462, 0.7461, 0.5250, 0.4978, 0.6287, 0.7268), (0.015, 0.006, 0.071, 0.012, 0.017, 0.013)),
     "Local 2": ((0.4808, 0.3910, 0.7250, 0.6711, 0.5670, 0.4827), (0.054, 0.042, 0.122, 0.064, 0.058, 0.045)),
     "Local 3": ((0.5769, 0.4674, 0.8000, 0.7022, 0.6366, 0.6110), (0.031, 0.013, 0.081, 0.051, 0.039, 0.039)),
     "FedAvg": ((0.7308, 0.7191, 0.6500, 0.6400, 0.6850, 0.7480), (0.022, 0.033, 0.114, 0.051, 0.028, 0.027)),
     "FedProx": ((0.7308, 0.7191, 0.6500, 0.6400, 0.6850, 0.7480), (0.022, 0.033, 0.114, 0.051, 0.028, 0.027)),
-    "Scaffold": ((0.7269, 0.7191, 0.6500, 0.6400, 0.6840, 0.7480), (0.019, 0.033, 0.114, 0.051, 0.028, 0.027)),
+    "Scaffold": (
+        (0.7269, 0.7191, 0.6500, 0.6400, 0.6840, 0.7480),
+        (0.019, 0.033, 0.114, 0.051, 0.028, 0.027),
+    ),
     "Cyclic": ((0.7577, 0.7618, 0.7125, 0.6400, 0.7180, 0.7850), (0.014, 0.015, 0.095, 0.019, 0.029, 0.012)),
-    "FedAdagrad": ((0.7596, 0.7528, 0.7375, 0.6756, 0.7314, 0.7787), (0.018, 0.018, 0.028, 0.040, 0.013, 0.015)),
+    "FedAdagrad": (
+        (0.7596, 0.7528, 0.7375, 0.6756, 0.7314, 0.7787),
+        (0.018, 0.018, 0.028, 0.040, 0.013, 0.015),
+    ),
     "FedAdam": ((0.7519, 0.7461, 0.7375, 0.6667, 0.7255, 0.7787), (0.017, 0.019, 0.028, 0.044, 0.014, 0.015)),
     "FedYogi": ((0.7596, 0.7528, 0.7375, 0.6756, 0.7314, 0.7787), (0.018, 0.018, 0.028, 0.040, 0.013, 0.015)),
 }
@@ -59,12 +70,15 @@ class Settings:
     """The four-hospital heart study."""
 
     replay: Path | None = None
-    """Follow the trajectories stored in this .npz file (first weights, batch orders, weights after every round), and nothing else."""
+    """Follow the trajectories stored in this .npz file (first weights, batch orders, weights after every
+    round), and nothing else."""
     exact: bool = False
-    """Draw first weights and batches as the published runs did, and compare with each of their results ($FEDJAX_CORE_DATA has them)."""
+    """Draw first weights and batches as the published runs did, and compare with each of their results
+    ($FEDJAX_CORE_DATA has them)."""
     first_weights: Literal["published", "own"] = "published"
-    """Whose first weights a seed stands for. FedAvg's 1,500 small steps do not forget them, so own ones move a mean of five seeds by
-    0.04 whatever the engine does; the batches are our own in either case, but for --exact."""
+    """Whose first weights a seed stands for. FedAvg's 1,500 small steps do not forget them, so own ones move
+    a mean of five seeds by 0.04 whatever the engine does; the batches are our own in either case, but for
+    --exact."""
     seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
 
 
@@ -74,7 +88,9 @@ def strategies(task: fc.Task) -> dict[str, fc.algorithms.Algorithm]:
     return {
         "FedAvg": fedavg(task, local=sgd(0.001)),
         "FedProx": fc.algorithms.fedprox(task, mu=0.01, local=sgd(0.001)),
-        "Scaffold": fc.algorithms.scaffold(task, lr=0.001, population=SITES, weighting=fc.algorithms.by_examples),
+        "Scaffold": fc.algorithms.scaffold(
+            task, lr=0.001, population=SITES, weighting=fc.algorithms.by_examples
+        ),
         "FedAdagrad": fedavg(task, local=sgd(0.003162), server=fedopt.adagrad(0.316228)),
         "FedAdam": fedavg(task, local=sgd(0.01), server=fedopt.adam(0.01)),
         "FedYogi": fedavg(task, local=sgd(0.003162), server=fedopt.yogi(0.01)),
@@ -92,18 +108,28 @@ def flat(params: Mapping[str, jax.Array]) -> np.ndarray:
 
 
 def replay(file: Path) -> int:
-    """Follows the stored trajectories of one file; prints the largest difference of each strategy, and returns the exit code."""
+    """Follows the stored trajectories of one file; prints the largest difference of each strategy, and
+    returns the exit code."""
     with np.load(file) as stored:
         golden = {name: stored[name] for name in stored.files}
     if "order" not in golden or "init" not in golden:
-        raise SystemExit(f"{file} holds no heart trajectories: init or order is missing, it has {', '.join(golden)[:80]}...")
-    columns = [{"x": golden[f"x_train_{i}"], "y": golden[f"y_train_{i}"][:, 0].astype(np.int32)} for i in range(SITES)]
+        raise SystemExit(
+            f"{file} holds no heart trajectories: init or order is missing, it has {', '.join(golden)[:80]}..."
+        )
+    columns = [
+        {"x": golden[f"x_train_{i}"], "y": golden[f"y_train_{i}"][:, 0].astype(np.int32)}
+        for i in range(SITES)
+    ]
     clients = fc.Clients.from_list(columns, ids=HOSPITALS)
     task, worst = fc.models.logistic(features=len(FEATURES), classes=1), 0.0
-    print(f"{'strategy':<12}{'largest absolute difference':>28}  in {ROUNDS} rounds of {STEPS} updates, {jax.devices()[0].device_kind}")
+    print(
+        f"{'strategy':<12}{'largest absolute difference':>28}  in {ROUNDS} rounds of {STEPS} updates, {jax.devices()[0].device_kind}"
+    )
     for name, algorithm in strategies(task).items():
         expected = golden[f"traj_{name}"]
-        sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=BATCH, steps=STEPS, order=golden["order"])
+        sim = fc.Simulator(
+            fc.compose(algorithm), clients, batch_size=BATCH, steps=STEPS, order=golden["order"]
+        )
         state = sim.init(jax.random.key(0), params=unflat(golden["init"]))
         difference = 0.0
         for after in expected[1:]:
@@ -117,23 +143,36 @@ def replay(file: Path) -> int:
 
 
 def study(data: HeartDisease, settings: Settings) -> dict[str, np.ndarray]:
-    """Accuracy of every method under every seed, {method: [seeds, 5]}: the four sites, then the pooled test patients.
+    """Accuracy of every method under every seed, {method: [seeds, 5]}: the four sites, then the pooled test
+    patients.
 
-    One simulator a method serves all seeds: hospital i under seed s is a client of its own, so its shuffles are too.
-    """
+    One simulator a method serves all seeds: hospital i under seed s is a client of its own, so its shuffles
+    are too."""
     task = fc.models.logistic(features=len(FEATURES), classes=1)
     sizes = data.train.sizes.tolist()
     found: dict[str, np.ndarray] = {}
 
-    alone = {"Pooled Training": data.pooled_train, **{f"Local {i}": data.train.select([i]) for i in range(SITES)}}
+    alone = {
+        "Pooled Training": data.pooled_train,
+        **{f"Local {i}": data.train.select([i]) for i in range(SITES)},
+    }
     for name, one in alone.items():
         work: dict[str, Any] = {"epochs": EPOCHS}
         if settings.exact:
-            work = {"order": np.concatenate([flamby_draws.epochs_order(seed, one.examples, EPOCHS, BATCH) for seed in settings.seeds])}
+            work = {
+                "order": np.concatenate(
+                    [flamby_draws.epochs_order(seed, one.examples, EPOCHS, BATCH) for seed in settings.seeds]
+                )
+            }
         # Adam's moments last for a round, so the whole training is one round.
         training = fc.compose(fc.algorithms.fedavg(task, local=optax.adam(1e-3)))
         sim = fc.Simulator(training, copies(one, settings.seeds), batch_size=BATCH, **work)
-        found[name] = np.stack([accuracies(sim, data, seed, [s], rounds=1, settings=settings) for s, seed in enumerate(settings.seeds)])
+        found[name] = np.stack(
+            [
+                accuracies(sim, data, seed, [s], rounds=1, settings=settings)
+                for s, seed in enumerate(settings.seeds)
+            ]
+        )
 
     for name, algorithm in strategies(task).items():
         # SCAFFOLD counts its clients, so that copies of them for other seeds would be too many.
@@ -145,20 +184,29 @@ def study(data: HeartDisease, settings: Settings) -> dict[str, np.ndarray]:
 
 
 def federated(
-    algorithm: fc.algorithms.Algorithm, data: HeartDisease, seeds: tuple[int, ...], sizes: list[int], settings: Settings
+    algorithm: fc.algorithms.Algorithm,
+    data: HeartDisease,
+    seeds: tuple[int, ...],
+    sizes: list[int],
+    settings: Settings,
 ) -> np.ndarray:
     """[seeds, 5] accuracies of a federated method, by one simulator."""
     work: dict[str, Any] = {"steps": STEPS}
     if settings.exact:
-        work["order"] = np.concatenate([flamby_draws.federated_orders(seed, sizes, ROUNDS * STEPS, STEPS, BATCH) for seed in seeds])
+        work["order"] = np.concatenate(
+            [flamby_draws.federated_orders(seed, sizes, ROUNDS * STEPS, STEPS, BATCH) for seed in seeds]
+        )
     sim = fc.Simulator(fc.compose(algorithm), copies(data.train, seeds), batch_size=BATCH, **work)
     cohorts = [np.arange(s * SITES, (s + 1) * SITES) for s in range(len(seeds))]
     runs = zip(seeds, cohorts, strict=True)
-    return np.stack([accuracies(sim, data, seed, cohort, rounds=ROUNDS, settings=settings) for seed, cohort in runs])
+    return np.stack(
+        [accuracies(sim, data, seed, cohort, rounds=ROUNDS, settings=settings) for seed, cohort in runs]
+    )
 
 
 def cyclic(data: HeartDisease, seed: int, sizes: list[int], settings: Settings) -> np.ndarray:
-    """[5] accuracies of what is published as "Cyclic": the first hospital's own copy, which no other sees, after the turns that it had."""
+    """[5] accuracies of what is published as "Cyclic": the first hospital's own copy, which no other sees,
+    after the turns that it had."""
     order, worked = flamby_draws.cyclic_order(seed, sizes, ROUNDS, STEPS, BATCH)
     task = fc.models.logistic(features=len(FEATURES), classes=1)
     training = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.01)))
@@ -172,16 +220,24 @@ def copies(clients: fc.Clients, seeds: tuple[int, ...]) -> fc.Clients:
     return fc.Clients.from_list([columns for _ in seeds for columns in clients], ids=names)
 
 
-def accuracies(sim: fc.Simulator, data: HeartDisease, seed: int, cohort: Any, *, rounds: int, settings: Settings) -> np.ndarray:
-    """Trains from the seed's first weights; the accuracy at each site and on the pooled test patients, [5]."""
+def accuracies(
+    sim: fc.Simulator, data: HeartDisease, seed: int, cohort: Any, *, rounds: int, settings: Settings
+) -> np.ndarray:
+    """Trains from the seed's first weights; the accuracy at each site and on the pooled test patients,
+    [5]."""
     if settings.exact or settings.first_weights == "published":
         first = flamby_draws.first_weights(seed, len(FEATURES))
     else:
         bound = len(FEATURES) ** -0.5
-        first = np.asarray(jax.random.uniform(jax.random.key(seed), (len(FEATURES) + 1,), minval=-bound, maxval=bound))
+        first = np.asarray(
+            jax.random.uniform(jax.random.key(seed), (len(FEATURES) + 1,), minval=-bound, maxval=bound)
+        )
     state, _ = sim.run_many(sim.init(jax.random.key(seed), params=unflat(first)), [cohort] * rounds)
     task = sim.round.algorithm.task
-    sites, pooled = fc.evaluate(task, state.params, data.test), fc.evaluate(task, state.params, data.pooled_test)
+    sites, pooled = (
+        fc.evaluate(task, state.params, data.test),
+        fc.evaluate(task, state.params, data.pooled_test),
+    )
     return np.append(sites.clients["accuracy"], pooled.pooled["accuracy"])
 
 
@@ -193,20 +249,28 @@ def show(found: Mapping[str, np.ndarray], console: Console) -> bool:
     good = True
     for name, values in found.items():
         with_mean = np.column_stack([values[:, :SITES], values[:, :SITES].mean(axis=1), values[:, SITES:]])
-        mean, sd = with_mean.mean(axis=0), with_mean.std(axis=0, ddof=1) if len(values) > 1 else np.full(SITES + 2, np.nan)
+        mean, sd = (
+            with_mean.mean(axis=0),
+            with_mean.std(axis=0, ddof=1) if len(values) > 1 else np.full(SITES + 2, np.nan),
+        )
         theirs, their_sd = (np.array(row) for row in PUBLISHED[name])
         table.add_row(name, "here", *(f"{m:.4f} ± {s:.3f}" for m, s in zip(mean, sd, strict=True)))
         table.add_row("", "published", *(f"{m:.4f} ± {s:.3f}" for m, s in zip(theirs, their_sd, strict=True)))
-        table.add_row("", "difference", *(f"{d + 0.0:+.4f}        " for d in (mean - theirs).round(4)), end_section=True)
+        table.add_row(
+            "", "difference", *(f"{d + 0.0:+.4f}        " for d in (mean - theirs).round(4)), end_section=True
+        )
         federated = name.startswith(("Fed", "Scaffold"))
         good &= not federated or bool(abs(mean[SITES] - theirs[SITES]) <= CLOSE_MEAN)
     console.print(table)
-    print(f"mean of sites of every federated method within {CLOSE_MEAN} of the published one: {'yes' if good else 'NO'}")
+    print(
+        f"mean of sites of every federated method within {CLOSE_MEAN} of the published one: {'yes' if good else 'NO'}"
+    )
     return good
 
 
 def anchors(data: HeartDisease) -> None:
-    """Prints where full-batch FedAvg ends, which is known: the optimum of the union of hospitals, and of the pooled patients."""
+    """Prints where full-batch FedAvg ends, which is known: the optimum of the union of hospitals, and of the
+    pooled patients."""
     task = fc.models.logistic(features=len(FEATURES), classes=1)
     rounds = 1000
     for name, train, test, known in (
@@ -216,7 +280,10 @@ def anchors(data: HeartDisease) -> None:
         averaging = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(1.0)))
         sim = fc.Simulator(averaging, train, batch_size=int(train.sizes.max()), epochs=1)
         state, _ = sim.run_many(sim.init(jax.random.key(0)), [np.arange(len(train))] * rounds)
-        loss, accuracy = fc.evaluate(task, state.params, train).pooled["loss"], fc.evaluate(task, state.params, test).pooled["accuracy"]
+        loss, accuracy = (
+            fc.evaluate(task, state.params, train).pooled["loss"],
+            fc.evaluate(task, state.params, test).pooled["accuracy"],
+        )
         print(
             f"FedAvg, one full-batch step, {rounds} rounds, {name}: train loss {loss:.9f} (known {known[0]:.9f}), "
             f"test accuracy {accuracy:.6f} (known {known[1]:.6f})"
@@ -230,14 +297,18 @@ def main(settings: Settings) -> int:
         data = heart_disease()
     except DataError as error:
         raise SystemExit(str(error)) from None
-    print(f"training patients {data.train.sizes.tolist()}, test patients {data.test.sizes.tolist()}, {jax.devices()[0].device_kind}")
+    print(
+        f"training patients {data.train.sizes.tolist()}, test patients {data.test.sizes.tolist()}, {jax.devices()[0].device_kind}"
+    )
     anchors(data)
     found = study(data, settings)
     good = show(found, Console(width=140))
     if settings.exact:
         flamby_cells.compare(found, "heart", settings.seeds)
         label = "accuracy of all 254 test patients, a dot for each seed"
-        flamby_cells.draw(found, "heart", settings.seeds, label, Path(__file__).with_name("heart_disease.png"))
+        flamby_cells.draw(
+            found, "heart", settings.seeds, label, Path(__file__).with_name("heart_disease.png")
+        )
     return 0 if good else 1
 
 

@@ -3,10 +3,10 @@
     python experiments/privacy_and_utility.py             1,000 simulated clients (client level), four heart hospitals (example level),
                                                           and experiments/privacy_and_utility.png
 
-Beside each claim stand what an attacker finds: AUC of losses (members against others), the epsilon that this proves at least (95 %,
-Clopper and Pearson), and, of clients, the one-shot estimate of 40 canary clients, which is no bound. Client level of four hospitals is
-refused: "with or without one of them" drowns all that four can learn. The heart records are read from $FEDJAX_CORE_DATA/heart_disease.
-"""
+Beside each claim stand what an attacker finds: AUC of losses (members against others), the epsilon that this
+proves at least (95 %, Clopper and Pearson), and, of clients, the one-shot estimate of 40 canary clients,
+which is no bound. Client level of four hospitals is refused: "with or without one of them" drowns all that
+four can learn. The heart records are read from $FEDJAX_CORE_DATA/heart_disease."""
 
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,16 @@ HEART_ROUNDS, HEART_STEPS, HEART_BATCH, HEART_DELTA = 15, 20, 8, 1e-4
 
 
 def people(count: int, seed: int) -> fc.Clients:
-    """Clients of 20 examples each, whose inputs lie about a place of their own; one rule of five classes for all, and 10 % wrong labels."""
+    """Clients of 20 examples each, whose inputs lie about a place of their own; one rule of five classes for
+    all, and 10 % wrong labels."""
     rule = np.random.default_rng(99).normal(size=(20, 5))
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(count, 1, 20)) * 0.5 + rng.normal(size=(count, 20, 20))).astype(np.float32)
     y = np.argmax(x @ rule, axis=-1)
     y = np.where(rng.uniform(size=y.shape) < 0.1, rng.integers(0, 5, y.shape), y).astype(np.int32)
-    return fc.Clients.from_arrays({"x": x.reshape(-1, 20), "y": y.reshape(-1)}, offsets=np.arange(0, 20 * count + 1, 20))
+    return fc.Clients.from_arrays(
+        {"x": x.reshape(-1, 20), "y": y.reshape(-1)}, offsets=np.arange(0, 20 * count + 1, 20)
+    )
 
 
 def client_level(epsilon: float | None) -> list[Any]:
@@ -47,7 +50,9 @@ def client_level(epsilon: float | None) -> list[Any]:
         composed = fc.compose(algorithm, uplink=fc.uplink.clip(0.5))
         cohorts: Any = fc.cohorts.uniform(everyone, COHORT)
     else:
-        private = fc.privacy.client_level(population=everyone, cohort=COHORT, rounds=ROUNDS, clip=0.5, epsilon=epsilon, delta=DELTA)
+        private = fc.privacy.client_level(
+            population=everyone, cohort=COHORT, rounds=ROUNDS, clip=0.5, epsilon=epsilon, delta=DELTA
+        )
         composed = fc.compose(algorithm, uplink=private.uplink, aggregator=private.aggregator)
         cohorts = private.cohorts
     simulator = fc.Simulator(composed, members, batch_size=10, epochs=2)
@@ -91,7 +96,9 @@ def example_level(epsilon: float | None) -> list[Any]:
         state, _ = simulator.run_many(simulator.init(jax.random.key(seed)), [np.arange(4)] * HEART_ROUNDS)
         members, others = (losses(task, state.params, of) for of in (data.train, data.test))
         accuracy = fc.evaluate(task, state.params, data.test).pooled["accuracy"]
-        found.append((accuracy, audit.auc(-members, -others), audit.epsilon_of_scores(-members, -others, HEART_DELTA)))
+        found.append(
+            (accuracy, audit.auc(-members, -others), audit.epsilon_of_scores(-members, -others, HEART_DELTA))
+        )
     claims = [private.epsilon(examples=n) for n in sizes] if epsilon is not None else []
     return [epsilon, private.noise, *np.array(found).T, claims]
 
@@ -107,45 +114,77 @@ def clients_table() -> list[list[Any]]:
     print(
         f"client level: {CLIENTS} clients and {CANARIES} canaries, {COHORT} a round, {ROUNDS} rounds, delta {DELTA:g}, {len(SEEDS)} seeds"
     )
-    print("| epsilon | noise | accuracy | AUC | proven at least | one-shot estimate |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| epsilon | noise | accuracy | AUC | proven at least | one-shot estimate |\n|---|---:|---:|---:|---:|---:|"
+    )
     rows = []
     for epsilon in EPSILONS:
         claim, noise, accuracy, area, least, guess = row = client_level(epsilon)
         guesses = f"{np.mean(guess):.2f} ({np.min(guess):.2f} to {np.max(guess):.2f})"
-        print(f"| {claim or 'none'} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} | {guesses} |", flush=True)
+        print(
+            f"| {claim or 'none'} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} | {guesses} |",
+            flush=True,
+        )
         rows.append(row)
     return rows
 
 
 def hospitals_table() -> list[list[Any]]:
     """Prints the table of the hospitals, and gives its rows."""
-    print(f"\nexample level: {HEART_ROUNDS} rounds of {HEART_STEPS} Poisson batches of {HEART_BATCH}, delta {HEART_DELTA:g}")
-    print("| epsilon of the smallest hospital | of all four | noise | accuracy | AUC | proven at least |\n|---|---|---:|---:|---:|---:|")
+    print(
+        f"\nexample level: {HEART_ROUNDS} rounds of {HEART_STEPS} Poisson batches of {HEART_BATCH}, delta {HEART_DELTA:g}"
+    )
+    print(
+        "| epsilon of the smallest hospital | of all four | noise | accuracy | AUC | proven at least |\n|---|---|---:|---:|---:|---:|"
+    )
     rows = []
     for epsilon in EPSILONS:
         claim, noise, accuracy, area, least, claims = row = example_level(epsilon)
         each = ", ".join(f"{one:.2f}" for one in claims) or "none"
-        print(f"| {claim or 'none'} | {each} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} |", flush=True)
+        print(
+            f"| {claim or 'none'} | {each} | {noise:.2f} | {cell(accuracy)} | {np.mean(area):.3f} | {np.max(least):.2f} |",
+            flush=True,
+        )
         rows.append(row)
     return rows
 
 
 def draw(clients: list[list[Any]], hospitals: list[list[Any]], path: Path) -> None:
-    """Accuracy and what audits find, over the epsilon that is claimed; the runs without noise as lines across."""
+    """Accuracy and what audits find, over the epsilon that is claimed; the runs without noise as lines
+    across."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    parts = (("1,000 clients, client level", clients, "tab:blue", "s"), ("heart hospitals, example level", hospitals, "tab:orange", "x"))
+    parts = (
+        ("1,000 clients, client level", clients, "tab:blue", "s"),
+        ("heart hospitals, example level", hospitals, "tab:orange", "x"),
+    )
     for label, (none, *private), colour, marker in parts:
         at = [row[0] for row in private]
-        accuracy, spread = ([100 * of(row[2]) for row in private] for of in (np.mean, lambda x: np.std(x, ddof=1)))
+        accuracy, spread = (
+            [100 * of(row[2]) for row in private] for of in (np.mean, lambda x: np.std(x, ddof=1))
+        )
         left.axhline(100 * np.mean(none[2]), color=colour, linestyle=":")
         left.errorbar(at, accuracy, spread, marker="o", capsize=3, color=colour, label=label)
-        right.plot(at, [np.max(row[4]) for row in private], marker=marker, linestyle="", color=colour, label=f"proven at least: {label}")
+        right.plot(
+            at,
+            [np.max(row[4]) for row in private],
+            marker=marker,
+            linestyle="",
+            color=colour,
+            label=f"proven at least: {label}",
+        )
     at = [row[0] for row in clients[1:]]
     guesses = [np.mean(row[5]) for row in clients[1:]]
-    right.plot(at, guesses, marker="^", linestyle="", color="tab:green", label="one-shot estimate, no bound: 1,000 clients")
+    right.plot(
+        at,
+        guesses,
+        marker="^",
+        linestyle="",
+        color="tab:green",
+        label="one-shot estimate, no bound: 1,000 clients",
+    )
     right.plot([0, max(at)], [0, max(at)], color="black", linestyle="--", label="claimed")
     left.set(xlabel="epsilon claimed", ylabel="accuracy, % (dotted: without noise)", xscale="log")
     right.set(xlabel="epsilon claimed", ylabel="epsilon that an audit finds")

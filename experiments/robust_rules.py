@@ -35,7 +35,9 @@ def data(settings: Settings) -> tuple[fc.Clients, fc.Clients]:
         return {"x": x.astype(np.float32), "y": np.argmax(x @ planes, axis=1).astype(np.int32)}
 
     leans = [settings.lean * planes[:, rng.integers(CLASSES)] / np.sqrt(FEATURES) for _ in range(CLIENTS)]
-    return fc.Clients.from_list([some(100, lean) for lean in leans]), fc.Clients.from_list([some(4000, np.zeros(FEATURES))])
+    return fc.Clients.from_list([some(100, lean) for lean in leans]), fc.Clients.from_list(
+        [some(4000, np.zeros(FEATURES))]
+    )
 
 
 def main(settings: Settings) -> None:
@@ -80,7 +82,9 @@ def main(settings: Settings) -> None:
             elif attack is not None:
                 composed, clients = att.attacked(composed, attack), att.mark(clean, LIARS)
             sim = fc.Simulator(composed, clients, batch_size=20, epochs=1, lanes=4, mesh=None)
-            state, _ = sim.run_many(sim.init(jax.random.key(settings.seed)), [list(range(CLIENTS))] * settings.rounds)
+            state, _ = sim.run_many(
+                sim.init(jax.random.key(settings.seed)), [list(range(CLIENTS))] * settings.rounds
+            )
             cells.append(f"{100 * fc.evaluate(task, state.params, test).pooled['accuracy']:.1f}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -1,8 +1,10 @@
-"""Rounds to a target accuracy: Fashion-MNIST on 100 clients (Dirichlet 0.1), 10 a round, by eight methods, three seeds each.
+"""Rounds to a target accuracy: Fashion-MNIST on 100 clients (Dirichlet 0.1), 10 a round, by eight methods,
+three seeds each.
 
-`FEDJAX_CORE_DATA=... python experiments/rounds_to_target.py` trains 24 runs one after another, each in a folder of its own below `--runs`:
-stop it at any time, and the same command goes on where it was. It prints a row a method and draws rounds_to_target.png. `--quick` takes a
-few rounds on few images, to see that all of it works.
+`FEDJAX_CORE_DATA=... python experiments/rounds_to_target.py` trains 24 runs one after another, each in a
+folder of its own below `--runs`: stop it at any time, and the same command goes on where it was. It prints a
+row a method and draws rounds_to_target.png. `--quick` takes a few rounds on few images, to see that all of it
+works.
 """
 
 import os
@@ -96,7 +98,9 @@ def row(name: str, reached: list[float], ends: list[float]) -> str:
 def main(settings: Settings) -> None:
     """Prints the table and draws the curves."""
     if settings.quick:
-        settings = replace(settings, rounds=4, every=2, seeds=1, clients=10, cohort=3, hidden=(8,), examples=1000)
+        settings = replace(
+            settings, rounds=4, every=2, seeds=1, clients=10, cohort=3, hidden=(8,), examples=1000
+        )
     methods = settings.methods or METHODS
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"there is no method {', '.join(unknown)}: there are {', '.join(METHODS)}")

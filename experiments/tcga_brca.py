@@ -2,9 +2,9 @@
 
     FEDJAX_CORE_DATA=... python experiments/tcga_brca.py       reads tcga_brca/*.csv there, prints tables, draws tcga_brca.png
 
-Cox regression on 39 inputs, batches of 8, 5 rounds of 100 local updates, regions weighed by their training patients. First weights and
-batches are those of the published runs (`flamby_draws.py`), so that every C-index should come out to the last digit.
-"""
+Cox regression on 39 inputs, batches of 8, 5 rounds of 100 local updates, regions weighed by their training
+patients. First weights and batches are those of the published runs (`flamby_draws.py`), so that every C-index
+should come out to the last digit."""
 
 import csv
 import os
@@ -39,20 +39,31 @@ class Settings:
 
 
 def read() -> dict[str, fc.Clients]:
-    """The six regions' patients, "train" and "test", and all of them as one client, "pooled train" and "pooled test"."""
+    """The six regions' patients, "train" and "test", and all of them as one client, "pooled train" and
+    "pooled test"."""
     if "FEDJAX_CORE_DATA" not in os.environ:
-        raise SystemExit("set FEDJAX_CORE_DATA to the folder that holds tcga_brca/brca.csv and tcga_brca/train_test_split.csv")
+        raise SystemExit(
+            "set FEDJAX_CORE_DATA to the folder that holds tcga_brca/brca.csv and tcga_brca/train_test_split.csv"
+        )
     folder = Path(os.environ["FEDJAX_CORE_DATA"]) / "tcga_brca"
-    with (folder / "brca.csv").open(newline="") as lines, (folder / "train_test_split.csv").open(newline="") as parts:
+    with (
+        (folder / "brca.csv").open(newline="") as lines,
+        (folder / "train_test_split.csv").open(newline="") as parts,
+    ):
         rows, folds = list(csv.reader(lines))[1:], {row["pid"]: row for row in csv.DictReader(parts)}
 
     def columns(of: str, fold: str) -> dict[str, np.ndarray]:
         x = np.array([row[1:] for row in rows if row[0] in folds and folds[row[0]][of] == fold], np.float32)
         return {"x": x[:, :-2], "event": x[:, -2], "time": x[:, -1]}
 
-    by_region = {split: [columns("fold2", f"{split}_{i}") for i in range(SITES)] for split in ("train", "test")}
+    by_region = {
+        split: [columns("fold2", f"{split}_{i}") for i in range(SITES)] for split in ("train", "test")
+    }
     found = {split: fc.Clients.from_list(each, ids=REGIONS) for split, each in by_region.items()}
-    return found | {f"pooled {split}": fc.Clients.from_list([columns("fold", split)], ids=["pooled"]) for split in ("train", "test")}
+    return found | {
+        f"pooled {split}": fc.Clients.from_list([columns("fold", split)], ids=["pooled"])
+        for split in ("train", "test")
+    }
 
 
 def strategies(task: fc.Task) -> dict[str, fc.algorithms.Algorithm]:
@@ -61,7 +72,9 @@ def strategies(task: fc.Task) -> dict[str, fc.algorithms.Algorithm]:
     return {
         "FedAvg": fedavg(task, local=sgd(0.1)),
         "FedProx": fc.algorithms.fedprox(task, mu=0.1, local=sgd(0.1)),
-        "Scaffold": fc.algorithms.scaffold(task, lr=0.01, population=SITES, weighting=fc.algorithms.by_examples),
+        "Scaffold": fc.algorithms.scaffold(
+            task, lr=0.01, population=SITES, weighting=fc.algorithms.by_examples
+        ),
         "FedAdagrad": fedavg(task, local=sgd(0.01), server=fedopt.adagrad(1.0)),
         "FedAdam": fedavg(task, local=sgd(0.01), server=fedopt.adam(0.1)),
         "FedYogi": fedavg(task, local=sgd(0.01), server=fedopt.yogi(0.1)),
@@ -69,21 +82,41 @@ def strategies(task: fc.Task) -> dict[str, fc.algorithms.Algorithm]:
 
 
 def study(data: Mapping[str, fc.Clients], seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """C-index of every method under every seed, {method: [seeds, 7]}: the six regions, then the pooled test patients."""
+    """C-index of every method under every seed, {method: [seeds, 7]}: the six regions, then the pooled test
+    patients."""
     task = fc.models.cox(FEATURES)
     sizes = data["train"].sizes.tolist()
     orders = [flamby_draws.survival_orders(seed, sizes, ROUNDS, STEPS, BATCH, EPOCHS) for seed in seeds]
     found = {}
-    alone = {"Pooled Training": data["pooled train"], **{f"Local {i}": data["train"].select([i]) for i in range(SITES)}}
+    alone = {
+        "Pooled Training": data["pooled train"],
+        **{f"Local {i}": data["train"].select([i]) for i in range(SITES)},
+    }
     for name, one in alone.items():
-        order = np.concatenate([flamby_draws.epochs_order(seed, one.examples, EPOCHS, BATCH) for seed in seeds])
-        training = fc.compose(fc.algorithms.fedavg(task, local=optax.adam(0.1)))  # whose moments last for a round, so this is one round
-        found[name] = runs(fc.Simulator(training, copies(one, seeds), batch_size=BATCH, order=order), seeds, 1, data)
+        order = np.concatenate(
+            [flamby_draws.epochs_order(seed, one.examples, EPOCHS, BATCH) for seed in seeds]
+        )
+        training = fc.compose(
+            fc.algorithms.fedavg(task, local=optax.adam(0.1))
+        )  # whose moments last for a round, so this is one round
+        found[name] = runs(
+            fc.Simulator(training, copies(one, seeds), batch_size=BATCH, order=order), seeds, 1, data
+        )
     for name, algorithm in strategies(task).items():
-        found[name] = by_seeds(algorithm, data["train"], [its[name][0] for its in orders], seeds, [ROUNDS] * len(seeds), data)
-    # What is published as "Cyclic" is the first region's own copy, which the others never see, after the turns that it had.
+        found[name] = by_seeds(
+            algorithm, data["train"], [its[name][0] for its in orders], seeds, [ROUNDS] * len(seeds), data
+        )
+    # What is published as "Cyclic" is the first region's own copy, which the others never see, after the turns that
+    # it had.
     order, turns = [its["Cyclic"][0][:1] for its in orders], [its["Cyclic"][1][0] for its in orders]
-    found["Cyclic"] = by_seeds(fc.algorithms.fedavg(task, local=optax.sgd(0.01)), data["train"].select([0]), order, seeds, turns, data)
+    found["Cyclic"] = by_seeds(
+        fc.algorithms.fedavg(task, local=optax.sgd(0.01)),
+        data["train"].select([0]),
+        order,
+        seeds,
+        turns,
+        data,
+    )
     return found
 
 
@@ -95,7 +128,8 @@ def by_seeds(
     rounds: Sequence[int],
     data: Mapping[str, fc.Clients],
 ) -> np.ndarray:
-    """[seeds, 7] as `runs`, of a simulator for each seed: SCAFFOLD counts its clients, so that copies of them would be too many."""
+    """[seeds, 7] as `runs`, of a simulator for each seed: SCAFFOLD counts its clients, so that copies of them
+    would be too many."""
     found = []
     for seed, order, turns in zip(seeds, orders, rounds, strict=True):
         sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=BATCH, steps=STEPS, order=order)
@@ -114,7 +148,9 @@ def runs(sim: fc.Simulator, seeds: Sequence[int], rounds: int, data: Mapping[str
     found, of_seed = [], len(sim.clients) // len(seeds)
     for s, seed in enumerate(seeds):
         first = flamby_draws.first_weights(seed, FEATURES)
-        state = sim.init(jax.random.key(seed), params={"w": jnp.asarray(first[:-1]), "b": jnp.asarray(first[-1])})
+        state = sim.init(
+            jax.random.key(seed), params={"w": jnp.asarray(first[:-1]), "b": jnp.asarray(first[-1])}
+        )
         if rounds:
             state, _ = sim.run_many(state, [np.arange(s * of_seed, (s + 1) * of_seed)] * rounds)
         w, b = np.asarray(state.params["w"]), np.asarray(state.params["b"])
@@ -148,13 +184,23 @@ def show(found: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
 def main(settings: Settings) -> int:
     """Prints the tables and draws the figure; 1 where a federated or pooled cell is not the published one."""
     data = read()
-    print(f"training patients {data['train'].sizes.tolist()}, test patients {data['test'].sizes.tolist()}, {jax.devices()[0].device_kind}")
+    print(
+        f"training patients {data['train'].sizes.tolist()}, test patients {data['test'].sizes.tolist()}, {jax.devices()[0].device_kind}"
+    )
     found = study(data, settings.seeds)
     show(found, settings.seeds)
-    met = flamby_cells.compare({name: values for name, values in found.items() if not name.startswith("Local")}, "tcga", settings.seeds)
-    flamby_cells.compare({name: values for name, values in found.items() if name.startswith("Local")}, "tcga", settings.seeds)
+    met = flamby_cells.compare(
+        {name: values for name, values in found.items() if not name.startswith("Local")},
+        "tcga",
+        settings.seeds,
+    )
+    flamby_cells.compare(
+        {name: values for name, values in found.items() if name.startswith("Local")}, "tcga", settings.seeds
+    )
     label = "C-index on all 222 test patients, a dot for each of five seeds"
-    flamby_cells.draw(found, "tcga", settings.seeds, label, settings.figure or Path(__file__).with_name("tcga_brca.png"))
+    flamby_cells.draw(
+        found, "tcga", settings.seeds, label, settings.figure or Path(__file__).with_name("tcga_brca.png")
+    )
     return 0 if met is None or met[0] == met[1] else 1
 
 

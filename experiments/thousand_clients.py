@@ -1,7 +1,7 @@
 """How many examples a second a thousand simulated clients a round come to, on this machine.
 
-python experiments/thousand_clients.py                  logistic regression on synthetic(1, 1), under 20 seconds on two cores
-"""
+python experiments/thousand_clients.py                  logistic regression on synthetic(1, 1), under 20
+seconds on two cores"""
 
 import statistics
 import time
@@ -26,11 +26,17 @@ class Settings:
 
 def simulate(cohort: int, seed: int, cores: jax.sharding.Mesh) -> str:
     """Trains on synthetic(1, 1) clients, `cohort` of them a round; one line on how fast that went."""
-    sizes = np.maximum(10, np.random.default_rng(seed).lognormal(np.log(60) - 0.5, 1, 2 * cohort).astype(int))  # mean 60, a heavy tail
+    sizes = np.maximum(
+        10, np.random.default_rng(seed).lognormal(np.log(60) - 0.5, 1, 2 * cohort).astype(int)
+    )  # mean 60, a heavy tail
     clients = fc.synthetic.synthetic(1, 1, clients=2 * cohort, seed=seed, sizes=sizes)
     algorithm = fc.algorithms.fedavg(fc.models.logistic(features=60, classes=10), local=optax.sgd(0.01))
     sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=10, epochs=1, mesh=cores)
-    sample, state, speeds = fc.cohorts.uniform(len(clients), size=cohort, seed=seed), sim.init(jax.random.key(seed)), []
+    sample, state, speeds = (
+        fc.cohorts.uniform(len(clients), size=cohort, seed=seed),
+        sim.init(jax.random.key(seed)),
+        [],
+    )
     for start in range(0, 40, 5):  # five rounds a dispatch
         cohorts = [sample(round) for round in range(start, start + 5)]
         began = time.perf_counter()

@@ -1,4 +1,5 @@
-"""fedjax_core: federated learning on JAX, one algorithm definition for simulated lanes, many devices, and real sites.
+"""fedjax_core: federated learning on JAX, one algorithm definition for simulated lanes, many devices, and
+real sites.
 
 >>> import fedjax_core as fc, numpy as np, optax, jax
 >>> clients = fc.Clients.from_list([{"x": np.eye(3, dtype=np.float32)[:n], "y": np.zeros(n, np.int32)} for n in (1, 3, 2)])
@@ -97,7 +98,8 @@ _LATER = ("contribution", "privacy", "release", "stats")
 
 
 def __getattr__(name: str) -> Any:
-    """What not everybody uses, and takes long to import or needs libraries of its own, is imported when first asked for."""
+    """What not everybody uses, and takes long to import or needs libraries of its own, is imported when first
+    asked for."""
     if name in _LATER:
         return import_module(f"{__name__}.{name}")
     if name == "Federation":

@@ -2,12 +2,13 @@
 
     s = version now - version the client began from          x <- server(x, sum_i w_i d(s_i) u_i / sum_i w_i)      over K arrivals
 
-An update is damped by d(s), 1/sqrt(1 + s) unless told otherwise, and one with s above a bound is refused. A client begins from the latest
-model, once from each version, so that (version, client) is the address of all its draws: one that is free before the next version waits
-for it. Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022.
+An update is damped by d(s), 1/sqrt(1 + s) unless told otherwise, and one with s above a bound is refused. A
+client begins from the latest model, once from each version, so that (version, client) is the address of all
+its draws: one that is free before the next version waits for it. Nguyen et al., "Federated Learning with
+Buffered Asynchronous Aggregation", AISTATS 2022.
 
-What must outlive a crash is in the `State`: who began from which version, and the last models, so that what was under way begins again.
-The same order of arrivals then gives the same bits.
+What must outlive a crash is in the `State`: who began from which version, and the last models, so that what
+was under way begins again. The same order of arrivals then gives the same bits.
 
 >>> Buffer(size=10).damping(3)
 0.5
@@ -44,10 +45,14 @@ class Buffer:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.max_staleness < 0:
-            raise ValueError(f"a buffer needs size >= 1 and max_staleness >= 0, got {self.size} and {self.max_staleness}")
+            raise ValueError(
+                f"a buffer needs size >= 1 and max_staleness >= 0, got {self.size} and {self.max_staleness}"
+            )
         for staleness in range(self.max_staleness + 1):
             if not (math.isfinite(factor := self.damping(staleness)) and factor >= 0):
-                raise ValueError(f"damping({staleness}) is {factor}, and an update cannot be multiplied by that: return a number >= 0")
+                raise ValueError(
+                    f"damping({staleness}) is {factor}, and an update cannot be multiplied by that: return a number >= 0"
+                )
 
 
 class InFlight(NamedTuple):
@@ -59,7 +64,8 @@ class InFlight(NamedTuple):
 
 
 def free_clients(cohort: Any, population: int) -> np.ndarray:
-    """[K] int32: who begins when free; raises where some of the cohort would count several times, as without rounds nobody does."""
+    """[K] int32: who begins when free; raises where some of the cohort would count several times, as without
+    rounds nobody does."""
     clients, counts = as_cohort(cohort, population)
     if (counts != 1).any():
         raise ValueError(
@@ -72,7 +78,11 @@ def free_clients(cohort: Any, population: int) -> np.ndarray:
 def idle(population: int, message: Message, buffer: Buffer) -> InFlight:
     """Before the first step."""
     none = jnp.full(population, -1, jnp.int32)
-    return InFlight(none, none, jax.tree.map(lambda x: jnp.zeros((buffer.max_staleness + 1, *jnp.shape(x)), x.dtype), message))
+    return InFlight(
+        none,
+        none,
+        jax.tree.map(lambda x: jnp.zeros((buffer.max_staleness + 1, *jnp.shape(x)), x.dtype), message),
+    )
 
 
 def store_model(models: Any, version: int, message: Message) -> Any:

@@ -25,12 +25,16 @@ def check_exchanges(algorithm: Algorithm) -> None:
     exchanges: Any = algorithm.exchanges
     if not isinstance(exchanges, tuple) or isinstance(exchanges, Exchange) or not exchanges:
         said = "an empty tuple" if exchanges == () else f"a single {type(exchanges).__name__}"
-        raise TypeError(f"exchanges= of an algorithm is a tuple with one Exchange or more, got {said}: write exchanges=(exchange,)")
+        raise TypeError(
+            f"exchanges= of an algorithm is a tuple with one Exchange or more, got {said}: write exchanges=(exchange,)"
+        )
     for e, exchange in enumerate(exchanges):
         if not isinstance(exchange, Exchange) or not isinstance(exchange.client, Client):
             what = exchange if not isinstance(exchange, Exchange) else exchange.client
             wanted = "an Exchange" if not isinstance(exchange, Exchange) else "a Client as its client="
-            raise TypeError(f"exchange {e} of the algorithm should be {wanted}, got {type(what).__name__}: see fedjax_core.algorithms.base")
+            raise TypeError(
+                f"exchange {e} of the algorithm should be {wanted}, got {type(what).__name__}: see fedjax_core.algorithms.base"
+            )
         if not isinstance(exchange.work, Work):
             raise TypeError(
                 f"exchange {e} has work={exchange.work!r}, and should have a Work of fedjax_core.algorithms: "
@@ -44,9 +48,13 @@ def check_meeting(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator) -
     for e, exchange in enumerate(algorithm.exchanges):
         what = f"what clients report in exchange {e} of {algorithm.name}"
         if exchange.reports not in ("any", "mean", "all"):
-            raise ValueError(f"exchange {e} has reports={exchange.reports!r}, which is 'any', 'mean' or 'all'")
+            raise ValueError(
+                f"exchange {e} has reports={exchange.reports!r}, which is 'any', 'mean' or 'all'"
+            )
         if type(exchange.slots) is not int or exchange.slots < 1:
-            raise ValueError(f"exchange {e} has slots={exchange.slots!r}, which is a whole number of 1 or more")
+            raise ValueError(
+                f"exchange {e} has slots={exchange.slots!r}, which is a whole number of 1 or more"
+            )
         if exchange.update is None:
             continue
         if exchange.reports == "mean" and not aggregator.linear:
@@ -83,4 +91,6 @@ def check_meeting(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator) -
             "over all clients, not that of each slot: leave that stage out"
         )
     if aggregator.gives == "reports":
-        raise ValueError(f"{algorithm.name} has slots, of which {aggregator.name}() would make no values: leave one out")
+        raise ValueError(
+            f"{algorithm.name} has slots, of which {aggregator.name}() would make no values: leave one out"
+        )

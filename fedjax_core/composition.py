@@ -42,8 +42,8 @@ def compose(
 ) -> Round:
     """The pieces as one Round; raises, naming the piece and the way out, where they do not fit.
 
-    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight, or stacked for
-    an algorithm that needs every one of them. The
+    Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight, or
+    stacked for an algorithm that needs every one of them. The
     stage given as `downlink` treats what the server sends: it encodes at the server, which keeps what a
     client keeps for it on the way up (the residual of `feedback`), and every client expands.
     """
@@ -57,8 +57,14 @@ def compose(
     )
     for value, kind, name in (*pieces, (downlink, Stage, "downlink")):
         if not isinstance(value, kind):
-            way_out = "join several stages with fc.uplink.chain(a, b)" if kind is Stage else f"build one with fc.{name}s"
-            raise TypeError(f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}")
+            way_out = (
+                "join several stages with fc.uplink.chain(a, b)"
+                if kind is Stage
+                else f"build one with fc.{name}s"
+            )
+            raise TypeError(
+                f"compose() needs {name}= to be of type {kind.__name__}, got {type(value).__name__}: {way_out}"
+            )
     check_exchanges(algorithm)
     algorithm = named(algorithm)
     check_meeting(algorithm, uplink, aggregator)
@@ -78,7 +84,9 @@ def _check_weights(composed: Round) -> None:
         return
     server, name = state_shapes(composed).server, composed.algorithm.name
     for e, exchange in enumerate(composed.algorithm.exchanges):
-        by_work, by_told = promises.weighs(composed.algorithm, server, e) if exchange.update is not None else (False, False)
+        by_work, by_told = (
+            promises.weighs(composed.algorithm, server, e) if exchange.update is not None else (False, False)
+        )
         if by_work or by_told:
             raise ValueError(
                 f"{composed.aggregator.name}() counts all clients alike, and the reports of {name} have weights, by "
@@ -171,12 +179,15 @@ def _check_shapes(composed: Round) -> None:
         acc, value = jax.eval_shape(partial(_meet, composed, e), report.update)
         what = f"the update of exchange {e} after {composed.uplink.name} and {composed.aggregator.name}"
         _same(value, _value_shapes(composed, exchange, report.update), what)
-        after = jax.eval_shape(partial(_conclude_one, composed, e), state, acc, nobody(exchange, report.stats, 1, 1))
+        after = jax.eval_shape(
+            partial(_conclude_one, composed, e), state, acc, nobody(exchange, report.stats, 1, 1)
+        )
         _same(after, state, f"the state after exchange {e}")
 
 
 def _value_shapes(composed: Round, exchange: Exchange, update: Update) -> Update:
-    """The shapes of what reports of this update come to: one of it, one a slot, or one a client of a cohort of one."""
+    """The shapes of what reports of this update come to: one of it, one a slot, or one a client of a cohort
+    of one."""
     wide = tree.shapes(tree.wide(update))
     if exchange.reports != "all" and composed.slots == 1:
         return wide
@@ -188,7 +199,9 @@ def _check_slot(slot: Any, e: int) -> None:
     """Raises unless a report names its slot by one whole number."""
     dtype = jnp.int32 if isinstance(slot, int) else getattr(slot, "dtype", None)
     if dtype is None or jnp.shape(slot) != () or not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"the slot of a report in exchange {e} is {slot!r}, and must be one whole number: jnp.int32(0)")
+        raise TypeError(
+            f"the slot of a report in exchange {e} is {slot!r}, and must be one whole number: jnp.int32(0)"
+        )
 
 
 def _check_finish(composed: Round, e: int, update: Update) -> None:
@@ -230,13 +243,19 @@ def _check_statistics(composed: Round, server: Server) -> None:
 def _check_stats(stats: Any, e: int, silent: bool) -> None:
     """Raises unless these are stats that a server can read client by client: {name: an array of numbers}."""
     if not isinstance(stats, Mapping):
-        raise TypeError(f"the stats of a report in exchange {e} are a {type(stats).__name__}: give a dict, {{'steps': seen.steps}}")
+        raise TypeError(
+            f"the stats of a report in exchange {e} are a {type(stats).__name__}: give a dict, {{'steps': seen.steps}}"
+        )
     check_names(stats, f"the report of exchange {e}", "stats")
     for name, x in stats.items():
         if not (hasattr(x, "dtype") and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)):
-            raise TypeError(f"stats {name!r} of exchange {e} are a {type(x).__name__}: each is an array of numbers under a name of its own")
+            raise TypeError(
+                f"stats {name!r} of exchange {e} are a {type(x).__name__}: each is an array of numbers under a name of its own"
+            )
     if stats and silent:
-        raise ValueError(f"exchange {e} is silent, so nobody reads the stats {', '.join(stats)}: give it an update=, or leave them out")
+        raise ValueError(
+            f"exchange {e} is silent, so nobody reads the stats {', '.join(stats)}: give it an update=, or leave them out"
+        )
 
 
 def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | None) -> State:
@@ -258,7 +277,9 @@ def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
     expanded = composed.uplink.expand(uplink, sent, shapes)
     of_16_bits = tree.shapes(update) != tree.shapes(tree.wide(update))
     if of_16_bits and tree.shapes(expanded) != tree.shapes(tree.wide(expanded)):
-        expanded = tree.wide(expanded)  # as `receive` does; of a model in 32 bits it gets what is no longer its update
+        expanded = tree.wide(
+            expanded
+        )  # as `receive` does; of a model in 32 bits it gets what is no longer its update
     expanded = Slotted(expanded, jnp.int32(0)) if composed.slots > 1 else expanded
     rows = jax.tree.map(lambda x: x[None], expanded)
     aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)
@@ -286,23 +307,32 @@ def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[s
 
 
 def protecting_steps(composed: Round, columns: Columns, batch_size: int) -> tuple[bool, ...]:
-    """Of each exchange, whether its steps draw noise that protects a client's examples (`keys.protecting`)."""
+    """Of each exchange, whether its steps draw noise that protects a client's examples
+    (`keys.protecting`)."""
     return _looked_at(composed, *_rows(columns, batch_size))[1]
 
 
 def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
     leaves, structure = jax.tree.flatten(columns)
-    return structure, tuple(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves)
+    return structure, tuple(
+        jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+        for x in leaves
+    )
 
 
 @remembered(maxsize=64)
-def _looked_at(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-    """(the names of metrics, which exchanges' steps draw noise that protects examples); each step is traced once for both."""
+def _looked_at(
+    composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]
+) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    """(the names of metrics, which exchanges' steps draw noise that protects examples); each step is traced
+    once for both."""
     mask: Any = jax.ShapeDtypeStruct((rows[0].shape[0],), jnp.float32)
     batch, key = Batch(jax.tree.unflatten(structure, rows), mask), keys.shape()
     state = state_shapes(composed)
     task = composed.algorithm.task
-    check_names(jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation")
+    check_names(
+        jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation"
+    )
     found: dict[str, Any] = {}
     protecting = []
     reports = reports_of(composed)
@@ -316,7 +346,9 @@ def _looked_at(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct
                 return carry, (carry, {})
             return carry, exchange.client.step(message, carry, batch, key)
 
-        where = f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
+        where = (
+            f"the step of exchange {e}" if len(composed.algorithm.exchanges) > 1 else "the algorithm's step"
+        )
         traced, (carry, gives) = jax.make_jaxpr(one, return_shape=True)(state, batch, key)
         protecting.append(keys.protects(traced.jaxpr))
         if not isinstance(gives, tuple) or len(gives) != 2 or hasattr(gives, "_fields"):
@@ -327,10 +359,14 @@ def _looked_at(composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct
         check_client_metrics(gives[1], where)
         report = reports[e]
         if twice := sorted(gives[1].keys() & report.metrics.keys()):
-            raise ValueError(f"metric {twice[0]!r} is given by the step of exchange {e} and by its finish: rename one of them")
+            raise ValueError(
+                f"metric {twice[0]!r} is given by the step of exchange {e} and by its finish: rename one of them"
+            )
         for name, metric in [*gives[1].items(), *report.metrics.items()]:
             if type(found.setdefault(name, metric)) is not type(metric):
-                raise TypeError(f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them")
+                raise TypeError(
+                    f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them"
+                )
     return tuple(found), tuple(protecting)
 
 

@@ -1,10 +1,12 @@
-"""Arrays that a model reads and nobody trains, as arguments of each compiled program and not as a part of its text.
+"""Arrays that a model reads and nobody trains, as arguments of each compiled program and not as a part of its
+text.
 
     task.constants        those that a task reads, with `now`
     compiled(f, ...)      jax.jit(f), in which they are arguments
 
-A frozen body of a billion numbers within a program's text would be copied at each step of compiling, and written to disk with the
-program. Where no `compiled` function is being traced, `now` is the arrays themselves, so that a task is right anywhere.
+A frozen body of a billion numbers within a program's text would be copied at each step of compiling, and
+written to disk with the program. Where no `compiled` function is being traced, `now` is the arrays
+themselves, so that a task is right anywhere.
 
 >>> body = Constants({"w": np.ones((2, 2), np.float32)})
 >>> program = compiled(lambda x: x @ body.now["w"], (body,))
@@ -21,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_bound: ContextVar[Mapping[int, Any]] = ContextVar("arguments of the program that is being traced", default={})  # noqa: B039
+_bound: ContextVar[Mapping[int, Any] | None] = ContextVar("arguments", default=None)
+"""Those of the program that is being traced."""
 
 
 class Constants:
@@ -48,8 +51,9 @@ class Constants:
 
     @property
     def now(self) -> Any:
-        """The arrays as JAX's: within a `compiled` function its arguments, else on the default device, where they are put once."""
-        given = _bound.get()
+        """The arrays as JAX's: within a `compiled` function its arguments, else on the default device, where
+        they are put once."""
+        given = _bound.get() or {}
         if id(self) in given:
             return given[id(self)]
         if self._on_device is None:
@@ -77,7 +81,8 @@ def compiled(
 
 
 def remembered(maxsize: int) -> Callable[[Any], Any]:
-    """`functools.lru_cache` for a function of a task or a round; what reads constants is kept with these, and gone once they are.
+    """`functools.lru_cache` for a function of a task or a round; what reads constants is kept with these, and
+    gone once they are.
 
     Programs and shapes hold the task that they are of, and so its constants, for as long as the cache does.
     """
@@ -103,9 +108,12 @@ def remembered(maxsize: int) -> Callable[[Any], Any]:
 class _Compiled:
     """A compiled function that is called, and lowered, without its constants."""
 
-    def __init__(self, f: Any, constants: tuple[Constants, ...], place: Any, static: Any, donate: Any, options: Any) -> None:
+    def __init__(
+        self, f: Any, constants: tuple[Constants, ...], place: Any, static: Any, donate: Any, options: Any
+    ) -> None:
         def with_constants(given: Sequence[Any], *arguments: Any) -> Any:
-            before = _bound.set({**_bound.get(), **{id(one): arrays for one, arrays in zip(constants, given, strict=True)}})
+            here = {id(one): arrays for one, arrays in zip(constants, given, strict=True)}
+            before = _bound.set({**(_bound.get() or {}), **here})
             try:
                 return f(*arguments)
             finally:

@@ -49,12 +49,13 @@ def check_round(
     tolerance: float = 1e-6,
     strict: bool = False,
 ) -> None:
-    """Raises AssertionError, naming the contract and the leaf, where `composed` does not do the same however it is run.
+    """Raises AssertionError, naming the contract and the leaf, where `composed` does not do the same however
+    it is run.
 
-    A dozen small clients are best: unequal ones, one of them empty, one with a single example, and some whose last batch is not full.
-    `tolerance`: how far two models may be apart, in the norm of their difference by that of the model; what the server and the clients
-    keep besides may be 20 times as far. With `strict` arrays of other dtypes or ranks are not promoted, as in this repository's tests.
-    """
+    A dozen small clients are best: unequal ones, one of them empty, one with a single example, and some whose
+    last batch is not full. `tolerance`: how far two models may be apart, in the norm of their difference by
+    that of the model; what the server and the clients keep besides may be 20 times as far. With `strict`
+    arrays of other dtypes or ranks are not promoted, as in this repository's tests."""
     plan: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs, "steps": steps}
     draws = [np.random.default_rng(round).permutation(len(clients)) for round in range(rounds)]
     cohorts = [drawn[: max(1, min(_MOST, 3 * len(clients) // 4))] for drawn in draws]
@@ -71,14 +72,18 @@ def check_round(
             _check_metrics(what, found, seen)
             _check_close(what, state, expected, tolerance)
             if sim.traces != 1:
-                raise AssertionError(f"{rounds} rounds compiled {sim.traces} programs, not one: the state changed its shapes or dtypes")
+                raise AssertionError(
+                    f"{rounds} rounds compiled {sim.traces} programs, not one: the state changed its shapes or dtypes"
+                )
         _check_bits("in one dispatch and one by one", sim.run_many(sim.init(_key()), cohorts)[0], state)
         sim.reserve(len(clients))
         state, _ = _run(sim, [cohort[::-1] for cohort in cohorts])
         _check_close("with the cohort in another order and room for all clients", state, expected, tolerance)
         state, _ = _run(Loops(_with_other_padding(composed), clients, **plan), cohorts)
         _check_close("with other examples in the padding of batches", state, expected, tolerance)
-        few = sorted((i for i in range(len(clients)) if clients.sizes[i]), key=lambda i: int(clients.sizes[i]))[:2]
+        few = sorted(
+            (i for i in range(len(clients)) if clients.sizes[i]), key=lambda i: int(clients.sizes[i])
+        )[:2]
         state, _ = _run(Loops(composed, clients, **plan), [few])
         with jax.disable_jit():
             eager, _ = _run(Loops(composed, clients, jit=False, **plan), [few])
@@ -134,10 +139,14 @@ def _check_close(what: str, got: State, expected: State, tolerance: float) -> No
 def _check_metrics(what: str, got: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     for round, (now, before) in enumerate(zip(got, expected, strict=True)):
         if sorted(now) != sorted(before):
-            raise AssertionError(f"the metrics of round {round} {what} are {sorted(now)} and {sorted(before)}")
+            raise AssertionError(
+                f"the metrics of round {round} {what} are {sorted(now)} and {sorted(before)}"
+            )
         for name, value in before.items():
             if not np.isclose(now[name], value, rtol=1e-5, atol=1e-12, equal_nan=True):
-                raise AssertionError(f"metric {name!r} of round {round} {what} is {now[name]:.8g} and {value:.8g}. {_ASK}")
+                raise AssertionError(
+                    f"metric {name!r} of round {round} {what} is {now[name]:.8g} and {value:.8g}. {_ASK}"
+                )
 
 
 def _check_bits(what: str, got: State, expected: State) -> None:
@@ -148,5 +157,10 @@ def _check_bits(what: str, got: State, expected: State) -> None:
 
 def _named(a: Any) -> list[tuple[str, np.ndarray]]:
     """[(path, array as float64)] of each leaf."""
-    plain = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, a)
-    return [(jax.tree_util.keystr(path), np.asarray(x, np.float64).ravel()) for path, x in jax.tree_util.tree_leaves_with_path(plain)]
+    plain = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, a
+    )
+    return [
+        (jax.tree_util.keystr(path), np.asarray(x, np.float64).ravel())
+        for path, x in jax.tree_util.tree_leaves_with_path(plain)
+    ]

@@ -1,14 +1,17 @@
-"""What each client of a round contributes to its model: exact or sampled Shapley values, and leave-one-out scores.
+"""What each client of a round contributes to its model: exact or sampled Shapley values, and leave-one-out
+scores.
 
     phi_i = sum over S without i of |S|! (K - |S| - 1)! / K! * (v(S + i) - v(S))          Shapley value
     l_i   = v(all) - v(all without i)                                                     leave one out
 
-v(S) is the utility of the model that a round would have ended with, had the clients of S alone reported. Shapley values add up to
-v(all) - v(nobody). They need 2^K models where they are exact; with `permutations`, the mean over random orders of what a client
-adds to those before it, with a standard error, needs at most K + 1 models for each order.
+v(S) is the utility of the model that a round would have ended with, had the clients of S alone reported.
+Shapley values add up to v(all) - v(nobody). They need 2^K models where they are exact; with `permutations`,
+the mean over random orders of what a client adds to those before it, with a standard error, needs at most K +
+1 models for each order.
 
-Shapley, "A Value for n-Person Games", 1953. Castro et al., "Polynomial calculation of the Shapley value based on sampling", 2009.
-Of a round's own reports: Song et al., "Profit Allocation for Federated Learning", IEEE Big Data 2019.
+Shapley, "A Value for n-Person Games", 1953. Castro et al., "Polynomial calculation of the Shapley value based
+on sampling", 2009. Of a round's own reports: Song et al., "Profit Allocation for Federated Learning", IEEE
+Big Data 2019.
 
 >>> import jax, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -52,7 +55,8 @@ class Scores(NamedTuple):
 
 
 def shapley(value: Value, clients: int, *, permutations: int | None = None, seed: int = 0) -> Scores:
-    """The Shapley value of each of so many clients: exact, or the mean over random orders, which `seed` draws.
+    """The Shapley value of each of so many clients: exact, or the mean over random orders, which `seed`
+    draws.
 
     Raises ValueError for more than 12 clients without `permutations`, and for fewer than two of these.
     """
@@ -66,7 +70,12 @@ def shapley(value: Value, clients: int, *, permutations: int | None = None, seed
     numbers = np.arange(2**clients)
     inside = (numbers[:, None] >> np.arange(clients)) & 1 == 1  # [2^K, K]
     worth, size = _worth(value, inside), inside.sum(axis=1)
-    share = np.array([math.factorial(s) * math.factorial(clients - s - 1) / math.factorial(clients) for s in range(clients)])
+    share = np.array(
+        [
+            math.factorial(s) * math.factorial(clients - s - 1) / math.factorial(clients)
+            for s in range(clients)
+        ]
+    )
     without = [numbers[~inside[:, i]] for i in range(clients)]
     score = [np.sum(share[size[s]] * (worth[s | 1 << i] - worth[s])) for i, s in enumerate(without)]
     return Scores(np.array(score), np.zeros(clients))
@@ -81,10 +90,10 @@ def leave_one_out(value: Value, clients: int) -> np.ndarray:
 def of_round(composed: Round, before: State, visits: Visits, utility: Callable[[Params], Array]) -> Value:
     """What coalitions of a round's clients are worth: the utility of the model, had they alone reported.
 
-    `before` is the state that the round began with, `visits` what `Simulator.inspect` gave of it, with updates and weights.
-    `utility` is a function of JAX from parameters to a number. The server's optimiser, the aggregator and the second half of the
-    stages have their part in each model. Raises ValueError where the server does not learn a round from updates and weights alone.
-    """
+    `before` is the state that the round began with, `visits` what `Simulator.inspect` gave of it, with
+    updates and weights. `utility` is a function of JAX from parameters to a number. The server's optimiser,
+    the aggregator and the second half of the stages have their part in each model. Raises ValueError where
+    the server does not learn a round from updates and weights alone."""
     exchanges, update = composed.algorithm.exchanges, visits.update
     if len(exchanges) != 1 or exchanges[0].slots != 1 or exchanges[0].reports == "all" or visits.stats:
         raise ValueError(
@@ -92,7 +101,9 @@ def of_round(composed: Round, before: State, visits: Visits, utility: Callable[[
             "write the value of a coalition as a function of masks [n, K] for shapley() and leave_one_out()"
         )
     if composed.uplink.recover is not None or composed.uplink.hides:
-        raise ValueError(f"{composed.uplink.name} hides every report in their sum: inspect a round without it")
+        raise ValueError(
+            f"{composed.uplink.name} hides every report in their sum: inspect a round without it"
+        )
     if update is None or visits.weight is None:
         raise ValueError('visits lack updates or weights: inspect(state, cohort, ("update", "weight"))')
     rows: Any = jax.tree.map(jnp.asarray, update)
@@ -104,7 +115,9 @@ def of_round(composed: Round, before: State, visits: Visits, utility: Callable[[
         there = chosen & here
         weights = jnp.where(there, weight, 0) * times
         updates = tree.where(there, rows, tree.zeros_like(rows))
-        acc = aggregator.add(aggregator.zero(one, len(places)), updates, weights, jnp.where(there, places, len(places)))
+        acc = aggregator.add(
+            aggregator.zero(one, len(places)), updates, weights, jnp.where(there, places, len(places))
+        )
         clients = jnp.sum(jnp.where(there, times, 0))
         return utility(composed.conclude(0, before, acc, jnp.sum(weights), clients, here, there).params)
 
@@ -115,8 +128,12 @@ def _sampled(value: Value, clients: int, permutations: int, rng: np.random.Gener
     """The mean over random orders of what each client adds to those before it."""
     if permutations < 2:
         raise ValueError(f"permutations must be at least 2, for a standard error, got {permutations}")
-    place = rng.permuted(np.tile(np.arange(clients), (permutations, 1)), axis=1)  # [m, K]: where each client stands
-    inside = place[:, None] < np.arange(clients + 1)[None, :, None]  # [m, K + 1, K]: the first s of each order
+    place = rng.permuted(
+        np.tile(np.arange(clients), (permutations, 1)), axis=1
+    )  # [m, K]: where each client stands
+    inside = (
+        place[:, None] < np.arange(clients + 1)[None, :, None]
+    )  # [m, K + 1, K]: the first s of each order
     different, which = np.unique(inside.reshape(-1, clients), axis=0, return_inverse=True)
     worth = _worth(value, different)[which.reshape(permutations, clients + 1)]
     added = np.take_along_axis(np.diff(worth, axis=1), place, axis=1)  # [m, K]
@@ -126,7 +143,11 @@ def _sampled(value: Value, clients: int, permutations: int, rng: np.random.Gener
 def _worth(value: Value, coalitions: np.ndarray) -> np.ndarray:
     found = np.asarray(value(coalitions), np.float64)
     if found.shape != coalitions.shape[:1]:
-        raise ValueError(f"the value of {len(coalitions)} coalitions must be so many numbers, got shape {found.shape}")
+        raise ValueError(
+            f"the value of {len(coalitions)} coalitions must be so many numbers, got shape {found.shape}"
+        )
     if not np.isfinite(found).all():
-        raise ValueError(f"the value of coalition {np.flatnonzero(coalitions[~np.isfinite(found)][0]).tolist()} is not a finite number")
+        raise ValueError(
+            f"the value of coalition {np.flatnonzero(coalitions[~np.isfinite(found)][0]).tolist()} is not a finite number"
+        )
     return found

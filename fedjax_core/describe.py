@@ -1,7 +1,9 @@
-"""Flattens any value to dotted names and plain values, and hashes that, so that two processes know that they mean the same.
+"""Flattens any value to dotted names and plain values, and hashes that, so that two processes know that they
+mean the same.
 
-An optax optimiser, a task or an algorithm is a tuple of functions: what was set is in their closures, defaults and constants. So
-`describe` walks values and functions alike, and gives the same answer in another process: no addresses, no order of hashing.
+An optax optimiser, a task or an algorithm is a tuple of functions: what was set is in their closures,
+defaults and constants. So `describe` walks values and functions alike, and gives the same answer in another
+process: no addresses, no order of hashing.
 
 >>> def scaled(factor):
 ...     return lambda x: factor * x + 1
@@ -34,25 +36,39 @@ from fedjax_core import places, sources
 Scalar = bool | int | float | str | None
 
 _DEPTH = 40
-_NAMED = {"jax", "jaxlib", "numpy", "builtins", "ml_dtypes", "functools", "typing"}  # of these a function's name says enough
+_NAMED = {
+    "jax",
+    "jaxlib",
+    "numpy",
+    "builtins",
+    "ml_dtypes",
+    "functools",
+    "typing",
+}  # of these a function's name says enough
 _LINKS = {"parent", "name", "scope"}  # of a Flax module, to where it is used
-_VERSIONED = {"fedjax_core", "optax", "flax"}  # of these what is closed over counts, and `versions` tells of changed code
+_VERSIONED = {
+    "fedjax_core",
+    "optax",
+    "flax",
+}  # of these what is closed over counts, and `versions` tells of changed code
 
 
 def describe(value: Any) -> dict[str, Scalar]:
-    """The value flattened, {dotted name: JSON scalar}: equal for equal builds in any process, else different by a telling name.
+    """The value flattened, {dotted name: JSON scalar}: equal for equal builds in any process, else different
+    by a telling name.
 
-    Functions are named, with the values they close over and their defaults; a user's own also with their code, its constants, and
-    the plain values and functions of their file that they mention. Other objects count by their public attributes, those of a user's
-    class by all attributes and its methods, those without any by what they would be copied from, arrays by a digest.
-    """
+    Functions are named, with the values they close over and their defaults; a user's own also with their
+    code, its constants, and the plain values and functions of their file that they mention. Other objects
+    count by their public attributes, those of a user's class by all attributes and its methods, those without
+    any by what they would be copied from, arrays by a digest."""
     walk = _Walk()
     walk.visit("", value, 0)
     return walk.found
 
 
 def identity(value: Any) -> str:
-    """32 hexadecimal digits that two processes share where they describe the value alike, and have the same code for it.
+    """32 hexadecimal digits that two processes share where they describe the value alike, and have the same
+    code for it.
 
     Code counts by the files of its package and of what these import (sources.py); code that lies in no such
     file, as that of a notebook, by its instructions, which another version of Python writes differently. What
@@ -61,12 +77,15 @@ def identity(value: Any) -> str:
     """
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)
-    said = walk.found | {f"files of {name}": digest for name, digest in sources.digests(walk.packages).items()}
+    said = walk.found | {
+        f"files of {name}": digest for name, digest in sources.digests(walk.packages).items()
+    }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def code_of(value: Any) -> dict[str, str]:
-    """{package: digest of its files} of all packages whose functions and classes the value uses, and of what these import."""
+    """{package: digest of its files} of all packages whose functions and classes the value uses, and of what
+    these import."""
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)
     return sources.digests(walk.packages)
@@ -78,10 +97,12 @@ def digest(array: np.ndarray) -> str:
 
 
 class _Walk:
-    """One walk over a value; what was met before is named by where, which ends cycles and keeps shared parts short."""
+    """One walk over a value; what was met before is named by where, which ends cycles and keeps shared parts
+    short."""
 
     def __init__(self, by_files: bool = False) -> None:
-        """`by_files`: code that lies in a package's files is left out, for whoever takes the files of `packages` instead."""
+        """`by_files`: code that lies in a package's files is left out, for whoever takes the files of
+        `packages` instead."""
         self.found: dict[str, Scalar] = {}
         self.packages: set[str] = set()
         self._by_files = by_files
@@ -106,10 +127,16 @@ class _Walk:
         if kind not in ("dict", "list", "tuple") or not parts:
             self.found[name or "value"] = kind
         for part, inner in parts:
-            self.visit(f"{name}{part}" if part.startswith("[") or not name else f"{name}.{part}", inner, depth + 1)
+            self.visit(
+                f"{name}{part}" if part.startswith("[") or not name else f"{name}.{part}", inner, depth + 1
+            )
 
     def _kind(self, value: Any) -> str:
-        return f"{value.__module__}.{places.standing(value)}" if self._by_files and _is_ours(value) else _kind(value)
+        return (
+            f"{value.__module__}.{places.standing(value)}"
+            if self._by_files and _is_ours(value)
+            else _kind(value)
+        )
 
     def _note_package(self, value: Any) -> None:
         module = value.__name__ if isinstance(value, types.ModuleType) else None
@@ -132,10 +159,17 @@ class _Walk:
                 continue
             for name, method in vars(kind).items():
                 method = getattr(method, "__func__", getattr(method, "fget", method))
-                if isinstance(method, types.FunctionType) and not sources.is_library(method.__module__) and not _generated(kind, name):
+                if (
+                    isinstance(method, types.FunctionType)
+                    and not sources.is_library(method.__module__)
+                    and not _generated(kind, name)
+                ):
                     found.setdefault(f"methods.{name}", method)
                 elif not (
-                    name.startswith("__" if whole else "_") or name in _LINKS or inspect.isroutine(method) or hasattr(method, "__get__")
+                    name.startswith("__" if whole else "_")
+                    or name in _LINKS
+                    or inspect.isroutine(method)
+                    or hasattr(method, "__get__")
                 ):
                     found.setdefault(f"class.{name}", method)
         return sorted(found.items())
@@ -145,13 +179,24 @@ class _Walk:
             return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
         if isinstance(value, types.MethodType):
             return [("func", value.__func__), ("self", value.__self__)]
-        if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):  # of an object, as {1: 2}.get
+        if isinstance(
+            value, (types.BuiltinFunctionType, types.MethodWrapperType)
+        ):  # of an object, as {1: 2}.get
             return [("func", value.__name__), ("self", value.__self__)]
-        if _root(value) in _NAMED and callable(value) and hasattr(value, "__name__") and not isinstance(value, Mapping):
+        if (
+            _root(value) in _NAMED
+            and callable(value)
+            and hasattr(value, "__name__")
+            and not isinstance(value, Mapping)
+        ):
             wrapped = getattr(value, "__wrapped__", None)  # jax.jit(f) is f
             return [("wrapped", wrapped)] if wrapped is not None else []
         if isinstance(value, Mapping):
-            return sorted((str(k), v) for k, v in value.items()) if _sortable(value) else [(str(k), v) for k, v in value.items()]
+            return (
+                sorted((str(k), v) for k, v in value.items())
+                if _sortable(value)
+                else [(str(k), v) for k, v in value.items()]
+            )
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # what it was made by says most
             return sorted(zip(value._fields, value, strict=True), key=lambda field: field[0] != "settings")
         if isinstance(value, (list, tuple)):
@@ -159,19 +204,29 @@ class _Walk:
         if isinstance(value, (set, frozenset)):
             return [(f"[{i}]", v) for i, v in enumerate(sorted(value, key=repr))]
         if dataclasses.is_dataclass(value):
-            # Of a library's, fields that do not print are left out, as they are caches and links to parents (Flax modules), not settings.
+            # Of a library's, fields that do not print are left out, as they are caches and links to parents (Flax modules),
+            # not settings.
             module, own = _is_module(type(value)), not sources.is_library(type(value).__module__)
-            fields = [f.name for f in dataclasses.fields(value) if f.repr or (own and not (module and f.name in _LINKS))]
+            fields = [
+                f.name
+                for f in dataclasses.fields(value)
+                if f.repr or (own and not (module and f.name in _LINKS))
+            ]
             return [(name, getattr(value, name)) for name in fields if hasattr(value, name)]
         if hasattr(value, "__wrapped__"):
             return [("wrapped", value.__wrapped__)]
         own = _is_own(type(value), "abc", "typing")
-        return sorted((k, v) for k, v in _attributes(value).items() if own or not k.startswith("_")) or _copied(value)
+        return sorted(
+            (k, v) for k, v in _attributes(value).items() if own or not k.startswith("_")
+        ) or _copied(value)
 
 
 def _is_own(kind: type, *but: str) -> bool:
     """Whether it is a user's own class, and of nothing but such, and of classes of these modules."""
-    return all(one is object or one.__module__ in but or not sources.is_library(one.__module__) for one in kind.__mro__)
+    return all(
+        one is object or one.__module__ in but or not sources.is_library(one.__module__)
+        for one in kind.__mro__
+    )
 
 
 def _is_module(kind: type) -> bool:
@@ -183,12 +238,15 @@ def _attributes(value: Any) -> dict[str, Any]:
     """What is in an object, also where its class lists the names (`__slots__`)."""
     slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     names = [name for one in slots for name in ([one] if isinstance(one, str) else one)]
-    found = {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
+    found = {
+        name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)
+    }
     return found | getattr(value, "__dict__", {})
 
 
 def _copied(value: Any) -> list[tuple[str, Any]]:
-    """By what a copy of the object would be made, as of a date, a path or a generator of random numbers; nothing where it cannot be."""
+    """By what a copy of the object would be made, as of a date, a path or a generator of random numbers;
+    nothing where it cannot be."""
     reduce: Any = copyreg.dispatch_table.get(type(value))
     try:
         made = value.__reduce_ex__(2) if reduce is None else reduce(value)
@@ -197,8 +255,13 @@ def _copied(value: Any) -> list[tuple[str, Any]]:
     if isinstance(made, str):
         return [("copied", made)]
     by, *rest = made
-    parts = [("by", f"{by.__module__}.{by.__qualname__}"), *zip(("args", "state", "items", "pairs"), rest, strict=False)]
-    return [(name, list(part) if name in ("items", "pairs") else part) for name, part in parts if part is not None]
+    parts = [
+        ("by", f"{by.__module__}.{by.__qualname__}"),
+        *zip(("args", "state", "items", "pairs"), rest, strict=False),
+    ]
+    return [
+        (name, list(part) if name in ("items", "pairs") else part) for name, part in parts if part is not None
+    ]
 
 
 def _plain(value: Any) -> Scalar:
@@ -210,12 +273,16 @@ def _plain(value: Any) -> Scalar:
     if isinstance(value, (int, np.integer)):
         return int(value)
     if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else str(float(value))  # nan differs from itself, and JSON has no inf
+        return (
+            float(value) if math.isfinite(value) else str(float(value))
+        )  # nan differs from itself, and JSON has no inf
     if isinstance(value, str):
         return value
     if isinstance(value, (complex, bytes, types.EllipsisType, range, slice, np.dtype)):
         return repr(value)
-    bound = isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, (types.ModuleType, type, types.NoneType))
+    bound = isinstance(value, types.BuiltinFunctionType) and not isinstance(
+        value.__self__, (types.ModuleType, type, types.NoneType)
+    )
     if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)) and not bound:
         return f"{getattr(value, '__module__', None) or 'module'}.{getattr(value, '__qualname__', value.__name__)}"
     if isinstance(value, (np.ndarray, jax.Array)):
@@ -236,7 +303,11 @@ def _array(value: np.ndarray | jax.Array) -> Scalar:
     array = np.asarray(value)
     if array.ndim == 0 and array.dtype.kind in "biuf":
         return _plain(array[()])
-    contents = hashlib.sha256(repr(array.tolist()).encode()).hexdigest() if array.dtype.kind in "OUSM" else digest(array)
+    contents = (
+        hashlib.sha256(repr(array.tolist()).encode()).hexdigest()
+        if array.dtype.kind in "OUSM"
+        else digest(array)
+    )
     return f"{array.dtype}{list(array.shape)} {contents[:16]}"
 
 
@@ -271,7 +342,9 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
     parts: list[tuple[str, Any]] = [(f"closure.{k}", v) for k, v in _cells(f)]
     names = f.__code__.co_varnames[: f.__code__.co_argcount]
     defaults = f.__defaults__ or ()
-    parts += [(f"defaults.{k}", v) for k, v in zip(names[len(names) - len(defaults) :], defaults, strict=True)]
+    parts += [
+        (f"defaults.{k}", v) for k, v in zip(names[len(names) - len(defaults) :], defaults, strict=True)
+    ]
     parts += [(f"defaults.{k}", v) for k, v in sorted((f.__kwdefaults__ or {}).items())]
     if sources.root(f.__module__) in _VERSIONED:
         return parts
@@ -279,10 +352,14 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
     for name in sorted(mentioned):
         other = f.__globals__.get(name)
         near = _is_function(other) and other.__module__ == f.__module__
-        far = by_files and isinstance(other, (types.ModuleType, types.FunctionType, type))  # of whose package the files count
+        far = by_files and isinstance(
+            other, (types.ModuleType, types.FunctionType, type)
+        )  # of whose package the files count
         if near or far or isinstance(other, (bool, int, float, str, np.ndarray)):
             parts.append((f"globals.{name}", other))
-    if by_files and sources.in_files(f):  # of which the files tell all, but for which of the functions in them it is
+    if by_files and sources.in_files(
+        f
+    ):  # of which the files tell all, but for which of the functions in them it is
         return [*parts, ("at", places.beginning(f.__code__))]
     parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]
     return [*parts, ("code", hashlib.sha256(listing.encode()).hexdigest()[:16])]
@@ -299,7 +376,8 @@ def _cells(f: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def _read_code(code: types.CodeType, doc: str | None) -> tuple[set[str], list[Any], str]:
-    """(names it mentions, its constants, its instructions in words): unmoved by comments, line numbers and docstrings."""
+    """(names it mentions, its constants, its instructions in words): unmoved by comments, line numbers and
+    docstrings."""
     mentioned, constants, lines = set(code.co_names), [], []
     for op in dis.get_instructions(code):
         if isinstance(op.argval, types.CodeType):  # a function within
@@ -309,10 +387,15 @@ def _read_code(code: types.CodeType, doc: str | None) -> tuple[set[str], list[An
             lines.append(inner[2])
         elif op.opname in ("LOAD_CONST", "RETURN_CONST", "LOAD_SMALL_INT", "KW_NAMES"):
             lines.append(op.opname)
-            if isinstance(op.argval, (bool, int, float, complex, str, bytes, tuple, frozenset)) and op.argval != doc:
+            if (
+                isinstance(op.argval, (bool, int, float, complex, str, bytes, tuple, frozenset))
+                and op.argval != doc
+            ):
                 constants.append(op.argval)
         else:
-            lines.append(f"{op.opname} {op.argval if isinstance(op.argval, (str, int, tuple)) else op.argrepr}")
+            lines.append(
+                f"{op.opname} {op.argval if isinstance(op.argval, (str, int, tuple)) else op.argrepr}"
+            )
     return mentioned, constants, "\n".join(lines)
 
 

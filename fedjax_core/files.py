@@ -1,8 +1,8 @@
 """Files of one owner: written whole or not at all, and for nobody else of the machine to read.
 
-Whatever dies while a file is written, there is the old one or the new one, never half of either. What is written here may hold records of
-patients, or what was computed from them. So files have mode 0600 and folders 0700 from the moment that they are made, whatever the umask,
-and the umask of the process stays as it is.
+Whatever dies while a file is written, there is the old one or the new one, never half of either. What is
+written here may hold records of patients, or what was computed from them. So files have mode 0600 and folders
+0700 from the moment that they are made, whatever the umask, and the umask of the process stays as it is.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -13,7 +13,8 @@ and the umask of the process stays as it is.
 >>> oct(path.stat().st_mode & 0o777), oct(path.parent.stat().st_mode & 0o777)
 ('0o600', '0o700')
 
-A key or token that others could have read is as good as published, so it is refused when read, and not only made with care.
+A key or token that others could have read is as good as published, so it is refused when read, and not only
+made with care.
 
 >>> token = write_private(Path(folder.name) / "token", b"secret")
 >>> read_private(token)
@@ -41,12 +42,14 @@ _LACKING = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EN
 
 
 def cache_folder() -> Path:
-    """The folder for what can be downloaded, compiled or measured again: $FEDJAX_CORE_CACHE, else ~/.cache/fedjax_core."""
+    """The folder for what can be downloaded, compiled or measured again: $FEDJAX_CORE_CACHE, else
+    ~/.cache/fedjax_core."""
     return Path(os.environ.get("FEDJAX_CORE_CACHE") or Path.home() / ".cache" / "fedjax_core").expanduser()
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made where it is not there, with those above it: each that is made is for its owner alone."""
+    """The folder, made where it is not there, with those above it: each that is made is for its owner
+    alone."""
     path = Path(path)
     if not path.is_dir():
         make_folder(path.parent)
@@ -60,7 +63,8 @@ def opener(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, data: str | bytes, *, private: bool = True) -> None:
-    """Puts the data where the file is or is to be; they are on the disk when this returns. Text is written as UTF-8.
+    """Puts the data where the file is or is to be; they are on the disk when this returns. Text is written as
+    UTF-8.
 
     The file is for its owner alone; without `private` it is as the umask says.
     """
@@ -74,17 +78,19 @@ def write_whole(path: Path, data: str | bytes, *, private: bool = True) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Takes from everybody but the owner what they may do with a file or folder, and with all that is in it."""
+    """Takes from everybody but the owner what they may do with a file or folder, and with all that is in
+    it."""
     for one in (path, *path.rglob("*")):
         if not one.is_symlink():
             one.chmod(stat.S_IMODE(one.stat().st_mode) & FOLDER)
 
 
 def open_to_others(path: Path) -> Iterator[Path]:
-    """Of a folder and all that is in it, or of a file: what others may read or write. What is in a closed folder they cannot get at.
+    """Of a folder and all that is in it, or of a file: what others may read or write. What is in a closed
+    folder they cannot get at.
 
-    The group of a file counts where the file is this user's own: to others' files it may be by the group that this user is let in.
-    """
+    The group of a file counts where the file is this user's own: to others' files it may be by the group that
+    this user is let in."""
     about = path.stat()
     others = 0o077 if about.st_uid == os.geteuid() else 0o007
     mode = stat.S_IMODE(about.st_mode) & others
@@ -121,30 +127,41 @@ def lock(descriptor: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _LACKING:
             raise
-        log.warning("the file system of %s has no locks (%s): make sure that no other process uses this folder", folder, error)
+        log.warning(
+            "the file system of %s has no locks (%s): make sure that no other process uses this folder",
+            folder,
+            error,
+        )
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a settings file, whatever the locale; raises ValueError, with the way out, where it is not UTF-8.
+    """The text of a settings file, whatever the locale; raises ValueError, with the way out, where it is not
+    UTF-8.
 
     A byte order mark, which some editors write before it, is left out.
     """
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8: save it in the encoding UTF-8, which editors offer with `save as`") from None
+        raise ValueError(
+            f"{path} is not text in UTF-8: save it in the encoding UTF-8, which editors offer with `save as`"
+        ) from None
 
 
 def read_private(path: str | os.PathLike[str], what: str = "it") -> bytes:
     """The bytes of a key or token; raises PermissionError where others than its user could have read them.
 
-    A file of root that only root and a group of this process may read is taken too: so containers are given secrets.
-    """
+    A file of root that only root and a group of this process may read is taken too: so containers are given
+    secrets."""
     with open(path, "rb") as file:
         about = os.fstat(file.fileno())
         mode = stat.S_IMODE(about.st_mode)
         own = about.st_uid == os.geteuid() and not mode & 0o077
-        given = about.st_uid == 0 != os.geteuid() and about.st_gid in {os.getegid(), *os.getgroups()} and not mode & 0o037
+        given = (
+            about.st_uid == 0 != os.geteuid()
+            and about.st_gid in {os.getegid(), *os.getgroups()}
+            and not mode & 0o037
+        )
         if not (own or given):
             raise PermissionError(
                 f"{path} has mode {mode:04o} and owner {about.st_uid}: others may have read {what}. If they cannot have, "
@@ -155,7 +172,8 @@ def read_private(path: str | os.PathLike[str], what: str = "it") -> bytes:
 
 
 def write_private(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Writes a file of mode 0600 and returns its path; raises `FileExistsError` where there is one already."""
+    """Writes a file of mode 0600 and returns its path; raises `FileExistsError` where there is one
+    already."""
     path = Path(path)
     make_folder(path.parent)
     with open(path, "xb", opener=opener) as file:

@@ -2,7 +2,8 @@
 
     client = fold(key, CLIENT, round, id)          step t of exchange e = fold(client, STEP, e, t)
 
-So nothing depends on the lane, the order, the worker or the machine that does the work, and any round can be computed alone.
+So nothing depends on the lane, the order, the worker or the machine that does the work, and any round can be
+computed alone.
 
 >>> import jax, numpy as np
 >>> run = jax.random.key(0)
@@ -70,7 +71,8 @@ def shared(key: Key, round: Array | int, exchange: int) -> Key:
 
 
 def pair(key: Key, round: Array | int, exchange: int, one: Array, other: Array) -> Key:
-    """For what two clients, at these addresses ([2] uint32), draw alike in one exchange: the same whichever comes first."""
+    """For what two clients, at these addresses ([2] uint32), draw alike in one exchange: the same whichever
+    comes first."""
     first = jnp.where(one[0] == other[0], one[1] < other[1], one[0] < other[0])
     low, high = jnp.where(first, one, other), jnp.where(first, other, one)
     return _fold(key, _PAIR, round, exchange, low[0], low[1], high[0], high[1])
@@ -109,9 +111,11 @@ def secret(client_key: Key, exchange: int) -> Key:
 def protecting(key: Key) -> Key:
     """The same key, of a local step, for noise that protects the client's examples.
 
-    It marks the step in its jaxpr: a real site then draws all of the step by a secret of its own, where a simulation has the run's key.
-    """
-    return jax.random.wrap_key_data(checkpoint_name(jax.random.key_data(key), _MARK), impl=jax.random.key_impl(key))
+    It marks the step in its jaxpr: a real site then draws all of the step by a secret of its own, where a
+    simulation has the run's key."""
+    return jax.random.wrap_key_data(
+        checkpoint_name(jax.random.key_data(key), _MARK), impl=jax.random.key_impl(key)
+    )
 
 
 def protects(jaxpr: Any) -> bool:

@@ -1,12 +1,15 @@
-"""kNN-Per: each client asks the global model, and its own examples that look most alike to it, and mixes the answers.
+"""kNN-Per: each client asks the global model, and its own examples that look most alike to it, and mixes the
+answers.
 
     p(c | z) = mix p_near(c | z) + (1 - mix) softmax(model)_c
-    p_near(c | z) ~ sum over the k nearest z' of the client's own examples of [y' = c] exp(-|z - z'| / bandwidth)
+    p_near(c | z) ~ sum over the k nearest z' of the client's own examples of [y' = c] exp(-|z - z'| /
+    bandwidth)
 
-with z the features of an example by the global model. Nothing is trained, and nothing leaves the client; so it serves clients
-who never took part as well.
+with z the features of an example by the global model. Nothing is trained, and nothing leaves the client; so
+it serves clients who never took part as well.
 
-Marfoq, Neglia, Kameni and Vidal, "Personalized Federated Learning through Local Memorization", ICML 2022, eq. 7 and 8.
+Marfoq, Neglia, Kameni and Vidal, "Personalized Federated Learning through Local Memorization", ICML 2022, eq.
+7 and 8.
 
 >>> import numpy as np
 >>> from fedjax_core import models
@@ -28,16 +31,26 @@ from fedjax_core.types import Array, Batch, Params
 
 
 def knn_per(
-    task: Task, params: Params, train: Clients, test: Clients, *, k: int = 10, mix: float = 0.5, bandwidth: float = 1.0
+    task: Task,
+    params: Params,
+    train: Clients,
+    test: Clients,
+    *,
+    k: int = 10,
+    mix: float = 0.5,
+    bandwidth: float = 1.0,
 ) -> Evaluation:
-    """Loss and accuracy of the mixture on each client's examples in `test`, with those of the same client in `train` as its memory.
+    """Loss and accuracy of the mixture on each client's examples in `test`, with those of the same client in
+    `train` as its memory.
 
-    `mix` is the share of the memory, from 0 (the global model) to 1. The task needs `predict`, `features` and `classes`, and labels in
-    the column `y`. A client without examples in `train` uses the global model.
+    `mix` is the share of the memory, from 0 (the global model) to 1. The task needs `predict`, `features` and
+    `classes`, and labels in the column `y`. A client without examples in `train` uses the global model.
     """
     predict, features, classes = task.predict, task.features, task.classes
     if predict is None or features is None or classes is None:
-        raise ValueError("knn_per() needs a classifier with features: give from_flax(..., features=) and Task(predict=, classes=)")
+        raise ValueError(
+            "knn_per() needs a classifier with features: give from_flax(..., features=) and Task(predict=, classes=)"
+        )
     if not 0 <= mix <= 1 or k < 1 or bandwidth <= 0 or len(train) != len(test):
         raise ValueError(
             f"knn_per() needs mix from 0 to 1, k >= 1, bandwidth > 0 and the same clients in train and test, got mix={mix}, k={k}, "
@@ -53,18 +66,30 @@ def knn_per(
     memory = np.asarray(seen(jax.tree.map(jnp.asarray, train.columns))[0], np.float64)
     losses, hits = np.zeros(len(test)), np.zeros(len(test))
     for i, size in enumerate(test.sizes):
-        mine, theirs = slice(train.offsets[i], train.offsets[i + 1]), slice(test.offsets[i], test.offsets[i + 1])
+        mine, theirs = (
+            slice(train.offsets[i], train.offsets[i + 1]),
+            slice(test.offsets[i], test.offsets[i + 1]),
+        )
         p, y = p_all[theirs], np.asarray(test.columns["y"][theirs], int)
         if train.sizes[i] and size:
-            near = _near(z_all[theirs], memory[mine], np.asarray(train.columns["y"][mine], int), classes, k, bandwidth)
+            near = _near(
+                z_all[theirs], memory[mine], np.asarray(train.columns["y"][mine], int), classes, k, bandwidth
+            )
             p = mix * near + (1 - mix) * p
         losses[i], hits[i] = -np.log(np.maximum(p[np.arange(size), y], 1e-30)).sum(), (p.argmax(1) == y).sum()
     sums = {"loss": losses, "accuracy": hits}
-    each = {name: np.divide(total, test.sizes, out=np.full(len(test), np.nan), where=test.sizes > 0) for name, total in sums.items()}
-    return Evaluation({name: pool(test.ids, test.sizes, total)[0] for name, total in sums.items()}, each, test.sizes)
+    each = {
+        name: np.divide(total, test.sizes, out=np.full(len(test), np.nan), where=test.sizes > 0)
+        for name, total in sums.items()
+    }
+    return Evaluation(
+        {name: pool(test.ids, test.sizes, total)[0] for name, total in sums.items()}, each, test.sizes
+    )
 
 
-def _near(z: np.ndarray, memory: np.ndarray, labels: np.ndarray, classes: int, k: int, bandwidth: float) -> np.ndarray:
+def _near(
+    z: np.ndarray, memory: np.ndarray, labels: np.ndarray, classes: int, k: int, bandwidth: float
+) -> np.ndarray:
     """[n, C]: the classes of the nearest in memory, weighed by how near they are."""
     distance = np.linalg.norm(z[:, None] - memory[None], axis=2)
     chosen = np.argsort(distance, axis=1, kind="stable")[:, :k]

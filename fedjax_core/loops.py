@@ -1,7 +1,7 @@
 """A round as plain Python loops: one client after another, one step after another, one report after another.
 
-No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the engine does must end where this ends, and
-`fedjax_core.contracts` compares the two. It is slow, and everything in a round can be looked at:
+No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the engine does must end where this
+ends, and `fedjax_core.contracts` compares the two. It is slow, and everything in a round can be looked at:
 
     Loops(..., jit=False)                       prints and a debugger work inside a client's steps
     loops.run(state, cohort, each=print)        what every client does: its update, its weight, what it keeps, its metrics
@@ -59,11 +59,12 @@ class Visit(NamedTuple):
 
 
 class Loops:
-    """Runs rounds of `composed` over `clients` as plain loops, with the calls of `Simulator`: `init`, `run`, `evaluate`.
+    """Runs rounds of `composed` over `clients` as plain loops, with the calls of `Simulator`: `init`, `run`,
+    `evaluate`.
 
-    `batch_size`, `epochs`, `steps`, `seed` and `order` are those of `Simulator`. With `jit=False` a client's steps are not
-    compiled, so that `print`, `breakpoint()` and assertions on values work in them; all else of a round never is.
-    """
+    `batch_size`, `epochs`, `steps`, `seed` and `order` are those of `Simulator`. With `jit=False` a client's
+    steps are not compiled, so that `print`, `breakpoint()` and assertions on values work in them; all else of
+    a round never is."""
 
     def __init__(self, composed: Round, clients: Clients, jit: bool = True, **plan: Any) -> None:
         check_simulation("Loops", composed, clients, lanes=1)
@@ -72,7 +73,10 @@ class Loops:
         given = composed.algorithm.task.constants
         made: Any = partial(compiled, constants=given) if jit else lambda f: f
         self.steps = [made(exchange.client.step) for exchange in composed.algorithm.exchanges]
-        self.senders = [jax.jit(partial(composed.sender, e)) if jit else partial(composed.sender, e) for e in range(len(self.steps))]
+        self.senders = [
+            jax.jit(partial(composed.sender, e)) if jit else partial(composed.sender, e)
+            for e in range(len(self.steps))
+        ]
 
     def __repr__(self) -> str:
         return f"Loops({self.round}, {len(self.clients):,} clients with {self.clients.examples:,} examples, {self.plan})"
@@ -87,21 +91,36 @@ class Loops:
         return self.round.init(key, len(self.clients), params)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
-        """The model on the examples of `clients` (default: those trained on); each on a model of its own where it has one."""
-        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, Resident(len(self.clients)))
+        """The model on the examples of `clients` (default: those trained on); each on a model of its own
+        where it has one."""
+        return evaluate_state(
+            self.round.algorithm,
+            state,
+            self.clients if clients is None else clients,
+            Resident(len(self.clients)),
+        )
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
-        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;
+        NaN without examples."""
         return score_state(self.round.algorithm, state, self.clients, clients, Resident(len(self.clients)))
 
-    def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+    def run_many(
+        self, state: State, cohorts: Sequence[Any], *, donate: bool = False
+    ) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
         return one_by_one(self.run, state, cohorts, donate=donate)
 
     def run(
-        self, state: State, cohort: Any, *, donate: bool = False, each: Callable[[Visit], Any] = lambda visit: None
+        self,
+        state: State,
+        cohort: Any,
+        *,
+        donate: bool = False,
+        each: Callable[[Visit], Any] = lambda visit: None,
     ) -> tuple[State, dict[str, Any]]:
-        """One round with the clients at these positions: (state, metrics that add). `each` is called with what each client brought.
+        """One round with the clients at these positions: (state, metrics that add). `each` is called with
+        what each client brought.
 
         The state given is never used up, whatever `donate` says.
         """
@@ -112,12 +131,18 @@ class Loops:
             sent_down, state = self.round.broadcast(e, state, jnp.asarray(self.places(cohort), jnp.int32))
             weight: Any = 0.0
             message, acc, number_of = self.round.listen(e, sent_down), None, 0.0
-            numbers = nobody(exchange, reports_of(self.round)[e].stats, max(1, len(cohort)), len(self.clients))
+            numbers = nobody(
+                exchange, reports_of(self.round)[e].stats, max(1, len(cohort)), len(self.clients)
+            )
             if numbers is not None and len(cohort):
                 numbers = numbers._replace(position=jnp.asarray(cohort, jnp.int32))
             among, reported = self.among(cohort, refused), np.zeros(max(1, len(cohort)), bool)
             for place, (i, count) in enumerate(zip(cohort, counts, strict=True)):
-                visit = None if int(i) in refused else self.visit(e, state, told(message, place), int(i), number, among, place)
+                visit = (
+                    None
+                    if int(i) in refused
+                    else self.visit(e, state, told(message, place), int(i), number, among, place)
+                )
                 if visit is None:
                     continue
                 report, metrics = visit
@@ -130,23 +155,51 @@ class Loops:
                 if exchange.update is not None:
                     acc = self.round.aggregator.zero(update, len(cohort)) if acc is None else acc
                     one = jax.tree.map(lambda x: x[None], update)
-                    acc = self.round.aggregator.add(acc, one, jnp.array([report.weight * count]), jnp.array([place]))
+                    acc = self.round.aggregator.add(
+                        acc, one, jnp.array([report.weight * count]), jnp.array([place])
+                    )
                     if numbers is not None:
-                        mine = numbers._replace(stats=dict(report.stats), weight=report.weight * count, position=jnp.int32(i))
-                        numbers = jax.tree.map(lambda rows, one, place=place: rows.at[place].set(one), numbers, mine)
+                        mine = numbers._replace(
+                            stats=dict(report.stats), weight=report.weight * count, position=jnp.int32(i)
+                        )
+                        numbers = jax.tree.map(
+                            lambda rows, one, place=place: rows.at[place].set(one), numbers, mine
+                        )
                     weight, number_of = weight + report.weight * count, number_of + count
-                clients = jax.tree.map(lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, report.kept)
+                clients = jax.tree.map(
+                    lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, report.kept
+                )
                 state = state._replace(clients=clients)
                 brought.append((e, int(i)))
-                each(Visit(e, int(i), plain(update), report.weight, report.kept, reduce(add, metrics, dict[str, Any]())))
+                each(
+                    Visit(
+                        e,
+                        int(i),
+                        plain(update),
+                        report.weight,
+                        report.kept,
+                        reduce(add, metrics, dict[str, Any]()),
+                    )
+                )
             if exchange.update is not None:
                 if acc is None:  # nobody reported: an empty accumulator, of the shape of any client's report
-                    visit = self.visit(e, state, told(message, 0), int(np.argmax(self.clients.sizes)), number, among, 0)
+                    visit = self.visit(
+                        e, state, told(message, 0), int(np.argmax(self.clients.sizes)), number, among, 0
+                    )
                     assert visit is not None
-                    acc = self.round.aggregator.zero(self.round.receive(e, state.uplink[e], visit[0].wire, visit[0].weight)[0], 1)
+                    acc = self.round.aggregator.zero(
+                        self.round.receive(e, state.uplink[e], visit[0].wire, visit[0].weight)[0], 1
+                    )
                 kept = jax.tree.map(lambda x: x[self.places(cohort)], state.clients)
                 recovered = self.round.recover(e, state, kept, among, jnp.asarray(reported))
-                came = jnp.float32(weight), jnp.float32(number_of), among.here, jnp.asarray(reported), recovered, numbers
+                came = (
+                    jnp.float32(weight),
+                    jnp.float32(number_of),
+                    among.here,
+                    jnp.asarray(reported),
+                    recovered,
+                    numbers,
+                )
                 seen.append(tallies.of_exchange(self.round, e, state, acc, among.here, jnp.asarray(reported)))
                 state = self.round.conclude(e, state, acc, *came)
             else:
@@ -162,13 +215,17 @@ class Loops:
 
     def among(self, cohort: Any, refused: set[int]) -> Among:
         """The cohort as its clients know it: those with examples, but for who was refused in this round."""
-        here = [len(cohort) > 0 and self.clients.sizes[i] > 0 and int(i) not in refused for i in self.places(cohort)]
+        here = [
+            len(cohort) > 0 and self.clients.sizes[i] > 0 and int(i) not in refused
+            for i in self.places(cohort)
+        ]
         return Among(jnp.asarray(self.clients.addresses[self.places(cohort)]), jnp.asarray(here))
 
     def visit(
         self, e: int, state: State, message: Any, i: int, number: int, among: Among, place: int
     ) -> tuple[Encoded, list[Mapping[str, Any]]] | None:
-        """(what client i reports in exchange e, the metrics of its steps and of that); None from a client with no examples."""
+        """(what client i reports in exchange e, the metrics of its steps and of that); None from a client
+        with no examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
         who = np.array([i])
         if not clients.sizes[i]:
@@ -179,7 +236,10 @@ class Loops:
         carry = exchange.client.begin(message, kept.own, keys.begin(key, e))
         metrics: list[Mapping[str, Any]] = []
         for t, places in enumerate(rows):
-            columns = jax.tree.map(lambda x, places=places: jnp.asarray(x[np.where(places < 0, ~places, places)]), clients.columns)
+            columns = jax.tree.map(
+                lambda x, places=places: jnp.asarray(x[np.where(places < 0, ~places, places)]),
+                clients.columns,
+            )
             batch = Batch(columns, jnp.asarray(places >= 0, jnp.float32))
             carry, found = self.steps[e](message, carry, batch, keys.step(key, e, t))
             metrics.append(found)

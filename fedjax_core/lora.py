@@ -1,16 +1,18 @@
-"""LoRA: matrices of a pretrained model move by products of two thin ones, which are all that is trained and sent.
+"""LoRA: matrices of a pretrained model move by products of two thin ones, which are all that is trained and
+sent.
 
     W' = W + scale a b        a [in, rank], b [rank, out] = 0 at first; scale = alpha / rank, or alpha / sqrt(rank)
 
-The task that `lora` makes has the factors for parameters, and the weights that they adapt: a server may then move what clients could not
-agree on into the weights (`fc.algorithms.fedex`, `flora`). With any other algorithm train the factors alone:
+The task that `lora` makes has the factors for parameters, and the weights that they adapt: a server may then
+move what clients could not agree on into the weights (`fc.algorithms.fedex`, `flora`). With any other
+algorithm train the factors alone:
 
     begun = task.init(key)
     fedavg(train_only(task, begun, "a", "b"), ...)        FedIT: the factors are averaged, each by itself
     fedavg(train_only(task, begun, "b"), ...)             FFA-LoRA: a stays as it began, so that the mean of b is exact
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; with the square root Kalajdzievski, "A Rank
-Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; with the square root
+Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
 
 >>> from fedjax_core import models
 >>> inner = models.mlp(features=8, hidden=(6,), classes=3)
@@ -34,7 +36,8 @@ from fedjax_core.types import Array, Key, Params
 
 
 class LowRank(NamedTuple):
-    """Weights of a model, and the factors by which they move; None in the place of all leaves that are not adapted."""
+    """Weights of a model, and the factors by which they move; None in the place of all leaves that are not
+    adapted."""
 
     base: Params
     a: Params  # leaves [in, rank], where a weight is [..., out] and `in` the product of all axes but the last
@@ -44,24 +47,41 @@ class LowRank(NamedTuple):
     @property
     def weights(self) -> Params:
         """The weights that the model is computed with, base + scale a b."""
-        return jax.tree.map(lambda w, a, b: w + self.scale.astype(w.dtype) * (a @ b).reshape(w.shape), self.base, self.a, self.b)
+        return jax.tree.map(
+            lambda w, a, b: w + self.scale.astype(w.dtype) * (a @ b).reshape(w.shape),
+            self.base,
+            self.a,
+            self.b,
+        )
 
 
-def lora(task: Task, params: Params, *names: str, rank: int, alpha: float | None = None, rank_stabilised: bool = False) -> Task:
-    """The task that adapts the leaves of `params` under these names, as "Dense_1/kernel", by factors of this rank.
+def lora(
+    task: Task,
+    params: Params,
+    *names: str,
+    rank: int,
+    alpha: float | None = None,
+    rank_stabilised: bool = False,
+) -> Task:
+    """The task that adapts the leaves of `params` under these names, as "Dense_1/kernel", by factors of this
+    rank.
 
-    Leaves have two axes or more, of which the last is the output. `alpha` is `rank` where it is not given, for a scale of 1. All other
-    leaves stay as they are in `params`, and are arguments of each compiled program, as those of `train_only`.
-    """
+    Leaves have two axes or more, of which the last is the output. `alpha` is `rank` where it is not given,
+    for a scale of 1. All other leaves stay as they are in `params`, and are arguments of each compiled
+    program, as those of `train_only`."""
     if not names or rank < 1:
         known = ", ".join(map(repr, tree.names(params)))
-        raise ValueError(f"lora() needs a name of what is adapted and rank >= 1, got {names} and rank={rank}; the leaves are {known}")
+        raise ValueError(
+            f"lora() needs a name of what is adapted and rank >= 1, got {names} and rank={rank}; the leaves are {known}"
+        )
     params = jax.tree.map(np.asarray, params)
     base, rest = tree.partition(params, names)
     others = Constants(rest)
     for name, leaf in zip(tree.names(base), jax.tree.leaves(base), strict=True):
         if leaf.ndim < 2:
-            raise ValueError(f"lora() adapts matrices, and {name!r} has shape {list(leaf.shape)}: name kernels, such as 'Dense_0/kernel'")
+            raise ValueError(
+                f"lora() adapts matrices, and {name!r} has shape {list(leaf.shape)}: name kernels, such as 'Dense_0/kernel'"
+            )
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilised else rank)
 
     def init(key: Key) -> LowRank:
@@ -75,11 +95,14 @@ def lora(task: Task, params: Params, *names: str, rank: int, alpha: float | None
 
 
 def begin(key: Key, adapted: LowRank, rank: int) -> LowRank:
-    """The same weights with new factors: a drawn from +-1 / sqrt(in), evenly, and b zero, so that the model is what its base is."""
+    """The same weights with new factors: a drawn from +-1 / sqrt(in), evenly, and b zero, so that the model
+    is what its base is."""
     leaves, structure = jax.tree.flatten(adapted.base)
     drawn: list[Any] = []
     for one, w in zip(jax.random.split(key, len(leaves)), leaves, strict=True):
         inputs = math.prod(w.shape[:-1])
-        drawn.append(jax.random.uniform(one, (inputs, rank), w.dtype, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs)))
+        drawn.append(
+            jax.random.uniform(one, (inputs, rank), w.dtype, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
+        )
     b = [jnp.zeros((rank, w.shape[-1]), w.dtype) for w in leaves]
     return adapted._replace(a=jax.tree.unflatten(structure, drawn), b=jax.tree.unflatten(structure, b))

@@ -1,7 +1,9 @@
-"""What this process may use of its machine: the least of what the machine has and what its container or batch job gives.
+"""What this process may use of its machine: the least of what the machine has and what its container or batch
+job gives.
 
-A container shows all memory and cores of its host, and ends a process that takes more than its share. The share stands in
-control groups, of the first or the second version, of which each folder up to the root may set a limit.
+A container shows all memory and cores of its host, and ends a process that takes more than its share. The
+share stands in control groups, of the first or the second version, of which each folder up to the root may
+set a limit.
 
 >>> 0 < memory_available() <= memory_limit()
 True
@@ -20,7 +22,8 @@ _RAY_LETTERS = len("/fc-12345678/123/session_2026-01-01_00-00-00_000000_1234567/
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may use at most, by what it is and where it runs; 2^62 where the system does not say."""
+    """Bytes of memory that this process may use at most, by what it is and where it runs; 2^62 where the
+    system does not say."""
     return min([_physical(), *(limit for limit, _ in _groups_memory())])
 
 
@@ -30,19 +33,25 @@ def memory_available() -> int:
 
 
 def cores() -> int:
-    """Processor cores that this process may use at once, at least one: by its affinity and by the quota of its container."""
+    """Processor cores that this process may use at once, at least one: by its affinity and by the quota of
+    its container."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([here, *(int(quota) for quota in _quotas())]))
 
 
 def short_folder() -> Path:
-    """A folder for temporary files in which Ray's sockets fit, whose paths may have 107 letters; raises ValueError where none does.
+    """A folder for temporary files in which Ray's sockets fit, whose paths may have 107 letters; raises
+    ValueError where none does.
 
     That is the usual one, which RAY_TMPDIR or TMPDIR name, or /tmp where its path is too long.
     """
     usual = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     for place in (usual, Path("/tmp")):
-        if len(os.fsencode(place)) + _RAY_LETTERS <= _SOCKET_LETTERS and place.is_dir() and os.access(place, os.W_OK):
+        if (
+            len(os.fsencode(place)) + _RAY_LETTERS <= _SOCKET_LETTERS
+            and place.is_dir()
+            and os.access(place, os.W_OK)
+        ):
             return place
     raise ValueError(
         f"Ray cannot start: the sockets in its temporary folder may have paths of {_SOCKET_LETTERS} letters, and TMPDIR, {usual}, is "
@@ -66,7 +75,8 @@ def _available() -> int:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The folders of this process's control groups for a controller such as "memory", from its own to the root."""
+    """The folders of this process's control groups for a controller such as "memory", from its own to the
+    root."""
     try:
         lines = [line.split(":", 2) for line in _SELF.read_text("utf-8").splitlines()]
     except OSError:
@@ -74,15 +84,20 @@ def _groups(controller: str) -> Iterator[Path]:
     for _, controllers, path in lines:
         if controllers and controller not in controllers.split(","):
             continue
-        roots = [_GROUPS / controllers, _GROUPS / controller] if controllers else [_GROUPS, _GROUPS / "unified"]
+        roots = (
+            [_GROUPS / controllers, _GROUPS / controller] if controllers else [_GROUPS, _GROUPS / "unified"]
+        )
         for root in dict.fromkeys(roots):
             inner = root / path.lstrip("/")
             # In a container the path may be the host's; what is mounted is then the container's own group.
-            yield from (place for place in (inner, *inner.parents) if place.is_relative_to(root) and place.is_dir())
+            yield from (
+                place for place in (inner, *inner.parents) if place.is_relative_to(root) and place.is_dir()
+            )
 
 
 def _groups_memory() -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of each control group that limits memory; what the system keeps of files does not count as used."""
+    """(limit, used) in bytes of each control group that limits memory; what the system keeps of files does
+    not count as used."""
     for place in _groups("memory"):
         for most, now, kept in (
             ("memory.max", "memory.current", "inactive_file"),

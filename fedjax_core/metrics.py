@@ -66,16 +66,20 @@ class Sum(_Addable):
 
 
 def _home(metric: Any) -> Any:
-    """NumPy where the numbers are on the host, as those that a round is recorded by: there it is ten times as fast."""
+    """NumPy where the numbers are on the host, as those that a round is recorded by: there it is ten times as
+    fast."""
     return np if all(isinstance(x, (np.ndarray, np.generic)) for x in jax.tree.leaves(metric)) else jnp
 
 
 def stacked(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The metrics of R rounds as one, leaves [R]; a metric that a round lacks is nothing there. Raises ValueError where there is none."""
+    """The metrics of R rounds as one, leaves [R]; a metric that a round lacks is nothing there. Raises
+    ValueError where there is none."""
     if not seen:
         raise ValueError("run_many needs at least one cohort, got none")
     names = {name: next(m[name] for m in seen if name in m) for m in seen for name in m}
-    rows = [{name: m.get(name, jax.tree.map(np.zeros_like, one)) for name, one in names.items()} for m in seen]
+    rows = [
+        {name: m.get(name, jax.tree.map(np.zeros_like, one)) for name, one in names.items()} for m in seen
+    ]
     return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
 
 
@@ -99,7 +103,8 @@ def add(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
-    """Plain floats to read and log, in one transfer from the device. Raises where a metric is not one number, as of several rounds."""
+    """Plain floats to read and log, in one transfer from the device. Raises where a metric is not one number,
+    as of several rounds."""
     found = {name: np.asarray(metric.value) for name, metric in jax.device_get(dict(metrics)).items()}
     for name, value in found.items():
         if value.size != 1:
@@ -107,11 +112,24 @@ def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
                 f"metric {name!r} has {list(value.shape)} numbers, as run_many and sweeps give them, and a summary has one: take one of "
                 f"them, such as the last, by jax.tree.map(lambda x: x[-1], metrics), or read metrics[{name!r}].value"
             )
-    return {name: float(found[name].item()) for name in metrics}  # device_get gives them in alphabetical order
+    return {
+        name: float(found[name].item()) for name in metrics
+    }  # device_get gives them in alphabetical order
 
 
 TAKEN = frozenset(
-    ("weight", "examples", "data", "data_was", "schema", "columns", "skipped", "held_out", "code", "reason")  # a reply's own fields
+    (
+        "weight",
+        "examples",
+        "data",
+        "data_was",
+        "schema",
+        "columns",
+        "skipped",
+        "held_out",
+        "code",
+        "reason",
+    )  # a reply's own fields
     + ("moments", "range", "categories")  # sums of columns, as a site's policy names them
     + ("steps_done", "examples_seen", "uplink_kept", "uplink_norm")  # metrics of the sites' own
     + ("bits_up", "bits_down", "left_out")  # tallies of an exchange
@@ -124,9 +142,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,55}")
 
 
 def check_names(names: Iterable[Any], where: str, what: str = "a metric") -> None:
-    """Raises where one of these could not be the name of a metric everywhere: in records, in a site's reply, and in its policy.
+    """Raises where one of these could not be the name of a metric everywhere: in records, in a site's reply,
+    and in its policy.
 
-    `where` says whose they are, and `what` what they name. Simulators and sites ask it before the first round.
+    `where` says whose they are, and `what` what they name. Simulators and sites ask it before the first
+    round.
 
     >>> check_names(["loss", "AUROC"], "the task")
     >>> check_names(["weight"], "the task")
@@ -146,9 +166,12 @@ def check_names(names: Iterable[Any], where: str, what: str = "a metric") -> Non
 
 
 def check_client_metrics(found: Any, where: str) -> None:
-    """Raises unless these are what a client's `step` and `finish` may give: {name: `Mean` or `Sum` of one number}; arrays or shapes."""
+    """Raises unless these are what a client's `step` and `finish` may give: {name: `Mean` or `Sum` of one
+    number}; arrays or shapes."""
     if not isinstance(found, Mapping):
-        raise TypeError(f"{where} gives {type(found).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}")
+        raise TypeError(
+            f"{where} gives {type(found).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}"
+        )
     check_names(found, where)
     for name, metric in found.items():
         if not isinstance(metric, (Mean, Sum)):

@@ -1,9 +1,11 @@
-"""The models that a personal algorithm gives to clients who never took part, while the federation goes on without them.
+"""The models that a personal algorithm gives to clients who never took part, while the federation goes on
+without them.
 
     v_i <- what client i keeps after some rounds by itself, with the server as it is;    the server does not move
 
-For Ditto a model of its own beside the global one, for FedPer a head under the shared layers, for FedALA a mixture. Evaluate on
-examples that were not trained on, beside the global model and beside those who took part:
+For Ditto a model of its own beside the global one, for FedPer a head under the shared layers, for FedALA a
+mixture. Evaluate on examples that were not trained on, beside the global model and beside those who took
+part:
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, models
@@ -48,14 +50,17 @@ def newcomers(
     seed: int = 0,
     key: Key | None = None,
 ) -> Params:
-    """The models, leaves [N, ...], that `clients` who were in no round would use, after `rounds` by themselves under the server of `state`.
+    """The models, leaves [N, ...], that `clients` who were in no round would use, after `rounds` by
+    themselves under the server of `state`.
 
-    What they keep begins as that of any client; layers that no server has are begun from `key`. The other arguments are those of
-    `fc.Simulator`. Raises where the algorithm gives clients no models of their own: `fc.personalise` fits the global one to each.
-    """
+    What they keep begins as that of any client; layers that no server has are begun from `key`. The other
+    arguments are those of `fc.Simulator`. Raises where the algorithm gives clients no models of their own:
+    `fc.personalise` fits the global one to each."""
     personal = algorithm.personal
     if personal is None:
-        raise ValueError(f"{algorithm.name} gives clients no models of their own: fc.personalise fits the global model to each client")
+        raise ValueError(
+            f"{algorithm.name} gives clients no models of their own: fc.personalise fits the global model to each client"
+        )
     key = jax.random.key(0) if key is None else key
     begun, params = algorithm.init_params(key), state.params
     mine: Any = jax.tree.structure(params)
@@ -66,7 +71,9 @@ def newcomers(
         population=None,
         name=f"newcomers to {algorithm.name}",
     )
-    simulator = Simulator(compose(still), clients, batch_size=batch_size, epochs=epochs, steps=steps, seed=seed)
+    simulator = Simulator(
+        compose(still), clients, batch_size=batch_size, epochs=epochs, steps=steps, seed=seed
+    )
     after = simulator.init(key, whole)
     for _ in range(rounds):
         after, _ = simulator.run(after, np.arange(len(clients)), donate=False)

@@ -17,7 +17,11 @@ from fedjax_core.metrics import stacked
 
 
 def one_by_one(
-    run: Callable[..., tuple[Any, dict[str, Any]]], state: Any, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False
+    run: Callable[..., tuple[Any, dict[str, Any]]],
+    state: Any,
+    cohorts: Sequence[Any] | np.ndarray,
+    *,
+    donate: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """`run(state, cohort, donate=...)` for one cohort after another: (state, metrics with leaves [R]).
 

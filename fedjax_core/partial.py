@@ -1,10 +1,12 @@
-"""A part of a round: the reports of some clients to one message as one value, which is put together with other parts later.
+"""A part of a round: the reports of some clients to one message as one value, which is put together with
+other parts later.
 
     partial_round(composed)      server = (what was sent, value, weight, clients)      update = keep what was gathered
     combine(parts)               the means of parts, by their weights, are the mean of all; and so are totals (`Aggregator.linear`)
 
-Asynchronous runs gather clients that began from one version of the model, and a large site gathers its departments. A part is a
-`Round` of its own, so it runs wherever rounds run. What a stage does to the sum (noise) is left to whoever concludes the round.
+Asynchronous runs gather clients that began from one version of the model, and a large site gathers its
+departments. A part is a `Round` of its own, so it runs wherever rounds run. What a stage does to the sum
+(noise) is left to whoever concludes the round.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -39,21 +41,25 @@ class Gathered(NamedTuple):
 def incompatibility(composed: Round, masked: bool = False) -> str | None:
     """Why reports of this round cannot be gathered apart and put together later; None where they can.
 
-    `masked`: what is gathered is put under masks as one report, so reports that only their sum shows may be gathered.
-    """
+    `masked`: what is gathered is put under masks as one report, so reports that only their sum shows may be
+    gathered."""
     algorithm, state = composed.algorithm, state_shapes(composed)
     if len(algorithm.exchanges) > 1:
         return (
-            f"a round of {algorithm.name} has {len(algorithm.exchanges)} exchanges, of which the later need what came of the earlier ones"
+            f"a round of {algorithm.name} has {len(algorithm.exchanges)} exchanges, of which the later need "
+            "what came of the earlier ones"
         )
     if jax.tree.leaves(state.clients.own):
         return (
-            f"clients of {algorithm.name} keep state between rounds, which has no address here: use one whose clients keep nothing (fedavg)"
+            f"clients of {algorithm.name} keep state between rounds, which has no address here: "
+            "use one whose clients keep nothing (fedavg)"
         )
     if jax.tree.leaves(state.clients.uplink):
         return f"{composed.uplink.name} keeps state at each client between rounds, which has no address here: leave that stage out"
     if jax.tree.leaves(state.uplink):
-        return f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+        return (
+            f"{composed.uplink.name} keeps state at the server that later rounds change: leave that stage out"
+        )
     (exchange,) = algorithm.exchanges
     if exchange.address is not None:
         return f"{algorithm.name} tells each client something of its own (address), and these have no position here"
@@ -65,7 +71,9 @@ def incompatibility(composed: Round, masked: bool = False) -> str | None:
         return f"{composed.downlink.name} keeps state at the server from message to message: use a downlink= that keeps nothing"
     if jax.tree.leaves(state.aggregator):
         return f"{composed.aggregator.name}() keeps state at the server that later rounds change: use aggregator=fc.aggregators.mean()"
-    if not (masked and composed.uplink.hides) and (needed := sorted(composed.uses(0) & {"here", "pairs", "place"})):
+    if not (masked and composed.uplink.hides) and (
+        needed := sorted(composed.uses(0) & {"here", "pairs", "place"})
+    ):
         return f"{composed.uplink.name} goes by who else is in the cohort ({', '.join(needed)}): leave that stage out"
     if not composed.aggregator.linear:
         return f"{composed.aggregator.name}() of parts does not add up to that of all reports: use aggregator=fc.aggregators.mean()"
@@ -76,8 +84,8 @@ def incompatibility(composed: Round, masked: bool = False) -> str | None:
 def partial_round(composed: Round, masked: bool = False) -> Round:
     """The round whose server is what was gathered; raises, with the reason, where that cannot be.
 
-    `masked` is as of `incompatibility`: whole numbers are gathered, with no mask among those whose reports they are.
-    """
+    `masked` is as of `incompatibility`: whole numbers are gathered, with no mask among those whose reports
+    they are."""
     if (reason := incompatibility(composed, masked)) is not None:
         raise ValueError(f"the reports of this round cannot be gathered apart: {reason}")
     algorithm = composed.algorithm
@@ -98,8 +106,12 @@ def partial_round(composed: Round, masked: bool = False) -> Round:
         return composed.uplink.encode(state, own, update, by_itself(sender))
 
     hidden: dict[str, Any] = {"encode": encode, "recover": None} if composed.uplink.hides else {}
-    gathers: Any = exchange._replace(broadcast=lambda server: composed.listen(0, server.params), update=update)
-    inner = algorithm._replace(init_params=init_params, init=init, init_client=nothing, exchanges=(gathers,), personal=None)
+    gathers: Any = exchange._replace(
+        broadcast=lambda server: composed.listen(0, server.params), update=update
+    )
+    inner = algorithm._replace(
+        init_params=init_params, init=init, init_client=nothing, exchanges=(gathers,), personal=None
+    )
     return composed._replace(
         algorithm=inner,
         uplink=composed.uplink._replace(finish=lambda state, value, info, key: (value, state), **hidden),
@@ -108,9 +120,15 @@ def partial_round(composed: Round, masked: bool = False) -> Round:
 
 
 def begin(gathers: Round, key: Key, round: int, sent: Any) -> State:
-    """The state from which a simulator of `gathers` gathers the reports to what was sent, in the draws of this round."""
+    """The state from which a simulator of `gathers` gathers the reports to what was sent, in the draws of
+    this round."""
     state = state_shapes(gathers)
-    return state._replace(server=gathers.algorithm.init(sent), clients=Kept((), state.clients.uplink), round=jnp.int32(round), key=key)
+    return state._replace(
+        server=gathers.algorithm.init(sent),
+        clients=Kept((), state.clients.uplink),
+        round=jnp.int32(round),
+        key=key,
+    )
 
 
 def combine(composed: Round, state: State, parts: list[tuple[Gathered, float]]) -> State:

@@ -2,8 +2,8 @@
 
     v_i <- local steps from x on the examples of client i;    nothing is sent, and nothing is averaged
 
-What a model such as Per-FedAvg's is good for, and the baseline that any personal algorithm has to beat: "fine-tune the
-global model". Evaluate on examples that were not trained on:
+What a model such as Per-FedAvg's is good for, and the baseline that any personal algorithm has to beat:
+"fine-tune the global model". Evaluate on examples that were not trained on:
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import models
@@ -55,9 +55,9 @@ def personalise(
 ) -> Params:
     """Each client's own model, leaves [N, ...]: `params` after the steps of `local` on its examples.
 
-    `epochs` or `steps` say how much, `seed` how batches are drawn, and `key` what dropout draws, as for `Simulator`. A client
-    without examples has `params` itself. Give the result to `fc.evaluate(task, params, held_out, personal=...)`.
-    """
+    `epochs` or `steps` say how much, `seed` how batches are drawn, and `key` what dropout draws, as for
+    `Simulator`. A client without examples has `params` itself. Give the result to `fc.evaluate(task, params,
+    held_out, personal=...)`."""
     begin, step = local_training(task, local)
 
     def finish(message: Params, carry: Local, seen: Seen) -> Report:
@@ -65,6 +65,8 @@ def personalise(
 
     exchange = Exchange(lambda server: server.params, Client(begin, step, finish), update=None)
     algorithm = Algorithm(task, task.init, Global, lambda params: params, (exchange,), name="personalise")
-    simulator = Simulator(compose(algorithm), clients, batch_size=batch_size, epochs=epochs, steps=steps, seed=seed)
+    simulator = Simulator(
+        compose(algorithm), clients, batch_size=batch_size, epochs=epochs, steps=steps, seed=seed
+    )
     state = simulator.init(jax.random.key(0) if key is None else key, params)
     return simulator.run(state, np.arange(len(clients)), donate=True)[0].clients.own

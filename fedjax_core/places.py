@@ -1,10 +1,11 @@
-"""Identifies functions and variables by where they stand in their file, so that renaming one changes no study's hash.
+"""Identifies functions and variables by where they stand in their file, so that renaming one changes no
+study's hash.
 
     fedavg.<locals>.step        ->  fedavg.<1>      the second function that is written within fedavg
     what `step` closes over     ->  in the order in which the source first mentions each
 
-Two processes with the same source give the same places, whatever Python they run. A function that was pickled on its way is found
-by equal code.
+Two processes with the same source give the same places, whatever Python they run. A function that was pickled
+on its way is found by equal code.
 
 >>> def outer(rate, bound):
 ...     def inner(x):
@@ -22,7 +23,12 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
-_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # some Pythons make functions of these, others do not
+_COMPREHENSIONS = (
+    "<listcomp>",
+    "<setcomp>",
+    "<dictcomp>",
+    "<genexpr>",
+)  # some Pythons make functions of these, others do not
 
 
 def standing(function: types.FunctionType) -> str:
@@ -48,9 +54,14 @@ def captured(function: types.FunctionType) -> Iterator[Any]:
 
 
 def beginning(code: types.CodeType) -> str:
-    """The line in which a function begins, and of one without a name where what it computes begins: several may be in a line."""
+    """The line in which a function begins, and of one without a name where what it computes begins: several
+    may be in a line."""
     columns = [column for line, _, column, _ in code.co_positions() if line == code.co_firstlineno and column]
-    return f"{code.co_firstlineno}:{min(columns, default=0)}" if code.co_name == "<lambda>" else f"{code.co_firstlineno}"
+    return (
+        f"{code.co_firstlineno}:{min(columns, default=0)}"
+        if code.co_name == "<lambda>"
+        else f"{code.co_firstlineno}"
+    )
 
 
 def _written_in(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -63,7 +74,8 @@ def _written_in(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _first_mention(code: types.CodeType, name: str) -> tuple[int, int]:
-    """(line, column) at which the function, or one within it, first reads or writes a variable that is not its own."""
+    """(line, column) at which the function, or one within it, first reads or writes a variable that is not
+    its own."""
     found = [
         (op.positions.lineno or 0, op.positions.col_offset or 0)
         for op in dis.get_instructions(code)

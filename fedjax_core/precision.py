@@ -27,7 +27,10 @@ def in_32_bits(algorithm: Algorithm) -> Algorithm:
     The server's update is computed in float32, too, and its results are cast once. Clients are sent what they
     would be sent otherwise.
     """
-    if not any(leaf is not wide for leaf, wide in _leaves_and_wide(jax.eval_shape(algorithm.init_params, keys.shape()))):
+    if not any(
+        leaf is not wide
+        for leaf, wide in _leaves_and_wide(jax.eval_shape(algorithm.init_params, keys.shape()))
+    ):
         return algorithm
 
     def init(params: Params) -> Server:

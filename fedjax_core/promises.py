@@ -1,8 +1,9 @@
-"""What would break the promise of a stage that adds noise: rules on the other pieces of a round, which `compose` asks.
+"""What would break the promise of a stage that adds noise: rules on the other pieces of a round, which
+`compose` asks.
 
-A noisy sum tells little of any one client only where nothing else of its data leaves: no report counts by a number that the client
-chooses, nothing is divided by how many there were, and no metric goes beside it. Each rule looks at one piece, and says what is wrong with
-it and the way out.
+A noisy sum tells little of any one client only where nothing else of its data leaves: no report counts by a
+number that the client chooses, nothing is divided by how many there were, and no metric goes beside it. Each
+rule looks at one piece, and says what is wrong with it and the way out.
 
 >>> from fedjax_core import algorithms, aggregators, compose, models, privacy, uplink
 >>> private = privacy.client_level(population=1000, cohort=50, rounds=10, clip=1.0, noise=2.0)
@@ -26,10 +27,11 @@ from fedjax_core.uplink.base import Stage
 
 
 def kept(algorithm: Algorithm, uplink: Stage) -> Algorithm:
-    """The algorithm with the metrics of its clients' steps withheld where the uplink adds noise: they would leave without.
+    """The algorithm with the metrics of its clients' steps withheld where the uplink adds noise: they would
+    leave without.
 
-    An account with `open_metrics` lets them be seen, as in a simulation of what nobody is to be protected from.
-    """
+    An account with `open_metrics` lets them be seen, as in a simulation of what nobody is to be protected
+    from."""
     account = uplink.promises.account
     if uplink.promises.noise is None or getattr(account, "open_metrics", False):
         return algorithm
@@ -46,12 +48,15 @@ def kept(algorithm: Algorithm, uplink: Stage) -> Algorithm:
 
 
 def check(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]) -> None:
-    """Raises ValueError, naming the piece, where one breaks what the uplink promises. `reports`: their shapes, one an exchange."""
+    """Raises ValueError, naming the piece, where one breaks what the uplink promises. `reports`: their
+    shapes, one an exchange."""
     for said in broken(algorithm, uplink, aggregator, reports):
         raise ValueError(said)
 
 
-def broken(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]) -> Iterator[str]:
+def broken(
+    algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]
+) -> Iterator[str]:
     """What breaks the promise, a sentence each; nothing where no noise is promised."""
     promised, name = uplink.promises, uplink.name
     if promised.noise is None:
@@ -97,7 +102,11 @@ def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) ->
             f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
             f"noise of {name!r}: use an algorithm whose server goes by the value alone, such as fedavg"
         )
-    if at == "client" and not getattr(uplink.promises.account, "open_counts", False) and weighs(algorithm, server, e)[0]:
+    if (
+        at == "client"
+        and not getattr(uplink.promises.account, "open_counts", False)
+        and weighs(algorithm, server, e)[0]
+    ):
         yield (
             f"{algorithm.name} weighs its reports by a client's examples or steps, which leave without the noise of {name!r}: give "
             "weighting=fc.algorithms.uniform"
@@ -119,12 +128,17 @@ def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
         return update(server, Aggregate(value, weight, clients, key, each))
 
     used = tree.depends(after, number, number, each, server, value, key)
-    names = ["the sum of the weights", "the number of clients", *(["each client's stats"] * len(jax.tree.leaves(each)))]
+    names = [
+        "the sum of the weights",
+        "the number of clients",
+        *(["each client's stats"] * len(jax.tree.leaves(each))),
+    ]
     return list(dict.fromkeys(name for name, there in zip(names, used, strict=False) if there))
 
 
 def weighs(algorithm: Algorithm, server: Any, e: int) -> tuple[bool, bool]:
-    """(whether the weight of a report depends on what the client worked on or keeps, whether on what it is told by itself)."""
+    """(whether the weight of a report depends on what the client worked on or keeps, whether on what it is
+    told by itself)."""
     exchange, key = algorithm.exchanges[e], keys.shape()
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     own = jax.eval_shape(algorithm.init_client, jax.eval_shape(algorithm.init_params, key))
@@ -134,7 +148,9 @@ def weighs(algorithm: Algorithm, server: Any, e: int) -> tuple[bool, bool]:
 
     def weight(worked: tuple[Seen, Carry], mine: Any, common: Message) -> Any:
         seen, carry = worked
-        return exchange.client.finish(common if exchange.address is None else Told(common, mine), carry, seen).weight
+        return exchange.client.finish(
+            common if exchange.address is None else Told(common, mine), carry, seen
+        ).weight
 
     worked = Seen(number, number), carry
     used = tree.depends(weight, worked, mine, common)

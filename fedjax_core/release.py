@@ -4,12 +4,12 @@
     shadow runs on halves of both    ─► LiRA        ├─ for all, each site, each subgroup ─► blocked, where one is above a limit
     numbers in the model, rare levels ─► structure  ┘
 
-A passed gate is no promise: these attacks found nothing above the limits, and others may. Only differential privacy promises
-(docs/privacy.md). Shadow runs repeat the training on the same sites, each on a random half of the records of each, members and others
-together, so that a record is in about half of them.
+A passed gate is no promise: these attacks found nothing above the limits, and others may. Only differential
+privacy promises (docs/privacy.md). Shadow runs repeat the training on the same sites, each on a random half
+of the records of each, members and others together, so that a record is in about half of them.
 
-`fedjax-core release RUN_DIR --candidate module:function` does it for the newest checkpoint of a run; the function returns a `Candidate`.
-"""
+`fedjax-core release RUN_DIR --candidate module:function` does it for the newest checkpoint of a run; the
+function returns a `Candidate`."""
 
 import csv
 import io
@@ -62,7 +62,8 @@ class Limits:
     level: int = 10
     """Fewer records than this at one level of a column of whole numbers."""
     least: int = 20
-    """A site or subgroup with fewer members or others is not judged by itself: its numbers would be chance."""
+    """A site or subgroup with fewer members or others is not judged by itself: its numbers would be
+    chance."""
 
 
 USUAL = Limits()
@@ -92,39 +93,61 @@ class Verdict(NamedTuple):
         return any(one.blocks for one in self.findings)
 
 
-def examine(candidate: Candidate, params: Params, *, shadows: int = 16, seed: int = 0, limits: Limits = USUAL) -> Verdict:
+def examine(
+    candidate: Candidate, params: Params, *, shadows: int = 16, seed: int = 0, limits: Limits = USUAL
+) -> Verdict:
     """Attacks the model `params` by so many shadow runs, and looks at its structure."""
     at_least(2, shadows=shadows)
     sim, task = candidate.simulator, candidate.simulator.round.algorithm.task
     if sim.clients.ids.tolist() != candidate.others.ids.tolist():
-        raise ValueError("others= has to have the same clients as the simulator, in their order: held-out records of each site")
+        raise ValueError(
+            "others= has to have the same clients as the simulator, in their order: held-out records of each site"
+        )
     if sim.plan_of_batches.order is not None:
-        raise ValueError("a run by order= names its own records, and shadow runs have others: train without, or release by hand")
+        raise ValueError(
+            "a run by order= names its own records, and shadow runs have others: train without, or release by hand"
+        )
     pool = [_joined(a, b) for a, b in zip(sim.clients, candidate.others, strict=True)]
     sizes = np.array([len(next(iter(jax.tree.leaves(one)))) for one in pool])
     member = np.concatenate([np.arange(n) < k for n, k in zip(sizes, sim.clients.sizes, strict=True)])
     site = np.repeat(sim.clients.ids, sizes)
     columns = jax.tree.map(lambda *x: np.concatenate(x), *pool)
     losses = _losses(task, params, columns)
-    inside = np.stack([np.concatenate([_half(rng, n) for n in sizes]) for rng in np.random.default_rng(seed).spawn(shadows)])
+    inside = np.stack(
+        [np.concatenate([_half(rng, n) for n in sizes]) for rng in np.random.default_rng(seed).spawn(shadows)]
+    )
     for i in range(0, shadows - 1, 2):
         inside[i + 1] = ~inside[i]  # so each record is in half of them, and never in all or none
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    seen = np.stack([_losses(task, _shadow(candidate, columns, mask, starts, seed + i), columns) for i, mask in enumerate(inside)])
+    seen = np.stack(
+        [
+            _losses(task, _shadow(candidate, columns, mask, starts, seed + i), columns)
+            for i, mask in enumerate(inside)
+        ]
+    )
     scores = {"loss": -losses, "lira": membership.lira(losses, seen, inside)}
     groups = {"all": np.ones(len(member), bool), **{f"site {name}": site == name for name in sim.clients.ids}}
     if candidate.subgroup is not None:
         values = np.asarray(columns[candidate.subgroup])
         groups |= {f"{candidate.subgroup} = {value}": values == value for value in np.unique(values)}
     findings = [*_attacked(scores, member, groups, limits), *_structure(params, columns, member, limits)]
-    rows = _rows(task, params, columns, {"site": site, "member": member.astype(int), **{f"score_{k}": v for k, v in scores.items()}})
+    rows = _rows(
+        task,
+        params,
+        columns,
+        {"site": site, "member": member.astype(int), **{f"score_{k}": v for k, v in scores.items()}},
+    )
     return Verdict(findings, rows)
 
 
 def write(verdict: Verdict, limits: Limits, folder: Path) -> None:
     """Writes release.json and probabilities.csv, for their owner alone: they tell who was trained on."""
     make_folder(folder)
-    said = {"blocked": verdict.blocked, "limits": asdict(limits), "findings": [one._asdict() for one in verdict.findings]}
+    said = {
+        "blocked": verdict.blocked,
+        "limits": asdict(limits),
+        "findings": [one._asdict() for one in verdict.findings],
+    }
     write_whole(folder / "release.json", json.dumps(said, indent=1))
     text = io.StringIO()
     table = csv.DictWriter(text, list(verdict.probabilities[0]))
@@ -133,24 +156,42 @@ def write(verdict: Verdict, limits: Limits, folder: Path) -> None:
     write_whole(folder / "probabilities.csv", text.getvalue())
 
 
-def _attacked(scores: Mapping[str, np.ndarray], member: np.ndarray, groups: Mapping[str, np.ndarray], limits: Limits) -> Iterator[Finding]:
+def _attacked(
+    scores: Mapping[str, np.ndarray], member: np.ndarray, groups: Mapping[str, np.ndarray], limits: Limits
+) -> Iterator[Finding]:
     for attack, score in scores.items():
         for group, here in groups.items():
             mine, rest = score[member & here], score[~member & here]
             if min(len(mine), len(rest)) < limits.least:
-                yield Finding(attack, group, np.nan, limits.auc, False, f"not judged: {len(mine)} members and {len(rest)} others")
+                yield Finding(
+                    attack,
+                    group,
+                    np.nan,
+                    limits.auc,
+                    False,
+                    f"not judged: {len(mine)} members and {len(rest)} others",
+                )
                 continue
             found = membership.judged(mine, rest, limits.fpr)
             (low, high), (least, most) = found.auc_interval, found.tpr_interval
             of = f"{found.members} members, {found.others} others"
-            yield Finding(f"{attack} AUC", group, found.auc, limits.auc, found.auc > limits.auc, f"95 % from {low:.3f} to {high:.3f}; {of}")
+            yield Finding(
+                f"{attack} AUC",
+                group,
+                found.auc,
+                limits.auc,
+                found.auc > limits.auc,
+                f"95 % from {low:.3f} to {high:.3f}; {of}",
+            )
             yield Finding(
                 f"{attack} TPR at {limits.fpr:g} FPR", group, found.tpr, limits.tpr, found.tpr > limits.tpr,
                 f"95 % from {least:.3f} to {most:.3f} (Clopper and Pearson); {of}",
             )  # fmt: skip
 
 
-def _structure(params: Params, columns: Mapping[str, np.ndarray], member: np.ndarray, limits: Limits) -> Iterator[Finding]:
+def _structure(
+    params: Params, columns: Mapping[str, np.ndarray], member: np.ndarray, limits: Limits
+) -> Iterator[Finding]:
     numbers, records = sum(x.size for x in jax.tree.leaves(params)), int(member.sum())
     share = records / numbers
     yield Finding(
@@ -171,7 +212,9 @@ def _shadow(candidate: Candidate, columns: Any, inside: np.ndarray, starts: np.n
     """The model of a run on these records."""
     sim = candidate.simulator
     rows = [np.flatnonzero(inside[a:b]) + a for a, b in itertools.pairwise(starts)]
-    clients = Clients.from_list([jax.tree.map(lambda x, at=at: x[at], columns) for at in rows], ids=sim.clients.ids.tolist())
+    clients = Clients.from_list(
+        [jax.tree.map(lambda x, at=at: x[at], columns) for at in rows], ids=sim.clients.ids.tolist()
+    )
     plan = {name: value for name, value in sim.plan_of_batches.settings.items() if name != "order"}
     shadow = Simulator(sim.round, clients, **plan)
     state = shadow.init(jax.random.key(seed))
@@ -190,7 +233,9 @@ def _joined(a: Any, b: Any) -> Any:
 
 def _losses(task: Task, params: Params, columns: Any) -> np.ndarray:
     """[n] of each record by itself, as in evaluation."""
-    return np.concatenate([np.asarray(task.evaluation(params, batch)["loss"], np.float64) for batch in _batches(columns)])
+    return np.concatenate(
+        [np.asarray(task.evaluation(params, batch)["loss"], np.float64) for batch in _batches(columns)]
+    )
 
 
 def _batches(columns: Any) -> Iterator[Batch]:
@@ -201,17 +246,26 @@ def _batches(columns: Any) -> Iterator[Batch]:
 
 
 def _rows(task: Task, params: Params, columns: Any, more: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """A row a record: what is given, the label, and the probability of each class, where the task has classes."""
+    """A row a record: what is given, the label, and the probability of each class, where the task has
+    classes."""
     found = dict(more)
     if isinstance(columns, Mapping) and "y" in columns and np.asarray(columns["y"]).ndim == 1:
         found["label"] = np.asarray(columns["y"])
     if task.predict is not None:
-        out = np.concatenate([np.asarray(task.predict(params, batch), np.float64) for batch in _batches(columns)])
+        out = np.concatenate(
+            [np.asarray(task.predict(params, batch), np.float64) for batch in _batches(columns)]
+        )
         out = out.reshape(len(out), -1)
         if task.classes is not None:
             logits = np.concatenate([np.zeros_like(out), out], axis=1) if out.shape[1] == 1 else out
             shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
             out = shifted / shifted.sum(axis=1, keepdims=True)
-        found |= {f"{'probability' if task.classes is not None else 'output'}_{i}": out[:, i] for i in range(out.shape[1])}
+        found |= {
+            f"{'probability' if task.classes is not None else 'output'}_{i}": out[:, i]
+            for i in range(out.shape[1])
+        }
     names = list(found)
-    return [dict(zip(names, row, strict=True)) for row in zip(*(found[name].tolist() for name in names), strict=True)]
+    return [
+        dict(zip(names, row, strict=True))
+        for row in zip(*(found[name].tolist() for name in names), strict=True)
+    ]

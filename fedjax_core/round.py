@@ -11,8 +11,8 @@ they run differs:
     recovered    = round.recover(...)        clients who reported: what the server needs of those who dropped out
     state        = round.conclude(...)       server: aggregate, finish, update
 
-`fc.compose` (composition.py) builds a Round, and checks that its pieces fit. What crosses a round is in state.py.
-"""
+`fc.compose` (composition.py) builds a Round, and checks that its pieces fit. What crosses a round is in
+state.py."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -52,7 +52,8 @@ class Round(NamedTuple):
         return f"Round({self.algorithm.name}{exchanges}, {pieces})"
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
-        """The state before the first round, for `population` clients; from `params`, or as the task begins."""
+        """The state before the first round, for `population` clients; from `params`, or as the task
+        begins."""
         keys.check(key)
         params = self.algorithm.init_params(keys.init(key)) if params is None else params
         server = self.algorithm.init(params)
@@ -62,8 +63,13 @@ class Round(NamedTuple):
         return State(
             server=server,
             uplink=tuple(self._stage(e).init(r.update) for e, r in enumerate(reports)),
-            downlink=tuple(self.downlink.init_client(self._message_shapes(e, server)) for e in range(len(reports))),
-            aggregator=tuple(() if self._silent(e) else self.aggregator.init(self.received(r.update)) for e, r in enumerate(reports)),
+            downlink=tuple(
+                self.downlink.init_client(self._message_shapes(e, server)) for e in range(len(reports))
+            ),
+            aggregator=tuple(
+                () if self._silent(e) else self.aggregator.init(self.received(r.update))
+                for e, r in enumerate(reports)
+            ),
             clients=jax.tree.map(lambda x: jnp.broadcast_to(x, (population, *jnp.shape(x))), kept),
             round=jnp.int32(0),
             key=key,
@@ -72,24 +78,31 @@ class Round(NamedTuple):
     def broadcast(self, e: int, state: State, clients: Array | None = None) -> tuple[Any, State]:
         """What the server sends in an exchange, and the state with what the downlink keeps now.
 
-        `clients` [K]: the positions of those it is sent to, which an exchange with an `address` needs. What is sent is
-        then an `Addressed`, of which `told` finds the part of one.
+        `clients` [K]: the positions of those it is sent to, which an exchange with an `address` needs. What
+        is sent is then an `Addressed`, of which `told` finds the part of one.
         """
         message = self._message(e, state.server)
         key, stage = keys.broadcast(state.key, state.round, e), self.downlink
-        sent, mine = stage.encode(stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, alone(key))
+        sent, mine = stage.encode(
+            stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, alone(key)
+        )
         if (address := self.algorithm.exchanges[e].address) is not None:
             if clients is None:
-                raise ValueError(f"exchange {e} of {self.algorithm.name} tells each client something of its own: give clients=")
+                raise ValueError(
+                    f"exchange {e} of {self.algorithm.name} tells each client something of its own: give clients="
+                )
             sent = Addressed(sent, address(state.server, clients))
         return sent, state._replace(downlink=(*state.downlink[:e], mine, *state.downlink[e + 1 :]))
 
     def listen(self, e: int, sent: Any) -> Message:
-        """The message that a client reads from what was sent, as the algorithm broadcasts it in shapes and dtypes."""
+        """The message that a client reads from what was sent, as the algorithm broadcasts it in shapes and
+        dtypes."""
         if isinstance(sent, (Addressed, Told)):
             return type(sent)(self.listen(e, sent[0]), sent[1])
         algorithm = self.algorithm
-        shapes = self._message_shapes(e, jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape()))
+        shapes = self._message_shapes(
+            e, jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape())
+        )
         return tree.like(self.downlink.expand(self.downlink.init(shapes), sent, shapes), shapes)
 
     def told(self, e: int, state: State) -> Message:
@@ -100,25 +113,36 @@ class Round(NamedTuple):
         """The shapes of what a client reports in exchange `e`, before any stage."""
 
         def visit(server: Server, own: Own, key: Key) -> Report:
-            client, message = self.algorithm.exchanges[e].client, base.message_of(self.algorithm.exchanges[e], server)
-            report = client.finish(message, client.begin(message, own, key), Seen(jnp.float32(1), jnp.float32(1)))
+            client, message = (
+                self.algorithm.exchanges[e].client,
+                base.message_of(self.algorithm.exchanges[e], server),
+            )
+            report = client.finish(
+                message, client.begin(message, own, key), Seen(jnp.float32(1), jnp.float32(1))
+            )
             return base.check_report(report, f"the finish of exchange {e} of {self.algorithm.name}")
 
         return jax.eval_shape(visit, server, own, keys.shape())
 
     def received(self, update: Update) -> Update:
-        """The shapes in which updates of these shapes reach the aggregator: past the uplink, in 32 bits at least."""
+        """The shapes in which updates of these shapes reach the aggregator: past the uplink, in 32 bits at
+        least."""
         slot: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
         def pass_on(update: Update, key: Key) -> Update:
             state, own = self.uplink.init(update), self.uplink.init_client(update)
-            return tree.wide(self.uplink.expand(state, self.uplink.encode(state, own, update, alone(key))[0], tree.shapes(update)))
+            return tree.wide(
+                self.uplink.expand(
+                    state, self.uplink.encode(state, own, update, alone(key))[0], tree.shapes(update)
+                )
+            )
 
         received = jax.eval_shape(pass_on, update, keys.shape())
         return Slotted(received, slot) if self.slots > 1 else received
 
     def sender(self, e: int, key: Key, round: Array, among: Among, place: Array) -> Sender:
-        """The `Sender` of the client at this place in a simulation, where the run's key gives all other keys."""
+        """The `Sender` of the client at this place in a simulation, where the run's key gives all other
+        keys."""
         mine = among.address[place]
         client = keys.client(key, round, mine)
         return Sender(
@@ -135,17 +159,22 @@ class Round(NamedTuple):
         """What the uplink of exchange `e` uses of a `Sender`."""
         return frozenset() if self._silent(e) else uses(self.uplink, _update_shapes(self, e))
 
-    def report(self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, sender: Sender) -> Encoded:
+    def report(
+        self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, sender: Sender
+    ) -> Encoded:
         """The client's end of an exchange."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
         weight = jnp.asarray(report.weight, jnp.float32)
-        sent, mine = self._stage(e).encode(uplink, kept.uplink[e], report.update, sender._replace(weight=weight))
+        sent, mine = self._stage(e).encode(
+            uplink, kept.uplink[e], report.update, sender._replace(weight=weight)
+        )
         kept = Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
         slot = jnp.asarray(report.slot, jnp.int32) if self._slotted(e) else ()
         return Encoded(sent, weight, kept, report.stats, report.metrics, slot)
 
     def receive(self, e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Update, Array]:
-        """(update, whether it may be used), as the server reads one report. Numbers that are not finite never spread.
+        """(update, whether it may be used), as the server reads one report. Numbers that are not finite never
+        spread.
 
         `sent` is an `Encoded.wire`. Where the exchange has slots, the update is a `Slotted`.
 
@@ -160,7 +189,8 @@ class Round(NamedTuple):
         return Slotted(update, slot), usable & (slot >= 0) & (slot < self.slots)
 
     def recover(self, e: int, state: State, kept: Kept, among: Among, reported: Array) -> Any:
-        """What clients reveal in a simulation once it is known whose reports count: [K, ...], zeros of all others.
+        """What clients reveal in a simulation once it is known whose reports count: [K, ...], zeros of all
+        others.
 
         `kept` [K, ...] is what they keep after the exchange. () where the uplink asks for nothing.
         """
@@ -169,7 +199,9 @@ class Round(NamedTuple):
             return ()
 
         def one(place: Array, own: Any) -> Any:
-            return recover(state.uplink[e], own, self.sender(e, state.key, state.round, among, place), reported)
+            return recover(
+                state.uplink[e], own, self.sender(e, state.key, state.round, among, place), reported
+            )
 
         found = jax.vmap(one)(jnp.arange(len(reported), dtype=jnp.int32), kept.uplink[e])
         return tree.where(reported, found, tree.zeros_like(found))
@@ -202,7 +234,9 @@ class Round(NamedTuple):
         key = keys.server(state.key, state.round, e)
         met, memory = self.value(e, state, acc)
         secret = keys.server_secret(state.key, state.round, e) if secret is None else secret
-        info = Info(weight, clients, keys.shared(state.key, state.round, e), secret, here, reported, recovered)
+        info = Info(
+            weight, clients, keys.shared(state.key, state.round, e), secret, here, reported, recovered
+        )
         value, mine = self.finish(e, state.uplink[e], met, info, key)
         draws = keys.update(state.key, state.round, e)
         server = update(state.server, Aggregate(value, weight, clients, draws, each))
@@ -212,7 +246,10 @@ class Round(NamedTuple):
             aggregator=(*state.aggregator[:e], memory, *state.aggregator[e + 1 :]),
         )
         moves = (clients > 0) | ((tree.norm(value) > 0) & tree.finite(value))
-        moved = [jax.tree.map(partial(jnp.where, moves), getattr(after, part), getattr(state, part)) for part in _CONCLUDED]
+        moved = [
+            jax.tree.map(partial(jnp.where, moves), getattr(after, part), getattr(state, part))
+            for part in _CONCLUDED
+        ]
         return state._replace(**dict(zip(_CONCLUDED, moved, strict=True)))
 
     def value(self, e: int, state: State, acc: Any) -> tuple[Any, Any]:
@@ -220,12 +257,15 @@ class Round(NamedTuple):
         return self.aggregator.value(acc, state.aggregator[e], keys.aggregate(state.key, state.round, e))
 
     def finish(self, e: int, uplink: Any, met: Any, info: Info, key: Key) -> tuple[Update, Any]:
-        """The stages' second half: (what they make of the aggregator's value, what the server keeps for them now)."""
+        """The stages' second half: (what they make of the aggregator's value, what the server keeps for them
+        now)."""
         stage = self._stage(e)
         if not self._slotted(e):
             return stage.finish(uplink, met, info._replace(shapes=_update_shapes(self, e)), key)
 
-        def one(slot: Array, met: Any) -> Update:  # of stages that keep nothing at the server, as `compose` sees to
+        def one(
+            slot: Array, met: Any
+        ) -> Update:  # of stages that keep nothing at the server, as `compose` sees to
             secret = jax.random.fold_in(info.secret, slot)
             return stage.finish(uplink, met, info._replace(secret=secret), jax.random.fold_in(key, slot))[0]
 
@@ -234,7 +274,10 @@ class Round(NamedTuple):
     @property
     def slots(self) -> int:
         """Into how many values reports meet: 1, or as many in every exchange in which clients report."""
-        return max((exchange.slots for exchange in self.algorithm.exchanges if exchange.update is not None), default=1)
+        return max(
+            (exchange.slots for exchange in self.algorithm.exchanges if exchange.update is not None),
+            default=1,
+        )
 
     def _slotted(self, e: int) -> bool:
         return self.slots > 1 and not self._silent(e)
@@ -267,7 +310,8 @@ def reports_of(composed: Round) -> list[Report]:
 
 @remembered(maxsize=64)
 def state_shapes(composed: Round) -> State:
-    """The shapes of a state of one client, traced once for each round, as that may take 0.2 s (2-core x86)."""
+    """The shapes of a state of one client, traced once for each round, as that may take 0.2 s (2-core
+    x86)."""
     return jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
 
 
@@ -280,7 +324,8 @@ def _update_shapes(composed: Round, e: int) -> Update:
 
 
 def nobody(exchange: Exchange, stats: Mapping[str, Any], cohort: int, population: int) -> Each | None:
-    """`Each` of a cohort of so many empty places, for stats of these shapes; None where the server reads nothing of single clients."""
+    """`Each` of a cohort of so many empty places, for stats of these shapes; None where the server reads
+    nothing of single clients."""
     if not stats and (exchange.reports != "all" or exchange.update is None):
         return None
     rows = {name: jnp.zeros((cohort, *x.shape), x.dtype) for name, x in stats.items()}

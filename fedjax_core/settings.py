@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 
 class Settings(Mapping[str, Any]):
-    """{argument: value}. It equals itself alone, whatever the values are, so that what has it can be told apart and hashed."""
+    """{argument: value}. It equals itself alone, whatever the values are, so that what has it can be told
+    apart and hashed."""
 
     def __init__(self, **values: Any) -> None:
         self._values = values
@@ -40,12 +41,16 @@ class Settings(Mapping[str, Any]):
     def __repr__(self) -> str:
         """Numbers and words as they are, of all else what it is."""
         plain = (bool, int, float, str, type(None))
-        said = [f"{name}={value if isinstance(value, plain) else type(value).__name__}" for name, value in self._values.items()]
+        said = [
+            f"{name}={value if isinstance(value, plain) else type(value).__name__}"
+            for name, value in self._values.items()
+        ]
         return f"Settings({', '.join(said)})"
 
 
 def arguments(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """{name: value} of a call of `f` with these arguments, its defaults too; raises TypeError as the call would."""
+    """{name: value} of a call of `f` with these arguments, its defaults too; raises TypeError as the call
+    would."""
     bound = inspect.signature(f).bind(*args, **kwargs)
     bound.apply_defaults()
     found: dict[str, Any] = {}

@@ -1,13 +1,14 @@
 """The installed code behind a value: one digest for each package whose functions it uses.
 
-What a function was set to is in its closure; what it does is in its file, and in the files that this one imports. So a package
-counts by all its files, and by those of the modules that they import. Libraries on which fedjax_core itself depends do not
-count: they are trusted by their version.
+What a function was set to is in its closure; what it does is in its file, and in the files that this one
+imports. So a package counts by all its files, and by those of the modules that they import. Libraries on
+which fedjax_core itself depends do not count: they are trusted by their version.
 
     package of a function  ─►  its files  ─►  modules that these import  ─►  their files  ─►  {package: SHA-256}
 
-Modules that are imported count where they lie beside the package or are installed. So does a file beside it that bears the name of one
-of Python's own modules or of a trusted library, as Python may take it for that. An import by a name made at run time is not seen.
+Modules that are imported count where they lie beside the package or are installed. So does a file beside it
+that bears the name of one of Python's own modules or of a trusted library, as Python may take it for that. An
+import by a name made at run time is not seen.
 
 >>> from email.message import Message
 >>> is_library(Message.__module__), is_library("jax.numpy")
@@ -33,7 +34,11 @@ TRUSTED = {"jax", "jaxlib", "numpy", "ml_dtypes", "optax", "flax", "fedjax_core"
 """Packages of which a name and a version say enough, beside Python's own."""
 
 _OWN = {"", "builtins", "fedjax_core"}  # wherever they lie: this is their code
-_UNASKED = {"sitecustomize", "usercustomize", "jax_plugins"}  # which Python and JAX import wherever they are found
+_UNASKED = {
+    "sitecustomize",
+    "usercustomize",
+    "jax_plugins",
+}  # which Python and JAX import wherever they are found
 _CODE = (".py", ".pyc", ".so", ".pyd")
 
 ABSENT = "absent"
@@ -46,7 +51,8 @@ def root(module: str | None) -> str:
 
 
 def is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, or of a library that is trusted by its version: by its name, and by where it lies."""
+    """Whether a module is Python's own, or of a library that is trusted by its version: by its name, and by
+    where it lies."""
     name = root(module)
     if name in _OWN:
         return True
@@ -62,13 +68,19 @@ def _at_home(origin: str, python: bool) -> bool:
     path, installed = Path(origin), any(part in _INSTALLED for part in Path(origin).parts)
     if not python:
         return installed
-    homes = {Path(os.__file__).parent, *(Path(sysconfig.get_path(which)) for which in ("stdlib", "platstdlib"))}
+    homes = {
+        Path(os.__file__).parent,
+        *(Path(sysconfig.get_path(which)) for which in ("stdlib", "platstdlib")),
+    }
     homes |= {home.resolve() for home in homes}
-    return origin in ("built-in", "frozen") or (not installed and any(path.is_relative_to(home) for home in homes))
+    return origin in ("built-in", "frozen") or (
+        not installed and any(path.is_relative_to(home) for home in homes)
+    )
 
 
 def in_files(function: FunctionType) -> bool:
-    """Whether the function's code lies in a file of its own package: not so in a notebook, a script, or text that was run."""
+    """Whether the function's code lies in a file of its own package: not so in a notebook, a script, or text
+    that was run."""
     package = root(function.__module__)
     if package in ("", "__main__"):
         return False
@@ -91,7 +103,11 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
     Libraries that are trusted by their version are left out.
     """
     found: dict[str, str] = {}
-    places = {name: _places(name) for name in packages if not (is_library(name) or _is_trusted(name) or name == "__main__")}
+    places = {
+        name: _places(name)
+        for name in packages
+        if not (is_library(name) or _is_trusted(name) or name == "__main__")
+    }
     asked = set(places)  # of these also when they were installed as libraries are
     while places:
         name, here = places.popitem()
@@ -99,7 +115,9 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
             continue
         found[name], imported = _package(here)
         if name in asked or not _are_installed(here):
-            new = {other: _imported(other, here) for other in imported - {name} if not is_library(other)} | _shadows(here)
+            new = {
+                other: _imported(other, here) for other in imported - {name} if not is_library(other)
+            } | _shadows(here)
             places |= {other: there for other, there in new.items() if there and other not in found}
     return dict(sorted(found.items()))
 
@@ -107,8 +125,8 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
 def _imported(name: str, by: list[Path]) -> list[Path]:
     """Where a module lies that a package imports: beside the package, or where packages are installed.
 
-    Not where this process alone looks for modules, such as the folder of its script: at another site that would be another.
-    """
+    Not where this process alone looks for modules, such as the folder of its script: at another site that
+    would be another."""
     for folder in (place.parent for place in by if place.parent.name not in _INSTALLED):
         files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in _CODE and path.is_file()]
         if found := [path for path in (folder / name, *files) if path.is_dir() or path in files]:
@@ -118,13 +136,18 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
 
 
 def _shadows(by: list[Path]) -> dict[str, list[Path]]:
-    """Modules beside a package by whose names a library is trusted, which Python may import in its place, and those that run unasked."""
+    """Modules beside a package by whose names a library is trusted, which Python may import in its place, and
+    those that run unasked."""
     found: dict[str, list[Path]] = {}
     for folder in sorted({place.parent for place in by if place.parent.name not in _INSTALLED}):
         for path in sorted(folder.iterdir()):
             name = path.name.partition(".")[0]
             trusted = name in TRUSTED or name in sys.stdlib_module_names or name in _dependencies()
-            module = (path.suffix in _CODE and path.is_file()) or (path / "__init__.py").is_file() or (name in _UNASKED and path.is_dir())
+            module = (
+                (path.suffix in _CODE and path.is_file())
+                or (path / "__init__.py").is_file()
+                or (name in _UNASKED and path.is_dir())
+            )
             if (trusted or name in _UNASKED) and name not in _OWN and module:
                 found.setdefault(name, []).append(path)
     return found
@@ -149,7 +172,9 @@ def _places(name: str) -> list[Path]:
     if spec is None:
         return []
     if spec.submodule_search_locations is not None:
-        return sorted({Path(place).resolve() for place in spec.submodule_search_locations if Path(place).is_dir()})
+        return sorted(
+            {Path(place).resolve() for place in spec.submodule_search_locations if Path(place).is_dir()}
+        )
     return [Path(spec.origin).resolve()] if spec.origin and Path(spec.origin).is_file() else []
 
 
@@ -168,27 +193,34 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _files(place: Path) -> list[Path]:
-    """All files of a package but those that Python or an editor made beside them; folders that are links have theirs, too."""
+    """All files of a package but those that Python or an editor made beside them; folders that are links have
+    theirs, too."""
     if place.is_file():
         return [place]
     found = []
     for folder, inner, names in os.walk(place, followlinks=True):
         above = os.path.realpath(folder)
-        inner[:] = [name for name in inner if not (name == "__pycache__" or name.startswith(".")) and not _within(above, folder, name)]
+        inner[:] = [
+            name
+            for name in inner
+            if not (name == "__pycache__" or name.startswith(".")) and not _within(above, folder, name)
+        ]
         paths = [Path(folder, name) for name in names if not (name.startswith(".") or name.endswith("~"))]
         found += [path for path in paths if path.is_file()]
     return sorted(found, key=lambda path: path.relative_to(place).as_posix())
 
 
 def _within(above: str, folder: str, name: str) -> bool:
-    """Whether a folder in this one is a link to this one, or to one that this one is in: its files would have no end."""
+    """Whether a folder in this one is a link to this one, or to one that this one is in: its files would have
+    no end."""
     real = os.path.realpath(os.path.join(folder, name))
     return os.path.commonpath([above, real]) == real
 
 
 @lru_cache(maxsize=65536)
 def _file(path: str, mtime_ns: int, size: int, compiled: int) -> tuple[str, frozenset[str]]:
-    """(SHA-256 of a file, the top-level names that it imports), as it was at this time, and so was what was compiled of it."""
+    """(SHA-256 of a file, the top-level names that it imports), as it was at this time, and so was what was
+    compiled of it."""
     raw = Path(path).read_bytes()
     whole = hashlib.sha256(raw)
     if not path.endswith(".py"):
@@ -211,7 +243,8 @@ def _changed(path: Path | None) -> int:
 
 
 def _other_code(path: str, raw: bytes, mtime_ns: int) -> bytes:
-    """The compiled file that Python would run in the place of this source, where that is other code; else nothing."""
+    """The compiled file that Python would run in the place of this source, where that is other code; else
+    nothing."""
     compiled = _compiled(Path(path))
     if compiled is None or not compiled.is_file():
         return b""
@@ -255,7 +288,8 @@ def _is_trusted(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _dependencies() -> frozenset[str]:
-    """The top-level names of all packages that fedjax_core depends on, by whatever way, and that no other one installs files for."""
+    """The top-level names of all packages that fedjax_core depends on, by whatever way, and that no other one
+    installs files for."""
     names, waiting = set[str](), ["fedjax-core"]
     while waiting:
         name = waiting.pop()
@@ -268,7 +302,9 @@ def _dependencies() -> frozenset[str]:
             continue
         waiting += [_distribution(re.split(r"[^A-Za-z0-9._-]", one, maxsplit=1)[0]) for one in needed]
     tops = importlib.metadata.packages_distributions()
-    return frozenset(top for top, owners in tops.items() if all(_distribution(owner) in names for owner in owners))
+    return frozenset(
+        top for top, owners in tops.items() if all(_distribution(owner) in names for owner in owners)
+    )
 
 
 def _distribution(name: str) -> str:

@@ -1,6 +1,8 @@
-"""What crosses a round, as plain values: the `State`, what clients keep of it, and a client's report on its way.
+"""What crosses a round, as plain values: the `State`, what clients keep of it, and a client's report on its
+way.
 
-A `State` is one pytree: the carry of a scan, the checkpoint, and what tests compare. round.py has the functions from one to the next.
+A `State` is one pytree: the carry of a scan, the checkpoint, and what tests compare. round.py has the
+functions from one to the next.
 
 >>> class Server(NamedTuple):
 ...     params: dict[str, Array]
@@ -38,7 +40,9 @@ class State(NamedTuple):
 
     server: Server
     uplink: tuple[Any, ...]  # the server's half of the stages, one entry an exchange
-    downlink: tuple[Any, ...]  # what the server keeps for the stages that encode its messages, one entry an exchange
+    downlink: tuple[
+        Any, ...
+    ]  # what the server keeps for the stages that encode its messages, one entry an exchange
     aggregator: tuple[Any, ...]  # what the server keeps for the aggregator, one entry an exchange
     clients: Kept
     round: Array  # int32 scalar: rounds done
@@ -67,7 +71,8 @@ class Encoded(NamedTuple):
 
     @property
     def wire(self) -> Any:
-        """All that a site sends of it, but for its weight: the update alone where there are no stats and slots."""
+        """All that a site sends of it, but for its weight: the update alone where there are no stats and
+        slots."""
         bare = not self.stats and isinstance(self.slot, tuple)
         return self.sent if bare else Wire(self.sent, dict(self.stats), self.slot)
 

@@ -5,9 +5,9 @@
                  server tells that client alone (`Exchange.address`), which no stage treats
     left_out     reports that count, and that the aggregator has no use for; where it is one that tells
 
-Bits are those of the messages' arrays, packed as they travel: without weights, stats, headers and signatures. They are of what a client
-reads: a real site finds its own row among those of all sites, for one signed request serves all of them.
-"""
+Bits are those of the messages' arrays, packed as they travel: without weights, stats, headers and signatures.
+They are of what a client reads: a real site finds its own row among those of all sites, for one signed
+request serves all of them."""
 
 from typing import Any
 
@@ -25,8 +25,11 @@ from fedjax_core.uplink.base import bits, chain
 _PLAIN = chain().name
 
 
-def of_exchange(composed: Round, e: int, state: State, acc: Any, here: Array, reported: Array) -> dict[str, Sum]:
-    """The tallies of exchange `e`, begun in this state, of those `here` [K] and those whose reports count [K]."""
+def of_exchange(
+    composed: Round, e: int, state: State, acc: Any, here: Array, reported: Array
+) -> dict[str, Sum]:
+    """The tallies of exchange `e`, begun in this state, of those `here` [K] and those whose reports count
+    [K]."""
     found = {name: Sum(jnp.float32(0)) for name in names(composed)}
     up, down = bits_of(composed, e)
     count, asked = (jnp.sum(some, dtype=jnp.float32) for some in (reported, here))
@@ -37,7 +40,8 @@ def of_exchange(composed: Round, e: int, state: State, acc: Any, here: Array, re
 
 
 def on_the_wire(composed: Round, e: int, reports: float, messages: float) -> dict[str, Any]:
-    """The tallies of so many reports and messages of exchange `e`, NumPy numbers: for a backend that counts them."""
+    """The tallies of so many reports and messages of exchange `e`, NumPy numbers: for a backend that counts
+    them."""
     sums = zip(("bits_up", "bits_down"), bits_of(composed, e), (reports, messages), strict=True)
     there = names(composed)
     return {name: Sum(np.float32(each * count)) for name, each, count in sums if name in there}  # type: ignore[arg-type]

@@ -24,49 +24,66 @@ Range = tuple[str, float, float]
 
 
 class Statistics(NamedTuple):
-    """The leaves of a model that no gradient moves, but every batch: the running means and variances of BatchNorm."""
+    """The leaves of a model that no gradient moves, but every batch: the running means and variances of
+    BatchNorm."""
 
     names: tuple[str, ...] = ()
     """Of these leaves, as for `fedjax_core.tree.partition`; () where a model has none."""
     update: Callable[[Params, Batch, Key], Params] = lambda params, batch, key: params
-    """(params, batch, key) -> these leaves after a local step on the batch, None in the place of all others."""
+    """(params, batch, key) -> these leaves after a local step on the batch, None in the place of all
+    others."""
     personal: bool = False
-    """They describe each client's own data, and must not leave it: `compose` refuses an algorithm that sends them."""
+    """They describe each client's own data, and must not leave it: `compose` refuses an algorithm that sends
+    them."""
 
 
 class Task(NamedTuple):
-    """A model and what it is judged by. Batches are read as their columns, `batch["x"]`, and know their `mask`."""
+    """A model and what it is judged by. Batches are read as their columns, `batch["x"]`, and know their
+    `mask`."""
 
     init: Callable[[Key], Params]
     loss: Callable[[Params, Batch, Key], Array]
-    """(params, batch, key) -> [B] floating: one loss an example. The engine masks padding and takes the mean."""
+    """(params, batch, key) -> [B] floating: one loss an example. The engine masks padding and takes the
+    mean."""
     metrics: Callable[[Params, Batch], Mapping[str, Array]] | None = None
-    """(params, batch) -> a value an example, {name: [B]}, for evaluation. Where it has no `loss`, that is `loss` with a fixed key."""
+    """(params, batch) -> a value an example, {name: [B]}, for evaluation. Where it has no `loss`, that is
+    `loss` with a fixed key."""
     predict: Callable[[Params, Batch], Array] | None = None
-    """(params, batch) -> [B, ...]: the model's outputs in evaluation (logits, log risks), for metrics made on the host."""
+    """(params, batch) -> [B, ...]: the model's outputs in evaluation (logits, log risks), for metrics made on
+    the host."""
     check: Callable[[Any], None] | None = None
-    """(clients) -> None: raises where the data cannot be meant for this model (a label out of range). Simulators and sites call it once."""
+    """(clients) -> None: raises where the data cannot be meant for this model (a label out of range).
+    Simulators and sites call it once."""
     classes: int | None = None
-    """How many classes the labels are of, where they are of some: a site that lacks one has none of its examples (`minimum.per_class`)."""
+    """How many classes the labels are of, where they are of some: a site that lacks one has none of its
+    examples (`minimum.per_class`)."""
     ranges: tuple[Range, ...] = ()
-    """As in `(("accuracy", 0, 1),)`: what a metric of one example can be. What a site tells beyond that is not believed."""
+    """As in `(("accuracy", 0, 1),)`: what a metric of one example can be. What a site tells beyond that is
+    not believed."""
 
     features: Callable[[Params, Batch, Key], Array] | None = None
-    """(params, batch, key) -> [B, d] floating: what the model makes of each example before its last layer, in training."""
+    """(params, batch, key) -> [B, d] floating: what the model makes of each example before its last layer, in
+    training."""
     statistics: Statistics = Statistics()
     """What batches move, and not gradients."""
     constants: tuple[Constants, ...] = ()
-    """What the functions above read with `now`, as a frozen body: every backend gives it to its programs as arguments."""
+    """What the functions above read with `now`, as a frozen body: every backend gives it to its programs as
+    arguments."""
 
-    def reading(self, constants: Constants, whole: Callable[[Params], Params], init: Callable[[Key], Params]) -> "Task":
-        """The task whose parameters `init` makes, and which computes as this one does with `whole` of them, by these constants."""
+    def reading(
+        self, constants: Constants, whole: Callable[[Params], Params], init: Callable[[Key], Params]
+    ) -> "Task":
+        """The task whose parameters `init` makes, and which computes as this one does with `whole` of them,
+        by these constants."""
         loss, metrics, predict, features = self.loss, self.metrics, self.predict, self.features
         return self._replace(
             init=init,
             loss=lambda params, batch, key: loss(whole(params), batch, key),
             metrics=None if metrics is None else lambda params, batch: metrics(whole(params), batch),
             predict=None if predict is None else lambda params, batch: predict(whole(params), batch),
-            features=None if features is None else lambda params, batch, key: features(whole(params), batch, key),
+            features=None
+            if features is None
+            else lambda params, batch, key: features(whole(params), batch, key),
             constants=(*self.constants, constants),
         )
 
@@ -83,13 +100,16 @@ class Task(NamedTuple):
 
 
 def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params | None = None) -> None:
-    """Raises where a function of the task does not give what it must for such columns, of which only the shapes matter.
+    """Raises where a function of the task does not give what it must for such columns, of which only the
+    shapes matter.
 
-    Parameters are floating, the loss is [B] floating, every metric is [B], and predictions are [B, ...]. Nothing is computed. With
-    `params`, only what an evaluation of these asks for is looked at.
+    Parameters are floating, the loss is [B] floating, every metric is [B], and predictions are [B, ...].
+    Nothing is computed. With `params`, only what an evaluation of these asks for is looked at.
     """
     if not isinstance(task, Task):
-        raise TypeError(f"expected a Task, got {type(task).__name__}: build one with fc.Task(init=..., loss=...) or fc.models")
+        raise TypeError(
+            f"expected a Task, got {type(task).__name__}: build one with fc.Task(init=..., loss=...) or fc.models"
+        )
     key = keys.shape()
     training = params is None
     params = jax.eval_shape(task.init, key) if params is None else jax.eval_shape(lambda: params)
@@ -119,7 +139,9 @@ def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params 
         if not isinstance(columns, Mapping) or error.args[:1] == () or error.args[0] in columns:
             raise
         names = ", ".join(map(repr, columns))
-        raise ValueError(f"the task looks up {error}, which is not there: the data have the columns {names}; name them alike") from error
+        raise ValueError(
+            f"the task looks up {error}, which is not there: the data have the columns {names}; name them alike"
+        ) from error
     except Exception as error:
         if (way_out := _one_axis_too_many(check_all, batch)) is not None:
             raise ValueError(way_out) from error
@@ -131,7 +153,9 @@ def _check_statistics(task: Task, params: Params, batch: Batch, key: Key) -> Non
     names, update, _ = task.statistics
     expected, others = tree.partition(params, names)
     if names:
-        found = jax.eval_shape(lambda p, batch, key: tree.combine(update(p, batch, key), p), params, batch, key)
+        found = jax.eval_shape(
+            lambda p, batch, key: tree.combine(update(p, batch, key), p), params, batch, key
+        )
         if tree.shapes(tree.partition(found, names)) != tree.shapes((expected, others)):
             raise ValueError(
                 f"statistics.update of the task must give the leaves {', '.join(map(repr, tree.names(expected)))} as they are in the "
@@ -141,12 +165,15 @@ def _check_statistics(task: Task, params: Params, batch: Batch, key: Key) -> Non
 
 def _rows(columns: Columns, size: int) -> Batch:
     """The shapes of a batch of so many of the rows."""
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), columns)
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), columns
+    )
     return Batch(rows, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
 
 
 def _one_axis_too_many(check_all: Callable[[Batch], None], batch: Batch) -> str | None:
-    """What to do about columns [n, 1] where the task would be right with [n], in words; None where that is not it."""
+    """What to do about columns [n, 1] where the task would be right with [n], in words; None where that is
+    not it."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(batch.columns)
     narrow = [i for i, (_, x) in enumerate(leaves) if len(x.shape) > 1 and x.shape[-1] == 1]
     for chosen in (*([i] for i in narrow), narrow):
@@ -181,10 +208,16 @@ def check_losses(losses: Any, batch_size: int) -> None:
 def check_values(values: Any, batch_size: int) -> None:
     """Raises unless `values`, of an evaluation, are one number an example by name."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"the task's metrics must be a dict of one number an example each, but are a {type(values).__name__}")
+        raise ValueError(
+            f"the task's metrics must be a dict of one number an example each, but are a {type(values).__name__}"
+        )
     for name, value in values.items():
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if shape != (batch_size,) or dtype is None or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        if (
+            shape != (batch_size,)
+            or dtype is None
+            or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
+        ):
             was = f"shape {shape} and dtype {dtype}" if shape is not None else f"is a {type(value).__name__}"
             raise ValueError(
                 f"the metric {name!r} must be one number an example, shape ({batch_size},) here, but has {was}: leave the mean to the "
@@ -197,10 +230,14 @@ def check_predictions(outputs: Any, batch_size: int) -> None:
     shape = getattr(outputs, "shape", None)
     if not shape or shape[0] != batch_size:
         was = f"has shape {shape}" if shape is not None else f"is a {type(outputs).__name__}"
-        raise ValueError(f"what predict returns must have a row an example, shape ({batch_size}, ...) here, but it {was}")
+        raise ValueError(
+            f"what predict returns must have a row an example, shape ({batch_size}, ...) here, but it {was}"
+        )
 
 
 def _all_pairs(shape: Any, batch_size: int) -> str:
     if shape != (batch_size, batch_size):
         return ""
-    return " Every example met every other: an array [B, 1] was joined with one [B]; take [:, 0] of the first."
+    return (
+        " Every example met every other: an array [B, 1] was joined with one [B]; take [:, 0] of the first."
+    )

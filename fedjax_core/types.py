@@ -1,7 +1,7 @@
 """The nouns every part shares: names for pytrees, and the `Batch` a client trains on.
 
-Letters mean the same everywhere: `N` clients in the population, `K` in a cohort, `L` lanes, `S` slots, `B` examples in a
-batch, `R` rounds, `P` parameters. The client-like axis comes first.
+Letters mean the same everywhere: `N` clients in the population, `K` in a cohort, `L` lanes, `S` slots, `B`
+examples in a batch, `R` rounds, `P` parameters. The client-like axis comes first.
 
 >>> import jax.numpy as jnp
 >>> batch = Batch({"x": jnp.ones((4, 2))}, mask=jnp.array([1.0, 1.0, 1.0, 0.0]))
@@ -28,7 +28,8 @@ Columns = Any  # pytree of arrays whose first axis is the example
 
 
 def known(*numbers: Any) -> bool:
-    """Whether these are numbers by now, whose bounds can be checked: not those of a sweep, which are filled in as the program runs."""
+    """Whether these are numbers by now, whose bounds can be checked: not those of a sweep, which are filled
+    in as the program runs."""
     return not any(isinstance(number, jax.core.Tracer) for number in numbers)
 
 
@@ -37,9 +38,9 @@ def known(*numbers: Any) -> bool:
 class Batch(Mapping[str, Any]):
     """One batch of a client's examples; reads like its columns: `batch["x"]`, `batch.columns`.
 
-    The last batch of a client is padded to the fixed size with copies of the client's own examples. A loss that returns one
-    value an example needs no care, for the engine masks the copies; a loss in which examples meet (a Cox risk set) must
-    respect `mask`.
+    The last batch of a client is padded to the fixed size with copies of the client's own examples. A loss
+    that returns one value an example needs no care, for the engine masks the copies; a loss in which examples
+    meet (a Cox risk set) must respect `mask`.
     """
 
     columns: Columns  # each leaf [B, ...]
@@ -57,7 +58,9 @@ class Batch(Mapping[str, Any]):
         [([0, 2, 4], [1.0, 1.0, 0.0]), ([1, 3], [1.0, 0.0])]
         """
         if not 1 <= parts <= self.mask.shape[0]:
-            raise ValueError(f"a batch of {self.mask.shape[0]} rows splits into 1 to as many parts, got {parts}: take larger batches")
+            raise ValueError(
+                f"a batch of {self.mask.shape[0]} rows splits into 1 to as many parts, got {parts}: take larger batches"
+            )
         return tuple(jax.tree.map(lambda x, i=i: x[i::parts], self) for i in range(parts))
 
     def __getitem__(self, name: Any) -> Any:

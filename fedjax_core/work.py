@@ -25,9 +25,13 @@ class Work:
         for name, least in (("epochs", 1), ("steps", 0)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"{name} of Work must be a whole number of at least {least}, or None for the run's, got {value!r}")
+                raise ValueError(
+                    f"{name} of Work must be a whole number of at least {least}, or None for the run's, got {value!r}"
+                )
         if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"Work takes epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
+            raise ValueError(
+                f"Work takes epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})"
+            )
 
     @property
     def idle(self) -> bool:
@@ -36,7 +40,8 @@ class Work:
 
     @property
     def trains(self) -> bool:
-        """Whether it may end early and still be training: not where the result is of all examples, nor where there is nothing to do."""
+        """Whether it may end early and still be training: not where the result is of all examples, nor where
+        there is nothing to do."""
         return self.shuffled and not self.idle
 
     def __repr__(self) -> str:

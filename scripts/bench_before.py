@@ -5,10 +5,10 @@
     python scripts/bench_before.py ../before --workloads synth mlp --sites --turns 30
     python scripts/bench_before.py ../before --workloads --sites 4 10 32
 
-Both run in the environment that runs this script, so they differ by their own code alone. A workload has three processes: the other
-checkout with a lane on every core (`fc.cores()`), this one likewise, and this one as `fc.Simulator` comes without a `mesh`. Of sites, each
-process has a federation that learns nothing and bare Ray beside it (`bench_echo.py`). Ratios are formed turn by turn; a table gives their
-median and quartiles.
+Both run in the environment that runs this script, so they differ by their own code alone. A workload has
+three processes: the other checkout with a lane on every core (`fc.cores()`), this one likewise, and this one
+as `fc.Simulator` comes without a `mesh`. Of sites, each process has a federation that learns nothing and bare
+Ray beside it (`bench_echo.py`). Ratios are formed turn by turn; a table gives their median and quartiles.
 """
 
 import os
@@ -68,7 +68,9 @@ def process(checkout: Path, *about: str) -> Iterator[Ask]:
                 for line in lines:
                     if line.startswith("= "):
                         return line[2:]
-                raise RuntimeError(f"{checkout} stopped with status {child.wait()} at {' '.join(about)}; its error is above")
+                raise RuntimeError(
+                    f"{checkout} stopped with status {child.wait()} at {' '.join(about)}; its error is above"
+                )
 
             heard()
             yield ask
@@ -76,14 +78,19 @@ def process(checkout: Path, *about: str) -> Iterator[Ask]:
 
 
 def serve(checkout: str, kind: Literal["cores", "default", "sites"], which: str) -> None:
-    """The other end of `process`: turns of a workload, or of a federation of so many sites, each when a line asks for it."""
+    """The other end of `process`: turns of a workload, or of a federation of so many sites, each when a line
+    asks for it."""
     sys.path[:0] = [checkout, str(Path(checkout) / "scripts")]
     import fedjax_core as fc
 
     if not str(fc.__file__).startswith(checkout):
         raise RuntimeError(f"fedjax_core comes from {fc.__file__}, not from {checkout}")
     with ExitStack() as stack:
-        turns = sites(int(which), stack) if kind == "sites" else {"round": workload(which, spread=kind == "cores")}
+        turns = (
+            sites(int(which), stack)
+            if kind == "sites"
+            else {"round": workload(which, spread=kind == "cores")}
+        )
         for turn in turns.values():
             turn()
         print("= warm", flush=True)
@@ -141,12 +148,24 @@ def said(ratio: np.ndarray) -> str:
 
 def compare_workloads(settings: Settings) -> Table:
     """How many times as fast this checkout is."""
-    table = Table("workload", "speed over before", "default over before", "default over fc.cores()", title="examples a second, ratios")
+    table = Table(
+        "workload",
+        "speed over before",
+        "default over before",
+        "default over fc.cores()",
+        title="examples a second, ratios",
+    )
     for name in settings.workloads:
         timing.say(name)
         with ExitStack() as stack:
-            which = {"before": (settings.before, "cores"), "now": (HERE, "cores"), "default": (HERE, "default")}
-            asks = {who: stack.enter_context(process(where, kind, name)) for who, (where, kind) in which.items()}
+            which = {
+                "before": (settings.before, "cores"),
+                "now": (HERE, "cores"),
+                "default": (HERE, "default"),
+            }
+            asks = {
+                who: stack.enter_context(process(where, kind, name)) for who, (where, kind) in which.items()
+            }
             took = in_turn({who: partial(ask, "round") for who, ask in asks.items()}, settings.turns)
         pairs = (("before", "now"), ("before", "default"), ("now", "default"))
         table.add_row(name, *(said(took[slower] / took[faster]) for slower, faster in pairs))
@@ -156,13 +175,20 @@ def compare_workloads(settings: Settings) -> Table:
 def compare_sites(settings: Settings) -> Table:
     """How many times as long an empty round takes."""
     title = "an empty round of sites, time ratios"
-    table = Table("sites", "before, times bare Ray", "now, times bare Ray", "ms now", "now over before", title=title)
+    table = Table(
+        "sites", "before, times bare Ray", "now, times bare Ray", "ms now", "now over before", title=title
+    )
     for count in settings.sites:
         timing.say(f"{count} sites")
         with ExitStack() as stack:
             checkouts = {"before": settings.before, "now": HERE}
-            asks = {who: stack.enter_context(process(where, "sites", str(count))) for who, where in checkouts.items()}
-            turns = {f"{who} {kind}": partial(ask, kind) for who, ask in asks.items() for kind in ("bare", "round")}
+            asks = {
+                who: stack.enter_context(process(where, "sites", str(count)))
+                for who, where in checkouts.items()
+            }
+            turns = {
+                f"{who} {kind}": partial(ask, kind) for who, ask in asks.items() for kind in ("bare", "round")
+            }
             took = in_turn(turns, settings.turns)
         ratios = [took[f"{who} round"] / took[f"{who} bare"] for who in asks]
         over = took["now round"] / took["before round"]
@@ -173,7 +199,9 @@ def compare_sites(settings: Settings) -> Table:
 def main(settings: Settings) -> None:
     """Compares, and prints the tables."""
     if not (settings.before / "fedjax_core").is_dir():
-        raise SystemExit(f"{settings.before} has no fedjax_core: make the other checkout with git worktree add PATH COMMIT")
+        raise SystemExit(
+            f"{settings.before} has no fedjax_core: make the other checkout with git worktree add PATH COMMIT"
+        )
     print(timing.header())
     if settings.workloads:
         timing.show(compare_workloads(settings))

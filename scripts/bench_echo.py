@@ -1,8 +1,9 @@
-"""What the benchmarks of real sites share: a federation whose sites send the model back as it came, and bare Ray doing the same.
+"""What the benchmarks of real sites share: a federation whose sites send the model back as it came, and bare
+Ray doing the same.
 
-Every site is a process that holds one example, and there is nothing to learn: what is left is the way there and back. A federation may
-also be held by a process of its own (`bench_timing.process`), which then takes turns when it is told to.
-"""
+Every site is a process that holds one example, and there is nothing to learn: what is left is the way there
+and back. A federation may also be held by a process of its own (`bench_timing.process`), which then takes
+turns when it is told to."""
 
 import os
 import sys
@@ -43,7 +44,9 @@ def echo(parameters: int) -> fc.Round:
         step=lambda params, carry, batch, key: (carry, {}),
         finish=lambda params, carry, seen: Report(params, seen.examples, own=()),
     )
-    exchange = Exchange(lambda server: server.params, client, lambda server, reports: Model(reports.value), work=ONCE)
+    exchange = Exchange(
+        lambda server: server.params, client, lambda server, reports: Model(reports.value), work=ONCE
+    )
     return fc.compose(Algorithm(task, task.init, Model, lambda params: (), (exchange,)))
 
 
@@ -51,7 +54,9 @@ def echo(parameters: int) -> fc.Round:
 def federation(sites: int, parameters: int, folder: str | None, **settings: Any) -> Iterator[fc.Federation]:
     """Sites of one example each; without a folder they keep no audit log."""
     homes = [None if folder is None else Path(folder) / f"site{i}" for i in range(sites)]
-    files = [SiteFile(name=f"site{i}", data={"x": np.ones(1, np.float32)}, folder=homes[i]) for i in range(sites)]
+    files = [
+        SiteFile(name=f"site{i}", data={"x": np.ones(1, np.float32)}, folder=homes[i]) for i in range(sites)
+    ]
     home = None if folder is None else Path(folder) / "coordinator"
     with fc.Federation(echo(parameters), files, batch_size=1, epochs=1, folder=home, **settings) as made:
         yield made

@@ -1,17 +1,19 @@
-"""How fast is the engine? Examples a second of FedAvg, beside the limit and beside FedJAX, in turn in one run.
+"""How fast is the engine? Examples a second of FedAvg, beside the limit and beside FedJAX, in turn in one
+run.
 
     python scripts/bench_engine.py                                             everything: 5 minutes on two idle cores
     python scripts/bench_engine.py --workloads synth mlp --turns 15
     python scripts/bench_engine.py --workloads emnist --no-fedjax --lanes 4
 
-The limit is SGD steps of one model with full batches in one compiled loop, without any client. FedJAX runs in a process of its own, in an
-environment that is made the first time (.venv-fedjax). Ours has lanes on every core; the limit and FedJAX have the cores that XLA gives
-them. All three take turns and ratios are formed turn by turn, so that a machine whose
-speed drifts does not decide them; compilation and warm-up are not counted. For emnist ours trains an ordinary Flax module, the others the
-same network as a pure function, the limit in the form that compiles best.
+The limit is SGD steps of one model with full batches in one compiled loop, without any client. FedJAX runs in
+a process of its own, in an environment that is made the first time (.venv-fedjax). Ours has lanes on every
+core; the limit and FedJAX have the cores that XLA gives them. All three take turns and ratios are formed turn
+by turn, so that a machine whose
+speed drifts does not decide them; compilation and warm-up are not counted. For emnist ours trains an ordinary
+Flax module, the others the same network as a pure function, the limit in the form that compiles best.
 
-`skew` gives one client 100 times the median's work, and asks how full the lanes are and what a step costs beside clients of equal size.
-"""
+`skew` gives one client 100 times the median's work, and asks how full the lanes are and what a step costs
+beside clients of equal size."""
 
 import itertools
 import json
@@ -76,24 +78,36 @@ def mesh(cores: int) -> Mesh | None:
 
 
 def task(name: str, workload: bench.Workload) -> tuple[fc.Task, Callable[[Any], Any]]:
-    """What ours trains, and the workload's parameters as it names them: for emnist the Flax module as it comes."""
+    """What ours trains, and the workload's parameters as it names them: for emnist the Flax module as it
+    comes."""
     if name == "emnist":
         return fc.models.cnn(), in_flax
-    return fc.Task(workload.init, lambda params, batch, key: bench.losses(workload.logits(params, batch["x"]), batch["y"])), lambda p: p
+    return fc.Task(
+        workload.init,
+        lambda params, batch, key: bench.losses(workload.logits(params, batch["x"]), batch["y"]),
+    ), lambda p: p
 
 
 def in_flax(params: Any) -> Any:
     """The parameters of the pure CNN under the names of `fc.models.cnn()`."""
     layers = {"Conv": params["conv"], "Dense": params["dense"]}
-    return {f"{kind}_{i}": {"kernel": p["w"], "bias": p["b"]} for kind, these in layers.items() for i, p in enumerate(these)}
+    return {
+        f"{kind}_{i}": {"kernel": p["w"], "bias": p["b"]}
+        for kind, these in layers.items()
+        for i, p in enumerate(these)
+    }
 
 
-def simulator(name: str, workload: bench.Workload, data: bench.Data, lanes: int, **settings: Any) -> tuple[fc.Simulator, Any]:
+def simulator(
+    name: str, workload: bench.Workload, data: bench.Data, lanes: int, **settings: Any
+) -> tuple[fc.Simulator, Any]:
     """This engine by its public calls, and its first state; `lanes` of 0 leaves them to it."""
     learnt, renamed = task(name, workload)
     clients = fc.Clients.from_arrays({"x": data.x, "y": data.y}, offsets=data.offsets)
     composed = fc.compose(fc.algorithms.fedavg(learnt, local=optax.sgd(workload.lr)))
-    made = fc.Simulator(composed, clients, batch_size=workload.batch_size, epochs=1, lanes=lanes or "auto", **settings)
+    made = fc.Simulator(
+        composed, clients, batch_size=workload.batch_size, epochs=1, lanes=lanes or "auto", **settings
+    )
     return made, made.init(jax.random.key(0), params=renamed(workload.init(jax.random.key(0))))
 
 
@@ -112,7 +126,8 @@ def rounds(simulator: fc.Simulator, state: Any, cohort: int) -> timing.Dispatch:
 
 
 def sgd(logits: Callable[[Any, Any], Any], lr: float, batch_size: int) -> Callable[[Any, Any, Any], Any]:
-    """(params, x, y) -> params after one pass in batches, the rows that fill none left out: one compiled loop."""
+    """(params, x, y) -> params after one pass in batches, the rows that fill none left out: one compiled
+    loop."""
 
     @jax.jit
     def run(params: Any, x: Any, y: Any) -> Any:
@@ -130,7 +145,11 @@ def limit(workload: bench.Workload, data: bench.Data) -> timing.Dispatch:
     """Each call as many steps of plain SGD on one model as a round has full batches."""
     batches = int(np.diff(data.offsets).mean() * workload.cohort) // workload.batch_size
     examples = max(1, batches) * workload.batch_size
-    x, y, params = jnp.asarray(data.x[:examples]), jnp.asarray(data.y[:examples]), workload.init(jax.random.key(0))
+    x, y, params = (
+        jnp.asarray(data.x[:examples]),
+        jnp.asarray(data.y[:examples]),
+        workload.init(jax.random.key(0)),
+    )
     run = sgd(workload.quick or workload.logits, workload.lr, workload.batch_size)
     return lambda: (run(params, x, y), examples)
 
@@ -143,16 +162,22 @@ def fedjax(name: str) -> Iterator[tuple[str, timing.Turn]]:
         timing.say(f"making {python.parents[1]}")
         venv.create(python.parents[1], with_pip=True)
         wanted = ["fedjax==0.0.17", f"jax=={jax.__version__}", "numpy"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True
+        )
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared with ours
     script = [python, ROOT / "scripts" / "bench_fedjax.py", name]
-    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment) as peer:
+    with subprocess.Popen(
+        script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+    ) as peer:
 
         def read() -> str:
             assert peer.stdout is not None
             if not (line := peer.stdout.readline().strip()):
-                raise RuntimeError(f"FedJAX stopped with status {peer.wait()}; run {' '.join(map(str, script))} to see why")
+                raise RuntimeError(
+                    f"FedJAX stopped with status {peer.wait()}; run {' '.join(map(str, script))} to see why"
+                )
             return line
 
         def turn() -> float:
@@ -182,14 +207,26 @@ def compare(name: str, settings: Settings, table: Table) -> None:
         row = [name, str(made.lanes) if engine == "ours" else "", engine, *timing.spread(1 / taken, ",.0f")]
         if engine != "ours":
             ratio = taken / seconds["ours"]
-            row += [*timing.spread(ratio, ".2f"), timing.verdict(float(np.median(ratio)), least=TARGETS.get((name, engine)))]
+            row += [
+                *timing.spread(ratio, ".2f"),
+                timing.verdict(float(np.median(ratio)), least=TARGETS.get((name, engine))),
+            ]
         table.add_row(*row)
     table.add_section()
-    print(json.dumps({"workload": name, "lanes": made.lanes, "seconds_an_example": {k: v.tolist() for k, v in seconds.items()}}))
+    print(
+        json.dumps(
+            {
+                "workload": name,
+                "lanes": made.lanes,
+                "seconds_an_example": {k: v.tolist() for k, v in seconds.items()},
+            }
+        )
+    )
 
 
 def uneven(clients: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(sizes of clients of whole batches of which one has 100 times the median, sizes of equal clients with as many batches in all)."""
+    """(sizes of clients of whole batches of which one has 100 times the median, sizes of equal clients with
+    as many batches in all)."""
     steps = np.maximum(1, np.random.default_rng(0).lognormal(np.log(2), 0.5, clients).round().astype(int))
     median = int(np.median(steps))
     steps[0] = 100 * median
@@ -205,7 +242,11 @@ def skew(clients: int, settings: Settings, table: Table) -> None:
     for name, sizes in zip(("skewed", "balanced"), uneven(clients, workload.batch_size), strict=True):
         offsets = np.concatenate([[0], sizes.cumsum()])
         rng = np.random.default_rng(0)
-        data = bench.Data(rng.random((offsets[-1], 60), np.float32), rng.integers(0, 10, offsets[-1]).astype(np.int32), offsets)
+        data = bench.Data(
+            rng.random((offsets[-1], 60), np.float32),
+            rng.integers(0, 10, offsets[-1]).astype(np.int32),
+            offsets,
+        )
         made, state = simulator("synth", workload, data, lanes, mesh=mesh(settings.cores))
         fills.append((made.plan(len(sizes)).fill, min(1.0, sizes.sum() / sizes.max() / lanes)))
         engines[name] = timing.turn_of(rounds(made, state, len(sizes)), settings.seconds)
@@ -214,7 +255,15 @@ def skew(clients: int, settings: Settings, table: Table) -> None:
     reachable = at_best >= FILL
     judged = timing.verdict(fill, least=FILL if reachable else None)
     judged_time = timing.verdict(float(np.median(ratio)), most=OVER_BALANCED if reachable else None)
-    table.add_row(f"{clients:,}", str(lanes), f"{fill:.3f}", f"{at_best:.3f}", judged, *timing.spread(ratio, ".2f"), judged_time)
+    table.add_row(
+        f"{clients:,}",
+        str(lanes),
+        f"{fill:.3f}",
+        f"{at_best:.3f}",
+        judged,
+        *timing.spread(ratio, ".2f"),
+        judged_time,
+    )
 
 
 def main(settings: Settings) -> None:
@@ -222,14 +271,24 @@ def main(settings: Settings) -> None:
     mesh(settings.cores)
     print(timing.header())
     names = [name for name in settings.workloads if name != "skew"]
-    speeds = Table("workload", "lanes", "engine", "examples/s", "spread", "ours / it", "spread of that", "target")
+    speeds = Table(
+        "workload", "lanes", "engine", "examples/s", "spread", "ours / it", "spread of that", "target"
+    )
     for name in names:
         compare(name, settings, speeds)
     if names:
         timing.show(speeds)
     if "skew" in settings.workloads:
         shape = Table(
-            "clients", "lanes", "fill", "at best", "target", "time / balanced", "spread", "target", title="one of 100 times the median"
+            "clients",
+            "lanes",
+            "fill",
+            "at best",
+            "target",
+            "time / balanced",
+            "spread",
+            "target",
+            title="one of 100 times the median",
         )
         for clients in (2000, 200):  # of 200, one client is a longer lane than arithmetic can fill
             skew(clients, settings, shape)

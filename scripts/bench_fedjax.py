@@ -1,4 +1,5 @@
-"""FedJAX's FedAvg on a workload: prints its platform, then for each line on standard input the seconds an example of one round.
+"""FedJAX's FedAvg on a workload: prints its platform, then for each line on standard input the seconds an
+example of one round.
 
 Started by bench_engine.py, in FedJAX's own environment.
 """
@@ -22,10 +23,16 @@ def main(name: str) -> None:
     x, y, offsets = workload.data()
 
     def gradient(params: Any, batch: Any, rng: Any) -> Any:
-        return jax.grad(lambda p: jnp.mean(bench_workloads.losses(workload.logits(p, batch["x"]), batch["y"])))(params)
+        return jax.grad(
+            lambda p: jnp.mean(bench_workloads.losses(workload.logits(p, batch["x"]), batch["y"]))
+        )(params)
 
-    hparams = fedjax.ShuffleRepeatBatchHParams(batch_size=workload.batch_size, num_epochs=1, drop_remainder=False)
-    algorithm = fed_avg.federated_averaging(gradient, fedjax.optimizers.sgd(workload.lr), fedjax.optimizers.sgd(1.0), hparams)
+    hparams = fedjax.ShuffleRepeatBatchHParams(
+        batch_size=workload.batch_size, num_epochs=1, drop_remainder=False
+    )
+    algorithm = fed_avg.federated_averaging(
+        gradient, fedjax.optimizers.sgd(workload.lr), fedjax.optimizers.sgd(1.0), hparams
+    )
     state = algorithm.init(workload.init(jax.random.key(0)))
     print(jax.default_backend(), flush=True)
     cohorts = bench_workloads.cohorts(workload.cohort, len(offsets) - 1)
@@ -33,7 +40,9 @@ def main(name: str) -> None:
         clients = []
         for i in cohort:
             rows = slice(offsets[i], offsets[i + 1])
-            clients.append((int(i), fedjax.ClientDataset({"x": x[rows], "y": y[rows]}), jax.random.PRNGKey(int(i) + r)))
+            clients.append(
+                (int(i), fedjax.ClientDataset({"x": x[rows], "y": y[rows]}), jax.random.PRNGKey(int(i) + r))
+            )
         start = time.perf_counter()
         state, _ = algorithm.apply(state, clients)
         jax.block_until_ready(state.params)

@@ -3,8 +3,8 @@
     sudo scripts/links.sh 4 20mbit .venv/bin/python scripts/bench_links.py --address auto      each node behind a link of that speed
     python scripts/bench_links.py                                                              no links, to see what is left
 
-The coordinator has a node of its own, as has each site. A model of so many float32 numbers goes out as it is, and updates come back as the
-uplink makes them; there is next to nothing to compute.
+The coordinator has a node of its own, as has each site. A model of so many float32 numbers goes out as it is,
+and updates come back as the uplink makes them; there is next to nothing to compute.
 """
 
 import shutil
@@ -44,20 +44,33 @@ class Settings:
 
 def study(uplink: str, parameters: int) -> Study:
     """A model of so many numbers and next to nothing to compute, its updates sent in this way."""
-    task = fc.Task(lambda key: jnp.ones(parameters), lambda params, batch, key: (params.mean() - batch["x"]) ** 2)
+    task = fc.Task(
+        lambda key: jnp.ones(parameters), lambda params, batch, key: (params.mean() - batch["x"]) ** 2
+    )
     stage = UPLINKS[uplink]
     local = optax.sgd(parameters / 4)  # halves every number in a step
-    return Study(fc.compose(fc.algorithms.fedavg(task, local), **({} if stage is None else {"uplink": stage})), batch_size=16, epochs=1)
+    return Study(
+        fc.compose(fc.algorithms.fedavg(task, local), **({} if stage is None else {"uplink": stage})),
+        batch_size=16,
+        epochs=1,
+    )
 
 
 def write_site(i: int, uplink: str, settings: Settings, coordinator: SiteKey) -> SiteFile:
-    """What the coordinator has of a site on a node of its own, whose file is written to where the node looks for it."""
+    """What the coordinator has of a site on a node of its own, whose file is written to where the node looks
+    for it."""
     name, home = f"site{i}", SITES / f"site{i}"
     shutil.rmtree(home, ignore_errors=True)
     fc.Clients.from_list([{"x": np.zeros(16, np.float32)}], ids=[name]).save(home / "data")
     SiteKey.make(name).save(home)
     (home / "coordinator.pub").write_text(coordinator.line + "\n")
-    said = {"name": name, "data": "data", "folder": "state", "study": "bench_links:study", "key": f"{name}.key"}
+    said = {
+        "name": name,
+        "data": "data",
+        "folder": "state",
+        "study": "bench_links:study",
+        "key": f"{name}.key",
+    }
     lines = [f'{key} = "{value}"\n' for key, value in {**said, "coordinator": "coordinator.pub"}.items()]
     arguments = f'arguments = {{ uplink = "{uplink}", parameters = {settings.parameters} }}\n'
     (home / "site.toml").write_text("".join(lines) + arguments)
@@ -66,15 +79,23 @@ def write_site(i: int, uplink: str, settings: Settings, coordinator: SiteKey) ->
 
 def measure(name: str, settings: Settings, folder: Path) -> np.ndarray:
     """Seconds of each round."""
-    built, key = build("bench_links:study", {"uplink": name, "parameters": settings.parameters}), SiteKey.make("coordinator")
+    built, key = (
+        build("bench_links:study", {"uplink": name, "parameters": settings.parameters}),
+        SiteKey.make("coordinator"),
+    )
     numbers = range(1, settings.sites + 1)
     if settings.address is None:
-        files = [SiteFile(name=f"site{i}", data={"x": np.zeros(16, np.float32)}, folder=folder / f"site{i}") for i in numbers]
+        files = [
+            SiteFile(name=f"site{i}", data={"x": np.zeros(16, np.float32)}, folder=folder / f"site{i}")
+            for i in numbers
+        ]
     else:
         files = [write_site(i, name, settings, key) for i in numbers]
     seconds = []
     there = {"address": settings.address, "insecure_local": settings.address is not None}
-    with fc.Federation(built.round, files, batch_size=16, epochs=1, folder=folder / "coordinator", key=key, **there) as federation:
+    with fc.Federation(
+        built.round, files, batch_size=16, epochs=1, folder=folder / "coordinator", key=key, **there
+    ) as federation:
         state = federation.init(jax.random.key(0))
         for _ in range(settings.rounds + 1):
             begun = time.perf_counter()
@@ -91,7 +112,10 @@ def main(settings: Settings) -> None:
     for name in UPLINKS:
         with tempfile.TemporaryDirectory() as folder:
             seconds = measure(name, settings, Path(folder))
-        print(f"{name}: {np.median(seconds):.2f} s a round ({seconds.min():.2f} to {seconds.max():.2f})", flush=True)
+        print(
+            f"{name}: {np.median(seconds):.2f} s a round ({seconds.min():.2f} to {seconds.max():.2f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What does privacy cost? Secure aggregation at a site and at the coordinator, and differential privacy beside the plain round.
+"""What does privacy cost? Secure aggregation at a site and at the coordinator, and differential privacy
+beside the plain round.
 
     python scripts/bench_privacy.py                                       everything: under 5 minutes on two idle cores
     python scripts/bench_privacy.py --length 10000 --turns 1 --clients 0.05 --seconds 0.05             a try: half a minute
 
-Secure aggregation, in one thread and processor time, the least of some calls: what a site computes from the others' shares to its masked
-vector, and what the coordinator computes of all sites' messages until it has the sum, a tenth of them gone once secrets were shared.
-Differential privacy, by the clock, turn by turn with the plain round of the same clients: noise for whole clients
-(`fc.privacy.client_level`) and for examples (DP-SGD, `fc.privacy.example_level`).
+Secure aggregation, in one thread and processor time, the least of some calls: what a site computes from the
+others' shares to its masked vector, and what the coordinator computes of all sites' messages until it has the
+sum, a tenth of them gone once secrets were shared. Differential privacy, by the clock, turn by turn with the
+plain round of the same clients: noise for whole clients (`fc.privacy.client_level`) and for examples (DP-SGD,
+`fc.privacy.example_level`).
 """
 
 import time
@@ -58,7 +60,9 @@ def party(sites: int, length: int) -> tuple[dict[str, Client], Server]:
         return keys[name].public.fits(purpose, data, signature)
 
     terms = Terms(Round("bench", 0), length)
-    return {name: Client(name, terms, key.sign, fits, Spent(), 3) for name, key in keys.items()}, Server(terms, fits)
+    return {name: Client(name, terms, key.sign, fits, Spent(), 3) for name, key in keys.items()}, Server(
+        terms, fits
+    )
 
 
 def site(settings: Settings, sites: int = 10, calls: int = 5) -> float:
@@ -106,17 +110,25 @@ def coordinator(settings: Settings) -> float:
     return took
 
 
-def simulator(name: str, workload: bench.Workload, kind: str, clients: fc.Clients, cohort: int) -> tuple[fc.Simulator, Any]:
+def simulator(
+    name: str, workload: bench.Workload, kind: str, clients: fc.Clients, cohort: int
+) -> tuple[fc.Simulator, Any]:
     """A simulator of FedAvg, and its first state: "plain", of "client level", or of "example level"."""
     learnt, renamed = task(name, workload)
     private: Any = None
     gradient: dict[str, Any] = {}
     if kind == "client level":
-        private = fc.privacy.client_level(population=len(clients), cohort=cohort, rounds=100, clip=1.0, noise=1.0, delta=1e-5)
+        private = fc.privacy.client_level(
+            population=len(clients), cohort=cohort, rounds=100, clip=1.0, noise=1.0, delta=1e-5
+        )
     elif kind == "example level":
-        made = fc.privacy.example_level(clip=1.0, noise=1.0, batch_size=workload.batch_size, rounds=100, delta=1e-5)
+        made = fc.privacy.example_level(
+            clip=1.0, noise=1.0, batch_size=workload.batch_size, rounds=100, delta=1e-5
+        )
         gradient = {"gradient": made.gradient}
-    algorithm = fc.algorithms.fedavg(learnt, local=optax.sgd(workload.lr), weighting=fc.algorithms.uniform, **gradient)
+    algorithm = fc.algorithms.fedavg(
+        learnt, local=optax.sgd(workload.lr), weighting=fc.algorithms.uniform, **gradient
+    )
     pieces = {} if private is None else {"uplink": private.uplink, "aggregator": private.aggregator}
     sim = fc.Simulator(fc.compose(algorithm, **pieces), clients, batch_size=workload.batch_size, epochs=1)
     return sim, sim.init(jax.random.key(0), params=renamed(workload.init(jax.random.key(0))))
@@ -131,22 +143,36 @@ def beside_plain(name: str, kinds: dict[str, float], settings: Settings, table: 
     engines = {}
     for kind in ("plain", *kinds):
         timing.say(f"{name}: compiling {kind}")
-        engines[kind] = timing.turn_of(rounds(*simulator(name, workload, kind, clients, cohort), cohort), settings.seconds)
+        engines[kind] = timing.turn_of(
+            rounds(*simulator(name, workload, kind, clients, cohort), cohort), settings.seconds
+        )
     taken = timing.alternate(engines, settings.turns)
     for kind, most in kinds.items():
         ratio = taken[kind] / taken["plain"]
-        table.add_row(name, kind, *timing.spread(ratio, ".2f"), timing.verdict(float(np.median(ratio)), most=most))
+        table.add_row(
+            name, kind, *timing.spread(ratio, ".2f"), timing.verdict(float(np.median(ratio)), most=most)
+        )
 
 
 def main(settings: Settings) -> None:
     """Measures and prints two tables."""
     mesh(0)
     print(timing.header())
-    secure = Table("secure aggregation", "numbers", "sites", "taken", "target", title="processor time of one thread")
+    secure = Table(
+        "secure aggregation", "numbers", "sites", "taken", "target", title="processor time of one thread"
+    )
     masks, took = site(settings), min(coordinator(settings) for _ in range(min(3, settings.turns)))
-    secure.add_row("a site's masks", f"{settings.length:,}", "10", f"{masks:.1f} ms", timing.verdict(masks, most=MASKS_MS))
+    secure.add_row(
+        "a site's masks",
+        f"{settings.length:,}",
+        "10",
+        f"{masks:.1f} ms",
+        timing.verdict(masks, most=MASKS_MS),
+    )
     verdict = timing.verdict(took, most=SERVER_SECONDS)
-    secure.add_row("the coordinator, a tenth gone", f"{settings.length:,}", str(settings.sites), f"{took:.2f} s", verdict)
+    secure.add_row(
+        "the coordinator, a tenth gone", f"{settings.length:,}", str(settings.sites), f"{took:.2f} s", verdict
+    )
     timing.show(secure)
     private = Table("workload", "differential privacy", "time / plain round", "spread", "target")
     beside_plain("synth", {"example level": EXAMPLE_LEVEL}, settings, private)

@@ -1,4 +1,5 @@
-"""How soon is a federation back after a kill, and does it grow over many rounds? Cases `recovery` and `rounds` of `bench_sites.py`."""
+"""How soon is a federation back after a kill, and does it grow over many rounds? Cases `recovery` and
+`rounds` of `bench_sites.py`."""
 
 import os
 import signal
@@ -19,7 +20,8 @@ GROWTH = 1000  # bytes a round that are still called flat: 1 MB in a thousand ro
 
 
 def study(folder: str, parameters: int, say: Any) -> None:
-    """A run with a checkpoint after every round, in a process that will be killed; tells when it gets where."""
+    """A run with a checkpoint after every round, in a process that will be killed; tells when it gets
+    where."""
     say.send((time.monotonic(), "imported"))
 
     def everyone(r: int) -> np.ndarray:
@@ -39,7 +41,9 @@ def started(folder: str, parameters: int, rounds: int) -> tuple[Any, dict[str, f
     process.start()
     theirs.close()  # so that an end of the process is heard
     times: dict[str, float] = {}
-    for asked in range(-2, rounds + 1):  # "imported", "sites answer", then a cohort for each round, when the one before is done
+    for asked in range(
+        -2, rounds + 1
+    ):  # "imported", "sites answer", then a cohort for each round, when the one before is done
         at, what = mine.recv()
         times["first round done" if asked == 1 else what] = at
     return process, times
@@ -82,7 +86,12 @@ def recovery(settings: Any) -> Table:
             timing.say(f"recovery: {title}, {parameters:,} parameters")
             found = [measure(parameters) for _ in range(max(1, settings.turns // 3))]
             for what in found[0]:
-                table.add_row(title, f"{parameters:,}", what, *timing.spread(np.array([one[what] for one in found]), ".2f"))
+                table.add_row(
+                    title,
+                    f"{parameters:,}",
+                    what,
+                    *timing.spread(np.array([one[what] for one in found]), ".2f"),
+                )
     return table
 
 
@@ -102,11 +111,29 @@ def endurance(settings: Any) -> Table:
         for _ in range(settings.rounds + 1):
             dispatch()
             now = [timing.memory(pid)["RssAnon"] for pid in ("self", *sites)]
-            seen.append([now[0], *now[1:], sum(timing.memory(pid)["RssAnon"] for pid in others if psutil.pid_exists(pid))])
-    table = Table("private MB of", *(f"{r}" for r in range(every, settings.rounds + 1, every)), "bytes a round", "target")
-    for name, column in zip(("coordinator", *(f"site {i}" for i in range(4)), "Ray itself"), np.array(seen, float).T, strict=True):
+            seen.append(
+                [
+                    now[0],
+                    *now[1:],
+                    sum(timing.memory(pid)["RssAnon"] for pid in others if psutil.pid_exists(pid)),
+                ]
+            )
+    table = Table(
+        "private MB of",
+        *(f"{r}" for r in range(every, settings.rounds + 1, every)),
+        "bytes a round",
+        "target",
+    )
+    for name, column in zip(
+        ("coordinator", *(f"site {i}" for i in range(4)), "Ray itself"), np.array(seen, float).T, strict=True
+    ):
         settled = np.arange(settings.rounds // 5, settings.rounds + 1)
         rise, error = slope(settled, column[settled])
         at = [f"{column[r] / 1e6:,.1f}" for r in range(every, settings.rounds + 1, every)]
-        table.add_row(name, *at, f"{rise:,.0f} +- {error:,.0f}", timing.verdict(rise, most=GROWTH) if name != "Ray itself" else "")
+        table.add_row(
+            name,
+            *at,
+            f"{rise:,.0f} +- {error:,.0f}",
+            timing.verdict(rise, most=GROWTH) if name != "Ray itself" else "",
+        )
     return table

@@ -1,4 +1,5 @@
-"""What a round costs as things grow: clients a round, the population, the model, devices; and what compiling costs.
+"""What a round costs as things grow: clients a round, the population, the model, devices; and what compiling
+costs.
 
     python scripts/bench_scale.py                                      everything: a quarter of an hour on two idle cores, and 1.3 GB
     python scripts/bench_scale.py --parts clients compile
@@ -11,8 +12,8 @@ model        perceptrons of several widths, beside the limit of bench_engine.py
 devices      the same round on a mesh of 1, 2, 4 and 8 devices; where there are fewer, on fake devices of the CPU, which share its cores
 compile      programs for 200 rounds of random cohorts: at most 2; a script's way to the end of round 1 when started again: at most half
 
-What is compared takes turns, each in a process of its own where memory or devices are concerned. Times are per example worked on, since
-cohorts differ in size.
+What is compared takes turns, each in a process of its own where memory or devices are concerned. Times are
+per example worked on, since cohorts differ in size.
 """
 
 import tempfile
@@ -57,11 +58,13 @@ class Settings:
     workloads: tuple[str, ...] = tuple(bench.WORKLOADS)
     """On which lanes are chosen."""
     fixed: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """Numbers of lanes to choose from; beyond the chosen one, those up to four times more and four times fewer have their turn."""
+    """Numbers of lanes to choose from; beyond the chosen one, those up to four times more and four times
+    fewer have their turn."""
     widths: tuple[int, ...] = (64, 256, 1024)
     """Of the perceptron's two hidden layers."""
     cores: int = 0
-    """On a CPU, how many cores have lanes of their own; 0: all. The parts devices and start have what they say."""
+    """On a CPU, how many cores have lanes of their own; 0: all. The parts devices and start have what they
+    say."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """How many there are."""
     rounds: int = 200
@@ -88,7 +91,9 @@ def clients(settings: Settings) -> dict[str, np.ndarray]:
     workload = replace(bench.WORKLOADS["synth"], data=bench.noise((60,), 10, 2 * max(settings.cohorts), 30))
     data, turns = workload.data(), {}
     for cohort in settings.cohorts:
-        made, state = engine.simulator("synth", workload, data, settings.lanes, mesh=engine.mesh(settings.cores))
+        made, state = engine.simulator(
+            "synth", workload, data, settings.lanes, mesh=engine.mesh(settings.cores)
+        )
         turns[f"{cohort:,}"] = timing.turn_of(engine.rounds(made, state, cohort), settings.seconds)
     return timing.alternate(turns, settings.turns)
 
@@ -99,14 +104,17 @@ def model(settings: Settings) -> dict[str, np.ndarray]:
     for width in settings.widths:
         workload = replace(bench.WORKLOADS["mlp"], cohort=50, init=bench.layers(784, width, width, 10))
         data = workload.data()
-        made, state = engine.simulator("mlp", workload, data, settings.lanes, mesh=engine.mesh(settings.cores))
+        made, state = engine.simulator(
+            "mlp", workload, data, settings.lanes, mesh=engine.mesh(settings.cores)
+        )
         turns[f"{width:,}"] = timing.turn_of(engine.rounds(made, state, workload.cohort), settings.seconds)
         turns[f"{width:,}, limit"] = timing.turn_of(engine.limit(workload, data), settings.seconds)
     return timing.alternate(turns, settings.turns)
 
 
 def write(folder: Path, population: int) -> None:
-    """A population in files, of about 20 examples a client: each row a window of one line of noise, never whole in memory."""
+    """A population in files, of about 20 examples a client: each row a window of one line of noise, never
+    whole in memory."""
     rng = np.random.default_rng(0)
     sizes = np.maximum(1, rng.lognormal(np.log(20) - 0.18, 0.6, population).astype(int))
     examples = int(sizes.sum())
@@ -135,7 +143,9 @@ def from_files(folder: Path, cohort: int, lanes: int, cores: int = 1) -> timing.
     mesh = engine.mesh(cores)
     task = fc.models.logistic(features=FEATURES, classes=CLASSES)
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
-    simulator = fc.Simulator(composed, fc.Clients.open(folder), batch_size=10, epochs=1, lanes=lanes or "auto", mesh=mesh)
+    simulator = fc.Simulator(
+        composed, fc.Clients.open(folder), batch_size=10, epochs=1, lanes=lanes or "auto", mesh=mesh
+    )
     return engine.rounds(simulator, simulator.init(jax.random.key(0)), cohort)
 
 
@@ -155,8 +165,18 @@ def population(settings: Settings, folder: Path) -> tuple[dict[str, np.ndarray],
             with timing.process() as call:
                 call(write, folder / str(size), size)
             calls[f"{size:,}"] = stack.enter_context(timing.process())
-            calls[f"{size:,}"](start, from_files, folder / str(size), min(500, size), settings.lanes, settings.cores, settings.seconds)
-        seconds = timing.alternate({name: lambda call=call: call(go) for name, call in calls.items()}, settings.turns)
+            calls[f"{size:,}"](
+                start,
+                from_files,
+                folder / str(size),
+                min(500, size),
+                settings.lanes,
+                settings.cores,
+                settings.seconds,
+            )
+        seconds = timing.alternate(
+            {name: lambda call=call: call(go) for name, call in calls.items()}, settings.turns
+        )
         return seconds, {name: call(timing.memory) for name, call in calls.items()}
 
 
@@ -171,13 +191,17 @@ def devices(settings: Settings) -> dict[str, np.ndarray]:
                 call = stack.enter_context(timing.process(**fake, JAX_PLATFORMS="cpu"))
             calls[f"{count} {call(jax.default_backend)}"] = call
             call(start, on_devices, count, settings.lanes, settings.seconds)
-        return timing.alternate({name: lambda call=call: call(go) for name, call in calls.items()}, settings.turns)
+        return timing.alternate(
+            {name: lambda call=call: call(go) for name, call in calls.items()}, settings.turns
+        )
 
 
 def programs(settings: Settings) -> int:
     """How many programs are compiled for so many rounds of random cohorts, one a dispatch and then ten."""
     workload = bench.WORKLOADS["synth"]
-    made, state = engine.simulator("synth", workload, workload.data(), settings.lanes, mesh=engine.mesh(settings.cores))
+    made, state = engine.simulator(
+        "synth", workload, workload.data(), settings.lanes, mesh=engine.mesh(settings.cores)
+    )
     drawn = bench.cohorts(workload.cohort, len(made.clients))
     singly = settings.rounds // 2
     for _ in range(singly):
@@ -228,7 +252,16 @@ def main(settings: Settings) -> None:
     for part in settings.parts:
         timing.say(f"{part} ...")
         if part == "lanes":
-            table = Table("workload", "lanes chosen", "examples/s", "spread", "best fixed", "chosen / best", "spread of that", "target")
+            table = Table(
+                "workload",
+                "lanes chosen",
+                "examples/s",
+                "spread",
+                "best fixed",
+                "chosen / best",
+                "spread of that",
+                "target",
+            )
             for name in settings.workloads:
                 with timing.process() as call:
                     chosen, found = call(lanes, name, settings)
@@ -236,7 +269,14 @@ def main(settings: Settings) -> None:
                 ratio = found[best] / found["auto"]
                 judged = timing.verdict(float(np.median(ratio)), least=0.9)
                 fixed = str(chosen) if best == "auto" else best
-                table.add_row(name, str(chosen), *timing.spread(1 / found["auto"], ",.0f"), fixed, *timing.spread(ratio, ".2f"), judged)
+                table.add_row(
+                    name,
+                    str(chosen),
+                    *timing.spread(1 / found["auto"], ",.0f"),
+                    fixed,
+                    *timing.spread(ratio, ".2f"),
+                    judged,
+                )
             timing.show(table)
         elif part == "clients":
             with timing.process() as call:
@@ -250,16 +290,30 @@ def main(settings: Settings) -> None:
             least = next(iter(memory.values()))["VmRSS"]
             for name, found in memory.items():
                 judged = timing.verdict(found["VmRSS"] / least, most=1.2) if found["VmRSS"] != least else ""
-                table.add_row(name, *(f"{found[k] / 1e6:,.0f}" for k in ("VmRSS", "RssFile")), f"{found['VmRSS'] / least:.2f}", judged)
+                table.add_row(
+                    name,
+                    *(f"{found[k] / 1e6:,.0f}" for k in ("VmRSS", "RssFile")),
+                    f"{found['VmRSS'] / least:.2f}",
+                    judged,
+                )
             timing.show(table)
         elif part == "model":
             with timing.process() as call:
                 found = call(model, settings)
-            table = Table("hidden layers of", "examples/s", "spread", "limit, examples/s", "ours / limit", "spread of that")
+            table = Table(
+                "hidden layers of",
+                "examples/s",
+                "spread",
+                "limit, examples/s",
+                "ours / limit",
+                "spread of that",
+            )
             for width in (f"{width:,}" for width in settings.widths):
                 ours, limit = found[width], found[f"{width}, limit"]
                 at_limit = f"{np.median(1 / limit):,.0f}"
-                table.add_row(width, *timing.spread(1 / ours, ",.0f"), at_limit, *timing.spread(limit / ours, ".2f"))
+                table.add_row(
+                    width, *timing.spread(1 / ours, ",.0f"), at_limit, *timing.spread(limit / ours, ".2f")
+                )
             timing.show(table)
         elif part == "devices":
             timing.show(growth("devices", devices(settings)))
@@ -268,13 +322,21 @@ def main(settings: Settings) -> None:
                 count = call(programs, settings)
             first, second = starts(settings)
             table = Table("compiling", "found", "target")
-            table.add_row(f"programs for {settings.rounds} rounds of random cohorts", str(count), timing.verdict(count, most=2))
-            table.add_row(f"{settings.started}: seconds to the end of round 1, first start", f"{first:.1f}", "")
+            table.add_row(
+                f"programs for {settings.rounds} rounds of random cohorts",
+                str(count),
+                timing.verdict(count, most=2),
+            )
+            table.add_row(
+                f"{settings.started}: seconds to the end of round 1, first start", f"{first:.1f}", ""
+            )
             table.add_row("started again", f"{second:.1f}", "")
             table.add_row("second / first", f"{second / first:.2f}", timing.verdict(second / first, most=0.5))
             timing.show(table)
         else:
-            raise ValueError(f"there is no part {part!r}: choose from lanes, clients, population, model, devices, compile")
+            raise ValueError(
+                f"there is no part {part!r}: choose from lanes, clients, population, model, devices, compile"
+            )
 
 
 if __name__ == "__main__":

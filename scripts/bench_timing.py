@@ -1,7 +1,8 @@
-"""What the benchmarks share: turns taken in alternation, processes of their own, resident memory, and the words around a number.
+"""What the benchmarks share: turns taken in alternation, processes of their own, resident memory, and the
+words around a number.
 
-A machine's speed drifts, by up to 1.6 within minutes where others use it. What is compared therefore takes turns in one run, and ratios
-are formed turn by turn; a table gives their median and their spread.
+A machine's speed drifts, by up to 1.6 within minutes where others use it. What is compared therefore takes
+turns in one run, and ratios are formed turn by turn; a table gives their median and their spread.
 """
 
 import os
@@ -30,9 +31,11 @@ Turn = Callable[[], float]
 
 def header() -> str:
     """The device and the versions that numbers hold for."""
-    device, versions = jax.devices()[0], f"Python {platform.python_version()}, jax {jax.__version__}, fedjax_core {fc.__version__}"
+    device = jax.devices()[0]
+    versions = f"Python {platform.python_version()}, jax {jax.__version__}, fedjax_core {fc.__version__}"
     return (
-        f"{device.device_kind} ({device.platform}), {os.cpu_count()} cores, {platform.machine()}; {versions}; {time.strftime('%Y-%m-%d')}"
+        f"{device.device_kind} ({device.platform}), {os.cpu_count()} cores, {platform.machine()}; {versions}; "
+        f"{time.strftime('%Y-%m-%d')}"
     )
 
 
@@ -47,7 +50,8 @@ def show(table: Table) -> None:
 
 
 def turn_of(dispatch: Dispatch, seconds: float) -> Turn:
-    """A turn of as many dispatches one after another as take about so many seconds; the first, which compiles, is made here."""
+    """A turn of as many dispatches one after another as take about so many seconds; the first, which
+    compiles, is made here."""
 
     def timed(times: int) -> tuple[float, float]:
         examples, start = 0.0, time.perf_counter()
@@ -68,7 +72,8 @@ def turn_of(dispatch: Dispatch, seconds: float) -> Turn:
 
 
 def alternate(engines: Mapping[str, Turn], turns: int) -> dict[str, np.ndarray]:
-    """Seconds an example of each engine in each turn, [turns]; one turn each goes before, which does not count."""
+    """Seconds an example of each engine in each turn, [turns]; one turn each goes before, which does not
+    count."""
     for turn in engines.values():
         turn()
     taken = [[turn() for turn in engines.values()] for _ in range(turns)]
@@ -84,15 +89,20 @@ def verdict(value: float, *, least: float | None = None, most: float | None = No
     """Whether the value meets its target, and the target; nothing where there is none."""
     sides = [(f">= {least:g}", value >= least)] if least is not None else []
     sides += [(f"<= {most:g}", value <= most)] if most is not None else []
-    return "" if not sides else f"{'pass' if all(met for _, met in sides) else 'FAIL'} ({', '.join(said for said, _ in sides)})"
+    return (
+        ""
+        if not sides
+        else f"{'pass' if all(met for _, met in sides) else 'FAIL'} ({', '.join(said for said, _ in sides)})"
+    )
 
 
 @contextmanager
 def process(**environment: str) -> Iterator[Callable[..., Any]]:
-    """call(function, *args): the function's answer from one fresh process with these variables set, which lives as long as the block.
+    """call(function, *args): the function's answer from one fresh process with these variables set, which
+    lives as long as the block.
 
-    The function is a module's own, as pickle wants it. Several processes may share a GPU: none takes its memory in advance.
-    """
+    The function is a module's own, as pickle wants it. Several processes may share a GPU: none takes its
+    memory in advance."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         before, wanted = dict(os.environ), {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment}
         os.environ.update(wanted)
@@ -103,9 +113,14 @@ def process(**environment: str) -> Iterator[Callable[..., Any]]:
 
 
 def memory(pid: int | str = "self") -> dict[str, int]:
-    """Bytes of a process's memory: VmRSS now; of it RssAnon its own, RssFile files, RssShmem shared; VmHWM the most since `mark`."""
+    """Bytes of a process's memory: VmRSS now; of it RssAnon its own, RssFile files, RssShmem shared; VmHWM
+    the most since `mark`."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0].startswith(("VmRSS:", "VmHWM:", "Rss"))}
+    return {
+        words[0][:-1]: int(words[1]) * 1024
+        for words in lines
+        if words[0].startswith(("VmRSS:", "VmHWM:", "Rss"))
+    }
 
 
 def mark() -> None:

@@ -1,8 +1,8 @@
 """The workloads of the benchmarks: flat arrays with offsets, cohorts, and models as pure functions of JAX.
 
-Sizes are log-normal, with the heavy tail of federated data. A character model has a character at each place of `x` and the next one at
-the same place of `y`. Only jax and numpy are imported: the peers run this file in environments of their own.
-"""
+Sizes are log-normal, with the heavy tail of federated data. A character model has a character at each place
+of `x` and the next one at the same place of `y`. Only jax and numpy are imported: the peers run this file in
+environments of their own."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -26,7 +26,8 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """One model on one population; every engine runs FedAvg with local SGD, one epoch, the last short batch kept."""
+    """One model on one population; every engine runs FedAvg with local SGD, one epoch, the last short batch
+    kept."""
 
     title: str
     batch_size: int
@@ -47,7 +48,8 @@ def cohorts(size: int, population: int, seed: int = 1) -> Iterator[np.ndarray]:
 
 
 def losses(logits: Any, y: Any) -> Any:
-    """Cross-entropy an example, [B]: logits [B, C] and y [B], or logits [B, T, C] and y [B, T], of which it is the mean over T."""
+    """Cross-entropy an example, [B]: logits [B, C] and y [B], or logits [B, T, C] and y [B, T], of which it
+    is the mean over T."""
     each = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1)[..., 0]
     return each.reshape(each.shape[0], -1).mean(1)
 
@@ -68,7 +70,11 @@ def _synthetic() -> Data:
     spread = np.arange(1, 61) ** -0.6
     for start, stop in itertools.pairwise(offsets):
         shift = rng.normal()
-        weights, bias, centre = rng.normal(shift, 1, (60, 10)), rng.normal(shift, 1, 10), rng.normal(rng.normal(), 1, 60)
+        weights, bias, centre = (
+            rng.normal(shift, 1, (60, 10)),
+            rng.normal(shift, 1, 10),
+            rng.normal(rng.normal(), 1, 60),
+        )
         x[start:stop] = centre + rng.normal(size=(stop - start, 60)) * spread
         y[start:stop] = (x[start:stop] @ weights + bias).argmax(1)
     return Data(x, y, offsets)
@@ -80,7 +86,11 @@ def noise(shape: tuple[int, ...], classes: int, clients: int, mean: float) -> Ca
     def data() -> Data:
         rng = np.random.default_rng(0)
         offsets = _offsets(_sizes(rng, clients, mean, 0.6))
-        return Data(rng.random((offsets[-1], *shape), np.float32), rng.integers(0, classes, offsets[-1]).astype(np.int32), offsets)
+        return Data(
+            rng.random((offsets[-1], *shape), np.float32),
+            rng.integers(0, classes, offsets[-1]).astype(np.int32),
+            offsets,
+        )
 
     return data
 
@@ -103,7 +113,9 @@ def layers(*sizes: int) -> Callable[[Any], Any]:
     """The init of a perceptron with layers of these sizes."""
 
     def init(key: Any) -> Any:
-        return [_dense(jax.random.fold_in(key, i), m, n) for i, (m, n) in enumerate(itertools.pairwise(sizes))]
+        return [
+            _dense(jax.random.fold_in(key, i), m, n) for i, (m, n) in enumerate(itertools.pairwise(sizes))
+        ]
 
     return init
 
@@ -124,7 +136,10 @@ def _cnn_init(key: Any) -> Any:
 
 
 def _convolution(p: Any, x: Any) -> Any:
-    return jax.lax.conv_general_dilated(x, p["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + p["b"][None, None, None]
+    return (
+        jax.lax.conv_general_dilated(x, p["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        + p["b"][None, None, None]
+    )
 
 
 def _patches(p: Any, x: Any) -> Any:
@@ -157,7 +172,9 @@ def _lstm_init(embedding: int, hidden: int, layers: int) -> Callable[[Any], Any]
         first, last, *inner = jax.random.split(key, 2 + layers)
         return {
             "embedding": jax.random.normal(first, (CHARACTERS, embedding)) * embedding**-0.5,
-            "cells": [_dense(k, (hidden if i else embedding) + hidden, 4 * hidden) for i, k in enumerate(inner)],
+            "cells": [
+                _dense(k, (hidden if i else embedding) + hidden, 4 * hidden) for i, k in enumerate(inner)
+            ],
             "out": _dense(last, hidden, CHARACTERS),
         }
 
@@ -191,10 +208,16 @@ def _transformer_init(width: int, layers: int, length: int) -> Callable[[Any], A
         return jax.random.normal(key, (inputs, outputs)) * inputs**-0.5
 
     def block(key: Any) -> Any:
-        sizes = {"attend": (width, 3 * width), "join": (width, width), "up": (width, 4 * width), "down": (4 * width, width)}
-        return {name: matrix(k, *size) for k, (name, size) in zip(jax.random.split(key, 4), sizes.items(), strict=True)} | {
-            "norms": jnp.ones((2, width))
+        sizes = {
+            "attend": (width, 3 * width),
+            "join": (width, width),
+            "up": (width, 4 * width),
+            "down": (4 * width, width),
         }
+        return {
+            name: matrix(k, *size)
+            for k, (name, size) in zip(jax.random.split(key, 4), sizes.items(), strict=True)
+        } | {"norms": jnp.ones((2, width))}
 
     def init(key: Any) -> Any:
         first, place, last, *inner = jax.random.split(key, 3 + layers)
@@ -221,8 +244,13 @@ def _transformer(heads: int) -> Callable[[Any, Any], Any]:
         seen = jnp.tril(jnp.ones((length, length), bool))[None, None]
         h = params["embedding"][x] + params["places"][None, :length]
         for p in params["blocks"]:
-            q, k, v = (a.reshape(size, length, heads, -1) for a in jnp.split(_norm(h, p["norms"][0]) @ p["attend"], 3, axis=-1))
-            weights = jax.nn.softmax(jnp.where(seen, jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5, -1e9), -1)
+            q, k, v = (
+                a.reshape(size, length, heads, -1)
+                for a in jnp.split(_norm(h, p["norms"][0]) @ p["attend"], 3, axis=-1)
+            )
+            weights = jax.nn.softmax(
+                jnp.where(seen, jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5, -1e9), -1
+            )
             h = h + jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(size, length, -1) @ p["join"]
             h = h + jax.nn.gelu(_norm(h, p["norms"][1]) @ p["up"]) @ p["down"]
         return _norm(h, params["norm"]) @ params["out"]
@@ -231,9 +259,23 @@ def _transformer(heads: int) -> Callable[[Any, Any], Any]:
 
 
 WORKLOADS = {
-    "synth": Workload("logistic regression 60x10, 1,000 clients a round", 10, 0.01, 1000, _synthetic, layers(60, 10), perceptron),
+    "synth": Workload(
+        "logistic regression 60x10, 1,000 clients a round",
+        10,
+        0.01,
+        1000,
+        _synthetic,
+        layers(60, 10),
+        perceptron,
+    ),
     "mlp": Workload(
-        "MLP 784-200-200-10, 200 clients a round", 10, 0.1, 200, noise((784,), 10, 1000, 60), layers(784, 200, 200, 10), perceptron
+        "MLP 784-200-200-10, 200 clients a round",
+        10,
+        0.1,
+        200,
+        noise((784,), 10, 1000, 60),
+        layers(784, 200, 200, 10),
+        perceptron,
     ),
     "emnist": Workload(
         "EMNIST CNN, 1.2 M parameters, 50 clients a round",

@@ -1,7 +1,8 @@
-"""Writes docs/compliance.md, from each safeguard of 45 CFR 164 to what meets it and what shows it: `python -m scripts.compliance_page`.
+"""Writes docs/compliance.md, from each safeguard of 45 CFR 164 to what meets it and what shows it: `python -m
+scripts.compliance_page`.
 
-Tests say what they show by `@pytest.mark.meets("164.312(b)", by="...")`. A safeguard that no test meets has to say here why.
-"""
+Tests say what they show by `@pytest.mark.meets("164.312(b)", by="...")`. A safeguard that no test meets has
+to say here why."""
 
 import ast
 from collections.abc import Iterator
@@ -136,10 +137,13 @@ def _marked(module: ast.Module) -> Iterator[tuple[str, ast.Call]]:
 
 
 def page() -> str:
-    """The page as it should be; raises where a safeguard has neither a test nor a reason, or a test names one that is none."""
+    """The page as it should be; raises where a safeguard has neither a test nor a reason, or a test names one
+    that is none."""
     tests = shown()
     if unknown := sorted(set(tests) - set(SAFEGUARDS)):
-        raise ValueError(f"tests meet {', '.join(unknown)}, of which there is no such safeguard in scripts/compliance_page.py")
+        raise ValueError(
+            f"tests meet {', '.join(unknown)}, of which there is no such safeguard in scripts/compliance_page.py"
+        )
     if without := sorted(name for name, one in SAFEGUARDS.items() if bool(one.lacks) == (name in tests)):
         raise ValueError(f"{', '.join(without)}: either tests meet it, or it says why none does, not both")
     rows = []
@@ -149,7 +153,12 @@ def page() -> str:
         named = ", ".join(dict.fromkeys(f"`{test}`" for _, test in met)) or "-"
         rows.append(f"| {clause} {one.name} | {one.asks} | {by} | {named} | {one.yours} |")
     count = sum(not one.lacks for one in SAFEGUARDS.values())
-    return HEAD + "\n".join(rows) + f"\n\n{count} of {len(SAFEGUARDS)} safeguards are met by something that a test shows.\n" + FOOT
+    return (
+        HEAD
+        + "\n".join(rows)
+        + f"\n\n{count} of {len(SAFEGUARDS)} safeguards are met by something that a test shows.\n"
+        + FOOT
+    )
 
 
 if __name__ == "__main__":

@@ -31,14 +31,20 @@ def main(settings: Settings) -> None:
     steps = np.ceil(np.random.default_rng(settings.seed).lognormal(2, 0.9, settings.clients)).astype(int)
     lane, start = assign(steps, settings.lanes)
     end = int((start + steps).max())
-    figure, axes = plt.subplots(2, 1, figsize=(9, 4.6), height_ratios=[settings.clients / 6, settings.lanes], sharex=True)
+    figure, axes = plt.subplots(
+        2, 1, figsize=(9, 4.6), height_ratios=[settings.clients / 6, settings.lanes], sharex=True
+    )
     shades = plt.get_cmap("viridis")(0.15 + 0.75 * steps / steps.max())
     axes[0].barh(np.arange(settings.clients), steps, left=0, height=0.9, color=shades)
     axes[0].set_title(
-        f"{settings.clients} clients of unequal size, side by side: {steps.sum() / steps.size / steps.max():.0%} work", loc="left"
+        f"{settings.clients} clients of unequal size, side by side: {steps.sum() / steps.size / steps.max():.0%} work",
+        loc="left",
     )
     axes[1].barh(lane, steps, left=start, height=0.86, color=shades, edgecolor="white", linewidth=0.6)
-    axes[1].set_title(f"the same clients queued in {settings.lanes} lanes: {steps.sum() / (settings.lanes * end):.0%} work", loc="left")
+    axes[1].set_title(
+        f"the same clients queued in {settings.lanes} lanes: {steps.sum() / (settings.lanes * end):.0%} work",
+        loc="left",
+    )
     axes[1].set_xlabel("local steps")
     for axis in axes:
         axis.set_yticks([])

@@ -1,4 +1,5 @@
-"""Draws how a round flows: what the server and a client do in one exchange, and in which file each step stands.
+"""Draws how a round flows: what the server and a client do in one exchange, and in which file each step
+stands.
 
 python scripts/draw_round.py            writes docs/round.png
 """
@@ -24,7 +25,11 @@ FLOW = (
         "algorithms/local_training.py",
     ),
     ("client", "encode(update) → what is sent", "uplink/"),
-    ("up", "what is sent, weight, sums of metrics", "lanes: rows of an array\nsites: a signed report (sites/protocol, sites/wire)"),
+    (
+        "up",
+        "what is sent, weight, sums of metrics",
+        "lanes: rows of an array\nsites: a signed report (sites/protocol, sites/wire)",
+    ),
     ("server", "expand(sent) → update;\nrefuse what is not finite", "round.py, uplink/"),
     ("server", "add each update, in the cohort's order", "aggregators/mean.py"),
     ("server", "update(server, mean) → server", "algorithms/fedavg.py"),
@@ -51,10 +56,20 @@ def main(settings: Settings) -> None:
             box = {"boxstyle": "round,pad=0.5", "facecolor": COLOURS[side], "edgecolor": "grey"}
             x, other = (SERVER, 0.375) if side == "server" else (CLIENT, 0.6)
             axis.text(x, -row, what, ha="center", va="center", fontsize=9, bbox=box)
-            axis.text(other, -row, where, ha="left" if side == "server" else "right", va="center", fontsize=8, family="monospace")
+            axis.text(
+                other,
+                -row,
+                where,
+                ha="left" if side == "server" else "right",
+                va="center",
+                fontsize=8,
+                family="monospace",
+            )
         else:
             ends = (SERVER, CLIENT) if side == "down" else (CLIENT, SERVER)
-            axis.annotate("", (ends[1], -row), (ends[0], -row), arrowprops={"arrowstyle": "-|>", "linewidth": 1.4})
+            axis.annotate(
+                "", (ends[1], -row), (ends[0], -row), arrowprops={"arrowstyle": "-|>", "linewidth": 1.4}
+            )
             axis.text(0.5, -row + 0.1, what, ha="center", va="bottom", fontsize=9)
             axis.text(0.5, -row - 0.1, where, ha="center", va="top", fontsize=8, color="dimgrey")
     axis.set(xlim=(0, 1), ylim=(0.4 - len(FLOW), 0.8))

@@ -1,34 +1,39 @@
-"""Starts a script on several machines, and starts it again: over a Ray cluster, through Slurm, or as processes of `jax.distributed`.
+"""Starts a script on several machines, and starts it again: over a Ray cluster, through Slurm, or as
+processes of `jax.distributed`.
 
     python scripts/launch.py ray --hosts a b c --secure /etc/study -- train.py --rounds 100      Ray on a (its head), b, c; train.py on a
     python scripts/launch.py pod --hosts a b -- train.py                                         a process a host, in one jax.distributed
     python scripts/launch.py tpu --name v5e-16 --zone us-west4-a -- train.py                     the same on a TPU pod, by gcloud
     python scripts/launch.py slurm --nodes 4 --kind ray --secure /etc/study -- train.py          the same as a batch job, or --kind pod
 
-With --dry-run the commands are printed, to the letter as they would run, and nothing is started. Hosts are reached by ssh, without a
-password; `localhost` needs none. Repository, Python and working folder have the same paths everywhere.
+With --dry-run the commands are printed, to the letter as they would run, and nothing is started. Hosts are
+reached by ssh, without a password; `localhost` needs none. Repository, Python and working folder have the
+same paths everywhere.
 
-The script needs nothing of this. Under `ray` and `slurm --kind ray` it finds RAY_ADDRESS set, which `fc.ClusterSimulator` goes by; its
-run_dir is on the first host, and `fc.fit` goes on from it when it is launched again, as often as --restarts says, or by hand:
+The script needs nothing of this. Under `ray` and `slurm --kind ray` it finds RAY_ADDRESS set, which
+`fc.ClusterSimulator` goes by; its run_dir is on the first host, and `fc.fit` goes on from it when it is
+launched again, as often as --restarts says, or by hand:
 
     with fc.ClusterSimulator(composed, clients, workers=3, shares=3, batch_size=20, epochs=1) as sim:        # train.py
         fc.fit(sim, 100, cohorts, run_dir="runs/a")
 
-Under `pod`, `tpu` and `slurm --kind pod` it runs in every process, after `jax.distributed.initialize`, with `jax.devices()` of all. There
-`fc.fit` takes no run_dir: what is to be kept, process 0 saves.
+Under `pod`, `tpu` and `slurm --kind pod` it runs in every process, after `jax.distributed.initialize`, with
+`jax.devices()` of all. There `fc.fit` takes no run_dir: what is to be kept, process 0 saves.
 
-    mesh = jax.make_mesh((jax.device_count(),), ("lanes",))                                                  # train.py
-    sim = fc.Simulator(composed, clients, batch_size=20, epochs=1, lanes=jax.device_count(), mesh=mesh)
+    mesh = jax.make_mesh((jax.device_count(),), ("lanes",))                                                  #
+    train.py sim = fc.Simulator(composed, clients, batch_size=20, epochs=1, lanes=jax.device_count(),
+    mesh=mesh)
 
-Ctrl-C and SIGTERM reach the script as SIGTERM, at which `fc.fit` saves and returns; then Ray is ended. If this process is killed, all end
-at once, and the next launch goes on from the last checkpoint.
+Ctrl-C and SIGTERM reach the script as SIGTERM, at which `fc.fit` saves and returns; then Ray is ended. If
+this process is killed, all end at once, and the next launch goes on from the last checkpoint.
 
-Ray runs what whoever reaches it sends, so --secure names a folder with a folder a host, which has its certificate and the token:
+Ray runs what whoever reaches it sends, so --secure names a folder with a folder a host, which has its
+certificate and the token:
 
     fedjax-core certificates make /etc/study a=a,10.0.0.1 b=b,10.0.0.2 c=c,10.0.0.3                          copy /etc/study/b to b alone
 
-Only their paths are in a command. --insecure does without, in plain text: for networks that are nobody else's.
-"""
+Only their paths are in a command. --insecure does without, in plain text: for networks that are nobody
+else's."""
 
 import logging
 import os
@@ -49,7 +54,8 @@ from tyro.extras import SubcommandApp
 app = SubcommandApp()
 HERE = Path(__file__).resolve()
 
-# What a host runs: the command, which ends when the one who started it does, however that ends: its end of the pipe is then closed.
+# What a host runs: the command, which ends when the one who started it does, however that ends: its end of the
+# pipe is then closed.
 _TIED = "exec 3<&0; {command} & it=$!; {{ cat <&3 >/dev/null; kill $it 2>/dev/null; }} & wait $it"
 
 
@@ -75,7 +81,8 @@ class Plan:
     work: Sequence[Step]
 
     def run(self, ssh: str, restarts: int, dry_run: bool) -> int:
-        """The exit status of the work: that of its first step that failed; begun again where it fails, so often."""
+        """The exit status of the work: that of its first step that failed; begun again where it fails, so
+        often."""
         if dry_run:
             print("\n".join(step.line(ssh) for step in [*self.beside, *self.work]))
             return 0
@@ -94,16 +101,24 @@ class Plan:
         work = [_start(step.line(ssh)) for step in self.work]
         lost: set[int] = set()
         try:
-            while any(process.poll() is None for process in work) and not asked and 0 not in lost:  # without the first, none can work
+            while (
+                any(process.poll() is None for process in work) and not asked and 0 not in lost
+            ):  # without the first, none can work
                 if any(process.poll() for process in work):
                     break  # the others would wait for it for ever
                 for i, process in enumerate(beside):
                     if process.poll() is not None and i not in lost:
                         lost.add(i)
-                        _say(f"on {self.beside[i].host} ended with status {process.returncode}: {self.beside[i].command}")
+                        _say(
+                            f"on {self.beside[i].host} ended with status {process.returncode}: {self.beside[i].command}"
+                        )
                 time.sleep(0.1)
         finally:
-            for processes in (work, beside[1:], beside[:1]):  # the work needs the others to save, and they the first to leave it
+            for processes in (
+                work,
+                beside[1:],
+                beside[:1],
+            ):  # the work needs the others to save, and they the first to leave it
                 for process in processes:
                     assert process.stdin is not None
                     process.stdin.close()
@@ -118,7 +133,9 @@ def _say(text: str) -> None:
 
 def _start(line: str) -> subprocess.Popen:
     # In a session of its own: a Ctrl-C at the keyboard is for this process, which passes it on.
-    return subprocess.Popen(line, shell=True, executable="/bin/bash", stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        line, shell=True, executable="/bin/bash", stdin=subprocess.PIPE, start_new_session=True
+    )
 
 
 def _told(words: Sequence[str], variables: Mapping[str, str], folder: Path) -> str:
@@ -128,7 +145,8 @@ def _told(words: Sequence[str], variables: Mapping[str, str], folder: Path) -> s
 
 
 def _security(secure: Path | None, insecure: bool, host: str) -> dict[str, str]:
-    """The variables of Ray on this host, the same for its nodes and the script: left to itself, Ray chooses for each command anew."""
+    """The variables of Ray on this host, the same for its nodes and the script: left to itself, Ray chooses
+    for each command anew."""
     from fedjax_core.sites.transport import ray_security
 
     if (secure is None) != insecure:
@@ -136,7 +154,11 @@ def _security(secure: Path | None, insecure: bool, host: str) -> dict[str, str]:
             "Ray runs what whoever reaches it sends: give --secure FOLDER, made by `fedjax-core certificates make FOLDER HOST=HOST ...`, "
             "or --insecure where nobody else can reach it, and not both"
         )
-    return {"RAY_AUTH_MODE": "disabled", "RAY_USE_TLS": "0"} if secure is None else ray_security.environment(secure / host)
+    return (
+        {"RAY_AUTH_MODE": "disabled", "RAY_USE_TLS": "0"}
+        if secure is None
+        else ray_security.environment(secure / host)
+    )
 
 
 def _ray(python: str, *words: str) -> list[str]:
@@ -156,7 +178,8 @@ def ray(
     restarts: int = 0,
     dry_run: bool = False,
 ) -> int:
-    """Starts Ray on hosts, the first being its head, and the script there; ends Ray when the script has ended.
+    """Starts Ray on hosts, the first being its head, and the script there; ends Ray when the script has
+    ended.
 
     Args:
         hosts: Names or addresses by which all reach one another.
@@ -174,7 +197,12 @@ def ray(
     has = [f"--num-{what}={n}" for what, n in (("cpus", cpus), ("gpus", gpus)) if n is not None]
     beside = []
     for i, host in enumerate(hosts):
-        first = ["--head", f"--node-ip-address={address.rpartition(':')[0]}", f"--port={port}", "--include-dashboard=false"]
+        first = [
+            "--head",
+            f"--node-ip-address={address.rpartition(':')[0]}",
+            f"--port={port}",
+            "--include-dashboard=false",
+        ]
         words = _ray(python, *(first if i == 0 else [f"--address={address}"]), *has)
         beside.append(Step(host, _told(words, _security(secure, insecure, host), Path.cwd())))
     work = [python, str(HERE), "driver", "--nodes", str(len(hosts)), "--", *SCRIPT]
@@ -219,7 +247,17 @@ def tpu(name: str, zone: str, python: str = "python3", dry_run: bool = False) ->
         dry_run: Prints the command and starts nothing.
     """
     command = _told([python, str(HERE), "process", "--", *SCRIPT], {}, Path.cwd())
-    words = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", name, f"--zone={zone}", "--worker=all", f"--command={command}"]
+    words = [
+        "gcloud",
+        "compute",
+        "tpus",
+        "tpu-vm",
+        "ssh",
+        name,
+        f"--zone={zone}",
+        "--worker=all",
+        f"--command={command}",
+    ]
     if dry_run:
         print(shlex.join(words))
         return 0
@@ -273,7 +311,8 @@ def slurm(
     python: str = sys.executable,
     dry_run: bool = False,
 ) -> int:
-    """Submits the script as a job, which puts itself into the queue again when its time is up, and goes on from its run_dir.
+    """Submits the script as a job, which puts itself into the queue again when its time is up, and goes on
+    from its run_dir.
 
     Args:
         nodes: How many.
@@ -295,13 +334,23 @@ def slurm(
     options = "".join(f"#SBATCH --{option}={value}\n" for option, value in asked.items() if value is not None)
     if kind == "ray":
         has = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
-        first = shlex.join(_ray(python, "--head", f"--port={port}", "--include-dashboard=false", *has)) + ' --node-ip-address="$head"'
+        first = (
+            shlex.join(_ray(python, "--head", f"--port={port}", "--include-dashboard=false", *has))
+            + ' --node-ip-address="$head"'
+        )
         other = shlex.join(_ray(python, *has)) + f' --address="$head:{port}"'
         # Each host names its own files, so its shell puts its name in.
-        files = {variable: value.replace("@HOST@", "$(hostname -s)") for variable, value in _security(secure, insecure, "@HOST@").items()}
+        files = {
+            variable: value.replace("@HOST@", "$(hostname -s)")
+            for variable, value in _security(secure, insecure, "@HOST@").items()
+        }
         exports = "".join(f'export {variable}="{value}"; ' for variable, value in files.items())
         first, other = (f"bash -c {shlex.quote(exports)}'exec '{shlex.quote(c)}" for c in (first, other))
-        more = f'srun --nodes={nodes - 1} --ntasks={nodes - 1} --ntasks-per-node=1 --exclude="$head" {other} &\n' if nodes > 1 else ""
+        more = (
+            f'srun --nodes={nodes - 1} --ntasks={nodes - 1} --ntasks-per-node=1 --exclude="$head" {other} &\n'
+            if nodes > 1
+            else ""
+        )
         work = shlex.join([python, str(HERE), "driver", "--nodes", str(nodes), "--", *SCRIPT])
         security = "export head\n" + (exports.replace("; ", "\n"))
         start = _SLURM_RAY.format(first=first, others=more, work=work, port=port, security=security)
@@ -343,7 +392,10 @@ def driver(nodes: int, seconds: float = 300) -> int:
             time.sleep(0.2)
         cluster.shutdown()
     if seen < nodes:
-        print(f"Ray at {address} has {seen} of {nodes} nodes after {seconds:g} s: see what `ray start` said on the others", file=sys.stderr)
+        print(
+            f"Ray at {address} has {seen} of {nodes} nodes after {seconds:g} s: see what `ray start` said on the others",
+            file=sys.stderr,
+        )
         return 1
     return _script()
 
@@ -386,7 +438,9 @@ def main(arguments: Sequence[str]) -> int:
     at = here.index("--") if "--" in here else len(here)
     SCRIPT = here[at + 1 :]
     if not SCRIPT and not {"-h", "--help"} & set(here):
-        print("no script to start: python scripts/launch.py COMMAND ... -- SCRIPT.py ARGUMENTS", file=sys.stderr)
+        print(
+            "no script to start: python scripts/launch.py COMMAND ... -- SCRIPT.py ARGUMENTS", file=sys.stderr
+        )
         return 2
     return app.cli(args=here[:at])
 

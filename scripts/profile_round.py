@@ -1,11 +1,12 @@
-"""Where does a round's time go? Writes a trace of a few rounds of a workload, and lists the operations that took longest.
+"""Where does a round's time go? Writes a trace of a few rounds of a workload, and lists the operations that
+took longest.
 
     python scripts/profile_round.py                                       synth, into runs/profile/synth
     python scripts/profile_round.py --workload emnist --rounds 1 --lanes 4
 
-The trace opens in TensorBoard with its profile plugin, or at ui.perfetto.dev. An operation's name is that of the compiled program, and its
-time the sum over all threads; loops, calls and conditionals are left out, since what they hold is listed itself. A trace ends at a million
-events: give a large model one round.
+The trace opens in TensorBoard with its profile plugin, or at ui.perfetto.dev. An operation's name is that of
+the compiled program, and its time the sum over all threads; loops, calls and conditionals are left out, since
+what they hold is listed itself. A trace ends at a million events: give a large model one round.
 """
 
 import gzip
@@ -62,7 +63,12 @@ def main(settings: Settings) -> None:
             result, _ = dispatch()
         jax.block_until_ready(result)
     trace = max(out.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
-    table = Table("operation", "seconds", "times", title=f"{settings.rounds} rounds of {settings.workload} in {made.lanes} lanes")
+    table = Table(
+        "operation",
+        "seconds",
+        "times",
+        title=f"{settings.rounds} rounds of {settings.workload} in {made.lanes} lanes",
+    )
     for name, seconds, times in longest(trace):
         table.add_row(name, f"{seconds:.4f}", f"{times:,}")
     timing.show(table)

@@ -1,13 +1,14 @@
-"""Does a consortium in a box end with the same bits whatever is killed, and when? Any of its processes, at times drawn at random.
+"""Does a consortium in a box end with the same bits whatever is killed, and when? Any of its processes, at
+times drawn at random.
 
     python scripts/soak_box.py                          10 minutes of runs
     python scripts/soak_box.py --minutes 60 --seed 7
 
-The study is SCAFFOLD with quantised updates and error feedback: sites keep something that must not be lost, and not count twice.
-One run is left alone. In all others one process after another is drawn from all that there are, the command itself among them and Ray's
-own, and gets SIGKILL. A command that gives up is given again, as it says. In the end the last checkpoint has to be that of the run that
-was left alone, bit for bit, and every audit log as it was written. Ends with code 1, and keeps the folder, where one is not.
-"""
+The study is SCAFFOLD with quantised updates and error feedback: sites keep something that must not be lost,
+and not count twice. One run is left alone. In all others one process after another is drawn from all that
+there are, the command itself among them and Ray's own, and gets SIGKILL. A command that gives up is given
+again, as it says. In the end the last checkpoint has to be that of the run that was left alone, bit for bit,
+and every audit log as it was written. Ends with code 1, and keeps the folder, where one is not."""
 
 import random
 import shutil
@@ -30,7 +31,8 @@ from fedjax_core.sites.study import Study
 
 HERE = Path(__file__).parent
 SITES = 3
-_TRIES = 20  # of the command, before it is taken for one that never ends: `apart` is too short, or something is wrong
+# of the command, before it is taken for one that never ends: `apart` is too short, or something is wrong
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ def study() -> Study:
 
 def command(folder: Path, settings: Settings) -> list[str]:
     """All sites have to report, so that the same ones always do."""
-    counts = [f"--{name}={value}" for name, value in (("sites", SITES), ("quorum", SITES), ("rounds", settings.rounds))]
+    counts = [
+        f"--{name}={value}"
+        for name, value in (("sites", SITES), ("quorum", SITES), ("rounds", settings.rounds))
+    ]
     return [
         sys.executable, "-m", "fedjax_core", "consortium", "run", str(folder), "--study=soak_box:study", "--checkpoint-every=2", *counts,
     ]  # fmt: skip
@@ -69,8 +74,15 @@ def last(folder: Path, rounds: int) -> Any:
 def kind(process: psutil.Process) -> str:
     """What a process is for."""
     words = process.cmdline()
-    known = {"fedjax_core.consortium.lead": "coordinator", "fedjax_core.sites.transport.ray_node": "node", "consortium": "command"}
-    return next((known[word] for word in words if word in known), Path(words[0].split()[0]).name if words else process.name())
+    known = {
+        "fedjax_core.consortium.lead": "coordinator",
+        "fedjax_core.sites.transport.ray_node": "node",
+        "consortium": "command",
+    }
+    return next(
+        (known[word] for word in words if word in known),
+        Path(words[0].split()[0]).name if words else process.name(),
+    )
 
 
 def attempt(folder: Path, settings: Settings, alone: float, draw: random.Random, killed: list[str]) -> bool:
@@ -103,16 +115,33 @@ def main(settings: Settings) -> int:
     begun = time.monotonic()
     subprocess.run(command(home / "alone", settings), cwd=HERE, stdout=subprocess.DEVNULL, check=True)
     alone = time.monotonic() - begun
-    expected, until, seed, wrong = last(home / "alone", settings.rounds), time.monotonic() + settings.minutes * 60, settings.seed, 0
+    expected, until, seed, wrong = (
+        last(home / "alone", settings.rounds),
+        time.monotonic() + settings.minutes * 60,
+        settings.seed,
+        0,
+    )
     table = Table("seed", "seconds", "commands", "killed", "the same bits")
     while time.monotonic() < until:
         folder, draw, began = home / str(seed), random.Random(seed), time.monotonic()
         killed: list[str] = []
-        times = next((n for n in range(1, _TRIES + 1) if attempt(folder, settings, alone, draw, killed)), None)
+        times = next(
+            (n for n in range(1, _TRIES + 1) if attempt(folder, settings, alone, draw, killed)), None
+        )
         same = times is not None and last(folder, settings.rounds) == expected
-        found = "the same bits" if same else "NOT the same bits" if times else "NO END: kills may come too soon one after another"
+        found = (
+            "the same bits"
+            if same
+            else "NOT the same bits"
+            if times
+            else "NO END: kills may come too soon one after another"
+        )
         table.add_row(
-            str(seed), f"{time.monotonic() - began:.0f}", str(times or _TRIES), ", ".join(killed), "yes" if same else f"NO: {folder}"
+            str(seed),
+            f"{time.monotonic() - began:.0f}",
+            str(times or _TRIES),
+            ", ".join(killed),
+            "yes" if same else f"NO: {folder}",
         )
         timing.say(f"seed {seed}: {len(killed)} killed, {times or _TRIES} commands, {found}")
         wrong += not same

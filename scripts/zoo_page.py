@@ -1,7 +1,7 @@
 """Writes docs/zoo.md, the table of all methods and of what proves each: `python -m scripts.zoo_page`.
 
-A row's file says the paper, by the docstring, and the lines; tests say what they prove by `@pytest.mark.proves("feddyn", by="...")`.
-"""
+A row's file says the paper, by the docstring, and the lines; tests say what they prove by
+`@pytest.mark.proves("feddyn", by="...")`."""
 
 import ast
 import inspect
@@ -41,7 +41,8 @@ proved before anything lands.
 
 
 def methods() -> dict[str, tuple[Path, str]]:
-    """{method: (its file, its paper)} of what gives an algorithm, of stages and aggregators with a paper, and of the variants."""
+    """{method: (its file, its paper)} of what gives an algorithm, of stages and aggregators with a paper, and
+    of the variants."""
     found = {}
     for part, kind in ((fc.aggregators, fc.aggregators.Aggregator), (fc.uplink, fc.uplink.Stage)):
         for name in part.__all__:
@@ -70,7 +71,9 @@ def paper(file: Path) -> str:
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
     cited = _CITED.search(text)
     if cited is None:
-        raise ValueError(f'{file.name} cites no paper in its docstring: write authors, "title", where and when')
+        raise ValueError(
+            f'{file.name} cites no paper in its docstring: write authors, "title", where and when'
+        )
     return f"{cited[1]}, {cited[2] or cited[3]}"
 
 
@@ -79,10 +82,18 @@ def own_lines(file: Path) -> int:
     tree = ast.parse(file.read_text())
     docs = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             docs |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = enumerate(file.read_text().splitlines(), start=1)
-    return sum(1 for number, line in lines if line.strip() and not line.strip().startswith("#") and number not in docs)
+    return sum(
+        1
+        for number, line in lines
+        if line.strip() and not line.strip().startswith("#") and number not in docs
+    )
 
 
 def proofs() -> dict[str, list[tuple[str, str, bool]]]:
@@ -95,7 +106,9 @@ def proofs() -> dict[str, list[tuple[str, str, bool]]]:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.proves":
                     (by,) = [ast.literal_eval(word.value) for word in mark.keywords if word.arg == "by"]
                     for method in map(ast.literal_eval, mark.args):
-                        found.setdefault(method, []).append((by, f"{file.relative_to(REPOSITORY)}::{test}", slow))
+                        found.setdefault(method, []).append(
+                            (by, f"{file.relative_to(REPOSITORY)}::{test}", slow)
+                        )
     return found
 
 
@@ -109,15 +122,25 @@ def page() -> str:
     """The page as it should be; raises where a method has no proof, or a proof is of no method."""
     rows, proved = methods(), proofs()
     if without := sorted(set(rows) - set(proved)):
-        raise ValueError(f"no test proves {', '.join(without)}: mark one by @pytest.mark.proves(name, by=...)")
+        raise ValueError(
+            f"no test proves {', '.join(without)}: mark one by @pytest.mark.proves(name, by=...)"
+        )
     if unknown := sorted(set(proved) - set(rows)):
         raise ValueError(f"tests prove {', '.join(unknown)}, of which there is no such method")
     written = []
     for name, (file, of) in rows.items():
-        shown = "; ".join(dict.fromkeys(f"[{by}](../{test.partition('::')[0]})" for by, test, _ in proved[name]))
-        status = "proved before anything lands" if not all(slow for _, _, slow in proved[name]) else "proved with --slow"
+        shown = "; ".join(
+            dict.fromkeys(f"[{by}](../{test.partition('::')[0]})" for by, test, _ in proved[name])
+        )
+        status = (
+            "proved before anything lands"
+            if not all(slow for _, _, slow in proved[name])
+            else "proved with --slow"
+        )
         code = name if name in VARIANTS else f"`{name}`"
-        written.append(f"| [{code}](../{file.relative_to(REPOSITORY)}) | {of} | {own_lines(file)} | {shown} | {status} |")
+        written.append(
+            f"| [{code}](../{file.relative_to(REPOSITORY)}) | {of} | {own_lines(file)} | {shown} | {status} |"
+        )
     lines = statistics.median(own_lines(file) for file in {file for file, _ in rows.values()})
     return HEAD + "\n".join(written) + f"\n\n{len(rows)} methods; the median file has {lines:g} lines.\n"
 

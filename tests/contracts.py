@@ -1,7 +1,8 @@
-"""What the contract tests share: the zoo's rounds, run once and kept, how states are compared, and contracts without a round.
+"""What the contract tests share: the zoo's rounds, run once and kept, how states are compared, and contracts
+without a round.
 
-An entry's round is built, compiled and run once a process, whichever tests ask for it. `check_stage` and `check_aggregator`
-hold a piece to all of its contract that needs no training.
+An entry's round is built, compiled and run once a process, whichever tests ask for it. `check_stage` and
+`check_aggregator` hold a piece to all of its contract that needs no training.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,8 @@ from tests.zoo import SIZES, ZOO, clients, round_of
 
 ROUNDS, BATCH = 5, 4
 COHORTS = [np.random.default_rng(r).permutation(len(SIZES))[:9] for r in range(ROUNDS)]
-# One of each way that a round can go, with --long; under the contracts that compile a program of their own, the others run with --slow.
+# One of each way that a round can go, with --long; under the contracts that compile a program of their own, the
+# others run with --slow.
 KINDS = (
     "fedavg",
     "ifca",
@@ -28,8 +30,9 @@ KINDS = (
     "trimmed mean",
     "secure",
 )
-# Those that do what no other does in a round are held to plain loops with --long, three of them by default (`tests/long.py`). The
-# others are of one make with one of these, have a proof by themselves, and run with --slow.
+# Those that do what no other does in a round are held to plain loops with --long, three of them by default
+# (`tests/long.py`). The others are of one make with one of these, have a proof by themselves, and run with
+# --slow.
 DIFFERENT = (
     *KINDS,
     "by round",
@@ -62,15 +65,19 @@ DIFFERENT = (
 
 
 def entries_of(fast: Iterable[str], slow: Iterable[str] = ()):
-    """A test's parameter `name`: these entries of the zoo, and others with --slow; an entry's tests share a worker, and its programs."""
+    """A test's parameter `name`: these entries of the zoo, and others with --slow; an entry's tests share a
+    worker, and its programs."""
 
     def of(name: str, *marks: pytest.MarkDecorator):
         return pytest.param(name, marks=(pytest.mark.xdist_group(name), *marks))
 
-    return pytest.mark.parametrize("name", [*map(of, fast), *(of(name, pytest.mark.slow) for name in slow if name not in fast)])
+    return pytest.mark.parametrize(
+        "name", [*map(of, fast), *(of(name, pytest.mark.slow) for name in slow if name not in fast)]
+    )
 
 
-# Of those that are brief, one of each kind: a pass before, the server's look at each client, an optimiser that is kept.
+# Of those that are brief, one of each kind: a pass before, the server's look at each client, an optimiser that
+# is kept.
 BRIEF_KINDS = ("scaffold_one", "fedadamw", "diloco", "afl", "fedmgda", "fedala", "fedproto")
 BRIEF = [name for name, entry in ZOO.items() if entry.brief]
 entries = entries_of(DIFFERENT, slow=ZOO)
@@ -110,23 +117,28 @@ def by_plain_loops(name: str):
 def assert_close(got: State, expected: State):
     """The model to 1e-6 of its norm; what the server and the clients keep besides to 2e-5.
 
-    Control variates and residuals are small differences of larger numbers, so float32 leaves fewer digits in them: a change of 1e-7
-    in a model is one of 1e-7 / (T lr) in a control variate, and of 1e-7 * 2^bits in what a quantiser left over.
-    """
+    Control variates and residuals are small differences of larger numbers, so float32 leaves fewer digits in
+    them: a change of 1e-7 in a model is one of 1e-7 / (T lr) in a control variate, and of 1e-7 * 2^bits in
+    what a quantiser left over."""
     assert_norm(got.params, expected.params, 1e-6)
     for part in ("server", "uplink", "clients", "round"):
         assert_norm(getattr(got, part), getattr(expected, part), 2e-5)
 
 
 def assert_norm(got, expected, bound: float):
-    x, y = (np.concatenate([[0.0], *(np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(t))]) for t in (got, expected))
+    x, y = (
+        np.concatenate([[0.0], *(np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(t))])
+        for t in (got, expected)
+    )
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     assert np.linalg.norm(x - y) <= bound * np.linalg.norm(y)
 
 
 def assert_equal(got: State, expected: State):
     """Every bit."""
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(bits(got)), jax.tree.leaves(bits(expected)), strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(bits(got)), jax.tree.leaves(bits(expected)), strict=True
+    ):
         assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
 
 
@@ -148,7 +160,8 @@ def updates(shapes, number: int, seed: int = 0):
 
 
 def row(a, i: int):
-    """Row i of every leaf, by NumPy: each function of JAX that a check calls by itself takes 20 ms to compile."""
+    """Row i of every leaf, by NumPy: each function of JAX that a check calls by itself takes 20 ms to
+    compile."""
     return jax.tree.map(lambda x: np.asarray(x)[i], a)
 
 
@@ -170,9 +183,9 @@ def assert_same(got, expected):
 def check_stage(stage: uplink.Stage, shapes=SHAPES, number: int = 4) -> None:
     """Holds a stage to its contract, without a round.
 
-    Many clients at once and compiled = one and eager; structure, shapes and dtypes are those that it says beforehand; what is not
-    finite stays so, and zeros are finite; what it loses under `feedback`, the client keeps.
-    """
+    Many clients at once and compiled = one and eager; structure, shapes and dtypes are those that it says
+    beforehand; what is not finite stays so, and zeros are finite; what it loses under `feedback`, the client
+    keeps."""
     state, own, given = stage.init(shapes), stage.init_client(shapes), updates(shapes, number)
     keys = jax.random.split(jax.random.key(1), number + 3)
 
@@ -198,7 +211,10 @@ def check_stage(stage: uplink.Stage, shapes=SHAPES, number: int = 4) -> None:
         return x.sum(0, x.dtype) if np.issubdtype(x.dtype, np.integer) else x.astype(np.float32).mean(0)
 
     here = jnp.ones(number, bool)
-    mean, info = jax.tree.map(meet, many[2]), Info(jnp.float32(number), jnp.float32(number), keys[1], keys[2], here, here)
+    mean, info = (
+        jax.tree.map(meet, many[2]),
+        Info(jnp.float32(number), jnp.float32(number), keys[1], keys[2], here, here),
+    )
     value = jax.jit(stage.finish)(state, mean, info, keys[0])
     assert tree.shapes(value) == (tree.wide(tree.shapes(shapes)), tree.shapes(state))
     check_nothing_is_lost(stage, shapes)
@@ -228,9 +244,9 @@ def check_nothing_is_lost(stage: uplink.Stage, shapes) -> None:
 def check_aggregator(aggregator, shapes=SHAPES, number: int = 6) -> None:
     """Holds an aggregator to its contract, without a round.
 
-    The order in which reports come, the groups in which they are added and merged, padding, and room for clients who are not there
-    change nothing; compiled = eager; nobody gives zeros; structure, shapes and dtypes are those of a report.
-    """
+    The order in which reports come, the groups in which they are added and merged, padding, and room for
+    clients who are not there change nothing; compiled = eager; nobody gives zeros; structure, shapes and
+    dtypes are those of a report."""
     reports, weights = updates(shapes, number), np.arange(1, number + 1, dtype=np.float32)
     positions, empty = np.arange(number, dtype=np.int32), aggregator.zero(shapes, number)
     absent = 2  # who is not there reports zeros, at no place
@@ -255,9 +271,16 @@ def check_aggregator(aggregator, shapes=SHAPES, number: int = 6) -> None:
     everyone = [*range(number)]
     expected, nothing = met(everyone), jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     assert tree.shapes(expected) == tree.wide(shapes)
-    eagerly = aggregator.add(empty, jax.tree.map(jnp.asarray, reports), jnp.asarray(weights), jnp.asarray(positions))
+    eagerly = aggregator.add(
+        empty, jax.tree.map(jnp.asarray, reports), jnp.asarray(weights), jnp.asarray(positions)
+    )
     assert_same(aggregator.value(eagerly, state, key)[0], expected)
-    for groups in ([everyone[::-1]], [[i] for i in everyone], [everyone[:3], everyone[3:]], [everyone, [absent] * 3]):
+    for groups in (
+        [everyone[::-1]],
+        [[i] for i in everyone],
+        [everyone[:3], everyone[3:]],
+        [everyone, [absent] * 3],
+    ):
         assert_same(met(*groups), expected)
     assert_same(value(reduce(add, [[i] for i in everyone], empty)), expected)
     first, second, third = (add(empty, group) for group in (everyone[:1], everyone[1:3], everyone[3:]))

@@ -8,11 +8,17 @@ from fedjax_core.algorithms import gradient
 
 
 def sharpness_aware(rho):
-    """FedSAM: the gradient at the point of the largest loss within `rho`, to first order (Qu et al., ICML 2022, eq. 4)."""
+    """FedSAM: the gradient at the point of the largest loss within `rho`, to first order (Qu et al., ICML
+    2022, eq. 4)."""
 
     def at_the_worst(task, params, batch, key):
         uphill, _ = gradient(task, params, batch, key)
-        return gradient(task, tree.add(params, tree.scale(rho / jnp.maximum(tree.norm(uphill), 1e-12), uphill)), batch, key)
+        return gradient(
+            task,
+            tree.add(params, tree.scale(rho / jnp.maximum(tree.norm(uphill), 1e-12), uphill)),
+            batch,
+            key,
+        )
 
     return at_the_worst
 
@@ -28,7 +34,9 @@ def private(clip, noise, batch_size):
             return tree.scale(jnp.minimum(1, clip / tree.norm(grads)), grads), seen
 
         places = jnp.arange(len(batch.mask), dtype=jnp.int32)
-        grads, seen = jax.tree.map(lambda x: jnp.tensordot(batch.mask, x, 1), jax.vmap(of_one)(batch.columns, places))
+        grads, seen = jax.tree.map(
+            lambda x: jnp.tensordot(batch.mask, x, 1), jax.vmap(of_one)(batch.columns, places)
+        )
         leaves, structure = jax.tree.flatten(grads)
         keys = jax.random.split(jax.random.fold_in(key, len(batch.mask)), len(leaves))
         draws = [noise * clip * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]

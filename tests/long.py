@@ -1,7 +1,9 @@
-"""Which tests are long, by what they were measured to take: `long.txt`, whose tests run with `--long`, and with `--slow`.
+"""Which tests are long, by what they were measured to take: `long.txt`, whose tests run with `--long`, and
+with `--slow`.
 
-The suite that runs by default is to stay within ten minutes of processor time. So each test that took more than a second is long, but
-for the quickest case of each function where that took less than two and a half. Of the zoo's entries three run by default.
+The suite that runs by default is to stay within ten minutes of processor time. So each test that took more
+than a second is long, but for the quickest case of each function where that took less than two and a half. Of
+the zoo's entries three run by default.
 
     bash scripts/test.sh --long --costs=FILE        what each test takes, on a machine that has compiled nothing
     python -m tests.long FILE                       writes long.txt again
@@ -62,4 +64,6 @@ if __name__ == "__main__":
     long = chosen(taken)
     LONG_LIST.write_text("".join(f"{test}\n" for test in sorted(long)))
     left = sum(taken.values()) - sum(taken[test] for test in long)
-    print(f"{len(long)} of {len(taken)} tests are long; the others took {left / 60:.1f} of {sum(taken.values()) / 60:.1f} minutes")
+    print(
+        f"{len(long)} of {len(taken)} tests are long; the others took {left / 60:.1f} of {sum(taken.values()) / 60:.1f} minutes"
+    )

@@ -1,11 +1,12 @@
-"""Which slow tests run beside the others: all of them (`--slow`), or those of what changed since a commit (`--since`).
+"""Which slow tests run beside the others: all of them (`--slow`), or those of what changed since a commit
+(`--since`).
 
-Long tests (`tests/long.txt`, which `tests/long.py` writes) are none of them: they run with `--long`, and wherever the slow
-ones of their folder do.
+Long tests (`tests/long.txt`, which `tests/long.py` writes) are none of them: they run with `--long`, and
+wherever the slow ones of their folder do.
 
-A change in fedjax_core/X or tests/X is one of tests/X. What all backends have in common, and what they are held to, changes the
-contracts too: the tests that lie in tests/ itself. Where git does not know the commit, as in a shallow clone, everything changed.
-"""
+A change in fedjax_core/X or tests/X is one of tests/X. What all backends have in common, and what they are
+held to, changes the contracts too: the tests that lie in tests/ itself. Where git does not know the commit,
+as in a shallow clone, everything changed."""
 
 import random
 import subprocess
@@ -28,11 +29,13 @@ def long_tests() -> frozenset[str]:
 def changed_paths(since: str, repository: Path) -> list[str] | None:
     """Files that differ from a commit, the old names of moved ones among them; None where git cannot tell.
 
-    "yesterday" is the newest commit that is at least a day older than the present one: a landing is many commits, of a few hours.
-    """
+    "yesterday" is the newest commit that is at least a day older than the present one: a landing is many
+    commits, of a few hours."""
     if since == "yesterday":
         now = git(repository, "log", "-1", "--format=%ct")
-        since = (git(repository, "rev-list", "-1", f"--min-age={int(now) - DAY_SECONDS}", "HEAD") if now else None) or "yesterday"
+        since = (
+            git(repository, "rev-list", "-1", f"--min-age={int(now) - DAY_SECONDS}", "HEAD") if now else None
+        ) or "yesterday"
     found = git(repository, "diff", "--name-only", "--no-renames", since, "--")
     return None if found is None else found.splitlines()
 
@@ -40,7 +43,9 @@ def changed_paths(since: str, repository: Path) -> list[str] | None:
 def git(repository: Path, *arguments: str) -> str | None:
     """What git says; None where it fails, or is not there."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=repository, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -64,7 +69,8 @@ def folders(paths: Iterable[str], tests: set[str]) -> set[str]:
 
 
 def folder_of(test: Path, repository: Path) -> str:
-    """The folder below tests/ in which a test file lies; the contracts' for one in tests/ itself and for doctests."""
+    """The folder below tests/ in which a test file lies; the contracts' for one in tests/ itself and for
+    doctests."""
     parts = test.relative_to(repository).parts
     return parts[1] if parts[0] == "tests" and len(parts) > 2 else CONTRACTS
 

@@ -1,4 +1,5 @@
-"""What a round comes to where few or none take part, in every backend: lanes, plain loops, shares of a cluster, and sites."""
+"""What a round comes to where few or none take part, in every backend: lanes, plain loops, shares of a
+cluster, and sites."""
 
 import contextlib
 from typing import NamedTuple
@@ -25,14 +26,21 @@ BACKENDS = ("lanes", "one lane", "loops", "shares", "sites")
 
 def columns(i):
     rng = np.random.default_rng(i)
-    return {"x": rng.normal(size=(SIZES[i], 2)).astype(np.float32), "y": rng.normal(size=SIZES[i]).astype(np.float32)}
+    return {
+        "x": rng.normal(size=(SIZES[i], 2)).astype(np.float32),
+        "y": rng.normal(size=SIZES[i]).astype(np.float32),
+    }
 
 
 @contextlib.contextmanager
 def backend(kind, composed, monkeypatch, **plan):
     plan = plan or PLAN
     clients = fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
-    for name, value in (("WorkerPool", InProcess), ("connect", lambda *_: None), ("disconnect", lambda: None)):
+    for name, value in (
+        ("WorkerPool", InProcess),
+        ("connect", lambda *_: None),
+        ("disconnect", lambda: None),
+    ):
         monkeypatch.setattr(pool, name, value)
     if kind == "loops":
         yield Reference(composed, clients, **plan)
@@ -75,19 +83,26 @@ def test_noise_is_added_whoever_took_part(kind, monkeypatch):
     with backend(kind, composed, monkeypatch) as sim:
         before = sim.init(jax.random.key(1))
         after, _ = sim.run(before, [])
-    value, _ = composed.uplink.finish((), jax.tree.map(jnp.zeros_like, before.params), None, fc.round.keys.server(before.key, 0, 0))
+    value, _ = composed.uplink.finish(
+        (), jax.tree.map(jnp.zeros_like, before.params), None, fc.round.keys.server(before.key, 0, 0)
+    )
     for name, noise in value.items():
         np.testing.assert_allclose(after.params[name], before.params[name] + noise, rtol=1e-6)
 
 
 def stragglers(round, positions):
-    """The first client does 1, 2, 3 steps in the first rounds, the others one and two more, half of the time."""
+    """The first client does 1, 2, 3 steps in the first rounds, the others one and two more, half of the
+    time."""
     return 1 + round % 3 + np.asarray(positions) * (round % 2)
 
 
 def in_float64(amount, steps):
-    """The model after three rounds of FedAvg in numpy; `amount` of steps of each client, or of passes over its data."""
-    plan, ids = fc.data.batches.Plan(2, epochs=9), fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES))
+    """The model after three rounds of FedAvg in numpy; `amount` of steps of each client, or of passes over
+    its data."""
+    plan, ids = (
+        fc.data.batches.Plan(2, epochs=9),
+        fc.Clients.from_list([columns(i) for i in range(3)], ids=list(NAMES)),
+    )
     w, bias = np.zeros(2), 0.0
     for r in range(3):
         ends = []
@@ -146,7 +161,9 @@ def measured():
         moved = fc.metrics.Mean(fc.tree.norm(report.update) * seen.examples, seen.examples)
         return report._replace(metrics={"moved": moved, "sent": fc.metrics.Sum(jnp.float32(1))})
 
-    return fc.compose(algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),)))
+    return fc.compose(
+        algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),))
+    )
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -170,7 +187,8 @@ class Reading(NamedTuple):
 
 
 def reading():
-    """FedAvg whose server keeps what it reads of each client: a number of it times its weight, and the weight, at its position."""
+    """FedAvg whose server keeps what it reads of each client: a number of it times its weight, and the
+    weight, at its position."""
     algorithm = fc.algorithms.fedavg(TASK, optax.sgd(0.1))
     (exchange,) = algorithm.exchanges
     numbers = {size: i + 1 for i, size in enumerate(SIZES)}
@@ -187,12 +205,17 @@ def reading():
         seen = jnp.zeros((2, 3)).at[:, each.position].add(rows, mode="drop")
         return Reading(fc.tree.add(server.params, reports.value), seen)
 
-    reads = exchange._replace(client=exchange.client._replace(finish=finish), broadcast=lambda server: server.params, update=update)
-    return fc.compose(algorithm._replace(init=lambda params: Reading(params, jnp.zeros((2, 3))), exchanges=(reads,)))
+    reads = exchange._replace(
+        client=exchange.client._replace(finish=finish), broadcast=lambda server: server.params, update=update
+    )
+    return fc.compose(
+        algorithm._replace(init=lambda params: Reading(params, jnp.zeros((2, 3))), exchanges=(reads,))
+    )
 
 
 def refusing(composed, size):
-    """The same, but that clients of so many examples report a weight that is NaN in the first exchange, and only there."""
+    """The same, but that clients of so many examples report a weight that is NaN in the first exchange, and
+    only there."""
     first, *rest = composed.algorithm.exchanges
 
     def finish(message, carry, seen):
@@ -207,7 +230,11 @@ def refusing(composed, size):
 @pytest.mark.parametrize("name", ["mime", "ifca"])
 def test_a_client_refused_in_one_exchange_is_out_of_the_round(name, kind, monkeypatch):
     """As if it were not in the cohort, of what is averaged and of what is counted."""
-    algorithm = fc.algorithms.mime(TASK, optax.sgd(0.1)) if name == "mime" else fc.algorithms.ifca(TASK, 2, optax.sgd(0.1))
+    algorithm = (
+        fc.algorithms.mime(TASK, optax.sgd(0.1))
+        if name == "mime"
+        else fc.algorithms.ifca(TASK, 2, optax.sgd(0.1))
+    )
     composed = fc.compose(algorithm)
     with backend("one lane", composed, monkeypatch) as sim:
         expected, without = sim.run(sim.init(jax.random.key(1)), [0, 2])
@@ -217,7 +244,9 @@ def test_a_client_refused_in_one_exchange_is_out_of_the_round(name, kind, monkey
     assert {name: float(seen[name]) for name in without if name != "refused"} == pytest.approx(
         {name: float(without[name]) for name in without if name != "refused"}, rel=1e-5
     )
-    assert float(seen["missing" if kind == "sites" else "refused"]) == 1  # a site sees by itself that its numbers are no good
+    assert (
+        float(seen["missing" if kind == "sites" else "refused"]) == 1
+    )  # a site sees by itself that its numbers are no good
     assert (float(seen["clients"]), float(seen["examples"])) == (2, SIZES[0] + SIZES[2])
 
 
@@ -278,7 +307,10 @@ def in_slots():
         return Models(jax.tree.map(lambda x: jnp.stack([x, x]), params))
 
     trains = exchange._replace(
-        broadcast=lambda server: jax.tree.map(lambda x: x[0], server.params), client=client._replace(finish=finish), update=update, slots=2
+        broadcast=lambda server: jax.tree.map(lambda x: x[0], server.params),
+        client=client._replace(finish=finish),
+        update=update,
+        slots=2,
     )
     return algorithm._replace(init=twice, exchanges=(trains,))
 
@@ -295,7 +327,9 @@ def test_reports_meet_in_the_slot_that_each_names(kind, monkeypatch):
         alone, _ = sim.run(start, [1])
     for name, x in after.params.items():
         np.testing.assert_allclose(x, [end[name] for end in ends], atol=1e-6)
-        np.testing.assert_array_equal(alone.params[name][1], start.params[name][1])  # of a slot that nobody names
+        np.testing.assert_array_equal(
+            alone.params[name][1], start.params[name][1]
+        )  # of a slot that nobody names
 
 
 class Rows(NamedTuple):
@@ -330,14 +364,23 @@ def addressed():
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_each_client_is_told_what_is_for_it_alone(kind, monkeypatch):
-    """In whatever order they are, with empty places or none; in the second round the numbers are larger by one."""
+    """In whatever order they are, with empty places or none; in the second round the numbers are larger by
+    one."""
     with backend("one lane", fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), monkeypatch) as sim:
         before = expected = sim.init(jax.random.key(1))
         for factors in ({2: 2.0, 0: 0.0}, {1: 2.0, 2: 3.0, 0: 1.0}):
-            ends, total = {i: sim.run(expected, [i])[0].params for i in factors}, sum(SIZES[i] for i in factors)
-            moved = {i: fc.tree.scale(f * SIZES[i] / total, fc.tree.sub(ends[i], expected.params)) for i, f in factors.items()}
+            ends, total = (
+                {i: sim.run(expected, [i])[0].params for i in factors},
+                sum(SIZES[i] for i in factors),
+            )
+            moved = {
+                i: fc.tree.scale(f * SIZES[i] / total, fc.tree.sub(ends[i], expected.params))
+                for i, f in factors.items()
+            }
             params = jax.tree.map(lambda x, *changes: x + sum(changes), expected.params, *moved.values())
-            expected = expected._replace(server=expected.server._replace(params=params), round=expected.round + 1)
+            expected = expected._replace(
+                server=expected.server._replace(params=params), round=expected.round + 1
+            )
     with backend(kind, fc.compose(addressed()), monkeypatch) as sim:
         if kind == "lanes":
             sim.reserve(3)

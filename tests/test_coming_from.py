@@ -1,4 +1,5 @@
-"""What the page for users of other libraries shows of this one runs as printed, and is what NumPy makes of the same equations."""
+"""What the page for users of other libraries shows of this one runs as printed, and is what NumPy makes of
+the same equations."""
 
 import re
 
@@ -39,7 +40,9 @@ def test_its_local_steps_are_those_of_numpy(names):
     draw, visits = np.random.default_rng(1), []
     x, y, start = draw.normal(size=(5, 4)), draw.normal(size=5), draw.normal(size=4)
     clients = fc.Clients.from_list([{"x": x.astype(np.float32), "y": y.astype(np.float32)}])
-    loops = fc.Loops(fc.compose(names["pulled"](names["task"], lr=0.1, mu=0.5)), clients, batch_size=5, epochs=3)
+    loops = fc.Loops(
+        fc.compose(names["pulled"](names["task"], lr=0.1, mu=0.5)), clients, batch_size=5, epochs=3
+    )
     params = {"w": start.astype(np.float32), "b": np.zeros((), np.float32)}
     loops.run(loops.init(jax.random.key(0), jax.tree.map(jax.numpy.asarray, params)), [0], each=visits.append)
     w, b = start, 0.0

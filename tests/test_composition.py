@@ -26,7 +26,10 @@ class Nameless(NamedTuple):
 
 @pytest.mark.parametrize("work", ["train", "once", None, 1])
 def test_work_that_is_none_is_refused(work):
-    with pytest.raises(TypeError, match=f"exchange 0 has work={work!r}, and should have a Work .* TRAIN goes by the run's .* ONCE takes"):
+    with pytest.raises(
+        TypeError,
+        match=f"exchange 0 has work={work!r}, and should have a Work .* TRAIN goes by the run's .* ONCE takes",
+    ):
         compose(FEDAVG._replace(exchanges=(EXCHANGE._replace(work=work),)))
 
 
@@ -62,7 +65,9 @@ def test_metrics_of_a_report_are_those_that_a_step_may_give(metrics, error, said
 def test_a_metric_is_of_the_steps_or_of_the_report():
     composed = compose(reporting(metrics={"loss": Sum(jnp.float32(1))}))
     columns = {"x": np.ones((1, 2), np.float32), "y": np.ones(1, np.float32)}
-    with pytest.raises(ValueError, match="metric 'loss' is given by the step of exchange 0 and by its finish"):
+    with pytest.raises(
+        ValueError, match="metric 'loss' is given by the step of exchange 0 and by its finish"
+    ):
         check_metrics(composed, columns, 2)
 
 
@@ -70,8 +75,16 @@ def test_a_metric_is_of_the_steps_or_of_the_report():
     ("stats", "error", "said"),
     [
         ({"weight": jnp.float32(1)}, ValueError, "the report of exchange 0 has stats called 'weight'"),
-        ({"a": {"b": jnp.float32(1)}}, TypeError, "stats 'a' of exchange 0 are a dict: each is an array of numbers"),
-        (jnp.float32(1), TypeError, "the stats of a report in exchange 0 are a ShapeDtypeStruct: give a dict"),
+        (
+            {"a": {"b": jnp.float32(1)}},
+            TypeError,
+            "stats 'a' of exchange 0 are a dict: each is an array of numbers",
+        ),
+        (
+            jnp.float32(1),
+            TypeError,
+            "the stats of a report in exchange 0 are a ShapeDtypeStruct: give a dict",
+        ),
     ],
 )
 def test_stats_are_arrays_with_names(stats, error, said):
@@ -81,12 +94,16 @@ def test_stats_are_arrays_with_names(stats, error, said):
 
 def test_stats_that_nobody_reads_are_refused():
     (exchange,) = reporting(stats={"steps": jnp.float32(1)}).exchanges
-    with pytest.raises(ValueError, match="exchange 0 is silent, so nobody reads the stats steps: give it an update="):
+    with pytest.raises(
+        ValueError, match="exchange 0 is silent, so nobody reads the stats steps: give it an update="
+    ):
         compose(FEDAVG._replace(exchanges=(exchange._replace(update=None), EXCHANGE)))
 
 
 def test_reports_with_stats_cannot_be_gathered_as_a_mean():
-    assert "reads numbers of each client (steps)" in (incompatibility(compose(reporting(stats={"steps": jnp.float32(1)}))) or "")
+    assert "reads numbers of each client (steps)" in (
+        incompatibility(compose(reporting(stats={"steps": jnp.float32(1)}))) or ""
+    )
 
 
 def reporting(**more):
@@ -104,14 +121,20 @@ def test_a_server_has_the_model_as_its_params():
 
 
 def test_what_meets_in_parts_is_said_by_the_aggregator_and_not_by_its_name():
-    mine, disguised = aggregators.mean()._replace(name="mine"), aggregators.trimmed_mean(0.1, weighted=True)._replace(name="mean")
+    mine, disguised = (
+        aggregators.mean()._replace(name="mine"),
+        aggregators.trimmed_mean(0.1, weighted=True)._replace(name="mean"),
+    )
     compose(PARTS, aggregator=mine)
     compose(PARTS, aggregator=aggregators.total())
     with pytest.raises(ValueError, match="only as a weighted mean"):
         compose(PARTS, aggregator=disguised)
     assert incompatibility(compose(FEDAVG, aggregator=mine)) is None
     remembering = mine._replace(init=lambda shapes: jnp.float32(0))
-    for other, said in ((disguised, "does not add up to that of all"), (remembering, "keeps state at the server")):
+    for other, said in (
+        (disguised, "does not add up to that of all"),
+        (remembering, "keeps state at the server"),
+    ):
         assert said in (incompatibility(compose(FEDAVG, aggregator=other)) or "")
 
 
@@ -123,9 +146,15 @@ def exchanging(**more):
 def test_a_server_that_needs_every_report_is_given_a_stack_and_no_one_value():
     stacked = exchanging(reports="all", update=lambda server, reports: server)
     assert compose(stacked).aggregator.name == "stack" and compose(FEDAVG).aggregator.name == "mean"
-    with pytest.raises(ValueError, match=r"mean\(\) makes one of all reports, and the server of fedavg needs every one of them"):
+    with pytest.raises(
+        ValueError,
+        match=r"mean\(\) makes one of all reports, and the server of fedavg needs every one of them",
+    ):
         compose(stacked, aggregator=aggregators.mean())
-    with pytest.raises(ValueError, match=r"stack\(\) leaves all reports as they are, and the server of fedavg takes one value"):
+    with pytest.raises(
+        ValueError,
+        match=r"stack\(\) leaves all reports as they are, and the server of fedavg takes one value",
+    ):
         compose(FEDAVG, aggregator=aggregators.stack())
     with pytest.raises(ValueError, match=r"secure.* only reveals their sum"):
         compose(stacked, uplink=uplink.secure(1.0))
@@ -142,12 +171,20 @@ def test_slots_are_counted(slots):
 
 
 def test_reports_meet_in_slots_where_each_is_seen_and_stages_keep_nothing_for_one():
-    two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
-    assert compose(two, uplink=uplink.clip(1.0), aggregator=aggregators.trimmed_mean(0.1, weighted=True)).slots == 2
+    two = exchanging(
+        slots=2,
+        update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}),
+    )
+    assert (
+        compose(two, uplink=uplink.clip(1.0), aggregator=aggregators.trimmed_mean(0.1, weighted=True)).slots
+        == 2
+    )
     with pytest.raises(ValueError, match="reveals only the sum over all clients, not that of each slot"):
         compose(two, uplink=uplink.secure(1.0), aggregator=aggregators.total())
     remembers = uplink.stage("remembers", init=lambda shapes: jnp.zeros(3))
-    with pytest.raises(ValueError, match="remembers keeps state at the server for one value, and fedavg has 2 slots"):
+    with pytest.raises(
+        ValueError, match="remembers keeps state at the server for one value, and fedavg has 2 slots"
+    ):
         compose(two, uplink=remembers)
     with pytest.raises(ValueError, match="exchanges with 1 and 2 slots, and one aggregator for all"):
         compose(two._replace(exchanges=(*two.exchanges, EXCHANGE)))
@@ -160,17 +197,30 @@ def test_a_round_says_who_is_addressed():
         finish=lambda told, carry, seen: EXCHANGE.client.finish(told.message, carry, seen),
     ))  # fmt: skip
     composed = compose(addressed)
-    with pytest.raises(ValueError, match="exchange 0 of fedavg tells each client something of its own: give clients="):
+    with pytest.raises(
+        ValueError, match="exchange 0 of fedavg tells each client something of its own: give clients="
+    ):
         composed.broadcast(0, composed.init(jax.random.key(0), 1))
     assert "tells each client something of its own" in (incompatibility(composed) or "")
-    with pytest.raises(ValueError, match=r"address= of exchange 0 gives an array of shape \(2,\) for 3 clients"):
-        compose(addressed._replace(exchanges=(addressed.exchanges[0]._replace(address=lambda server, clients: jnp.zeros(2)),)))
+    with pytest.raises(
+        ValueError, match=r"address= of exchange 0 gives an array of shape \(2,\) for 3 clients"
+    ):
+        compose(
+            addressed._replace(
+                exchanges=(addressed.exchanges[0]._replace(address=lambda server, clients: jnp.zeros(2)),)
+            )
+        )
 
 
 def test_a_slot_would_leave_without_the_noise_that_a_stage_promises():
     private = privacy.client_level(population=1000, cohort=50, rounds=10, clip=1.0, noise=2.0)
-    two = exchanging(slots=2, update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}))
-    with pytest.raises(ValueError, match="name the slot of their report, which leaves without the noise of 'client level'"):
+    two = exchanging(
+        slots=2,
+        update=lambda server, reports: server._replace(params={n: x[0] for n, x in reports.value.items()}),
+    )
+    with pytest.raises(
+        ValueError, match="name the slot of their report, which leaves without the noise of 'client level'"
+    ):
         compose(two, uplink=private.uplink, aggregator=private.aggregator)
 
 
@@ -179,7 +229,14 @@ ALIKE = [name for name, make in RULES.items() if make().alike]
 
 
 def test_most_rules_that_withstand_liars_count_all_alike():
-    assert len(ALIKE) > 12 and {"krum", "median", "trimmed mean", "bucketing", "arc", "nnm, centered clipping"} < set(ALIKE)
+    assert len(ALIKE) > 12 and {
+        "krum",
+        "median",
+        "trimmed mean",
+        "bucketing",
+        "arc",
+        "nnm, centered clipping",
+    } < set(ALIKE)
     assert not {"mean", "total", "rfa", "by weight", "zeroing", "norm bound"} & set(ALIKE)
 
 
@@ -187,7 +244,9 @@ def test_most_rules_that_withstand_liars_count_all_alike():
 def test_a_rule_that_counts_all_alike_refuses_weights_and_says_the_ways_out(name):
     rule = RULES[name]()
     said = rf"{re.escape(rule.name)}\(\) counts all clients alike, and the reports of fedavg have weights, by what each client worked on"
-    with pytest.raises(ValueError, match=said + r".*weighting=fc.algorithms.uniform.*fc.algorithms.unweighted.*weighted=True"):
+    with pytest.raises(
+        ValueError, match=said + r".*weighting=fc.algorithms.uniform.*fc.algorithms.unweighted.*weighted=True"
+    ):
         compose(FEDAVG, aggregator=rule)
     assert compose(algorithms.unweighted(FEDAVG), aggregator=rule).algorithm.name == "unweighted(fedavg)"
 
@@ -218,10 +277,15 @@ def test_an_unweighted_report_has_a_weight_of_one_and_is_otherwise_as_it_was():
     (after,) = algorithms.unweighted(FEDAVG).exchanges
     params = FEDAVG.task.init(jax.random.key(0))
     message = EXCHANGE.broadcast(FEDAVG.init(params))
-    carry, seen = EXCHANGE.client.begin(message, (), jax.random.key(1)), algorithms.Seen(jnp.float32(5), jnp.float32(2))
+    carry, seen = (
+        EXCHANGE.client.begin(message, (), jax.random.key(1)),
+        algorithms.Seen(jnp.float32(5), jnp.float32(2)),
+    )
     was, now = (one.client.finish(message, carry, seen) for one in (EXCHANGE, after))
     assert (float(was.weight), float(now.weight)) == (5, 1) and now.weight.dtype == jnp.float32
-    assert all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (was.update, now.update)), strict=True))
+    assert all(
+        np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (was.update, now.update)), strict=True)
+    )
 
 
 def half_steps(task):
@@ -237,8 +301,15 @@ def half_steps(task):
 def test_an_algorithm_of_ones_own_is_called_like_the_function_that_made_it():
     made = half_steps(FEDAVG.task)
     assert compose(made).algorithm.name == "half_steps" and repr(compose(made)).startswith("Round(half_steps")
-    with pytest.raises(ValueError, match=r"stack\(\) leaves all reports as they are, and the server of half_steps"):
+    with pytest.raises(
+        ValueError, match=r"stack\(\) leaves all reports as they are, and the server of half_steps"
+    ):
         compose(made, aggregator=aggregators.stack())
-    assert compose(made._replace(name="mine")).algorithm.name == "mine" and compose(FEDAVG).algorithm.name == "fedavg"
-    bare = FEDAVG._replace(name=algorithms.Algorithm._field_defaults["name"])  # of functions of the package alone
+    assert (
+        compose(made._replace(name="mine")).algorithm.name == "mine"
+        and compose(FEDAVG).algorithm.name == "fedavg"
+    )
+    bare = FEDAVG._replace(
+        name=algorithms.Algorithm._field_defaults["name"]
+    )  # of functions of the package alone
     assert compose(bare).algorithm.name == "this algorithm"

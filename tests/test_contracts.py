@@ -1,9 +1,10 @@
-"""The contracts that every piece of the zoo passes: the engine against plain loops, and against itself run another way.
+"""The contracts that every piece of the zoo passes: the engine against plain loops, and against itself run
+another way.
 
-jit = eager; traced once over rounds; the state keeps its structure; one lane = many = plain loops; one device = eight; many rounds in
-one dispatch = one by one; the order of clients, the room for more of them, and padding change nothing; saved and restored in the
-middle = uninterrupted, bit for bit. The cohorts hold an empty client, one with a single example, and one larger than all others.
-"""
+jit = eager; traced once over rounds; the state keeps its structure; one lane = many = plain loops; one device
+= eight; many rounds in one dispatch = one by one; the order of clients, the room for more of them, and
+padding change nothing; saved and restored in the middle = uninterrupted, bit for bit. The cohorts hold an
+empty client, one with a single example, and one larger than all others."""
 
 import jax
 import numpy as np
@@ -45,7 +46,9 @@ def test_a_chain_by_itself():
     check_stage(lossy())
 
 
-@pytest.mark.parametrize("name", [*AGGREGATORS, *(pytest.param(name, marks=pytest.mark.slow) for name in ROBUST)])
+@pytest.mark.parametrize(
+    "name", [*AGGREGATORS, *(pytest.param(name, marks=pytest.mark.slow) for name in ROBUST)]
+)
 def test_an_aggregator_by_itself(name):
     check_aggregator({**AGGREGATORS, **ROBUST}[name]())
 
@@ -57,7 +60,8 @@ def test_three_lanes_are_plain_loops(name):
 
 @entries_of(BRIEF_KINDS, slow=BRIEF)
 def test_two_small_rounds_in_two_lanes_are_plain_loops(name):
-    """A client of one example and none, one of several steps, and one who is there for the first time in the second round."""
+    """A client of one example and none, one of several steps, and one who is there for the first time in the
+    second round."""
     cohorts, settings = ([1, 0, 2], [5, 0]), {"batch_size": BATCH, "epochs": 1}
     state, seen = run(Simulator(*built(name), lanes=2, **settings), cohorts)
     expected, sums = run(Reference(*built(name), **settings), cohorts)
@@ -73,7 +77,9 @@ def test_metrics_are_the_sums_of_plain_loops(name):
         assert metrics.summary(now) == pytest.approx(metrics.summary(sums), rel=1e-5)
 
 
-@pytest.mark.parametrize("lanes", [1, pytest.param(8, marks=pytest.mark.slow)])  # default: 3, 64, and 8 on as many devices
+@pytest.mark.parametrize(
+    "lanes", [1, pytest.param(8, marks=pytest.mark.slow)]
+)  # default: 3, 64, and 8 on as many devices
 @entries_of(["fedavg"], slow=ZOO)
 def test_any_number_of_lanes(name, lanes):
     state, _ = run(simulator(name, lanes=lanes))
@@ -130,7 +136,10 @@ def test_restored_in_the_middle_is_bit_for_bit_uninterrupted(name, tmp_path):
 
 @entries_of([name for name in KINDS if name != "secure"], slow=ZOO)
 def test_jit_is_eager(name):
-    few = [1, 4]  # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
+    few = [
+        1,
+        4,
+    ]  # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
     assert SIZES[1] == 1 and SIZES[4] == BATCH
     compiled, _ = run(Reference(*built(name), batch_size=BATCH, epochs=1), [few])
     with jax.disable_jit():
@@ -160,7 +169,9 @@ def test_lanes_that_begin_and_end_one_by_one_change_nothing(name, lanes, monkeyp
 @entries_of(["mime", "cox"], slow=["fedavg"])
 def test_a_larger_batch_only_pads(name):
     """Batches larger than any client hold the same examples, however much padding comes with them."""
-    results = [run(simulator(name, batch_size=b, epochs=1), COHORTS[:2])[0] for b in (max(SIZES), 3 * max(SIZES))]
+    results = [
+        run(simulator(name, batch_size=b, epochs=1), COHORTS[:2])[0] for b in (max(SIZES), 3 * max(SIZES))
+    ]
     assert_close(*results)
 
 
@@ -178,7 +189,9 @@ def test_a_client_drawn_twice_counts_twice():
 def test_a_client_whose_numbers_overflow_is_refused_and_counted(name):
     composed, good = built(name)
     columns = [dict(good[i]) for i in range(len(good))]
-    columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)  # from which training diverges
+    columns[5]["x"] = np.random.default_rng(0).choice(
+        np.float32([1e18, -1e18]), columns[5]["x"].shape
+    )  # from which training diverges
     bad = Clients.from_list(columns)
     sim = Simulator(composed, bad, batch_size=BATCH, epochs=2, lanes=3)
     state, seen = sim.run(sim.init(jax.random.key(1)), [3, 5, 7])
@@ -196,7 +209,8 @@ def test_a_round_of_empty_clients_leaves_the_model_alone():
 
 
 def test_steps_go_on_across_rounds():
-    """Five rounds of three steps are the plain loops' too, with clients whose epoch is shorter and longer than that."""
+    """Five rounds of three steps are the plain loops' too, with clients whose epoch is shorter and longer
+    than that."""
     settings = {"batch_size": BATCH, "steps": 3}
     state, _ = run(Simulator(*built("fedavg"), lanes=3, **settings))
     assert_close(state, run(Reference(*built("fedavg"), **settings))[0])

@@ -45,7 +45,9 @@ def test_random_orders_give_shapley_values_within_their_standard_error_and_add_u
     assert np.all(np.abs(found.score - exact) <= 3 * found.standard_error + 1e-12)
     assert found.score.sum() == pytest.approx(float(product(np.ones((1, 5), bool))[0]))
     np.testing.assert_allclose(shapley(linear, 4, permutations=2).score, OWN, atol=1e-12)
-    assert np.array_equal(shapley(product, 5, permutations=9, seed=1).score, shapley(product, 5, permutations=9, seed=1).score)
+    assert np.array_equal(
+        shapley(product, 5, permutations=9, seed=1).score, shapley(product, 5, permutations=9, seed=1).score
+    )
 
 
 def test_mistakes_are_refused():
@@ -61,7 +63,8 @@ def test_mistakes_are_refused():
 
 @pytest.fixture(scope="module")
 def round_shown():
-    """(the round's pieces, the state before it, what clients brought): reports are added up, so that each has a term of its own."""
+    """(the round's pieces, the state before it, what clients brought): reports are added up, so that each has
+    a term of its own."""
     task = fc.models.logistic(features=3, classes=2)
     composed = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1)), aggregator=fc.aggregators.total())
     sim = fc.Simulator(composed, clients(), batch_size=9, epochs=1, lanes=1)
@@ -89,13 +92,17 @@ def test_a_coalition_is_worth_what_a_round_of_it_alone_gives(round_shown):
     value = of_round(composed, before, visits, lambda params: params["w"][0, 0])
     coalitions = np.array([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0]], bool)
     cohorts = [[5, 3, 0], [], [2], [5, 2]]
-    expected = [float(loops.run(before, np.array(cohort, np.int32))[0].params["w"][0, 0]) for cohort in cohorts]
+    expected = [
+        float(loops.run(before, np.array(cohort, np.int32))[0].params["w"][0, 0]) for cohort in cohorts
+    ]
     np.testing.assert_allclose(value(coalitions), expected, atol=1e-5)
 
 
 def test_a_round_that_shows_no_single_report_or_needs_more_of_it_is_refused(round_shown):
     composed, before, visits = round_shown
-    with pytest.raises(ValueError, match=r'visits lack updates or weights: inspect\(state, cohort, \("update", "weight"\)\)'):
+    with pytest.raises(
+        ValueError, match=r'visits lack updates or weights: inspect\(state, cohort, \("update", "weight"\)\)'
+    ):
         of_round(composed, before, visits._replace(weight=None), lambda params: 0.0)
     mime = fc.compose(fc.algorithms.mime(fc.models.logistic(features=3, classes=2), optax.sgd(0.1)))
     with pytest.raises(ValueError, match="mime has several exchanges"):

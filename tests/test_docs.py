@@ -1,4 +1,5 @@
-"""README.md and the pages of real sites speak of tests, commands, settings, codes and files that there are."""
+"""README.md and the pages of real sites speak of tests, commands, settings, codes and files that there
+are."""
 
 import ast
 import dataclasses
@@ -25,11 +26,17 @@ from tests.conftest import REPOSITORY
 FILES = {path.name: path for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]}
 PAGES = {name: path.read_text() for name, path in FILES.items()}
 ALL = "\n".join(PAGES.values())
-COMMANDS = sorted({" ".join(code.split()) for code in re.findall(r"`(?:\.venv/bin/)?fedjax-core ([^`]+)`", ALL)})
+COMMANDS = sorted(
+    {" ".join(code.split()) for code in re.findall(r"`(?:\.venv/bin/)?fedjax-core ([^`]+)`", ALL)}
+)
 
 
 def functions(path):
-    return {node.name for node in ast.parse((REPOSITORY / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.parse((REPOSITORY / path).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def test_the_pages_are_there():
@@ -52,15 +59,29 @@ def test_the_pages_are_there():
 def test_the_tests_that_they_name_are_there():
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", ALL)
     assert len(named) > 50
-    assert [(path, name) for path, name in named if not (REPOSITORY / path).exists() or (name and name not in functions(path))] == []
+    assert [
+        (path, name)
+        for path, name in named
+        if not (REPOSITORY / path).exists() or (name and name not in functions(path))
+    ] == []
 
 
 def test_every_row_of_the_threat_model_names_a_test_and_what_does_not_hold_over_ray_says_so():
     table = PAGES["sites-privacy.md"].partition("## Threat model")[2]
-    rows = [line for line in table.splitlines() if line.startswith("|") and not line.startswith(("|---", "| attacker |"))]
+    rows = [
+        line
+        for line in table.splitlines()
+        if line.startswith("|") and not line.startswith(("|---", "| attacker |"))
+    ]
     assert len(rows) > 40
-    assert [row for row in rows if not re.fullmatch(r"(\| [^|]+ ){3}\| (`tests/[\w/]+\.py(::test_\w+)?`(, )?)+ \|", row)] == []
-    assert [row for row in rows if row.startswith("| a curious coordinator") and "not over Ray" not in row] == []
+    assert [
+        row
+        for row in rows
+        if not re.fullmatch(r"(\| [^|]+ ){3}\| (`tests/[\w/]+\.py(::test_\w+)?`(, )?)+ \|", row)
+    ] == []
+    assert [
+        row for row in rows if row.startswith("| a curious coordinator") and "not over Ray" not in row
+    ] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -82,7 +103,10 @@ def test_the_settings_that_they_name_are_there():
     rules = {field.name for field in dataclasses.fields(Rules)}
     assert {name for name in re.findall(r"Rules[.(](\w+)", ALL)} <= rules
     federation = set(inspect.signature(fc.Federation).parameters)
-    given = [re.findall(r"(\w+)=", code) for code in re.findall(r"`fc\.Federation\(([^`]*)\)`", re.sub(r"\w+\.\w+\([^()]*\)", "", ALL))]
+    given = [
+        re.findall(r"(\w+)=", code)
+        for code in re.findall(r"`fc\.Federation\(([^`]*)\)`", re.sub(r"\w+\.\w+\([^()]*\)", "", ALL))
+    ]
     assert given and {name for names in given for name in names} <= federation
 
 
@@ -113,37 +137,69 @@ def test_every_code_of_a_refusal_is_in_the_page_of_what_to_do():
 
 def test_every_setting_by_which_a_site_declines_is_in_the_page_of_what_to_do():
     folder = REPOSITORY / "fedjax_core" / "sites" / "policy"
-    source = "".join((folder / name).read_text() for name in ("policy.py", "tables.py", "answered.py", "enforcement.py"))
-    codes = set(re.findall(r'(?:yield \(?|return |Decision\(False, |^ +)"([a-z-]+)",', source, re.MULTILINE)) | set(
-        re.findall(r"\[([a-z]+)\]\"\)", source)
+    source = "".join(
+        (folder / name).read_text() for name in ("policy.py", "tables.py", "answered.py", "enforcement.py")
     )
+    codes = set(
+        re.findall(r'(?:yield \(?|return |Decision\(False, |^ +)"([a-z-]+)",', source, re.MULTILINE)
+    ) | set(re.findall(r"\[([a-z]+)\]\"\)", source))
     page = PAGES["sites-runbook.md"].partition("### What a site's policy says")[2].partition("###")[0]
-    assert {"paused", "task", "per-class", "epsilon", "clip", "another-model", "untrained", "cell", "weight"} <= codes
-    assert [code for code in sorted(codes - {"withdrawn"}) if f"`{code}`" not in page and f"[{code}]" not in page] == []
+    assert {
+        "paused",
+        "task",
+        "per-class",
+        "epsilon",
+        "clip",
+        "another-model",
+        "untrained",
+        "cell",
+        "weight",
+    } <= codes
+    assert [
+        code for code in sorted(codes - {"withdrawn"}) if f"`{code}`" not in page and f"[{code}]" not in page
+    ] == []
 
 
 def test_the_files_can_be_read(tmp_path):
     site, shown = re.findall(r"```toml\n(.*?)```", PAGES["sites-setup.md"], re.DOTALL)
-    whole = re.sub(r"(?m)^( *)# (\w+ = )", r"\1\2", site)  # with the settings that are shown behind a comment sign
+    whole = re.sub(
+        r"(?m)^( *)# (\w+ = )", r"\1\2", site
+    )  # with the settings that are shown behind a comment sign
     for name, text in (("site.toml", site), ("whole.toml", whole), ("policy.toml", shown)):
         (tmp_path / name).write_text(text)
-    assert SiteFile.read(tmp_path / "site.toml").name == Policy.read(tmp_path / "policy.toml").site == "charite"
+    assert (
+        SiteFile.read(tmp_path / "site.toml").name == Policy.read(tmp_path / "policy.toml").site == "charite"
+    )
     every = SiteFile.read(tmp_path / "whole.toml")
-    assert (every.labels, every.departments, every.person, every.held_out, every.left_gb) == ("y", "ward", "patient_id", "test", 1.0)
+    assert (every.labels, every.departments, every.person, every.held_out, every.left_gb) == (
+        "y",
+        "ward",
+        "patient_id",
+        "test",
+        1.0,
+    )
     assert set(tomllib.loads(shown)["leaving"]["fields"]) == {"weight", "examples", "data", "loss"}
 
 
 def test_the_example_calls_what_there_is():
     (example,) = re.findall(r"```python\n(.*?)```", PAGES["sites-setup.md"], re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(inspect.cleandoc(example))) if isinstance(node, ast.Call)]
-    ours = {ast.unparse(call.func): [word.arg for word in call.keywords] for call in calls if ast.unparse(call.func).startswith("fc.")}
+    ours = {
+        ast.unparse(call.func): [word.arg for word in call.keywords]
+        for call in calls
+        if ast.unparse(call.func).startswith("fc.")
+    }
     assert set(ours) == {"fc.Federation", "fc.fit", "fc.cohorts.everyone"}
     for name, given in ours.items():
         assert set(given) <= set(inspect.signature(attrgetter(name.partition(".")[2])(fc)).parameters), name
 
 
 def test_what_the_doctor_looks_at_is_what_the_readme_says():
-    row = next(line for line in PAGES["README.md"].splitlines() if line.startswith("| examine a site before it joins"))
+    row = next(
+        line
+        for line in PAGES["README.md"].splitlines()
+        if line.startswith("| examine a site before it joins")
+    )
     assert row.rpartition("`: ")[2].removesuffix(" |").split(", ") == list(CHECKS)
 
 

@@ -18,7 +18,9 @@ def umask(request):
 
 
 def modes(folder):
-    return {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in sorted(folder.rglob("*"))
+    }
 
 
 def test_files_and_folders_are_private_whatever_the_umask(tmp_path, umask):
@@ -58,7 +60,11 @@ def test_what_others_can_get_at_is_found_and_closed(tmp_path):
         (tmp_path / folder / "file").chmod(0o640)
         (tmp_path / folder).chmod(mode)
     (tmp_path / "open" / "link").symlink_to("/etc")
-    found = [str(path.relative_to(tmp_path)) for part in ("closed", "open") for path in open_to_others(tmp_path / part)]
+    found = [
+        str(path.relative_to(tmp_path))
+        for part in ("closed", "open")
+        for path in open_to_others(tmp_path / part)
+    ]
     assert found == ["open", "open/file"]
     close_to_others(tmp_path / "open")
     assert not list(open_to_others(tmp_path / "open")) and stat.S_IMODE(os.stat("/etc").st_mode) & 0o055

@@ -42,12 +42,22 @@ PIECES = {"algorithms", "uplink", "aggregators"}
 BACKENDS = {"lanes", "loops", "cluster", "sites"}
 ENGINE = NOUNS | {"round", "tallies", "composition", "partial", "buffer", "client_state", "data", "xla"}
 ENGINE |= {"algorithms.base", "aggregators.base", "aggregators.slotted", "uplink.base"}
-# What each part may import beside itself. A part not named here is one that nobody has placed yet, and the test says so.
+# What each part may import beside itself. A part not named here is one that nobody has placed yet, and the test
+# says so.
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
     **dict.fromkeys(PIECES | {"data", "models"}, NOUNS),
     # Its mechanisms are stages and aggregators, its samplers those of cohorts, and its audits compare models.
-    "privacy": NOUNS | {"algorithms.base", "uplink.base", "uplink.clip", "uplink.secure", "aggregators.base", "aggregators.total", "data"},
+    "privacy": NOUNS
+    | {
+        "algorithms.base",
+        "uplink.base",
+        "uplink.clip",
+        "uplink.secure",
+        "aggregators.base",
+        "aggregators.total",
+        "data",
+    },
     # Whole numbers modulo 2^32 are the same in a simulation's stage and in the protocol between sites.
     "uplink": NOUNS | {"secure_aggregation.ring"},
     "secure_aggregation": NOUNS,
@@ -93,7 +103,18 @@ ALLOWED = {
     "cli": NOUNS
     | PIECES
     | BACKENDS
-    | {"data", "models", "round", "composition", "privacy", "run", "consortium", "intake", "report", "release"},
+    | {
+        "data",
+        "models",
+        "round",
+        "composition",
+        "privacy",
+        "run",
+        "consortium",
+        "intake",
+        "report",
+        "release",
+    },
     "__main__": {"cli"},
 }
 # The parts whose files implement the contract in their `base.py` and do not know one another.
@@ -110,9 +131,15 @@ SHARED = {
 }
 # (file, neighbour it may import): each for a reason.
 EXCEPTIONS = {
-    ("algorithms.fedrep", "algorithms.fedper"): "FedRep is FedPer that trains head and body one after the other",
+    (
+        "algorithms.fedrep",
+        "algorithms.fedper",
+    ): "FedRep is FedPer that trains head and body one after the other",
     ("algorithms.lgfedavg", "algorithms.fedper"): "LG-FedAvg is FedPer with the other leaves kept",
-    ("algorithms.feddane", "algorithms.fedlin"): "FedDANE is FedLin with FedProx's pull towards where clients began",
+    (
+        "algorithms.feddane",
+        "algorithms.fedlin",
+    ): "FedDANE is FedLin with FedProx's pull towards where clients began",
     ("algorithms.feddane", "algorithms.fedprox"): "and that pull is FedProx's",
     ("algorithms.sparseloco", "algorithms.diloco"): "SparseLoCo is DiLoCo that sends less",
     ("algorithms.scaffold_one", "algorithms.scaffold"): "option I is option II with other control variates",
@@ -122,21 +149,30 @@ EXCEPTIONS = {
     ("models.resnet", "models.from_flax"): "the ResNet is an ordinary Flax module",
     ("models.language", "models.from_flax"): "language models are ordinary Flax modules",
 }
-HOMES = {"ray": ("cluster", "sites.transport"), "orbax": ("run.checkpoint",), "flax": ("models",), "formulaic": ("stats.formula",)}
+HOMES = {
+    "ray": ("cluster", "sites.transport"),
+    "orbax": ("run.checkpoint",),
+    "flax": ("models",),
+    "formulaic": ("stats.formula",),
+}
 
 ROW = re.compile(r"^\| `(\w+)` \| [^|]+ \|((?: `\w+`)*) \|$", re.MULTILINE)
 # What each part of `sites` may import of the others, as the README tells it.
-WINGS = {part: set(re.findall(r"\w+", row)) for part, row in ROW.findall((REPOSITORY / "README.md").read_text())}
+WINGS = {
+    part: set(re.findall(r"\w+", row)) for part, row in ROW.findall((REPOSITORY / "README.md").read_text())
+}
 
 
 def name_of(file: Path) -> str:
-    """`algorithms.fedavg` for fedjax_core/algorithms/fedavg.py, `algorithms` for its __init__.py, `` for the package's."""
+    """`algorithms.fedavg` for fedjax_core/algorithms/fedavg.py, `algorithms` for its __init__.py, `` for the
+    package's."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Absolute names of the modules a file imports, wherever in the file it does; of `from a import b`, `a.b` where that is a module."""
+    """Absolute names of the modules a file imports, wherever in the file it does; of `from a import b`, `a.b`
+    where that is a module."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -144,7 +180,11 @@ def imports(file: Path) -> Iterator[str]:
             assert node.level == 0, f"{name_of(file)} imports relatively: write the package's name"
             for alias in node.names:
                 path = ROOT.joinpath(*(node.module or "").split(".")[1:], alias.name)
-                yield f"{node.module}.{alias.name}" if path.is_dir() or path.with_suffix(".py").is_file() else str(node.module)
+                yield (
+                    f"{node.module}.{alias.name}"
+                    if path.is_dir() or path.with_suffix(".py").is_file()
+                    else str(node.module)
+                )
 
 
 def inside(name: str, parts: set[str] | tuple[str, ...]) -> bool:
@@ -165,7 +205,9 @@ def test_imports_go_one_way(file: Path):
             assert inside(found, ALLOWED[part]), f"{name} may not import {found}"
         elif part in NEIGHBOURS and not file.name.startswith("__init__"):
             allowed = found == f"{part}.base" or found in SHARED or (name, found) in EXCEPTIONS
-            assert allowed, f"{name} may not import its neighbour {found}: move what they share to {part}/base.py"
+            assert allowed, (
+                f"{name} may not import its neighbour {found}: move what they share to {part}/base.py"
+            )
 
 
 def inner() -> dict[str, set[str]]:
@@ -175,7 +217,9 @@ def inner() -> dict[str, set[str]]:
 
 
 def test_the_parts_of_sites_import_what_the_readme_says_and_nothing_else():
-    found: dict[str, set[str]] = {path.stem: set() for path in (ROOT / "sites").iterdir() if path.stem.strip("_") == path.stem}
+    found: dict[str, set[str]] = {
+        path.stem: set() for path in (ROOT / "sites").iterdir() if path.stem.strip("_") == path.stem
+    }
     for name, these in inner().items():
         if name.startswith("sites."):
             part = name.split(".")[1]
@@ -199,18 +243,28 @@ def test_heavy_libraries_have_one_home(library: str):
 
 
 def test_no_file_is_called_utils():
-    assert [name_of(file) for file in FILES if file.stem in {"utils", "util", "helpers", "misc", "common"}] == []
+    assert [
+        name_of(file) for file in FILES if file.stem in {"utils", "util", "helpers", "misc", "common"}
+    ] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: name_of(file) or "fedjax_core")
 def test_what_is_public_has_a_docstring(file: Path):
     tree = ast.parse(file.read_text())
     assert ast.get_docstring(tree), f"{file} needs a docstring that says its idea"
-    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=lambda file: name_of(file) or "fedjax_core")
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.name == "__init__.py"],
+    ids=lambda file: name_of(file) or "fedjax_core",
+)
 def test_public_names_resolve(file: Path):
     name = name_of(file)
     module = importlib.import_module(f"fedjax_core.{name}" if name else "fedjax_core")
@@ -225,5 +279,7 @@ def test_a_process_begins_without_libraries_that_it_may_never_need():
     """scipy and Orbax alone are 2 s of a processor, which every worker, site and command would spend."""
     heavy = ("scipy", "orbax", "ray", "dp_accounting", "pandas", "matplotlib")
     found = f"import sys, fedjax_core as fc; print([name for name in {heavy} if name in sys.modules], fc.privacy.epsilon.__name__)"
-    done = subprocess.run([sys.executable, "-c", found], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", found], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["[]", "epsilon"]

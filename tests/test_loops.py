@@ -1,4 +1,5 @@
-"""The plain loops: gradients through rounds, a look at every client, Python inside the steps, and a backend for `fit`."""
+"""The plain loops: gradients through rounds, a look at every client, Python inside the steps, and a backend
+for `fit`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,14 @@ PLAN = {"batch_size": 4, "epochs": 1}
 
 
 def scaffold():
-    return fc.compose(fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=0.1, population=len(SIZES)))
+    return fc.compose(
+        fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=0.1, population=len(SIZES))
+    )
 
 
 def after_two_rounds(start, rate):
-    """The loss on all examples after two rounds with momentum at the server, clients of several steps and other clients in each round."""
+    """The loss on all examples after two rounds with momentum at the server, clients of several steps and
+    other clients in each round."""
     task = fc.models.mlp(features=3, hidden=(4,), classes=2)
     composed = fc.compose(fc.algorithms.fedavg(task, optax.sgd(rate), optax.sgd(1.0, momentum=0.9)))
     loops = fc.Loops(composed, clients(), **PLAN)
@@ -26,14 +30,19 @@ def after_two_rounds(start, rate):
     for cohort in ([0, 3, 4], [1, 3, 5]):
         state, _ = loops.run(state, cohort)
     columns = jax.tree.map(jnp.asarray, loops.clients.columns)
-    return task.mean_loss(state.params, fc.Batch(columns, jnp.ones(loops.clients.examples)), jax.random.key(0))
+    return task.mean_loss(
+        state.params, fc.Batch(columns, jnp.ones(loops.clients.examples)), jax.random.key(0)
+    )
 
 
 def test_gradients_through_rounds_are_finite_differences():
-    """By the model that the rounds begin with, in a direction drawn at random, and by the clients' learning rate."""
+    """By the model that the rounds begin with, in a direction drawn at random, and by the clients' learning
+    rate."""
     task = fc.models.mlp(features=3, hidden=(4,), classes=2)
     start, rate, small = task.init(jax.random.key(3)), jnp.float32(0.2), 1e-2
-    way = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), jnp.float32), start)
+    way = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), jnp.float32), start
+    )
     by_model, by_rate = jax.grad(after_two_rounds, argnums=(0, 1))(start, rate)
     up, down = (jax.tree.map(lambda x, d, s=sign: x + s * small * d, start, way) for sign in (1, -1))
     slope = (after_two_rounds(up, rate) - after_two_rounds(down, rate)) / (2 * small)
@@ -55,8 +64,14 @@ def test_each_client_is_shown_and_what_they_bring_is_what_the_round_makes_of_it(
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(visit.update[0] for visit in visits))
     np.testing.assert_allclose(after.params["w"] - before.params["w"], mean["w"], atol=1e-7)
     for visit in visits:
-        jax.tree.map(lambda all_, mine, i=visit.client: np.testing.assert_array_equal(all_[i], mine), after.clients, visit.kept)
-    assert float(sum(visit.metrics["loss"] for visit in visits)) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+        jax.tree.map(
+            lambda all_, mine, i=visit.client: np.testing.assert_array_equal(all_[i], mine),
+            after.clients,
+            visit.kept,
+        )
+    assert float(sum(visit.metrics["loss"] for visit in visits)) == pytest.approx(
+        float(metrics["loss"]), rel=1e-6
+    )
 
 
 def test_without_jit_python_in_a_step_sees_numbers():
@@ -98,7 +113,9 @@ def test_a_round_in_which_nobody_reports_counts_nobody():
     sim = fc.Simulator(scaffold(), clients(), lanes=1, **PLAN)
     expected, found = sim.run(sim.init(jax.random.key(0)), [2])
     assert bits(state) == bits(expected)
-    assert fc.metrics.summary(metrics) == {name: float(found[name]) for name in ("refused", "clients", "examples")}
+    assert fc.metrics.summary(metrics) == {
+        name: float(found[name]) for name in ("refused", "clients", "examples")
+    }
 
 
 def test_what_is_refused():

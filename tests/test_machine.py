@@ -1,4 +1,5 @@
-"""What a process may use is the least of what its machine has and what its container gives, in either version of control groups."""
+"""What a process may use is the least of what its machine has and what its container gives, in either version
+of control groups."""
 
 import os
 import tempfile
@@ -81,5 +82,7 @@ def test_a_temporary_folder_is_short_enough_for_rays_sockets(tmp_path, monkeypat
     assert machine.short_folder() == Path("/dev/shm")
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match=r"TMPDIR, /.*aaa, is longer than \d+. Name a short folder .* in RAY_TMPDIR"):
+    with pytest.raises(
+        ValueError, match=r"TMPDIR, /.*aaa, is longer than \d+. Name a short folder .* in RAY_TMPDIR"
+    ):
         machine.short_folder()

@@ -20,14 +20,20 @@ def test_a_mean_has_the_same_bits_on_the_host_as_on_a_device(total, weight):
 
 def test_a_summary_is_the_same_of_numbers_of_the_host():
     found = {"loss": Mean(np.float32(1), np.float32(3)), "rounds": Sum(np.array(2, np.int32))}
-    assert summary(found) == summary(jax.device_put(found)) == {"loss": float(np.float32(1) / np.float32(3)), "rounds": 2.0}
+    assert (
+        summary(found)
+        == summary(jax.device_put(found))
+        == {"loss": float(np.float32(1) / np.float32(3)), "rounds": 2.0}
+    )
 
 
 def test_rounds_that_are_stacked_stay_so_on_the_host():
     assert Mean(np.arange(3, dtype=np.float32), np.full(3, 2, np.float32)).value.tolist() == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("name", [*sorted(TAKEN), "loss.weight", "", "5_year", "hits\n", "größe", "x" * 57, 3, None])
+@pytest.mark.parametrize(
+    "name", [*sorted(TAKEN), "loss.weight", "", "5_year", "hits\n", "größe", "x" * 57, 3, None]
+)
 def test_a_name_that_means_something_else_somewhere_is_refused(name):
     with pytest.raises(ValueError, match=re.escape(repr(name))):
         check_names(["loss", name], "the task")

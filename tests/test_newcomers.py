@@ -1,4 +1,5 @@
-"""Personal models of clients who were in no round: those that they would have by taking part in a federation that stands still."""
+"""Personal models of clients who were in no round: those that they would have by taking part in a federation
+that stands still."""
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from tests.algorithms.test_personal import LAYERS, LR, SGD, T, flat, steps
 from tests.quadratic import UNEQUAL, UNEVEN, on_unequal
 
 
-@pytest.mark.proves("ditto", by="independent implementation: what a client keeps that never took part, in NumPy")
+@pytest.mark.proves(
+    "ditto", by="independent implementation: what a client keeps that never took part, in NumPy"
+)
 def test_a_newcomer_of_ditto_is_drawn_to_the_global_model():
     algorithm = of.ditto(UNEVEN, 0.6, SGD)
     x, state = on_unequal(algorithm, [[0, 1], [0, 1]])
@@ -23,7 +26,9 @@ def test_a_newcomer_of_ditto_is_drawn_to_the_global_model():
     assert flat(jax.tree.map(lambda leaf: leaf[2], own)) == pytest.approx(v, abs=3e-6)
 
 
-@pytest.mark.proves("fedper", by="independent implementation: the head of a client that never took part, in NumPy")
+@pytest.mark.proves(
+    "fedper", by="independent implementation: the head of a client that never took part, in NumPy"
+)
 def test_a_newcomer_of_fedper_trains_a_head_of_its_own():
     """Begun as the task begins it; the shared layer that it trained beside is not what it uses."""
     algorithm = of.fedper(LAYERS, optax.sgd(LR), ["head"])
@@ -47,7 +52,11 @@ TASK = fc.models.logistic(features=2, classes=3)._replace(features=lambda params
 def halves():
     rng, sizes = np.random.default_rng(0), ((7, 4), (5, 3), (0, 2))
     made = [
-        [{"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.integers(0, 3, n).astype(np.int32)} for n in pair] for pair in sizes
+        [
+            {"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.integers(0, 3, n).astype(np.int32)}
+            for n in pair
+        ]
+        for pair in sizes
     ]
     return (fc.Clients.from_list([pair[i] for pair in made]) for i in (0, 1))
 
@@ -56,17 +65,26 @@ def halves():
 @pytest.mark.parametrize("mix", [0.0, 0.7])
 def test_the_memory_is_scikit_learns_neighbours(mix):
     train, test = halves()
-    params = {"w": np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32), "b": np.zeros(3, np.float32)}
+    params = {
+        "w": np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32),
+        "b": np.zeros(3, np.float32),
+    }
     found = fc.knn_per(TASK, params, train, test, k=4, mix=mix, bandwidth=0.8)
     for i in range(3):
         z = test[i]["x"] @ params["w"]
         p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
         if len(train[i]["y"]):
-            neighbours = KNeighborsClassifier(4, weights=lambda d: np.exp(-d / 0.8)).fit(train[i]["x"], train[i]["y"])
-            p[:, neighbours.classes_] += mix * (neighbours.predict_proba(test[i]["x"]) - p[:, neighbours.classes_])
+            neighbours = KNeighborsClassifier(4, weights=lambda d: np.exp(-d / 0.8)).fit(
+                train[i]["x"], train[i]["y"]
+            )
+            p[:, neighbours.classes_] += mix * (
+                neighbours.predict_proba(test[i]["x"]) - p[:, neighbours.classes_]
+            )
             absent = np.setdiff1d(np.arange(3), neighbours.classes_)
             p[:, absent] *= 1 - mix
-        assert found.clients["loss"][i] == pytest.approx(-np.log(p[np.arange(len(p)), test[i]["y"]]).mean(), rel=1e-5)
+        assert found.clients["loss"][i] == pytest.approx(
+            -np.log(p[np.arange(len(p)), test[i]["y"]]).mean(), rel=1e-5
+        )
     if mix == 0:
         assert found.pooled["loss"] == pytest.approx(fc.evaluate(TASK, params, test).pooled["loss"], rel=1e-5)
 

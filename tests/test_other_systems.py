@@ -1,4 +1,5 @@
-"""Files on systems as they are: other encodings, disks without locks, and secrets as containers are given them."""
+"""Files on systems as they are: other encodings, disks without locks, and secrets as containers are given
+them."""
 
 import errno
 import fcntl
@@ -110,7 +111,9 @@ def test_a_folder_that_cannot_be_synchronised_is_left(tmp_path, monkeypatch):
         (0o600, 2000, 1000, 1000, False),
     ],
 )
-def test_a_secret_is_read_where_only_its_user_or_root_could_have(mode, owner, group, user, taken, tmp_path, monkeypatch):
+def test_a_secret_is_read_where_only_its_user_or_root_could_have(
+    mode, owner, group, user, taken, tmp_path, monkeypatch
+):
     path = tmp_path / "secret"
     path.write_bytes(b"x")
     about = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, group, 1, 0, 0, 0))
@@ -119,5 +122,8 @@ def test_a_secret_is_read_where_only_its_user_or_root_could_have(mode, owner, gr
     if taken:
         assert files.read_private(path) == b"x"
     else:
-        with pytest.raises(PermissionError, match=rf"mode {mode:04o} and owner {owner}: .* copy it to a disk .*install -m 600"):
+        with pytest.raises(
+            PermissionError,
+            match=rf"mode {mode:04o} and owner {owner}: .* copy it to a disk .*install -m 600",
+        ):
             files.read_private(path, "the key")

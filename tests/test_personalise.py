@@ -1,4 +1,5 @@
-"""Each client's own model against FedAvg of that client alone, whose model after one round is the client's."""
+"""Each client's own model against FedAvg of that client alone, whose model after one round is the
+client's."""
 
 import jax
 import numpy as np
@@ -12,7 +13,10 @@ SIZES, LOCAL = (5, 0, 3), optax.sgd(0.1, momentum=0.9)
 
 def clients():
     rng = np.random.default_rng(0)
-    data = [{"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)} for n in SIZES]
+    data = [
+        {"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)}
+        for n in SIZES
+    ]
     return fc.Clients.from_list(data)
 
 
@@ -21,7 +25,9 @@ def test_each_client_has_the_model_that_a_round_of_it_alone_comes_to():
     task = fc.models.linear(features=2)
     start = {"w": np.array([1.0, -1.0], np.float32), "b": np.float32(0.5)}
     own = fc.personalise(task, start, clients(), LOCAL, batch_size=2, epochs=3)
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task, LOCAL)), clients(), batch_size=2, epochs=3, lanes=1)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.fedavg(task, LOCAL)), clients(), batch_size=2, epochs=3, lanes=1
+    )
     begun = sim.init(jax.random.key(0), start)
     for i in range(len(SIZES)):
         alone = sim.run(begun, [i])[0].params

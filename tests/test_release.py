@@ -1,4 +1,5 @@
-"""The release gate blocks a model that remembers, and passes one that cannot; what it writes is for its owner alone."""
+"""The release gate blocks a model that remembers, and passes one that cannot; what it writes is for its owner
+alone."""
 
 import csv
 import json
@@ -53,7 +54,10 @@ def test_a_model_that_knows_labels_by_heart_is_blocked_for_all_sites_and_subgrou
     for group in ("all", "site charite", "site mayo", "sex = 0", "sex = 1"):
         assert found["loss AUC", group].value > 0.75 and found["loss AUC", group].blocks
         assert found["lira AUC", group].value > 0.75
-    assert found["records per parameter", "all"].value == 60 / 162 and found["records per parameter", "all"].blocks
+    assert (
+        found["records per parameter", "all"].value == 60 / 162
+        and found["records per parameter", "all"].blocks
+    )
     assert found["rarest level", "column sex"].value == 30 and not found["rarest level", "column sex"].blocks
     write(verdict, limits, tmp_path / "release")
     said = json.loads((tmp_path / "release" / "release.json").read_text())
@@ -64,7 +68,11 @@ def test_a_model_that_knows_labels_by_heart_is_blocked_for_all_sites_and_subgrou
     assert all(abs(float(row["probability_0"]) + float(row["probability_1"]) - 1) < 1e-6 for row in rows)
     assert (tmp_path / "release" / "probabilities.csv").stat().st_mode & 0o077 == 0
     untrained = jax.tree.map(jnp.zeros_like, of.simulator.init(jax.random.key(0)).params)
-    assert not [one for one in examine(of, untrained, shadows=2, limits=limits).findings if one.check.startswith("loss") and one.blocks]
+    assert not [
+        one
+        for one in examine(of, untrained, shadows=2, limits=limits).findings
+        if one.check.startswith("loss") and one.blocks
+    ]
 
 
 def test_attacks_are_judged_by_group_and_small_groups_are_not():
@@ -84,7 +92,10 @@ def test_attacks_are_judged_by_group_and_small_groups_are_not():
 def test_structure_is_looked_at_without_an_attack():
     columns = {"x": np.zeros((100, 3), np.float32), "y": np.array([1] * 4 + [0] * 96, np.int32)}
     found = list(release._structure({"w": np.zeros(10)}, columns, np.arange(100) < 50, Limits()))
-    assert [(one.check, one.value, one.blocks) for one in found] == [("records per parameter", 5.0, False), ("rarest level", 4.0, True)]
+    assert [(one.check, one.value, one.blocks) for one in found] == [
+        ("records per parameter", 5.0, False),
+        ("rarest level", 4.0, True),
+    ]
 
 
 def test_a_run_without_checkpoints_or_candidate_is_refused(tmp_path, capsys):

@@ -23,7 +23,9 @@ def altered(**changes):
 
 
 def test_what_keeps_the_contracts_passes():
-    composed = fc.compose(fc.algorithms.scaffold(fc.models.logistic(features=3, classes=3), 0.1, 5), uplink=fc.uplink.clip(0.5))
+    composed = fc.compose(
+        fc.algorithms.scaffold(fc.models.logistic(features=3, classes=3), 0.1, 5), uplink=fc.uplink.clip(0.5)
+    )
     check_round(composed, clients(sizes=(5, 1, 0, 7, 3)), batch_size=4, rounds=2, lanes=(2,), strict=True)
 
 
@@ -44,7 +46,9 @@ def test_a_state_kept_in_python_is_found():
 
         return counting
 
-    with pytest.raises(AssertionError, match=r"in 1 lane and as plain loops.*keep something in Python between calls"):
+    with pytest.raises(
+        AssertionError, match=r"in 1 lane and as plain loops.*keep something in Python between calls"
+    ):
         check_round(altered(step=step), clients(sizes=(5, 1, 7)), batch_size=4, rounds=1, lanes=(1,))
 
 

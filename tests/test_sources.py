@@ -49,7 +49,8 @@ def late(x):
 
 @pytest.fixture
 def heart(tmp_path, monkeypatch):
-    """A package in the folder `heart`, and a module that it uses beside it; writes of them are seen at the next `load`."""
+    """A package in the folder `heart`, and a module that it uses beside it; writes of them are seen at the
+    next `load`."""
     monkeypatch.syspath_prepend(tmp_path)
     files = {
         "heart/__init__.py": "", "heart/study.py": STUDY.format(helper="beside"), "heart/parts.py": "def loss(x):\n    return x\n",
@@ -57,7 +58,9 @@ def heart(tmp_path, monkeypatch):
     }  # fmt: skip
 
     def load(**changed):
-        for path, text in (files | {name.replace("__", "/", 1).replace("_dot_", "."): text for name, text in changed.items()}).items():
+        for path, text in (
+            files | {name.replace("__", "/", 1).replace("_dot_", "."): text for name, text in changed.items()}
+        ).items():
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_text(text)
         for name in [name for name in sys.modules if sources.root(name) in ("heart", "beside", "beneath")]:
@@ -75,7 +78,11 @@ CHANGES = {
     "a file that nothing mentions": {"heart__more_dot_py": "import os\n"},
     "data of the package": {"heart__weights_dot_json": "[1]"},
     "a module that it imports": {"beside_dot_py": "def double(x):\n    return x\n"},
-    "a method": {"heart__study_dot_py": STUDY.format(helper="beside").replace("double(x)\n\n\ndef own", "double(x[::-1])\n\n\ndef own")},
+    "a method": {
+        "heart__study_dot_py": STUDY.format(helper="beside").replace(
+            "double(x)\n\n\ndef own", "double(x[::-1])\n\n\ndef own"
+        )
+    },
 }
 
 
@@ -92,7 +99,10 @@ def test_whatever_code_changed_changes_the_hash(heart, what, name):
 
 
 def test_a_module_that_is_only_imported_by_an_imported_one_counts(heart):
-    first = {"beside_dot_py": "from beneath import double\n", "beneath_dot_py": "def double(x):\n    return 2 * x\n"}
+    first = {
+        "beside_dot_py": "from beneath import double\n",
+        "beneath_dot_py": "def double(x):\n    return 2 * x\n",
+    }
     before = code_of(heart(**first).own)
     after = code_of(heart(**first | {"beneath_dot_py": "def double(x):\n    return x\n"}).own)
     assert set(before) == {"heart", "beside", "beneath"}
@@ -114,7 +124,11 @@ def test_where_a_package_is_installed_what_it_imports_is_the_same(heart, tmp_pat
     import typing_extensions
 
     installed = Path(typing_extensions.__file__).parent
-    monkeypatch.setattr(sources, "_places", lambda name: [installed / f"{name}.py"] if name != "heart" else [installed / "heart"])
+    monkeypatch.setattr(
+        sources,
+        "_places",
+        lambda name: [installed / f"{name}.py"] if name != "heart" else [installed / "heart"],
+    )
     assert sources._imported("typing_extensions", [installed / "heart"]) == []
 
 
@@ -132,7 +146,10 @@ def test_where_this_process_looks_for_modules_beside_does_not_count(heart, tmp_p
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "far.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(tmp_path / "elsewhere")
-    assert code_of(heart(**{"heart__script_dot_py": "import far\n"}).own) == before and set(before) == {"heart", "beside"}
+    assert code_of(heart(**{"heart__script_dot_py": "import far\n"}).own) == before and set(before) == {
+        "heart",
+        "beside",
+    }
 
 
 def test_settings_of_a_file_count_as_they_are_now(heart, monkeypatch):
@@ -151,7 +168,8 @@ def test_compiled_and_hidden_files_do_not_count(heart, tmp_path):
 
 
 def test_a_module_beside_it_that_bears_the_name_of_a_library_counts(heart, tmp_path, monkeypatch):
-    """Python takes it for the library, also where another library imports that: here for `secrets`, as in hmac, and for `yaml`."""
+    """Python takes it for the library, also where another library imports that: here for `secrets`, as in
+    hmac, and for `yaml`."""
     (tmp_path / "fedjax_core").mkdir()
     (tmp_path / "fedjax_core" / "__init__.py").write_text("")
     (tmp_path / "test").mkdir()  # without __init__.py nobody takes it for a module
@@ -184,7 +202,8 @@ def test_code_of_a_module_that_bears_the_name_of_one_of_pythons_own_is_not_pytho
 
 
 def test_what_was_compiled_beforehand_counts_where_python_runs_it_and_it_is_other_code(heart, tmp_path):
-    """A compiled file is run in the place of its source where it says that it is of that; one alone is a module."""
+    """A compiled file is run in the place of its source where it says that it is of that; one alone is a
+    module."""
     module = heart()
     parts, other = tmp_path / "heart" / "parts.py", tmp_path / "other.py"
     other.write_text("def loss(x):\n    return 9 * x\n")
@@ -196,9 +215,13 @@ def test_what_was_compiled_beforehand_counts_where_python_runs_it_and_it_is_othe
     py_compile.compile(str(other), cfile=str(compiled))
     assert identity(module.own) == before  # of another source: Python does not run it
     about, raw = parts.stat(), compiled.read_bytes()
-    compiled.write_bytes(raw[:8] + b"".join(x.to_bytes(4, "little") for x in (int(about.st_mtime), about.st_size)) + raw[16:])
+    compiled.write_bytes(
+        raw[:8] + b"".join(x.to_bytes(4, "little") for x in (int(about.st_mtime), about.st_size)) + raw[16:]
+    )
     assert identity(module.own) != before
-    py_compile.compile(str(other), cfile=str(compiled), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    py_compile.compile(
+        str(other), cfile=str(compiled), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
     assert identity(module.own) != before
     compiled.unlink()
     assert identity(module.own) == before
@@ -255,7 +278,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("of", SETTINGS, ids=[f"{i} {getattr(of, '__name__', of)}" for i, of in enumerate(SETTINGS)])
+@pytest.mark.parametrize(
+    "of", SETTINGS, ids=[f"{i} {getattr(of, '__name__', of)}" for i, of in enumerate(SETTINGS)]
+)
 def test_whatever_object_holds_a_setting_it_is_in_the_hash(of):
     one, two = ("a", "b") if of in (Path, re.compile) else (1, 2)
     assert identity({"f": of(one)}) == identity({"f": of(one)}) != identity({"f": of(two)})
@@ -325,7 +350,9 @@ def test_which_of_the_functions_of_a_file_it_is_and_what_was_set_in_it_is_in_the
 
 
 def test_libraries_are_trusted_by_their_version():
-    study = Study(fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.adam(0.1))), batch_size=2, epochs=1)
+    study = Study(
+        fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.adam(0.1))), batch_size=2, epochs=1
+    )
     assert study.code == {}
     assert sources.digests(["jax", "scipy", "json", "msgspec"]) == {}
     assert sources.digest("fedjax_core") != sources.ABSENT == sources.digest("no_such_package_as_this")
@@ -335,7 +362,11 @@ def test_another_version_of_fedjax_core_or_another_width_of_numbers_is_another_s
     from fedjax_core.sites import study as module
 
     def made():
-        return Study(fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.sgd(0.1))), batch_size=2, epochs=1).hash
+        return Study(
+            fc.compose(fc.algorithms.fedavg(fc.models.linear(2), local=optax.sgd(0.1))),
+            batch_size=2,
+            epochs=1,
+        ).hash
 
     before = made()
     with monkeypatch.context() as patch:
@@ -350,13 +381,21 @@ def test_a_site_starts_only_while_its_study_is_the_code_that_it_reviewed(heart, 
     check_code(tmp_path / "state", "heart.study:own", "3f9a")
     check_code(tmp_path / "state", "heart.study:own", "3f9a")
     heart(**{"heart____init___dot_py": "import jax\n"})
-    with pytest.raises(ValueError, match=r"files of heart, .* changed under the same hash 3f9a: review them, and remove .*code\.json"):
+    with pytest.raises(
+        ValueError,
+        match=r"files of heart, .* changed under the same hash 3f9a: review them, and remove .*code\.json",
+    ):
         check_code(tmp_path / "state", "heart.study:own", "3f9a")
-    check_code(tmp_path / "state", "heart.study:own", "91d2")  # another hash was allowed by the policy after a review of its own
+    check_code(
+        tmp_path / "state", "heart.study:own", "91d2"
+    )  # another hash was allowed by the policy after a review of its own
 
 
 RENAMED = {
-    "a closure of an algorithm": ("fedjax_core.algorithms.scaffold", {"share": "a_part", "begin": "the_first", "finish": "at_last"}),
+    "a closure of an algorithm": (
+        "fedjax_core.algorithms.scaffold",
+        {"share": "a_part", "begin": "the_first", "finish": "at_last"},
+    ),
     "a closure of a stage": ("fedjax_core.uplink.quantize", {"most": "a_largest", "small": "of_bits"}),
     "an aggregator's": ("fedjax_core.aggregators.mean", {"value": "divided", "add": "met"}),
     "a model's": ("fedjax_core.models.mlp", {"logits": "a_score", "init": "beginnings"}),
@@ -366,12 +405,21 @@ RENAMED = {
 
 def study_of_everything(lr=0.1):
 
-    here = {name: sys.modules[f"fedjax_core.{name}"] for name in ("algorithms.scaffold", "algorithms.fedopt", "aggregators.mean")}
+    here = {
+        name: sys.modules[f"fedjax_core.{name}"]
+        for name in ("algorithms.scaffold", "algorithms.fedopt", "aggregators.mean")
+    }
     task = sys.modules["fedjax_core.models.mlp"].mlp(features=2, hidden=(3,), classes=2)
     algorithm = here["algorithms.scaffold"].scaffold(task, lr, 3)
     adaptive = fc.algorithms.fedavg(task, optax.sgd(0.1), here["algorithms.fedopt"].adam(0.1, b1=0.8))
-    stage, aggregator = sys.modules["fedjax_core.uplink.quantize"].quantize(bits=4), here["aggregators.mean"].mean()
-    hashes = [Study(fc.compose(one, stage, aggregator), batch_size=2, epochs=1).hash for one in (algorithm, adaptive)]
+    stage, aggregator = (
+        sys.modules["fedjax_core.uplink.quantize"].quantize(bits=4),
+        here["aggregators.mean"].mean(),
+    )
+    hashes = [
+        Study(fc.compose(one, stage, aggregator), batch_size=2, epochs=1).hash
+        for one in (algorithm, adaptive)
+    ]
     return tuple(hashes)
 
 
@@ -391,7 +439,11 @@ def test_another_name_for_a_variable_within_fedjax_core_is_no_other_study(what, 
 
 def test_what_two_settings_of_one_function_are_called_does_not_mix_them_up():
     adam = fc.algorithms.fedopt.adam
-    assert identity(adam(0.1, b1=0.9, b2=0.8)) != identity(adam(0.1, b1=0.8, b2=0.9)) != identity(adam(0.9, b1=0.1, b2=0.8))
+    assert (
+        identity(adam(0.1, b1=0.9, b2=0.8))
+        != identity(adam(0.1, b1=0.8, b2=0.9))
+        != identity(adam(0.9, b1=0.1, b2=0.8))
+    )
     begin = fc.algorithms.fedavg(fc.models.linear(2), optax.sgd(0.1)).exchanges[0].client
     assert identity(begin) != identity(begin._replace(begin=begin.finish, finish=begin.begin))
 
@@ -408,10 +460,14 @@ def test_a_users_own_helper_that_changed_is_another_study(heart, where):
     def found(**changed):
         own = heart(**changed).own
         if where == "weighting":
-            algorithm = fc.algorithms.fedavg(fc.models.linear(2), optax.sgd(0.1), weighting=lambda seen: own(seen.examples))
+            algorithm = fc.algorithms.fedavg(
+                fc.models.linear(2), optax.sgd(0.1), weighting=lambda seen: own(seen.examples)
+            )
         else:
             linear = fc.models.linear(2)
-            algorithm = fc.algorithms.fedavg(linear._replace(loss=lambda *of: own(linear.loss(*of))), optax.sgd(0.1))
+            algorithm = fc.algorithms.fedavg(
+                linear._replace(loss=lambda *of: own(linear.loss(*of))), optax.sgd(0.1)
+            )
         return Study(fc.compose(algorithm), batch_size=2).hash
 
     before = found()
@@ -419,7 +475,8 @@ def test_a_users_own_helper_that_changed_is_another_study(heart, where):
 
 
 def test_a_study_that_travels_by_a_pickle_keeps_its_hash():
-    """A worker of Ray gets copies of all functions that are written within others, and finds their places by equal code."""
+    """A worker of Ray gets copies of all functions that are written within others, and finds their places by
+    equal code."""
     cloudpickle = pytest.importorskip("ray.cloudpickle")
 
     def made(lr=0.1):

@@ -21,7 +21,8 @@ def test_a_message_to_all_counts_once_for_each_who_takes_part():
 
 
 def test_what_the_server_tells_a_client_alone_counts_beside_the_message():
-    """AFL: each client finds its loss on the model, and then trains, told the one float32 that is its share."""
+    """AFL: each client finds its loss on the model, and then trains, told the one float32 that is its
+    share."""
     algorithm = fc.algorithms.afl(fc.models.linear(features=2), optax.sgd(0.1), rate=0.1, population=CLIENTS)
     find, train = counted(algorithm, 0, reports=4, messages=5), counted(algorithm, 1, reports=4, messages=5)
     assert find == (0, 5 * 16 * NUMBERS)

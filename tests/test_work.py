@@ -39,4 +39,10 @@ def test_amounts_are_checked(settings, said):
 
 
 def test_what_trains_may_end_early():
-    assert [work.trains for work in (TRAIN, ONCE, Work(steps=1), Work(steps=0), Work(epochs=2))] == [True, False, True, False, True]
+    assert [work.trains for work in (TRAIN, ONCE, Work(steps=1), Work(steps=0), Work(epochs=2))] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]

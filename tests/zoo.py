@@ -1,4 +1,5 @@
-"""Every algorithm, stage, aggregator and model, once: a new one joins all contracts (`test_contracts.py`) by adding one line.
+"""Every algorithm, stage, aggregator and model, once: a new one joins all contracts (`test_contracts.py`) by
+adding one line.
 
 An entry is a function of the number of clients that gives a `Round`; models bring the columns that they need.
 """
@@ -30,7 +31,8 @@ class Entry(NamedTuple):
     sites: bool = True
     """Whether real sites can run it."""
     brief: bool = False
-    """It has a proof of its own and adds nothing to the engine: one of each kind has two small rounds, and all else runs with --slow."""
+    """It has a proof of its own and adds nothing to the engine: one of each kind has two small rounds, and
+    all else runs with --slow."""
 
     def of(self, clients: int) -> Round:
         """For so many clients, where that is a number of the algorithm."""
@@ -38,7 +40,8 @@ class Entry(NamedTuple):
 
 
 def clients(kind: str = "classes", sizes=SIZES, ids=None) -> Clients:
-    """Twelve unequal clients with columns x [3], y and, for survival, time and event; the same rows for the same ids."""
+    """Twelve unequal clients with columns x [3], y and, for survival, time and event; the same rows for the
+    same ids."""
     made = []
     for name in range(len(sizes)) if ids is None else ids:
         rng, n = np.random.default_rng(name), sizes[name]
@@ -47,7 +50,10 @@ def clients(kind: str = "classes", sizes=SIZES, ids=None) -> Clients:
         if kind == "images":
             columns["x"] = rng.integers(0, 256, shape).astype(np.uint8)
         if kind == "survival":
-            columns |= {"time": rng.exponential(size=n).astype(np.float32), "event": (rng.random(n) < 0.7).astype(np.float32)}
+            columns |= {
+                "time": rng.exponential(size=n).astype(np.float32),
+                "event": (rng.random(n) < 0.7).astype(np.float32),
+            }
         elif kind == "numbers":
             columns["y"] = rng.normal(size=n).astype(np.float32)
         else:
@@ -90,7 +96,11 @@ class Twin(nnx.Module):
     """An nnx module with dropout."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.inner, self.dropout, self.outer = nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.3, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.inner, self.dropout, self.outer = (
+            nnx.Linear(3, 4, rngs=rngs),
+            nnx.Dropout(0.3, rngs=rngs),
+            nnx.Linear(4, 3, rngs=rngs),
+        )
 
     def __call__(self, x):
         return self.outer(self.dropout(nnx.relu(self.inner(x))))
@@ -118,7 +128,9 @@ def adapted():
 
 def flax_task(module, kind="classes", **how):
     """A Flax module as a task."""
-    return models.from_flax(module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy, **how)
+    return models.from_flax(
+        module, {k: v[:2] for k, v in clients(kind).columns.items()}, loss=cross_entropy, **how
+    )
 
 
 @cache
@@ -158,7 +170,9 @@ def signs():
 
     def flip(key, update):
         leaves, structure = jax.tree.flatten(update)
-        drawn = [jax.random.rademacher(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
+        drawn = [
+            jax.random.rademacher(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)
+        ]
         return structure.unflatten([x * sign for x, sign in zip(leaves, drawn, strict=True)])
 
     return uplink.stage(
@@ -192,13 +206,18 @@ def moved() -> Round:
 
     def finish(message, carry, seen):
         report = exchange.client.finish(message, carry, seen)
-        return report._replace(metrics={"moved": metrics.Mean(tree.norm(report.update) * seen.examples, seen.examples)})
+        return report._replace(
+            metrics={"moved": metrics.Mean(tree.norm(report.update) * seen.examples, seen.examples)}
+        )
 
-    return compose(algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),)))
+    return compose(
+        algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(finish=finish)),))
+    )
 
 
 def two_trips() -> Round:
-    """FedAvg whose clients train for one epoch, whatever the run's, and report in a second exchange, without data."""
+    """FedAvg whose clients train for one epoch, whatever the run's, and report in a second exchange, without
+    data."""
     algorithm = algorithms.fedavg(task(), SGD)
     (exchange,) = algorithm.exchanges
     client = exchange.client
@@ -209,9 +228,18 @@ def two_trips() -> Round:
     def report(message, own, seen):
         return algorithms.Report(own, seen.examples, own)
 
-    train = exchange._replace(client=client._replace(finish=keep), update=None, work=algorithms.Work(epochs=1))
-    send = exchange._replace(client=algorithms.Client(lambda message, own, key: own, client.step, report), work=algorithms.Work(steps=0))
-    return compose(algorithm._replace(init_client=lambda params: jax.tree.map(jnp.zeros_like, params), exchanges=(train, send)))
+    train = exchange._replace(
+        client=client._replace(finish=keep), update=None, work=algorithms.Work(epochs=1)
+    )
+    send = exchange._replace(
+        client=algorithms.Client(lambda message, own, key: own, client.step, report),
+        work=algorithms.Work(steps=0),
+    )
+    return compose(
+        algorithm._replace(
+            init_client=lambda params: jax.tree.map(jnp.zeros_like, params), exchanges=(train, send)
+        )
+    )
 
 
 def every_report() -> Round:
@@ -223,12 +251,17 @@ def every_report() -> Round:
         here = reports.each.weight > 0
 
         def others(x):
-            most = jnp.max(jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), jnp.abs(x), 0), axis=0, keepdims=True)
+            most = jnp.max(
+                jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), jnp.abs(x), 0), axis=0, keepdims=True
+            )
             return jnp.sum(jnp.where(jnp.abs(x) < most, x, 0), axis=0) / reports.clients.astype(x.dtype)
 
         return exchange.update(server, reports._replace(value=jax.tree.map(others, reports.value)))
 
-    return compose(algorithm._replace(exchanges=(exchange._replace(update=update, reports="all"),)), uplink=uplink.clip(0.5))
+    return compose(
+        algorithm._replace(exchanges=(exchange._replace(update=update, reports="all"),)),
+        uplink=uplink.clip(0.5),
+    )
 
 
 class Ranked(NamedTuple):
@@ -239,16 +272,21 @@ class Ranked(NamedTuple):
 
 
 def addressed(clients: int) -> Round:
-    """FedAvg whose clients weigh their reports by what the server tells each of them alone; it grows with each report."""
+    """FedAvg whose clients weigh their reports by what the server tells each of them alone; it grows with
+    each report."""
     algorithm = algorithms.fedavg(task(), SGD)
     (exchange,) = algorithm.exchanges
     client = exchange.client
 
     def finish(told, carry, seen):
-        return client.finish(told.message, carry, seen)._replace(weight=told.mine, stats={"weight_given": told.mine})
+        return client.finish(told.message, carry, seen)._replace(
+            weight=told.mine, stats={"weight_given": told.mine}
+        )
 
     def update(server, reports):
-        grown = server.weights.at[reports.each.position].add(reports.each.stats["weight_given"] / 2, mode="drop")
+        grown = server.weights.at[reports.each.position].add(
+            reports.each.stats["weight_given"] / 2, mode="drop"
+        )
         return Ranked(tree.add(server.params, reports.value), grown)
 
     exchange = exchange._replace(
@@ -266,8 +304,8 @@ def addressed(clients: int) -> Round:
 
 
 N = len(SIZES)
-# Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for the more levels, the
-# likelier that float32's last digit tips one of them over.
+# Each by itself, for the contracts that need no round, and in a round of FedAvg under its name. Few bits, for
+# the more levels, the likelier that float32's last digit tips one of them over.
 STAGES: dict[str, Callable[[], uplink.Stage]] = {
     "clip": lambda: uplink.clip(0.1),
     "quantize": lambda: uplink.quantize(bits=4),
@@ -299,7 +337,9 @@ AGGREGATORS: dict[str, Callable[[], aggregators.Aggregator]] = {
     "nnm, centered clipping": lambda: aggregators.nnm(1, aggregators.centered_clipping(tau=0.5)),
     "multi-krum": lambda: aggregators.multi_krum(1),
 }
-ROBUST: dict[str, Callable[[], aggregators.Aggregator]] = {  # by themselves alone: of one make with those above
+ROBUST: dict[
+    str, Callable[[], aggregators.Aggregator]
+] = {  # by themselves alone: of one make with those above
     "krum": lambda: aggregators.krum(1),
     "geometric median": lambda: aggregators.geometric_median(),
     "rfa": lambda: aggregators.rfa(),
@@ -318,7 +358,8 @@ ROBUST: dict[str, Callable[[], aggregators.Aggregator]] = {  # by themselves alo
 }
 
 
-# Under these a round has the sum of its reports, and noise: at real sites of a secret that a simulation does not have.
+# Under these a round has the sum of its reports, and noise: at real sites of a secret that a simulation does
+# not have.
 PRIVATE: dict[str, Callable[[], uplink.Stage]] = {
     "gaussian": lambda: privacy.gaussian({"0": 0.2, "1": 0.1}, noise=0.1, cohort=8, weight_cap=5.0),
     "adaptive gaussian": lambda: level(clip=privacy.adaptive(0.1), noise=0.1),
@@ -328,7 +369,15 @@ PRIVATE: dict[str, Callable[[], uplink.Stage]] = {
 
 def level(**settings) -> uplink.Stage:
     """The stage of a client level for the zoo's clients."""
-    usual = {"population": N, "cohort": 8, "rounds": 9, "clip": 0.2, "noise": 0.1, "delta": 1e-3, "open_metrics": True}
+    usual = {
+        "population": N,
+        "cohort": 8,
+        "rounds": 9,
+        "clip": 0.2,
+        "noise": 0.1,
+        "delta": 1e-3,
+        "open_metrics": True,
+    }
     return privacy.client_level(**{**usual, **settings}).uplink
 
 
@@ -363,7 +412,9 @@ def brief(build: Callable[..., algorithms.Algorithm], data: str = "classes", **h
 ZOO: dict[str, Entry] = {
     # algorithms
     "fedavg": Entry(lambda: fedavg()),
-    "fedavg, momentum": Entry(lambda: compose(algorithms.fedavg(task(), optax.sgd(0.1, momentum=0.9), optax.sgd(1.0, momentum=0.9)))),
+    "fedavg, momentum": Entry(
+        lambda: compose(algorithms.fedavg(task(), optax.sgd(0.1, momentum=0.9), optax.sgd(1.0, momentum=0.9)))
+    ),
     "fedyogi": Entry(lambda: compose(algorithms.fedavg(task(), SGD, algorithms.fedopt.yogi(0.01, tau=1e-3)))),
     "fedprox": Entry(lambda: compose(algorithms.fedprox(task(), 0.5, SGD))),
     "by round": Entry(lambda: compose(by_round())),
@@ -371,7 +422,11 @@ ZOO: dict[str, Entry] = {
     "proxskip": Entry(lambda: compose(algorithms.proxskip(task(), 0.1, 0.5))),
     "mime": Entry(lambda: compose(algorithms.mime(task(), optax.sgd(0.1, momentum=0.9)))),
     "fedper": Entry(lambda: compose(algorithms.fedper(task(), SGD, personal=["1"]))),
-    "fedbn": Entry(lambda: compose(algorithms.fedper(flax_task(Normalised(), statistics="personal"), SGD, personal=["params/norm"]))),
+    "fedbn": Entry(
+        lambda: compose(
+            algorithms.fedper(flax_task(Normalised(), statistics="personal"), SGD, personal=["params/norm"])
+        )
+    ),
     "moon": Entry(lambda: compose(algorithms.moon(task()._replace(features=hidden), 0.5, SGD))),
     "per-fedavg": Entry(lambda: compose(algorithms.perfedavg(task(), 0.2, SGD))),
     "fedsgd": brief(lambda: algorithms.fedsgd(small(), SGD)),
@@ -410,57 +465,92 @@ ZOO: dict[str, Entry] = {
     "fedex": brief(lambda: algorithms.fedex(adapted(), SGD)),
     "flora": brief(lambda: algorithms.flora(adapted(), SGD)),
     "lora-fair": brief(lambda: algorithms.lora_fair(adapted(), SGD)),
-    "ffa-lora": brief(lambda: algorithms.fedavg(models.train_only(adapted(), adapted().init(jax.random.key(0)), "b"), SGD)),
+    "ffa-lora": brief(
+        lambda: algorithms.fedavg(models.train_only(adapted(), adapted().init(jax.random.key(0)), "b"), SGD)
+    ),
     "hierarchical": brief(lambda n: algorithms.hierarchical(small(), SGD, [i % 3 for i in range(n)], 2)),
     "cfl": brief(lambda n: algorithms.cfl(small(), SGD, n, 3, 0.05, 0.06)),
     "importance": brief(lambda n: algorithms.importance(small(), SGD, [0.5 + i / (2 * n) for i in range(n)])),
     "fedasync": brief(lambda: algorithms.fedasync(small(), SGD)),
-    "gossip": brief(lambda n: algorithms.gossip(small(), SGD, algorithms.metropolis([(i, (i + 1) % n) for i in range(n)]))),
+    "gossip": brief(
+        lambda n: algorithms.gossip(small(), SGD, algorithms.metropolis([(i, (i + 1) % n) for i in range(n)]))
+    ),
     "metrics of a report": Entry(moved),
     "two trips": Entry(two_trips),
     "every report": Entry(every_report),
     "addressed": Entry(lambda n=N: addressed(n)),
     "ifca": Entry(lambda: compose(algorithms.ifca(task(), 2, SGD))),
     "fedsam": Entry(lambda: compose(algorithms.fedsam(task(), 0.1, SGD))),
-    "dp-sgd": Entry(lambda: compose(algorithms.fedavg(task(), SGD, gradient=privacy.noisy_gradient(0.5, 0.5, batch_size=4, microbatch=2)))),
+    "dp-sgd": Entry(
+        lambda: compose(
+            algorithms.fedavg(
+                task(), SGD, gradient=privacy.noisy_gradient(0.5, 0.5, batch_size=4, microbatch=2)
+            )
+        )
+    ),
     # stages
     **{name: staged(make) for name, make in STAGES.items()},
     "fednova, clip": Entry(lambda: compose(algorithms.fednova(task(), 0.1), uplink=uplink.clip(0.1))),
-    "scaffold, clip, feedback": Entry(lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())),
+    "scaffold, clip, feedback": Entry(
+        lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy())
+    ),
     "mime, clip, feedback": Entry(lambda: compose(algorithms.mime(task(), SGD), uplink=lossy())),
     "signs": Entry(lambda: fedavg(uplink=signs())),
     "secure": Entry(
-        lambda: fedavg(uplink=uplink.chain(uplink.clip(0.5), uplink.secure(0.5, 23, 2**9)), aggregator=aggregators.total()),
+        lambda: fedavg(
+            uplink=uplink.chain(uplink.clip(0.5), uplink.secure(0.5, 23, 2**9)),
+            aggregator=aggregators.total(),
+        ),
         sites=False,
     ),
     **{name: noisy(make) for name, make in PRIVATE.items()},
     "local gaussian": Entry(
-        lambda: fedavg(uplink=privacy.local(clip=0.2, noise=0.1, rounds=9, open_counts=True, open_metrics=True).uplink), sites=False
+        lambda: fedavg(
+            uplink=privacy.local(clip=0.2, noise=0.1, rounds=9, open_counts=True, open_metrics=True).uplink
+        ),
+        sites=False,
     ),
     # what the server sends is coded, and it keeps what that loses
     "downlink": Entry(
-        lambda n=N: compose(algorithms.scaffold(task(), 0.1, n), uplink=lossy(), downlink=uplink.feedback(uplink.quantize(bits=4)))
+        lambda n=N: compose(
+            algorithms.scaffold(task(), 0.1, n),
+            uplink=lossy(),
+            downlink=uplink.feedback(uplink.quantize(bits=4)),
+        )
     ),
     # aggregators
-    **{name: aggregated(make) for name, make in AGGREGATORS.items() if name not in ("mean", "total")},  # the first all others have
-    "total": Entry(lambda: fedavg(uplink=uplink.stage("tenth", finish=tenth), aggregator=aggregators.total())),
+    **{
+        name: aggregated(make) for name, make in AGGREGATORS.items() if name not in ("mean", "total")
+    },  # the first all others have
+    "total": Entry(
+        lambda: fedavg(uplink=uplink.stage("tenth", finish=tenth), aggregator=aggregators.total())
+    ),
     # models
     "logistic": Entry(lambda: compose(algorithms.fedavg(models.logistic(features=3, classes=3), SGD))),
     "linear": Entry(lambda: compose(algorithms.fedavg(models.linear(features=3), SGD)), "numbers"),
     "cox": Entry(lambda: compose(algorithms.fedavg(models.cox(features=3), SGD)), "survival"),
     "linen dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Dropped()), SGD))),
-    "linen batch norm": Entry(lambda: compose(algorithms.fedavg(flax_task(Normalised(), statistics="shared"), SGD))),
-    "linen convolution": Entry(lambda: compose(algorithms.fedavg(flax_task(Small(), "images"), SGD)), "images"),
+    "linen batch norm": Entry(
+        lambda: compose(algorithms.fedavg(flax_task(Normalised(), statistics="shared"), SGD))
+    ),
+    "linen convolution": Entry(
+        lambda: compose(algorithms.fedavg(flax_task(Small(), "images"), SGD)), "images"
+    ),
     "nnx dropout": Entry(lambda: compose(algorithms.fedavg(flax_task(Twin), SGD))),
     # what makes models fit, or trains a part of them
     "remat": Entry(lambda: compose(algorithms.fedavg(models.remat(task(), 2), SGD))),
     "accumulate": Entry(lambda: compose(algorithms.fedavg(models.accumulate(task(), 3), SGD))),
     "bfloat16": Entry(lambda: compose(algorithms.fedavg(models.bfloat16(task()), SGD))),
-    "head only": Entry(lambda n=N: compose(algorithms.scaffold(models.train_only(task(), task().init(jax.random.key(5)), "1"), 0.1, n))),
+    "head only": Entry(
+        lambda n=N: compose(
+            algorithms.scaffold(models.train_only(task(), task().init(jax.random.key(5)), "1"), 0.1, n)
+        )
+    ),
 }
 
 
 @cache
 def round_of(name: str, clients: int = N) -> Round:
-    """An entry's round, always the same one: who asks for it again has the programs that were compiled for it."""
+    """An entry's round, always the same one: who asks for it again has the programs that were compiled for
+    it."""
     return ZOO[name].of(clients)

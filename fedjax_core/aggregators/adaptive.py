@@ -1,10 +1,13 @@
-"""Zeroing and clipping at a bound that follows a quantile of the reports' sizes from round to round; then another rule.
+"""Zeroing and clipping at a bound that follows a quantile of the reports' sizes from round to round; then
+another rule.
 
     C <- C exp(-rate (share of reports of size <= C  -  quantile))        the bound is factor C + offset
 
-`zeroing` leaves out longer reports as a whole (size: the largest coordinate), `adaptive_clip` shortens them (size: the l2 norm). C is kept
-at the server. The defaults are those of TensorFlow Federated's robust aggregator.
-Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, section 2.2, without its noise.
+`zeroing` leaves out longer reports as a whole (size: the largest coordinate), `adaptive_clip` shortens them
+(size: the l2 norm). C is kept at the server. The defaults are those of TensorFlow Federated's robust
+aggregator.
+Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, section 2.2, without
+its noise.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> from fedjax_core.aggregators.mean import mean
@@ -38,13 +41,21 @@ def zeroing(
     def step(rows: Array, here: Array, weights: Array, key: Key, at: Array) -> tuple[Array, Array, Array]:
         sizes = jnp.max(jnp.abs(rows), axis=1, initial=0).astype(jnp.float32)
         fine = here & (sizes <= factor * at + offset)
-        return jnp.where(fine[:, None], rows, 0), jnp.where(fine, weights, 0), _followed(at, sizes, here, quantile, rate)
+        return (
+            jnp.where(fine[:, None], rows, 0),
+            jnp.where(fine, weights, 0),
+            _followed(at, sizes, here, quantile, rate),
+        )
 
-    return before("zeroing", then, step, init=lambda shapes: jnp.float32(start))._replace(name=f"zeroing({then.name})")
+    return before("zeroing", then, step, init=lambda shapes: jnp.float32(start))._replace(
+        name=f"zeroing({then.name})"
+    )
 
 
 @with_settings
-def adaptive_clip(then: Aggregator, quantile: float = 0.8, start: float = 1.0, rate: float = 0.2) -> Aggregator:
+def adaptive_clip(
+    then: Aggregator, quantile: float = 0.8, start: float = 1.0, rate: float = 0.2
+) -> Aggregator:
     """`then` on reports of norm at most the bound."""
     _check("adaptive_clip", quantile, start)
 
@@ -53,12 +64,16 @@ def adaptive_clip(then: Aggregator, quantile: float = 0.8, start: float = 1.0, r
         moved = _followed(at, sizes, here, quantile, rate)
         return shortened(rows, at.astype(rows.dtype)), jnp.where(here, weights, 0), moved
 
-    return before("adaptive_clip", then, step, init=lambda shapes: jnp.float32(start))._replace(name=f"adaptive_clip({then.name})")
+    return before("adaptive_clip", then, step, init=lambda shapes: jnp.float32(start))._replace(
+        name=f"adaptive_clip({then.name})"
+    )
 
 
 def _followed(at: Array, sizes: Array, here: Array, quantile: float, rate: float) -> Array:
     """The bound after these sizes."""
-    below = jnp.sum(here & (sizes <= at), dtype=jnp.float32) / jnp.maximum(jnp.sum(here, dtype=jnp.float32), 1)
+    below = jnp.sum(here & (sizes <= at), dtype=jnp.float32) / jnp.maximum(
+        jnp.sum(here, dtype=jnp.float32), 1
+    )
     return (at * jnp.exp(-rate * (below - quantile))).astype(jnp.float32)
 
 

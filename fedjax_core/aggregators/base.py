@@ -2,9 +2,10 @@
 
     acc = add(zero(shapes, K), updates, weights, positions)      value, state = value(merge(acc, acc'), state, key)
 
-Reports arrive a few at a time, [n, ...]: from the lanes that end a client in the same slot, or one from a hospital. Accumulators
-made apart (devices, workers, sites) merge into the one that all reports together would have made. `apply` is all of it at once, and
-`of_reports` makes an aggregator of a rule on a matrix with a row a client:
+Reports arrive a few at a time, [n, ...]: from the lanes that end a client in the same slot, or one from a
+hospital. Accumulators made apart (devices, workers, sites) merge into the one that all reports together would
+have made. `apply` is all of it at once, and `of_reports` makes an aggregator of a rule on a matrix with a row
+a client:
 
 >>> highest = of_reports("highest", lambda rows, here, weights, key: jnp.max(jnp.where(here[:, None], rows, -jnp.inf), axis=0))
 >>> apply(highest, jnp.array([[1.0, 4.0], [3.0, 2.0], [9.0, 9.0]]), here=[True, True, False]).tolist()
@@ -29,25 +30,27 @@ class Aggregator(NamedTuple):
     name: str
     zero: Callable[[Update, int], Any]  # (the update's shapes, K places in the cohort) -> empty accumulator
     add: Callable[[Any, Update, Array, Array], Any]
-    """(acc, updates [n, ...], weights [n], positions [n] int32) -> acc; a position is the client's place in the cohort, each filled once,
-    and K (past the end) where the weight is 0."""
+    """(acc, updates [n, ...], weights [n], positions [n] int32) -> acc; a position is the client's place in
+    the cohort, each filled once, and K (past the end) where the weight is 0."""
     value: Callable[[Any, Any, Key], tuple[Update, Any]]
-    """(acc, state, key) -> (value, state); zeros where nothing was added. The key is for draws, such as who is put into which group."""
+    """(acc, state, key) -> (value, state); zeros where nothing was added. The key is for draws, such as who
+    is put into which group."""
     keeps: Literal["sum", "reports"]
-    """`sum`: as much as one update, whatever the cohort's size; `reports`: every report, K times the memory."""
+    """`sum`: as much as one update, whatever the cohort's size; `reports`: every report, K times the
+    memory."""
     gives: Literal["one", "reports"] = "one"
     """`one`: the value is like one update; `reports`: it has every report, leaves [K, ...]."""
     init: Callable[[Update], Any] = lambda shapes: ()
     """The update's shapes -> what the server keeps for it between rounds, such as the last value."""
     linear: bool = False
-    """Values of parts, added again by their weights, are the value of the whole: reports may be gathered apart, and have a meaning only
-    when they are added."""
+    """Values of parts, added again by their weights, are the value of the whole: reports may be gathered
+    apart, and have a meaning only when they are added."""
     merge: Callable[[Any, Any], Any] = tree.add
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments: `with_settings` fills it in."""
     kept: Callable[[Any, Any, Key], Array] | None = None
-    """(acc, state, key) as `value` has them -> [K] bool: whose reports are in the value. None: a rule that leaves
-    out no report as a whole."""
+    """(acc, state, key) as `value` has them -> [K] bool: whose reports are in the value. None: a rule that
+    leaves out no report as a whole."""
     alike: bool = False
     """Counts all clients alike: of a weight only that it is more than 0."""
     at_least: int = 1
@@ -78,17 +81,22 @@ def of_reports(
     alike: bool = False,
     at_least: int = 1,
 ) -> Aggregator:
-    """The aggregator of a rule on all reports: (rows [K, P], here [K] bool, weights [K], key) -> row [P], or a `Ruling`.
+    """The aggregator of a rule on all reports: (rows [K, P], here [K] bool, weights [K], key) -> row [P], or
+    a `Ruling`.
 
-    A client's row has all leaves of its update one after another; where it is not here, it has zeros. K may be larger than the cohort.
-    Where nobody is here, the value is zeros whatever the rule makes of that. Who sent a number that is not finite is not here either,
-    and known by a weight above 0. With `init` the rule is given, last, what its last `Ruling` had as memory. A rule that `tells` says in
-    each `Ruling` whom it kept.
+    A client's row has all leaves of its update one after another; where it is not here, it has zeros. K may
+    be larger than the cohort. Where nobody is here, the value is zeros whatever the rule makes of that. Who
+    sent a number that is not finite is not here either, and known by a weight above 0. With `init` the rule
+    is given, last, what its last `Ruling` had as memory. A rule that `tells` says in each `Ruling` whom it
+    kept.
     """
 
     def zero(shapes: Update, cohort: int) -> Reports:
         check_floating(name, shapes)
-        return Reports(jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes), jnp.zeros(cohort, jnp.float32))
+        return Reports(
+            jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes),
+            jnp.zeros(cohort, jnp.float32),
+        )
 
     def add(acc: Reports, updates: Update, weights: Array, positions: Array) -> Reports:
         return tree.put(acc, positions, Reports(updates, weights.astype(jnp.float32)))
@@ -99,7 +107,11 @@ def of_reports(
         ruled = ruled if isinstance(ruled, Ruling) else Ruling(ruled)
         anybody = jnp.any(here)
         memory = state if init is None else tree.where(anybody, ruled.memory, state)
-        return Ruling(jnp.where(anybody, ruled.row, 0).astype(rows.dtype), here if ruled.kept is None else ruled.kept & here, memory)
+        return Ruling(
+            jnp.where(anybody, ruled.row, 0).astype(rows.dtype),
+            here if ruled.kept is None else ruled.kept & here,
+            memory,
+        )
 
     def value(acc: Reports, state: Any, key: Key) -> tuple[Update, Any]:
         _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], acc.updates))
@@ -122,25 +134,41 @@ def rows_of(acc: Reports) -> tuple[Array, Array]:
     return jnp.where(here[:, None], rows, 0), here
 
 
-def apply(aggregator: Aggregator, updates: Update, weights: Any = None, here: Any = None, *, key: Key | None = None) -> Update:
-    """The value that `aggregator` makes of these updates, leaves [K, ...], in a first round; those who are not `here` [K] did not report.
+def apply(
+    aggregator: Aggregator, updates: Update, weights: Any = None, here: Any = None, *, key: Key | None = None
+) -> Update:
+    """The value that `aggregator` makes of these updates, leaves [K, ...], in a first round; those who are
+    not `here` [K] did not report.
 
-    `weights` [K]: all 1 where not given. Raises ValueError where they differ and the rule counts all alike, and where too few are here.
-    """
+    `weights` [K]: all 1 where not given. Raises ValueError where they differ and the rule counts all alike,
+    and where too few are here."""
     places = jnp.arange(len(jax.tree.leaves(updates)[0]))
     there = jnp.ones(places.shape, bool) if here is None else jnp.asarray(here, bool)
-    weights = jnp.where(there, jnp.ones(places.shape, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32), 0)
+    weights = jnp.where(
+        there,
+        jnp.ones(places.shape, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32),
+        0,
+    )
     there = weights > 0
     if known(there):
         check_cohort(aggregator, int(jnp.sum(there)))
-    if aggregator.alike and known(weights) and len(differ := sorted({float(w) for w in weights if w > 0})) > 1:
+    if (
+        aggregator.alike
+        and known(weights)
+        and len(differ := sorted({float(w) for w in weights if w > 0})) > 1
+    ):
         raise ValueError(
             f"{aggregator.name}() counts all clients alike, whatever they say of themselves, and was given weights from {differ[0]:g} to "
             f"{differ[-1]:g}: leave weights= out, or use one that goes by them, such as median(weighted=True)"
         )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates)
     rows = tree.where(there, updates, tree.zeros_like(updates))
-    acc = aggregator.add(aggregator.zero(shapes, len(places)), rows, weights, jnp.where(there, places, len(places)).astype(jnp.int32))
+    acc = aggregator.add(
+        aggregator.zero(shapes, len(places)),
+        rows,
+        weights,
+        jnp.where(there, places, len(places)).astype(jnp.int32),
+    )
     return aggregator.value(acc, aggregator.init(shapes), jax.random.key(0) if key is None else key)[0]
 
 
@@ -154,7 +182,8 @@ def check_cohort(aggregator: Aggregator, clients: int) -> None:
 
 
 def check_floating(name: str, shapes: Update) -> None:
-    """Raises where a report has whole numbers in it, of which an average would keep nothing after the point."""
+    """Raises where a report has whole numbers in it, of which an average would keep nothing after the
+    point."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(

@@ -2,9 +2,10 @@
 
     value = rule(mean of bucket 1, ..., mean of bucket ceil(n / size))
 
-A liar spoils one bucket, and honest buckets differ less than honest clients, which rules need under heterogeneous data. The lot goes by
-the clients' order in the cohort. `f` of the rule is of buckets; buckets count alike, the last may be smaller.
-Karimireddy et al., "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022, algorithm 1.
+A liar spoils one bucket, and honest buckets differ less than honest clients, which rules need under
+heterogeneous data. The lot goes by the clients' order in the cohort. `f` of the rule is of buckets; buckets
+count alike, the last may be smaller. Karimireddy et al., "Byzantine-Robust Learning on Heterogeneous Datasets
+via Bucketing", ICLR 2022, algorithm 1.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> from fedjax_core.aggregators.mean import mean
@@ -31,12 +32,16 @@ def bucketing(size: int, then: Aggregator) -> Aggregator:
 
     def step(rows: Array, here: Array, weights: Array, key: Key, memory: Any) -> tuple[Array, Array, Any]:
         K, buckets = len(rows), -(-len(rows) // size)
-        number = jnp.cumsum(here.astype(jnp.int32)) - 1  # whoever else is in the cohort but not here changes no lot
+        number = (
+            jnp.cumsum(here.astype(jnp.int32)) - 1
+        )  # whoever else is in the cohort but not here changes no lot
         lots = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.maximum(number, 0))
         order = jnp.argsort(jnp.where(here, lots, jnp.inf), stable=True)
         room = buckets * size - K
         members = jnp.pad(here[order].astype(rows.dtype), (0, room)).reshape(buckets, size)
-        sums = jnp.sum(jnp.pad(rows[order], ((0, room), (0, 0))).reshape(buckets, size, -1) * members[:, :, None], axis=1)
+        sums = jnp.sum(
+            jnp.pad(rows[order], ((0, room), (0, 0))).reshape(buckets, size, -1) * members[:, :, None], axis=1
+        )
         filled = jnp.sum(members, axis=1)
         return sums / jnp.maximum(filled, 1)[:, None], (filled > 0).astype(jnp.float32), memory
 

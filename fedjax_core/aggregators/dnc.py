@@ -1,10 +1,11 @@
-"""Divide and conquer: reports that stand out along the direction in which all vary most are left out, by several random samples.
+"""Divide and conquer: reports that stand out along the direction in which all vary most are left out, by
+several random samples.
 
-    of `coordinates` drawn at random: s_i = <u_i - mean, v>^2, v the first right singular vector; keep the n - filter f with the smallest
-    value = mean of those kept in every one of `samples` draws
+    of `coordinates` drawn at random: s_i = <u_i - mean, v>^2, v the first right singular vector; keep the n -
+    filter f with the smallest value = mean of those kept in every one of `samples` draws
 
-It looks at all coordinates together, as coordinate-wise rules do not. Every client counts alike. Needs n > 2f.
-Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, algorithm 2.
+It looks at all coordinates together, as coordinate-wise rules do not. Every client counts alike. Needs n >
+2f. Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> [round(x, 3) for x in apply(dnc(f=1), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [50.0, 50.0]])).tolist()]
@@ -22,7 +23,8 @@ from fedjax_core.types import Array, Key, known
 
 @with_settings
 def dnc(f: int, samples: int = 1, coordinates: int = 10_000, filter: float = 1.0) -> Aggregator:
-    """DnC where `f` clients may lie: leaves out `filter` f reports in each of `samples` draws of so many coordinates."""
+    """DnC where `f` clients may lie: leaves out `filter` f reports in each of `samples` draws of so many
+    coordinates."""
     check_liars("dnc", f)
     if not samples >= 1 or not coordinates >= 1:
         raise ValueError(f"dnc needs samples >= 1 and coordinates >= 1, got {samples} and {coordinates}")
@@ -38,13 +40,17 @@ def dnc(f: int, samples: int = 1, coordinates: int = 10_000, filter: float = 1.0
             if rows.shape[1] > coordinates:
                 some = rows[:, jax.random.choice(key, rows.shape[1], (coordinates,), replace=False)]
             centred = jnp.where(here[:, None], some - average(some, here)[None], 0)
-            _, vectors = jnp.linalg.eigh(centred @ centred.T)  # [K, K]: its last eigenvector times the singular value is <u_i - mean, v>
+            _, vectors = jnp.linalg.eigh(
+                centred @ centred.T
+            )  # [K, K]: its last eigenvector times the singular value is <u_i - mean, v>
             return smallest(jnp.where(here, jnp.square(vectors[:, -1]), jnp.inf), n - out) & here
 
         each = jax.vmap(kept_by)(jax.random.split(key, samples))
         kept = jnp.all(each, axis=0)
         # Draws that agree on nobody: who was kept most often.
-        kept = jnp.where(jnp.any(kept), kept, smallest(-jnp.sum(each, axis=0, dtype=jnp.int32), n - out) & here)
+        kept = jnp.where(
+            jnp.any(kept), kept, smallest(-jnp.sum(each, axis=0, dtype=jnp.int32), n - out) & here
+        )
         return Ruling(average(rows, kept), kept)
 
     return of_reports("dnc", rule, tells=True, alike=True, at_least=2 * f + 1)

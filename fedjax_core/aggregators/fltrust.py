@@ -1,10 +1,12 @@
-"""FLTrust: reports count by how much they point where the server's own does, each brought to the length of that one.
+"""FLTrust: reports count by how much they point where the server's own does, each brought to the length of
+that one.
 
     t_i = max(0, cos(u_i, u_0))        value = sum_i t_i |u_0| / |u_i| u_i / sum_i t_i
 
-u_0 comes of a small clean dataset of the server's. Here that is a client, which is drawn into each cohort at a place of its own, so that
-the server trains as all others do. It has no vote itself. Without it nothing is trusted, and the value is zeros.
-Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021, algorithm 2.
+u_0 comes of a small clean dataset of the server's. Here that is a client, which is drawn into each cohort at
+a place of its own, so that the server trains as all others do. It has no vote itself. Without it nothing is
+trusted, and the value is zeros. Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust
+Bootstrapping", NDSS 2021, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> apply(fltrust(trusted=0), jnp.array([[3.0, 0.0], [5.0, 0.0], [-100.0, 0.0]])).tolist()
@@ -20,15 +22,20 @@ from fedjax_core.types import Array, Key
 
 @with_settings
 def fltrust(trusted: int = 0) -> Aggregator:
-    """FLTrust, where the report at this place of the cohort is the server's own. Of others no weight counts."""
+    """FLTrust, where the report at this place of the cohort is the server's own. Of others no weight
+    counts."""
     if not trusted >= 0:
-        raise ValueError(f"fltrust needs the place of the server's own report in the cohort, 0 or more, got {trusted}")
+        raise ValueError(
+            f"fltrust needs the place of the server's own report in the cohort, 0 or more, got {trusted}"
+        )
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Ruling:
         root, there = rows[trusted], here[trusted]
         norms = jnp.linalg.norm(rows, axis=1)
         length = norms[trusted]
-        others = here & (jnp.arange(len(rows), dtype=jnp.int32) != trusted) & (norms > 0) & there & (length > 0)
+        others = (
+            here & (jnp.arange(len(rows), dtype=jnp.int32) != trusted) & (norms > 0) & there & (length > 0)
+        )
         unit = rows / jnp.where(norms > 0, norms, 1)[:, None]
         trust = jnp.where(others, jnp.maximum(unit @ (root / jnp.where(length > 0, length, 1)), 0), 0)
         total = jnp.sum(trust)

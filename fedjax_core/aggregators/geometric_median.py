@@ -2,9 +2,10 @@
 
     z <- sum_i w_i u_i / max(floor, |u_i - z|) / sum_i w_i / max(floor, |u_i - z|)
 
-`geometric_median` goes on until it stands, every client alike. `rfa` takes a few steps, from the mean by weight, and goes by the weights.
-With start="zero", steps=3 and floor=0.1 it is what the package ByzFL computes. Withstands fewer than half of the weight.
-Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022, algorithm 2.
+`geometric_median` goes on until it stands, every client alike. `rfa` takes a few steps, from the mean by
+weight, and goes by the weights. With start="zero", steps=3 and floor=0.1 it is what the package ByzFL
+computes. Withstands fewer than half of the weight. Pillutla et al., "Robust Aggregation for Federated
+Learning", IEEE TSP 2022, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> reports = jnp.array([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [900.0, 900.0]])
@@ -29,8 +30,8 @@ _SMALL = 1e-30  # so that nothing is divided by zero
 
 @with_settings
 def geometric_median(tolerance: float = 1e-10) -> Aggregator:
-    """The geometric median, every client alike: to `tolerance` > 0, how far one more step moves it by how far reports are from it; in
-    32 bits no finer than their digits."""
+    """The geometric median, every client alike: to `tolerance` > 0, how far one more step moves it by how far
+    reports are from it; in 32 bits no finer than their digits."""
     if known(tolerance) and not tolerance > 0:
         raise ValueError(f"geometric_median needs a tolerance > 0, got {tolerance}")
 

@@ -3,9 +3,10 @@
     score_i = sum of |u_i - u_j|^2 over the n - f - 2 nearest j      (`neighbours="paper"`)
                                        the n - f - 1 nearest j      (`neighbours="byzfl"`, as the package ByzFL counts)
 
-The two may choose another report. Both need n > 2f, and the paper's guarantee n > 2f + 2. Multi-Krum counts those it keeps alike:
-weighting them by numbers of examples, which a client names itself, would undo the defence.
-Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017, section 3.
+The two may choose another report. Both need n > 2f, and the paper's guarantee n > 2f + 2. Multi-Krum counts
+those it keeps alike: weighting them by numbers of examples, which a client names itself, would undo the
+defence. Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS
+2017, section 3.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> reports = jnp.array([[1.0], [1.2], [1.5], [90.0], [0.9]])
@@ -35,14 +36,17 @@ def krum(f: int, neighbours: Neighbours = "paper") -> Aggregator:
 
 @with_settings
 def multi_krum(f: int, neighbours: Neighbours = "paper") -> Aggregator:
-    """The mean of the n - f reports with the lowest scores, where `f` clients may lie; every client counts alike."""
+    """The mean of the n - f reports with the lowest scores, where `f` clients may lie; every client counts
+    alike."""
     return _krum("multi_krum", f, neighbours, one=False)
 
 
 def _krum(name: str, f: int, neighbours: Neighbours, one: bool) -> Aggregator:
     check_liars(name, f)
     if neighbours not in ("paper", "byzfl"):
-        raise ValueError(f"{name} counts neighbours as 'paper' (n - f - 2) or 'byzfl' (n - f - 1), got {neighbours!r}")
+        raise ValueError(
+            f"{name} counts neighbours as 'paper' (n - f - 2) or 'byzfl' (n - f - 1), got {neighbours!r}"
+        )
     fewer = 2 if neighbours == "paper" else 1
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Ruling:

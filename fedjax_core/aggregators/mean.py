@@ -34,13 +34,17 @@ def mean() -> Aggregator:
 
     def add(acc: Weighted, updates: Update, weights: Array, positions: Array) -> Weighted:
         def meet(total: Array, rows: Array) -> Array:
-            if len(rows) == 1:  # not a product of matrices, which XLA would not join with what made the report
+            if (
+                len(rows) == 1
+            ):  # not a product of matrices, which XLA would not join with what made the report
                 return total + weights[0].astype(rows.dtype) * rows[0]
             return total + jnp.tensordot(weights.astype(rows.dtype), rows, axes=1)
 
         return Weighted(jax.tree.map(meet, acc.total, updates), acc.weight + jnp.sum(weights))
 
     def value(acc: Weighted, state: Any, key: Key) -> tuple[Update, Any]:
-        return tree.scale(jnp.where(acc.weight > 0, 1 / jnp.where(acc.weight > 0, acc.weight, 1), 0), acc.total), state
+        return tree.scale(
+            jnp.where(acc.weight > 0, 1 / jnp.where(acc.weight > 0, acc.weight, 1), 0), acc.total
+        ), state
 
     return Aggregator("mean", zero, add, value, keeps="sum", linear=True)

@@ -3,8 +3,9 @@
     norm_bound    u_i <- u_i min(1, bound / |u_i|)
     arc           the floor(2 f (n - f) / n) longest are brought to the length of the next one
 
-Sun et al., "Can You Really Backdoor Federated Learning?", 2019. Allouah et al., "Adaptive Gradient Clipping for Robust Federated
-Learning", ICLR 2025 (ARC), which keeps the guarantee of the rule that comes after, where a fixed bound may lose it.
+Sun et al., "Can You Really Backdoor Federated Learning?", 2019. Allouah et al., "Adaptive Gradient Clipping
+for Robust Federated Learning", ICLR 2025 (ARC), which keeps the guarantee of the rule that comes after, where
+a fixed bound may lose it.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> from fedjax_core.aggregators.mean import mean
@@ -25,7 +26,8 @@ from fedjax_core.types import Array, Key, known
 
 @with_settings
 def norm_bound(bound: float, then: Aggregator) -> Aggregator:
-    """`then` on reports of norm at most `bound` > 0, which has the unit of an update; weights are left to `then`."""
+    """`then` on reports of norm at most `bound` > 0, which has the unit of an update; weights are left to
+    `then`."""
     if known(bound) and not bound > 0:
         raise ValueError(f"norm_bound needs a bound > 0 on the norm, got {bound}")
 
@@ -43,7 +45,13 @@ def arc(f: int, then: Aggregator) -> Aggregator:
     def step(rows: Array, here: Array, weights: Array, key: Key, memory: Any) -> tuple[Array, Array, Any]:
         n, suspected = counts(here, weights, f)
         longest = 2 * suspected * (n - suspected) // jnp.maximum(n, 1)
-        norms = jnp.sort(jnp.where(here, jnp.linalg.norm(rows, axis=1), jnp.inf))  # those who are not here last
-        return shortened(rows, norms[jnp.clip(n - longest - 1, 0, len(rows) - 1)]), jnp.where(here, weights, 0), memory
+        norms = jnp.sort(
+            jnp.where(here, jnp.linalg.norm(rows, axis=1), jnp.inf)
+        )  # those who are not here last
+        return (
+            shortened(rows, norms[jnp.clip(n - longest - 1, 0, len(rows) - 1)]),
+            jnp.where(here, weights, 0),
+            memory,
+        )
 
     return before("arc", then, step, at_least=2 * f + 1)._replace(name=f"arc({then.name})")

@@ -1,7 +1,9 @@
-"""What robust rules are made of: how many may lie, distances between reports, the nearest few, and steps before another aggregator.
+"""What robust rules are made of: how many may lie, distances between reports, the nearest few, and steps
+before another aggregator.
 
-`f` is how many clients may report anything at all. Who reports a number that is not finite is known to be one of them: it is left out,
-and one fewer of the rest is suspected. Where fewer report than a rule needs, as many are suspected as it can bear.
+`f` is how many clients may report anything at all. Who reports a number that is not finite is known to be one
+of them: it is left out, and one fewer of the rest is suspected. Where fewer report than a rule needs, as many
+are suspected as it can bear.
 
 >>> rows, here = jnp.array([[0.0], [3.0], [9.0], [0.0]]), jnp.array([True, True, True, False])
 >>> distances(rows, here)[0].tolist()
@@ -27,7 +29,9 @@ def check_liars(name: str, f: Any) -> None:
         raise ValueError(f"{name} needs f >= 0, how many clients may report anything at all, got {f!r}")
 
 
-def counts(here: Array, weights: Array, f: Array | int, most: Callable[[Array], Array] = lambda n: (n - 1) // 2) -> tuple[Array, Array]:
+def counts(
+    here: Array, weights: Array, f: Array | int, most: Callable[[Array], Array] = lambda n: (n - 1) // 2
+) -> tuple[Array, Array]:
     """(n, f) as int32: how many are here, and how many of these may lie, no more than `most(n)`."""
     n = jnp.sum(here, dtype=jnp.int32)
     caught = jnp.sum((weights > 0) & ~here, dtype=jnp.int32)
@@ -36,15 +40,17 @@ def counts(here: Array, weights: Array, f: Array | int, most: Callable[[Array], 
 
 def distances(rows: Array, here: Array) -> Array:
     """[K, K]: squared distances between reports, infinite to oneself and to who is not here."""
-    # Row by row, so that no [K, K, P] is kept: 0.5 s for 40 reports of 200,000 numbers, all at once 1.1 s (2-core x86, others at work).
-    # By products of matrices it takes half of that, and loses the digits of near reports where others are far.
+    # Row by row, so that no [K, K, P] is kept: 0.5 s for 40 reports of 200,000 numbers, all at once 1.1 s (2-core
+    # x86, others at work). By products of matrices it takes half of that, and loses the digits of near reports
+    # where others are far.
     apart = lax.map(lambda row: jnp.sum(jnp.square(rows - row[None]), axis=1), rows)
     others = here[:, None] & here[None] & ~jnp.eye(len(rows), dtype=bool)
     return jnp.where(others, apart, jnp.inf)
 
 
 def smallest(values: Array, count: Array) -> Array:
-    """Which `count` entries along the first axis are the smallest: bool, as `values`. Of equals the first ones."""
+    """Which `count` entries along the first axis are the smallest: bool, as `values`. Of equals the first
+    ones."""
     ranks = jnp.argsort(jnp.argsort(values, axis=0, stable=True), axis=0, stable=True)
     return ranks.astype(jnp.int32) < count
 
@@ -64,7 +70,8 @@ def average(rows: Array, chosen: Array) -> Array:
 
 
 def middle(rows: Array, here: Array) -> Array:
-    """[P]: the median of each column of those who are here, the mean of the two in the middle of an even number."""
+    """[P]: the median of each column of those who are here, the mean of the two in the middle of an even
+    number."""
     n = jnp.sum(here, dtype=jnp.int32)
     ordered = jnp.sort(jnp.where(here[:, None], rows, jnp.inf), axis=0)
     low, high = (jnp.take(ordered, jnp.maximum(at, 0), axis=0) for at in ((n - 1) // 2, n // 2))
@@ -93,12 +100,15 @@ def before(
     places: Callable[[int], int] = lambda places: places,
     at_least: int = 1,
 ) -> Aggregator:
-    """`then` on other rows: (rows [K, P], here [K], weights [K], key, memory) -> (rows [K', P], weights [K'], memory), K' = places(K).
+    """`then` on other rows: (rows [K, P], here [K], weights [K], key, memory) -> (rows [K', P], weights [K'],
+    memory), K' = places(K).
 
     Who reported what is not finite still does so to a `then` that keeps reports, where K' is K.
     """
     if not isinstance(then, Aggregator):
-        raise TypeError(f"{name}(then=) takes an aggregator, got {type(then).__name__}: write then=fc.aggregators.trimmed_mean(f=2)")
+        raise TypeError(
+            f"{name}(then=) takes an aggregator, got {type(then).__name__}: write then=fc.aggregators.trimmed_mean(f=2)"
+        )
     gather: Any = of_reports(name, lambda rows, here, weights, key: rows[0])
 
     def prepared(acc: Reports, state: Any, key: Key) -> tuple[Any, Any, Key]:
@@ -113,7 +123,12 @@ def before(
         _, unravel = ravel_pytree(one)
         updates = jax.vmap(unravel)(made.astype(rows.dtype))
         to = jnp.where(weights > 0, jnp.arange(len(made), dtype=jnp.int32), len(made))
-        inner = then.add(then.zero(tree.shapes(one), len(made)), tree.where(weights > 0, updates, tree.zeros_like(updates)), weights, to)
+        inner = then.add(
+            then.zero(tree.shapes(one), len(made)),
+            tree.where(weights > 0, updates, tree.zeros_like(updates)),
+            weights,
+            to,
+        )
         return inner, tree.where(jnp.any(here), memory, state[0]), after
 
     def value(acc: Reports, state: Any, key: Key) -> tuple[Update, Any]:

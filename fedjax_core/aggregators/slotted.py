@@ -1,9 +1,10 @@
-"""An aggregator for each of several slots: a client's report counts in the slot that it names, and in no other.
+"""An aggregator for each of several slots: a client's report counts in the slot that it names, and in no
+other.
 
     value[s] = aggregator's value of the reports with slot s,    s = 0, ..., slots - 1
 
-Clustered training names the model that a client trained, a hierarchy the group that the client belongs to. `compose`
-makes it of the given aggregator where an exchange has `slots`.
+Clustered training names the model that a client trained, a hierarchy the group that the client belongs to.
+`compose` makes it of the given aggregator where an exchange has `slots`.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -33,7 +34,8 @@ class Slotted(NamedTuple):
 
 
 def slotted(aggregator: Aggregator, slots: int) -> Aggregator:
-    """`aggregator` for each of so many slots; it is given `Slotted` updates, and its value has leaves [slots, ...]."""
+    """`aggregator` for each of so many slots; it is given `Slotted` updates, and its value has leaves [slots,
+    ...]."""
 
     def each(of: Any, *args: Any) -> Any:
         return jax.vmap(of)(jnp.arange(slots, dtype=jnp.int32), *args)
@@ -47,12 +49,16 @@ def slotted(aggregator: Aggregator, slots: int) -> Aggregator:
         return each(one, acc)
 
     def value(acc: Any, state: Any, key: Key) -> tuple[Update, Any]:
-        return each(lambda slot, acc, state: aggregator.value(acc, state, jax.random.fold_in(key, slot)), acc, state)
+        return each(
+            lambda slot, acc, state: aggregator.value(acc, state, jax.random.fold_in(key, slot)), acc, state
+        )
 
     def kept(acc: Any, state: Any, key: Key) -> Array:
         of = aggregator.kept
         assert of is not None
-        return jnp.any(each(lambda slot, acc, state: of(acc, state, jax.random.fold_in(key, slot)), acc, state), axis=0)
+        return jnp.any(
+            each(lambda slot, acc, state: of(acc, state, jax.random.fold_in(key, slot)), acc, state), axis=0
+        )
 
     return aggregator._replace(
         zero=lambda shapes, cohort: each(lambda slot: aggregator.zero(shapes.update, cohort)),

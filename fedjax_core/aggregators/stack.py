@@ -1,9 +1,11 @@
-"""No rule at all: every report in its client's place, for an algorithm whose server needs more than one value of them.
+"""No rule at all: every report in its client's place, for an algorithm whose server needs more than one value
+of them.
 
     value = (u_1, ..., u_K), zeros in the place of who did not report
 
-Server distillation, clustering of clients and scores of what each contributes need all models, not their mean. Such an
-algorithm says so (`Exchange(reports="all")`), and reads weights and positions in `Aggregate.each`.
+Server distillation, clustering of clients and scores of what each contributes need all models, not their
+mean. Such an algorithm says so (`Exchange(reports="all")`), and reads weights and positions in
+`Aggregate.each`.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -22,7 +24,8 @@ from fedjax_core.types import Array, Update
 
 @with_settings
 def stack() -> Aggregator:
-    """Every report by itself: leaves [K, ...], in the order of the cohort as the backend has it, with empty places."""
+    """Every report by itself: leaves [K, ...], in the order of the cohort as the backend has it, with empty
+    places."""
 
     def zero(shapes: Update, cohort: int) -> Reports:
         rows = jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes)
@@ -31,4 +34,6 @@ def stack() -> Aggregator:
     def add(acc: Reports, updates: Update, weights: Array, positions: Array) -> Reports:
         return tree.put(acc, positions, Reports(updates, weights.astype(jnp.float32)))
 
-    return Aggregator("stack", zero, add, lambda acc, state, key: (acc.updates, state), keeps="reports", gives="reports")
+    return Aggregator(
+        "stack", zero, add, lambda acc, state, key: (acc.updates, state), keeps="reports", gives="reports"
+    )

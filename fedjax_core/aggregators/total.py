@@ -1,7 +1,8 @@
 """The sum of the reports, whatever their weights: sum_i u_i.
 
-What secure aggregation and differential privacy need: a weight that a client chooses would spoil the bound on what it adds, and whole
-numbers add up in their ring, 2^32 + 1 = 1 in 32 bits, so that masks cancel to the last bit. Whoever uses it says what to divide by.
+What secure aggregation and differential privacy need: a weight that a client chooses would spoil the bound on
+what it adds, and whole numbers add up in their ring, 2^32 + 1 = 1 in 32 bits, so that masks cancel to the
+last bit. Whoever uses it says what to divide by.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -20,7 +21,8 @@ from fedjax_core.types import Array, Update
 
 @with_settings
 def total() -> Aggregator:
-    """Adds reports, each once: a client of weight 0 not at all, and one that was drawn twice no more than once."""
+    """Adds reports, each once: a client of weight 0 not at all, and one that was drawn twice no more than
+    once."""
 
     def add(acc: Update, updates: Update, weights: Array, positions: Array) -> Update:
         rows = tree.where(weights > 0, updates, tree.zeros_like(updates))

@@ -1,12 +1,14 @@
-"""Coordinate-wise trimmed mean and median: of the clients' values of each coordinate, the largest and the smallest are left out.
+"""Coordinate-wise trimmed mean and median: of the clients' values of each coordinate, the largest and the
+smallest are left out.
 
     value[p] = mean of the K - 2t middle ones of u_1[p], ..., u_K[p],    t = f or floor(fraction * K)
 
-By weight, all of that is of weight: t / K of the total weight is left out at each end, where need be a part of a report; and half of the
-weight lies to each side of the median.
+By weight, all of that is of weight: t / K of the total weight is left out at each end, where need be a part
+of a report; and half of the weight lies to each side of the median.
 
-Without `weighted` all reports count alike (a weight that a client names itself is no defence). Withstands t clients that report anything.
-Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018, definitions 1 and 2.
+Without `weighted` all reports count alike (a weight that a client names itself is no defence). Withstands t
+clients that report anything. Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+Rates", ICML 2018, definitions 1 and 2.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -27,22 +29,33 @@ from fedjax_core.settings import Settings
 from fedjax_core.types import Array, Key, known
 
 
-def trimmed_mean(fraction: float | None = None, *, f: int | None = None, weighted: bool = False) -> Aggregator:
-    """Leaves out the `f` largest and `f` smallest of each coordinate, or that `fraction` of them below a half, and averages the rest.
+def trimmed_mean(
+    fraction: float | None = None, *, f: int | None = None, weighted: bool = False
+) -> Aggregator:
+    """Leaves out the `f` largest and `f` smallest of each coordinate, or that `fraction` of them below a
+    half, and averages the rest.
 
-    Every client counts alike, so that nobody gains by a large weight; `compose` refuses an algorithm with weights, as `fedavg` has them
-    by default, and says the ways out. A report of weight 0 is not there. `weighted` goes by the weights, of which `f` is that share.
-    """
+    Every client counts alike, so that nobody gains by a large weight; `compose` refuses an algorithm with
+    weights, as `fedavg` has them by default, and says the ways out. A report of weight 0 is not there.
+    `weighted` goes by the weights, of which `f` is that share."""
     if (fraction is None) == (f is None):
-        raise ValueError(f"trimmed_mean needs fraction= or f=, one of the two, got fraction={fraction!r} and f={f!r}")
+        raise ValueError(
+            f"trimmed_mean needs fraction= or f=, one of the two, got fraction={fraction!r} and f={f!r}"
+        )
     if fraction is not None and known(fraction) and not 0 <= fraction < 0.5:
-        raise ValueError(f"trimmed_mean needs 0 <= fraction < 0.5 (it trims that share at both ends), got {fraction}")
+        raise ValueError(
+            f"trimmed_mean needs 0 <= fraction < 0.5 (it trims that share at both ends), got {fraction}"
+        )
     if f is not None:
         check_liars("trimmed_mean", f)
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Array:
         # The small addition keeps floor(0.1 * 10) at 1 when float32 holds the product as 0.99999994.
-        share = 0 if fraction is None else jnp.floor(fraction * jnp.sum(weights > 0, dtype=jnp.float32) + 1e-4).astype(jnp.int32)
+        share = (
+            0
+            if fraction is None
+            else jnp.floor(fraction * jnp.sum(weights > 0, dtype=jnp.float32) + 1e-4).astype(jnp.int32)
+        )
         n, trimmed = counts(here, weights, share if f is None else f)
         ordered, part = _ordered(rows, here, weights if weighted else None)
         if not weighted:
@@ -58,7 +71,8 @@ def trimmed_mean(fraction: float | None = None, *, f: int | None = None, weighte
 
 
 def median(*, weighted: bool = False) -> Aggregator:
-    """The median of each coordinate, the mean of the two in the middle of an even number; every client counts alike, or by its weight."""
+    """The median of each coordinate, the mean of the two in the middle of an even number; every client counts
+    alike, or by its weight."""
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Array:
         if not weighted:
@@ -74,7 +88,8 @@ def median(*, weighted: bool = False) -> Aggregator:
 
 
 def _ordered(rows: Array, here: Array, weights: Array | None) -> tuple[Array, Array]:
-    """Each column in order, those who are not here last, as infinity; and what share of the weight each has there."""
+    """Each column in order, those who are not here last, as infinity; and what share of the weight each has
+    there."""
     values = jnp.where(here[:, None], rows, jnp.inf)
     if weights is None:
         return jnp.sort(values, axis=0), rows

@@ -4,7 +4,19 @@ from fedjax_core.algorithms import fedopt
 from fedjax_core.algorithms.afl import afl
 from fedjax_core.algorithms.analytic import analytic
 from fedjax_core.algorithms.apfl import apfl
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Each, Exchange, Report, Seen, Told, by_examples, gradient, uniform
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Each,
+    Exchange,
+    Report,
+    Seen,
+    Told,
+    by_examples,
+    gradient,
+    uniform,
+)
 from fedjax_core.algorithms.by_round import by_round, scheduled
 from fedjax_core.algorithms.cfl import cfl
 from fedjax_core.algorithms.diloco import diloco
@@ -42,7 +54,15 @@ from fedjax_core.algorithms.hierarchical import hierarchical
 from fedjax_core.algorithms.ifca import ifca
 from fedjax_core.algorithms.importance import importance
 from fedjax_core.algorithms.lgfedavg import lgfedavg
-from fedjax_core.algorithms.local_training import At, Local, local_training, look, server_step, whole_gradient, whole_loss
+from fedjax_core.algorithms.local_training import (
+    At,
+    Local,
+    local_training,
+    look,
+    server_step,
+    whole_gradient,
+    whole_loss,
+)
 from fedjax_core.algorithms.lora_fair import lora_fair
 from fedjax_core.algorithms.mime import mime, mimelite
 from fedjax_core.algorithms.moon import moon

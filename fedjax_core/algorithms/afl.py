@@ -1,11 +1,12 @@
-"""Agnostic federated learning: one model for the worst mixture of the clients, whose shares go up where the loss is large.
+"""Agnostic federated learning: one model for the worst mixture of the clients, whose shares go up where the
+loss is large.
 
     exchange 1 (silent)    F_i = f_i(x)                           one pass; the loss stays with the client
     exchange 2             y_i <- local steps from x
     server                 x <- sum_i l_i y_i / sum_i l_i,        l <- nearest point of the simplex to (l + rate F)
 
-Mohri, Sivek and Suresh, "Agnostic Federated Learning", ICML 2019, figure 2. The losses are numbers that the server reads client
-by client; of who does not take part, the share goes down only by what others gain.
+Mohri, Sivek and Suresh, "Agnostic Federated Learning", ICML 2019, figure 2. The losses are numbers that the
+server reads client by client; of who does not take part, the share goes down only by what others gain.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -35,14 +36,17 @@ class Global(NamedTuple):
 
 @scheduled("task", "local", "rate")
 def afl(task: Task, local: optax.GradientTransformation, rate: float, population: int) -> Algorithm:
-    """AFL for `population` clients, whose shares begin alike and move by `rate`; a rate of 0 is FedAvg of clients who count alike."""
+    """AFL for `population` clients, whose shares begin alike and move by `rate`; a rate of 0 is FedAvg of
+    clients who count alike."""
     if population < 1:
         raise ValueError(f"afl needs population >= 1, got {population}")
     begin, step = local_training(task, local, start=lambda told, own: told.message)
 
     def finish(told: Told, carry: Local, seen: Seen) -> Report:
         moved = tree.scale(told.mine * population, tree.sub(carry.params, told.message))
-        return Report(moved, uniform(seen), own=carry.own, stats={"loss": carry.own, "share": told.mine * population})
+        return Report(
+            moved, uniform(seen), own=carry.own, stats={"loss": carry.own, "share": told.mine * population}
+        )
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None
@@ -50,9 +54,16 @@ def afl(task: Task, local: optax.GradientTransformation, rate: float, population
         share = jnp.sum(weight * stats["share"]) / jnp.maximum(reports.weight, 1e-30)
         gain = rate * jnp.where(weight > 0, stats["loss"], 0)
         shares = to_simplex(server.shares.at[reports.each.position].add(gain, mode="drop"))
-        return Global(tree.add(server.params, tree.scale(1 / jnp.maximum(share, 1e-30), reports.value)), shares)
+        return Global(
+            tree.add(server.params, tree.scale(1 / jnp.maximum(share, 1e-30), reports.value)), shares
+        )
 
-    find = Exchange(lambda server: server.params, whole_loss(task, lambda params, own, loss, seen: keep(loss)), None, work=ONCE)
+    find = Exchange(
+        lambda server: server.params,
+        whole_loss(task, lambda params, own, loss, seen: keep(loss)),
+        None,
+        work=ONCE,
+    )
     train = Exchange(
         lambda server: server.params,
         Client(begin, step, finish),

@@ -1,10 +1,12 @@
-"""Analytic learning (AFL): the head of a pretrained model by ridge regression, exactly as if the data were pooled, in one message.
+"""Analytic learning (AFL): the head of a pretrained model by ridge regression, exactly as if the data were
+pooled, in one message.
 
     G_i = sum of z z',   C_i = sum of z e_y'           z an example's features, e_y its class as a one-hot row
     W   = (sum_i G_i + ridge I)^-1 sum_i C_i           whoever the examples belong to
 
-He et al., "AFL: A Single-Round Analytic Approach for Federated Learning with Pre-trained Models", CVPR 2025. Sums of clients add, so the
-server goes on from round to round: let each client take part once. `forget` takes a client out again.
+He et al., "AFL: A Single-Round Analytic Approach for Federated Learning with Pre-trained Models", CVPR 2025.
+Sums of clients add, so the server goes on from round to round: let each client take part once. `forget` takes
+a client out again.
 
 >>> import jax.numpy as jnp
 >>> algorithm = analytic(lambda batch: batch["x"], width=3, classes=2, ridge=1.0)
@@ -41,10 +43,11 @@ class Global(NamedTuple):
 
 @scheduled()
 def analytic(features: Callable[[Batch], Array], width: int, classes: int, ridge: float) -> Algorithm:
-    """One-message ridge regression of one-hot classes on `features(batch)`, [B, width]; labels in the column `y`.
+    """One-message ridge regression of one-hot classes on `features(batch)`, [B, width]; labels in the column
+    `y`.
 
-    For an intercept, let one of the features be 1, which is then regularised too. `ridge` >= 0; with 0 the sums must have full rank.
-    """
+    For an intercept, let one of the features be 1, which is then regularised too. `ridge` >= 0; with 0 the
+    sums must have full rank."""
 
     def predict(params: Params, batch: Batch) -> Array:
         return features(batch) @ params["w"]
@@ -69,7 +72,13 @@ def analytic(features: Callable[[Batch], Array], width: int, classes: int, ridge
 
     none = Sums(jnp.zeros((width, width)), jnp.zeros((width, classes)))
     task = Task(lambda key: {"w": jnp.zeros((width, classes))}, loss, metrics, predict, classes=classes)
-    exchange = Exchange(lambda server: server.params, look(lambda params, own: none, measure, report), update, work=ONCE, reports="mean")
+    exchange = Exchange(
+        lambda server: server.params,
+        look(lambda params, own: none, measure, report),
+        update,
+        work=ONCE,
+        reports="mean",
+    )
     return Algorithm(task, task.init, lambda params: Global(params, none), nothing, (exchange,))
 
 

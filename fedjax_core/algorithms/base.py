@@ -1,10 +1,12 @@
-"""What an algorithm is: a server, and for each exchange of a round what it broadcasts, what a client does, what it learns.
+"""What an algorithm is: a server, and for each exchange of a round what it broadcasts, what a client does,
+what it learns.
 
-    server --broadcast--> message --begin/step.../finish--> Report --(uplink, aggregator)--> Aggregate --update--> server
+    server --broadcast--> message --begin/step.../finish--> Report --(uplink, aggregator)--> Aggregate
+    --update--> server
 
-Most algorithms have one exchange a round. Mime has two that cross the wire; IFCA has one in which clients only look (`silent`:
-nothing goes up) and one in which they train. All are pure functions over pytrees, so that a backend may vmap, scan, shard or send them.
-"""
+Most algorithms have one exchange a round. Mime has two that cross the wire; IFCA has one in which clients
+only look (`silent`: nothing goes up) and one in which they train. All are pure functions over pytrees, so
+that a backend may vmap, scan, shard or send them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -23,8 +25,12 @@ from fedjax_core.work import TRAIN, Work
 class Seen(NamedTuple):
     """What a client had to work on in one exchange, and what it did."""
 
-    examples: Array  # float32: all of the client's examples, however often it went through them, be it not once
-    steps: Array  # float32: the local steps that it did, fewer than asked for where its time was limited (sites/site/time_limit.py)
+    examples: (
+        Array  # float32: all of the client's examples, however often it went through them, be it not once
+    )
+    # float32: the local steps that it did, fewer than asked for where its time was limited
+    # (sites/site/time_limit.py)
+    steps: Array
 
 
 class Report(NamedTuple):
@@ -33,16 +39,20 @@ class Report(NamedTuple):
     update: Update
     weight: Array  # float32 scalar >= 0
     own: Own
-    stats: Mapping[str, Array] = {}  # small numbers that the server sees client by client, past the stages: steps taken, a loss
-    metrics: Mapping[str, Mean | Sum] = {}  # what only `finish` knows; logged and summed like a step's, under other names
+    stats: Mapping[
+        str, Array
+    ] = {}  # small numbers that the server sees client by client, past the stages: steps taken, a loss
+    metrics: Mapping[
+        str, Mean | Sum
+    ] = {}  # what only `finish` knows; logged and summed like a step's, under other names
     slot: Array | int = 0  # which of the exchange's `slots` the update is for
 
 
 class Each(NamedTuple):
     """What the server knows of each client of a cohort of K places, of which some may be empty.
 
-    How many empty places there are, and in what order clients stand, is up to the backend: they must not matter.
-    """
+    How many empty places there are, and in what order clients stand, is up to the backend: they must not
+    matter."""
 
     stats: dict[str, Array]  # leaves [K, ...]; zeros where nobody reported
     weight: Array  # [K] float32; 0 where nobody reported
@@ -53,8 +63,8 @@ class Aggregate(NamedTuple):
     """What the server learns from one exchange."""
 
     value: Update
-    """The reports as the aggregator and the uplink's stages made one of them; leaves [slots, ...] where the exchange
-    has `slots`, [K, ...] where it asks for all reports."""
+    """The reports as the aggregator and the uplink's stages made one of them; leaves [slots, ...] where the
+    exchange has `slots`, [K, ...] where it asks for all reports."""
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in it
     key: Key  # for the server's draws in this exchange of this round
@@ -62,7 +72,8 @@ class Aggregate(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What one client is told where the exchange has an `address`: what all are told, and what is for this one alone."""
+    """What one client is told where the exchange has an `address`: what all are told, and what is for this
+    one alone."""
 
     message: Message
     mine: Any
@@ -94,16 +105,18 @@ class Exchange(NamedTuple):
     update: Callable[[Server, Aggregate], Server] | None
     """None makes the exchange silent: clients change only what they keep, and no report leaves them."""
     work: Work = TRAIN
-    """`TRAIN` follows the run's epochs or steps, `ONCE` takes each example once and as stored; or an amount of the exchange's own."""
+    """`TRAIN` follows the run's epochs or steps, `ONCE` takes each example once and as stored; or an amount
+    of the exchange's own."""
     reports: Literal["any", "mean", "all"] = "any"
-    """How reports may meet: by any rule; only as a weighted mean, where each fills in one part of several; or not at
-    all, where the server needs every one of them (`fc.aggregators.stack`). `compose` refuses other aggregators."""
+    """How reports may meet: by any rule; only as a weighted mean, where each fills in one part of several; or
+    not at all, where the server needs every one of them (`fc.aggregators.stack`). `compose` refuses other
+    aggregators."""
     slots: int = 1
     """Above 1, the aggregator makes so many values, each of the reports that named it in `Report.slot`."""
     address: Callable[[Server, Array], Any] | None = None
-    """(server, positions [K] of clients) -> what each is told besides the message, leaves [K, ...]; `begin`, `step` and
-    `finish` are then given `Told(message, mine)`. An empty place has the position N, and nobody reads its row. No
-    stage of the downlink treats it, and real sites can read the rows of all."""
+    """(server, positions [K] of clients) -> what each is told besides the message, leaves [K, ...]; `begin`,
+    `step` and `finish` are then given `Told(message, mine)`. An empty place has the position N, and nobody
+    reads its row. No stage of the downlink treats it, and real sites can read the rows of all."""
 
 
 UNNAMED = "this algorithm"
@@ -122,16 +135,20 @@ class Algorithm(NamedTuple):
     population: int | None = None
     """Of how many clients it is, where its numbers depend on that; who runs it refuses another number."""
     name: str = UNNAMED
-    """What errors, audit logs and reports call it; where it is not given, `compose` calls it like the function that made it."""
+    """What errors, audit logs and reports call it; where it is not given, `compose` calls it like the
+    function that made it."""
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments."""
 
 
 def named(algorithm: Algorithm) -> Algorithm:
-    """The algorithm itself where it has a name; else under the name of the user's function in which its own were defined."""
+    """The algorithm itself where it has a name; else under the name of the user's function in which its own
+    were defined."""
     if algorithm.name != UNNAMED:
         return algorithm
-    functions = [f for exchange in algorithm.exchanges for f in (*exchange.client, exchange.update, exchange.broadcast)]
+    functions = [
+        f for exchange in algorithm.exchanges for f in (*exchange.client, exchange.update, exchange.broadcast)
+    ]
     for f in [algorithm.init, *functions]:
         made_in, inside, _ = getattr(f, "__qualname__", "").partition(".<locals>.")
         if inside and not str(f.__module__).startswith("fedjax_core."):
@@ -141,7 +158,11 @@ def named(algorithm: Algorithm) -> Algorithm:
 
 def told(message: Any, place: Array | int) -> Message:
     """What the client at this place of the cohort is told, of what a client listens to."""
-    return Told(message.message, tree.take(message.rows, jnp.asarray(place))) if isinstance(message, Addressed) else message
+    return (
+        Told(message.message, tree.take(message.rows, jnp.asarray(place)))
+        if isinstance(message, Addressed)
+        else message
+    )
 
 
 def message_of(exchange: Exchange, server: Server) -> Message:
@@ -153,9 +174,12 @@ def message_of(exchange: Exchange, server: Server) -> Message:
 
 
 def check_report(report: Any, where: str) -> Report:
-    """The report itself; raises TypeError where `where`, a client's finish, gave no Report, or one whose parts are no arrays."""
+    """The report itself; raises TypeError where `where`, a client's finish, gave no Report, or one whose
+    parts are no arrays."""
     if not isinstance(report, Report):
-        raise TypeError(f"{where} must return a Report, got {type(report).__name__}: write Report(update, weight=seen.examples, own=own)")
+        raise TypeError(
+            f"{where} must return a Report, got {type(report).__name__}: write Report(update, weight=seen.examples, own=own)"
+        )
     weight: Any = report.weight
     if not (hasattr(weight, "dtype") or isinstance(weight, (int, float))):
         raise TypeError(
@@ -166,11 +190,18 @@ def check_report(report: Any, where: str) -> Report:
 
 
 def check_own(own: Own, where: str) -> Own:
-    """What a client keeps, itself; raises TypeError where a leaf is no array, of which there could be none for each client."""
+    """What a client keeps, itself; raises TypeError where a leaf is no array, of which there could be none
+    for each client."""
     for leaf in jax.tree.leaves(own):
         if not hasattr(leaf, "dtype"):
-            way_out = f"write jnp.asarray({leaf!r})" if isinstance(leaf, (bool, int, float)) else "keep what it is in an array"
-            raise TypeError(f"{where} has a client keep {leaf!r}, a {type(leaf).__name__}, and it keeps arrays alone: {way_out}")
+            way_out = (
+                f"write jnp.asarray({leaf!r})"
+                if isinstance(leaf, (bool, int, float))
+                else "keep what it is in an array"
+            )
+            raise TypeError(
+                f"{where} has a client keep {leaf!r}, a {type(leaf).__name__}, and it keeps arrays alone: {way_out}"
+            )
     return own
 
 

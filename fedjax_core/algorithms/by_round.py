@@ -8,8 +8,8 @@ The algorithms here take a function of the round for most of their arguments (`s
     fedprox(task, mu=optax.linear_schedule(0.1, 0.0, 100), local=optax.sgd(0.1))
     fedavg(lambda round: task_with_dropout(0.5 * 0.9**round), local=optax.sgd(0.1))
 
-A schedule inside a client's own optimiser counts the client's steps, and begins anew at every client and in every round. This one goes by
-the rounds of the run. Rounds in which nobody reported do not count.
+A schedule inside a client's own optimiser counts the client's steps, and begins anew at every client and in
+every round. This one goes by the rounds of the run. Rounds in which nobody reported do not count.
 
 >>> import jax.numpy as jnp, optax
 >>> from fedjax_core import models
@@ -52,10 +52,13 @@ class Dated(NamedTuple):
 
 
 def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
-    """The algorithm that `build(round)` gives for each round; only numbers may depend on the round, not shapes or what is kept."""
+    """The algorithm that `build(round)` gives for each round; only numbers may depend on the round, not
+    shapes or what is kept."""
     first = build(0.0)
     if not isinstance(first, Algorithm):
-        raise TypeError(f"by_round's build must return an Algorithm, got {type(first).__name__}: lambda round: fc.algorithms.fedavg(...)")
+        raise TypeError(
+            f"by_round's build must return an Algorithm, got {type(first).__name__}: lambda round: fc.algorithms.fedavg(...)"
+        )
     silent = [exchange.update is None for exchange in first.exchanges]
     last = max((e for e, quiet in enumerate(silent) if not quiet), default=-1)
 
@@ -114,7 +117,8 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
 
 
 def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
-    """Lets the arguments of these names be functions of the round, and has the algorithm say its name and settings.
+    """Lets the arguments of these names be functions of the round, and has the algorithm say its name and
+    settings.
 
     `algorithm(..., mu=f)` is then `by_round(lambda round: algorithm(..., mu=f(round)))`. An optax schedule is
     such a function where the argument is a number: `mu=optax.linear_schedule(0.1, 0.0, 100)`.
@@ -124,9 +128,13 @@ def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[...,
         @functools.wraps(algorithm)
         def with_rounds(*args: Any, **kwargs: Any) -> Algorithm:
             given = arguments(algorithm, *args, **kwargs)
-            changing = {name: given[name] for name in names if name in given and _is_of_round(name, given[name])}
+            changing = {
+                name: given[name] for name in names if name in given and _is_of_round(name, given[name])
+            }
             if changing:
-                made = by_round(lambda round: algorithm(**given | {name: of(round) for name, of in changing.items()}))
+                made = by_round(
+                    lambda round: algorithm(**given | {name: of(round) for name, of in changing.items()})
+                )
             else:
                 made = algorithm(*args, **kwargs)
             return made._replace(name=algorithm.__name__, settings=Settings(**given))
@@ -137,7 +145,8 @@ def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[...,
 
 
 def _is_of_round(name: str, value: Any) -> bool:
-    """Whether an argument is a function of the round; raises where it would take rounds for learning rates."""
+    """Whether an argument is a function of the round; raises where it would take rounds for learning
+    rates."""
     if hasattr(value, "update") or not callable(value):
         return False
     first = next(iter(inspect.signature(value).parameters), "")

@@ -1,13 +1,15 @@
-"""Clustered federated learning: once a cluster's mean stands still and its clients pull apart, it splits in two by their directions.
+"""Clustered federated learning: once a cluster's mean stands still and its clients pull apart, it splits in
+two by their directions.
 
     y_i <- local steps from x_c,  c the cluster of client i,   d_i = y_i - x_c,   x_c <- x_c + mean of d_i in c
     split c where  |mean of d_i| < still  and  max |d_i| > apart:  in the two parts whose largest cosine across is least
 
-That bipartition is single linkage: the tree of largest cosines, without its weakest edge. Clients need not know k, as IFCA's do, and
-are sent all models as those are; the server sees every update, and all clients of a cluster are to be there when it splits.
+That bipartition is single linkage: the tree of largest cosines, without its weakest edge. Clients need not
+know k, as IFCA's do, and are sent all models as those are; the server sees every update, and all clients of a
+cluster are to be there when it splits.
 
-Sattler, Müller and Samek, "Clustered Federated Learning: Model-Agnostic Distributed Multitask Optimization Under Privacy
-Constraints", IEEE TNNLS 2021, algorithms 1 and 3.
+Sattler, Müller and Samek, "Clustered Federated Learning: Model-Agnostic Distributed Multitask Optimization
+Under Privacy Constraints", IEEE TNNLS 2021, algorithms 1 and 3.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -21,7 +23,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, Told, by_examples
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    Told,
+    by_examples,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.checks import at_least
@@ -39,11 +50,21 @@ class Global(NamedTuple):
 
 
 @scheduled("task", "local")
-def cfl(task: Task, local: optax.GradientTransformation, population: int, clusters: int, still: float, apart: float) -> Algorithm:
-    """CFL of `population` clients in at most so many `clusters`, which split by the norms `still` and `apart` of changes in a round."""
+def cfl(
+    task: Task,
+    local: optax.GradientTransformation,
+    population: int,
+    clusters: int,
+    still: float,
+    apart: float,
+) -> Algorithm:
+    """CFL of `population` clients in at most so many `clusters`, which split by the norms `still` and `apart`
+    of changes in a round."""
     at_least(1, population=population, clusters=clusters)
     if not 0 < still < apart:
-        raise ValueError(f"still and apart are norms of a mean change and of a client's, 0 < still < apart, got {still} and {apart}")
+        raise ValueError(
+            f"still and apart are norms of a mean change and of a client's, 0 < still < apart, got {still} and {apart}"
+        )
 
     def mine(told: Told) -> Params:
         return tree.take(told.message, told.mine)
@@ -56,19 +77,27 @@ def cfl(task: Task, local: optax.GradientTransformation, population: int, cluste
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None
         weight, position = reports.each.weight, reports.each.position
-        rows = jnp.concatenate([x.reshape(len(weight), -1).astype(jnp.float32) for x in jax.tree.leaves(reports.value)], axis=1)
+        rows = jnp.concatenate(
+            [x.reshape(len(weight), -1).astype(jnp.float32) for x in jax.tree.leaves(reports.value)], axis=1
+        )
         norms = jnp.linalg.norm(rows, axis=1)
         alike = rows @ rows.T / jnp.maximum(norms[:, None] * norms[None], 1e-30)
         models, cluster, count = server.models, server.cluster, server.made
         for c in range(clusters):
             here = (weight > 0) & (server.cluster.at[position].get(mode="clip") == c)
             shares = jnp.where(here, weight, 0) / jnp.maximum(jnp.sum(jnp.where(here, weight, 0)), 1e-30)
-            moved = jax.tree.map(lambda x, d, s=shares, c=c: x.at[c].add(jnp.tensordot(s.astype(d.dtype), d, 1)), models, reports.value)
+            moved = jax.tree.map(
+                lambda x, d, s=shares, c=c: x.at[c].add(jnp.tensordot(s.astype(d.dtype), d, 1)),
+                models,
+                reports.value,
+            )
             stands = (jnp.linalg.norm(shares @ rows) < still) & (jnp.max(jnp.where(here, norms, 0)) > apart)
             splits = stands & (count < clusters) & (jnp.sum(here) > 1)
             to = jnp.where(splits & here & bipartition(alike, here), position, population)
             cluster = cluster.at[to].set(count, mode="drop")
-            models = jax.tree.map(lambda x, c=c, n=count, s=splits: jnp.where(s, x.at[n].set(x[c], mode="drop"), x), moved)
+            models = jax.tree.map(
+                lambda x, c=c, n=count, s=splits: jnp.where(s, x.at[n].set(x[c], mode="drop"), x), moved
+            )
             count = count + splits.astype(jnp.int32)
         return Global(_mean(models, cluster), models, cluster, count)
 
@@ -96,13 +125,16 @@ def cfl(task: Task, local: optax.GradientTransformation, population: int, cluste
 
 
 def bipartition(alike: Array, here: Array) -> Array:
-    """[K] bool: one of the two parts of those `here`, of which the largest of `alike` [K, K] across is least."""
+    """[K] bool: one of the two parts of those `here`, of which the largest of `alike` [K, K] across is
+    least."""
     both = here[:, None] & here[None]
 
     def through(k: int, linked: Array) -> Array:
         return jnp.maximum(linked, jnp.minimum(linked[:, k, None], linked[None, k]))
 
-    linked = jax.lax.fori_loop(0, len(here), through, jnp.where(both, alike, -jnp.inf))  # the weakest of the best way between two
+    linked = jax.lax.fori_loop(
+        0, len(here), through, jnp.where(both, alike, -jnp.inf)
+    )  # the weakest of the best way between two
     weakest = jnp.where(both & ~jnp.eye(len(here), dtype=bool), linked, jnp.inf)
     one = jnp.argmin(jnp.min(weakest, axis=1))
     return here & (linked[one] <= jnp.min(weakest)) & (jnp.arange(len(here)) != one)

@@ -1,10 +1,11 @@
-"""DiLoCo: workers train for many steps by an optimiser that they keep, and the server moves with Nesterov momentum.
+"""DiLoCo: workers train for many steps by an optimiser that they keep, and the server moves with Nesterov
+momentum.
 
     y <- y - inner(g(y); s_i)               H local steps from y = x; the optimiser's state s_i stays with the worker
     x <- x + outer(mean(y_i - x))           workers count alike
 
-Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023, algorithm 1: AdamW within, and without
-Nesterov momentum of 0.9 with step 0.7.
+Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023, algorithm 1:
+AdamW within, and without Nesterov momentum of 0.9 with step 0.7.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -24,11 +25,17 @@ from fedjax_core.types import Key, Own, Params
 
 
 @scheduled("task", "outer")
-def diloco(task: Task, inner: optax.GradientTransformation, outer: optax.GradientTransformation | None = None, **rest: Any) -> Algorithm:
-    """`fedavg` whose clients keep their optimiser `inner`; the rest of the arguments are fedavg's. `steps=` of the simulator is H.
+def diloco(
+    task: Task,
+    inner: optax.GradientTransformation,
+    outer: optax.GradientTransformation | None = None,
+    **rest: Any,
+) -> Algorithm:
+    """`fedavg` whose clients keep their optimiser `inner`; the rest of the arguments are fedavg's. `steps=`
+    of the simulator is H.
 
-    A schedule within `inner` goes on over the rounds, as its state does. `outer`: `optax.sgd(0.7, 0.9, nesterov=True)` where not given.
-    """
+    A schedule within `inner` goes on over the rounds, as its state does. `outer`: `optax.sgd(0.7, 0.9,
+    nesterov=True)` where not given."""
     outer = optax.sgd(0.7, momentum=0.9, nesterov=True) if outer is None else outer
     averaging = fedavg(task, inner, server=outer, **{"weighting": uniform, **rest})
     (exchange,) = averaging.exchanges

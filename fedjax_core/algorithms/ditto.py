@@ -1,9 +1,11 @@
-"""Ditto: beside the global model each client trains one of its own, which is drawn to the global one and never sent.
+"""Ditto: beside the global model each client trains one of its own, which is drawn to the global one and
+never sent.
 
     y   <- y - local(g(y))                           local steps from y = x, averaged as in FedAvg
     v_i <- v_i - local(g(v_i) + lam (v_i - x))       on the same batches; stays with the client, which uses it
 
-Li, Hu, Beirami and Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, algorithm 1.
+Li, Hu, Beirami and Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021,
+algorithm 1.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -33,12 +35,15 @@ class Both(NamedTuple):
 
 @scheduled("task", "lam", "local", "server")
 def ditto(task: Task, lam: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg`, and a model of each client's own with pull `lam` >= 0; the rest of the arguments are fedavg's.
+    """`fedavg`, and a model of each client's own with pull `lam` >= 0; the rest of the arguments are
+    fedavg's.
 
     The metric `loss` is that of the global model, `personal_loss` that of clients' own, both as they train.
     """
     if known(lam) and lam < 0:
-        raise ValueError(f"lam must be at least 0, got {lam}: a negative pull pushes clients away from the global model")
+        raise ValueError(
+            f"lam must be at least 0, got {lam}: a negative pull pushes clients away from the global model"
+        )
     averaging = fedavg(task, local, **rest)
     (exchange,) = averaging.exchanges
     client = exchange.client

@@ -1,14 +1,15 @@
-"""FedAdamW: AdamW at the clients, who begin with the mean of their second moments, and are drawn along the way of all.
+"""FedAdamW: AdamW at the clients, who begin with the mean of their second moments, and are drawn along the
+way of all.
 
     m <- b1 m + (1 - b1) g(y),   v <- b2 v + (1 - b2) g(y)^2            from m = 0 and v = vbar
     y <- y - lr (m' / (sqrt(v') + eps) + alpha D + decay y)             local steps k = 1, 2, ... from y = x
     x <- mean of y_i,   D <- -mean(y_i - x) / (lr mean T_i),   vbar <- mean of v_i, block by block
 
-with m' = m / (1 - b1^k) and v' = v / (1 - b2^t), where t counts the steps of all rounds. A block of v is a leaf of the
-model, of which one number is sent.
+with m' = m / (1 - b1^k) and v' = v / (1 - b2^t), where t counts the steps of all rounds. A block of v is a
+leaf of the model, of which one number is sent.
 
-Liu et al., "FedAdamW: A Communication-Efficient Optimizer with Convergence and Generalization Guarantees for Federated
-Large Models", AAAI 2026, algorithm 2; blocks there are finer in attention.
+Liu et al., "FedAdamW: A Communication-Efficient Optimizer with Convergence and Generalization Guarantees for
+Federated Large Models", AAAI 2026, algorithm 2; blocks there are finer in attention.
 
 >>> from fedjax_core import models
 >>> algorithm = fedadamw(models.linear(features=3), lr=0.01)
@@ -21,7 +22,17 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, gradient, nothing, uniform
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    gradient,
+    nothing,
+    uniform,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
@@ -66,7 +77,8 @@ def fedadamw(
     block: Callable[[Array], Array] = jnp.mean,
     weighting: Callable[[Seen], Array] = uniform,
 ) -> Algorithm:
-    """FedAdamW with local step size `lr`. `block`: a leaf of v -> what is sent of it, which fits into the leaf's shape by broadcasting.
+    """FedAdamW with local step size `lr`. `block`: a leaf of v -> what is sent of it, which fits into the
+    leaf's shape by broadcasting.
 
     `jnp.mean` sends a number for each leaf, and `lambda v: v` all of it.
     """
@@ -81,19 +93,30 @@ def fedadamw(
         k = carry.taken + 1
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, carry.m, grads)
         v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, carry.v, grads)
-        first, second = tree.scale(1 / _unbiased(b1, k), m), tree.scale(1 / _unbiased(b2, message.steps + k), v)
+        first, second = (
+            tree.scale(1 / _unbiased(b1, k), m),
+            tree.scale(1 / _unbiased(b2, message.steps + k), v),
+        )
         moved = jax.tree.map(
-            lambda y, m, v, d: y - lr * (m / (jnp.sqrt(v) + eps) + alpha * d + decay * y), carry.params, first, second, message.direction
+            lambda y, m, v, d: y - lr * (m / (jnp.sqrt(v) + eps) + alpha * d + decay * y),
+            carry.params,
+            first,
+            second,
+            message.direction,
         )
         return Local(moved, m, v, k), metrics
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
-        change = Change(tree.sub(carry.params, message.params), tree.sub(jax.tree.map(block, carry.v), message.second))
+        change = Change(
+            tree.sub(carry.params, message.params), tree.sub(jax.tree.map(block, carry.v), message.second)
+        )
         return Report(change, weighting(seen), own=(), stats={"steps": seen.steps})
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None
-        steps = jnp.sum(reports.each.weight * reports.each.stats["steps"]) / jnp.maximum(reports.weight, 1e-30)
+        steps = jnp.sum(reports.each.weight * reports.each.stats["steps"]) / jnp.maximum(
+            reports.weight, 1e-30
+        )
         change = reports.value
         return Global(
             tree.add(server.params, change.params),

@@ -4,9 +4,10 @@
     u_i <- u_i + rho (w_i - x)                              the price of its disagreement; both stay with the client
     x   <- x + server_lr mean of the change of (w_i + u_i / rho)
 
-Gong, Li and Freris, "FedADMM: A Robust Federated Deep Learning Framework with Adaptivity to System Heterogeneity", ICDE 2022. With
-everybody in every round and `server_lr=1` the server has the mean of w_i + u_i / rho, which is FedPD with eta = 1 / rho
-whose clients always meet: Zhang et al., "FedPD: A Federated Learning Framework with Adaptivity to Non-IID Data", 2021.
+Gong, Li and Freris, "FedADMM: A Robust Federated Deep Learning Framework with Adaptivity to System
+Heterogeneity", ICDE 2022. With everybody in every round and `server_lr=1` the server has the mean of w_i +
+u_i / rho, which is FedPD with eta = 1 / rho whose clients always meet: Zhang et al., "FedPD: A Federated
+Learning Framework with Adaptivity to Non-IID Data", 2021.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -41,12 +42,15 @@ class Own(NamedTuple):
 
 @scheduled("task", "rho", "local", "server_lr")
 def fedadmm(task: Task, rho: float, local: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
-    """FedADMM with penalty `rho`; clients count alike. Where few of many take part, a `server_lr` of their share is the safest."""
+    """FedADMM with penalty `rho`; clients count alike. Where few of many take part, a `server_lr` of their
+    share is the safest."""
     if known(rho) and rho <= 0:
         raise ValueError(f"fedadmm needs rho > 0 (it divides by it), got {rho}")
 
     def augmented(grads: Params, at: At) -> Params:
-        return jax.tree.map(lambda g, u, w, x: g + u + rho * (w - x), grads, at.own.dual, at.params, at.message)
+        return jax.tree.map(
+            lambda g, u, w, x: g + u + rho * (w - x), grads, at.own.dual, at.params, at.message
+        )
 
     begin, step = local_training(task, local, start=lambda params, own: own.params, correct=augmented)
 
@@ -61,4 +65,6 @@ def fedadmm(task: Task, rho: float, local: optax.GradientTransformation, server_
         return Global(tree.add(server.params, tree.scale(server_lr, reports.value)))
 
     exchange = Exchange(lambda server: server.params, Client(begin, step, finish), update)
-    return Algorithm(task, task.init, Global, lambda params: Own(params, tree.zeros_like(params)), (exchange,))
+    return Algorithm(
+        task, task.init, Global, lambda params: Own(params, tree.zeros_like(params)), (exchange,)
+    )

@@ -1,12 +1,15 @@
-"""FedALA: before it trains, each client mixes the new global model into its old one, number by number, as suits its data.
+"""FedALA: before it trains, each client mixes the new global model into its old one, number by number, as
+suits its data.
 
     exchange 1 (silent)    z = old_i + (x - old_i) W_i;   W_i <- clip(W_i - rate g(z) (x - old_i), 0, 1)    on each batch
     exchange 2             y <- local steps from z; averaged as in FedAvg, and old_i <- y, which the client uses
 
-W_i is of the leaves under some names, the last layers; all others are taken from x. It begins as ones, and stays with the client.
+W_i is of the leaves under some names, the last layers; all others are taken from x. It begins as ones, and
+stays with the client.
 
-Zhang et al., "FedALA: Adaptive Local Aggregation for Personalized Federated Learning", AAAI 2023, algorithm 1. There W_i is
-trained on a share of the data until it settles when a client is new; here for some epochs in each round.
+Zhang et al., "FedALA: Adaptive Local Aggregation for Personalized Federated Learning", AAAI 2023, algorithm
+1. There W_i is trained on a share of the data until it settles when a client is new; here for some epochs in
+each round.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -32,7 +35,8 @@ from fedjax_core.work import Work
 
 
 class Own(NamedTuple):
-    """What a client keeps: its last model, and how much of each number of a new one it takes, None for all of it."""
+    """What a client keeps: its last model, and how much of each number of a new one it takes, None for all of
+    it."""
 
     params: Params
     weights: Params
@@ -40,9 +44,15 @@ class Own(NamedTuple):
 
 @scheduled("task", "local", "server", "rate")
 def fedala(
-    task: Task, local: optax.GradientTransformation, adaptive: Sequence[str], rate: float = 1.0, epochs: int = 1, **rest: Any
+    task: Task,
+    local: optax.GradientTransformation,
+    adaptive: Sequence[str],
+    rate: float = 1.0,
+    epochs: int = 1,
+    **rest: Any,
 ) -> Algorithm:
-    """`fedavg` from a model that each client mixes; `adaptive` names the leaves that are mixed. The rest of the arguments are fedavg's."""
+    """`fedavg` from a model that each client mixes; `adaptive` names the leaves that are mixed. The rest of
+    the arguments are fedavg's."""
     averaging = fedavg(task, local, **rest)
     (exchange,) = averaging.exchanges
     begin, step = local_training(task, local, start=lambda params, own: mixed(params, own))
@@ -61,7 +71,9 @@ def fedala(
 
     weighing = Client(lambda params, own, key: own, weigh, lambda params, own, seen: keep(own))
     return averaging._replace(
-        init_client=lambda params: Own(params, jax.tree.map(jnp.ones_like, tree.partition(params, adaptive)[0])),
+        init_client=lambda params: Own(
+            params, jax.tree.map(jnp.ones_like, tree.partition(params, adaptive)[0])
+        ),
         exchanges=(
             exchange._replace(client=weighing, update=None, work=Work(epochs=epochs)),
             exchange._replace(client=Client(begin, step, finish)),

@@ -1,16 +1,19 @@
-"""FedAsync: each model that arrives is mixed into the server's, the less the older the model that it began from.
+"""FedAsync: each model that arrives is mixed into the server's, the less the older the model that it began
+from.
 
     x <- (1 - alpha d(s)) x + alpha d(s) y_i        s = version now - version that y_i began from
 
-A client reports its model and a 1, which the buffer damps alike; so the server knows d(s), and the buffer needs no other rule:
+A client reports its model and a 1, which the buffer damps alike; so the server knows d(s), and the buffer
+needs no other rule:
 
-    AsynchronousSimulator(compose(fedasync(...)), clients, Buffer(size=1, damping=polynomial(0.5)), delays=...)
+    AsynchronousSimulator(compose(fedasync(...)), clients, Buffer(size=1, damping=polynomial(0.5)),
+    delays=...)
 
-With a larger buffer the models of a step are averaged first. Without delays, and alpha = 1, it is FedAvg. FedBuff adds changes
-where FedAsync mixes models: old changes move a server on, and old models draw it back.
+With a larger buffer the models of a step are averaged first. Without delays, and alpha = 1, it is FedAvg.
+FedBuff adds changes where FedAsync mixes models: old changes move a server on, and old models draw it back.
 
-Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019, algorithm 1; the pull to where a client began is
-`local=optax.chain(fc.algorithms.add_proximal(rho), optax.sgd(lr))`.
+Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019, algorithm 1; the pull to where a client
+began is `local=optax.chain(fc.algorithms.add_proximal(rho), optax.sgd(lr))`.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -26,7 +29,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, nothing
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    by_examples,
+    nothing,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.task import Task
@@ -48,11 +60,18 @@ class Model(NamedTuple):
 
 @scheduled("task", "local", "alpha")
 def fedasync(
-    task: Task, local: optax.GradientTransformation, alpha: float = 0.6, *, weighting: Callable[[Seen], Array] = by_examples
+    task: Task,
+    local: optax.GradientTransformation,
+    alpha: float = 0.6,
+    *,
+    weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """Mixing of models by `alpha`, above 0 and at most 1. Stages that bound or compress changes would meet whole models here."""
+    """Mixing of models by `alpha`, above 0 and at most 1. Stages that bound or compress changes would meet
+    whole models here."""
     if known(alpha) and not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}: it is the share of a model that is new")
+        raise ValueError(
+            f"alpha must be above 0 and at most 1, got {alpha}: it is the share of a model that is new"
+        )
     begin, step = local_training(task, local)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:

@@ -1,10 +1,12 @@
-"""FedAvg and FedOpt: clients take local steps from the global model; the server treats their mean change as a gradient.
+"""FedAvg and FedOpt: clients take local steps from the global model; the server treats their mean change as a
+gradient.
 
     y <- y - local(g(y))        each local step, from y = x
     x <- x - server(-sum_i w_i (y_i - x) / sum_i w_i)
 
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017; with another server
-optimiser, Reddi et al., "Adaptive Federated Optimization", ICLR 2021 (`fedjax_core.algorithms.fedopt` has its rules).
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017;
+with another server optimiser, Reddi et al., "Adaptive Federated Optimization", ICLR 2021
+(`fedjax_core.algorithms.fedopt` has its rules).
 
 >>> import optax
 >>> from fedjax_core import models
@@ -52,7 +54,8 @@ def fedavg(
     weighting: Callable[[Seen], Array] = by_examples,
     gradient: Gradient = gradient,
 ) -> Algorithm:
-    """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging) gets the mean change, negated.
+    """Federated averaging of local steps by `local`; `server` (default `optax.sgd(1.0)`: plain averaging)
+    gets the mean change, negated.
 
     Clients begin `local` anew in every round, so a schedule within it counts a client's steps of one round.
     For a learning rate that goes by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with
@@ -71,5 +74,9 @@ def fedavg(
     def update(state: Global, reports: Aggregate) -> Global:
         return Global(*move(state.params, state.opt, reports.value))
 
-    exchange = Exchange(broadcast=lambda state: state.params, client=Client(begin, step, finish), update=update)
-    return Algorithm(task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,))
+    exchange = Exchange(
+        broadcast=lambda state: state.params, client=Client(begin, step, finish), update=update
+    )
+    return Algorithm(
+        task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,)
+    )

@@ -3,7 +3,8 @@
     y <- y - lr (alpha g(y) + (1 - alpha) m)           T_i local steps from y = x
     x <- x + server_lr mean(y_i - x),                  m <- -mean(y_i - x) / (lr mean T_i)
 
-Xu et al., "FedCM: Federated Learning with Client-level Momentum", 2021, algorithm 1. Nothing more is sent up than in FedAvg.
+Xu et al., "FedCM: Federated Learning with Client-level Momentum", 2021, algorithm 1. Nothing more is sent up
+than in FedAvg.
 
 >>> from fedjax_core import models
 >>> algorithm = fedcm(models.linear(features=3), lr=0.1, alpha=0.1)
@@ -17,7 +18,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, nothing
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    by_examples,
+    nothing,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.task import Task
@@ -33,26 +43,40 @@ class Global(NamedTuple):
 
 @scheduled("task", "lr", "alpha", "server_lr")
 def fedcm(
-    task: Task, lr: float, alpha: float = 0.1, server_lr: float = 1.0, *, weighting: Callable[[Seen], Array] = by_examples
+    task: Task,
+    lr: float,
+    alpha: float = 0.1,
+    server_lr: float = 1.0,
+    *,
+    weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedCM with local step size `lr`; the client's own gradient has the weight `alpha`, in (0, 1], and 1 is FedAvg."""
+    """FedCM with local step size `lr`; the client's own gradient has the weight `alpha`, in (0, 1], and 1 is
+    FedAvg."""
     if known(lr, alpha) and not (lr > 0 and 0 < alpha <= 1):
         raise ValueError(f"fedcm needs lr > 0 and 0 < alpha <= 1, got lr={lr}, alpha={alpha}")
     begin, step = local_training(
         task,
         optax.sgd(lr),
         start=lambda message, own: message.params,
-        correct=lambda grads, at: jax.tree.map(lambda g, m: alpha * g + (1 - alpha) * m, grads, at.message.momentum),
+        correct=lambda grads, at: jax.tree.map(
+            lambda g, m: alpha * g + (1 - alpha) * m, grads, at.message.momentum
+        ),
     )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
-        return Report(tree.sub(carry.params, message.params), weighting(seen), own=(), stats={"steps": seen.steps})
+        return Report(
+            tree.sub(carry.params, message.params), weighting(seen), own=(), stats={"steps": seen.steps}
+        )
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None
-        steps = jnp.sum(reports.each.weight * reports.each.stats["steps"]) / jnp.maximum(reports.weight, 1e-30)
+        steps = jnp.sum(reports.each.weight * reports.each.stats["steps"]) / jnp.maximum(
+            reports.weight, 1e-30
+        )
         params = tree.add(server.params, tree.scale(server_lr, reports.value))
         return Global(params, tree.scale(-1 / (lr * jnp.maximum(steps, 1)), reports.value))
 
     exchange = Exchange(lambda server: server, Client(begin, step, finish), update)
-    return Algorithm(task, task.init, lambda params: Global(params, tree.zeros_like(params)), nothing, (exchange,))
+    return Algorithm(
+        task, task.init, lambda params: Global(params, tree.zeros_like(params)), nothing, (exchange,)
+    )

@@ -5,8 +5,8 @@
     h   <- h - alpha / N sum_{i in S} (y_i - x)
     x   <- mean of y_i - h / alpha
 
-Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, algorithm 1. Where local steps do
-not end at the minimum, the fixed point is the optimum all the same.
+Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, algorithm 1. Where local steps
+do not end at the minimum, the fixed point is the optimum all the same.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -37,7 +37,9 @@ class Global(NamedTuple):
 def feddyn(task: Task, alpha: float, local: optax.GradientTransformation, population: int) -> Algorithm:
     """FedDyn of strength `alpha` for `population` clients, who count alike."""
     if known(alpha, population) and (alpha <= 0 or population < 1):
-        raise ValueError(f"feddyn needs alpha > 0 (it divides by it) and population >= 1, got alpha={alpha}, population={population}")
+        raise ValueError(
+            f"feddyn needs alpha > 0 (it divides by it) and population >= 1, got alpha={alpha}, population={population}"
+        )
 
     def tilted(grads: Params, at: At) -> Params:
         return jax.tree.map(lambda g, h, y, x: g - h + alpha * (y - x), grads, at.own, at.params, at.message)
@@ -54,5 +56,7 @@ def feddyn(task: Task, alpha: float, local: optax.GradientTransformation, popula
         return Global(tree.sub(mean, tree.scale(1 / alpha, drift)), drift)
 
     exchange = Exchange(lambda server: server.params, Client(begin, step, finish), update)
-    begun = Algorithm(task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,))
+    begun = Algorithm(
+        task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,)
+    )
     return begun._replace(population=population)

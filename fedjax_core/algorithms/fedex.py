@@ -1,10 +1,12 @@
-"""FedEx-LoRA: factors are averaged, and what their product then lacks goes into the frozen weights, so that nothing is lost.
+"""FedEx-LoRA: factors are averaged, and what their product then lacks goes into the frozen weights, so that
+nothing is lost.
 
     a <- mean a_i,   b <- mean b_i,   W <- W + scale (mean(a_i b_i) - a b)
 
 The model is then W + scale mean(a_i b_i), the mean of the clients' models.
 
-Singhal, Ponkshe and Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models", ACL 2025.
+Singhal, Ponkshe and Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of
+Foundation Models", ACL 2025.
 
 >>> import jax, optax
 >>> from fedjax_core import models

@@ -3,7 +3,8 @@
     y <- y - local(g(y))                                             local steps from y = x;  d_i = y_i - x
     x <- x + max(1, mean |d_i|^2 / (2 (|mean d_i|^2 + eps))) mean d_i
 
-Jhunjhunwala, Wang and Joshi, "FedExP: Speeding Up Federated Averaging via Extrapolation", ICLR 2023, algorithm 1. The
+Jhunjhunwala, Wang and Joshi, "FedExP: Speeding Up Federated Averaging via Extrapolation", ICLR 2023,
+algorithm 1. The
 |d_i|^2 are numbers that the server reads client by client, of the changes before any stage.
 
 >>> import optax
@@ -33,7 +34,11 @@ class Global(NamedTuple):
 
 @scheduled("task", "local", "eps")
 def fedexp(
-    task: Task, local: optax.GradientTransformation, eps: float = 1e-3, *, weighting: Callable[[Seen], Array] = uniform
+    task: Task,
+    local: optax.GradientTransformation,
+    eps: float = 1e-3,
+    *,
+    weighting: Callable[[Seen], Array] = uniform,
 ) -> Algorithm:
     """FedAvg with an extrapolated step; clients count alike, as in the paper, or as `weighting` says."""
     begin, step = local_training(task, local)
@@ -44,7 +49,9 @@ def fedexp(
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None
-        squares = jnp.sum(reports.each.weight * reports.each.stats["moved"]) / jnp.maximum(reports.weight, 1e-30)
+        squares = jnp.sum(reports.each.weight * reports.each.stats["moved"]) / jnp.maximum(
+            reports.weight, 1e-30
+        )
         shorter = jnp.maximum(2 * (jnp.square(tree.norm(reports.value)) + eps), 1e-30)
         return Global(tree.add(server.params, tree.scale(jnp.maximum(1, squares / shorter), reports.value)))
 

@@ -1,4 +1,5 @@
-"""FedFisher: models are averaged number by number, each client counting as its data say how sure the number is; one round is enough.
+"""FedFisher: models are averaged number by number, each client counting as its data say how sure the number
+is; one round is enough.
 
     exchange 1 (silent)    y_i <- local steps from x, to the minimum
     exchange 2             F_i = the Fisher information of f_i at y_i, its diagonal, in one pass
@@ -6,7 +7,8 @@
 
 which minimises the sum of the clients' losses where these are quadratic with diagonal F_i.
 
-Jhunjhunwala, Wang and Joshi, "FedFisher: Leveraging Fisher Information for One-Shot Federated Learning", AISTATS 2024.
+Jhunjhunwala, Wang and Joshi, "FedFisher: Leveraging Fisher Information for One-Shot Federated Learning",
+AISTATS 2024.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -21,7 +23,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, gradient
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    by_examples,
+    gradient,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, keep, local_training, look
 from fedjax_core.task import Task
@@ -62,21 +73,27 @@ def fedfisher(
 ) -> Algorithm:
     """FedFisher; `fisher(task, params, batch, key)` gives the diagonal, as a mean over the batch's examples.
 
-    `damping` is added to the information of each number, so that one of which nobody knows anything stays where it is.
-    """
+    `damping` is added to the information of each number, so that one of which nobody knows anything stays
+    where it is."""
     begin, step = local_training(task, local)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
         return keep(carry.params)
 
     def report(params: Params, own: Own, found: Params, seen: Seen) -> Report:
-        return Report(Sure(jax.tree.map(lambda f, y, x: f * (y - x), found, own, params), found), by_examples(seen), own)
+        return Report(
+            Sure(jax.tree.map(lambda f, y, x: f * (y - x), found, own, params), found), by_examples(seen), own
+        )
 
     def update(server: Global, reports: Aggregate) -> Global:
         moved = jax.tree.map(lambda d, f: d / (f + damping), *reports.value)
         return Global(tree.add(server.params, moved))
 
-    measure = look(lambda params, own: tree.zeros_like(own), lambda params, own, batch, key: fisher(task, own, batch, key), report)
+    measure = look(
+        lambda params, own: tree.zeros_like(own),
+        lambda params, own, batch, key: fisher(task, own, batch, key),
+        report,
+    )
     train = Exchange(lambda server: server.params, Client(begin, step, finish), None)
     tell = Exchange(lambda server: server.params, measure, update, work=ONCE, reports="mean")
     return Algorithm(task, task.init, Global, lambda params: params, (train, tell))

@@ -1,9 +1,10 @@
-"""FedLC: each client's logits are lowered where it has few examples of a class, so that rare classes are not forgotten.
+"""FedLC: each client's logits are lowered where it has few examples of a class, so that rare classes are not
+forgotten.
 
     loss of an example = -log softmax(z - tau n^(-1/4))[y]        z its logits, n the client's examples of each class
 
-A class that a client lacks is left out of its softmax. The counts are found in a silent pass, and never leave the client.
-Averaged as in FedAvg.
+A class that a client lacks is left out of its softmax. The counts are found in a silent pass, and never leave
+the client. Averaged as in FedAvg.
 
 Zhang et al., "Federated Learning with Label Distribution Skew via Logits Calibration", ICML 2022, eq. 6.
 
@@ -30,10 +31,13 @@ from fedjax_core.work import ONCE
 
 @scheduled("task", "tau", "local", "server")
 def fedlc(task: Task, tau: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` with calibrated logits, those of the task's `predict`, and labels in the column `y`; the rest is fedavg's."""
+    """`fedavg` with calibrated logits, those of the task's `predict`, and labels in the column `y`; the rest
+    is fedavg's."""
     predict, classes = task.predict, task.classes
     if predict is None or classes is None:
-        raise ValueError("fedlc() lowers a classifier's logits, and the task has none: give Task(predict=, classes=)")
+        raise ValueError(
+            "fedlc() lowers a classifier's logits, and the task has none: give Task(predict=, classes=)"
+        )
 
     def objective(params: Params, counts: Array) -> Loss:
         def loss(params: Params, batch: Batch, key: Key) -> Array:
@@ -53,8 +57,15 @@ def fedlc(task: Task, tau: float, local: optax.GradientTransformation, **rest: A
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
         return exchange.client.finish(params, carry, seen)._replace(own=carry.own)
 
-    count = look(lambda params, own: own, share, lambda params, own, shares, seen: keep(jnp.round(scale(seen.examples, shares))))
+    count = look(
+        lambda params, own: own,
+        share,
+        lambda params, own, shares, seen: keep(jnp.round(scale(seen.examples, shares))),
+    )
     return averaging._replace(
         init_client=lambda params: jnp.zeros(classes),
-        exchanges=(exchange._replace(client=count, update=None, work=ONCE), exchange._replace(client=Client(begin, step, finish))),
+        exchanges=(
+            exchange._replace(client=count, update=None, work=ONCE),
+            exchange._replace(client=Client(begin, step, finish)),
+        ),
     )

@@ -1,11 +1,12 @@
-"""FedLESAM: like FedSAM, but uphill along the way that the global model went, which costs no gradient of its own.
+"""FedLESAM: like FedSAM, but uphill along the way that the global model went, which costs no gradient of its
+own.
 
     d <- rho (x_last - x) / |x_last - x|        x_last is the model that the client was sent when it last took part
     y <- y - local(g(y + d))                    local steps from y = x, with the same d
 
-Fan et al., "Locally Estimated Global Perturbations are Better than Local Perturbations for Federated Sharpness-aware
-Minimization", ICML 2024. The length is over all leaves together. The authors' code divides by the sum of
-the leaves' lengths, which makes d shorter: `norm="sum"`.
+Fan et al., "Locally Estimated Global Perturbations are Better than Local Perturbations for Federated
+Sharpness-aware Minimization", ICML 2024. The length is over all leaves together. The authors' code divides by
+the sum of the leaves' lengths, which makes d shorter: `norm="sum"`.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -29,9 +30,15 @@ from fedjax_core.types import Array, Batch, Key, Params, known
 
 @scheduled("task", "rho", "local", "server")
 def fedlesam(
-    task: Task, rho: float, local: optax.GradientTransformation, *, norm: Literal["global", "sum"] = "global", **rest: Any
+    task: Task,
+    rho: float,
+    local: optax.GradientTransformation,
+    *,
+    norm: Literal["global", "sum"] = "global",
+    **rest: Any,
 ) -> Algorithm:
-    """`fedavg` with the loss taken at distance `rho` >= 0; the rest of the arguments are fedavg's. A client's first round is FedAvg's."""
+    """`fedavg` with the loss taken at distance `rho` >= 0; the rest of the arguments are fedavg's. A client's
+    first round is FedAvg's."""
     if known(rho) and rho < 0:
         raise ValueError(f"rho must be at least 0, got {rho}: it is how far away the loss is taken")
     if norm not in ("global", "sum"):
@@ -39,7 +46,11 @@ def fedlesam(
 
     def objective(params: Params, last: Params) -> Loss:
         way = tree.sub(last, params)
-        length = tree.norm(way) if norm == "global" else jnp.sum(jnp.stack([tree.norm(leaf) for leaf in jax.tree.leaves(way)]))
+        length = (
+            tree.norm(way)
+            if norm == "global"
+            else jnp.sum(jnp.stack([tree.norm(leaf) for leaf in jax.tree.leaves(way)]))
+        )
         away = tree.scale(rho / jnp.maximum(length, 1e-12), way)
 
         def loss(here: Params, batch: Batch, key: Key) -> Array:

@@ -1,11 +1,13 @@
-"""FedLin: local steps from which the client's own part of the gradient is taken, and the mean of all put in its place.
+"""FedLin: local steps from which the client's own part of the gradient is taken, and the mean of all put in
+its place.
 
     exchange 1    g_i = grad f_i(x),  g = mean of g_i            each client passes once over its data, and keeps g_i
     exchange 2    y <- y - local(g(y) - g_i + g)                 local steps from y = x
     server        x <- mean of y_i
 
-Mitra et al., "Linear Convergence in Federated Learning: Tackling Client Heterogeneity and Sparse Gradients", NeurIPS 2021,
-algorithm 1 without compression. There a client with more steps takes smaller ones; give all the same number (`steps=`).
+Mitra et al., "Linear Convergence in Federated Learning: Tackling Client Heterogeneity and Sparse Gradients",
+NeurIPS 2021, algorithm 1 without compression. There a client with more steps takes smaller ones; give all the
+same number (`steps=`).
 
 >>> import optax
 >>> from fedjax_core import models
@@ -35,7 +37,9 @@ class Global(NamedTuple):
 
 
 @scheduled("task", "local")
-def fedlin(task: Task, local: optax.GradientTransformation, *, weighting: Callable[[Seen], Array] = by_examples) -> Algorithm:
+def fedlin(
+    task: Task, local: optax.GradientTransformation, *, weighting: Callable[[Seen], Array] = by_examples
+) -> Algorithm:
     """FedLin; clients count by their examples, or as `weighting` says."""
 
     def report(params: Params, own: Own, grads: Params, seen: Seen) -> Report:
@@ -59,4 +63,10 @@ def fedlin(task: Task, local: optax.GradientTransformation, *, weighting: Callab
         work=ONCE,
     )
     train = Exchange(lambda server: server, Client(begin, step, finish), update)
-    return Algorithm(task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (find, train))
+    return Algorithm(
+        task,
+        task.init,
+        lambda params: Global(params, tree.zeros_like(params)),
+        tree.zeros_like,
+        (find, train),
+    )

@@ -1,11 +1,12 @@
-"""FedMGDA+: the server moves so that no client's loss goes up, along the shortest mixture of the clients' directions.
+"""FedMGDA+: the server moves so that no client's loss goes up, along the shortest mixture of the clients'
+directions.
 
     u_i = (y_i - x) / |y_i - x|                                           local steps from y = x
     l   = argmin |sum_i l_i u_i|^2,   l_i >= 0, sum l_i = 1, |l_i - 1/K| <= trust
     x   <- x + server_lr sum_i l_i u_i
 
-Hu, Shaloudegi, Zhang and Yu, "Federated Learning Meets Multi-Objective Optimization", IEEE Transactions on Network Science and
-Engineering 2022, algorithm 1. The server needs every client's direction.
+Hu, Shaloudegi, Zhang and Yu, "Federated Learning Meets Multi-Objective Optimization", IEEE Transactions on
+Network Science and Engineering 2022, algorithm 1. The server needs every client's direction.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -35,10 +36,14 @@ class Global(NamedTuple):
 
 
 @scheduled("task", "local", "server_lr")
-def fedmgda(task: Task, local: optax.GradientTransformation, server_lr: float, trust: float = 1.0) -> Algorithm:
+def fedmgda(
+    task: Task, local: optax.GradientTransformation, server_lr: float, trust: float = 1.0
+) -> Algorithm:
     """FedMGDA+; `trust`, from 0 (all count alike) to 1, is how far a client's share may be from 1 / K."""
     if not 0 <= trust <= 1:
-        raise ValueError(f"trust must be from 0 to 1, got {trust}: it bounds how far a client's share is from 1 / K")
+        raise ValueError(
+            f"trust must be from 0 to 1, got {trust}: it bounds how far a client's share is from 1 / K"
+        )
     begin, step = local_training(task, local)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
@@ -57,12 +62,17 @@ def fedmgda(task: Task, local: optax.GradientTransformation, server_lr: float, t
 
 
 def shortest(products: Array, here: Array, trust: float) -> Array:
-    """The shares [K] of the shortest mixture of vectors with these inner products [K, K], among those that are `here`."""
+    """The shares [K] of the shortest mixture of vectors with these inner products [K, K], among those that
+    are `here`."""
     alike = here.astype(jnp.float32) / jnp.maximum(jnp.sum(here), 1).astype(jnp.float32)
-    low, high = jnp.where(here, jnp.maximum(alike - trust, 0), 0), jnp.where(here, jnp.minimum(alike + trust, 1), 0)
+    low, high = (
+        jnp.where(here, jnp.maximum(alike - trust, 0), 0),
+        jnp.where(here, jnp.minimum(alike + trust, 1), 0),
+    )
 
     def within(x: Array) -> Array:
-        """The point nearest to x with numbers in [low, high] that sum to 1: one shift for all, by bisection."""
+        """The point nearest to x with numbers in [low, high] that sum to 1: one shift for all, by
+        bisection."""
 
         def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             middle = (ends[0] + ends[1]) / 2

@@ -1,12 +1,13 @@
-"""FedMuon: Muon at the clients, whose gradients are corrected first, as a mean of directions is not the direction of a mean.
+"""FedMuon: Muon at the clients, whose gradients are corrected first, as a mean of directions is not the
+direction of a mean.
 
     y   <- y - local(g(y) + c - c_i)                    local steps from y = x; `local` is Muon
     c_i <- mean of the g(y) of these steps              stays with the client
     x   <- x + server_lr mean(y_i - x),    c <- c + (|S| / N) mean(change of c_i)
 
-Muon goes along the nearest orthogonal matrix of its momentum. Without the correction, which is `fedavg` with Muon
-("Local Muon"), directions of clients that disagree can cancel where their gradients do not, and training stalls
-at a point that is no optimum.
+Muon goes along the nearest orthogonal matrix of its momentum. Without the correction, which is `fedavg` with
+Muon ("Local Muon"), directions of clients that disagree can cancel where their gradients do not, and training
+stalls at a point that is no optimum.
 
 Takezawa et al., "FedMuon: Federated Learning with Bias-corrected LMO-based Optimization", ICLR 2026.
 
@@ -43,22 +44,36 @@ class Change(NamedTuple):
 
 
 @scheduled("task", "local", "server_lr")
-def fedmuon(task: Task, local: optax.GradientTransformation, population: int, server_lr: float = 1.0) -> Algorithm:
-    """FedMuon for `population` clients, who count alike; `local` is `optax.contrib.muon(...)`, or any optimiser whose steps are biased."""
+def fedmuon(
+    task: Task, local: optax.GradientTransformation, population: int, server_lr: float = 1.0
+) -> Algorithm:
+    """FedMuon for `population` clients, who count alike; `local` is `optax.contrib.muon(...)`, or any
+    optimiser whose steps are biased."""
     if population < 1:
         raise ValueError(f"fedmuon needs population >= 1, got {population}")
 
     def corrected(grads: Params, at: At) -> Params:
         return jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own)
 
-    summing = optax.GradientTransformation(tree.zeros_like, lambda grads, total, params=None: (grads, tree.add(total, grads)))
+    summing = optax.GradientTransformation(
+        tree.zeros_like, lambda grads, total, params=None: (grads, tree.add(total, grads))
+    )
     begin, step = local_training(
-        task, optax.chain(summing, check_optimizer(local, "local")), start=lambda message, own: message.params, correct=corrected
+        task,
+        optax.chain(summing, check_optimizer(local, "local")),
+        start=lambda message, own: message.params,
+        correct=corrected,
     )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
-        moved: Any = tree.sub(tree.scale(1 / seen.steps, carry.opt[0]), message.control)  # the mean of g - c_i
-        return Report(Change(tree.sub(carry.params, message.params), moved), uniform(seen), own=tree.add(carry.own, moved))
+        moved: Any = tree.sub(
+            tree.scale(1 / seen.steps, carry.opt[0]), message.control
+        )  # the mean of g - c_i
+        return Report(
+            Change(tree.sub(carry.params, message.params), moved),
+            uniform(seen),
+            own=tree.add(carry.own, moved),
+        )
 
     def update(server: Global, reports: Aggregate) -> Global:
         share = reports.clients / population
@@ -68,5 +83,7 @@ def fedmuon(task: Task, local: optax.GradientTransformation, population: int, se
         )
 
     exchange = Exchange(lambda server: server, Client(begin, step, finish), update)
-    begun = Algorithm(task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,))
+    begun = Algorithm(
+        task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,)
+    )
     return begun._replace(population=population)

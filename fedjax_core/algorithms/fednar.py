@@ -1,9 +1,11 @@
-"""FedNAR: gradient and weight decay are clipped together, so that decay does not grow against small gradients.
+"""FedNAR: gradient and weight decay are clipped together, so that decay does not grow against small
+gradients.
 
     u <- g(y) + decay y;   u <- u min(1, bound / |u|);   y <- y - local(u)        each local step
 
-Li et al., "FedNAR: Federated Optimization with Normalized Annealing Regularization", NeurIPS 2023. Both numbers may
-be functions of the round, as the annealed decay of the paper: `decay=lambda round: 0.1 * 0.99**round`.
+Li et al., "FedNAR: Federated Optimization with Normalized Annealing Regularization", NeurIPS 2023. Both
+numbers may be functions of the round, as the annealed decay of the paper: `decay=lambda round: 0.1 *
+0.99**round`.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -23,8 +25,11 @@ from fedjax_core.types import known
 
 
 @scheduled("task", "decay", "bound", "local", "server")
-def fednar(task: Task, decay: float, bound: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` with weight decay `decay` >= 0, clipped with the gradient to norm `bound` > 0; the rest of the arguments are fedavg's."""
+def fednar(
+    task: Task, decay: float, bound: float, local: optax.GradientTransformation, **rest: Any
+) -> Algorithm:
+    """`fedavg` with weight decay `decay` >= 0, clipped with the gradient to norm `bound` > 0; the rest of the
+    arguments are fedavg's."""
     if known(decay, bound) and (decay < 0 or bound <= 0):
         raise ValueError(f"fednar needs decay >= 0 and bound > 0, got decay={decay}, bound={bound}")
     together = optax.chain(optax.add_decayed_weights(decay), optax.clip_by_global_norm(bound))

@@ -1,4 +1,5 @@
-"""The server optimisers of "Adaptive Federated Optimization", as that paper and the published benchmarks state them.
+"""The server optimisers of "Adaptive Federated Optimization", as that paper and the published benchmarks
+state them.
 
 With d the mean change of the clients (the negative of what the optimiser is given):
 
@@ -8,8 +9,9 @@ With d the mean change of the clients (the negative of what the optimiser is giv
          b2 v + (1 - b2) d^2                  adam
     x <- x + lr m / (sqrt(v) + tau)
 
-There is no bias correction, which is where they part from `optax.adam` and `optax.yogi`; those fit `server=` as well.
-Reddi et al., ICLR 2021, algorithm 2. m begins at 0, and v at `v0` (0 in the published benchmarks, tau^2 in the paper).
+There is no bias correction, which is where they part from `optax.adam` and `optax.yogi`; those fit `server=`
+as well. Reddi et al., ICLR 2021, algorithm 2. m begins at 0, and v at `v0` (0 in the published benchmarks,
+tau^2 in the paper).
 
 >>> import jax.numpy as jnp
 >>> rule = adam(lr=0.1, b1=0.0, b2=0.0, tau=0.0)
@@ -35,12 +37,16 @@ class Moments(NamedTuple):
     v: Any
 
 
-def adam(lr: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8, v0: float = 0.0) -> optax.GradientTransformation:
+def adam(
+    lr: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8, v0: float = 0.0
+) -> optax.GradientTransformation:
     """FedAdam's server rule."""
     return _adaptive(lr, b1, tau, v0, lambda v, square: b2 * v + (1 - b2) * square)
 
 
-def yogi(lr: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8, v0: float = 0.0) -> optax.GradientTransformation:
+def yogi(
+    lr: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8, v0: float = 0.0
+) -> optax.GradientTransformation:
     """FedYogi's server rule: v moves by an amount that does not depend on how far it is from the square."""
     return _adaptive(lr, b1, tau, v0, lambda v, square: v - (1 - b2) * square * jnp.sign(v - square))
 
@@ -50,9 +56,13 @@ def adagrad(lr: float, b1: float = 0.9, tau: float = 1e-8, v0: float = 0.0) -> o
     return _adaptive(lr, b1, tau, v0, lambda v, square: v + square)
 
 
-def _adaptive(lr: float, b1: float, tau: float, v0: float, second: Callable[[Array, Array], Array]) -> optax.GradientTransformation:
+def _adaptive(
+    lr: float, b1: float, tau: float, v0: float, second: Callable[[Array, Array], Array]
+) -> optax.GradientTransformation:
     def init(params: Any) -> Moments:
-        return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, v0), params))
+        return Moments(
+            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, v0), params)
+        )
 
     def update(grads: Any, state: Moments, params: Any = None) -> tuple[Any, Moments]:
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, grads)

@@ -47,10 +47,12 @@ def fedper(
     A name is that of a leaf, "Dense_1/kernel", or of a layer, "Dense_1".
 
     Running statistics that are personal (`from_flax(..., statistics="personal")`) are among these unnamed.
-    FedBN of a linen module: `personal=["params/BatchNorm_0", ...]`; SiloBN, which shares scale and bias: `personal=[]`.
-    """
+    FedBN of a linen module: `personal=["params/BatchNorm_0", ...]`; SiloBN, which shares scale and bias:
+    `personal=[]`."""
     names = (*personal, *(task.statistics.names if task.statistics.personal else ()))
-    averaged = [name for name in task.statistics.names if not any(tree.is_under(name, kept) for kept in names)]
+    averaged = [
+        name for name in task.statistics.names if not any(tree.is_under(name, kept) for kept in names)
+    ]
     begin, step = local_training(task, local, start=lambda shared, own: tree.combine(own, shared))
     server = optax.sgd(1.0) if server is None else server
     move = server_step(server, averaged)
@@ -70,4 +72,6 @@ def fedper(
         return tree.partition(params, names)[0]
 
     exchange = Exchange(lambda state: state.params, Client(begin, step, finish), update)
-    return Algorithm(task, task.init, init, init_client, (exchange,), lambda state, own: tree.combine(own, state.params))
+    return Algorithm(
+        task, task.init, init, init_client, (exchange,), lambda state, own: tree.combine(own, state.params)
+    )

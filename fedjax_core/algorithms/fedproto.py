@@ -1,4 +1,5 @@
-"""FedProto: clients keep their models, and share what each class looks like: the mean of its examples' features.
+"""FedProto: clients keep their models, and share what each class looks like: the mean of its examples'
+features.
 
     exchange 1 (silent)    y_i <- local steps on f_i(y) + lam mean |z - p_c|^2,  z an example's features, c its class
     exchange 2             sums and counts of z by class, in one pass with y_i
@@ -6,8 +7,8 @@
 
 A class of which nobody had an example yet has no p_c, and pulls nobody.
 
-Tan et al., "FedProto: Federated Prototype Learning across Heterogeneous Clients", AAAI 2022, algorithm 1. `state.params` is
-the model that all began with.
+Tan et al., "FedProto: Federated Prototype Learning across Heterogeneous Clients", AAAI 2022, algorithm 1.
+`state.params` is the model that all began with.
 
 >>> import jax.numpy as jnp, optax
 >>> from fedjax_core import models
@@ -47,16 +48,21 @@ class Classes(NamedTuple):
 
 @scheduled("task", "lam", "local")
 def fedproto(task: Task, lam: float, local: optax.GradientTransformation, width: int) -> Algorithm:
-    """FedProto with pull `lam` towards the prototypes, for a task with `features` of `width` numbers and labels in the column `y`."""
+    """FedProto with pull `lam` towards the prototypes, for a task with `features` of `width` numbers and
+    labels in the column `y`."""
     features, classes = task.features, task.classes
     if features is None or classes is None:
-        raise ValueError("fedproto() needs a task with features and a number of classes: give from_flax(..., features=), Task(classes=)")
+        raise ValueError(
+            "fedproto() needs a task with features and a number of classes: give from_flax(..., features=), Task(classes=)"
+        )
 
     def objective(message: Global, own: Own) -> Loss:
         def loss(params: Params, batch: Batch, key: Key) -> Array:
             label = batch["y"].astype(jnp.int32)
             away = jnp.square(tree.wide(features(params, batch, key)) - message.prototypes[label])
-            return tree.wide(task.loss(params, batch, key)) + lam * message.known[label] * jnp.mean(away, axis=1)
+            return tree.wide(task.loss(params, batch, key)) + lam * message.known[label] * jnp.mean(
+                away, axis=1
+            )
 
         return loss
 
@@ -74,12 +80,28 @@ def fedproto(task: Task, lam: float, local: optax.GradientTransformation, width:
         sums, counts = reports.value
         here = counts > 0
         new = sums / jnp.where(here, counts, 1)[:, None]
-        return server._replace(prototypes=jnp.where(here[:, None], new, server.prototypes), known=jnp.where(here, 1, server.known))
+        return server._replace(
+            prototypes=jnp.where(here[:, None], new, server.prototypes),
+            known=jnp.where(here, 1, server.known),
+        )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
         return keep(carry.params)
 
     train = Exchange(lambda server: server, Client(begin, step, finish), None)
     none = Classes(jnp.zeros((classes, width)), jnp.zeros(classes))
-    gather = Exchange(lambda server: server, look(lambda message, own: none, measure, report), update, work=ONCE, reports="mean")
-    return Algorithm(task, task.init, lambda params: Global(params, *none), lambda params: params, (train, gather), lambda server, own: own)
+    gather = Exchange(
+        lambda server: server,
+        look(lambda message, own: none, measure, report),
+        update,
+        work=ONCE,
+        reports="mean",
+    )
+    return Algorithm(
+        task,
+        task.init,
+        lambda params: Global(params, *none),
+        lambda params: params,
+        (train, gather),
+        lambda server, own: own,
+    )

@@ -1,11 +1,12 @@
-"""FedRep: each client first fits a head of its own to the layers that all share, then trains these under that head.
+"""FedRep: each client first fits a head of its own to the layers that all share, then trains these under that
+head.
 
     exchange 1 (silent)    v_i <- local steps on the head alone, for some epochs; it stays with the client
     exchange 2             w_i <- local steps on the shared layers alone, from the broadcast w
     server                 w   <- w + mean(w_i - w)
 
-Collins, Hassani, Mokhtari and Shakkottai, "Exploiting Shared Representations for Personalized Federated Learning", ICML 2021,
-algorithm 1.
+Collins, Hassani, Mokhtari and Shakkottai, "Exploiting Shared Representations for Personalized Federated
+Learning", ICML 2021, algorithm 1.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -30,17 +31,24 @@ from fedjax_core.work import Work
 
 
 @scheduled("task", "local", "server")
-def fedrep(task: Task, local: optax.GradientTransformation, head: Sequence[str], head_epochs: int = 1, **rest: Any) -> Algorithm:
-    """`fedper` in two parts: the leaves under the names `head` for `head_epochs`, then all others for the run's epochs or steps."""
+def fedrep(
+    task: Task, local: optax.GradientTransformation, head: Sequence[str], head_epochs: int = 1, **rest: Any
+) -> Algorithm:
+    """`fedper` in two parts: the leaves under the names `head` for `head_epochs`, then all others for the
+    run's epochs or steps."""
     check_optimizer(local, "local")
-    fit, train = (fedper(task, optax.chain(local, only(head, moves)), head, **rest) for moves in (True, False))
+    fit, train = (
+        fedper(task, optax.chain(local, only(head, moves)), head, **rest) for moves in (True, False)
+    )
     (fitting,), (training,) = fit.exchanges, train.exchanges
     client = fitting.client
 
     def finish(shared: Params, carry: Local, seen: Seen) -> Report:
         return keep(client.finish(shared, carry, seen).own)
 
-    first = fitting._replace(client=Client(client.begin, client.step, finish), update=None, work=Work(epochs=head_epochs))
+    first = fitting._replace(
+        client=Client(client.begin, client.step, finish), update=None, work=Work(epochs=head_epochs)
+    )
     return train._replace(exchanges=(first, training))
 
 

@@ -1,4 +1,5 @@
-"""FedSAM: local steps down the gradient where the loss is larger, a little uphill, so that clients end in flat places.
+"""FedSAM: local steps down the gradient where the loss is larger, a little uphill, so that clients end in
+flat places.
 
     y <- y - local(g(y + rho g(y) / |g(y)|))        each local step, both g on the same batch
 
@@ -26,17 +27,21 @@ from fedjax_core.types import Batch, Key, Params, known
 
 @scheduled("task", "rho", "local", "server")
 def fedsam(task: Task, rho: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` down the gradient at the largest loss within `rho` >= 0, to first order; the rest of the arguments are fedavg's.
+    """`fedavg` down the gradient at the largest loss within `rho` >= 0, to first order; the rest of the
+    arguments are fedavg's.
 
     The metric `loss` is that at the model itself. A step costs two gradients.
     """
     if known(rho) and rho < 0:
-        raise ValueError(f"rho must be at least 0, got {rho}: it is the radius in which the largest loss is looked for")
+        raise ValueError(
+            f"rho must be at least 0, got {rho}: it is the radius in which the largest loss is looked for"
+        )
     return fedavg(task, local, gradient=uphill(rho), **rest)
 
 
 def uphill(rho: float) -> Gradient:
-    """The gradient at the point of the largest loss within `rho`, to first order, and the metrics of the model itself."""
+    """The gradient at the point of the largest loss within `rho`, to first order, and the metrics of the
+    model itself."""
 
     def gradient_there(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
         grads, metrics = gradient(task, params, batch, key)

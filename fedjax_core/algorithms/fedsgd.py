@@ -4,7 +4,8 @@
 
 By examples that is the gradient of all examples together, so the run is gradient descent on the pooled data.
 
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, section 2.
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+section 2.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -33,8 +34,11 @@ class Global(NamedTuple):
 
 
 @scheduled("task", "server")
-def fedsgd(task: Task, server: optax.GradientTransformation, *, weighting: Callable[[Seen], Array] = by_examples) -> Algorithm:
-    """Gradient descent by the optimiser `server`; a round is one step, and the run's epochs or steps say nothing."""
+def fedsgd(
+    task: Task, server: optax.GradientTransformation, *, weighting: Callable[[Seen], Array] = by_examples
+) -> Algorithm:
+    """Gradient descent by the optimiser `server`; a round is one step, and the run's epochs or steps say
+    nothing."""
     move = server_step(server)
 
     def report(params: Params, own: Own, grads: Params, seen: Seen) -> Report:
@@ -44,4 +48,6 @@ def fedsgd(task: Task, server: optax.GradientTransformation, *, weighting: Calla
         return Global(*move(state.params, state.opt, reports.value))
 
     exchange = Exchange(lambda state: state.params, whole_gradient(task, report), update, work=ONCE)
-    return Algorithm(task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,))
+    return Algorithm(
+        task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,)
+    )

@@ -4,8 +4,9 @@
     x   <- x + server_lr (m + mean_{i in S}(d_i - m_i))     with m the mean of m_i over all N clients
     m   <- m + |S| / N mean_{i in S}(d_i - m_i),            m_i <- d_i
 
-Jhunjhunwala et al., "FedVARP: Tackling the Variance Due to Partial Client Participation in Federated Learning", UAI 2022,
-algorithm 1. There the server keeps every m_i; here each client keeps its own, and sends d_i - m_i.
+Jhunjhunwala et al., "FedVARP: Tackling the Variance Due to Partial Client Participation in Federated
+Learning", UAI 2022, algorithm 1. There the server keeps every m_i; here each client keeps its own, and sends
+d_i - m_i.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -32,8 +33,11 @@ class Global(NamedTuple):
 
 
 @scheduled("task", "local", "server_lr")
-def fedvarp(task: Task, local: optax.GradientTransformation, population: int, server_lr: float = 1.0) -> Algorithm:
-    """FedVARP for `population` clients, who count alike. Of a client that never took part, the last change is zero."""
+def fedvarp(
+    task: Task, local: optax.GradientTransformation, population: int, server_lr: float = 1.0
+) -> Algorithm:
+    """FedVARP for `population` clients, who count alike. Of a client that never took part, the last change is
+    zero."""
     if population < 1:
         raise ValueError(f"fedvarp needs population >= 1, got {population}")
     begin, step = local_training(task, local)
@@ -48,5 +52,7 @@ def fedvarp(task: Task, local: optax.GradientTransformation, population: int, se
         return Global(tree.add(server.params, tree.scale(server_lr, change)), memory)
 
     exchange = Exchange(lambda server: server.params, Client(begin, step, finish), update)
-    begun = Algorithm(task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,))
+    begun = Algorithm(
+        task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,)
+    )
     return begun._replace(population=population)

@@ -1,10 +1,11 @@
-"""FLoRA: the clients' products go into the weights whole, side by side in one stack, and each round begins with new factors.
+"""FLoRA: the clients' products go into the weights whole, side by side in one stack, and each round begins
+with new factors.
 
     W <- W + scale sum_i p_i a_i b_i = W + scale [a_1 ... a_K] [p_1 b_1; ...; p_K b_K],        p_i = w_i / sum_j w_j
     a drawn anew, the same for all;  b <- 0
 
-Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", NeurIPS 2024; ranks are alike
-here.
+Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations",
+NeurIPS 2024; ranks are alike here.
 
 >>> import jax, optax
 >>> from fedjax_core import models

@@ -1,13 +1,16 @@
-"""Gaussian heads: a classifier on fixed features from counts, sums and second moments of classes, exactly as if the data were pooled.
+"""Gaussian heads: a classifier on fixed features from counts, sums and second moments of classes, exactly as
+if the data were pooled.
 
     n_c, s_c, M_c = sums over the client's examples of class c of 1, z, z z'            one message of each client
     m_c = s_c / n_c,   S_c = M_c / n_c - m_c m_c',   p_c = n_c / n
     score of class c = log p_c - (z - m_c)' V_c^-1 (z - m_c) / 2 - log det V_c / 2
 
-with V_c = sum_c p_c S_c for all ("lda"), S_c ("qda"), or the diagonal of S_c ("nb", Gaussian naive Bayes), as scikit-learn 1.9 has them.
+with V_c = sum_c p_c S_c for all ("lda"), S_c ("qda"), or the diagonal of S_c ("nb", Gaussian naive Bayes), as
+scikit-learn 1.9 has them.
 
-Turazza, Picone and Mamei, "The Gaussian-Head OFL Family: One-Shot Federated Learning from Client Global Statistics", ICLR 2026, of which
-these are the closed forms. Let each client take part once, for sums of all rounds add.
+Turazza, Picone and Mamei, "The Gaussian-Head OFL Family: One-Shot Federated Learning from Client Global
+Statistics", ICLR 2026, of which these are the closed forms. Let each client take part once, for sums of all
+rounds add.
 
 >>> algorithm = gaussian_heads(lambda batch: batch["x"], width=3, classes=2, kind="lda")
 """
@@ -52,9 +55,15 @@ class Global(NamedTuple):
 
 @scheduled()
 def gaussian_heads(
-    features: Callable[[Batch], Array], width: int, classes: int, kind: Literal["lda", "qda", "nb"] = "lda", *, floor: float = 1e-6
+    features: Callable[[Batch], Array],
+    width: int,
+    classes: int,
+    kind: Literal["lda", "qda", "nb"] = "lda",
+    *,
+    floor: float = 1e-6,
 ) -> Algorithm:
-    """One-message classifier on `features(batch)`, [B, width], labels in the column `y`; `floor` is added to each variance.
+    """One-message classifier on `features(batch)`, [B, width], labels in the column `y`; `floor` is added to
+    each variance.
 
     A class that nobody has is never chosen.
     """
@@ -73,7 +82,10 @@ def gaussian_heads(
         return {"accuracy": (predict(params, batch).argmax(-1) == batch["y"]).astype(jnp.float32)}
 
     def measure(params: Head, own: Own, batch: Batch, key: Key) -> Moments:
-        z, one = features(batch), jax.nn.one_hot(batch["y"], classes) * (batch.mask / jnp.maximum(jnp.sum(batch.mask), 1))[:, None]
+        z, one = (
+            features(batch),
+            jax.nn.one_hot(batch["y"], classes) * (batch.mask / jnp.maximum(jnp.sum(batch.mask), 1))[:, None],
+        )
         return Moments(jnp.sum(one, axis=0), one.T @ z, jnp.einsum("nc,ni,nj->cij", one, z, z))
 
     def report(params: Head, own: Own, found: Moments, seen: Seen) -> Report:
@@ -85,7 +97,13 @@ def gaussian_heads(
 
     none = Moments(jnp.zeros(classes), jnp.zeros((classes, width)), jnp.zeros((classes, width, width)))
     task = Task(lambda key: Head(*none), loss, metrics, predict, classes=classes)
-    exchange = Exchange(lambda server: server.params, look(lambda params, own: none, measure, report), update, work=ONCE, reports="mean")
+    exchange = Exchange(
+        lambda server: server.params,
+        look(lambda params, own: none, measure, report),
+        update,
+        work=ONCE,
+        reports="mean",
+    )
     return Algorithm(task, task.init, lambda params: Global(params, none), nothing, (exchange,))
 
 
@@ -102,5 +120,9 @@ def head(moments: Moments, kind: str, floor: float) -> Head:
     spread = jnp.where(here[:, None, None], spread, eye)
     curve = jnp.linalg.inv(spread)
     slope = jnp.einsum("cij,cj->ci", curve, means)
-    bias = jnp.log(jnp.maximum(share, 1e-30)) - 0.5 * jnp.sum(slope * means, axis=1) - 0.5 * jnp.linalg.slogdet(spread)[1]
+    bias = (
+        jnp.log(jnp.maximum(share, 1e-30))
+        - 0.5 * jnp.sum(slope * means, axis=1)
+        - 0.5 * jnp.linalg.slogdet(spread)[1]
+    )
     return Head(jnp.where(here, bias, -1e30), slope, curve)

@@ -2,13 +2,16 @@
 
     x_i <- sum_j W_ij x_j + (y_i - x_i),     y_i after local steps from x_i
 
-W is a mixing matrix: W_ij > 0 where i and j are joined, rows and columns sum to 1. With one local step and all W_ij = 1 / N all have the
-model of parallel SGD. Models differ from their mean the less, the larger the gap between 1 and the second largest |eigenvalue| of W.
+W is a mixing matrix: W_ij > 0 where i and j are joined, rows and columns sum to 1. With one local step and
+all W_ij = 1 / N all have the model of parallel SGD. Models differ from their mean the less, the larger the
+gap between 1 and the second largest |eigenvalue| of W.
 
-The state has all models (`state.server.models`, [N, ...]); `state.params` is their mean. Who takes no part in a round mixes all the same.
+The state has all models (`state.server.models`, [N, ...]); `state.params` is their mean. Who takes no part in
+a round mixes all the same.
 
-Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms? A Case Study for Decentralized Parallel Stochastic
-Gradient Descent", NeurIPS 2017, algorithm 1. Weights of a graph by Xiao and Boyd, "Fast linear iterations for distributed averaging", 2004.
+Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms? A Case Study for Decentralized
+Parallel Stochastic Gradient Descent", NeurIPS 2017, algorithm 1. Weights of a graph by Xiao and Boyd, "Fast
+linear iterations for distributed averaging", 2004.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -27,7 +30,17 @@ import numpy as np
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, Told, nothing, uniform
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    Told,
+    nothing,
+    uniform,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.task import Task
@@ -43,10 +56,13 @@ class Global(NamedTuple):
 
 @scheduled("task", "local")
 def gossip(task: Task, local: optax.GradientTransformation, mixing: Any) -> Algorithm:
-    """Decentralised training of as many clients as the matrix `mixing` [N, N] has rows, whose rows and columns sum to 1."""
+    """Decentralised training of as many clients as the matrix `mixing` [N, N] has rows, whose rows and
+    columns sum to 1."""
     matrix = np.asarray(mixing, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
-        raise ValueError(f"mixing must be a matrix [N, N], a row and a column for each client, got shape {matrix.shape}")
+        raise ValueError(
+            f"mixing must be a matrix [N, N], a row and a column for each client, got shape {matrix.shape}"
+        )
     sums = np.concatenate([matrix.sum(axis=0), matrix.sum(axis=1)])
     if not np.allclose(sums, 1, atol=1e-6):
         raise ValueError(
@@ -75,19 +91,30 @@ def gossip(task: Task, local: optax.GradientTransformation, mixing: Any) -> Algo
         Client(begin, step, finish),
         update,
         reports="all",
-        address=lambda server, positions: jax.tree.map(lambda x: x.at[positions].get(mode="clip"), server.models),
+        address=lambda server, positions: jax.tree.map(
+            lambda x: x.at[positions].get(mode="clip"), server.models
+        ),
     )
 
     def init(params: Params) -> Global:
-        return Global(params, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(matrix), *jnp.shape(x))), params))
+        return Global(
+            params, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(matrix), *jnp.shape(x))), params)
+        )
 
     return Algorithm(task, task.init, init, nothing, (exchange,))._replace(population=len(matrix))
 
 
 def metropolis(edges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """A mixing matrix [N, N] of an undirected graph: W_ij = 1 / (1 + the larger degree of i and j), the rest stays with i."""
+    """A mixing matrix [N, N] of an undirected graph: W_ij = 1 / (1 + the larger degree of i and j), the rest
+    stays with i."""
     pairs = np.asarray(edges)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or pairs.min() < 0 or (pairs[:, 0] == pairs[:, 1]).any():
+    if (
+        pairs.ndim != 2
+        or pairs.shape[1] != 2
+        or pairs.dtype.kind not in "iu"
+        or pairs.min() < 0
+        or (pairs[:, 0] == pairs[:, 1]).any()
+    ):
         raise ValueError(f"edges must be pairs of different clients, [(0, 1), (1, 2)], got {edges!r}")
     joined = np.zeros((pairs.max() + 1,) * 2, bool)
     joined[tuple(pairs.T)] = joined[tuple(pairs.T[::-1])] = True

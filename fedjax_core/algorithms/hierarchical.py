@@ -4,8 +4,8 @@
     x_g <- x_g + mean over the region's clients of (y_i - x_g)      each round
     x, x_g <- sum_g n_g x_g / sum_g n_g                             every `every` rounds
 
-n_g is the weight of all reports in region g since the last mean of all. With one region, or with a mean of all in every round, it is
-FedAvg. Between the means of all, messages need go no further than the region.
+n_g is the weight of all reports in region g since the last mean of all. With one region, or with a mean of
+all in every round, it is FedAvg. Between the means of all, messages need go no further than the region.
 
 Liu, Zhang, Song and Letaief, "Client-Edge-Cloud Hierarchical Federated Learning", ICC 2020, algorithm 1.
 
@@ -23,7 +23,17 @@ import numpy as np
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, Told, by_examples, nothing
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    Told,
+    by_examples,
+    nothing,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training
 from fedjax_core.checks import at_least
@@ -49,11 +59,20 @@ def hierarchical(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedAvg in two stages: `regions` [N] has the number of each client's region, from 0; regions average every `every` rounds."""
+    """FedAvg in two stages: `regions` [N] has the number of each client's region, from 0; regions average
+    every `every` rounds."""
     at_least(1, every=every)
     of = np.asarray(regions)
-    if of.ndim != 1 or not of.size or of.dtype.kind not in "iu" or (np.bincount(of) == 0).any() or of.min() < 0:
-        raise ValueError(f"regions must be a number from 0 for each client, none of them left out, got {regions!r}")
+    if (
+        of.ndim != 1
+        or not of.size
+        or of.dtype.kind not in "iu"
+        or (np.bincount(of) == 0).any()
+        or of.min() < 0
+    ):
+        raise ValueError(
+            f"regions must be a number from 0 for each client, none of them left out, got {regions!r}"
+        )
     count = int(of.max()) + 1
 
     def mine(told: Told) -> Params:
@@ -83,7 +102,11 @@ def hierarchical(
         address=lambda server, positions: jnp.asarray(of, jnp.int32).at[positions].get(mode="clip"),
     )
     begun = Algorithm(
-        task, task.init, lambda params: Global(params, _alike(params, count), jnp.zeros(count), jnp.int32(0)), nothing, (exchange,)
+        task,
+        task.init,
+        lambda params: Global(params, _alike(params, count), jnp.zeros(count), jnp.int32(0)),
+        nothing,
+        (exchange,),
     )
     return begun._replace(population=len(of))
 

@@ -1,12 +1,14 @@
-"""IFCA / HypCluster: the server keeps k models; each client takes the one that fits its data best, and trains that.
+"""IFCA / HypCluster: the server keeps k models; each client takes the one that fits its data best, and trains
+that.
 
     exchange 1 (silent)    j_i = argmin_j f_i(x_j)            one pass; the choice stays with the client
     exchange 2             y <- local steps from x_{j_i};     x_j <- x_j + mean of (y_i - x_j) over clients with j_i = j
 
 A client sends one model of the k, and which one it is: the slot of its report.
 
-Ghosh et al., "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020; Mansour et al., "Three Approaches for
-Personalization with Applications to Federated Learning", 2020 (HypCluster). The global model `state.params` is the k models stacked.
+Ghosh et al., "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020; Mansour et al., "Three
+Approaches for Personalization with Applications to Federated Learning", 2020 (HypCluster). The global model
+`state.params` is the k models stacked.
 
 >>> import optax
 >>> from fedjax_core import models

@@ -2,9 +2,10 @@
 
     x <- x + sum over the cohort of (w_i / r_i) (y_i - x),     r_i the times that client i is expected in a cohort
 
-Over all cohorts that may be drawn, the mean is the step of all clients, sum_i w_i (y_i - x). With r_i in proportion to w_i |y_i - x|
-the step differs least from it (Chen, Horváth and Richtárik, "Optimal Client Sampling for Federated Learning", TMLR 2022, eq. 7):
-`fc.cohorts.optimal_rates(norms, size)` has those rates, and `fc.cohorts.independent(rates)` draws each client by its own.
+Over all cohorts that may be drawn, the mean is the step of all clients, sum_i w_i (y_i - x). With r_i in
+proportion to w_i |y_i - x| the step differs least from it (Chen, Horváth and Richtárik, "Optimal Client
+Sampling for Federated Learning", TMLR 2022, eq. 7): `fc.cohorts.optimal_rates(norms, size)` has those rates,
+and `fc.cohorts.independent(rates)` draws each client by its own.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -18,7 +19,17 @@ import numpy as np
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, Told, nothing, uniform
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    Told,
+    nothing,
+    uniform,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import Local, local_training, server_step
 from fedjax_core.task import Task
@@ -34,17 +45,27 @@ class Global(NamedTuple):
 
 @scheduled("task", "local", "server")
 def importance(
-    task: Task, local: optax.GradientTransformation, rates: Any, shares: Any = None, server: optax.GradientTransformation | None = None
+    task: Task,
+    local: optax.GradientTransformation,
+    rates: Any,
+    shares: Any = None,
+    server: optax.GradientTransformation | None = None,
 ) -> Algorithm:
     """FedAvg for clients who are in a cohort `rates` [N] times on average, each above 0.
 
-    `shares` [N] are the w_i, alike where not given, such as `clients.sizes / clients.examples`. An empty cohort moves nothing.
-    """
+    `shares` [N] are the w_i, alike where not given, such as `clients.sizes / clients.examples`. An empty
+    cohort moves nothing."""
     often = np.asarray(rates, np.float64)
     if often.ndim != 1 or not often.size or not (np.isfinite(often) & (often > 0)).all():
-        raise ValueError(f"rates must be a number above 0 for each client: of one who is never drawn no weight makes up; got {rates!r}")
+        raise ValueError(
+            f"rates must be a number above 0 for each client: of one who is never drawn no weight makes up; got {rates!r}"
+        )
     wanted = np.full(len(often), 1 / len(often)) if shares is None else np.asarray(shares, np.float64)
-    if wanted.shape != often.shape or not (np.isfinite(wanted) & (wanted >= 0)).all() or abs(wanted.sum() - 1) > 1e-6:
+    if (
+        wanted.shape != often.shape
+        or not (np.isfinite(wanted) & (wanted >= 0)).all()
+        or abs(wanted.sum() - 1) > 1e-6
+    ):
         raise ValueError(f"shares must be {len(often)} numbers of at least 0 that sum to 1, got {shares!r}")
     factors = (wanted / often).astype(np.float32)
     begin, step = local_training(task, local, start=lambda told, own: told.message)
@@ -55,7 +76,9 @@ def importance(
         return Report(tree.scale(told.mine, tree.sub(carry.params, told.message)), uniform(seen), own=())
 
     def update(state: Global, reports: Aggregate) -> Global:
-        return Global(*move(state.params, state.opt, tree.scale(reports.weight, reports.value)))  # the sum, of a mean
+        return Global(
+            *move(state.params, state.opt, tree.scale(reports.weight, reports.value))
+        )  # the sum, of a mean
 
     exchange = Exchange(
         lambda state: state.params,
@@ -64,5 +87,7 @@ def importance(
         reports="mean",
         address=lambda state, positions: jnp.asarray(factors).at[positions].get(mode="clip"),
     )
-    begun = Algorithm(task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,))
+    begun = Algorithm(
+        task, task.init, lambda params: Global(params, server.init(params)), nothing, (exchange,)
+    )
     return begun._replace(population=len(often))

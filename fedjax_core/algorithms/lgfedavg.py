@@ -1,4 +1,5 @@
-"""LG-FedAvg: each client makes features of its examples in its own way, and all share the layers that judge by these.
+"""LG-FedAvg: each client makes features of its examples in its own way, and all share the layers that judge
+by these.
 
     (v_i, w) <- local steps on both        from the client's own first layers v_i and the broadcast last ones w
     w        <- w + mean(w_i - w)          v_i stays with the client
@@ -24,7 +25,9 @@ from fedjax_core.task import Task
 
 
 @scheduled("task", "local", "server")
-def lgfedavg(task: Task, local: optax.GradientTransformation, shared: Sequence[str], **rest: Any) -> Algorithm:
+def lgfedavg(
+    task: Task, local: optax.GradientTransformation, shared: Sequence[str], **rest: Any
+) -> Algorithm:
     """`fedper` with the names turned round: all leaves but those under the names `shared` are personal."""
     params = jax.eval_shape(task.init, keys.shape())
     _, others = tree.partition(params, shared)

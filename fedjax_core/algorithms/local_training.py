@@ -99,7 +99,8 @@ def local_training(
 
 
 class Measured(NamedTuple):
-    """What a client carries through a look at all its examples: a sum so far, over how many, and what it kept when it began."""
+    """What a client carries through a look at all its examples: a sum so far, over how many, and what it kept
+    when it began."""
 
     total: Any
     examples: Array
@@ -111,7 +112,8 @@ def look(
     measure: Callable[[Message, Own, Batch, Key], Any],
     report: Callable[[Message, Own, Any, Seen], Report],
 ) -> Client:
-    """A client that trains nothing, and measures something of its data as they are: for exchanges with `work=ONCE`.
+    """A client that trains nothing, and measures something of its data as they are: for exchanges with
+    `work=ONCE`.
 
     empty: (message, own) -> zeros of the shape of what is measured.
     measure: (message, own, batch, key) -> the mean over the batch's examples, padding left out.
@@ -134,10 +136,13 @@ def look(
 
 def whole_gradient(
     task: Task,
-    report: Callable[[Message, Own, Params, Seen], Report] = lambda message, own, grads, seen: Report(grads, by_examples(seen), own=own),
+    report: Callable[[Message, Own, Params, Seen], Report] = lambda message, own, grads, seen: Report(
+        grads, by_examples(seen), own=own
+    ),
     at: Callable[[Message], Params] = lambda message: message,
 ) -> Client:
-    """A client that finds the gradient of its mean loss over all its examples, at the model `at(message)`, and reports it (`look`)."""
+    """A client that finds the gradient of its mean loss over all its examples, at the model `at(message)`,
+    and reports it (`look`)."""
     return look(
         lambda message, own: tree.zeros_like(tree.wide(at(message))),
         lambda message, own, batch, key: gradient(task, at(message), batch, key)[0],
@@ -146,9 +151,12 @@ def whole_gradient(
 
 
 def whole_loss(
-    task: Task, report: Callable[[Message, Own, Array, Seen], Report], at: Callable[[Message], Params] = lambda message: message
+    task: Task,
+    report: Callable[[Message, Own, Array, Seen], Report],
+    at: Callable[[Message], Params] = lambda message: message,
 ) -> Client:
-    """A client that finds its mean loss over all its examples with the model `at(message)`, and makes of it what `report` says."""
+    """A client that finds its mean loss over all its examples with the model `at(message)`, and makes of it
+    what `report` says."""
     return look(
         lambda message, own: jnp.float32(0),
         lambda message, own, batch, key: task.mean_loss(at(message), batch, key).astype(jnp.float32),
@@ -166,8 +174,8 @@ def server_step(
 ) -> Callable[[Params, optax.OptState, Update], tuple[Params, optax.OptState]]:
     """(params, optimiser's state, mean change) -> the first two after a step of `optimizer`.
 
-    The optimiser is given the change, negated, as a gradient. Leaves under the names `averaged` move by the mean
-    change itself: of running statistics, an average is all that makes sense.
+    The optimiser is given the change, negated, as a gradient. Leaves under the names `averaged` move by the
+    mean change itself: of running statistics, an average is all that makes sense.
     """
     check_optimizer(optimizer, "server")
 
@@ -191,7 +199,8 @@ def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax
 
 
 def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
-    """A client's optimiser itself, for the task's parameters; raises where it is none, and warns where it has a schedule in it."""
+    """A client's optimiser itself, for the task's parameters; raises where it is none, and warns where it has
+    a schedule in it."""
     found = check_optimizer(optimizer, name)
     state = jax.eval_shape(lambda key: found.init(task.init(key)), keys.shape())
     scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))

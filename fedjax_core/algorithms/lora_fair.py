@@ -1,11 +1,14 @@
-"""LoRA-FAIR: factors are averaged, and b is then moved a little so that the product is nearer to the mean product.
+"""LoRA-FAIR: factors are averaged, and b is then moved a little so that the product is nearer to the mean
+product.
 
     a <- mean a_i,   b <- mean b_i + d,        d = argmin_d |mean(a_i b_i) - a (mean b_i + d)|^2 + ridge |d|^2
                                                  = (a' a + ridge I)^-1 a' (mean(a_i b_i) - a mean b_i)
 
-The weights stay as they were, so a client need not be sent any others. The paper also offers the cosine in the place of the square.
+The weights stay as they were, so a client need not be sent any others. The paper also offers the cosine in
+the place of the square.
 
-Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement", ICCV 2025.
+Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement", ICCV
+2025.
 
 >>> import jax, optax
 >>> from fedjax_core import models
@@ -29,9 +32,12 @@ from fedjax_core.types import Array, Key, Params, known
 
 @scheduled("local", "ridge")
 def lora_fair(task: Task, local: optax.GradientTransformation, ridge: float = 0.01, **rest: Any) -> Algorithm:
-    """Averaging with a corrected b of the factors of a task made by `fc.models.lora`; `weighting` as for `fedavg`."""
+    """Averaging with a corrected b of the factors of a task made by `fc.models.lora`; `weighting` as for
+    `fedavg`."""
     if known(ridge) and ridge <= 0:
-        raise ValueError(f"ridge must be above 0, got {ridge}: without it a factor of lower rank could not be inverted")
+        raise ValueError(
+            f"ridge must be above 0, got {ridge}: without it a factor of lower rank could not be inverted"
+        )
 
     def nearer(a: Array, b: Array, lacks: Array) -> Array:
         return b + jnp.linalg.solve(a.T @ a + ridge * jnp.eye(a.shape[1], dtype=a.dtype), a.T @ lacks)

@@ -1,10 +1,11 @@
-"""What rules for low-rank factors share: clients train theirs, and the server has every client's, to make one model of them.
+"""What rules for low-rank factors share: clients train theirs, and the server has every client's, to make one
+model of them.
 
     a_i, b_i <- local steps from a, b; the weights W stay still
     (W, a, b) <- merge(W, mean of a_i, mean of b_i, mean of a_i b_i)
 
-The task is one of `fedjax_core.lora`. A client sends its factors alone, and is sent W, for that may have moved.
-"""
+The task is one of `fedjax_core.lora`. A client sends its factors alone, and is sent W, for that may have
+moved."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +15,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, nothing
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    by_examples,
+    nothing,
+)
 from fedjax_core.algorithms.local_training import Local, Loss, local_training
 from fedjax_core.lora import LowRank
 from fedjax_core.task import Task
@@ -35,13 +45,19 @@ class Factors(NamedTuple):
 
 
 Merge: TypeAlias = Callable[[LowRank, Factors, Params, Key], LowRank]
-"""(the model before, mean factors, mean of the clients' products a_i b_i [in, out], key) -> the model after."""
+"""(the model before, mean factors, mean of the clients' products a_i b_i [in, out], key) -> the model
+after."""
 
 
 def low_rank(
-    task: Task, local: optax.GradientTransformation, merge: Merge, *, weighting: Callable[[Seen], Array] = by_examples
+    task: Task,
+    local: optax.GradientTransformation,
+    merge: Merge,
+    *,
+    weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """Training of the factors of a task made by `fedjax_core.lora.lora`, which meet by `merge`; means are weighed by `weighting`."""
+    """Training of the factors of a task made by `fedjax_core.lora.lora`, which meet by `merge`; means are
+    weighed by `weighting`."""
 
     def factors(model: LowRank) -> Factors:
         return Factors(model.a, model.b)

@@ -5,8 +5,8 @@
                   y <- y - base(g(y); s), s fixed                        in MimeLite
     server        x <- x + server_lr mean(y_i - x),   s <- state of base after c
 
-Karimireddy et al., "Breaking the centralized barrier for cross-device federated learning", NeurIPS 2021, algorithm 1.
-Two exchanges cross the wire in a round.
+Karimireddy et al., "Breaking the centralized barrier for cross-device federated learning", NeurIPS 2021,
+algorithm 1. Two exchanges cross the wire in a round.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -22,7 +22,17 @@ import jax
 import optax
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, by_examples, gradient, nothing
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    by_examples,
+    gradient,
+    nothing,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.algorithms.local_training import At, Local, check_optimizer, local_training, whole_gradient
 from fedjax_core.task import Task
@@ -51,16 +61,20 @@ def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0)
 
 @scheduled("task", "base", "server_lr")
 def mimelite(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
-    """Mime whose local steps go down the plain gradient, which is half of the work; clients count by their examples."""
+    """Mime whose local steps go down the plain gradient, which is half of the work; clients count by their
+    examples."""
     return _mime(task, base, server_lr, lambda here, at: here)
 
 
-def _mime(task: Task, base: optax.GradientTransformation, server_lr: float, correct: Callable[[Params, At], Params]) -> Algorithm:
+def _mime(
+    task: Task, base: optax.GradientTransformation, server_lr: float, correct: Callable[[Params, At], Params]
+) -> Algorithm:
     base = check_optimizer(base, "base")
     look = Exchange(lambda server: server.params, whole_gradient(task), _keep_control, work=ONCE)
     begin, step = local_training(
         task,
-        optax.identity(),  # the correction is the whole step: the state s is the message's, and does not change
+        # the correction is the whole step: the state s is the message's, and does not change
+        optax.identity(),
         start=lambda message, own: message.params,
         correct=lambda here, at: base.update(correct(here, at), at.message.opt, at.params)[0],
     )
@@ -73,7 +87,13 @@ def _mime(task: Task, base: optax.GradientTransformation, server_lr: float, corr
         return Global(tree.add(server.params, tree.scale(server_lr, reports.value)), opt, server.control)
 
     train = Exchange(lambda server: server, Client(begin, step, finish), update)
-    return Algorithm(task, task.init, lambda params: Global(params, base.init(params), tree.zeros_like(params)), nothing, (look, train))
+    return Algorithm(
+        task,
+        task.init,
+        lambda params: Global(params, base.init(params), tree.zeros_like(params)),
+        nothing,
+        (look, train),
+    )
 
 
 def _keep_control(server: Global, reports: Aggregate) -> Global:

@@ -39,7 +39,8 @@ def moon(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedAvg with a contrast of weight `mu` in each client's loss, between features of the task: `Task.features`."""
+    """FedAvg with a contrast of weight `mu` in each client's loss, between features of the task:
+    `Task.features`."""
     features = task.features
     if features is None:
         raise ValueError(
@@ -50,13 +51,17 @@ def moon(
 
     def objective(broadcast: Params, previous: Params) -> Loss:
         def loss(params: Params, batch: Batch, key: Key) -> Array:
-            z, z_glob, z_prev = (tree.wide(features(model, batch, key)) for model in (params, broadcast, previous))
+            z, z_glob, z_prev = (
+                tree.wide(features(model, batch, key)) for model in (params, broadcast, previous)
+            )
             nearer, farther = _cosine(z, z_glob) / temperature, _cosine(z, z_prev) / temperature
             return tree.wide(task.loss(params, batch, key)) + mu * jax.nn.softplus(farther - nearer)
 
         return loss
 
-    averaging = fedavg(task, optax.identity(), server, weighting=weighting)  # of which the local steps are others
+    averaging = fedavg(
+        task, optax.identity(), server, weighting=weighting
+    )  # of which the local steps are others
     (exchange,) = averaging.exchanges
     begin, step = local_training(task, local, objective=objective)
 

@@ -4,9 +4,10 @@
     y <- y - local(grad F_i(y))                      local steps from the broadcast x, averaged as in FedAvg
 
 Fallah, Mokhtari and Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic
-Meta-Learning Approach", NeurIPS 2020, eq. 3 and 5. The gradient is (I - alpha H) grad f_i(u; B) at u = w - alpha grad f_i(w; A), with
-H the Hessian of the rows of the step, A. Its product with a vector JAX takes exactly; the paper's two ways to do
-without are leaving it out ("none": FO) and the difference of two gradients ("difference": HF).
+Meta-Learning Approach", NeurIPS 2020, eq. 3 and 5. The gradient is (I - alpha H) grad f_i(u; B) at u = w -
+alpha grad f_i(w; A), with H the Hessian of the rows of the step, A. Its product with a vector JAX takes
+exactly; the paper's two ways to do without are leaving it out ("none": FO) and the difference of two
+gradients ("difference": HF).
 
 >>> import optax
 >>> from fedjax_core import models
@@ -33,11 +34,18 @@ Hessian: TypeAlias = Literal["exact", "none", "difference"]
 
 @scheduled("task", "alpha", "local", "server")
 def perfedavg(
-    task: Task, alpha: float, local: optax.GradientTransformation, *, hessian: Hessian = "exact", delta: float = 1e-2, **rest: Any
+    task: Task,
+    alpha: float,
+    local: optax.GradientTransformation,
+    *,
+    hessian: Hessian = "exact",
+    delta: float = 1e-2,
+    **rest: Any,
 ) -> Algorithm:
     """`fedavg` of models that are good after one step of size `alpha`; the other arguments are fedavg's.
 
-    `delta` is how far from the model the two gradients of `hessian="difference"` are taken, in units of the vector's length.
+    `delta` is how far from the model the two gradients of `hessian="difference"` are taken, in units of the
+    vector's length.
 
     The metric `loss` is that after the step, on rows that the step did not see. A batch with a single example
     has none, and moves nothing.
@@ -48,7 +56,8 @@ def perfedavg(
 
 
 def after_a_step(alpha: float, hessian: Hessian = "exact", delta: float = 1e-2) -> Gradient:
-    """The gradient of the loss on half of the batch after a step of size `alpha` on the other half, through that step."""
+    """The gradient of the loss on half of the batch after a step of size `alpha` on the other half, through
+    that step."""
 
     def gradient(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
         seen, unseen = batch.split(2)

@@ -25,18 +25,26 @@ from fedjax_core.types import Batch, Key, Own, Params, known
 
 
 class Local(NamedTuple):
-    """What a client carries: the local model w, and the one that it uses, t_i. `params` and `personal` are their names elsewhere."""
+    """What a client carries: the local model w, and the one that it uses, t_i. `params` and `personal` are
+    their names elsewhere."""
 
     params: Params
     personal: Params
 
 
 @scheduled("task", "lr", "lam", "inner_lr", "beta")
-def pfedme(task: Task, lr: float, lam: float, inner_lr: float, inner_steps: int = 5, beta: float = 1.0) -> Algorithm:
-    """pFedMe of clients who count alike; each local step has `inner_steps` gradients. The metric `loss` is at the end of these."""
+def pfedme(
+    task: Task, lr: float, lam: float, inner_lr: float, inner_steps: int = 5, beta: float = 1.0
+) -> Algorithm:
+    """pFedMe of clients who count alike; each local step has `inner_steps` gradients. The metric `loss` is at
+    the end of these."""
     if known(lam) and lam <= 0:
-        raise ValueError(f"pfedme needs lam > 0, got {lam}: without a pull clients would have nothing to do with one another")
-    averaging = fedavg(task, optax.identity(), server=optax.sgd(beta), weighting=uniform)  # of which the local steps are others
+        raise ValueError(
+            f"pfedme needs lam > 0, got {lam}: without a pull clients would have nothing to do with one another"
+        )
+    averaging = fedavg(
+        task, optax.identity(), server=optax.sgd(beta), weighting=uniform
+    )  # of which the local steps are others
     (exchange,) = averaging.exchanges
 
     def begin(params: Params, own: Own, key: Key) -> Local:
@@ -49,7 +57,9 @@ def pfedme(task: Task, lr: float, lam: float, inner_lr: float, inner_steps: int 
 
         personal = jax.lax.fori_loop(0, inner_steps, nearer, carry.personal)
         _, metrics = gradient(task, personal, batch, key)
-        return Local(jax.tree.map(lambda w, t: w - lr * lam * (w - t), carry.params, personal), personal), metrics
+        return Local(
+            jax.tree.map(lambda w, t: w - lr * lam * (w - t), carry.params, personal), personal
+        ), metrics
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
         return Report(tree.sub(carry.params, params), uniform(seen), own=carry.personal)

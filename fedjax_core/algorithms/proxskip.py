@@ -4,8 +4,9 @@
     x   <- mean of y_i
     h_i <- h_i + (p / lr) (x - y_i)        stays with the client, as soon as it is told the new x
 
-Mishchenko et al., "ProxSkip: Yes! Local Gradient Steps Provably Lead to Communication Acceleration! Finally!",
-ICML 2022, algorithm 2. The coin is flipped before each step there; here the server draws how often it fails.
+Mishchenko et al., "ProxSkip: Yes! Local Gradient Steps Provably Lead to Communication Acceleration!
+Finally!", ICML 2022, algorithm 2. The coin is flipped before each step there; here the server draws how often
+it fails.
 
 >>> from fedjax_core import models
 >>> algorithm = proxskip(models.linear(features=3), lr=0.1, probability=0.25)
@@ -19,7 +20,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, gradient, uniform
+from fedjax_core.algorithms.base import (
+    Aggregate,
+    Algorithm,
+    Client,
+    Exchange,
+    Report,
+    Seen,
+    gradient,
+    uniform,
+)
 from fedjax_core.algorithms.by_round import scheduled
 from fedjax_core.metrics import Mean
 from fedjax_core.task import Task
@@ -50,13 +60,16 @@ class Local(NamedTuple):
 
 @scheduled("task", "lr")
 def proxskip(task: Task, lr: float, probability: float) -> Algorithm:
-    """ProxSkip with local step size `lr`; clients meet after each step with this `probability`, all of them in every round.
+    """ProxSkip with local step size `lr`; clients meet after each step with this `probability`, all of them
+    in every round.
 
     A round has at most the run's local steps: give several times 1 / probability (`steps=`). Steps beyond the
     drawn number change nothing. The first round takes 1 / probability steps, as nothing is drawn before it.
     """
     if known(lr, probability) and not (lr > 0 and 0 < probability <= 1):
-        raise ValueError(f"proxskip needs lr > 0 and 0 < probability <= 1, got lr={lr}, probability={probability}")
+        raise ValueError(
+            f"proxskip needs lr > 0 and 0 < probability <= 1, got lr={lr}, probability={probability}"
+        )
 
     def begin(message: Global, own: Own, key: Key) -> Local:
         missed = tree.scale(probability / lr, tree.sub(message.params, own.params))
@@ -67,10 +80,14 @@ def proxskip(task: Task, lr: float, probability: float) -> Algorithm:
         moved = jax.tree.map(lambda y, g, h: y - lr * (g - h), carry.params, grads, carry.control)
         goes_on = carry.taken < message.steps
         params = tree.where(goes_on, moved, carry.params)
-        return Local(params, carry.control, carry.taken + 1), tree.where(goes_on, metrics, tree.zeros_like(metrics))
+        return Local(params, carry.control, carry.taken + 1), tree.where(
+            goes_on, metrics, tree.zeros_like(metrics)
+        )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
-        return Report(tree.sub(carry.params, message.params), uniform(seen), own=Own(carry.control, carry.params))
+        return Report(
+            tree.sub(carry.params, message.params), uniform(seen), own=Own(carry.control, carry.params)
+        )
 
     def update(server: Global, reports: Aggregate) -> Global:
         steps = jax.random.geometric(reports.key, probability, dtype=jnp.int32)

@@ -1,9 +1,11 @@
-"""Reptile: the server goes a part of the way to where clients end, so that from there a client gets far in a few steps.
+"""Reptile: the server goes a part of the way to where clients end, so that from there a client gets far in a
+few steps.
 
     y <- y - local(g(y))                 local steps from y = x
     x <- x + rate mean(y_i - x)          clients count alike
 
-Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018, algorithm 2. `finetune` has each client take such steps.
+Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018, algorithm 2. `finetune` has each
+client take such steps.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -20,5 +22,6 @@ from fedjax_core.task import Task
 
 @scheduled("task", "rate", "local")
 def reptile(task: Task, rate: float, local: optax.GradientTransformation) -> Algorithm:
-    """`fedavg` of clients who count alike, with the server's step `rate`; `rate=lambda round: 1 - round / 100` anneals it."""
+    """`fedavg` of clients who count alike, with the server's step `rate`; `rate=lambda round: 1 - round /
+    100` anneals it."""
     return fedavg(task, local, server=optax.sgd(rate), weighting=uniform)

@@ -48,15 +48,20 @@ def scaffold(
     *,
     weighting: Callable[[Seen], Array] = uniform,
 ) -> Algorithm:
-    """SCAFFOLD with local step size `lr` for `population` clients; reports count alike, as in the paper, or by `by_examples`."""
+    """SCAFFOLD with local step size `lr` for `population` clients; reports count alike, as in the paper, or
+    by `by_examples`."""
     if known(population, lr) and (population < 1 or lr <= 0):
-        raise ValueError(f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}")
+        raise ValueError(
+            f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}"
+        )
 
     begin, step = local_training(
         task,
         optax.sgd(lr),
         start=lambda message, own: message.params,
-        correct=lambda grads, at: jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own),
+        correct=lambda grads, at: jax.tree.map(
+            lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own
+        ),
     )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
@@ -73,5 +78,7 @@ def scaffold(
         )
 
     exchange = Exchange(lambda server: server, Client(begin, step, finish), update)
-    begun = Algorithm(task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,))
+    begun = Algorithm(
+        task, task.init, lambda params: Global(params, tree.zeros_like(params)), tree.zeros_like, (exchange,)
+    )
     return begun._replace(population=population)

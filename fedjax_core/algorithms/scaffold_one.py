@@ -1,11 +1,13 @@
-"""SCAFFOLD with option I: clients renew their control variates by the gradient at the server's model, in one more pass.
+"""SCAFFOLD with option I: clients renew their control variates by the gradient at the server's model, in one
+more pass.
 
     c_i+ = grad f_i(x)                         over all examples of the client, before it trains
     y   <- y - lr (g(y) + c - c_i)             each local step, from y = x
     c_i <- c_i+,    c <- c + (|S| / N) mean(c_i+ - c_i)
 
 It costs a pass over the data, and the control variates have less noise than those of option II (`scaffold`).
-Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, algorithm 1.
+Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, algorithm
+1.
 
 >>> from fedjax_core import models
 >>> algorithm = scaffold_one(models.linear(features=3), lr=0.1, population=100)
@@ -39,7 +41,8 @@ class Training(NamedTuple):
 
 @scheduled("task", "lr", "server_lr")
 def scaffold_one(task: Task, lr: float, population: int, server_lr: float = 1.0, **rest: Any) -> Algorithm:
-    """`scaffold`, whose arguments it takes, with control variates that are gradients over all of a client's examples."""
+    """`scaffold`, whose arguments it takes, with control variates that are gradients over all of a client's
+    examples."""
     second = scaffold(task, lr, population, server_lr, **rest)
     (train,) = second.exchanges
     client = train.client
@@ -59,6 +62,10 @@ def scaffold_one(task: Task, lr: float, population: int, server_lr: float = 1.0,
         change = Change(report.update.params, tree.sub(training.next, training.carry.own))
         return report._replace(update=change, own=Own(training.next, training.next))
 
-    find = Exchange(lambda server: server, whole_gradient(task, renew, at=lambda message: message.params), None, work=ONCE)
+    find = Exchange(
+        lambda server: server, whole_gradient(task, renew, at=lambda message: message.params), None, work=ONCE
+    )
     exchanges = (find, train._replace(client=Client(begin, step, finish)))
-    return second._replace(init_client=lambda params: Own(*[second.init_client(params)] * 2), exchanges=exchanges)
+    return second._replace(
+        init_client=lambda params: Own(*[second.init_client(params)] * 2), exchanges=exchanges
+    )

@@ -5,8 +5,9 @@
     e_i <- e_i - s_i                                stays with the worker
     x   <- x + outer(mean s_i)
 
-Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", 2025. The errors that are kept take the place of the
-outer momentum. There the numbers that are sent have 2 bits: `fc.compose(..., uplink=fc.uplink.quantize(bits=2))`.
+Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", 2025. The errors that are kept take
+the place of the outer momentum. There the numbers that are sent have 2 bits: `fc.compose(...,
+uplink=fc.uplink.quantize(bits=2))`.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -44,9 +45,12 @@ def sparseloco(
     outer: optax.GradientTransformation | None = None,
     **rest: Any,
 ) -> Algorithm:
-    """`diloco` that sends a share `density` of the numbers of each leaf, at least one; `outer` is `optax.sgd(1.0)` where not given."""
+    """`diloco` that sends a share `density` of the numbers of each leaf, at least one; `outer` is
+    `optax.sgd(1.0)` where not given."""
     if not 0 < density <= 1:
-        raise ValueError(f"density is the share of numbers that is sent, above 0 and at most 1, got {density}")
+        raise ValueError(
+            f"density is the share of numbers that is sent, above 0 and at most 1, got {density}"
+        )
     dense = diloco(task, inner, optax.sgd(1.0) if outer is None else outer, **rest)
     (exchange,) = dense.exchanges
     client = exchange.client
@@ -63,7 +67,9 @@ def sparseloco(
     def init_client(params: Params) -> Own:
         return Own(dense.init_client(params), tree.zeros_like(params))
 
-    return dense._replace(init_client=init_client, exchanges=(exchange._replace(client=Client(begin, client.step, finish)),))
+    return dense._replace(
+        init_client=init_client, exchanges=(exchange._replace(client=Client(begin, client.step, finish)),)
+    )
 
 
 def largest(x: Array, share: float) -> Array:

@@ -2,7 +2,8 @@
 
     weight of a report = 1        instead of the number of examples, or whatever else the algorithm weighs by
 
-The objective is then the mean over clients. An algorithm that takes `weighting=` can say `weighting=uniform` instead.
+The objective is then the mean over clients. An algorithm that takes `weighting=` can say `weighting=uniform`
+instead.
 
 >>> import optax
 >>> from fedjax_core import aggregators, compose, models
@@ -27,4 +28,6 @@ def unweighted(algorithm: Algorithm) -> Algorithm:
 
         return exchange._replace(client=client._replace(finish=finish))
 
-    return algorithm._replace(name=f"unweighted({algorithm.name})", exchanges=tuple(map(alike, algorithm.exchanges)))
+    return algorithm._replace(
+        name=f"unweighted({algorithm.name})", exchanges=tuple(map(alike, algorithm.exchanges))
+    )

@@ -1,9 +1,11 @@
-"""A little is enough: liars report the honest mean, moved by so few standard deviations that they hide among the honest.
+"""A little is enough: liars report the honest mean, moved by so few standard deviations that they hide among
+the honest.
 
     lie = mean + z std        z = Phi^-1((n - f - s) / (n - f)),  s = floor(n / 2) + 1 - f
 
 s honest reports lie further out than the lie in each coordinate, and with them the liars are a majority.
-Baruch et al., "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019, algorithm 3.
+Baruch et al., "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019, algorithm
+3.
 
 >>> f"{float(deviations(20, 4)):.5f} {float(deviations(50, 10)):.5f} {float(deviations(100, 20)):.5f}"
 '0.15731 0.25335 0.28584'

@@ -3,9 +3,9 @@
     alone      (update, key) -> update                       what a liar reports, knowing its own update
     together   (rows [K, P], liars [K], here [K], key) -> rows   what all liars report, knowing every report
 
-Who lies is a column of the data, which `mark` adds; so it is the same on every backend. What a liar reports alone
-goes up through the stages, as an honest report does. What liars agree on takes the place of what the server read
-of them, past the stages: they know what these do.
+Who lies is a column of the data, which `mark` adds; so it is the same on every backend. What a liar reports
+alone goes up through the stages, as an honest report does. What liars agree on takes the place of what the
+server read of them, past the stages: they know what these do.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, models
@@ -62,7 +62,8 @@ class _Local(NamedTuple):
 
 
 def mark(clients: Clients, liars: Any) -> Clients:
-    """The same clients with a column that says of each example whether the clients at these positions have it."""
+    """The same clients with a column that says of each example whether the clients at these positions have
+    it."""
     chosen = np.zeros(len(clients), np.float32)
     chosen[np.asarray(liars, np.int64)] = 1
     columns = {**clients.columns, COLUMN: np.repeat(chosen, clients.sizes)}

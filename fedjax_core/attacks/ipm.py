@@ -1,4 +1,5 @@
-"""Inner product manipulation: liars report the honest mean the other way round, so that the server's step goes uphill.
+"""Inner product manipulation: liars report the honest mean the other way round, so that the server's step
+goes uphill.
 
     lie = -epsilon mean of the honest
 

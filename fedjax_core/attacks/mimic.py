@@ -1,7 +1,8 @@
 """Mimic: all liars report what one honest client does, which then counts as often as they are.
 
-No rule can tell them from clients with the same data; under heterogeneous data the model leans to that client's.
-Karimireddy et al., "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022, section 3.
+No rule can tell them from clients with the same data; under heterogeneous data the model leans to that
+client's. Karimireddy et al., "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022,
+section 3.
 
 >>> rows, liars = jnp.array([[2.0], [4.0], [9.0]]), jnp.array([True, False, False])
 >>> mimic().together(rows, liars, jnp.ones(3, bool), None)[0].tolist()

@@ -1,4 +1,5 @@
-"""Min-max and min-sum: liars go as far from the honest mean as they can without standing out by their distances.
+"""Min-max and min-sum: liars go as far from the honest mean as they can without standing out by their
+distances.
 
     lie = mean + gamma d,  the largest gamma with
     min_max    max_i |lie - u_i|        <= max_ij |u_i - u_j|          over the honest

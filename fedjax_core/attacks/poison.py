@@ -3,9 +3,9 @@
     label_flip   y -> classes - 1 - y
     backdoor     a share of examples get a trigger, a patch of one value, and the label that the attacker wants
 
-A model with a backdoor is right on clean examples, and gives the wanted label to whatever `with_trigger` marks.
-Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017; Tolpegin et al.,
-"Data Poisoning Attacks Against Federated Learning Systems", ESORICS 2020.
+A model with a backdoor is right on clean examples, and gives the wanted label to whatever `with_trigger`
+marks. Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017;
+Tolpegin et al., "Data Poisoning Attacks Against Federated Learning Systems", ESORICS 2020.
 
 >>> clients = Clients.from_list([{"x": np.zeros((2, 4)), "y": np.array([0, 2])}] * 2)
 >>> label_flip(clients, [1], classes=3).columns["y"].tolist()
@@ -26,8 +26,18 @@ def label_flip(clients: Clients, liars: Any, classes: int, column: str = "y") ->
     return _with(clients, {column: np.where(rows, classes - 1 - labels, labels).astype(labels.dtype)})
 
 
-def backdoor(clients: Clients, liars: Any, target: int, *, share: float = 0.5, size: int = 3, value: float = 1.0, seed: int = 0) -> Clients:
-    """The clients, of which those at these positions have the trigger in a `share` of their examples, labelled `target`."""
+def backdoor(
+    clients: Clients,
+    liars: Any,
+    target: int,
+    *,
+    share: float = 0.5,
+    size: int = 3,
+    value: float = 1.0,
+    seed: int = 0,
+) -> Clients:
+    """The clients, of which those at these positions have the trigger in a `share` of their examples,
+    labelled `target`."""
     if not 0 < share <= 1:
         raise ValueError(f"backdoor needs the share of examples with a trigger, 0 < share <= 1, got {share}")
     rows = _rows(clients, liars) & (np.random.default_rng(seed).random(clients.examples) < share)
@@ -37,7 +47,8 @@ def backdoor(clients: Clients, liars: Any, target: int, *, share: float = 0.5, s
 
 
 def with_trigger(x: np.ndarray, size: int = 3, value: float = 1.0) -> np.ndarray:
-    """Examples [n, ...] with a trigger: the last `size` rows and columns of an image, the last `size` of a row of features."""
+    """Examples [n, ...] with a trigger: the last `size` rows and columns of an image, the last `size` of a
+    row of features."""
     x = np.array(x)
     if x.ndim >= 3:
         x[:, -size:, -size:] = value
@@ -54,4 +65,6 @@ def _rows(clients: Clients, liars: Any) -> np.ndarray:
 
 
 def _with(clients: Clients, columns: dict[str, np.ndarray]) -> Clients:
-    return Clients.from_arrays({**clients.columns, **columns}, clients.offsets, clients.ids, features=clients.features)
+    return Clients.from_arrays(
+        {**clients.columns, **columns}, clients.offsets, clients.ids, features=clients.features
+    )

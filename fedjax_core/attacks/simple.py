@@ -39,7 +39,10 @@ def gaussian(std: float = 1.0, mean: float = 0.0) -> Attack:
     def alone(update: Update, key: Key) -> Update:
         structure: Any
         leaves, structure = jax.tree.flatten(update)
-        drawn = [mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
+        drawn = [
+            mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+            for i, x in enumerate(leaves)
+        ]
         return structure.unflatten(drawn)
 
     return Attack("gaussian", alone=alone)

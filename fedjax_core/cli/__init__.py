@@ -1,5 +1,5 @@
-"""The command line: `fedjax-core consortium ...`, `data ...`, `doctor`, `node`, `keys ...`, `certificates ...`, `account ...`,
-`audit ...`, `report`, `watch` and `release`.
+"""The command line: `fedjax-core consortium ...`, `data ...`, `doctor`, `node`, `keys ...`, `certificates
+...`, `account ...`, `audit ...`, `report`, `watch` and `release`.
 
     fedjax-core consortium run                          a coordinator and three hospitals as processes of this machine: try this first
     fedjax-core data check mapping.toml                  what a study can use of this site's table, and what is to be done about the rest
@@ -14,15 +14,15 @@
     fedjax-core account show site.toml                   the epsilon that they have told so far
     fedjax-core release runs/heart --candidate heart.release:candidate   may this model be released? attacks, and 1 where they succeed
     fedjax-core audit head logs                          the line to give to somebody else now and then
-    fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
-    fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
+    fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log:
+    the line to verify that by fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
     fedjax-core audit show logs --keys keys/charite.pub --what left      the ledger of what left this site, proven first
     fedjax-core report runs/consortium                   one page of what a run did, in report.html
     fedjax-core watch runs/consortium --rounds 30        the same while it goes on, in this terminal
     fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
 
-Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error, and with 2 where it
-was not understood.
+Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error,
+and with 2 where it was not understood.
 
 >>> main(["audit", "head", "/nowhere"])
 1
@@ -33,14 +33,32 @@ from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from fedjax_core.cli import account, audit, certificates, consortium, data, doctor, keys, node, release, report, watch
+from fedjax_core.cli import (
+    account,
+    audit,
+    certificates,
+    consortium,
+    data,
+    doctor,
+    keys,
+    node,
+    release,
+    report,
+    watch,
+)
 from fedjax_core.sites.audit import AuditError
 
 _app = SubcommandApp()
-_app.command(consortium.app, name="consortium", help="A coordinator and its sites on this machine: try this first.")
+_app.command(
+    consortium.app, name="consortium", help="A coordinator and its sites on this machine: try this first."
+)
 _app.command(data.app, name="data", help="Look at a site's own table before it joins.")
 _app.command(keys.app, name="keys", help="Make a site's key, and show its public half.")
-_app.command(certificates.app, name="certificates", help="Make, show and withdraw what protects Ray: TLS certificates and a token.")
+_app.command(
+    certificates.app,
+    name="certificates",
+    help="Make, show and withdraw what protects Ray: TLS certificates and a token.",
+)
 _app.command(account.app, name="account", help="What a site's updates have told so far, as an epsilon.")
 _app.command(audit.app, name="audit", help="Read audit logs, and prove that nobody changed them.")
 _app.command(doctor.doctor)

@@ -25,7 +25,9 @@ def begin(path: Positional[Path]) -> None:
     try:
         file = Ledger.begin(_where(about))
     except FileExistsError:
-        raise ValueError(f"{_where(about) / 'told.json'} is there already: `fedjax-core account show {path}` says what it has") from None
+        raise ValueError(
+            f"{_where(about) / 'told.json'} is there already: `fedjax-core account show {path}` says what it has"
+        ) from None
     print(f"{file}: nothing told so far. Back it up with the site's folder.")
 
 
@@ -41,14 +43,24 @@ def show(path: Positional[Path]) -> None:
     ledger.check()
     leaving = None if about.policy is None else Policy.read(about.policy).leaving
     if leaving is None or leaving.delta is None:
-        print(f"mu^2 = {ledger.told:.6g}; the site's policy has no leaving.delta at which an epsilon could be said")
+        print(
+            f"mu^2 = {ledger.told:.6g}; the site's policy has no leaving.delta at which an epsilon could be said"
+        )
         return
-    limit = "no limit is set (leaving.epsilon)" if leaving.epsilon is None else f"up to {leaving.epsilon:g} may be (leaving.epsilon)"
-    print(f"an epsilon of {epsilon(ledger.told, leaving.delta):.4g} at delta {leaving.delta:g} told so far; {limit}")
+    limit = (
+        "no limit is set (leaving.epsilon)"
+        if leaving.epsilon is None
+        else f"up to {leaving.epsilon:g} may be (leaving.epsilon)"
+    )
+    print(
+        f"an epsilon of {epsilon(ledger.told, leaving.delta):.4g} at delta {leaving.delta:g} told so far; {limit}"
+    )
 
 
 def _where(about: SiteFile) -> Path:
     """The folder of the account."""
     if (where := about.account or about.folder) is None:
-        raise ValueError(f"{about.file} names no folder, in which an account could be kept: set folder = ..., or account = ...")
+        raise ValueError(
+            f"{about.file} names no folder, in which an account could be kept: set folder = ..., or account = ..."
+        )
     return where

@@ -15,29 +15,33 @@ app = SubcommandApp()
 
 @app.command
 def make(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int = 365) -> None:
-    """Makes a certificate, its key and a copy of the token for each machine, in FOLDER/NAME; the authority too, where there is none.
+    """Makes a certificate, its key and a copy of the token for each machine, in FOLDER/NAME; the authority
+    too, where there is none.
 
     Args:
-        folder: Where all of it goes; FOLDER/authority stays with whoever makes certificates.
-        nodes: Each machine as NAME=HOST or NAME=HOST,HOST: the names and addresses by which the others reach it.
-        days: How long the certificates are valid.
+        folder: Where all of it goes; FOLDER/authority stays with whoever makes certificates. nodes: Each
+        machine as NAME=HOST or NAME=HOST,HOST: the names and addresses by which the others reach it. days:
+        How long the certificates are valid.
     """
     hosts = {}
     for text in nodes:
         name, equals, rest = text.partition("=")
         if not (equals and rest):
-            raise ValueError(f"{text!r} should read NAME=HOST or NAME=HOST,HOST, such as charite=ray.charite.example,10.1.2.3")
+            raise ValueError(
+                f"{text!r} should read NAME=HOST or NAME=HOST,HOST, such as charite=ray.charite.example,10.1.2.3"
+            )
         hosts[check_name(name, "the machine")] = rest.split(",")
     _tell(folder, ray_security.equip(folder, hosts, days))
 
 
 @app.command
 def withdraw(folder: Positional[Path], names: Positional[tuple[str, ...]] = (), days: int = 365) -> None:
-    """Makes a new authority, a new token and new certificates for all machines but those NAMES, which no longer get in with what they have.
+    """Makes a new authority, a new token and new certificates for all machines but those NAMES, which no
+    longer get in with what they have.
 
     Args:
-        folder: Where `certificates make` wrote; what was there moves to FOLDER/withdrawn-1.
-        names: The machines that have left, or whose folder others may know; none: the same machines, all with new files.
+        folder: Where `certificates make` wrote; what was there moves to FOLDER/withdrawn-1. names: The
+        machines that have left, or whose folder others may know; none: the same machines, all with new files.
         days: How long the new certificates are valid.
     """
     made = ray_security.withdraw(folder, names, days)
@@ -53,9 +57,19 @@ def _tell(folder: Path, made: Mapping[str, certificates.Files]) -> None:
     """Prints what is to be done with the files of each machine."""
     for name, files in made.items():
         print(f"{files.certificate}: {certificates.describe(files.certificate)}")
-        print(f"  copy {files.certificate.parent} to {name} unread by anybody else, and have Ray start there with (the paths as there):")
-        print("".join(f"  {key}={value}\n" for key, value in ray_security.environment(files.certificate.parent).items()), end="")
-    print(f"Ray at a site starts with {VARIABLE}=PATH too, where PATH is the site's own site.toml: its process reads that and no other.")
+        print(
+            f"  copy {files.certificate.parent} to {name} unread by anybody else, and have Ray start there with (the paths as there):"
+        )
+        print(
+            "".join(
+                f"  {key}={value}\n"
+                for key, value in ray_security.environment(files.certificate.parent).items()
+            ),
+            end="",
+        )
+    print(
+        f"Ray at a site starts with {VARIABLE}=PATH too, where PATH is the site's own site.toml: its process reads that and no other."
+    )
     print(f"{folder / 'authority'} lets anybody in: keep it where only you can read it.")
 
 

@@ -26,27 +26,31 @@ def run(
     train_seconds: float | None = None,
     checkpoint_every: int | None = None,
 ) -> None:
-    """Starts a coordinator and sites as processes of this machine, each with its own key, data, Ray node and certificate; runs a study
-    over them, and stops them. In a folder that is there it goes on where it was.
+    """Starts a coordinator and sites as processes of this machine, each with its own key, data, Ray node and
+    certificate; runs a study over them, and stops them. In a folder that is there it goes on where it was.
 
     Args:
         folder: Where everything is kept, as it would be on real machines.
         sites: So many made-up hospitals with breast-cancer records (3).
-        site_files: Or sites of your own: a folder with a file NAME.toml each, which has at least name and data.
-        study: For them: module:function, that returns a fedjax_core.sites.study.Study.
-        arguments: Of the function, as JSON.
+        site_files: Or sites of your own: a folder with a file NAME.toml each, which has at least name and
+        data. study: For them: module:function, that returns a fedjax_core.sites.study.Study. arguments: Of
+        the function, as JSON.
         rounds: So many in all (20).
-        quorum: So many sites must report for a round to count, and rounds go on without the others. By default all must: a site that
-            died is waited for until it is back.
-        train_seconds: So long a site trains in an exchange at most, and then sends what it has done; by default as long as it needs.
-        checkpoint_every: So many rounds (5).
+        quorum: So many sites must report for a round to count, and rounds go on without the others. By
+            default all must: a site that died is waited for until it is back.
+        train_seconds: So long a site trains in an exchange at most, and then sends what it has done; by
+        default as long as it needs. checkpoint_every: So many rounds (5).
     """
     try:
         given = None if arguments is None else dict(json.loads(arguments))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got {arguments!r} ({error})") from None
+        raise ValueError(
+            f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got {arguments!r} ({error})"
+        ) from None
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where a study of one's own is, as it is for the processes that are started
+        sys.path.insert(
+            0, os.getcwd()
+        )  # where a study of one's own is, as it is for the processes that are started
     try:
         result = box.run(
             folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,
@@ -55,7 +59,9 @@ def run(
     except KeyboardInterrupt:
         raise RuntimeError(f"stopped; `fedjax-core consortium run {folder}` goes on from here") from None
     Console().print(box.table(result))
-    print(f"Look around in {folder}: sites/*/site.toml and policy.toml say what a site does and lets out; this shows what left one:")
+    print(
+        f"Look around in {folder}: sites/*/site.toml and policy.toml say what a site does and lets out; this shows what left one:"
+    )
     one = next(iter(result.sites))
     home = f"{folder}/sites/{one}"
     print(f"  fedjax-core audit show {home}/state/audit --keys {home}/{one}.pub --what left")

@@ -19,18 +19,22 @@ app = SubcommandApp()
 
 @app.command(name="check")
 def check(path: Positional[Path]) -> None:
-    """Says what a study can use of a site's table: rows by reason, people, missing values, ranges, units; and what is to be done.
+    """Says what a study can use of a site's table: rows by reason, people, missing values, ranges, units; and
+    what is to be done.
 
     Nothing of it leaves the site.
 
     Args:
-        path: The mapping, or the site's file that names it as its data; its policy's minimums are then asked, too.
+        path: The mapping, or the site's file that names it as its data; its policy's minimums are then asked,
+        too.
     """
     minimum, mapping = Minimum(), path
     if "schema" not in table_of(path):
         about = SiteFile.read(path)
         if not isinstance(about.data, Path) or about.data.suffix != ".toml":
-            raise ValueError(f"{path} names no mapping as its data: write data = 'mapping.toml', or give the mapping itself")
+            raise ValueError(
+                f"{path} names no mapping as its data: write data = 'mapping.toml', or give the mapping itself"
+            )
         mapping = about.data
         minimum = Minimum() if about.policy is None else Policy.read(about.policy).minimum
     schema = Schema.read(Mapping.read(mapping).schema)
@@ -38,4 +42,6 @@ def check(path: Positional[Path]) -> None:
     found = readiness(read(mapping), examples=minimum.examples, per_class=minimum.per_class)
     print(found.text())
     if not found.ready:
-        raise RuntimeError(f"{mapping}: not ready, {len(found.to_do)} things are to be done (see TO DO above)")
+        raise RuntimeError(
+            f"{mapping}: not ready, {len(found.to_do)} things are to be done (see TO DO above)"
+        )

@@ -15,7 +15,8 @@ def doctor(
     free_gb: float = 2.0,
     memory_gb: float = 1.0,
 ) -> None:
-    """Examines a site before it joins, and says what is to be done; expected.toml and ray/ beside its file are used where they are there.
+    """Examines a site before it joins, and says what is to be done; expected.toml and ray/ beside its file
+    are used where they are there.
 
     Args:
         path: The site's file.
@@ -25,7 +26,9 @@ def doctor(
         free_gb: So much disk must be free.
         memory_gb: So much memory must be free.
     """
-    asked = examination.Settings(address=address, now=now, offset_seconds=offset_seconds, free_gb=free_gb, memory_gb=memory_gb)
+    asked = examination.Settings(
+        address=address, now=now, offset_seconds=offset_seconds, free_gb=free_gb, memory_gb=memory_gb
+    )
     found = examination.examine(path, examination.beside(path, asked))
     for one in found:
         print(f"{'-' if one.fine is None else 'ok' if one.fine else 'NO':3}{one.what:12}{one.said}")

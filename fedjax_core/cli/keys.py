@@ -12,7 +12,8 @@ app = SubcommandApp()
 
 @app.command
 def make(name: Positional[str], folder: Path = Path(".")) -> None:
-    """Makes a site's key: FOLDER/NAME.key, which never leaves the site, and FOLDER/NAME.pub, whose line goes into the roster.
+    """Makes a site's key: FOLDER/NAME.key, which never leaves the site, and FOLDER/NAME.pub, whose line goes
+    into the roster.
 
     Args:
         name: What the site is called by everybody.
@@ -21,7 +22,9 @@ def make(name: Positional[str], folder: Path = Path(".")) -> None:
     key = identity.SiteKey.make(name)
     path = key.save(folder)
     print(f"{path} is private: back it up, and let it never leave this site.")
-    print(f"{path.with_suffix('.pub')} is public: send it to the coordinator, and compare the fingerprint by telephone.")
+    print(
+        f"{path.with_suffix('.pub')} is public: send it to the coordinator, and compare the fingerprint by telephone."
+    )
     _show(name, key.public)
 
 

@@ -14,7 +14,9 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.transport import ray_node, ray_security
 from fedjax_core.sites.transport.certificates import Files
 
-_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of a socket's path on Linux
+_LONGEST = 107 - len(
+    "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+)  # of a socket's path on Linux
 
 
 def node(
@@ -25,20 +27,25 @@ def node(
     ray: Path | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Runs Ray on this machine until it is stopped (Ctrl-C, SIGTERM): a site's node, or with --head the coordinator's.
+    """Runs Ray on this machine until it is stopped (Ctrl-C, SIGTERM): a site's node, or with --head the
+    coordinator's.
 
-    Token and TLS must be there. Its files are for its owner alone, it has no dashboard, and what workers print stays on this machine.
+    Token and TLS must be there. Its files are for its owner alone, it has no dashboard, and what workers
+    print stays on this machine.
 
     Args:
         site: The site's file: it has the site's resources, and is the one by which the site's process starts.
         address: host:port of the coordinator's Ray.
         head: The port of the coordinator's own Ray.
-        ip: The address by which the other machines reach this one; as a connection to --address would have it, if left out.
-        ray: The folder that `certificates make` wrote for this machine: `ray` beside the site's file, or the variables that are set.
-        folder: Where Ray's logs and sockets go, of few letters: `ray` in the folder of the site.
+        ip: The address by which the other machines reach this one; as a connection to --address would have
+        it, if left out. ray: The folder that `certificates make` wrote for this machine: `ray` beside the
+        site's file, or the variables that are set. folder: Where Ray's logs and sockets go, of few letters:
+        `ray` in the folder of the site.
     """
     if (address is None) == (head is None) or (site is None) != (head is not None):
-        raise ValueError("a site's node takes the site's file and --address host:port, the coordinator's takes --head PORT and --folder")
+        raise ValueError(
+            "a site's node takes the site's file and --address host:port, the coordinator's takes --head PORT and --folder"
+        )
     about = None if site is None else SiteFile.read(site)
     if ray is None and site is not None and (site.parent / "ray").is_dir():
         ray = site.parent / "ray"
@@ -49,12 +56,18 @@ def node(
         os.environ[VARIABLE] = str(site.absolute())
         folder = folder or (None if about.folder is None else about.folder / "ray")
     if folder is None:
-        raise ValueError("where should Ray's logs and sockets go? name a --folder, which is made for its owner alone")
+        raise ValueError(
+            "where should Ray's logs and sockets go? name a --folder, which is made for its owner alone"
+        )
     home = folder.absolute()
     if len(str(home / "t")) > _LONGEST:
-        raise ValueError(f"{home} is too long for Ray, whose sockets are in it: --folder with at most {_LONGEST - 2} letters")
+        raise ValueError(
+            f"{home} is too long for Ray, whose sockets are in it: --folder with at most {_LONGEST - 2} letters"
+        )
     if make_folder(home).stat().st_mode & 0o077:  # in which Ray makes folders that all may write to
-        raise ValueError(f"other users can enter {home}, and Ray's logs and sockets are open to whoever can: chmod 700 {home}, or another")
+        raise ValueError(
+            f"other users can enter {home}, and Ray's logs and sockets are open to whoever can: chmod 700 {home}, or another"
+        )
     said: dict[str, Any] = {
         "head": head is not None,
         "temp_dir": str(home / "t"),
@@ -62,7 +75,10 @@ def node(
         "port": head,
         "address": _by_number(address),
     }
-    if address is not None and (wrong := ray_security.greeting(address, Files.named_by(os.environ))) is not None:
+    if (
+        address is not None
+        and (wrong := ray_security.greeting(address, Files.named_by(os.environ))) is not None
+    ):
         raise ValueError(wrong)
     if about is not None:
         said |= {"name": about.name, "resources": dict(about.resources)}
@@ -72,7 +88,9 @@ def node(
 
 def _own_ip(address: str | None) -> str:
     """By which this machine would talk to that one; of a head, to any other."""
-    host, port = ("192.0.2.1", 9) if address is None else (address.rpartition(":")[0], int(address.rpartition(":")[2]))
+    host, port = (
+        ("192.0.2.1", 9) if address is None else (address.rpartition(":")[0], int(address.rpartition(":")[2]))
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.connect((host, port))  # which sends nothing
         return str(one.getsockname()[0])

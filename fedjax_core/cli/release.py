@@ -12,7 +12,12 @@ from fedjax_core.sites.study import named
 
 
 def release(
-    run_dir: Positional[Path], candidate: str, shadows: int = 16, seed: int = 0, encrypt: str | None = None, limits: Limits = USUAL
+    run_dir: Positional[Path],
+    candidate: str,
+    shadows: int = 16,
+    seed: int = 0,
+    encrypt: str | None = None,
+    limits: Limits = USUAL,
 ) -> None:
     """Attacks the newest model of a run, and says whether it may be released; writes RUN_DIR/release.
 
@@ -26,7 +31,9 @@ def release(
     """
     made = named(candidate)()
     if not isinstance(made, Candidate):
-        raise ValueError(f"{candidate} returned a {type(made).__name__}: it should be an fc.release.Candidate")
+        raise ValueError(
+            f"{candidate} returned a {type(made).__name__}: it should be an fc.release.Candidate"
+        )
     with Checkpoints(run_dir, key=None if encrypt is None else load_key(encrypt, run_dir)) as checkpoints:
         saved = checkpoints.newest()
     if saved is None:
@@ -35,8 +42,16 @@ def release(
     verdict = examine(made, state.params, shadows=shadows, seed=seed, limits=limits)
     write(verdict, limits, run_dir / "release")
     for one in verdict.findings:
-        print(f"{'BLOCKS ' if one.blocks else 'passes '} {one.check}, {one.group}: {one.value:.3f} (limit {one.limit:g}); {one.said}")
-    print(f"{run_dir / 'release'} has release.json and probabilities.csv, which tell who was trained on: they are for their owner alone")
+        print(
+            f"{'BLOCKS ' if one.blocks else 'passes '} {one.check}, {one.group}: {one.value:.3f} (limit {one.limit:g}); {one.said}"
+        )
+    print(
+        f"{run_dir / 'release'} has release.json and probabilities.csv, which tell who was trained on: they are for their owner alone"
+    )
     if verdict.blocked:
-        raise ValueError(f"the model of round {saved.round} is not to be released: {sum(one.blocks for one in verdict.findings)} findings")
-    print(f"the model of round {saved.round} is within all limits; that is no promise: only differential privacy gives one")
+        raise ValueError(
+            f"the model of round {saved.round} is not to be released: {sum(one.blocks for one in verdict.findings)} findings"
+        )
+    print(
+        f"the model of round {saved.round} is within all limits; that is no promise: only differential privacy gives one"
+    )

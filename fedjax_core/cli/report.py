@@ -9,7 +9,8 @@ from fedjax_core.report import gather, page
 
 
 def report(run_dir: Positional[Path], out: Path | None = None) -> None:
-    """Writes one self-contained HTML page about a run: sites, convergence, results, what left, privacy, faults, digests, TRIPOD+AI.
+    """Writes one self-contained HTML page about a run: sites, convergence, results, what left, privacy,
+    faults, digests, TRIPOD+AI.
 
     Args:
         run_dir: The folder that `fit` was given as run_dir, or that of a consortium.

@@ -14,16 +14,21 @@ from fedjax_core.sites.audit import AuditError
 
 
 def watch(
-    run_dir: Positional[Path], rounds: int | None = None, every: float = 2.0, page_file: Path | None = None, once: bool = False
+    run_dir: Positional[Path],
+    rounds: int | None = None,
+    every: float = 2.0,
+    page_file: Path | None = None,
+    once: bool = False,
 ) -> None:
-    """Shows a run while it goes on: rounds, time left, metrics, sites, refusals, privacy spent. It reads the folder and writes none of it.
+    """Shows a run while it goes on: rounds, time left, metrics, sites, refusals, privacy spent. It reads the
+    folder and writes none of it.
 
     Args:
         run_dir: The folder that `fit` was given as run_dir, or that of a consortium.
-        rounds: How many the run is to have: then it tells the time left, and ends with the run. Else it ends with Ctrl-C.
-        every: Seconds between looks.
-        page_file: Writes the report's page there at each look, too; a browser that has it open loads it again by itself.
-        once: Looks once, prints that, and ends.
+        rounds: How many the run is to have: then it tells the time left, and ends with the run. Else it ends
+        with Ctrl-C. every: Seconds between looks.
+        page_file: Writes the report's page there at each look, too; a browser that has it open loads it again
+        by itself. once: Looks once, prints that, and ends.
     """
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is no folder of a run")
@@ -41,7 +46,10 @@ def watch(
             while not pace.done:
                 try:
                     facts = gather(run_dir)
-                except (ValueError, AuditError) as error:  # nothing is there yet, or a line is just being written
+                except (
+                    ValueError,
+                    AuditError,
+                ) as error:  # nothing is there yet, or a line is just being written
                     live.update(f"waiting: {error}", refresh=True)
                 else:
                     pace.look(facts.rounds, time.monotonic())

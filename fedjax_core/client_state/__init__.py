@@ -5,15 +5,17 @@
     a folder        HostRows       beside the `State`, in memory-mapped files: the simulator of one process
     a folder        RecordFiles    beside the `State`, in files that workers read and write: a cluster whose nodes see the folder
 
-The lanes bring the rows of a dispatch to the device and keep them again (`bring`, `keep`). A cluster lends the rows of a cohort to
-workers and takes them back (`lend`, `take_back`): it sends them (`Carried`) or says where they lie (`Records`).
+The lanes bring the rows of a dispatch to the device and keep them again (`bring`, `keep`). A cluster lends
+the rows of a cohort to workers and takes them back (`lend`, `take_back`): it sends them (`Carried`) or says
+where they lie (`Records`).
 
-A store beside the `State` is one mutable thing, so such a state goes forward only: a round begun from a state that the store has left
-behind is refused. A checkpoint holds the rows of those who ever took part; the files of a folder are working storage.
+A store beside the `State` is one mutable thing, so such a state goes forward only: a round begun from a state
+that the store has left behind is refused. A checkpoint holds the rows of those who ever took part; the files
+of a folder are working storage.
 
-No worker owns rows in its memory, for three reasons: shares must depend on the cohort alone, or the last bits would depend on history; of a
-random cohort only one row in W would be local anyway; and a dead worker would take its rows with it.
-"""
+No worker owns rows in its memory, for three reasons: shares must depend on the cohort alone, or the last bits
+would depend on history; of a random cohort only one row in W would be local anyway; and a dead worker would
+take its rows with it."""
 
 from fedjax_core.client_state.base import Carried
 from fedjax_core.client_state.host_rows import HostRows

@@ -1,4 +1,5 @@
-"""What the stores of client state share: rows that travel with a part of a cohort, and the checks of a store beside the `State`."""
+"""What the stores of client state share: rows that travel with a part of a cohort, and the checks of a store
+beside the `State`."""
 
 from dataclasses import dataclass
 from typing import Any

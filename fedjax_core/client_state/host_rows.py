@@ -1,6 +1,8 @@
-"""Client state off the device, for populations too large for it: rows in host memory, or in memory-mapped files.
+"""Client state off the device, for populations too large for it: rows in host memory, or in memory-mapped
+files.
 
-A row takes room when its client first takes part; a dispatch brings the rows of its cohorts to the device and takes them back.
+A row takes room when its client first takes part; a dispatch brings the rows of its cohorts to the device and
+takes them back.
 
 >>> rows = HostRows({"c": np.zeros(2, np.float32)}, population=1000)
 >>> rows.write(np.array([7]), {"c": np.ones((1, 2), np.float32)}, round=1)
@@ -22,7 +24,8 @@ from fedjax_core.types import Own
 
 
 class HostRows:
-    """One row a client of a population, each like `first` until it is written; in `folder` where given, else in memory."""
+    """One row a client of a population, each like `first` until it is written; in `folder` where given, else
+    in memory."""
 
     fresh_rows = 1
     """How many rows a new state is made with: the one that all begin like."""
@@ -63,10 +66,13 @@ class HostRows:
         def rows(first: np.ndarray, stored: np.ndarray) -> np.ndarray:
             return np.where(known.reshape((-1,) + (1,) * first.ndim), stored[who], first)
 
-        return self._structure.unflatten([rows(x, s) for x, s in zip(jax.tree.leaves(self._first), self._leaves, strict=True)])
+        return self._structure.unflatten(
+            [rows(x, s) for x, s in zip(jax.tree.leaves(self._first), self._leaves, strict=True)]
+        )
 
     def write(self, who: np.ndarray, rows: Own, round: int) -> None:
-        """The rows of these clients are now these, [at least K, ...], after `round` rounds; fetched from the device when next needed."""
+        """The rows of these clients are now these, [at least K, ...], after `round` rounds; fetched from the
+        device when next needed."""
         self._settle()
         self._pending, self.round = (who, rows), round
 
@@ -90,7 +96,9 @@ class HostRows:
     def bring(self, state: State, who: np.ndarray, round: int, room: int) -> State:
         """The state with the rows of these clients, in the room that any such dispatch has."""
         check_round(self.round, round)
-        padded = np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
+        padded = (
+            np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
+        )
         return state._replace(clients=self.read(padded))
 
     def keep(self, state: State, who: np.ndarray, round: int) -> State:
@@ -103,7 +111,9 @@ class HostRows:
         check_round(self.round, round)
         return Carried(self.read(who))
 
-    def take_back(self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool) -> State:
+    def take_back(
+        self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool
+    ) -> State:
         """The state after `round` rounds, with the cohort's rows in this store."""
         self.write(who, lent.rows, round)
         return after._replace(clients=self)  # type: ignore[arg-type]

@@ -1,13 +1,14 @@
-"""Client state in files that all nodes see: whoever works through a part of a cohort reads and writes its clients' rows there.
+"""Client state in files that all nodes see: whoever works through a part of a cohort reads and writes its
+clients' rows there.
 
     driver   with a part goes where its rows lie and where they are to be written; with its result comes whose were
     worker   reads the rows, works, writes them
 
-A row has a place in each of three files. An exchange writes it where neither the row lies that it is given nor the one that the round
-began from, so a part may be done again by another worker, and the state before a round is good until the next one is whole. Each record
-begins and ends with a number of that one writing, which the driver knows: what is torn, older, or of another run is not taken for a row.
-The files are working storage, with holes where nothing was written; checkpoints hold the rows themselves.
-"""
+A row has a place in each of three files. An exchange writes it where neither the row lies that it is given
+nor the one that the round began from, so a part may be done again by another worker, and the state before a
+round is good until the next one is whole. Each record begins and ends with a number of that one writing,
+which the driver knows: what is torn, older, or of another run is not taken for a row. The files are working
+storage, with holes where nothing was written; checkpoints hold the rows themselves."""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ PLACE = np.dtype([("file", np.int8), ("record", np.int64), ("writing", np.int64)
 
 @dataclass
 class Records:
-    """The rows of some clients of a cohort in files. What a worker is given can be sent: it has no `writings`."""
+    """The rows of some clients of a cohort in files. What a worker is given can be sent: it has no
+    `writings`."""
 
     folder: Path
     like: Kept  # what one client keeps, leaves with a shape and a dtype
@@ -49,13 +51,20 @@ class Records:
 
     def read(self) -> Kept:
         """The rows, leaves [k, ...]: what a worker begins with."""
-        found: Kept = jax.tree.unflatten(jax.tree.structure(self.like), _read(self.folder, self.like, self.here))
+        found: Kept = jax.tree.unflatten(
+            jax.tree.structure(self.like), _read(self.folder, self.like, self.here)
+        )
         return found
 
     def write(self, kept: Kept, touched: Array) -> Kept:
         """Writes the rows [k, ...] of those who reported; there is nothing to send back."""
         reported = np.flatnonzero(np.asarray(touched))
-        _write(self.folder, self.like, self.there[reported], [np.asarray(x)[reported] for x in jax.tree.leaves(kept)])
+        _write(
+            self.folder,
+            self.like,
+            self.there[reported],
+            [np.asarray(x)[reported] for x in jax.tree.leaves(kept)],
+        )
         return Kept((), ())
 
     def take_back(self, places: np.ndarray, kept: Kept, touched: Array) -> None:
@@ -65,7 +74,8 @@ class Records:
 
 
 class RecordFiles:
-    """One row a client of a population, each like `first` until it is written, in `folder`, which the workers see too."""
+    """One row a client of a population, each like `first` until it is written, in `folder`, which the workers
+    see too."""
 
     fresh_rows = 1
     """How many rows a new state is made with: the one that all begin like."""
@@ -129,7 +139,9 @@ class RecordFiles:
         began, here, there = (self._lies[who] for _ in range(3))  # copies
         return Records(self.folder, self._like, who, began, here, there, self._writings)
 
-    def take_back(self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool) -> State:
+    def take_back(
+        self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool
+    ) -> State:
         """The state after `round` rounds, with the cohort's rows in these files."""
         if isinstance(lent, Carried):
             self.write(who, lent.rows, round)
@@ -158,7 +170,8 @@ class RecordFiles:
 
 
 def _free(clients: np.ndarray, began: np.ndarray, here: np.ndarray, writing: int) -> np.ndarray:
-    """[k] PLACE: where these clients' rows can be written, in a round that began with them there, in an exchange that has them here."""
+    """[k] PLACE: where these clients' rows can be written, in a round that began with them there, in an
+    exchange that has them here."""
     free = np.empty(len(clients), PLACE)
     taken = np.stack([began["file"], here["file"]])
     free["file"] = np.argmin([(taken == f).any(axis=0) for f in range(FILES)], axis=0)

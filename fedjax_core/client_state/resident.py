@@ -1,4 +1,5 @@
-"""Client state on the device: every client's row in the `State` itself, so that a state can be gone back to."""
+"""Client state on the device: every client's row in the `State` itself, so that a state can be gone back
+to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,9 @@ class Resident:
         self.population = self.fresh_rows = population
         """How many rows a new state is made with: all."""
         self._take = jax.jit(tree.take)
-        self._put = {donate: jax.jit(tree.put, donate_argnums=(0,) if donate else ()) for donate in (False, True)}
+        self._put = {
+            donate: jax.jit(tree.put, donate_argnums=(0,) if donate else ()) for donate in (False, True)
+        }
 
     def begin(self, state: State) -> tuple["Resident", State]:
         """(the store of a new state, that state with it)."""
@@ -40,7 +43,8 @@ class Resident:
         return self.population
 
     def union(self, cohorts: Sequence[Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """(whose rows a dispatch of these rounds brings, where each cohort's are among them): None where a client's position says that."""
+        """(whose rows a dispatch of these rounds brings, where each cohort's are among them): None where a
+        client's position says that."""
         return np.zeros(0, np.int64), None
 
     def bring(self, state: State, who: np.ndarray, round: int, room: int) -> State:
@@ -58,8 +62,11 @@ class Resident:
             kept = jax.device_get(self._take(kept, self._places(who, room)))
         return Carried(jax.tree.map(np.array, kept))  # to be written to
 
-    def take_back(self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool) -> State:
-        """The state after `round` rounds, with the cohort's rows in the place of those of the state before."""
+    def take_back(
+        self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool
+    ) -> State:
+        """The state after `round` rounds, with the cohort's rows in the place of those of the state
+        before."""
         if not jax.tree.leaves(lent.rows):
             return after._replace(clients=lent.rows)
         return after._replace(clients=self._put[donate](before.clients, self._places(who, room), lent.rows))

@@ -1,12 +1,14 @@
-"""Whether risks are right, from sums: Brier score, calibration curve, intercept, slope and the integrated calibration index.
+"""Whether risks are right, from sums: Brier score, calibration curve, intercept, slope and the integrated
+calibration index.
 
     in the large   y ~ logistic(a + logit p)            a = 0 where as many have the outcome as were expected
     slope          y ~ logistic(a + b logit p)          b < 1: risks are too extreme
     smooth         y ~ logistic(a + s(logit p))         s a natural cubic spline with public knots
     ICI            mean |smooth(p) - p| over people     (Austin and Steyerberg, Statistics in Medicine 38, 2019, by loess there)
 
-Each fit is the pooled fit, by Newton's method: a visit takes coefficients to all sites, and each site sends a gradient and an
-information matrix that add (`recalibration_sums`). The same fit recalibrates a model that was released: `recalibrated`.
+Each fit is the pooled fit, by Newton's method: a visit takes coefficients to all sites, and each site sends a
+gradient and an information matrix that add (`recalibration_sums`). The same fit recalibrates a model that was
+released: `recalibrated`.
 
 >>> outcome, risk = np.array([0, 1, 0, 1, 1, 0]), np.array([0.2, 0.7, 0.4, 0.6, 0.3, 0.5])
 >>> found = recalibrate(lambda told: recalibration_sums(outcome, risk, told, SLOPE), SLOPE)
@@ -69,7 +71,10 @@ class Recalibration(NamedTuple):
 
     def interval(self, i: int, level: float = 0.95) -> Estimate:
         """Coefficient i with Wald's interval."""
-        value, reach = float(self.coefficients[i]), norm.ppf(0.5 + level / 2) * float(np.sqrt(self.covariance[i, i]))
+        value, reach = (
+            float(self.coefficients[i]),
+            norm.ppf(0.5 + level / 2) * float(np.sqrt(self.covariance[i, i])),
+        )
         return Estimate(value, value - reach, value + reach)
 
 
@@ -95,7 +100,9 @@ def bin_sums(outcome: np.ndarray, risk: np.ndarray, edges: np.ndarray) -> BinSum
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
     where, bins = bins_of(risk, edges), len(edges) - 1
-    return BinSums(np.bincount(where, minlength=bins), *(np.bincount(where, each, bins) for each in (risk, outcome)))
+    return BinSums(
+        np.bincount(where, minlength=bins), *(np.bincount(where, each, bins) for each in (risk, outcome))
+    )
 
 
 def curve(found: BinSums, minimum: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,20 +117,27 @@ def expected_calibration_error(found: BinSums) -> float:
     return float(np.abs(found.risk - found.outcome).sum() / found.people.sum())
 
 
-def recalibration_sums(outcome: np.ndarray, risk: np.ndarray, told: np.ndarray, basis: Basis) -> RecalibrationSums:
-    """The site half of one visit: gradient and information of the log likelihood at the coefficients that are told."""
+def recalibration_sums(
+    outcome: np.ndarray, risk: np.ndarray, told: np.ndarray, basis: Basis
+) -> RecalibrationSums:
+    """The site half of one visit: gradient and information of the log likelihood at the coefficients that are
+    told."""
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
     columns, offset = _columns(risk, basis)
     mean = expit(columns @ told + offset)
-    return RecalibrationSums(columns.T @ (outcome - mean), (columns * (mean * (1 - mean))[:, None]).T @ columns)
+    return RecalibrationSums(
+        columns.T @ (outcome - mean), (columns * (mean * (1 - mean))[:, None]).T @ columns
+    )
 
 
-def recalibrate(visit: Callable[[np.ndarray], RecalibrationSums], basis: Basis = SLOPE, *, visits: int = 50) -> Recalibration:
+def recalibrate(
+    visit: Callable[[np.ndarray], RecalibrationSums], basis: Basis = SLOPE, *, visits: int = 50
+) -> Recalibration:
     """The pooled fit: `visit` takes coefficients [d] to all sites and brings the sum of what they send.
 
-    Raises ValueError where the fit does not settle: one outcome only, all risks alike, or risks that separate the outcomes.
-    """
+    Raises ValueError where the fit does not settle: one outcome only, all risks alike, or risks that separate
+    the outcomes."""
     told = _begin(basis)
     for _ in range(visits):
         gradient, information = visit(told)
@@ -150,7 +164,8 @@ def recalibrated(risk: np.ndarray, found: Recalibration) -> np.ndarray:
 
 
 def distance_sums(risk: np.ndarray, found: Recalibration) -> DistanceSums:
-    """The site half of the integrated calibration index: how far risks are from the smooth curve that was fitted."""
+    """The site half of the integrated calibration index: how far risks are from the smooth curve that was
+    fitted."""
     return DistanceSums(len(risk), float(np.abs(recalibrated(risk, found) - risk).sum()))
 
 
@@ -176,19 +191,23 @@ def _columns(risk: np.ndarray, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([np.ones_like(x), x], axis=1), np.zeros_like(x)
     knots = np.asarray(basis, float) if not isinstance(basis, str) else np.zeros(0)
     if len(knots) < 3 or (np.diff(knots) <= 0).any():
-        raise ValueError(f"a calibration basis is {INTERCEPT!r}, {SLOPE!r} or at least three rising knots, got {basis!r}")
+        raise ValueError(
+            f"a calibration basis is {INTERCEPT!r}, {SLOPE!r} or at least three rising knots, got {basis!r}"
+        )
     return np.concatenate([np.ones((len(x), 1)), _natural_spline(x, knots)], axis=1), np.zeros_like(x)
 
 
 def _natural_spline(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """x, and the cubic terms [n, k - 1] that are straight lines beyond the outer knots (Harrell, Regression Modeling Strategies)."""
+    """x, and the cubic terms [n, k - 1] that are straight lines beyond the outer knots (Harrell, Regression
+    Modeling Strategies)."""
     last, before = knots[-1], knots[-2]
 
     def cube(at: float) -> np.ndarray:
         return np.maximum(x - at, 0) ** 3
 
     terms = [
-        (cube(t) - cube(before) * (last - t) / (last - before) + cube(last) * (before - t) / (last - before)) / (last - knots[0]) ** 2
+        (cube(t) - cube(before) * (last - t) / (last - before) + cube(last) * (before - t) / (last - before))
+        / (last - knots[0]) ** 2
         for t in knots[:-2]
     ]
     return np.stack([x, *terms], axis=1)

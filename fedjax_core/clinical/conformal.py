@@ -1,15 +1,18 @@
-"""Sets and intervals that hold the truth with a promised chance, from counts of sites: split conformal prediction.
+"""Sets and intervals that hold the truth with a promised chance, from counts of sites: split conformal
+prediction.
 
-A score says how badly a prediction fits the truth: 1 - probability of the true class, or |outcome - prediction|. Of the n people that
-sites hold out, take the score of rank k = ceil((n + 1) (1 - alpha)) among all of them pooled. A new person of the same kind has a score
-no larger with chance k / (n + 1) or more, whatever the model (Vovk, Gammerman and Shafer 2005; Lei et al., JASA 113, 2018). Where n is too
-small for the rank, the threshold is infinite: everything is in the set.
+A score says how badly a prediction fits the truth: 1 - probability of the true class, or |outcome -
+prediction|. Of the n people that sites hold out, take the score of rank k = ceil((n + 1) (1 - alpha)) among
+all of them pooled. A new person of the same kind has a score no larger with chance k / (n + 1) or more,
+whatever the model (Vovk, Gammerman and Shafer 2005; Lei et al., JASA 113, 2018). Where n is too small for the
+rank, the threshold is infinite: everything is in the set.
 
-Sites send counts of scores on a public grid, which add. The threshold is the right end of the bin that has the rank: coverage is kept, and
-exceeds that of the exact score by the share of people in the bin at most. More `visits` refine that bin. A group has its promise for itself
-by its own rank (`thresholds`). To average the sites' own quantiles is not valid: a site of many easy people and one of few hard ones
-give too small a threshold, as a test of this module shows. The promise is for a person drawn from the pooled people, not
-for each site: `coverage` by site tells how far they are apart.
+Sites send counts of scores on a public grid, which add. The threshold is the right end of the bin that has
+the rank: coverage is kept, and exceeds that of the exact score by the share of people in the bin at most.
+More `visits` refine that bin. A group has its promise for itself by its own rank (`thresholds`). To average
+the sites' own quantiles is not valid: a site of many easy people and one of few hard ones give too small a
+threshold, as a test of this module shows. The promise is for a person drawn from the pooled people, not for
+each site: `coverage` by site tells how far they are apart.
 
 >>> scores = [np.arange(1, 20) / 20, np.arange(1, 19) / 20]
 >>> found = threshold(lambda edges: sum(score_counts(each, edges) for each in scores), alpha=0.1, low=0.0, high=1.0, bins=20)
@@ -38,20 +41,29 @@ class Threshold(NamedTuple):
 
 
 def score_counts(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The site half: how many scores are at most edges[0], in each (edges[b], edges[b + 1]], and above: [G + 2]."""
+    """The site half: how many scores are at most edges[0], in each (edges[b], edges[b + 1]], and above: [G +
+    2]."""
     scores = np.asarray(scores, float)
     if np.isnan(scores).any():
-        raise ValueError("a score is not a number: leave out people for whom the model gives none, and say how many")
+        raise ValueError(
+            "a score is not a number: leave out people for whom the model gives none, and say how many"
+        )
     return np.bincount(np.searchsorted(edges, scores, side="left"), minlength=len(edges) + 1)
 
 
 def threshold(
-    visit: Callable[[np.ndarray], np.ndarray], *, alpha: float, low: float, high: float, bins: int = 1000, visits: int = 1
+    visit: Callable[[np.ndarray], np.ndarray],
+    *,
+    alpha: float,
+    low: float,
+    high: float,
+    bins: int = 1000,
+    visits: int = 1,
 ) -> Threshold:
     """The pooled threshold: `visit` takes edges to all sites, and brings the sum of their `score_counts`.
 
-    Scores are to be between `low` and `high`. Each further visit divides the bin that has the rank by `bins` once more, which tells of
-    ever fewer people: a site's minimum may stop it.
+    Scores are to be between `low` and `high`. Each further visit divides the bin that has the rank by `bins`
+    once more, which tells of ever fewer people: a site's minimum may stop it.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is the share of people who may be missed, between 0 and 1, got {alpha!r}")
@@ -65,7 +77,9 @@ def threshold(
             return Threshold(inf, -inf, people, people + 1, 1.0)
         place = int(np.searchsorted(np.cumsum(counts), rank))
         if place > bins:
-            raise ValueError(f"the score of rank {rank} of {people} is above {high}, the end of the public grid: give a higher one")
+            raise ValueError(
+                f"the score of rank {rank} of {people} is above {high}, the end of the public grid: give a higher one"
+            )
         if place == 0:
             return Threshold(low, -inf, people, rank, rank / (people + 1))
         low, high = float(edges[place - 1]), float(edges[place])
@@ -73,9 +87,15 @@ def threshold(
 
 
 def thresholds(
-    visit: Callable[[np.ndarray], dict[Hashable, np.ndarray]], *, alpha: float, low: float, high: float, bins: int = 1000
+    visit: Callable[[np.ndarray], dict[Hashable, np.ndarray]],
+    *,
+    alpha: float,
+    low: float,
+    high: float,
+    bins: int = 1000,
 ) -> dict[Hashable, Threshold]:
-    """A threshold for each group, with the promise for each: `visit` brings the summed counts of each group."""
+    """A threshold for each group, with the promise for each: `visit` brings the summed counts of each
+    group."""
     edges = np.linspace(low, high, bins + 1)
     found = visit(edges)
 

@@ -1,15 +1,17 @@
 """Performance by subgroup, and the gaps between subgroups with intervals, from counts of each group.
 
-A group with fewer than `minimum` people of an outcome is withheld, with the reason. The total less all that is shown tells of those who are
-withheld: so the smallest of the others is withheld as well, until they are at least two groups, and together not too few.
+A group with fewer than `minimum` people of an outcome is withheld, with the reason. The total less all that
+is shown tells of those who are withheld: so the smallest of the others is withheld as well, until they are at
+least two groups, and together not too few.
 
     equal opportunity   largest gap in sensitivity            (Hardt, Price and Srebro, NeurIPS 2016)
     equalised odds      that, and the gap in 1 - specificity
     parity              largest gap in the share who are positive
     discrimination      largest gap in AUROC
 
-A gap is between the two groups that are furthest apart; its interval is for those two as if they had been named before, by Newcombe's
-method for shares (Statistics in Medicine 17, 1998) and DeLong's for the AUROC. So with many groups a gap is expected by chance.
+A gap is between the two groups that are furthest apart; its interval is for those two as if they had been
+named before, by Newcombe's method for shares (Statistics in Medicine 17, 1998) and DeLong's for the AUROC. So
+with many groups a gap is expected by chance.
 
 >>> from fedjax_core.clinical.ranks import counts, grid
 >>> rng = np.random.default_rng(0)
@@ -45,7 +47,8 @@ class Subgroups(NamedTuple):
 
 
 def releasable(groups: Mapping[str, Counts], minimum: int) -> Subgroups:
-    """Groups with at least `minimum` people with and without the outcome; no single group can be had from the total of all."""
+    """Groups with at least `minimum` people with and without the outcome; no single group can be had from the
+    total of all."""
     small = {
         name: f"fewer than {minimum} people with or without the outcome"
         for name, each in groups.items()
@@ -63,17 +66,25 @@ def releasable(groups: Mapping[str, Counts], minimum: int) -> Subgroups:
 def by_subgroup(
     groups: Mapping[str, Counts], edges: np.ndarray, threshold: float, *, minimum: int = 10
 ) -> dict[str, tuple[Estimate, AtThreshold] | str]:
-    """AUROC with DeLong's interval and the rates at a threshold, for each group; of one that is withheld, the reason."""
+    """AUROC with DeLong's interval and the rates at a threshold, for each group; of one that is withheld, the
+    reason."""
     shown, withheld = releasable(groups, minimum)
     found: dict[str, tuple[Estimate, AtThreshold] | str] = dict(withheld)
-    return found | {name: (delong(each), at_threshold(each, edges, threshold)) for name, each in shown.items()}
+    return found | {
+        name: (delong(each), at_threshold(each, edges, threshold)) for name, each in shown.items()
+    }
 
 
-def gaps(groups: Mapping[str, Counts], edges: np.ndarray, threshold: float, *, minimum: int = 10) -> dict[str, Gap]:
-    """The largest gap between groups that may be shown, for each of four measures; raises ValueError where fewer than two may."""
+def gaps(
+    groups: Mapping[str, Counts], edges: np.ndarray, threshold: float, *, minimum: int = 10
+) -> dict[str, Gap]:
+    """The largest gap between groups that may be shown, for each of four measures; raises ValueError where
+    fewer than two may."""
     shown, withheld = releasable(groups, minimum)
     if len(shown) < 2:
-        raise ValueError(f"a gap needs two groups of at least {minimum} people of each outcome; withheld: {sorted(withheld)}")
+        raise ValueError(
+            f"a gap needs two groups of at least {minimum} people of each outcome; withheld: {sorted(withheld)}"
+        )
     place = int(np.argmin(np.abs(edges - threshold)))
     at_threshold(next(iter(shown.values())), edges, threshold)  # that it is an edge
     found: dict[str, Gap] = {}

@@ -1,8 +1,9 @@
 """Figures of the performance of methods, as PNG files: convergence, hospitals side by side, calibration.
 
-Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart; line styles and markers differ as well,
-so that the figures survive a grey printer. A method keeps the look that it was given in the first figure of a process in all others. A
-score interval, which is of a wider kind than the bootstrap's, has a hollow marker and a dashed bar.
+Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart; line styles and
+markers differ as well, so that the figures survive a grey printer. A method keeps the look that it was given
+in the first figure of a process in all others. A score interval, which is of a wider kind than the
+bootstrap's, has a hollow marker and a dashed bar.
 
 >>> import tempfile
 >>> convergence({"FedAvg": [0.7, 0.5, 0.4]}, f"{tempfile.mkdtemp()}/loss.png", ylabel="training loss").name
@@ -19,7 +20,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedjax_core.clinical.performance import METRICS, Assessment, Predictions, calibration_curve, estimate, names_of, wilson
+from fedjax_core.clinical.performance import (
+    METRICS,
+    Assessment,
+    Predictions,
+    calibration_curve,
+    estimate,
+    names_of,
+    wilson,
+)
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
@@ -44,8 +53,12 @@ def look(method: str) -> Look:
     """How this method is drawn, in every figure of this process alike."""
     if method not in _looks:
         i = len(_looks)
-        styles = _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)]  # so that methods of one colour differ in their lines
-        _looks[method] = Look(_COLOURS[i % len(_COLOURS)], styles, _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)])
+        styles = _STYLES[
+            (i + i // len(_COLOURS)) % len(_STYLES)
+        ]  # so that methods of one colour differ in their lines
+        _looks[method] = Look(
+            _COLOURS[i % len(_COLOURS)], styles, _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+        )
     return _looks[method]
 
 
@@ -53,18 +66,25 @@ Curve = Sequence[float] | tuple[Sequence[float] | np.ndarray, Sequence[float] | 
 """The values after rounds 1, 2, ...; or (rounds, values), as `History.curve` has them."""
 
 
-def convergence(curves: Mapping[str, Curve], path: str | Path, *, ylabel: str, level: Mapping[str, float] | None = None) -> Path:
-    """A line a method over the rounds, written to `path`; `level` adds horizontal lines for methods that have no rounds.
+def convergence(
+    curves: Mapping[str, Curve], path: str | Path, *, ylabel: str, level: Mapping[str, float] | None = None
+) -> Path:
+    """A line a method over the rounds, written to `path`; `level` adds horizontal lines for methods that have
+    no rounds.
 
     A value that is not finite is a gap in its line.
     """
     figure, axes = _figure(6.4, 4.0)
-    widths = np.linspace(3.2, 1.4, len(curves))  # later lines lie above and are thinner, so that equal ones are all seen
+    widths = np.linspace(
+        3.2, 1.4, len(curves)
+    )  # later lines lie above and are thinner, so that equal ones are all seen
     for (name, curve), width in zip(curves.items(), widths, strict=True):
         given = isinstance(curve, tuple) and len(curve) == 2 and np.ndim(curve[0]) == 1
         rounds, values = np.asarray(curve) if given else (np.arange(1, len(curve) + 1), np.asarray(curve))
         shown = np.where(np.isfinite(values), values, np.nan)
-        axes.plot(rounds, shown, color=look(name).colour, linestyle=look(name).line, linewidth=width, label=name)
+        axes.plot(
+            rounds, shown, color=look(name).colour, linestyle=look(name).line, linewidth=width, label=name
+        )
     for name, value in (level or {}).items():
         axes.axhline(value, color=look(name).colour, linestyle=(0, (1, 1)), linewidth=1.2, label=name)
     axes.set(xlabel="round", ylabel=ylabel)
@@ -74,16 +94,23 @@ def convergence(curves: Mapping[str, Curve], path: str | Path, *, ylabel: str, l
     return _save(figure, path)
 
 
-def hospitals(results: Mapping[str, Assessment], metric: str, path: str | Path, sizes: Mapping[str, int] | None = None) -> Path:
-    """A point a method with its 95 % interval, grouped by hospital, written to `path`; `sizes` adds each group's test patients."""
+def hospitals(
+    results: Mapping[str, Assessment], metric: str, path: str | Path, sizes: Mapping[str, int] | None = None
+) -> Path:
+    """A point a method with its 95 % interval, grouped by hospital, written to `path`; `sizes` adds each
+    group's test patients."""
     groups = names_of(results)
     if len(groups) > _MOST_HOSPITALS:
-        raise ValueError(f"a figure shows at most {_MOST_HOSPITALS} hospitals, got {len(groups)}: draw some of them, or print the table")
+        raise ValueError(
+            f"a figure shows at most {_MOST_HOSPITALS} hospitals, got {len(groups)}: draw some of them, or print the table"
+        )
     figure, axes = _figure(min(_MOST_INCHES, 1.6 + 1.25 * len(groups)), 4.2)
     step = 0.78 / len(results)
     for j, (method, found) in enumerate(results.items()):
         estimates = [estimate(method, found, group, metric) for group in groups]
-        value, low, high = (np.array([getattr(each, field) for each in estimates]) for field in ("value", "low", "high"))
+        value, low, high = (
+            np.array([getattr(each, field) for each in estimates]) for field in ("value", "low", "high")
+        )
         score = np.array([each.is_score for each in estimates])
         x = np.arange(len(groups)) + (j - (len(results) - 1) / 2) * step
         error = np.nan_to_num(np.stack([value - low, high - value]))
@@ -98,16 +125,32 @@ def hospitals(results: Mapping[str, Assessment], metric: str, path: str | Path, 
             axes.errorbar(x[~score], value[~score], yerr=error[:, ~score], label=method, **drawn)
         if score.any():
             label = None if (~score).any() else method
-            _, _, bars = axes.errorbar(x[score], value[score], yerr=error[:, score], label=label, markerfacecolor="white", **drawn)
+            _, _, bars = axes.errorbar(
+                x[score], value[score], yerr=error[:, score], label=label, markerfacecolor="white", **drawn
+            )
             bars[0].set_linestyle("--")
-    if not any(np.isfinite(estimate(method, found, group, metric).value) for method, found in results.items() for group in groups):
-        axes.text(0.5, 0.5, "not defined at any hospital", transform=axes.transAxes, ha="center", va="center", color="0.45")
+    if not any(
+        np.isfinite(estimate(method, found, group, metric).value)
+        for method, found in results.items()
+        for group in groups
+    ):
+        axes.text(
+            0.5,
+            0.5,
+            "not defined at any hospital",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color="0.45",
+        )
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.88", linewidth=0.8)
     names = [f"{group}\n(n = {sizes[group]})" if sizes and group in sizes else group for group in groups]
     axes.set_xticks(range(len(groups)), names)
     kinds = (
-        " (hollow: score)" if any(estimate(m, found, group, metric).is_score for m, found in results.items() for group in groups) else ""
+        " (hollow: score)"
+        if any(estimate(m, found, group, metric).is_score for m, found in results.items() for group in groups)
+        else ""
     )
     axes.set(ylabel=f"{METRICS[metric]}, 95 % interval{kinds}", xlim=(-0.5, len(groups) - 0.5))
     _legend_above(figure, axes, len(results))
@@ -115,10 +158,11 @@ def hospitals(results: Mapping[str, Assessment], metric: str, path: str | Path, 
 
 
 def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int = 8) -> Path:
-    """Share of patients with the outcome against the risk they were given, a panel a method, written to `path`.
+    """Share of patients with the outcome against the risk they were given, a panel a method, written to
+    `path`.
 
-    A point is one of `groups` equal parts of the patients, ordered by risk; its bar is Wilson's 95 % interval for the share.
-    """
+    A point is one of `groups` equal parts of the patients, ordered by risk; its bar is Wilson's 95 % interval
+    for the share."""
     if not found:
         raise ValueError("a calibration figure needs at least one method: {method: Predictions}")
     columns = min(len(found), 3)
@@ -131,7 +175,15 @@ def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int 
         (colour, _, marker), (risk, share, count) = look(name), calibration_curve(each, groups)
         low, high = wilson(share, count)
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=(0, (4, 3)))
-        axes.errorbar(risk, share, yerr=np.stack([share - low, high - share]), fmt=marker, color=colour, markersize=5, elinewidth=1.2)
+        axes.errorbar(
+            risk,
+            share,
+            yerr=np.stack([share - low, high - share]),
+            fmt=marker,
+            color=colour,
+            markersize=5,
+            elinewidth=1.2,
+        )
         axes.plot(risk, share, color=colour, linewidth=1, alpha=0.6)
         axes.set_title(name if len(sizes) == 1 else f"{name}, n = {len(each.risk)}", fontsize="medium")
         axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
@@ -143,7 +195,9 @@ def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int 
     for axes in panels[max(0, len(found) - columns) : len(found)]:  # also where the row below is not full
         axes.tick_params(labelbottom=True)
     number = f", n = {min(sizes)}" if len(sizes) == 1 else ""
-    figure.supxlabel(f"predicted risk, at most {groups} groups of nearly equal size{number}", fontsize="medium")
+    figure.supxlabel(
+        f"predicted risk, at most {groups} groups of nearly equal size{number}", fontsize="medium"
+    )
     figure.supylabel("share with the outcome, 95 % interval", fontsize="medium")
     return _save(figure, path)
 
@@ -163,7 +217,9 @@ def _plain(axes: Axes) -> None:
 
 
 def _legend_above(figure: Figure, axes: Axes, columns: int) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(columns, 6), frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(columns, 6), frameon=False
+    )
 
 
 def _save(figure: Figure, path: str | Path) -> Path:

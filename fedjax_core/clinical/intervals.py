@@ -1,13 +1,15 @@
-"""Intervals for an AUROC, and for the gap between two models, in memory that does not grow with the number of people.
+"""Intervals for an AUROC, and for the gap between two models, in memory that does not grow with the number of
+people.
 
-`delong` and `bootstrap` need no more than the counts of `ranks`. A person's placement is the share of people of the other outcome
-who are ranked on the right side; with placements V of the a people with and W of the c people without the outcome,
+`delong` and `bootstrap` need no more than the counts of `ranks`. A person's placement is the share of people
+of the other outcome who are ranked on the right side; with placements V of the a people with and W of the c
+people without the outcome,
 
     var(AUROC) = var(V) / a + var(W) / c
 
-DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. Two models on the same people need one more visit: `placements` are told,
-and each site sends sums of their products (`paired_sums`). The bootstrap draws people with replacement: how many of them fall into
-each bin is multinomial, so counts are drawn and not people.
+DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. Two models on the same people need one more visit:
+`placements` are told, and each site sends sums of their products (`paired_sums`). The bootstrap draws people
+with replacement: how many of them fall into each bin is multinomial, so counts are drawn and not people.
 
 >>> from fedjax_core.clinical.ranks import auroc, counts, grid
 >>> found = counts(np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9, 0.8]), grid(10))
@@ -60,7 +62,8 @@ class Comparison(NamedTuple):
 
 
 def placements(found: Counts) -> Placements:
-    """The placement of a person in each bin, ties counted half; raises ValueError where all people have the same outcome."""
+    """The placement of a person in each bin, ties counted half; raises ValueError where all people have the
+    same outcome."""
     ill, well = (np.asarray(each, float) for each in found)
     if not ill.sum() or not well.sum():
         raise ValueError("an AUROC needs people with the outcome and people without it")
@@ -70,7 +73,12 @@ def placements(found: Counts) -> Placements:
 
 def variance(found: Counts) -> float:
     """DeLong's variance of the AUROC; NaN of fewer than two people of an outcome."""
-    return float(sum(_variance(place, np.asarray(count, float)) for place, count in zip(placements(found), found, strict=True)))
+    return float(
+        sum(
+            _variance(place, np.asarray(count, float))
+            for place, count in zip(placements(found), found, strict=True)
+        )
+    )
 
 
 def delong(found: Counts, level: float = 0.95) -> Estimate:
@@ -83,8 +91,11 @@ def delong(found: Counts, level: float = 0.95) -> Estimate:
     return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
-def paired_sums(outcome: np.ndarray, risks: np.ndarray, edges: np.ndarray, told: list[Placements]) -> PairedSums:
-    """The site half of a comparison: risks [M, n] of M models, and the placements that all sites' counts gave for each."""
+def paired_sums(
+    outcome: np.ndarray, risks: np.ndarray, edges: np.ndarray, told: list[Placements]
+) -> PairedSums:
+    """The site half of a comparison: risks [M, n] of M models, and the placements that all sites' counts gave
+    for each."""
     outcome = np.asarray(outcome, float)
     for risk in risks:
         check(outcome, np.asarray(risk, float))
@@ -109,7 +120,12 @@ def compare(found: PairedSums) -> Comparison:
 
 
 def bootstrap(
-    found: Counts, statistic: Callable[[Counts], float], *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    found: Counts,
+    statistic: Callable[[Counts], float],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Estimate:
     """Any number of counts, with the middle 95 % of it over people drawn again with replacement.
 

@@ -1,15 +1,18 @@
-"""Whether a model that was released still fits: shift of its inputs or risks, and outcomes that get worse or better than expected.
+"""Whether a model that was released still fits: shift of its inputs or risks, and outcomes that get worse or
+better than expected.
 
     PSI     sum_b (now_b - then_b) log(now_b / then_b)     over shares of people in bins of a grid (below 0.1 is usually called stable)
     CUSUM   C <- max(0, C + W),  an alarm where C >= limit
 
-W adds over people and sites: it is the log likelihood ratio of odds `ratio` times as high as the model says, against the model,
+W adds over people and sites: it is the log likelihood ratio of odds `ratio` times as high as the model says,
+against the model,
 
     y log(ratio) - log(1 - p + ratio p)
 
-Steiner, Cook, Farewell and Treasure, "Monitoring surgical performance using risk-adjusted cumulative sum charts", Biostatistics 1, 2000.
-Sites send one sum of W for each period. The limit is found by simulation, so that without any change the first alarm comes after
-`run_length` periods on average; that mean comes with its standard error. What mends a shift is `calibration.recalibrate`.
+Steiner, Cook, Farewell and Treasure, "Monitoring surgical performance using risk-adjusted cumulative sum
+charts", Biostatistics 1, 2000. Sites send one sum of W for each period. The limit is found by simulation, so
+that without any change the first alarm comes after `run_length` periods on average; that mean comes with its
+standard error. What mends a shift is `calibration.recalibrate`.
 
 >>> float(round(population_stability_index(np.array([50, 50]), np.array([60, 40])), 4))
 0.0405
@@ -72,7 +75,9 @@ def population_stability_index(then: np.ndarray, now: np.ndarray) -> float:
     """
     then, now = np.asarray(then, float), np.asarray(now, float)
     if then.shape != now.shape or then.ndim != 1 or not then.sum() or not now.sum():
-        raise ValueError(f"PSI compares counts of people in the same bins, some in each; got shapes {then.shape} and {now.shape}")
+        raise ValueError(
+            f"PSI compares counts of people in the same bins, some in each; got shapes {then.shape} and {now.shape}"
+        )
     if (then < 0).any() or (now < 0).any():
         raise ValueError("counts of people are at least 0")
     if (then == 0).any() or (now == 0).any():
@@ -82,7 +87,8 @@ def population_stability_index(then: np.ndarray, now: np.ndarray) -> float:
 
 
 def weights(outcome: np.ndarray, risk: np.ndarray, ratio: float = 2.0) -> np.ndarray:
-    """W [n] of each person, for odds `ratio` times as high as the model says: above 1 looks for worse, below 1 for better."""
+    """W [n] of each person, for odds `ratio` times as high as the model says: above 1 looks for worse, below
+    1 for better."""
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
     _ratio(ratio)
@@ -95,17 +101,28 @@ def weight_sum(outcome: np.ndarray, risk: np.ndarray, ratio: float = 2.0) -> flo
 
 
 def run_length(
-    limit: float, risks: np.ndarray, *, people: int = 1, ratio: float = 2.0, truth: float = 1.0, runs: int = 2000, seed: int = 0
+    limit: float,
+    risks: np.ndarray,
+    *,
+    people: int = 1,
+    ratio: float = 2.0,
+    truth: float = 1.0,
+    runs: int = 2000,
+    seed: int = 0,
 ) -> RunLength:
-    """Periods until an alarm, by simulation: `people` a period with risks [m] drawn from these, whose odds are `truth` times the model's.
+    """Periods until an alarm, by simulation: `people` a period with risks [m] drawn from these, whose odds
+    are `truth` times the model's.
 
     `truth=1` is the run length without a change, and `truth=ratio` the delay of an alarm.
     """
     return _mean(_first_alarm(limit, risks, people, ratio, truth, runs, seed))
 
 
-def limit_for(length: float, risks: np.ndarray, *, people: int = 1, ratio: float = 2.0, runs: int = 2000, seed: int = 0) -> Limit:
-    """The lowest limit whose mean run length without a change is at least `length` periods, to a thousandth, and what it was."""
+def limit_for(
+    length: float, risks: np.ndarray, *, people: int = 1, ratio: float = 2.0, runs: int = 2000, seed: int = 0
+) -> Limit:
+    """The lowest limit whose mean run length without a change is at least `length` periods, to a thousandth,
+    and what it was."""
     if not length >= 1:
         raise ValueError(f"a run length is at least 1 period, got {length!r}")
     low, high = 0.0, 1.0
@@ -120,8 +137,11 @@ def limit_for(length: float, risks: np.ndarray, *, people: int = 1, ratio: float
     return Limit(high, run_length(high, risks, people=people, ratio=ratio, runs=runs, seed=seed + 1))
 
 
-def _first_alarm(limit: float, risks: np.ndarray, people: int, ratio: float, truth: float, runs: int, seed: int) -> np.ndarray:
-    """The period [runs] of each run's first alarm; every run draws the same for any limit, so that lengths grow with it."""
+def _first_alarm(
+    limit: float, risks: np.ndarray, people: int, ratio: float, truth: float, runs: int, seed: int
+) -> np.ndarray:
+    """The period [runs] of each run's first alarm; every run draws the same for any limit, so that lengths
+    grow with it."""
     at_least(1, people=people, runs=runs)
     risks = np.asarray(risks, float)
     check(np.zeros_like(risks), risks)
@@ -140,14 +160,21 @@ def _first_alarm(limit: float, risks: np.ndarray, people: int, ratio: float, tru
         value = np.maximum(0, value + (down[who] + ill * np.log(ratio)).sum(axis=1))
         alarm[(alarm == 0) & (value >= limit)] = period
         if period > _LONGEST:
-            raise ValueError(f"after {_LONGEST} periods runs are still without an alarm: take a lower limit or run length")
+            raise ValueError(
+                f"after {_LONGEST} periods runs are still without an alarm: take a lower limit or run length"
+            )
     return alarm
 
 
 def _mean(alarm: np.ndarray) -> RunLength:
-    return RunLength(float(alarm.mean()), float(alarm.std(ddof=1) / np.sqrt(len(alarm))) if len(alarm) > 1 else float("nan"))
+    return RunLength(
+        float(alarm.mean()),
+        float(alarm.std(ddof=1) / np.sqrt(len(alarm))) if len(alarm) > 1 else float("nan"),
+    )
 
 
 def _ratio(ratio: float, name: str = "ratio", *, one: bool = False) -> None:
     if not 0 < ratio < np.inf or (ratio == 1 and not one):
-        raise ValueError(f"{name} multiplies odds: a number above 0{'' if one else ' other than 1'}, got {ratio!r}")
+        raise ValueError(
+            f"{name} multiplies odds: a number above 0{'' if one else ' other than 1'}, got {ratio!r}"
+        )

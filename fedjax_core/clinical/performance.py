@@ -1,19 +1,21 @@
-"""What a clinician reads of a model with a yes-or-no outcome: how good it is, hospital by hospital, and how sure one can be.
+"""What a clinician reads of a model with a yes-or-no outcome: how good it is, hospital by hospital, and how
+sure one can be.
 
     auroc        the chance that a patient with the outcome was given a higher risk than one without; ties count half
     accuracy     right at the threshold (default 0.5)
     brier        mean squared gap between risk and outcome
-    calibration  expected calibration error: patients in ten equal-width bins of risk, |mean risk - share with the outcome| in each,
-                 averaged over patients
+    calibration  expected calibration error: patients in ten equal-width bins of risk, |mean risk - share with
+                 the outcome| in each, averaged over patients
 
-Each comes with a 95 % interval: the middle 95 % over patients drawn again with replacement (Efron & Tibshirani, "An Introduction to
-the Bootstrap", 1993). Where every drawn set says the same (14 right of 14) that interval would be a point, as if 14 patients
-proved a perfect model; Wilson's score interval for a share and Newcombe's for an AUROC (Statistics in Medicine 25, 2006) then
-take its place, marked *. The calibration error leans upwards where patients are few, and its interval too: compare methods on the
-same patients, not hospitals of different size.
+Each comes with a 95 % interval: the middle 95 % over patients drawn again with replacement (Efron &
+Tibshirani, "An Introduction to the Bootstrap", 1993). Where every drawn set says the same (14 right of 14)
+that interval would be a point, as if 14 patients proved a perfect model; Wilson's score interval for a share
+and Newcombe's for an AUROC (Statistics in Medicine 25, 2006) then take its place, marked *. The calibration
+error leans upwards where patients are few, and its interval too: compare methods on the same patients, not
+hospitals of different size.
 
-What cannot be told is a - with its reason: a hospital without patients, one for whom the model gives NaN, one outcome only. A hospital
-whose risks are not numbers is left out of the row of all hospitals, which says so.
+What cannot be told is a - with its reason: a hospital without patients, one for whom the model gives NaN, one
+outcome only. A hospital whose risks are not numbers is left out of the row of all hospitals, which says so.
 
 >>> found = assess(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9]), resamples=200)
 >>> found["auroc"].value, found["accuracy"].value
@@ -33,10 +35,17 @@ from fedjax_core.lanes.evaluate import predict
 from fedjax_core.task import Task
 from fedjax_core.types import Params
 
-METRICS = {"auroc": "AUROC", "accuracy": "accuracy", "brier": "Brier score", "calibration": "calibration error"}
+METRICS = {
+    "auroc": "AUROC",
+    "accuracy": "accuracy",
+    "brier": "Brier score",
+    "calibration": "calibration error",
+}
 ALL = "all hospitals"
 _Z = 1.959964  # of the normal distribution, for 95 %
-_DRAWN_BYTES = 32 << 20  # of drawn sets that are looked at together: 16 million patients' counts take 4 such arrays
+_DRAWN_BYTES = (
+    32 << 20
+)  # of drawn sets that are looked at together: 16 million patients' counts take 4 such arrays
 
 
 class Predictions(NamedTuple):
@@ -47,7 +56,8 @@ class Predictions(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval; NaN where there is none. `note` says why, or where the interval is from if not the bootstrap."""
+    """A number with its 95 % interval; NaN where there is none. `note` says why, or where the interval is
+    from if not the bootstrap."""
 
     value: float
     low: float
@@ -74,30 +84,48 @@ Assessment = Mapping[str, Mapping[str, Estimate]]  # {hospital: {metric: Estimat
 
 
 def predictions(task: Task, params: Params, clients: Clients) -> dict[str, Predictions]:
-    """Each hospital's patients, by its id, as the model `params` sees them; `task` predicts one logit a patient (`models.logistic`)."""
+    """Each hospital's patients, by its id, as the model `params` sees them; `task` predicts one logit a
+    patient (`models.logistic`)."""
     logits = np.asarray(predict(task, params, clients), np.float64)
     if logits.ndim != 1:
-        raise ValueError(f"the report is for one logit a patient, but the task predicts {logits.shape[1:]}: use classes=1")
+        raise ValueError(
+            f"the report is for one logit a patient, but the task predicts {logits.shape[1:]}: use classes=1"
+        )
     parts = np.split(expit(logits), clients.offsets[1:-1])
-    return {str(id): Predictions(clients[i]["y"], risk) for i, (id, risk) in enumerate(zip(clients.ids, parts, strict=True))}
+    return {
+        str(id): Predictions(clients[i]["y"], risk)
+        for i, (id, risk) in enumerate(zip(clients.ids, parts, strict=True))
+    }
 
 
-def by_hospital(found: Mapping[str, Predictions], *, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, Estimate]]:
+def by_hospital(
+    found: Mapping[str, Predictions], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, Estimate]]:
     """`assess` for each hospital, then for all their patients together under `ALL`.
 
-    A hospital for whose patients the model gives no number has - in its row, and is not in `ALL`, which names it.
-    """
+    A hospital for whose patients the model gives no number has - in its row, and is not in `ALL`, which names
+    it."""
     if not found or ALL in found:
-        raise ValueError(f"a report needs hospitals, of which none has the name {ALL!r}: that row is of all of them; got {list(found)[:5]}")
+        raise ValueError(
+            f"a report needs hospitals, of which none has the name {ALL!r}: that row is of all of them; got {list(found)[:5]}"
+        )
     odd = [name for name, each in found.items() if not np.isfinite(each.risk).all()]
     rows = {
-        name: _missing("the model gives risks that are not numbers") if name in odd else assess(*each, resamples=resamples, seed=seed)
+        name: _missing("the model gives risks that are not numbers")
+        if name in odd
+        else assess(*each, resamples=resamples, seed=seed)
         for name, each in found.items()
     }
     whole = [each for name, each in found.items() if name not in odd]
-    everybody = assess(*joined(dict(enumerate(whole))), resamples=resamples, seed=seed) if whole else _missing("no hospital has risks")
+    everybody = (
+        assess(*joined(dict(enumerate(whole))), resamples=resamples, seed=seed)
+        if whole
+        else _missing("no hospital has risks")
+    )
     without = f"without {', '.join(odd)}, for whom the model gives risks that are not numbers"
-    return rows | {ALL: {name: one.noted(without) for name, one in everybody.items()} if odd and whole else everybody}
+    return rows | {
+        ALL: {name: one.noted(without) for name, one in everybody.items()} if odd and whole else everybody
+    }
 
 
 def joined(found: Mapping[Any, Predictions]) -> Predictions:
@@ -106,12 +134,19 @@ def joined(found: Mapping[Any, Predictions]) -> Predictions:
 
 
 def assess(
-    outcome: np.ndarray, risk: np.ndarray, *, threshold: float = 0.5, bins: int = 10, resamples: int = 2000, seed: int = 0
+    outcome: np.ndarray,
+    risk: np.ndarray,
+    *,
+    threshold: float = 0.5,
+    bins: int = 10,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
-    """The four metrics of one group of patients, each with its interval; the same seed draws the same patients for every model.
+    """The four metrics of one group of patients, each with its interval; the same seed draws the same
+    patients for every model.
 
-    Of no patients each is -. The memory does not grow with `resamples`: drawn sets are looked at a few at a time.
-    """
+    Of no patients each is -. The memory does not grow with `resamples`: drawn sets are looked at a few at a
+    time."""
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
     if not len(outcome):
@@ -130,17 +165,25 @@ def assess(
             drawn[name][first : first + len(counts)] = metric(counts)
     once = np.ones((1, len(risk)), int)
     found = {name: _estimate(float(metric(once)[0]), drawn[name]) for name, metric in rows.items()}
-    ill, well = int(outcome.sum()), int(len(outcome) - outcome.sum())  # both variances are the same at 1 - share
-    found["accuracy"] = _or_score(found["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome))
-    found["auroc"] = _or_score(found["auroc"], "Newcombe", lambda off: off**2 - _Z**2 * _auroc_variance(off, ill, well))
+    ill, well = (
+        int(outcome.sum()),
+        int(len(outcome) - outcome.sum()),
+    )  # both variances are the same at 1 - share
+    found["accuracy"] = _or_score(
+        found["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome)
+    )
+    found["auroc"] = _or_score(
+        found["auroc"], "Newcombe", lambda off: off**2 - _Z**2 * _auroc_variance(off, ill, well)
+    )
     return found
 
 
 def calibration_curve(found: Predictions, groups: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean risk, share with the outcome, patients) [at most groups], patients sorted by risk and cut into groups of nearly equal size.
+    """(mean risk, share with the outcome, patients) [at most groups], patients sorted by risk and cut into
+    groups of nearly equal size.
 
-    Patients of the same risk are in one group, so that the order in which patients are stored does not matter. Those for whom the
-    model gives no number are left out.
+    Patients of the same risk are in one group, so that the order in which patients are stored does not
+    matter. Those for whom the model gives no number are left out.
     """
     known = np.isfinite(found.risk)
     found = Predictions(np.asarray(found.outcome)[known], np.asarray(found.risk)[known])
@@ -149,7 +192,10 @@ def calibration_curve(found: Predictions, groups: int = 10) -> tuple[np.ndarray,
     group = np.minimum((middle * groups / max(1, len(found.risk))).astype(int), groups - 1)[tied]
     count = np.bincount(group, minlength=groups)
     here = count > 0
-    risk, share = (np.bincount(group, np.asarray(values, float), groups)[here] / count[here] for values in (found.risk, found.outcome))
+    risk, share = (
+        np.bincount(group, np.asarray(values, float), groups)[here] / count[here]
+        for values in (found.risk, found.outcome)
+    )
     return risk, share, count[here]
 
 
@@ -157,19 +203,24 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Wilson's 95 % interval (low, high) for shares found in `count` patients each."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)  # of which the last digit may be beyond
+    return np.clip(middle - half, 0, share), np.clip(
+        middle + half, share, 1
+    )  # of which the last digit may be beyond
 
 
 def names_of(results: Mapping[str, Assessment]) -> list[str]:
     """The names of all rows, of every method, in the order in which they come; `ALL` is the last."""
     if not results:
-        raise ValueError("a table or figure needs at least one method: {method: performance.by_hospital(...)}")
+        raise ValueError(
+            "a table or figure needs at least one method: {method: performance.by_hospital(...)}"
+        )
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     return [name for name in names if name != ALL] + [ALL] * (ALL in names)
 
 
 def estimate(method: str, found: Assessment, hospital: str, metric: str) -> Estimate:
-    """A method's estimate for a hospital: - with the reason where it was not assessed there; raises ValueError for an unknown metric."""
+    """A method's estimate for a hospital: - with the reason where it was not assessed there; raises
+    ValueError for an unknown metric."""
     if metric not in METRICS:
         raise ValueError(f"there is no metric {metric!r}: a report has {', '.join(METRICS)}")
     if hospital not in found:
@@ -182,30 +233,42 @@ def _missing(why: str) -> dict[str, Estimate]:
 
 
 def check(outcome: np.ndarray, risk: np.ndarray) -> None:
-    """Raises ValueError unless these are an outcome of 0 or 1 and a probability for each of the same people."""
+    """Raises ValueError unless these are an outcome of 0 or 1 and a probability for each of the same
+    people."""
     if outcome.shape != risk.shape or outcome.ndim != 1:
-        raise ValueError(f"outcome and risk must be [n] for the same n patients, got shapes {outcome.shape} and {risk.shape}")
+        raise ValueError(
+            f"outcome and risk must be [n] for the same n patients, got shapes {outcome.shape} and {risk.shape}"
+        )
     if not np.isin(outcome, (0, 1)).all():
         raise ValueError(f"outcome must be 0 or 1, found {sorted(set(np.unique(outcome)) - {0.0, 1.0})[:5]}")
     if not ((risk >= 0) & (risk <= 1)).all():  # also NaN
-        raise ValueError(f"risk must be a probability between 0 and 1, found {risk[~((risk >= 0) & (risk <= 1))][:5]}: pass sigmoid(logit)")
+        raise ValueError(
+            f"risk must be a probability between 0 and 1, found {risk[~((risk >= 0) & (risk <= 1))][:5]}: pass sigmoid(logit)"
+        )
 
 
 def _estimate(value: float, drawn: np.ndarray) -> Estimate:
     if np.isnan(value):
         return Estimate(value, np.nan, np.nan, "not defined where all patients have the same outcome")
     defined = drawn[~np.isnan(drawn)]
-    low, high = (float(end) for end in np.percentile(defined, [2.5, 97.5])) if len(defined) else (value, value)
+    low, high = (
+        (float(end) for end in np.percentile(defined, [2.5, 97.5])) if len(defined) else (value, value)
+    )
     if high - low <= 1e-9:  # sums of the same numbers in another order differ in their last digits
-        return Estimate(value, np.nan, np.nan, "no interval, for every drawn set of patients gives the same value")
-    return Estimate(value, min(low, value), max(high, value))  # all drawn calibration errors may lie above the value
+        return Estimate(
+            value, np.nan, np.nan, "no interval, for every drawn set of patients gives the same value"
+        )
+    return Estimate(
+        value, min(low, value), max(high, value)
+    )  # all drawn calibration errors may lie above the value
 
 
 def _or_score(found: Estimate, name: str, outside: Callable[[float], float]) -> Estimate:
-    """Where the bootstrap failed at 0 or 1: the interval from there to the nearest share that the value is 1.96 deviations from.
+    """Where the bootstrap failed at 0 or 1: the interval from there to the nearest share that the value is
+    1.96 deviations from.
 
-    `outside` gives, for the distance of a share from the value, that distance squared less 1.96^2 times the variance at the share.
-    """
+    `outside` gives, for the distance of a share from the value, that distance squared less 1.96^2 times the
+    variance at the share."""
     if not np.isnan(found.low) or found.value not in (0.0, 1.0):
         return found
     low, high = 0.0, 1.0  # of the distance, halved until float64 has no more to give
@@ -218,11 +281,17 @@ def _or_score(found: Estimate, name: str, outside: Callable[[float], float]) -> 
 
 def _auroc_variance(share: float, ill: int, well: int) -> float:
     half = (ill + well) / 2 - 1
-    return share * (1 - share) * (1 + half * (1 - share) / (2 - share) + half * share / (1 + share)) / (ill * well)
+    return (
+        share
+        * (1 - share)
+        * (1 + half * (1 - share) / (2 - share) + half * share / (1 + share))
+        / (ill * well)
+    )
 
 
 def _auroc_of(outcome: np.ndarray, risk: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The AUROC [S] of counts [S, n] of how often each patient is drawn; NaN where a drawn set has one outcome only."""
+    """The AUROC [S] of counts [S, n] of how often each patient is drawn; NaN where a drawn set has one
+    outcome only."""
     order = np.argsort(risk)
     starts = np.flatnonzero(np.r_[True, np.diff(risk[order]) > 0])  # of groups with equal risk
     ill_first = outcome[order].astype(int)

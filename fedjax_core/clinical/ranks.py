@@ -1,13 +1,15 @@
-"""How well a risk ranks people, from counts: AUROC, average precision, sensitivity and specificity, and the decision curve.
+"""How well a risk ranks people, from counts: AUROC, average precision, sensitivity and specificity, and the
+decision curve.
 
-The site half, `counts`, is two histograms of the risk on a public grid: people with the outcome, and people without. They add
-over sites. The centre half is everything else here. With a_b people with and c_b without the outcome in bin b,
+The site half, `counts`, is two histograms of the risk on a public grid: people with the outcome, and people
+without. They add over sites. The centre half is everything else here. With a_b people with and c_b without
+the outcome in bin b,
 
     AUROC = sum_b a_b (c_below(b) + c_b / 2) / (a c)          wrong by at most  sum_b a_b c_b / (2 a c)
 
-because only the order of people in one bin is not known. Average precision is scikit-learn's, with its own two ends. Where every
-distinct risk is a bin of its own (`levels`, if the sites may send them), people in a bin are tied and both are exact.
-Sensitivity, specificity and net benefit are exact at the edges of the grid.
+because only the order of people in one bin is not known. Average precision is scikit-learn's, with its own
+two ends. Where every distinct risk is a bin of its own (`levels`, if the sites may send them), people in a
+bin are tied and both are exact. Sensitivity, specificity and net benefit are exact at the edges of the grid.
 
 Vickers and Elkin, "Decision curve analysis", Medical Decision Making 26, 2006.
 
@@ -62,13 +64,15 @@ class DecisionCurve(NamedTuple):
 
 
 def grid(bins: int = 1000) -> np.ndarray:
-    """Edges [bins + 1] of bins of equal width between 0 and 1; a bin has its left edge, and the last one 1 as well."""
+    """Edges [bins + 1] of bins of equal width between 0 and 1; a bin has its left edge, and the last one 1 as
+    well."""
     at_least(1, bins=bins)
     return np.arange(bins + 1) / bins  # 3 / 10 is the float64 nearest 0.3, which linspace does not give
 
 
 def levels(risks: Iterable[np.ndarray]) -> np.ndarray:
-    """Edges with one bin for each distinct risk of all sites: exact, and for sites that may send each person's risk."""
+    """Edges with one bin for each distinct risk of all sites: exact, and for sites that may send each
+    person's risk."""
     found = np.unique(np.concatenate([np.asarray(risk, float) for risk in risks]))
     return np.append(found, max(1.0, np.nextafter(found[-1], 2.0)))
 
@@ -88,7 +92,8 @@ def counts(outcome: np.ndarray, risk: np.ndarray, edges: np.ndarray) -> Counts:
 
 
 def auroc(found: Counts, *, exact: bool = False) -> Bounded:
-    """The AUROC [Bounded]; `exact` says that all people in a bin have the same risk, so that ties count half and nothing is unknown.
+    """The AUROC [Bounded]; `exact` says that all people in a bin have the same risk, so that ties count half
+    and nothing is unknown.
 
     NaN where all people have the same outcome.
     """
@@ -102,11 +107,12 @@ def auroc(found: Counts, *, exact: bool = False) -> Bounded:
 
 
 def average_precision(found: Counts, *, exact: bool = False) -> Bounded:
-    """The area under precision and recall as scikit-learn has it (`average_precision_score`); NaN where nobody has the outcome.
+    """The area under precision and recall as scikit-learn has it (`average_precision_score`); NaN where
+    nobody has the outcome.
 
-    A bin with a people with and c without, below A and C of them with higher risk, adds least if those without come first, and
-    most if those with are tied and come first: sum_{j <= a} (A + j) / (A + j + C + c) and a (A + a) / (A + a + C).
-    """
+    A bin with a people with and c without, below A and C of them with higher risk, adds least if those
+    without come first, and most if those with are tied and come first: sum_{j <= a} (A + j) / (A + j + C + c)
+    and a (A + a) / (A + a + C)."""
     ill, well = (np.asarray(each, float)[::-1] for each in found)  # from the highest risk
     people = ill.sum()
     if people == 0:
@@ -122,10 +128,13 @@ def average_precision(found: Counts, *, exact: bool = False) -> Bounded:
 
 
 def at_threshold(found: Counts, edges: np.ndarray, threshold: float) -> AtThreshold:
-    """Sensitivity, specificity and predictive values of "positive where risk >= threshold", exact; it must be an edge of the grid."""
+    """Sensitivity, specificity and predictive values of "positive where risk >= threshold", exact; it must be
+    an edge of the grid."""
     place = int(np.searchsorted(edges, threshold - 1e-12))
     if place >= len(edges) or abs(edges[place] - threshold) > 1e-12:
-        raise ValueError(f"threshold {threshold} is not an edge of the grid, where counts are exact: take one of {len(edges)} edges")
+        raise ValueError(
+            f"threshold {threshold} is not an edge of the grid, where counts are exact: take one of {len(edges)} edges"
+        )
     true_positive, false_positive = (int(each[place:].sum()) for each in found)
     false_negative, true_negative = (int(each[:place].sum()) for each in found)
     return AtThreshold(

@@ -1,4 +1,5 @@
-"""Adds what sites send: each site's part is a tuple of arrays, and the sum of all parts is the part of all people together.
+"""Adds what sites send: each site's part is a tuple of arrays, and the sum of all parts is the part of all
+people together.
 
 >>> from fedjax_core.clinical.ranks import Counts
 >>> added([Counts(np.array([1, 2]), np.array([0, 1])), Counts(np.array([3, 0]), np.array([1, 1]))])
@@ -14,7 +15,8 @@ Part = TypeVar("Part", bound=tuple[Any, ...])
 
 
 def added(parts: Iterable[Part]) -> Part:
-    """The sum, field by field, of what all sites sent; raises ValueError of nothing, and where shapes are not the same."""
+    """The sum, field by field, of what all sites sent; raises ValueError of nothing, and where shapes are not
+    the same."""
     parts = list(parts)
     if not parts:
         raise ValueError("there is nothing to add: no site sent its part")
@@ -24,6 +26,8 @@ def added(parts: Iterable[Part]) -> Part:
         shapes = {np.shape(value) for value in values}
         if len(shapes) > 1:
             name = kind._fields[i]
-            raise ValueError(f"sites sent {name} of shapes {sorted(shapes)}: all must use the same grid, knots and groups")
+            raise ValueError(
+                f"sites sent {name} of shapes {sorted(shapes)}: all must use the same grid, knots and groups"
+            )
         fields.append(sum(values[1:], values[0]))
     return kind(*fields)

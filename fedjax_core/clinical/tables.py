@@ -16,8 +16,13 @@ from rich.table import Table
 from fedjax_core.clinical.performance import METRICS, Assessment, estimate, names_of
 
 
-def table(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> Table:
-    """To print in a terminal: for each hospital a row a method, a column a metric; `sizes` adds how many patients stand behind it."""
+def table(
+    results: Mapping[str, Assessment],
+    metrics: Sequence[str] = tuple(METRICS),
+    sizes: Mapping[str, int] | None = None,
+) -> Table:
+    """To print in a terminal: for each hospital a row a method, a column a metric; `sizes` adds how many
+    patients stand behind it."""
     made = Table(title="test patients, 95 % intervals", title_justify="left")
     for head in ("hospital", "method"):
         made.add_column(head, no_wrap=True)
@@ -25,11 +30,17 @@ def table(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METR
         made.add_column(METRICS[metric], no_wrap=True, justify="right")
     for group, rows in _rows(results, metrics, sizes):
         for i, (method, cells) in enumerate(rows):
-            made.add_row(escape(group) if i == 0 else "", escape(method), *cells, end_section=i == len(rows) - 1)
+            made.add_row(
+                escape(group) if i == 0 else "", escape(method), *cells, end_section=i == len(rows) - 1
+            )
     return made
 
 
-def markdown(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS), sizes: Mapping[str, int] | None = None) -> str:
+def markdown(
+    results: Mapping[str, Assessment],
+    metrics: Sequence[str] = tuple(METRICS),
+    sizes: Mapping[str, int] | None = None,
+) -> str:
     """The same table as text for a README or a paper, and what its - and * stand for."""
     heads = ["hospital", "method", *(METRICS[metric] for metric in metrics)]
     lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(metrics) + "|"]
@@ -39,15 +50,21 @@ def markdown(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(M
 
 
 def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS)) -> list[str]:
-    """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it concerns."""
+    """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it
+    concerns."""
     where: dict[tuple[str, str, str], dict[str, None]] = {}
     for method, found in results.items():
         for hospital in names_of(results):
             for metric in metrics:
                 one = estimate(method, found, hospital, metric)
                 if one.note:
-                    where.setdefault(("-" if np.isnan(one.value) else "*", metric, one.note), {})[hospital] = None
-    return [f"{sign} {METRICS[metric]} ({', '.join(hospitals)}): {note}" for (sign, metric, note), hospitals in where.items()]
+                    where.setdefault(("-" if np.isnan(one.value) else "*", metric, one.note), {})[
+                        hospital
+                    ] = None
+    return [
+        f"{sign} {METRICS[metric]} ({', '.join(hospitals)}): {note}"
+        for (sign, metric, note), hospitals in where.items()
+    ]
 
 
 def _rows(
@@ -56,7 +73,10 @@ def _rows(
     """Each hospital's name, and for each method its cells."""
     for group in names_of(results):
         name = f"{group} (n = {sizes[group]})" if sizes and group in sizes else group
-        cells = {method: [str(estimate(method, found, group, metric)) for metric in metrics] for method, found in results.items()}
+        cells = {
+            method: [str(estimate(method, found, group, metric)) for metric in metrics]
+            for method, found in results.items()
+        }
         yield name, list(cells.items())
 
 

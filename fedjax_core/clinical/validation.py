@@ -1,14 +1,16 @@
 """How a model does at hospitals that it never saw: leave one out, fit on the others, judge there, and pool.
 
-Internal-external cross-validation: each site is left out once. An effect of each site (AUROC or C-index by their log odds, a calibration
-intercept or slope as it is) is pooled with a random effect of the site, and the prediction interval is for a hospital that is not among
-these: mean -+ t sqrt(tau2 + var(mean)). Steyerberg and Harrell, J Clin Epidemiol 69, 2016; Debray et al., BMJ 356:i6460, 2017.
+Internal-external cross-validation: each site is left out once. An effect of each site (AUROC or C-index by
+their log odds, a calibration intercept or slope as it is) is pooled with a random effect of the site, and the
+prediction interval is for a hospital that is not among these: mean -+ t sqrt(tau2 + var(mean)). Steyerberg
+and Harrell, J Clin Epidemiol 69, 2016; Debray et al., BMJ 356:i6460, 2017.
 
-Where sites differ by no more than their own errors, the prediction interval is too short. Of 12 sites that differ by 0.2, with errors of
-0.1 to 0.25, it held 89 % of new ones; where they differ by 0.5, 94 %. Partlett and Riley, Statistics in Medicine 36, 2017, find the same.
+Where sites differ by no more than their own errors, the prediction interval is too short. Of 12 sites that
+differ by 0.2, with errors of 0.1 to 0.25, it held 89 % of new ones; where they differ by 0.5, 94 %. Partlett
+and Riley, Statistics in Medicine 36, 2017, find the same.
 
-`cross_site` has every model at every site. Both take what fits and what judges as functions, so that they run over a simulator,
-a federation or plain tables alike.
+`cross_site` has every model at every site. Both take what fits and what judges as functions, so that they run
+over a simulator, a federation or plain tables alike.
 
 >>> means = {"a": 0.8, "b": 0.7, "c": 0.9, "d": 0.75}
 >>> found = leave_one_out(list(means), fit=lambda others: others, judge=lambda model, site: Judged(means[site], 0.02), scale="logit")
@@ -56,19 +58,28 @@ def leave_one_out(
     method: Method = "reml",
     hksj: bool = True,
 ) -> LeftOut:
-    """Fits on all sites but one, judges there, for each site; pools on the scale, and says what to expect at a new hospital.
+    """Fits on all sites but one, judges there, for each site; pools on the scale, and says what to expect at
+    a new hospital.
 
     Raises ValueError for fewer than two sites that can tell.
     """
     if len(set(sites)) != len(sites) or len(sites) < 2:
-        raise ValueError(f"to leave one out takes at least two sites with names of their own, got {list(sites)}")
+        raise ValueError(
+            f"to leave one out takes at least two sites with names of their own, got {list(sites)}"
+        )
     return pooled(
-        {site: judge(fit([each for each in sites if each != site]), site) for site in sites}, scale=scale, method=method, hksj=hksj
+        {site: judge(fit([each for each in sites if each != site]), site) for site in sites},
+        scale=scale,
+        method=method,
+        hksj=hksj,
     )
 
 
-def pooled(found: Mapping[str, Judged], *, scale: Scale = "identity", method: Method = "reml", hksj: bool = True) -> LeftOut:
-    """The mean of what sites say, with a random effect of the site; `scale="logit"` is for numbers between 0 and 1."""
+def pooled(
+    found: Mapping[str, Judged], *, scale: Scale = "identity", method: Method = "reml", hksj: bool = True
+) -> LeftOut:
+    """The mean of what sites say, with a random effect of the site; `scale="logit"` is for numbers between 0
+    and 1."""
     if scale not in ("logit", "identity"):
         raise ValueError(f'scale={scale!r} is not known: "logit" or "identity"')
     back: Callable[[float], float] = (lambda x: float(expit(x))) if scale == "logit" else float
@@ -93,9 +104,14 @@ def pooled(found: Mapping[str, Judged], *, scale: Scale = "identity", method: Me
     return LeftOut(shown, back(mean.estimate), ends[0], ends[1], without, mean)
 
 
-def cross_site(models: Mapping[str, Any], sites: Sequence[str], judge: Callable[[Any, str], float]) -> np.ndarray:
-    """The number of every model at every site, [models, sites]: what a site gains from the others' data is read along a column."""
-    return np.array([[judge(model, site) for site in sites] for model in models.values()], float).reshape(len(models), len(sites))
+def cross_site(
+    models: Mapping[str, Any], sites: Sequence[str], judge: Callable[[Any, str], float]
+) -> np.ndarray:
+    """The number of every model at every site, [models, sites]: what a site gains from the others' data is
+    read along a column."""
+    return np.array([[judge(model, site) for site in sites] for model in models.values()], float).reshape(
+        len(models), len(sites)
+    )
 
 
 def _missing(each: Judged, scale: Scale) -> str:

@@ -35,14 +35,19 @@ class Actor:
     def about(self) -> dict[str, Any]:
         """Where this worker is."""
         device = jax.devices()[0]
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "device": f"{device.platform} {device.device_kind}"}
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "device": f"{device.platform} {device.device_kind}",
+        }
 
     def run(self, broadcast: Broadcast, share: Shard) -> ShardResult:
         """A share worked through."""
         return self.worker.run(broadcast, share)
 
     def run_keeping_accumulator(self, broadcast: Broadcast, share: Shard) -> tuple[ShardResult, Any]:
-        """(the same without its accumulator, that): two objects for Ray, of which the second stays on this node until it is asked for."""
+        """(the same without its accumulator, that): two objects for Ray, of which the second stays on this
+        node until it is asked for."""
         done = self.worker.run(broadcast, share)
         return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
 

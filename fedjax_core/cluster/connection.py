@@ -21,7 +21,8 @@ class Connections:
         self._set: list[str] = []
 
     def open(self, address: str | None, cpus: int) -> None:
-        """Connects to the cluster at `address`, else at RAY_ADDRESS; without both starts one here. If connected, uses that."""
+        """Connects to the cluster at `address`, else at RAY_ADDRESS; without both starts one here. If
+        connected, uses that."""
         address = address or os.environ.get("RAY_ADDRESS")
         if not ray.is_initialized():
             self._environment("RAY_USAGE_STATS_ENABLED", "0")

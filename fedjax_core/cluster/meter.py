@@ -17,8 +17,11 @@ class ClusterMeter:
         self.seconds = self.work_seconds = self.compile_seconds = 0.0
         self.rounds = self.clients = self.steps = self.examples = self.places = self.moved = 0
 
-    def add(self, seconds: float, clients: int, done: Sequence[ShardResult], workers: int, moved: int) -> None:
-        """A round of this many clients took so long, and sent so many bytes of what they keep there and back."""
+    def add(
+        self, seconds: float, clients: int, done: Sequence[ShardResult], workers: int, moved: int
+    ) -> None:
+        """A round of this many clients took so long, and sent so many bytes of what they keep there and
+        back."""
         if any(part.compiled for part in done):
             self.compile_seconds += seconds
             return
@@ -32,7 +35,8 @@ class ClusterMeter:
         self.places += sum(part.work.room for part in done)
 
     def report(self) -> dict[str, float]:
-        """Rates, how full the lanes are, and the share of the time that workers were at work; NaN before anything was done."""
+        """Rates, how full the lanes are, and the share of the time that workers were at work; NaN before
+        anything was done."""
 
         def over(a: float, b: float) -> float:
             return a / b if b else math.nan

@@ -1,9 +1,9 @@
 """The driver's side of Ray workers: replaces a worker that dies or hangs, and has others repeat its work.
 
-A share is a pure function of what it is given, so it comes out the same whoever does it and however often. One that kills its workers
-again and again is given up with an error. Tasks and results are pickled by Ray, and anyone who reaches a Ray cluster can run code in it:
-a cluster is one trust domain. What is started here has no dashboard and sends no usage statistics; Ray from 2.60 on guards it by a token.
-"""
+A share is a pure function of what it is given, so it comes out the same whoever does it and however often.
+One that kills its workers again and again is given up with an error. Tasks and results are pickled by Ray,
+and anyone who reaches a Ray cluster can run code in it: a cluster is one trust domain. What is started here
+has no dashboard and sends no usage statistics; Ray from 2.60 on guards it by a token."""
 
 import contextlib
 import logging
@@ -27,7 +27,9 @@ try:
     import ray
     from ray import exceptions as failures
 except ImportError as error:
-    raise ImportError("ClusterSimulator needs Ray, which is not installed: pip install 'fedjax-core[cluster]'") from error
+    raise ImportError(
+        "ClusterSimulator needs Ray, which is not installed: pip install 'fedjax-core[cluster]'"
+    ) from error
 
 from fedjax_core.cluster.actor import Actor, Setup
 from fedjax_core.cluster.connection import connections
@@ -47,8 +49,13 @@ _NUMERICS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
 )
-# Where compiled programs are kept: for workers of this machine, as another kind of processor may not be able to run them.
-_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
+# Where compiled programs are kept: for workers of this machine, as another kind of processor may not be able to
+# run them.
+_CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 
 
 class WorkerHandle:
@@ -68,7 +75,8 @@ class WorkerHandle:
             self.speed = pace if math.isnan(self.speed) else 0.7 * self.speed + 0.3 * pace
 
     def decay_speed(self, best: float) -> None:
-        """Drifts an idle worker's estimated speed towards the best one's, so that a worker once measured slow is tried again."""
+        """Drifts an idle worker's estimated speed towards the best one's, so that a worker once measured slow
+        is tried again."""
         self.speed += 0.2 * max(0.0, best - self.speed)
 
     def __str__(self) -> str:
@@ -104,10 +112,16 @@ class WorkerPool:
             log.warning(
                 "this process holds memory of a GPU that a worker may be given: start it with JAX_PLATFORMS=cpu to leave GPUs to workers"
             )
-        settings = {name: jax.config.values[name] for name in _NUMERICS + (_CACHE if connections.started else ())}
+        settings = {
+            name: jax.config.values[name] for name in _NUMERICS + (_CACHE if connections.started else ())
+        }
         self._setup = ray.put(Setup(_pickled(composed, plan), source, streamed, settings, _path()))
         self._class = ray.remote(Actor).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": self._environment()}
+            num_cpus=cpus,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": self._environment()},
         )
         self.members: list[WorkerHandle] = []
         self._coming: list[WorkerHandle] = []
@@ -144,32 +158,52 @@ class WorkerPool:
 
     def run(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> list[ShardResult]:
         """The results of all shares, in the order given."""
-        return [came.done for came in self._run_all(lambda actor, share: (actor.run.remote(broadcast, share), None), shares, loads)]
+        return [
+            came.done
+            for came in self._run_all(
+                lambda actor, share: (actor.run.remote(broadcast, share), None), shares, loads
+            )
+        ]
 
-    def run_and_merge(self, broadcast: Any, shares: list[Shard], loads: list[float]) -> tuple[list[ShardResult], Any]:
-        """(the results of all shares without accumulators, the merged accumulator). Workers merge, and only the last one is sent here.
+    def run_and_merge(
+        self, broadcast: Any, shares: list[Shard], loads: list[float]
+    ) -> tuple[list[ShardResult], Any]:
+        """(the results of all shares without accumulators, the merged accumulator). Workers merge, and only
+        the last one is sent here.
 
-        If one is lost on the way, all shares are done again and send theirs along: the second part is then None.
-        """
+        If one is lost on the way, all shares are done again and send theirs along: the second part is then
+        None."""
         found = self._run_all(
-            lambda actor, share: actor.run_keeping_accumulator.options(num_returns=2).remote(broadcast, share), shares, loads
+            lambda actor, share: actor.run_keeping_accumulator.options(num_returns=2).remote(
+                broadcast, share
+            ),
+            shares,
+            loads,
         )
         try:
             return [came.done for came in found], self._merged([(came.acc, came.member) for came in found])
         except (failures.RayError, TimeoutError) as error:
-            log.warning("what workers had added up is lost, and all shares are done again: %s", _last_line(error))
+            log.warning(
+                "what workers had added up is lost, and all shares are done again: %s", _last_line(error)
+            )
         return self.run(broadcast, shares, loads), None
 
     def _merged(self, level: list[tuple[Any, WorkerHandle]]) -> Any:
-        """Merges accumulators that lie with workers, in pairs, at the worker that has the first of each pair."""
+        """Merges accumulators that lie with workers, in pairs, at the worker that has the first of each
+        pair."""
 
         def merge(a: tuple[Any, WorkerHandle], b: tuple[Any, WorkerHandle]) -> tuple[Any, WorkerHandle]:
             return a[1].actor.merge.remote(a[0], b[0]), a[1]
 
-        return ray.get(in_pairs(merge, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
+        return ray.get(
+            in_pairs(merge, level)[0], timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds
+        )
 
-    def _run_all(self, begin: Callable[[Any, Shard], tuple[Any, Any]], shares: list[Shard], loads: list[float]) -> list[Completed]:
-        """Every completed share, in the order given; `begin` starts one and returns Ray's references to its result and its accumulator."""
+    def _run_all(
+        self, begin: Callable[[Any, Shard], tuple[Any, Any]], shares: list[Shard], loads: list[float]
+    ) -> list[Completed]:
+        """Every completed share, in the order given; `begin` starts one and returns Ray's references to its
+        result and its accumulator."""
         done: dict[int, Completed] = {}
         waiting: dict[Any, tuple[int, WorkerHandle]] = {}
         apart: dict[Any, Any] = {}
@@ -192,13 +226,18 @@ class WorkerPool:
             s, member = waiting.pop(ready)
             try:
                 if hangs:
-                    raise TimeoutError(f"it finished nothing for {self.hang_seconds:g} s; where shares take that long, raise hang_seconds=")
+                    raise TimeoutError(
+                        f"it finished nothing for {self.hang_seconds:g} s; where shares take that long, raise hang_seconds="
+                    )
                 done[s], member.since = Completed(ray.get(ready), apart[ready], member), time.monotonic()
                 member.record_speed(done[s].done)
                 at_work.add(member)
             except failures.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
-            except (failures.RayError, TimeoutError) as error:  # the worker is gone or hangs, or its node, or the result is gone
+            except (
+                failures.RayError,
+                TimeoutError,
+            ) as error:  # the worker is gone or hangs, or its node, or the result is gone
                 todo = [s, *(other for other, who in waiting.values() if who is member)]
                 waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
                 self._drop(member, error, tries[s])
@@ -209,14 +248,18 @@ class WorkerPool:
         return [done[s] for s in range(len(shares))]
 
     def _next(self, waiting: dict[Any, tuple[int, WorkerHandle]]) -> tuple[Any, bool]:
-        """(the reference that is ready first, False), or (one of a worker that has finished nothing for too long, True)."""
+        """(the reference that is ready first, False), or (one of a worker that has finished nothing for too
+        long, True)."""
         late = min(waiting, key=lambda ref: waiting[ref][1].since)
         left = waiting[late][1].since + self.hang_seconds - time.monotonic()
-        found, _ = ray.wait(list(waiting), num_returns=1, timeout=None if math.isinf(left) else max(0.0, left))
+        found, _ = ray.wait(
+            list(waiting), num_returns=1, timeout=None if math.isinf(left) else max(0.0, left)
+        )
         return (found[0], False) if found else (late, True)
 
     def measure(self, broadcast: Any, share: Shard) -> dict[str, Any]:
-        """What the first worker measures for the program of an exchange; nothing if it dies, hangs or fails, as the others then will."""
+        """What the first worker measures for the program of an exchange; nothing if it dies, hangs or fails,
+        as the others then will."""
         self._fill()
         self._add_ready(wait=not self.members)
         try:
@@ -238,13 +281,18 @@ class WorkerPool:
 
     def _fill(self) -> None:
         """Starts workers in the places of those that died."""
-        self._coming += [WorkerHandle(self._class.remote(self._setup)) for _ in range(self.size - len(self.members) - len(self._coming))]
+        self._coming += [
+            WorkerHandle(self._class.remote(self._setup))
+            for _ in range(self.size - len(self.members) - len(self._coming))
+        ]
 
     def _add_ready(self, *, wait: bool) -> None:
         """Adds the workers that are ready; with `wait`, waits for one."""
         if not self._coming:
             return
-        ready, _ = ray.wait([m.ready for m in self._coming], num_returns=1, timeout=START_SECONDS if wait else 0)
+        ready, _ = ray.wait(
+            [m.ready for m in self._coming], num_returns=1, timeout=START_SECONDS if wait else 0
+        )
         if wait and not ready:
             self.close()
             raise RuntimeError(
@@ -257,7 +305,11 @@ class WorkerPool:
                 member.about = ray.get(member.ready)
             except failures.RayError as error:
                 if self.members:
-                    log.warning("a worker could not start, and %d go on without it: %s", len(self.members), _last_line(error))
+                    log.warning(
+                        "a worker could not start, and %d go on without it: %s",
+                        len(self.members),
+                        _last_line(error),
+                    )
                     continue
                 self.close()
                 raise RuntimeError(f"a worker could not start: {_last_line(error)}") from error
@@ -278,18 +330,30 @@ class WorkerPool:
     def _speeds(self) -> list[float]:
         """Local steps a second of each member; one not measured yet is taken for an average one."""
         known = [m.speed for m in self.members if not math.isnan(m.speed)]
-        return [float(np.mean(known)) if known and math.isnan(m.speed) else m.speed if known else 1.0 for m in self.members]
+        return [
+            float(np.mean(known)) if known and math.isnan(m.speed) else m.speed if known else 1.0
+            for m in self.members
+        ]
 
     def _environment(self) -> dict[str, str]:
-        """Environment of a worker's process: as many threads as it has cores, and no GPU that it did not ask for."""
-        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith("--xla_force_host_platform_device_count")]
+        """Environment of a worker's process: as many threads as it has cores, and no GPU that it did not ask
+        for."""
+        flags = [
+            f
+            for f in os.environ.get("XLA_FLAGS", "").split()
+            if not f.startswith("--xla_force_host_platform_device_count")
+        ]
         if self.cpus <= 1:
             flags.append("--xla_cpu_multi_thread_eigen=false")
         threads = str(max(1, int(self.cpus)))
         found = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
-        found["JAX_PLATFORMS"] = "" if self.gpus else "cpu"  # empty: whatever is there, even if this process keeps to the CPU
+        found["JAX_PLATFORMS"] = (
+            "" if self.gpus else "cpu"
+        )  # empty: whatever is there, even if this process keeps to the CPU
         if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
-            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone
+            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = (
+                f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone
+            )
         if connections.started:  # this machine only: elsewhere the package is installed in its own place
             found["PYTHONPATH"] = os.pathsep.join(_path())
         return found

@@ -1,11 +1,12 @@
-"""The worker's half of an exchange: works through a share of a cohort on the lanes of one process, without Ray.
+"""The worker's half of an exchange: works through a share of a cohort on the lanes of one process, without
+Ray.
 
     ShardResult = Worker.run(Broadcast, Shard)
 
-A pure function of its two arguments, but that what clients keep may be read and written where the share says: it may be done again, by
-another worker on another machine, and comes out the same. Reports are
-added in the client's place in the whole cohort, so that accumulators of different shares merge into that of the cohort.
-"""
+A pure function of its two arguments, but that what clients keep may be read and written where the share says:
+it may be done again, by another worker on another machine, and comes out the same. Reports are
+added in the client's place in the whole cohort, so that accumulators of different shares merge into that of
+the cohort."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -58,7 +59,9 @@ class Shard(NamedTuple):
     counts: np.ndarray  # [k] how often each was drawn
     kept: Lent  # what they keep, or where that lies
     room: Room
-    here: np.ndarray  # [k] bool: who takes part, not having been refused in an exchange before of the same round
+    here: (
+        np.ndarray
+    )  # [k] bool: who takes part, not having been refused in an exchange before of the same round
 
 
 class ShardResult(NamedTuple):
@@ -98,18 +101,22 @@ class Worker:
         begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
         arguments, work = self._arguments(broadcast, share)
         collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
-        kept, touched, each = jax.tree.map(lambda x: x[:k], (collected.kept, collected.touched, collected.each))
+        kept, touched, each = jax.tree.map(
+            lambda x: x[:k], (collected.kept, collected.touched, collected.each)
+        )
         collected = collected._replace(kept=share.kept.write(kept, touched), touched=touched, each=each)
         seconds, compiled = time.perf_counter() - begun, sum(self.traces) > traces
         return ShardResult(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
 
     def measure(self, broadcast: Broadcast, share: Shard) -> dict[str, Any]:
-        """What the program of this exchange has to measure, done by tracing it: one worker does so before all make the program."""
+        """What the program of this exchange has to measure, done by tracing it: one worker does so before all
+        make the program."""
         self._programs[broadcast.exchange].lower(*self._arguments(broadcast, share)[0])
         return _news(broadcast.measured)
 
     def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """(the fastest number of lanes for this model on this device, at most `most`; what was measured beyond what is given)."""
+        """(the fastest number of lanes for this model on this device, at most `most`; what was measured
+        beyond what is given)."""
         tuning_cache.adopt(measured)
         longest = max(self._feeds.values(), key=lambda feed: int(feed.steps[feed.longest].sum()))
         return tune.choose(self.round, *longest.typical(), most), _news(measured)
@@ -123,7 +130,9 @@ class Worker:
         tuning_cache.adopt(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
-        kept = jax.tree.map(lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept.read())
+        kept = jax.tree.map(
+            lambda x: np.concatenate([x, np.zeros((K - k, *x.shape[1:]), x.dtype)]), share.kept.read()
+        )
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
         here = np.pad(share.here, (0, K - k))
         told = from_host((broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key, broadcast.among))
@@ -133,24 +142,41 @@ class Worker:
         """Packs for this exchange, with at least so much room."""
         kind = self.round.algorithm.exchanges[e].work
         feed = self._feeds[kind]
-        if (feed.cohort_size, feed.lanes) != (room.cohort, room.lanes) or feed.capacity[kind] < room.slots[kind]:
+        if (feed.cohort_size, feed.lanes) != (room.cohort, room.lanes) or feed.capacity[kind] < room.slots[
+            kind
+        ]:
             feed.reserve(room.cohort, lanes=room.lanes, devices=1)
             feed.capacity[kind] = room.slots[kind]
             if feed.streamed:
                 feed.room[kind] = room.examples[kind]
         return feed
 
-    def _collect(self, e: int, cohort: int, data: Columns, told: Any, kept: Kept, place: Array, here: Array, packed: Packed) -> Collected:
-        """The program of an exchange, traced once; `told` is what a `Broadcast` says after which exchange it is."""
+    def _collect(
+        self,
+        e: int,
+        cohort: int,
+        data: Columns,
+        told: Any,
+        kept: Kept,
+        place: Array,
+        here: Array,
+        packed: Packed,
+    ) -> Collected:
+        """The program of an exchange, traced once; `told` is what a `Broadcast` says after which exchange it
+        is."""
         self.traces[e] += 1
         kind = self.round.algorithm.exchanges[e].work
         data = jax.tree.map(lambda x: x[0, 0], packed.streamed[kind]) if packed.streamed else data
         places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
         sent, mine, round, key, among = told
         uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
-        state = State(server=(), uplink=uplink, downlink=(), aggregator=(), clients=Kept((), ()), round=round, key=key)
+        state = State(
+            server=(), uplink=uplink, downlink=(), aggregator=(), clients=Kept((), ()), round=round, key=key
+        )
         part = part_of(self.round, cohort, place)
-        return collect(part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here, among, place)
+        return collect(
+            part, e, data, sent, state, jax.tree.map(jnp.asarray, kept), places, schedule, here, among, place
+        )
 
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +195,8 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
 
 
 def check_recovers(composed: Round) -> None:
-    """Raises where dropped-out clients could be made up for only by what others keep, which workers have and the driver has not."""
+    """Raises where dropped-out clients could be made up for only by what others keep, which workers have and
+    the driver has not."""
     state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
     if composed.uplink.recover is not None and jax.tree.leaves(state.clients.uplink):
         raise ValueError(
@@ -179,7 +206,8 @@ def check_recovers(composed: Round) -> None:
 
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
-    """What the shares collected as one, in pairs, in the order given; what is of each client is left to their places."""
+    """What the shares collected as one, in pairs, in the order given; what is of each client is left to their
+    places."""
     bare = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool), each=None) for part in parts]
     return in_pairs(partial(_merge_two, composed.aggregator.merge), bare)
 
@@ -205,7 +233,8 @@ def _merge_two(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> 
 
 
 def of_cohort(parts: Sequence[Each | None], places: Sequence[np.ndarray], position: Any) -> Each | None:
-    """What shares found of each of their clients, who stand at these places of a cohort with these positions [K]."""
+    """What shares found of each of their clients, who stand at these places of a cohort with these positions
+    [K]."""
     if (one := parts[0]) is None:
         return None
     rows = jax.tree.map(lambda x: np.zeros((len(position), *x.shape[1:]), x.dtype), (one.stats, one.weight))
@@ -239,6 +268,10 @@ def from_host(values: Any) -> Any:
     """What `to_host` was given."""
 
     def typed(x: Any) -> Any:
-        return jax.random.wrap_key_data(jnp.asarray(x.data), impl=x.implementation) if isinstance(x, _HostKey) else x
+        return (
+            jax.random.wrap_key_data(jnp.asarray(x.data), impl=x.implementation)
+            if isinstance(x, _HostKey)
+            else x
+        )
 
     return jax.tree.map(typed, values)

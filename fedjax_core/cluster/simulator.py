@@ -1,17 +1,19 @@
-"""The cluster simulator: runs a `Round` on the workers of a Ray cluster, or on several processes of this machine.
+"""The cluster simulator: runs a `Round` on the workers of a Ray cluster, or on several processes of this
+machine.
 
-    message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
+    message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes
+    here, in one place
 
-The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that a cohort is dealt in, not on
-which worker did them, how fast, whether one died on the way, or who merged them: workers do, in pairs, where accumulators are large and
-come from several nodes. All that crosses a round is in the `State`, on the driver; what clients keep may lie beside it, in files of the
-workers.
+The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that
+a cohort is dealt in, not on which worker did them, how fast, whether one died on the way, or who merged them:
+workers do, in pairs, where accumulators are large and come from several nodes. All that crosses a round is in
+the `State`, on the driver; what clients keep may lie beside it, in files of the workers.
 
     with fc.ClusterSimulator(composed, clients, workers=2, batch_size=20) as cluster:
         history = fc.fit(cluster, rounds=100, cohorts=fc.cohorts.uniform(len(clients), size=50))
 
-The round is sent to workers by cloudpickle, with the user's own functions in it: a cluster must be one trust domain.
-"""
+The round is sent to workers by cloudpickle, with the user's own functions in it: a cluster must be one trust
+domain."""
 
 import logging
 import math
@@ -54,26 +56,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedjax_core")
 
-LARGE = 10_000_000  # bytes of an accumulator; those of smaller ones come to the driver along with what else a worker tells
+# bytes of an accumulator; those of smaller ones come to the driver along with what else a worker tells
+LARGE = 10_000_000
 
 
 class ClusterSimulator:
-    """Runs rounds of `composed` over `clients` on `workers`; everything that changes from round to round is in the `State` it is given.
+    """Runs rounds of `composed` over `clients` on `workers`; everything that changes from round to round is
+    in the `State` it is given.
 
-    `batch_size`, `epochs`, `steps`, `order`, `seed`, `lanes` (of one worker) and `stream` are those of `Simulator`. Clients opened from a
-    folder are opened by each worker under the same path; others are sent to each node once. `client_state`: where what clients keep
-    between rounds lies, "device" or "host" of the driver, which sends it to workers and back, or a folder that all nodes see under the same
-    path, in which workers read and write it themselves.
+    `batch_size`, `epochs`, `steps`, `order`, `seed`, `lanes` (of one worker) and `stream` are those of
+    `Simulator`. Clients opened from a folder are opened by each worker under the same path; others are sent
+    to each node once. `client_state`: where what clients keep between rounds lies, "device" or "host" of the
+    driver, which sends it to workers and back, or a folder that all nodes see under the same path, in which
+    workers read and write it themselves.
 
-    Without an `address`, and without one in RAY_ADDRESS, Ray is started on this machine and ended by `close`, unless this process is
-    connected to a cluster already.
-    A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU; start this process with JAX_PLATFORMS=cpu
-    where workers have GPUs, so that it takes none of their memory.
+    Without an `address`, and without one in RAY_ADDRESS, Ray is started on this machine and ended by `close`,
+    unless this process is connected to a cluster already.
+    A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU; start this
+    process with JAX_PLATFORMS=cpu where workers have GPUs, so that it takes none of their memory.
 
-    `shares`: how many parts a cohort is dealt in, by default one a worker. It decides last bits as `lanes` does. With it fixed, say at
-    16, runs of any number of workers agree to the last bit, and faster workers do more shares. Each share may be begun
-    `retries` times again where its worker dies. One that has finished nothing for `hang_seconds` is taken to hang, and ended: let it be
-    well above what a share takes, with its compilation.
+    `shares`: how many parts a cohort is dealt in, by default one a worker. It decides last bits as `lanes`
+    does. With it fixed, say at 16, runs of any number of workers agree to the last bit, and faster workers do
+    more shares. Each share may be begun `retries` times again where its worker dies. One that has finished
+    nothing for `hang_seconds` is taken to hang, and ended: let it be well above what a share takes, with its
+    compilation.
     """
 
     def __init__(
@@ -101,11 +107,17 @@ class ClusterSimulator:
         at_least(1, workers=workers, shares=workers if shares is None else shares)
         at_least(0, retries=retries)
         if not cpus_per_worker > 0:
-            raise ValueError(f"cpus_per_worker must be above 0, got {cpus_per_worker!r}: a worker needs a core, or a part of one")
+            raise ValueError(
+                f"cpus_per_worker must be above 0, got {cpus_per_worker!r}: a worker needs a core, or a part of one"
+            )
         if not hang_seconds > 0:
-            raise ValueError(f"hang_seconds must be above 0, got {hang_seconds!r}; math.inf waits for workers for ever")
+            raise ValueError(
+                f"hang_seconds must be above 0, got {hang_seconds!r}; math.inf waits for workers for ever"
+            )
         if not 0 <= gpus_per_worker <= 1:
-            raise ValueError(f"gpus_per_worker must be from 0 to 1, got {gpus_per_worker!r}: for more GPUs use more workers, one for each")
+            raise ValueError(
+                f"gpus_per_worker must be from 0 to 1, got {gpus_per_worker!r}: for more GPUs use more workers, one for each"
+            )
         self.plan_of_batches = Plan(batch_size, epochs, steps, seed, order)
         check_model(composed, clients, batch_size)
         check_recovers(composed)
@@ -117,7 +129,9 @@ class ClusterSimulator:
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
         self._client_state = _store(client_state, len(clients))
         works = [exchange.work for exchange in composed.algorithm.exchanges]
-        self._steps: dict[Work, np.ndarray] = {work: slots_of(self.plan_of_batches, clients.sizes, work) for work in sorted(set(works))}
+        self._steps: dict[Work, np.ndarray] = {
+            work: slots_of(self.plan_of_batches, clients.sizes, work) for work in sorted(set(works))
+        }
         self._load = np.asarray(sum(self._steps[work] for work in works))
         self._room: Room | None = None
         self._programs: dict[tuple[Any, ...], Any] = {}
@@ -148,7 +162,9 @@ class ClusterSimulator:
     def __enter__(self) -> "ClusterSimulator":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -171,7 +187,8 @@ class ClusterSimulator:
 
     @property
     def lanes(self) -> int:
-        """The number of lanes of a worker; where it was left to be chosen, a worker does that when first asked for."""
+        """The number of lanes of a worker; where it was left to be chosen, a worker does that when first
+        asked for."""
         if self._lanes is None:
             most = max(1, len(self.clients) // self.shares)
             self._lanes, measured = self._open_pool().choose_lanes(most, tuning_cache.entries())
@@ -190,11 +207,13 @@ class ClusterSimulator:
 
     @property
     def traces(self) -> int:
-        """How often a program was made, for the one most often made: more than once means that a cohort outgrew its buffers."""
+        """How often a program was made, for the one most often made: more than once means that a cohort
+        outgrew its buffers."""
         return max(self._traced.values(), default=0)
 
     def resize(self, workers: int) -> None:
-        """Has so many workers from the next round on; cohorts are then dealt in as many shares, unless `shares` was given."""
+        """Has so many workers from the next round on; cohorts are then dealt in as many shares, unless
+        `shares` was given."""
         at_least(1, workers=workers)
         self._open_pool().resize(int(workers))
         if not self._fixed_shares and self.shares != workers:
@@ -216,7 +235,8 @@ class ClusterSimulator:
         return state
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """One round with the clients at these positions: (state, metrics that add). With `donate` the state given is used up."""
+        """One round with the clients at these positions: (state, metrics that add). With `donate` the state
+        given is used up."""
         begun = time.perf_counter()
         cohort = as_cohort(cohort, len(self.clients))
         who, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
@@ -224,9 +244,14 @@ class ClusterSimulator:
         self.reserve(len(who))
         first, shares = int(state.round), self._deal(who, counts)
         assert self._room is not None
-        lent, half = self._client_state.lend(state, who, first, self._room.cohort), state._replace(clients=Kept((), ()))
+        lent, half = (
+            self._client_state.lend(state, who, first, self._room.cohort),
+            state._replace(clients=Kept((), ())),
+        )
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
-        position = np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(np.int32)
+        position = np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(
+            np.int32
+        )
         done: list[ShardResult] = []
         here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
@@ -239,7 +264,9 @@ class ClusterSimulator:
                 lent.take_back(share.places, part.collected.kept, part.collected.touched)
             collected = merge(self.round, [part.collected for part in found])
             collected = collected if acc is None else collected._replace(acc=acc)
-            each = of_cohort([part.collected.each for part in found], [share.places for share in shares], position)
+            each = of_cohort(
+                [part.collected.each for part in found], [share.places for share in shares], position
+            )
             collected = collected._replace(each=each)
             self._accumulator[e] = tree.nbytes(collected.acc)
             conclude = self._program("conclude", partial(self._conclude, e), e)
@@ -247,14 +274,21 @@ class ClusterSimulator:
             metrics = add(metrics, {**collected.metrics, **said, "refused": Sum(collected.refused)})
             done += found
         sizes = self.clients.sizes[who]
-        metrics["clients"], metrics["examples"] = Sum(jnp.float32(here.sum())), Sum(jnp.float32(sizes[here].sum()))
+        metrics["clients"], metrics["examples"] = (
+            Sum(jnp.float32(here.sum())),
+            Sum(jnp.float32(sizes[here].sum())),
+        )
         after, room = half._replace(round=half.round + 1), self._room.cohort
         state = self._client_state.take_back(after, state, who, lent, first + 1, room, donate)
         moved = 2 * sum(tree.nbytes(part.collected.kept) for part in done)
-        self.meter.add(time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._pool.members), moved)
+        self.meter.add(
+            time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._pool.members), moved
+        )
         return state, metrics
 
-    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+    def run_many(
+        self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False
+    ) -> tuple[State, dict[str, Any]]:
         """Many rounds, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R])."""
         checked = [as_cohort(cohort, len(self.clients)) for cohort in cohorts]
         if checked:
@@ -262,19 +296,27 @@ class ClusterSimulator:
         return one_by_one(self.run, state, checked, donate=donate)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
-        """The model on the examples of `clients` (default: those trained on), here; each client on a model of its own where it has one."""
-        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, self._client_state)
+        """The model on the examples of `clients` (default: those trained on), here; each client on a model of
+        its own where it has one."""
+        return evaluate_state(
+            self.round.algorithm, state, self.clients if clients is None else clients, self._client_state
+        )
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
-        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;
+        NaN without examples."""
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
     def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Shard]:
-        """The cohort in shares, without the rows of what clients keep; those that would be empty are left out, but for one."""
+        """The cohort in shares, without the rows of what clients keep; those that would be empty are left
+        out, but for one."""
         assert self._room is not None
         dealt = split_cohort(self._load[who], self.shares)
         dealt = [at for at in dealt if len(at)] or dealt[:1]
-        return [Shard(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool)) for at in dealt]
+        return [
+            Shard(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool))
+            for at in dealt
+        ]
 
     def _among(self, who: np.ndarray, here: np.ndarray) -> Among:
         """The cohort as its clients know it, with as many empty places as there is room."""
@@ -285,10 +327,11 @@ class ClusterSimulator:
     def _exchange(
         self, e: int, sent: Any, half: State, among: Among, shares: list[Shard], lent: Lent, first: int
     ) -> tuple[list[ShardResult], Any]:
-        """(what comes of the shares in one exchange, their accumulators as one where workers have merged them).
+        """(what comes of the shares in one exchange, their accumulators as one where workers have merged
+        them).
 
-        They do where these are large, as was seen the time before, and come from several nodes: all at once they would wait for the
-        driver's link to the network. The bits are the same.
+        They do where these are large, as was seen the time before, and come from several nodes: all at once
+        they would wait for the driver's link to the network. The bits are the same.
         """
         pool = self._open_pool()
         told = Broadcast(
@@ -307,16 +350,32 @@ class ClusterSimulator:
             told = told._replace(measured=tuning_cache.entries())
         self._measured.add(e)
         at_workers = len(shares) > 2 and pool.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
-        found, acc = pool.run_and_merge(pool.put(told), shares, loads) if at_workers else (pool.run(pool.put(told), shares, loads), None)
+        found, acc = (
+            pool.run_and_merge(pool.put(told), shares, loads)
+            if at_workers
+            else (pool.run(pool.put(told), shares, loads), None)
+        )
         for part in reversed(found):  # where two know of an answer, the first counts
-            tuning_cache.adopt({question: answer for question, answer in part.measured.items() if question not in told.measured})
+            tuning_cache.adopt(
+                {
+                    question: answer
+                    for question, answer in part.measured.items()
+                    if question not in told.measured
+                }
+            )
         self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
         return found, acc
 
-    def _conclude(self, e: int, half: State, collected: Collected, among: Among, reported: Array) -> tuple[State, dict[str, Sum]]:
-        nothing = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1)).clients  # which `check_recovers` has seen
+    def _conclude(
+        self, e: int, half: State, collected: Collected, among: Among, reported: Array
+    ) -> tuple[State, dict[str, Sum]]:
+        nothing = jax.eval_shape(
+            lambda: self.round.init(jax.random.key(0), 1)
+        ).clients  # which `check_recovers` has seen
         said = tallies.of_exchange(self.round, e, half, collected.acc, among.here, reported)
-        return program.conclude(self.round, e, half, collected._replace(touched=reported), nothing, among), said
+        return program.conclude(
+            self.round, e, half, collected._replace(touched=reported), nothing, among
+        ), said
 
     def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
         """`do`, jitted when first used."""
@@ -335,7 +394,9 @@ class ClusterSimulator:
 
     def _open_pool(self) -> "WorkerPool":
         if self._disconnect is None:
-            raise RuntimeError("this ClusterSimulator is closed: make another one, which can go on from the same state")
+            raise RuntimeError(
+                "this ClusterSimulator is closed: make another one, which can go on from the same state"
+            )
         return self._pool
 
 

@@ -28,7 +28,8 @@ class Sent(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """Where `Clients.save` wrote the data: on a file system that all nodes share, or a copy under the same name on each."""
+    """Where `Clients.save` wrote the data: on a file system that all nodes share, or a copy under the same
+    name on each."""
 
     path: str
     fingerprint: str
@@ -45,8 +46,11 @@ class Folder(NamedTuple):
 
 
 def source_of(clients: Clients) -> Sent | Folder:
-    """How workers are to get these clients: by folder where they were opened from one, whole, and it is still there."""
-    found = {Path(name).parent for name in map(_file_of, jax.tree.leaves(clients.columns)) if name is not None}
+    """How workers are to get these clients: by folder where they were opened from one, whole, and it is still
+    there."""
+    found = {
+        Path(name).parent for name in map(_file_of, jax.tree.leaves(clients.columns)) if name is not None
+    }
     if len(found) == 1 and ((folder := found.pop()) / "clients.json").is_file():
         fingerprint = clients.fingerprint()
         if Clients.open(folder).fingerprint() == fingerprint:

@@ -1,4 +1,5 @@
-"""A consortium in a box: a coordinator and its sites as processes of this machine, as they would be on machines of their own.
+"""A consortium in a box: a coordinator and its sites as processes of this machine, as they would be on
+machines of their own.
 
     folder/coordinator/   coordinator.key .pub   roster.toml   study.toml   ray/   audit/   run/   result.json
     folder/sites/NAME/    NAME.key .pub   coordinator.pub   roster.toml   site.toml   policy.toml   expected.toml   data/   ray/   state/
@@ -9,6 +10,6 @@
     lead.py       the coordinator's own process: `fit` over a `Federation`
     box.py        all of it: start, watch, start again what was killed, verify the audit logs, stop
 
-`fedjax-core consortium run` is `box.run`. To go from here to real machines, each folder moves to its machine, and Ray is started on
-each with the variables in its `ray/environment`.
+`fedjax-core consortium run` is `box.run`. To go from here to real machines, each folder moves to its machine,
+and Ray is started on each with the variables in its `ray/environment`.
 """

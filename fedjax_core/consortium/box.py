@@ -1,10 +1,12 @@
-"""`run`: a coordinator and its sites on this machine, from nothing to a table, and again from wherever it was stopped.
+"""`run`: a coordinator and its sites on this machine, from nothing to a table, and again from wherever it was
+stopped.
 
     prepare ─► Ray nodes ─► coordinator ─► rounds ... ─► table ─► audit logs verified ─► stopped
 
-A site's node or the coordinator that is killed is started again. A round waits for all sites, so the run ends bit for bit where it would
-have ended; with a smaller `quorum` rounds go on without a site that is away, which is said, and the numbers are others. When the
-coordinator's node is lost, all of Ray is: then everything stops, and the same call goes on from the last checkpoint.
+A site's node or the coordinator that is killed is started again. A round waits for all sites, so the run ends
+bit for bit where it would have ended; with a smaller `quorum` rounds go on without a site that is away, which
+is said, and the numbers are others. When the coordinator's node is lost, all of Ray is: then everything
+stops, and the same call goes on from the last checkpoint.
 
 >>> run("runs/consortium", sites=3, rounds=20)  # doctest: +SKIP
 """
@@ -70,11 +72,12 @@ def run(
     say: Say = print,
     lead: str = "fedjax_core.consortium.lead",
 ) -> Result:
-    """Runs a consortium in `folder`, which is made where it is not there; see the module `setup` for what is in it.
+    """Runs a consortium in `folder`, which is made where it is not there; see the module `setup` for what is
+    in it.
 
-    `sites` made-up hospitals (3), or those in `site_files`, a folder of TOML files with `name` and `data` each, for which `study` is
-    needed: "module:function". Raises `Failed` where a part cannot go on, and KeyboardInterrupt on Ctrl-C, once all is stopped.
-    """
+    `sites` made-up hospitals (3), or those in `site_files`, a folder of TOML files with `name` and `data`
+    each, for which `study` is needed: "module:function". Raises `Failed` where a part cannot go on, and
+    KeyboardInterrupt on Ctrl-C, once all is stopped."""
     where = Layout(Path(folder).absolute())
     own = None if site_files is None else Path(site_files)
     plan, new = prepare(
@@ -95,12 +98,18 @@ def run(
     built = build(plan.study, json.loads(plan.arguments))
     if sums := held_back(built.prepare, ()):
         told = "; ".join(f"{kind} for {steps}" for kind, steps in sums.items())
-        say(f"  leaving   once, as the policies let it, sums of columns: {told}{_RANGE if 'range' in sums else ''}")
+        say(
+            f"  leaving   once, as the policies let it, sums of columns: {told}{_RANGE if 'range' in sums else ''}"
+        )
     began = time.monotonic()
     with Processes(where, lead) as processes:
         processes.start_nodes(plan.sites)
-        say(f"  started   {1 + len(plan.sites)} Ray nodes, in {time.monotonic() - began:.1f} s: the coordinator's, and one for each site")
-        restarts = _Watch(where, plan, processes, say, "departments" if built.departments else "sites").until_done()
+        say(
+            f"  started   {1 + len(plan.sites)} Ray nodes, in {time.monotonic() - began:.1f} s: the coordinator's, and one for each site"
+        )
+        restarts = _Watch(
+            where, plan, processes, say, "departments" if built.departments else "sites"
+        ).until_done()
     heads = verify(where, plan)
     entries = ", ".join(f"{name} {head.n + 1}" for name, head in heads.items())
     say(f"  stopped   everything; all audit logs are as they were written ({entries} entries)")
@@ -108,12 +117,16 @@ def run(
 
 
 def verify(folder: Layout, plan: StudyPlan) -> dict[str, audit.Head]:
-    """The head of every audit log, all verified; raises `AuditError` with the first that is not as it was written.
+    """The head of every audit log, all verified; raises `AuditError` with the first that is not as it was
+    written.
 
-    Sites' logs are also verified by the heads that the coordinator holds of them, and its log by those that they hold.
-    """
+    Sites' logs are also verified by the heads that the coordinator holds of them, and its log by those that
+    they hold."""
     everyone = (COORDINATOR, *plan.sites)
-    logs = {name: (folder.home(name) if name == COORDINATOR else folder.home(name) / "state") / "audit" for name in everyone}
+    logs = {
+        name: (folder.home(name) if name == COORDINATOR else folder.home(name) / "state") / "audit"
+        for name in everyone
+    }
     keys = {name: [identity.read_public(folder.home(name) / f"{name}.pub")[1]] for name in everyone}
     found = {}
     for name in everyone:
@@ -126,7 +139,9 @@ def verify(folder: Layout, plan: StudyPlan) -> dict[str, audit.Head]:
 def table(result: Result) -> Table:
     """How the model does at every site, on the examples that it trained on there, or that were held out."""
     names = list(result.pooled)
-    found = Table(title=f"after {result.rounds} rounds, on what each site {'held out' if result.on == 'held-out' else 'trained on'}")
+    found = Table(
+        title=f"after {result.rounds} rounds, on what each site {'held out' if result.on == 'held-out' else 'trained on'}"
+    )
     for name in ("site", "rounds", "examples", *names):
         found.add_column(name, justify="left" if name == "site" else "right")
     for site, values in result.sites.items():
@@ -134,7 +149,13 @@ def table(result: Result) -> Table:
         shown = ("-" if math.isnan(values[name]) else f"{values[name]:.4f}" for name in names)
         found.add_row(site, rounds, f"{values['examples']:.0f}", *shown)
     total = sum(values["examples"] for values in result.sites.values())
-    found.add_row("all together", str(result.rounds), f"{total:.0f}", *(f"{result.pooled[name]:.4f}" for name in names), style="bold")
+    found.add_row(
+        "all together",
+        str(result.rounds),
+        f"{total:.0f}",
+        *(f"{result.pooled[name]:.4f}" for name in names),
+        style="bold",
+    )
     return found
 
 
@@ -234,11 +255,18 @@ class _Watch:
                 time.sleep(_POLL_SECONDS)
 
 
-def _result(folder: Layout, plan: StudyPlan, heads: dict[str, audit.Head], restarts: dict[str, int]) -> Result:
+def _result(
+    folder: Layout, plan: StudyPlan, heads: dict[str, audit.Head], restarts: dict[str, int]
+) -> Result:
     about = json.loads((folder.coordinator / "result.json").read_text())
     metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in about["sites"].items()}
     sizes = dict(zip(plan.sites, about["sizes"], strict=True))
-    each = {site: {"examples": float(sizes[site]), **{name: values[site] for name, values in metrics.items()}} for site in plan.sites}
+    each = {
+        site: {"examples": float(sizes[site]), **{name: values[site] for name, values in metrics.items()}}
+        for site in plan.sites
+    }
     lacked = [name for record in folder.rounds() for name in record.get("lacked", "").split()]
     took_part = {site: about["rounds"] - lacked.count(site) for site in plan.sites}
-    return Result(about["rounds"], each, about["pooled"], heads, restarts, about.get("on", "trained on"), took_part)
+    return Result(
+        about["rounds"], each, about["pooled"], heads, restarts, about.get("on", "trained on"), took_part
+    )

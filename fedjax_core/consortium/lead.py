@@ -1,10 +1,11 @@
-"""The coordinator's process: `fit` over a `Federation` of the sites whose Ray nodes are up, from its last checkpoint on.
+"""The coordinator's process: `fit` over a `Federation` of the sites whose Ray nodes are up, from its last
+checkpoint on.
 
     python -m fedjax_core.consortium.lead FOLDER 127.0.0.1:6379
 
-Ends with 0 when `rounds` are done, and result.json says how every site fares; with 3 when it was interrupted, and has saved. Where sites
-are away it waits, and says who: what it says to people are the lines of its log that begin with `SAYS`.
-It also ends when its standard input does, as then nobody watches it any more.
+Ends with 0 when `rounds` are done, and result.json says how every site fares; with 3 when it was interrupted,
+and has saved. Where sites are away it waits, and says who: what it says to people are the lines of its log
+that begin with `SAYS`. It also ends when its standard input does, as then nobody watches it any more.
 """
 
 import json
@@ -45,8 +46,14 @@ def lead(folder: Layout, address: str | None) -> int:
     """Runs what is left of the plan over the Ray at this address; returns the exit code."""
     plan, home = StudyPlan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
-    files = [SiteFile(name=name, resources={name: 1.0}) for name in plan.sites]  # all else each site reads from its own file
-    rules = Rules(quorum=plan.quorum or len(plan.sites), deadline_seconds=DEADLINE_SECONDS, train_seconds=plan.train_seconds or None)
+    files = [
+        SiteFile(name=name, resources={name: 1.0}) for name in plan.sites
+    ]  # all else each site reads from its own file
+    rules = Rules(
+        quorum=plan.quorum or len(plan.sites),
+        deadline_seconds=DEADLINE_SECONDS,
+        train_seconds=plan.train_seconds or None,
+    )
     roster = Roster.read(home / "roster.toml")
     federation = _patiently(lambda: Federation(
         study.round, files, batch_size=study.batch_size, epochs=study.epochs, steps=study.steps, seed=study.seed,
@@ -82,7 +89,8 @@ def lead(folder: Layout, address: str | None) -> int:
 
 
 def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
-    """What it returns; tried again while sites are away: nothing is lost by that, as a run goes on from its last checkpoint.
+    """What it returns; tried again while sites are away: nothing is lost by that, as a run goes on from its
+    last checkpoint.
 
     Raises what it raised last where no more was `done` for `_PATIENCE_SECONDS`.
     """

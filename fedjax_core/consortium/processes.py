@@ -1,8 +1,10 @@
-"""The processes of a consortium in a box: a Ray node for the coordinator and one for each site, and the coordinator's own.
+"""The processes of a consortium in a box: a Ray node for the coordinator and one for each site, and the
+coordinator's own.
 
-Each has a session, an environment and a log of its own, and what it writes is for its owner alone (umask 077). Each ends when its
-standard input does: so all of them end with who started them, even if that was killed. Ray's sockets and sessions are in a folder of few
-letters under the system's temporary one, gone at the end.
+Each has a session, an environment and a log of its own, and what it writes is for its owner alone (umask
+077). Each ends when its standard input does: so all of them end with who started them, even if that was
+killed. Ray's sockets and sessions are in a folder of few letters under the system's temporary one, gone at
+the end.
 """
 
 import contextlib
@@ -65,7 +67,9 @@ class Process:
     def last_words(self) -> str:
         """The end of its log, without the lines of code in a traceback, which are indented."""
         lines = [
-            line for line in self.log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith((" ", "Traceback"))
+            line
+            for line in self.log.read_text(errors="replace").splitlines()
+            if line.strip() and not line.startswith((" ", "Traceback"))
         ]
         return "\n".join(lines[-5:])[-1500:]
 
@@ -81,12 +85,16 @@ class Processes:
         logs = self.folder.root / "logs"
         make_folder(logs)
         self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short_folder())), logs / "sockets"
-        if note.exists() and (left := Path(note.read_text())).name.startswith(_PREFIX):  # by a run that was killed
+        if note.exists() and (left := Path(note.read_text())).name.startswith(
+            _PREFIX
+        ):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         write_whole(note, str(self._sockets))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
         shutil.rmtree(self._sockets, ignore_errors=True)
 
@@ -126,9 +134,17 @@ class Processes:
 
     def _start(self, name: str, whose: str, command: Sequence[str]) -> Process:
         log = self.folder.root / "logs" / f"{name}.log"
-        path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # where a study of one's own is
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != VARIABLE}
-        environment |= {"PYTHONPATH": path, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "RAY_USAGE_STATS_ENABLED": "0"}
+        path = os.pathsep.join(
+            filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))
+        )  # where a study of one's own is
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != VARIABLE
+        }
+        environment |= {
+            "PYTHONPATH": path,
+            "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         with open(log, "a", opener=opener) as said:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], env=environment | self.folder.environment(whose), stdin=subprocess.PIPE,
@@ -145,5 +161,7 @@ class Processes:
         line = part.process.stdout.readline().strip()
         if not line:
             part.let_go()
-            raise Failed(f"the Ray node of {part.name} did not start ({part.ended}):\n{part.last_words()}\n({part.log} says more)")
+            raise Failed(
+                f"the Ray node of {part.name} did not start ({part.ended}):\n{part.last_words()}\n({part.log} says more)"
+            )
         return line

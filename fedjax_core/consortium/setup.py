@@ -1,7 +1,7 @@
 """The folder of a consortium in a box: made once, then read.
 
-Everything of a site is in that site's folder and made there, its key first of all; what leaves it for the coordinator is its `.pub`. The
-coordinator's `study.toml` says what is run:
+Everything of a site is in that site's folder and made there, its key first of all; what leaves it for the
+coordinator is its `.pub`. The coordinator's `study.toml` says what is run:
 
     study = "fedjax_core.consortium.example:study"
     arguments = '{"lr": 0.05}'            JSON
@@ -66,9 +66,13 @@ class StudyPlan:
     def __post_init__(self) -> None:
         at_least(1, rounds=self.rounds, checkpoint_every=self.checkpoint_every)
         if not 0 <= self.quorum <= len(self.sites):
-            raise ValueError(f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is all of them")
+            raise ValueError(
+                f"quorum={self.quorum} of {len(self.sites)} sites: ask for as many at most; 0 is all of them"
+            )
         if not 0 <= self.train_seconds < DEADLINE_SECONDS:
-            raise ValueError(f"train_seconds={self.train_seconds:g}, and a round has {DEADLINE_SECONDS:g} s: ask for less; 0 is no limit")
+            raise ValueError(
+                f"train_seconds={self.train_seconds:g}, and a round has {DEADLINE_SECONDS:g} s: ask for less; 0 is no limit"
+            )
 
     @classmethod
     def read(cls, path: Path) -> "StudyPlan":
@@ -111,7 +115,9 @@ class Layout:
 
     def rounds(self) -> list[Record]:
         """What was written of each round so far."""
-        return [record for record in read_records(self.coordinator / "run" / METRICS) if record["kind"] == "train"]
+        return [
+            record for record in read_records(self.coordinator / "run" / METRICS) if record["kind"] == "train"
+        ]
 
     def environment(self, name: str) -> dict[str, str]:
         """The variables of Ray on this one's machine, and of a site the one that names its file."""
@@ -131,7 +137,8 @@ def prepare(
     train_seconds: float | None = None,
     checkpoint_every: int | None = None,
 ) -> tuple[StudyPlan, bool]:
-    """(the plan, whether the folder was made now). A folder that is there keeps what it has; only its rounds may become more."""
+    """(the plan, whether the folder was made now). A folder that is there keeps what it has; only its rounds
+    may become more."""
     said: dict[str, Any] = {
         "study": study,
         "arguments": None if arguments is None else json.dumps(arguments),
@@ -139,7 +146,11 @@ def prepare(
         "quorum": quorum,
         "train_seconds": train_seconds,
     }
-    said = {name: value for name, value in {**said, "checkpoint_every": checkpoint_every}.items() if value is not None}
+    said = {
+        name: value
+        for name, value in {**said, "checkpoint_every": checkpoint_every}.items()
+        if value is not None
+    }
     if folder.plan.exists():
         old = StudyPlan.read(folder.plan)
         odd = [name for name, value in said.items() if name != "rounds" and value != getattr(old, name)]
@@ -147,20 +158,30 @@ def prepare(
         if sites is not None and sites != len(old.sites):
             changed.insert(0, f"{len(old.sites)} sites, not {sites}")
         if changed:
-            raise ValueError(f"{folder.root} was made with {' and '.join(changed)}: choose another folder, or leave that out")
+            raise ValueError(
+                f"{folder.root} was made with {' and '.join(changed)}: choose another folder, or leave that out"
+            )
         plan = StudyPlan(**{**_values(old), **said})
         if plan.rounds < (done := len(folder.rounds())):
-            raise ValueError(f"{folder.root} has {done} rounds already, more than {plan.rounds}: ask for as many, or choose another folder")
+            raise ValueError(
+                f"{folder.root} has {done} rounds already, more than {plan.rounds}: ask for as many, or choose another folder"
+            )
         if plan != old:
             plan.write(folder.plan)
         return plan, False
     if folder.root.exists() and any(folder.root.iterdir()):
-        raise ValueError(f"{folder.root} is not empty and has no whole consortium in it: choose another folder, or remove it")
+        raise ValueError(
+            f"{folder.root} is not empty and has no whole consortium in it: choose another folder, or remove it"
+        )
     if site_files is not None and study is None:
         raise ValueError("with sites of your own, say which study they run: --study module:function")
     built = build(study or STUDY, arguments or {})  # raises where it cannot
     made_up = {} if site_files is not None else _made_up(3 if sites is None else sites)
-    found = _own(site_files) if site_files is not None else {name: {"data": "data", "labels": "y"} for name in made_up}
+    found = (
+        _own(site_files)
+        if site_files is not None
+        else {name: {"data": "data", "labels": "y"} for name in made_up}
+    )
     _check_policies(found, built)
     plan = StudyPlan(sites=tuple(found), **said)
     for name, clients in made_up.items():
@@ -174,20 +195,30 @@ def prepare(
         roster = folder.coordinator / "roster.toml"
         write_whole(roster, f"{read_text(roster)}\n[examples]\n{agreed}")
     for name, about in found.items():
-        expected.Expected.here(built, columns(clients), clients.features).write(folder.site(name) / "expected.toml")
+        expected.Expected.here(built, columns(clients), clients.features).write(
+            folder.site(name) / "expected.toml"
+        )
         if "policy" not in about:
-            write_whole(folder.site(name) / "policy.toml", _policy(SiteFile.read(folder.site(name) / "site.toml"), built, clients))
-        _warn_of_unfit(folder.site(name) / "site.toml", ("labels",) if name in made_up else ("data", "task", "labels"))
+            write_whole(
+                folder.site(name) / "policy.toml",
+                _policy(SiteFile.read(folder.site(name) / "site.toml"), built, clients),
+            )
+        _warn_of_unfit(
+            folder.site(name) / "site.toml", ("labels",) if name in made_up else ("data", "task", "labels")
+        )
     plan.write(folder.plan)
     return plan, True
 
 
 def _opened(folder: Layout, plan: StudyPlan, built: Study) -> tuple[Clients, dict[str, int]]:
-    """(what the first site trains on whose data can be opened, how many examples each such site has); raises where none can."""
+    """(what the first site trains on whose data can be opened, how many examples each such site has); raises
+    where none can."""
     first, counts, errors = None, dict[str, int](), list[Exception]()
     for name in plan.sites:
         try:
-            clients, _ = parted(load_data(SiteFile.read(folder.site(name) / "site.toml"), check=False, study=built))
+            clients, _ = parted(
+                load_data(SiteFile.read(folder.site(name) / "site.toml"), check=False, study=built)
+            )
         except Exception as error:  # a site's own function reads the data
             errors.append(error)
             continue
@@ -198,16 +229,21 @@ def _opened(folder: Layout, plan: StudyPlan, built: Study) -> tuple[Clients, dic
 
 
 def _warn_of_unfit(file: Path, checks: Collection[str]) -> None:
-    """Says of a site what will keep it from taking part: data that cannot be opened, a label that means nothing, too few examples."""
+    """Says of a site what will keep it from taking part: data that cannot be opened, a label that means
+    nothing, too few examples."""
     for finding in examine(file, only=checks):
         if finding.fine is False:
-            log.warning("%s will take no part until that is mended: %s (%s)", file.parent.name, finding.said, file)
+            log.warning(
+                "%s will take no part until that is mended: %s (%s)", file.parent.name, finding.said, file
+            )
             return
 
 
 def _made_up(count: int) -> dict[str, Clients]:
     if not 2 <= count <= 16:
-        raise ValueError(f"a consortium in a box has 2 to 16 sites, each with some 400 MB of memory; got {count}")
+        raise ValueError(
+            f"a consortium in a box has 2 to 16 sites, each with some 400 MB of memory; got {count}"
+        )
     return example.hospitals(count)
 
 
@@ -215,15 +251,21 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
     """What the sites' own files say: name, data, and where they have them labels and policy."""
     paths = sorted(site_files.glob("*.toml"))
     if len(paths) < 2:
-        raise ValueError(f"{site_files} has {len(paths)} files *.toml; a consortium needs two sites, each in a file with name and data")
+        raise ValueError(
+            f"{site_files} has {len(paths)} files *.toml; a consortium needs two sites, each in a file with name and data"
+        )
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         about = SiteFile.read(path)
         if about.data is None:
-            raise ValueError(f"{path} names no `data`: a consortium in a box needs it of each site, a folder of Clients.save")
+            raise ValueError(
+                f"{path} names no `data`: a consortium in a box needs it of each site, a folder of Clients.save"
+            )
         data = about.data if isinstance(about.data, str) else str(Path(about.data).absolute())
         policy = None if about.policy is None else str(about.policy.absolute())
-        kept = {name: getattr(about, name) for name in ("labels", "departments", "person", "held_out")} | {"policy": policy}
+        kept = {name: getattr(about, name) for name in ("labels", "departments", "person", "held_out")} | {
+            "policy": policy
+        }
         if about.name in found or about.name == COORDINATOR:
             raise ValueError(f"{path}: the name {about.name!r} is taken")
         found[about.name] = {"data": data, **{key: value for key, value in kept.items() if value is not None}}
@@ -250,13 +292,20 @@ def _key(folder: Layout, name: str) -> Path:
 def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> None:
     """Raises where a policy that a site brings would stop the run before its first round."""
     for about in found.values():
-        if "policy" in about and (kept := held_back(built.prepare, Policy.read(about["policy"]).leaving.fields)):
+        if "policy" in about and (
+            kept := held_back(built.prepare, Policy.read(about["policy"]).leaving.fields)
+        ):
             said = "; ".join(f"{sums!r}, which {steps} of the study needs" for sums, steps in kept.items())
-            raise ValueError(f"{about['policy']} does not let leave {said}: name it in leaving.fields, or do without in the study")
+            raise ValueError(
+                f"{about['policy']} does not let leave {said}: name it in leaving.fields, or do without in the study"
+            )
 
 
 def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: StudyPlan) -> None:
-    for file in ("coordinator.pub", "roster.toml"):  # here all of one machine; elsewhere each site gets the others' keys by another way
+    for file in (
+        "coordinator.pub",
+        "roster.toml",
+    ):  # here all of one machine; elsewhere each site gets the others' keys by another way
         write_whole(home / file, (home.parents[1] / "coordinator" / file).read_bytes())
     said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
     said |= {"key": f"{name}.key", "coordinator": "coordinator.pub", "roster": "roster.toml"}
@@ -267,7 +316,8 @@ def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: StudyPlan
 
 
 def _policy(about: SiteFile, built: Study, clients: Clients) -> str:
-    """A policy under which the study runs: what every study needs, the task's metrics, and the sums that its preprocessing needs."""
+    """A policy under which the study runs: what every study needs, the task's metrics, and the sums that its
+    preprocessing needs."""
     fields = [*usual_policy(about, built, clients).leaving.fields, *leaving(built.prepare)]
     steps = "".join(f"# {kind}: sums for {needs}\n" for kind, needs in held_back(built.prepare, ()).items())
     minimum = asdict(minimum_of(about))

@@ -1,7 +1,7 @@
 """Addresses of clients: the 64 bits of a client's id, of which its randomness is made.
 
-An integer id is its own 64 bits. Those of a string are its BLAKE2b digest (8 bytes, big-endian), so that an address needs no list of all
-clients.
+An integer id is its own 64 bits. Those of a string are its BLAKE2b digest (8 bytes, big-endian), so that an
+address needs no list of all clients.
 
 >>> addresses_of(np.array([7, 2**40])).tolist()
 [[0, 7], [256, 0]]

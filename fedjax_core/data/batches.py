@@ -1,4 +1,5 @@
-"""Which examples make up each batch of each client: decided on the host, by address, and the same for every backend.
+"""Which examples make up each batch of each client: decided on the host, by address, and the same for every
+backend.
 
 A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of
 round r are numbered (r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round
@@ -7,8 +8,9 @@ of the round and the clients, so that some do less than others (stragglers) or a
 The last batch of a pass is short and kept. `order` gives the batches outright. Nothing depends on who else
 takes part, so any round of any client can be recomputed alone.
 
-A batch is a row of `rows` [T, B]: the example's position in the flat columns, or for padding the bitwise complement (negative) of a
-position in the same client, so that padding reads the client's own data and a mask is a sign.
+A batch is a row of `rows` [T, B]: the example's position in the flat columns, or for padding the bitwise
+complement (negative) of a position in the same client, so that padding reads the client's own data and a mask
+is a sign.
 
 >>> import numpy as np
 >>> plan = Plan(batch_size=2, epochs=1)
@@ -30,21 +32,24 @@ from fedjax_core.work import TRAIN, Work
 
 Order = np.ndarray | Callable[[int, int], Any]
 Amount = int | Callable[[int, np.ndarray], Any]
-"""How many; or (round, positions [K]) -> how many each of these clients does in this round, [K] or one number for all."""
+"""How many; or (round, positions [K]) -> how many each of these clients does in this round, [K] or one number
+for all."""
 
 _FORESEEN = 16  # rounds: so many are looked at to know how much a function asks for
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How clients go through their data: `epochs` whole passes a round, or `steps` batches a round; by `order` where given.
+    """How clients go through their data: `epochs` whole passes a round, or `steps` batches a round; by
+    `order` where given.
 
-    `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps to (r+1)*steps,
-    or all of them each round without `steps`; or a function (round, client) -> [T, B] with T = `steps`, which is then
-    needed. -1 is an unused place; a batch has one example at least, unless the function has `may_be_empty`. A client
-    without examples takes no steps.
+    `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps
+    to (r+1)*steps, or all of them each round without `steps`; or a function (round, client) -> [T, B] with T
+    = `steps`, which is then needed. -1 is an unused place; a batch has one example at least, unless the
+    function has `may_be_empty`. A client without examples takes no steps.
 
-    Exchanges whose work is not the run's have a plan of their own, `of(work)`, for which `order` says nothing.
+    Exchanges whose work is not the run's have a plan of their own, `of(work)`, for which `order` says
+    nothing.
 
     `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of
     nothing but these, so that all machines ask for the same. With such `steps` each round begins a pass of
@@ -62,16 +67,24 @@ class Plan:
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size)
         amounts = {"epochs": self.epochs, "steps": None if self.work.idle else self.steps}
-        at_least(1, **{name: value for name, value in amounts.items() if value is not None and not callable(value)})
+        at_least(
+            1, **{name: value for name, value in amounts.items() if value is not None and not callable(value)}
+        )
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
         if self.order is None and self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
         if callable(self.steps) and self.order is not None and not callable(self.order):
-            raise ValueError("steps= that is a function needs order= that is one: where a round begins in an array would not be known")
+            raise ValueError(
+                "steps= that is a function needs order= that is one: where a round begins in an array would not be known"
+            )
         if self.order is not None and not callable(self.order):
             order = np.asarray(self.order)
-            if order.ndim != 3 or order.shape[2] != self.batch_size or not np.issubdtype(order.dtype, np.integer):
+            if (
+                order.ndim != 3
+                or order.shape[2] != self.batch_size
+                or not np.issubdtype(order.dtype, np.integer)
+            ):
                 raise ValueError(
                     f"order must be an integer array [clients, updates, batch_size={self.batch_size}], got {order.dtype}{list(order.shape)}"
                 )
@@ -79,7 +92,11 @@ class Plan:
     def __str__(self) -> str:
         amount = "steps" if self.steps is not None else "epochs"
         value = getattr(self, amount)
-        work = "order=..." if self.steps is None and self.order is not None else f"{amount}={'...' if callable(value) else value}"
+        work = (
+            "order=..."
+            if self.steps is None and self.order is not None
+            else f"{amount}={'...' if callable(value) else value}"
+        )
         return f"batch_size={self.batch_size}, {work}, seed={self.seed}"
 
     def of(self, work: Work) -> "Plan":
@@ -100,7 +117,13 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """All of it, by name: what a run's configuration says of how clients go through their data."""
-        return {"batch_size": self.batch_size, "epochs": self.epochs, "steps": self.steps, "seed": self.seed, "order": self.order}
+        return {
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "seed": self.seed,
+            "order": self.order,
+        }
 
     @property
     def changes(self) -> bool:
@@ -116,7 +139,8 @@ class Plan:
         return replace(self, epochs=alone(self.epochs), steps=alone(self.steps))
 
     def most_steps(self, sizes: np.ndarray) -> np.ndarray:
-        """[N] local steps of all clients in a round; where these change, the most of the first rounds, later ones may have more."""
+        """[N] local steps of all clients in a round; where these change, the most of the first rounds, later
+        ones may have more."""
         rounds = range(_FORESEEN if self.changes else 1)
         return np.max([self.steps_of(sizes, round) for round in rounds], axis=0)
 
@@ -130,16 +154,25 @@ class Plan:
             return np.zeros(len(sizes), np.int64)
         per_pass = -(-sizes // self.batch_size)
         if self.order is not None:
-            known = np.asarray(self.order).shape[1] if self.steps is None and not callable(self.order) else self.steps
+            known = (
+                np.asarray(self.order).shape[1]
+                if self.steps is None and not callable(self.order)
+                else self.steps
+            )
             if known is None:
-                raise ValueError("an order function needs steps=, the number of batches that it gives a round")
+                raise ValueError(
+                    "an order function needs steps=, the number of batches that it gives a round"
+                )
             return np.where(sizes > 0, _amount("steps", known, round, clients), 0)
         if self.steps is not None:
             return np.where(sizes > 0, _amount("steps", self.steps, round, clients), 0)
         return per_pass * _amount("epochs", self.epochs or 1, round, clients)
 
-    def batches(self, clients: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
-        """The batches of these clients (positions [K]) in a round, client after client: (rows [T, B] int32, steps [K] with sum T)."""
+    def batches(
+        self, clients: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, round: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The batches of these clients (positions [K]) in a round, client after client: (rows [T, B] int32,
+        steps [K] with sum T)."""
         starts, sizes = offsets[clients], offsets[clients + 1] - offsets[clients]
         steps = self.steps_of(sizes, round, clients)
         walks = self.steps is not None and not callable(self.steps)  # on from where the round before ended
@@ -164,7 +197,9 @@ class Plan:
         rows[(np.cumsum(steps) - steps)[client] + batch, place % self.batch_size] = starts[client] + local
         return rows, steps
 
-    def _ordered(self, clients: np.ndarray, starts: np.ndarray, sizes: np.ndarray, steps: np.ndarray, round: int) -> np.ndarray:
+    def _ordered(
+        self, clients: np.ndarray, starts: np.ndarray, sizes: np.ndarray, steps: np.ndarray, round: int
+    ) -> np.ndarray:
         found = []
         for client, start, size, count in zip(clients, starts, sizes, steps, strict=True):
             if not count:
@@ -176,7 +211,9 @@ class Plan:
                     f"order for client {int(client)} in round {round} must name examples 0 to {size - 1}, at least one a batch "
                     f"(-1 for an unused place); got values from {local.min()} to {local.max()}"
                 )
-            own = np.where(empty, 0, local.max(axis=1))[:, None]  # padding reads an example of the same batch, where there is one
+            own = np.where(empty, 0, local.max(axis=1))[
+                :, None
+            ]  # padding reads an example of the same batch, where there is one
             found.append(np.where(local >= 0, start + local, ~(start + own)).astype(np.int32))
         return np.concatenate(found) if found else np.zeros((0, self.batch_size), np.int32)
 
@@ -192,14 +229,21 @@ class Plan:
                 )
             local = order[client, begin : begin + count]
         if local.shape != (count, self.batch_size):
-            raise ValueError(f"order for client {client} in round {round} must be [{count}, {self.batch_size}], got {list(local.shape)}")
+            raise ValueError(
+                f"order for client {client} in round {round} must be [{count}, {self.batch_size}], got {list(local.shape)}"
+            )
         return local
 
 
 def _amount(name: str, amount: Amount, round: int, clients: np.ndarray) -> np.ndarray:
-    """How much each of these clients does in a round, [K] int64; raises where a function of these does not say so."""
+    """How much each of these clients does in a round, [K] int64; raises where a function of these does not
+    say so."""
     found = np.asarray(amount(round, clients) if callable(amount) else amount)
-    if found.shape not in ((), clients.shape) or not np.issubdtype(found.dtype, np.integer) or (found < 1).any():
+    if (
+        found.shape not in ((), clients.shape)
+        or not np.issubdtype(found.dtype, np.integer)
+        or (found < 1).any()
+    ):
         raise ValueError(
             f"{name}= gave {found.dtype}{list(found.shape)} {found.tolist()} for {len(clients)} clients in round {round}: it needs a whole "
             "number of at least 1 for each, or one for all. Leave out of the cohort who is to do nothing"
@@ -223,7 +267,8 @@ def _within(counts: np.ndarray) -> np.ndarray:
 
 
 def _shuffle(words: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A permutation for each word, of 0 to its length - 1, one after another: (which permutation, place, value at that place)."""
+    """A permutation for each word, of 0 to its length - 1, one after another: (which permutation, place,
+    value at that place)."""
     of, place = np.repeat(np.arange(len(lengths)), lengths), _within(lengths)
     return of, place, _sort_within(of, _draws(words, of, place), place)
 
@@ -235,7 +280,8 @@ def _as_stored(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every bit of the input moves every bit of the output."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every bit of the input moves every
+    bit of the output."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -264,7 +310,8 @@ def _sort_within(of: np.ndarray, draws: np.ndarray, place: np.ndarray) -> np.nda
     place_bits = int(place.max()).bit_length()
     if int(of[-1]).bit_length() + place_bits > 32:
         return place[np.lexsort((place, draws, of))]
-    # One word holds group, draw and place, so that a plain sort does it: 3 times faster than argsort for 60,000 examples.
+    # One word holds group, draw and place, so that a plain sort does it: 3 times faster than argsort for 60,000
+    # examples.
     low = np.uint64(place_bits)
     word = (of.astype(np.uint64) << (np.uint64(32) + low)) | (draws << low) | place.astype(np.uint64)
     word.sort()

@@ -18,12 +18,13 @@ from fedjax_core.data.step import Folder, Sums
 
 @dataclass(frozen=True)
 class OrdinalEncode:
-    """A column of text, or of whole numbers, as codes 0, 1, ... of its categories, in int32; V, their number, for all others.
+    """A column of text, or of whole numbers, as codes 0, 1, ... of its categories, in int32; V, their number,
+    for all others.
 
-    The categories are given, in the order of their codes, as in `OrdinalEncode("y", categories=("benign", "malignant"))`. That is the
-    way for labels, and nothing has to leave a site for it. Or they are those that clients have, in ascending order. A client then tells
-    only of categories of which it has `minimum` examples, so one that is rare everywhere has no code of its own.
-    """
+    The categories are given, in the order of their codes, as in `OrdinalEncode("y", categories=("benign",
+    "malignant"))`. That is the way for labels, and nothing has to leave a site for it. Or they are those that
+    clients have, in ascending order. A client then tells only of categories of which it has `minimum`
+    examples, so one that is rare everywhere has no code of its own."""
 
     column: str
     minimum: int = 5
@@ -33,8 +34,16 @@ class OrdinalEncode:
         if self.categories is None:
             return
         given: tuple[Any, ...] = tuple(self.categories)
-        kinds = {str if isinstance(one, str) else int if isinstance(one, (int, np.integer)) else type(one) for one in given}
-        if isinstance(self.categories, str) or len(kinds) != 1 or not kinds <= {str, int} or len(set(given)) != len(given):
+        kinds = {
+            str if isinstance(one, str) else int if isinstance(one, (int, np.integer)) else type(one)
+            for one in given
+        }
+        if (
+            isinstance(self.categories, str)
+            or len(kinds) != 1
+            or not kinds <= {str, int}
+            or len(set(given)) != len(given)
+        ):
             raise ValueError(
                 f"categories= lists different texts, or different whole numbers, in the order of their codes; got {self.categories!r}"
             )
@@ -51,7 +60,11 @@ class OrdinalEncode:
                 f"OrdinalEncode needs a column of text or of whole numbers, one a row; {self.column!r} is "
                 f"{checks.dtype_of(x)}{list(x.shape[1:])}"
             )
-        if self.categories is not None and len(x) and (x.dtype.kind == "U") != isinstance(self.categories[0], str):
+        if (
+            self.categories is not None
+            and len(x)
+            and (x.dtype.kind == "U") != isinstance(self.categories[0], str)
+        ):
             raise ValueError(
                 f"{self!r} lists {type(self.categories[0]).__name__} values, and the column is {checks.dtype_of(x)}: list those it has"
             )
@@ -80,10 +93,18 @@ class OrdinalEncode:
             values = categories_in(sums)
         except UnicodeDecodeError:
             return "a category is not text in UTF-8"
-        if (len(sums["values"]) and len(sums["text"])) or len(values) != len(sums["counts"]) or not (values[:-1] < values[1:]).all():
+        if (
+            (len(sums["values"]) and len(sums["text"]))
+            or len(values) != len(sums["counts"])
+            or not (values[:-1] < values[1:]).all()
+        ):
             return "the categories are not in ascending order with a count each"
         fine = (sums["counts"] >= self.minimum).all() and sums["counts"].sum() <= examples
-        return None if fine else "a category has fewer than the minimum, or all together more examples than the site"
+        return (
+            None
+            if fine
+            else "a category has fewer than the minimum, or all together more examples than the site"
+        )
 
     def finalize(self, sums: Sums) -> Sums:
         if self.categories is not None:
@@ -100,10 +121,15 @@ class OrdinalEncode:
 
 
 def _vocabulary(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Categories as arrays of numbers: whole ones as they are, or of text the UTF-8, each with a zero behind it."""
+    """Categories as arrays of numbers: whole ones as they are, or of text the UTF-8, each with a zero behind
+    it."""
     text = "".join(f"{one}\0" for one in values.tolist()) if values.dtype.kind == "U" else ""
     whole = np.zeros(0, np.int64) if values.dtype.kind == "U" else values.astype(np.int64)
-    return {"values": whole, "text": np.frombuffer(text.encode(), np.uint8), "counts": counts.astype(np.int64)}
+    return {
+        "values": whole,
+        "text": np.frombuffer(text.encode(), np.uint8),
+        "counts": counts.astype(np.int64),
+    }
 
 
 def categories_in(sums: Sums) -> np.ndarray:

@@ -21,12 +21,15 @@ _CHUNK_BYTES = 16 << 20  # scanned at a time, so that memory-mapped data is neve
 
 
 def flat(columns: Columns, whose: str = "") -> tuple[list[np.ndarray], Any, list[str]]:
-    """The columns as read-only arrays (no copies), with their tree structure and their names; `whose` is for the message."""
+    """The columns as read-only arrays (no copies), with their tree structure and their names; `whose` is for
+    the message."""
     columns = columns_of(columns)
     found, structure = jax.tree_util.tree_flatten_with_path(columns)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") or "columns" for path, _ in found]
     if not found:
-        raise ValueError(f"{whose}there are no columns in {columns!r}; give a pytree of arrays such as {{'x': x, 'y': y}}")
+        raise ValueError(
+            f"{whose}there are no columns in {columns!r}; give a pytree of arrays such as {{'x': x, 'y': y}}"
+        )
     return [_array(leaf, name, whose) for name, (_, leaf) in zip(names, found, strict=True)], structure, names
 
 
@@ -62,12 +65,18 @@ def offsets_of(offsets: Any, examples: int) -> np.ndarray:
     """The offsets as [N+1] int64, once they are known to cut the rows into clients."""
     given = np.asarray(offsets)
     if given.ndim == 1 and len(given) < 2:
-        raise ValueError(f"the dataset is empty: offsets {given.tolist()} hold no clients; they are [0, rows of the first client, ...]")
+        raise ValueError(
+            f"the dataset is empty: offsets {given.tolist()} hold no clients; they are [0, rows of the first client, ...]"
+        )
     if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
-        raise ValueError(f"offsets must be a one-dimensional integer array [N+1], got {given.dtype}{list(given.shape)}")
+        raise ValueError(
+            f"offsets must be a one-dimensional integer array [N+1], got {given.dtype}{list(given.shape)}"
+        )
     found = given.astype(np.int64)
     if found[0] != 0:
-        raise ValueError(f"offsets must start at 0, where client 0 begins, but start at {found[0]}; cut the columns first")
+        raise ValueError(
+            f"offsets must start at 0, where client 0 begins, but start at {found[0]}; cut the columns first"
+        )
     if (falls := np.flatnonzero(np.diff(found) < 0)).size:
         i = int(falls[0])
         raise ValueError(
@@ -88,16 +97,26 @@ def ids_of(ids: Any, clients: int) -> np.ndarray:
     if ids is None:
         found = np.arange(clients)
     else:
-        found = ids.copy() if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iuU" else _ids_from(list(ids))
+        found = (
+            ids.copy()
+            if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iuU"
+            else _ids_from(list(ids))
+        )
     if len(found) != clients:
-        raise ValueError(f"there are {len(found)} ids for {clients} clients; give one id each, or none for positions")
+        raise ValueError(
+            f"there are {len(found)} ids for {clients} clients; give one id each, or none for positions"
+        )
     if found.dtype.kind == "i" and found.min(initial=0) < 0:
-        raise ValueError(f"id {found.min()} is negative; an id is an integer from 0 to 2**64 - 1, or a string")
+        raise ValueError(
+            f"id {found.min()} is negative; an id is an integer from 0 to 2**64 - 1, or a string"
+        )
     ordered = np.sort(found)
     if (again := ordered[1:] == ordered[:-1]).any():
         twice = ordered[np.argmax(again)].item()
         first, second = np.flatnonzero(found == twice)[:2]
-        raise ValueError(f"id {twice!r} is given to two clients, at positions {first} and {second}; ids address randomness and must differ")
+        raise ValueError(
+            f"id {twice!r} is given to two clients, at positions {first} and {second}; ids address randomness and must differ"
+        )
     found.flags.writeable = False
     return found
 
@@ -128,17 +147,21 @@ def _chunks(leaf: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 LARGEST = 2.0**64
-"""Numbers up to this one can be squared in float32: a loss of larger ones is infinite, though they may be finite themselves."""
+"""Numbers up to this one can be squared in float32: a loss of larger ones is infinite, though they may be
+finite themselves."""
 
 _STEP = 2.0**-23  # between neighbours in float32, of their size
 _SUSPECTS = 1000  # of the numbers in a row, that are looked at one by one
 _SAMPLE = 1 << 22  # numbers of a column that are looked at for what float32 loses
-_BLOCKS = 64  # of rows one after another in which they lie, as reading single rows of a file would read most of it
+_BLOCKS = (
+    64  # of rows one after another in which they lie, as reading single rows of a file would read most of it
+)
 _COMPARED = 1000  # of them that are told apart: of more, some would meet however finely they differ
 
 
 def usable(x: np.ndarray, missing: bool = False) -> np.ndarray:
-    """Which of these numbers a model can use, as far as they are floating: finite, and not too large. `missing`: NaN as well."""
+    """Which of these numbers a model can use, as far as they are floating: finite, and not too large.
+    `missing`: NaN as well."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return np.ones(x.shape, bool)
     x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
@@ -154,8 +177,11 @@ def fits(x: np.ndarray) -> np.ndarray:
     return (x >= limits.min) & (x <= limits.max)
 
 
-def finite(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids: np.ndarray, missing: Any = ()) -> None:
-    """Raises where a floating column holds NaN, an infinity or what is too large; in the columns `missing` NaN may be."""
+def finite(
+    leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids: np.ndarray, missing: Any = ()
+) -> None:
+    """Raises where a floating column holds NaN, an infinity or what is too large; in the columns `missing`
+    NaN may be."""
     for leaf, name in zip(leaves, names, strict=True):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
@@ -164,11 +190,14 @@ def finite(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids:
             if not good.all():
                 row = int(np.argwhere(~good)[0][0])
                 said = _said_of(chunk[row][~good[row]].flat[0], name)
-                raise ValueError(f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}.")
+                raise ValueError(
+                    f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}."
+                )
 
 
 def _said_of(value: Any, name: str) -> tuple[str, str]:
-    """(what is wrong with a number, what it does and what to do), without a finite number itself, as it is somebody's."""
+    """(what is wrong with a number, what it does and what to do), without a finite number itself, as it is
+    somebody's."""
     if not np.isfinite(value):
         return (
             str(value),
@@ -186,8 +215,16 @@ def _said_of(value: Any, name: str) -> tuple[str, str]:
     )
 
 
-def numbers(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids: np.ndarray, but: Any = (), whole: bool = True) -> None:
-    """Raises where a column is not what a model can be given: text, or numbers that are others in 32 bits; not in the columns `but`.
+def numbers(
+    leaves: list[np.ndarray],
+    names: list[str],
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    but: Any = (),
+    whole: bool = True,
+) -> None:
+    """Raises where a column is not what a model can be given: text, or numbers that are others in 32 bits;
+    not in the columns `but`.
 
     NaN and infinities may be there. Not `whole`: only what can be told without reading all of the data.
     """
@@ -201,12 +238,15 @@ def numbers(leaves: list[np.ndarray], names: list[str], offsets: np.ndarray, ids
             if not good.all():
                 row = int(np.argwhere(~good)[0][0])
                 said = _said_of(chunk[row][~good[row]].flat[0], name)
-                raise ValueError(f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}.")
+                raise ValueError(
+                    f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}."
+                )
         exact(leaf, name)
 
 
 def exact(leaf: np.ndarray, name: str) -> None:
-    """Raises where float32 makes different numbers of a column the same. Of large columns some rows are looked at."""
+    """Raises where float32 makes different numbers of a column the same. Of large columns some rows are
+    looked at."""
     if lost := _lost(leaf):
         raise ValueError(
             f"column {name!r}{lost.rstrip()} holds numbers so far from 0 that float32 makes different ones the same, such as times in "
@@ -226,14 +266,21 @@ def text_needs_codes(name: str) -> str:
 def _lost(leaf: np.ndarray) -> str:
     """Where in a row float32 loses what tells examples apart, in words; empty where it does not."""
     wide = leaf.dtype.kind == "f" and leaf.dtype.itemsize == 8
-    if not wide and not (leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1):  # one whole number a row may be a name
+    if not wide and not (
+        leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1
+    ):  # one whole number a row may be a name
         return ""
     width = max(1, int(np.prod(leaf.shape[1:])))
     sample = np.asarray(_some(leaf, max(_BLOCKS, _SAMPLE // width)), np.float64).reshape(-1, width)
     known = np.isfinite(sample)
-    low, high = np.where(known, sample, np.inf).min(axis=0, initial=np.inf), np.where(known, sample, -np.inf).max(axis=0, initial=-np.inf)
+    low, high = (
+        np.where(known, sample, np.inf).min(axis=0, initial=np.inf),
+        np.where(known, sample, -np.inf).max(axis=0, initial=-np.inf),
+    )
     with np.errstate(invalid="ignore"):  # where nobody has a value
-        suspect = (high > low) & (np.maximum(np.abs(low), np.abs(high)) * _STEP > 3e-7 * (high - low))  # else far finer than they differ
+        suspect = (high > low) & (
+            np.maximum(np.abs(low), np.abs(high)) * _STEP > 3e-7 * (high - low)
+        )  # else far finer than they differ
     for i in np.flatnonzero(suspect)[:_SUSPECTS]:
         x = sample[known[:, i], i]
         narrow = x.astype(np.float32)
@@ -281,7 +328,8 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
 
 
 def positions(given: Any, clients: int) -> np.ndarray:
-    """[n] int64 from 0: positions of so many clients, each from -clients; raises where they are others, or none."""
+    """[n] int64 from 0: positions of so many clients, each from -clients; raises where they are others, or
+    none."""
     found = np.asarray(given)
     if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
         raise TypeError(
@@ -290,12 +338,15 @@ def positions(given: Any, clients: int) -> np.ndarray:
     if not found.size:
         raise ValueError("select() got no positions, and a population needs at least one client")
     if (outside := found[(found < -clients) | (found >= clients)]).size:
-        raise IndexError(f"there is no client {outside[0]}: there are {clients}, at positions 0 to {clients - 1}")
+        raise IndexError(
+            f"there is no client {outside[0]}: there are {clients}, at positions 0 to {clients - 1}"
+        )
     return found.astype(np.int64) % clients
 
 
 def groups(x: np.ndarray, name: str, word: str) -> np.ndarray:
-    """A column by which examples are told apart, itself; raises where it is none. `word` says in what it was named."""
+    """A column by which examples are told apart, itself; raises where it is none. `word` says in what it was
+    named."""
     whole = x.dtype.kind in "biuU" or (x.dtype.kind == "f" and bool((x == np.round(x)).all()))
     if x.ndim != 1 or not whole:
         raise ValueError(

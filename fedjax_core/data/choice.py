@@ -1,6 +1,7 @@
 """Samplers that look at the model before they say who takes part: power of choice.
 
-`fc.fit` asks such a sampler to `choose`, with a function that scores the model on the clients' own examples, on any backend.
+`fc.fit` asks such a sampler to `choose`, with a function that scores the model on the clients' own examples,
+on any backend.
 
 >>> from fedjax_core.data.cohorts import everyone
 >>> losses = np.array([0.1, 0.5, 0.3])
@@ -18,15 +19,17 @@ from fedjax_core.checks import at_least
 from fedjax_core.data.cohort import Cohort, Sampler, as_cohort
 
 Score = Callable[[Any], Mapping[str, np.ndarray]]
-"""Positions [n] of clients -> {metric: [n]}, the model's on each one's examples; NaN where there are none, or it is not told."""
+"""Positions [n] of clients -> {metric: [n]}, the model's on each one's examples; NaN where there are none, or
+it is not told."""
 
 
 class Chooser(Protocol):
-    """A sampler that looks at the model before it says who takes part, which `fc.fit` asks instead of calling it.
+    """A sampler that looks at the model before it says who takes part, which `fc.fit` asks instead of calling
+    it.
 
-    It goes by nothing but what it is given, so that a run that was interrupted chooses as it would have. A round is
-    then not known before the one before it is done, and how often a client takes part depends on the data: there is no
-    rate that a privacy accountant could go by.
+    It goes by nothing but what it is given, so that a run that was interrupted chooses as it would have. A
+    round is then not known before the one before it is done, and how often a client takes part depends on the
+    data: there is no rate that a privacy accountant could go by.
     """
 
     @property
@@ -44,12 +47,13 @@ class Chooser(Protocol):
 # A class in lower case, as those of cohorts.py: what is printed is what was written.
 @dataclass(frozen=True)
 class power_of_choice:
-    """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is; sorted.
+    """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is;
+    sorted.
 
-    Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022. There they
-    are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`. A client whose metric
-    is not known, as it has no examples, comes last; of equals the one that stands first. The model is sent to all
-    candidates, and evaluated on all their examples, for each round.
+    Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022.
+    There they are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`.
+    A client whose metric is not known, as it has no examples, comes last; of equals the one that stands
+    first. The model is sent to all candidates, and evaluated on all their examples, for each round.
     """
 
     candidates: Sampler
@@ -59,7 +63,9 @@ class power_of_choice:
     def __post_init__(self) -> None:
         at_least(1, size=self.size)
         if self.size > self.candidates.max_size:
-            raise ValueError(f"cannot choose {self.size} clients of at most {self.candidates.max_size} candidates: have more drawn")
+            raise ValueError(
+                f"cannot choose {self.size} clients of at most {self.candidates.max_size} candidates: have more drawn"
+            )
 
     @property
     def population(self) -> int:
@@ -75,6 +81,8 @@ class power_of_choice:
             return drawn
         found = score(drawn)
         if self.metric not in found:
-            raise ValueError(f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(found) or 'none'}")
+            raise ValueError(
+                f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(found) or 'none'}"
+            )
         known = np.where(np.isnan(found[self.metric]), -np.inf, found[self.metric])
         return np.sort(drawn[np.lexsort((drawn, -known))[: self.size]])

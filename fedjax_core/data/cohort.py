@@ -32,7 +32,8 @@ class Sampler(Protocol):
 
 
 def as_cohort(value: Any, population: int) -> Cohort:
-    """The clients of a round as the engine takes them: from an integer array or list of different positions, or a `Cohort`."""
+    """The clients of a round as the engine takes them: from an integer array or list of different positions,
+    or a `Cohort`."""
     counts: Any = None
     if isinstance(value, Cohort):
         value, counts = value
@@ -52,20 +53,28 @@ def as_cohort(value: Any, population: int) -> Cohort:
 
 def _check_clients(clients: np.ndarray, population: int) -> None:
     if clients.dtype == np.bool_:
-        raise TypeError("a cohort is the positions of its clients, but got a mask of bools; use np.flatnonzero(mask)")
+        raise TypeError(
+            "a cohort is the positions of its clients, but got a mask of bools; use np.flatnonzero(mask)"
+        )
     if clients.dtype.kind not in "iu":
         raise TypeError(
             f"a cohort is an array of integers, the clients' positions, but got {clients.dtype}; convert with .astype(np.int32)"
         )
     if clients.ndim != 1:
-        raise ValueError(f"a cohort is one-dimensional, [K], but got shape {list(clients.shape)}; for several rounds [R, K] use run_many")
+        raise ValueError(
+            f"a cohort is one-dimensional, [K], but got shape {list(clients.shape)}; for several rounds [R, K] use run_many"
+        )
     if not clients.size:
         return
-    if int(clients[0]) >= 0 and int(clients[-1]) < population and (clients[1:] > clients[:-1]).all():  # sorted, as most cohorts are
+    if (
+        int(clients[0]) >= 0 and int(clients[-1]) < population and (clients[1:] > clients[:-1]).all()
+    ):  # sorted, as most cohorts are
         return
     if clients.min() < 0 or clients.max() >= population:
         outside = clients[(clients < 0) | (clients >= population)][0]
-        raise ValueError(f"the cohort names client {outside}, but the population is clients 0 to {population - 1}")
+        raise ValueError(
+            f"the cohort names client {outside}, but the population is clients 0 to {population - 1}"
+        )
     ordered = np.sort(clients)
     if (ordered[1:] == ordered[:-1]).any():
         twice = ordered[1:][ordered[1:] == ordered[:-1]][0]

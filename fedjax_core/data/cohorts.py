@@ -1,8 +1,9 @@
 """Samplers of cohorts: `sampler(round)` gives the positions of the clients that take part in a round.
 
-Each draw is addressed by (seed, round), so any round can be recomputed alone, after a crash or on another machine. Samplers print as
-they are written and compare by their settings; an accountant reads the rate from the sampler itself. What a cohort is stands in cohort.py;
-a sampler that looks at the model first is in choice.py.
+Each draw is addressed by (seed, round), so any round can be recomputed alone, after a crash or on another
+machine. Samplers print as they are written and compare by their settings; an accountant reads the rate from
+the sampler itself. What a cohort is stands in cohort.py; a sampler that looks at the model first is in
+choice.py.
 
 >>> sampler = uniform(1000, size=4, seed=0)
 >>> sampler
@@ -36,8 +37,8 @@ from fedjax_core.data.cohort import as_cohort as as_cohort
 class uniform:
     """`size` clients, every set of so many equally likely; sorted.
 
-    With `replace=True` each of `size` draws is from the whole population: the round is a `Cohort` with counts.
-    """
+    With `replace=True` each of `size` draws is from the whole population: the round is a `Cohort` with
+    counts."""
 
     population: int
     size: int
@@ -68,11 +69,12 @@ class uniform:
 
 @dataclass(frozen=True)
 class poisson:
-    """Each client by itself with probability `rate`; the size varies and may be 0. What privacy amplification by sampling assumes.
+    """Each client by itself with probability `rate`; the size varies and may be 0. What privacy amplification
+    by sampling assumes.
 
-    A round of an empty cohort is an empty round, with any backend: the model and all else that the server keeps, such as its optimiser's
-    momentum, stay as they are, and only the number of the round goes on. A stage that adds noise to the sum adds it then, too.
-    """
+    A round of an empty cohort is an empty round, with any backend: the model and all else that the server
+    keeps, such as its optimiser's momentum, stay as they are, and only the number of the round goes on. A
+    stage that adds noise to the sum adds it then, too."""
 
     population: int
     rate: float
@@ -87,7 +89,8 @@ class poisson:
 
     @property
     def max_size(self) -> int:
-        """Mean + 8 standard deviations and a little for the skew of rare draws, by Bernstein's inequality: exceeded with p < 1.3e-14."""
+        """Mean + 8 standard deviations and a little for the skew of rare draws, by Bernstein's inequality:
+        exceeded with p < 1.3e-14."""
         mean = self.population * self.rate
         return _most(mean, mean * (1 - self.rate), self.population)
 
@@ -99,10 +102,11 @@ class poisson:
 
 @dataclass(frozen=True)
 class weighted:
-    """`size` different clients, drawn one after another with probability proportional to weight among those left; sorted.
+    """`size` different clients, drawn one after another with probability proportional to weight among those
+    left; sorted.
 
-    The clients with the smallest Exponential(1) / weight: Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
-    Information Processing Letters 2006. A client of weight 0 is never drawn.
+    The clients with the smallest Exponential(1) / weight: Efraimidis and Spirakis, "Weighted random sampling
+    with a reservoir", Information Processing Letters 2006. A client of weight 0 is never drawn.
     """
 
     weights: np.ndarray = field(repr=False, compare=False)  # [N] float64
@@ -146,7 +150,9 @@ class independent:
     def __post_init__(self) -> None:
         rates = np.array(self.rates, np.float64)
         if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates <= 1)).all():
-            raise ValueError(f"rates must be a probability above 0 and at most 1 for each client, got {self.rates!r}")
+            raise ValueError(
+                f"rates must be a probability above 0 and at most 1 for each client, got {self.rates!r}"
+            )
         _check_population(len(rates), self.seed)
         rates.flags.writeable = False
         object.__setattr__(self, "rates", rates)
@@ -155,18 +161,22 @@ class independent:
 
     @property
     def max_size(self) -> int:
-        """Mean + 8 standard deviations and a little for the skew of rare draws, by Bernstein's inequality: exceeded with p < 1.3e-14."""
+        """Mean + 8 standard deviations and a little for the skew of rare draws, by Bernstein's inequality:
+        exceeded with p < 1.3e-14."""
         return _most(float(self.rates.sum()), float((self.rates * (1 - self.rates)).sum()), self.population)
 
     def __call__(self, round: int) -> np.ndarray:
-        return np.flatnonzero(_generator(self.seed, round).random(self.population) < self.rates).astype(np.int32)
+        return np.flatnonzero(_generator(self.seed, round).random(self.population) < self.rates).astype(
+            np.int32
+        )
 
 
 def optimal_rates(norms: Any, size: float) -> np.ndarray:
     """The probabilities [N] by which `size` clients on average say most of a sum of N parts of these norms.
 
-    Those of sum_i X_i / p_i, X_i of norm a_i, whose variance sum_i (1 / p_i - 1) a_i^2 is least: p_i in proportion to a_i, and 1 where
-    that would be more (Chen, Horváth and Richtárik, TMLR 2022, eq. 7). For `fc.algorithms.importance` give shares times norms.
+    Those of sum_i X_i / p_i, X_i of norm a_i, whose variance sum_i (1 / p_i - 1) a_i^2 is least: p_i in
+    proportion to a_i, and 1 where that would be more (Chen, Horváth and Richtárik, TMLR 2022, eq. 7). For
+    `fc.algorithms.importance` give shares times norms.
 
     >>> optimal_rates([1.0, 1.0, 2.0, 100.0], 2).tolist()
     [0.25, 0.25, 0.5, 1.0]
@@ -205,7 +215,8 @@ class everyone:
 
 @dataclass(frozen=True)
 class listed:
-    """The cohorts of a list, or the rows of an array [R, K], one a round; raises where a run has more rounds."""
+    """The cohorts of a list, or the rows of an array [R, K], one a round; raises where a run has more
+    rounds."""
 
     cohorts: Sequence[Any] = field(repr=False, compare=False)
     population: int
@@ -231,7 +242,9 @@ class listed:
 
     def __call__(self, round: int) -> Cohort:
         if round >= self.rounds:
-            raise ValueError(f"{self.rounds} cohorts are listed, and one is wanted for round {round}, from 0: list one for each")
+            raise ValueError(
+                f"{self.rounds} cohorts are listed, and one is wanted for round {round}, from 0: list one for each"
+            )
         cohort: Cohort = self.cohorts[round]
         return cohort
 
@@ -239,11 +252,17 @@ class listed:
 def _check_weights(weights: np.ndarray, size: int) -> None:
     at_least(1, size=size)
     if weights.ndim != 1 or not len(weights):
-        raise ValueError(f"weights must be a one-dimensional array, one number a client, got shape {list(weights.shape)}")
+        raise ValueError(
+            f"weights must be a one-dimensional array, one number a client, got shape {list(weights.shape)}"
+        )
     if (bad := np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))).size:
-        raise ValueError(f"weights must be finite and not negative, but client {bad[0]} has {weights[bad[0]]}")
+        raise ValueError(
+            f"weights must be finite and not negative, but client {bad[0]} has {weights[bad[0]]}"
+        )
     if (positive := int(np.count_nonzero(weights))) < size:
-        raise ValueError(f"cannot draw {size} different clients, for only {positive} have a weight above 0; use size <= {positive}")
+        raise ValueError(
+            f"cannot draw {size} different clients, for only {positive} have a weight above 0; use size <= {positive}"
+        )
 
 
 def _check_population(population: int, seed: int) -> None:

@@ -1,8 +1,8 @@
 """Reads columns of examples as a device wants them, from memory or straight from memory-mapped files.
 
-A memory-mapped column is read by `preadv` into its place. Reading through the map costs a page fault a client and keeps the pages in this
-process: going from a thousand to a million clients (cohorts of 500) makes a round 2.4 times slower through the map, 1.1 to 1.2 times
-with `preadv` (2-core x86).
+A memory-mapped column is read by `preadv` into its place. Reading through the map costs a page fault a client
+and keeps the pages in this process: going from a thousand to a million clients (cohorts of 500) makes a round
+2.4 times slower through the map, 1.1 to 1.2 times with `preadv` (2-core x86).
 
 >>> x = np.arange(10, dtype=np.int64)
 >>> out = np.zeros(3, np.int32)
@@ -58,7 +58,9 @@ class Column:
             view, at, left = view[count:], at + count, left - count
             count = os.preadv(self._file, [view], at)
             if not count:
-                raise OSError(f"column {jax.tree_util.keystr(self.path)} ends after {at} bytes of its file: was it cut short?")
+                raise OSError(
+                    f"column {jax.tree_util.keystr(self.path)} ends after {at} bytes of its file: was it cut short?"
+                )
 
 
 def narrow(columns: Columns) -> Columns:
@@ -104,7 +106,8 @@ def target_of(x: np.ndarray, path: Any = ()) -> np.dtype:
 
 
 def forget(columns: Columns) -> None:
-    """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this process."""
+    """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this
+    process."""
     for x in jax.tree.leaves(columns):
         found = map_of(x)
         if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
@@ -112,11 +115,19 @@ def forget(columns: Columns) -> None:
 
 
 def _file_of(x: np.ndarray) -> tuple[int | None, int]:
-    """(the file of a memory-mapped column, opened to read; where in it the column begins), (None, 0) for any other."""
+    """(the file of a memory-mapped column, opened to read; where in it the column begins), (None, 0) for any
+    other."""
     base: Any = x
-    while isinstance(base, np.ndarray) and not (isinstance(base, np.memmap) and not isinstance(base.base, np.memmap)):
+    while isinstance(base, np.ndarray) and not (
+        isinstance(base, np.memmap) and not isinstance(base.base, np.memmap)
+    ):
         base = base.base
-    if not isinstance(base, np.memmap) or base.filename is None or not x.flags.c_contiguous or not hasattr(os, "preadv"):
+    if (
+        not isinstance(base, np.memmap)
+        or base.filename is None
+        or not x.flags.c_contiguous
+        or not hasattr(os, "preadv")
+    ):
         return None, 0
     try:
         file = os.open(base.filename, os.O_RDONLY)

@@ -1,7 +1,8 @@
 """Names of the numbers in each row of a matrix column, in order.
 
-A model knows its inputs by their place alone: where two hospitals have the columns of their tables in different order, each trains on what
-the other means by something else. With names, an order is put right, or refused.
+A model knows its inputs by their place alone: where two hospitals have the columns of their tables in
+different order, each trains on what the other means by something else. With names, an order is put right, or
+refused.
 
 >>> checked({"x": ["age", "weight"]}, {"x": np.zeros((3, 2))})
 {'x': ('age', 'weight')}
@@ -21,11 +22,14 @@ Features = Mapping[str, Sequence[str]]
 
 
 def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """The names, once they are known to be those of these columns: one for each number of a row, all different."""
+    """The names, once they are known to be those of these columns: one for each number of a row, all
+    different."""
     found = {}
     for column, names in dict(features or {}).items():
         if column not in columns:
-            raise ValueError(f"features= has names for {column!r}, which is no column; the columns are {', '.join(columns)}")
+            raise ValueError(
+                f"features= has names for {column!r}, which is no column; the columns are {', '.join(columns)}"
+            )
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"features={{{column!r}: ...}} must be a list of texts, got {names!r}")
         names, shape = tuple(names), columns[column].shape[1:]
@@ -33,18 +37,27 @@ def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple
             raise ValueError(
                 f"features= has {len(names)} names for column {column!r}, whose rows are {list(shape)}: give one for each number of a row"
             )
-        if twice := [name for name in names if names.count(name) > 1 or not name.isprintable() or not 0 < len(name) <= 200]:
-            raise ValueError(f"the feature {twice[0]!r} of {column!r} is there twice, or is not a name: give each one of its own, in print")
+        if twice := [
+            name
+            for name in names
+            if names.count(name) > 1 or not name.isprintable() or not 0 < len(name) <= 200
+        ]:
+            raise ValueError(
+                f"the feature {twice[0]!r} of {column!r} is there twice, or is not a name: give each one of its own, in print"
+            )
         found[column] = names
     return found
 
 
 def order(have: Sequence[str], want: Sequence[str], column: str, whose: str = "") -> np.ndarray:
-    """Where each of the features that are wanted is among those that are there; raises, naming it, where one is not or there are more."""
+    """Where each of the features that are wanted is among those that are there; raises, naming it, where one
+    is not or there are more."""
     if odd := [name for name in want if name not in set(have)]:
         raise ValueError(f"{whose}column {column!r} has no feature {odd[0]!r}; it has {_listed(have)}")
     if more := [name for name in have if name not in set(want)]:
-        raise ValueError(f"{whose}column {column!r} has the feature {more[0]!r}, which is not wanted: leave it out, or name it")
+        raise ValueError(
+            f"{whose}column {column!r} has the feature {more[0]!r}, which is not wanted: leave it out, or name it"
+        )
     place = {name: i for i, name in enumerate(have)}
     return np.array([place[name] for name in want])
 
@@ -54,10 +67,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def matrix_of(columns: dict[str, np.ndarray], names: Sequence[str], column: str) -> np.ndarray:
-    """A matrix of the columns of these names, in float32 where that holds them all; raises where one is no number."""
+    """A matrix of the columns of these names, in float32 where that holds them all; raises where one is no
+    number."""
     for name in names:
         if name not in columns:
-            raise ValueError(f"there is no column {column!r}, and no column {name!r} to make it of; there are {', '.join(columns)}")
+            raise ValueError(
+                f"there is no column {column!r}, and no column {name!r} to make it of; there are {', '.join(columns)}"
+            )
         if columns[name].ndim != 1 or columns[name].dtype.kind not in "fiub":
             raise ValueError(
                 f"column {name!r}, of which {column!r} is to be made, must hold a number an example, got "
@@ -70,10 +86,11 @@ def matrix_of(columns: dict[str, np.ndarray], names: Sequence[str], column: str)
 def arrange(
     columns: Any, have: Features, want: Features, categories: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """(columns, names) with the features of each column in the order that is wanted; a column that is not there is made of its features.
+    """(columns, names) with the features of each column in the order that is wanted; a column that is not
+    there is made of its features.
 
-    In a matrix a category that is missing is NaN: its code, -1, would be taken for a number. Raises, naming it, where a feature is
-    missing or there is another one.
+    In a matrix a category that is missing is NaN: its code, -1, would be taken for a number. Raises, naming
+    it, where a feature is missing or there is another one.
     """
     found, names = dict(columns), {name: tuple(of) for name, of in have.items()}
     for column, wanted in want.items():
@@ -87,7 +104,9 @@ def arrange(
             if (places != np.arange(len(places))).any():
                 found[column] = spill.reordered(found[column], places)
         else:
-            found[column] = matrix_of({name: _known(x, name in categories) for name, x in found.items()}, wanted, column)
+            found[column] = matrix_of(
+                {name: _known(x, name in categories) for name, x in found.items()}, wanted, column
+            )
             found = {name: x for name, x in found.items() if name not in set(wanted) - {column}}
         names[column] = tuple(wanted)
     return found, {name: of for name, of in names.items() if name in found}

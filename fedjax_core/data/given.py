@@ -1,4 +1,5 @@
-"""Converts what a user gives for a column to an array that means the same; refuses by name what could mean something else.
+"""Converts what a user gives for a column to an array that means the same; refuses by name what could mean
+something else.
 
     masked arrays, nullable columns     a missing number is NaN; a whole number, a label or text that is missing is refused, with its row
     text, categories                    text, which `preprocess.OrdinalEncode` turns into codes that all clients share
@@ -6,8 +7,8 @@
     a data frame as a column            a matrix, whose column names are the names of its features
     a data frame for all columns        its columns, by their names
 
-Whatever hides its meaning beside the numbers (a mask, a unit, a list of categories) would otherwise be dropped by `np.asarray`, and the
-numbers below it trained on.
+Whatever hides its meaning beside the numbers (a mask, a unit, a list of categories) would otherwise be
+dropped by `np.asarray`, and the numbers below it trained on.
 
 >>> given(np.ma.masked_values([1.0, 9.96921e36], 9.96921e36), "x").tolist()
 [1.0, nan]
@@ -23,7 +24,8 @@ import numpy as np
 
 
 def given(leaf: Any, name: str, whose: str = "") -> np.ndarray:
-    """The leaf as an array of numbers, truth values or text; `whose` is for the message. Copies nothing that is an array of these."""
+    """The leaf as an array of numbers, truth values or text; `whose` is for the message. Copies nothing that
+    is an array of these."""
     if isinstance(leaf, np.ma.MaskedArray):
         array = _filled(leaf.data, np.ma.getmaskarray(leaf), name, whose)
     elif hasattr(leaf, "isna") and hasattr(leaf, "to_numpy"):
@@ -43,11 +45,17 @@ def given(leaf: Any, name: str, whose: str = "") -> np.ndarray:
             "np.stack([column.real, column.imag], axis=-1)"
         )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        raise TypeError(f"{whose}column {name!r} is {array.dtype}, which JAX cannot hold: convert it with np.asarray(column, np.float64)")
+        raise TypeError(
+            f"{whose}column {name!r} is {array.dtype}, which JAX cannot hold: convert it with np.asarray(column, np.float64)"
+        )
     if array.dtype.kind == "S":
-        raise TypeError(f"{whose}column {name!r} holds bytes: if they are text, give np.char.decode(column, 'utf-8')")
+        raise TypeError(
+            f"{whose}column {name!r} holds bytes: if they are text, give np.char.decode(column, 'utf-8')"
+        )
     if not (is_text(array) or jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
-        raise TypeError(f"{whose}column {name!r} has dtype {array.dtype}, which JAX cannot hold; give numbers, truth values or text")
+        raise TypeError(
+            f"{whose}column {name!r} has dtype {array.dtype}, which JAX cannot hold; give numbers, truth values or text"
+        )
     return array
 
 
@@ -57,7 +65,8 @@ def is_text(array: Any) -> bool:
 
 
 def columns_of(columns: Any) -> Any:
-    """A data frame that is given for all columns as {name: column}, in which their order is nothing; all else as it is."""
+    """A data frame that is given for all columns as {name: column}, in which their order is nothing; all else
+    as it is."""
     return {str(name): columns[name] for name in columns.columns} if _is_frame(columns) else columns
 
 
@@ -92,8 +101,12 @@ def _of_pandas(leaf: Any, name: str, whose: str) -> np.ndarray:
     if hasattr(leaf, "columns"):
         each = [given(leaf.iloc[:, i], f"{name}.{column}", whose) for i, column in enumerate(leaf.columns)]
         if not each or any(x.dtype.kind not in "fiub" for x in each):
-            words = ", ".join(str(c) for c, x in zip(leaf.columns, each, strict=True) if x.dtype.kind not in "fiub")
-            raise TypeError(f"{whose}column {name!r} is a data frame that is not all numbers ({words}): give those as columns of their own")
+            words = ", ".join(
+                str(c) for c, x in zip(leaf.columns, each, strict=True) if x.dtype.kind not in "fiub"
+            )
+            raise TypeError(
+                f"{whose}column {name!r} is a data frame that is not all numbers ({words}): give those as columns of their own"
+            )
         return np.stack(each, axis=1)
     kind = getattr(leaf.dtype, "numpy_dtype", leaf.dtype)
     if not isinstance(kind, np.dtype) or kind.kind == "O":
@@ -108,7 +121,12 @@ def _text(array: np.ndarray, name: str, whose: str) -> np.ndarray:
     """An array of Python's text as one of NumPy's; raises for other objects."""
     for place, value in np.ndenumerate(array):
         if not isinstance(value, str):
-            no_value = value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType") or value != value
+            no_value = (
+                value is None
+                or value is np.ma.masked
+                or type(value).__name__ in ("NAType", "NaTType")
+                or value != value
+            )
             what = "no value" if no_value else f"an object ({type(value).__name__})"
             raise TypeError(
                 f"{whose}column {name!r} has dtype {array.dtype} and holds {what} in row {place[0] if place else 0}: give numbers, such as "

@@ -1,7 +1,9 @@
-"""Addressed randomness on the host: a numpy generator for (purpose, seed, address), whatever was drawn before.
+"""Addressed randomness on the host: a numpy generator for (purpose, seed, address), whatever was drawn
+before.
 
-The address is the key of a Philox counter generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the
-purpose the top word of its counter, so that generators of different address or purpose never meet.
+The address is the key of a Philox counter generator (Salmon et al., "Parallel random numbers: as easy as 1,
+2, 3", SC 2011) and the purpose the top word of its counter, so that generators of different address or
+purpose never meet.
 
 >>> generator(COHORT, 0, 7).integers(100) == generator(COHORT, 0, 7).integers(100)
 np.True_
@@ -15,7 +17,8 @@ COHORT, SPLIT, PARTITION, SYNTHETIC, DELAY, BATCH = range(1, 7)  # what a genera
 
 
 def generator(purpose: int, seed: int, who: int = 0) -> np.random.Generator:
-    """The generator for this purpose, seed and address (a round, a client's address): about 10 microseconds to make."""
+    """The generator for this purpose, seed and address (a round, a client's address): about 10 microseconds
+    to make."""
     counter = np.array([0, 0, 0, purpose], np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, who], np.uint64)))
 

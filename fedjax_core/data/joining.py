@@ -1,4 +1,5 @@
-"""Puts the columns of clients one after another, once they are known to be alike; and the rows of clients that name theirs.
+"""Puts the columns of clients one after another, once they are known to be alike; and the rows of clients
+that name theirs.
 
 >>> columns, offsets = join([{"x": np.ones(3)}, {"x": np.zeros(1)}], np.array([7, 8]), {})
 >>> columns["x"].tolist(), offsets.tolist()
@@ -35,13 +36,17 @@ def join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tupl
             at = names.index(column)
             leaves[at] = leaves[at][:, order(its, features[column], column, whose(i, ids))]
         for leaf, other, name in zip(leaves, first, names, strict=True):
-            if (leaf.dtype != other.dtype and not (is_text(leaf) and is_text(other))) or leaf.shape[1:] != other.shape[1:]:
+            if (leaf.dtype != other.dtype and not (is_text(leaf) and is_text(other))) or leaf.shape[
+                1:
+            ] != other.shape[1:]:
                 raise ValueError(
                     f"{whose(i, ids)}column {name!r} is {leaf.dtype}{list(leaf.shape)}, "
                     f"but client 0's is {other.dtype}{list(other.shape)}; all clients need one dtype and one shape after the first axis"
                 )
         found.append(leaves)
-    return structure.unflatten([np.concatenate(column) for column in zip(*found, strict=True)]), np.cumsum(sizes)
+    return structure.unflatten([np.concatenate(column) for column in zip(*found, strict=True)]), np.cumsum(
+        sizes
+    )
 
 
 def rows_of(parts: Sequence[Any], examples: int) -> np.ndarray:

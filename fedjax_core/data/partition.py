@@ -1,6 +1,7 @@
 """Partitions one data set among simulated clients; each function returns a list of N int64 index arrays.
 
-Every example goes to exactly one client, because each function decides an owner for every example. A client's indices ascend.
+Every example goes to exactly one client, because each function decides an owner for every example. A client's
+indices ascend.
 
     iid         alike clients of equal sizes
     dirichlet   label skew: each class is divided among the clients in Dir(alpha) proportions
@@ -34,9 +35,12 @@ class Skew(NamedTuple):
 
     smallest: int  # examples
     largest: int
-    distance: float  # total variation between a client's labels and all, 0 to 1: the mean over clients that have examples
+    # total variation between a client's labels and all, 0 to 1: the mean over clients that have examples
+    distance: float
     classes: float  # how many classes a client has: the mean over clients that have examples
-    alpha: float  # of the Dirichlet distribution over clients whose draws are as uneven on average: infinite for none more than even
+    # of the Dirichlet distribution over clients whose draws are as uneven on average: infinite for none more
+    # than even
+    alpha: float
 
 
 _TRIES = 1000  # redraws for min_size
@@ -50,19 +54,24 @@ def iid(n_or_labels: Any, clients: int, seed: int = 0) -> Parts:
     n = _count(n_or_labels)
     rng = _generator(clients, seed)
     if clients > n:
-        raise ValueError(f"cannot deal {n} examples to {clients} clients, for some would have none; use at most {n} clients")
+        raise ValueError(
+            f"cannot deal {n} examples to {clients} clients, for some would have none; use at most {n} clients"
+        )
     return _group(rng.permutation(np.arange(n) % clients), clients)
 
 
-def dirichlet(labels: Any, clients: int = 100, alpha: float = 0.1, *, seed: int = 0, min_size: int = 0) -> Parts:
-    """Label skew: the examples of each class are divided among the clients in proportions p ~ Dir_N(alpha), one draw a class.
+def dirichlet(
+    labels: Any, clients: int = 100, alpha: float = 0.1, *, seed: int = 0, min_size: int = 0
+) -> Parts:
+    """Label skew: the examples of each class are divided among the clients in proportions p ~ Dir_N(alpha),
+    one draw a class.
 
-    Small alpha: a class belongs to few clients; large alpha: iid. This is the variant of Yurochkin et al., "Bayesian Nonparametric
-    Federated Learning of Neural Networks", ICML 2019, and of Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, where
-    sizes are skewed as well. (Hsu et al., "Measuring the Effects of Non-Identical Data Distribution", 2019, instead draw each
-    client's class mixture from Dir(alpha * prior) and keep sizes equal.) Proportions are drawn again, up to 1000 times, until every
-    client has `min_size` examples; the cap on large clients in Yurochkin's published code is left out.
-    """
+    Small alpha: a class belongs to few clients; large alpha: iid. This is the variant of Yurochkin et al.,
+    "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, and of Li et al., "Federated
+    Learning on Non-IID Data Silos", ICDE 2022, where sizes are skewed as well. (Hsu et al., "Measuring the
+    Effects of Non-Identical Data Distribution", 2019, instead draw each client's class mixture from Dir(alpha
+    * prior) and keep sizes equal.) Proportions are drawn again, up to 1000 times, until every client has
+    `min_size` examples; the cap on large clients in Yurochkin's published code is left out."""
     codes = np.unique(_values("labels", labels), return_inverse=True)[1]
     rng = _generator(clients, seed)
     _check_positive("alpha", alpha)
@@ -79,7 +88,8 @@ def dirichlet(labels: Any, clients: int = 100, alpha: float = 0.1, *, seed: int 
 
 
 def shards(labels: Any, clients: int, shards_per_client: int = 2, *, seed: int = 0) -> Parts:
-    """Label skew: examples sorted by label, cut into clients * shards_per_client equal shards, each client given some at random.
+    """Label skew: examples sorted by label, cut into clients * shards_per_client equal shards, each client
+    given some at random.
 
     With 2 shards most clients hold two classes. Shard sizes differ by one where they must. McMahan et al.,
     "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, section 3.
@@ -95,22 +105,32 @@ def shards(labels: Any, clients: int, shards_per_client: int = 2, *, seed: int =
         )
     shard_owner = rng.permutation(np.arange(total) % clients)
     owner = np.empty(len(values), np.int64)
-    owner[np.argsort(values, kind="stable")] = np.repeat(shard_owner, np.diff(np.arange(total + 1) * len(values) // total))
+    owner[np.argsort(values, kind="stable")] = np.repeat(
+        shard_owner, np.diff(np.arange(total + 1) * len(values) // total)
+    )
     return _group(owner, clients)
 
 
 def quantity(
-    n_or_labels: Any, clients: int, *, alpha: float | None = None, sigma: float | None = None, seed: int = 0, min_size: int = 0
+    n_or_labels: Any,
+    clients: int,
+    *,
+    alpha: float | None = None,
+    sigma: float | None = None,
+    seed: int = 0,
+    min_size: int = 0,
 ) -> Parts:
     """Size skew, labels alike: client sizes in proportions p ~ Dir_N(alpha), or log-normal with this sigma.
 
-    With neither, alpha = 1. Dirichlet sizes as in Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022. Proportions are
-    drawn again, up to 1000 times, until every client has `min_size` examples.
+    With neither, alpha = 1. Dirichlet sizes as in Li et al., "Federated Learning on Non-IID Data Silos", ICDE
+    2022. Proportions are drawn again, up to 1000 times, until every client has `min_size` examples.
     """
     n = _count(n_or_labels)
     rng = _generator(clients, seed)
     if alpha is not None and sigma is not None:
-        raise ValueError(f"give alpha (Dirichlet sizes) or sigma (log-normal sizes), not both; got alpha={alpha} and sigma={sigma}")
+        raise ValueError(
+            f"give alpha (Dirichlet sizes) or sigma (log-normal sizes), not both; got alpha={alpha} and sigma={sigma}"
+        )
     name, spread = ("alpha", 1.0 if alpha is None else alpha) if sigma is None else ("sigma", sigma)
     _check_positive(name, spread)
 
@@ -122,7 +142,8 @@ def quantity(
 
 
 def by_owner(owners: Any) -> Parts:
-    """One client for each distinct owner, in the order of `owner_names(owners)`, which serve as the clients' ids."""
+    """One client for each distinct owner, in the order of `owner_names(owners)`, which serve as the clients'
+    ids."""
     names, owner = np.unique(_values("owners", owners), return_inverse=True)
     return _group(owner, len(names))
 
@@ -133,25 +154,35 @@ def owner_names(owners: Any) -> np.ndarray:
 
 
 def describe(parts: Sequence[np.ndarray], labels: Any) -> np.ndarray:
-    """How many examples of each class each client has, [N, classes] int64; column k is the k-th distinct label, sorted."""
+    """How many examples of each class each client has, [N, classes] int64; column k is the k-th distinct
+    label, sorted."""
     values, codes = np.unique(_values("labels", labels), return_inverse=True)
     return np.stack([np.bincount(codes[part], minlength=len(values)) for part in parts])
 
 
 def skew(parts: Sequence[np.ndarray], labels: Any) -> Skew:
-    """How uneven a partition is, whatever was asked for: few clients, few examples and `min_size` all change what alpha promised.
+    """How uneven a partition is, whatever was asked for: few clients, few examples and `min_size` all change
+    what alpha promised.
 
-    `alpha` solves  mean over classes of sum_i p_i^2 = (alpha + 1) / (N alpha + 1),  the mean of Dir_N(alpha), where p_i is client
-    i's share of a class.
+    `alpha` solves  mean over classes of sum_i p_i^2 = (alpha + 1) / (N alpha + 1),  the mean of Dir_N(alpha),
+    where p_i is client i's share of a class.
     """
     counts = describe(parts, labels).astype(np.float64)
     sizes = counts.sum(axis=1)
     here = counts[sizes > 0]
-    distance = np.abs(here / here.sum(axis=1, keepdims=True) - counts.sum(axis=0) / sizes.sum()).sum(axis=1) / 2
+    distance = (
+        np.abs(here / here.sum(axis=1, keepdims=True) - counts.sum(axis=0) / sizes.sum()).sum(axis=1) / 2
+    )
     squares = float(np.mean(np.sum((counts / counts.sum(axis=0)) ** 2, axis=0)))
     excess = len(parts) * squares - 1
     alpha = (1 - squares) / excess if excess > 0 else np.inf
-    return Skew(int(sizes.min()), int(sizes.max()), float(distance.mean()), float((here > 0).sum(axis=1).mean()), float(alpha))
+    return Skew(
+        int(sizes.min()),
+        int(sizes.max()),
+        float(distance.mean()),
+        float((here > 0).sum(axis=1).mean()),
+        float(alpha),
+    )
 
 
 def _group(owner: np.ndarray, clients: int) -> Parts:
@@ -169,7 +200,9 @@ def _until(draw: Callable[[], np.ndarray], n: int, clients: int, min_size: int, 
     """The first owners drawn that leave no client below min_size."""
     at_least(0, min_size=min_size)
     if min_size * clients > n:
-        raise ValueError(f"min_size={min_size} for {clients} clients needs {min_size * clients} examples, but there are {n}; ask for fewer")
+        raise ValueError(
+            f"min_size={min_size} for {clients} clients needs {min_size * clients} examples, but there are {n}; ask for fewer"
+        )
     smallest = 0
     for _ in range(_TRIES):
         owner = draw()
@@ -190,13 +223,17 @@ def _generator(clients: int, seed: int) -> np.random.Generator:
 
 def _check_positive(name: str, value: float) -> None:
     if not 0 < value < np.inf:
-        raise ValueError(f"{name} must be a positive number, got {value!r}; use iid() for clients that are alike")
+        raise ValueError(
+            f"{name} must be a positive number, got {value!r}; use iid() for clients that are alike"
+        )
 
 
 def _count(n_or_labels: Any) -> int:
     n = int(n_or_labels) if isinstance(n_or_labels, (int, np.integer)) else len(n_or_labels)
     if n < 1:
-        raise ValueError(f"there are no examples to deal out, got {n_or_labels!r}; give how many there are, or their labels")
+        raise ValueError(
+            f"there are no examples to deal out, got {n_or_labels!r}; give how many there are, or their labels"
+        )
     return n
 
 
@@ -206,7 +243,9 @@ def _values(name: str, values: Any) -> np.ndarray:
     if found.dtype == object:  # a text column of a data frame
         found = np.array(found.tolist()) if all(isinstance(v, (str, int)) for v in found.flat) else found
     if found.ndim != 1 or not len(found):
-        raise ValueError(f"{name} must be a one-dimensional array with one entry an example, got shape {list(found.shape)}")
+        raise ValueError(
+            f"{name} must be a one-dimensional array with one entry an example, got shape {list(found.shape)}"
+        )
     if found.dtype.kind not in "biuU":
         raise TypeError(
             f"{name} must be integers, bools or strings, got {found.dtype} ({found[0]!r}, ...); "

@@ -3,8 +3,9 @@
     sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)
     at each client:  step.apply(x_i, parameters)
 
-The result is that of preprocessing the pooled examples. NaN is a missing value. The steps are in scaling.py and categories.py.
-The same steps are an argument of `Federation`, where sites send the sums that their policy lets leave.
+The result is that of preprocessing the pooled examples. NaN is a missing value. The steps are in scaling.py
+and categories.py. The same steps are an argument of `Federation`, where sites send the sums that their policy
+lets leave.
 
 >>> from fedjax_core.data.clients import Clients
 >>> raw = Clients.from_list([{"x": np.array([[2.0], [np.nan]])}, {"x": np.array([[4.0]])}], allow_nan=True)
@@ -49,7 +50,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fitted:
-    """Steps with their parameters: what every client applies. `clients.map(fitted)` works, and `apply` at less cost."""
+    """Steps with their parameters: what every client applies. `clients.map(fitted)` works, and `apply` at
+    less cost."""
 
     steps: tuple[Step, ...]
     parameters: tuple[Sums, ...]
@@ -64,8 +66,8 @@ class Fitted:
     def apply(self, clients: Clients, folder: Folder = None) -> Clients:
         """The clients with their columns in the new form; raises where a value is then not finite.
 
-        Of large memory-mapped columns the new form goes to a file without a name in the `folder`, or in the system's for such.
-        """
+        Of large memory-mapped columns the new form goes to a file without a name in the `folder`, or in the
+        system's for such."""
         found = clients.with_columns(self(clients.columns, folder))
         found.check_finite()
         return found
@@ -73,14 +75,22 @@ class Fitted:
     @property
     def digest(self) -> str:
         """32 hexadecimal digits of the parameters, for logs."""
-        parts = [f"{name}:{x.dtype.str}{x.shape}".encode() + x.tobytes() for one in self.parameters for name, x in sorted(one.items())]
+        parts = [
+            f"{name}:{x.dtype.str}{x.shape}".encode() + x.tobytes()
+            for one in self.parameters
+            for name, x in sorted(one.items())
+        ]
         return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
 
 
 def fit(steps: Sequence[Step], clients: Clients) -> Fitted:
-    """The steps with their parameters from all clients' sums: those that a federation of these clients comes to."""
+    """The steps with their parameters from all clients' sums: those that a federation of these clients comes
+    to."""
     checked = check_steps(steps)
-    return finalize(checked, [sums_of(checked, columns) for columns, size in zip(clients, clients.sizes, strict=True) if size])
+    return finalize(
+        checked,
+        [sums_of(checked, columns) for columns, size in zip(clients, clients.sizes, strict=True) if size],
+    )
 
 
 def sums_of(steps: Sequence[Step], columns: Columns, min_cell: int = 0) -> tuple[Sums, ...]:
@@ -104,10 +114,14 @@ def check_steps(steps: Any) -> tuple[Step, ...]:
     steps = (steps,) if hasattr(steps, "finalize") else tuple(steps)
     for step in steps:
         if not hasattr(step, "finalize"):
-            raise TypeError(f"preprocessing is a list of steps such as fc.preprocess.Standardise('x'), got {type(step).__name__}")
+            raise TypeError(
+                f"preprocessing is a list of steps such as fc.preprocess.Standardise('x'), got {type(step).__name__}"
+            )
     columns = [step.column for step in steps]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise ValueError(f"column {twice[0]!r} has two steps, and the second would need sums of what the first makes; give it one")
+        raise ValueError(
+            f"column {twice[0]!r} has two steps, and the second would need sums of what the first makes; give it one"
+        )
     return steps
 
 

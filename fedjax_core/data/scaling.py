@@ -1,11 +1,13 @@
-"""Steps of preprocessing for numbers: `Standardise`, `Impute` and `Rescale`, as if the clients' examples were pooled.
+"""Steps of preprocessing for numbers: `Standardise`, `Impute` and `Rescale`, as if the clients' examples were
+pooled.
 
-Moments go as count, mean and M2 = sum (x - mean)^2 of the values that are there. They say what count, sum and sum of squares say,
-without their cancellation, and merge by
+Moments go as count, mean and M2 = sum (x - mean)^2 of the values that are there. They say what count, sum and
+sum of squares say, without their cancellation, and merge by
 
     d = mean_b - mean_a      mean = mean_a + d n_b / n      M2 = M2_a + M2_b + d^2 n_a n_b / n
 
-Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", COMPSTAT 1982.
+Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", COMPSTAT
+1982.
 
 >>> step = Standardise("x")
 >>> parameters = step.finalize(step.merge(step.sums(np.array([2.0]), 0), step.sums(np.array([4.0, np.nan]), 0)))
@@ -56,9 +58,13 @@ class _Moments:
             return "they are not of one shape"
         if (sums["count"] < 0).any() or (sums["count"] > examples).any():
             return "a count is below 0, or above the site's examples"
-        if not (np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()):
+        if not (
+            np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()
+        ):
             return "a mean or a sum of squares is not finite or below 0"
-        if ((sums["count"] == 0) & ((sums["mean"] != 0) | (sums["m2"] != 0))).any():  # which would be added all the same
+        if (
+            (sums["count"] == 0) & ((sums["mean"] != 0) | (sums["m2"] != 0))
+        ).any():  # which would be added all the same
             return "there is a mean or a sum of squares of no values"
         return None
 
@@ -67,19 +73,26 @@ class _Moments:
 class Standardise(_Moments):
     """To mean 0 and variance 1 over all clients' values, in float32; a missing value becomes 0, the mean.
 
-    A constant number of a row becomes 0, as in scikit-learn's StandardScaler, and so does one that nobody has.
-    """
+    A constant number of a row becomes 0, as in scikit-learn's StandardScaler, and so does one that nobody
+    has."""
 
     column: str = "x"
 
     def finalize(self, sums: Sums) -> Sums:
         count, mean, eps = np.maximum(sums["count"], 1), sums["mean"], np.finfo(np.float64).eps
         variance = sums["m2"] / count
-        constant = variance <= count * eps * variance + (count * mean * eps) ** 2  # no more than the rounding of the sums
+        constant = (
+            variance <= count * eps * variance + (count * mean * eps) ** 2
+        )  # no more than the rounding of the sums
         return {"mean": mean, "scale": np.where(constant, 1.0, np.sqrt(variance))}
 
     def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
-        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - parameters["mean"]) / parameters["scale"], nan=0.0), folder)
+        return _rowwise(
+            x,
+            self.column,
+            lambda rows: np.nan_to_num((rows - parameters["mean"]) / parameters["scale"], nan=0.0),
+            folder,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,15 +106,17 @@ class Impute(_Moments):
 
     def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
         checks.exact(x, self.column)  # which moving to a mean of 0, as the other steps do, would not need
-        return _rowwise(x, self.column, lambda rows: np.where(np.isnan(rows), parameters["mean"], rows), folder)
+        return _rowwise(
+            x, self.column, lambda rows: np.where(np.isnan(rows), parameters["mean"], rows), folder
+        )
 
 
 @dataclass(frozen=True)
 class Rescale:
     """So that all clients' values lie from 0 to 1, in float32; a missing value becomes 0.
 
-    Sites tell their smallest and largest value, which are those of single persons: a policy must name `range` for that.
-    """
+    Sites tell their smallest and largest value, which are those of single persons: a policy must name `range`
+    for that."""
 
     column: str = "x"
     releases = ("range",)
@@ -115,13 +130,21 @@ class Rescale:
             low = np.minimum(low, np.where(here, rows, np.inf).min(axis=0))
             high = np.maximum(high, np.where(here, rows, -np.inf).max(axis=0))
         told = (count >= min_cell) & (count > 0)
-        return {"count": np.where(told, count, 0), "low": np.where(told, low, 0), "high": np.where(told, high, 0)}
+        return {
+            "count": np.where(told, count, 0),
+            "low": np.where(told, low, 0),
+            "high": np.where(told, high, 0),
+        }
 
     def merge(self, a: Sums, b: Sums) -> Sums:
         neither, one, two = a["count"] + b["count"] == 0, a["count"] > 0, b["count"] > 0
         low = np.minimum(np.where(one, a["low"], np.inf), np.where(two, b["low"], np.inf))
         high = np.maximum(np.where(one, a["high"], -np.inf), np.where(two, b["high"], -np.inf))
-        return {"count": a["count"] + b["count"], "low": np.where(neither, 0, low), "high": np.where(neither, 0, high)}
+        return {
+            "count": a["count"] + b["count"],
+            "low": np.where(neither, 0, low),
+            "high": np.where(neither, 0, high),
+        }
 
     def validate(self, sums: Sums, examples: int) -> str | None:
         if not _alike(sums):
@@ -136,7 +159,12 @@ class Rescale:
         return {"low": sums["low"], "scale": np.where(width > 0, width, 1.0)}
 
     def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
-        return _rowwise(x, self.column, lambda rows: np.nan_to_num((rows - parameters["low"]) / parameters["scale"], nan=0.0), folder)
+        return _rowwise(
+            x,
+            self.column,
+            lambda rows: np.nan_to_num((rows - parameters["low"]) / parameters["scale"], nan=0.0),
+            folder,
+        )
 
 
 def _alike(sums: Sums) -> bool:

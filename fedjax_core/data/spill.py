@@ -1,7 +1,8 @@
-"""Temporary files for columns that are made from memory-mapped ones, so that memory does not grow with the data.
+"""Temporary files for columns that are made from memory-mapped ones, so that memory does not grow with the
+data.
 
-What lies in files because it is larger than memory stays larger than memory when its rows are chosen or its numbers are prepared. The file
-is readable by its owner alone, and gone with the process, however that ends.
+What lies in files because it is larger than memory stays larger than memory when its rows are chosen or its
+numbers are prepared. The file is readable by its owner alone, and gone with the process, however that ends.
 
 >>> x = np.arange(6.0).reshape(3, 2)
 >>> taken(x, np.array([2, 0])).tolist()
@@ -20,8 +21,11 @@ LEAST_BYTES = 32 << 20  # smaller columns are in memory, wherever they come from
 _CHUNK_BYTES = 16 << 20
 
 
-def room(shape: tuple[int, ...], dtype: Any, like: np.ndarray, folder: str | Path | None = None) -> np.ndarray:
-    """An array to be written: in memory, or where `like` is memory-mapped and this is large in a file on the disk of `folder`."""
+def room(
+    shape: tuple[int, ...], dtype: Any, like: np.ndarray, folder: str | Path | None = None
+) -> np.ndarray:
+    """An array to be written: in memory, or where `like` is memory-mapped and this is large in a file on the
+    disk of `folder`."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if nbytes < LEAST_BYTES or map_of(like) is None:
         return np.empty(shape, dtype)

@@ -25,11 +25,13 @@ def first_part(
     by: Any = None,
     stratify: Any = None,
 ) -> np.ndarray:
-    """[examples] bool: whether an example is in the first part, which has `fraction` (to the nearest, half up) of each client's examples.
+    """[examples] bool: whether an example is in the first part, which has `fraction` (to the nearest, half
+    up) of each client's examples.
 
-    `words` [N] are the clients' addresses; `by` [examples] the person, and `stratify` [examples] the class of an example. With `by` it is
-    the fraction of the persons; with `stratify` of each class, of which both parts have at least one: raises where a class has one alone.
-    A person is of the class of theirs that is rarest at the client.
+    `words` [N] are the clients' addresses; `by` [examples] the person, and `stratify` [examples] the class of
+    an example. With `by` it is the fraction of the persons; with `stratify` of each class, of which both
+    parts have at least one: raises where a class has one alone. A person is of the class of theirs that is
+    rarest at the client.
     """
     if not 0 < fraction < 1:
         raise ValueError(
@@ -43,13 +45,16 @@ def first_part(
             chosen[start + generator.permutation(end - start)[: int(fraction * (end - start) + 0.5)]] = True
             continue
         person = np.arange(end - start) if by is None else np.unique(by[start:end], return_inverse=True)[1]
-        first = _of_each_class(i, person, None if stratify is None else np.asarray(stratify[start:end]), fraction, generator)
+        first = _of_each_class(
+            i, person, None if stratify is None else np.asarray(stratify[start:end]), fraction, generator
+        )
         chosen[start:end] = np.isin(person, first)
     return chosen
 
 
 class Alone(ValueError):
-    """A class has one example, or person, at a client, and two parts were to have one each: `client` is the position."""
+    """A class has one example, or person, at a client, and two parts were to have one each: `client` is the
+    position."""
 
     def __init__(self, client: int, value: Any) -> None:
         super().__init__(f"class {value} is one example, or person, alone")
@@ -57,7 +62,11 @@ class Alone(ValueError):
 
 
 def _of_each_class(
-    client: int, person: np.ndarray, classes: np.ndarray | None, fraction: float, generator: np.random.Generator
+    client: int,
+    person: np.ndarray,
+    classes: np.ndarray | None,
+    fraction: float,
+    generator: np.random.Generator,
 ) -> np.ndarray:
     """Which persons, who are numbered from 0, are in the first part."""
     if classes is None or not len(person):
@@ -71,5 +80,9 @@ def _of_each_class(
         persons = np.flatnonzero(of == one)
         if len(persons) == 1:
             raise Alone(client, values[one])
-        first.append(generator.permutation(persons)[: min(max(1, int(fraction * len(persons) + 0.5)), len(persons) - 1)])
+        first.append(
+            generator.permutation(persons)[
+                : min(max(1, int(fraction * len(persons) + 0.5)), len(persons) - 1)
+            ]
+        )
     return np.concatenate(first)

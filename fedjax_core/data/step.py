@@ -1,7 +1,7 @@
 """The interface of a preprocessing step: what one does to one column, from sums that all clients give.
 
-sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)  ─►  step.apply(x_i, parameters)
-"""
+sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)  ─►
+step.apply(x_i, parameters)"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +16,20 @@ Sums = Mapping[str, np.ndarray]
 
 
 class Step(Protocol):
-    """One thing done to one column. All methods are pure; `merge` does not mind how clients are grouped, beyond rounding."""
+    """One thing done to one column. All methods are pure; `merge` does not mind how clients are grouped,
+    beyond rounding."""
 
     @property
     def column(self) -> str: ...
     @property
     def releases(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
-    def sums(self, x: np.ndarray, min_cell: int) -> Sums: ...  # what is known of fewer than `min_cell` examples is left out
+    def sums(
+        self, x: np.ndarray, min_cell: int
+    ) -> Sums: ...  # what is known of fewer than `min_cell` examples is left out
     def merge(self, a: Sums, b: Sums) -> Sums: ...
-    def validate(self, sums: Sums, examples: int) -> str | None: ...  # what is wrong with sums that were sent; None: nothing
+    def validate(
+        self, sums: Sums, examples: int
+    ) -> str | None: ...  # what is wrong with sums that were sent; None: nothing
     def finalize(self, sums: Sums) -> Sums: ...
     def apply(
         self, x: np.ndarray, parameters: Sums, folder: Folder = None

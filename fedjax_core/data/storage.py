@@ -5,9 +5,10 @@
     folder/ids.npy         [N] integers or strings
     folder/column_0.npy    ... one a leaf, numbered as in the structure
 
-The folder is written under another name and renamed when whole and on disk, so that it is there entirely or not at all. It may hold
-records of patients, so what is made is for its owner alone: folders 0700, files 0600, whatever the umask. Columns go out straight from
-where they are: memory-mapped data larger than memory can be written.
+The folder is written under another name and renamed when whole and on disk, so that it is there entirely or
+not at all. It may hold records of patients, so what is made is for its owner alone: folders 0700, files 0600,
+whatever the umask. Columns go out straight from where they are: memory-mapped data larger than memory can be
+written.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()) / "data"
@@ -44,7 +45,9 @@ def write(
     """Writes the folder, which must not exist yet."""
     folder = Path(folder)
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already, and data is not overwritten; remove it first or choose another folder")
+        raise FileExistsError(
+            f"{folder} exists already, and data is not overwritten; remove it first or choose another folder"
+        )
     leaves: list[np.ndarray] = []
     structure = _describe(columns, leaves, "columns")
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -52,8 +55,14 @@ def write(
     unfinished.mkdir(FOLDER)
     try:
         texts = {"features": features, "categories": categories}
-        named = {word: {name: list(of) for name, of in these.items()} for word, these in texts.items() if these}
-        about = named | {"fedjax_core clients": _VERSION, "structure": structure, "dtypes": [leaf.dtype.name for leaf in leaves]}
+        named = {
+            word: {name: list(of) for name, of in these.items()} for word, these in texts.items() if these
+        }
+        about = named | {
+            "fedjax_core clients": _VERSION,
+            "structure": structure,
+            "dtypes": [leaf.dtype.name for leaf in leaves],
+        }
         with open(unfinished / "clients.json", "w", opener=opener) as file:
             json.dump(about, file, indent=1)
             _to_disk(file)
@@ -68,20 +77,35 @@ def write(
         raise
 
 
-def read(folder: str | Path) -> tuple[Columns, np.ndarray, np.ndarray, dict[str, list[str]], dict[str, list[str]]]:
-    """(columns, offsets, ids, names of features, categories) as written; the columns are memory-mapped and read-only."""
+def read(
+    folder: str | Path,
+) -> tuple[Columns, np.ndarray, np.ndarray, dict[str, list[str]], dict[str, list[str]]]:
+    """(columns, offsets, ids, names of features, categories) as written; the columns are memory-mapped and
+    read-only."""
     folder = Path(folder)
     if not (folder / "clients.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no clients.json, so it is not data written by Clients.save()")
+        raise FileNotFoundError(
+            f"{folder} holds no clients.json, so it is not data written by Clients.save()"
+        )
     about = json.loads((folder / "clients.json").read_text())
     if about.get("fedjax_core clients") != _VERSION:
-        raise ValueError(f"{folder} has format version {about.get('fedjax_core clients')}, this package reads {_VERSION}; save it again")
+        raise ValueError(
+            f"{folder} has format version {about.get('fedjax_core clients')}, this package reads {_VERSION}; save it again"
+        )
     leaves = []
     for i, dtype in enumerate(about["dtypes"]):
         leaf = _load(folder / f"column_{i}.npy", mapped=True)
-        leaves.append(leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype)))  # a .npy does not know bfloat16
+        leaves.append(
+            leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype))
+        )  # a .npy does not know bfloat16
     offsets, ids = _load(folder / "offsets.npy"), _load(folder / "ids.npy")
-    return _rebuild(about["structure"], leaves), offsets, ids, about.get("features", {}), about.get("categories", {})
+    return (
+        _rebuild(about["structure"], leaves),
+        offsets,
+        ids,
+        about.get("features", {}),
+        about.get("categories", {}),
+    )
 
 
 def _load(path: Path, mapped: bool = False) -> np.ndarray:
@@ -101,7 +125,9 @@ def _describe(columns: Columns, leaves: list[np.ndarray], path: str) -> Any:
     if type(columns) is dict:
         for key in columns:
             if not isinstance(key, str):
-                raise TypeError(f"{path} has the key {key!r}; only string keys can be saved: rename it to {str(key)!r}")
+                raise TypeError(
+                    f"{path} has the key {key!r}; only string keys can be saved: rename it to {str(key)!r}"
+                )
         return {"dict": {key: _describe(columns[key], leaves, f"{path}[{key!r}]") for key in sorted(columns)}}
     if type(columns) in (list, tuple):
         return {type(columns).__name__: [_describe(c, leaves, f"{path}[{i}]") for i, c in enumerate(columns)]}

@@ -1,10 +1,12 @@
-"""Reads a table, CSV, Parquet or columns by name, as the columns of clients: numbers with NaN where one is missing, text as codes.
+"""Reads a table, CSV, Parquet or columns by name, as the columns of clients: numbers with NaN where one is
+missing, text as codes.
 
     number    float64, or int64 where all are whole and none is missing
     text      int32 codes of the sorted categories of the whole table, one coding for all clients; -1 where a value is missing
     missing   an empty field, NA, NaN, N/A or null; None, NaN and masked values in columns that are given
 
-Spaces around text mean nothing. Values are kept as they are: what is missing is refused where it is used, and not filled in here.
+Spaces around text mean nothing. Values are kept as they are: what is missing is refused where it is used, and
+not filled in here.
 
 >>> read({"age": [61, None], "sex": ["F", "M "]})
 Table(columns={'age': array([61., nan]), 'sex': array([0, 1], dtype=int32)}, categories={'sex': ('F', 'M')})
@@ -34,11 +36,13 @@ class Table(NamedTuple):
 def read(table: Any) -> Table:
     """The table in a file (.csv, .csv.gz, .tsv or .parquet), in a mapping {name: column}, or in a data frame.
 
-    Raises ValueError for a file of another kind, lines of other lengths, and columns of different lengths or more than one axis.
-    """
+    Raises ValueError for a file of another kind, lines of other lengths, and columns of different lengths or
+    more than one axis."""
     named = raw(Path(table)) if isinstance(table, str | os.PathLike) else columns_of(table)
     if not isinstance(named, Mapping) or not named:
-        raise TypeError(f"a table is the path of a file, a mapping of columns or a data frame, got {type(table).__name__}")
+        raise TypeError(
+            f"a table is the path of a file, a mapping of columns or a data frame, got {type(table).__name__}"
+        )
     columns: dict[str, np.ndarray] = {}
     categories: dict[str, tuple[str, ...]] = {}
     for name, column in named.items():
@@ -52,7 +56,8 @@ def read(table: Any) -> Table:
 
 
 def by_client(table: Table, by: str) -> tuple[Table, np.ndarray, Any]:
-    """(the rows in the order of their clients, offsets [N+1], ids): a client for each value of the column `by`, in sorted order."""
+    """(the rows in the order of their clients, offsets [N+1], ids): a client for each value of the column
+    `by`, in sorted order."""
     if by not in table.columns:
         raise ValueError(f"by={by!r} names no column of the table; there are {', '.join(table.columns)}")
     x = table.columns[by]
@@ -74,7 +79,8 @@ def by_client(table: Table, by: str) -> tuple[Table, np.ndarray, Any]:
 
 
 def raw(path: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """{column: its values as they lie in the file}: text, of CSV; raises ValueError for a file of another kind.
+    """{column: its values as they lie in the file}: text, of CSV; raises ValueError for a file of another
+    kind.
 
     `only` names the columns that are read of a Parquet file.
     """
@@ -83,11 +89,15 @@ def raw(path: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
         try:
             from pyarrow import parquet
         except ImportError:
-            raise ImportError("to read Parquet, pyarrow is needed: pip install 'fedjax-core[tables]'") from None
+            raise ImportError(
+                "to read Parquet, pyarrow is needed: pip install 'fedjax-core[tables]'"
+            ) from None
         found = parquet.read_table(path, columns=None if only is None else list(only))
         return {name: found.column(name).to_pylist() for name in found.column_names}
     if not kind.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
-        raise ValueError(f"{path} is not a table that is read here: give .csv, .tsv (also .gz) or .parquet, or a mapping of columns")
+        raise ValueError(
+            f"{path} is not a table that is read here: give .csv, .tsv (also .gz) or .parquet, or a mapping of columns"
+        )
     if kind.endswith(".gz"):
         import gzip
 
@@ -100,7 +110,9 @@ def raw(path: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
 def _of_lines(lines: Any, path: Path) -> dict[str, Any]:
     names = [name.strip() for name in next(lines, [])]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"{path} needs a first line with a name for each column, all different, got {names[:20]}")
+        raise ValueError(
+            f"{path} needs a first line with a name for each column, all different, got {names[:20]}"
+        )
     rows = [line for line in lines if line]
     if (odd := next((i for i, line in enumerate(rows) if len(line) != len(names)), None)) is not None:
         raise ValueError(
@@ -115,7 +127,9 @@ def _column(column: Any, name: str) -> tuple[np.ndarray, tuple[str, ...] | None]
     whole = column.data if isinstance(column, np.ma.MaskedArray) else column
     values = list(whole.to_numpy(object) if hasattr(whole, "to_numpy") else whole)
     array = np.asarray(column) if isinstance(column, np.ndarray) else None
-    if (array is not None and array.ndim != 1) or any(isinstance(one, list | tuple | np.ndarray) for one in values[:1]):
+    if (array is not None and array.ndim != 1) or any(
+        isinstance(one, list | tuple | np.ndarray) for one in values[:1]
+    ):
         raise ValueError(f"column {name!r} has more than one value in a row: give each a column of its own")
     missing = np.array([_missing(value) for value in values], bool)
     if masked is not None:
@@ -144,7 +158,8 @@ def _missing(value: Any) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """The values as int64 or float64; None where one of them is no number. Truth values are text, as is what has no value at all."""
+    """The values as int64 or float64; None where one of them is no number. Truth values are text, as is what
+    has no value at all."""
     if any(isinstance(value, bool | np.bool_) for value in values):
         return None
     try:
@@ -157,4 +172,6 @@ def _numbers(values: Sequence[Any]) -> np.ndarray | None:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) or (isinstance(value, str) and value.strip().lstrip("+-").isdigit())
+    return isinstance(value, int | np.integer) or (
+        isinstance(value, str) and value.strip().lstrip("+-").isdigit()
+    )

@@ -4,8 +4,8 @@
     values      by the task's own check: a label out of range, an event that is neither 0 nor 1
     numbers     the loss of a few examples: finite, and of each example alone unless the loss heeds `batch.mask`
 
-Simulators, sites and the doctor call the same function, so that a site refuses what a simulation of it refuses. What is refused is named by
-column, client and row, and never by its value.
+Simulators, sites and the doctor call the same function, so that a site refuses what a simulation of it
+refuses. What is refused is named by column, client and row, and never by its value.
 
 >>> from fedjax_core.task import Task
 >>> clients = Clients.from_list([{"x": np.ones((3, 2), np.float32), "y": np.ones((3, 1), np.float32)}])
@@ -48,8 +48,8 @@ def _fine(task: Task, batch_size: int, training: bool) -> "WeakSet[Clients]":
 def check_data(task: Task, clients: Clients, batch_size: int, *, params: Params | None = None) -> None:
     """Raises where the task cannot be trained on these examples, or would learn something else than it says.
 
-    With `params`, only what an evaluation of these needs is looked at: shapes of metrics, and values by the task's own check.
-    """
+    With `params`, only what an evaluation of these needs is looked at: shapes of metrics, and values by the
+    task's own check."""
     training = params is None
     fine = _fine(task, batch_size, training)
     if clients in fine:
@@ -63,8 +63,12 @@ def check_data(task: Task, clients: Clients, batch_size: int, *, params: Params 
 
 
 def not_finite(task: Task, params: Params, clients: Clients) -> str | None:
-    """The first example whose loss under these parameters is NaN or infinite, in words; None where there is none. Looks at all of them."""
-    loss = compiled(lambda params, columns: task.evaluation(params, Batch(columns, jnp.ones(_CHUNK)))["loss"], task.constants)
+    """The first example whose loss under these parameters is NaN or infinite, in words; None where there is
+    none. Looks at all of them."""
+    loss = compiled(
+        lambda params, columns: task.evaluation(params, Batch(columns, jnp.ones(_CHUNK)))["loss"],
+        task.constants,
+    )
     for start in range(0, clients.examples, _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), clients.examples - 1)
         found = np.asarray(loss(params, _examples(clients, rows)).astype(jnp.float32))
@@ -79,7 +83,8 @@ def _examples(clients: Clients, rows: np.ndarray) -> Any:
 
 
 def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
-    """Raises where the loss of some examples is not finite, or where examples meet in it although the mask says that they are not there."""
+    """Raises where the loss of some examples is not finite, or where examples meet in it although the mask
+    says that they are not there."""
     params = jax.eval_shape(task.init, keys.shape())
     if tree.nbytes(params) > _LARGE:
         return
@@ -110,7 +115,8 @@ def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
 
 
 class _Loss:
-    """The task's loss of some examples, compiled once: 0.1 s for a small model and 0.4 s for a CNN (2-core x86)."""
+    """The task's loss of some examples, compiled once: 0.1 s for a small model and 0.4 s for a CNN (2-core
+    x86)."""
 
     def __init__(self, task: Task) -> None:
         def loss(params: Params, columns: Any, mask: Array) -> Array:
@@ -157,7 +163,8 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _telling(clients: Clients) -> np.ndarray:
-    """Positions of examples that are most likely to be none for the model: those with the largest and smallest labels and codes."""
+    """Positions of examples that are most likely to be none for the model: those with the largest and
+    smallest labels and codes."""
     found: list[int] = []
     for column in jax.tree.leaves(clients.columns):
         if is_text(column) or not (column.ndim == 1 or column.dtype.kind in "iu"):
@@ -168,7 +175,11 @@ def _telling(clients: Clients) -> np.ndarray:
             continue
         part = part.reshape(len(part), -1)
         found += [step * int(part.argmax() // part.shape[1]), step * int(part.argmin() // part.shape[1])]
-        if column.dtype.kind == "f" and (odd := part[:, 0] != np.round(part[:, 0])).any() and odd.mean() < 0.5:
+        if (
+            column.dtype.kind == "f"
+            and (odd := part[:, 0] != np.round(part[:, 0])).any()
+            and odd.mean() < 0.5
+        ):
             found.append(int(np.argmax(odd)))  # among whole numbers, as a label of 1.5 is
     count = clients.examples
     found = list(dict.fromkeys(found))[:_ROWS]
@@ -176,11 +187,14 @@ def _telling(clients: Clients) -> np.ndarray:
     return np.resize(np.array([*found, *dict.fromkeys(spread)][:_ROWS]), _ROWS)
 
 
-_PATTERN = np.modf(np.arange(1, 4097) * 0.6180339887498949)[0]  # numbers from 0 to 1, none like its neighbours
+_PATTERN = np.modf(np.arange(1, 4097) * 0.6180339887498949)[
+    0
+]  # numbers from 0 to 1, none like its neighbours
 
 
 def _plausible(params: Any) -> Params:
-    """Parameters of these shapes with which a model's outputs are of everyday size, made without the model's own draws."""
+    """Parameters of these shapes with which a model's outputs are of everyday size, made without the model's
+    own draws."""
 
     def leaf(x: jax.ShapeDtypeStruct) -> np.ndarray:
         inputs = max(1, int(np.prod(x.shape[:-1])))

@@ -1,4 +1,5 @@
-"""What may leave a site as a result: statistical disclosure control by one typed policy, with evidence of every decision.
+"""What may leave a site as a result: statistical disclosure control by one typed policy, with evidence of
+every decision.
 
     policy         the rules and their limits, one dataclass
     rules          each rule as a function from counts to a finding

@@ -1,16 +1,18 @@
 """What releases tell together: declines one after which few people could be singled out from those before it.
 
-Each release is a number of a set of people. From several sets one can add and subtract: everybody, less everybody but one, is one
-person. Let Q [q, n] have a row for each set, 1 where a person is in it, or as many as they have records there. What can be calculated
-of people in S alone is a row vector of Q's row space that is 0 outside S. The guard admits a set only while every such vector but 0 has
-at least `minimum` people.
+Each release is a number of a set of people. From several sets one can add and subtract: everybody, less
+everybody but one, is one person. Let Q [q, n] have a row for each set, 1 where a person is in it, or as many
+as they have records there. What can be calculated of people in S alone is a row vector of Q's row space that
+is 0 outside S. The guard admits a set only while every such vector but 0 has at least `minimum` people.
 That covers repeated queries after somebody came or left, overlapping ones, complements, and chains of them.
 
-People who are in the same sets are one atom, so that Q is small. Combinations that vanish on all atoms of at least `minimum` people
-are a basis times the small atoms; groups of these of fewer people are tried one by one. Where there are too many, it declines.
+People who are in the same sets are one atom, so that Q is small. Combinations that vanish on all atoms of at
+least `minimum` people are a basis times the small atoms; groups of these of fewer people are tried one by
+one. Where there are too many, it declines.
 
-The cells of one table are released together (`joint`). What can be calculated within it, such as the gap between two hidden cells, is
-judged by linear programming in `tables`, and not once more here. Numbers are taken as exact, also where they were rounded.
+The cells of one table are released together (`joint`). What can be calculated within it, such as the gap
+between two hidden cells, is judged by linear programming in `tables`, and not once more here. Numbers are
+taken as exact, also where they were rounded.
 
 >>> guard = Guard(minimum=5)
 >>> guard.admit([range(20)]), guard.admit([range(1, 20)]), guard.admit([range(10)]), guard.admit([range(10, 20)])
@@ -31,7 +33,8 @@ _TOLERANCE = 1e-8  # of singular values; those of matrices of 0 and 1 are far la
 
 
 class Guard:
-    """Remembers the people behind every release, as keyed hashes, and admits what cannot be subtracted to fewer than `minimum`.
+    """Remembers the people behind every release, as keyed hashes, and admits what cannot be subtracted to
+    fewer than `minimum`.
 
     `key` makes the hashes: a secret of the site, always the same, so that a record on disk names nobody.
     """
@@ -44,7 +47,8 @@ class Guard:
         self._names: dict[Hashable, str] = {}
 
     def admit(self, sets: Sequence[Iterable[Hashable]], *, joint: bool = False) -> bool:
-        """Whether numbers of all these sets of people may leave, after those before; it remembers them where they may.
+        """Whether numbers of all these sets of people may leave, after those before; it remembers them where
+        they may.
 
         `joint` says that they are one table, which is safe by itself.
         """
@@ -69,7 +73,8 @@ class Guard:
         return found
 
     def saved(self) -> dict[str, Any]:
-        """What it remembers, as JSON has it: of each release its sets by number, and of each person the sets that they are in."""
+        """What it remembers, as JSON has it: of each release its sets by number, and of each person the sets
+        that they are in."""
         sets = list(dict.fromkeys(each for release in self.released for each in release))
         place = {each: i for i, each in enumerate(sets)}
         people: dict[str, list[int]] = {}
@@ -102,7 +107,8 @@ class Guard:
         basis = basis[lengths > _TOLERANCE]  # orthonormal rows
         if not len(basis):
             return True
-        # A group can do so only if the squared lengths of its columns, of minimum - 1 atoms at most, sum to 1: few atoms are left to try.
+        # A group can do so only if the squared lengths of its columns, of minimum - 1 atoms at most, sum to 1: few
+        # atoms are left to try.
         shares = (basis**2).sum(axis=0)
         able = shares + np.sort(shares)[::-1][: self.minimum - 2].sum() >= 1 - _TOLERANCE
         place = {each: i for i, each in enumerate(sets)}
@@ -113,7 +119,8 @@ class Guard:
             tried += 1
             if tried > self.combinations:
                 return False
-            # A combination of the rows is 0 outside of the group just where its columns there have the length of the whole: 1.
+            # A combination of the rows is 0 outside of the group just where its columns there have the length of the whole:
+            # 1.
             turns, inside, _ = np.linalg.svd(basis[:, group], full_matrices=False)
             alike = inside > 1 - _TOLERANCE
             if not alike.any():

@@ -1,7 +1,9 @@
-"""The limits within which results may leave a site: one dataclass, whose defaults are those that data offices use.
+"""The limits within which results may leave a site: one dataclass, whose defaults are those that data offices
+use.
 
-They are the union of DataSHIELD's filters (dsBase 6: cells, parameters, levels, bins) and of the checks of ACRO, the tool of British
-trusted research environments (dominance, degrees of freedom). Every minimum is of people and not of rows.
+They are the union of DataSHIELD's filters (dsBase 6: cells, parameters, levels, bins) and of the checks of
+ACRO, the tool of British trusted research environments (dominance, degrees of freedom). Every minimum is of
+people and not of rows.
 
 >>> OutputPolicy(minimum=10, tables="round").base
 5
@@ -65,4 +67,6 @@ class OutputPolicy:
             raise ValueError(f"p_percent must be at least 0, got {self.p_percent!r}")
         for name, kind in (("tables", Tables), ("extremes", Extremes)):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                )

@@ -1,8 +1,10 @@
-"""The desk that results pass before they leave a site: asks the policy's rules, hides or declines, and records the decision.
+"""The desk that results pass before they leave a site: asks the policy's rules, hides or declines, and
+records the decision.
 
-Each method takes data of the site, with a person for each row, and returns what may leave or raises `Declined`. Either way one line
-of JSON is recorded: what was asked, every rule with what was measured and its limit, what was hidden, and a digest of what left. A line
-has the digest of the line before it. The record stays at the site. `Declined` names rules and no numbers.
+Each method takes data of the site, with a person for each row, and returns what may leave or raises
+`Declined`. Either way one line of JSON is recorded: what was asked, every rule with what was measured and its
+limit, what was hidden, and a digest of what left. A line has the digest of the line before it. The record
+stays at the site. `Declined` names rules and no numbers.
 
 >>> desk = Desk(OutputPolicy(minimum=3))
 >>> desk.mean("age", np.array([40.0, 50.0, 60.0, 50.0]), ["a", "b", "c", "d"])
@@ -42,7 +44,8 @@ class Table(NamedTuple):
 
 
 class Desk:
-    """One policy, one memory of all that was released, one record; `folder` keeps both over restarts, for its owner alone.
+    """One policy, one memory of all that was released, one record; `folder` keeps both over restarts, for its
+    owner alone.
 
     `key` is a secret of the site, under which the memory has people.
     """
@@ -52,7 +55,8 @@ class Desk:
         self.guard = Guard(policy.minimum, combinations=policy.combinations, key=key)
         """Of all that is asked of the desk but sums."""
         self.columns: dict[str, Guard] = {}
-        """Of sums, for each column of which they tell: people are subtracted within what is told of one column."""
+        """Of sums, for each column of which they tell: people are subtracted within what is told of one
+        column."""
         self._key = key
         self.record: list[dict[str, Any]] = []
         self._folder = None if folder is None else Path(folder)
@@ -72,16 +76,20 @@ class Desk:
         return self._decide(name, "count", [rules.enough("people", len(who), self.policy)], [who], len(who))
 
     def mean(self, name: str, values: np.ndarray, people: People) -> float:
-        """The mean of values [n] that are known, of which nobody's part is too large; missing ones are NaN."""
+        """The mean of values [n] that are known, of which nobody's part is too large; missing ones are
+        NaN."""
         values, people = np.asarray(values, float), _array(people)
         known = np.isfinite(values)
         who, place = np.unique(people[known], return_inverse=True)
         parts = np.bincount(place, values[known], len(who))
         findings = [rules.enough("people", len(who), self.policy), *rules.dominance(parts, self.policy)]
-        return self._decide(name, "mean", findings, [who], float(values[known].mean()) if known.any() else np.nan)
+        return self._decide(
+            name, "mean", findings, [who], float(values[known].mean()) if known.any() else np.nan
+        )
 
     def extremes(self, name: str, values: np.ndarray, people: People) -> tuple[float, float]:
-        """The smallest and largest value as the policy allows: averages over the `minimum` people who have them."""
+        """The smallest and largest value as the policy allows: averages over the `minimum` people who have
+        them."""
         if self.policy.extremes == "refuse":
             self._decide(name, "extremes", [Finding("extremes", 1, 0, False)], [], None)
         values, people = np.asarray(values, float), _array(people)
@@ -97,18 +105,34 @@ class Desk:
         findings = [rules.enough("people", len(who), self.policy)]
         return self._decide(name, "extremes", findings, [who, *sets], (ends[0], ends[1]))
 
-    def table(self, name: str, columns: Sequence[np.ndarray], people: People, levels: Sequence[Sequence[Any]] | None = None) -> Table:
-        """How many people have each combination of the columns' levels, with margins: hidden or rounded as the policy says.
+    def table(
+        self,
+        name: str,
+        columns: Sequence[np.ndarray],
+        people: People,
+        levels: Sequence[Sequence[Any]] | None = None,
+    ) -> Table:
+        """How many people have each combination of the columns' levels, with margins: hidden or rounded as
+        the policy says.
 
-        `levels` are the public ones; without them, those that occur. Raises ValueError for a person in two cells.
-        """
+        `levels` are the public ones; without them, those that occur. Raises ValueError for a person in two
+        cells."""
         people, arrays = _array(people), [np.asarray(column) for column in columns]
-        named = [list(each) for each in levels] if levels is not None else [np.unique(column).tolist() for column in arrays]
+        named = (
+            [list(each) for each in levels]
+            if levels is not None
+            else [np.unique(column).tolist() for column in arrays]
+        )
         for column, known in zip(arrays, named, strict=True):
             if unknown := set(column.tolist()) - set(known):
-                raise ValueError(f"table {name!r} has levels that are not among those given: {sorted(map(str, unknown))[:5]}")
+                raise ValueError(
+                    f"table {name!r} has levels that are not among those given: {sorted(map(str, unknown))[:5]}"
+                )
         shape = tuple(len(each) for each in named)
-        codes = [np.array([known.index(v) for v in col.tolist()], int) for col, known in zip(arrays, named, strict=True)]
+        codes = [
+            np.array([known.index(v) for v in col.tolist()], int)
+            for col, known in zip(arrays, named, strict=True)
+        ]
         cell = np.ravel_multi_index(codes, shape) if len(people) else np.zeros(0, int)
         who, first = np.unique(people, return_index=True)
         if (cell != cell[first][np.searchsorted(who, people)]).any():
@@ -120,17 +144,28 @@ class Desk:
             *(Finding("levels", len(k), self.policy.levels, len(k) <= self.policy.levels) for k in named),
         ]
         found = protect(counts, sums, self.policy)
-        findings.append(Finding("small cells", int(found.primary.sum()), 0, self.policy.tables != "refuse" or not found.primary.any()))
+        findings.append(
+            Finding(
+                "small cells",
+                int(found.primary.sum()),
+                0,
+                self.policy.tables != "refuse" or not found.primary.any(),
+            )
+        )
         shown = ~np.isnan(found.values)
         sets = [who[sums[j, cell] > 0] for j in np.flatnonzero(shown)]
         hidden = {"primary": int(found.primary.sum()), "secondary": int(found.secondary.sum())}
-        return self._decide(name, "table", findings, sets, Table(_laid_out(found.values, shape), tuple(named)), hidden)
+        return self._decide(
+            name, "table", findings, sets, Table(_laid_out(found.values, shape), tuple(named)), hidden
+        )
 
     def histogram(self, name: str, values: np.ndarray, edges: np.ndarray, people: People) -> Table:
         """People in each bin of public edges, as a table of one column; values outside are refused."""
         values, edges = np.asarray(values, float), np.asarray(edges, float)
         if not ((values >= edges[0]) & (values <= edges[-1])).all():
-            raise ValueError(f"histogram {name!r}: values outside of the edges {edges[0]} to {edges[-1]}, or unknown: give wider ones")
+            raise ValueError(
+                f"histogram {name!r}: values outside of the edges {edges[0]} to {edges[-1]}, or unknown: give wider ones"
+            )
         where = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
         counts = np.zeros(len(edges) - 1)
         counts[0] = len(_distinct(people))
@@ -139,15 +174,19 @@ class Desk:
             self._decide(name, "histogram", [finding], [], None)
         return self.table(name, [where], people, [range(len(edges) - 1)])
 
-    def survival(self, name: str, time: np.ndarray, event: np.ndarray, people: People, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def survival(
+        self, name: str, time: np.ndarray, event: np.ndarray, people: People, times: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(times, survival) of Kaplan and Meier at public times, one record of each person.
 
-        A time is shown where at least the minimum of people are at risk still, and as many had the event since the last time that
-        was shown. Where there were fewer, they are part of the next step; after the last step the curve ends.
-        """
+        A time is shown where at least the minimum of people are at risk still, and as many had the event
+        since the last time that was shown. Where there were fewer, they are part of the next step; after the
+        last step the curve ends."""
         time, event, who = np.asarray(time, float), np.asarray(event, bool), _array(people)
         if len(np.unique(who)) < len(who) or not np.isfinite(time).all():
-            raise ValueError(f"survival {name!r} takes one record of each person, with a time: choose the first event of each")
+            raise ValueError(
+                f"survival {name!r} takes one record of each person, with a time: choose the first event of each"
+            )
         when = np.unique(time[event])
         at_risk = (time[:, None] >= when).sum(axis=0)
         died = (time[event][:, None] == when).sum(axis=0)
@@ -165,21 +204,35 @@ class Desk:
         ]
         return self._decide(name, "survival", findings, [who, *steps], (np.array(shown), np.array(levels)))
 
-    def fit(self, name: str, coefficients: Any, people: People, *, parameters: int, columns: dict[str, np.ndarray] | None = None) -> Any:
-        """A fit's coefficients, where it has few parameters; of columns with few values (outcome, factors) no level may be rare.
+    def fit(
+        self,
+        name: str,
+        coefficients: Any,
+        people: People,
+        *,
+        parameters: int,
+        columns: dict[str, np.ndarray] | None = None,
+    ) -> Any:
+        """A fit's coefficients, where it has few parameters; of columns with few values (outcome, factors) no
+        level may be rare.
 
-        A column of text is a factor, and so is one of numbers that has two values; a factor that is coded by more numbers is to be
-        given as text.
+        A column of text is a factor, and so is one of numbers that has two values; a factor that is coded by
+        more numbers is to be given as text.
         """
         array = _array(people)
         who, first = np.unique(array, return_index=True)
-        findings = [rules.enough("people", len(who), self.policy), *rules.parameters(parameters, len(who), self.policy)]
+        findings = [
+            rules.enough("people", len(who), self.policy),
+            *rules.parameters(parameters, len(who), self.policy),
+        ]
         for column, values in (columns or {}).items():
             values = np.asarray(values)
             if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > 2:
                 continue
             counts = np.array([len(np.unique(array[values == level])) for level in np.unique(values)])
-            findings += [each._replace(rule=f"{each.rule}: {column}") for each in rules.levels(counts, self.policy)]
+            findings += [
+                each._replace(rule=f"{each.rule}: {column}") for each in rules.levels(counts, self.policy)
+            ]
         return self._decide(name, "fit", findings, [array[first]], coefficients)
 
     def sums(
@@ -191,16 +244,22 @@ class Desk:
         tables: Mapping[str, Sequence[Sequence[Sequence[Hashable]]]] | None = None,
         evidence: Any = None,
     ) -> dict[str, Any]:
-        """The line of the record about a statistic's sums, of which the rules found this, once they may leave.
+        """The line of the record about a statistic's sums, of which the rules found this, once they may
+        leave.
 
-        `sets`: of each column the groups of people of whom the sums tell something; `tables`: the cells and margins of tables of it,
-        each of which is safe by itself. All columns' guards must admit them, or none does.
+        `sets`: of each column the groups of people of whom the sums tell something; `tables`: the cells and
+        margins of tables of it, each of which is safe by itself. All columns' guards must admit them, or none
+        does.
         """
         found, kept, broken = list(findings), {}, [each.rule for each in findings if not each.holds]
         for column, groups in {} if broken else sets.items():
-            guard = self.columns.setdefault(column, Guard(self.policy.minimum, combinations=self.policy.combinations, key=self._key))
+            guard = self.columns.setdefault(
+                column, Guard(self.policy.minimum, combinations=self.policy.combinations, key=self._key)
+            )
             kept[column] = guard.released
-            if not guard.admit(groups) or not all(guard.admit(table, joint=True) for table in (tables or {}).get(column, ())):
+            if not guard.admit(groups) or not all(
+                guard.admit(table, joint=True) for table in (tables or {}).get(column, ())
+            ):
                 broken.append(f"differencing: {column}")
                 found.append(Finding(broken[-1], 1, 0, False))
                 break
@@ -209,10 +268,18 @@ class Desk:
                 self.columns[column].released = before
         else:
             found.append(Finding("differencing", 0, 0, True))
-        return self._recorded(name, "sums", found, broken, value, {} if evidence is None else {"evidence": evidence})
+        return self._recorded(
+            name, "sums", found, broken, value, {} if evidence is None else {"evidence": evidence}
+        )
 
     def _decide(
-        self, name: str, kind: str, findings: list[Finding], sets: Sequence[Any], value: Any, hidden: dict[str, int] | None = None
+        self,
+        name: str,
+        kind: str,
+        findings: list[Finding],
+        sets: Sequence[Any],
+        value: Any,
+        hidden: dict[str, int] | None = None,
     ) -> Any:
         if all(each.holds for each in findings):
             admitted = self.guard.admit(sets, joint=kind == "table")
@@ -222,7 +289,13 @@ class Desk:
         return value
 
     def _recorded(
-        self, name: str, kind: str, findings: Sequence[Finding], broken: Sequence[str], value: Any, more: Mapping[str, Any]
+        self,
+        name: str,
+        kind: str,
+        findings: Sequence[Finding],
+        broken: Sequence[str],
+        value: Any,
+        more: Mapping[str, Any],
     ) -> dict[str, Any]:
         """The line of the record; raises `Declined` where a rule is broken."""
         entry = {
@@ -242,19 +315,29 @@ class Desk:
 
     def _read(self, folder: Path) -> None:
         make_folder(folder)
-        lines = (folder / "releases.jsonl").read_text().splitlines() if (folder / "releases.jsonl").exists() else []
+        lines = (
+            (folder / "releases.jsonl").read_text().splitlines()
+            if (folder / "releases.jsonl").exists()
+            else []
+        )
         try:
             self.record = [json.loads(line) for line in lines]
         except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / 'releases.jsonl'} has a line that is not whole: {error}; restore it from a copy") from error
+            raise ValueError(
+                f"{folder / 'releases.jsonl'} has a line that is not whole: {error}; restore it from a copy"
+            ) from error
         for before, after in zip([None, *self.record], self.record, strict=False):
             if after["before"] != (None if before is None else _digest(before)):
-                raise ValueError(f"{folder / 'releases.jsonl'} was changed before the release {after['name']!r}: restore it from a copy")
+                raise ValueError(
+                    f"{folder / 'releases.jsonl'} was changed before the release {after['name']!r}: restore it from a copy"
+                )
         if (folder / "people.json").exists():
             kept = json.loads((folder / "people.json").read_text())
             self.guard.restore(kept["all"])
             for column, saved in kept["columns"].items():
-                self.columns[column] = Guard(self.policy.minimum, combinations=self.policy.combinations, key=self._key)
+                self.columns[column] = Guard(
+                    self.policy.minimum, combinations=self.policy.combinations, key=self._key
+                )
                 self.columns[column].restore(saved)
         self._kept = self._memory()
 
@@ -267,7 +350,10 @@ class Desk:
         if self._folder is None:
             return
         if (memory := self._memory()) != self._kept:
-            saved = {"all": self.guard.saved(), "columns": {column: guard.saved() for column, guard in self.columns.items()}}
+            saved = {
+                "all": self.guard.saved(),
+                "columns": {column: guard.saved() for column, guard in self.columns.items()},
+            }
             write_whole(self._folder / "people.json", json.dumps(saved))
             self._kept = memory
         with open(self._folder / "releases.jsonl", "a", opener=opener) as file:
@@ -278,7 +364,12 @@ class Desk:
 
 def _plain(found: Finding) -> dict[str, Any]:
     """As JSON has it, of Python's own numbers."""
-    return {"rule": found.rule, "measured": float(found.measured), "limit": float(found.limit), "holds": bool(found.holds)}
+    return {
+        "rule": found.rule,
+        "measured": float(found.measured),
+        "limit": float(found.limit),
+        "holds": bool(found.holds),
+    }
 
 
 def _laid_out(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -305,5 +396,7 @@ def _distinct(people: People) -> np.ndarray:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=lambda each: each.tolist() if hasattr(each, "tolist") else repr(each))
+    text = json.dumps(
+        value, sort_keys=True, default=lambda each: each.tolist() if hasattr(each, "tolist") else repr(each)
+    )
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""The rules of a policy, each a function from numbers at the site to a finding: what was measured, the limit, whether it holds.
+"""The rules of a policy, each a function from numbers at the site to a finding: what was measured, the limit,
+whether it holds.
 
-A finding is evidence for whoever checks outputs at the site. It does not leave: how far a count is below the minimum is itself a
-count.
+A finding is evidence for whoever checks outputs at the site. It does not leave: how far a count is below the
+minimum is itself a count.
 
 >>> from fedjax_core.disclosure.policy import OutputPolicy
 >>> dominance(np.array([90.0, 5.0, 5.0, 5.0, 5.0, 5.0]), OutputPolicy())[1]
@@ -30,7 +31,8 @@ def enough(rule: str, people: int, policy: OutputPolicy) -> Finding:
 
 
 def each_enough(rule: str, counts: np.ndarray, policy: OutputPolicy) -> Finding:
-    """At least the minimum of people in each; an empty one counts as too few unless the policy shows zeros."""
+    """At least the minimum of people in each; an empty one counts as too few unless the policy shows
+    zeros."""
     counts = np.asarray(counts)
     asked = counts[counts > 0] if policy.zeros else counts
     least = int(asked.min()) if len(asked) else 0
@@ -52,13 +54,18 @@ def dominance(contributions: np.ndarray, policy: OutputPolicy) -> list[Finding]:
 def parameters(count: int, people: int, policy: OutputPolicy) -> list[Finding]:
     """How many parameters a fit may have, by share of people and by what is left of them."""
     return [
-        Finding("parameters per person", count, policy.parameters * people, count <= policy.parameters * people),
-        Finding("residual degrees of freedom", people - count, policy.residual, people - count >= policy.residual),
+        Finding(
+            "parameters per person", count, policy.parameters * people, count <= policy.parameters * people
+        ),
+        Finding(
+            "residual degrees of freedom", people - count, policy.residual, people - count >= policy.residual
+        ),
     ]
 
 
 def levels(counts: np.ndarray, policy: OutputPolicy) -> list[Finding]:
-    """How many levels a factor may have, and how many people each needs; `counts` are people of each level."""
+    """How many levels a factor may have, and how many people each needs; `counts` are people of each
+    level."""
     most = min(policy.levels, policy.level_share * float(np.sum(counts)))
     return [
         Finding("levels", len(counts), most, len(counts) <= most),

@@ -1,16 +1,19 @@
-"""Counts of people that can be shown together: small ones are hidden, and others with them, so that none can be calculated.
+"""Counts of people that can be shown together: small ones are hidden, and others with them, so that none can
+be calculated.
 
-A table is cells x >= 0 and sums A x that are shown: the cells themselves, margins, a total, in any number of dimensions. A sum of fewer
-people than the minimum is hidden. Whoever reads the others can bound it by linear programming. So for each small sum i there is to be
-another table x + d that agrees with all that is shown, and has `minimum` people more there:
+A table is cells x >= 0 and sums A x that are shown: the cells themselves, margins, a total, in any number of
+dimensions. A sum of fewer people than the minimum is hidden. Whoever reads the others can bound it by linear
+programming. So for each small sum i there is to be another table x + d that agrees with all that is shown,
+and has `minimum` people more there:
 
     min  sum_j cost_j u_j    u_j >= |A_j d| beyond what rounding hides,    A_i d = minimum,    x + d >= 0
 
-and every sum with u_j > 0 is hidden as well (Kelly, Golden and Assad, Networks 22, 1992; the cost keeps cells before margins, and
-small before large). The reader's interval for each small sum is then at least `minimum` wide. With rounding, a shown number
-stands for all that would be rounded to it.
+and every sum with u_j > 0 is hidden as well (Kelly, Golden and Assad, Networks 22, 1992; the cost keeps cells
+before margins, and small before large). The reader's interval for each small sum is then at least `minimum`
+wide. With rounding, a shown number stands for all that would be rounded to it.
 
-What is not covered: readers who know the procedure and run it backwards; several tables together (`differencing` sees those).
+What is not covered: readers who know the procedure and run it backwards; several tables together
+(`differencing` sees those).
 
 >>> from fedjax_core.disclosure.policy import OutputPolicy
 >>> shown = crosstab_sums((2, 3))
@@ -46,8 +49,12 @@ def crosstab_sums(shape: tuple[int, ...]) -> np.ndarray:
         kept = [axis for axis in range(len(shape)) if not summed >> axis & 1]
         label = np.zeros(shape, int)
         for axis in kept:
-            label = label * shape[axis] + np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-        rows.append((label.ravel() == np.arange(int(np.prod([shape[axis] for axis in kept])))[:, None]).astype(float))
+            label = label * shape[axis] + np.arange(shape[axis]).reshape(
+                [-1 if a == axis else 1 for a in range(len(shape))]
+            )
+        rows.append(
+            (label.ravel() == np.arange(int(np.prod([shape[axis] for axis in kept])))[:, None]).astype(float)
+        )
     return np.concatenate(rows)
 
 
@@ -58,7 +65,9 @@ def protect(counts: np.ndarray, sums: np.ndarray, policy: OutputPolicy) -> Prote
     """
     counts = np.asarray(counts, float)
     if (counts < 0).any() or (counts != np.round(counts)).any():
-        raise ValueError(f"counts of people are whole numbers of at least 0, got {counts[(counts < 0) | (counts % 1 != 0)][:5]}")
+        raise ValueError(
+            f"counts of people are whole numbers of at least 0, got {counts[(counts < 0) | (counts % 1 != 0)][:5]}"
+        )
     true = sums @ counts
     primary = (true < policy.minimum) & ((true > 0) | (not policy.zeros))
     if policy.tables == "refuse" and primary.any():
@@ -68,7 +77,10 @@ def protect(counts: np.ndarray, sums: np.ndarray, policy: OutputPolicy) -> Prote
     hidden = primary | ((values < policy.minimum) & (true > 0))
     for i in np.flatnonzero(primary):
         hidden |= _needed(int(i), counts, sums, hidden, low - true, high - true, policy.minimum)
-    return Protected(*(np.where(hidden, np.nan, values), primary, hidden & ~primary), *(np.where(hidden, np.nan, e) for e in (low, high)))
+    return Protected(
+        *(np.where(hidden, np.nan, values), primary, hidden & ~primary),
+        *(np.where(hidden, np.nan, e) for e in (low, high)),
+    )
 
 
 def _rounded(true: np.ndarray, policy: OutputPolicy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,11 +92,19 @@ def _rounded(true: np.ndarray, policy: OutputPolicy) -> tuple[np.ndarray, np.nda
     return values, np.where(empty, 0, np.maximum(low, policy.minimum)), np.where(empty, 0, high)
 
 
-def _needed(i: int, counts: np.ndarray, sums: np.ndarray, hidden: np.ndarray, low: np.ndarray, high: np.ndarray, more: int) -> np.ndarray:
+def _needed(
+    i: int,
+    counts: np.ndarray,
+    sums: np.ndarray,
+    hidden: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    more: int,
+) -> np.ndarray:
     """Which sums [m] are to be hidden so that sum i could be larger by `more`: by the linear programme above.
 
-    Variables are d [n] and u [p] for the p sums that are shown; `low` and `high` are what rounding leaves open, about the truth.
-    """
+    Variables are d [n] and u [p] for the p sums that are shown; `low` and `high` are what rounding leaves
+    open, about the truth."""
     shown = np.flatnonzero(~hidden)
     a, n, p = sums[shown], len(counts), len(shown)
     size = a.sum(axis=1)

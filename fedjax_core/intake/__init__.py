@@ -1,4 +1,5 @@
-"""From a hospital's own tables to the columns that a study agreed on: schema, mapping, reading, and a report of what became of each row.
+"""From a hospital's own tables to the columns that a study agreed on: schema, mapping, reading, and a report
+of what became of each row.
 
 schema.toml    of the study    fields with unit, range, categories and missing codes; outcome, person, time
 mapping.toml   of each site    where its own table is, and how its columns become those fields

@@ -1,9 +1,9 @@
 """DICOM files: the headers that a mapping names, and pixels; no other header is read.
 
-A mapping's `headers` is the whole list of what is known of a file beside its pixels. Persons' names (value representation PN),
-addresses, telephone numbers and sequences are refused there. Pixels become numbers as the file says (RescaleSlope and
-RescaleIntercept, or a lookup table); a file that says it has text burned into its pixels is left out.
-"""
+A mapping's `headers` is the whole list of what is known of a file beside its pixels. Persons' names (value
+representation PN), addresses, telephone numbers and sequences are refused there. Pixels become numbers as the
+file says (RescaleSlope and RescaleIntercept, or a lookup table); a file that says it has text burned into its
+pixels is left out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +46,13 @@ def check_headers(names: Sequence[str]) -> None:
     for name in names:
         tag = tag_for_keyword(name)
         if tag is None:
-            raise ValueError(f"headers: {name!r} is no keyword of DICOM, such as 'PatientID', 'PatientAge' or 'Modality'")
+            raise ValueError(
+                f"headers: {name!r} is no keyword of DICOM, such as 'PatientID', 'PatientAge' or 'Modality'"
+            )
         if dictionary_VR(tag) in ("PN", "SQ") or any(word in name for word in _IDENTIFY):
-            raise ValueError(f"headers: {name!r} may say who somebody is, and is not read; name persons by 'PatientID'")
+            raise ValueError(
+                f"headers: {name!r} may say who somebody is, and is not read; name persons by 'PatientID'"
+            )
 
 
 def headers(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -58,7 +62,8 @@ def headers(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """[rows, columns] float32 in the file's own unit, or [rows, columns, 3] of colours from 0 to 255; raises Unreadable."""
+    """[rows, columns] float32 in the file's own unit, or [rows, columns, 3] of colours from 0 to 255; raises
+    Unreadable."""
     package()
     from pydicom.pixels.processing import apply_modality_lut
 
@@ -92,4 +97,8 @@ def _read(path: Path, names: Sequence[str], **more: Any) -> Any:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, str) or not hasattr(value, "__iter__") else "\\".join(str(one) for one in value)
+    return (
+        str(value)
+        if isinstance(value, str) or not hasattr(value, "__iter__")
+        else "\\".join(str(one) for one in value)
+    )

@@ -1,20 +1,22 @@
-"""Features of each person from their events over time (MEDS: subject_id, time, code, numeric_value), by windows that are declared.
+"""Features of each person from their events over time (MEDS: subject_id, time, code, numeric_value), by
+windows that are declared.
 
-    source = "meds"                     a mapping; a folder of Parquet files (its data/, where it has one), or one
-    [events]
-    index = "ICU_ADMISSION*"            at this event a row's time is 0: each person's first, or with every = true each one
-    [events.features.lactate]
+    source = "meds"                     a mapping; a folder of Parquet files (its data/, where it has one), or
+    one [events]
+    index = "ICU_ADMISSION*"            at this event a row's time is 0: each person's first, or with every =
+    true each one [events.features.lactate]
     codes = ["LAB//32693-4*"]           * stands for anything
     hours = [0, 24]                     after the index; the first belongs to it, the last no more
-    take = "max"                        mean, min, max, sum, first, last: of numbers; count, any: of events; code: the last one's
-    [events.features.sex]
+    take = "max"                        mean, min, max, sum, first, last: of numbers; count, any: of events;
+    code: the last one's [events.features.sex]
     codes = ["GENDER//*"]
     static = true                       events without a time
     take = "code"
 
-The columns are `person`, `time` (of the index) and the features. Without an index there is one row a person, of all their
-events. A feature with no event in its window is missing; `count` and `any` are 0. An event without person or code, or with a
-time or number that cannot be read, is left out and counted. https://github.com/Medical-Event-Data-Standard/meds
+The columns are `person`, `time` (of the index) and the features. Without an index there is one row a person,
+of all their events. A feature with no event in its window is missing; `count` and `any` are 0. An event
+without person or code, or with a time or number that cannot be read, is left out and counted.
+https://github.com/Medical-Event-Data-Standard/meds
 
 >>> table = {"subject_id": [7, 7, 7], "time": ["2020-01-01", "2020-01-01T03:00", "2020-01-03"], "code": ["IN", "LAB", "LAB"],
 ...          "numeric_value": [None, 2.0, 9.0]}
@@ -53,7 +55,11 @@ class Feature:
     def __post_init__(self) -> None:
         if self.take not in _TAKES:
             raise ValueError(f"take is {self.take!r}; it should be one of {', '.join(_TAKES)}")
-        if not isinstance(self.codes, tuple) or not self.codes or not all(isinstance(one, str) for one in self.codes):
+        if (
+            not isinstance(self.codes, tuple)
+            or not self.codes
+            or not all(isinstance(one, str) for one in self.codes)
+        ):
             raise ValueError(f"codes = [...] are the texts of the events, got {self.codes!r}")
         if self.hours and not (len(self.hours) == 2 and self.hours[0] < self.hours[1]):
             raise ValueError(f"hours is [from, to] with from before to, got {list(self.hours)}")
@@ -74,11 +80,17 @@ class Events:
             raise ValueError("it has no features: write [events.features.NAME] with codes and take")
         for name, one in self.features.items():
             if name in ("person", "time"):
-                raise ValueError(f"features.{name}: the name is taken, for whose a row is and when its index was")
+                raise ValueError(
+                    f"features.{name}: the name is taken, for whose a row is and when its index was"
+                )
             if self.index and not one.hours and not one.static:
-                raise ValueError(f"features.{name} says no window: write hours = [from, to] after the index, or static = true")
+                raise ValueError(
+                    f"features.{name} says no window: write hours = [from, to] after the index, or static = true"
+                )
             if not self.index and one.hours:
-                raise ValueError(f"features.{name} has hours, and there is no index = 'code' that they are after")
+                raise ValueError(
+                    f"features.{name} has hours, and there is no index = 'code' that they are after"
+                )
 
 
 def read(source: Path) -> Raw:
@@ -86,7 +98,9 @@ def read(source: Path) -> Raw:
     folder = source / "data" if (source / "data").is_dir() else source
     files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else [source]
     if not files:
-        raise ValueError(f"{folder} has no Parquet file: [events] reads a MEDS data set, or one file of its events")
+        raise ValueError(
+            f"{folder} has no Parquet file: [events] reads a MEDS data set, or one file of its events"
+        )
     found: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     for file in files:
         try:
@@ -101,21 +115,34 @@ def read(source: Path) -> Raw:
 def features(raw: Raw, asked: Events) -> Raw:
     """A row for each person, or for each index event, of a table of events."""
     if lacking := [name for name in _COLUMNS if name not in raw.columns]:
-        raise ValueError(f"events have the columns {', '.join(_COLUMNS)}, and {lacking[0]!r} is not there, but {', '.join(raw.columns)}")
+        raise ValueError(
+            f"events have the columns {', '.join(_COLUMNS)}, and {lacking[0]!r} is not there, but {', '.join(raw.columns)}"
+        )
     left = LeftOut(raw.left_out.copy(), list(raw.where))
     person, time, code, value = _usable(raw, left)
     names, whose = np.unique(person, return_inverse=True)
-    order = np.lexsort((np.arange(len(time)), time, whose))  # NaT, of static events, is the last of each person
+    order = np.lexsort(
+        (np.arange(len(time)), time, whose)
+    )  # NaT, of static events, is the last of each person
     whose, time, code, value = whose[order], time[order], code[order], value[order]
     kinds, kind = np.unique(code, return_inverse=True)
     row_of, start, without = _rows(asked, whose, time, _named((asked.index,), kinds)[kind], len(names))
-    columns: dict[str, Any] = {"person": names[row_of].tolist(), "time": [str(one) for one in start.astype("datetime64[s]")]}
+    columns: dict[str, Any] = {
+        "person": names[row_of].tolist(),
+        "time": [str(one) for one in start.astype("datetime64[s]")],
+    }
     if not asked.index:
         del columns["time"]
     begin = np.searchsorted(whose, np.arange(len(names)), side="left")
     length = np.bincount(whose, minlength=len(names))
-    pair = np.repeat(np.arange(len(row_of)), length[row_of])  # a pair for each row and each event of its person
-    event = np.arange(len(pair)) - np.repeat(np.cumsum(length[row_of]) - length[row_of], length[row_of]) + begin[row_of][pair]
+    pair = np.repeat(
+        np.arange(len(row_of)), length[row_of]
+    )  # a pair for each row and each event of its person
+    event = (
+        np.arange(len(pair))
+        - np.repeat(np.cumsum(length[row_of]) - length[row_of], length[row_of])
+        + begin[row_of][pair]
+    )
     for name, one in asked.features.items():
         here = _named(one.codes, kinds)[kind][event]
         if one.static:
@@ -129,7 +156,9 @@ def features(raw: Raw, asked: Events) -> Raw:
     notes: tuple[str, ...] = (f"{len(row_of)} rows of {len(code)} events",)
     if asked.index:
         notes += (f"{without} of {len(names)} people have no event {asked.index!r}, and no row",)
-    return Raw(columns, raw.folder, max(raw.records, raw.rows), left.reasons, tuple(left.where), (*raw.notes, *notes))
+    return Raw(
+        columns, raw.folder, max(raw.records, raw.rows), left.reasons, tuple(left.where), (*raw.notes, *notes)
+    )
 
 
 def _usable(raw: Raw, left: LeftOut) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -149,7 +178,9 @@ def _usable(raw: Raw, left: LeftOut) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return person[fine], time[fine], code[fine], value[fine]
 
 
-def _rows(asked: Events, whose: np.ndarray, time: np.ndarray, index: np.ndarray, people: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _rows(
+    asked: Events, whose: np.ndarray, time: np.ndarray, index: np.ndarray, people: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """(whose each row is [rows], its index time [rows], people without a row)."""
     if not asked.index:
         return np.arange(people), np.full(people, np.datetime64("NaT", "us")), 0
@@ -160,18 +191,24 @@ def _rows(asked: Events, whose: np.ndarray, time: np.ndarray, index: np.ndarray,
 
 
 def _named(patterns: Sequence[str], kinds: np.ndarray) -> np.ndarray:
-    """[kinds] bool: which codes one of the patterns stands for; brackets and question marks stand for themselves."""
+    """[kinds] bool: which codes one of the patterns stands for; brackets and question marks stand for
+    themselves."""
     plain = [one.replace("[", "[[]").replace("?", "[?]") for one in patterns]
     return np.array([any(fnmatchcase(kind, one) for one in plain) for kind in kinds.tolist()], bool)
 
 
-def _taken(take: str, row: np.ndarray, event: np.ndarray, value: np.ndarray, code: np.ndarray, rows: int) -> list[Any]:
+def _taken(
+    take: str, row: np.ndarray, event: np.ndarray, value: np.ndarray, code: np.ndarray, rows: int
+) -> list[Any]:
     """[rows] what is taken of the events of each row, which are in the order of time."""
     count = np.bincount(row, minlength=rows)
     if take in ("count", "any"):
         return (np.minimum(count, 1) if take == "any" else count).tolist()
     first, last = np.full(rows, -1), np.full(rows, -1)
-    first[row[::-1]], last[row] = event[::-1], event  # of those that fall on one place the last that is written stays
+    first[row[::-1]], last[row] = (
+        event[::-1],
+        event,
+    )  # of those that fall on one place the last that is written stays
     if take == "code":
         return [str(code[one]) if one >= 0 else None for one in last]
     x = value[event]
@@ -186,7 +223,8 @@ def _taken(take: str, row: np.ndarray, event: np.ndarray, value: np.ndarray, cod
 
 
 def _times(column: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(times [rows], NaT where there is none; where one is there that cannot be read). A time zone is taken into account."""
+    """(times [rows], NaT where there is none; where one is there that cannot be read). A time zone is taken
+    into account."""
     found, wrong = np.full(len(column), np.datetime64("NaT", "us")), np.zeros(len(column), bool)
     for i, one in enumerate(column):
         if _text(one) in tables.MISSING:

@@ -8,9 +8,10 @@
     patient = "subject.reference.replace('Patient/', '')"
     value = "value.ofType(Quantity).value"
 
-Several [[records]] are rows of one table; a column that one of them does not name is missing in its rows. With the columns
-subject_id, time, code and numeric_value they are events, and [events] makes features of them (events.py). A line that cannot be
-read, or a path that finds more than one value or what is no number or text, leaves its record out.
+Several [[records]] are rows of one table; a column that one of them does not name is missing in its rows.
+With the columns subject_id, time, code and numeric_value they are events, and [events] makes features of them
+(events.py). A line that cannot be read, or a path that finds more than one value or what is no number or
+text, leaves its record out.
 
 >>> import tempfile
 >>> path = Path(tempfile.mkdtemp()) / "a.ndjson"
@@ -51,13 +52,21 @@ class Records:
 
 def read(source: Path, records: tuple[Records, ...]) -> Raw:
     """The table that these records are of the resources in a file, or in all .ndjson files of a folder."""
-    files = sorted(one for one in source.rglob("*") if one.name.endswith((".ndjson", ".ndjson.gz"))) if source.is_dir() else [source]
+    files = (
+        sorted(one for one in source.rglob("*") if one.name.endswith((".ndjson", ".ndjson.gz")))
+        if source.is_dir()
+        else [source]
+    )
     if not files:
         raise ValueError(f"{source} has no file that ends in .ndjson or .ndjson.gz")
     names = list(dict.fromkeys(name for one in records for name in one.columns))
     columns: dict[str, list[Any]] = {name: [] for name in names}
     parsed = [
-        (one.resource, paths.parse(one.where) if one.where else None, {name: paths.parse(path) for name, path in one.columns.items()})
+        (
+            one.resource,
+            paths.parse(one.where) if one.where else None,
+            {name: paths.parse(path) for name, path in one.columns.items()},
+        )
         for one in records
     ]
     left, lines = LeftOut(), 0
@@ -75,7 +84,9 @@ def read(source: Path, records: tuple[Records, ...]) -> Raw:
                 left.add("a line that is no resource", f"{file}, line {number}")
                 continue
             for of, where, each in parsed:
-                if resource["resourceType"] == of and (where is None or paths.values(where, resource) == [True]):
+                if resource["resourceType"] == of and (
+                    where is None or paths.values(where, resource) == [True]
+                ):
                     try:
                         row = {name: _one(paths.values(path, resource), name) for name, path in each.items()}
                     except ValueError as error:

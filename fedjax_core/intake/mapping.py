@@ -10,8 +10,8 @@
     column = "alter"                    not set: the column is called as the field is
     [fields.creatinine]
     column = "krea"
-    factor = 0.01131                    or unit = "..." of the site's column, where that can be converted by itself
-    [fields.sex]
+    factor = 0.01131                    or unit = "..." of the site's column, where that can be converted by
+    itself [fields.sex]
     column = "geschlecht"
     codes = { w = "female", m = "male" }
     [fields.bmi]
@@ -90,7 +90,11 @@ class Mapping:
             raise ValueError(f"{where}: fields should be tables [fields.NAME]")
         each = {name: made(Origin, one, f"{where}: fields.{name}") for name, one in fields.items()}
         beside = Path(".") if file is None else file.parent
-        paths = {name: beside / Path(table[name]).expanduser() for name in ("schema", "source", "database") if name in table}
+        paths = {
+            name: beside / Path(table[name]).expanduser()
+            for name in ("schema", "source", "database")
+            if name in table
+        }
         records, events = table.get("records", []), table.get("events")
         if not isinstance(records, list):
             raise ValueError(f"{where}: records are written [[records]], each of one kind of resource")
@@ -99,17 +103,28 @@ class Mapping:
             features = events.get("features", {}) if isinstance(events, Table) else None
             if not isinstance(features, Table):
                 raise ValueError(f"{where}: events is a table [events], with tables [events.features.NAME]")
-            taken = {name: made(Feature, one, f"{where}: events.features.{name}") for name, one in features.items()}
+            taken = {
+                name: made(Feature, one, f"{where}: events.features.{name}") for name, one in features.items()
+            }
             read["events"] = made(Events, {**events, "features": taken}, f"{where}: events")
         found: Mapping = made(cls, {**table, **paths, **read, "fields": each, "file": file}, where)
         if (found.source is None) == (not found.query):
-            raise ValueError(f"{where} needs source = 'a file', or query = 'SELECT ...' for DuckDB, and one of them alone")
+            raise ValueError(
+                f"{where} needs source = 'a file', or query = 'SELECT ...' for DuckDB, and one of them alone"
+            )
         if (found.records or found.headers) and found.source is None:
-            raise ValueError(f"{where}: records and headers are of files, so source = ... names them, and not a query")
+            raise ValueError(
+                f"{where}: records and headers are of files, so source = ... names them, and not a query"
+            )
         return found
 
     def raw(self) -> Raw:
         """The site's own table, which this mapping names."""
         beside = Path(".") if self.file is None else self.file.parent
-        more: dict[str, Any] = {"headers": self.headers, "records": self.records, "asked": self.events, "folder": beside}
+        more: dict[str, Any] = {
+            "headers": self.headers,
+            "records": self.records,
+            "asked": self.events,
+            "folder": beside,
+        }
         return raw_columns(self.source, self.query, self.database, **more)

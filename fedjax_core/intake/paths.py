@@ -1,12 +1,13 @@
-"""Paths into a FHIR resource, a part of FHIRPath: what a column holds of each record, as data that is read and never as code.
+"""Paths into a FHIR resource, a part of FHIRPath: what a column holds of each record, as data that is read
+and never as code.
 
     subject.reference.replace('Patient/', '')           names, one after the other; lists are gone through
     code.coding.where(system = 'http://loinc.org').code those that a condition keeps
     value.ofType(Quantity).value                        of an element that may have several types; or valueQuantity.value
     name[0].given.first()                               also last(), exists(), count(), not(), and 'a' & 'b', = and !=
 
-Of FHIRPath's rules: what is not there is an empty list, comparing with it gives one too, and = compares whole lists.
-https://hl7.org/fhirpath/N1/
+Of FHIRPath's rules: what is not there is an empty list, comparing with it gives one too, and = compares whole
+lists. https://hl7.org/fhirpath/N1/
 
 >>> values(parse("coding.where(system = 's').code"), {"coding": [{"system": "s", "code": "a"}, {"system": "t", "code": "b"}]})
 ['a']

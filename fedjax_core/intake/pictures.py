@@ -1,4 +1,5 @@
-"""Pictures as a field's values: PNG and JPEG files, or DICOM, that a column of a table names, each with the shape that the study agreed on.
+"""Pictures as a field's values: PNG and JPEG files, or DICOM, that a column of a table names, each with the
+shape that the study agreed on.
 
     schema      [fields.x]  kind = "image"  shape = [224, 224]      or [224, 224, 3]: of colours
                 range = [-1000, 400]        these values become 0 and 1, and what is outside is cut off; without it 0 and the largest
@@ -27,10 +28,17 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
 def listed(folder: Path, headers: Sequence[str] = ()) -> Raw:
-    """The pictures in a folder and those below it: columns file, folder, and the DICOM headers that are named."""
-    files = [one for one in sorted(folder.rglob("*")) if one.is_file() and (one.suffix.lower() in _PICTURES or _unnamed(one))]
+    """The pictures in a folder and those below it: columns file, folder, and the DICOM headers that are
+    named."""
+    files = [
+        one
+        for one in sorted(folder.rglob("*"))
+        if one.is_file() and (one.suffix.lower() in _PICTURES or _unnamed(one))
+    ]
     if not files:
-        raise ValueError(f"{folder} has no picture: files that end in {', '.join(_PICTURES)}, or DICOM files whose names have no ending")
+        raise ValueError(
+            f"{folder} has no picture: files that end in {', '.join(_PICTURES)}, or DICOM files whose names have no ending"
+        )
     if headers:
         dicom.check_headers(headers)
     left, rows = LeftOut(), []
@@ -44,8 +52,11 @@ def listed(folder: Path, headers: Sequence[str] = ()) -> Raw:
     return Raw(columns, folder, len(files), left.reasons, tuple(left.where))
 
 
-def read(names: Sequence[str], folder: Path, shape: tuple[int, ...], about: Any) -> tuple[np.ndarray, np.ndarray]:
-    """([rows, *shape] float32, NaN where there is none; [rows] why there is none, "" where there is or where none is named).
+def read(
+    names: Sequence[str], folder: Path, shape: tuple[int, ...], about: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """([rows, *shape] float32, NaN where there is none; [rows] why there is none, "" where there is or where
+    none is named).
 
     `about` has the field's range, and the mapping's factor, offset and resize.
     """
@@ -67,7 +78,9 @@ def _picture(path: Path, shape: tuple[int, ...], about: Any) -> np.ndarray:
     if path.suffix.lower() == ".dcm" or dicom.is_dicom(path):
         x, most = dicom.pixels(path), 255.0
         if x.ndim == 2 and not about.range:
-            raise ValueError(f"{path} is DICOM, whose values have a unit: the schema needs range = [least, most], which become 0 and 1")
+            raise ValueError(
+                f"{path} is DICOM, whose values have a unit: the schema needs range = [least, most], which become 0 and 1"
+            )
     else:
         x, most = _of_pillow(path, len(shape) == 3 and shape[2] == 3)
     colours = shape[2] if len(shape) == 3 else 1
@@ -91,7 +104,15 @@ def _of_pillow(path: Path, colours: bool) -> tuple[np.ndarray, float]:
             with pillow.open(path) as opened:
                 opened.load()
                 image = operations.exif_transpose(opened)
-    except (OSError, EOFError, ValueError, SyntaxError, struct.error, pillow.DecompressionBombError, pillow.DecompressionBombWarning):
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        pillow.DecompressionBombError,
+        pillow.DecompressionBombWarning,
+    ):
         raise Unreadable("is no picture that can be read") from None
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.float32), 65535.0
@@ -101,10 +122,15 @@ def _of_pillow(path: Path, colours: bool) -> tuple[np.ndarray, float]:
 
 
 def _resized(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """[rows, columns, colours], each colour by itself, by linear interpolation over the pixels that a new one covers."""
+    """[rows, columns, colours], each colour by itself, by linear interpolation over the pixels that a new one
+    covers."""
     pillow, _ = _package()
     one = [
-        np.asarray(pillow.fromarray(np.ascontiguousarray(x[..., c])).resize((columns, rows), pillow.Resampling.BILINEAR))
+        np.asarray(
+            pillow.fromarray(np.ascontiguousarray(x[..., c])).resize(
+                (columns, rows), pillow.Resampling.BILINEAR
+            )
+        )
         for c in range(x.shape[2])
     ]
     return np.stack(one, -1)
@@ -114,7 +140,9 @@ def _package() -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise ImportError("to read PNG and JPEG, Pillow is needed: pip install 'fedjax-core[images]'") from None
+        raise ImportError(
+            "to read PNG and JPEG, Pillow is needed: pip install 'fedjax-core[images]'"
+        ) from None
     return Image, ImageOps
 
 

@@ -1,4 +1,5 @@
-"""A site's own table before it has the study's fields: columns of values as they lie there, and the records that gave no row, by reason.
+"""A site's own table before it has the study's fields: columns of values as they lie there, and the records
+that gave no row, by reason.
 
 >>> Raw({"age": ["61", "NA"]}).rows
 2

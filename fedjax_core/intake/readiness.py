@@ -1,4 +1,5 @@
-"""A readiness report: what a site's table has for a study, what is missing or looks wrong in it, and what is to be done.
+"""A readiness report: what a site's table has for a study, what is missing or looks wrong in it, and what is
+to be done.
 
 >>> from fedjax_core.intake.mapping import Mapping
 >>> from fedjax_core.intake.reading import fields_of
@@ -59,9 +60,15 @@ class Readiness:
         lines += [f"  left out {count:>6}  {reason}" for reason, count in self.reasons.items()]
         lines += [f"rows out  {self.used}{people}", ""]
         width = max((len(name) for name in self.fields), default=0)
-        lines += [f"{name:{width}}  " + ", ".join(f"{what} {said}" for what, said in of.items()) for name, of in self.fields.items()]
+        lines += [
+            f"{name:{width}}  " + ", ".join(f"{what} {said}" for what, said in of.items())
+            for name, of in self.fields.items()
+        ]
         if self.classes:
-            lines += ["", "outcome   " + ", ".join(f"{name}: {count}" for name, count in self.classes.items())]
+            lines += [
+                "",
+                "outcome   " + ", ".join(f"{name}: {count}" for name, count in self.classes.items()),
+            ]
         lines += ["", *([f"TO DO  {one}" for one in self.to_do] or ["ready: nothing is to be done"])]
         return "\n".join(lines)
 
@@ -82,10 +89,14 @@ def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readi
     classes = {}
     if schema.outcome and schema.fields[schema.outcome].kind == "category":
         of = schema.fields[schema.outcome].categories
-        classes = dict(zip(of, np.bincount(found.columns[schema.outcome], minlength=len(of)).tolist(), strict=True))
+        classes = dict(
+            zip(of, np.bincount(found.columns[schema.outcome], minlength=len(of)).tolist(), strict=True)
+        )
         for category, count in classes.items():
             if count < max(1, per_class):
-                to_do.append(f"{count} rows have {schema.outcome!r} = {category!r}, and at least {max(1, per_class)} are needed")
+                to_do.append(
+                    f"{count} rows have {schema.outcome!r} = {category!r}, and at least {max(1, per_class)} are needed"
+                )
     if used < max(1, examples):
         to_do.append(f"{used} rows can be used, and at least {max(1, examples)} are needed")
     people = len(np.unique(found.columns[schema.person])) if schema.person else None
@@ -113,7 +124,9 @@ def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], lis
     share = float(gone.mean()) if len(x) else 0.0
     about = {"missing": f"{int(gone.sum())} ({share:.1%})"}
     if share > _MUCH:
-        to_do.append(f"{name!r} is missing in {share:.0%} of the rows: is the column the right one, and are its missing codes?")
+        to_do.append(
+            f"{name!r} is missing in {share:.0%} of the rows: is the column the right one, and are its missing codes?"
+        )
     if field.kind in ("number", "whole"):
         known = x[np.isfinite(x)]
         if len(known):
@@ -124,18 +137,23 @@ def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], lis
             low, high = field.range
             for factor, said in suspects(x, low, high)[:1]:
                 way = f"divide it by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
-                to_do.append(f"{name!r} looks like another unit ({said}): {way}, factor = {factor:g} of the mapping")
+                to_do.append(
+                    f"{name!r} looks like another unit ({said}): {way}, factor = {factor:g} of the mapping"
+                )
     elif field.kind == "image":
         about["values"] = f"pictures of {' x '.join(map(str, field.shape))}"
     elif field.kind == "category":
         counts = np.bincount(x[x >= 0], minlength=len(field.categories))
-        about["values"] = "; ".join(f"{one} {count}" for one, count in zip(field.categories, counts.tolist(), strict=True))
+        about["values"] = "; ".join(
+            f"{one} {count}" for one, count in zip(field.categories, counts.tolist(), strict=True)
+        )
     else:
         about["values"] = f"{len(np.unique(x[x != '']))} different"
     if strange:
         few = ", ".join(f"{value!r} ({count})" for value, count in strange.most_common(_FEW))
-        what = {"category": "none of its categories: say codes = {...} in the mapping", "image": "no pictures that can be used:"}.get(
-            field.kind, "no number: are they missing codes?"
-        )
+        what = {
+            "category": "none of its categories: say codes = {...} in the mapping",
+            "image": "no pictures that can be used:",
+        }.get(field.kind, "no number: are they missing codes?")
         to_do.append(f"{name!r} has values that are {what} {few}")
     return about, to_do

@@ -7,9 +7,10 @@
     text        text; what names persons must be there in every row
     image       float32 from 0 to 1, of the shape that the schema says; a row without its picture cannot be used
 
-A row cannot be used where a value cannot be read, is outside of its range, or is no category; where a field that is required is missing; or
-where it repeats person and time of a row before. It is counted once, by its first reason. Where they are a larger
-share than the schema's `max_bad`, or the records of which no row could be made are, nothing is given.
+A row cannot be used where a value cannot be read, is outside of its range, or is no category; where a field
+that is required is missing; or where it repeats person and time of a row before. It is counted once, by its
+first reason. Where they are a larger share than the schema's `max_bad`, or the records of which no row could
+be made are, nothing is given.
 
 >>> schema = Schema.of({"name": "s", "max_bad": 0.5, "fields": {"age": {"range": [0, 110]}, "sex": {"categories": ["female", "male"]}}})
 >>> mapping = Mapping.of({"schema": "s", "source": "a", "fields": {"sex": {"codes": {"w": "female"}}}})
@@ -61,7 +62,8 @@ class Reading:
 
     @property
     def share(self) -> float:
-        """Of the rows, how many cannot be used; or of the records that rows are made of, where these are more."""
+        """Of the rows, how many cannot be used; or of the records that rows are made of, where these are
+        more."""
         return max(float(self.bad.mean()) if len(self.bad) else 0.0, self.raw.share)
 
     @property
@@ -71,7 +73,10 @@ class Reading:
         bad, of, what = int(self.bad.sum()), len(self.bad), "rows"
         if self.raw.share > of_rows:
             bad, of, what = sum(self.raw.left_out.values()), self.raw.records, "records"
-        said = "; ".join(f"{reason}: {rows}" for reason, rows in (self.reasons if what == "rows" else self.raw.left_out).most_common())
+        said = "; ".join(
+            f"{reason}: {rows}"
+            for reason, rows in (self.reasons if what == "rows" else self.raw.left_out).most_common()
+        )
         return (
             f"{bad} of {of} {what} cannot be used, a share of {self.share:.3g}, and the schema allows "
             f"{self.schema.max_bad:g} (max_bad): {said}."
@@ -84,8 +89,12 @@ class Reading:
             raise ValueError(f"{self.too_many} `fedjax-core data check` says more")
         if not len(self.bad) or self.bad.all():
             raise ValueError("the table has no row that can be used")
-        categories = {name: one.categories for name, one in self.schema.fields.items() if one.kind == "category"}
-        return Clients(self.columns, [0, len(self.bad) - int(self.bad.sum())], ["site"], categories=categories)
+        categories = {
+            name: one.categories for name, one in self.schema.fields.items() if one.kind == "category"
+        }
+        return Clients(
+            self.columns, [0, len(self.bad) - int(self.bad.sum())], ["site"], categories=categories
+        )
 
 
 def read(path: str | Path) -> Reading:
@@ -95,9 +104,12 @@ def read(path: str | Path) -> Reading:
 
 
 def fields_of(given: Raw | Table[str, Sequence[Any]], mapping: Mapping, schema: Schema) -> Reading:
-    """The raw columns as the schema's fields; raises ValueError for a column that is not there, or a mapping of a field that is none."""
+    """The raw columns as the schema's fields; raises ValueError for a column that is not there, or a mapping
+    of a field that is none."""
     if unknown := [name for name in mapping.fields if name not in schema.fields]:
-        raise ValueError(f"the mapping has fields.{unknown[0]}, and the schema has no such field; it has {', '.join(schema.fields)}")
+        raise ValueError(
+            f"the mapping has fields.{unknown[0]}, and the schema has no such field; it has {', '.join(schema.fields)}"
+        )
     table = given if isinstance(given, Raw) else Raw(given)
     raw, rows = table.columns, table.rows
     why = np.full(rows, "", dtype=object)
@@ -113,7 +125,11 @@ def fields_of(given: Raw | Table[str, Sequence[Any]], mapping: Mapping, schema: 
     for name in schema.required:
         why[missing(columns[name], schema.fields[name]) & (why == "")] = f"{name!r} is missing"
     if schema.person:
-        why[_repeated([columns[one] for one in (schema.person, schema.time) if one], why == "", bool(schema.time))] = "a duplicate"
+        why[
+            _repeated(
+                [columns[one] for one in (schema.person, schema.time) if one], why == "", bool(schema.time)
+            )
+        ] = "a duplicate"
     bad = why != ""
     used = {name: _whole(x[~bad], schema.fields[name]) for name, x in columns.items()}
     return Reading(schema, used, columns, bad, Counter(why[bad].tolist()), strange, unread, table)
@@ -122,7 +138,8 @@ def fields_of(given: Raw | Table[str, Sequence[Any]], mapping: Mapping, schema: 
 def _field(
     name: str, field: Field, origin: Origin, raw: Table[str, Sequence[Any]], rows: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray], Counter[str], np.ndarray]:
-    """(the field [rows], {reason: rows that it makes unusable}, values that could not be read, [rows] where those are)."""
+    """(the field [rows], {reason: rows that it makes unusable}, values that could not be read, [rows] where
+    those are)."""
     gone = {*MISSING, *map(_text, (*field.missing, *origin.missing))}
     if origin.expression:
         value = _computed(name, origin, raw, gone)
@@ -138,13 +155,19 @@ def _field(
     if field.kind == "category":
         if origin.expression:
             texts = np.where(absent, "", np.char.mod("%d", np.nan_to_num(value)))
-        named = np.array([origin.codes.get(text, text) for text in texts.tolist()], dtype=str) if rows else texts
+        named = (
+            np.array([origin.codes.get(text, text) for text in texts.tolist()], dtype=str) if rows else texts
+        )
         place = {category: i for i, category in enumerate(field.categories)}
         codes = np.array([place.get(one, -1) for one in named.tolist()], np.int32)
         codes[absent] = -1
         wrong = (codes < 0) & ~absent
         return codes, {f"{name!r} is none of its categories": wrong}, Counter(texts[wrong].tolist()), wrong
-    value = units.convert(value, origin.unit, field.unit) if origin.unit else value * origin.factor + origin.offset
+    value = (
+        units.convert(value, origin.unit, field.unit)
+        if origin.unit
+        else value * origin.factor + origin.offset
+    )
     problems = {f"{name!r} is no number": wrong}
     if field.kind == "whole":
         problems[f"{name!r} is no whole number"] = ~absent & ~wrong & (value != np.round(value))
@@ -164,13 +187,22 @@ class _About(NamedTuple):
     resize: bool
 
 
-def _pictures(name: str, field: Field, origin: Origin, table: Raw) -> tuple[np.ndarray, dict[str, np.ndarray], Counter[str], np.ndarray]:
+def _pictures(
+    name: str, field: Field, origin: Origin, table: Raw
+) -> tuple[np.ndarray, dict[str, np.ndarray], Counter[str], np.ndarray]:
     """The same of a field of pictures, whose values are names of files."""
     files = [_text(one) for one in _column(table.columns, origin.column or name, name)]
     about = _About(field.range, origin.factor, origin.offset, origin.resize)
-    found, why = pictures.read(["" if one in MISSING else one for one in files], table.folder, field.shape, about)
+    found, why = pictures.read(
+        ["" if one in MISSING else one for one in files], table.folder, field.shape, about
+    )
     wrong = why != ""
-    return found, {f"{name!r} {one}": why == one for one in dict.fromkeys(why[wrong])}, Counter(np.array(files)[wrong].tolist()), wrong
+    return (
+        found,
+        {f"{name!r} {one}": why == one for one in dict.fromkeys(why[wrong])},
+        Counter(np.array(files)[wrong].tolist()),
+        wrong,
+    )
 
 
 def _column(raw: Table[str, Sequence[Any]], column: str, name: str) -> Sequence[Any]:
@@ -201,7 +233,11 @@ def _computed(name: str, origin: Origin, raw: Table[str, Sequence[Any]], gone: s
         texts = np.array([_text(one) for one in _column(raw, column, name)], dtype=str)
         absent = np.isin(texts, list(gone))
         columns[column] = np.where(absent, "", texts) if column in compared else _numbers(texts, absent)[0]
-    return expressions.evaluate(expression, Rows(columns)) if columns else np.full(len(next(iter(raw.values()), ())), np.nan)
+    return (
+        expressions.evaluate(expression, Rows(columns))
+        if columns
+        else np.full(len(next(iter(raw.values()), ())), np.nan)
+    )
 
 
 def _compared(expression: expressions.Expression) -> list[str]:
@@ -213,7 +249,8 @@ def _compared(expression: expressions.Expression) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as text: 3.0 as "3", so that a code is the same from a CSV file and from a column of numbers."""
+    """A value as text: 3.0 as "3", so that a code is the same from a CSV file and from a column of
+    numbers."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return ""
     if isinstance(value, bool | np.bool_):
@@ -238,7 +275,8 @@ def missing(x: np.ndarray, field: Field) -> np.ndarray:
 
 
 def _repeated(keys: list[np.ndarray], fine: np.ndarray, timed: bool) -> np.ndarray:
-    """[rows] bool: those that repeat person and time of a row before; without a time no row is a duplicate for its person alone."""
+    """[rows] bool: those that repeat person and time of a row before; without a time no row is a duplicate
+    for its person alone."""
     again = np.zeros(len(fine), bool)
     if timed:
         seen = set()

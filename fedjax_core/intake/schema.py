@@ -1,4 +1,5 @@
-"""A study's schema: the fields that every site brings, with unit, range, categories as text, and codes that mean missing.
+"""A study's schema: the fields that every site brings, with unit, range, categories as text, and codes that
+mean missing.
 
     name = "icu"                        schema.toml, the same file at all sites
     outcome = "died"
@@ -15,8 +16,8 @@
     [fields.sex]
     categories = ["female", "male"]     text; the codes are 0, 1, ... in this order at every site
 
-A field without categories is a number, unless `kind = "text"`: that of a person's name, for instance; or `kind = "image"` with
-`shape = [rows, columns]` or [rows, columns, colours] (pictures.py).
+A field without categories is a number, unless `kind = "text"`: that of a person's name, for instance; or
+`kind = "image"` with `shape = [rows, columns]` or [rows, columns, colours] (pictures.py).
 
 >>> schema = Schema.of({"name": "icu", "outcome": "died", "fields": {"age": {"unit": "year"}, "died": {"categories": ["no", "yes"]}}})
 >>> schema.fields["died"].kind, schema.fields["age"].unit
@@ -57,18 +58,28 @@ class Field:
             raise ValueError(f"kind is {self.kind!r}; it should be one of {', '.join(KINDS)}")
         if (self.kind == "category") != bool(self.categories):
             raise ValueError("kind = 'category' goes with categories = [...], and they with no other kind")
-        if not all(isinstance(one, str) for one in self.categories) or len(set(self.categories)) != len(self.categories):
+        if not all(isinstance(one, str) for one in self.categories) or len(set(self.categories)) != len(
+            self.categories
+        ):
             raise ValueError(f"categories are different texts, got {list(self.categories)}")
         numbers = all(isinstance(one, int | float) and math.isfinite(one) for one in self.range)
         if self.range and not (len(self.range) == 2 and numbers and self.range[0] <= self.range[1]):
             raise ValueError(f"range is [least, most], got {list(self.range)}")
         if (self.kind == "image") != bool(self.shape):
-            raise ValueError("kind = 'image' goes with shape = [rows, columns] or [rows, columns, colours], and it with no other kind")
+            raise ValueError(
+                "kind = 'image' goes with shape = [rows, columns] or [rows, columns, colours], and it with no other kind"
+            )
         sides = all(isinstance(one, int) and one > 0 for one in self.shape)
-        if self.shape and not (sides and (len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[2] in (1, 3)))):
-            raise ValueError(f"shape is [rows, columns] or [rows, columns, colours], with 1 or 3 colours, got {list(self.shape)}")
+        if self.shape and not (
+            sides and (len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[2] in (1, 3)))
+        ):
+            raise ValueError(
+                f"shape is [rows, columns] or [rows, columns, colours], with 1 or 3 colours, got {list(self.shape)}"
+            )
         if self.shape and self.range and self.range[0] == self.range[1]:
-            raise ValueError(f"range is of the values that become 0 and 1, which differ, got {list(self.range)}")
+            raise ValueError(
+                f"range is of the values that become 0 and 1, which differ, got {list(self.range)}"
+            )
         if self.kind in ("category", "text") and (self.range or self.unit):
             raise ValueError(f"a field of kind {self.kind!r} has no range and no unit")
 
@@ -102,7 +113,9 @@ class Schema:
             if (name := getattr(found, word)) and name not in each:
                 raise ValueError(f"{where}: {word} = {name!r} is none of the fields {', '.join(each)}")
             if name and each[name].kind == "image":
-                raise ValueError(f"{where}: {word} = {name!r} is a field of pictures; it should be of numbers or texts")
+                raise ValueError(
+                    f"{where}: {word} = {name!r} is a field of pictures; it should be of numbers or texts"
+                )
         if not (isinstance(found.max_bad, int | float) and 0 <= found.max_bad < 1):
             raise ValueError(f"{where}: max_bad is a share of rows, from 0 to below 1, got {found.max_bad!r}")
         return found
@@ -110,7 +123,11 @@ class Schema:
     @property
     def required(self) -> tuple[str, ...]:
         """The fields without which a row cannot be used: the outcome, the person and pictures among them."""
-        return tuple(n for n, one in self.fields.items() if one.required or one.kind == "image" or n in (self.outcome, self.person))
+        return tuple(
+            n
+            for n, one in self.fields.items()
+            if one.required or one.kind == "image" or n in (self.outcome, self.person)
+        )
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,5 @@
-"""A site's own table, as columns of raw values: what its mapping names as source is read in the way that fits.
+"""A site's own table, as columns of raw values: what its mapping names as source is read in the way that
+fits.
 
     a file      CSV, Parquet, a NumPy archive                  tables
     a query     of DuckDB                                      tables
@@ -35,7 +36,8 @@ def raw_columns(
     asked: events.Events | None = None,
     folder: Path = Path("."),
 ) -> Raw:
-    """What a mapping's source or query has; raises ValueError for a file of another kind or that is not there.
+    """What a mapping's source or query has; raises ValueError for a file of another kind or that is not
+    there.
 
     `asked` are the features of events; `folder` is where names of pictures that a query gives begin.
     """
@@ -59,7 +61,9 @@ def _table(source: Path) -> dict[str, Any]:
         with np.load(source, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
         if odd := [name for name, x in found.items() if x.ndim != 1]:
-            raise ValueError(f"{source}: array {odd[0]!r} has shape {list(found[odd[0]].shape)}, and a column has one value a row")
+            raise ValueError(
+                f"{source}: array {odd[0]!r} has shape {list(found[odd[0]].shape)}, and a column has one value a row"
+            )
         return {name: x.tolist() for name, x in found.items()}
     return tables.raw(source)
 
@@ -71,7 +75,9 @@ def _queried(query: str, database: Path | None) -> dict[str, list[Any]]:
         raise ImportError("to run a query, DuckDB is needed: pip install 'fedjax-core[duckdb]'") from None
     if database is not None and not database.exists():
         raise ValueError(f"{database} is not there: the mapping's database is a path relative to the mapping")
-    with duckdb.connect(":memory:" if database is None else str(database), read_only=database is not None) as connection:
+    with duckdb.connect(
+        ":memory:" if database is None else str(database), read_only=database is not None
+    ) as connection:
         try:
             found = connection.execute(query)
         except duckdb.Error as error:

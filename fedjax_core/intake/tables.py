@@ -1,4 +1,5 @@
-"""A TOML file as a dataclass, strictly: what is misspelt or of another type is refused by its name, with the file's.
+"""A TOML file as a dataclass, strictly: what is misspelt or of another type is refused by its name, with the
+file's.
 
 >>> @dataclasses.dataclass
 ... class Source:
@@ -27,16 +28,23 @@ def table_of(path: Path) -> dict[str, Any]:
 
 
 def made(cls: Any, table: Any, where: str) -> Any:
-    """The dataclass with these values; raises ValueError, naming it, for a setting that it has not, lacks, or of another type."""
+    """The dataclass with these values; raises ValueError, naming it, for a setting that it has not, lacks, or
+    of another type."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} should be a table of settings, got {table!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if unknown := [name for name in table if name not in fields]:
         raise ValueError(f"{where}: {unknown[0]!r} is no setting here; there are {', '.join(fields)}")
-    needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    needed = [
+        n
+        for n, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     if lacking := [name for name in needed if name not in table]:
         raise ValueError(f"{where}: {lacking[0]!r} is missing")
     try:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None

@@ -3,7 +3,8 @@
     convert(x, "cm", "m")      of one dimension: length, mass, time, pressure, temperature, amounts a volume
     suspects(x, 18, 110)       factors that would bring nearly all values into the range
 
-Between mass and substance, as in mg/dL to umol/L of creatinine, the factor depends on the substance: give it as `factor`.
+Between mass and substance, as in mg/dL to umol/L of creatinine, the factor depends on the substance: give it
+as `factor`.
 
 >>> convert(np.array([180.0]), "cm", "m").tolist(), convert(np.array([98.6]), "F", "C").round(1).tolist()
 ([1.8], [37.0])
@@ -39,7 +40,8 @@ _WRONG = 0.5  # of them are out of it while it is wrong
 
 
 def convert(x: np.ndarray, given: str, wanted: str) -> np.ndarray:
-    """x [rows] in the unit that is wanted; raises ValueError for units that are not known or of other dimensions."""
+    """x [rows] in the unit that is wanted; raises ValueError for units that are not known or of other
+    dimensions."""
     if given == wanted:
         return x
     if odd := [unit for unit in (given, wanted) if unit not in _UNITS]:
@@ -48,12 +50,15 @@ def convert(x: np.ndarray, given: str, wanted: str) -> np.ndarray:
         )
     (dimension, factor, shift), (other, back, unshift) = _UNITS[given], _UNITS[wanted]
     if dimension != other:
-        raise ValueError(f"{given!r} is of {dimension}, and {wanted!r} of {other}: give factor = ... where the substance is known")
+        raise ValueError(
+            f"{given!r} is of {dimension}, and {wanted!r} of {other}: give factor = ... where the substance is known"
+        )
     return (x + shift) * factor / back - unshift
 
 
 def suspects(x: np.ndarray, low: float, high: float) -> list[tuple[float, str]]:
-    """(factor, what it would mean) that brings nearly all values [rows] into the range that more than half of them are out of."""
+    """(factor, what it would mean) that brings nearly all values [rows] into the range that more than half of
+    them are out of."""
     known = x[np.isfinite(x)]
 
     def share(values: np.ndarray) -> float:

@@ -1,10 +1,11 @@
 """Simulates FedBuff: clients finish by a simulated clock, and every K updates make a step of the server.
 
-    clients begin ─► heap of (due, position) ─► K arrivals ─► those of one version are gathered in lanes ─► one step of the server
+    clients begin ─► heap of (due, position) ─► K arrivals ─► those of one version are gathered in lanes ─►
+    one step of the server
 
-Who arrives when does not depend on what is computed, so the arrivals of a step are known first, and their updates are computed when they
-are needed: all that began from one version together. A `run` is one step of the server; `fit` works as it does for rounds. With K = the
-cohort and no delays it is the synchronous run.
+Who arrives when does not depend on what is computed, so the arrivals of a step are known first, and their
+updates are computed when they are needed: all that began from one version together. A `run` is one step of
+the server; `fit` works as it does for rounds. With K = the cohort and no delays it is the synchronous run.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -41,14 +42,17 @@ from fedjax_core.types import Array, Key, Params
 
 @dataclass(frozen=True)
 class Delays:
-    """Log-normal times in whole ticks: `median`, and `spread`, the logarithm's standard deviation; addressed by (client, version)."""
+    """Log-normal times in whole ticks: `median`, and `spread`, the logarithm's standard deviation; addressed
+    by (client, version)."""
 
     median: float = 0.0
     spread: float = 0.0
     seed: int = 0
 
     def __call__(self, client: int, version: int) -> int:
-        normal = host_random.generator(host_random.DELAY, self.seed, (client << 32) + version).standard_normal()
+        normal = host_random.generator(
+            host_random.DELAY, self.seed, (client << 32) + version
+        ).standard_normal()
         return int(min(self.median * np.exp(self.spread * normal), 2**30))
 
 
@@ -68,20 +72,29 @@ class Arrival(NamedTuple):
 
 
 class AsynchronousSimulator:
-    """Runs FedBuff over `clients`: one `run` is one step of the server, from `buffer.size` updates of the clients in its cohort.
+    """Runs FedBuff over `clients`: one `run` is one step of the server, from `buffer.size` updates of the
+    clients in its cohort.
 
-    `delays(client, version)`: whole ticks from a client's beginning to its arrival, default none. The rest is the `Simulator`'s.
-    """
+    `delays(client, version)`: whole ticks from a client's beginning to its arrival, default none. The rest is
+    the `Simulator`'s."""
 
     def __init__(
-        self, composed: Round, clients: Clients, buffer: Buffer, *, delays: Callable[[int, int], int] | None = None, **settings: Any
+        self,
+        composed: Round,
+        clients: Clients,
+        buffer: Buffer,
+        *,
+        delays: Callable[[int, int], int] | None = None,
+        **settings: Any,
     ) -> None:
         self.round, self.clients, self.buffer = composed, clients, buffer
         self.delays = Delays() if delays is None else delays
         self._gathers = partial_round(composed)
         self._sim = Simulator(self._gathers, clients, **settings)
         if buffer.size > len(clients):
-            raise ValueError(f"a buffer of {buffer.size} updates never fills: there are {len(clients)} clients, each once a version")
+            raise ValueError(
+                f"a buffer of {buffer.size} updates never fills: there are {len(clients)} clients, each once a version"
+            )
         self._sent = jax.jit(lambda state: composed.broadcast(0, state)[0])
         self.meter = self._sim.meter
 
@@ -106,10 +119,11 @@ class AsynchronousSimulator:
         return state._replace(clients=clock)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """One step of the server: (state, metrics that add). Clients of the cohort begin when they are free; others finish only.
+        """One step of the server: (state, metrics that add). Clients of the cohort begin when they are free;
+        others finish only.
 
-        `stale` counts updates that were refused, `staleness` is the mean over those that counted, and `ticks` how long the step took.
-        """
+        `stale` counts updates that were refused, `staleness` is the mean over those that counted, and `ticks`
+        how long the step took."""
         chosen = free_clients(cohort, len(self.clients))
         clock: Clock = state.clients  # type: ignore[assignment]
         version, before = int(state.round), int(clock.now)
@@ -119,19 +133,25 @@ class AsynchronousSimulator:
         parts, metrics = [], dict[str, Any]()
         for began in sorted({a.version for a in arrivals}):
             who = np.array([a.client for a in arrivals if a.version == began], np.int32)
-            gathered, new = self._sim.run(begin(self._gathers, state.key, began, load_model(models, began)), who)
+            gathered, new = self._sim.run(
+                begin(self._gathers, state.key, began, load_model(models, began)), who
+            )
             parts.append((gathered.server, self.buffer.damping(version - began)))
             metrics = add(metrics, new)
         after: Any = clock._replace(flight=clock.flight._replace(models=models))
         state = combine(self.round, state, parts)._replace(round=state.round + 1, clients=after)
         metrics |= {
-            "staleness": Mean(jnp.float32(sum(version - a.version for a in arrivals)), jnp.float32(len(arrivals))),
+            "staleness": Mean(
+                jnp.float32(sum(version - a.version for a in arrivals)), jnp.float32(len(arrivals))
+            ),
             "stale": Sum(jnp.float32(stale)),
             "ticks": Sum(jnp.float32(int(clock.now) - before)),
         }
         return state, metrics
 
-    def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+    def run_many(
+        self, state: State, cohorts: Sequence[Any], *, donate: bool = False
+    ) -> tuple[State, dict[str, Any]]:
         """Steps one after another: (state, metrics with leaves [R])."""
         return one_by_one(self.run, state, cohorts, donate=donate)
 
@@ -140,11 +160,13 @@ class AsynchronousSimulator:
         return self._sim.evaluate(state, clients)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
-        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;
+        NaN without examples."""
         return self._sim.score(state, clients)
 
     def _arrivals(self, clock: Clock, version: int, chosen: np.ndarray) -> tuple[list[Arrival], int, Clock]:
-        """(the updates of this step in the order in which they come, how many were too old, the clock after the last of them)."""
+        """(the updates of this step in the order in which they come, how many were too old, the clock after
+        the last of them)."""
         started, last = np.array(clock.flight.started), np.array(clock.flight.last)
         due, now, mine = np.array(clock.due), int(clock.now), set(chosen.tolist())
         heap = [(int(due[c]), int(c)) for c in np.flatnonzero(started >= 0)]

@@ -1,4 +1,5 @@
-"""Checks what a lane simulator is given before anything runs, in this process or on the workers of a cluster."""
+"""Checks what a lane simulator is given before anything runs, in this process or on the workers of a
+cluster."""
 
 import logging
 from typing import Any
@@ -17,11 +18,16 @@ log = logging.getLogger("fedjax_core")
 
 
 def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None:
-    """Raises where simulator `name` was given something else than a `Round`, `Clients` that 32 bits hold, and a number of lanes."""
+    """Raises where simulator `name` was given something else than a `Round`, `Clients` that 32 bits hold, and
+    a number of lanes."""
     if not isinstance(composed, Round):
-        raise TypeError(f"{name} needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
+        raise TypeError(
+            f"{name} needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)"
+        )
     if not isinstance(clients, Clients):
-        raise TypeError(f"{name} needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays")
+        raise TypeError(
+            f"{name} needs Clients, got {type(clients).__name__}: make them with fc.Clients.from_list or from_arrays"
+        )
     if lanes != "auto" and (not isinstance(lanes, (int, np.integer)) or lanes < 1):
         raise ValueError(f'lanes must be "auto" or a whole number of at least 1, got {lanes!r}')
     check_population(composed, len(clients), "clients")
@@ -29,14 +35,16 @@ def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None
 
 
 def check_model(composed: Round, clients: Clients, batch_size: int) -> None:
-    """Raises where the task does not fit the clients' examples, or where what is measured could not be told."""
+    """Raises where the task does not fit the clients' examples, or where what is measured could not be
+    told."""
     check_data(composed.algorithm.task, clients, batch_size)
     check_metrics(composed, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
     forget(clients.columns)
 
 
 def check_state(state: Any) -> None:
-    """Raises where a round cannot begin from the state: one that was used up, or of which a gradient is taken."""
+    """Raises where a round cannot begin from the state: one that was used up, or of which a gradient is
+    taken."""
     leaves = [state.round, *jax.tree.leaves(state.server)]
     if any(isinstance(x, jax.core.Tracer) for x in leaves):
         raise TypeError(
@@ -44,11 +52,14 @@ def check_state(state: Any) -> None:
             "of jax.jit and jax.grad, or take gradients through fc.Loops(...), which is slow"
         )
     if any(isinstance(x, jax.Array) and x.is_deleted() for x in leaves):
-        raise ValueError("this state was used up by run(..., donate=True): go on from the state that run gave back, or leave donate= out")
+        raise ValueError(
+            "this state was used up by run(..., donate=True): go on from the state that run gave back, or leave donate= out"
+        )
 
 
 def check_counts(composed: Round, counts: np.ndarray) -> None:
-    """Raises where a cohort drawn so often ([K] counts) is too small for the round, or has repeats that it cannot count."""
+    """Raises where a cohort drawn so often ([K] counts) is too small for the round, or has repeats that it
+    cannot count."""
     check_cohort(composed.aggregator, int(np.sum(counts > 0)))
     if composed.uplink.hides and np.any(counts > 1):
         raise ValueError(
@@ -58,7 +69,8 @@ def check_counts(composed: Round, counts: np.ndarray) -> None:
 
 
 def warn_outgrown(cohort_size: int, room: int) -> None:
-    """Says that a cohort larger than there is room for compiles again, and how to avoid that; where there was no room yet, nothing."""
+    """Says that a cohort larger than there is room for compiles again, and how to avoid that; where there was
+    no room yet, nothing."""
     if room:
         log.warning(
             "a cohort of %d clients outgrows the %d that the program was compiled for, which compiles it again; "

@@ -1,7 +1,7 @@
 """What one client does in one exchange, as functions of its place in the cohort, which lanes vmap.
 
-begin(k, kept) -> carry        step(carry, rows, k, t) -> (carry, metrics)        report(k, carry, kept) -> Read
-"""
+begin(k, kept) -> carry        step(carry, rows, k, t) -> (carry, metrics)        report(k, carry, kept) ->
+Read"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,8 @@ class Read(NamedTuple):
 
 
 class ClientProgram(NamedTuple):
-    """What any client of the cohort does in one exchange, by its place k in it: pure functions, for `vmap`."""
+    """What any client of the cohort does in one exchange, by its place k in it: pure functions, for
+    `vmap`."""
 
     begin: Any  # (k, what it keeps) -> carry
     step: Any  # (carry, rows [B], k, which step) -> (carry, metrics)
@@ -37,13 +38,25 @@ class ClientProgram(NamedTuple):
 
 
 def client_program(
-    composed: Round, e: int, data: Columns, sent: Any, state: State, places: Places, steps: Array, lanes: int, among: Among, at: Array
+    composed: Round,
+    e: int,
+    data: Columns,
+    sent: Any,
+    state: State,
+    places: Places,
+    steps: Array,
+    lanes: int,
+    among: Among,
+    at: Array,
 ) -> ClientProgram:
-    """For clients that take these numbers of steps [K], in so many lanes, and stand `at` [K] these places among the whole cohort."""
+    """For clients that take these numbers of steps [K], in so many lanes, and stand `at` [K] these places
+    among the whole cohort."""
     exchange, K = composed.algorithm.exchanges[e], places.position.shape[0]
     client, message, uplink = exchange.client, composed.listen(e, sent), state.uplink[e]
     idle = exchange.work.idle  # then a client's only slot is for its beginning and its end
-    client_step: Any = (lambda message, carry, batch, key: (carry, {})) if idle else rewrite(client.step, lanes=lanes)
+    client_step: Any = (
+        (lambda message, carry, batch, key: (carry, {})) if idle else rewrite(client.step, lanes=lanes)
+    )
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
 
     def begin(k: Array, kept: Kept) -> Any:

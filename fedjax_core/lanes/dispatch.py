@@ -1,10 +1,11 @@
-"""Builds the host's arrays of a dispatch: who takes part, the batch of each lane and slot, and streamed examples.
+"""Builds the host's arrays of a dispatch: who takes part, the batch of each lane and slot, and streamed
+examples.
 
     resident    every example is on the device; a schedule names rows of the whole data
     streamed    a dispatch brings its cohorts' examples, read from memory or memory-mapped files; a schedule names rows of those
 
-Shapes depend on how much room was reserved, not on the cohort, so that a new cohort runs the same program. While the device computes,
-the host packs and reads what comes next.
+Shapes depend on how much room was reserved, not on the cohort, so that a new cohort runs the same program.
+While the device computes, the host packs and reads what comes next.
 
 >>> from fedjax_core.data.cohort import as_cohort
 >>> from fedjax_core.work import TRAIN
@@ -44,16 +45,20 @@ class Load(NamedTuple):
 
 
 def slots_of(plan: Plan, sizes: np.ndarray, work: Work) -> np.ndarray:
-    """[N]: how many slots of a lane clients of these sizes take: their steps, or one in which they begin and end without any."""
+    """[N]: how many slots of a lane clients of these sizes take: their steps, or one in which they begin and
+    end without any."""
     return np.maximum(plan.of(work).most_steps(sizes), sizes > 0)
 
 
 class DispatchBuilder:
-    """Packs rounds of `clients` who go through their data by `plan`; `kinds` are those of the algorithm's exchanges."""
+    """Packs rounds of `clients` who go through their data by `plan`; `kinds` are those of the algorithm's
+    exchanges."""
 
     def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[Work], *, streamed: bool) -> None:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
-        self.steps = {k: slots_of(plan, clients.sizes, k).astype(np.int32) for k in self.kinds}  # of all, the most foreseen
+        self.steps = {
+            k: slots_of(plan, clients.sizes, k).astype(np.int32) for k in self.kinds
+        }  # of all, the most foreseen
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
         self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()
         self.capacity: dict[Work, int] = {}  # slots
@@ -73,7 +78,9 @@ class DispatchBuilder:
 
     def bytes_a_round(self) -> int:
         """Bytes of the streamed examples of one round, on one device."""
-        row = sum(target_of(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns))
+        row = sum(
+            target_of(x).itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(self.clients.columns)
+        )
         return row * sum(self.room.values())
 
     def typical(self) -> tuple[Columns, np.ndarray]:
@@ -81,23 +88,33 @@ class DispatchBuilder:
         sizes = self.clients.sizes
         first = int(np.argmax(sizes > 0))
         rows = np.arange(self.plan.batch_size) % sizes[first] + self.clients.offsets[first]
-        return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[self.longest]
+        return narrow(jax.tree.map(lambda x: np.asarray(x[rows]), self.clients.columns)), self.steps[
+            self.longest
+        ]
 
     def fill(self, cohort_size: int, lanes: int) -> float:
-        """The share of so many lanes that the steps of such a cohort, drawn at random, fill; 1 where there are none."""
-        steps = [self.steps[self.longest][cohort] for cohort in typical_cohorts(len(self.clients), cohort_size)]
+        """The share of so many lanes that the steps of such a cohort, drawn at random, fill; 1 where there
+        are none."""
+        steps = [
+            self.steps[self.longest][cohort] for cohort in typical_cohorts(len(self.clients), cohort_size)
+        ]
         slots = sum(lay_out(np.zeros((0, self.plan.batch_size)), taken, lanes).slots for taken in steps)
         return sum(int(taken.sum()) for taken in steps) / (slots * lanes) if slots else 1.0
 
-    def pack(self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None) -> tuple[Packed, Load]:
-        """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much there is to do.
+    def pack(
+        self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None
+    ) -> tuple[Packed, Load]:
+        """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much
+        there is to do.
 
-        `positions` says where each client's row of what clients keep is, where that is not the client's own position.
-        """
+        `positions` says where each client's row of what clients keep is, where that is not the client's own
+        position."""
         who = [np.asarray(cohort.clients, np.int64) for cohort in cohorts]
         at = who if positions is None else positions
         nowhere = len(self.clients) if positions is None else min(len(self.clients), held * self.cohort_size)
-        places = [self._places(w, a, cohort.counts, nowhere) for w, a, cohort in zip(who, at, cohorts, strict=True)]
+        places = [
+            self._places(w, a, cohort.counts, nowhere) for w, a, cohort in zip(who, at, cohorts, strict=True)
+        ]
         schedules: dict[Work, Any] = {}
         streamed: dict[Work, Any] = {}
         load = Load(sum(int((self.clients.sizes[w] > 0).sum()) for w in who), 0, 0, 0)
@@ -105,24 +122,37 @@ class DispatchBuilder:
             layouts = [lay_out(*self._batches(kind, w, first + r), self.lanes) for r, w in enumerate(who)]
             if self.streamed:
                 local = [self._stream(kind, w, layout) for w, layout in zip(who, layouts, strict=True)]
-                layouts = [layout._replace(rows=rows) for layout, (rows, _) in zip(layouts, local, strict=True)]
-                room = self._grown(self.room, kind, max(int(owners[1].max(initial=1)) for _, owners in local), "examples")
-                streamed[kind] = self._read([w[:0] for w in who] if kind.idle else who, [owners[0] for _, owners in local], room, held)
-            capacity = self._grown(self.capacity, kind, max(layout.slots for layout in layouts), "slots of work")
-            packed = [pack(layout, self.cohort_size, self.lanes, self.devices, capacity) for layout in layouts]
+                layouts = [
+                    layout._replace(rows=rows) for layout, (rows, _) in zip(layouts, local, strict=True)
+                ]
+                room = self._grown(
+                    self.room, kind, max(int(owners[1].max(initial=1)) for _, owners in local), "examples"
+                )
+                streamed[kind] = self._read(
+                    [w[:0] for w in who] if kind.idle else who, [owners[0] for _, owners in local], room, held
+                )
+            capacity = self._grown(
+                self.capacity, kind, max(layout.slots for layout in layouts), "slots of work"
+            )
+            packed = [
+                pack(layout, self.cohort_size, self.lanes, self.devices, capacity) for layout in layouts
+            ]
             schedules[kind] = jax.tree.map(lambda *x: _stack(x, held), *packed)
             if not kind.idle:
                 load = load._replace(
                     steps=load.steps + sum(len(layout.rows) for layout in layouts),
                     examples=load.examples + sum(int((layout.rows >= 0).sum()) for layout in layouts),
-                    room=load.room + sum(layout.slots for layout in layouts) * self.lanes * self.plan.batch_size,
+                    room=load.room
+                    + sum(layout.slots for layout in layouts) * self.lanes * self.plan.batch_size,
                 )
         return Packed(jax.tree.map(lambda *x: _stack(x, held), *places), schedules, streamed), load
 
     def _grown(self, room: dict[Work, int], kind: Work, needed: int, what: str) -> int:
         """The room for this kind of work, made larger where it does not do."""
         if needed > room[kind]:
-            log.warning("a cohort needs %d %s, more than the %d foreseen: compiling again", needed, what, room[kind])
+            log.warning(
+                "a cohort needs %d %s, more than the %d foreseen: compiling again", needed, what, room[kind]
+            )
             room[kind] = int(needed * 1.25)
         return room[kind]
 
@@ -143,8 +173,11 @@ class DispatchBuilder:
             client=np.pad(who, (0, short), constant_values=len(self.clients)).astype(np.int32),
         )
 
-    def _stream(self, kind: Work, who: np.ndarray, layout: Layout) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """(the rows counted within the device's own examples, (device and first place there of each client [K, 2], examples a device))."""
+    def _stream(
+        self, kind: Work, who: np.ndarray, layout: Layout
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """(the rows counted within the device's own examples, (device and first place there of each client
+        [K, 2], examples a device))."""
         sizes = np.where((layout.steps > 0) & (not kind.idle), self.clients.sizes[who], 0)
         device = layout.lane // (self.lanes // self.devices)
         begin, used = np.zeros(len(who), np.int64), np.zeros(self.devices, np.int64)

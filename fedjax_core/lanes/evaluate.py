@@ -1,8 +1,9 @@
 """Evaluates a model on every client's examples: pooled and client by client, from the same sums.
 
-Batches never mix clients, so that a loss in which examples meet is right too. Many of them go to the device together, and there through the
-model at once; on a CPU one after another where the model has convolutions, windows or products of batches of matrices, whose forms with one
-more axis are slow there (us an example, 1,024 of them, 2-core x86):
+Batches never mix clients, so that a loss in which examples meet is right too. Many of them go to the device
+together, and there through the model at once; on a CPU one after another where the model has convolutions,
+windows or products of batches of matrices, whose forms with one more axis are slow there (us an example,
+1,024 of them, 2-core x86):
 
     batches of 8, and of 64        at once          one after another
     CNN of two convolutions        521    517       65      57
@@ -51,31 +52,43 @@ _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough
 
 
 def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:
-    """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a model of its own instead.
+    """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a
+    model of its own instead.
 
-    Where a client's sum is not finite, the metric is pooled over the others, and `Evaluation.without` names it.
-    """
-    check_data(task, clients, _SMALL, params=params if personal is None else jax.tree.map(lambda x: x[0], personal))
+    Where a client's sum is not finite, the metric is pooled over the others, and `Evaluation.without` names
+    it."""
+    check_data(
+        task, clients, _SMALL, params=params if personal is None else jax.tree.map(lambda x: x[0], personal)
+    )
     sizes, sums = clients.sizes, _sums(task, params, clients, personal)
-    each = {name: np.divide(total, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0) for name, total in sums.items()}
+    each = {
+        name: np.divide(total, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+        for name, total in sums.items()
+    }
     pooled = {name: pool(clients.ids, sizes, total) for name, total in sums.items()}
     without = {name: lacking for name, (_, lacking) in pooled.items() if lacking}
     return Evaluation({name: value for name, (value, _) in pooled.items()}, each, sizes, without=without)
 
 
 def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -> CrossEvaluation:
-    """Every model on every client's examples: the same numbers that `Federation.cross_evaluate` gathers from sites."""
+    """Every model on every client's examples: the same numbers that `Federation.cross_evaluate` gathers from
+    sites."""
     found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     check_data(task, clients, _SMALL, params=next(iter(models.values()), None))
     for m, params in enumerate(models.values()):
         sums = _sums(task, params, clients)
         for i, size in enumerate(clients.sizes):
-            found[m, i] = (int(size), {name: total[i] for name, total in sums.items()}) if size else "it has no examples"
+            found[m, i] = (
+                (int(size), {name: total[i] for name, total in sums.items()})
+                if size
+                else "it has no examples"
+            )
     return crossed(list(models), [str(name) for name in clients.ids], found)
 
 
 def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: ClientState) -> Evaluation:
-    """The model of a state; where the algorithm gives each client a model of its own, each client on its own."""
+    """The model of a state; where the algorithm gives each client a model of its own, each client on its
+    own."""
     personal = None
     if algorithm.personal is not None:
         if len(clients) != kept.population:
@@ -88,24 +101,35 @@ def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: C
     return evaluate(algorithm.task, state.params, clients, personal=personal)
 
 
-def score_state(algorithm: Algorithm, state: State, clients: Clients, who: Any, kept: ClientState) -> dict[str, np.ndarray]:
-    """Each metric of the clients at these positions [n], {name: [n]}, under a state's model or each one's own; NaN without examples.
+def score_state(
+    algorithm: Algorithm, state: State, clients: Clients, who: Any, kept: ClientState
+) -> dict[str, np.ndarray]:
+    """Each metric of the clients at these positions [n], {name: [n]}, under a state's model or each one's
+    own; NaN without examples.
 
     The programs are those of an evaluation of all `clients`, however many are asked for.
     """
     who = as_cohort(who, len(clients)).clients
     task, personal = algorithm.task, None
     if algorithm.personal is not None:
-        personal = _models(algorithm.personal)(state.server, kept.rows_of(state, np.asarray(who, np.int64)).own)
+        personal = _models(algorithm.personal)(
+            state.server, kept.rows_of(state, np.asarray(who, np.int64)).own
+        )
     check_data(task, clients, _SMALL, params=state.params)
     sums, sizes = _sums(task, state.params, clients, personal, who), clients.sizes[who]
-    return {name: np.divide(total, sizes, out=np.full(len(who), np.nan), where=sizes > 0) for name, total in sums.items()}
+    return {
+        name: np.divide(total, sizes, out=np.full(len(who), np.nan), where=sizes > 0)
+        for name, total in sums.items()
+    }
 
 
 def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
-    """The model's outputs for every example in the order stored, [examples, ...]: for metrics made on the host (AUROC, concordance)."""
+    """The model's outputs for every example in the order stored, [examples, ...]: for metrics made on the
+    host (AUROC, concordance)."""
     if task.predict is None:
-        raise ValueError("this task has no predict=: give fc.Task(..., predict=lambda params, batch: outputs)")
+        raise ValueError(
+            "this task has no predict=: give fc.Task(..., predict=lambda params, batch: outputs)"
+        )
     found: np.ndarray | None = None
     for rows, _, batches in _chunks(clients):
         outputs = np.asarray(_outputs(task)(params, batches))
@@ -116,27 +140,40 @@ def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
     return found
 
 
-def _sums(task: Task, params: Params, clients: Clients, personal: Params | None = None, who: Any = None) -> dict[str, np.ndarray]:
-    """Each metric's sum over the examples of each client, or of those at the positions `who`, {name: [n] float64}."""
+def _sums(
+    task: Task, params: Params, clients: Clients, personal: Params | None = None, who: Any = None
+) -> dict[str, np.ndarray]:
+    """Each metric's sum over the examples of each client, or of those at the positions `who`, {name: [n]
+    float64}."""
     count = len(clients) if who is None else len(who)
     found: dict[str, np.ndarray] = {}
     for rows, owner, batches in _chunks(clients, who):
-        mine = jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal) if personal is not None else params
+        mine = (
+            jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal)
+            if personal is not None
+            else params
+        )
         for name, sums in jax.device_get(batch_sums(task, personal is not None)(mine, batches)).items():
             into = found.setdefault(name, np.zeros(count))
             np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
-    return found or {name: np.zeros(count) for name in _names(task, params, clients)}  # where none of them has an example
+    return found or {
+        name: np.zeros(count) for name in _names(task, params, clients)
+    }  # where none of them has an example
 
 
 def _names(task: Task, params: Params, clients: Clients) -> list[str]:
     """The metrics of the task's evaluation."""
-    columns = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), clients.columns)
+    columns = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)),
+        clients.columns,
+    )
     mask: Any = jax.ShapeDtypeStruct((1,), jnp.float32)
     return list(jax.eval_shape(task.evaluation, params, Batch(columns, mask)))
 
 
 def _chunks(clients: Clients, who: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
-    """(rows [G, B], place in `who` of each batch's client [G], the batches with leaves [G, B, ...]), padded to one shape."""
+    """(rows [G, B], place in `who` of each batch's client [G], the batches with leaves [G, B, ...]), padded
+    to one shape."""
     sizes = clients.sizes
     size = int(np.clip(2 ** np.ceil(np.log2(max(1.0, np.median(sizes[sizes > 0])))), 8, 512))
     who = np.arange(len(clients)) if who is None else np.asarray(who, np.int64)
@@ -148,7 +185,10 @@ def _chunks(clients: Clients, who: Any = None) -> Iterator[tuple[np.ndarray, np.
         short = group - len(part)
         part, owner = np.pad(part, ((0, short), (0, 0)), constant_values=-1), np.pad(owner, (0, short))
         part[group - short :] = ~clients.offsets[who[owner[0]]]  # padding reads an example that is there
-        examples = jax.tree.map(jnp.asarray, narrow(jax.tree.map(lambda x, part=part: x[np.where(part < 0, ~part, part)], clients.columns)))
+        examples = jax.tree.map(
+            jnp.asarray,
+            narrow(jax.tree.map(lambda x, part=part: x[np.where(part < 0, ~part, part)], clients.columns)),
+        )
         yield part, owner, Batch(examples, jnp.asarray(part >= 0, jnp.float32))
 
 
@@ -160,12 +200,15 @@ def _models(personal: Callable[[Any, Any], Params]) -> Any:
 
 @remembered(maxsize=32)
 def batch_sums(task: Task, personal: bool = False) -> Any:
-    """(params, batches [G, B, ...]) -> the sum of each metric over each batch, {name: [G]}; `personal`: params are [G, ...], too."""
+    """(params, batches [G, B, ...]) -> the sum of each metric over each batch, {name: [G]}; `personal`:
+    params are [G, ...], too."""
 
     def one(params: Params, batch: Batch) -> dict[str, jax.Array]:
         found = task.evaluation(params, batch)
         check_values(found, batch.mask.shape[0])
-        return {name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()}
+        return {
+            name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()
+        }
 
     return _each(task, one, personal)
 
@@ -187,9 +230,19 @@ def _each(task: Task, one: Callable[[Params, Batch], Any], personal: bool = Fals
     """`one(params, batch)` of every batch."""
 
     def each(params: Params, batches: Batch) -> Any:
-        first = jax.tree.map(lambda x: x[0], (params, batches)) if personal else (params, jax.tree.map(lambda x: x[0], batches))
-        if jax.default_backend() == "cpu" and _slow_with_an_axis_more(jax.make_jaxpr(lambda *first: one(*first))(*first).jaxpr):
-            return lax.map(lambda both: one(*both), (params, batches)) if personal else lax.map(partial(one, params), batches)
+        first = (
+            jax.tree.map(lambda x: x[0], (params, batches))
+            if personal
+            else (params, jax.tree.map(lambda x: x[0], batches))
+        )
+        if jax.default_backend() == "cpu" and _slow_with_an_axis_more(
+            jax.make_jaxpr(lambda *first: one(*first))(*first).jaxpr
+        ):
+            return (
+                lax.map(lambda both: one(*both), (params, batches))
+                if personal
+                else lax.map(partial(one, params), batches)
+            )
         return jax.vmap(one, in_axes=(0 if personal else None, 0))(params, batches)
 
     return compiled(each, task.constants)

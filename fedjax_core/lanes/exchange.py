@@ -1,12 +1,13 @@
-"""One exchange in the lanes of one device: clients begin, step and report, until the schedule is worked through.
+"""One exchange in the lanes of one device: clients begin, step and report, until the schedule is worked
+through.
 
     from the slot where some lane begins a client to the next slot where some lane ends one, again and again:
         _begin_lanes     carry = begin(message, own)
         _step_lanes      carry = step(message, carry, batch)     slot after slot, vmapped, nothing else in that loop
         _end_lanes       report, add it to the accumulator, keep what the client keeps
 
-How many slots there are is data, so a new cohort runs the same program. An idle lane works on masked copies of an example and
-reports nothing.
+How many slots there are is data, so a new cohort runs the same program. An idle lane works on masked copies
+of an example and reports nothing.
 """
 
 from collections.abc import Mapping
@@ -25,8 +26,9 @@ from fedjax_core.lanes.pack import Places, Schedule
 from fedjax_core.round import Among, Kept, Round, State, nobody
 from fedjax_core.types import Array, Columns
 
-# Bytes of a lane's carry from which lanes begin and end one by one, without touching the others. MLP of 199,000 parameters: 118,000
-# examples/s so and 108,000 all at once (8 lanes); logistic regression 60x10: 2.9 million so and 3.3 million all at once (64; 2-core x86).
+# Bytes of a lane's carry from which lanes begin and end one by one, without touching the others. MLP of 199,000
+# parameters: 118,000 examples/s so and 108,000 all at once (8 lanes); logistic regression 60x10: 2.9 million so
+# and 3.3 million all at once (64; 2-core x86).
 _LARGE = 1 << 15
 
 
@@ -41,7 +43,9 @@ class Collected(NamedTuple):
     refused: Array
     metrics: dict[str, Any]
     each: Each | None  # where reports have stats
-    shown: Mapping[str, Any] = MappingProxyType({})  # the pieces that were asked for, leaves [K, ...]; zeros where nobody reported
+    shown: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # the pieces that were asked for, leaves [K, ...]; zeros where nobody reported
 
 
 class Lanes(NamedTuple):
@@ -65,12 +69,13 @@ def collect(
     at: Array | None = None,
     show: tuple[str, ...] = (),
 ) -> Collected:
-    """All the clients of the schedule, to whom this was sent, worked through by this device's lanes. Of the state's server nothing is read.
+    """All the clients of the schedule, to whom this was sent, worked through by this device's lanes. Of the
+    state's server nothing is read.
 
-    `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom nothing counts. None: all do.
-    `among` is the whole cohort, in which these clients stand `at` [K] these places; None: they are all of it.
-    `show` names the pieces of every client's report to give back, as `inspection.PIECES` has them.
-    """
+    `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom
+    nothing counts. None: all do. `among` is the whole cohort, in which these clients stand `at` [K] these
+    places; None: they are all of it. `show` names the pieces of every client's report to give back, as
+    `inspection.PIECES` has them."""
     context = _context(composed, e, data, sent, state, kept, places, schedule, here, among, at, show)
     client, K = context.client, context.cohort
     begun = jnp.minimum(schedule.client[0], K - 1)
@@ -84,11 +89,19 @@ def collect(
         """From slot `s` on to the next at which a client ends: no lane begins or ends in between."""
         s, lanes, collected = loop
         last = context.next_end[s]
-        lanes = _begin_lanes(context, (schedule.client[s] < K) & (schedule.step[s] == 0), schedule.client[s], lanes)
+        lanes = _begin_lanes(
+            context, (schedule.client[s] < K) & (schedule.step[s] == 0), schedule.client[s], lanes
+        )
         lanes = _step_lanes(client.step, schedule, s, last, lanes)
-        return last + 1, lanes, _end_lanes(context, context.ends[last], schedule.client[last], lanes, collected)
+        return (
+            last + 1,
+            lanes,
+            _end_lanes(context, context.ends[last], schedule.client[last], lanes, collected),
+        )
 
-    return lax.while_loop(lambda loop: loop[0] < jnp.max(schedule.slots), segment, (jnp.int32(0), lanes, collected))[2]
+    return lax.while_loop(
+        lambda loop: loop[0] < jnp.max(schedule.slots), segment, (jnp.int32(0), lanes, collected)
+    )[2]
 
 
 class _Context(NamedTuple):
@@ -115,15 +128,20 @@ def _context(
     K, (S, L) = places.position.shape[0], schedule.client.shape
     steps = jnp.zeros(K, jnp.int32).at[schedule.client].max(schedule.step + 1, mode="drop")
     ends = (schedule.client < K) & (schedule.step + 1 == steps.at[schedule.client].get(mode="clip"))
-    next_end = lax.cummin(jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True)
+    next_end = lax.cummin(
+        jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True
+    )
     stand = jnp.arange(K, dtype=jnp.int32) if at is None else at
     client = client_program(composed, e, data, sent, state, places, steps, L, among, stand)
     return _Context(composed, e, client, K, kept, places, here, ends, next_end, show, one_by_one=False)
 
 
 def _nothing(context: _Context, step_metrics: Any, first: Read) -> Collected:
-    """What was collected before the first report; of the shapes of a step's metrics and a report, both [L, ...]."""
-    one, reported, stats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (step_metrics, first.metrics, first.stats))
+    """What was collected before the first report; of the shapes of a step's metrics and a report, both [L,
+    ...]."""
+    one, reported, stats = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (step_metrics, first.metrics, first.stats)
+    )
     composed, e, K = context.composed, context.e, context.cohort
     each = nobody(composed.algorithm.exchanges[e], stats, K, 0)
     return Collected(
@@ -135,7 +153,10 @@ def _nothing(context: _Context, step_metrics: Any, first: Read) -> Collected:
         refused=jnp.float32(0),
         metrics=tree.zeros_like(metrics.add(one, reported)),
         each=None if each is None else each._replace(position=context.places.client),
-        shown=jax.tree.map(lambda x: jnp.zeros((K, *x.shape[1:]), x.dtype), _shown(context.show, first, _total(step_metrics, first))),
+        shown=jax.tree.map(
+            lambda x: jnp.zeros((K, *x.shape[1:]), x.dtype),
+            _shown(context.show, first, _total(step_metrics, first)),
+        ),
     )
 
 
@@ -147,7 +168,13 @@ def _total(of_steps: Any, read: Read) -> dict[str, Any]:
 
 def _shown(show: tuple[str, ...], read: Read, seen: dict[str, Any]) -> dict[str, Any]:
     """The pieces of reports that were asked for; `seen` are all metrics of their clients."""
-    pieces = {"update": plain(read.update), "weight": read.weight, "kept": read.kept, "stats": read.stats, "metrics": seen}
+    pieces = {
+        "update": plain(read.update),
+        "weight": read.weight,
+        "kept": read.kept,
+        "stats": read.stats,
+        "metrics": seen,
+    }
     return {name: pieces[name] for name in show}
 
 
@@ -162,7 +189,11 @@ def _begin_lanes(context: _Context, begins: Array, k: Array, lanes: Lanes) -> La
     def begin_one(lane: Array, lanes: Lanes) -> Lanes:
         return jax.tree.map(lambda x, y: x.at[lane].set(y), lanes, begin_lane(k[lane]))
 
-    return _for_each(begins, begin_one, lanes) if context.one_by_one else tree.where(begins, jax.vmap(begin_lane)(k), lanes)
+    return (
+        _for_each(begins, begin_one, lanes)
+        if context.one_by_one
+        else tree.where(begins, jax.vmap(begin_lane)(k), lanes)
+    )
 
 
 def _end_lanes(context: _Context, ends: Array, k: Array, lanes: Lanes, collected: Collected) -> Collected:
@@ -172,7 +203,11 @@ def _end_lanes(context: _Context, ends: Array, k: Array, lanes: Lanes, collected
         mine = jax.tree.map(lambda x: x[lane][None], lanes)
         return _gather(context, ends[lane][None], k[lane][None], mine, so_far)
 
-    return _for_each(ends, end_one, collected) if context.one_by_one else _gather(context, ends, k, lanes, collected)
+    return (
+        _for_each(ends, end_one, collected)
+        if context.one_by_one
+        else _gather(context, ends, k, lanes, collected)
+    )
 
 
 def _gather(context: _Context, ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
@@ -187,10 +222,14 @@ def _gather(context: _Context, ends: Array, k: Array, lanes: Lanes, so_far: Coll
     place = jnp.where(good, k, K)
     acc = so_far.acc
     if composed.algorithm.exchanges[context.e].update is not None:
-        acc = composed.aggregator.add(acc, tree.where(good, read.update, tree.zeros_like(read.update)), weights, place)
+        acc = composed.aggregator.add(
+            acc, tree.where(good, read.update, tree.zeros_like(read.update)), weights, place
+        )
     each = so_far.each
     if each is not None:
-        each = Each(tree.put(each.stats, place, read.stats), tree.put(each.weight, place, weights), each.position)
+        each = Each(
+            tree.put(each.stats, place, read.stats), tree.put(each.weight, place, weights), each.position
+        )
     seen = metrics.add(lanes.metrics, read.metrics)
     shown = tree.put(so_far.shown, place, _shown(context.show, read, seen)) if context.show else so_far.shown
     seen = tree.where(good, seen, tree.zeros_like(seen))
@@ -227,7 +266,9 @@ def _step_lanes(step: Any, schedule: Schedule, first: Array, last: Array, lanes:
 
 def _for_each(chosen: Array, do: Any, carry: Any) -> Any:
     """`do(lane, carry)` for each chosen lane, one after another."""
-    if chosen.shape[0] == 1:  # a loop over the only lane would be loop-invariant, and XLA would do its work in every slot
+    if (
+        chosen.shape[0] == 1
+    ):  # a loop over the only lane would be loop-invariant, and XLA would do its work in every slot
         return lax.cond(chosen[0], lambda: do(0, carry), lambda: carry)
     order = jnp.argsort(~chosen)
     return lax.fori_loop(0, jnp.sum(chosen, dtype=jnp.int32), lambda i, carry: do(order[i], carry), carry)
@@ -236,4 +277,6 @@ def _for_each(chosen: Array, do: Any, carry: Any) -> Any:
 def _zero(composed: Round, e: int, updates: Any, cohort: int) -> Any:
     if composed.algorithm.exchanges[e].update is None:
         return ()
-    return composed.aggregator.zero(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates), cohort)
+    return composed.aggregator.zero(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates), cohort
+    )

@@ -1,7 +1,8 @@
-"""What each client brought back in a round of a simulator: its update, weight, state, stats and metrics, client by client.
+"""What each client brought back in a round of a simulator: its update, weight, state, stats and metrics,
+client by client.
 
-A round adds reports up as they come, and keeps none. `Simulator.inspect` runs the same round and keeps the pieces that are
-asked for, of every client, in the order of the cohort.
+A round adds reports up as they come, and keeps none. `Simulator.inspect` runs the same round and keeps the
+pieces that are asked for, of every client, in the order of the cohort.
 
 >>> import jax, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -26,7 +27,8 @@ from fedjax_core.types import Update
 
 
 class Visits(NamedTuple):
-    """What the clients of a cohort brought back from one exchange: leaves [K, ...] in its order, of NumPy; None for what was not asked."""
+    """What the clients of a cohort brought back from one exchange: leaves [K, ...] in its order, of NumPy;
+    None for what was not asked."""
 
     client: np.ndarray  # [K] int32: positions in the population
     here: np.ndarray  # [K] bool: whose report counts; the rows of others are zeros
@@ -46,7 +48,9 @@ def check_pieces(pieces: Sequence[str]) -> tuple[str, ...]:
     """The pieces in the order of `PIECES`; raises ValueError for one that there is not, and for none."""
     wanted = (pieces,) if isinstance(pieces, str) else tuple(pieces)
     if not wanted or not set(wanted) <= set(PIECES):
-        raise ValueError(f"pieces are one or several of {', '.join(PIECES)}, got {', '.join(map(repr, wanted)) or 'none'}")
+        raise ValueError(
+            f"pieces are one or several of {', '.join(PIECES)}, got {', '.join(map(repr, wanted)) or 'none'}"
+        )
     return tuple(name for name in PIECES if name in wanted)
 
 

@@ -1,7 +1,9 @@
-"""The memory plan: what a run will hold on each device, predicted before it begins, and how full its lanes will be.
+"""The memory plan: what a run will hold on each device, predicted before it begins, and how full its lanes
+will be.
 
-What goes in and out is counted from shapes: data, state, schedule. What the program needs while it works (the lanes' carries, gradients,
-activations, accumulators) is the compiler's own account of it. A run that cannot fit is refused before it is compiled, by the shapes alone.
+What goes in and out is counted from shapes: data, state, schedule. What the program needs while it works (the
+lanes' carries, gradients, activations, accumulators) is the compiler's own account of it. A run that cannot
+fit is refused before it is compiled, by the shapes alone.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -36,7 +38,8 @@ class MemoryPlan(NamedTuple):
     carries: int  # what the lanes of one device carry from step to step
     accumulators: int  # the reports so far, and the cohort's rows of what clients keep
     constants: int  # what the model reads and nobody trains
-    working: int  # all that the program needs while it works, carries and accumulators too; 0 before it is compiled
+    # all that the program needs while it works, carries and accumulators too; 0 before it is compiled
+    working: int
     limit: int  # what the device has
     lanes: int  # over all devices
     lanes_that_fit: int  # over all devices, by carries alone
@@ -47,10 +50,26 @@ class MemoryPlan(NamedTuple):
     @property
     def total(self) -> int:
         """All bytes together."""
-        return self.data + self.state + self.schedule + self.constants + max(self.working, self.carries + self.accumulators)
+        return (
+            self.data
+            + self.state
+            + self.schedule
+            + self.constants
+            + max(self.working, self.carries + self.accumulators)
+        )
 
     def __str__(self) -> str:
-        names = ("data", "state", "schedule", "constants", "carries", "accumulators", "working", "total", "limit")
+        names = (
+            "data",
+            "state",
+            "schedule",
+            "constants",
+            "carries",
+            "accumulators",
+            "working",
+            "total",
+            "limit",
+        )
         rows = [(name, getattr(self, name)) for name in names if name != "constants" or self.constants]
         table = "\n".join(f"{name:<14}{nbytes / 1e6:>12,.2f} MB" for name, nbytes in rows)
         return (
@@ -75,12 +94,15 @@ def predict(
     batch_size: int,
     sharing: int = 1,
 ) -> MemoryPlan:
-    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have their row on the device.
+    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have
+    their row on the device.
 
-    Lanes are spread over `devices`, and the model inside each is split in `parts`; `sharing` devices are cores with one memory.
-    """
+    Lanes are spread over `devices`, and the model inside each is split in `parts`; `sharing` devices are
+    cores with one memory."""
     limit = device_bytes() // sharing
-    bytes_ = {name: -(-nbytes // parts) for name, nbytes in bytes_of(runs, population, cohort_size, 1).items()}
+    bytes_ = {
+        name: -(-nbytes // parts) for name, nbytes in bytes_of(runs, population, cohort_size, 1).items()
+    }
     cohorts = typical_cohorts(len(clients), cohort_size)
     slots = [lay_out(np.zeros((0, batch_size)), steps[cohort], lanes).slots for cohort in cohorts]
     per_pass = np.maximum(1, -(-clients.sizes // batch_size))
@@ -113,15 +135,24 @@ def with_program(plan: MemoryPlan, compiled: Any) -> MemoryPlan:
 
 def with_reports(plan: MemoryPlan, composed: Round, cohort: int, show: tuple[str, ...]) -> MemoryPlan:
     """The plan of a round that also gives back these pieces of the reports of all clients of a cohort."""
-    one = (state_shapes(composed).clients if "kept" in show else (), reports_of(composed)[0].update if "update" in show else ())
-    return plan._replace(accumulators=plan.accumulators + cohort * len(composed.algorithm.exchanges) * tree.nbytes(one))
+    one = (
+        state_shapes(composed).clients if "kept" in show else (),
+        reports_of(composed)[0].update if "update" in show else (),
+    )
+    return plan._replace(
+        accumulators=plan.accumulators + cohort * len(composed.algorithm.exchanges) * tree.nbytes(one)
+    )
 
 
 def check_fits(plan: MemoryPlan, rows: int) -> None:
     """Raises, with the numbers and what to change, where the run cannot fit the device."""
     if plan.total <= plan.limit:
         return
-    fewer = f"lanes={plan.lanes_that_fit} would fit" if plan.lanes_that_fit else "a mesh with a second axis splits the model"
+    fewer = (
+        f"lanes={plan.lanes_that_fit} would fit"
+        if plan.lanes_that_fit
+        else "a mesh with a second axis splits the model"
+    )
     ways = {
         "data": "stream=True brings only the examples of each round's cohort",
         "state": f'client_state="host" keeps the rows of {rows} clients off the device',
@@ -148,7 +179,8 @@ def check_state(state: State, parts: int, rows: int) -> None:
 
 
 def streams(clients: Clients, mapped: bool) -> bool:
-    """Whether the examples are better brought dispatch by dispatch: from files, or where they would fill half of the device."""
+    """Whether the examples are better brought dispatch by dispatch: from files, or where they would fill half
+    of the device."""
     return mapped or clients.nbytes > device_bytes() // 2
 
 
@@ -179,4 +211,8 @@ def bytes_of(runs: Runs, population: int, cohort: int, lanes: int) -> dict[str, 
 
     state, (carries, accumulators) = jax.eval_shape(shapes, keys.shape())
     largest = max(tree.nbytes(carry) for carry in carries)  # exchanges follow one another
-    return {"state": tree.nbytes(state._replace(key=())), "carries": lanes * largest, "accumulators": tree.nbytes(accumulators)}
+    return {
+        "state": tree.nbytes(state._replace(key=())),
+        "carries": lanes * largest,
+        "accumulators": tree.nbytes(accumulators),
+    }

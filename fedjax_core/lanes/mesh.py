@@ -3,10 +3,11 @@
     one axis     each device runs its own lanes in a loop of its own; one sum merges what they bring together
     two axes     one program over all lanes, which XLA partitions both ways by where its arguments lie
 
-A core can be a device too. XLA alone has several cores only inside one operation, of which small ones are not worth it: on `cores()` each
-works through lanes of its own instead, and rounds of FedAvg take 0.7 (logistic regression, perceptron) to 0.5 (LSTM) of the time of one
-device with both cores (2-core x86); those of large convolutions, which XLA spreads well, about the same. So a simulator that is
-given no mesh asks for the cores when it is made (`usual`).
+A core can be a device too. XLA alone has several cores only inside one operation, of which small ones are not
+worth it: on `cores()` each works through lanes of its own instead, and rounds of FedAvg take 0.7 (logistic
+regression, perceptron) to 0.5 (LSTM) of the time of one device with both cores (2-core x86); those of large
+convolutions, which XLA spreads well, about the same. So a simulator that is given no mesh asks for the cores
+when it is made (`usual`).
 
 >>> split((10, 64, 32), "model", 8)
 P(None, 'model', None)
@@ -36,10 +37,11 @@ _ALIGNED = 64  # bytes: where an array begins at a multiple of so many, JAX on C
 
 
 def cores(count: int | None = None) -> Mesh:
-    """For a simulator's `mesh`: every device of this process, on a CPU one for each core that it may use; or `count` of them.
+    """For a simulator's `mesh`: every device of this process, on a CPU one for each core that it may use; or
+    `count` of them.
 
-    How many devices a CPU is must be said before JAX begins, so call this before anything is computed; raises RuntimeError afterwards,
-    unless JAX was begun with as many (`JAX_NUM_CPU_DEVICES=8`).
+    How many devices a CPU is must be said before JAX begins, so call this before anything is computed; raises
+    RuntimeError afterwards, unless JAX was begun with as many (`JAX_NUM_CPU_DEVICES=8`).
 
     >>> cores().axis_names
     ('lanes',)
@@ -60,18 +62,22 @@ def cores(count: int | None = None) -> Mesh:
 
 
 def ask_for_cores(count: int) -> None:
-    """Has JAX begin with so many CPU devices, where it has not begun and nobody has said how many it shall have."""
-    if jax.config.values["jax_num_cpu_devices"] < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    """Has JAX begin with so many CPU devices, where it has not begun and nobody has said how many it shall
+    have."""
+    if jax.config.values[
+        "jax_num_cpu_devices"
+    ] < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with suppress(RuntimeError):  # JAX has begun
             jax.config.update("jax_num_cpu_devices", count)
 
 
 def usual(lanes: int | None) -> Mesh | None:
-    """The mesh of a simulator with this number of lanes (None: to be chosen) that is given none; None for one device.
+    """The mesh of a simulator with this number of lanes (None: to be chosen) that is given none; None for one
+    device.
 
-    That is all cores of a CPU. One device where JAX has begun with another number of them, which somebody may have wanted;
-    where these lanes cannot be spread evenly; on GPUs; and where several processes share the devices.
-    """
+    That is all cores of a CPU. One device where JAX has begun with another number of them, which somebody may
+    have wanted; where these lanes cannot be spread evenly; on GPUs; and where several processes share the
+    devices."""
     here, wanted = jax.local_device_count(), machine.cores()
     if jax.default_backend() != "cpu" or jax.process_count() > 1 or wanted == 1:
         return None
@@ -91,13 +97,20 @@ def _warn_of_idle_cores(count: int) -> None:
 
 
 class Placing:
-    """Where the state and the arrays of a dispatch lie, and how a program is spread; for one device where there is no mesh."""
+    """Where the state and the arrays of a dispatch lie, and how a program is spread; for one device where
+    there is no mesh."""
 
     def __init__(self, mesh: Mesh | None) -> None:
         if mesh is not None and len(mesh.axis_names) > 2:
-            raise ValueError(f"mesh must have one axis, for lanes, or a second one, for the model; this one has {mesh.axis_names}")
+            raise ValueError(
+                f"mesh must have one axis, for lanes, or a second one, for the model; this one has {mesh.axis_names}"
+            )
         # Of its axes XLA decides what lies where: a model is written without knowing of them.
-        self.mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+        self.mesh = (
+            None
+            if mesh is None
+            else Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+        )
         self.devices = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
         """Over how many devices the lanes are spread."""
         self.parts = 1 if mesh is None or len(mesh.axis_names) == 1 else mesh.shape[mesh.axis_names[1]]
@@ -119,14 +132,20 @@ class Placing:
     def on_cores(self) -> bool:
         """Whether the devices are parts of one host's processor, which share its memory."""
         mesh = self.mesh
-        return mesh is not None and mesh.size > 1 and not mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu"
+        return (
+            mesh is not None
+            and mesh.size > 1
+            and not mesh.is_multi_process
+            and mesh.devices.flat[0].platform == "cpu"
+        )
 
     def data(self, columns: Columns) -> Columns:
         """All examples, on every device; cores work on the same copy."""
         return jax.device_put(aligned(columns) if self.on_cores else columns, self.everywhere)
 
     def constants(self, arrays: Any) -> Any:
-        """What a model reads and nobody trains: split as the model is, or whole on every device; cores work on the same copy."""
+        """What a model reads and nobody trains: split as the model is, or whole on every device; cores work
+        on the same copy."""
         return jax.device_put(aligned(arrays) if self.on_cores else arrays, self.state(arrays))
 
     def state(self, state: Any) -> Any:
@@ -145,7 +164,9 @@ class Placing:
             packed, jax.tree.map(lambda spec: NamedSharding(mesh, spec), self._specs(packed))
         )
 
-    def spread(self, rounds: Callable[..., tuple[Any, Any]], packed: Packed) -> Callable[..., tuple[Any, Any]]:
+    def spread(
+        self, rounds: Callable[..., tuple[Any, Any]], packed: Packed
+    ) -> Callable[..., tuple[Any, Any]]:
         """`rounds(data, count, state, packed)` on all devices; `packed` for its shapes."""
         if self.mesh is None:
             return rounds
@@ -157,7 +178,9 @@ class Placing:
 
             return partitioned
         specs = (_EVERY, _EVERY, _EVERY, self._specs(packed))
-        return jax.shard_map(rounds, mesh=self.mesh, in_specs=specs, out_specs=_EVERY, axis_names={self.axis}, check_vma=False)
+        return jax.shard_map(
+            rounds, mesh=self.mesh, in_specs=specs, out_specs=_EVERY, axis_names={self.axis}, check_vma=False
+        )
 
     def _specs(self, packed: Packed) -> Packed:
         """How the arrays of a dispatch are spread over the axis of lanes."""
@@ -185,7 +208,8 @@ def aligned(columns: Columns) -> Columns:
 
 
 def split(shape: tuple[int, ...], axis: str, parts: int) -> PartitionSpec:
-    """How an array of the model is split over `parts` devices: along its longest dimension that can be; small ones are not."""
+    """How an array of the model is split over `parts` devices: along its longest dimension that can be; small
+    ones are not."""
     fits = [d for d, n in enumerate(shape) if n % parts == 0 and n >= parts]
     if len(shape) < 2 or not fits:
         return PartitionSpec()

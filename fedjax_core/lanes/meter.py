@@ -1,9 +1,10 @@
 """Measures how fast a run goes: rates, how full the lanes are, and how long the device waited for the host.
 
-    waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to pack))
+    waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to
+    pack))
 
-Counted on the host while the device works; nothing in a round is slowed by it. The first dispatch of each program is left out of the
-rates, since it holds the compilation.
+Counted on the host while the device works; nothing in a round is slowed by it. The first dispatch of each
+program is left out of the rates, since it holds the compilation.
 
 >>> meter = Meter()
 >>> meter.report()["examples/s"]
@@ -26,7 +27,8 @@ class Meter:
     """Adds up the dispatches of a simulator; `report` says how it went, `reset` begins anew."""
 
     def __init__(self, step: Callable[[], tuple[float, float]] = lambda: (math.nan, math.nan)) -> None:
-        """`step` gives the operations of a local step, and the seconds at the hardware's peak; only `report` asks."""
+        """`step` gives the operations of a local step, and the seconds at the hardware's peak; only `report`
+        asks."""
         self._step, self._asked = step, (math.nan, math.nan)
         self.programs, self.compile_seconds = 0, 0.0
         self._watcher: ThreadPoolExecutor | None = None
@@ -45,13 +47,15 @@ class Meter:
         self.compile_seconds += seconds
 
     def dispatched(self, work: Load, packing: float, result: Any) -> None:
-        """This work is under way: the host began to pack it at `packing` (by `time.perf_counter`), `result` is an array that it gives."""
+        """This work is under way: the host began to pack it at `packing` (by `time.perf_counter`), `result`
+        is an array that it gives."""
         if self._watcher is None:
             self._watcher = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._last = self._watcher.submit(self._watch, work, packing, time.perf_counter(), result)
 
     def report(self) -> dict[str, float]:
-        """Rates over the dispatches so far, once they are done; NaN where there was none. "MFU" only for devices that `xla.flops` knows."""
+        """Rates over the dispatches so far, once they are done; NaN where there was none. "MFU" only for
+        devices that `xla.flops` knows."""
         if self._last is not None:
             self._last.result()
         if self._steps and math.isnan(self._asked[0]):

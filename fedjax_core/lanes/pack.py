@@ -1,7 +1,8 @@
 """Packs clients of unequal work in lanes, so that every lane does nearly the same number of steps.
 
-Longest first onto the least loaded lane, which ends within one client's work of the best possible (Graham, 1969: at most 4/3 of it).
-What is padding is only the tail of a lane and the last batch of a client; `fill` says how much of the slots is work.
+Longest first onto the least loaded lane, which ends within one client's work of the best possible (Graham,
+1969: at most 4/3 of it). What is padding is only the tail of a lane and the last batch of a client; `fill`
+says how much of the slots is work.
 
 >>> import numpy as np
 >>> lane, start = assign(np.array([3, 1, 2]), lanes=2)
@@ -19,7 +20,8 @@ from fedjax_core.work import Work
 
 
 class Schedule(NamedTuple):
-    """Which batch of which client each lane works on at each slot: arrays of numpy or JAX; rounds are stacked in front."""
+    """Which batch of which client each lane works on at each slot: arrays of numpy or JAX; rounds are stacked
+    in front."""
 
     rows: Any  # [S, L, B] int32: the example at each place, its complement for padding
     client: Any  # [S, L] int32: place in the cohort, K where the lane idles
@@ -42,7 +44,9 @@ class Packed(NamedTuple):
 
     places: Places
     schedules: dict[Work, Schedule]  # one a kind of work
-    streamed: dict[Work, Columns]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
+    streamed: dict[
+        Work, Columns
+    ]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
 
 
 def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +81,8 @@ def lay_out(rows: np.ndarray, steps: np.ndarray, lanes: int) -> Layout:
 
 
 def pack(layout: Layout, cohort: int, lanes: int, devices: int, capacity: int) -> Schedule:
-    """The layout as a schedule with room for `capacity` slots, at least `layout.slots`; `cohort` is the K that marks an idle lane."""
+    """The layout as a schedule with room for `capacity` slots, at least `layout.slots`; `cohort` is the K
+    that marks an idle lane."""
     rows, steps, lane, start = layout
     if layout.slots > capacity:
         raise ValueError(f"{layout.slots} slots do not fit a capacity of {capacity}")
@@ -98,11 +103,12 @@ def pack(layout: Layout, cohort: int, lanes: int, devices: int, capacity: int) -
 
 
 def slots_bound(steps: np.ndarray, cohort: int, lanes: int) -> int:
-    """Slots that hold any cohort of this size drawn from clients with these numbers of steps [N], all but surely.
+    """Slots that hold any cohort of this size drawn from clients with these numbers of steps [N], all but
+    surely.
 
-    Longest-first packing ends by total / L + (1 - 1 / L) max. The total is at most that of the K largest clients; where that would be far
-    above what cohorts have in practice, it is taken as 8 standard deviations above the mean of a random cohort.
-    """
+    Longest-first packing ends by total / L + (1 - 1 / L) max. The total is at most that of the K largest
+    clients; where that would be far above what cohorts have in practice, it is taken as 8 standard deviations
+    above the mean of a random cohort."""
     if not len(steps) or not cohort:
         return 1
     largest = np.sort(steps)[::-1][:cohort].sum()

@@ -1,9 +1,10 @@
-"""Runs rounds as one compiled program: for each exchange the lanes of every device collect reports, and the round concludes.
+"""Runs rounds as one compiled program: for each exchange the lanes of every device collect reports, and the
+round concludes.
 
     round ─► exchange: broadcast ─► collect (lanes, on each device) ─► merge over devices ─► conclude
 
-How many slots and rounds there are is data, so a new cohort runs the same program. On several devices each runs its share of the
-lanes in its own loop, and one sum merges the accumulators.
+How many slots and rounds there are is data, so a new cohort runs the same program. On several devices each
+runs its share of the lanes in its own loop, and one sum merges the accumulators.
 """
 
 from functools import partial
@@ -24,15 +25,27 @@ from fedjax_core.work import Work
 
 
 def run_rounds(
-    runs: Runs, data: Columns, count: Array, state: State, packed: Packed, axis: str | None, show: tuple[str, ...] = ()
+    runs: Runs,
+    data: Columns,
+    count: Array,
+    state: State,
+    packed: Packed,
+    axis: str | None,
+    show: tuple[str, ...] = (),
 ) -> tuple[State, Any]:
-    """The first `count` rounds of those packed, one after another: (state, what `run_round` found with leaves [R])."""
+    """The first `count` rounds of those packed, one after another: (state, what `run_round` found with leaves
+    [R])."""
 
     @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
     def one(r: Array, state: State) -> tuple[State, Any]:
         places, schedules = tree.take((packed.places, packed.schedules), r)
-        here = {kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data for kind in schedules}
-        return runs.each(lambda composed, state: run_round(composed, here, state, places, schedules, axis, show), state)
+        here = {
+            kind: jax.tree.map(lambda x: x[r, 0], packed.streamed[kind]) if packed.streamed else data
+            for kind in schedules
+        }
+        return runs.each(
+            lambda composed, state: run_round(composed, here, state, places, schedules, axis, show), state
+        )
 
     def next_round(r: Array, loop: tuple[State, Any]) -> tuple[State, Any]:
         state, found = one(r, loop[0])
@@ -40,7 +53,8 @@ def run_rounds(
 
     shapes = jax.eval_shape(one, jnp.int32(0), state)[1]
     none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
-    # `count` is traced on purpose: XLA unrolls a loop that it knows to run once, and the unrolled round differs in its last bits.
+    # `count` is traced on purpose: XLA unrolls a loop that it knows to run once, and the unrolled round differs in
+    # its last bits.
     return lax.fori_loop(0, count, next_round, (state, none))
 
 
@@ -83,7 +97,8 @@ def run_round(
 
 
 def among_of(places: Places, here: Array | None) -> Among:
-    """The cohort as its clients know it: those with examples, but for who was refused in an exchange before of the same round."""
+    """The cohort as its clients know it: those with examples, but for who was refused in an exchange before
+    of the same round."""
     takes_part = (places.times > 0) & (places.examples > 0)
     return Among(places.address, takes_part if here is None else takes_part & here)
 
@@ -107,7 +122,9 @@ def _merge(composed: Round, mine: Collected, axis: str) -> Collected:
     # Each client is on one device: the sum over devices of its row there and zeros elsewhere is that row.
     numbers = None if mine.each is None else mine.each[:2]
     rows = tree.where(mine.touched, (mine.kept, numbers), tree.zeros_like((mine.kept, numbers)))
-    rest = lax.psum((mine.touched.astype(jnp.int32), mine.weight, mine.clients, mine.refused, mine.metrics), axis)
+    rest = lax.psum(
+        (mine.touched.astype(jnp.int32), mine.weight, mine.clients, mine.refused, mine.metrics), axis
+    )
     (kept, numbers), shown = jax.tree.map(lambda x: _sum_bits(x, axis), (rows, dict(mine.shown)))
     each = None if mine.each is None else mine.each._replace(stats=numbers[0], weight=numbers[1])
     touched, weight, clients, refused, found = rest

@@ -1,4 +1,5 @@
-"""The rounds that a simulator runs at once, each on its part of one state: a single round, or those of a sweep.
+"""The rounds that a simulator runs at once, each on its part of one state: a single round, or those of a
+sweep.
 
 >>> import jax, optax
 >>> from fedjax_core import algorithms, compose, models

@@ -53,7 +53,8 @@ _STREAMED_BYTES = 1 << 28  # of examples in one dispatch of several rounds
 
 
 class Simulator:
-    """Runs rounds of `composed` over `clients`; everything that changes from round to round is in the `State` it is given.
+    """Runs rounds of `composed` over `clients`; everything that changes from round to round is in the `State`
+    it is given.
 
     A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that
     goes on across rounds, or the batches named by `order` (see `fedjax_core.data.batches.Plan`). Either may
@@ -61,15 +62,16 @@ class Simulator:
     the shuffles, whatever the key that `init` and `fc.fit` are given: for another repetition change it, too,
     and the seed of the cohorts.
 
-    The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto", which times a few numbers of
-    lanes on this model and device and remembers the best. `mesh`: a `jax.sharding.Mesh` whose first axis lanes are spread over;
-    a second one splits the model inside each lane; None: one device. The default is all cores of a CPU, `fc.cores()`, where
-    JAX has not begun with another number of devices or `client_state` is on the host, and one device of any other kind.
-    `stream`: whether a dispatch brings its
-    cohorts' examples, instead of all examples being on the device from the start; by default where the data is memory-mapped, or takes
-    more than half of the device's memory. `client_state`: where what clients keep between rounds is held, "device", "host", or a folder;
-    see `fedjax_core.client_state`. `runs`: several rounds at once that are all like `composed`, as `Sweep` has them.
-    """
+    The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto",
+    which times a few numbers of lanes on this model and device and remembers the best. `mesh`: a
+    `jax.sharding.Mesh` whose first axis lanes are spread over; a second one splits the model inside each
+    lane; None: one device. The default is all cores of a CPU, `fc.cores()`, where JAX has not begun with
+    another number of devices or `client_state` is on the host, and one device of any other kind. `stream`:
+    whether a dispatch brings its
+    cohorts' examples, instead of all examples being on the device from the start; by default where the data
+    is memory-mapped, or takes more than half of the device's memory. `client_state`: where what clients keep
+    between rounds is held, "device", "host", or a folder; see `fedjax_core.client_state`. `runs`: several
+    rounds at once that are all like `composed`, as `Sweep` has them."""
 
     def __init__(
         self,
@@ -101,7 +103,8 @@ class Simulator:
         self.meter = Meter(self._asked)
         """How fast it goes: `meter.report()`."""
         self.traces = 0
-        """How many programs were made; more than one for each number of rounds a dispatch means a cohort outgrew its buffers."""
+        """How many programs were made; more than one for each number of rounds a dispatch means a cohort
+        outgrew its buffers."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
         """Whether a dispatch brings its own examples."""
@@ -121,7 +124,8 @@ class Simulator:
 
     @cached_property
     def _placing(self) -> Placing:
-        """Where arrays lie. A run that goes on from a checkpoint goes by the devices that it began with, where there are as many."""
+        """Where arrays lie. A run that goes on from a checkpoint goes by the devices that it began with,
+        where there are as many."""
         if self._mesh != "auto":
             return Placing(self._mesh)
         before, mesh = tuning_cache.before(_DEVICES), usual(self._lanes)
@@ -142,7 +146,8 @@ class Simulator:
 
     @property
     def lanes(self) -> int:
-        """The number of lanes, over all devices; where it was left to be chosen, that is done when first asked for."""
+        """The number of lanes, over all devices; where it was left to be chosen, that is done when first
+        asked for."""
         return self._lanes_known(min(len(self.clients), _USUAL_COHORT))
 
     def init(self, key: Key, params: Params | None = None) -> State:
@@ -163,23 +168,31 @@ class Simulator:
         self.reserve(len(checked.clients))
         return self._dispatch(state, [checked], 1, donate)[:2]
 
-    def inspect(self, state: State, cohort: Any, pieces: Sequence[str] = PIECES) -> tuple[State, dict[str, Any], tuple[Visits, ...]]:
-        """One round as by `run`, and what each client brought: (state, metrics, the `Visits` of each exchange).
+    def inspect(
+        self, state: State, cohort: Any, pieces: Sequence[str] = PIECES
+    ) -> tuple[State, dict[str, Any], tuple[Visits, ...]]:
+        """One round as by `run`, and what each client brought: (state, metrics, the `Visits` of each
+        exchange).
 
-        `pieces` names what is wanted of every report, for each takes the memory of K; see `fedjax_core.lanes.inspection`.
-        """
+        `pieces` names what is wanted of every report, for each takes the memory of K; see
+        `fedjax_core.lanes.inspection`."""
         checked, show = as_cohort(cohort, len(self.clients)), check_pieces(pieces)
         self.reserve(len(checked.clients))
         room = self._feed.cohort_size
-        memory.check_fits(memory.with_reports(self._planned(room), self.round, room, show), self._kept_on_device(room))
+        memory.check_fits(
+            memory.with_reports(self._planned(room), self.round, room, show), self._kept_on_device(room)
+        )
         state, metrics, found = self._dispatch(state, [checked], 1, False, show)
         return state, metrics, tuple(in_order(one, checked.clients) for one in found)
 
-    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R]).
+    def run_many(
+        self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False
+    ) -> tuple[State, dict[str, Any]]:
+        """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves
+        [R]).
 
-        With `donate`, the state given is used up: its memory holds the new one. Streamed rounds go in as many dispatches as they need.
-        """
+        With `donate`, the state given is used up: its memory holds the new one. Streamed rounds go in as many
+        dispatches as they need."""
         checked = [as_cohort(c, len(self.clients)) for c in cohorts]
         if not checked:
             raise ValueError("run_many needs at least one cohort, got none")
@@ -191,10 +204,11 @@ class Simulator:
         return state, found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
-        """Makes room for cohorts of up to this size, and so many rounds in a dispatch, so that smaller ones run the same program.
+        """Makes room for cohorts of up to this size, and so many rounds in a dispatch, so that smaller ones
+        run the same program.
 
-        Called before the first round at best: a cohort or a dispatch that outgrows its room compiles a larger program. Raises where the
-        device has not the memory, with the numbers and what to change.
+        Called before the first round at best: a cohort or a dispatch that outgrows its room compiles a larger
+        program. Raises where the device has not the memory, with the numbers and what to change.
         """
         self._most_rounds, cohort_size = max(self._most_rounds, rounds), max(1, cohort_size)
         if cohort_size <= self._feed.cohort_size:
@@ -204,25 +218,33 @@ class Simulator:
         memory.check_fits(self._planned(cohort_size), self._kept_on_device(cohort_size))
 
     def plan(self, cohort_size: int) -> memory.MemoryPlan:
-        """What rounds with so many clients will hold on each device, and how full the lanes will be; compiles the program for it."""
+        """What rounds with so many clients will hold on each device, and how full the lanes will be; compiles
+        the program for it."""
         if not 1 <= cohort_size <= len(self.clients):
-            raise ValueError(f"cohort_size must be from 1 to {len(self.clients)}, the number of clients, got {cohort_size}")
+            raise ValueError(
+                f"cohort_size must be from 1 to {len(self.clients)}, the number of clients, got {cohort_size}"
+            )
         if cohort_size > self._feed.cohort_size:
             self.reserve(cohort_size)
         return memory.with_program(self._planned(cohort_size), self._compile())
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
-        """The model on the examples of `clients` (default: those trained on); where clients keep a model of their own, each on its own."""
-        return evaluate_state(self.round.algorithm, state, self.clients if clients is None else clients, self._client_state)
+        """The model on the examples of `clients` (default: those trained on); where clients keep a model of
+        their own, each on its own."""
+        return evaluate_state(
+            self.round.algorithm, state, self.clients if clients is None else clients, self._client_state
+        )
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
-        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them; NaN without examples."""
+        """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;
+        NaN without examples."""
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
     def _dispatch(
         self, state: State, cohorts: Sequence[Cohort], held: int, donate: bool, show: tuple[str, ...] = ()
     ) -> tuple[State, dict[str, Any], list[Any]]:
-        """These rounds in one call of the program, in buffers that hold so many: (state, metrics, what was to be shown).
+        """These rounds in one call of the program, in buffers that hold so many: (state, metrics, what was to
+        be shown).
 
         Metrics have no axis of rounds where that is one.
         """
@@ -231,12 +253,16 @@ class Simulator:
             check_counts(self.round, np.asarray(cohort.counts))
         who, positions = self._client_state.union(cohorts)
         packed, work = self._feed.pack(cohorts, first, held, positions)
-        state = self._client_state.bring(state, who, first, min(len(self.clients), held * self._feed.cohort_size))
+        state = self._client_state.bring(
+            state, who, first, min(len(self.clients), held * self._feed.cohort_size)
+        )
         state, packed = self._placing.place(state, packed)
         if self.streams and len(self._in_flight) == 2:
             jax.block_until_ready(self._in_flight[0])  # the examples of two dispatches are enough to hold
         traces, start = self.traces, time.perf_counter()
-        state, (metrics, shown) = self._program(donate, show)(self._data, np.int32(len(cohorts)), state, packed)
+        state, (metrics, shown) = self._program(donate, show)(
+            self._data, np.int32(len(cohorts)), state, packed
+        )
         if self.traces > traces:
             self.meter.compiled(time.perf_counter() - start)
         else:
@@ -244,13 +270,19 @@ class Simulator:
         self._in_flight.append(metrics["clients"].total)
         self._known_round = (state.round, first + len(cohorts))
         state = self._client_state.keep(state, who, first + len(cohorts))
-        return state, metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics), shown
+        return (
+            state,
+            metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics),
+            shown,
+        )
 
     def _asked(self) -> tuple[float, float]:
         """The operations of a local step, and the seconds that it takes at the peak of all devices."""
         one = narrow(jax.tree.map(lambda x: x[:1], self.clients.columns))
         size = self.plan_of_batches.batch_size
-        asked = flops.operations(self.round, jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one))
+        asked = flops.operations(
+            self.round, jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
+        )
         seconds = flops.seconds_at_peak(asked, jax.devices()[0].device_kind)
         return sum(asked.values()), seconds / (self._placing.devices * self._placing.parts)
 
@@ -279,10 +311,13 @@ class Simulator:
 
     def _lanes_for(self, cohort_size: int) -> int:
         """More lanes than clients would only idle."""
-        return min(self._lanes_known(cohort_size), -(-cohort_size // self._placing.devices) * self._placing.devices)
+        return min(
+            self._lanes_known(cohort_size), -(-cohort_size // self._placing.devices) * self._placing.devices
+        )
 
     def _round_of(self, state: State) -> int:
-        """The round a state is at; for the state that the last call gave back, without waiting for the device."""
+        """The round a state is at; for the state that the last call gave back, without waiting for the
+        device."""
         known, number = self._known_round
         if state.round is known:
             return number
@@ -290,7 +325,8 @@ class Simulator:
         return int(state.round)
 
     def _rounds_held(self, rounds: int) -> int:
-        """How many rounds the buffers of a dispatch of `rounds` hold: one program for single rounds, and one for all longer runs."""
+        """How many rounds the buffers of a dispatch of `rounds` hold: one program for single rounds, and one
+        for all longer runs."""
         if rounds == 1:
             return 1
         if not self.streams:
@@ -310,12 +346,16 @@ class Simulator:
             )
         return self._programs[donate, show]
 
-    def _rounds(self, data: Columns, count: Array, state: State, packed: Packed, show: tuple[str, ...]) -> tuple[State, Any]:
+    def _rounds(
+        self, data: Columns, count: Array, state: State, packed: Packed, show: tuple[str, ...]
+    ) -> tuple[State, Any]:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
         rounds = partial(program.run_rounds, self._runs, axis=self._placing.axis, show=show)
         state, found = self._placing.spread(rounds, packed)(data, count, state, packed)
-        alone = packed.places.position.shape[0] == 1  # indexing here, and not after the call, which it would wait for
+        alone = (
+            packed.places.position.shape[0] == 1
+        )  # indexing here, and not after the call, which it would wait for
         return state, jax.tree.map(lambda x: x[0], found) if alone else found
 
     def _kept_on_device(self, cohort_size: int) -> int:
@@ -345,9 +385,13 @@ class Simulator:
     def _compile(self) -> Any:
         """The program for single rounds, compiled for the shapes that a dispatch has."""
         nobody = [as_cohort(np.zeros(0, np.int64), len(self.clients))]
-        state = jax.eval_shape(partial(self._runs.init, population=self._kept_on_device(self._feed.cohort_size)), keys.shape())
+        state = jax.eval_shape(
+            partial(self._runs.init, population=self._kept_on_device(self._feed.cohort_size)), keys.shape()
+        )
         packed, _ = self._feed.pack(nobody, 0, 1, self._client_state.union(nobody)[1])
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state))
+        state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._placing.state(state)
+        )
         _, packed = self._placing.place((), packed)
         traces = self.traces
         made = self._program(True).lower(self._data, np.int32(1), state, packed).compile()

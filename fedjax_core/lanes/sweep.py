@@ -1,9 +1,10 @@
-"""Runs a sweep in one program: runs that differ only in numbers (a learning rate, a bound, a seed), each as it would be alone.
+"""Runs a sweep in one program: runs that differ only in numbers (a learning rate, a bound, a seed), each as
+it would be alone.
 
     state_j <- round(build(**point_j), state_j)        j = 1..J, vmapped; the cohorts, batches and schedule are shared
 
-A run's numbers are traced, so that one program serves all points; what decides shapes or the course of the program (a number of
-layers, of bits, of epochs) cannot be swept so. A run that diverges harms only itself.
+A run's numbers are traced, so that one program serves all points; what decides shapes or the course of the
+program (a number of layers, of bits, of epochs) cannot be swept so. A run that diverges harms only itself.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -37,7 +38,8 @@ from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.round import Kept, Round, State
 from fedjax_core.types import Array, Key, Params
 
-# Where each part of a sweep's state has its axis of runs. Clients' rows come first, as everywhere; the round is that of all.
+# Where each part of a sweep's state has its axis of runs. Clients' rows come first, as everywhere; the round is
+# that of all.
 _AXES = cast(Any, State)(server=0, uplink=0, downlink=0, aggregator=0, clients=1, round=None, key=0)
 
 
@@ -52,30 +54,40 @@ def grid(**axes: Sequence[float]) -> dict[str, list[float]]:
 
 
 class Sweep:
-    """Runs `build(**point)`, a `Round`, for each of the J points over the same `clients`; the rest of the arguments are `Simulator`'s.
+    """Runs `build(**point)`, a `Round`, for each of the J points over the same `clients`; the rest of the
+    arguments are `Simulator`'s.
 
-    points: {name: J numbers}, or `grid(...)`. All are float32 in the program. To repeat a run with several seeds, let a name that
-        `build` does not use have several values (`grid(lr=[0.1, 0.2], seed=range(5))`) and give `init` a key for each run.
+    points: {name: J numbers}, or `grid(...)`. All are float32 in the program. To repeat a run with several
+        seeds, let a name that `build` does not use have several values (`grid(lr=[0.1, 0.2], seed=range(5))`)
+        and give `init` a key for each run.
 
-    Results are those of J simulators, one after another, to rounding. Every point is built once beforehand with its own numbers, so
-    that one which cannot be is refused by name. As lanes do, it pays where a step is all overhead: 16 learning rates of a logistic
-    regression with 610 parameters take 0.25 to 0.46 of their time one by one, 8 of an MLP with 199,210 take 1.2 to 1.6 times it
-    (2-core x86, busy).
+    Results are those of J simulators, one after another, to rounding. Every point is built once beforehand
+    with its own numbers, so that one which cannot be is refused by name. As lanes do, it pays where a step is
+    all overhead: 16 learning rates of a logistic regression with 610 parameters take 0.25 to 0.46 of their
+    time one by one, 8 of an MLP with 199,210 take 1.2 to 1.6 times it (2-core x86, busy).
     `lanes="auto"` goes by the numbers that a model holds, without measuring.
     """
 
     def __init__(
-        self, build: Callable[..., Round], points: Mapping[str, Sequence[float]], clients: Clients, *, batch_size: int, **settings: Any
+        self,
+        build: Callable[..., Round],
+        points: Mapping[str, Sequence[float]],
+        clients: Clients,
+        *,
+        batch_size: int,
+        **settings: Any,
     ) -> None:
         self.points = _check_points(points)
         """{name: [J]}."""
         self._runs = _SideBySide(build, self.points)
         if settings.get("lanes", "auto") == "auto":
-            # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1 lane and 1,028
-            # in 4. So up to 64 lanes, while the models at work hold no more numbers than 64 of 10,000 do.
+            # Runs and lanes fill a device together. Those two sweeps: 158 ms a dispatch in 1 lane and 87 in 64; 347 ms in 1
+            # lane and 1,028 in 4. So up to 64 lanes, while the models at work hold no more numbers than 64 of 10,000 do.
             numbers = tree.size(jax.eval_shape(self._runs.first.algorithm.init_params, keys.shape()))
             settings["lanes"] = max(1, min(64, 640_000 // max(1, len(self) * numbers)))
-        self._simulator = Simulator(self._runs.first, clients, batch_size=batch_size, runs=self._runs, **settings)
+        self._simulator = Simulator(
+            self._runs.first, clients, batch_size=batch_size, runs=self._runs, **settings
+        )
 
     def __repr__(self) -> str:
         return f"Sweep({len(self)} runs that differ in {', '.join(self.points)}; {self._simulator})"
@@ -90,24 +102,31 @@ class Sweep:
         return self._simulator.traces
 
     def init(self, key: Key, params: Params | None = None) -> State:
-        """The state of all runs before the first round; see `run` for its shapes. `key` is one for all runs, or one for each, [J]."""
+        """The state of all runs before the first round; see `run` for its shapes. `key` is one for all runs,
+        or one for each, [J]."""
         if key.shape not in ((), (len(self),)):
-            raise ValueError(f"a sweep of {len(self)} runs begins from one key, or from as many as there are runs, got keys of {key.shape}")
+            raise ValueError(
+                f"a sweep of {len(self)} runs begins from one key, or from as many as there are runs, got keys of {key.shape}"
+            )
         return self._simulator.init(key, params)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One round of every run with the clients at these positions: (state, metrics with leaves [J]).
 
-        The state's server and uplink have leaves [J, ...], its clients [N, J, ...], and there is one key a run.
-        """
+        The state's server and uplink have leaves [J, ...], its clients [N, J, ...], and there is one key a
+        run."""
         return self._simulator.run(state, cohort, donate=donate)
 
-    def run_many(self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves [R, J])."""
+    def run_many(
+        self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False
+    ) -> tuple[State, dict[str, Any]]:
+        """Many rounds in one dispatch, `cohorts` [R, K] or a list of R cohorts: (state, metrics with leaves
+        [R, J])."""
         return self._simulator.run_many(state, cohorts, donate=donate)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
-        """Makes room for cohorts of up to this size, and so many rounds in a dispatch; see `Simulator.reserve`."""
+        """Makes room for cohorts of up to this size, and so many rounds in a dispatch; see
+        `Simulator.reserve`."""
         self._simulator.reserve(cohort_size, rounds)
 
     def plan(self, cohort_size: int) -> MemoryPlan:
@@ -119,7 +138,8 @@ class Sweep:
         return {name: float(numbers[j]) for name, numbers in self.points.items()}
 
     def result(self, state: State, j: int) -> State:
-        """The state of run j by itself, with which a `Simulator` of `build(**sweep.point(j))` goes on where the sweep stands."""
+        """The state of run j by itself, with which a `Simulator` of `build(**sweep.point(j))` goes on where
+        the sweep stands."""
         kept: Any = state.clients
         kept = kept.everyone(state) if isinstance(kept, HostRows) else kept
         alike: Any = state._replace(clients=Kept((), ()), round=())  # type: ignore[arg-type]
@@ -131,9 +151,14 @@ class _SideBySide:
     """The rounds of all points, vmapped: each is built within the program, from its own numbers."""
 
     def __init__(self, build: Callable[..., Round], points: dict[str, np.ndarray]) -> None:
-        rounds = [build(**dict(zip(points, map(float, point), strict=True))) for point in zip(*points.values(), strict=True)]
+        rounds = [
+            build(**dict(zip(points, map(float, point), strict=True)))
+            for point in zip(*points.values(), strict=True)
+        ]
         if not isinstance(rounds[0], Round):
-            raise TypeError(f"a sweep's build must return a Round, got {type(rounds[0]).__name__}: return fc.compose(algorithm)")
+            raise TypeError(
+                f"a sweep's build must return a Round, got {type(rounds[0]).__name__}: return fc.compose(algorithm)"
+            )
         self.first, self.build, self.points = rounds[0], build, points
 
         def as_traced(point: dict[str, Array]) -> dict[str, Array]:
@@ -169,7 +194,11 @@ class _SideBySide:
 
 
 # What JAX raises where Python asks a traced value for its number.
-_READ = (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError, jax.errors.TracerArrayConversionError)
+_READ = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerArrayConversionError,
+)
 
 
 def _check_points(points: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
@@ -177,8 +206,12 @@ def _check_points(points: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray
     found = {name: np.asarray(list(values)) for name, values in points.items()}
     shapes = {name: values.shape for name, values in found.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 or not shape[0] for shape in shapes.values()):
-        raise ValueError(f"points must name equally many numbers each, at least one, got shapes {shapes}: fc.grid(lr=[...]) combines them")
+        raise ValueError(
+            f"points must name equally many numbers each, at least one, got shapes {shapes}: fc.grid(lr=[...]) combines them"
+        )
     for name, values in found.items():
         if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-            raise TypeError(f"only numbers can be swept, but {name!r} has {values.tolist()}: make a sweep for each of them")
+            raise TypeError(
+                f"only numbers can be swept, but {name!r} has {values.tolist()}: make a sweep for each of them"
+            )
     return found

@@ -1,10 +1,12 @@
 """Chooses the number of lanes by timing real steps of this model on this device, and remembers it.
 
-    from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
+    from a guess by the size of the model, twice and half as many, and on in the better direction while it
+    pays and time is left
 
-Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit the cache. What is timed is
-one exchange as the simulator runs it, over made-up clients whose numbers of steps are spread as the real ones' are, and whose examples lie
-all over as much memory. That is a step's time in lanes that are full; it counts as much longer as lanes of a real cohort are emptier.
+Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit
+the cache. What is timed is one exchange as the simulator runs it, over made-up clients whose numbers of steps
+are spread as the real ones' are, and whose examples lie all over as much memory. That is a step's time in
+lanes that are full; it counts as much longer as lanes of a real cohort are emptier.
 
 >>> best({1: 4.0, 2: 3.0, 4: 3.5})
 2
@@ -36,10 +38,14 @@ from fedjax_core.xla.options import compiler_options
 log = logging.getLogger("fedjax_core")
 
 _BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; with none, the guess it is
-_RUN_SECONDS = 0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
+_RUN_SECONDS = (
+    0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
+)
 _VISITS = 4  # made-up clients a lane; 2 of a large model, of which one run takes seconds
 _MOST_STEPS = 16  # of one of them
-_EXAMPLES_BYTES = 32 << 20  # of made-up examples: with all of them in the cache, few lanes look faster than they are
+_EXAMPLES_BYTES = (
+    32 << 20
+)  # of made-up examples: with all of them in the cache, few lanes look faster than they are
 
 _CLOSE = 1.01  # fewer lanes are taken where more are no faster than this
 
@@ -56,9 +62,9 @@ def choose(
 ) -> int:
     """The number of lanes for one device, at most `most`.
 
-    `examples` is one batch [B, ...], `steps` [N] how many each client takes, `rows` the examples of all clients, and `fill` the share of
-    so many lanes that a round's work fills. Where devices are `cores` of one processor, all are timed at once: alone, one would be faster.
-    """
+    `examples` is one batch [B, ...], `steps` [N] how many each client takes, `rows` the examples of all
+    clients, and `fill` the share of so many lanes that a round's work fills. Where devices are `cores` of one
+    processor, all are timed at once: alone, one would be faster."""
     if not _BUDGET_SECONDS:
         return max(1, min(guess(composed), most))
     steps = steps[steps > 0] if (steps > 0).any() else np.ones(1, np.int64)
@@ -71,9 +77,19 @@ def choose(
     known = tuning_cache.lookup(question)
     if known is None:
         start = time.perf_counter()
-        seconds = climb(begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows, cores) / fill(lanes))
-        known = {"lanes": best(seconds), "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()}}
-        log.info("chose %d lanes in %.1f s of measuring: %s", known["lanes"], time.perf_counter() - start, known["microseconds a step"])
+        seconds = climb(
+            begin, most, lambda lanes: _time(composed, examples, steps, lanes, rows, cores) / fill(lanes)
+        )
+        known = {
+            "lanes": best(seconds),
+            "microseconds a step": {str(lanes): round(s * 1e6, 1) for lanes, s in seconds.items()},
+        }
+        log.info(
+            "chose %d lanes in %.1f s of measuring: %s",
+            known["lanes"],
+            time.perf_counter() - start,
+            known["microseconds a step"],
+        )
         tuning_cache.store(question, known)
     lanes = int(known["lanes"])
     if jax.process_count() > 1:  # hosts that measured otherwise would not run the same program
@@ -88,14 +104,21 @@ def guess(composed: Round) -> int:
     return next((lanes for limit, lanes in ((10_000, 64), (50_000, 16), (500_000, 8)) if numbers <= limit), 1)
 
 
-def climb(begin: int, most: int, measure: Callable[[int], float], budget: float = _BUDGET_SECONDS) -> dict[int, float]:
-    """Seconds a step for the numbers of lanes tried: `begin`, then double and half, and on where it gets better."""
+def climb(
+    begin: int, most: int, measure: Callable[[int], float], budget: float = _BUDGET_SECONDS
+) -> dict[int, float]:
+    """Seconds a step for the numbers of lanes tried: `begin`, then double and half, and on where it gets
+    better."""
     start, cost = time.perf_counter(), 0.0
     found: dict[int, float] = {}
 
     def tried(lanes: int) -> bool:
         nonlocal cost
-        if lanes in found or not 1 <= lanes <= most or (found and time.perf_counter() - start + cost > budget):
+        if (
+            lanes in found
+            or not 1 <= lanes <= most
+            or (found and time.perf_counter() - start + cost > budget)
+        ):
             return False
         begun = time.perf_counter()
         found[lanes] = measure(lanes)
@@ -116,12 +139,23 @@ def best(seconds: dict[int, float]) -> int:
     return min(lanes for lanes, s in seconds.items() if s <= limit)
 
 
-def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, rows: int = 0, cores: Mesh | None = None) -> float:
-    """Seconds for one local step of one client, in so many lanes (on each of the cores), where clients take these numbers of steps.
+def _time(
+    composed: Round,
+    examples: Columns,
+    steps: np.ndarray,
+    lanes: int,
+    rows: int = 0,
+    cores: Mesh | None = None,
+) -> float:
+    """Seconds for one local step of one client, in so many lanes (on each of the cores), where clients take
+    these numbers of steps.
 
     Slots in which a lane idles count as steps: the few clients here leave more of them than a cohort does.
     """
-    K, B = (2 * lanes if guess(composed) == 1 else max(8, lanes * _VISITS)), jax.tree.leaves(examples)[0].shape[0]
+    K, B = (
+        (2 * lanes if guess(composed) == 1 else max(8, lanes * _VISITS)),
+        jax.tree.leaves(examples)[0].shape[0],
+    )
     each = np.resize(steps[np.random.default_rng(0).permutation(len(steps))], K)
     rows = max(B, rows)
     examples = aligned(jax.tree.map(lambda x: np.resize(x, (rows, *x.shape[1:])), examples))
@@ -151,7 +185,9 @@ def _time(composed: Round, examples: Columns, steps: np.ndarray, lanes: int, row
     given: Any = (state, np.int32(1), examples, schedule)
     given = jax.device_put(given, None if cores is None else NamedSharding(cores, PartitionSpec()))
     if cores is not None:  # each does the same work
-        exchange = jax.shard_map(exchange, mesh=cores, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+        exchange = jax.shard_map(
+            exchange, mesh=cores, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
+        )
     constants = composed.algorithm.task.constants
     run = compiled(exchange, constants, compiler_options=compiler_options(cores=cores is not None))
     jax.block_until_ready(run(given[0], np.int32(0), *given[2:]))  # compiles
@@ -177,9 +213,15 @@ def _fingerprint(composed: Round, examples: Columns) -> str:
         for e, exchange in enumerate(composed.algorithm.exchanges):
             message = composed.told(e, state)
             carry = exchange.client.begin(message, kept.own, key)
-            found.append(exchange.client.step(message, carry, Batch(batch, jnp.ones(jax.tree.leaves(batch)[0].shape[0])), key))
+            found.append(
+                exchange.client.step(
+                    message, carry, Batch(batch, jnp.ones(jax.tree.leaves(batch)[0].shape[0])), key
+                )
+            )
         return found
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
     traced = str(jax.make_jaxpr(client)(keys.shape(), shapes))
-    return hashlib.sha256(f"{traced} {composed.uplink.name} {composed.aggregator.name}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{traced} {composed.uplink.name} {composed.aggregator.name}".encode()).hexdigest()[
+        :16
+    ]

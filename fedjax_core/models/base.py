@@ -1,4 +1,5 @@
-"""What the models share: inputs as floats, and the losses and metrics of one example, for these tasks and for your own Flax modules.
+"""What the models share: inputs as floats, and the losses and metrics of one example, for these tasks and for
+your own Flax modules.
 
 >>> import jax.numpy as jnp
 >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([3, 0])).tolist() == [jnp.log(4.0)] * 2
@@ -28,7 +29,8 @@ def images(x: Array) -> Array:
 
 
 def like(params: Params, x: Any) -> Any:
-    """`x` with its floating leaves in the one dtype of the floating parameters, in which the model is computed."""
+    """`x` with its floating leaves in the one dtype of the floating parameters, in which the model is
+    computed."""
     dtypes = {p.dtype for p in jax.tree.leaves(params) if jnp.issubdtype(p.dtype, jnp.floating)}
     if len(dtypes) != 1:
         return x
@@ -37,7 +39,8 @@ def like(params: Params, x: Any) -> Any:
 
 
 def flat(x: Array, features: int) -> Array:
-    """`x` [B, ...] as float32 [B, features], uint8 scaled to [0, 1]; raises where the number of features differs."""
+    """`x` [B, ...] as float32 [B, features], uint8 scaled to [0, 1]; raises where the number of features
+    differs."""
     found = x.size // max(x.shape[0], 1)
     if found != features:
         raise ValueError(
@@ -50,15 +53,17 @@ def flat(x: Array, features: int) -> Array:
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """-log softmax(logits)[label] for each example: logits [B, C], labels [B] of any dtype.
 
-    NaN where a label is outside 0..C-1, or no whole number, so that a wrong label cannot pass for a perfect answer.
-    """
-    # A comparison, not a gather: logistic 60x10, B=10 on a 2-core x86 does 3.4 M examples/s in 4 lanes and 4.0 M in 64 either way,
-    # but with uint8 labels the gather falls to 2.6 M in 4 lanes.
+    NaN where a label is outside 0..C-1, or no whole number, so that a wrong label cannot pass for a perfect
+    answer."""
+    # A comparison, not a gather: logistic 60x10, B=10 on a 2-core x86 does 3.4 M examples/s in 4 lanes and 4.0 M in
+    # 64 either way, but with uint8 labels the gather falls to 2.6 M in 4 lanes.
     classes = logits.shape[-1]
     whole, labels = _is_whole(labels), labels.astype(jnp.int32)
     shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     hit = labels[:, None] == jnp.arange(classes, dtype=jnp.int32)[None, :]
-    chosen = jnp.where(whole & (labels >= 0) & (labels < classes), jnp.where(hit, shifted, 0).sum(-1), jnp.nan)
+    chosen = jnp.where(
+        whole & (labels >= 0) & (labels < classes), jnp.where(hit, shifted, 0).sum(-1), jnp.nan
+    )
     return jnp.log(jnp.exp(shifted).sum(-1)) - chosen
 
 
@@ -68,19 +73,22 @@ def _is_whole(labels: Array) -> Array | bool:
 
 
 def binary_cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log of the probability that sigmoid(logit) gives to each example's label, 0 or 1: both [B]. NaN for any other label."""
+    """-log of the probability that sigmoid(logit) gives to each example's label, 0 or 1: both [B]. NaN for
+    any other label."""
     labels = labels.astype(logits.dtype)
     return jax.nn.softplus(logits) - jnp.where((labels == 0) | (labels == 1), labels, jnp.nan) * logits
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """1 where the largest logit (or, for logits [B], the sign of the only one) is the label's, else 0: [B]."""
+    """1 where the largest logit (or, for logits [B], the sign of the only one) is the label's, else 0:
+    [B]."""
     guess = (logits > 0).astype(jnp.int32) if logits.ndim == 1 else logits.argmax(-1).astype(jnp.int32)
     return (_is_whole(labels) & (guess == labels.astype(jnp.int32))).astype(jnp.float32)
 
 
 def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], Array], classes: int) -> Task:
-    """The task of a model with no randomness in it: logits [B, C] for C classes, [B] where `classes` is 1 (labels 0 and 1), in `y`."""
+    """The task of a model with no randomness in it: logits [B, C] for C classes, [B] where `classes` is 1
+    (labels 0 and 1), in `y`."""
 
     def losses(outputs: Array, batch: Batch) -> Array:
         return (binary_cross_entropy if outputs.ndim == 1 else cross_entropy)(outputs, batch["y"])
@@ -97,7 +105,8 @@ def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], 
 
 
 def labels_below(classes: int) -> Callable[[Any], None]:
-    """A task's `check`: the labels in column `y` are whole numbers from 0 to classes - 1, in whatever dtype."""
+    """A task's `check`: the labels in column `y` are whole numbers from 0 to classes - 1, in whatever
+    dtype."""
 
     def check(clients: Any) -> None:
         if "y" in clients.columns:  # else it is the shapes that are wrong

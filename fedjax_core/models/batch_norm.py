@@ -28,11 +28,16 @@ STATISTICS = "batch_stats"
 
 
 def masked(mask: Array) -> AbstractContextManager[None]:
-    """Within it, BatchNorm of linen modules is over the rows whose `mask` [B] is above 0; over all, where none is."""
+    """Within it, BatchNorm of linen modules is over the rows whose `mask` [B] is above 0; over all, where
+    none is."""
     here = (mask > 0) | ~jnp.any(mask > 0)  # of an idle lane nothing counts, but it should be finite
 
     def with_mask(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, linen.BatchNorm) and context.method_name == "__call__" and kwargs.get("mask") is None:
+        if (
+            isinstance(context.module, linen.BatchNorm)
+            and context.method_name == "__call__"
+            and kwargs.get("mask") is None
+        ):
             x = args[0] if args else kwargs["x"]
             if x.shape[:1] != here.shape:
                 raise ValueError(

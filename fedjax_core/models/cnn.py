@@ -2,8 +2,8 @@
 
     conv 3x3x32, relu, conv 3x3x64, relu, max pool 2x2, [dropout], dense 128, relu, [dropout], dense
 
-Ro, Suresh, Wu, "FedJAX: Federated learning simulation with JAX", 2021; it drops 0.25 of the inputs of the first dense layer and 0.5
-of those of the second.
+Ro, Suresh, Wu, "FedJAX: Federated learning simulation with JAX", 2021; it drops 0.25 of the inputs of the
+first dense layer and 0.5 of those of the second.
 
 >>> import jax
 >>> task = cnn(shape=(28, 28, 1), classes=62)
@@ -39,14 +39,20 @@ class CNN(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
-def cnn(shape: tuple[int, int, int] = (28, 28, 1), classes: int = 62, *, dropout: tuple[float, float] = (0.0, 0.0)) -> Task:
-    """The network on columns `x`, any shape of height * width * channels values an example, and `y`; uint8 is scaled to [0, 1]."""
+def cnn(
+    shape: tuple[int, int, int] = (28, 28, 1), classes: int = 62, *, dropout: tuple[float, float] = (0.0, 0.0)
+) -> Task:
+    """The network on columns `x`, any shape of height * width * channels values an example, and `y`; uint8 is
+    scaled to [0, 1]."""
 
     def inputs(batch: Batch) -> Array:
         x = batch["x"]
         return images(x).astype(jnp.float32).reshape(x.shape[0], *shape)
 
-    example = {"x": jax.ShapeDtypeStruct((1, *shape), jnp.float32), "y": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    example = {
+        "x": jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+        "y": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
     task = from_flax(
         CNN(classes, dropout),
         example,

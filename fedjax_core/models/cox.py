@@ -2,10 +2,12 @@
 
     l_i = event_i * log sum_{j at risk at time_i} exp(s_j - s_i)        s = x @ w + b
 
-At risk are those seen for longer than i, i itself, and of those with the same time the ones before it in the batch. Batches
-of the same examples in another order thus differ only through ties. The mean is over all examples of the batch, the censored too.
+At risk are those seen for longer than i, i itself, and of those with the same time the ones before it in the
+batch. Batches of the same examples in another order thus differ only through ties. The mean is over all
+examples of the batch, the censored too.
 
-Cox, "Regression models and life-tables", Journal of the Royal Statistical Society B, 1972; the variant is FLamby's Fed-TCGA-BRCA.
+Cox, "Regression models and life-tables", Journal of the Royal Statistical Society B, 1972; the variant is
+FLamby's Fed-TCGA-BRCA.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.types import Batch
@@ -27,12 +29,13 @@ from fedjax_core.types import Array, Batch, Key, Params
 
 
 def cox(features: int) -> Task:
-    """Cox regression on columns `x`, `time` and `event` (1 seen, 0 censored); parameters {"w": [features], "b": []}.
+    """Cox regression on columns `x`, `time` and `event` (1 seen, 0 censored); parameters {"w": [features],
+    "b": []}.
 
-    Of examples all of which are censored nothing can be learned. `predict` gives the log risk. The loss depends on which examples share a
-    batch, so batches of one teach nothing; padding is in nobody's risk set. `b` cancels in the loss and never moves. Evaluated at real
-    sites it is the loss of 512 examples at a time, and in a simulator of as many as the median client has, in whole powers of 2.
-    """
+    Of examples all of which are censored nothing can be learned. `predict` gives the log risk. The loss
+    depends on which examples share a batch, so batches of one teach nothing; padding is in nobody's risk set.
+    `b` cancels in the loss and never moves. Evaluated at real sites it is the loss of 512 examples at a time,
+    and in a simulator of as many as the median client has, in whole powers of 2."""
     if features < 1:
         raise ValueError(f"cox() needs features of at least 1, got {features}")
 
@@ -63,7 +66,8 @@ def _check_events(clients: Any) -> None:
 
 
 def partial_likelihood(scores: Array, time: Array, event: Array, mask: Array) -> Array:
-    """-log of the share of each example's risk among those at risk with it, 0 for the censored and for padding; all [B]."""
+    """-log of the share of each example's risk among those at risk with it, 0 for the censored and for
+    padding; all [B]."""
     position = jnp.arange(scores.shape[0], dtype=jnp.int32)
     longer = time[None, :] > time[:, None]  # [B, B]: is j seen for longer than i
     earlier_tie = (time[None, :] == time[:, None]) & (position[None, :] < position[:, None])

@@ -1,4 +1,5 @@
-"""A Flax module, linen or nnx, as a task: the module stays as it is, and the task says how training and evaluation call it.
+"""A Flax module, linen or nnx, as a task: the module stays as it is, and the task says how training and
+evaluation call it.
 
     training       module(x, train=True), random numbers from the loss's key
     evaluation     module(x, train=False), no random numbers: `predict` and every metric, the metric `loss` among them
@@ -58,21 +59,26 @@ def from_flax(
     statistics: Literal["personal", "shared"] | None = None,
     features: str | None = None,
 ) -> Task:
-    """The task of a Flax module; raises where the module keeps state or never drops, or the loss is not one number an example.
+    """The task of a Flax module; raises where the module keeps state or never drops, or the loss is not one
+    number an example.
 
-    module: a linen module; an nnx class, or any callable that makes an nnx module from `rngs=`, begun anew from the key given to
-        `init`; or an nnx module already made, which every `init` begins from as it now is, whatever the key.
+    module: a linen module; an nnx class, or any callable that makes an nnx module from `rngs=`, begun anew
+        from the key given to `init`; or an nnx module already made, which every `init` begins from as it now
+        is, whatever the key.
     example_batch: columns of which only the shapes and dtypes are looked at.
     loss, metrics: (outputs, batch) -> one number an example, [B], or a dict of such.
-    inputs: batch -> what the module is applied to. By default column `x`, uint8 brought to [0, 1]; for bytes that are
-        tokens give `lambda batch: batch["x"]`.
-    training, evaluation: arguments by which the module is told what it does, such as `{"mode": "train"}` and `{"mode": "eval"}`.
-    constants: what the module keeps beside its parameters and is used as it is, never trained or sent: of a linen module its collections,
-        `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already made, the types of its variables, `["BatchStat"]`.
-    statistics: whose the running statistics of a linen module's BatchNorm are. "personal": each client's own (FedBN), which no algorithm
-        may send; "shared": averaged as parameters are. Parameters are then what Flax calls variables, {"params": ..., "batch_stats": ...}.
-    features: the method of the module that gives examples' representations, [B, d], for `Task.features`; called as the module itself.
-    """
+    inputs: batch -> what the module is applied to. By default column `x`, uint8 brought to [0, 1]; for bytes
+        that are tokens give `lambda batch: batch["x"]`.
+    training, evaluation: arguments by which the module is told what it does, such as `{"mode": "train"}` and
+    `{"mode": "eval"}`. constants: what the module keeps beside its parameters and is used as it is, never
+    trained or sent: of a linen module its collections,
+        `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already made, the types of its
+        variables, `["BatchStat"]`.
+    statistics: whose the running statistics of a linen module's BatchNorm are. "personal": each client's own
+        (FedBN), which no algorithm may send; "shared": averaged as parameters are. Parameters are then what
+        Flax calls variables, {"params": ..., "batch_stats": ...}.
+    features: the method of the module that gives examples' representations, [B, d], for `Task.features`;
+    called as the module itself."""
     if statistics not in (None, "personal", "shared"):
         raise ValueError(
             f"statistics={statistics!r} is not known: 'personal' or 'shared'; for those of a pretrained network, used as they are, give "
@@ -90,7 +96,9 @@ def from_flax(
         )
 
     def train(params: Params, batch: Batch, key: Key, **how: Any) -> Any:
-        return apply(params, like(params["params"] if statistics else params, inputs(batch)), batch.mask, key, **how)
+        return apply(
+            params, like(params["params"] if statistics else params, inputs(batch)), batch.mask, key, **how
+        )
 
     def train_loss(params: Params, batch: Batch, key: Key) -> Array:
         return loss(wide(train(params, batch, key)), batch)
@@ -110,8 +118,12 @@ def from_flax(
         train_loss,
         evaluate,
         predict,
-        features=None if features is None else lambda params, batch, key: wide(train(params, batch, key, method=features)),
-        statistics=Statistics() if statistics is None else Statistics((STATISTICS,), after, statistics == "personal"),
+        features=None
+        if features is None
+        else lambda params, batch, key: wide(train(params, batch, key, method=features)),
+        statistics=Statistics()
+        if statistics is None
+        else Statistics((STATISTICS,), after, statistics == "personal"),
     )
     _check(task, example)
     _check_dropout(module, draws)
@@ -131,9 +143,13 @@ def _linen(
     constants: Mapping[str, Any] | Sequence[str], statistics: bool,
 ) -> tuple[Init, Apply, Draws]:  # fmt: skip
     if constants and not isinstance(constants, Mapping):
-        raise TypeError('constants= of a linen module are its collections by name, such as {"batch_stats": pretrained["batch_stats"]}')
+        raise TypeError(
+            'constants= of a linen module are its collections by name, such as {"batch_stats": pretrained["batch_stats"]}'
+        )
     collections = constants if isinstance(constants, Mapping) else {}
-    fixed = {name: jax.tree.map(np.asarray, tree) for name, tree in collections.items()}  # on no device until they are needed
+    fixed = {
+        name: jax.tree.map(np.asarray, tree) for name, tree in collections.items()
+    }  # on no device until they are needed
 
     def variables(key: Key) -> dict[str, Any]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
@@ -143,23 +159,39 @@ def _linen(
     for name, given in fixed.items():
         shapes = jax.tree.map(jnp.shape, dict(given))
         if name not in state or shapes != jax.tree.map(jnp.shape, dict(state[name])):
-            wanted = f"the module keeps {jax.tree.map(jnp.shape, dict(state[name]))} there" if name in state else f"it keeps {[*state]}"
-            raise ValueError(f"constants={{{name!r}: ...}} do not fit {type(module).__name__}: {wanted}, and was given {shapes}")
+            wanted = (
+                f"the module keeps {jax.tree.map(jnp.shape, dict(state[name]))} there"
+                if name in state
+                else f"it keeps {[*state]}"
+            )
+            raise ValueError(
+                f"constants={{{name!r}: ...}} do not fit {type(module).__name__}: {wanted}, and was given {shapes}"
+            )
     if statistics and STATISTICS not in state.keys() - fixed.keys():
-        raise ValueError(f"statistics= are of BatchNorm, and {type(module).__name__} keeps none ({STATISTICS}): leave it out")
+        raise ValueError(
+            f"statistics= are of BatchNorm, and {type(module).__name__} keeps none ({STATISTICS}): leave it out"
+        )
     own = ("params", STATISTICS) if statistics else ("params",)
     state = {name: tree for name, tree in state.items() if name not in (*own, *fixed)}
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    _refuse_state(module, [(p[0].key, jax.tree_util.keystr(p[1:], simple=True, separator="/")) for p, _ in leaves])
+    _refuse_state(
+        module, [(p[0].key, jax.tree_util.keystr(p[1:], simple=True, separator="/")) for p, _ in leaves]
+    )
 
     def begin(key: Key) -> Params:
         made = variables(key)
         return {name: made.get(name, {}) for name in own} if statistics else made.get("params", {})
 
-    def apply(params: Params, x: Any, mask: Array, key: Key | None, method: str = "__call__", changed: bool = False) -> Any:
+    def apply(
+        params: Params, x: Any, mask: Array, key: Key | None, method: str = "__call__", changed: bool = False
+    ) -> Any:
         """The outputs; or, of training, the statistics as it has `changed` them."""
         # Streams of any other name fall back to "params".
-        rngs = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "params"))}
+        rngs = (
+            {}
+            if key is None
+            else {name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "params"))}
+        )
         told = modes.of(module, key is not None, method)
         whole = {**(params if statistics else {"params": params}), **fixed}
         if key is None or not statistics:
@@ -179,7 +211,9 @@ def _linen(
         def train(params: Params, batch: Batch) -> Any:
             whole = {**(params if statistics else {"params": params}), **fixed}
             mutable = [STATISTICS] if statistics else False
-            return module.apply(whole, inputs(batch), mutable=mutable, **modes.of(module, train=True))  # without any random numbers
+            return module.apply(
+                whole, inputs(batch), mutable=mutable, **modes.of(module, train=True)
+            )  # without any random numbers
 
         with linen.intercept_methods(look):
             try:
@@ -197,14 +231,20 @@ def _nnx(
 ) -> tuple[Init, Apply, Draws]:  # fmt: skip
     made = isinstance(module, nnx.Module)
     if not made and (not callable(module) or (inspect.isclass(module) and issubclass(module, linen.Module))):
-        raise TypeError(f"from_flax() needs a linen or nnx module, or a callable that makes an nnx module from rngs=, got {module!r}")
+        raise TypeError(
+            f"from_flax() needs a linen or nnx module, or a callable that makes an nnx module from rngs=, got {module!r}"
+        )
     model = module if made else module(rngs=nnx.Rngs(0))
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"from_flax() called {module!r} with rngs=, which gave a {type(model).__name__}, not an nnx.Module")
+        raise TypeError(
+            f"from_flax() called {module!r} with rngs=, which gave a {type(model).__name__}, not an nnx.Module"
+        )
     graph, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
     params, rngs, rest = states
     if constants and (not made or isinstance(constants, (str, Mapping))):
-        raise TypeError('constants= of an nnx module, which has to be one already made, are the types of its variables: ["BatchStat"]')
+        raise TypeError(
+            'constants= of an nnx module, which has to be one already made, are the types of its variables: ["BatchStat"]'
+        )
     kept = [
         (path, leaf)
         for path, leaf in nnx.to_flat_state(rest)  # a plain array is a constant
@@ -218,8 +258,12 @@ def _nnx(
         return _values(nnx.state(module(rngs=nnx.Rngs(key)), nnx.Param))
 
     def apply(values: Params, x: Any, mask: Array, key: Key | None, method: str = "__call__") -> Any:
-        params = nnx.from_flat_state([(path, leaf.replace(values[_name(path)])) for path, leaf in nnx.to_flat_state(shapes)])
-        fresh = jax.tree.map(lambda leaf: leaf, rngs)  # reseeding changes streams in place: not those of another trace
+        params = nnx.from_flat_state(
+            [(path, leaf.replace(values[_name(path)])) for path, leaf in nnx.to_flat_state(shapes)]
+        )
+        fresh = jax.tree.map(
+            lambda leaf: leaf, rngs
+        )  # reseeding changes streams in place: not those of another trace
         model = nnx.merge(graph, params, fresh, rest)
         tell(model, train=key is not None)
         if key is not None:
@@ -256,7 +300,11 @@ def _nnx(
     if not made:
         return jax.jit(init), apply, draws
     begin = _values(params)
-    return (lambda key: jax.tree.map(jnp.copy, begin)), apply, draws  # copies, for a simulator may donate what it is given
+    return (
+        (lambda key: jax.tree.map(jnp.copy, begin)),
+        apply,
+        draws,
+    )  # copies, for a simulator may donate what it is given
 
 
 def _counts(model: nnx.Module) -> list[Any]:
@@ -291,12 +339,16 @@ def _values(state: Any) -> dict[str, Array]:
 
 
 def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
-    """Raises if anything is `kept`: (kind, path) of what the module holds beside parameters and random streams."""
+    """Raises if anything is `kept`: (kind, path) of what the module holds beside parameters and random
+    streams."""
     found: dict[str, list[str]] = {}
     for kind, path in kept:
         found.setdefault(kind, []).append(path)
     if found:
-        names = "; ".join(f"{kind}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" for kind, paths in sorted(found.items()))
+        names = "; ".join(
+            f"{kind}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
+            for kind, paths in sorted(found.items())
+        )
         raise ValueError(
             f"{type(module).__name__} keeps state beside its parameters ({names}), which a federated task cannot have: each client's "
             "running statistics describe its own data, and their average describes nobody's. Normalise each example by itself: "
@@ -307,9 +359,12 @@ def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
 
 
 def _example(columns: Mapping[str, Any]) -> Batch:
-    """The shapes of a batch of two examples with these columns: two, so that a scalar or a sum is told from a loss an example."""
+    """The shapes of a batch of two examples with these columns: two, so that a scalar or a sum is told from a
+    loss an example."""
     if not isinstance(columns, Mapping):
-        raise TypeError(f'example_batch is a dict of columns such as {{"x": ..., "y": ...}}, got a {type(columns).__name__}')
+        raise TypeError(
+            f'example_batch is a dict of columns such as {{"x": ..., "y": ...}}, got a {type(columns).__name__}'
+        )
 
     def rows(x: Any) -> jax.ShapeDtypeStruct:
         x = x if hasattr(x, "shape") and hasattr(x, "dtype") else np.asarray(x)
@@ -343,4 +398,6 @@ def _check(task: Task, example: Batch) -> None:
     if task.features is not None:
         shape = jax.eval_shape(task.features, params, example, key)
         if len(shape.shape) != 2 or shape.shape[0] != 2:
-            raise ValueError(f"features= must give a vector an example, [B, d], and gives {list(shape.shape)} for 2 examples: flatten it")
+            raise ValueError(
+                f"features= must give a vector an example, [B, d], and gives {list(shape.shape)} for 2 examples: flatten it"
+            )

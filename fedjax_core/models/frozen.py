@@ -1,9 +1,12 @@
-"""A task of which only some leaves are trained, kept and sent, as when the head of a pretrained model is fitted to hospitals.
+"""A task of which only some leaves are trained, kept and sent, as when the head of a pretrained model is
+fitted to hospitals.
 
-    the model's leaves = those that are trained, which are the parameters of the new task, + the others, as they were given
+    the model's leaves = those that are trained, which are the parameters of the new task, + the others, as
+    they were given
 
-The parameters of the new task have None in the place of every other leaf, so no algorithm, stage, message or checkpoint ever sees one. The
-others are part of the task itself: whoever trains has them from the study, and a study's hash is of their values too.
+The parameters of the new task have None in the place of every other leaf, so no algorithm, stage, message or
+checkpoint ever sees one. The others are part of the task itself: whoever trains has them from the study, and
+a study's hash is of their values too.
 
 >>> import jax
 >>> from fedjax_core.models.mlp import mlp
@@ -26,15 +29,19 @@ from fedjax_core.types import Key, Params
 
 
 def train_only(task: Task, params: Params, *names: str) -> Task:
-    """The task that begins at `params` and trains the leaves under these names, as "Dense_1", "Dense_1/kernel", or "1/w" in a list.
+    """The task that begins at `params` and trains the leaves under these names, as "Dense_1",
+    "Dense_1/kernel", or "1/w" in a list.
 
-    `fc.models.whole(params, state.params)` is the whole model again. Messages, checkpoints, lanes and what clients keep are of the size of
-    the leaves that are trained, and a gradient is taken of no other. The others are arguments of each compiled program, in no text of
-    it (`fedjax_core.constants`), and the memory plan counts them. Put it around `remat`, `accumulate` and `bfloat16`, not within.
-    Raises where a name is of no leaf.
+    `fc.models.whole(params, state.params)` is the whole model again. Messages, checkpoints, lanes and what
+    clients keep are of the size of the leaves that are trained, and a gradient is taken of no other. The
+    others are arguments of each compiled program, in no text of it (`fedjax_core.constants`), and the memory
+    plan counts them. Put it around `remat`, `accumulate` and `bfloat16`, not within. Raises where a name is
+    of no leaf.
     """
     if not names:
-        raise ValueError(f"train_only() needs at least one name of what is trained: the leaves are {', '.join(tree.names(params))}")
+        raise ValueError(
+            f"train_only() needs at least one name of what is trained: the leaves are {', '.join(tree.names(params))}"
+        )
     if task.statistics.names:
         raise ValueError(
             "train_only() keeps what is not trained as it is, and this task has running statistics, which every batch moves: make it by "

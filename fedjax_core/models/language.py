@@ -1,14 +1,16 @@
-"""Language models of the field's benchmarks, as ordinary Flax modules: character and word LSTMs, and a small transformer.
+"""Language models of the field's benchmarks, as ordinary Flax modules: character and word LSTMs, and a small
+transformer.
 
     char_lstm      embed 8, LSTM 256, LSTM 256, dense                    Shakespeare, 90 characters: 820,522 numbers
     word_lstm      embed 96, LSTM 670, dense 96, dense                   Stack Overflow, 10,004 words: 4,050,748
     transformer    embed 96, 3 layers of 8 heads and 1536, tied          Stack Overflow, 10,004 words: 1,962,912
 
-An example is a sequence of tokens `x` [T] and the next ones `y` [T]; token 0 is padding and counts nowhere. Its loss is the mean
-over its tokens, so a client's gradient weighs its sequences alike, however many tokens each has.
+An example is a sequence of tokens `x` [T] and the next ones `y` [T]; token 0 is padding and counts nowhere.
+Its loss is the mean over its tokens, so a client's gradient weighs its sequences alike, however many tokens
+each has.
 
-Reddi et al., "Adaptive Federated Optimization", ICLR 2021, appendix C (both LSTMs); Wang et al., "A Field Guide to Federated
-Optimization", 2021, appendix, and Granqvist et al., "pfl-research", 2024 (transformer).
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, appendix C (both LSTMs); Wang et al., "A Field
+Guide to Federated Optimization", 2021, appendix, and Granqvist et al., "pfl-research", 2024 (transformer).
 
 >>> import jax
 >>> task = char_lstm()
@@ -48,7 +50,8 @@ class LSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocabulary]; each place sees those before it. Layers are normalised after their sum."""
+    """Tokens [B, T] to logits [B, T, vocabulary]; each place sees those before it. Layers are normalised
+    after their sum."""
 
     vocabulary: int
     width: int
@@ -65,14 +68,17 @@ class Transformer(nn.Module):
         x = drop(x + jnp.asarray(positions(tokens.shape[1], self.width), x.dtype)[None])
         mask = nn.make_causal_mask(tokens)
         for _ in range(self.layers):
-            attended = nn.MultiHeadDotProductAttention(self.heads, dropout_rate=self.dropout, deterministic=not train)(x, mask=mask)
+            attended = nn.MultiHeadDotProductAttention(
+                self.heads, dropout_rate=self.dropout, deterministic=not train
+            )(x, mask=mask)
             x = nn.LayerNorm()(x + drop(attended))
             x = nn.LayerNorm()(x + drop(nn.Dense(self.width)(drop(nn.relu(nn.Dense(self.feedforward)(x))))))
         return embed.attend(x)
 
 
 def char_lstm(vocabulary: int = 90, *, length: int = 80) -> Task:
-    """The next character after each of sequences of `length`, columns `x` and `y`; 90 are Shakespeare's with the marks of TFF."""
+    """The next character after each of sequences of `length`, columns `x` and `y`; 90 are Shakespeare's with
+    the marks of TFF."""
     return _next_token(LSTM(vocabulary, 8, (256, 256)), vocabulary, length)
 
 
@@ -94,11 +100,14 @@ def transformer(
     """The next word after each of sequences of `length`, columns `x` and `y`; `heads` must divide `width`."""
     if width % heads or width % 2:
         raise ValueError(f"width must be even, and a multiple of heads, got width={width} and heads={heads}")
-    return _next_token(Transformer(vocabulary, width, layers, heads, feedforward, dropout), vocabulary, length)
+    return _next_token(
+        Transformer(vocabulary, width, layers, heads, feedforward, dropout), vocabulary, length
+    )
 
 
 def positions(length: int, width: int) -> np.ndarray:
-    """Sines and cosines of each place, [length, width] float32 (Vaswani et al., "Attention Is All You Need", NeurIPS 2017, 3.5)."""
+    """Sines and cosines of each place, [length, width] float32 (Vaswani et al., "Attention Is All You Need",
+    NeurIPS 2017, 3.5)."""
     angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, width, 2) / width)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, width).astype(np.float32)
 
@@ -114,8 +123,16 @@ def _next_token(module: nn.Module, vocabulary: int, length: int) -> Task:
         return over_tokens(cross_entropy(logits.reshape(-1, vocabulary), batch["y"].reshape(-1)), batch)
 
     def metrics(logits: Array, batch: Batch) -> dict[str, Array]:
-        return {"accuracy": over_tokens(accuracy(logits.reshape(-1, vocabulary), batch["y"].reshape(-1)), batch)}
+        return {
+            "accuracy": over_tokens(accuracy(logits.reshape(-1, vocabulary), batch["y"].reshape(-1)), batch)
+        }
 
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    task = from_flax(module, {"x": tokens, "y": tokens}, loss=loss, metrics=metrics, inputs=lambda batch: batch["x"].astype(jnp.int32))
+    task = from_flax(
+        module,
+        {"x": tokens, "y": tokens},
+        loss=loss,
+        metrics=metrics,
+        inputs=lambda batch: batch["x"].astype(jnp.int32),
+    )
     return task._replace(check=labels_below(vocabulary), ranges=(POSITIVE_LOSS, ("accuracy", 0.0, 1.0)))

@@ -21,10 +21,12 @@ from fedjax_core.types import Array, Batch, Key, Params
 def logistic(features: int, classes: int) -> Task:
     """Logistic regression on columns `x` and `y`; parameters {"w": [features, classes], "b": [classes]}.
 
-    `classes=1` has one logit, for labels 0 and 1; two classes or more have a logit each, for labels 0..classes-1.
-    """
+    `classes=1` has one logit, for labels 0 and 1; two classes or more have a logit each, for labels
+    0..classes-1."""
     if features < 1 or classes < 1:
-        raise ValueError(f"logistic() needs features and classes of at least 1, got features={features}, classes={classes}")
+        raise ValueError(
+            f"logistic() needs features and classes of at least 1, got features={features}, classes={classes}"
+        )
 
     def init(key: Key) -> Params:
         return {"w": jnp.zeros((features, classes)), "b": jnp.zeros(classes)}
@@ -37,7 +39,8 @@ def logistic(features: int, classes: int) -> Task:
 
 
 def linear(features: int) -> Task:
-    """Least squares on columns `x` and `y`: loss (x @ w + b - y)^2 an example; parameters {"w": [features], "b": []}."""
+    """Least squares on columns `x` and `y`: loss (x @ w + b - y)^2 an example; parameters {"w": [features],
+    "b": []}."""
     if features < 1:
         raise ValueError(f"linear() needs features of at least 1, got {features}")
 

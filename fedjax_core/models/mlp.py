@@ -1,4 +1,5 @@
-"""A multilayer perceptron with ReLU between its layers, as plain matrix products: they run vmapped over lanes inside compiled loops.
+"""A multilayer perceptron with ReLU between its layers, as plain matrix products: they run vmapped over lanes
+inside compiled loops.
 
 >>> import jax
 >>> task = mlp(features=784, hidden=(200, 200), classes=10)
@@ -18,7 +19,8 @@ from fedjax_core.types import Array, Batch, Key, Params
 
 
 def mlp(features: int, hidden: Sequence[int] = (32,), *, classes: int) -> Task:
-    """A classifier on columns `x` and `y`; parameters a list of {"w": [in, out], "b": [out]}, begun as Flax begins its `Dense`.
+    """A classifier on columns `x` and `y`; parameters a list of {"w": [in, out], "b": [out]}, begun as Flax
+    begins its `Dense`.
 
     `classes=1` has one logit, for labels 0 and 1, as in `logistic`.
     """
@@ -29,7 +31,10 @@ def mlp(features: int, hidden: Sequence[int] = (32,), *, classes: int) -> Task:
 
     def init(key: Key) -> Params:
         keys = jax.random.split(key, len(sizes) - 1)
-        return [{"w": weights(k, (m, n)), "b": jnp.zeros(n)} for k, (m, n) in zip(keys, pairwise(sizes), strict=True)]
+        return [
+            {"w": weights(k, (m, n)), "b": jnp.zeros(n)}
+            for k, (m, n) in zip(keys, pairwise(sizes), strict=True)
+        ]
 
     def logits(params: Params, batch: Batch) -> Array:
         x = like(params, flat(batch["x"], features))

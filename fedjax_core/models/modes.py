@@ -25,14 +25,22 @@ class Modes(NamedTuple):
         """The arguments by which a method of the module is told whether it trains."""
         usual = {"train": train, "training": train, "is_training": train, "deterministic": not train}
         if not hasattr(type(module), method):
-            raise ValueError(f"features={method!r} is no method of {type(module).__name__}: write one that returns [B, d], and call it")
+            raise ValueError(
+                f"features={method!r} is no method of {type(module).__name__}: write one that returns [B, d], and call it"
+            )
         accepted = inspect.signature(getattr(type(module), method)).parameters
         open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values())
         given = self.training if train else self.evaluation
         if wrong := [name for name in given if name not in accepted and not open_ended]:
-            raise ValueError(f"{type(module).__name__}.{method} takes no argument {wrong[0]!r}: it has {', '.join(list(accepted)[1:])}")
+            raise ValueError(
+                f"{type(module).__name__}.{method} takes no argument {wrong[0]!r}: it has {', '.join(list(accepted)[1:])}"
+            )
         found = {name: value for name, value in usual.items() if name in accepted} | dict(given)
-        needed = [name for name, one in list(accepted.items())[2:] if one.default is one.empty and one.kind in _NAMED and name not in found]
+        needed = [
+            name
+            for name, one in list(accepted.items())[2:]
+            if one.default is one.empty and one.kind in _NAMED and name not in found
+        ]
         if needed:
             raise ValueError(
                 f"{type(module).__name__}.{method} needs {needed[0]!r}: say what it is in training and in evaluation, as in "

@@ -20,11 +20,12 @@ from fedjax_core.types import Params
 
 
 def to_nnx(module: nnx.Module | Callable[..., nnx.Module], params: Params) -> Any:
-    """A new module with these parameters ({name with dots: array}), as `state.params` of a task by `from_flax` has them.
+    """A new module with these parameters ({name with dots: array}), as `state.params` of a task by
+    `from_flax` has them.
 
-    `module` is what `from_flax` was given, and stays as it is: a module, whose other variables the new one has too, or a
-    class or callable that makes one of `rngs=`. Raises ValueError where names or shapes are not the module's.
-    """
+    `module` is what `from_flax` was given, and stays as it is: a module, whose other variables the new one
+    has too, or a class or callable that makes one of `rngs=`. Raises ValueError where names or shapes are not
+    the module's."""
     model = module if isinstance(module, nnx.Module) else module(rngs=nnx.Rngs(0))
     graph, *states = nnx.split(nnx.clone(model), nnx.Param, ...)
     variables, rest = states
@@ -36,5 +37,7 @@ def to_nnx(module: nnx.Module | Callable[..., nnx.Module], params: Params) -> An
             f"these are not the parameters of {type(model).__name__}: {wrong[0]} has the shape {shapes.get(wrong[0], 'absent')} in the "
             f"module and {given.get(wrong[0], 'absent')} in what was given"
         )
-    filled = nnx.from_flat_state([(path, leaf.replace(jnp.asarray(params[name]))) for name, (path, leaf) in flat.items()])
+    filled = nnx.from_flat_state(
+        [(path, leaf.replace(jnp.asarray(params[name]))) for name, (path, leaf) in flat.items()]
+    )
     return nnx.merge(graph, filled, rest)

@@ -1,12 +1,15 @@
-"""A task of the same numbers that needs less: memory (`remat`, `accumulate`) or memory and time (`bfloat16`). The model stays as it is.
+"""A task of the same numbers that needs less: memory (`remat`, `accumulate`) or memory and time (`bfloat16`).
+The model stays as it is.
 
     remat         the loss in segments; only what passes from one to the next is kept for the gradient, the rest is computed again
     accumulate    the batch in parts, one after another; their gradients add up in float32
     bfloat16      the model computed in 16 bits, the parameters, gradients and losses in 32
 
-They go into one another, `bfloat16` innermost so that sums stay float32: `accumulate(remat(bfloat16(task), 8), 4)`.
+They go into one another, `bfloat16` innermost so that sums stay float32: `accumulate(remat(bfloat16(task),
+8), 4)`.
 
-Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016; Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016; Micikevicius et al., "Mixed Precision
+Training", ICLR 2018.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.models.mlp import mlp
@@ -37,22 +40,33 @@ from fedjax_core.types import Array, Batch, Columns, Key, Params
 
 
 def remat(task: Task, segments: int) -> Task:
-    """The task with its loss cut into `segments` of about equal activations, all but the last of which the gradient computes again.
+    """The task with its loss cut into `segments` of about equal activations, all but the last of which the
+    gradient computes again.
 
-    About the square root of the model's depth needs the least. It costs at most one more forward pass; losses and gradients are
-    the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4 segments. For reverse mode only. A loop
-    (`lax.scan`) or a jitted function within the loss is never cut.
+    About the square root of the model's depth needs the least. It costs at most one more forward pass; losses
+    and gradients are the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4
+    segments. For reverse mode only. A loop (`lax.scan`) or a jitted function within the loss is never cut.
     """
     at_least(1, segments=segments)
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
-        traced = jax.make_jaxpr(lambda *given: task.loss(*given))(params, batch, key)  # not kept: it may read a program's arguments
+        traced = jax.make_jaxpr(lambda *given: task.loss(*given))(
+            params, batch, key
+        )  # not kept: it may read a program's arguments
         whole: Any = traced.jaxpr
-        values = dict(zip(whole.constvars + whole.invars, [*traced.consts, *jax.tree.leaves((params, batch, key))], strict=True))
+        values = dict(
+            zip(
+                whole.constvars + whole.invars,
+                [*traced.consts, *jax.tree.leaves((params, batch, key))],
+                strict=True,
+            )
+        )
         weights = set(whole.invars[: len(jax.tree.leaves(params))])
         pieces = _cut(whole.eqns, segments)
         for i, piece in enumerate(pieces):
-            later = {v for rest in pieces[i + 1 :] for eqn in rest for v in _variables(eqn.invars)} | set(_variables(whole.outvars))
+            later = {v for rest in pieces[i + 1 :] for eqn in rest for v in _variables(eqn.invars)} | set(
+                _variables(whole.outvars)
+            )
             reads = list(dict.fromkeys(v for eqn in piece for v in _variables(eqn.invars) if v in values))
             writes = [v for eqn in piece for v in eqn.outvars if v in later]
             names = whole.debug_info.with_unknown_names()
@@ -68,11 +82,13 @@ def remat(task: Task, segments: int) -> Task:
 
 
 def accumulate(task: Task, parts: int) -> Task:
-    """The task with each batch's losses computed in `parts`, one after another: the memory of activations falls by that factor.
+    """The task with each batch's losses computed in `parts`, one after another: the memory of activations
+    falls by that factor.
 
-    Same losses and gradients, whatever the batch size: parts are of equal size, the last filled up with padding. Only what a model
-    draws (dropout) differs, as each part has a key of its own. For losses of one example each: refused, when first traced, is one
-    that reads `batch.mask`, as a loss in which examples meet must (Cox).
+    Same losses and gradients, whatever the batch size: parts are of equal size, the last filled up with
+    padding. Only what a model draws (dropout) differs, as each part has a key of its own. For losses of one
+    example each: refused, when first traced, is one that reads `batch.mask`, as a loss in which examples meet
+    must (Cox).
     """
     at_least(1, parts=parts)
 
@@ -82,7 +98,9 @@ def accumulate(task: Task, parts: int) -> Task:
         size = -(-B // parts)
         number = -(-B // size)
         rows = jnp.arange(number * size, dtype=jnp.int32).reshape(number, size)
-        split = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), batch.columns)  # the last part is filled up with the last example
+        split = jax.tree.map(
+            lambda x: x.at[rows].get(mode="clip"), batch.columns
+        )  # the last part is filled up with the last example
 
         def one(part: tuple[Array, Columns]) -> Array:
             return task.loss(params, Batch(part[1], jnp.ones(size)), jax.random.fold_in(key, part[0]))
@@ -95,12 +113,13 @@ def accumulate(task: Task, parts: int) -> Task:
 
 
 def bfloat16(task: Task, columns: Sequence[str] = ("x",)) -> Task:
-    """The task with its training loss computed in bfloat16: parameters and the named floating columns are cast as the loss begins.
+    """The task with its training loss computed in bfloat16: parameters and the named floating columns are
+    cast as the loss begins.
 
-    Parameters, gradients, losses and all that an algorithm adds up stay float32, as do other columns (targets, times) and
-    evaluation, where the task has `metrics`. The models here, and a Flax module without a `dtype` of its own, follow their
-    parameters' dtype; losses are taken from outputs in float32. For accelerators: on CPU, XLA only rounds to 16 bits (jax 0.10.2), and
-    neither time nor memory is saved.
+    Parameters, gradients, losses and all that an algorithm adds up stay float32, as do other columns
+    (targets, times) and evaluation, where the task has `metrics`. The models here, and a Flax module without
+    a `dtype` of its own, follow their parameters' dtype; losses are taken from outputs in float32. For
+    accelerators: on CPU, XLA only rounds to 16 bits (jax 0.10.2), and neither time nor memory is saved.
     """
 
     def narrow(x: Array) -> Array:
@@ -108,7 +127,9 @@ def bfloat16(task: Task, columns: Sequence[str] = ("x",)) -> Task:
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
         inputs = {name: jax.tree.map(narrow, batch[name]) for name in columns if name in batch}
-        return wide(task.loss(jax.tree.map(narrow, params), Batch({**batch.columns, **inputs}, batch.mask), key))
+        return wide(
+            task.loss(jax.tree.map(narrow, params), Batch({**batch.columns, **inputs}, batch.mask), key)
+        )
 
     return task._replace(loss=loss)
 
@@ -131,16 +152,18 @@ def _cut(eqns: Sequence[Any], segments: int) -> list[list[Any]]:
 def _computed_again(run: Callable[..., Any], tied: Sequence[bool]) -> Callable[..., Any]:
     """`run`, of which only the arguments are kept for the gradient.
 
-    `jax.checkpoint` would do, but XLA on CPU drops the barriers it sets, finds both computations equal and keeps everything (jax
-    0.10.2). So the second depends, for the arguments that are `tied`, on a zero that is known only once the gradient gets here.
-    """
+    `jax.checkpoint` would do, but XLA on CPU drops the barriers it sets, finds both computations equal and
+    keeps everything (jax 0.10.2). So the second depends, for the arguments that are `tied`, on a zero that is
+    known only once the gradient gets here."""
 
     def backward(kept: tuple[Any, ...], gradients: Sequence[Array]) -> Any:
         floating = [g for g in gradients if jnp.issubdtype(g.dtype, jnp.floating) and g.size]
         if floating:
             zero = jnp.nan_to_num(0 * floating[0].ravel()[0])
             numbers = [tie and jnp.issubdtype(x.dtype, jnp.number) for x, tie in zip(kept, tied, strict=True)]
-            kept = tuple(x + zero.astype(x.dtype) if number else x for x, number in zip(kept, numbers, strict=True))
+            kept = tuple(
+                x + zero.astype(x.dtype) if number else x for x, number in zip(kept, numbers, strict=True)
+            )
         return jax.vjp(run, *kept)[1](gradients)
 
     again = jax.custom_vjp(run)
@@ -149,7 +172,9 @@ def _computed_again(run: Callable[..., Any], tied: Sequence[bool]) -> Callable[.
 
 
 def _refuse_meeting(task: Task, params: Params, batch: Batch, key: Key) -> None:
-    traced: Any = jax.make_jaxpr(lambda mask: task.loss(params, Batch(batch.columns, mask), key))(batch.mask).jaxpr
+    traced: Any = jax.make_jaxpr(lambda mask: task.loss(params, Batch(batch.columns, mask), key))(
+        batch.mask
+    ).jaxpr
     if _is_read(traced, traced.invars[0]):
         raise ValueError(
             "accumulate() cannot split a batch whose loss reads batch.mask, as one in which examples meet must (a Cox risk set): it would "
@@ -158,7 +183,8 @@ def _refuse_meeting(task: Task, params: Params, batch: Batch, key: Key) -> None:
 
 
 def _is_read(jaxpr: Any, variable: Any) -> bool:
-    """Whether the equations compute anything from the variable; one merely handed to an inner function may go unread there."""
+    """Whether the equations compute anything from the variable; one merely handed to an inner function may go
+    unread there."""
     for eqn in jaxpr.eqns:
         places = [i for i, v in enumerate(eqn.invars) if v is variable]
         inner = eqn.params.get("jaxpr")

@@ -1,4 +1,5 @@
-"""How much rounds of a noisy sum tell of one client, as an epsilon at a delta: by dp-accounting, and by nothing else.
+"""How much rounds of a noisy sum tell of one client, as an epsilon at a delta: by dp-accounting, and by
+nothing else.
 
     a round = sum over the sampled clients of what was clipped to norm C  +  N(0, (noise C)^2)
     P[output | with the client] <= exp(epsilon) P[output | without] + delta, and the other way round
@@ -12,9 +13,10 @@
 | "fixed" | `cohort` of `population`, all sets as likely | one client is another | "rdp" |
 | "everyone" | all | one client more or less | "pld", "rdp" |
 
-"pld" (privacy loss distributions) is the tighter, by numbers; "rdp" (Renyi) is a formula. The `dp-accounting` library is Google's; Abadi et
-al., "Deep Learning with Differential Privacy", CCS 2016; Mironov, "Renyi Differential Privacy", CSF 2017; Koskela, Jalko and Honkela,
-"Computing Tight Differential Privacy Guarantees Using FFT", AISTATS 2020.
+"pld" (privacy loss distributions) is the tighter, by numbers; "rdp" (Renyi) is a formula. The `dp-accounting`
+library is Google's; Abadi et al., "Deep Learning with Differential Privacy", CCS 2016; Mironov, "Renyi
+Differential Privacy", CSF 2017; Koskela, Jalko and Honkela, "Computing Tight Differential Privacy Guarantees
+Using FFT", AISTATS 2020.
 
 >>> f"{epsilon(noise=1.0, rate=0.01, rounds=1000, delta=1e-5, accountant='rdp'):.3f}"
 '2.101'
@@ -65,7 +67,9 @@ class Sampled:
         if self.sampling == "poisson":
             return dp.PoissonSampledDpEvent(self.probability, gaussian)
         if self.sampling == "truncated":
-            return dp.dp_event.TruncatedSubsampledGaussianDpEvent(self.population, self.probability, self.cap, noise)
+            return dp.dp_event.TruncatedSubsampledGaussianDpEvent(
+                self.population, self.probability, self.cap, noise
+            )
         return dp.SampledWithoutReplacementDpEvent(self.population, self.cohort, gaussian)
 
     @property
@@ -95,14 +99,22 @@ def epsilon(
 ) -> float:
     """The epsilon at `delta` of `rounds` noisy sums; infinite without noise.
 
-    `noise` is in multiples of the clip, as in N(0, (noise clip)^2). `rate` is a client's probability of taking part in
-    a round; `population` and `cohort` say it too, and "fixed" and "truncated" need them (and `cap`). `accountant`:
-    "pld" where it knows the sampling, else "rdp". `neighbours`: who is told apart; without it, as the table above says.
-    `examples` > 1: a person has so many rows, each of which is sampled by itself.
+    `noise` is in multiples of the clip, as in N(0, (noise clip)^2). `rate` is a client's probability of
+    taking part in a round; `population` and `cohort` say it too, and "fixed" and "truncated" need them (and
+    `cap`). `accountant`: "pld" where it knows the sampling, else "rdp". `neighbours`: who is told apart;
+    without it, as the table above says. `examples` > 1: a person has so many rows, each of which is sampled
+    by itself.
     """
     drawn = sampled(sampling, rate, population, cohort, cap, examples)
     _check(noise, rounds, delta, accountant, neighbours)
-    return _epsilon(float(noise), drawn, int(rounds), float(delta), accountant or _usual(drawn), neighbours or _relation(drawn))
+    return _epsilon(
+        float(noise),
+        drawn,
+        int(rounds),
+        float(delta),
+        accountant or _usual(drawn),
+        neighbours or _relation(drawn),
+    )
 
 
 def noise_for(
@@ -121,19 +133,24 @@ def noise_for(
 ) -> float:
     """The least noise, in multiples of the clip, by which `rounds` tell no more than this epsilon at `delta`.
 
-    The arguments are those of `epsilon`. What that then gives is at most this epsilon, and at least 0.001 less. Takes some seconds
-    with "pld". Raises ValueError where no noise is enough, as where a cap cuts off cohorts too often.
-    """
+    The arguments are those of `epsilon`. What that then gives is at most this epsilon, and at least 0.001
+    less. Takes some seconds with "pld". Raises ValueError where no noise is enough, as where a cap cuts off
+    cohorts too often."""
     drawn = sampled(sampling, rate, population, cohort, cap, examples)
     _check(1.0, rounds, delta, accountant, neighbours)
     if not (0 < epsilon < math.inf):
-        raise ValueError(f"epsilon must be a number above 0, got {epsilon!r}: 1 is strong, 8 is usual, above 20 little is promised")
+        raise ValueError(
+            f"epsilon must be a number above 0, got {epsilon!r}: 1 is strong, 8 is usual, above 20 little is promised"
+        )
     relation = neighbours or _relation(drawn)
     return _noise_for(float(epsilon), drawn, int(rounds), float(delta), accountant or _usual(drawn), relation)
 
 
-def epsilon_of(event: Any, delta: float, accountant: Accountant = "pld", neighbours: Neighbours = "add-remove") -> float:
-    """The epsilon at `delta` of any event of dp-accounting, such as `dp_accounting.ComposedDpEvent([...])` of several studies.
+def epsilon_of(
+    event: Any, delta: float, accountant: Accountant = "pld", neighbours: Neighbours = "add-remove"
+) -> float:
+    """The epsilon at `delta` of any event of dp-accounting, such as `dp_accounting.ComposedDpEvent([...])` of
+    several studies.
 
     >>> import dp_accounting
     >>> f"{epsilon_of(dp_accounting.ZCDpEvent(0.1), delta=1e-6, accountant='rdp'):.4f}"
@@ -156,25 +173,37 @@ def sampled(
         raise ValueError(f'sampling must be "poisson", "truncated", "fixed" or "everyone", got {sampling!r}')
     given = population is not None and cohort is not None
     if sampling in ("fixed", "truncated") and not given:
-        raise ValueError(f'sampling="{sampling}" needs population= and cohort=: the rate alone does not say how many clients there are')
+        raise ValueError(
+            f'sampling="{sampling}" needs population= and cohort=: the rate alone does not say how many clients there are'
+        )
     if sampling == "truncated" and cap is None:
         raise ValueError('sampling="truncated" needs cap=, the most clients that a round can have')
     if sampling == "poisson" and rate is None and not given:
-        raise ValueError('sampling="poisson" needs rate=, the probability with which a client takes part, or population= and cohort=')
+        raise ValueError(
+            'sampling="poisson" needs rate=, the probability with which a client takes part, or population= and cohort='
+        )
     if rate is not None and given and not math.isclose(rate, cohort / population, rel_tol=1e-9):  # type: ignore[operator]
         raise ValueError(f"rate={rate} is not cohort / population = {cohort}/{population}: give one of them")
     if rate is not None and not 0 < rate <= 1:
-        raise ValueError(f"rate is the probability with which a client takes part in a round, above 0 and at most 1, got {rate}")
+        raise ValueError(
+            f"rate is the probability with which a client takes part in a round, above 0 and at most 1, got {rate}"
+        )
     if given and not 1 <= cohort <= population:  # type: ignore[operator]
         raise ValueError(f"cohort must be from 1 to the population, {population}, got {cohort}")
     if cap is not None and cap < 1:
         raise ValueError(f"cap must be at least 1, got {cap}")
     if examples < 1 or (examples > 1 and sampling != "poisson"):
-        raise ValueError(f'examples must be at least 1, and 1 unless sampling="poisson", got {examples} with {sampling!r}')
+        raise ValueError(
+            f'examples must be at least 1, and 1 unless sampling="poisson", got {examples} with {sampling!r}'
+        )
     if sampling == "everyone":
         return Sampled(sampling)
     found = Sampled(sampling, rate, population, cohort, cap, examples)
-    return found if sampling != "poisson" else replace(found, rate=found.probability, population=None, cohort=None, cap=None)
+    return (
+        found
+        if sampling != "poisson"
+        else replace(found, rate=found.probability, population=None, cohort=None, cap=None)
+    )
 
 
 def _usual(drawn: Sampled) -> Accountant:
@@ -189,17 +218,23 @@ def _check(noise: float, rounds: int, delta: float, accountant: Any, neighbours:
     if accountant not in (None, "pld", "rdp"):
         raise ValueError(f'accountant must be "pld" or "rdp", got {accountant!r}')
     if neighbours not in (None, "add-remove", "replace-one", "replace-special"):
-        raise ValueError(f'neighbours must be "add-remove", "replace-one" or "replace-special", got {neighbours!r}')
+        raise ValueError(
+            f'neighbours must be "add-remove", "replace-one" or "replace-special", got {neighbours!r}'
+        )
     if not noise >= 0:
         raise ValueError(f"noise must be 0 or more, in multiples of the clip, got {noise!r}")
     if isinstance(rounds, bool) or int(rounds) != rounds or rounds < 0:
         raise ValueError(f"rounds must be a whole number, 0 or more, got {rounds!r}")
     if not 0 < delta < 1:
-        raise ValueError(f"delta must be between 0 and 1, and well below one over the number of clients, got {delta!r}")
+        raise ValueError(
+            f"delta must be between 0 and 1, and well below one over the number of clients, got {delta!r}"
+        )
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(noise: float, drawn: Sampled, rounds: int, delta: float, accountant: Accountant, neighbours: Neighbours) -> float:
+def _epsilon(
+    noise: float, drawn: Sampled, rounds: int, delta: float, accountant: Accountant, neighbours: Neighbours
+) -> float:
     if rounds == 0:
         return 0.0
     if noise == 0:
@@ -211,7 +246,8 @@ def _epsilon(noise: float, drawn: Sampled, rounds: int, delta: float, accountant
 
 @lru_cache(maxsize=8)
 def _composed(noise: float, rate: float, rounds: int, neighbours: Neighbours) -> Any:
-    """The privacy loss distribution of so many rounds: as `PLDAccountant` has it, and kept for another delta."""
+    """The privacy loss distribution of so many rounds: as `PLDAccountant` has it, and kept for another
+    delta."""
     if rate == 1:  # noise that is drawn again and again is as one with less
         return _one_round(noise / math.sqrt(rounds), 1.0, neighbours)
     return _one_round(noise, rate, neighbours).self_compose(rounds)
@@ -221,14 +257,20 @@ def _composed(noise: float, rate: float, rounds: int, neighbours: Neighbours) ->
 def _one_round(noise: float, rate: float, neighbours: Neighbours) -> Any:
     from dp_accounting.pld import privacy_loss_distribution
 
-    return privacy_loss_distribution.from_gaussian_mechanism(noise, sampling_prob=rate, neighboring_relation=_relations()[neighbours])
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise, sampling_prob=rate, neighboring_relation=_relations()[neighbours]
+    )
 
 
 def _relations() -> dict[Neighbours, Any]:
     import dp_accounting as dp
 
     one = dp.NeighboringRelation
-    return {"add-remove": one.ADD_OR_REMOVE_ONE, "replace-one": one.REPLACE_ONE, "replace-special": one.REPLACE_SPECIAL}
+    return {
+        "add-remove": one.ADD_OR_REMOVE_ONE,
+        "replace-one": one.REPLACE_ONE,
+        "replace-special": one.REPLACE_SPECIAL,
+    }
 
 
 def _accounted(event: Any, count: int, delta: float, accountant: Accountant, neighbours: Neighbours) -> float:
@@ -237,7 +279,11 @@ def _accounted(event: Any, count: int, delta: float, accountant: Accountant, nei
 
     relation = _relations()[neighbours]
     with _quiet():
-        counts = dp.pld.PLDAccountant(relation) if accountant == "pld" else dp.rdp.RdpAccountant(neighboring_relation=relation)
+        counts = (
+            dp.pld.PLDAccountant(relation)
+            if accountant == "pld"
+            else dp.rdp.RdpAccountant(neighboring_relation=relation)
+        )
         try:
             return float(counts.compose(event, count).get_epsilon(delta))
         except dp.UnsupportedEventError as error:
@@ -247,18 +293,28 @@ def _accounted(event: Any, count: int, delta: float, accountant: Accountant, nei
 
 
 @lru_cache(maxsize=1024)
-def _noise_for(wanted: float, drawn: Sampled, rounds: int, delta: float, accountant: Accountant, neighbours: Neighbours) -> float:
+def _noise_for(
+    wanted: float, drawn: Sampled, rounds: int, delta: float, accountant: Accountant, neighbours: Neighbours
+) -> float:
     def over(noise: float) -> float:
         return _epsilon(noise, drawn, rounds, delta, accountant, neighbours) - wanted
 
     start = 1.0
-    if accountant == "pld" and neighbours == "add-remove" and drawn.sampling != "truncated" and drawn.examples == 1:
-        start = _noise_for(wanted, drawn, rounds, delta, "rdp", neighbours)  # a formula, and a little too much
+    if (
+        accountant == "pld"
+        and neighbours == "add-remove"
+        and drawn.sampling != "truncated"
+        and drawn.examples == 1
+    ):
+        start = _noise_for(
+            wanted, drawn, rounds, delta, "rdp", neighbours
+        )  # a formula, and a little too much
     return least(over, start)
 
 
 def least(over: Callable[[float], float], start: float) -> float:
-    """The least number, a millionth or so above, for which `over`, which falls, is not above 0; raises where there is none."""
+    """The least number, a millionth or so above, for which `over`, which falls, is not above 0; raises where
+    there is none."""
     low = high = start
     step = 1.001
     while over(high) > 0:
@@ -280,7 +336,8 @@ def least(over: Callable[[float], float], start: float) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without dp-accounting's warnings of Renyi orders that do not converge: they are left out, and the bound is a little looser."""
+    """Without dp-accounting's warnings of Renyi orders that do not converge: they are left out, and the bound
+    is a little looser."""
     speaks = logging.getLogger("absl")
     before = speaks.level
     speaks.setLevel(logging.ERROR)

@@ -1,10 +1,12 @@
-"""A clip that follows the clients: it moves so that a given share of updates is no longer than it, as far as noise lets that be seen.
+"""A clip that follows the clients: it moves so that a given share of updates is no longer than it, as far as
+noise lets that be seen.
 
     client: sends (clip(u, C), b - 1/2), with b = 1 where |u| <= C
     server: value = (sum u + N(0, (z_u C)^2)) / m;   share = (sum (b - 1/2) + N(0, s^2)) / m + 1/2;   C <- C exp(-rate (share - quantile))
 
-Update and indicator are one vector under one clip, and so one Gaussian mechanism of noise z: z_u = (z^-2 - (2 s)^-2)^(-1/2), a
-little more than z. Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021.
+Update and indicator are one vector under one clip, and so one Gaussian mechanism of noise z: z_u = (z^-2 - (2
+s)^-2)^(-1/2), a little more than z. Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning
+with Adaptive Clipping", NeurIPS 2021.
 
 >>> round(adaptive(0.1).noise_of_updates(1.0, cohort=100), 6)
 1.005038
@@ -27,10 +29,11 @@ from fedjax_core.uplink.base import Info, Promises, Sender, Stage, stage
 
 @dataclass(frozen=True)
 class adaptive:
-    """Instead of a number, as `clip=` of `client_level`: begins at `start`, and moves by `rate` towards the `quantile` of norms.
+    """Instead of a number, as `clip=` of `client_level`: begins at `start`, and moves by `rate` towards the
+    `quantile` of norms.
 
-    `counting`: the standard deviation of the noise on the number of clients within it; a twentieth of the cohort where not given.
-    """
+    `counting`: the standard deviation of the noise on the number of clients within it; a twentieth of the
+    cohort where not given."""
 
     start: float
     quantile: float = 0.5
@@ -41,14 +44,17 @@ class adaptive:
         if not 0 < self.start < math.inf:
             raise ValueError(f"adaptive(start=) is the clip of the first round, above 0, got {self.start!r}")
         if not 0 <= self.quantile <= 1 or not self.rate > 0:
-            raise ValueError(f"adaptive needs a quantile from 0 to 1 and a rate above 0, got {self.quantile!r} and {self.rate!r}")
+            raise ValueError(
+                f"adaptive needs a quantile from 0 to 1 and a rate above 0, got {self.quantile!r} and {self.rate!r}"
+            )
 
     def counts_by(self, cohort: float) -> float:
         """The standard deviation of the noise on the number of clients within the clip."""
         return cohort / 20 if self.counting is None else self.counting
 
     def noise_of_updates(self, noise: float, cohort: float) -> float:
-        """What noise updates get, in multiples of the clip, where they and the counting together have `noise`."""
+        """What noise updates get, in multiples of the clip, where they and the counting together have
+        `noise`."""
         by = self.counts_by(cohort)
         if not noise < 2 * by:
             raise ValueError(
@@ -67,7 +73,8 @@ class Counted(NamedTuple):
 
 @with_settings
 def adaptive_gaussian(clip: adaptive, noise: float, cohort: float) -> Stage:
-    """The Gaussian mechanism under a clip that moves; the server's state is the clip. First in a chain. Needs `aggregators.total()`."""
+    """The Gaussian mechanism under a clip that moves; the server's state is the clip. First in a chain. Needs
+    `aggregators.total()`."""
     check(noise, cohort)
     of_updates, by = clip.noise_of_updates(noise, cohort), clip.counts_by(cohort)
 
@@ -76,7 +83,9 @@ def adaptive_gaussian(clip: adaptive, noise: float, cohort: float) -> Stage:
         return Counted(short, within.astype(jnp.float32) - 0.5), own
 
     def expand(state: Any, message: Counted, shapes: Update) -> Counted:
-        return Counted(clipping.shortened(tree.wide(message.update), state)[0], jnp.clip(message.within, -0.5, 0.5))
+        return Counted(
+            clipping.shortened(tree.wide(message.update), state)[0], jnp.clip(message.within, -0.5, 0.5)
+        )
 
     def finish(state: Any, value: Counted, info: Info, key: Key) -> tuple[Update, Any]:
         noisy = clipping.add_normal(value.update, of_updates * state, info.secret)

@@ -1,12 +1,14 @@
-"""Audits: a lower bound on what a mechanism tells, from what it did. One above the claimed epsilon says that a promise is broken.
+"""Audits: a lower bound on what a mechanism tells, from what it did. One above the claimed epsilon says that
+a promise is broken.
 
     scores of members and of others        how well can they be told apart, and how small can epsilon then be, at 95 %?
     canaries in a run, `one_shot`          how far has the model gone along directions that only canaries sent?
 
-`epsilon_of_counts` is Clopper and Pearson's: false alarms and misses are by chance no fewer than so many, and under (epsilon, delta)
-they cannot both be few: 1 - misses <= exp(epsilon) false alarms + delta. `epsilon_one_run` is of one run with many canaries, each in it or
-not by a coin: Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem 5.2. `one_shot` is no
-bound but an estimate: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", ICLR 2024.
+`epsilon_of_counts` is Clopper and Pearson's: false alarms and misses are by chance no fewer than so many, and
+under (epsilon, delta) they cannot both be few: 1 - misses <= exp(epsilon) false alarms + delta.
+`epsilon_one_run` is of one run with many canaries, each in it or not by a coin: Steinke, Nasr and Jagielski,
+"Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem 5.2. `one_shot` is no bound but an
+estimate: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", ICLR 2024.
 
 >>> rng = np.random.default_rng(0)
 >>> members, others = rng.normal(1, 1, 2000), rng.normal(0, 1, 2000)
@@ -26,7 +28,8 @@ _SHARES = (0.1, 0.05, 0.02, 0.01)  # of scores that are taken for those of membe
 
 
 def auc(members: Any, others: Any) -> float:
-    """The probability that a member's score is above that of somebody else; a half where scores tell nothing."""
+    """The probability that a member's score is above that of somebody else; a half where scores tell
+    nothing."""
     members, others = np.sort(np.asarray(members, np.float64)), np.sort(np.asarray(others, np.float64))
     below, upto = np.searchsorted(others, members, "left"), np.searchsorted(others, members, "right")
     return float((below + upto).sum() / (2 * len(members) * len(others)))
@@ -34,11 +37,16 @@ def auc(members: Any, others: Any) -> float:
 
 def tpr_at(members: Any, others: Any, fpr: float = 0.01) -> float:
     """The share of members above the threshold that a share `fpr` of the others is above."""
-    return float(np.mean(np.asarray(members) > np.quantile(np.asarray(others, np.float64), 1 - fpr, method="higher")))
+    return float(
+        np.mean(np.asarray(members) > np.quantile(np.asarray(others, np.float64), 1 - fpr, method="higher"))
+    )
 
 
-def epsilon_of_counts(hits: int, members: int, alarms: int, others: int, delta: float, confidence: float = 0.95) -> float:
-    """The epsilon that is at least told where `hits` of so many members, and `alarms` of so many others, were taken for members.
+def epsilon_of_counts(
+    hits: int, members: int, alarms: int, others: int, delta: float, confidence: float = 0.95
+) -> float:
+    """The epsilon that is at least told where `hits` of so many members, and `alarms` of so many others, were
+    taken for members.
 
     Each share is bounded by Clopper and Pearson, both together with this confidence.
     """
@@ -51,12 +59,14 @@ def epsilon_of_counts(hits: int, members: int, alarms: int, others: int, delta: 
 def epsilon_of_scores(members: Any, others: Any, delta: float, confidence: float = 0.95) -> float:
     """The epsilon that is at least told by scores that are higher for members than for others.
 
-    The best of eight thresholds: a score above one says member, or below one says no member. Each bound has so much more confidence
-    (Bonferroni) that all hold together.
+    The best of eight thresholds: a score above one says member, or below one says no member. Each bound has
+    so much more confidence (Bonferroni) that all hold together.
     """
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     if min(len(members), len(others)) < 10:
-        raise ValueError(f"an audit needs ten scores of each kind, and better a thousand: got {len(members)} and {len(others)}")
+        raise ValueError(
+            f"an audit needs ten scores of each kind, and better a thousand: got {len(members)} and {len(others)}"
+        )
     every, each = np.concatenate([members, others]), 1 - (1 - confidence) / (2 * len(_SHARES))
     found = 0.0
     for share in _SHARES:
@@ -67,12 +77,15 @@ def epsilon_of_scores(members: Any, others: Any, delta: float, confidence: float
     return found
 
 
-def epsilon_one_run(members: Any, others: Any, delta: float, confidence: float = 0.95, guesses: int | None = None) -> float:
+def epsilon_one_run(
+    members: Any, others: Any, delta: float, confidence: float = 0.95, guesses: int | None = None
+) -> float:
     """The epsilon that one run tells at least, of canaries each of which was in it or not by a coin.
 
-    Half of the `guesses` (a tenth of all where not given) are that the highest scores are members', half that the lowest are none's.
-    Under (epsilon, 0) right guesses are no more than binomial with probability exp(epsilon) / (1 + exp(epsilon)); a delta adds to the
-    probability of seeing so many what theorem 5.2 says.
+    Half of the `guesses` (a tenth of all where not given) are that the highest scores are members', half that
+    the lowest are none's. Under (epsilon, 0) right guesses are no more than binomial with probability
+    exp(epsilon) / (1 + exp(epsilon)); a delta adds to the probability of seeing so many what theorem 5.2
+    says.
     """
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     number = len(members) + len(others)
@@ -96,7 +109,11 @@ def epsilon_one_run(members: Any, others: Any, delta: float, confidence: float =
     wanted = 1 - confidence
     if chance(0.0) > wanted:
         return 0.0
-    return float(brentq(lambda epsilon: chance(epsilon) - wanted, 0.0, _MOST)) if chance(_MOST) > wanted else _MOST
+    return (
+        float(brentq(lambda epsilon: chance(epsilon) - wanted, 0.0, _MOST))
+        if chance(_MOST) > wanted
+        else _MOST
+    )
 
 
 class OneShot(NamedTuple):
@@ -111,14 +128,17 @@ class OneShot(NamedTuple):
 
 
 def one_shot(canaries: Any, way: Any, delta: float, fit_spread: bool = False) -> OneShot:
-    """The epsilon at `delta` that the cosines of canaries [k, d] with the way [d] that a model went speak for.
+    """The epsilon at `delta` that the cosines of canaries [k, d] with the way [d] that a model went speak
+    for.
 
-    Without them in it a cosine is N(0, 1 / d); with them it is taken for N(mean, spread^2), with the mean of those seen and a spread of
-    1 / sqrt(d), or theirs where `fit_spread`: with few canaries or a spread that the mechanism changes that is far noisier.
-    """
+    Without them in it a cosine is N(0, 1 / d); with them it is taken for N(mean, spread^2), with the mean of
+    those seen and a spread of 1 / sqrt(d), or theirs where `fit_spread`: with few canaries or a spread that
+    the mechanism changes that is far noisier."""
     canaries, way = np.asarray(canaries, np.float64), np.asarray(way, np.float64)
     if canaries.ndim != 2 or canaries.shape[1:] != way.shape:
-        raise ValueError(f"canaries are [k, d] and the way of the model is [d], got {list(canaries.shape)} and {list(way.shape)}")
+        raise ValueError(
+            f"canaries are [k, d] and the way of the model is [d], got {list(canaries.shape)} and {list(way.shape)}"
+        )
     lengths = np.linalg.norm(canaries, axis=1) * max(np.linalg.norm(way), 1e-300)
     cosines = canaries @ way / lengths
     usual = 1 / math.sqrt(canaries.shape[1])
@@ -127,8 +147,8 @@ def one_shot(canaries: Any, way: Any, delta: float, fit_spread: bool = False) ->
 
 
 def epsilon_between(mean: float, spread: float, other: float, other_spread: float, delta: float) -> float:
-    """The epsilon at `delta` between two normal distributions: the least for which neither has more than delta above exp(epsilon) times
-    the other."""
+    """The epsilon at `delta` between two normal distributions: the least for which neither has more than
+    delta above exp(epsilon) times the other."""
 
     def delta_of(epsilon: float) -> float:
         return max(
@@ -147,7 +167,8 @@ def epsilon_between(mean: float, spread: float, other: float, other_spread: floa
 
 
 def _above(m: float, s: float, n: float, t: float, epsilon: float) -> float:
-    """P[S] - exp(epsilon) Q[S] for the S where P = N(m, s^2) has more than exp(epsilon) times Q = N(n, t^2): where a x^2 + b x + c > 0."""
+    """P[S] - exp(epsilon) Q[S] for the S where P = N(m, s^2) has more than exp(epsilon) times Q = N(n, t^2):
+    where a x^2 + b x + c > 0."""
     a = (1 / t**2 - 1 / s**2) / 2
     b = m / s**2 - n / t**2
     c = (n**2 / t**2 - m**2 / s**2) / 2 + math.log(t / s) - epsilon

@@ -1,9 +1,9 @@
-"""Canary clients: they train nothing, and send a direction of their own, as long as clipping lets it be. How far the model has gone along
-them, and no other directions, tells how much of any one client is in it.
+"""Canary clients: they train nothing, and send a direction of their own, as long as clipping lets it be. How
+far the model has gone along them, and no other directions, tells how much of any one client is in it.
 
     algorithm = planted(algorithm)          the same, but for clients that are marked as canaries
-    state = marked(sim.init(key), clients)  those at these positions are: a run of its own, or beside the others
-    one_shot(directions(k, params), way, delta)
+    state = marked(sim.init(key), clients)  those at these positions are: a run of its own, or beside the
+    others one_shot(directions(k, params), way, delta)
 
 A canary needs an example, for clients without take no part.
 
@@ -33,7 +33,8 @@ class Planted(NamedTuple):
 
 
 def planted(algorithm: Algorithm, size: float = _LONG) -> Algorithm:
-    """The algorithm with clients that may be `marked` as canaries, which report a direction of norm `size` in the place of an update."""
+    """The algorithm with clients that may be `marked` as canaries, which report a direction of norm `size` in
+    the place of an update."""
 
     def exchange_of(exchange: Exchange) -> Exchange:
         client = exchange.client
@@ -47,8 +48,12 @@ def planted(algorithm: Algorithm, size: float = _LONG) -> Algorithm:
 
         def finish(message: Message, carry: Carry, seen: Seen) -> Report:
             report, canary = client.finish(message, carry[0], seen), carry[1]
-            sent = tree.like(tree.scale(size, _direction(jnp.maximum(canary, 0), tree.wide(report.update))), report.update)
-            return report._replace(update=tree.where(canary >= 0, sent, report.update), own=Planted(report.own, canary))
+            sent = tree.like(
+                tree.scale(size, _direction(jnp.maximum(canary, 0), tree.wide(report.update))), report.update
+            )
+            return report._replace(
+                update=tree.where(canary >= 0, sent, report.update), own=Planted(report.own, canary)
+            )
 
         return exchange._replace(client=Client(begin, step, finish))
 
@@ -66,20 +71,27 @@ def marked(state: Any, positions: Any) -> Any:
     positions = jnp.asarray(np.asarray(positions), jnp.int32)
     own = state.clients.own
     if not isinstance(own, Planted):
-        raise TypeError("canaries are marked in the state of an algorithm that knows them: compose planted(algorithm)")
+        raise TypeError(
+            "canaries are marked in the state of an algorithm that knows them: compose planted(algorithm)"
+        )
     canary = own.canary.at[positions].set(jnp.arange(len(positions), dtype=jnp.int32))
     return state._replace(clients=state.clients._replace(own=own._replace(canary=canary)))
 
 
 def directions(number: int, params: Params) -> np.ndarray:
-    """[number, P] the directions of the first canaries, for updates of the shapes of `params`, each of norm 1."""
+    """[number, P] the directions of the first canaries, for updates of the shapes of `params`, each of norm
+    1."""
     shapes = tree.shapes(jax.tree.map(jnp.asarray, params))
-    return np.asarray(jax.lax.map(lambda i: ravel_pytree(_direction(i, shapes))[0], jnp.arange(number, dtype=jnp.int32)))
+    return np.asarray(
+        jax.lax.map(lambda i: ravel_pytree(_direction(i, shapes))[0], jnp.arange(number, dtype=jnp.int32))
+    )
 
 
 def _direction(canary: Array, shapes: Any) -> Any:
     structure: Any
     leaves, structure = jax.tree.flatten(shapes)
     key = jax.random.fold_in(jax.random.key(20), canary)
-    drawn = [jax.random.normal(jax.random.fold_in(key, i), x.shape, jnp.float32) for i, x in enumerate(leaves)]
+    drawn = [
+        jax.random.normal(jax.random.fold_in(key, i), x.shape, jnp.float32) for i, x in enumerate(leaves)
+    ]
     return structure.unflatten(tree.scale(1 / tree.norm(drawn), drawn))

@@ -1,11 +1,13 @@
-"""One object for who takes part, how updates are clipped, the noise, and what all that tells: so that they cannot disagree.
+"""One object for who takes part, how updates are clipped, the noise, and what all that tells: so that they
+cannot disagree.
 
     private = client_level(population=1000, cohort=50, rounds=200, clip=1.0, epsilon=8.0, delta=1e-6)
     compose(algorithm, uplink=private.uplink, aggregator=private.aggregator);   fit(..., cohorts=private.cohorts)
 
-The promise is one about the model, and whatever is made of it: with or without any one client, it is drawn from nearly the same
-distribution. The server is trusted: it reads each update, and adds the noise. `compose` refuses what would leave beside it
-(`fedjax_core.promises`), and `fit` another sampler, and more rounds than were planned.
+The promise is one about the model, and whatever is made of it: with or without any one client, it is drawn
+from nearly the same distribution. The server is trusted: it reads each update, and adds the noise. `compose`
+refuses what would leave beside it (`fedjax_core.promises`), and `fit` another sampler, and more rounds than
+were planned.
 
 >>> private = client_level(population=1000, cohort=50, rounds=10, clip=1.0, noise=2.0, delta=1e-5)
 >>> private.cohorts
@@ -36,7 +38,8 @@ from fedjax_core.uplink.base import Stage
 
 log = logging.getLogger("fedjax_core")
 
-_FEW = 10  # clients, of which each is too much of the model for noise that hides one to leave anything of the others
+# clients, of which each is too much of the model for noise that hides one to leave anything of the others
+_FEW = 10
 _SHOWN = 24  # numbers of rounds of which `told` asks the accountant itself
 
 
@@ -93,7 +96,10 @@ class ClientLevel:
     @property
     def terms(self) -> dict[str, Any]:
         """What has to stay as it is for one epsilon to be said of all rounds, in plain values."""
-        said = {name: getattr(self, name) for name in ("population", "cohort", "noise", "delta", "sampling", "cap", "bands", "weight_cap")}
+        said = {
+            name: getattr(self, name)
+            for name in ("population", "cohort", "noise", "delta", "sampling", "cap", "bands", "weight_cap")
+        }
         return {**said, "clip": repr(self.clip)}
 
     def epsilon(self, rounds: int | None = None) -> float:
@@ -101,24 +107,31 @@ class ClientLevel:
         return self._at(self.noise, self.rounds if rounds is None else int(rounds))
 
     def told(self, rounds: int) -> float:
-        """As `epsilon`, or a little above it: of the next of a few numbers of rounds, and of a formula. Cheap enough for every round."""
+        """As `epsilon`, or a little above it: of the next of a few numbers of rounds, and of a formula. Cheap
+        enough for every round."""
         if rounds <= 0:
             return 0.0
         every = -(-self.rounds // _SHOWN)
         shown = -(-rounds // every) * every
-        return min(self.epsilon(min(shown, self.rounds) if rounds <= self.rounds else shown), self._by_formula(rounds))
+        return min(
+            self.epsilon(min(shown, self.rounds) if rounds <= self.rounds else shown),
+            self._by_formula(rounds),
+        )
 
     def _by_formula(self, rounds: int) -> float:
         if self._cut_off > 0:
             return math.inf  # of cohorts that are cut off there is none
-        return accounting.epsilon(self.noise, rounds=self._turns(rounds), delta=self.delta, accountant="rdp", **self._drawn)
+        return accounting.epsilon(
+            self.noise, rounds=self._turns(rounds), delta=self.delta, accountant="rdp", **self._drawn
+        )
 
     def _at(self, noise: float, rounds: int) -> float:
         """The epsilon of so many rounds under this noise, with what cutting off cohorts costs."""
         count = self._turns(rounds)
         if not self._cut_off or not count:
             return accounting.epsilon(noise, rounds=count, delta=self.delta, **self._drawn)
-        # Where cohorts are cut off with probability p, all is as without that but for T p, at both ends: delta has T p (1 + exp(epsilon)).
+        # Where cohorts are cut off with probability p, all is as without that but for T p, at both ends: delta has T p
+        # (1 + exp(epsilon)).
         first = accounting.epsilon(noise, rounds=count, delta=0.99 * self.delta, **self._drawn)
         price = rounds * self._cut_off * (1 + math.exp(first)) if first < 700 else math.inf
         if price <= 0.01 * self.delta:
@@ -129,7 +142,9 @@ class ClientLevel:
         return accounting.epsilon(noise, rounds=count, delta=self.delta, sampling="truncated", **numbers)  # type: ignore[arg-type]
 
     def _refuse(self) -> float:
-        raise ValueError(f"cap={self.cap} cuts off cohorts too often for an account under bands={self.bands}: leave cap= out")
+        raise ValueError(
+            f"cap={self.cap} cuts off cohorts too often for an account under bands={self.bands}: leave cap= out"
+        )
 
     def _turns(self, rounds: int) -> int:
         """In how many of these rounds a client may take part."""
@@ -166,17 +181,21 @@ def client_level(
     open_metrics: bool = False,
     seed: int = 0,
 ) -> ClientLevel:
-    """Differential privacy of whole clients, of which there are `population`, and about `cohort` in each of `rounds`.
+    """Differential privacy of whole clients, of which there are `population`, and about `cohort` in each of
+    `rounds`.
 
-    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. An update is clipped to norm `clip`, a
-    number; a bound for each group of leaves, {"0": 1.0, "1": 0.5}; or `fc.privacy.adaptive(0.1)`.
+    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. An update
+    is clipped to norm `clip`, a number; a bound for each group of leaves, {"0": 1.0, "1": 0.5}; or
+    `fc.privacy.adaptive(0.1)`.
 
-    `sampling`: "poisson", each client by itself, cohorts of more than `cap` being cut off (by default so rarely that it costs nothing,
-    else its price is in the epsilon); "fixed", `cohort` clients each time, between neighbours one of whose clients is another.
-    `bands` > 1: noise that so many rounds share, over clients that take turns (`fedjax_core.privacy.correlated`): less of it in the
-    model after many rounds. `weight_cap`: clients count by their examples, up to so many, instead of alike.
-    Metrics of training are withheld, for they would leave without noise, unless `open_metrics`, for simulations whose clients need no
-    protection: no epsilon counts them. `seed` draws the cohorts, and is to be known to nobody whom the epsilon is to hold against.
+    `sampling`: "poisson", each client by itself, cohorts of more than `cap` being cut off (by default so
+    rarely that it costs nothing, else its price is in the epsilon); "fixed", `cohort` clients each time,
+    between neighbours one of whose clients is another. `bands` > 1: noise that so many rounds share, over
+    clients that take turns (`fedjax_core.privacy.correlated`): less of it in the model after many rounds.
+    `weight_cap`: clients count by their examples, up to so many, instead of alike. Metrics of training are
+    withheld, for they would leave without noise, unless `open_metrics`, for simulations whose clients need no
+    protection: no epsilon counts them. `seed` draws the cohorts, and is to be known to nobody whom the
+    epsilon is to hold against.
 
     Raises ValueError where no noise gives this epsilon.
     """
@@ -187,9 +206,13 @@ def client_level(
             "Protect their examples instead (fc.privacy.example_level), or have real sites add noise of their own (leaving.noise)"
         )
     if cohort * bands > population:
-        raise ValueError(f"cohort={cohort}{f' in each of bands={bands} groups' if bands > 1 else ''} is more than population={population}")
+        raise ValueError(
+            f"cohort={cohort}{f' in each of bands={bands} groups' if bands > 1 else ''} is more than population={population}"
+        )
     if (epsilon is None) == (noise is None):
-        raise ValueError(f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}")
+        raise ValueError(
+            f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}"
+        )
     if sampling not in ("poisson", "fixed"):
         raise ValueError(f'sampling must be "poisson" or "fixed", got {sampling!r}')
     if bands > 1 and (sampling == "fixed" or isinstance(clip, adaptive) or weight_cap is not None):
@@ -197,17 +220,25 @@ def client_level(
             "bands= shares noise between rounds of one clip and of Poisson cohorts: leave out sampling=, adaptive clips, weight_cap="
         )
     if isinstance(clip, adaptive) and weight_cap is not None:
-        raise ValueError("weight_cap= goes with a clip that stays as it is: give clip= a number, or leave weight_cap= out")
+        raise ValueError(
+            "weight_cap= goes with a clip that stays as it is: give clip= a number, or leave weight_cap= out"
+        )
     if sampling == "fixed" and cap is not None:
         raise ValueError('sampling="fixed" has no cap=: every cohort has the same size')
     if not 0 < delta < 1:
         raise ValueError(f"delta must be between 0 and 1, got {delta!r}")
     if delta > 1 / population:
-        log.warning("delta=%g is more than one over the %d clients: it allows that one of them is told outright", delta, population)
+        log.warning(
+            "delta=%g is more than one over the %d clients: it allows that one of them is told outright",
+            delta,
+            population,
+        )
     rate, those = bands * cohort / population, -(-population // bands)
     cap = headroom(those, rate) if cap is None else cap
     if sampling == "poisson" and not cohort <= cap <= those:
-        raise ValueError(f"cap={cap} is the most clients of a round: from the cohort, {cohort}, to all that may come, {those}")
+        raise ValueError(
+            f"cap={cap} is the most clients of a round: from the cohort, {cohort}, to all that may come, {those}"
+        )
     made = ClientLevel(
         population, cohort, rounds, clip if isinstance(clip, adaptive) else clipping.bounds(clip), 0.0 if noise is None else float(noise),
         float(delta), sampling, 0 if sampling == "fixed" else cap, bands, weight_cap, open_metrics, seed,

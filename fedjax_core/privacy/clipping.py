@@ -1,9 +1,10 @@
-"""Clips a tree of arrays to a norm, whatever is in it: what a promise about one client or one example rests on.
+"""Clips a tree of arrays to a norm, whatever is in it: what a promise about one client or one example rests
+on.
 
     u <- u min(1, bound / |u|), over all leaves together, or over groups of leaves with a bound each
 
-The norm is never above the bound: not where numbers are as large as 1e38, whose squares overflow, nor in 16 bits, which round up. What is
-not finite becomes zeros.
+The norm is never above the bound: not where numbers are as large as 1e38, whose squares overflow, nor in 16
+bits, which round up. What is not finite becomes zeros.
 
 >>> import jax.numpy as jnp
 >>> clip_by_norm(jnp.array([3.0, 4.0]), 1.0).round(3).tolist(), clip_by_norm(jnp.array([jnp.nan, 4.0]), 1.0).tolist()
@@ -25,31 +26,39 @@ Bounds = float | tuple[tuple[str, float], ...]
 
 
 def clip_by_norm(update: Update, bound: Array | float) -> Update:
-    """`update` with an l2 norm of at most `bound` over all leaves; the same bits where it is shorter, zeros where it is not finite."""
+    """`update` with an l2 norm of at most `bound` over all leaves; the same bits where it is shorter, zeros
+    where it is not finite."""
     fine = tree.finite(update)
     kept, _ = shortened(jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), update), bound)
     return kept
 
 
 def clipped_sum(rows: Update, here: Array, bound: float) -> Update:
-    """The sum of `rows`, leaves [B, ...], of those `here` [B], each shortened to an l2 norm of at most `bound` over all leaves.
+    """The sum of `rows`, leaves [B, ...], of those `here` [B], each shortened to an l2 norm of at most
+    `bound` over all leaves.
 
-    One whose norm float32 cannot hold (NaN, above 1e19) adds nothing. The rows are gone over twice: for their norms, and for their sum.
-    """
-    squares = [jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(rows)]
+    One whose norm float32 cannot hold (NaN, above 1e19) adds nothing. The rows are gone over twice: for their
+    norms, and for their sum."""
+    squares = [
+        jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+        for x in jax.tree.leaves(rows)
+    ]
     norms = jnp.sqrt(sum(squares, jnp.zeros(len(here), jnp.float32)))
     counts = jnp.isfinite(norms) & (here > 0)
     factors = jnp.where(counts, jnp.minimum(1, bound / jnp.where(norms > 0, norms, bound)), 0)
 
     def add(x: Array) -> Array:
         shape = (len(here),) + (1,) * (x.ndim - 1)
-        return jnp.sum(jnp.where(counts.reshape(shape), x * factors.astype(x.dtype).reshape(shape), 0), axis=0)
+        return jnp.sum(
+            jnp.where(counts.reshape(shape), x * factors.astype(x.dtype).reshape(shape), 0), axis=0
+        )
 
     return jax.tree.map(add, rows)
 
 
 def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
-    """(`update` with a norm of at most `bound`, whether it had that already); NaN where it is not finite, so that it is refused."""
+    """(`update` with a norm of at most `bound`, whether it had that already); NaN where it is not finite, so
+    that it is refused."""
     bound = jnp.asarray(bound, jnp.float32)
     leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(update)]
     if not leaves:
@@ -61,7 +70,9 @@ def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
 
     def shorten(x: Array) -> Array:
         room = bound if x.dtype.itemsize >= 4 else bound * (1 - 2**-7)  # for what rounding to 16 bits adds
-        return jnp.where(within, x, ((x.astype(jnp.float32) / unit) * (room / jnp.maximum(root, 1))).astype(x.dtype))
+        return jnp.where(
+            within, x, ((x.astype(jnp.float32) / unit) * (room / jnp.maximum(root, 1))).astype(x.dtype)
+        )
 
     return jax.tree.map(shorten, update), within
 
@@ -71,10 +82,14 @@ def bounds(clip: float | Mapping[str, float] | Bounds, name: str = "clip") -> Bo
     if isinstance(clip, (Mapping, tuple)):
         found = tuple((str(group), float(bound)) for group, bound in dict(clip).items())
         if not found or any(not 0 < bound < math.inf for _, bound in found):
-            raise ValueError(f"{name}= has a bound above 0 for each group of leaves, as {{'0': 1.0, '1': 0.5}}, got {dict(clip)}")
+            raise ValueError(
+                f"{name}= has a bound above 0 for each group of leaves, as {{'0': 1.0, '1': 0.5}}, got {dict(clip)}"
+            )
         return found
     if known(clip) and not 0 < clip < math.inf:
-        raise ValueError(f"{name}= must be above 0, the norm to which each client's update is clipped, got {clip!r}")
+        raise ValueError(
+            f"{name}= must be above 0, the norm to which each client's update is clipped, got {clip!r}"
+        )
     return float(clip)
 
 
@@ -84,7 +99,8 @@ def total(clip: Bounds) -> float:
 
 
 def clipped(update: Update, clip: Bounds) -> Update:
-    """`update`, each of its groups no longer than its bound. Raises where a leaf is in no group, or in two."""
+    """`update`, each of its groups no longer than its bound. Raises where a leaf is in no group, or in
+    two."""
     if not isinstance(clip, tuple):
         return shortened(update, clip)[0]
     structure: Any
@@ -93,11 +109,15 @@ def clipped(update: Update, clip: Bounds) -> Update:
     for name, of in zip(tree.names(update), groups, strict=True):
         if len(of) != 1:
             listed = ", ".join(repr(group) for group, _ in clip)
-            raise ValueError(f"clip= has the groups {listed}, and leaf {name!r} is under {len(of)} of them: put each under one")
+            raise ValueError(
+                f"clip= has the groups {listed}, and leaf {name!r} is under {len(of)} of them: put each under one"
+            )
     for group, bound in clip:
         where = [i for i, (of,) in enumerate(groups) if of == group]
         if not where:
-            raise ValueError(f"clip= has the group {group!r}, and no leaf is under it: they are {', '.join(map(repr, tree.names(update)))}")
+            raise ValueError(
+                f"clip= has the group {group!r}, and no leaf is under it: they are {', '.join(map(repr, tree.names(update)))}"
+            )
         short, _ = shortened([leaves[i] for i in where], bound)
         for i, x in zip(where, short, strict=True):
             leaves[i] = x
@@ -109,4 +129,6 @@ def add_normal(value: Update, deviation: Array | float, key: Any) -> Update:
     structure: Any
     leaves, structure = jax.tree.flatten(tree.wide(value))
     draws = [jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
-    return structure.unflatten([x + jnp.asarray(deviation, x.dtype) * z for x, z in zip(leaves, draws, strict=True)])
+    return structure.unflatten(
+        [x + jnp.asarray(deviation, x.dtype) * z for x, z in zip(leaves, draws, strict=True)]
+    )

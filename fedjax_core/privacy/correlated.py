@@ -1,14 +1,16 @@
-"""Noise that later rounds take back in part (DP-FTRL): what adds up in the model is smaller, for as much noise in each round.
+"""Noise that later rounds take back in part (DP-FTRL): what adds up in the model is smaller, for as much
+noise in each round.
 
     the noises x_1, x_2, ... of rounds are C^-1 z, with z fresh noise and C lower triangular:      C x = z
     banded:  c_0 x_t = z_t - c_1 x_{t-1} - ... - c_{b-1} x_{t-b+1}                                 keeps b - 1 copies of the model
     buffers: x_t = z_t - sum_i w_i s_i,   s_i <- h_i s_i + x_t      (c_0 = 1, c_k = sum_i w_i h_i^(k-1))     keeps one a buffer
 
-With bands, and clients that take turns so that two rounds of one are at least b rounds apart (`sampling.turns`), a client's rounds
-meet in no row of C: they tell what as many rounds of plain noise tell, each over a b-th of the clients. Choquette-Choo et al., "(Amplified)
-Banded Matrix Factorization", NeurIPS 2023; for buffers Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and Near-Optimal
-Noise Generation for Streaming Differential Privacy", FOCS 2024. The square root of the matrix of prefix sums, from which
-bands are sought: Fichtenberger, Henzinger and Upadhyay, "Constant Matters", ICML 2023.
+With bands, and clients that take turns so that two rounds of one are at least b rounds apart
+(`sampling.turns`), a client's rounds meet in no row of C: they tell what as many rounds of plain noise tell,
+each over a b-th of the clients. Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS
+2023; for buffers Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and Near-Optimal Noise
+Generation for Streaming Differential Privacy", FOCS 2024. The square root of the matrix of prefix sums, from
+which bands are sought: Fichtenberger, Henzinger and Upadhyay, "Constant Matters", ICML 2023.
 
 >>> [round(c, 3) for c in band(4, rounds=100)]
 [0.683, 0.483, 0.414, 0.359]
@@ -33,16 +35,18 @@ from fedjax_core.uplink.base import Info, Promises, Sender, Stage, stage
 
 
 def square_root(rounds: int) -> np.ndarray:
-    """[rounds] float64: c_k = binomial(2 k, k) / 4^k, the square root of the matrix of prefix sums: of all Toeplitz ones the best."""
+    """[rounds] float64: c_k = binomial(2 k, k) / 4^k, the square root of the matrix of prefix sums: of all
+    Toeplitz ones the best."""
     return np.cumprod(np.concatenate([[1.0], (2 * np.arange(1, rounds) - 1) / (2 * np.arange(1, rounds))]))
 
 
 @lru_cache(maxsize=64)
 def band(bands: int, rounds: int) -> tuple[float, ...]:
-    """(c_0, ..., c_(bands-1)), of norm 1, with which the sums of 1, 2, ..., `rounds` noises are smallest on average.
+    """(c_0, ..., c_(bands-1)), of norm 1, with which the sums of 1, 2, ..., `rounds` noises are smallest on
+    average.
 
-    That is (sum_t e_t / rounds) with e_t = sum_{s <= t} w_s^2 and w the series of 1 / ((1 - z) c(z)), whose slope along c_j is -z^j w / c.
-    """
+    That is (sum_t e_t / rounds) with e_t = sum_{s <= t} w_s^2 and w the series of 1 / ((1 - z) c(z)), whose
+    slope along c_j is -z^j w / c."""
     left = (rounds - np.arange(rounds)) / rounds
     ones = np.ones(rounds)
 
@@ -54,7 +58,13 @@ def band(bands: int, rounds: int) -> tuple[float, ...]:
             slope[j] = -2 * (sums[j:] * left[j:]) @ back[: rounds - j]
         return math.log(error * norm), slope / error + 2 * c / norm
 
-    found = minimize(loss, square_root(bands), jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}).x
+    found = minimize(
+        loss,
+        square_root(bands),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9},
+    ).x
     return tuple(map(float, found / np.linalg.norm(found)))
 
 
@@ -66,10 +76,11 @@ def buffered(weights: Any, decays: Any, rounds: int) -> np.ndarray:
 
 
 def sensitivity(c: Any, rounds: int, apart: int | None = None) -> float:
-    """How long a change of one client's updates, each by 1, may be after C; it takes part every `apart` rounds, or once where None.
+    """How long a change of one client's updates, each by 1, may be after C; it takes part every `apart`
+    rounds, or once where None.
 
-    For coefficients that are not negative and do not grow, as those here: taking part at once, and as often as may be, is the longest.
-    """
+    For coefficients that are not negative and do not grow, as those here: taking part at once, and as often
+    as may be, is the longest."""
     row = np.zeros(rounds)
     row[: len(c)] = np.asarray(c, np.float64)[:rounds]
     column = np.zeros(rounds)
@@ -88,15 +99,22 @@ def _one_more(c: np.ndarray, last: Any, fresh: Update) -> tuple[Update, Any]:
     back = jnp.asarray(c[1:], jnp.float32)
 
     def next_of(z: Any, before: Any) -> Any:
-        return (z - jnp.tensordot(back.astype(z.dtype), before, axes=1)) / jnp.asarray(c[0], z.dtype) if len(c) > 1 else z / c[0]
+        return (
+            (z - jnp.tensordot(back.astype(z.dtype), before, axes=1)) / jnp.asarray(c[0], z.dtype)
+            if len(c) > 1
+            else z / c[0]
+        )
 
     noise = jax.tree.map(next_of, fresh, last)
-    return noise, jax.tree.map(lambda x, before: jnp.concatenate([x[None], before])[: len(c) - 1], noise, last)
+    return noise, jax.tree.map(
+        lambda x, before: jnp.concatenate([x[None], before])[: len(c) - 1], noise, last
+    )
 
 
 @with_settings
 def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int, rounds: int) -> Stage:
-    """As `gaussian`, with noise that `bands` rounds share, the best for so many `rounds`; the server keeps `bands` - 1 copies of it."""
+    """As `gaussian`, with noise that `bands` rounds share, the best for so many `rounds`; the server keeps
+    `bands` - 1 copies of it."""
     clip, c = clipping.bounds(clip), np.asarray(band(bands, rounds))
     check(noise, cohort)
     deviation = noise * clipping.total(clip)
@@ -111,21 +129,37 @@ def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int, rounds: 
 
 
 @with_settings
-def buffered_gaussian(clip: Any, noise: float, cohort: float, weights: tuple[float, ...], decays: tuple[float, ...]) -> Stage:
-    """As `gaussian`, with noise by buffers of these weights and decays; the server keeps one copy of the update a buffer.
+def buffered_gaussian(
+    clip: Any, noise: float, cohort: float, weights: tuple[float, ...], decays: tuple[float, ...]
+) -> Stage:
+    """As `gaussian`, with noise by buffers of these weights and decays; the server keeps one copy of the
+    update a buffer.
 
-    `noise` is that of fresh noise, so that what rounds tell is `epsilon(noise / sensitivity(...), sampling="everyone")`.
-    """
+    `noise` is that of fresh noise, so that what rounds tell is `epsilon(noise / sensitivity(...),
+    sampling="everyone")`."""
     clip = clipping.bounds(clip)
     check(noise, cohort)
-    if len(weights) != len(decays) or not weights or any(not 0 <= x < 1 for x in (*decays,)) or any(not w >= 0 for w in weights):
-        raise ValueError(f"buffers have a weight of 0 or more and a decay from 0 to below 1 each, got {weights} and {decays}")
-    w, h, deviation = np.asarray(weights, np.float32), np.asarray(decays, np.float32), noise * clipping.total(clip)
+    if (
+        len(weights) != len(decays)
+        or not weights
+        or any(not 0 <= x < 1 for x in (*decays,))
+        or any(not w >= 0 for w in weights)
+    ):
+        raise ValueError(
+            f"buffers have a weight of 0 or more and a decay from 0 to below 1 each, got {weights} and {decays}"
+        )
+    w, h, deviation = (
+        np.asarray(weights, np.float32),
+        np.asarray(decays, np.float32),
+        noise * clipping.total(clip),
+    )
 
     def draw(last: Any, zeros: Update, secret: Key) -> tuple[Update, Any]:
         fresh = clipping.add_normal(zeros, deviation, secret)
         x = jax.tree.map(lambda z, s: z - jnp.tensordot(jnp.asarray(w, z.dtype), s, axes=1), fresh, last)
-        return x, jax.tree.map(lambda s, x: s * jnp.asarray(h, s.dtype).reshape(-1, *[1] * x.ndim) + x[None], last, x)
+        return x, jax.tree.map(
+            lambda s, x: s * jnp.asarray(h, s.dtype).reshape(-1, *[1] * x.ndim) + x[None], last, x
+        )
 
     def memory(shapes: Update) -> Any:
         return jax.tree.map(lambda x: jnp.zeros((len(w), *x.shape), x.dtype), tree.wide(shapes))
@@ -133,7 +167,9 @@ def buffered_gaussian(clip: Any, noise: float, cohort: float, weights: tuple[flo
     return _correlated("buffered gaussian", clip, noise, cohort, memory, draw)
 
 
-def _correlated(name: str, clip: clipping.Bounds, noise: float, cohort: float, memory: Any, draw: Any) -> Stage:
+def _correlated(
+    name: str, clip: clipping.Bounds, noise: float, cohort: float, memory: Any, draw: Any
+) -> Stage:
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         return clipping.clipped(update, clip), own
 
@@ -154,12 +190,15 @@ def _correlated(name: str, clip: clipping.Bounds, noise: float, cohort: float, m
 
 
 def buffers_for(rounds: int, buffers: int) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """(weights, decays, sensitivity) of the buffers with which the worst sum of `rounds` has least noise, by the jax-privacy library.
+    """(weights, decays, sensitivity) of the buffers with which the worst sum of `rounds` has least noise, by
+    the jax-privacy library.
 
-    A client takes part once. Raises ModuleNotFoundError where the library is not installed: pip install 'fedjax-core[correlated]'.
-    """
+    A client takes part once. Raises ModuleNotFoundError where the library is not installed: pip install
+    'fedjax-core[correlated]'."""
     from jax_privacy.matrix_factorization import buffered_toeplitz
 
-    found = buffered_toeplitz.optimize(n=rounds, max_participations=1, min_buffers=buffers, max_buffers=buffers)
+    found = buffered_toeplitz.optimize(
+        n=rounds, max_participations=1, min_buffers=buffers, max_buffers=buffers
+    )
     weights, decays = (tuple(map(float, np.asarray(x))) for x in (found.output_scale, found.buf_decay))
     return weights, decays, sensitivity(buffered(weights, decays, rounds), rounds)

@@ -1,24 +1,28 @@
-"""DP-SGD at clients: the gradient of a step is a noisy mean of clipped gradients of single examples, so no example tells much.
+"""DP-SGD at clients: the gradient of a step is a noisy mean of clipped gradients of single examples, so no
+example tells much.
 
     g = (sum over the batch of clip(gradient of one example, C) + N(0, (noise C)^2)) / batch_size
 
 Given to an algorithm as its `gradient=`. How the batches are made decides what a step tells:
 
-"passes": the engine's batches, of passes that go once over all examples in a drawn order. Counted are `epochs` Gaussian mechanisms a round
-with a multiplier of noise / 2, between data one of whose examples is another: a sum moves by at most 2 C. Nothing is gained by sampling,
-for there is none.
+"passes": the engine's batches, of passes that go once over all examples in a drawn order. Counted are
+`epochs` Gaussian mechanisms a round with a multiplier of noise / 2, between data one of whose examples is
+another: a sum moves by at most 2 C. Nothing is gained by sampling, for there is none.
 
-"poisson": each example by itself with probability batch_size / n, in a shape with room for more (`cap`). Counted are `steps` sampled
-Gaussian mechanisms a round, between data with one example more or less: for each client by its own n, which is public.
+"poisson": each example by itself with probability batch_size / n, in a shape with room for more (`cap`).
+Counted are `steps` sampled Gaussian mechanisms a round, between data with one example more or less: for each
+client by its own n, which is public.
 
-Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. The Poisson sample of a client is to its examples what a cohort is to
-clients, and counted by the very same code (`client_level`), cut-off batches included.
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. The Poisson sample of a client is to its
+examples what a cohort is to clients, and counted by the very same code (`client_level`), cut-off batches
+included.
 
-In a simulation the noise is drawn by the key of the step, and batches by a seed, which both come of the run: they protect from those who
-see models and updates and neither of these. A real site draws all that its steps draw by a secret that the operating system gave it, so
-the noise of "passes" holds against the coordinator, too: the same request gets the same bytes, another one, as of a run that goes on from
-an earlier model, new noise, which tells anew. Its audit log has which draw each update is of. Sites make their batches themselves, of
-passes: "poisson" is for simulations.
+In a simulation the noise is drawn by the key of the step, and batches by a seed, which both come of the run:
+they protect from those who see models and updates and neither of these. A real site draws all that its steps
+draw by a secret that the operating system gave it, so the noise of "passes" holds against the coordinator,
+too: the same request gets the same bytes, another one, as of a run that goes on from an earlier model, new
+noise, which tells anew. Its audit log has which draw each update is of. Sites make their batches themselves,
+of passes: "poisson" is for simulations.
 
 >>> private = example_level(clip=1.0, noise=8.0, batch_size=20, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
@@ -77,7 +81,8 @@ class ExampleLevel:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """How clients go through their data, for `fc.Simulator(round, clients, **private.plan)`: what the account is of."""
+        """How clients go through their data, for `fc.Simulator(round, clients, **private.plan)`: what the
+        account is of."""
         if self.sampling == "passes":
             return {"batch_size": self.batch_size, "epochs": self.epochs}
         assert self.steps is not None
@@ -87,14 +92,18 @@ class ExampleLevel:
     def epsilon(self, rounds: int | None = None, examples: int | None = None) -> float:
         """What a client's models of so many rounds (default: all) tell of one of its examples, at `delta`.
 
-        Under "poisson" of a client with so many `examples`; by default of the one with the fewest, of which the most is told.
-        """
+        Under "poisson" of a client with so many `examples`; by default of the one with the fewest, of which
+        the most is told."""
         rounds = self.rounds if rounds is None else int(rounds)
         if self.sampling == "passes":
-            return accounting.epsilon(self.noise / 2, rounds=self.epochs * rounds, delta=self.delta, sampling="everyone")
+            return accounting.epsilon(
+                self.noise / 2, rounds=self.epochs * rounds, delta=self.delta, sampling="everyone"
+            )
         assert self.steps is not None
         n = _smallest(self.sizes) if examples is None else int(examples)
-        return _of_samples(n, self.batch_size, rounds * self.steps, self.cap, self.delta, noise=self.noise).epsilon(rounds * self.steps)
+        return _of_samples(
+            n, self.batch_size, rounds * self.steps, self.cap, self.delta, noise=self.noise
+        ).epsilon(rounds * self.steps)
 
 
 def example_level(
@@ -112,28 +121,36 @@ def example_level(
     sizes: Sequence[int] = (),
     seed: int = 0,
 ) -> ExampleLevel:
-    """Differential privacy of each client's examples, in `epochs` passes in each of `rounds` in which the client takes part.
+    """Differential privacy of each client's examples, in `epochs` passes in each of `rounds` in which the
+    client takes part.
 
-    Give `epsilon`, at `delta`, or `noise`, in multiples of `clip`. `batch_size` is the engine's, and what sums are divided by.
-    `microbatch` examples' gradients are in memory at once, a divisor of the batch size; where not given what is fastest. The epsilon is
-    the same for every client, however many examples it has. A run with `steps=` goes on through a pass in the next round: count the
-    passes of the smallest client.
+    Give `epsilon`, at `delta`, or `noise`, in multiples of `clip`. `batch_size` is the engine's, and what
+    sums are divided by. `microbatch` examples' gradients are in memory at once, a divisor of the batch size;
+    where not given what is fastest. The epsilon is the same for every client, however many examples it has. A
+    run with `steps=` goes on through a pass in the next round: count the passes of the smallest client.
 
-    With sampling="poisson" give `steps` a round instead of epochs, and `sizes`, the numbers of examples of all clients
-    (`clients.sizes`), which are told openly. `batch_size` is then the expected one, `.plan` has the batches for the simulator, and the
-    noise is for the client with the fewest examples: for others the epsilon is less. `seed` draws the batches, and is to be known to
-    nobody whom the epsilon is to hold against.
+    With sampling="poisson" give `steps` a round instead of epochs, and `sizes`, the numbers of examples of
+    all clients (`clients.sizes`), which are told openly. `batch_size` is then the expected one, `.plan` has
+    the batches for the simulator, and the noise is for the client with the fewest examples: for others the
+    epsilon is less. `seed` draws the batches, and is to be known to nobody whom the epsilon is to hold
+    against.
     """
     at_least(1, batch_size=batch_size, rounds=rounds, epochs=epochs)
     if sampling not in ("passes", "poisson"):
         raise ValueError(f'sampling must be "passes" or "poisson", got {sampling!r}')
     if (epsilon is None) == (noise is None):
-        raise ValueError(f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}")
+        raise ValueError(
+            f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}"
+        )
     poisson = sampling == "poisson"
     if poisson and (steps is None or epochs != 1):
-        raise ValueError('sampling="poisson" draws each batch anew, so a round has steps= of them and no epochs=')
+        raise ValueError(
+            'sampling="poisson" draws each batch anew, so a round has steps= of them and no epochs='
+        )
     if poisson and not any(n > 0 for n in sizes):
-        raise ValueError('sampling="poisson" needs sizes=, the numbers of examples of all clients, such as clients.sizes')
+        raise ValueError(
+            'sampling="poisson" needs sizes=, the numbers of examples of all clients, such as clients.sizes'
+        )
     if not poisson and (steps is not None or len(sizes)):
         raise ValueError('steps= and sizes= are of sampling="poisson": passes are counted by epochs=')
     counts = tuple(int(n) for n in sizes)
@@ -155,7 +172,20 @@ def example_level(
     accounting.epsilon(noise, rounds=0, delta=delta, sampling="everyone")  # checks
     bound = clipping.bounds(clip)
     assert isinstance(bound, float)
-    return ExampleLevel(bound, float(noise), batch_size, rounds, epochs, float(delta), microbatch, sampling, steps, counts, cap, seed)
+    return ExampleLevel(
+        bound,
+        float(noise),
+        batch_size,
+        rounds,
+        epochs,
+        float(delta),
+        microbatch,
+        sampling,
+        steps,
+        counts,
+        cap,
+        seed,
+    )
 
 
 def _smallest(sizes: Sequence[int]) -> int:
@@ -163,24 +193,31 @@ def _smallest(sizes: Sequence[int]) -> int:
 
 
 def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **told: float) -> Any:
-    """The account of so many Poisson samples of n examples: that of a population of n of which so many take part in a round."""
+    """The account of so many Poisson samples of n examples: that of a population of n of which so many take
+    part in a round."""
     made = ClientLevel(n, min(batch_size, n), steps, 1.0, told.get("noise", 0.0), delta, cap=min(cap, n))
     return calibrated(made, told["epsilon"]) if "epsilon" in told else made
 
 
 def _at_once(size: int, params: Params) -> int:
-    """Of how many of a batch's examples gradients are in memory at once: on a CPU of no more than its cache holds, a divisor of `size`.
+    """Of how many of a batch's examples gradients are in memory at once: on a CPU of no more than its cache
+    holds, a divisor of `size`.
 
-    A batch of 10 of 199,210 numbers (MLP 784-200-200-10) takes 2.6 ms one by one and 39 at once, beside 0.6 for its plain gradient (AMD
-    EPYC, without the noise, which is 3.4).
+    A batch of 10 of 199,210 numbers (MLP 784-200-200-10) takes 2.6 ms one by one and 39 at once, beside 0.6
+    for its plain gradient (AMD EPYC, without the noise, which is 3.4).
     """
     if jax.default_backend() != "cpu":
         return size
-    return max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * tree.nbytes(params) <= _CACHE))
+    return max(
+        n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * tree.nbytes(params) <= _CACHE)
+    )
 
 
-def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int | None = None, cap: int | None = None) -> Any:
-    """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave without noise).
+def noisy_gradient(
+    clip: float, noise: float, batch_size: int, microbatch: int | None = None, cap: int | None = None
+) -> Any:
+    """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave
+    without noise).
 
     Sums are divided by `batch_size`; a batch has at most `cap` examples, by default as many.
     """
@@ -194,10 +231,14 @@ def noisy_gradient(clip: float, noise: float, batch_size: int, microbatch: int |
             )
         size = len(batch.mask)
         if size > most:
-            raise ValueError(f"batches have {size} examples, and the account is of at most {most}: give simulators what `plan` has")
+            raise ValueError(
+                f"batches have {size} examples, and the account is of at most {most}: give simulators what `plan` has"
+            )
         few = _at_once(size, params) if microbatch is None or size % microbatch else microbatch
         places = jnp.arange(size, dtype=jnp.int32)
-        parts = jax.tree.map(lambda x: x.reshape(size // few, few, *x.shape[1:]), (batch.columns, batch.mask, places))
+        parts = jax.tree.map(
+            lambda x: x.reshape(size // few, few, *x.shape[1:]), (batch.columns, batch.mask, places)
+        )
 
         def of_one(columns: Any, mask: Array, place: Array) -> Params:
             one = Batch(jax.tree.map(lambda x: x[None], columns), jnp.ones_like(mask)[None])

@@ -1,9 +1,10 @@
-"""The Gaussian mechanism on a sum of clients' updates: each is clipped, and the server adds noise of that size to the sum.
+"""The Gaussian mechanism on a sum of clients' updates: each is clipped, and the server adds noise of that
+size to the sum.
 
     value = (sum_i clip(u_i, C) + N(0, (noise C)^2)) / cohort        with the cohort's size as it was to be, which is public
 
-The noise is there in an empty round, too: that nobody came is as little known as who did. McMahan et al., "Learning Differentially Private
-Recurrent Language Models", ICLR 2018.
+The noise is there in an empty round, too: that nobody came is as little known as who did. McMahan et al.,
+"Learning Differentially Private Recurrent Language Models", ICLR 2018.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import roundtrip
@@ -24,19 +25,29 @@ from fedjax_core.uplink.base import Info, Promises, Sender, Stage, stage
 
 
 @with_settings
-def gaussian(clip: float | Mapping[str, float] | clipping.Bounds, noise: float, cohort: float, weight_cap: float | None = None) -> Stage:
-    """Updates of norm at most `clip`, and noise of standard deviation `noise` times that in their sum, over `cohort`.
+def gaussian(
+    clip: float | Mapping[str, float] | clipping.Bounds,
+    noise: float,
+    cohort: float,
+    weight_cap: float | None = None,
+) -> Stage:
+    """Updates of norm at most `clip`, and noise of standard deviation `noise` times that in their sum, over
+    `cohort`.
 
-    `clip` may be a bound for each group of leaves, {"0": 1.0, "1": 0.5}: together they are as long as the root of their
-    squares' sum. With a `weight_cap` an update is shortened to min(weight, cap) / cap of what it was, so that clients
-    count by their examples, up to so many. Needs `aggregators.total()`.
+    `clip` may be a bound for each group of leaves, {"0": 1.0, "1": 0.5}: together they are as long as the
+    root of their squares' sum. With a `weight_cap` an update is shortened to min(weight, cap) / cap of what
+    it was, so that clients count by their examples, up to so many. Needs `aggregators.total()`.
     """
     clip = clipping.bounds(clip)
     check(noise, cohort, weight_cap)
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         short = clipping.clipped(update, clip)
-        return (short if weight_cap is None else tree.scale(jnp.minimum(sender.weight, weight_cap) / weight_cap, short)), own
+        return (
+            short
+            if weight_cap is None
+            else tree.scale(jnp.minimum(sender.weight, weight_cap) / weight_cap, short)
+        ), own
 
     def finish(state: Any, value: Update, info: Info, key: Key) -> tuple[Update, Any]:
         noisy = clipping.add_normal(value, noise * clipping.total(clip), info.secret)
@@ -59,4 +70,6 @@ def check(noise: float, cohort: float, weight_cap: float | None = None) -> None:
     if not cohort > 0:
         raise ValueError(f"cohort= is how many clients are expected in a round, above 0, got {cohort!r}")
     if weight_cap is not None and not weight_cap > 0:
-        raise ValueError(f"weight_cap= is the weight from which clients count alike, above 0, got {weight_cap!r}")
+        raise ValueError(
+            f"weight_cap= is the weight from which clients count alike, above 0, got {weight_cap!r}"
+        )

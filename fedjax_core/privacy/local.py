@@ -2,9 +2,10 @@
 
     sent = clip(u, C) + N(0, (noise C)^2)        by a key that the client alone has
 
-Whoever reads a report learns little of any one record behind it, for two reports of one client, whatever its data were, are at most 2 C
-apart: each is a Gaussian mechanism with a multiplier of noise / 2, and nothing is gained by chance, for who reports is seen. So this takes
-far more noise than `client_level`, and a mean of n reports still has noise C / sqrt(n) in it.
+Whoever reads a report learns little of any one record behind it, for two reports of one client, whatever its
+data were, are at most 2 C apart: each is a Gaussian mechanism with a multiplier of noise / 2, and nothing is
+gained by chance, for who reports is seen. So this takes far more noise than `client_level`, and a mean of n
+reports still has noise C / sqrt(n) in it.
 
 >>> private = local(clip=1.0, noise=20.0, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
@@ -27,12 +28,15 @@ from fedjax_core.uplink.base import Promises, Sender, Stage, stage
 
 @with_settings
 def local_gaussian(clip: float | Mapping[str, float] | clipping.Bounds, noise: float) -> Stage:
-    """Updates of norm at most `clip`, to each of which the client adds noise of `noise` times that before it leaves."""
+    """Updates of norm at most `clip`, to each of which the client adds noise of `noise` times that before it
+    leaves."""
     clip = clipping.bounds(clip)
     check(noise, cohort=1)
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
-        noisy = clipping.add_normal(clipping.clipped(tree.wide(update), clip), noise * clipping.total(clip), sender.secret)
+        noisy = clipping.add_normal(
+            clipping.clipped(tree.wide(update), clip), noise * clipping.total(clip), sender.secret
+        )
         return noisy, own
 
     return stage("local gaussian", encode=encode, promises=Promises(clipping.total(clip), noise, "client"))
@@ -65,7 +69,12 @@ class Local:
 
     def epsilon(self, rounds: int | None = None) -> float:
         """What so many reports of one client tell (default: those of all rounds), at `delta`."""
-        return accounting.epsilon(self.noise / 2, rounds=self.rounds if rounds is None else rounds, delta=self.delta, sampling="everyone")
+        return accounting.epsilon(
+            self.noise / 2,
+            rounds=self.rounds if rounds is None else rounds,
+            delta=self.delta,
+            sampling="everyone",
+        )
 
     def told(self, rounds: int) -> float:
         """As `epsilon`."""
@@ -82,15 +91,18 @@ def local(
     open_counts: bool = False,
     open_metrics: bool = False,
 ) -> Local:
-    """Differential privacy of each client's reports, of which there are at most `rounds`, towards all who read them.
+    """Differential privacy of each client's reports, of which there are at most `rounds`, towards all who
+    read them.
 
-    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. `compose` refuses an algorithm that
-    weighs reports by examples, unless `open_counts`: numbers of examples are then said openly, as sites do. `open_metrics` is as of
-    `client_level`.
+    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. `compose`
+    refuses an algorithm that weighs reports by examples, unless `open_counts`: numbers of examples are then
+    said openly, as sites do. `open_metrics` is as of `client_level`.
     """
     at_least(1, rounds=rounds)
     if (epsilon is None) == (noise is None):
-        raise ValueError(f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}")
+        raise ValueError(
+            f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}"
+        )
     if epsilon is not None:
         noise = 2 * accounting.noise_for(epsilon, rounds=rounds, delta=delta, sampling="everyone")
     assert noise is not None

@@ -3,11 +3,12 @@
     loss     score = -loss                                            Yeom et al., CSF 2018
     LiRA     score = log N(c; in) - log N(c; out),   c = -log(exp(loss) - 1)      Carlini et al., S&P 2022
 
-`in` and `out` are normal distributions of c, the log-odds of the right answer where the loss is a cross-entropy, over shadow models that
-were trained with the record and without: of each record its own two means, of all one spread each, as few shadows give no more.
+`in` and `out` are normal distributions of c, the log-odds of the right answer where the loss is a
+cross-entropy, over shadow models that were trained with the record and without: of each record its own two
+means, of all one spread each, as few shadows give no more.
 
-An attack is judged by its AUC, with the interval of Hanley and McNeil (Radiology 1982), and by how many members it finds at a rate of false
-alarms that is fixed, with Clopper and Pearson's.
+An attack is judged by its AUC, with the interval of Hanley and McNeil (Radiology 1982), and by how many
+members it finds at a rate of false alarms that is fixed, with Clopper and Pearson's.
 
 >>> found = judged(np.arange(10.0) + 5, np.arange(10.0), fpr=0.1)
 >>> found.auc, found.tpr, [round(x, 2) for x in found.tpr_interval]
@@ -39,13 +40,18 @@ class Judged(NamedTuple):
 
 
 def judged(members: np.ndarray, others: np.ndarray, fpr: float = 0.01, confidence: float = 0.95) -> Judged:
-    """Judges scores [m] of members and [n] of others, higher for members. A threshold has at most the share `fpr` of others above it."""
+    """Judges scores [m] of members and [n] of others, higher for members. A threshold has at most the share
+    `fpr` of others above it."""
     if not (len(members) and len(others)):
-        raise ValueError(f"an attack is judged on members and on others: got {len(members)} and {len(others)}")
+        raise ValueError(
+            f"an attack is judged on members and on others: got {len(members)} and {len(others)}"
+        )
     area, each = auc(members, others), (1 - confidence) / 2
     m, n = len(members), len(others)
     q, r = area / (2 - area), 2 * area**2 / (1 + area)
-    spread = math.sqrt(max(0.0, area * (1 - area) + (m - 1) * (q - area**2) + (n - 1) * (r - area**2)) / (m * n))
+    spread = math.sqrt(
+        max(0.0, area * (1 - area) + (m - 1) * (q - area**2) + (n - 1) * (r - area**2)) / (m * n)
+    )
     wide = float(norm.ppf(1 - each)) * spread
     threshold = np.sort(others)[::-1][min(n - 1, math.floor(fpr * n + 1e-9))]
     hits = int(np.sum(members > threshold))
@@ -55,16 +61,20 @@ def judged(members: np.ndarray, others: np.ndarray, fpr: float = 0.01, confidenc
 
 
 def log_odds(losses: np.ndarray) -> np.ndarray:
-    """Of the right answer, where the loss is its negative log-probability; within what float64 tells apart."""
+    """Of the right answer, where the loss is its negative log-probability; within what float64 tells
+    apart."""
     wide = np.clip(np.asarray(losses, np.float64), 1e-12, 700.0)
     return np.asarray(-(wide + np.log(-np.expm1(-wide))))
 
 
 def lira(losses: np.ndarray, shadows: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """[n] scores by the losses [n] of the model and [S, n] of shadow models, which those records are `inside` [S, n] of."""
+    """[n] scores by the losses [n] of the model and [S, n] of shadow models, which those records are `inside`
+    [S, n] of."""
     c, seen = log_odds(losses), log_odds(shadows)
     if not (inside.any(axis=0).all() and (~inside).any(axis=0).all()):
-        raise ValueError("each record has to be in one shadow model at least, and out of one: train more shadows")
+        raise ValueError(
+            "each record has to be in one shadow model at least, and out of one: train more shadows"
+        )
 
     def fitted(which: np.ndarray) -> tuple[np.ndarray, float]:
         count = which.sum(axis=0)

@@ -3,9 +3,10 @@
     in earnest     a sum of N clients of M, noise sigma C:    value = (sum + N(0, (sigma C)^2)) / N
     rehearsed      a sum of n clients, noise sigma n / N C:   value = (sum + N(0, (sigma n / N C)^2)) / n,  with as much noise in it
 
-The noise is found for cohorts of N, and n are simulated. What the rehearsed model tells of its clients nobody has counted: it has less
-noise than it would need. So it keeps no account, and `fit` says no epsilon of it. As in pfl-research (Granqvist et al., "pfl-research:
-simulation framework for accelerating research in Private Federated Learning", NeurIPS 2024), whose benchmarks call it noise cohort size.
+The noise is found for cohorts of N, and n are simulated. What the rehearsed model tells of its clients nobody
+has counted: it has less noise than it would need. So it keeps no account, and `fit` says no epsilon of it. As
+in pfl-research (Granqvist et al., "pfl-research: simulation framework for accelerating research in Private
+Federated Learning", NeurIPS 2024), whose benchmarks call it noise cohort size.
 
 >>> from fedjax_core.privacy.client_level import client_level
 >>> earnest = client_level(population=100_000, cohort=1000, rounds=20, clip=1.0, noise=2.0, delta=1e-6)
@@ -28,7 +29,8 @@ log = logging.getLogger("fedjax_core")
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What `rehearsal` gives: for `compose` and `fit` as what it rehearses, but without an epsilon, for it has none."""
+    """What `rehearsal` gives: for `compose` and `fit` as what it rehearses, but without an epsilon, for it
+    has none."""
 
     earnest: ClientLevel
     cohort: int
@@ -56,7 +58,9 @@ class Rehearsal:
     def uplink(self) -> Stage:
         """Clips, and adds the smaller noise."""
         made = self._small.uplink
-        return made._replace(name="client level, rehearsed (not a guarantee)", promises=made.promises._replace(account=None))
+        return made._replace(
+            name="client level, rehearsed (not a guarantee)", promises=made.promises._replace(account=None)
+        )
 
     @property
     def aggregator(self) -> Aggregator:
@@ -65,15 +69,20 @@ class Rehearsal:
 
 
 def rehearsal(earnest: ClientLevel, *, cohort: int) -> Rehearsal:
-    """`earnest` with cohorts of so many clients, and as much less noise in their sum: not a guarantee, and it says so in the log.
+    """`earnest` with cohorts of so many clients, and as much less noise in their sum: not a guarantee, and it
+    says so in the log.
 
     `earnest.epsilon()` is of a run with cohorts of `earnest.cohort` of its population, which this is not.
     """
     at_least(1, cohort=cohort)
     if cohort > earnest.cohort:
-        raise ValueError(f"cohort={cohort} is what is rehearsed with, at most the cohort in earnest, {earnest.cohort}")
+        raise ValueError(
+            f"cohort={cohort} is what is rehearsed with, at most the cohort in earnest, {earnest.cohort}"
+        )
     if earnest.bands > 1:
-        raise ValueError("bands= shares noise between rounds, whose cohorts are groups of the population: rehearse without")
+        raise ValueError(
+            "bands= shares noise between rounds, whose cohorts are groups of the population: rehearse without"
+        )
     log.warning(
         "not a guarantee: %d clients a round with the noise of %d by share tell more than the epsilon of these, and nobody counts it",
         cohort, earnest.cohort,

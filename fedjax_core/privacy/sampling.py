@@ -15,10 +15,11 @@ from fedjax_core.data.cohorts import poisson
 
 @dataclass(frozen=True)
 class capped:
-    """Each client by itself with probability `rate`, of which `cap` are kept where there are more, any of them as likely.
+    """Each client by itself with probability `rate`, of which `cap` are kept where there are more, any of
+    them as likely.
 
-    Whoever knows `seed` knows who takes part, and an epsilon that counts on not knowing says nothing against them.
-    """
+    Whoever knows `seed` knows who takes part, and an epsilon that counts on not knowing says nothing against
+    them."""
 
     population: int
     rate: float
@@ -42,10 +43,11 @@ class capped:
 
 @dataclass(frozen=True)
 class turns:
-    """As `capped`, over clients that take turns: of round r those whose position is r modulo `bands`, each with probability `rate`.
+    """As `capped`, over clients that take turns: of round r those whose position is r modulo `bands`, each
+    with probability `rate`.
 
-    Two rounds of one client are so at least `bands` rounds apart, which is what noise that `bands` rounds share needs.
-    """
+    Two rounds of one client are so at least `bands` rounds apart, which is what noise that `bands` rounds
+    share needs."""
 
     population: int
     rate: float
@@ -74,11 +76,12 @@ class turns:
 
 @dataclass(frozen=True)
 class batches:
-    """Batches that are Poisson samples, an `order` for simulators: each example by itself with probability `size` / n, at most `cap`.
+    """Batches that are Poisson samples, an `order` for simulators: each example by itself with probability
+    `size` / n, at most `cap`.
 
-    So a batch of a client with n examples has about `size`, whatever n is, and may be empty. Its shape is always `cap`. A client of fewer
-    examples than that takes all of them each time. Whoever knows `seed` knows the batches, and an epsilon that counts on not knowing says
-    nothing against them.
+    So a batch of a client with n examples has about `size`, whatever n is, and may be empty. Its shape is
+    always `cap`. A client of fewer examples than that takes all of them each time. Whoever knows `seed` knows
+    the batches, and an epsilon that counts on not knowing says nothing against them.
 
     >>> order = batches(sizes=(100, 5), size=8, cap=30, steps=2)
     >>> order(0, 0).shape, (order(0, 1) >= 0).sum(axis=1).tolist()
@@ -97,12 +100,15 @@ class batches:
         n = self.sizes[client]
         rng = host_random.generator(host_random.BATCH, self.seed, (round << 32) | client)
         found = np.full((self.steps, self.cap), -1, np.int64)
-        for row, count in zip(found, np.minimum(rng.binomial(n, min(1.0, self.size / n), self.steps), self.cap), strict=True):
+        for row, count in zip(
+            found, np.minimum(rng.binomial(n, min(1.0, self.size / n), self.steps), self.cap), strict=True
+        ):
             row[:count] = rng.choice(n, count, replace=False, shuffle=False)
         return found
 
 
 def headroom(population: int, rate: float) -> int:
-    """A cap that cohorts pass with a probability below 1.3e-14: 5 square roots of the mean above it, or more."""
+    """A cap that cohorts pass with a probability below 1.3e-14: 5 square roots of the mean above it, or
+    more."""
     mean = population * rate
     return min(population, max(poisson(population, rate).max_size, math.ceil(mean + 5 * math.sqrt(mean))))

@@ -1,22 +1,26 @@
-"""Distributed noise in whole numbers: each client adds a little, and only their sum, which secure aggregation reveals, has enough.
+"""Distributed noise in whole numbers: each client adds a little, and only their sum, which secure aggregation
+reveals, has enough.
 
     x = clip(u, C),   k = x / g rounded at random, again until |g k| is at most B            (g a power of two)
-    sent = k + Skellam(mu / n),   sum of sent = sum of k + Skellam(mu)                         mu = (z C / g)^2 / (1 - dropped / n)
-    B = min(C + g sqrt(d), sqrt(C^2 + g^2 d / 4 + g (C + g sqrt(d) / 2)))
+    sent = k + Skellam(mu / n),   sum of sent = sum of k + Skellam(mu)                         mu = (z C /
+    g)^2 / (1 - dropped / n) B = min(C + g sqrt(d), sqrt(C^2 + g^2 d / 4 + g (C + g sqrt(d) / 2)))
 
-Sums of Skellam variables are Skellam, so nothing is lost by adding them apart; whole numbers have no last bits that tell; and the ring of
-secure aggregation adds them exactly. The server need not be trusted to add noise, but to see the sum alone. With D2 = B / g and
-D1 = min(sqrt(d) D2, D2^2) one round costs in Renyi divergence of whole order a
+Sums of Skellam variables are Skellam, so nothing is lost by adding them apart; whole numbers have no last
+bits that tell; and the ring of secure aggregation adds them exactly. The server need not be trusted to add
+noise, but to see the sum alone. With D2 = B / g and D1 = min(sqrt(d) D2, D2^2) one round costs in Renyi
+divergence of whole order a
 
     a D2^2 / (2 mu) + min(((2 a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))
 
-Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021, theorem 3.5; rounding:
-Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism", ICML 2021, proposition 26 (here with beta = exp(-1/2)).
+Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021,
+theorem 3.5; rounding: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism", ICML 2021,
+proposition 26 (here with beta = exp(-1/2)).
 
-Neighbours are data of which one client's report is another's zeros: who takes part is public. `clients` report in each round, of whom
-`dropped` may fail to, or lie about their noise. With fewer the noise would be less than is said, so real sites open no sum of fewer than
-`clients - dropped` reports. Every client takes part, so nothing is gained by sampling. At a real site the noise is drawn by a secret that
-the operating system gave it, and a request that is asked again gets the same bytes.
+Neighbours are data of which one client's report is another's zeros: who takes part is public. `clients`
+report in each round, of whom `dropped` may fail to, or lie about their noise. With fewer the noise would be
+less than is said, so real sites open no sum of fewer than `clients - dropped` reports. Every client takes
+part, so nothing is gained by sampling. At a real site the noise is drawn by a secret that the operating
+system gave it, and a request that is asked again gets the same bytes.
 
 >>> private = distributed(clients=20, parameters=1000, rounds=10, clip=1.0, noise=8.0, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f} {private.step:.2e}"
@@ -47,7 +51,9 @@ from fedjax_core.uplink.secure import secure
 
 _ORDERS = (*range(2, 65), *range(68, 257, 4), *range(272, 1025, 16))
 _TRIES = 32  # of rounding, before numbers are cut off instead, which only shortens
-_TAIL = 10  # standard deviations of a client's noise, beyond which it is cut off: with a probability below 1e-20
+_TAIL = (
+    10  # standard deviations of a client's noise, beyond which it is cut off: with a probability below 1e-20
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Distributed:
 
     @cached_property
     def uplink(self) -> Stage:
-        """Clips, rounds, adds the client's share of the noise, and hides that in the sum of all, of which it gives the mean."""
+        """Clips, rounds, adds the client's share of the noise, and hides that in the sum of all, of which it
+        gives the mean."""
         bound = self.step * (2 ** (self.bits - 1) - 1)
         noisy = skellam(self.clip, self.local, self.step, self.parameters, bound)
         promises = noisy.promises._replace(account=self, reports=self.clients - self.dropped)
@@ -126,44 +133,61 @@ def distributed(
     dropped: int = 0,
     open_metrics: bool = False,
 ) -> Distributed:
-    """Differential privacy of whole clients towards a server that reads sums alone: noise that they add together, under secure aggregation.
+    """Differential privacy of whole clients towards a server that reads sums alone: noise that they add
+    together, under secure aggregation.
 
-    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of `clip`. `parameters`: how many numbers an update
-    has. `bits`: of a number on the wire; fewer cost a little epsilon, for rounding then lengthens reports. Raises ValueError where no noise
-    is enough. `compose` needs an algorithm that weighs its reports alike: weighting=fc.algorithms.uniform.
-    """
+    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of `clip`.
+    `parameters`: how many numbers an update has. `bits`: of a number on the wire; fewer cost a little
+    epsilon, for rounding then lengthens reports. Raises ValueError where no noise is enough. `compose` needs
+    an algorithm that weighs its reports alike: weighting=fc.algorithms.uniform."""
     at_least(1, clients=clients, parameters=parameters, rounds=rounds)
     if not 0 <= dropped < clients:
-        raise ValueError(f"dropped={dropped} is how many of the {clients} clients may fail to report: from 0 to {clients - 1}")
+        raise ValueError(
+            f"dropped={dropped} is how many of the {clients} clients may fail to report: from 0 to {clients - 1}"
+        )
     if not 8 <= bits <= 24:
         raise ValueError(f"bits={bits} is of a number on the wire: from 8 to 24, which float32 holds exactly")
     if (epsilon is None) == (noise is None):
-        raise ValueError(f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}")
+        raise ValueError(
+            f"give epsilon=, for which the noise is found, or noise= itself, and not both: got {epsilon} and {noise}"
+        )
     bound = clipping.bounds(clip)
     if not isinstance(bound, float):
         raise ValueError("clip= is one norm here, of all leaves together")
     if noise is not None and not noise > 0:
         raise ValueError(f"noise= must be above 0, in multiples of the clip, got {noise!r}")
     accounting.epsilon(1.0, rounds=0, delta=delta, sampling="everyone")  # checks
-    start = noise or accounting.noise_for(epsilon or 1.0, rounds=rounds, delta=delta, sampling="everyone", accountant="rdp")
-    made = _fitting(Distributed(clients, parameters, rounds, bound, float(start), float(delta), 0.0, bits, dropped, open_metrics))
+    start = noise or accounting.noise_for(
+        epsilon or 1.0, rounds=rounds, delta=delta, sampling="everyone", accountant="rdp"
+    )
+    made = _fitting(
+        Distributed(
+            clients, parameters, rounds, bound, float(start), float(delta), 0.0, bits, dropped, open_metrics
+        )
+    )
     return made if epsilon is None else _calibrated(made, epsilon)
 
 
 def _calibrated(made: Distributed, epsilon: float) -> Distributed:
-    """With the least noise for this epsilon: of one step that falls with the noise, for which the step may have to grow."""
-    found = replace(made, noise=accounting.least(lambda noise: replace(made, noise=noise).epsilon() - epsilon, made.noise))
+    """With the least noise for this epsilon: of one step that falls with the noise, for which the step may
+    have to grow."""
+    found = replace(
+        made, noise=accounting.least(lambda noise: replace(made, noise=noise).epsilon() - epsilon, made.noise)
+    )
     fitting = _fitting(found)
     return found if fitting.step <= made.step else _calibrated(fitting, epsilon)
 
 
 def _fitting(made: Distributed) -> Distributed:
     """With the least step by which a report and its noise fit into so many bits."""
-    return replace(made, step=2.0 ** math.ceil(math.log2((made.clip + _TAIL * made.local) / (2 ** (made.bits - 1) - 1))))
+    return replace(
+        made, step=2.0 ** math.ceil(math.log2((made.clip + _TAIL * made.local) / (2 ** (made.bits - 1) - 1)))
+    )
 
 
 def skellam(clip: float, deviation: float, step: float, parameters: int, bound: float) -> Stage:
-    """Updates of norm at most `clip`, rounded to multiples of `step`, with Skellam noise of this standard deviation; within +-`bound`.
+    """Updates of norm at most `clip`, rounded to multiples of `step`, with Skellam noise of this standard
+    deviation; within +-`bound`.
 
     One client's share of the noise of `distributed`, which puts secure aggregation behind it.
     """
@@ -173,10 +197,16 @@ def skellam(clip: float, deviation: float, step: float, parameters: int, bound: 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         leaves = jax.tree.leaves(update)
         if (count := sum(x.size for x in leaves)) != parameters:
-            raise ValueError(f"the update has {count} numbers, and the account is of {parameters}: give parameters={count}")
+            raise ValueError(
+                f"the update has {count} numbers, and the account is of {parameters}: give parameters={count}"
+            )
         if any(x.dtype.itemsize < 4 for x in leaves):
-            raise ValueError("numbers of 16 bits hold no sums of whole numbers: leave fc.uplink.half() out before secure aggregation")
-        flat, unravel = ravel_pytree(clipping.clip_by_norm(update, clip))  # one vector: of each draw one generator, not one a leaf
+            raise ValueError(
+                "numbers of 16 bits hold no sums of whole numbers: leave fc.uplink.half() out before secure aggregation"
+            )
+        flat, unravel = ravel_pytree(
+            clipping.clip_by_norm(update, clip)
+        )  # one vector: of each draw one generator, not one a leaf
         whole = _rounded(flat / step, most / step, sender.key)
         noisy = whole + _draw(table, sender.secret, flat.shape).astype(flat.dtype)
         return unravel(jnp.clip(noisy, -bound / step, bound / step) * step), own
@@ -185,13 +215,17 @@ def skellam(clip: float, deviation: float, step: float, parameters: int, bound: 
 
 
 def longest(clip: float, step: float, parameters: int) -> float:
-    """The norm that a vector of norm `clip` is kept to when it is rounded at random to multiples of `step`."""
+    """The norm that a vector of norm `clip` is kept to when it is rounded at random to multiples of
+    `step`."""
     root = math.sqrt(parameters)
-    return min(clip + step * root, math.sqrt(clip**2 + step**2 * parameters / 4 + step * (clip + step * root / 2)))
+    return min(
+        clip + step * root, math.sqrt(clip**2 + step**2 * parameters / 4 + step * (clip + step * root / 2))
+    )
 
 
 def divergence(order: int, sensitivity: float, parameters: int, variance: float) -> float:
-    """The Renyi divergence of this order of one sum, of whole numbers that a client moves by l2 norm `sensitivity`, under Skellam noise."""
+    """The Renyi divergence of this order of one sum, of whole numbers that a client moves by l2 norm
+    `sensitivity`, under Skellam noise."""
     ones = min(math.sqrt(parameters) * sensitivity, sensitivity**2)
     more = min(((2 * order - 1) * sensitivity**2 + 6 * ones) / (4 * variance**2), 3 * ones / (2 * variance))
     return order * sensitivity**2 / (2 * variance) + more
@@ -208,7 +242,8 @@ def _epsilon(sensitivity: float, parameters: int, deviation: float, rounds: int,
 
 
 def _rounded(x: Array, most: float, key: Key) -> Array:
-    """Whole numbers, each that below or above, at random and without bias, but that all have an l2 norm of at most `most` together."""
+    """Whole numbers, each that below or above, at random and without bias, but that all have an l2 norm of at
+    most `most` together."""
     below = jnp.floor(x)
 
     def long(found: Array) -> Array:
@@ -229,7 +264,9 @@ def _rounded(x: Array, most: float, key: Key) -> Array:
 def _thresholds(variance: float) -> tuple[np.ndarray, np.ndarray, int]:
     """(high, low words of 2^64 P[Skellam(variance) <= k] for k = -m, ..., m - 1; m)."""
     most = math.ceil(_TAIL * math.sqrt(variance)) + 4
-    mass = ive(np.abs(np.arange(-most, most)), variance)  # exp(-mu) I_k(mu): of two Poisson variables' difference
+    mass = ive(
+        np.abs(np.arange(-most, most)), variance
+    )  # exp(-mu) I_k(mu): of two Poisson variables' difference
     words = (np.cumsum(mass) * 2.0**64).clip(0, 2.0**64 - 2048).astype(np.uint64)
     return (words >> np.uint64(32)).astype(np.uint32), words.astype(np.uint32), most
 

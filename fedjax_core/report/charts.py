@@ -1,4 +1,5 @@
-"""Small charts as SVG text, with nothing to load: lines over rounds, intervals side by side, calibration, and the flow of rows.
+"""Small charts as SVG text, with nothing to load: lines over rounds, intervals side by side, calibration, and
+the flow of rows.
 
 >>> lines({"loss": ([1, 2, 3], [0.7, 0.5, 0.4])}, "loss").startswith("<svg")
 True
@@ -16,7 +17,9 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 260, 60, 36, 12
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
-def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, xlabel: str = "round") -> str:
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, xlabel: str = "round"
+) -> str:
     """A line for each name over its (x, y); a value that is not finite is a gap."""
     every = [(np.asarray(x, float), np.asarray(y, float)) for x, y in curves.values()]
     finite = np.concatenate([y[np.isfinite(y)] for _, y in every] or [np.zeros(0)])
@@ -31,7 +34,9 @@ def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel:
             part = part[np.isfinite(y[part])]
             if len(part):
                 points = " ".join(f"{place.x(x[j]):.1f},{place.y(y[j]):.1f}" for j in part)
-                body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" points="{points}"/>')
+                body.append(
+                    f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" points="{points}"/>'
+                )
         body.append(_text(_WIDTH - 8, _TOP + 14 + 15 * i, name, anchor="end", colour=colour))
     return _svg(body, f"{ylabel} by {xlabel}")
 
@@ -49,7 +54,9 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str) -> st
         at = [place.x(v, left=180) for v in (value, low, high)]
         body.append(_text(172, y + 4, name[:28], anchor="end"))
         if np.isfinite([low, high]).all():
-            body.append(f'<line x1="{at[1]:.1f}" x2="{at[2]:.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[0]}" stroke-width="2"/>')
+            body.append(
+                f'<line x1="{at[1]:.1f}" x2="{at[2]:.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[0]}" stroke-width="2"/>'
+            )
         body.append(f'<circle cx="{at[0]:.1f}" cy="{y}" r="4" fill="{COLOURS[0]}"/>')
         body.append(_text(at[0], y - 6, f"{value:.3g}", anchor="middle", size=10))
     return _svg(body, xlabel, height)
@@ -59,11 +66,15 @@ def calibration(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """Share with the outcome over mean risk, a line for each name, and the diagonal."""
     place, body = _Axes(0, 1, 0, 1), []
     body.append(place.frame("mean risk that the model says", "share with the outcome"))
-    body.append(f'<line x1="{place.x(0):.1f}" y1="{place.y(0):.1f}" x2="{place.x(1):.1f}" y2="{place.y(1):.1f}" stroke="#999"/>')
+    body.append(
+        f'<line x1="{place.x(0):.1f}" y1="{place.y(0):.1f}" x2="{place.x(1):.1f}" y2="{place.y(1):.1f}" stroke="#999"/>'
+    )
     for i, (name, points) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
         at = [(place.x(float(p[0])), place.y(float(p[1]))) for p in points]
-        body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>')
+        body.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>'
+        )
         body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in at]
         body.append(_text(_WIDTH - 8, _HEIGHT - _BOTTOM - 10 - 15 * i, name, anchor="end", colour=colour))
     return _svg(body, "calibration")
@@ -110,16 +121,29 @@ class _Axes:
         """Axes with four ticks each."""
         body = [f'<path d="M{_LEFT} {_TOP} V{_HEIGHT - _BOTTOM} H{_WIDTH - 20}" fill="none" stroke="#555"/>']
         for value in np.linspace(self.x0, self.x1, 5):
-            body.append(_text(self.x(value), _HEIGHT - _BOTTOM + 14, f"{value:.3g}", anchor="middle", size=10))
+            body.append(
+                _text(self.x(value), _HEIGHT - _BOTTOM + 14, f"{value:.3g}", anchor="middle", size=10)
+            )
         for value in np.linspace(self.y0, self.y1, 5):
             body.append(_text(_LEFT - 6, self.y(value) + 4, f"{value:.3g}", anchor="end", size=10))
         middle = (_HEIGHT - _BOTTOM) / 2
         body.append(_text(_WIDTH / 2, _HEIGHT - 4, xlabel, anchor="middle"))
-        body.append(f'<g transform="rotate(-90 12 {middle})">{_text(12, middle, ylabel, anchor="middle")}</g>')
+        body.append(
+            f'<g transform="rotate(-90 12 {middle})">{_text(12, middle, ylabel, anchor="middle")}</g>'
+        )
         return "".join(body)
 
 
-def _text(x: float, y: float, said: str, *, anchor: str = "start", size: int = 12, colour: str = "#222", weight: str = "normal") -> str:
+def _text(
+    x: float,
+    y: float,
+    said: str,
+    *,
+    anchor: str = "start",
+    size: int = 12,
+    colour: str = "#222",
+    weight: str = "normal",
+) -> str:
     look = f'text-anchor="{anchor}" font-size="{size}" fill="{colour}" font-weight="{weight}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(said)}</text>'
 

@@ -1,4 +1,5 @@
-"""The items of TRIPOD+AI (Collins et al., BMJ 2024; 385: e078378), each with what the run says of it, or `FOR_AUTHOR`.
+"""The items of TRIPOD+AI (Collins et al., BMJ 2024; 385: e078378), each with what the run says of it, or
+`FOR_AUTHOR`.
 
 The items are named in short, in words of ours. No item claims what the folder does not hold.
 
@@ -30,7 +31,9 @@ def items(facts: Facts) -> list[tuple[str, str, str]]:
         "6": notes.get("population", ""),
         "7": f"{left_out} of {rows} rows left out, by reasons given under 'Sites and people'" if flow else "",
         "8": notes.get("outcome", ""),
-        "10": f"{sum(facts.examples.values())} examples at {len(facts.examples)} sites" if facts.examples else "",
+        "10": f"{sum(facts.examples.values())} examples at {len(facts.examples)} sites"
+        if facts.examples
+        else "",
         "12": f"{_rounds(facts)}; settings under 'Configuration'" if facts.records else "",
         "14": "results by subgroup are given" if notes.get("subgroups") else "",
         "16": f"{held} examples were held out and not trained on" if held else "",
@@ -49,14 +52,18 @@ def card(facts: Facts) -> dict[str, str]:
     notes, spent = facts.notes, facts.spent
     epsilon = spent.get("epsilon")
     privacy = (
-        f"epsilon {epsilon:.4g} after {spent.get('rounds')} rounds" if isinstance(epsilon, int | float) and math.isfinite(epsilon) else ""
+        f"epsilon {epsilon:.4g} after {spent.get('rounds')} rounds"
+        if isinstance(epsilon, int | float) and math.isfinite(epsilon)
+        else ""
     )
     found = {
         "intended use": notes.get("intended_use", ""),
         "outcome": notes.get("outcome", ""),
         "trained at": ", ".join(facts.sites),
         "training": _rounds(facts) if facts.records else "",
-        "performance": ", ".join(f"{name} {_said(value)}" for name, value in notes.get("performance", {}).get("all", {}).items()),
+        "performance": ", ".join(
+            f"{name} {_said(value)}" for name, value in notes.get("performance", {}).get("all", {}).items()
+        ),
         "privacy": privacy or "no account of an epsilon was kept",
         "limitations": notes.get("limitations", ""),
         "authors": notes.get("authors", ""),

@@ -4,8 +4,8 @@ RUN_DIR          what `fit` was given as run_dir, or the folder of a consortium 
   metrics.jsonl  each round
   checkpoints/   configuration, versions, digests, privacy spent
   report.json    what the study noted (`note`)
-audit/           of the coordinator, in RUN_DIR or beside it; `sites/NAME/` with a site's own where they are on this machine
-"""
+audit/           of the coordinator, in RUN_DIR or beside it; `sites/NAME/` with a site's own where they are
+on this machine"""
 
 import json
 import math
@@ -23,7 +23,18 @@ from fedjax_core.sites.wire.canonical import of_lines
 NOTES = "report.json"
 ALL = "all"
 """In the place of a site's name: all of them together."""
-FAULTS = ("refused", "declined", "missing", "paused", "lost", "left out", "set aside", "warned", "withdrew", "checkpoint damaged")
+FAULTS = (
+    "refused",
+    "declined",
+    "missing",
+    "paused",
+    "lost",
+    "left out",
+    "set aside",
+    "warned",
+    "withdrew",
+    "checkpoint damaged",
+)
 """What audit entries say that did not go as it should."""
 
 
@@ -61,25 +72,32 @@ class Facts:
     @property
     def sites(self) -> list[str]:
         """The names of all sites that anything is known of."""
-        named = [*self.notes.get("flow", {}), *self.notes.get("performance", {}), *self.examples, *(site for site, _ in self.left)]
+        named = [
+            *self.notes.get("flow", {}),
+            *self.notes.get("performance", {}),
+            *self.examples,
+            *(site for site, _ in self.left),
+        ]
         return list(dict.fromkeys(name for name in named if name not in ("coordinator", ALL)))
 
 
 def note(folder: str | Path, **said: Any) -> None:
     """Adds to a run's folder what only the study knows, for its report; a name that is there is replaced.
 
-    `question`, `population`, `outcome`, `authors`, `limitations`, `intended_use`: text.
-    `flow`: {site: {"rows in": n, "left out": {reason: n}, "people": n, "trained on": n, "held out": n}}, as far as it may be told.
+    `question`, `population`, `outcome`, `authors`, `limitations`, `intended_use`: text. `flow`: {site: {"rows
+    in": n, "left out": {reason: n}, "people": n, "trained on": n, "held out": n}}, as far as it may be told.
     `performance`: {site or "all": {metric: value or [value, low, high]}}; `subgroups`: {subgroup: the same}.
-    `calibration`: {model or site: [[mean risk, share with the outcome, people], ...]}.
-    `statistics`: {title: text of a table}. Raises ValueError for another name.
+    `calibration`: {model or site: [[mean risk, share with the outcome, people], ...]}. `statistics`: {title:
+    text of a table}. Raises ValueError for another name.
     """
     known = {
         "question", "population", "outcome", "authors", "limitations", "intended_use", "flow", "performance", "subgroups", "calibration",
         "statistics",
     }  # fmt: skip
     if odd := set(said) - known:
-        raise ValueError(f"{sorted(odd)[0]!r} is nothing that a report says; there are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{sorted(odd)[0]!r} is nothing that a report says; there are {', '.join(sorted(known))}"
+        )
     path = Path(folder) / NOTES
     before = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,21 +107,39 @@ def note(folder: str | Path, **said: Any) -> None:
 def gather(folder: str | Path) -> Facts:
     """All that the folder holds; raises ValueError where there is no run in it."""
     root = Path(folder)
-    run = next((one for one in (root, root / "run", root / "coordinator" / "run") if (one / METRICS).exists()), root)
-    notes: dict[str, Any] = next((json.loads((one / NOTES).read_text()) for one in (run, root) if (one / NOTES).exists()), {})
+    run = next(
+        (one for one in (root, root / "run", root / "coordinator" / "run") if (one / METRICS).exists()), root
+    )
+    notes: dict[str, Any] = next(
+        (json.loads((one / NOTES).read_text()) for one in (run, root) if (one / NOTES).exists()), {}
+    )
     audit = next(
-        (one for one in (root / "audit", run.parent / "audit", root / "coordinator" / "audit") if one.is_dir() and files(one)), None
+        (
+            one
+            for one in (root / "audit", run.parent / "audit", root / "coordinator" / "audit")
+            if one.is_dir() and files(one)
+        ),
+        None,
     )
     if not (run / METRICS).exists() and not notes and audit is None:
-        raise ValueError(f"{root} holds no run: neither {METRICS}, nor {NOTES}, nor a coordinator's audit log")
+        raise ValueError(
+            f"{root} holds no run: neither {METRICS}, nor {NOTES}, nor a coordinator's audit log"
+        )
     records = read_records(run / METRICS) if (run / METRICS).exists() else []
     about, digest = _checkpoint(run)
     entries = [] if audit is None else list(show(audit))
-    own = {path.parent.parent.name if path.parent.name == "state" else path.parent.name: path for path in _own_logs(root, audit)}
+    own = {
+        path.parent.parent.name if path.parent.name == "state" else path.parent.name: path
+        for path in _own_logs(root, audit)
+    }
     fields = {name: _names_left(path) for name, path in own.items()}
     told = _told(root, run)
     digests = ({"checkpoint": digest} if digest else {}) | _digests(entries)
-    digests |= {f"data of {name}, under a secret of its own": str(about["data"]) for name, about in told.items() if "data" in about}
+    digests |= {
+        f"data of {name}, under a secret of its own": str(about["data"])
+        for name, about in told.items()
+        if "data" in about
+    }
     return Facts(
         root, records, about.get("config", {}), about.get("versions", {}), digests, about.get("privacy") or _spent(records),
         _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
@@ -113,7 +149,8 @@ def gather(folder: str | Path) -> Facts:
 
 
 def _checkpoint(run: Path) -> tuple[dict[str, Any], str]:
-    """(what the newest checkpoint says of itself, its digest); nothing of one that is encrypted or damaged."""
+    """(what the newest checkpoint says of itself, its digest); nothing of one that is encrypted or
+    damaged."""
     for path in sorted((run / "checkpoints").glob("[0-9]*/checkpoint.json"), reverse=True):
         try:
             found = json.loads(path.read_bytes())
@@ -149,7 +186,9 @@ def _left(entries: list[Entry]) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def _algorithm(entries: list[Entry]) -> str:
-    return next((str(entry.about["algorithm"]) for entry in reversed(entries) if "algorithm" in entry.about), "")
+    return next(
+        (str(entry.about["algorithm"]) for entry in reversed(entries) if "algorithm" in entry.about), ""
+    )
 
 
 def _faults(entries: list[Entry]) -> dict[tuple[str, str, str], int]:
@@ -157,7 +196,10 @@ def _faults(entries: list[Entry]) -> dict[tuple[str, str, str], int]:
     for entry in entries:
         if entry.what in FAULTS or (entry.what == "update" and entry.about.get("accepted") is False):
             what = "update set aside" if entry.what == "update" else entry.what
-            code, reason = entry.about.get("code"), str(entry.about.get("reason", entry.about.get("missing", "")))
+            code, reason = (
+                entry.about.get("code"),
+                str(entry.about.get("reason", entry.about.get("missing", ""))),
+            )
             found[entry.who, what, f"{code}: {reason}"[:200] if code else reason[:200]] += 1
     return dict(found)
 
@@ -171,7 +213,8 @@ def _digests(entries: list[Entry]) -> dict[str, str]:
 
 
 def _told(root: Path, run: Path) -> dict[str, dict[str, Any]]:
-    """{site: what it told of itself before the first round, or when it joined}, as the coordinator keeps it beside its log."""
+    """{site: what it told of itself before the first round, or when it joined}, as the coordinator keeps it
+    beside its log."""
     found: dict[str, dict[str, Any]] = {}
     for folder in dict.fromkeys((root, run.parent, root / "coordinator")):
         for path in sorted(folder.glob("*-sites.json")):

@@ -1,4 +1,5 @@
-"""A run as it goes on, for a terminal: rounds and time left, metrics, sites, refusals, privacy spent. From its folder alone.
+"""A run as it goes on, for a terminal: rounds and time left, metrics, sites, refusals, privacy spent. From
+its folder alone.
 
 >>> pace = Pace(rounds=30)
 >>> pace.look(round=10, now=0.0)
@@ -28,7 +29,9 @@ class Pace:
 
     def __init__(self, rounds: int | None = None) -> None:
         if rounds is not None and rounds < 1:
-            raise ValueError(f"rounds={rounds} must be at least 1: how many the run is to have; leave it out where you do not know")
+            raise ValueError(
+                f"rounds={rounds} must be at least 1: how many the run is to have; leave it out where you do not know"
+            )
         self.rounds = rounds
         self._looks: deque[tuple[int, float]] = deque(maxlen=_LOOKS)
 
@@ -50,7 +53,11 @@ class Pace:
     @property
     def seconds_left(self) -> float:
         """Until the last round is done; NaN where that cannot be told."""
-        return math.nan if self.rounds is None or not self._looks else (self.rounds - self._looks[-1][0]) * self.seconds_a_round
+        return (
+            math.nan
+            if self.rounds is None or not self._looks
+            else (self.rounds - self._looks[-1][0]) * self.seconds_a_round
+        )
 
     @property
     def done(self) -> bool:
@@ -61,7 +68,10 @@ class Pace:
 def view(facts: Facts, pace: Pace) -> RenderableType:
     """What a terminal shows of the run."""
     parts = [_rounds(facts, pace), _metrics(facts), _sites(facts), _faults(facts), _privacy(facts)]
-    return Group(f"[bold]{escape(str(facts.notes.get('question') or facts.folder))}", *(part for part in parts if part is not None))
+    return Group(
+        f"[bold]{escape(str(facts.notes.get('question') or facts.folder))}",
+        *(part for part in parts if part is not None),
+    )
 
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
@@ -95,17 +105,35 @@ def _metrics(facts: Facts) -> RenderableType | None:
     found = Table("metric", "of", "", "last", box=None, title="metrics", title_justify="left")
     for kind in ("train", "eval"):
         records = [record for record in facts.records if record["kind"] == kind]
-        names = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, float))
+        names = dict.fromkeys(
+            name for record in records for name, value in record.items() if isinstance(value, float)
+        )
         for name in list(names)[:8]:
             values = [float(record.get(name, math.nan)) for record in records]
-            found.add_row(escape(name), {"train": "training", "eval": "evaluation"}[kind], sparkline(values), f"{values[-1]:.4g}")
+            found.add_row(
+                escape(name),
+                {"train": "training", "eval": "evaluation"}[kind],
+                sparkline(values),
+                f"{values[-1]:.4g}",
+            )
     return found if found.row_count else None
 
 
 def _sites(facts: Facts) -> RenderableType | None:
     lacked = [name for record in facts.records for name in str(record.get("lacked") or "").split()]
-    found = Table("site", "examples", "messages", "bytes sent", "rounds without it", box=None, title="sites", title_justify="left")
-    for site in dict.fromkeys([*facts.examples, *facts.notes.get("flow", {}), *(site for site, _ in facts.left), *lacked]):
+    found = Table(
+        "site",
+        "examples",
+        "messages",
+        "bytes sent",
+        "rounds without it",
+        box=None,
+        title="sites",
+        title_justify="left",
+    )
+    for site in dict.fromkeys(
+        [*facts.examples, *facts.notes.get("flow", {}), *(site for site, _ in facts.left), *lacked]
+    ):
         sent = [value for (who, _), value in facts.left.items() if who == site]
         messages, size = (sum(of) for of in zip(*sent, strict=True)) if sent else (0, 0)
         examples = f"{facts.examples[site]:,}" if site in facts.examples else "-"
@@ -114,12 +142,18 @@ def _sites(facts: Facts) -> RenderableType | None:
 
 
 def _faults(facts: Facts) -> RenderableType | None:
-    found = Table("who", "what", "why", "times", box=None, title="refused, missing and set aside", title_justify="left")
+    found = Table(
+        "who", "what", "why", "times", box=None, title="refused, missing and set aside", title_justify="left"
+    )
     for (who, what, why), times in list(facts.faults.items())[-10:]:
         found.add_row(escape(who), escape(what), escape(why), str(times))
     return found if found.row_count else None
 
 
 def _privacy(facts: Facts) -> RenderableType | None:
-    spent = ", ".join(f"{name} {facts.spent[name]:.4g}" for name in ("epsilon", "delta") if isinstance(facts.spent.get(name), float))
+    spent = ", ".join(
+        f"{name} {facts.spent[name]:.4g}"
+        for name in ("epsilon", "delta")
+        if isinstance(facts.spent.get(name), float)
+    )
     return f"privacy spent: {spent}" if spent else None

@@ -1,4 +1,5 @@
-"""The report as one HTML page: nothing is loaded from anywhere, and all text that comes from the run is escaped."""
+"""The report as one HTML page: nothing is loaded from anywhere, and all text that comes from the run is
+escaped."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = list(rows)
     more = f"<p>and {len(lines) - _MOST_ROWS} more</p>" if len(lines) > _MOST_ROWS else ""
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in lines[:_MOST_ROWS])
-    return f"<table><tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>{body}</table>{more}" if lines else ""
+    return (
+        f"<table><tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>{body}</table>{more}"
+        if lines
+        else ""
+    )
 
 
 def _cell(value: Any) -> str:
@@ -86,16 +91,25 @@ def _question(facts: Facts) -> str:
 
 def _people(facts: Facts) -> str:
     flow = facts.notes.get("flow", {})
-    reasons = [(site, reason, count) for site, said in flow.items() for reason, count in said.get("left out", {}).items()]
+    reasons = [
+        (site, reason, count)
+        for site, said in flow.items()
+        for reason, count in said.get("left out", {}).items()
+    ]
     counts = table(("site", "examples that it told"), [*facts.examples.items()])
     return charts.flow(flow) + counts + table(("site", "rows left out for", "rows"), reasons)
 
 
 def _convergence(facts: Facts) -> str:
     found = ""
-    for kind, said in (("train", "training, mean over the round's steps"), ("eval", "evaluation, of the model after the round")):
+    for kind, said in (
+        ("train", "training, mean over the round's steps"),
+        ("eval", "evaluation, of the model after the round"),
+    ):
         records = [record for record in facts.records if record["kind"] == kind]
-        names = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, float))
+        names = dict.fromkeys(
+            name for record in records for name, value in record.items() if isinstance(value, float)
+        )
         for name in [name for name in names if name in _CURVES or kind == "eval"][:6]:
             its = [record for record in records if name in record]
             y = [math.nan if record[name] is None else float(record[name]) for record in its]
@@ -113,13 +127,18 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
     found = ""
     for metric in metrics:
         rows = {who: _interval(of[metric]) for who, of in results.items() if metric in of}
-        found += f"<h3>{escape(metric)}</h3>" + charts.intervals(rows, f"{metric}, with 95 % interval where there is one")
+        found += f"<h3>{escape(metric)}</h3>" + charts.intervals(
+            rows, f"{metric}, with 95 % interval where there is one"
+        )
         found += table(("", metric, "low", "high"), [(who, *row) for who, row in rows.items()])
     return found
 
 
 def _interval(value: Any) -> tuple[float, float, float]:
-    found = [math.nan if one is None else float(one) for one in (value if isinstance(value, list | tuple) else [value])]
+    found = [
+        math.nan if one is None else float(one)
+        for one in (value if isinstance(value, list | tuple) else [value])
+    ]
     return (found[0], found[1], found[2]) if len(found) == 3 else (found[0], math.nan, math.nan)
 
 
@@ -128,24 +147,32 @@ def _statistics(said: Mapping[str, str]) -> str:
 
 
 def _left(facts: Facts) -> str:
-    sent = table(("site", "kind of message", "messages", "bytes of tensors"), [(*key, *value) for key, value in facts.left.items()])
-    names = table(("site", "fields that left it, by its own log"), [(site, ", ".join(fields)) for site, fields in facts.fields.items()])
+    sent = table(
+        ("site", "kind of message", "messages", "bytes of tensors"),
+        [(*key, *value) for key, value in facts.left.items()],
+    )
+    names = table(
+        ("site", "fields that left it, by its own log"),
+        [(site, ", ".join(fields)) for site, fields in facts.fields.items()],
+    )
     return sent + names
 
 
 def _privacy(facts: Facts) -> str:
     if not facts.spent:
         return "<p>No account of an epsilon was kept: nothing is promised of what the model tells of a person.</p>"
-    return table(("", ""), [(name, value) for name, value in facts.spent.items() if not isinstance(value, Mapping)]) + table(
-        ("terms", ""), [*facts.spent.get("terms", {}).items()]
-    )
+    return table(
+        ("", ""), [(name, value) for name, value in facts.spent.items() if not isinstance(value, Mapping)]
+    ) + table(("terms", ""), [*facts.spent.get("terms", {}).items()])
 
 
 def _cost(facts: Facts) -> str:
     total = sum(size for _, size in facts.left.values())
     train = [record for record in facts.records if record["kind"] == "train"]
     bits = {
-        name: float(np.nansum([r.get(name) or 0.0 for r in train])) for name in ("bits_up", "bits_down") if any(name in r for r in train)
+        name: float(np.nansum([r.get(name) or 0.0 for r in train]))
+        for name in ("bits_up", "bits_down")
+        if any(name in r for r in train)
     }
     rows: list[tuple[str, Any]] = [("rounds", facts.rounds)] if facts.records else []
     rows += [("seconds, by the coordinator's log", facts.seconds)] if math.isfinite(facts.seconds) else []
@@ -169,8 +196,9 @@ def _card(facts: Facts) -> str:
 def _checklist(facts: Facts) -> str:
     found = items(facts)
     filled = sum(said != FOR_AUTHOR for _, _, said in found)
-    return f"<p>{filled} of {len(found)} items have something of the run; the others are for the author.</p>" + table(
-        ("", "item", "said"), found
+    return (
+        f"<p>{filled} of {len(found)} items have something of the run; the others are for the author.</p>"
+        + table(("", "item", "said"), found)
     )
 
 
@@ -178,5 +206,8 @@ def _configuration(facts: Facts) -> str:
     return (
         table(("digest of", ""), [*facts.digests.items()])
         + table(("version", ""), [*facts.versions.items()])
-        + table(("setting", ""), [(name, "" if value is None else str(value)[:200]) for name, value in facts.config.items()])
+        + table(
+            ("setting", ""),
+            [(name, "" if value is None else str(value)[:200]) for name, value in facts.config.items()],
+        )
     )

@@ -7,4 +7,14 @@ from fedjax_core.run.model_file import load_model, save_model
 from fedjax_core.run.monitor import Best
 from fedjax_core.run.simulation import Extras, Simulation
 
-__all__ = ["Best", "CheckpointError", "Extras", "History", "Simulation", "fit", "load_best", "load_model", "save_model"]
+__all__ = [
+    "Best",
+    "CheckpointError",
+    "Extras",
+    "History",
+    "Simulation",
+    "fit",
+    "load_best",
+    "load_model",
+    "save_model",
+]

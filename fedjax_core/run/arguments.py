@@ -1,4 +1,5 @@
-"""Checks what `fit` is given, and makes of it what a run needs: who is asked for cohorts, and a state to begin from."""
+"""Checks what `fit` is given, and makes of it what a run needs: who is asked for cohorts, and a state to
+begin from."""
 
 import os
 from collections.abc import Sequence
@@ -13,16 +14,25 @@ from fedjax_core.run.snapshot import Saved, taken
 
 
 def given_state(state: Any, rounds: int, key: Any, params: Any) -> Saved:
-    """A state that was given, copied to the host, so that it stays as it is; raises where a run cannot begin from it."""
+    """A state that was given, copied to the host, so that it stays as it is; raises where a run cannot begin
+    from it."""
     if not hasattr(state, "round"):
-        raise TypeError(f"state= is a whole State, such as History.state, got {type(state).__name__}: for a model alone give params=")
+        raise TypeError(
+            f"state= is a whole State, such as History.state, got {type(state).__name__}: for a model alone give params="
+        )
     if key is not None or params is not None:
         name = "key" if key is not None else "params"
-        raise ValueError(f"{name}= is given, and so is state=, which has its own: leave one of them out, or use state._replace(...)")
+        raise ValueError(
+            f"{name}= is given, and so is state=, which has its own: leave one of them out, or use state._replace(...)"
+        )
     if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
-        raise ValueError("state= was used up by run(..., donate=True), which put the state that came of it in its place: give that one")
+        raise ValueError(
+            "state= was used up by run(..., donate=True), which put the state that came of it in its place: give that one"
+        )
     if (done := int(state.round)) > rounds:
-        raise ValueError(f"state= has {done} rounds behind it, and rounds={rounds} in all are asked for: ask for at least as many")
+        raise ValueError(
+            f"state= has {done} rounds behind it, and rounds={rounds} in all are asked for: ask for at least as many"
+        )
     leaves, arrays = taken(state)
     return Saved(done, {}, leaves, arrays)
 
@@ -53,7 +63,9 @@ def sampler_of(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: 
     if isinstance(cohorts, (Sequence, np.ndarray, jax.Array)) and not isinstance(cohorts, str):
         cohorts = listed(cohorts, len(sim.clients))  # type: ignore[arg-type]
         if cohorts.rounds < rounds:
-            raise ValueError(f"cohorts= lists {cohorts.rounds} rounds, and rounds={rounds}: list a cohort for each, or give a function")
+            raise ValueError(
+                f"cohorts= lists {cohorts.rounds} rounds, and rounds={rounds}: list a cohort for each, or give a function"
+            )
     elif not callable(cohorts) and not chooses:
         raise TypeError(
             f"cohorts= must be a function of the round or a list with a cohort for each, got {type(cohorts).__name__}: use "
@@ -66,7 +78,9 @@ def sampler_of(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: 
             "fc.cohorts.uniform(len(clients), size=...)"
         )
     if chooses and not hasattr(sim, "score"):
-        raise TypeError(f"{type(cohorts).__name__} asks what clients' losses are, and a {type(sim).__name__} has no score(state, clients)")
+        raise TypeError(
+            f"{type(cohorts).__name__} asks what clients' losses are, and a {type(sim).__name__} has no score(state, clients)"
+        )
     if chooses and rounds_per_dispatch > 1:
         raise ValueError(
             f"{type(cohorts).__name__} looks at the state before each round, and rounds_per_dispatch={rounds_per_dispatch} has only "

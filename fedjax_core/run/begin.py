@@ -1,4 +1,5 @@
-"""What a run begins from: the newest checkpoint of its folder, a state that was given, or the first parameters."""
+"""What a run begins from: the newest checkpoint of its folder, a state that was given, or the first
+parameters."""
 
 import contextlib
 import os
@@ -20,20 +21,29 @@ from fedjax_core.types import Key, Params
 
 @contextlib.contextmanager
 def opened(
-    run_dir: str | os.PathLike[str] | None, keep: int, encrypt: str | os.PathLike[str] | None, *, private: bool
+    run_dir: str | os.PathLike[str] | None,
+    keep: int,
+    encrypt: str | os.PathLike[str] | None,
+    *,
+    private: bool,
 ) -> Iterator[Checkpoints | None]:
     """The checkpoints in `run_dir`, which is this run's alone for as long; None without one."""
     with contextlib.ExitStack() as stack:
         folder = None if run_dir is None else stack.enter_context(claim(run_dir, private=private))
         secret = checkpoint_key(encrypt, folder)
-        yield None if folder is None else stack.enter_context(Checkpoints(folder, keep, secret, private=private))
+        yield (
+            None
+            if folder is None
+            else stack.enter_context(Checkpoints(folder, keep, secret, private=private))
+        )
 
 
 def about_run(
     sim: Simulation, sampler: Any, judge: Monitor, key: Key, params: Params | None, given: Saved | None, *,
     rounds_per_dispatch: int, saves: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """`config`: all that changes the answer, described where the run `saves`; `versions` of what it is run with."""
+    """`config`: all that changes the answer, described where the run `saves`; `versions` of what it is run
+    with."""
     configuration = {
         "settings": sim.settings,
         "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if saves else None},
@@ -48,8 +58,18 @@ def about_run(
     return {"config": config.describe(configuration) if saves else {}, "versions": config.versions()}
 
 
-def begin(run: Rounds, newest: Saved | None, given: Saved | None, key: Key, params: Params | None, *, rounds: int, override: bool) -> Any:
-    """The state that the run goes on from; `run` takes up what goes with it. The `newest` checkpoint comes first, then what was given."""
+def begin(
+    run: Rounds,
+    newest: Saved | None,
+    given: Saved | None,
+    key: Key,
+    params: Params | None,
+    *,
+    rounds: int,
+    override: bool,
+) -> Any:
+    """The state that the run goes on from; `run` takes up what goes with it. The `newest` checkpoint comes
+    first, then what was given."""
     checkpoints, saved = run.checkpoints, newest
     if checkpoints is not None:
         saved, changed = resumable(checkpoints, newest, run.about, rounds=rounds, override=override)
@@ -70,12 +90,15 @@ def checkpoint_key(encrypt: str | os.PathLike[str] | None, folder: Path | None) 
     if encrypt is None:
         return None
     if folder is None:
-        raise ValueError(f"encrypt={encrypt!r} encrypts checkpoints, but without a run_dir there are none: name one, or leave encrypt= out")
+        raise ValueError(
+            f"encrypt={encrypt!r} encrypts checkpoints, but without a run_dir there are none: name one, or leave encrypt= out"
+        )
     return load_key(encrypt, folder)
 
 
 def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list[str]) -> None:
-    """Tells a backend that keeps an audit log, by its `note(what, round, about)`, what the run goes on from."""
+    """Tells a backend that keeps an audit log, by its `note(what, round, about)`, what the run goes on
+    from."""
     note = getattr(sim, "note", None)
     if note is None:
         return

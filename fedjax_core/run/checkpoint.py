@@ -1,17 +1,20 @@
-"""Checkpoints: the whole `State` and the run's own records, written in the background, completely or not at all.
+"""Checkpoints: the whole `State` and the run's own records, written in the background, completely or not at
+all.
 
     run_dir/checkpoints/00000020/state/...           the arrays, by Orbax
     run_dir/checkpoints/00000020/checkpoint.json     names, dtypes, shapes and digests; configuration and progress
     run_dir/checkpoints/00000020/sealed              with a key: all of that in one encrypted file (`fedjax_core.run.encryption`)
     run_dir/best -> checkpoints/00000010             the best so far, by evaluation
 
-A checkpoint is written beside its place and renamed into it, and only then are older ones removed, so a crash or a full disk
-costs the newest at most. Every leaf and every file has a SHA-256 digest: Orbax reads a flipped byte in an array as just another
-number. A damaged checkpoint is set aside under another name, and the one before it is used.
+A checkpoint is written beside its place and renamed into it, and only then are older ones removed, so a crash
+or a full disk costs the newest at most. Every leaf and every file has a SHA-256 digest: Orbax reads a flipped
+byte in an array as just another number. A damaged checkpoint is set aside under another name, and the one
+before it is used.
 
-Orbax writes files of its own making, and would leave the state on the disk before anything could encrypt it; so a sealed checkpoint is
-the description as JSON and then the arrays' bytes, encrypted as they are written: no plain byte of them ever gets to the disk. A wrong
-key, or none, is an error and never damage. What is not a checkpoint stays plain: metrics, and rows of client state in a folder.
+Orbax writes files of its own making, and would leave the state on the disk before anything could encrypt it;
+so a sealed checkpoint is the description as JSON and then the arrays' bytes, encrypted as they are written:
+no plain byte of them ever gets to the disk. A wrong key, or none, is an error and never damage. What is not a
+checkpoint stays plain: metrics, and rows of client state in a folder.
 
 >>> import tempfile, jax.numpy as jnp
 >>> run_dir = tempfile.TemporaryDirectory()
@@ -50,18 +53,32 @@ _ABOUT, _STATE, _WRITING, _DAMAGED = "checkpoint.json", "state", "writing-", "da
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and the best that any of these names. Use it in a `with`. With a `key`, encrypted.
+    """The checkpoints of one run: the last `keep`, and the best that any of these names. Use it in a `with`.
+    With a `key`, encrypted.
 
     Where they are `private`, they are for their owner alone; else as the umask says.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], keep: int = 3, key: bytes | None = None, *, private: bool = False) -> None:
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        keep: int = 3,
+        key: bytes | None = None,
+        *,
+        private: bool = False,
+    ) -> None:
         import orbax.checkpoint as ocp  # 0.6 s of a processor, which only who saves or restores waits for
 
         self._key, self._private = key, private
-        self.run_dir, self.folder, self.keep = Path(run_dir).absolute(), Path(run_dir).absolute() / "checkpoints", keep
+        self.run_dir, self.folder, self.keep = (
+            Path(run_dir).absolute(),
+            Path(run_dir).absolute() / "checkpoints",
+            keep,
+        )
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # orbax runs an event loop: never in the caller's thread
+        self._writer = ThreadPoolExecutor(
+            1, thread_name_prefix="checkpoint"
+        )  # orbax runs an event loop: never in the caller's thread
         self._pending: tuple[int, Future[None]] | None = None
         self.set_aside: list[tuple[int, str, str]] = []
         """(round, its name now, what is wrong with it) of each damaged checkpoint that `newest` found."""
@@ -72,7 +89,9 @@ class Checkpoints:
             shutil.rmtree(remains)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.wait()
         except CheckpointError as failure:
@@ -96,7 +115,8 @@ class Checkpoints:
         return found
 
     def save(self, round: int, state: Any, about: dict[str, Any]) -> None:
-        """Copies the state to the host and writes it in the background; raises where the save before this one failed.
+        """Copies the state to the host and writes it in the background; raises where the save before this one
+        failed.
 
         `about["best"]`, where there is one, is the round of the checkpoint to keep as the best.
         """
@@ -119,10 +139,11 @@ class Checkpoints:
             ) from error
 
     def newest(self) -> Saved | None:
-        """The newest checkpoint that can be read in full, None where there is none at all; damaged ones are set aside.
+        """The newest checkpoint that can be read in full, None where there is none at all; damaged ones are
+        set aside.
 
-        Raises `CheckpointError` where there are some and none is readable, or where the key is not theirs: beginning afresh is not for this
-        to decide.
+        Raises `CheckpointError` where there are some and none is readable, or where the key is not theirs:
+        beginning afresh is not for this to decide.
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
@@ -134,7 +155,13 @@ class Checkpoints:
                 continue
             for bad, why in damaged:
                 aside = self._set_aside(bad)
-                log.error("checkpoint of round %d is damaged (%s), set aside as %s; going on from round %d", bad, why, aside, round)
+                log.error(
+                    "checkpoint of round %d is damaged (%s), set aside as %s; going on from round %d",
+                    bad,
+                    why,
+                    aside,
+                    round,
+                )
                 self.set_aside.append((bad, aside, why))
             self._point_to_best(saved.about.get("best"))
             return saved
@@ -156,9 +183,13 @@ class Checkpoints:
                 self._write_plain(writing, round, leaves, arrays, about)
             else:
                 writing.mkdir()
-                encrypted_checkpoint.write(writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays)
+                encrypted_checkpoint.write(
+                    writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays
+                )
             if self._private:
-                close_to_others(writing)  # which only now has all that Orbax made; the folder around it was closed before
+                close_to_others(
+                    writing
+                )  # which only now has all that Orbax made; the folder around it was closed before
             os.rename(writing, home)
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
@@ -166,15 +197,27 @@ class Checkpoints:
         self._point_to_best(about.get("best"))
         self._prune()
 
-    def _write_plain(self, writing: Path, round: int, leaves: list[Leaf], arrays: list[np.ndarray], about: dict[str, Any]) -> None:
+    def _write_plain(
+        self, writing: Path, round: int, leaves: list[Leaf], arrays: list[np.ndarray], about: dict[str, Any]
+    ) -> None:
         import orbax.checkpoint as ocp
 
-        # Named by number: a path in the tree may hold any character. Orbax refuses arrays without elements; those are their shape.
-        self._orbax.save(writing / _STATE, args=ocp.args.PyTreeSave({f"{i:05d}": x for i, x in enumerate(arrays) if x.size}))
+        # Named by number: a path in the tree may hold any character. Orbax refuses arrays without elements; those are
+        # their shape.
+        self._orbax.save(
+            writing / _STATE,
+            args=ocp.args.PyTreeSave({f"{i:05d}": x for i, x in enumerate(arrays) if x.size}),
+        )
         leaves = [leaf._replace(digest=digest(x)) for leaf, x in zip(leaves, arrays, strict=True)]
-        files = {str(path.relative_to(writing)): _file_digest(path, sync=True) for path in sorted(writing.rglob("*")) if path.is_file()}
+        files = {
+            str(path.relative_to(writing)): _file_digest(path, sync=True)
+            for path in sorted(writing.rglob("*"))
+            if path.is_file()
+        }
         body = {"round": round, "about": about, "leaves": leaves, "files": files}
-        write_whole(writing / _ABOUT, json.dumps({"digest": _body_digest(body), "body": body}), private=self._private)
+        write_whole(
+            writing / _ABOUT, json.dumps({"digest": _body_digest(body), "body": body}), private=self._private
+        )
 
     def _set_aside(self, round: int) -> str:
         names = (f"{_DAMAGED}{round:08d}" + (f"-{i}" if i else "") for i in range(1_000_000))
@@ -202,7 +245,9 @@ class Checkpoints:
                 fresh.unlink(missing_ok=True)
                 fresh.symlink_to(home)
                 os.replace(fresh, link)
-            except OSError:  # a file system without links, as exFAT or a Windows share: a file with the name does
+            except (
+                OSError
+            ):  # a file system without links, as exFAT or a Windows share: a file with the name does
                 write_whole(link, home.as_posix(), private=self._private)
 
 
@@ -212,12 +257,15 @@ def best(run_dir: Path) -> Path:
     if link.is_file():
         return run_dir / link.read_text("utf-8")
     if not link.exists():
-        raise FileNotFoundError(f"{link} does not exist: fit() keeps a best model where evaluate_every= is above 0")
+        raise FileNotFoundError(
+            f"{link} does not exist: fit() keeps a best model where evaluate_every= is above 0"
+        )
     return link.resolve()
 
 
 def read(path: Path, key: bytes | None = None) -> Saved:
-    """The checkpoint in one folder; raises `CheckpointError` where it is damaged, or the key is not its own."""
+    """The checkpoint in one folder; raises `CheckpointError` where it is damaged, or the key is not its
+    own."""
     with ThreadPoolExecutor(1) as reader:
         try:
             return reader.submit(_read, path, key).result()
@@ -232,23 +280,36 @@ def _read(path: Path, key: bytes | None) -> Saved:
         _refuse_plain(path)
         return encrypted_checkpoint.read(path, key)
     if (path / encrypted_checkpoint.FILE).exists():
-        raise CheckpointError(f"the checkpoint in {path} is encrypted: give encrypt= the key that it was written with")
+        raise CheckpointError(
+            f"the checkpoint in {path} is encrypted: give encrypt= the key that it was written with"
+        )
     body = _read_about(path, None)
-    for name, expected in body["files"].items():  # before Orbax reads any: its errors leave callbacks behind, and some damage is none to it
+    for name, expected in body[
+        "files"
+    ].items():  # before Orbax reads any: its errors leave callbacks behind, and some damage is none to it
         if not (path / name).is_file():
             raise Damaged(f"{name} is missing")
         if _file_digest(path / name) != expected:
             raise Damaged(f"{name} ({(path / name).stat().st_size} bytes) is not as it was written")
     if path.name.isdigit() and int(path.name) != body["round"]:
         raise Damaged(f"it is the checkpoint of round {body['round']}, under another name")
-    leaves = [Leaf(name, dtype, tuple(shape), key, known) for name, dtype, shape, key, known in body["leaves"]]
-    full = {f"{i:05d}": ocp.RestoreArgs(restore_type=np.ndarray) for i, leaf in enumerate(leaves) if 0 not in leaf.shape}
+    leaves = [
+        Leaf(name, dtype, tuple(shape), key, known) for name, dtype, shape, key, known in body["leaves"]
+    ]
+    full = {
+        f"{i:05d}": ocp.RestoreArgs(restore_type=np.ndarray)
+        for i, leaf in enumerate(leaves)
+        if 0 not in leaf.shape
+    }
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             found = orbax.restore(path / _STATE, args=ocp.args.PyTreeRestore(restore_args=full))
     except Exception as error:  # tensorstore's errors are of many types
         raise Damaged(f"Orbax cannot read it: {error}") from error
-    arrays = [np.asarray(found[f"{i:05d}"]) if 0 not in leaf.shape else np.zeros(leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
+    arrays = [
+        np.asarray(found[f"{i:05d}"]) if 0 not in leaf.shape else np.zeros(leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
     for leaf, array in zip(leaves, arrays, strict=True):
         if (str(array.dtype), array.shape, digest(array)) != (leaf.dtype, leaf.shape, leaf.digest):
             raise Damaged(f"{leaf.name} is not as it was saved")

@@ -23,13 +23,22 @@ from fedjax_core.describe import describe as describe
 def difference(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[str]:
     """What changed, a readable line each: `name: 0.1 -> 0.2`."""
     absent = "(absent)"
-    names = [name for name in {**saved, **now} if (name in saved) != (name in now) or not _same(saved[name], now[name])]
-    return [f"{name}: {repr(saved[name]) if name in saved else absent} -> {repr(now[name]) if name in now else absent}" for name in names]
+    names = [
+        name
+        for name in {**saved, **now}
+        if (name in saved) != (name in now) or not _same(saved[name], now[name])
+    ]
+    return [
+        f"{name}: {repr(saved[name]) if name in saved else absent} -> {repr(now[name]) if name in now else absent}"
+        for name in names
+    ]
 
 
 def without_code(described: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The description without what another version of Python compiles differently from the same source."""
-    return {name: x for name, x in described.items() if not name.endswith(".code") and ".constants[" not in name}
+    return {
+        name: x for name, x in described.items() if not name.endswith(".code") and ".constants[" not in name
+    }
 
 
 def versions() -> dict[str, Scalar]:

@@ -1,8 +1,9 @@
-"""A checkpoint in one encrypted file: the length of the description, the description as JSON, the arrays' bytes in order.
+"""A checkpoint in one encrypted file: the length of the description, the description as JSON, the arrays'
+bytes in order.
 
-Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.encryption`), beside the copy of the arrays that
-there is anyway. That a checkpoint is of the round that its folder is named after is checked too: an older one under a newer name
-would take the run back without a word.
+Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.encryption`), beside
+the copy of the arrays that there is anyway. That a checkpoint is of the round that its folder is named after
+is checked too: an older one under a newer name would take the run back without a word.
 """
 
 import json
@@ -31,11 +32,15 @@ def write(folder: Path, key: bytes, body: dict[str, Any], arrays: list[np.ndarra
 
 
 def read(path: Path, key: bytes) -> Saved:
-    """The checkpoint in a folder, every byte verified; raises `Damaged`, and `CheckpointError` where the key is not its own."""
+    """The checkpoint in a folder, every byte verified; raises `Damaged`, and `CheckpointError` where the key
+    is not its own."""
     try:
         with open(path / FILE, "rb") as file:
             plain, body = _opened(path, file, key)
-            leaves = [Leaf(name, dtype, tuple(shape), kind, known) for name, dtype, shape, kind, known in body["leaves"]]
+            leaves = [
+                Leaf(name, dtype, tuple(shape), kind, known)
+                for name, dtype, shape, kind, known in body["leaves"]
+            ]
             arrays = [np.empty(leaf.shape, leaf.dtype) for leaf in leaves]
             for x in arrays:
                 plain.read_into(_bytes_of(x))

@@ -3,12 +3,14 @@
     file   magic | salt [32] | key's name [16] | checksum of these [8] | chunk 0 | chunk 1 | ... | last chunk
     chunk  up to 1 MiB, encrypted, and its tag [16]: nonce = number of the chunk [11 bytes] | 1 for the last one, else 0
 
-A file has a key of its own, by HKDF-SHA256 from the owner's key and the salt, so no nonce is ever used twice. The number in the nonce
-shows chunks that were exchanged, and the mark of the last one what was cut off or added: STREAM, of Hoang, Reyhanitabar, Rogaway and
-Vizard, "Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance", CRYPTO 2015. The key's name is another output of the
-HKDF: it tells a wrong key from a damaged file, and does not tell whether two files have the same key.
+A file has a key of its own, by HKDF-SHA256 from the owner's key and the salt, so no nonce is ever used twice.
+The number in the nonce shows chunks that were exchanged, and the mark of the last one what was cut off or
+added: STREAM, of Hoang, Reyhanitabar, Rogaway and Vizard, "Online Authenticated-Encryption and its
+Nonce-Reuse Misuse-Resistance", CRYPTO 2015. The key's name is another output of the HKDF: it tells a wrong
+key from a damaged file, and does not tell whether two files have the same key.
 
-A key is 64 hexadecimal digits, in a file that others may not read or in an environment variable, and is never in the run's folder:
+A key is 64 hexadecimal digits, in a file that others may not read or in an environment variable, and is never
+in the run's folder:
 
     (umask 077; openssl rand -hex 32 > ~/study.key)      encrypt="~/study.key"
     export STUDY_KEY=...                                 encrypt="env:STUDY_KEY"
@@ -51,22 +53,29 @@ class Corrupt(Exception):
 
 
 def load_key(source: str | os.PathLike[str], run_dir: Path) -> bytes:
-    """The key in a file, or in the environment variable of "env:NAME"; raises `UnusableKey` where it is not safe there, or no key."""
+    """The key in a file, or in the environment variable of "env:NAME"; raises `UnusableKey` where it is not
+    safe there, or no key."""
     name = os.fspath(source)
     if name.startswith("env:"):
         text = os.environ.get(name[4:])
         if text is None:
-            raise UnusableKey(f"encrypt={name!r}, but the environment variable {name[4:]} is not set: export the key in it, or name a file")
+            raise UnusableKey(
+                f"encrypt={name!r}, but the environment variable {name[4:]} is not set: export the key in it, or name a file"
+            )
         return _parsed(text, f"the environment variable {name[4:]}")
     path = Path(name).expanduser().absolute()
     if path.resolve().is_relative_to(run_dir.resolve()):
-        raise UnusableKey(f"the key {path} is in the folder of the run, where whoever gets the checkpoints gets it too: keep it elsewhere")
+        raise UnusableKey(
+            f"the key {path} is in the folder of the run, where whoever gets the checkpoints gets it too: keep it elsewhere"
+        )
     try:
         text = read_private(path, "the key")[:1000].decode()
     except PermissionError as error:
         raise UnusableKey(f"{error} A new key is for another run_dir.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UnusableKey(f"the key {path} cannot be read ({error}). Make one with: (umask 077; openssl rand -hex 32 > {path})") from error
+        raise UnusableKey(
+            f"the key {path} cannot be read ({error}). Make one with: (umask 077; openssl rand -hex 32 > {path})"
+        ) from error
     return _parsed(text, str(path))
 
 
@@ -76,12 +85,15 @@ def _parsed(text: str, where: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise UnusableKey(f"{where} holds no key, which is 64 hexadecimal digits: make one with `openssl rand -hex 32`")
+        raise UnusableKey(
+            f"{where} holds no key, which is 64 hexadecimal digits: make one with `openssl rand -hex 32`"
+        )
     return key
 
 
 class Encryptor:
-    """Encrypts what is written to `file`, in a `with`: the last chunk is written at its end, and only if there was no error."""
+    """Encrypts what is written to `file`, in a `with`: the last chunk is written at its end, and only if
+    there was no error."""
 
     def __init__(self, file: BinaryIO, key: bytes) -> None:
         salt = os.urandom(_SALT)
@@ -92,14 +104,18 @@ class Encryptor:
     def __enter__(self) -> "Encryptor":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self._put(self._buffer, last=True)
 
     def write(self, data: bytes | memoryview) -> None:
         """Adds these bytes."""
         view = memoryview(data)
-        while len(self._buffer) + len(view) > CHUNK:  # what fills a chunk may be the last one: it waits for more
+        while (
+            len(self._buffer) + len(view) > CHUNK
+        ):  # what fills a chunk may be the last one: it waits for more
             missing = CHUNK - len(self._buffer)
             self._put(self._buffer + view[:missing] if self._buffer else view[:missing], last=False)
             view, self._buffer = view[missing:], bytearray()
@@ -111,7 +127,8 @@ class Encryptor:
 
 
 class Decryptor:
-    """Reads what `Encryptor` wrote. Every byte given is verified, and after `end` the whole file is. Raises `Corrupt` or `UnusableKey`."""
+    """Reads what `Encryptor` wrote. Every byte given is verified, and after `end` the whole file is. Raises
+    `Corrupt` or `UnusableKey`."""
 
     def __init__(self, file: BinaryIO, key: bytes) -> None:
         head = file.read(_HEAD)
@@ -153,7 +170,9 @@ class Decryptor:
         try:
             self._rest = memoryview(self._cipher.decrypt(_nonce(self._number, self._ended), chunk, None))
         except InvalidTag as error:
-            raise Corrupt(f"chunk {self._number} is not as it was written, or what follows it was cut off or added") from error
+            raise Corrupt(
+                f"chunk {self._number} is not as it was written, or what follows it was cut off or added"
+            ) from error
         self._number += 1
 
 

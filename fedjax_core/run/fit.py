@@ -2,9 +2,10 @@
 
     rounds  ->  metrics, evaluation, best, early stop  ->  checkpoint  ->  again, or after a crash from the last checkpoint
 
-Started again in the same `run_dir`, it goes on where it was and ends bit for bit where an uninterrupted run ends. That holds
-because all that crosses a round is in the `State`, cohorts are addressed by their round, and rounds are always dispatched in the
-same groups: those end at multiples of `rounds_per_dispatch`, `checkpoint_every` and `evaluate_every`, wherever the run began.
+Started again in the same `run_dir`, it goes on where it was and ends bit for bit where an uninterrupted run
+ends. That holds because all that crosses a round is in the `State`, cohorts are addressed by their round, and
+rounds are always dispatched in the same groups: those end at multiples of `rounds_per_dispatch`,
+`checkpoint_every` and `evaluate_every`, wherever the run began.
 
 >>> import jax, numpy as np, optax, tempfile
 >>> import fedjax_core as fc
@@ -74,36 +75,39 @@ def fit(
     override: bool = False,
     encrypt: str | os.PathLike[str] | None = None,
 ) -> History:
-    """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` where there is one; None writes nothing.
+    """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` where there is one;
+    None writes nothing.
 
-    `key` (default `jax.random.key(0)`) is not the only seed: it draws the first parameters, and what clients draw as they train
-    (dropout, rounding). The order of examples goes by the backend's `seed`, and cohorts by theirs: to repeat a run with other draws,
-    change all three.
+    `key` (default `jax.random.key(0)`) is not the only seed: it draws the first parameters, and what clients
+    draw as they train (dropout, rounding). The order of examples goes by the backend's `seed`, and cohorts by
+    theirs: to repeat a run with other draws, change all three.
 
-    It begins from `params` where given, or from a whole `state`, with what clients keep: the rounds that this has behind
-    it count as done. A checkpoint in `run_dir` comes first.
+    It begins from `params` where given, or from a whole `state`, with what clients keep: the rounds that this
+    has behind it count as done. A checkpoint in `run_dir` comes first.
 
-    `cohorts(round)` gives the clients of a round, from 0; a list of them is taken as it stands; and a sampler may look at
-    the state before it chooses (`fc.cohorts.power_of_choice`). `evaluate_every` rounds (0: never), and once before the first, the
-    state is evaluated, by default on the clients trained on, or on the people that real sites hold out
-    (`Federation(held_out=)`); the metric `best` of that chooses the best checkpoint, and `patience` evaluations in a row
-    without a better one end the run.
+    `cohorts(round)` gives the clients of a round, from 0; a list of them is taken as it stands; and a sampler
+    may look at the state before it chooses (`fc.cohorts.power_of_choice`). `evaluate_every` rounds (0:
+    never), and once before the first, the state is evaluated, by default on the clients trained on, or on the
+    people that real sites hold out (`Federation(held_out=)`); the metric `best` of that chooses the best
+    checkpoint, and `patience` evaluations in a row without a better one end the run.
 
-    `each_round(rounds done, state, metrics)` is called after each round with its state, which may be kept, and its metrics
-    as in the records. Returning True ends the run, which stays ended when it is started again. The device waits for it,
-    and after a crash the rounds since the last checkpoint come again.
+    `each_round(rounds done, state, metrics)` is called after each round with its state, which may be kept,
+    and its metrics as in the records. Returning True ends the run, which stays ended when it is started
+    again. The device waits for it, and after a crash the rounds since the last checkpoint come again.
 
-    Where the uplink keeps an account of privacy (`fc.privacy.client_level`), each record has the `epsilon` that the rounds so far tell
-    and no counts, cohorts have to be the account's, evaluation is of others, and the run ends when the epsilon is spent.
+    Where the uplink keeps an account of privacy (`fc.privacy.client_level`), each record has the `epsilon`
+    that the rounds so far tell and no counts, cohorts have to be the account's, evaluation is of others, and
+    the run ends when the epsilon is spent.
 
-    Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that changes the answer
-    must stay as it was, unless `override=True`. `encrypt`: a file with a key, or "env:NAME", by which checkpoints, and
-    nothing else, are encrypted (`fedjax_core.run.encryption`). As one of several processes of `jax.distributed` it takes no
-    `run_dir`. Of a federation, what it writes is for its owner alone; else as the umask says.
+    Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that
+    changes the answer must stay as it was, unless `override=True`. `encrypt`: a file with a key, or
+    "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.encryption`). As one
+    of several processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it writes is for
+    its owner alone; else as the umask says.
 
-    A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for 400 MB: where a round
-    takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are faster, for Orbax compresses and has its files
-    digested: 200 MB in 0.11 s, not 1.1 s.
+    A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for
+    400 MB: where a round takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are
+    faster, for Orbax compresses and has its files digested: 200 MB in 0.11 s, not 1.1 s.
     """
     given = None if state is None else given_state(state, rounds, key, params)
     key = jax.random.key(0) if key is None else key
@@ -111,7 +115,13 @@ def fit(
     keys.check(key)
     check_each_round(each_round, rounds_per_dispatch)
     check_one_process(run_dir)
-    at_least(1, rounds=rounds, checkpoint_every=checkpoint_every, keep=keep, rounds_per_dispatch=rounds_per_dispatch)
+    at_least(
+        1,
+        rounds=rounds,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        rounds_per_dispatch=rounds_per_dispatch,
+    )
     judge = Monitor(evaluate_every, evaluate, best, mode, patience)
     Spending(sim).check(sim, sampler, evaluates_on_clients=evaluate_every > 0 and evaluate is None)
     _say(sim, judge, progress)
@@ -120,17 +130,40 @@ def fit(
         interruption = stack.enter_context(Interruption())
         checkpoints = stack.enter_context(opened(run_dir, keep, encrypt, private=private))
         newest = None if checkpoints is None else checkpoints.newest()
-        # How many lanes, on how many cores, and the like: chosen anew, it might come out otherwise, and so the last bits.
+        # How many lanes, on how many cores, and the like: chosen anew, it might come out otherwise, and so the last
+        # bits.
         tuning_cache.adopt({} if newest is None else newest.about.get("measured", {}))
         warn_of_other_seeds(sim, sampler, key, params)
-        about = about_run(sim, sampler, judge, key, params, given, rounds_per_dispatch=rounds_per_dispatch, saves=checkpoints is not None)
-        run = Rounds(sim, sampler, judge, checkpoints, about, interruption, each_round, began=0 if given is None else given.round)
+        about = about_run(
+            sim,
+            sampler,
+            judge,
+            key,
+            params,
+            given,
+            rounds_per_dispatch=rounds_per_dispatch,
+            saves=checkpoints is not None,
+        )
+        run = Rounds(
+            sim,
+            sampler,
+            judge,
+            checkpoints,
+            about,
+            interruption,
+            each_round,
+            began=0 if given is None else given.round,
+        )
         state = begin(run, newest, given, key, params, rounds=rounds, override=override)
         given = None  # a copy of all that is in it
         folder = None if checkpoints is None else checkpoints.run_dir
-        run.log = stack.enter_context(Log(folder, rounds=rounds, done=run.done, began=run.began, progress=progress, private=private))
+        run.log = stack.enter_context(
+            Log(folder, rounds=rounds, done=run.done, began=run.began, progress=progress, private=private)
+        )
         if hasattr(sim, "retain"):
-            stack.callback(sim.retain, None)  # whoever runs rounds by hand may go on from states that nobody knows of
+            stack.callback(
+                sim.retain, None
+            )  # whoever runs rounds by hand may go on from states that nobody knows of
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
         speed = dict(sim.meter.report()) if hasattr(sim, "meter") else {}
         if speed and progress:
@@ -139,7 +172,8 @@ def fit(
 
 
 def _say(sim: Simulation, judge: Monitor, progress: bool) -> None:
-    """Says of which of the sites' examples the metric is by which the best model is chosen, and patience ends."""
+    """Says of which of the sites' examples the metric is by which the best model is chosen, and patience
+    ends."""
     on = getattr(sim, "judged_on", None)
     if not judge.every or judge.evaluate is not None or on is None:
         return
@@ -153,6 +187,11 @@ def _say(sim: Simulation, judge: Monitor, progress: bool) -> None:
         log.info("the best model, and patience, go by %r on the sites' %s examples", judge.metric, on)
 
 
-def load_best(run_dir: str | os.PathLike[str], sim: Simulation, *, encrypt: str | os.PathLike[str] | None = None) -> Any:
-    """The whole `State` of the best evaluation in `run_dir`; `.params` of it is the best model. `encrypt` is as it was for `fit`."""
-    return read(best(Path(run_dir)), checkpoint_key(encrypt, Path(run_dir))).place(sim.init(jax.random.key(0)))
+def load_best(
+    run_dir: str | os.PathLike[str], sim: Simulation, *, encrypt: str | os.PathLike[str] | None = None
+) -> Any:
+    """The whole `State` of the best evaluation in `run_dir`; `.params` of it is the best model. `encrypt` is
+    as it was for `fit`."""
+    return read(best(Path(run_dir)), checkpoint_key(encrypt, Path(run_dir))).place(
+        sim.init(jax.random.key(0))
+    )

@@ -29,35 +29,49 @@ class History(NamedTuple):
     records: list[Record]
     """{"round", "kind": "train" or "eval", and the metrics}, as in metrics.jsonl.
 
-    In a "train" record a metric of the clients' steps, such as `loss`, is the mean over all batches of the round, each
-    under its client's model as it was before that step: neither the global model's before the round nor after it.
-    "eval" records are of the model after the round, without dropout. `examples` counts each of a client's examples
-    once, however often the client went through them.
+    In a "train" record a metric of the clients' steps, such as `loss`, is the mean over all batches of the
+    round, each under its client's model as it was before that step: neither the global model's before the
+    round nor after it. "eval" records are of the model after the round, without dropout. `examples` counts
+    each of a client's examples once, however often the client went through them.
     """
     best: Best | None  # None without evaluation
     stopped: Stopped
     speed: dict[str, float]
-    """Since it was last started: client updates, local steps, examples and operations a second, fill, share of time waiting for data,
-    programs, compile seconds; empty where the backend has no meter. Also the last line of the log."""
+    """Since it was last started: client updates, local steps, examples and operations a second, fill, share
+    of time waiting for data, programs, compile seconds; empty where the backend has no meter. Also the last
+    line of the log."""
 
     def __repr__(self) -> str:
         rounds = self.records[-1]["round"] if self.records else 0
         best = "" if self.best is None else f", best {self.best.value:.4g} after round {self.best.round}"
         return f"History({self.stopped!r} after {rounds} rounds, {len(self.records)} records{best})"
 
-    def curve(self, metric: str = "loss", kind: Literal["train", "eval"] = "eval", *, by: str = "round") -> tuple[np.ndarray, np.ndarray]:
-        """(the rounds [n] after which it was recorded, its values [n]) of one metric. Raises KeyError where no record has it.
+    def curve(
+        self, metric: str = "loss", kind: Literal["train", "eval"] = "eval", *, by: str = "round"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(the rounds [n] after which it was recorded, its values [n]) of one metric. Raises KeyError where
+        no record has it.
 
-        `by` names a metric of rounds whose sum so far is the axis in their place: "ticks" of an asynchronous run, which are seconds
-        where its delays are; "bits_up"; "examples".
+        `by` names a metric of rounds whose sum so far is the axis in their place: "ticks" of an asynchronous
+        run, which are seconds where its delays are; "bits_up"; "examples".
         """
-        found = [(record["round"], record[metric]) for record in self.records if record["kind"] == kind and metric in record]
+        found = [
+            (record["round"], record[metric])
+            for record in self.records
+            if record["kind"] == kind and metric in record
+        ]
         if not found:
-            there = {name for record in self.records if record["kind"] == kind for name in record} - {"round", "kind", "lacked"}
+            there = {name for record in self.records if record["kind"] == kind for name in record} - {
+                "round",
+                "kind",
+                "lacked",
+            }
             way_out = f"there are {', '.join(sorted(there))}" if there else "fit(evaluate_every=) makes them"
             raise KeyError(f"no {kind!r} record has {metric!r}: {way_out}")
         rounds, values = zip(*found, strict=True)
-        return (np.array(rounds) if by == "round" else self._so_far(by, np.array(rounds))), np.array(values, np.float64)
+        return (np.array(rounds) if by == "round" else self._so_far(by, np.array(rounds))), np.array(
+            values, np.float64
+        )
 
     def _so_far(self, metric: str, rounds: np.ndarray) -> np.ndarray:
         """The sum of a metric of rounds up to each of these."""

@@ -1,6 +1,7 @@
 """Locks a run's folder for one process: `claim` makes it, checks that it can be written, and locks it.
 
-The lock belongs to the process and goes when it dies, however it dies, so that nothing has to be removed by hand.
+The lock belongs to the process and goes when it dies, however it dies, so that nothing has to be removed by
+hand.
 
 >>> import pathlib, tempfile
 >>> with tempfile.TemporaryDirectory() as parent, claim(pathlib.Path(parent) / "runs" / "x") as folder:
@@ -28,7 +29,9 @@ def claim(run_dir: str | os.PathLike[str], *, private: bool = False) -> Iterator
     folder = Path(run_dir).expanduser().absolute()
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():
-            raise NotADirectoryError(f"run_dir {str(run_dir)!r} cannot be a folder, for {part} is a file. Choose another run_dir.")
+            raise NotADirectoryError(
+                f"run_dir {str(run_dir)!r} cannot be a folder, for {part} is a file. Choose another run_dir."
+            )
     try:
         make_folder(folder) if private else folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / LOCK, "a+", opener=opener if private else None)  # noqa: SIM115  closed below, after all that needs the lock

@@ -1,5 +1,5 @@
-"""What a run says of itself: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`, and a progress bar,
-or lines on standard error where there is no terminal.
+"""What a run says of itself: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`,
+and a progress bar, or lines on standard error where there is no terminal.
 
     {"round": 20, "kind": "train", "loss": 0.31, "examples": 640.0, "clients": 10.0, "refused": 0.0}
     {"round": 20, "kind": "eval", "loss": 0.33, "accuracy": 0.87}
@@ -7,8 +7,8 @@ or lines on standard error where there is no terminal.
 
 The last one is of real sites, where a round may lack some: it has their names, with a space between any two.
 
-A number that is not finite is written as null. On resume the lines after the checkpoint's round are cut, and TensorBoard is told to
-forget them, so that no round is there twice and none is missing.
+A number that is not finite is written as null. On resume the lines after the checkpoint's round are cut, and
+TensorBoard is told to forget them, so that no round is there twice and none is missing.
 
 >>> with Log(None, rounds=2, progress=False) as log:
 ...     log.write(1, "train", {"loss": 0.5, "examples": 10.0})
@@ -29,7 +29,14 @@ from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fedjax_core.files import FOLDER, close_to_others, write_whole
 
@@ -42,14 +49,22 @@ Record = dict[str, Any]
 
 
 class Log:
-    """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it in a `with`.
+    """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it
+    in a `with`.
 
     `began`: the rounds that the run's first state had behind it, of which there are no records.
     Where they are `private`, its files are for their owner alone; else as the umask says.
     """
 
     def __init__(
-        self, run_dir: Path | None, *, rounds: int, done: int = 0, began: int = 0, progress: bool = True, private: bool = False
+        self,
+        run_dir: Path | None,
+        *,
+        rounds: int,
+        done: int = 0,
+        began: int = 0,
+        progress: bool = True,
+        private: bool = False,
     ) -> None:
         self.records: list[Record] = []
         self._private = private
@@ -57,7 +72,11 @@ class Log:
         self._file: TextIO | None = None
         self._events: _Events | None = None
         self._shown = (
-            _Bar(rounds, done) if progress and sys.stderr is not None and sys.stderr.isatty() else _Lines(rounds) if progress else None
+            _Bar(rounds, done)
+            if progress and sys.stderr is not None and sys.stderr.isatty()
+            else _Lines(rounds)
+            if progress
+            else None
         )
 
     def __enter__(self) -> "Log":
@@ -66,16 +85,25 @@ class Log:
             self.records = read_records(path, self._done)
             write_whole(path, "".join(map(_line, self.records)), private=self._private)
             self._file = open(path, "a", buffering=1)
-            self._events = _Events(self._run_dir / EVENTS, forget=self._done + 1 if self._done else 0, private=self._private)
+            self._events = _Events(
+                self._run_dir / EVENTS, forget=self._done + 1 if self._done else 0, private=self._private
+            )
             here = self._done - self._began
             missing = here - sum(record["kind"] == "train" for record in self.records)
             if missing:
-                log.warning("%s lacks %d of the %d rounds done: it was edited or damaged", path, missing, here)
+                log.warning(
+                    "%s lacks %d of the %d rounds done: it was edited or damaged", path, missing, here
+                )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # Closing writes what is left, which on a full disk fails once more: what ended the `with` says so already.
-        with contextlib.suppress(OSError) if error else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        with (
+            contextlib.suppress(OSError) if error else contextlib.nullcontext(),
+            contextlib.ExitStack() as stack,
+        ):
             for part in (self._file, self._events, self._shown):
                 if part is not None:
                     stack.callback(part.close)
@@ -88,7 +116,8 @@ class Log:
         lacked: Sequence[str] = (),
         examples: float | None = None,
     ) -> None:
-        """Adds one record, of the state after `round` rounds, the last of which went on without the `lacked` sites.
+        """Adds one record, of the state after `round` rounds, the last of which went on without the `lacked`
+        sites.
 
         `examples`: by which the speed is shown, where the record is not to have them.
         """
@@ -103,7 +132,8 @@ class Log:
             self._shown.update(round, values, examples, lacked)
 
     def sync(self) -> None:
-        """Returns when all records are on the disk: before a checkpoint, which must not know of rounds that the log lacks."""
+        """Returns when all records are on the disk: before a checkpoint, which must not know of rounds that
+        the log lacks."""
         if self._file is not None and self._events is not None:
             with _explained(self._file.name):
                 os.fsync(self._file.fileno())
@@ -138,15 +168,18 @@ def read_records(path: Path, until: int | None = None) -> list[Record]:
 
 
 def _line(record: Record) -> str:
-    plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
     return json.dumps(plain) + "\n"
 
 
 class _Events:
     """TensorBoard's event file, whose steps from `forget` on replace those of earlier files in the folder.
 
-    Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the next scalar then waits for it forever.
-    """
+    Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the next scalar then waits for it
+    forever."""
 
     def __init__(self, folder: Path, forget: int, private: bool = False) -> None:
         from tensorboardX.event_file_writer import EventsWriter  # slow to import, and only needed here
@@ -156,13 +189,19 @@ class _Events:
         folder.mkdir(FOLDER if private else 0o777, exist_ok=True)
         self._event, self._summary = Event, Summary
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        self._writer.write_event(Event(wall_time=time.time(), step=forget, session_log=SessionLog(status=SessionLog.START)))
+        self._writer.write_event(
+            Event(wall_time=time.time(), step=forget, session_log=SessionLog(status=SessionLog.START))
+        )
         if private:
             close_to_others(folder)
 
     def write(self, round: int, kind: str, values: dict[str, float]) -> None:
-        scalars = [self._summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
-        self._writer.write_event(self._event(wall_time=time.time(), step=round, summary=self._summary(value=scalars)))
+        scalars = [
+            self._summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()
+        ]
+        self._writer.write_event(
+            self._event(wall_time=time.time(), step=round, summary=self._summary(value=scalars))
+        )
 
     def sync(self) -> None:
         self._writer.flush()
@@ -215,21 +254,28 @@ class _Bar:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        self._task = self._progress.add_task("rounds", total=rounds, completed=done, far="loss -", speed="-", without="")
+        self._task = self._progress.add_task(
+            "rounds", total=rounds, completed=done, far="loss -", speed="-", without=""
+        )
         self._speed = _Speed()
         self._progress.start()
 
-    def update(self, round: int, values: dict[str, float], examples: float, lacked: Sequence[str] = ()) -> None:
+    def update(
+        self, round: int, values: dict[str, float], examples: float, lacked: Sequence[str] = ()
+    ) -> None:
         speed = self._speed.update(examples)
         shown = "-" if math.isnan(speed) else f"{speed:,.0f}"
-        self._progress.update(self._task, completed=round, far=how_far(values), speed=shown, without=without(lacked))
+        self._progress.update(
+            self._task, completed=round, far=how_far(values), speed=shown, without=without(lacked)
+        )
 
     def close(self) -> None:
         self._progress.stop()
 
 
 class _Lines:
-    """Lines on standard error where there is no terminal (a notebook, a pipe, nohup): the first rounds, then one now and then, the last.
+    """Lines on standard error where there is no terminal (a notebook, a pipe, nohup): the first rounds, then
+    one now and then, the last.
 
     And one at once where other sites are lacking than in the round before.
     """
@@ -239,7 +285,9 @@ class _Lines:
         self._waiting: str | None = None
         self._lacked: list[str] = []
 
-    def update(self, round: int, values: dict[str, float], examples: float, lacked: Sequence[str] = ()) -> None:
+    def update(
+        self, round: int, values: dict[str, float], examples: float, lacked: Sequence[str] = ()
+    ) -> None:
         speed = self._speed.update(examples)
         shown = "" if math.isnan(speed) else f", {speed:,.0f} examples/s"
         self._waiting = f"round {round} of {self._rounds}: {how_far(values)}{shown}{without(lacked)}"

@@ -3,8 +3,8 @@
     {"Dense_0": {"kernel": x, "bias": y}}    "Dense_0.kernel", "Dense_0.bias"
     [{"w": x}, {"w": y}]                     "0.w", "1.w"
 
-Any library that reads safetensors reads it; `load_model` gives the tree back. What a run needs to go on, such as what clients
-and the server keep, is in its checkpoints.
+Any library that reads safetensors reads it; `load_model` gives the tree back. What a run needs to go on, such
+as what clients and the server keep, is in its checkpoints.
 
 >>> import tempfile, jax.numpy as jnp
 >>> folder = tempfile.TemporaryDirectory()
@@ -33,16 +33,20 @@ from fedjax_core.files import write_whole
 from fedjax_core.types import Params
 
 
-def save_model(path: str | os.PathLike[str], params: Params, *, about: Mapping[str, str] | None = None) -> Path:
+def save_model(
+    path: str | os.PathLike[str], params: Params, *, about: Mapping[str, str] | None = None
+) -> Path:
     """Writes the model to a file, whole or not at all, and gives back its path; folders above it are made.
 
-    `about` are words to go with it, such as {"task": "sepsis"}. None in the place of a leaf, as where others are
-    trained, is left out. Raises ValueError where two leaves would have one name.
+    `about` are words to go with it, such as {"task": "sepsis"}. None in the place of a leaf, as where others
+    are trained, is left out. Raises ValueError where two leaves would have one name.
     """
     found: dict[str, np.ndarray] = {}
     for name, x in _named(params):
         if name in found:
-            raise ValueError(f"two leaves of the model would be {name!r} in the file: rename a key that has a dot in it")
+            raise ValueError(
+                f"two leaves of the model would be {name!r} in the file: rename a key that has a dot in it"
+            )
         found[name] = np.ascontiguousarray(x).reshape(x.shape)  # which makes a scalar one of shape [1]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +55,8 @@ def save_model(path: str | os.PathLike[str], params: Params, *, about: Mapping[s
 
 
 def load_model(path: str | os.PathLike[str], like: Params) -> Params:
-    """The model in a file, as a tree like `like`: one of the same task, such as `task.init(key)`, or only its shapes.
+    """The model in a file, as a tree like `like`: one of the same task, such as `task.init(key)`, or only its
+    shapes.
 
     Raises ValueError where the file is no safetensors, or has not exactly those names, shapes and dtypes.
     """
@@ -62,10 +67,17 @@ def load_model(path: str | os.PathLike[str], like: Params) -> Params:
     there = {name: f"{_DTYPES.get(x['dtype'], x['dtype'])}{list(x['shape'])}" for name, x in read.items()}
     wanted = {name: f"{x.dtype}{list(x.shape)}" for name, x in _named(like)}
     if wrong := [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]:
-        lines = [f"{name} is {there.get(name, 'absent')} there and {wanted.get(name, 'absent')} in like=" for name in wrong[:5]]
+        lines = [
+            f"{name} is {there.get(name, 'absent')} there and {wanted.get(name, 'absent')} in like="
+            for name in wrong[:5]
+        ]
         lines += [f"and {len(wrong) - 5} more" for _ in wrong[5:6]]
-        raise ValueError(f"{path} does not hold such a model: {'; '.join(lines)}. Give like= of the task that it was trained for")
-    leaves = [jnp.array(np.frombuffer(read[name]["data"], x.dtype).reshape(x.shape)) for name, x in _named(like)]
+        raise ValueError(
+            f"{path} does not hold such a model: {'; '.join(lines)}. Give like= of the task that it was trained for"
+        )
+    leaves = [
+        jnp.array(np.frombuffer(read[name]["data"], x.dtype).reshape(x.shape)) for name, x in _named(like)
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -77,5 +89,8 @@ _DTYPES |= {"BOOL": "bool", "BF16": "bfloat16", "C64": "complex64"}
 
 def _named(params: Params) -> list[tuple[str, Any]]:
     """[(name, array or shape)] of each leaf, its dtype with it; a model that is one array is `params`."""
-    leaves = [(path, x if hasattr(x, "dtype") else np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [
+        (path, x if hasattr(x, "dtype") else np.asarray(x))
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    ]
     return [(jax.tree_util.keystr(path, simple=True, separator=".") or "params", x) for path, x in leaves]

@@ -44,8 +44,14 @@ class Monitor:
     def __post_init__(self) -> None:
         at_least(0, evaluate_every=self.every)
         if self.mode not in ("min", "max"):
-            raise ValueError(f'mode= says whether a small or a large {self.metric!r} is best: "min" or "max", got {self.mode!r}')
-        if self.evaluate is not None and not isinstance(self.evaluate, Clients) and not callable(self.evaluate):
+            raise ValueError(
+                f'mode= says whether a small or a large {self.metric!r} is best: "min" or "max", got {self.mode!r}'
+            )
+        if (
+            self.evaluate is not None
+            and not isinstance(self.evaluate, Clients)
+            and not callable(self.evaluate)
+        ):
             raise TypeError(
                 f"evaluate= must be fc.Clients or a function (sim, state) -> {{name: value}}, got {type(self.evaluate).__name__}; "
                 "leave it out to evaluate on the clients trained on, or on those that sites hold out"
@@ -54,26 +60,43 @@ class Monitor:
             at_least(1, patience=self.patience)
         if not self.every and (self.evaluate is not None or self.patience is not None):
             given = "evaluate" if self.evaluate is not None else "patience"
-            raise ValueError(f"{given}= is given, but evaluate_every=0 never evaluates: set evaluate_every= to a number of rounds")
+            raise ValueError(
+                f"{given}= is given, but evaluate_every=0 never evaluates: set evaluate_every= to a number of rounds"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
         """What of it changes the answer: nothing where it cannot end the run."""
         if self.patience is None:
             return {}
-        return {"metric": self.metric, "mode": self.mode, "every": self.every, "patience": self.patience, "on": self.evaluate}
+        return {
+            "metric": self.metric,
+            "mode": self.mode,
+            "every": self.every,
+            "patience": self.patience,
+            "on": self.evaluate,
+        }
 
     def __call__(self, sim: Any, state: Any) -> dict[str, float]:
         """Every metric of the state; raises where the one that decides is not among them."""
-        found = self.evaluate(sim, state) if callable(self.evaluate) else self._pooled(sim.evaluate(state, self.evaluate))
+        found = (
+            self.evaluate(sim, state)
+            if callable(self.evaluate)
+            else self._pooled(sim.evaluate(state, self.evaluate))
+        )
         if wrong := sorted({"round", "kind"} & set(map(str, found))):
-            raise ValueError(f"evaluate= gives a metric called {wrong[0]!r}, which every record has for its own: rename it")
+            raise ValueError(
+                f"evaluate= gives a metric called {wrong[0]!r}, which every record has for its own: rename it"
+            )
         if self.metric not in found:
-            raise ValueError(f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(found)}")
+            raise ValueError(
+                f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(found)}"
+            )
         return {str(name): float(value) for name, value in found.items()}
 
     def _pooled(self, found: Any) -> Mapping[str, float]:
-        """The evaluation's metrics. Says once whom the one that decides is without; raises where one client alone of several tells it."""
+        """The evaluation's metrics. Says once whom the one that decides is without; raises where one client
+        alone of several tells it."""
         without = dict(getattr(found, "without", {}).get(self.metric, {}))
         silent = [name for name, why in without.items() if why == NOT_TOLD]
         if silent and np.count_nonzero(found.sizes) - len(silent) < 2:
@@ -84,7 +107,12 @@ class Monitor:
         if without and (said := frozenset(without.items())) not in self.said:
             self.said.add(said)
             names = "; ".join(f"{name}: {why}" for name, why in without.items())
-            log.warning("the best model is chosen by the %r of the others, without %d of all. %s", self.metric, len(without), names[:1500])
+            log.warning(
+                "the best model is chosen by the %r of the others, without %d of all. %s",
+                self.metric,
+                len(without),
+                names[:1500],
+            )
         pooled: Mapping[str, float] = found.pooled
         return pooled
 

@@ -1,8 +1,8 @@
 """Checks that a run may resume from a checkpoint: only with the configuration that wrote it.
 
-What may change is what leaves the answer alone: more rounds, how often to save and to log, how much to keep, and evaluation where
-it cannot end the run. Another version of Python, of a library or of this package, or another device, is told and not refused.
-"""
+What may change is what leaves the answer alone: more rounds, how often to save and to log, how much to keep,
+and evaluation where it cannot end the run. Another version of Python, of a library or of this package, or
+another device, is told and not refused."""
 
 import logging
 from typing import Any
@@ -18,10 +18,11 @@ log = logging.getLogger("fedjax_core")
 def resumable(
     checkpoints: Checkpoints, saved: Saved | None, about: dict[str, Any], *, rounds: int, override: bool
 ) -> tuple[Saved | None, list[str]]:
-    """(`saved`, the newest checkpoint, to go on from, None for a fresh start; in words, what it was made with and is otherwise now).
+    """(`saved`, the newest checkpoint, to go on from, None for a fresh start; in words, what it was made with
+    and is otherwise now).
 
-    `about` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not a checkpoint of this run, but for
-    what `override` lets be otherwise.
+    `about` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not a
+    checkpoint of this run, but for what `override` lets be otherwise.
     """
     if saved is None:
         _check_unused(checkpoints)
@@ -49,7 +50,9 @@ def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], over
     then, now = saved.about["config"], about["config"]
     versions = config.difference(saved.about["versions"], about["versions"])
     if versions:
-        log.warning("the run so far was made with other versions, so last bits may differ: %s", "; ".join(versions))
+        log.warning(
+            "the run so far was made with other versions, so last bits may differ: %s", "; ".join(versions)
+        )
     if _minor(saved.about["versions"]) != _minor(about["versions"]):
         then, now = config.without_code(then), config.without_code(now)
     changed = config.difference(then, now)
@@ -62,7 +65,11 @@ def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], over
             f"run_dir {str(checkpoints.run_dir)!r} holds a run with another configuration:\n  {shown}\n"
             "Choose another run_dir, or go on with the changed one by override=True."
         )
-    log.warning("going on from round %d with a changed configuration, as override=True asks:\n  %s", saved.round, shown)
+    log.warning(
+        "going on from round %d with a changed configuration, as override=True asks:\n  %s",
+        saved.round,
+        shown,
+    )
     return changed
 
 

@@ -1,4 +1,5 @@
-"""The loop of `fit`: rounds one after another, and between them what is to be read, judged, shown and saved."""
+"""The loop of `fit`: rounds one after another, and between them what is to be read, judged, shown and
+saved."""
 
 import logging
 import math
@@ -29,7 +30,8 @@ EachRound = Callable[[int, Any, Mapping[str, float]], bool | None]
 
 
 class Rounds:
-    """What `fit` keeps between rounds besides the `State`; all of it that matters after a crash is in the checkpoints."""
+    """What `fit` keeps between rounds besides the `State`; all of it that matters after a crash is in the
+    checkpoints."""
 
     log: Log
 
@@ -56,7 +58,9 @@ class Rounds:
         self.finite = True
         self.newest: Any = None  # the last state, of which nothing was used up
         self.saved: int | None = None
-        self.needs: dict[int, Any] = {}  # of each checkpoint: what the backend must still have to go on from it
+        self.needs: dict[
+            int, Any
+        ] = {}  # of each checkpoint: what the backend must still have to go on from it
 
     def resume(self, saved: Saved) -> None:
         """Takes up the bookkeeping of a checkpoint."""
@@ -64,12 +68,17 @@ class Rounds:
         self.spending.resume(progress.get("privacy"), saved.round)
         self.done = self.saved = saved.round
         self.cohort_size, self.began = progress["cohort_size"], progress.get("began", 0)
-        self.ended = progress.get("ended", False) and self.each_round is not None  # without it the run goes on
+        self.ended = (
+            progress.get("ended", False) and self.each_round is not None
+        )  # without it the run goes on
         if progress["judged_by"] == [self.judge.metric, self.judge.mode]:
             self.best, self.misses = Best(*progress["best"]) if progress["best"] else None, progress["misses"]
         elif progress["best"]:
             log.warning(
-                "the best was by %s (%s) and is now by %s (%s): it begins anew", *progress["judged_by"], self.judge.metric, self.judge.mode
+                "the best was by %s (%s) and is now by %s (%s): it begins anew",
+                *progress["judged_by"],
+                self.judge.metric,
+                self.judge.mode,
             )
 
     def until(self, rounds: int, state: Any, group: int, checkpoint_every: int) -> tuple[Any, Stopped]:
@@ -91,7 +100,10 @@ class Rounds:
             if self.interruption.asked:
                 stopped = "interrupted"
                 break
-            start, stop = self.done, min(rounds, *(_next(self.done, n) for n in (group, checkpoint_every, self.judge.every) if n))
+            start, stop = (
+                self.done,
+                min(rounds, *(_next(self.done, n) for n in (group, checkpoint_every, self.judge.every) if n)),
+            )
             state, metrics = self._dispatch(state, start, stop, group)
             self.newest = state
             self._read(unread)  # of the rounds before: the device is at work on these
@@ -118,7 +130,8 @@ class Rounds:
         return state, stopped
 
     def _reserve(self) -> None:
-        """Has the backend make its buffers for the largest cohort at once: how work is laid out on them may change last bits."""
+        """Has the backend make its buffers for the largest cohort at once: how work is laid out on them may
+        change last bits."""
         reserve = getattr(self.sim, "reserve", None)
         self.cohort_size = max(self.cohort_size, int(getattr(self.cohorts, "max_size", 0)))
         if reserve is not None and self.cohort_size:
@@ -130,7 +143,9 @@ class Rounds:
             drawn = [choose(start, state, partial(self.sim.score, state))]  # type: ignore[attr-defined]
         else:
             drawn = [self.cohorts(round) for round in range(start, stop)]
-        self.cohort_size = max(self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn))
+        self.cohort_size = max(
+            self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn)
+        )
         donate = self.each_round is None  # which may keep the state that it is given
         if group > 1:
             return self.sim.run_many(state, drawn, donate=donate)
@@ -142,7 +157,9 @@ class Rounds:
         if unread is None:
             return row
         start, metrics = unread
-        values = {name: np.atleast_1d(_value(metric)) for name, metric in jax.device_get(dict(metrics)).items()}
+        values = {
+            name: np.atleast_1d(_value(metric)) for name, metric in jax.device_get(dict(metrics)).items()
+        }
         for i in range(max(len(column) for column in values.values())):
             row = {name: float(column[i]) for name, column in values.items()}
             self._warn(start + i + 1, row)
@@ -158,17 +175,32 @@ class Rounds:
     def _warn(self, round: int, row: dict[str, float]) -> None:
         if self.finite and row.get("examples", 1.0) > 0 and not math.isfinite(row.get("loss", 0.0)):
             self.finite = False
-            log.warning("the training loss is %s in round %d: a smaller learning rate or clipping may help", row["loss"], round)
-        if row.get("refused", 0.0) > 0 and not hasattr(self.sim, "lacked"):  # which says itself whose, and why
+            log.warning(
+                "the training loss is %s in round %d: a smaller learning rate or clipping may help",
+                row["loss"],
+                round,
+            )
+        if row.get("refused", 0.0) > 0 and not hasattr(
+            self.sim, "lacked"
+        ):  # which says itself whose, and why
             if not self.refused:
                 self._explain(row)
-                log.warning("round %d refused %d reports that were not finite, and went on without them", round, row["refused"])
+                log.warning(
+                    "round %d refused %d reports that were not finite, and went on without them",
+                    round,
+                    row["refused"],
+                )
             self.refused.append(round)
 
     def _explain(self, row: dict[str, float]) -> None:
-        """Raises where the first refused reports are those of all clients, because of examples whose loss is not finite."""
+        """Raises where the first refused reports are those of all clients, because of examples whose loss is
+        not finite."""
         sim = self.sim
-        if row.get("clients", 1.0) > 0 or not isinstance(sim.clients, Clients) or sim.round.algorithm.personal:
+        if (
+            row.get("clients", 1.0) > 0
+            or not isinstance(sim.clients, Clients)
+            or sim.round.algorithm.personal
+        ):
             return
         if (where := not_finite(sim.round.algorithm.task, self.newest.params, sim.clients)) is not None:
             raise ValueError(
@@ -211,7 +243,8 @@ class Rounds:
         self._retain()
 
     def _retain(self) -> None:
-        """Tells a backend whose clients keep old versions from which checkpoints this run may still go on: `needs(state)` of each."""
+        """Tells a backend whose clients keep old versions from which checkpoints this run may still go on:
+        `needs(state)` of each."""
         if not hasattr(self.sim, "retain"):
             return
         if self.checkpoints is None:
@@ -226,7 +259,9 @@ class Rounds:
 def _ends(said: Any) -> bool:
     """What a callback says, which is nothing or a bool."""
     if said is not None and not isinstance(said, (bool, np.bool_)):
-        raise TypeError(f"each_round= must return None, or True to end the run, and returned a {type(said).__name__}")
+        raise TypeError(
+            f"each_round= must return None, or True to end the run, and returned a {type(said).__name__}"
+        )
     return bool(said)
 
 
@@ -235,7 +270,8 @@ def _next(done: int, every: int) -> int:
 
 
 def _value(metric: Any) -> Any:
-    """What a metric's sums mean, [R] or a scalar. On the host, as on the device it would queue behind the rounds at work."""
+    """What a metric's sums mean, [R] or a scalar. On the host, as on the device it would queue behind the
+    rounds at work."""
     if isinstance(metric, Mean):
         total, weight = np.asarray(metric.total), np.asarray(metric.weight)
         return np.divide(total, weight, out=np.full(total.shape, np.nan, total.dtype), where=weight > 0)

@@ -4,8 +4,8 @@
     Simulator(seed=)           in which order clients go through their examples
     fc.cohorts.uniform(seed=)  who takes part in which round
 
-Each is a setting of its own, so that one can be varied with the others held still. A model that draws no parameters (a linear one begins
-with zeros) then ends at the same bits with any key.
+Each is a setting of its own, so that one can be varied with the others held still. A model that draws no
+parameters (a linear one begins with zeros) then ends at the same bits with any key.
 """
 
 import logging
@@ -22,7 +22,8 @@ log = logging.getLogger("fedjax_core")
 
 
 def warn_of_other_seeds(sim: Any, cohorts: Any, key: Key, params: Params | None) -> None:
-    """Says so where the key is another than the usual one, draws no parameters, and all other seeds are the usual ones."""
+    """Says so where the key is another than the usual one, draws no parameters, and all other seeds are the
+    usual ones."""
     if np.array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(0))):
         return
     seed, drawn = sim.settings.get("seed"), getattr(cohorts, "seed", None)
@@ -42,6 +43,7 @@ def warn_of_other_seeds(sim: Any, cohorts: Any, key: Key, params: Params | None)
 def _draws(jaxpr: core.Jaxpr) -> bool:
     """Whether the program draws random bits, here or within what it calls."""
     return any(
-        eqn.primitive.name in ("random_bits", "threefry2x32", "rng_bit_generator") or any(map(_draws, jaxprs(tuple(eqn.params.values()))))
+        eqn.primitive.name in ("random_bits", "threefry2x32", "rng_bit_generator")
+        or any(map(_draws, jaxprs(tuple(eqn.params.values()))))
         for eqn in jaxpr.eqns
     )

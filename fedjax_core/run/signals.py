@@ -1,6 +1,8 @@
-"""Ctrl-C and SIGTERM end a run in order: the running rounds finish, a checkpoint is written, and `fit` returns.
+"""Ctrl-C and SIGTERM end a run in order: the running rounds finish, a checkpoint is written, and `fit`
+returns.
 
-A second one is not polite: KeyboardInterrupt, at once. Handlers are set in the main thread only, and put back afterwards.
+A second one is not polite: KeyboardInterrupt, at once. Handlers are set in the main thread only, and put back
+afterwards.
 
 >>> import os, signal
 >>> with Interruption() as interruption:
@@ -33,7 +35,9 @@ class Interruption:
                     self._old[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -41,4 +45,6 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number).name
-        log.warning("%s: finishing the running rounds, then a checkpoint; once more stops at once", self.asked)
+        log.warning(
+            "%s: finishing the running rounds, then a checkpoint; once more stops at once", self.asked
+        )

@@ -1,7 +1,7 @@
 """What `fit` asks of whoever runs rounds: lanes, plain loops, a cluster or real sites.
 
-It may as well be a class of your own around one of these, with the members of `Simulation` and no more. One that mixes
-`state.clients.own` after each `run` does gossip, and `fit` logs, saves and resumes it.
+It may as well be a class of your own around one of these, with the members of `Simulation` and no more. One
+that mixes `state.clients.own` after each `run` does gossip, and `fit` logs, saves and resumes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ class Simulation(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that changes the answer, to the last bit, besides round and clients: what a resumed run must have alike."""
+        """All that changes the answer, to the last bit, besides round and clients: what a resumed run must
+        have alike."""
 
     def init(self, key: Key, params: Params | None = None) -> Any:
         """The state before the first round."""
@@ -33,7 +34,9 @@ class Simulation(Protocol):
     def run(self, state: Any, cohort: Any, *, donate: bool = False) -> tuple[Any, Mapping[str, Any]]:
         """One round: (state, metrics that add). With `donate` the state given is used up."""
 
-    def run_many(self, state: Any, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[Any, Mapping[str, Any]]:
+    def run_many(
+        self, state: Any, cohorts: Sequence[Any], *, donate: bool = False
+    ) -> tuple[Any, Mapping[str, Any]]:
         """Several rounds: (state, metrics with leaves [R])."""
 
     def evaluate(self, state: Any, clients: Any = None) -> Any:
@@ -41,7 +44,8 @@ class Simulation(Protocol):
 
 
 class Extras(Protocol):
-    """What a backend may have besides. `fit` looks for each by its name, and does without where it is not there."""
+    """What a backend may have besides. `fit` looks for each by its name, and does without where it is not
+    there."""
 
     private: bool
     """Whether what a run writes is for its owner alone; without it, no."""
@@ -54,19 +58,25 @@ class Extras(Protocol):
         """Has `report()`, {name: number}: how fast it goes, for `History.speed`."""
 
     def reserve(self, cohort_size: int) -> None:
-        """Called once before the first round with the largest cohort that is known of, so that buffers need not grow."""
+        """Called once before the first round with the largest cohort that is known of, so that buffers need
+        not grow."""
 
     def score(self, state: Any, clients: Any) -> Mapping[str, np.ndarray]:
-        """{metric: [n]} of the clients at these positions, for a sampler that chooses by them (`fedjax_core.data.cohorts.Chooser`)."""
+        """{metric: [n]} of the clients at these positions, for a sampler that chooses by them
+        (`fedjax_core.data.cohorts.Chooser`)."""
 
     def lacked(self, round: int) -> Mapping[str, str]:
-        """{client: why} of those who were to be in this round, numbered from 1, and were not: for the records."""
+        """{client: why} of those who were to be in this round, numbered from 1, and were not: for the
+        records."""
 
     def note(self, what: str, round: int, about: Mapping[str, Any]) -> None:
-        """Called with what becomes of a run between rounds: that it goes on from a checkpoint, and from which."""
+        """Called with what becomes of a run between rounds: that it goes on from a checkpoint, and from
+        which."""
 
     def needs(self, state: Any) -> Mapping[str, Any]:
-        """What its clients must still have for a run to go on from this state, in plain values: saved with the checkpoint."""
+        """What its clients must still have for a run to go on from this state, in plain values: saved with
+        the checkpoint."""
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """Called with the `needs` of all states that the run may still go on from; None at its end, when nobody knows."""
+        """Called with the `needs` of all states that the run may still go on from; None at its end, when
+        nobody knows."""

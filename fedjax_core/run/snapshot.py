@@ -1,4 +1,5 @@
-"""A saved state as it is read back: named arrays on the host, to take the places of those in a state of the same structure.
+"""A saved state as it is read back: named arrays on the host, to take the places of those in a state of the
+same structure.
 
 >>> saved = Saved(3, {}, [Leaf("['w']", "int32", (2,), None)], [np.array([1, 2], np.int32)])
 >>> saved.place({"w": jnp.zeros(2, jnp.int32)})["w"].tolist()
@@ -41,7 +42,8 @@ class Leaf(NamedTuple):
 
 @runtime_checkable
 class Savable(Protocol):
-    """A part of a state that is saved as something else than it is, as a store that holds the rows of many clients."""
+    """A part of a state that is saved as something else than it is, as a store that holds the rows of many
+    clients."""
 
     def saved(self) -> Any:
         """What a checkpoint has in its place: arrays by name, one of them `who` [n]."""
@@ -62,41 +64,67 @@ class Saved:
     leaves: list[Leaf]
     arrays: list[np.ndarray]
 
-    def place(self, like: Any, what: str = "the checkpoint", otherwise: str = "choose another run_dir") -> Any:
-        """The saved state in the structure and on the devices of `like`; raises, naming the leaf, where they do not fit.
+    def place(
+        self, like: Any, what: str = "the checkpoint", otherwise: str = "choose another run_dir"
+    ) -> Any:
+        """The saved state in the structure and on the devices of `like`; raises, naming the leaf, where they
+        do not fit.
 
         `what` and `otherwise` are for that error: what does not fit, and what to do if it is not meant to.
 
-        A store of clients' rows in `like` (`fedjax_core.client_state`) takes back however many rows were saved.
-        """
+        A store of clients' rows in `like` (`fedjax_core.client_state`) takes back however many rows were
+        saved."""
         sizes = {leaf.name: leaf.shape for leaf in self.leaves}
 
         def room(path: Any, x: Any) -> Any:
             return x.shapes(sizes.get(_name(path) + "['who']", (0,))[0]) if isinstance(x, Savable) else x
 
-        expected, structure = jax.tree_util.tree_flatten_with_path(jax.tree_util.tree_map_with_path(room, like))
-        saved, now = {leaf.name: leaf.kind for leaf in self.leaves}, {_name(path): _kind(x) for path, x in expected}
+        expected, structure = jax.tree_util.tree_flatten_with_path(
+            jax.tree_util.tree_map_with_path(room, like)
+        )
+        saved, now = (
+            {leaf.name: leaf.kind for leaf in self.leaves},
+            {_name(path): _kind(x) for path, x in expected},
+        )
         wrong = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
         if wrong or list(saved) != list(now):
-            lines = [f"{name} is {saved.get(name, 'absent')} in {what} and {now.get(name, 'absent')} now" for name in wrong[:5]]
+            lines = [
+                f"{name} is {saved.get(name, 'absent')} in {what} and {now.get(name, 'absent')} now"
+                for name in wrong[:5]
+            ]
             lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
             said = "; ".join(lines) or "another order of leaves"
             raise ValueError(
                 f"{what} of round {self.round} does not fit the state of this run: {said}. "
                 f"Build the same model and algorithm, or {otherwise}."
             )
-        placed = [_place(leaf, array, x) for leaf, array, (_, x) in zip(self.leaves, self.arrays, expected, strict=True)]
+        placed = [
+            _place(leaf, array, x)
+            for leaf, array, (_, x) in zip(self.leaves, self.arrays, expected, strict=True)
+        ]
         stored = jax.tree.unflatten(structure, placed)
-        return jax.tree.map(lambda x, found: x.restored(jax.device_get(found)) if isinstance(x, Savable) else found, like, stored)
+        return jax.tree.map(
+            lambda x, found: x.restored(jax.device_get(found)) if isinstance(x, Savable) else found,
+            like,
+            stored,
+        )
 
 
 def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
-    """The leaves of a state and a copy of their arrays on the host, which stays as it is whatever becomes of the state."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: x.saved() if isinstance(x, Savable) else x, state))
+    """The leaves of a state and a copy of their arrays on the host, which stays as it is whatever becomes of
+    the state."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda x: x.saved() if isinstance(x, Savable) else x, state)
+    )
     data = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for _, x in leaves])
-    arrays = [np.array(x) for x in data]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
+    arrays = [
+        np.array(x) for x in data
+    ]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
     keys = [str(jax.random.key_impl(x)) if _is_key(x) else None for _, x in leaves]
-    return [Leaf(_name(path), str(x.dtype), x.shape, key) for (path, _), x, key in zip(leaves, arrays, keys, strict=True)], arrays
+    return [
+        Leaf(_name(path), str(x.dtype), x.shape, key)
+        for (path, _), x, key in zip(leaves, arrays, keys, strict=True)
+    ], arrays
 
 
 def fingerprint(leaves: list[Leaf], arrays: list[np.ndarray]) -> str:
@@ -118,7 +146,9 @@ def _is_key(x: Any) -> bool:
 def _kind(x: Any) -> str:
     data = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
     dtype = data.dtype if hasattr(data, "dtype") else np.asarray(data).dtype
-    return Leaf("", str(dtype), tuple(np.shape(data)), str(jax.random.key_impl(x)) if _is_key(x) else None).kind
+    return Leaf(
+        "", str(dtype), tuple(np.shape(data)), str(jax.random.key_impl(x)) if _is_key(x) else None
+    ).kind
 
 
 def _place(leaf: Leaf, array: np.ndarray, like: Any) -> Any:

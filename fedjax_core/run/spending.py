@@ -1,10 +1,12 @@
-"""What the rounds of a run tell of a client, by the account of its uplink: in each round's record, in checkpoints, and as the run's end.
+"""What the rounds of a run tell of a client, by the account of its uplink: in each round's record, in
+checkpoints, and as the run's end.
 
     uplink.promises.account      an object of fc.privacy: `told(rounds)`, `epsilon(rounds)`, `rounds`, `delta`, `cohorts`, `terms`
 
-The epsilon is of the number of rounds behind a state, whatever happened in between: rounds that come again after a crash draw the
-same noise for the same reports, and tell nothing new. So a run goes on only under the terms that it began with, and those rounds that a
-`state=` has behind it count as if they had been under these.
+The epsilon is of the number of rounds behind a state, whatever happened in between: rounds that come again
+after a crash draw the same noise for the same reports, and tell nothing new. So a run goes on only under the
+terms that it began with, and those rounds that a `state=` has behind it count as if they had been under
+these.
 """
 
 import logging
@@ -13,7 +15,14 @@ from typing import Any
 
 log = logging.getLogger("fedjax_core")
 
-_COUNTS = ("clients", "examples", "refused", "bits_up", "bits_down", "left_out")  # of a round's cohort, which are told without noise
+_COUNTS = (
+    "clients",
+    "examples",
+    "refused",
+    "bits_up",
+    "bits_down",
+    "left_out",
+)  # of a round's cohort, which are told without noise
 
 
 class Spending:
@@ -64,13 +73,20 @@ class Spending:
         if self.account is None:
             return dict(row)
         open_metrics = getattr(self.account, "open_metrics", False)
-        return {name: x for name, x in row.items() if open_metrics or name not in _COUNTS} | {"epsilon": self.account.told(round)}
+        return {name: x for name, x in row.items() if open_metrics or name not in _COUNTS} | {
+            "epsilon": self.account.told(round)
+        }
 
     def saved(self, done: int) -> dict[str, Any] | None:
         """What a checkpoint says of it; None where there is no account."""
         if self.account is None:
             return None
-        return {"epsilon": self.account.told(done), "delta": self.account.delta, "rounds": done, "terms": dict(self.account.terms)}
+        return {
+            "epsilon": self.account.told(done),
+            "delta": self.account.delta,
+            "rounds": done,
+            "terms": dict(self.account.terms),
+        }
 
     def resume(self, saved: Mapping[str, Any] | None, done: int) -> None:
         """Returns where a run whose checkpoint says this may go on; whatever `override` says."""
@@ -82,7 +98,11 @@ class Spending:
             raise ValueError(
                 f"the {done} rounds so far added no noise, so no epsilon can be said of more that do: begin in another run_dir"
             )
-        changed = [f"{name}: {before[name]} -> {(terms or {}).get(name)}" for name in before if before[name] != (terms or {}).get(name)]
+        changed = [
+            f"{name}: {before[name]} -> {(terms or {}).get(name)}"
+            for name in before
+            if before[name] != (terms or {}).get(name)
+        ]
         raise ValueError(
             f"the {done} rounds so far were counted under other terms of privacy ({', '.join(changed)}), and one epsilon cannot be said of "
             "both: begin in another run_dir, from this model if you like (params=), and compose both by fc.privacy.epsilon_of"

@@ -2,10 +2,11 @@
 
     advertise() -> share(roster) -> mask(boxes, vector) -> confirm(survivors) -> reveal(wanted)
 
-The same request again gets the same answer. Another one in its place is refused: two rosters, two sets of survivors, both shares of one
-peer. So what a server can open is one sum a round, of at least as many sites as this site demands. All secrets come of the operating
-system, live in memory for one attempt, and are no part of a checkpoint: a site that is killed drops out of the attempt. What it opened
-is on its disk before a share leaves it (`Spent`).
+The same request again gets the same answer. Another one in its place is refused: two rosters, two sets of
+survivors, both shares of one peer. So what a server can open is one sum a round, of at least as many sites as
+this site demands. All secrets come of the operating system, live in memory for one attempt, and are no part
+of a checkpoint: a site that is killed drops out of the attempt. What it opened is on its disk before a share
+leaves it (`Spent`).
 """
 
 import hashlib
@@ -39,7 +40,8 @@ T = TypeVar("T")
 Sign = Callable[[str, bytes], bytes]
 """(purpose, data) -> signature, by this site's identity: `SiteKey.sign`."""
 Fits = Callable[[str, str, bytes, bytes], bool]
-"""(name, purpose, data, signature) -> whether the site of that name made it: by keys that were exchanged beforehand, not by the server."""
+"""(name, purpose, data, signature) -> whether the site of that name made it: by keys that were exchanged
+beforehand, not by the server."""
 
 PURPOSE = "secure-aggregation"
 
@@ -61,7 +63,9 @@ class Client:
             hashlib.sha256(self._seed).digest(),
             b"",
         )
-        self._said = Advertised(name, said.box_key, said.mask_key, said.seed_digest, sign(PURPOSE, said.signed(terms)))
+        self._said = Advertised(
+            name, said.box_key, said.mask_key, said.seed_digest, sign(PURPOSE, said.signed(terms))
+        )
 
     def advertise(self) -> Advertised:
         """Its public keys of this round."""
@@ -80,14 +84,18 @@ class Client:
         return self._once(2, "survivors", survivors, lambda: self._confirm(survivors))
 
     def reveal(self, wanted: Wanted) -> Revealed:
-        """One share of each peer: of its own mask where it is in the sum, of its mask key where it dropped out."""
+        """One share of each peer: of its own mask where it is in the sum, of its mask key where it dropped
+        out."""
         return self._once(3, "wanted", wanted, lambda: self._reveal(wanted))
 
     def _once(self, stage: int, name: str, request: Any, answer: Callable[[], T]) -> T:
         if stage < len(self._answers):
             before, said = self._answers[stage]
             if before != request:
-                raise Refusal(f"two-{name}", f"{self.name!r} was shown another {name} in this round: it answers one, and the same again")
+                raise Refusal(
+                    f"two-{name}",
+                    f"{self.name!r} was shown another {name} in this round: it answers one, and the same again",
+                )
             return said
         if stage > len(self._answers):
             raise Refusal("out-of-order", f"{self.name!r} has not answered what comes before {name}")
@@ -104,7 +112,10 @@ class Client:
             raise Refusal("swapped-key", f"the roster does not have the keys that {self.name!r} advertised")
         for s in roster.sites:
             if not self._fits(s.name, PURPOSE, s.signed(self.terms), s.signature):
-                raise Refusal("swapped-key", f"the keys of {s.name!r} in the roster are not signed by {s.name!r} for this round")
+                raise Refusal(
+                    "swapped-key",
+                    f"the keys of {s.name!r} in the roster are not signed by {s.name!r} for this round",
+                )
         if len({key for s in roster.sites for key in (s.box_key, s.mask_key)}) < 2 * len(names):
             raise Refusal("swapped-key", "two keys of the roster are equal: each site makes its own")
         self._session = roster.session(self.terms)
@@ -119,26 +130,40 @@ class Client:
         both = {name: _bytes(of_seed[points[name]]) + _bytes(of_key[points[name]]) for name in self._holders}
         self._held = {self.name: both[self.name]}
         others = self._graph[self.name]
-        return Shared(self.name, {name: seal(self._box(self.name, name), both[name], self._about(self.name, name)) for name in others})
+        return Shared(
+            self.name,
+            {
+                name: seal(self._box(self.name, name), both[name], self._about(self.name, name))
+                for name in others
+            },
+        )
 
     def _mask(self, boxes: Boxes, vector: np.ndarray) -> Masked:
         senders = boxes.senders
         if vector.dtype != np.uint32 or vector.shape != (self.terms.length,):
-            raise ValueError(f"this round adds uint32[{self.terms.length}], got {vector.dtype}{list(vector.shape)}")
+            raise ValueError(
+                f"this round adds uint32[{self.terms.length}], got {vector.dtype}{list(vector.shape)}"
+            )
         self._among("boxes", senders, self._sites)
         near = self._graph[self.name] & set(senders)
         if set(boxes.boxes) != near:
             raise Refusal("boxes", f"{self.name!r} was not given a box of each of its peers that sent some")
         for name in sorted(near):
             try:
-                self._held[name] = unseal(self._box(name, self.name), boxes.boxes[name], self._about(name, self.name))
+                self._held[name] = unseal(
+                    self._box(name, self.name), boxes.boxes[name], self._about(name, self.name)
+                )
             except ValueError as error:
-                raise Refusal("boxes", f"what {name!r} sent to {self.name!r} cannot be opened: {error}") from None
+                raise Refusal(
+                    "boxes", f"what {name!r} sent to {self.name!r} cannot be opened: {error}"
+                ) from None
             if len(self._held[name]) != 2 * shamir.SIZE:
                 raise Refusal("boxes", f"what {name!r} sent to {self.name!r} is not two shares")
         self._senders, self._vector = senders, hashlib.sha256(vector.tobytes()).digest()
         masked = vector.copy()
-        add_masks(masked, [(self._seed, False), *((self._pair(name), name < self.name) for name in sorted(near))])
+        add_masks(
+            masked, [(self._seed, False), *((self._pair(name), name < self.name) for name in sorted(near))]
+        )
         return Masked(self.name, masked)
 
     def _confirm(self, survivors: Survivors) -> Confirmed:
@@ -156,14 +181,19 @@ class Client:
         for one in wanted.confirmed:
             if not self._fits(one.name, PURPOSE, signed, one.signature):
                 raise Refusal(
-                    "confirmed", f"{one.name!r} did not sign the sum that {self.name!r} was shown: they were shown different ones"
+                    "confirmed",
+                    f"{one.name!r} did not sign the sum that {self.name!r} was shown: they were shown different ones",
                 )
         if both := sorted(set(wanted.seeds) & set(wanted.keys)):
-            raise Refusal("both-shares", f"asked for both shares of {both[0]!r}: with these its report could be read")
+            raise Refusal(
+                "both-shares", f"asked for both shares of {both[0]!r}: with these its report could be read"
+            )
         near = self._held.keys() & set(self._senders)
         there = near & set(self._survivors.names)
         if set(wanted.seeds) != there or set(wanted.keys) != near - there:
-            raise Refusal("shares", "asked for other shares than of who is in the sum, and of who dropped out of it")
+            raise Refusal(
+                "shares", "asked for other shares than of who is in the sum, and of who dropped out of it"
+            )
         self._spent.open(self.terms.round, self._sum_of(self._survivors))
         return Revealed(
             self.name,
@@ -176,17 +206,26 @@ class Client:
         return hashlib.sha256(framed(*survivors.names, self._vector)).digest()
 
     def _among(self, stage: str, names: tuple[str, ...], before: Collection[str]) -> None:
-        """Refuses names that are not of those before, not this site's too, too few, or so that masks cancel over parts of them."""
+        """Refuses names that are not of those before, not this site's too, too few, or so that masks cancel
+        over parts of them."""
         if list(names) != sorted(set(names)) or not set(names) <= set(before) or self.name not in names:
-            raise Refusal(stage, f"the names of the {stage} must be in order, of those who came so far, and {self.name!r} among them")
+            raise Refusal(
+                stage,
+                f"the names of the {stage} must be in order, of those who came so far, and {self.name!r} among them",
+            )
         self._enough(stage, len(names), max(self._minimum, self.terms.needed(len(self._sites))))
         self._enough(stage, len(set(self._holders) & set(names)), self.terms.needed(len(self._holders)))
         if not connected(self._graph, names):
-            raise Refusal("in-parts", "too many peers dropped out: the sums of parts of the sites could be read one by one")
+            raise Refusal(
+                "in-parts",
+                "too many peers dropped out: the sums of parts of the sites could be read one by one",
+            )
 
     def _enough(self, stage: str, found: int, needed: int) -> None:
         if found < needed:
-            raise Refusal("too-few", f"{found} sites in stage {stage!r}, and {self.name!r} demands at least {needed}")
+            raise Refusal(
+                "too-few", f"{found} sites in stage {stage!r}, and {self.name!r} demands at least {needed}"
+            )
 
     def _secret(self, mine: X25519PrivateKey, theirs: bytes, name: str) -> bytes:
         try:
@@ -196,10 +235,14 @@ class Client:
 
     def _box(self, of: str, to: str) -> bytes:
         other = of if to == self.name else to
-        return derive(self._secret(self._box_key, self._sites[other].box_key, other), self._session, "box", of, to)
+        return derive(
+            self._secret(self._box_key, self._sites[other].box_key, other), self._session, "box", of, to
+        )
 
     def _pair(self, name: str) -> bytes:
-        return pair_seed(self._secret(self._mask_key, self._sites[name].mask_key, name), self._session, self.name, name)
+        return pair_seed(
+            self._secret(self._mask_key, self._sites[name].mask_key, name), self._session, self.name, name
+        )
 
     def _about(self, of: str, to: str) -> bytes:
         return framed(self._session, of, to)

@@ -1,8 +1,9 @@
 """Who shares masks and shares with whom: all with all up to a hundred sites, fifty peers each above.
 
-Above a hundred, sites are put in a ring in an order drawn by the session, a digest of everybody's keys, and each takes the nearest
-`degree / 2` on either side. All compute the graph by themselves, so nobody is told who its peers are. Masks cancel within each connected
-part of the graph, so a sum over a graph in parts would tell the sum of each part: sites refuse it (`connected`). Bell et al., CCS 2020.
+Above a hundred, sites are put in a ring in an order drawn by the session, a digest of everybody's keys, and
+each takes the nearest `degree / 2` on either side. All compute the graph by themselves, so nobody is told who
+its peers are. Masks cancel within each connected part of the graph, so a sum over a graph in parts would tell
+the sum of each part: sites refuse it (`connected`). Bell et al., CCS 2020.
 
 >>> sorted(peers(["a", "b", "c"], b"session")["b"])
 ['a', 'c']
@@ -16,10 +17,15 @@ FULL = 100
 DEGREE = 50
 
 
-def peers(names: Sequence[str], session: bytes, full: int = FULL, degree: int = DEGREE) -> dict[str, frozenset[str]]:
-    """{site: its peers}, which have it as a peer too. `degree` is even and counts where there are more than `full` sites."""
+def peers(
+    names: Sequence[str], session: bytes, full: int = FULL, degree: int = DEGREE
+) -> dict[str, frozenset[str]]:
+    """{site: its peers}, which have it as a peer too. `degree` is even and counts where there are more than
+    `full` sites."""
     if degree % 2 or degree < 2:
-        raise ValueError(f"a site has as many peers on either side of it, so the degree must be even and at least 2, got {degree}")
+        raise ValueError(
+            f"a site has as many peers on either side of it, so the degree must be even and at least 2, got {degree}"
+        )
     n = len(names)
     if n <= max(full, degree + 1):
         return {name: frozenset(names) - {name} for name in names}

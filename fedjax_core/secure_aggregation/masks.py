@@ -4,8 +4,8 @@
     box          = ChaCha20-Poly1305(key("box" from to), shares)                           RFC 8439
     mask         = AES-256-CTR(seed), read as uint32, little-endian                        NIST SP 800-38A
 
-The session is a digest of the round and of everybody's keys in it, so a key serves one purpose in one round. Each therefore encrypts one
-message, and the nonce may be zero.
+The session is a digest of the round and of everybody's keys in it, so a key serves one purpose in one round.
+Each therefore encrypts one message, and the nonce may be zero.
 
 >>> import numpy as np
 >>> vector = np.arange(3, dtype=np.uint32)
@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-# Bytes of mask at a time. With the part of the vector that it is added to it stays in the cache: 1 M numbers take 1 ms on an AMD EPYC.
+# Bytes of mask at a time. With the part of the vector that it is added to it stays in the cache: 1 M numbers
+# take 1 ms on an AMD EPYC.
 _CHUNK = 1 << 16
 _ZEROS = bytes(_CHUNK)
 _NONCE = bytes(12)
@@ -38,13 +39,16 @@ def framed(*parts: str | bytes | int) -> bytes:
 
 
 def agreed(mine: X25519PrivateKey, theirs: bytes) -> bytes:
-    """32 bytes that the owners of both keys can compute and nobody else; raises ValueError for a public key of low order."""
+    """32 bytes that the owners of both keys can compute and nobody else; raises ValueError for a public key
+    of low order."""
     return mine.exchange(X25519PublicKey.from_public_bytes(theirs))
 
 
 def derive(secret: bytes, session: bytes, *purpose: str | bytes | int) -> bytes:
     """A key of 32 bytes for this purpose in this session."""
-    return HKDF(SHA256(), 32, salt=session, info=framed("fedjax_core secure aggregation 1", *purpose)).derive(secret)
+    return HKDF(SHA256(), 32, salt=session, info=framed("fedjax_core secure aggregation 1", *purpose)).derive(
+        secret
+    )
 
 
 def seal(key: bytes, content: bytes, about: bytes) -> bytes:
@@ -53,7 +57,8 @@ def seal(key: bytes, content: bytes, about: bytes) -> bytes:
 
 
 def unseal(key: bytes, box: bytes, about: bytes) -> bytes:
-    """What is in the box; raises ValueError where it was changed, or sealed with another key or about something else."""
+    """What is in the box; raises ValueError where it was changed, or sealed with another key or about
+    something else."""
     try:
         return ChaCha20Poly1305(key).decrypt(_NONCE, box, about)
     except InvalidTag:
@@ -61,24 +66,32 @@ def unseal(key: bytes, box: bytes, about: bytes) -> bytes:
 
 
 def add_mask(vector: np.ndarray, seed: bytes, minus: bool = False, counter: bytes = bytes(16)) -> None:
-    """Adds to `vector`, uint32 in one piece, the mask of the 32 bytes `seed`, modulo 2^32, or takes it off: in its place."""
+    """Adds to `vector`, uint32 in one piece, the mask of the 32 bytes `seed`, modulo 2^32, or takes it off:
+    in its place."""
     add_masks(vector, [(seed, minus)], counter)
 
 
 def add_masks(vector: np.ndarray, seeds: Iterable[tuple[bytes, bool]], counter: bytes = bytes(16)) -> None:
     """As `add_mask`, of several (seed, whether it is taken off), part by part of the vector.
 
-    A part stays in the cache while all masks are added to it: ten on 1 M numbers take 9.6 ms, one after another 13 (AMD EPYC, one thread).
-    """
+    A part stays in the cache while all masks are added to it: ten on 1 M numbers take 9.6 ms, one after
+    another 13 (AMD EPYC, one thread)."""
     if vector.dtype != np.uint32 or not vector.flags.c_contiguous or not vector.flags.writeable:
-        raise ValueError(f"a mask is added to a writeable uint32 vector in one piece, got {vector.dtype}{list(vector.shape)}")
+        raise ValueError(
+            f"a mask is added to a writeable uint32 vector in one piece, got {vector.dtype}{list(vector.shape)}"
+        )
     flat = vector.reshape(-1)
-    streams = [(Cipher(AES256(seed), CTR(counter)).encryptor(), np.subtract if minus else np.add) for seed, minus in seeds]
+    streams = [
+        (Cipher(AES256(seed), CTR(counter)).encryptor(), np.subtract if minus else np.add)
+        for seed, minus in seeds
+    ]
     buffer = bytearray(_CHUNK)
     words = np.frombuffer(buffer, "<u4")
     for start in range(0, len(flat), len(words)):
         part = flat[start : start + len(words)]
         mask, zeros = words[: len(part)], memoryview(_ZEROS)[: 4 * len(part)]
         for stream, apply in streams:
-            stream.update_into(zeros, buffer)  # into a buffer: `update` makes one anew, and takes 6 times as long
+            stream.update_into(
+                zeros, buffer
+            )  # into a buffer: `update` makes one anew, and takes 6 times as long
             apply(part, mask, out=part)

@@ -1,4 +1,5 @@
-"""What is sent in secure aggregation: plain values of names, bytes and one vector, which any envelope can carry.
+"""What is sent in secure aggregation: plain values of names, bytes and one vector, which any envelope can
+carry.
 
 site to server                         server to site
 Advertised  two keys, signed           Roster    everybody's keys
@@ -17,7 +18,8 @@ import numpy as np
 from fedjax_core.secure_aggregation.masks import framed
 
 MINIMUM = 3
-"""The smallest number of sites in a sum where a site says no other: of two, each could subtract its own report."""
+"""The smallest number of sites in a sum where a site says no other: of two, each could subtract its own
+report."""
 
 
 class Refusal(ValueError):
@@ -29,7 +31,8 @@ class Refusal(ValueError):
 
 
 class TooFew(RuntimeError):
-    """A round that ends without a sum, as fewer sites took part in a stage than are needed; nothing of it can be read."""
+    """A round that ends without a sum, as fewer sites took part in a stage than are needed; nothing of it can
+    be read."""
 
     def __init__(self, stage: str, found: int, needed: int):
         super().__init__(
@@ -54,8 +57,8 @@ class Terms(msgspec.Struct, frozen=True):
     round: Round
     length: int  # of the vector
     share: tuple[int, int] = (2, 3)
-    """More than this part of those who began must go on to the end: 2/3 withstands a server that lies with up to a third of the sites, 1/2
-    one that lies alone."""
+    """More than this part of those who began must go on to the end: 2/3 withstands a server that lies with up
+    to a third of the sites, 1/2 one that lies alone."""
 
     def __post_init__(self) -> None:
         if self.length < 1:

@@ -5,8 +5,9 @@
     sent = w_i q_i  and  w_i,  modulo 2^32                  whole weights
     mean = step * (sum w_i q_i) / (sum w_i)
 
-A sum of at most W weights does not wrap where `b + ceil(log2 W) <= 32`; another ring is refused when it is made. The mean of n reports
-of equal weight has a standard deviation of at most `step / (2 sqrt(n))` about the mean of what was to be sent.
+A sum of at most W weights does not wrap where `b + ceil(log2 W) <= 32`; another ring is refused when it is
+made. The mean of n reports of equal weight has a standard deviation of at most `step / (2 sqrt(n))` about the
+mean of what was to be sent.
 
 >>> import jax, jax.numpy as jnp
 >>> exact = ring(bound=1.0, bits=16, weights=2**16)
@@ -29,7 +30,8 @@ from fedjax_core.types import Array, Key, known
 
 @dataclass(frozen=True, eq=False)
 class Ring:
-    """How a number becomes a whole one. Make it with `ring`, which checks that no sum wraps. It equals itself alone, as `Settings` do."""
+    """How a number becomes a whole one. Make it with `ring`, which checks that no sum wraps. It equals itself
+    alone, as `Settings` do."""
 
     bound: float  # of the absolute value of a number
     bits: int  # of a number
@@ -56,7 +58,8 @@ class Masked(NamedTuple):
 
 
 def ring(bound: float, bits: int, weights: int) -> Ring:
-    """The ring for numbers from -`bound` to `bound` in `bits` bits, of which the weights are at most `weights` in sum.
+    """The ring for numbers from -`bound` to `bound` in `bits` bits, of which the weights are at most
+    `weights` in sum.
 
     Raises ValueError where a sum could wrap: `bits + ceil(log2(weights))` is above 32.
     """
@@ -67,21 +70,31 @@ def ring(bound: float, bits: int, weights: int) -> Ring:
             raise ValueError(f"the ring's {name} must be a whole number from {least} on, got {value!r}")
     needed = bits + (weights - 1).bit_length()  # (W - 1).bit_length() is ceil(log2 W)
     if needed > 32:
-        way = f"take bits={32 - needed + bits}, or smaller weights" if 32 - needed + bits >= 2 else "take smaller weights"
-        raise ValueError(f"numbers of {bits} bits with weights of {weights} in sum need {needed} bits, and the ring has 32: {way}")
+        way = (
+            f"take bits={32 - needed + bits}, or smaller weights"
+            if 32 - needed + bits >= 2
+            else "take smaller weights"
+        )
+        raise ValueError(
+            f"numbers of {bits} bits with weights of {weights} in sum need {needed} bits, and the ring has 32: {way}"
+        )
     return Ring(bound, bits, weights)
 
 
 def quantize(ring: Ring, x: Array, weight: Array, key: Key) -> Array:
-    """Numbers x in [-bound, bound], rounded at random by `key` and times a whole weight: uint32, of the shape of x."""
+    """Numbers x in [-bound, bound], rounded at random by `key` and times a whole weight: uint32, of the shape
+    of x."""
     steps = x.astype(jnp.float32) / ring.step
     whole = jnp.floor(steps)
-    up = jax.random.uniform(key, x.shape, jnp.float32) < steps - whole  # an exact difference, also of large numbers
+    up = (
+        jax.random.uniform(key, x.shape, jnp.float32) < steps - whole
+    )  # an exact difference, also of large numbers
     return (whole.astype(jnp.int32) + up.astype(jnp.int32)).astype(jnp.uint32) * weight.astype(jnp.uint32)
 
 
 def dequantize(ring: Ring, total: Array, weight: Array) -> Array:
-    """The mean by weight, float32, of a sum in the ring and of the sum of weights; 0 where nobody has a weight."""
+    """The mean by weight, float32, of a sum in the ring and of the sum of weights; 0 where nobody has a
+    weight."""
     signed = jax.lax.bitcast_convert_type(total, jnp.int32).astype(jnp.float32)
     per = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1).astype(jnp.float32), 0)
     return signed * ring.step * per

@@ -1,14 +1,16 @@
-"""The coordinator's end of secure aggregation: it passes on what sites say, adds masked vectors, and takes off the masks that are left.
+"""The coordinator's end of secure aggregation: it passes on what sites say, adds masked vectors, and takes
+off the masks that are left.
 
     roster(advertised) -> route(shared) -> add(masked) ... survivors() -> wanted(confirmed) -> total(revealed)
 
-Whoever does not answer has dropped out: the next stage goes on without it. A site that sent its vector and then dropped out is in the sum.
-Below the number that is needed `TooFew` names the stage, and nothing can be read.
+Whoever does not answer has dropped out: the next stage goes on without it. A site that sent its vector and
+then dropped out is in the sum. Below the number that is needed `TooFew` names the stage, and nothing can be
+read.
 
     sum_i sent_i = sum_i x_i + sum_i mask(seed_i) + sum over i in the sum, j dropped out, of +- mask(pair_ij)
 
-The seeds of the second term are recovered from shares, and so are the mask keys of those who dropped out, which give the third.
-"""
+The seeds of the second term are recovered from shares, and so are the mask keys of those who dropped out,
+which give the third."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -37,7 +39,8 @@ from fedjax_core.secure_aggregation.messages import (
 
 
 class Server:
-    """One attempt of one round at the coordinator. It holds the running sum: one vector, however many sites there are."""
+    """One attempt of one round at the coordinator. It holds the running sum: one vector, however many sites
+    there are."""
 
     def __init__(self, terms: Terms, fits: Fits):
         self.terms, self._fits = terms, fits
@@ -57,17 +60,29 @@ class Server:
 
     def route(self, shared: Iterable[Shared]) -> dict[str, Boxes]:
         """{site: the boxes for it}, of those who sent a box for each of their peers."""
-        sent = {s.name: s.boxes for s in shared if s.name in self._sites and set(s.boxes) == self._graph[s.name]}
+        sent = {
+            s.name: s.boxes for s in shared if s.name in self._sites and set(s.boxes) == self._graph[s.name]
+        }
         self._enough("share", len(sent), self._needed)
         self._senders = tuple(sorted(sent))
-        return {to: Boxes(self._senders, {of: sent[of][to] for of in self._senders if of in self._graph[to]}) for to in self._senders}
+        return {
+            to: Boxes(self._senders, {of: sent[of][to] for of in self._senders if of in self._graph[to]})
+            for to in self._senders
+        }
 
     def add(self, masked: Masked) -> None:
-        """Adds a masked vector to the sum. Raises for one of another shape, of who shared nothing, or that is there already."""
+        """Adds a masked vector to the sum. Raises for one of another shape, of who shared nothing, or that is
+        there already."""
         if masked.name not in self._senders or masked.name in self._added:
-            raise Refusal("masked", f"{masked.name!r} shared no secrets in this round, or its vector is in the sum already")
+            raise Refusal(
+                "masked",
+                f"{masked.name!r} shared no secrets in this round, or its vector is in the sum already",
+            )
         if masked.vector.dtype != np.uint32 or masked.vector.shape != self._sum.shape:
-            raise Refusal("masked", f"the vector of {masked.name!r} is {masked.vector.dtype}{list(masked.vector.shape)}, not the round's")
+            raise Refusal(
+                "masked",
+                f"the vector of {masked.name!r} is {masked.vector.dtype}{list(masked.vector.shape)}, not the round's",
+            )
         self._sum += masked.vector
         self._added.add(masked.name)
 
@@ -80,13 +95,17 @@ class Server:
     def wanted(self, confirmed: Iterable[Confirmed]) -> dict[str, Wanted]:
         """{site: whose shares it is asked for}, of those who confirmed who is in the sum."""
         signed = self._survivors.signed(self._session, self._senders)
-        good = [c for c in confirmed if c.name in self._added and self._fits(c.name, PURPOSE, signed, c.signature)]
+        good = [
+            c for c in confirmed if c.name in self._added and self._fits(c.name, PURPOSE, signed, c.signature)
+        ]
         all_of_them = tuple({c.name: c for c in good}.values())
         self._enough("confirm", len(all_of_them), self._needed)
 
         def asked(name: str) -> Wanted:
             near = [one for one in self._senders if one in self._graph[name] or one == name]
-            there, gone = (tuple(one for one in near if (one in self._added) is kind) for kind in (True, False))
+            there, gone = (
+                tuple(one for one in near if (one in self._added) is kind) for kind in (True, False)
+            )
             return Wanted(all_of_them, there, gone)
 
         self._asked = {c.name: asked(c.name) for c in all_of_them}
@@ -97,7 +116,10 @@ class Server:
         good = {r.name: r for r in revealed if r.name in self._asked and self._as_asked(r)}
         self._enough("reveal", len(good), self._needed)
         point = {name: i + 1 for i, name in enumerate(self._sites)}
-        total, off = self._sum.copy(), list[tuple[bytes, bool]]()  # (seed, whether its mask is taken off, or was and is added)
+        total, off = (
+            self._sum.copy(),
+            list[tuple[bytes, bool]](),
+        )  # (seed, whether its mask is taken off, or was and is added)
         for name in self._survivors.names:
             shares = {point[r.name]: r.seeds[name] for r in good.values() if name in r.seeds}
             off.append((self._recovered(name, "seed", shares, self._is_seed_of(name)), True))
@@ -105,20 +127,30 @@ class Server:
             shares = {point[r.name]: r.keys[name] for r in good.values() if name in r.keys}
             left = sorted(self._graph[name] & self._added)
             if left:
-                key = X25519PrivateKey.from_private_bytes(self._recovered(name, "mask key", shares, self._is_key_of(name)))
+                key = X25519PrivateKey.from_private_bytes(
+                    self._recovered(name, "mask key", shares, self._is_key_of(name))
+                )
             for other in left:  # who added the mask, or took it off
-                off.append((pair_seed(agreed(key, self._sites[other].mask_key), self._session, name, other), other < name))
+                off.append(
+                    (
+                        pair_seed(agreed(key, self._sites[other].mask_key), self._session, name, other),
+                        other < name,
+                    )
+                )
         add_masks(total, off)
         return total
 
-    def _recovered(self, name: str, what: str, shares: dict[int, bytes], right: Callable[[bytes], bool]) -> bytes:
+    def _recovered(
+        self, name: str, what: str, shares: dict[int, bytes], right: Callable[[bytes], bool]
+    ) -> bytes:
         needed = self.terms.needed(len(self._graph[name]) + 1)
         self._enough("reveal", len(shares), needed)
         chosen = dict(sorted(shares.items())[:needed])
         number = shamir.recover({z: int.from_bytes(raw) for z, raw in chosen.items()})
         if number >= 2**256 or not right(number.to_bytes(32)):
             raise Refusal(
-                "false-share", f"the shares of the {what} of {name!r} do not fit: a site gave or made a false one. There is no sum."
+                "false-share",
+                f"the shares of the {what} of {name!r} do not fit: a site gave or made a false one. There is no sum.",
             )
         return number.to_bytes(32)
 

@@ -1,11 +1,13 @@
-"""The rounds in which a site took part, so that none is opened as two sums: on its disk before a share leaves it.
+"""The rounds in which a site took part, so that none is opened as two sums: on its disk before a share leaves
+it.
 
     ["begun", run, round, exchange, attempt]        opened.jsonl, one a line
     ["opened", run, round, exchange, digest]        of who is in the sum, and of the site's own vector
 
-An attempt is begun once. A round that was opened is opened again, in another attempt, only for the very same sum: of the same sites, and
-of this one the same vector. So a coordinator that falls back to a checkpoint can go over its rounds once more, which tells it nothing
-new; and no two sums of a round differ by the report of a single site.
+An attempt is begun once. A round that was opened is opened again, in another attempt, only for the very same
+sum: of the same sites, and of this one the same vector. So a coordinator that falls back to a checkpoint can
+go over its rounds once more, which tells it nothing new; and no two sums of a round differ by the report of a
+single site.
 
 >>> spent, first = Spent(), Round("heart", 3, attempt=1)
 >>> spent.begin(first), spent.open(first, b"of a, b and c")
@@ -28,7 +30,8 @@ from fedjax_core.secure_aggregation.messages import Refusal, Round
 
 
 class Spent:
-    """What one site has begun and opened, in all runs: in the file at `path`, or in memory. A site keeps it as long as its runs last."""
+    """What one site has begun and opened, in all runs: in the file at `path`, or in memory. A site keeps it
+    as long as its runs last."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises ValueError where the file is damaged."""
@@ -39,9 +42,13 @@ class Spent:
             self._read(path)
 
     def begin(self, round: Round) -> None:
-        """Raises where this attempt, or a later one of the round, was begun before: a site takes part in an attempt once."""
+        """Raises where this attempt, or a later one of the round, was begun before: a site takes part in an
+        attempt once."""
         if round.attempt <= self._begun.get(_place(round), -1):
-            raise Refusal("replayed", f"{round} was begun already: a site takes part in an attempt once; begin another attempt")
+            raise Refusal(
+                "replayed",
+                f"{round} was begun already: a site takes part in an attempt once; begin another attempt",
+            )
         self._keep("begun", round, round.attempt, wait=False)
 
     def check(self, round: Round, digest: bytes) -> None:

@@ -1,4 +1,5 @@
-"""How a federation reaches its sites: sites in threads of this process, or their actors over Ray; and the coordinator's own key."""
+"""How a federation reaches its sites: sites in threads of this process, or their actors over Ray; and the
+coordinator's own key."""
 
 import contextlib
 from pathlib import Path
@@ -17,20 +18,24 @@ def connect(
     files: list[SiteFile], study: Study, coordinator: PublicKey, transport: Any, *, address: str | None, insecure_local: bool,
     watched: bool, closing: contextlib.ExitStack,
 ) -> tuple[Transport, dict[str, PublicKey]]:  # fmt: skip
-    """(the transport to these sites, the keys that they say are theirs); what is to be ended with it goes to `closing`."""
+    """(the transport to these sites, the keys that they say are theirs); what is to be ended with it goes to
+    `closing`."""
     if transport == "in-process":
         sites = [closing.enter_context(_site(one, study, coordinator)) for one in files]
         return InProcess(sites), {site.name: site.context.key.public for site in sites}
     if transport == "ray":
         from fedjax_core.sites.transport.ray_actors import RayTransport
 
-        found = RayTransport(files, study, coordinator, address=address, insecure_local=insecure_local, watched=watched)
+        found = RayTransport(
+            files, study, coordinator, address=address, insecure_local=insecure_local, watched=watched
+        )
         return found, found.keys
     return transport, {}
 
 
 def counted(transport: Any) -> dict[str, int]:
-    """How many examples each site has whose data this process opened itself, so that it need not believe it."""
+    """How many examples each site has whose data this process opened itself, so that it need not believe
+    it."""
     return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
 
 

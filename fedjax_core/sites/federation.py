@@ -2,16 +2,18 @@
 
     request  ─transport─►  Site.handle  ─transport─►  decode ─► guard ─► gate ─► receive ─► aggregate ─► conclude
 
-The same `init`, `run` and `fit` as the simulator, and with all sites the same numbers. Time has one rule: an exchange waits for its cohort
-until nothing has come for `idle_seconds`, or until its deadline; a site that was silent is waited for a `grace` from then on. What is
-late, repeated, damaged, forged, of another round, shape, configuration or data set, not finite or out of bounds is set aside, recorded in
-the audit log, and the round goes on while the quorum holds; who lacked is said by name. Below it those who are missing are asked again, and
-then `Paused` is raised: the state is what it was, and `run` can be called again.
+The same `init`, `run` and `fit` as the simulator, and with all sites the same numbers. Time has one rule: an
+exchange waits for its cohort until nothing has come for `idle_seconds`, or until its deadline; a site that
+was silent is waited for a `grace` from then on. What is late, repeated, damaged, forged, of another round,
+shape, configuration or data set, not finite or out of bounds is set aside, recorded in the audit log, and the
+round goes on while the quorum holds; who lacked is said by name. Below it those who are missing are asked
+again, and then `Paused` is raised: the state is what it was, and `run` can be called again.
 Reports meet in the order of the cohort, so the same set of sites gives the same bits, whoever came first.
 
-The `State` holds all that crosses a round but what sites keep; of that it has the version that counted, so a coordinator that falls
-back to a checkpoint takes its sites back with it. A site's report counts once: repeats within a process are refused by their number, and
-after a restart a repeat could only be of the same round, model and numbers.
+The `State` holds all that crosses a round but what sites keep; of that it has the version that counted, so a
+coordinator that falls back to a checkpoint takes its sites back with it. A site's report counts once: repeats
+within a process are refused by their number, and after a restart a repeat could only be of the same round,
+model and numbers.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -90,25 +92,28 @@ def _begin(composed: Round) -> Callable[..., State]:
 class Federation:
     """Runs rounds of `composed` over sites. Use it in a `with`, or `close` it.
 
-    `sites`: a `SiteFile` (or the path of one) each. `transport="ray"` starts a long-lived actor for each: by its name alone, so that it
-    reads its own file on its own machine (`fedjax_core.sites.own_file`); only a `SiteFile` made in Python is handed over, with the study
-    where it names none, and only where no `address` is given. "in-process" has them in threads here; any other `Transport` is used as it
-    is, with a `roster` of the sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
+    `sites`: a `SiteFile` (or the path of one) each. `transport="ray"` starts a long-lived actor for each: by
+    its name alone, so that it reads its own file on its own machine (`fedjax_core.sites.own_file`); only a
+    `SiteFile` made in Python is handed over, with the study where it names none, and only where no `address`
+    is given. "in-process" has them in threads here; any other `Transport` is used as it is, with a `roster`
+    of the sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
 
-    `epsilon`: what the whole run may tell, as the sites' own studies say it. Clip and noise are those that the uplink promises.
-    `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies to its own columns, with numbers from sums of all
-    sites' columns, asked for once; they are in `folder`, too.
-    `departments`: the clients are the departments into which sites divide their examples (`SiteFile.departments`), a site without any is
-    one; each site sends one mean of their reports, and the numbers are those of a simulator of them all (sites/site/departments.py).
-    `features`, as in `{"x": ["age", "weight"]}`: the order into which each site brings the features of a column, by their names.
-    `held_out`: a share, such as 0.2, of each site's examples that are not trained on, and on which every evaluation is
-    (`fedjax_core.sites.site.held_out`); without, evaluation is on what was trained on.
-    `run_name` names the run in messages and in the sites' folders: another run begins anew there.
-    Where the uplink has `fc.uplink.secure`, the coordinator reads the sum of the reports and no report: over four short stages more, which
-    drop-outs at any stage do not end while enough sites stay (`fedjax_core.sites.coordinator.secure`).
-    With a `buffer` it is asynchronous (FedBuff): a round is a step of the server from `buffer.size` reports, each site works on the newest
-    model there was when it was free, and nobody waits for the slowest (`fedjax_core.sites.coordinator.asynchronous`).
-    """
+    `epsilon`: what the whole run may tell, as the sites' own studies say it. Clip and noise are those that
+    the uplink promises. `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies
+    to its own columns, with numbers from sums of all sites' columns, asked for once; they are in `folder`,
+    too.
+    `departments`: the clients are the departments into which sites divide their examples
+    (`SiteFile.departments`), a site without any is one; each site sends one mean of their reports, and the
+    numbers are those of a simulator of them all (sites/site/departments.py). `features`, as in `{"x": ["age",
+    "weight"]}`: the order into which each site brings the features of a column, by their names. `held_out`: a
+    share, such as 0.2, of each site's examples that are not trained on, and on which every evaluation is
+    (`fedjax_core.sites.site.held_out`); without, evaluation is on what was trained on. `run_name` names the
+    run in messages and in the sites' folders: another run begins anew there. Where the uplink has
+    `fc.uplink.secure`, the coordinator reads the sum of the reports and no report: over four short stages
+    more, which drop-outs at any stage do not end while enough sites stay
+    (`fedjax_core.sites.coordinator.secure`). With a `buffer` it is asynchronous (FedBuff): a round is a step
+    of the server from `buffer.size` reports, each site works on the newest model there was when it was free,
+    and nobody waits for the slowest (`fedjax_core.sites.coordinator.asynchronous`)."""
 
     private = True
     """What `fit` writes of its runs is for its owner alone."""
@@ -138,9 +143,13 @@ class Federation:
         insecure_local: bool = False,
     ) -> None:
         if not isinstance(composed, Round):
-            raise TypeError(f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)")
+            raise TypeError(
+                f"Federation needs a Round, got {type(composed).__name__}: make one with fc.compose(algorithm)"
+            )
         self.round = composed
-        self.study = Study(composed, batch_size, epochs, steps, seed, epsilon, prepare, departments, features or {}, held_out)
+        self.study = Study(
+            composed, batch_size, epochs, steps, seed, epsilon, prepare, departments, features or {}, held_out
+        )
         self.run_name = run_name
         files = [one if isinstance(one, SiteFile) else SiteFile.read(one) for one in sites]
         self._names = [one.name for one in files]
@@ -158,7 +167,11 @@ class Federation:
         try:
             self._folder = None if folder is None else Path(folder)
             self._key = own_key(self._folder) if key is None else key
-            audited = None if self._folder is None else self._exit.enter_context(Log(self._folder / "audit", self._key))
+            audited = (
+                None
+                if self._folder is None
+                else self._exit.enter_context(Log(self._folder / "audit", self._key))
+            )
             written = CoordinatorLog(audited, run_name)
             self._record = written.record
             self._transport, found = connect(
@@ -168,36 +181,75 @@ class Federation:
             self._exit.callback(self._transport.close)
             self._roster = roster or Roster(found)
             check_keys(self._names, self._roster, self._transport)
-            self._requests = Requests(run_name, self.study.hash, addresses(self._names), self._key, self._record)
+            self._requests = Requests(
+                run_name, self.study.hash, addresses(self._names), self._key, self._record
+            )
             if audited is not None:
                 self._requests.head = lambda: None if audited.durable == NOTHING else str(audited.durable)
-            self._collector = Collector(self._requests, self._names, self._transport, self._roster, rules, self._record)
+            self._collector = Collector(
+                self._requests, self._names, self._transport, self._roster, rules, self._record
+            )
             written.heard = lambda who: self._collector.replies.heads.get(who, (0, None))
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            try_on_ray = transport == "ray" and address is None and roster is None  # which this process started, with what it handed over
-            agreed = counted(self._transport) if transport == "in-process" else dict.fromkeys(self._names, _ANY) if try_on_ray else {}
+            try_on_ray = (
+                transport == "ray" and address is None and roster is None
+            )  # which this process started, with what it handed over
+            agreed = (
+                counted(self._transport)
+                if transport == "in-process"
+                else dict.fromkeys(self._names, _ANY)
+                if try_on_ray
+                else {}
+            )
             agreed |= self._roster.examples
-            about = describe(self._collector, self._requests, path, departments, held_out, agreed=agreed, record=self._record)
+            about = describe(
+                self._collector,
+                self._requests,
+                path,
+                departments,
+                held_out,
+                agreed=agreed,
+                record=self._record,
+            )
             self.clients = Population(self._names, about, departments)
-            self._joining = Joining(self._collector, self._requests, self.clients, about, path, departments, held_out, agreed, self._record)
+            self._joining = Joining(
+                self._collector,
+                self._requests,
+                self.clients,
+                about,
+                path,
+                departments,
+                held_out,
+                agreed,
+                self._record,
+            )
             self._collector.know(self.clients.sizes, self.clients.clients, self.study.plan())
             here = merged(composed) if departments and not composed.uplink.hides else composed
-            ends: dict[str, Any] = {"requests": self._requests, "collector": self._collector, "data": self.clients.data}
+            ends: dict[str, Any] = {
+                "requests": self._requests,
+                "collector": self._collector,
+                "data": self.clients.data,
+            }
             self._rounds: AsynchronousRounds | SynchronousRounds
             if buffer is None:
                 opened = Opened(None if self._folder is None else self._folder / f"{run_name}-opened.json")
-                self._rounds = SynchronousRounds(here, **ends, roster=self._roster, opened=opened, record=self._record)
+                self._rounds = SynchronousRounds(
+                    here, **ends, roster=self._roster, opened=opened, record=self._record
+                )
             else:
                 self._rounds = AsynchronousRounds(here, buffer, **ends, record=self._record)
             self._lacked = LackedRounds()
             self.prepared = self._prepare()
-            """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without steps."""
+            """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without
+            steps."""
         except BaseException:
             self._exit.close()
             raise
 
     def __repr__(self) -> str:
-        return f"Federation({self.round}, {len(self._names)} sites: {listed(self._names)}; {self.study.plan()})"
+        return (
+            f"Federation({self.round}, {len(self._names)} sites: {listed(self._names)}; {self.study.plan()})"
+        )
 
     def __enter__(self) -> "Federation":
         return self
@@ -213,8 +265,8 @@ class Federation:
     def rules(self) -> Rules:
         """How long an exchange waits, and for how many; may be set between rounds.
 
-        Raises ValueError for `idle_seconds` where sites over Ray cannot be asked for their progress: those of a federation that began
-        without.
+        Raises ValueError for `idle_seconds` where sites over Ray cannot be asked for their progress: those of
+        a federation that began without.
         """
         return self._collector.rules
 
@@ -229,10 +281,20 @@ class Federation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that changes the answer, to the last bit, besides the `Round`, the data, and what counted by the `rules` of each round."""
+        """All that changes the answer, to the last bit, besides the `Round`, the data, and what counted by
+        the `rules` of each round."""
         study = self.study
-        plain = {"batch_size": study.batch_size, "epochs": study.epochs, "steps": study.steps, "seed": study.seed}
-        more: dict[str, Any] = {"prepared": self.prepared, "buffer": self.buffer, "departments": study.departments or None}
+        plain = {
+            "batch_size": study.batch_size,
+            "epochs": study.epochs,
+            "steps": study.steps,
+            "seed": study.seed,
+        }
+        more: dict[str, Any] = {
+            "prepared": self.prepared,
+            "buffer": self.buffer,
+            "departments": study.departments or None,
+        }
         more |= {"features": study.features or None, "held_out": study.held_out or None}
         return plain | {name: value for name, value in more.items() if value is not None}
 
@@ -249,7 +311,8 @@ class Federation:
         return self._rounds.init(state)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too few report.
+        """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too
+        few report.
 
         Who of them was not in it is said once, for as long as it lasts, and `lacked` tells it of each round.
         """
@@ -259,39 +322,56 @@ class Federation:
         self._lacked.tell(number, self._rounds.lacked)
         return after
 
-    def run_many(self, state: State, cohorts: Sequence[Any], *, donate: bool = False) -> tuple[State, dict[str, Any]]:
+    def run_many(
+        self, state: State, cohorts: Sequence[Any], *, donate: bool = False
+    ) -> tuple[State, dict[str, Any]]:
         """Rounds one after another: (state, metrics with leaves [R])."""
         return one_by_one(self.run, state, cohorts, donate=donate)
 
     def evaluate(self, state: State, clients: Any = None) -> Evaluation:
-        """The model on every site's examples, counted there; where sites keep a model of their own, each on its own.
+        """The model on every site's examples, counted there; where sites keep a model of their own, each on
+        its own.
 
-        The examples are those held out, or those trained on where the study holds nobody out: `Evaluation.on` says which.
-        A metric is pooled over the sites that tell it; `Evaluation.without` names the others, and why.
-        """
+        The examples are those held out, or those trained on where the study holds nobody out: `Evaluation.on`
+        says which. A metric is pooled over the sites that tell it; `Evaluation.without` names the others, and
+        why."""
         if clients is not None:
-            raise ValueError("a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)")
+            raise ValueError(
+                "a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)"
+            )
         believed, reasons = self._ask(state, list(range(len(self.clients))))
         return pooling.evaluation(self._names, believed, reasons, self.judged_on)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
         """Each metric of the sites at these positions [n], {name: [n]}, for a sampler that chooses by them.
 
-        Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer, does not tell
-        it, or is not believed.
+        Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer,
+        does not tell it, or is not believed.
         """
         who = as_cohort(clients, len(self.clients)).clients.tolist()
         believed, reasons = self._ask(state, who)
         found = pooling.evaluation(self._names, believed, reasons, self.judged_on).clients
-        return {name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who]) for name, x in found.items()}
+        return {
+            name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who])
+            for name, x in found.items()
+        }
 
     def _ask(self, state: State, who: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
         """(what these sites tell of the state's model, why others of them do not)."""
         about = About(state, self._rounds.versions(state))
-        return evaluation.ask(self.round.algorithm, about, who, self._requests, self._collector, self.clients, record=self._record)
+        return evaluation.ask(
+            self.round.algorithm,
+            about,
+            who,
+            self._requests,
+            self._collector,
+            self.clients,
+            record=self._record,
+        )
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
-        """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are holes with their reason.
+        """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are
+        holes with their reason.
 
         The examples are those held out, or those trained on where the study holds nobody out.
         `round` is the one under which messages and audit logs have it.
@@ -303,7 +383,8 @@ class Federation:
         )  # fmt: skip
 
     def statistic(self, statistic: Statistic) -> list[Sums]:
-        """The sums of a statistic at every site, in their order, for `fc.stats`. Raises `Paused` where a site does not tell them."""
+        """The sums of a statistic at every site, in their order, for `fc.stats`. Raises `Paused` where a site
+        does not tell them."""
         return collect_sums(statistic, self._collector, self._requests, self._record)
 
     @property
@@ -312,18 +393,21 @@ class Federation:
         return list(self._names)
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for the run to go on from this state; plain values, for its checkpoint."""
+        """What sites must still have for the run to go on from this state; plain values, for its
+        checkpoint."""
         return self._rounds.needs(state)
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """From now on the run goes on only from states that have these `needs`, or from the one at hand: sites forget the rest.
+        """From now on the run goes on only from states that have these `needs`, or from the one at hand:
+        sites forget the rest.
 
-        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions (`request.RECENT`) as well.
-        """
+        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions
+        (`request.RECENT`) as well."""
         self._requests.recovery.retain(needs)
 
     def lacked(self, round: int) -> dict[str, str]:
-        """{site: why} of those who were asked to be in this round, numbered from 1 as in `fit`'s records, and were not.
+        """{site: why} of those who were asked to be in this round, numbered from 1 as in `fit`'s records, and
+        were not.
 
         It is known of the last thousand rounds of this process.
         """
@@ -347,6 +431,8 @@ class Federation:
         if not self.study.prepare:
             return None
         path = None if self._folder is None else self._folder / f"{self.run_name}-prepared.json"
-        fitted = fit_preprocessing(self.study.prepare, self._collector, self._requests, self._record, path, self.clients.features)
+        fitted = fit_preprocessing(
+            self.study.prepare, self._collector, self._requests, self._record, path, self.clients.features
+        )
         self._requests.prepared = fitted.parameters
         return fitted

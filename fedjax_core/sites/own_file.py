@@ -3,8 +3,9 @@
     FEDJAX_CORE_SITE=/srv/federation/site.toml      for whatever starts the process; several: separated as in PATH
 
 `fedjax-core node site.toml` sets it; with `ray start` it is set by hand.
-A coordinator says the site's name and nothing else. Its copy of the file is its own affair: of each setting that stands in it a digest
-comes along, and where one differs from the site's own, the site says which, records it in its audit log, and is not started.
+A coordinator says the site's name and nothing else. Its copy of the file is its own affair: of each setting
+that stands in it a digest comes along, and where one differs from the site's own, the site says which,
+records it in its audit log, and is not started.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -31,13 +32,15 @@ VARIABLE = "FEDJAX_CORE_SITE"
 
 
 class NotOwn(Refused):
-    """A site cannot be started from its own file, or was asked to be started by another. The text names settings and no value of any."""
+    """A site cannot be started from its own file, or was asked to be started by another. The text names
+    settings and no value of any."""
 
     code = "not-own"
 
 
 def find(name: str, environment: Mapping[str, str] = os.environ) -> SiteFile:
-    """The file of the site of this name, of those that this machine names; raises `NotOwn` where there is none."""
+    """The file of the site of this name, of those that this machine names; raises `NotOwn` where there is
+    none."""
     value = environment.get(VARIABLE, "")
     if not value:
         raise NotOwn(
@@ -62,19 +65,32 @@ def find(name: str, environment: Mapping[str, str] = os.environ) -> SiteFile:
 def paths(value: str) -> list[Path]:
     """The files that a value of the variable names: one, whatever characters its path has, or several."""
     whole = Path(value).expanduser()
-    return [whole] if whole.is_file() else [Path(path).expanduser() for path in value.split(os.pathsep) if path]
+    return (
+        [whole] if whole.is_file() else [Path(path).expanduser() for path in value.split(os.pathsep) if path]
+    )
 
 
 def check(own: SiteFile, copy: Mapping[str, str]) -> None:
-    """Raises `NotOwn` where the site's own file leaves to the coordinator what is the site's, or the coordinator's copy differs from it.
+    """Raises `NotOwn` where the site's own file leaves to the coordinator what is the site's, or the
+    coordinator's copy differs from it.
 
-    `copy`: of each setting in the copy, its digest (`SiteFile.said`). Where Ray places the site is the coordinator's to say, unless the
-    site's file says it, too.
+    `copy`: of each setting in the copy, its digest (`SiteFile.said`). Where Ray places the site is the
+    coordinator's to say, unless the site's file says it, too.
     """
-    for setting, what in (("data", "data"), ("study", "code that is installed at the site"), ("coordinator", "key of the one it hears")):
+    for setting, what in (
+        ("data", "data"),
+        ("study", "code that is installed at the site"),
+        ("coordinator", "key of the one it hears"),
+    ):
         if getattr(own, setting) is None:
-            raise NotOwn(f"{own.name}'s own file has no `{setting}`: its staff names the {what} there; nobody else can")
-    if odd := [name for name, digest in sorted(copy.items()) if own.said.get(name, digest if name in PLACE else "") != digest]:
+            raise NotOwn(
+                f"{own.name}'s own file has no `{setting}`: its staff names the {what} there; nobody else can"
+            )
+    if odd := [
+        name
+        for name, digest in sorted(copy.items())
+        if own.said.get(name, digest if name in PLACE else "") != digest
+    ]:
         raise NotOwn(
             f"the coordinator's copy of {own.name}'s file has another {listed(odd)} than the site's own, which counts. Leave everything "
             "but name and resources out of the copy, or have the site's staff change its file"

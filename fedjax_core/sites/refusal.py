@@ -1,6 +1,8 @@
-"""`Refused`: why a message is not accepted, as a code and a reason that may travel, and values as a reason may show them.
+"""`Refused`: why a message is not accepted, as a code and a reason that may travel, and values as a reason
+may show them.
 
-The texts of refusals travel and are kept, so they name settings, sizes and names, and never a value of somebody's data.
+The texts of refusals travel and are kept, so they name settings, sizes and names, and never a value of
+somebody's data.
 
 >>> listed(["charite", "mayo"]), shown("x" * 100)[-5:]
 ("'charite', 'mayo'", 'xx...')
@@ -14,22 +16,27 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""What a site, and all else that is named in these messages, may be called: it goes into file names, TOML keys and terminals."""
+"""What a site, and all else that is named in these messages, may be called: it goes into file names, TOML
+keys and terminals."""
 
 
 class Refused(ValueError):
-    """Something that came in was not accepted. The text says why and what to do, and holds no values of anybody's data."""
+    """Something that came in was not accepted. The text says why and what to do, and holds no values of
+    anybody's data."""
 
     code: str = "refused"
     """The reason in one word, for audit entries and counts."""
     of_data: ClassVar[bool] = False
-    """Whether the reason may have to do with a site's data: a site then says no more than that it declined."""
+    """Whether the reason may have to do with a site's data: a site then says no more than that it
+    declined."""
 
 
 def check_name(name: str, what: str) -> str:
     """`name` itself; raises where it could not be a name of ours."""
     if not NAME.fullmatch(name):
-        raise ValueError(f"{what} {shown(name)} is not a name: use 1 to 64 letters, digits, '-' and '_', beginning with a letter or digit")
+        raise ValueError(
+            f"{what} {shown(name)} is not a name: use 1 to 64 letters, digits, '-' and '_', beginning with a letter or digit"
+        )
     return name
 
 

@@ -55,41 +55,49 @@ class SiteFile:
 
     name: str
     data: Any = None
-    """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients` themselves. None: in a copy."""
+    """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients`
+    themselves. None: in a copy."""
     data_was: str | None = None
-    """The fingerprint that the data had before, where they have changed in the middle of a run and are meant to have."""
+    """The fingerprint that the data had before, where they have changed in the middle of a run and are meant
+    to have."""
     folder: Path | None = None
     """Where state, ledger and errors are kept; None keeps nothing, for tries in memory."""
     account: Path | None = None
-    """The folder of the account of epsilon, where several studies of one institution, each with a folder of its own, have one together.
-    None: the site's own folder."""
+    """The folder of the account of epsilon, where several studies of one institution, each with a folder of
+    its own, have one together. None: the site's own folder."""
     left_gb: float = 0.0
-    """So many GB of tensors that left are kept in the folder, to be read again (left.py); the ledger has small ones anyway."""
+    """So many GB of tensors that left are kept in the folder, to be read again (left.py); the ledger has
+    small ones anyway."""
     study: str | None = None
-    """"module:function", installed at the site. None: given at construction, in one's own process or trust domain only."""
+    """"module:function", installed at the site. None: given at construction, in one's own process or trust
+    domain only."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     policy: Path | None = None
-    """None: the first configuration asked for is the only one, and the usual fields and the task's metrics may leave (`usual_policy`)."""
+    """None: the first configuration asked for is the only one, and the usual fields and the task's metrics
+    may leave (`usual_policy`)."""
     key: Path | None = None
     """None: one is made in the folder, or in memory."""
     coordinator: Path | None = None
     roster: Path | None = None
-    """Of the keys of all sites, as the coordinator's: by which they know one another in a study of secure aggregation."""
+    """Of the keys of all sites, as the coordinator's: by which they know one another in a study of secure
+    aggregation."""
     labels: str | None = None
     departments: str | None = None
-    """The column, of whole numbers or text, that says of which department an example is; it is for nothing else. Data that are `Clients` of
-    several are divided already."""
+    """The column, of whole numbers or text, that says of which department an example is; it is for nothing
+    else. Data that are `Clients` of several are divided already."""
     person: str | None = None
-    """The column, of whole numbers or text, that says whose an example is, where examples are held out; it is for nothing else."""
+    """The column, of whole numbers or text, that says whose an example is, where examples are held out; it is
+    for nothing else."""
     held_out: str | None = None
-    """The column of truth values that says which examples are held out in a study that holds some out, instead of a draw."""
+    """The column of truth values that says which examples are held out in a study that holds some out,
+    instead of a draw."""
     resources: Mapping[str, float] = field(default_factory=dict)
     """Of Ray, that the site takes up: a node that has them is where its actor runs."""
     node: Mapping[str, str] = field(default_factory=dict)
     """Labels of the Ray node on which the actor runs."""
     order: Order | None = None
-    """Batches outright, [1, updates, batch size] of the site's own rows, those held out not counted; [departments, updates, batch size]
-    where it has some."""
+    """Batches outright, [1, updates, batch size] of the site's own rows, those held out not counted;
+    [departments, updates, batch size] where it has some."""
     file: Path | None = field(default=None, compare=False)
     """Where it was read; None: made in Python, in one's own process or trust domain."""
     said: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -99,9 +107,13 @@ class SiteFile:
         check_name(self.name, "the site")
         for what in ("labels", "departments", "person", "held_out"):
             if not isinstance(getattr(self, what), (str, NoneType)):
-                raise TypeError(f"{what} of {self.name} must name a column of its data, got {type(getattr(self, what)).__name__}")
+                raise TypeError(
+                    f"{what} of {self.name} must name a column of its data, got {type(getattr(self, what)).__name__}"
+                )
         if not (isinstance(self.left_gb, int | float) and 0 <= self.left_gb < math.inf):
-            raise ValueError(f"left_gb of {self.name} is {self.left_gb!r}; it is how many GB of what left are kept, 0 for none")
+            raise ValueError(
+                f"left_gb of {self.name} is {self.left_gb!r}; it is how many GB of what left are kept, 0 for none"
+            )
 
     @classmethod
     def read(cls, path: str | Path) -> "SiteFile":
@@ -112,15 +124,24 @@ class SiteFile:
             raise ValueError(f"{path} is not TOML: {error}") from None
         known = [f.name for f in dataclasses.fields(cls) if f.name not in ("order", "file", "said")]
         if wrong := sorted(set(found) - set(known)) or sorted({"name"} - set(found)):
-            raise ValueError(f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}")
+            raise ValueError(
+                f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}"
+            )
         kinds: dict[str, Any] = {"left_gb": (int, float), **dict.fromkeys(("arguments", *PLACE), dict)}
         if odd := [name for name, value in found.items() if not isinstance(value, kinds.get(name, str))]:
-            raise ValueError(f"{path}: {listed(odd)} is of another kind than it should be: arguments and resources are tables, names text")
-        said = {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for name, value in found.items()}
+            raise ValueError(
+                f"{path}: {listed(odd)} is of another kind than it should be: arguments and resources are tables, names text"
+            )
+        said = {
+            name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+            for name, value in found.items()
+        }
         for name in ("folder", "account", "policy", "key", "coordinator", "roster"):
             if name in found:
                 found[name] = _beside(path, found[name])
-        if "data" in found and ((folder := _beside(path, found["data"])).exists() or not is_function(found["data"])):
+        if "data" in found and (
+            (folder := _beside(path, found["data"])).exists() or not is_function(found["data"])
+        ):
             found["data"] = folder
         return cls(**found, file=Path(path), said=said)
 
@@ -137,8 +158,11 @@ class SiteFile:
 
 
 def _beside(file: str | Path, name: str) -> Path:
-    """The path that a site's file means: relative to the file, or, with ~, to the home of the user who runs the site."""
-    name = os.fsdecode(name.encode())  # the bytes of the file's UTF-8, whatever the locale says that paths are
+    """The path that a site's file means: relative to the file, or, with ~, to the home of the user who runs
+    the site."""
+    name = os.fsdecode(
+        name.encode()
+    )  # the bytes of the file's UTF-8, whatever the locale says that paths are
     return Path(file).parent / Path(name).expanduser()
 
 

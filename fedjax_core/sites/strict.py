@@ -1,4 +1,5 @@
-"""A dataclass from a table that people write, strictly: each key is one that it has, each value of the type that it says.
+"""A dataclass from a table that people write, strictly: each key is one that it has, each value of the type
+that it says.
 
 A misspelt setting that was passed over would be a policy that somebody believes in and nobody keeps.
 
@@ -22,14 +23,17 @@ from fedjax_core.sites.refusal import listed, shown
 
 
 def read(cls: Any, table: Mapping[str, Any], what: str, prefix: str = "") -> Any:
-    """The dataclass with a table's values; `what` it is of, for errors. Raises ValueError, naming the key, where they do not fit."""
+    """The dataclass with a table's values; `what` it is of, for errors. Raises ValueError, naming the key,
+    where they do not fit."""
     kinds = typing.get_type_hints(cls)
     if unknown := [key for key in table if key not in kinds]:
         raise ValueError(
             f"{listed(prefix + key for key in unknown)} is not a setting of a {what}; there are {', '.join(prefix + k for k in kinds)}"
         )
     if missing := [
-        f.name for f in dataclasses.fields(cls) if f.name not in table and f.default is f.default_factory is dataclasses.MISSING
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name not in table and f.default is f.default_factory is dataclasses.MISSING
     ]:
         raise ValueError(f"{listed(prefix + key for key in missing)} is missing from the {what}")
     return cls(**{key: _value(kinds[key], value, what, prefix + key) for key, value in table.items()})
@@ -52,5 +56,10 @@ def _value(kind: Any, value: Any, what: str, name: str) -> Any:
         return float(value)
     if type(value) is kind and kind is not float and not (kind is int and value < 0):
         return value
-    wanted = {bool: "true or false", int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a text"}.get(kind, "a table")
+    wanted = {
+        bool: "true or false",
+        int: "a whole number, 0 or more",
+        float: "a number, 0 or more",
+        str: "a text",
+    }.get(kind, "a table")
     raise ValueError(f"{name} is {shown(value)}; it should be {wanted}")

@@ -1,10 +1,11 @@
 """A study: what is computed at every site, and the short hash by which everybody knows that it is the same.
 
-A coordinator sends numbers, never code. So a site builds the study itself, from a function that is installed there and that its
-staff can read; the hash of what came out is in every message, and the site's policy says which hashes it takes part in.
+A coordinator sends numbers, never code. So a site builds the study itself, from a function that is installed
+there and that its staff can read; the hash of what came out is in every message, and the site's policy says
+which hashes it takes part in.
 
-    study = "heart.study:scaffold"      in the site's file: the function `scaffold` of the module `heart.study`
-    arguments = { lr = 0.001 }
+    study = "heart.study:scaffold"      in the site's file: the function `scaffold` of the module
+    `heart.study` arguments = { lr = 0.001 }
 
 >>> import optax
 >>> from fedjax_core import algorithms, compose, models
@@ -46,16 +47,19 @@ class Study:
     steps: Amount | None = None
     seed: int = 0
     epsilon: float | None = None
-    """What the whole run may tell of one of those it protects, by an accountant: recorded with every update that leaves a site, but
-    where the site keeps an account of its own."""
+    """What the whole run may tell of one of those it protects, by an accountant: recorded with every update
+    that leaves a site, but where the site keeps an account of its own."""
     prepare: tuple[Step, ...] = ()
     """The steps by which all sites prepare their columns alike, such as `fc.preprocess.Standardise("x")`."""
     departments: bool = False
-    """Whether the clients are the departments of sites, and a site's report is the mean of theirs; see departments.py."""
+    """Whether the clients are the departments of sites, and a site's report is the mean of theirs; see
+    departments.py."""
     features: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """{column: the names of its features, in order}: each site brings its own into this order, by their names (`Clients.arranged`)."""
+    """{column: the names of its features, in order}: each site brings its own into this order, by their names
+    (`Clients.arranged`)."""
     held_out: float = 0.0
-    """The share of each site's examples that are not trained on, and by which models are judged; see held_out.py."""
+    """The share of each site's examples that are not trained on, and by which models are judged; see
+    held_out.py."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepare", check_steps(self.prepare))
@@ -70,15 +74,24 @@ class Study:
                 "site's departments have none in the federation"
             )
         if self.departments and (reason := incompatibility(self.round, masked=True)) is not None:
-            raise ValueError(f"departments of a site cannot be the clients of this: {reason}; or leave departments out")
+            raise ValueError(
+                f"departments of a site cannot be the clients of this: {reason}; or leave departments out"
+            )
         self._check_stages()
 
     def _check_stages(self) -> None:
-        """Raises where a stage of the uplink needs what a site has not: keys with other sites, or, of departments, secrets of their own."""
+        """Raises where a stage of the uplink needs what a site has not: keys with other sites, or, of
+        departments, secrets of their own."""
         composed, stage = self.round, self.round.uplink
         needed = {name for e in range(len(composed.algorithm.exchanges)) for name in composed.uses(e)}
-        if not stage.hides and (stage.recover is not None or (among := sorted(needed & {"here", "pairs", "place"}))):
-            what = "asks sites for something after their reports (recover)" if stage.recover is not None else f"uses {', '.join(among)}"
+        if not stage.hides and (
+            stage.recover is not None or (among := sorted(needed & {"here", "pairs", "place"}))
+        ):
+            what = (
+                "asks sites for something after their reports (recover)"
+                if stage.recover is not None
+                else f"uses {', '.join(among)}"
+            )
             raise ValueError(
                 f"{stage.name} {what}, and a site knows nothing of the others, nor has it keys with them: it runs in simulations "
                 "(fc.Simulator, fc.ClusterSimulator); leave that stage out at real sites"
@@ -95,26 +108,34 @@ class Study:
             )
 
     def secure(self, e: int) -> Ring | None:
-        """The ring in which reports of exchange `e` travel under masks; None where they do not, or there is no such exchange."""
+        """The ring in which reports of exchange `e` travel under masks; None where they do not, or there is
+        no such exchange."""
         exchanges = self.round.algorithm.exchanges
         return self.round.uplink.ring if e < len(exchanges) and exchanges[e].update is not None else None
 
     @property
     def clip(self) -> float | None:
-        """The norm to which the round's uplink clips each report, for the policies that ask for one; None where it promises none."""
+        """The norm to which the round's uplink clips each report, for the policies that ask for one; None
+        where it promises none."""
         return self.round.uplink.promises.bound
 
     @property
     def noise(self) -> float | None:
-        """The noise in each report that leaves a site, in multiples of the clip; None where the uplink adds none, or at the server."""
+        """The noise in each report that leaves a site, in multiples of the clip; None where the uplink adds
+        none, or at the server."""
         promises = self.round.uplink.promises
         return promises.noise if promises.at == "client" else None
 
     @cached_property
     def whole(self) -> bool:
-        """Whether updates leave with whole numbers in them, as quantised: not those of departments, whose mean leaves, but under masks."""
+        """Whether updates leave with whole numbers in them, as quantised: not those of departments, whose
+        mean leaves, but under masks."""
         exchanges = self.round.algorithm.exchanges
-        sent = [report.update for e, report in enumerate(reports_of(self.round)) if exchanges[e].update is not None]
+        sent = [
+            report.update
+            for e, report in enumerate(reports_of(self.round))
+            if exchanges[e].update is not None
+        ]
         leaves = [x for update in sent for x in jax.tree.leaves(message_shapes(self.round.uplink, update))]
         return (self.round.uplink.hides or not self.departments) and any(
             not jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in leaves
@@ -124,9 +145,9 @@ class Study:
     def hash(self) -> str:
         """32 hexadecimal digits: what must be the same at all sites.
 
-        That is all settings, the files of every package whose code computes or decides what leaves (`code`), the version of
-        fedjax_core, and whether JAX computes in 64 bits. The order in which a site takes its rows is its own.
-        """
+        That is all settings, the files of every package whose code computes or decides what leaves (`code`),
+        the version of fedjax_core, and whether JAX computes in 64 bits. The order in which a site takes its
+        rows is its own."""
         return identity(self._said | {"fedjax_core": version(), "bits": bits()})
 
     @cached_property
@@ -136,23 +157,38 @@ class Study:
 
     @property
     def _said(self) -> dict[str, Any]:
-        said = {name: getattr(self, name) for name in ("round", "batch_size", "epochs", "steps", "seed", "epsilon")}
-        more = {"prepare": self.prepare, "departments": self.departments, "features": self.features, "held_out": self.held_out}
+        said = {
+            name: getattr(self, name)
+            for name in ("round", "batch_size", "epochs", "steps", "seed", "epsilon")
+        }
+        more = {
+            "prepare": self.prepare,
+            "departments": self.departments,
+            "features": self.features,
+            "held_out": self.held_out,
+        }
         return said | {name: value for name, value in more.items() if value}
 
     @property
     def measurable(self) -> bool:
-        """Whether sites may tell what the uplink leaves of an update's size: not where noise is added, which would then hide less."""
-        return self.round.uplink.measurable and self.round.uplink.promises.noise is None and self.epsilon is None
+        """Whether sites may tell what the uplink leaves of an update's size: not where noise is added, which
+        would then hide less."""
+        return (
+            self.round.uplink.measurable and self.round.uplink.promises.noise is None and self.epsilon is None
+        )
 
     @cached_property
     def stats(self) -> tuple[str, ...]:
-        """What a site's policy must name for a report to leave, as the server reads it of each site by itself.
+        """What a site's policy must name for a report to leave, as the server reads it of each site by
+        itself.
 
-        `stats.steps` where it reads each client's steps, `slot` where a report names the group or model that it is for.
-        """
+        `stats.steps` where it reads each client's steps, `slot` where a report names the group or model that
+        it is for."""
         slot = ("slot",) if self.round.slots > 1 else ()
-        return (*slot, *sorted({f"stats.{name}" for report in reports_of(self.round) for name in report.stats}))
+        return (
+            *slot,
+            *sorted({f"stats.{name}" for report in reports_of(self.round) for name in report.stats}),
+        )
 
     def plan(self, order: Order | None = None) -> Plan:
         """How a client goes through its data."""
@@ -179,7 +215,8 @@ def bits() -> int:
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> Study:
-    """The study that the installed function `module:function` makes of the arguments; raises ValueError where it takes others."""
+    """The study that the installed function `module:function` makes of the arguments; raises ValueError where
+    it takes others."""
     function = named(name)
     try:
         inspect.signature(function).bind(**arguments)
@@ -197,18 +234,27 @@ def is_function(name: str) -> bool:
 
 
 def named(name: str) -> Callable[..., Any]:
-    """The function `module:function`, installed here for this: written in that module or its package, and none of Python's own library."""
+    """The function `module:function`, installed here for this: written in that module or its package, and
+    none of Python's own library."""
     module, _, function = name.partition(":")
     package = module.partition(".")[0]
     if package in sys.stdlib_module_names:
-        raise ValueError(f"{name!r} is of Python's own library: name a function of the package that is installed for the study")
+        raise ValueError(
+            f"{name!r} is of Python's own library: name a function of the package that is installed for the study"
+        )
     try:
         found = getattr(importlib.import_module(module), function, None) if module and function else None
     except ModuleNotFoundError as error:
-        raise ValueError(f"{name!r} is not to be had: no module {error.name!r} here. Install it, or start where it lies") from error
+        raise ValueError(
+            f"{name!r} is not to be had: no module {error.name!r} here. Install it, or start where it lies"
+        ) from error
     if not callable(found):
-        raise ValueError(f"{name!r} names no function: write module:function, and install the module at the site")
+        raise ValueError(
+            f"{name!r} names no function: write module:function, and install the module at the site"
+        )
     inner = inspect.unwrap(found)
     if not inspect.isfunction(inner) or inner.__module__.partition(".")[0] != package:
-        raise ValueError(f"{name!r} is no function that is written in {package!r}: name one that is, so that the site's staff can read it")
+        raise ValueError(
+            f"{name!r} is no function that is written in {package!r}: name one that is, so that the site's staff can read it"
+        )
     return found

@@ -1,13 +1,15 @@
-"""A statistic is two halves: a site's columns -> sums, and at the centre, all sites' sums -> the next step or the answer.
+"""A statistic is two halves: a site's columns -> sums, and at the centre, all sites' sums -> the next step or
+the answer.
 
     ask(source, statistic)  ─►  at each site: statistic.sums(table, limits)  ─►  [sums, sums, ...] in the order of the sites
 
-The site half is a frozen dataclass of plain values, `Statistic`, that travels as JSON. Clients in one process and sites of a `Federation`
-run the same site half, and the same centre half adds what comes back, so that their answers are equal by construction.
+The site half is a frozen dataclass of plain values, `Statistic`, that travels as JSON. Clients in one process
+and sites of a `Federation` run the same site half, and the same centre half adds what comes back, so that
+their answers are equal by construction.
 
-`Limits` are a site's own (fedjax_core/sites/site/limits.py). A statistic asks them of every group of people that its sums tell apart; one
-that would tell of too few raises `TooFew` before anything is told. Data at hand have no limits: those of this file demand nothing.
-"""
+`Limits` are a site's own (fedjax_core/sites/site/limits.py). A statistic asks them of every group of people
+that its sums tell apart; one that would tell of too few raises `TooFew` before anything is told. Data at hand
+have no limits: those of this file demand nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -38,18 +40,29 @@ class Limits:
     def group(self, who: np.ndarray, what: str, about: Iterable[str] = ()) -> None:
         """Asked of each group of rows that a sum tells apart."""
 
-    def model(self, table: Table, design: "Design", x: np.ndarray, y: np.ndarray | None = None, about: Iterable[str] = ()) -> None:
+    def model(
+        self,
+        table: Table,
+        design: "Design",
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        about: Iterable[str] = (),
+    ) -> None:
         """Asked of a model's columns x [rows, P], that `design` made of the table, and of its outcome y."""
 
     def weights(self, w: np.ndarray, who: np.ndarray) -> None:
         """Asked of the weights [rows] with which rows are in a sum, where whoever asks has a say in them."""
 
-    def cells(self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()) -> np.ndarray:
-        """How many rows are in each cell of a table, flat; `HIDDEN` where that may not be told. `cell` [rows]: which, -1 for none."""
+    def cells(
+        self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()
+    ) -> np.ndarray:
+        """How many rows are in each cell of a table, flat; `HIDDEN` where that may not be told. `cell`
+        [rows]: which, -1 for none."""
         return np.bincount(cell[cell >= 0], minlength=int(np.prod(shape))).astype(np.int64)
 
     def sum(self, x: np.ndarray, who: np.ndarray, name: str) -> bool:
-        """Whether a sum of values x [rows] of the column may be told, of which nobody's part may be too large."""
+        """Whether a sum of values x [rows] of the column may be told, of which nobody's part may be too
+        large."""
         return True
 
 
@@ -59,7 +72,8 @@ HIDDEN = -1
 
 @runtime_checkable
 class Statistic(Protocol):
-    """The site half: frozen, of plain values. `sums` is pure, and of a table without rows has the same names, dtypes and shapes."""
+    """The site half: frozen, of plain values. `sums` is pure, and of a table without rows has the same names,
+    dtypes and shapes."""
 
     @property
     def columns(self) -> tuple[str, ...]: ...  # that it reads
@@ -82,7 +96,9 @@ def tables(clients: Clients) -> list[Table]:
     """Each client's rows as a table of its own."""
     columns, offsets = clients.named_columns, clients.offsets.tolist()
     cuts = zip(clients.ids.tolist(), offsets, offsets[1:], strict=False)
-    return [Table({name: x[a:b] for name, x in columns.items()}, clients.categories, who) for who, a, b in cuts]
+    return [
+        Table({name: x[a:b] for name, x in columns.items()}, clients.categories, who) for who, a, b in cuts
+    ]
 
 
 def ask(source: Source, statistic: Statistic) -> list[Sums]:
@@ -91,7 +107,9 @@ def ask(source: Source, statistic: Statistic) -> list[Sums]:
         return [statistic.sums(table, Limits()) for table in tables(source)]
     if isinstance(source, Asks):
         return source.statistic(statistic)
-    raise TypeError(f"statistics are of fc.Clients or of a fc.Federation, got {type(source).__name__}: see fc.Clients.from_table")
+    raise TypeError(
+        f"statistics are of fc.Clients or of a fc.Federation, got {type(source).__name__}: see fc.Clients.from_table"
+    )
 
 
 def names_of(source: Source) -> list[Any]:

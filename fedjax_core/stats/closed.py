@@ -1,4 +1,5 @@
-"""The closed list of expressions that a site computes under its policy: each is of columns that the policy lists, and singles nobody out.
+"""The closed list of expressions that a site computes under its policy: each is of columns that the policy
+lists, and singles nobody out.
 
     column, number                      a column that is listed
     log(column), exp, sqrt, ...         of the column itself, or of it times a number: days / 365
@@ -6,9 +7,9 @@
     column > 5, column == 'M'           a truth value, whose two groups are then to be of enough people
     a * b, a + 5, 1 - a, a / 10         of what is on this list; a sum or quotient of two columns is not on it
 
-A number that is added within a function, as in `abs(age - 43)`, could put a peak where one person is; a sum such as
-`age + 1000 * (id == 7)` could hide one person in a column of many values. What a study needs beyond the list is made a column of
-its data, where the site's staff can read how (a mapping).
+A number that is added within a function, as in `abs(age - 43)`, could put a peak where one person is; a sum
+such as `age + 1000 * (id == 7)` could hide one person in a column of many values. What a study needs beyond
+the list is made a column of its data, where the site's staff can read how (a mapping).
 
 >>> from fedjax_core.stats.expressions import parse
 >>> refused(parse("np.log(days / 365) * (sex == 'M')"), {"days", "sex"}) is None
@@ -36,18 +37,32 @@ def refused(expression: Expression, columns: Collection[str]) -> str | None:
     if kind in ("column", "is", "is not"):
         return None if rest[0] in columns else f"the column {rest[0]!r} is not listed"
     if kind in FUNCTIONS:
-        return refused(rest[0], columns) if _scaled(rest[0]) else f"{written(expression)!r} takes {kind} of more than a column"
+        return (
+            refused(rest[0], columns)
+            if _scaled(rest[0])
+            else f"{written(expression)!r} takes {kind} of more than a column"
+        )
     if kind == "**":
         fine = _moved(rest[0]) and rest[1][0] == "number" and rest[1][1] in POWERS
-        return refused(rest[0], columns) if fine else f"{written(expression)!r} is no power 2, 3 or 4 of a column"
+        return (
+            refused(rest[0], columns)
+            if fine
+            else f"{written(expression)!r} is no power 2, 3 or 4 of a column"
+        )
     if kind in _ORDER:
         sides = [one for one in rest if one[0] != "number"]
         if len(sides) != 1 or not _moved(sides[0]):
             return f"{written(expression)!r} compares something other than a column with a number"
         return refused(sides[0], columns)
-    if kind == "*" or (kind in ("+", "-") and "number" in (rest[0][0], rest[1][0])) or (kind == "/" and rest[1][0] == "number"):
+    if (
+        kind == "*"
+        or (kind in ("+", "-") and "number" in (rest[0][0], rest[1][0]))
+        or (kind == "/" and rest[1][0] == "number")
+    ):
         return refused(rest[0], columns) or refused(rest[1], columns)
-    return f"{written(expression)!r} {'divides by a column' if kind == '/' else 'adds columns to one another'}"
+    return (
+        f"{written(expression)!r} {'divides by a column' if kind == '/' else 'adds columns to one another'}"
+    )
 
 
 def comparisons(expression: Expression) -> Iterator[Expression]:

@@ -1,4 +1,5 @@
-"""Tests of whether two columns go together, over sites: Student's and Welch's t, chi-square, Fisher's exact test, of the pooled rows.
+"""Tests of whether two columns go together, over sites: Student's and Welch's t, chi-square, Fisher's exact
+test, of the pooled rows.
 
     t            d = m_a - m_b,  by Welch of variances v_a / n_a + v_b / n_b, by Student of their pooled one
     chi-square   sum (o - e)^2 / e of a table of counts; Cramer's V = sqrt(chi2 / (n min(R - 1, C - 1)))
@@ -65,28 +66,40 @@ class TableTest:
     """95 % of the odds ratio."""
 
     def __repr__(self) -> str:
-        lines = [["", *self.columns], *([name, *map(str, its.tolist())] for name, its in zip(self.rows, self.counts, strict=True))]
+        lines = [
+            ["", *self.columns],
+            *([name, *map(str, its.tolist())] for name, its in zip(self.rows, self.counts, strict=True)),
+        ]
         said = f"chi-square {self.chi2:.4f} on {self.df}, " if self.chi2 is not None else ""
         if self.odds_ratio is not None and self.interval is not None:
             said = f"odds ratio {self.odds_ratio:.4f} ({self.interval[0]:.4f} to {self.interval[1]:.4f}), "
         return f"{aligned(lines)}\n\n{said}p {self.p_value:.4f}"
 
 
-def t_test(formula: str, source: Source, *, equal_variances: bool = False, missing: Missing = "refuse") -> TTest:
-    """The t-test of "number ~ group" over the rows of all clients or sites: Welch's, or Student's with `equal_variances`.
+def t_test(
+    formula: str, source: Source, *, equal_variances: bool = False, missing: Missing = "refuse"
+) -> TTest:
+    """The t-test of "number ~ group" over the rows of all clients or sites: Welch's, or Student's with
+    `equal_variances`.
 
     Raises ValueError for other than two groups, and where a group has fewer than two rows.
     """
     number, by, known = _asked(formula, source, missing, categories=1)
     groups = tuple(known.levels[by])
     if len(groups) != 2:
-        raise ValueError(f"{formula!r}: a t-test compares two groups, and {by!r} has {len(groups)}, {', '.join(groups[:5])}")
+        raise ValueError(
+            f"{formula!r}: a t-test compares two groups, and {by!r} has {len(groups)}, {', '.join(groups[:5])}"
+        )
     if known.kinds[number] == "text":
-        raise ValueError(f"{formula!r}: {number!r} is text, and means are of numbers: use fc.stats.chi_square")
+        raise ValueError(
+            f"{formula!r}: {number!r} is text, and means are of numbers: use fc.stats.chi_square"
+        )
     n, mean, m2 = (x[:, 0] for x in merged(ask(source, Describe((number,), (), (by,), groups))))
     _check_told(n, number)
     if (n < 2).any():
-        raise ValueError(f"group {groups[int(np.argmin(n))]!r} has {int(n.min())} rows, and a t-test needs two or more in each")
+        raise ValueError(
+            f"group {groups[int(np.argmin(n))]!r} has {int(n.min())} rows, and a t-test needs two or more in each"
+        )
     variance = m2 / (n - 1)
     if equal_variances:
         df = float(n.sum() - 2)
@@ -104,11 +117,22 @@ def t_test(formula: str, source: Source, *, equal_variances: bool = False, missi
     def named(x: np.ndarray) -> dict[str, Any]:
         return dict(zip(groups, x.tolist(), strict=True))
 
-    return TTest(difference, error, t, df, p, (difference - reach, difference + reach), named(mean), named(np.sqrt(variance)), named(n))
+    return TTest(
+        difference,
+        error,
+        t,
+        df,
+        p,
+        (difference - reach, difference + reach),
+        named(mean),
+        named(np.sqrt(variance)),
+        named(n),
+    )
 
 
 def chi_square(formula: str, source: Source, *, missing: Missing = "refuse") -> TableTest:
-    """Pearson's chi-square test of "category ~ category", without a correction for continuity. Counts below 5 call for `fisher`."""
+    """Pearson's chi-square test of "category ~ category", without a correction for continuity. Counts below 5
+    call for `fisher`."""
     rows, columns, counts = _table(formula, source, missing)
     value, p, df = chi_square_of(counts)
     v = float(np.sqrt(value / (counts.sum() * (min(counts.shape) - 1))))
@@ -116,22 +140,36 @@ def chi_square(formula: str, source: Source, *, missing: Missing = "refuse") -> 
 
 
 def fisher(formula: str, source: Source, *, missing: Missing = "refuse") -> TableTest:
-    """Fisher's exact test of "category ~ category", of two levels each. Its odds ratio compares the first levels with the second."""
+    """Fisher's exact test of "category ~ category", of two levels each. Its odds ratio compares the first
+    levels with the second."""
     rows, columns, counts = _table(formula, source, missing)
     if counts.shape != (2, 2):
-        raise ValueError(f"{formula!r}: Fisher's test is of two levels each, and there are {len(rows)} and {len(columns)}: use chi_square")
+        raise ValueError(
+            f"{formula!r}: Fisher's test is of two levels each, and there are {len(rows)} and {len(columns)}: use chi_square"
+        )
     found = odds_ratio(counts)
     interval = found.confidence_interval(0.95)
     p = float(stats.fisher_exact(counts).pvalue)
-    return TableTest(rows, columns, counts, p, odds_ratio=float(found.statistic), interval=(float(interval.low), float(interval.high)))
+    return TableTest(
+        rows,
+        columns,
+        counts,
+        p,
+        odds_ratio=float(found.statistic),
+        interval=(float(interval.low), float(interval.high)),
+    )
 
 
-def _table(formula: str, source: Source, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+def _table(
+    formula: str, source: Source, missing: Missing
+) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
     of, by, known = _asked(formula, source, missing, categories=2)
     levels, groups = tuple(known.levels[of]), tuple(known.levels[by])
     if min(len(levels), len(groups)) < 2:
         one = of if len(levels) < 2 else by
-        raise ValueError(f"{formula!r}: {one!r} has one level alone, {', '.join(known.levels[one])!r}, so there is nothing to compare")
+        raise ValueError(
+            f"{formula!r}: {one!r} has one level alone, {', '.join(known.levels[one])!r}, so there is nothing to compare"
+        )
     said = ask(source, Describe((), tuple((of, level) for level in levels), (by,), groups))
     counts = hiding(said, "levels")
     _check_told(counts, of)
@@ -141,11 +179,14 @@ def _table(formula: str, source: Source, missing: Missing) -> tuple[tuple[str, .
 def _check_told(counts: np.ndarray, column: str) -> None:
     """Raises where a site hides a count, as its policy may."""
     if (counts == HIDDEN).any():
-        raise ValueError(f"a site hides counts of {column!r} that are of few people, so groups cannot be compared: put levels together")
+        raise ValueError(
+            f"a site hides counts of {column!r} that are of few people, so groups cannot be compared: put levels together"
+        )
 
 
 def _asked(formula: str, source: Source, missing: Missing, categories: int) -> tuple[str, str, Any]:
-    """(the column on the left, that on the right, what is known of both); the last `categories` of them by their levels."""
+    """(the column on the left, that on the right, what is known of both); the last `categories` of them by
+    their levels."""
     asked = read(formula)
     right = [factor.expression for term in asked.terms for factor in term]
     sides: Sequence[Any] = [*asked.outcomes, *right]

@@ -3,10 +3,11 @@
     site:     at each time of a list that all share: events of each cause, rows at risk            by groups
     centre:   F_k(t) = sum over s <= t of S(s-) d_k(s) / n(s)        S: Kaplan-Meier's curve of any cause
               var F_k by the delta method, as in Marubini and Valsecchi, 1995:
-              sum (F_k(t) - F_k(s))^2 d / (n (n - d)) + S(s-)^2 d_k (n - d_k) / n^3 - 2 (F_k(t) - F_k(s)) S(s-) d_k / n^2
+              sum (F_k(t) - F_k(s))^2 d / (n (n - d)) + S(s-)^2 d_k (n - d_k) / n^3 - 2 (F_k(t) - F_k(s))
+              S(s-) d_k / n^2
 
-One minus Kaplan-Meier's curve of one cause, with others as censored, says too much: it treats people as if the other causes did not exist.
-Aalen and Johansen, Scandinavian Journal of Statistics 1978.
+One minus Kaplan-Meier's curve of one cause, with others as censored, says too much: it treats people as if
+the other causes did not exist. Aalen and Johansen, Scandinavian Journal of Statistics 1978.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "time": [1, 2, 3, 4], "cause": [1, 2, 1, 0]}, by="site")
@@ -51,7 +52,9 @@ class Incidence:
         """[T]."""
         f, before, k = self.incidence, self._before, self.events.astype(np.float64)
         n, d = np.maximum(self.at_risk, 1).astype(np.float64), self.any_events.astype(np.float64)
-        a = np.divide(d, n * (n - d), out=np.zeros_like(d), where=n > d)  # of those of whom none is left, F does not change any more
+        a = np.divide(
+            d, n * (n - d), out=np.zeros_like(d), where=n > d
+        )  # of those of whom none is left, F does not change any more
         b, c = before**2 * k * (n - k) / n**3, before * k / n**2
         one = f**2 * np.cumsum(a) - 2 * f * np.cumsum(a * f) + np.cumsum(a * f**2)
         return np.sqrt(np.maximum(one + np.cumsum(b) - 2 * (f * np.cumsum(c) - np.cumsum(c * f)), 0.0))
@@ -68,7 +71,9 @@ class Incidence:
 
     def at(self, times: Any) -> np.ndarray:
         """The incidence at these times."""
-        return np.append(0.0, self.incidence)[np.searchsorted(self.times, np.asarray(times, np.float64), side="right")]
+        return np.append(0.0, self.incidence)[
+            np.searchsorted(self.times, np.asarray(times, np.float64), side="right")
+        ]
 
     @property
     def _before(self) -> np.ndarray:
@@ -78,20 +83,34 @@ class Incidence:
     def __repr__(self) -> str:
         low, high = self.intervals
         rows = [["time", "at risk", "events", "incidence", "95 % interval"]]
-        some = range(len(self.times)) if len(self.times) <= 12 else np.linspace(0, len(self.times) - 1, 12).astype(int)
+        some = (
+            range(len(self.times))
+            if len(self.times) <= 12
+            else np.linspace(0, len(self.times) - 1, 12).astype(int)
+        )
         for i in some:
-            its = (f"{self.times[i]:g}", f"{self.at_risk[i]}", f"{self.events[i]}", f"{self.incidence[i]:.4f}")
+            its = (
+                f"{self.times[i]:g}",
+                f"{self.at_risk[i]}",
+                f"{self.events[i]}",
+                f"{self.incidence[i]:.4f}",
+            )
             rows.append([*its, f"{low[i]:.4f} to {high[i]:.4f}"])
         return f"cumulative incidence: {int(self.events.sum())} events\n\n{aligned(rows)}"
 
 
 def cumulative_incidence(
-    formula: str, source: Source, *, censored: Any = 0, grid: Sequence[float] | None = None, missing: Missing = "refuse"
+    formula: str,
+    source: Source,
+    *,
+    censored: Any = 0,
+    grid: Sequence[float] | None = None,
+    missing: Missing = "refuse",
 ) -> Any:
     """{cause: `Incidence`} of "time, cause ~ 1", or {group: {cause: incidence}} of "time, cause ~ arm".
 
-    `censored`: the value of the column of causes that is no event. `grid` as in `kaplan_meier`. Where people come late, the left side is
-    "entry, time, cause".
+    `censored`: the value of the column of causes that is no event. `grid` as in `kaplan_meier`. Where people
+    come late, the left side is "entry, time, cause".
     """
     asked = read(formula)
     *entry, time, cause = asked.outcomes if len(asked.outcomes) in (2, 3) else (None, None)
@@ -109,7 +128,9 @@ def cumulative_incidence(
             f"{name!r} is never {none!r}; there are {', '.join(known.levels[name])}: name the value that is no event by censored="
         )
     if not causes:
-        raise ValueError(f"{name!r} is {censored!r} in all rows, so there is no event: name the value that is none by censored=")
+        raise ValueError(
+            f"{name!r} is {censored!r} in all rows, so there is no event: name the value that is none by censored="
+        )
     labels = tuple(known.levels[groups[0]]) if groups else ("",)
     used, start = tuple(known.kinds), entry[0] if entry else None
 
@@ -120,14 +141,23 @@ def cumulative_incidence(
         return ["==", ["column", name], ["number", float(level)]] if number else ["is", name, level]
 
     anyone = when(["-", ["number", 1.0], cause_is(none)])
-    at = check_grid(grid) if grid is not None else tuple(sorted({x for _, x in event_times(source, anyone, (), used)}))
-    of = {level: total(ask(source, AtRisk(when(cause_is(level)), groups, labels, at, grid is not None, used))) for level in causes}
+    at = (
+        check_grid(grid)
+        if grid is not None
+        else tuple(sorted({x for _, x in event_times(source, anyone, (), used)}))
+    )
+    of = {
+        level: total(ask(source, AtRisk(when(cause_is(level)), groups, labels, at, grid is not None, used)))
+        for level in causes
+    }
     whole = np.sum([one["events"] for one in of.values()], axis=0)
     found = {}
     for g, label in enumerate(labels):
         there = whole[g] > 0
         found[label] = {
-            level: Incidence(np.array(at)[there], one["at_risk"][g][there], one["events"][g][there], whole[g][there])
+            level: Incidence(
+                np.array(at)[there], one["at_risk"][g][there], one["events"][g][there], whole[g][there]
+            )
             for level, one in of.items()
         }
     return found if groups else found[""]

@@ -1,4 +1,5 @@
-"""Pearson's correlation of every pair of columns over sites, with intervals and tests: that of the pooled rows.
+"""Pearson's correlation of every pair of columns over sites, with intervals and tests: that of the pooled
+rows.
 
     r = C_xy / sqrt(C_xx C_yy)     t = r sqrt((n - 2) / (1 - r^2)) of n - 2     interval tanh(atanh r -+ 1.96 / sqrt(n - 3))  (Fisher 1921)
 
@@ -39,13 +40,19 @@ class Correlation:
     @property
     def standard_errors(self) -> dict[Pair, float]:
         """{(x, y): sqrt((1 - r^2) / (n - 2))}, under which r is tested."""
-        return {pair: float(np.sqrt((1 - self[pair] ** 2) / max(self.rows - 2, 0))) if self.rows > 2 else np.nan for pair in self._pairs}
+        return {
+            pair: float(np.sqrt((1 - self[pair] ** 2) / max(self.rows - 2, 0))) if self.rows > 2 else np.nan
+            for pair in self._pairs
+        }
 
     @property
     def p_values(self) -> dict[Pair, float]:
         """{(x, y): two-sided p of no correlation}, by Student's t; NaN of two rows."""
         with np.errstate(divide="ignore"):
-            return {pair: float(2 * t.sf(np.divide(abs(self[pair]), e), self.rows - 2)) for pair, e in self.standard_errors.items()}
+            return {
+                pair: float(2 * t.sf(np.divide(abs(self[pair]), e), self.rows - 2))
+                for pair, e in self.standard_errors.items()
+            }
 
     @property
     def intervals(self) -> dict[Pair, tuple[float, float]]:
@@ -64,7 +71,8 @@ class Correlation:
     def __repr__(self) -> str:
         lines, p = [["", "", "r", "95 % interval", "p"]], self.p_values
         lines += [
-            [a, b, f"{self[a, b]:.4f}", f"{low:.4f} to {high:.4f}", f"{p[a, b]:.4f}"] for (a, b), (low, high) in self.intervals.items()
+            [a, b, f"{self[a, b]:.4f}", f"{low:.4f} to {high:.4f}", f"{p[a, b]:.4f}"]
+            for (a, b), (low, high) in self.intervals.items()
         ]
         return f"correlation of {self.rows} rows\n\n{aligned(lines)}"
 
@@ -76,7 +84,11 @@ def correlation(source: Source, columns: Sequence[str], *, missing: Missing = "r
     """
     found = moments(source, columns, missing)
     size = np.sqrt(np.diag(found.products))
-    if flat := [name for name, s, m in zip(found.names, size, found.mean, strict=True) if s <= 1e-12 * np.sqrt(found.rows) * abs(m)]:
+    if flat := [
+        name
+        for name, s, m in zip(found.names, size, found.mean, strict=True)
+        if s <= 1e-12 * np.sqrt(found.rows) * abs(m)
+    ]:
         raise ValueError(f"{flat[0]!r} is the same in every row, so it goes with nothing: leave it out")
     matrix = np.clip(found.products / np.outer(size, size), -1, 1)
     return Correlation(found.names, matrix, found.rows, found.dropped)

@@ -7,8 +7,9 @@
     otherwise          sites tell R_j and D_j at each time of an event, which the centre adds before it takes the logarithm; with a public
                        `grid` each time counts as the next of the grid
 
-Proportional hazards are tested by Schoenfeld's residuals, x - R_1 / R_0 at each event, against a function of time: the score test of
-Grambsch and Therneau, Biometrika 1994. Cox, JRSS B 1972; Efron, JASA 1977; Breslow, Biometrics 1974.
+Proportional hazards are tested by Schoenfeld's residuals, x - R_1 / R_0 at each event, against a function of
+time: the score test of Grambsch and Therneau, Biometrika 1994. Cox, JRSS B 1972; Efron, JASA 1977; Breslow,
+Biometrics 1974.
 
 >>> from fedjax_core.data.clients import Clients
 >>> columns = {"site": list("aaabbb"), "time": [5, 3, 9, 4, 8, 2], "event": [1, 1, 0, 1, 1, 1], "age": [60, 71, 50, 66, 72, 58]}
@@ -56,7 +57,8 @@ class CoxMoments:
 
 @dataclass(frozen=True)
 class CoxStep:
-    """The site half at one beta, of columns (x - shift) / scale: sums of risk sets, or the likelihood of a site that is a stratum."""
+    """The site half at one beta, of columns (x - shift) / scale: sums of risk sets, or the likelihood of a
+    site that is a stratum."""
 
     design: Design
     times: Times
@@ -72,7 +74,8 @@ class CoxStep:
     beta: tuple[float, ...]
     used: tuple[str, ...]
     transform: str = ""
-    """Of time, under which hazards are tested to be proportional, by sites that are by themselves; "" for no test."""
+    """Of time, under which hazards are tested to be proportional, by sites that are by themselves; "" for no
+    test."""
 
     def __post_init__(self) -> None:
         if self.transform not in ("", "identity", "log"):
@@ -99,7 +102,9 @@ class CoxStep:
             limits.weights(np.exp(eta - eta.max(initial=-np.inf)), table.who)
         sums = _risk_sums(x, eta, time, event, entry, key, at)
         if self.within:
-            of_time = transformed(self.transform, np.array([time_ for _, time_ in at])) if self.transform else None
+            of_time = (
+                transformed(self.transform, np.array([time_ for _, time_ in at])) if self.transform else None
+            )
             return partial_likelihood(sums, self.ties, of_time)
         for stratum, moment in at:
             risk = (key == stratum) & (time >= moment) & (entry < moment)
@@ -121,12 +126,21 @@ def _rows(
 
 
 def _risk_sums(
-    x: np.ndarray, eta: np.ndarray, time: np.ndarray, event: np.ndarray, entry: np.ndarray, key: np.ndarray, at: Sequence[tuple[str, float]]
+    x: np.ndarray,
+    eta: np.ndarray,
+    time: np.ndarray,
+    event: np.ndarray,
+    entry: np.ndarray,
+    key: np.ndarray,
+    at: Sequence[tuple[str, float]],
 ) -> dict[str, np.ndarray]:
-    """At each (stratum, time): of rows at risk R0 [T], R1 [T, P], R2 [T, P, P]; of events D0, D1, D2, their number, sums of x and eta."""
+    """At each (stratum, time): of rows at risk R0 [T], R1 [T, P], R2 [T, P, P]; of events D0, D1, D2, their
+    number, sums of x and eta."""
     p = x.shape[1]
     found = {
-        name: np.zeros((len(at), *shape)) for name, shape in (("0", ()), ("1", (p,)), ("2", (p, p))) for name in (f"r{name}", f"d{name}")
+        name: np.zeros((len(at), *shape))
+        for name, shape in (("0", ()), ("1", (p,)), ("2", (p, p)))
+        for name in (f"r{name}", f"d{name}")
     }
     found |= {"events": np.zeros(len(at)), "x": np.zeros((len(at), p)), "eta": np.zeros(len(at))}
     strata = np.array([stratum for stratum, _ in at], dtype=str)
@@ -157,19 +171,28 @@ def _sums_at(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray
     """[T, ...] sums of those whose time is that of the grid."""
     found = np.zeros((len(grid), *each.shape[1:]))
     places = np.searchsorted(grid, time)
-    here = (places < len(grid)) & (grid[np.minimum(places, len(grid) - 1)] == time) if len(grid) else np.zeros(len(time), bool)
+    here = (
+        (places < len(grid)) & (grid[np.minimum(places, len(grid) - 1)] == time)
+        if len(grid)
+        else np.zeros(len(time), bool)
+    )
     np.add.at(found, places[here], each[here])
     return found
 
 
 def partial_likelihood(sums: Sums, ties: str, of_time: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The log partial likelihood, its gradient [P] and information [P, P], of sums of risk sets at all times of events.
+    """The log partial likelihood, its gradient [P] and information [P, P], of sums of risk sets at all times
+    of events.
 
-    With a function of these times [T] also what a test of it needs: the gradient by it, and the information with it once and twice.
-    """
+    With a function of these times [T] also what a test of it needs: the gradient by it, and the information
+    with it once and twice."""
     d = sums["events"].astype(np.int64)
     t = np.repeat(np.arange(len(d)), d)
-    f = (np.arange(len(t)) - np.repeat(np.cumsum(d) - d, d)) / np.maximum(d[t], 1) if ties == "efron" else np.zeros(len(t))
+    f = (
+        (np.arange(len(t)) - np.repeat(np.cumsum(d) - d, d)) / np.maximum(d[t], 1)
+        if ties == "efron"
+        else np.zeros(len(t))
+    )
     with np.errstate(all="ignore"):  # a step that is too long is halved
         s0 = sums["r0"][t] - f * sums["d0"][t]
         mean = (sums["r1"][t] - f[:, None] * sums["d1"][t]) / s0[:, None]
@@ -197,13 +220,16 @@ def transformed(transform: str, times: np.ndarray, events: np.ndarray | None = N
         ranks[order] = (np.cumsum(each) - (each - 1) / 2)[places]
         return ranks
     if transform == "log" and (times <= 0).any():
-        raise ValueError("an event is at time 0, which has no logarithm: test proportional hazards by schoenfeld='identity'")
+        raise ValueError(
+            "an event is at time 0, which has no logarithm: test proportional hazards by schoenfeld='identity'"
+        )
     return np.log(times) if transform == "log" else times
 
 
 @dataclass(frozen=True)
 class Schoenfeld:
-    """The test of proportional hazards: whether a coefficient changes with a function of time; a small p says that one does."""
+    """The test of proportional hazards: whether a coefficient changes with a function of time; a small p says
+    that one does."""
 
     transform: str
     chi2: dict[str, float]
@@ -228,7 +254,8 @@ class Cox(Estimates):
     ties: str
     rounds: int
     baseline: dict[str, tuple[np.ndarray, np.ndarray]] | None
-    """{stratum: (times, cumulative hazard there of a row whose columns are all 0)}; None where sites are strata, who keep their times."""
+    """{stratum: (times, cumulative hazard there of a row whose columns are all 0)}; None where sites are
+    strata, who keep their times."""
     schoenfeld: Schoenfeld | None
     """The test of proportional hazards, where it was asked for."""
 
@@ -256,13 +283,14 @@ def cox(
     schoenfeld: Literal["identity", "log", "rank"] | None = None,
     missing: Missing = "refuse",
 ) -> Cox:
-    """The fit of "time, event ~ covariates" (or "entry, time, event ~ ...") over the rows of all clients or sites, as if pooled.
+    """The fit of "time, event ~ covariates" (or "entry, time, event ~ ...") over the rows of all clients or
+    sites, as if pooled.
 
-    `strata`: one or more columns, each of whose levels has a baseline of its own; "site" makes each site a stratum, and no time leaves it.
-    `grid`: public times to which others are rounded up. `schoenfeld`: tests proportional hazards against coefficients that change with
-    time, its logarithm or, where times are told, the rank of its event; one message more. Raises ValueError where values are missing (see
-    `missing`), or are no times and events, and `NoEstimate` where the likelihood grows without end.
-    """
+    `strata`: one or more columns, each of whose levels has a baseline of its own; "site" makes each site a
+    stratum, and no time leaves it. `grid`: public times to which others are rounded up. `schoenfeld`: tests
+    proportional hazards against coefficients that change with time, its logarithm or, where times are told,
+    the rank of its event; one message more. Raises ValueError where values are missing (see `missing`), or
+    are no times and events, and `NoEstimate` where the likelihood grows without end."""
     if ties not in ("efron", "breslow"):
         raise ValueError(f'ties={ties!r} is not known: "efron" or "breslow"')
     if schoenfeld not in (None, "identity", "log", "rank"):
@@ -271,26 +299,39 @@ def cox(
     times, by = outcome(asked), (strata,) if isinstance(strata, str) else tuple(strata)
     known = survey(source, (*asked.columns, *by), (*asked.categories, *by), missing)
     whole = asked.design(known.kinds, known.levels)
-    pairs = [(name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"]
+    pairs = [
+        (name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"
+    ]
     if not pairs:
         raise ValueError(f"{formula!r} has no covariate: for the curve alone use fc.stats.kaplan_meier")
-    design, used = Design(tuple(name for name, _ in pairs), tuple(one for _, one in pairs)), tuple(known.kinds)
+    design, used = (
+        Design(tuple(name for name, _ in pairs), tuple(one for _, one in pairs)),
+        tuple(known.kinds),
+    )
     sums = total(ask(source, CoxMoments(design, times, used)))
     if not sums["events"]:
         raise NoEstimate("there is no event at any site, so nothing can be said of hazards")
     within = any(name in SITE for name in by)
     if within and schoenfeld == "rank":
-        raise ValueError('schoenfeld="rank" needs the times of all events, which stay at the sites where these are strata: take "log"')
+        raise ValueError(
+            'schoenfeld="rank" needs the times of all events, which stay at the sites where these are strata: take "log"'
+        )
     rest = tuple(name for name in by if name not in SITE)
     at_grid = check_grid(grid) if grid is not None else ()
     at: list[tuple[str, float]] = []
     if not within:
         labels = [" / ".join(one) for one in product(*(known.levels[name] for name in rest))]
-        at = [(key, one) for key in labels for one in at_grid] if at_grid else event_times(source, times, rest, used)
+        at = (
+            [(key, one) for key in labels for one in at_grid]
+            if at_grid
+            else event_times(source, times, rest, used)
+        )
     mean, square = sums["x"] / int(sums["rows"]), sums["xx"] / int(sums["rows"])
     spread = square - mean**2
     if flat := [name for name, s, q in zip(design.names, spread, square, strict=True) if s <= 1e-12 * q]:
-        raise NoEstimate(f"{flat[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula")
+        raise NoEstimate(
+            f"{flat[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula"
+        )
     scale = np.sqrt(spread)
     zero = np.zeros(len(pairs))
     at_mean, size, begin = (tuple(x.tolist()) for x in (mean, scale, zero))
@@ -306,10 +347,19 @@ def cox(
     beta = found.beta / scale
     baseline = tested = None
     if not within or schoenfeld:
-        last = total(ask(source, replace(step, beta=tuple(found.beta.tolist()), transform=schoenfeld or "" if within else "")))
+        last = total(
+            ask(
+                source,
+                replace(step, beta=tuple(found.beta.tolist()), transform=schoenfeld or "" if within else ""),
+            )
+        )
     if schoenfeld:
-        at_times = transformed(schoenfeld, np.array([time for _, time in at]), None if within else last["events"])
-        tested = _tested(last if within else partial_likelihood(last, ties, at_times), design.names, schoenfeld)
+        at_times = transformed(
+            schoenfeld, np.array([time for _, time in at]), None if within else last["events"]
+        )
+        tested = _tested(
+            last if within else partial_likelihood(last, ties, at_times), design.names, schoenfeld
+        )
     if not within:
         risk = last
         baseline = _baseline(risk, at, ties, float(mean @ beta))
@@ -328,10 +378,14 @@ def _tested(sums: Sums, names: Sequence[str], transform: str) -> Schoenfeld:
     alone = np.array([twice[j, j] - once[j] @ inverse(v) @ once[:, j] for j in range(len(g))])
     each, whole = g**2 / alone, float(g @ inverse(left) @ g)
     p = dict(zip(names, map(float, chi2.sf(each, 1)), strict=True))
-    return Schoenfeld(transform, dict(zip(names, each.tolist(), strict=True)), p, whole, float(chi2.sf(whole, len(g))))
+    return Schoenfeld(
+        transform, dict(zip(names, each.tolist(), strict=True)), p, whole, float(chi2.sf(whole, len(g)))
+    )
 
 
-def _baseline(sums: Sums, at: Sequence[tuple[str, float]], ties: str, at_mean: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _baseline(
+    sums: Sums, at: Sequence[tuple[str, float]], ties: str, at_mean: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Cumulative hazards by strata, of a row of zeros: sums are of columns that have mean 0."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for i, (stratum, time) in enumerate(at):

@@ -29,7 +29,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Describe:
-    """The site half: moments of numbers [G, N] and counts of levels [G, L], by groups, over the values that are there."""
+    """The site half: moments of numbers [G, N] and counts of levels [G, L], by groups, over the values that
+    are there."""
 
     numbers: tuple[str, ...]
     levels: tuple[tuple[str, str], ...]
@@ -51,18 +52,28 @@ class Describe:
         rows = limits.cells("groups", group_of, (len(self.groups),), table.who, self.by)
         for i, name in enumerate(self.numbers):
             there = ~table.missing(name)
-            known = limits.cells(f"values of {name!r}", np.where(there, group_of, -1), (len(self.groups),), table.who, (name, *self.by))
+            known = limits.cells(
+                f"values of {name!r}",
+                np.where(there, group_of, -1),
+                (len(self.groups),),
+                table.who,
+                (name, *self.by),
+            )
             x = table.numbers(name)
             for g in np.flatnonzero(known != 0):
                 its = x[there & (group_of == g)]
                 told = known[g] != HIDDEN and limits.sum(its, table.who[there & (group_of == g)], name)
-                count[g, i], mean[g, i], m2[g, i] = (len(its), its.mean(), ((its - its.mean()) ** 2).sum()) if told else (HIDDEN, 0, 0)
+                count[g, i], mean[g, i], m2[g, i] = (
+                    (len(its), its.mean(), ((its - its.mean()) ** 2).sum()) if told else (HIDDEN, 0, 0)
+                )
         for name in dict.fromkeys(name for name, _ in self.levels):
             at = [i for i, (of, _) in enumerate(self.levels) if of == name]
             level_of = _places(table.labels(name), [self.levels[i][1] for i in at])
             cell = np.where((level_of < 0) | (group_of < 0), -1, group_of * len(at) + level_of)
             shape = (len(self.groups), len(at))
-            levels[:, at] = limits.cells(f"{name!r} by group", cell, shape, table.who, (name, *self.by)).reshape(shape)
+            levels[:, at] = limits.cells(
+                f"{name!r} by group", cell, shape, table.who, (name, *self.by)
+            ).reshape(shape)
         return {"groups": rows, "count": count, "mean": mean, "m2": m2, "levels": levels}
 
 
@@ -86,7 +97,8 @@ class TableOne:
     deviations: dict[str, dict[str, float]]
     """Standard deviations, of the sample."""
     levels: dict[str, dict[str, dict[str, int]]]
-    """{category: {level: {group: rows}}}; `HIDDEN` (-1) where a site hides its count, as of all counts here."""
+    """{category: {level: {group: rows}}}; `HIDDEN` (-1) where a site hides its count, as of all counts
+    here."""
     smd: dict[str, float]
     """Standardised differences, the largest of all pairs of groups; nothing where there is one group."""
     p_values: dict[str, float]
@@ -97,14 +109,19 @@ class TableOne:
         for name, means in self.means.items():
             hidden = self.counts[name]
             cells = [
-                "hidden" if hidden[group] == HIDDEN else f"{means[group]:.2f} ({self.deviations[name][group]:.2f})" for group in self.groups
+                "hidden"
+                if hidden[group] == HIDDEN
+                else f"{means[group]:.2f} ({self.deviations[name][group]:.2f})"
+                for group in self.groups
             ]
             lines.append([f"{name}, mean (SD)", *cells, *self._end(name)])
         for name, levels in self.levels.items():
             lines.append([f"{name}, n (%)", *("" for _ in self.groups), *self._end(name)])
             whole = {group: _added([of[group] for of in levels.values()]) for group in self.groups}
             for level, of in levels.items():
-                lines.append([f"  {level}", *(_share(of[group], whole[group]) for group in self.groups), "", ""])
+                lines.append(
+                    [f"  {level}", *(_share(of[group], whole[group]) for group in self.groups), "", ""]
+                )
         return aligned(lines)
 
     def __repr__(self) -> str:
@@ -114,14 +131,19 @@ class TableOne:
         return [f"{self.smd[name]:.3f}", f"{self.p_values[name]:.4f}"] if name in self.smd else ["", ""]
 
 
-def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, categories: Sequence[str] = ()) -> TableOne:
-    """Table 1 of these columns over all clients or sites, by the groups of the column `by`; text, and `categories`, by their levels.
+def table_one(
+    source: Source, columns: Sequence[str], by: str | None = None, *, categories: Sequence[str] = ()
+) -> TableOne:
+    """Table 1 of these columns over all clients or sites, by the groups of the column `by`; text, and
+    `categories`, by their levels.
 
     Missing values are left out of each column by itself; rows without a group are left out.
     """
     grouped = () if by is None else (by,)
     known = {
-        name: survey(source, (name,), (name,) if name in (*categories, *grouped) else (), "drop", partial=True)
+        name: survey(
+            source, (name,), (name,) if name in (*categories, *grouped) else (), "drop", partial=True
+        )
         for name in dict.fromkeys((*columns, *grouped))
     }
     levels = {name: list(one.levels[name]) for name, one in known.items() if name in one.levels}
@@ -140,7 +162,9 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
     smd, p = {}, {}
     if len(groups) > 1:
         for i, name in enumerate(numbers):
-            smd[name] = max(_smd(mean[[a, b], i], variance[[a, b], i]) for a, b in combinations(range(len(groups)), 2))
+            smd[name] = max(
+                _smd(mean[[a, b], i], variance[[a, b], i]) for a, b in combinations(range(len(groups)), 2)
+            )
             p[name] = _p_of_means(count[:, i], mean[:, i], variance[:, i])
         for name, table in found.items():
             whole = not (table == HIDDEN).any()
@@ -149,18 +173,26 @@ def table_one(source: Source, columns: Sequence[str], by: str | None = None, *, 
             p[name] = chi_square_of(table)[1] if whole else float("nan")
 
     def of(numbers_: np.ndarray) -> dict[str, dict[str, float]]:
-        return {name: dict(zip(groups, map(float, numbers_[:, i]), strict=True)) for i, name in enumerate(numbers)}
+        return {
+            name: dict(zip(groups, map(float, numbers_[:, i]), strict=True)) for i, name in enumerate(numbers)
+        }
 
     named = {
-        name: {level: dict(zip(groups, table[:, i].tolist(), strict=True)) for i, level in enumerate(levels[name])}
+        name: {
+            level: dict(zip(groups, table[:, i].tolist(), strict=True))
+            for i, level in enumerate(levels[name])
+        }
         for name, table in found.items()
     }
     counts = {name: dict(zip(groups, count[:, i].tolist(), strict=True)) for i, name in enumerate(numbers)}
-    return TableOne(dict(zip(groups, rows.tolist(), strict=True)), counts, of(mean), of(np.sqrt(variance)), named, smd, p)
+    return TableOne(
+        dict(zip(groups, rows.tolist(), strict=True)), counts, of(mean), of(np.sqrt(variance)), named, smd, p
+    )
 
 
 def chi_square_of(table: np.ndarray) -> tuple[float, float, int]:
-    """(Pearson's chi-square, p, degrees of freedom) of a table of counts, without rows and columns that are empty."""
+    """(Pearson's chi-square, p, degrees of freedom) of a table of counts, without rows and columns that are
+    empty."""
     table = table[table.sum(1) > 0][:, table.sum(0) > 0]
     if min(table.shape) < 2:
         return 0.0, 1.0, 0
@@ -178,7 +210,11 @@ def merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         share, d = one["count"] / np.maximum(n, 1), np.where(one["count"] > 0, one["mean"] - mean, 0)
         mean, m2 = mean + d * share, m2 + one["m2"] + d**2 * count * share
         count = n
-    return np.where(hidden, HIDDEN, count).astype(np.int64), np.where(hidden, np.nan, mean), np.where(hidden, np.nan, m2)
+    return (
+        np.where(hidden, HIDDEN, count).astype(np.int64),
+        np.where(hidden, np.nan, mean),
+        np.where(hidden, np.nan, m2),
+    )
 
 
 def hiding(said: Sequence[Sums], word: str) -> np.ndarray:
@@ -210,7 +246,8 @@ def _smd_of_levels(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _p_of_means(count: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> float:
-    """Welch's t-test of two groups, and his analysis of variance of more; NaN where a group's spread is not known, or of more is 0."""
+    """Welch's t-test of two groups, and his analysis of variance of more; NaN where a group's spread is not
+    known, or of more is 0."""
     k, spread = len(count), variance / count
     if not np.isfinite(spread).all() or (k > 2 and not (spread > 0).all()):
         return float("nan")

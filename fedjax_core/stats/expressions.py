@@ -48,7 +48,9 @@ def parse(text: str) -> Expression:
     try:
         return _parsed(ast.parse(text, mode="eval").body, text, 0)
     except SyntaxError:
-        raise ValueError(f"{text!r} is not an expression; a column whose name is no plain word is written Q('its name')") from None
+        raise ValueError(
+            f"{text!r} is not an expression; a column whose name is no plain word is written Q('its name')"
+        ) from None
 
 
 def check(expression: Any, depth: int = 0) -> Expression:
@@ -68,7 +70,8 @@ def check(expression: Any, depth: int = 0) -> Expression:
 
 
 def evaluate(expression: Expression, table: Table) -> np.ndarray:
-    """[rows] float64: the expression's value in each row; NaN where a column that it uses is missing there."""
+    """[rows] float64: the expression's value in each row; NaN where a column that it uses is missing
+    there."""
     kind, *rest = expression
     if kind == "number":
         return np.full(table.rows, rest[0])
@@ -101,7 +104,10 @@ def _parsed(node: ast.expr, text: str, depth: int) -> Expression:
         return _parsed(one, text, depth + 1)
 
     match node:
-        case ast.Name(id=name) | ast.Call(func=ast.Name(id="Q"), args=[ast.Constant(value=str(name))], keywords=[]):
+        case (
+            ast.Name(id=name)
+            | ast.Call(func=ast.Name(id="Q"), args=[ast.Constant(value=str(name))], keywords=[])
+        ):
             return ["column", name]
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return ["number", float(value)]
@@ -109,18 +115,24 @@ def _parsed(node: ast.expr, text: str, depth: int) -> Expression:
             return ["-", ["number", 0.0], inside(one)]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OF_AST:
             return [_OF_AST[type(op)], inside(left), inside(right)]
-        case ast.Compare(left=left, ops=[ast.Eq() | ast.NotEq() as op], comparators=[ast.Constant(value=str(level))]):
+        case ast.Compare(
+            left=left, ops=[ast.Eq() | ast.NotEq() as op], comparators=[ast.Constant(value=str(level))]
+        ):
             of = inside(left)
             if of[0] != "column":
-                raise ValueError(f"{text!r} compares a text with {ast.unparse(left)!r}: only a column is compared with a text")
+                raise ValueError(
+                    f"{text!r} compares a text with {ast.unparse(left)!r}: only a column is compared with a text"
+                )
             return ["is" if isinstance(op, ast.Eq) else "is not", of[1], level]
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OF_AST:
             return [_OF_AST[type(op)], inside(left), inside(right)]
         case ast.Call(func=ast.Name(id="I"), args=[one], keywords=[]):
             return inside(one)
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(value=ast.Name(id="np"), attr=name), args=[one], keywords=[]) if (
-            name in _FUNCTIONS
-        ):
+        case ast.Call(
+            func=ast.Name(id=name) | ast.Attribute(value=ast.Name(id="np"), attr=name),
+            args=[one],
+            keywords=[],
+        ) if name in _FUNCTIONS:
             return [name, inside(one)]
     raise ValueError(
         f"{text!r} is not understood at {ast.unparse(node)!r}: write columns, numbers, + - * / **, comparisons, and "

@@ -1,4 +1,5 @@
-"""The families of generalised linear models, each with its usual link: what one row adds to the sums, as a function of eta = x'beta.
+"""The families of generalised linear models, each with its usual link: what one row adds to the sums, as a
+function of eta = x'beta.
 
     gaussian            y = eta + noise              identity
     binomial            P(y = 1) = 1 / (1 + e^-eta)  logit; y is 0 or 1
@@ -20,7 +21,8 @@ FAMILIES = ("binomial", "gaussian", "poisson", "negative binomial")
 
 
 class Rows(NamedTuple):
-    """Of each row [rows]: terms of the log-likelihood, the deviance and Pearson's chi-square; d l / d eta, and minus its slope."""
+    """Of each row [rows]: terms of the log-likelihood, the deviance and Pearson's chi-square; d l / d eta,
+    and minus its slope."""
 
     log_likelihood: np.ndarray
     deviance: np.ndarray
@@ -33,7 +35,8 @@ class Rows(NamedTuple):
 
 
 def rows(family: str, y: np.ndarray, eta: np.ndarray, alpha: float = 1.0) -> Rows:
-    """What each row adds. The gaussian log-likelihood is left 0: it is of the sum of squares over all rows."""
+    """What each row adds. The gaussian log-likelihood is left 0: it is of the sum of squares over all
+    rows."""
     with np.errstate(over="ignore", invalid="ignore"):  # a step that is too long is halved
         if family == "gaussian":
             square = (y - eta) ** 2
@@ -52,7 +55,9 @@ def rows(family: str, y: np.ndarray, eta: np.ndarray, alpha: float = 1.0) -> Row
         log_likelihood = xlogy(y, alpha) + y * eta - (y + 1 / alpha) * log1
         log_likelihood = log_likelihood + gammaln(y + 1 / alpha) - gammaln(1 / alpha) - gammaln(y + 1)
         v = 1 + alpha * m
-        return Rows(log_likelihood, deviance, (y - m) ** 2 / (m * v), (y - m) / v, m * (1 + alpha * y) / v**2, m / v)
+        return Rows(
+            log_likelihood, deviance, (y - m) ** 2 / (m * v), (y - m) / v, m * (1 + alpha * y) / v**2, m / v
+        )
 
 
 def wrong(family: str, y: np.ndarray) -> np.ndarray:

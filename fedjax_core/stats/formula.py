@@ -1,10 +1,12 @@
-"""Formulas as in R: their text, the levels of all sites' categories, and so the columns of one design matrix for all sites.
+"""Formulas as in R: their text, the levels of all sites' categories, and so the columns of one design matrix
+for all sites.
 
     "died ~ age + C(sex)"  ─formulaic─►  terms  ─levels of all sites─►  names and expressions  ─►  X [rows, P] at each site
 
-Names and order of the columns are those of statsmodels: `Intercept`, `C(sex)[T.M]`, `age:np.log(bmi)`. Text is a category by itself, any
-other column by `C(...)`, and `C(sex, Treatment('M'))` chooses the level that others are compared with. A category is coded with one level
-less where the columns before span it already (the rule of Nathaniel Smith's patsy).
+Names and order of the columns are those of statsmodels: `Intercept`, `C(sex)[T.M]`, `age:np.log(bmi)`. Text
+is a category by itself, any other column by `C(...)`, and `C(sex, Treatment('M'))` chooses the level that
+others are compared with. A category is coded with one level less where the columns before span it already
+(the rule of Nathaniel Smith's patsy).
 """
 
 import ast
@@ -39,7 +41,11 @@ class Design:
 
     def matrix(self, table: Table) -> np.ndarray:
         """[rows, P] float64; raises ValueError, naming the column, where a value is not finite."""
-        x = np.stack([evaluate(one, table) for one in self.expressions], axis=1) if self.names else np.zeros((table.rows, 0))
+        x = (
+            np.stack([evaluate(one, table) for one in self.expressions], axis=1)
+            if self.names
+            else np.zeros((table.rows, 0))
+        )
         if not (fine := np.isfinite(x).all(axis=0)).all():
             bad = self.names[int(np.argmin(fine))]
             raise ValueError(
@@ -69,14 +75,19 @@ class Factor:
         these = list(levels[self.category])
         reference = these[0] if self.reference is None else self.reference
         if reference not in these:
-            raise ValueError(f"{self.text}: {reference!r} is no level of {self.category!r}; there are {', '.join(these)}")
+            raise ValueError(
+                f"{self.text}: {reference!r} is no level of {self.category!r}; there are {', '.join(these)}"
+            )
         kept = [level for level in these if full or level != reference]
-        return [(f"{self.text}[{'' if full else 'T.'}{level}]", ["is", self.category, level]) for level in kept]
+        return [
+            (f"{self.text}[{'' if full else 'T.'}{level}]", ["is", self.category, level]) for level in kept
+        ]
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A formula that was read: what is on its left, by commas, and the terms on its right, each a tuple of factors."""
+    """A formula that was read: what is on its left, by commas, and the terms on its right, each a tuple of
+    factors."""
 
     text: str
     outcomes: tuple[Expression, ...]
@@ -92,21 +103,28 @@ class Formula:
     @property
     def categories(self) -> tuple[str, ...]:
         """The columns whose levels it needs, whatever they hold."""
-        return tuple(dict.fromkeys(factor.category for term in self.terms for factor in term if factor.category))
+        return tuple(
+            dict.fromkeys(factor.category for term in self.terms for factor in term if factor.category)
+        )
 
     def design(self, kinds: Mapping[str, str], levels: Mapping[str, Collection[str]]) -> Design:
-        """The columns of its right side, once it is known which columns are text, and which levels all sites have together."""
+        """The columns of its right side, once it is known which columns are text, and which levels all sites
+        have together."""
         terms = [tuple(_of_kind(factor, kinds) for factor in term) for term in self.terms]
         groups: dict[frozenset[str], list[tuple[Factor, ...]]] = {frozenset(): []}
         for term in terms:
-            groups.setdefault(frozenset(factor.text for factor in term if factor.category is None), []).append(term)
+            groups.setdefault(
+                frozenset(factor.text for factor in term if factor.category is None), []
+            ).append(term)
         found: dict[str, Expression] = {}
         for group in groups.values():
             used: set[frozenset[str]] = set()
             for term in sorted(group, key=len):
                 for full in _contrasts(term, used):
                     found |= _columns([f for f in term if f.category is None or f.text in full], full, levels)
-        if rare := next((name for name, these in levels.items() if len(these) < 2 and name in _used(terms)), None):
+        if rare := next(
+            (name for name, these in levels.items() if len(these) < 2 and name in _used(terms)), None
+        ):
             raise ValueError(
                 f"{rare!r} has one level alone, {', '.join(levels[rare])!r}, at all sites together: take it out of the formula"
             )
@@ -129,7 +147,9 @@ def read(text: str) -> Formula:
         except FormulaSyntaxError as error:
             raise ValueError(f"{text!r} is no formula: {error}") from None
     terms = [[factor.expr for factor in term.factors if factor.expr != "1"] for term in parsed]
-    return Formula(text, tuple(map(parse, outcomes)), tuple(outcomes), tuple(tuple(map(_factor, term)) for term in terms))
+    return Formula(
+        text, tuple(map(parse, outcomes)), tuple(outcomes), tuple(tuple(map(_factor, term)) for term in terms)
+    )
 
 
 def _outcomes(left: str, text: str) -> list[str]:
@@ -138,7 +158,9 @@ def _outcomes(left: str, text: str) -> list[str]:
     try:
         node = ast.parse(left, mode="eval").body
     except SyntaxError:
-        raise ValueError(f"{text!r}: {left!r} is no outcome; a column whose name is no plain word is written Q('its name')") from None
+        raise ValueError(
+            f"{text!r}: {left!r} is no outcome; a column whose name is no plain word is written Q('its name')"
+        ) from None
     return [ast.unparse(one) for one in (node.elts if isinstance(node, ast.Tuple) else [node])]
 
 
@@ -151,7 +173,9 @@ def _factor(text: str) -> Factor:
         case ast.Call(func=ast.Name(id="C"), args=[of, *more], keywords=[]) if len(more) <= 1:
             column = parse(ast.unparse(of))
             if column[0] != "column":
-                raise ValueError(f"{text!r}: C(...) makes a category of a column; {ast.unparse(of)!r} is none")
+                raise ValueError(
+                    f"{text!r}: C(...) makes a category of a column; {ast.unparse(of)!r} is none"
+                )
             reference = _reference(more[0], text) if more else None
             return Factor(ast.unparse(node), column, column[1], reference)
     expression = parse(text)
@@ -162,9 +186,15 @@ def _reference(node: ast.expr, text: str) -> str:
     match node:
         case ast.Call(func=ast.Name(id="Treatment"), args=[ast.Constant(value=level)], keywords=[]):
             return str(level)
-        case ast.Call(func=ast.Name(id="Treatment"), args=[], keywords=[ast.keyword(arg="reference", value=ast.Constant(value=level))]):
+        case ast.Call(
+            func=ast.Name(id="Treatment"),
+            args=[],
+            keywords=[ast.keyword(arg="reference", value=ast.Constant(value=level))],
+        ):
             return str(level)
-    raise ValueError(f"{text!r}: levels are compared with one of them, C(column, Treatment('level')); no other coding is known here")
+    raise ValueError(
+        f"{text!r}: levels are compared with one of them, C(column, Treatment('level')); no other coding is known here"
+    )
 
 
 def _of_kind(factor: Factor, kinds: Mapping[str, str]) -> Factor:
@@ -180,9 +210,13 @@ def _used(terms: Sequence[Sequence[Factor]]) -> set[str]:
 
 
 def _contrasts(term: Sequence[Factor], used: set[frozenset[str]]) -> list[dict[str, bool]]:
-    """Of a term, {category: whether all its levels are coded} for each block of columns that it adds to those `used` before."""
+    """Of a term, {category: whether all its levels are coded} for each block of columns that it adds to those
+    `used` before."""
     categories = [factor.text for factor in term if factor.category is not None]
-    subsets = [frozenset(one) for one in chain.from_iterable(combinations(categories, k) for k in range(len(categories) + 1))]
+    subsets = [
+        frozenset(one)
+        for one in chain.from_iterable(combinations(categories, k) for k in range(len(categories) + 1))
+    ]
     new = [one for one in subsets if one not in used]
     used.update(new)
     blocks = [dict.fromkeys((name for name in categories if name in one), False) for one in new]
@@ -193,16 +227,23 @@ def _contrasts(term: Sequence[Factor], used: set[frozenset[str]]) -> list[dict[s
 
 
 def _absorbed(blocks: Sequence[dict[str, bool]]) -> tuple[dict[str, bool], dict[str, bool], str] | None:
-    """Two blocks that are one with all levels of a category: the second is the first times that category with one level less."""
+    """Two blocks that are one with all levels of a category: the second is the first times that category with
+    one level less."""
     for short in blocks:
         for long in blocks:
             extra = long.keys() - short.keys()
-            if len(extra) == 1 and all(long.get(name) == full for name, full in short.items()) and not long[(name := next(iter(extra)))]:
+            if (
+                len(extra) == 1
+                and all(long.get(name) == full for name, full in short.items())
+                and not long[(name := next(iter(extra)))]
+            ):
                 return short, long, name
     return None
 
 
-def _columns(factors: Sequence[Factor], full: Mapping[str, bool], levels: Mapping[str, Collection[str]]) -> dict[str, Expression]:
+def _columns(
+    factors: Sequence[Factor], full: Mapping[str, bool], levels: Mapping[str, Collection[str]]
+) -> dict[str, Expression]:
     """{name: expression} of the products of the factors' columns; the intercept where there are none."""
     found: list[tuple[str, Expression]] = [("Intercept", ["number", 1.0])]
     for i, factor in enumerate(factors):

@@ -4,7 +4,8 @@
     centre:   beta <- beta + (sum H)^-1 sum g                               Newton's method
     errors:   (sum E[H])^-1 dispersion;  robust: H^-1 (sum of s_i^2 x_i x_i') H^-1;  by clusters: H^-1 (sum_c g_c g_c') H^-1
 
-Nelder and Wedderburn, "Generalized Linear Models", JRSS A 1972. Liang and Zeger, Biometrika 1986, for clusters.
+Nelder and Wedderburn, "Generalized Linear Models", JRSS A 1972. Liang and Zeger, Biometrika 1986, for
+clusters.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabbb"), "y": [0, 1, 1, 2, 5], "x": [0.0, 0, 1, 1, 1]}, by="site")
@@ -34,7 +35,8 @@ Family = Literal["binomial", "gaussian", "poisson", "negative binomial"]
 
 @dataclass(frozen=True)
 class GlmMoments:
-    """A site's sums of the columns of a model, by which these are brought to one size: no answer depends on them."""
+    """A site's sums of the columns of a model, by which these are brought to one size: no answer depends on
+    them."""
 
     design: Design
     outcome: Expression
@@ -107,7 +109,9 @@ class GlmStep:
         return found
 
 
-def rows_of(asked: GlmMoments | GlmStep, table: Table, limits: Limits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(
+    asked: GlmMoments | GlmStep, table: Table, limits: Limits
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(X, y, offset) of the complete rows, once they are enough."""
     table = table.complete(asked.used)
     x, y, offset = asked.design.matrix(table), evaluate(asked.outcome, table), evaluate(asked.offset, table)
@@ -129,10 +133,12 @@ def _squares(scores: np.ndarray, of: str, table: Table, limits: Limits) -> dict[
 
 @dataclass(frozen=True, repr=False)
 class Glm(Estimates):
-    """A fitted model. `standard_errors` are those that were asked for; those by clusters of sites are there too."""
+    """A fitted model. `standard_errors` are those that were asked for; those by clusters of sites are there
+    too."""
 
     cluster_covariance: np.ndarray
-    """[P, P]: robust, with each site a cluster, and the small-sample factor of statsmodels; NaN of a single site."""
+    """[P, P]: robust, with each site a cluster, and the small-sample factor of statsmodels; NaN of a single
+    site."""
     deviance: float
     dispersion: float
     """Pearson's chi-square over its degrees of freedom where the family has a dispersion, else 1."""
@@ -180,19 +186,22 @@ def glm(
     site_effects: Literal["none", "fixed"] = "none",
     missing: Missing = "refuse",
 ) -> Glm:
-    """The maximum-likelihood fit over the rows of all clients, or of all sites of a federation, as if they were pooled.
+    """The maximum-likelihood fit over the rows of all clients, or of all sites of a federation, as if they
+    were pooled.
 
-    `offset`: a column, or an expression such as "log(days)", added to eta. `alpha`: of the negative binomial, var y = m + alpha m^2.
-    `errors`: by the model; "robust" to its variance (HC0); or "cluster", by the column `cluster`, whose clusters lie within a site each
-    ("site": a site each), times G/(G-1) (n-1)/(n-P). `site_effects="fixed"` adds C(site) to the formula.
-    Raises ValueError where values are missing (see `missing`) or are none of the family, and `NoEstimate` where there is none.
-    """
+    `offset`: a column, or an expression such as "log(days)", added to eta. `alpha`: of the negative binomial,
+    var y = m + alpha m^2. `errors`: by the model; "robust" to its variance (HC0); or "cluster", by the column
+    `cluster`, whose clusters lie within a site each ("site": a site each), times G/(G-1) (n-1)/(n-P).
+    `site_effects="fixed"` adds C(site) to the formula. Raises ValueError where values are missing (see
+    `missing`) or are none of the family, and `NoEstimate` where there is none."""
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} is not known; there are {', '.join(FAMILIES)}")
     if errors not in ("model", "robust", "cluster"):
         raise ValueError(f'errors={errors!r} is not known: "model", "robust" or "cluster"')
     if site_effects not in ("none", "fixed"):
-        raise ValueError(f'site_effects={site_effects!r} is not known: "none" or "fixed"; for a random intercept use fc.stats.lmm')
+        raise ValueError(
+            f'site_effects={site_effects!r} is not known: "none" or "fixed"; for a random intercept use fc.stats.lmm'
+        )
     if not (isinstance(alpha, int | float) and alpha > 0):
         raise ValueError(f"alpha={alpha!r} must be above 0; with 0 the negative binomial is family='poisson'")
     asked = read(formula if site_effects == "none" else f"{formula} + C(site)")
@@ -201,24 +210,38 @@ def glm(
     step = first_step(source, moments, float(alpha), asked.outcome_names[0])[0]
     scores = {"model": "", "robust": "rows", "cluster": "".join(grouped)}[errors]
     found = fit_steps(source, step)
-    squares = total(ask(source, replace(step, beta=tuple(found.beta.tolist()), scores=scores))) if scores else None
+    squares = (
+        total(ask(source, replace(step, beta=tuple(found.beta.tolist()), scores=scores))) if scores else None
+    )
     return _fitted(formula, step, found.said, found.sums, found.beta, found.rounds, known, errors, squares)
 
 
 def prepared(
-    asked: Formula, source: Source, family: str, offset: str | None, missing: Missing, more: Sequence[str] = ()
+    asked: Formula,
+    source: Source,
+    family: str,
+    offset: str | None,
+    missing: Missing,
+    more: Sequence[str] = (),
 ) -> tuple[GlmMoments, Surveyed]:
-    """What to ask of the columns of a model first, once it is known what they hold; `more`: columns that are used beside them."""
+    """What to ask of the columns of a model first, once it is known what they hold; `more`: columns that are
+    used beside them."""
     if len(asked.outcomes) != 1:
         raise ValueError(f"{asked.text!r} needs one outcome before the ~, got {len(asked.outcomes)}")
     about: Expression = parse(offset) if offset else ["number", 0.0]
     known = survey(source, (*asked.columns, *columns(about), *more), asked.categories, missing)
-    return GlmMoments(asked.design(known.kinds, known.levels), _outcome(asked, known), about, tuple(known.kinds), family), known
+    return GlmMoments(
+        asked.design(known.kinds, known.levels), _outcome(asked, known), about, tuple(known.kinds), family
+    ), known
 
 
 def fit_steps(source: Source, step: GlmStep) -> Found:
     """Where the likelihood is largest, of columns (x - shift) / scale."""
-    return maximise(lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))), np.array(step.beta), step.design.names)
+    return maximise(
+        lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))),
+        np.array(step.beta),
+        step.design.names,
+    )
 
 
 def _outcome(asked: Formula, known: Surveyed) -> Expression:
@@ -236,7 +259,8 @@ def _outcome(asked: Formula, known: Surveyed) -> Expression:
 
 
 def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) -> tuple[GlmStep, Sums]:
-    """The first step, and the sums of which it is made: no effects, columns of size 1 and, where there is an intercept, mean 0."""
+    """The first step, and the sums of which it is made: no effects, columns of size 1 and, where there is an
+    intercept, mean 0."""
     sums = total(ask(source, moments))
     if sums["wrong"]:
         what = "0 or 1" if moments.family == "binomial" else "0 or more"
@@ -248,13 +272,25 @@ def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) 
     variance = square - shift**2
     flat = variance <= 1e-12 * square
     if at is not None and (constant := [name for i, name in enumerate(names) if flat[i] and i != at]):
-        raise NoEstimate(f"{constant[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula")
+        raise NoEstimate(
+            f"{constant[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula"
+        )
     scale = np.sqrt(np.where(variance > 0, variance, 1.0))
     beta = np.zeros(len(names))
     if at is not None:
         beta[at] = families.start(moments.family, float(sums["y"]) / rows) - float(sums["offset"]) / rows
     at_mean, size, begin = (tuple(x.tolist()) for x in (shift, scale, beta))
-    step = GlmStep(moments.design, moments.outcome, moments.offset, moments.used, moments.family, alpha, at_mean, size, begin)
+    step = GlmStep(
+        moments.design,
+        moments.outcome,
+        moments.offset,
+        moments.used,
+        moments.family,
+        alpha,
+        at_mean,
+        size,
+        begin,
+    )
     return step, sums
 
 
@@ -267,7 +303,15 @@ def unscaled(step: GlmStep) -> np.ndarray:
 
 
 def _fitted(
-    formula: str, step: GlmStep, said: Sequence[Sums], sums: Sums, beta: np.ndarray, rounds: int, known: Surveyed, errors: str, squares: Any
+    formula: str,
+    step: GlmStep,
+    said: Sequence[Sums],
+    sums: Sums,
+    beta: np.ndarray,
+    rounds: int,
+    known: Surveyed,
+    errors: str,
+    squares: Any,
 ) -> Glm:
     names, rows = step.design.names, int(sums["rows"])
     back = unscaled(step)
@@ -284,7 +328,11 @@ def _fitted(
         covariance = _sandwich(bread, squares["squares"], few, rows)
     likelihood = float(sums["log_likelihood"])
     if step.family == "gaussian":
-        likelihood = -rows / 2 * (np.log(2 * np.pi * float(sums["deviance"]) / rows) + 1) if sums["deviance"] else np.inf
+        likelihood = (
+            -rows / 2 * (np.log(2 * np.pi * float(sums["deviance"]) / rows) + 1)
+            if sums["deviance"]
+            else np.inf
+        )
     ratio = {"binomial": "odds ratio", "gaussian": None}.get(step.family, "rate ratio")
     return Glm(
         names, back @ beta, back @ covariance @ back.T, back @ by_site @ back.T,

@@ -1,13 +1,15 @@
-"""Generalised linear mixed models over sites: logistic and Poisson regression with a random intercept for each site, of the pooled rows.
+"""Generalised linear mixed models over sites: logistic and Poisson regression with a random intercept for
+each site, of the pooled rows.
 
     eta = X beta + offset + s u_site,   u ~ N(0, 1)
-    site:     L = log of the integral of prod f(y | eta) phi(u) du, its gradient and information in (beta, s); the integral by adaptive
-              Gauss-Hermite quadrature around the u that fits the site best
+    site:     L = log of the integral of prod f(y | eta) phi(u) du, its gradient and information in (beta, s);
+              the integral by adaptive Gauss-Hermite quadrature around the u that fits the site best
     centre:   (beta, s) <- (beta, s) + H^-1 g of the sums, by the size of H's eigenvalues, as L need not be concave in s
 
-The integral of a site is of that site's rows alone, so the sums are the pooled log-likelihood, exact but for the quadrature: with 25 points
-the error is that of rounding. `beta` is of a site whose u is given; averaged over sites, odds ratios are nearer to 1.
-Pinheiro and Bates, "Approximations to the log-likelihood function in the nonlinear mixed-effects model", JCGS 1995.
+The integral of a site is of that site's rows alone, so the sums are the pooled log-likelihood, exact but for
+the quadrature: with 25 points the error is that of rounding. `beta` is of a site whose u is given; averaged
+over sites, odds ratios are nearer to 1. Pinheiro and Bates, "Approximations to the log-likelihood function in
+the nonlinear mixed-effects model", JCGS 1995.
 
 >>> from fedjax_core.data.clients import Clients
 >>> table = {"site": list("aaaabbbbcccc"), "sick": [0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 1, 0], "x": [1.0, 2, 3, 4] * 3}
@@ -39,7 +41,8 @@ _MOST, _LEAST, _POINTS = 100, 10, 200
 
 @dataclass(frozen=True)
 class GlmmStep:
-    """The site half at one (beta, s): the site's integral, its gradient and information, and the intercept s u that fits it best."""
+    """The site half at one (beta, s): the site's integral, its gradient and information, and the intercept s
+    u that fits it best."""
 
     model: GlmStep
     """Columns, family and beta."""
@@ -48,7 +51,9 @@ class GlmmStep:
 
     def __post_init__(self) -> None:
         if not _LEAST <= self.points <= _POINTS or self.model.family == "gaussian" or self.model.scores:
-            raise ValueError(f"a mixed model has {_LEAST} to {_POINTS} points, and a family that is not gaussian")
+            raise ValueError(
+                f"a mixed model has {_LEAST} to {_POINTS} points, and a family that is not gaussian"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -66,7 +71,11 @@ class GlmmStep:
         mode, curvature = _mode(at, self.sd)
         z, w = hermgauss(self.points)
         p = x.shape[1]
-        each, gradients, bends = np.zeros(self.points), np.zeros((self.points, p + 1)), np.zeros((self.points, p + 1, p + 1))
+        each, gradients, bends = (
+            np.zeros(self.points),
+            np.zeros((self.points, p + 1)),
+            np.zeros((self.points, p + 1, p + 1)),
+        )
         nodes = mode + np.sqrt(2 / curvature) * z
         for k, u in enumerate(nodes.tolist()):
             its = at(u)
@@ -81,7 +90,9 @@ class GlmmStep:
         return {
             "log_likelihood": np.asarray(whole - np.log(np.pi * curvature) / 2),
             "gradient": mean,
-            "information": np.einsum("k,kij->ij", share, bends) - (gradients * share[:, None]).T @ gradients + np.outer(mean, mean),
+            "information": np.einsum("k,kij->ij", share, bends)
+            - (gradients * share[:, None]).T @ gradients
+            + np.outer(mean, mean),
             "effect": np.asarray(self.sd * mode),
             "rows": count(len(y)),
         }
@@ -96,7 +107,10 @@ def _mode(at: Callable[[float], families.Rows], sd: float) -> tuple[float, float
         step = (sd * float(now.score.sum()) - u) / curvature
         for _ in range(_MOST):
             after = at(u + step)
-            if float(after.log_likelihood.sum()) - (u + step) ** 2 / 2 >= float(now.log_likelihood.sum()) - u**2 / 2 - 1e-12:
+            if (
+                float(after.log_likelihood.sum()) - (u + step) ** 2 / 2
+                >= float(now.log_likelihood.sum()) - u**2 / 2 - 1e-12
+            ):
                 break
             step /= 2
         u, now = u + step, after
@@ -130,7 +144,8 @@ class Glmm(Estimates):
 
     @property
     def sites_p_value(self) -> float:
-        """p of sites not differing: half of chi-square's, as a variance is not below 0 (Self and Liang, JASA 1987)."""
+        """p of sites not differing: half of chi-square's, as a variance is not below 0 (Self and Liang, JASA
+        1987)."""
         gain = 2 * (self.log_likelihood - self.null_log_likelihood)
         return float(chi2.sf(gain, 1) / 2) if gain > 1e-9 else 1.0
 
@@ -165,7 +180,9 @@ def glmm(
     and `NoEstimate` where there is none.
     """
     if family not in ("binomial", "poisson", "negative binomial"):
-        raise ValueError(f"family={family!r} is none of binomial, poisson and negative binomial; fc.stats.lmm is of a gaussian one")
+        raise ValueError(
+            f"family={family!r} is none of binomial, poisson and negative binomial; fc.stats.lmm is of a gaussian one"
+        )
     if not _LEAST <= points <= _POINTS:
         raise ValueError(f"points={points} is not between {_LEAST} and {_POINTS}")
     asked_for = read(formula)
@@ -174,7 +191,9 @@ def glmm(
     fixed = fit_steps(source, step)
     names = [name for name, rows in known.by_site.items() if rows]
     if len(names) < 2:
-        raise ValueError(f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm")
+        raise ValueError(
+            f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm"
+        )
 
     def asked(theta: np.ndarray) -> list[Sums]:
         return ask(source, GlmmStep(replace(step, beta=tuple(theta[:-1].tolist())), float(theta[-1]), points))
@@ -191,7 +210,9 @@ def glmm(
     told = p + (theta[-1] != 0)
     covariance[:told, :told] = inverse(found["information"][:told, :told])
     back = unscaled(step)
-    effects = {who: float(one["effect"]) for who, one in zip(names_of(source), said, strict=True) if one["rows"]}
+    effects = {
+        who: float(one["effect"]) for who, one in zip(names_of(source), said, strict=True) if one["rows"]
+    }
     ratio = "odds ratio" if family == "binomial" else "rate ratio"
     return Glmm(
         step.design.names, back @ theta[:p], back @ covariance[:p, :p] @ back.T, float(abs(theta[-1])), float(np.sqrt(covariance[-1, -1])),
@@ -201,8 +222,11 @@ def glmm(
     )  # fmt: skip
 
 
-def _climb(asked: Callable[[np.ndarray], list[Sums]], theta: np.ndarray) -> tuple[np.ndarray, list[Sums], int]:
-    """(where the log-likelihood is largest, the sites' sums there, rounds): Newton's method, uphill also where it is not concave."""
+def _climb(
+    asked: Callable[[np.ndarray], list[Sums]], theta: np.ndarray
+) -> tuple[np.ndarray, list[Sums], int]:
+    """(where the log-likelihood is largest, the sites' sums there, rounds): Newton's method, uphill also
+    where it is not concave."""
     said = asked(theta)
     sums, rounds, before = total(said), 1, np.inf
     while rounds < _MOST:
@@ -219,7 +243,11 @@ def _climb(asked: Callable[[np.ndarray], list[Sums]], theta: np.ndarray) -> tupl
             tried = asked(theta + step)
             after, rounds = total(tried), rounds + 1
             gain = float(after["log_likelihood"] - sums["log_likelihood"])
-            if np.isfinite(gain) and np.isfinite(after["information"]).all() and gain >= -1e-10 * (1 + abs(float(sums["log_likelihood"]))):
+            if (
+                np.isfinite(gain)
+                and np.isfinite(after["information"]).all()
+                and gain >= -1e-10 * (1 + abs(float(sums["log_likelihood"])))
+            ):
                 break
             step = step / 2
         else:

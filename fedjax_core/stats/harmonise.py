@@ -1,13 +1,15 @@
-"""ComBat over sites: takes out of many features what is of the scanner or laboratory, and keeps what covariates explain; as pooled.
+"""ComBat over sites: takes out of many features what is of the scanner or laboratory, and keeps what
+covariates explain; as pooled.
 
     y_ij = alpha + x_ij beta + gamma_i + delta_i e_ij        of each feature; i a site, j its row
     site:     n, means and centred products of x with the features y, sums of squares of y                one message
-    centre:   beta, alpha, sigma by least squares with an intercept for each site; then of each site the mean and variance of what is left,
-              drawn towards those of its other features by empirical Bayes (normal and inverse gamma), until they no longer change
+    centre:   beta, alpha, sigma by least squares with an intercept for each site; then of each site the mean
+              and variance of what is left, drawn towards those of its other features by empirical Bayes
+              (normal and inverse gamma), until they no longer change
     then      y* = sigma (z - gamma*) / delta* + alpha + x beta,   z = (y - alpha - x beta) / sigma
 
-Only sums are needed: sum (z - g)^2 of a site is (n - 1) its variance + n (its mean - g)^2. Sites apply the result to their own rows.
-Johnson, Li and Rabinovic, Biostatistics 2007; Fortin et al., NeuroImage 2018.
+Only sums are needed: sum (z - g)^2 of a site is (n - 1) its variance + n (its mean - g)^2. Sites apply the
+result to their own rows. Johnson, Li and Rabinovic, Biostatistics 2007; Fortin et al., NeuroImage 2018.
 
 >>> import numpy as np
 >>> from fedjax_core.data.clients import Clients
@@ -37,7 +39,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class FeatureProducts:
-    """The site half: rows, means and centred products of the columns of a design with many features, and the features' squares."""
+    """The site half: rows, means and centred products of the columns of a design with many features, and the
+    features' squares."""
 
     design: Design
     features: tuple[str, ...]
@@ -57,7 +60,14 @@ class FeatureProducts:
                 raise TooFew(f"few people have most of the sum of {name!r}")
         at_x, at_y = (one.mean(axis=0) if len(one) else np.zeros(one.shape[1]) for one in (x, y))
         x, y = x - at_x, y - at_y
-        return {"rows": count(len(x)), "x": at_x, "y": at_y, "xx": x.T @ x, "xy": x.T @ y, "yy": (y**2).sum(0)}
+        return {
+            "rows": count(len(x)),
+            "x": at_x,
+            "y": at_y,
+            "xx": x.T @ x,
+            "xy": x.T @ y,
+            "yy": (y**2).sum(0),
+        }
 
 
 @dataclass(frozen=True)
@@ -89,23 +99,35 @@ class Harmonised:
     def table(self, table: Table) -> Table:
         """The table with its features harmonised; NaN where a feature or a covariate is missing."""
         if table.rows and str(table.site) not in self.sites:
-            raise ValueError(f"{table.site!r} is none of the sites that were harmonised, {', '.join(self.sites[:5])}")
+            raise ValueError(
+                f"{table.site!r} is none of the sites that were harmonised, {', '.join(self.sites[:5])}"
+            )
         if not table.rows:
             return table
         at = self.sites.index(str(table.site))
-        whole = ~np.any([table.missing(name) for name in self.design.columns], axis=0) if self.design.columns else np.ones(table.rows, bool)
-        explained = np.full((table.rows, len(self.features)), np.nan)
-        explained[whole] = np.array(self.alpha) + self.design.matrix(table.where(whole)) @ np.array(self.beta).reshape(
-            -1, len(self.features)
+        whole = (
+            ~np.any([table.missing(name) for name in self.design.columns], axis=0)
+            if self.design.columns
+            else np.ones(table.rows, bool)
         )
+        explained = np.full((table.rows, len(self.features)), np.nan)
+        explained[whole] = np.array(self.alpha) + self.design.matrix(table.where(whole)) @ np.array(
+            self.beta
+        ).reshape(-1, len(self.features))
         y, sigma = np.stack([table.numbers(name) for name in self.features], axis=1), np.array(self.sigma)
         even = (y - explained - sigma * self.location[at]) / np.array(self.scale[at]) + explained
-        return Table({**table.columns, **dict(zip(self.features, even.T, strict=True))}, table.categories, table.site, table.people)
+        return Table(
+            {**table.columns, **dict(zip(self.features, even.T, strict=True))},
+            table.categories,
+            table.site,
+            table.people,
+        )
 
 
 @dataclass(frozen=True, repr=False)
 class Combat:
-    """What ComBat found. `apply(clients)` harmonises rows at hand; `source` is for statistics of harmonised features, at real sites too."""
+    """What ComBat found. `apply(clients)` harmonises rows at hand; `source` is for statistics of harmonised
+    features, at real sites too."""
 
     site_half: Harmonised
     location: dict[Any, np.ndarray]
@@ -119,7 +141,8 @@ class Combat:
         """The clients with their features harmonised: for learning from them."""
         even = [self.site_half.table(one).columns for one in tables(clients)]
         return clients.with_columns(
-            dict(clients.columns) | {name: np.concatenate([one[name] for one in even]) for name in self.site_half.features}
+            dict(clients.columns)
+            | {name: np.concatenate([one[name] for one in even]) for name in self.site_half.features}
         )
 
     def source(self, source: Source) -> "HarmonisedSource":
@@ -150,15 +173,19 @@ class HarmonisedSource:
         return ask(self.source, replace(self.site_half, then=statistic))
 
 
-def combat(source: Source, features: Sequence[str], *, keep: str = "1", missing: Missing = "refuse") -> Combat:
+def combat(
+    source: Source, features: Sequence[str], *, keep: str = "1", missing: Missing = "refuse"
+) -> Combat:
     """ComBat of numbers `features` over all clients or sites, each of which is a batch.
 
     `keep`: covariates whose effects stay, as on the right of a formula.
-    Raises ValueError for fewer than two features or sites, for a site with one row, and for a feature that is the same everywhere.
-    """
+    Raises ValueError for fewer than two features or sites, for a site with one row, and for a feature that is
+    the same everywhere."""
     names = tuple(dict.fromkeys(features))
     if len(names) < 2:
-        raise ValueError(f"ComBat draws features towards each other, so it needs two or more; got {len(names)}")
+        raise ValueError(
+            f"ComBat draws features towards each other, so it needs two or more; got {len(names)}"
+        )
     asked = read(f"~ {keep}")
     known = survey(source, (*asked.columns, *names), asked.categories, missing)
     if text := [name for name in names if known.kinds[name] == "text"]:
@@ -171,8 +198,14 @@ def combat(source: Source, features: Sequence[str], *, keep: str = "1", missing:
     said = [one for one in said if one["rows"]]
     n = np.array([float(one["rows"]) for one in said])
     if len(sites) < 2 or n.min() < 2:
-        lacks = f"{sites[int(n.argmin())]!r} has one row" if len(sites) > 1 else f"there is {len(sites)} site with rows"
-        raise ValueError(f"ComBat compares sites by their means and variances, and {lacks}: two sites, of two rows each, are needed")
+        lacks = (
+            f"{sites[int(n.argmin())]!r} has one row"
+            if len(sites) > 1
+            else f"there is {len(sites)} site with rows"
+        )
+        raise ValueError(
+            f"ComBat compares sites by their means and variances, and {lacks}: two sites, of two rows each, are needed"
+        )
     x, y, xx, xy, yy = (np.stack([one[word] for one in said]) for word in ("x", "y", "xx", "xy", "yy"))
     if design.names:
         check_independent(xx.sum(0), design.names)
@@ -180,8 +213,12 @@ def combat(source: Source, features: Sequence[str], *, keep: str = "1", missing:
     own = y - x @ beta  # each site's intercept
     left = yy - 2 * np.einsum("pg,spg->sg", beta, xy) + np.einsum("pg,spq,qg->sg", beta, xx, beta)
     alpha, variance = n @ own / n.sum(), left.sum(0) / n.sum()
-    if flat := [name for name, v, q in zip(names, variance, yy.sum(0), strict=True) if not v > 1e-12 * q / n.sum()]:
-        raise ValueError(f"feature {flat[0]!r} does not vary within sites beyond its covariates: leave it out")
+    if flat := [
+        name for name, v, q in zip(names, variance, yy.sum(0), strict=True) if not v > 1e-12 * q / n.sum()
+    ]:
+        raise ValueError(
+            f"feature {flat[0]!r} does not vary within sites beyond its covariates: leave it out"
+        )
     sigma = np.sqrt(variance)
     mean, spread = (own - alpha) / sigma, np.maximum(left, 0.0) / variance / (n - 1)[:, None]
     drawn = [_drawn(float(rows), m, v) for rows, m, v in zip(n, mean, spread, strict=True)]

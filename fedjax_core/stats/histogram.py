@@ -54,7 +54,11 @@ class Bins:
             bins = np.searchsorted(edges, here, side="right")
             counts[g] = np.bincount(bins, minlength=len(edges) + 1)
             for b in np.unique(bins):
-                limits.group(who[bins == b], f"people have {self.column!r} between two edges: give wider ones", self.columns)
+                limits.group(
+                    who[bins == b],
+                    f"people have {self.column!r} between two edges: give wider ones",
+                    self.columns,
+                )
         return {"counts": counts, "missing": missing, "rows": count(table.rows)}
 
 
@@ -77,12 +81,16 @@ class Histogram:
 
     def __repr__(self) -> str:
         rows = [["from", "to", "values"]]
-        rows += [[f"{a:g}", f"{b:g}", str(n)] for (a, b), n in zip(pairwise(self.edges.tolist()), self.counts.tolist(), strict=True)]
+        rows += [
+            [f"{a:g}", f"{b:g}", str(n)]
+            for (a, b), n in zip(pairwise(self.edges.tolist()), self.counts.tolist(), strict=True)
+        ]
         return f"{aligned(rows)}\nbelow {self.below}, above {self.above}, missing {self.missing}"
 
 
 def histogram(source: Source, column: str, edges: Sequence[float], *, by: str | None = None) -> Any:
-    """The `Histogram` of a column over all clients or sites, or {group: histogram} by the groups of the column `by`."""
+    """The `Histogram` of a column over all clients or sites, or {group: histogram} by the groups of the
+    column `by`."""
     at = check_edges(edges)
     grouped = () if by is None else (by,)
     groups = tuple(survey(source, grouped, grouped, "drop").levels[by]) if by is not None else ("",)
@@ -99,5 +107,7 @@ def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
     """The edges as numbers; raises ValueError where they are fewer than two, or do not ascend."""
     at = tuple(map(float, edges))
     if len(at) < 2 or not np.isfinite(at).all() or any(b <= a for a, b in pairwise(at)):
-        raise ValueError(f"edges= needs two or more finite numbers that ascend, such as range(0, 101, 10); got {list(at)[:5]}")
+        raise ValueError(
+            f"edges= needs two or more finite numbers that ascend, such as range(0, 101, 10); got {list(at)[:5]}"
+        )
     return at

@@ -1,14 +1,17 @@
-"""Multiple imputation over sites: missing values drawn from models of the pooled rows, several times, and the analyses put together.
+"""Multiple imputation over sites: missing values drawn from models of the pooled rows, several times, and the
+analyses put together.
 
-    each column in turn is regressed on all others, by the rows of all sites where it is known (chained equations); of the fit
+    each column in turn is regressed on all others, by the rows of all sites where it is known (chained
+    equations); of the fit
         number     sd^2 ~ RSS / chi2(n - P),  beta ~ N(b, sd^2 (X'X)^-1),  value = x beta + sd N(0, 1)
         two levels beta ~ N(b, V) of a logistic model,  value = 1 with probability 1 / (1 + e^-x beta)
     Rubin      estimate = mean of q_m,  T = mean of v_m + (1 + 1/M) B,  B the variance of q_m;  Student's t of his degrees of freedom
 
-A fit is by sums, as everywhere. Sites draw the values themselves, anew for each statistic, by an address (seed, imputation, step, site),
-and so get the same ones. No value that was drawn leaves a site, and nothing is kept there. It is right where what is missing depends on
-what is seen.
-Rubin, "Multiple Imputation for Nonresponse in Surveys", 1987; van Buuren and Groothuis-Oudshoorn, J. Statistical Software 2011.
+A fit is by sums, as everywhere. Sites draw the values themselves, anew for each statistic, by an address
+(seed, imputation, step, site), and so get the same ones. No value that was drawn leaves a site, and nothing
+is kept there. It is right where what is missing depends on what is seen.
+Rubin, "Multiple Imputation for Nonresponse in Surveys", 1987; van Buuren and Groothuis-Oudshoorn, J.
+Statistical Software 2011.
 
 >>> from fedjax_core.data.clients import Clients
 >>> from fedjax_core.stats.glm import glm
@@ -38,7 +41,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Fill:
-    """How the missing values of one column are drawn: around a design's columns times beta, each site by its own stream of draws."""
+    """How the missing values of one column are drawn: around a design's columns times beta, each site by its
+    own stream of draws."""
 
     column: str
     levels: tuple[str, ...]
@@ -55,7 +59,9 @@ class Fill:
             or not self.sd >= 0
             or min(self.address, default=0) < 0
         ):
-            raise ValueError("a fill has no levels or two, a coefficient for each column of its design, and an address of whole numbers")
+            raise ValueError(
+                "a fill has no levels or two, a coefficient for each column of its design, and an address of whole numbers"
+            )
 
     def fill(self, table: Table, missing: np.ndarray) -> Table:
         """The table with these rows [rows, bool] of the column drawn."""
@@ -83,7 +89,8 @@ class Fill:
 
 @dataclass(frozen=True)
 class Filled:
-    """The site half of any statistic of rows whose missing values were drawn first, in the order of `fills`."""
+    """The site half of any statistic of rows whose missing values were drawn first, in the order of
+    `fills`."""
 
     fills: tuple[Fill, ...]
     kept: str
@@ -103,13 +110,19 @@ class Filled:
         for fill in self.fills:
             table = fill.fill(table, gone[fill.column])
         if self.kept:
-            table = Table({**table.columns, self.kept: before.columns[self.kept]}, table.categories, table.site, table.people)
+            table = Table(
+                {**table.columns, self.kept: before.columns[self.kept]},
+                table.categories,
+                table.site,
+                table.people,
+            )
         return self.then.sums(table, limits)
 
 
 @dataclass(frozen=True)
 class Imputed:
-    """Clients or sites whose missing values are drawn before a statistic sees the rows: one of several imputations."""
+    """Clients or sites whose missing values are drawn before a statistic sees the rows: one of several
+    imputations."""
 
     source: Source
     fills: tuple[Fill, ...]
@@ -124,13 +137,21 @@ class Imputed:
 
 
 def impute(
-    source: Source, columns: Sequence[str], *, times: int = 5, categories: Sequence[str] = (), rounds: int = 5, seed: int = 0
+    source: Source,
+    columns: Sequence[str],
+    *,
+    times: int = 5,
+    categories: Sequence[str] = (),
+    rounds: int = 5,
+    seed: int = 0,
 ) -> list[Imputed]:
-    """Imputations of the missing values of `columns` over all clients or sites: sources, to be analysed one by one, for `rubin`.
+    """Imputations of the missing values of `columns` over all clients or sites: sources, to be analysed one
+    by one, for `rubin`.
 
-    Name all columns of the analysis, its outcome too, and what says why a value is missing. Text, and numbers in `categories`, are drawn
-    by their two levels. `rounds` of the chain, each over every column that lacks values. Raises ValueError where none is missing, where a
-    column has none at all, and for text of more than two levels.
+    Name all columns of the analysis, its outcome too, and what says why a value is missing. Text, and numbers
+    in `categories`, are drawn by their two levels. `rounds` of the chain, each over every column that lacks
+    values. Raises ValueError where none is missing, where a column has none at all, and for text of more than
+    two levels.
     """
     if times < 2 or rounds < 1:
         raise ValueError(f"times={times} imputations should be 2 or more, and rounds={rounds} 1 or more")
@@ -140,14 +161,19 @@ def impute(
     if not lacks:
         raise ValueError(f"no value is missing of {', '.join(map(repr, names))}: analyse them as they are")
     if len(names) < 2:
-        raise ValueError(f"{names[0]!r} alone says nothing of its missing values: name the columns that go with it")
+        raise ValueError(
+            f"{names[0]!r} alone says nothing of its missing values: name the columns that go with it"
+        )
     levels = {name: tuple(one.levels[name]) for name, one in known.items() if name in one.levels}
     if many := [name for name in lacks if len(levels.get(name, ("", ""))) != 2]:
         raise ValueError(
             f"{many[0]!r} has {len(levels[many[0]])} levels, and values are drawn of numbers and of two levels: make columns of them"
         )
     numbers = [name for name in names if known[name].kinds[name] != "text"]
-    return [Imputed(source, _chain(source, names, lacks, levels, numbers, rounds, (seed, m))) for m in range(times)]
+    return [
+        Imputed(source, _chain(source, names, lacks, levels, numbers, rounds, (seed, m)))
+        for m in range(times)
+    ]
 
 
 def _chain(
@@ -159,7 +185,8 @@ def _chain(
     rounds: int,
     address: tuple[int, ...],
 ) -> tuple[Fill, ...]:
-    """The fills of one imputation: first by what is known of each column alone, then by all others, `rounds` times."""
+    """The fills of one imputation: first by what is known of each column alone, then by all others, `rounds`
+    times."""
     fills: list[Fill] = []
     for step, name in enumerate([*lacks, *(name for _ in range(rounds) for name in lacks)]):
         others = [other for other in names if other != name] if step >= len(lacks) else []
@@ -168,7 +195,14 @@ def _chain(
     return tuple(fills)
 
 
-def _drawn(source: Source, name: str, others: Sequence[str], levels: tuple[str, ...], number: bool, address: tuple[int, ...]) -> Fill:
+def _drawn(
+    source: Source,
+    name: str,
+    others: Sequence[str],
+    levels: tuple[str, ...],
+    number: bool,
+    address: tuple[int, ...],
+) -> Fill:
     """A fill by the regression of a column on others, with coefficients drawn from what is known of them."""
     draw = np.random.default_rng(address)
     left = f"Q({name!r})" if not levels else f"I(Q({name!r}) == {levels[1] if number else repr(levels[1])})"
@@ -223,7 +257,8 @@ class Rubin:
 
     @property
     def df(self) -> dict[str, float]:
-        """{name: degrees of freedom}: Rubin's, with Barnard and Rubin's correction (Biometrika 1999) where the complete ones are known."""
+        """{name: degrees of freedom}: Rubin's, with Barnard and Rubin's correction (Biometrika 1999) where
+        the complete ones are known."""
         return self._named(self._df)
 
     @property
@@ -256,21 +291,41 @@ class Rubin:
         return dict(zip(self.names, map(float, numbers), strict=True))
 
     def __repr__(self) -> str:
-        lines, p, share = [["", "coefficient", "std. error", "95 % interval", "p", "missing information"]], self.p_values, self._share
+        lines, p, share = (
+            [["", "coefficient", "std. error", "95 % interval", "p", "missing information"]],
+            self.p_values,
+            self._share,
+        )
         for i, (name, (low, high)) in enumerate(self.intervals.items()):
             error = f"{np.sqrt(self.variances[i]):.4f}"
-            lines.append([name, f"{self.estimates[i]:.4f}", error, f"{low:.4f} to {high:.4f}", f"{p[name]:.4f}", f"{share[i]:.1%}"])
+            lines.append(
+                [
+                    name,
+                    f"{self.estimates[i]:.4f}",
+                    error,
+                    f"{low:.4f} to {high:.4f}",
+                    f"{p[name]:.4f}",
+                    f"{share[i]:.1%}",
+                ]
+            )
         return f"{self.imputations} imputations by Rubin's rules\n\n{aligned(lines)}"
 
 
 def rubin(fits: Sequence[Estimates], *, df_complete: float | None = None) -> Rubin:
     """Fits of one model to several imputations, as one: any of `glm`, `cox`, `lmm`, `glmm`, `ordinal`.
 
-    `df_complete`: rows less coefficients, where rows are few. Raises ValueError for fewer than two fits, and where their names differ.
-    """
+    `df_complete`: rows less coefficients, where rows are few. Raises ValueError for fewer than two fits, and
+    where their names differ."""
     if len(fits) < 2 or any(fit.names != fits[0].names for fit in fits):
-        raise ValueError("Rubin's rules put together two or more fits of one model, to imputations of the same rows")
+        raise ValueError(
+            "Rubin's rules put together two or more fits of one model, to imputations of the same rows"
+        )
     q, v = np.stack([fit.estimates for fit in fits]), np.stack([np.diag(fit.covariance) for fit in fits])
     return Rubin(
-        fits[0].names, q.mean(0), v.mean(0), q.var(0, ddof=1), len(fits), float("inf") if df_complete is None else float(df_complete)
+        fits[0].names,
+        q.mean(0),
+        v.mean(0),
+        q.var(0, ddof=1),
+        len(fits),
+        float("inf") if df_complete is None else float(df_complete),
     )

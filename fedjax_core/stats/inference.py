@@ -1,4 +1,5 @@
-"""What a fitted model says of its coefficients: estimates, standard errors, intervals, p-values, and the table that a reader looks for.
+"""What a fitted model says of its coefficients: estimates, standard errors, intervals, p-values, and the
+table that a reader looks for.
 
 z = estimate / standard error      p = 2 P(N > |z|)      interval = estimate -+ 1.96 standard error
 """
@@ -12,7 +13,8 @@ from scipy.stats import norm
 
 @dataclass(frozen=True, repr=False)
 class Estimates:
-    """Named coefficients with their covariance [P, P]. `repr` and `table()` are for people, the rest by {name: number}."""
+    """Named coefficients with their covariance [P, P]. `repr` and `table()` are for people, the rest by
+    {name: number}."""
 
     names: tuple[str, ...]
     estimates: np.ndarray  # [P] float64
@@ -51,16 +53,28 @@ class Estimates:
         if not 0 < level < 1:
             raise ValueError(f"a confidence level is between 0 and 1, such as 0.95, got {level}")
         reach = norm.ppf((1 + level) / 2) * self._errors
-        return {name: (float(a), float(b)) for name, a, b in zip(self.names, self.estimates - reach, self.estimates + reach, strict=True)}
+        return {
+            name: (float(a), float(b))
+            for name, a, b in zip(self.names, self.estimates - reach, self.estimates + reach, strict=True)
+        }
 
     def table(self) -> str:
         """The coefficients as text, a line each."""
-        head = ["", "coefficient", "std. error", "z", "p", "95 % interval"] + ([self.ratio] if self.ratio else [])
+        head = ["", "coefficient", "std. error", "z", "p", "95 % interval"] + (
+            [self.ratio] if self.ratio else []
+        )
         lines = [head]
         z, p, intervals = self.statistics, self.p_values, self.intervals
         for name, b, error in zip(self.names, self.estimates, self._errors, strict=True):
             low, high = intervals[name]
-            line = [name, f"{b:.4f}", f"{error:.4f}", f"{z[name]:.2f}", _p(p[name]), f"{low:.4f} to {high:.4f}"]
+            line = [
+                name,
+                f"{b:.4f}",
+                f"{error:.4f}",
+                f"{z[name]:.2f}",
+                _p(p[name]),
+                f"{low:.4f} to {high:.4f}",
+            ]
             if self.ratio:
                 with np.errstate(over="ignore"):
                     line.append(f"{np.exp(b):.3f} ({np.exp(low):.3f} to {np.exp(high):.3f})")
@@ -86,7 +100,9 @@ def aligned(lines: list[list[str]]) -> str:
     """Lines of cells as text: the first column to the left, all others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
-        "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 

@@ -1,14 +1,16 @@
-"""A linear mixed model with a random intercept for each site, from one message of sums a site: the pooled fit, without loss.
+"""A linear mixed model with a random intercept for each site, from one message of sums a site: the pooled
+fit, without loss.
 
     y = X beta + u_site + e,   u ~ N(0, theta s2),  e ~ N(0, s2)
 
     site:     n, the means m of (X, y), and the centred products C = sum (z - m)(z - m)', z = (X, y)
     centre:   Z' V^-1 Z = sum C + n / (1 + n theta) m m'    for any theta, hence beta, s2 and the likelihood, which is maximised over theta
 
-Standard errors are by the observed information of beta and theta together, as in statsmodels: where few sites leave theta uncertain, they
-are a little above those that take theta as known.
+Standard errors are by the observed information of beta and theta together, as in statsmodels: where few sites
+leave theta uncertain, they are a little above those that take theta as known.
 
-Luo et al., "DLMM as a lossless one-shot algorithm for collaborative multi-site distributed linear mixed models", Nature Comm. 2022.
+Luo et al., "DLMM as a lossless one-shot algorithm for collaborative multi-site distributed linear mixed
+models", Nature Comm. 2022.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabbcc"), "y": [1.0, 2, 5, 7, 9, 12], "x": [0, 1, 0, 1, 0, 1]}, by="site")
@@ -34,7 +36,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Products:
-    """The site half: rows, means and centred products of the columns of a design and of the outcome, which is the last."""
+    """The site half: rows, means and centred products of the columns of a design and of the outcome, which is
+    the last."""
 
     design: Design
     outcome: Expression
@@ -86,11 +89,14 @@ class Lmm(Estimates):
         ]
 
 
-def lmm(formula: str, source: Source, *, method: Literal["reml", "ml"] = "reml", missing: Missing = "refuse") -> Lmm:
-    """The fit with a random intercept by site over the rows of all clients or sites, by restricted or full maximum likelihood.
+def lmm(
+    formula: str, source: Source, *, method: Literal["reml", "ml"] = "reml", missing: Missing = "refuse"
+) -> Lmm:
+    """The fit with a random intercept by site over the rows of all clients or sites, by restricted or full
+    maximum likelihood.
 
-    Raises ValueError where values are missing (see `missing`), where there are fewer than two sites with rows, and for columns that
-    depend on one another.
+    Raises ValueError where values are missing (see `missing`), where there are fewer than two sites with
+    rows, and for columns that depend on one another.
     """
     if method not in ("reml", "ml"):
         raise ValueError(f'method={method!r} is not known: "reml" or "ml"')
@@ -102,12 +108,16 @@ def lmm(formula: str, source: Source, *, method: Literal["reml", "ml"] = "reml",
     said = ask(source, Products(design, asked.outcomes[0], tuple(known.kinds)))
     names = [name for name, one in zip(names_of(source), said, strict=True) if one["rows"]]
     if len(names) < 2:
-        raise ValueError(f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm")
+        raise ValueError(
+            f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm"
+        )
     n = np.array([int(one["rows"]) for one in said if one["rows"]], np.float64)
     mean = np.stack([one["mean"] for one in said if one["rows"]])
     centred = np.sum([one["products"] for one in said if one["rows"]], axis=0)
     shift = np.zeros(len(design.names) + 1)
-    if "Intercept" in design.names:  # which takes up what all columns are moved by, so that large means cost no digits
+    if (
+        "Intercept" in design.names
+    ):  # which takes up what all columns are moved by, so that large means cost no digits
         shift = np.where([name == "Intercept" for name in (*design.names, "")], 0.0, n @ mean / n.sum())
     fit = _Profile(n, mean - shift, centred, method == "reml")
     check_independent(fit.products(0.0)[:-1, :-1], design.names)
@@ -149,10 +159,16 @@ class _Profile:
         df = self.n.sum() - (len(beta) if self.restricted else 0)
         s2 = max(float(whole[-1, -1] - b @ beta), 1e-300) / float(df)
         twice = df * (np.log(2 * np.pi * s2) + 1) + np.log1p(self.n * theta).sum()
-        return beta, np.linalg.inv(a) * s2, s2, -0.5 * float(twice + (np.linalg.slogdet(a)[1] if self.restricted else 0.0))
+        return (
+            beta,
+            np.linalg.inv(a) * s2,
+            s2,
+            -0.5 * float(twice + (np.linalg.slogdet(a)[1] if self.restricted else 0.0)),
+        )
 
     def joint(self, theta: float, beta: np.ndarray, covariance: np.ndarray, s2: float) -> np.ndarray:
-        """The covariance of beta from the information of (beta, theta), s2 at its best; where theta is 0, `covariance` as it is."""
+        """The covariance of beta from the information of (beta, theta), s2 at its best; where theta is 0,
+        `covariance` as it is."""
         if not theta:
             return covariance
         gain, x = self.n / (1 + self.n * theta), self.mean[:, :-1]
@@ -167,7 +183,9 @@ class _Profile:
             information -= 0.5 * (np.trace(one @ one) - np.trace(two))
         cross = np.einsum("s,si,s->i", gain**2, x, mean_residual) / s2
         left = information - cross @ covariance @ cross
-        return covariance + np.outer(covariance @ cross, covariance @ cross) / left if left > 0 else covariance
+        return (
+            covariance + np.outer(covariance @ cross, covariance @ cross) / left if left > 0 else covariance
+        )
 
     def best(self) -> float:
         """theta where the likelihood is largest, at 0 or inside."""
@@ -176,6 +194,14 @@ class _Profile:
         i = int(np.argmin(losses))
         if i == 0:
             return 0.0
-        low, high = np.log(steps[i - 1]) if i > 1 else np.log(1e-10), np.log(steps[min(i + 1, len(steps) - 1)])
-        found = minimize_scalar(lambda x: -self.at(float(np.exp(x)))[3], bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+        low, high = (
+            np.log(steps[i - 1]) if i > 1 else np.log(1e-10),
+            np.log(steps[min(i + 1, len(steps) - 1)]),
+        )
+        found = minimize_scalar(
+            lambda x: -self.at(float(np.exp(x)))[3],
+            bounds=(low, high),
+            method="bounded",
+            options={"xatol": 1e-10},
+        )
         return float(np.exp(found.x))

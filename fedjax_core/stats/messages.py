@@ -58,12 +58,15 @@ _DEEP = 6  # dots in the place of a statistic that another one holds: rows are c
 
 
 def name_of(statistic: Statistic) -> str:
-    """What it is called in messages and audit logs, as in "filled glm"; raises TypeError for one that sites do not know."""
+    """What it is called in messages and audit logs, as in "filled glm"; raises TypeError for one that sites
+    do not know."""
     for name, kind in STATISTICS.items():
         if type(statistic) is kind:
             then = getattr(statistic, "then", None)
             return name if then is None else f"{name} {name_of(then)}"
-    raise TypeError(f"{type(statistic).__name__} is no statistic that sites know; there are {', '.join(STATISTICS)}")
+    raise TypeError(
+        f"{type(statistic).__name__} is no statistic that sites know; there are {', '.join(STATISTICS)}"
+    )
 
 
 def encode(statistic: Statistic) -> bytes:
@@ -79,7 +82,8 @@ def _plain(statistic: Statistic) -> dict[str, Any]:
 
 
 def decode(text: bytes) -> Statistic:
-    """The statistic that the JSON says; raises ValueError where it is none, or has other fields, or values of other types."""
+    """The statistic that the JSON says; raises ValueError where it is none, or has other fields, or values of
+    other types."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,5 @@
-"""Meta-analysis: one effect from those of several studies or sites, each with its variance, and how far a new site may lie from it.
+"""Meta-analysis: one effect from those of several studies or sites, each with its variance, and how far a new
+site may lie from it.
 
     fixed   mu = sum w y / sum w,  w = 1 / v
     random  the same with w = 1 / (v + tau2);  tau2 by moments ("dl", DerSimonian and Laird 1986) or restricted likelihood ("reml")
@@ -89,13 +90,23 @@ class Meta:
         return norm.ppf(0.975) if df is None else t.ppf(0.975, df)
 
 
-def meta(effects: Sequence[float], variances: Sequence[float], method: Method = "reml", *, hksj: bool = False, labels: Any = None) -> Meta:
-    """The mean of K effects with these variances (squared standard errors); raises ValueError where they are not finite, or not above 0."""
+def meta(
+    effects: Sequence[float],
+    variances: Sequence[float],
+    method: Method = "reml",
+    *,
+    hksj: bool = False,
+    labels: Any = None,
+) -> Meta:
+    """The mean of K effects with these variances (squared standard errors); raises ValueError where they are
+    not finite, or not above 0."""
     y, v = np.asarray(effects, np.float64), np.asarray(variances, np.float64)
     if y.ndim != 1 or y.shape != v.shape or not len(y):
         raise ValueError(f"effects and variances need one length, at least 1, got {y.shape} and {v.shape}")
     if not np.isfinite(y).all() or not (np.isfinite(v) & (v > 0)).all():
-        raise ValueError("an effect is not finite, or a variance is not above 0: leave out sites that could not estimate it")
+        raise ValueError(
+            "an effect is not finite, or a variance is not above 0: leave out sites that could not estimate it"
+        )
     if method not in ("fixed", "dl", "reml"):
         raise ValueError(f'method={method!r} is not known: "fixed", "dl" or "reml"')
     if hksj and len(y) < 2:
@@ -107,7 +118,19 @@ def meta(effects: Sequence[float], variances: Sequence[float], method: Method = 
     estimate = float(np.sum(w * y) / np.sum(w))
     variance = float(np.sum(w * (y - estimate) ** 2) / (df * np.sum(w))) if hksj else float(1 / np.sum(w))
     named = tuple(f"site {i + 1}" for i in range(len(y))) if labels is None else tuple(map(str, labels))
-    return Meta(estimate, float(np.sqrt(variance)), tau2, max(0.0, (q - df) / q) if q else 0.0, q, y, v, w / w.sum(), method, hksj, named)
+    return Meta(
+        estimate,
+        float(np.sqrt(variance)),
+        tau2,
+        max(0.0, (q - df) / q) if q else 0.0,
+        q,
+        y,
+        v,
+        w / w.sum(),
+        method,
+        hksj,
+        named,
+    )
 
 
 def _moments(q: float, v: np.ndarray) -> float:
@@ -129,7 +152,12 @@ def _reml(y: np.ndarray, v: np.ndarray) -> float:
     if i == 0 and loss(starts[1] / 2) >= loss(0.0):
         return 0.0
     tau2 = float(
-        minimize_scalar(loss, bounds=(starts[max(0, i - 1)], starts[min(i + 1, 60)]), method="bounded", options={"xatol": 1e-14}).x
+        minimize_scalar(
+            loss,
+            bounds=(starts[max(0, i - 1)], starts[min(i + 1, 60)]),
+            method="bounded",
+            options={"xatol": 1e-14},
+        ).x
     )
     for _ in range(50):  # the fixed point of the score, exact where the search has found the place
         w = 1 / (v + tau2)

@@ -1,4 +1,5 @@
-"""Means and centred products of columns over sites: what correlations and principal components are made of, from one message a site.
+"""Means and centred products of columns over sites: what correlations and principal components are made of,
+from one message a site.
 
     n = sum n_s,   mean = sum n_s m_s / n,   C = sum C_s + n_s (m_s - mean)(m_s - mean)'         (Chan, Golub and LeVeque, 1983)
 
@@ -38,7 +39,8 @@ class Moments:
 
 
 def moments(source: Source, columns: Sequence[str], missing: Missing = "refuse") -> Moments:
-    """The moments of numbers over all clients or sites; raises ValueError for fewer than two columns or rows, and for text."""
+    """The moments of numbers over all clients or sites; raises ValueError for fewer than two columns or rows,
+    and for text."""
     names = tuple(dict.fromkeys(columns))
     if len(names) < 2:
         raise ValueError(f"two columns or more are needed, got {', '.join(map(repr, names)) or 'none'}")
@@ -49,8 +51,12 @@ def moments(source: Source, columns: Sequence[str], missing: Missing = "refuse")
     said = [one for one in ask(source, Products(design, ["column", names[-1]], names)) if one["rows"]]
     n = np.array([float(one["rows"]) for one in said])
     if n.sum() < 2:
-        raise ValueError(f"{int(n.sum())} row has values in all of {', '.join(map(repr, names))}, and two are needed")
+        raise ValueError(
+            f"{int(n.sum())} row has values in all of {', '.join(map(repr, names))}, and two are needed"
+        )
     each = np.stack([one["mean"] for one in said])
     mean = each[0] + n @ (each - each[0]) / n.sum()  # large means cost no digits
-    products = np.sum([one["products"] for one in said], axis=0) + np.einsum("s,si,sj->ij", n, each - mean, each - mean)
+    products = np.sum([one["products"] for one in said], axis=0) + np.einsum(
+        "s,si,sj->ij", n, each - mean, each - mean
+    )
     return Moments(names, int(n.sum()), known.dropped, mean, products)

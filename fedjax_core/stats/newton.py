@@ -1,9 +1,10 @@
-"""Newton's method on sums that sites compute, for a log-likelihood that is concave: exact, in a few rounds, one message a site in each.
+"""Newton's method on sums that sites compute, for a log-likelihood that is concave: exact, in a few rounds,
+one message a site in each.
 
     beta <- beta + H^-1 g        g = sum of sites' gradients, H = sum of their information; a step that loses likelihood is halved
 
-It also says in words why a model has no answer: columns that are made of one another, or a likelihood that grows for ever.
-"""
+It also says in words why a model has no answer: columns that are made of one another, or a likelihood that
+grows for ever."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from fedjax_core.stats.base import Sums, total
 
 
 class NoEstimate(ValueError):
-    """The model has no finite estimate on these data; the message says of which coefficient, and the way out."""
+    """The model has no finite estimate on these data; the message says of which coefficient, and the way
+    out."""
 
 
 class Found(NamedTuple):
@@ -29,9 +31,11 @@ class Found(NamedTuple):
 _MOST, _HALVINGS = 100, 30
 
 
-def maximise(ask: Callable[[np.ndarray], list[Sums]], beta: np.ndarray, names: Sequence[str], what: str = "outcome") -> Found:
-    """Where the likelihood is largest. `ask(beta)`: each site's sums, "log_likelihood", "gradient" [P] and "information" [P, P], of columns
-    that are of a size near 1.
+def maximise(
+    ask: Callable[[np.ndarray], list[Sums]], beta: np.ndarray, names: Sequence[str], what: str = "outcome"
+) -> Found:
+    """Where the likelihood is largest. `ask(beta)`: each site's sums, "log_likelihood", "gradient" [P] and
+    "information" [P, P], of columns that are of a size near 1.
 
     Raises `NoEstimate` where there is no such place.
     """
@@ -54,12 +58,16 @@ def maximise(ask: Callable[[np.ndarray], list[Sums]], beta: np.ndarray, names: S
                 break
             step = step / 2
         else:
-            raise NoEstimate(f"the likelihood does not grow along any step from {beta.tolist()}; look at the sizes of the columns")
+            raise NoEstimate(
+                f"the likelihood does not grow along any step from {beta.tolist()}; look at the sizes of the columns"
+            )
         grows = np.abs(step)
         if abs(gain) < 1e-6 and grows.max() > 0.1:
             _endless([name for name, by in zip(names, grows, strict=True) if by > 0.1 * grows.max()], what)
         beta, said, sums = beta + step, tried, after
-    raise NoEstimate(f"no estimate after {_MOST} rounds; look for columns of very different sizes, or levels with few rows")
+    raise NoEstimate(
+        f"no estimate after {_MOST} rounds; look for columns of very different sizes, or levels with few rows"
+    )
 
 
 def solve(information: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -68,7 +76,9 @@ def solve(information: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     try:
         return np.linalg.solve(information / np.outer(size, size), gradient / size) / size
     except np.linalg.LinAlgError:
-        raise NoEstimate("the information about the coefficients is singular: columns depend on each other") from None
+        raise NoEstimate(
+            "the information about the coefficients is singular: columns depend on each other"
+        ) from None
 
 
 def inverse(information: np.ndarray) -> np.ndarray:
@@ -84,11 +94,15 @@ def check_independent(information: np.ndarray, names: Sequence[str]) -> None:
     if not len(size):
         return
     if (nothing := np.flatnonzero(~(size > 0))).size:
-        raise NoEstimate(f"{names[nothing[0]]!r} is the same in every row, so nothing can be said of it: take it out of the formula")
+        raise NoEstimate(
+            f"{names[nothing[0]]!r} is the same in every row, so nothing can be said of it: take it out of the formula"
+        )
     values, vectors = np.linalg.eigh(information / np.outer(size, size))
     if values[0] < 1e-11 * len(size):
         these = [name for name, part in zip(names, vectors[:, 0], strict=True) if abs(part) > 0.05]
-        raise NoEstimate(f"{', '.join(map(repr, these))} depend on one another (one is made of the others): take one out of the formula")
+        raise NoEstimate(
+            f"{', '.join(map(repr, these))} depend on one another (one is made of the others): take one out of the formula"
+        )
 
 
 def _endless(names: Sequence[str], what: str) -> None:

@@ -1,4 +1,5 @@
-"""Ordinal logistic regression over sites: the proportional odds model of the pooled rows, by Newton's method on sums of sites.
+"""Ordinal logistic regression over sites: the proportional odds model of the pooled rows, by Newton's method
+on sums of sites.
 
     P(y <= j) = 1 / (1 + e^-(a_j - x'beta))      a_1 < a_2 < ...        e^beta: the odds of a higher level for one more of x
     a row of level j:  log(F(a_j - x'beta) - F(a_{j-1} - x'beta)),  F the logistic function, a_0 = -inf, a_J = inf
@@ -30,7 +31,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class OrdinalStep:
-    """The site half at one (beta, thresholds), of columns (x - shift) / scale: the log-likelihood, its gradient and information."""
+    """The site half at one (beta, thresholds), of columns (x - shift) / scale: the log-likelihood, its
+    gradient and information."""
 
     design: Design
     outcome: str
@@ -45,8 +47,14 @@ class OrdinalStep:
 
     def __post_init__(self) -> None:
         p = len(self.design.names)
-        if len({len(self.shift), len(self.scale), p}) > 1 or len(self.beta) != p + len(self.levels) - 1 or len(self.levels) < 2:
-            raise ValueError("beta needs a number for each column of the design and each threshold, shift and scale for each column")
+        if (
+            len({len(self.shift), len(self.scale), p}) > 1
+            or len(self.beta) != p + len(self.levels) - 1
+            or len(self.levels) < 2
+        ):
+            raise ValueError(
+                "beta needs a number for each column of the design and each threshold, shift and scale for each column"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,17 +67,25 @@ class OrdinalStep:
         limits.model(table, self.design, x, None, self.used)
         level = np.full(len(x), -1)
         for j, name in enumerate(self.levels):
-            here = table.numbers(self.outcome) == float(name) if self.number else table.labels(self.outcome) == name
+            here = (
+                table.numbers(self.outcome) == float(name)
+                if self.number
+                else table.labels(self.outcome) == name
+            )
             limits.group(table.who[here], f"people have {self.outcome!r} = {name!r}", self.used)
             level[here] = j
         if (level < 0).any():
-            raise ValueError(f"{self.outcome!r} has values that are none of its levels in {int((level < 0).sum())} rows")
+            raise ValueError(
+                f"{self.outcome!r} has values that are none of its levels in {int((level < 0).sum())} rows"
+            )
         x = (x - np.array(self.shift)) / np.array(self.scale)
         p = x.shape[1]
         eta, a = x @ np.array(self.beta[:p]), np.array([-np.inf, *self.beta[p:], np.inf])
         ordered = bool((np.diff(a) > 0).all())
         thresholds = np.eye(len(self.levels) - 1)
-        upper = np.concatenate([-x, np.vstack([thresholds, 0 * thresholds[:1]])[level]], axis=1)  # the slopes of a_j - eta
+        upper = np.concatenate(
+            [-x, np.vstack([thresholds, 0 * thresholds[:1]])[level]], axis=1
+        )  # the slopes of a_j - eta
         lower = np.concatenate([-x, np.vstack([0 * thresholds[:1], thresholds])[level]], axis=1)
         with np.errstate(all="ignore"):  # a step that is too long is halved
             each, (su, sl), (huu, hul, hll) = _row(a[level + 1] - eta, a[level] - eta)
@@ -85,12 +101,17 @@ class OrdinalStep:
 
 
 def _row(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Of log(F(u) - F(v)) in each row: itself, its slopes by u and v, and minus its second slopes by uu, uv, vv.
+    """Of log(F(u) - F(v)) in each row: itself, its slopes by u and v, and minus its second slopes by uu, uv,
+    vv.
 
     F(u) - F(v) = F(u) F(-v) (1 - e^(v - u)), so that none of them is a difference of two numbers near 1.
     """
     gap = np.where(np.isfinite(u) & np.isfinite(v), u - v, np.inf)
-    log = np.where(u == np.inf, 0.0, log_expit(u)) + np.where(v == -np.inf, 0.0, log_expit(-v)) + np.log(-np.expm1(-gap))
+    log = (
+        np.where(u == np.inf, 0.0, log_expit(u))
+        + np.where(v == -np.inf, 0.0, log_expit(-v))
+        + np.log(-np.expm1(-gap))
+    )
     k = np.where(np.isfinite(gap), 1 / np.expm1(gap), 0.0)  # slope of log(1 - e^-gap) by the gap
     fu, fv = np.where(u == np.inf, 0.0, expit(-u)), np.where(v == -np.inf, 0.0, expit(v))
     bend = k * (1 + k)
@@ -100,7 +121,8 @@ def _row(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ..
 
 @dataclass(frozen=True, repr=False)
 class Ordinal(Estimates):
-    """A fitted proportional odds model: coefficients of the columns, then the thresholds between levels, "low/high"."""
+    """A fitted proportional odds model: coefficients of the columns, then the thresholds between levels,
+    "low/high"."""
 
     levels: dict[str, int]
     """{level: rows}, from the lowest."""
@@ -118,15 +140,21 @@ class Ordinal(Estimates):
         """What else is known of the fit."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
         levels = ", ".join(f"{name} {rows}" for name, rows in self.levels.items())
-        return [f"{self.rows} rows ({levels}){left}; {self.rounds} rounds", f"log-likelihood {self.log_likelihood:.4f}, AIC {self.aic:.2f}"]
+        return [
+            f"{self.rows} rows ({levels}){left}; {self.rounds} rounds",
+            f"log-likelihood {self.log_likelihood:.4f}, AIC {self.aic:.2f}",
+        ]
 
 
-def ordinal(formula: str, source: Source, *, levels: Sequence[str] | None = None, missing: Missing = "refuse") -> Ordinal:
-    """The maximum-likelihood fit of "level ~ covariates" over the rows of all clients or sites, as if they were pooled.
+def ordinal(
+    formula: str, source: Source, *, levels: Sequence[str] | None = None, missing: Missing = "refuse"
+) -> Ordinal:
+    """The maximum-likelihood fit of "level ~ covariates" over the rows of all clients or sites, as if they
+    were pooled.
 
-    `levels`: those of an outcome that is text, from the lowest; numbers are ordered by size. Raises ValueError where values are missing
-    (see `missing`) or levels are not those of the rows, and `NoEstimate` where there is none.
-    """
+    `levels`: those of an outcome that is text, from the lowest; numbers are ordered by size. Raises
+    ValueError where values are missing (see `missing`) or levels are not those of the rows, and `NoEstimate`
+    where there is none."""
     asked = read(formula)
     if len(asked.outcomes) != 1 or asked.outcomes[0][0] != "column":
         raise ValueError(f"{formula!r} needs one column before the ~, whose levels are ordered")
@@ -134,14 +162,21 @@ def ordinal(formula: str, source: Source, *, levels: Sequence[str] | None = None
     known = survey(source, asked.columns, (*asked.categories, outcome), missing)
     order = _ordered(outcome, known.levels[outcome], known.kinds[outcome], levels)
     whole = asked.design(known.kinds, known.levels)
-    pairs = [(name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"]
+    pairs = [
+        (name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"
+    ]
     if not pairs:
         raise ValueError(f"{formula!r} has no covariate: thresholds alone are the shares of the levels")
-    design, used = Design(tuple(name for name, _ in pairs), tuple(one for _, one in pairs)), tuple(known.kinds)
+    design, used = (
+        Design(tuple(name for name, _ in pairs), tuple(one for _, one in pairs)),
+        tuple(known.kinds),
+    )
     sums = total(ask(source, GlmMoments(design, ["number", 0.0], ["number", 0.0], used, "gaussian")))
     mean, square = (sums[word] / int(sums["rows"]) for word in ("x", "xx"))
     if flat := [name for name, m, q in zip(design.names, mean, square, strict=True) if q - m**2 <= 1e-12 * q]:
-        raise NoEstimate(f"{flat[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula")
+        raise NoEstimate(
+            f"{flat[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula"
+        )
     scale = np.sqrt(square - mean**2)
     share = np.cumsum([known.levels[outcome][level] for level in order])[:-1] / known.rows
     begin = np.concatenate([np.zeros(len(pairs)), np.log(share / (1 - share))])
@@ -164,12 +199,18 @@ def ordinal(formula: str, source: Source, *, levels: Sequence[str] | None = None
 def _ordered(outcome: str, there: dict[str, int], kind: str, levels: Sequence[str] | None) -> list[str]:
     if levels is None:
         if kind == "text":
-            raise ValueError(f"the outcome {outcome!r} is text, {', '.join(there)}: give levels=, its levels from the lowest")
+            raise ValueError(
+                f"the outcome {outcome!r} is text, {', '.join(there)}: give levels=, its levels from the lowest"
+            )
         order = list(there)
     else:
         order = [str(float(level)) if kind == "number" else str(level) for level in levels]
     if sorted(order) != sorted(there):
-        raise ValueError(f"levels of {outcome!r} are {', '.join(there)} in the rows, and {', '.join(order)} by levels=")
+        raise ValueError(
+            f"levels of {outcome!r} are {', '.join(there)} in the rows, and {', '.join(order)} by levels="
+        )
     if len(order) < 3:
-        raise ValueError(f"{outcome!r} has {len(order)} levels, and three or more are ordered: use fc.stats.glm with binomial for two")
+        raise ValueError(
+            f"{outcome!r} has {len(order)} levels, and three or more are ordered: use fc.stats.glm with binomial for two"
+        )
     return order

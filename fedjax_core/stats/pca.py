@@ -2,8 +2,9 @@
 
     C = V diag(l) V'     scores (x - mean) V     l_k: the variance along component k; its error, of normal rows, l_k sqrt(2 / n)
 
-Columns are brought to one size first (`scale=True`), as where their units differ. Signs: the largest part of a component is positive.
-Anderson, "Asymptotic theory for principal component analysis", Annals of Mathematical Statistics 1963.
+Columns are brought to one size first (`scale=True`), as where their units differ. Signs: the largest part of
+a component is positive. Anderson, "Asymptotic theory for principal component analysis", Annals of
+Mathematical Statistics 1963.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "x": [1.0, 2, 3, 4], "y": [2.0, 4, 6, 8]}, by="site")
@@ -56,7 +57,8 @@ class Pca:
         return self.variances / reach, self.variances * reach
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
-        """[rows, K] of rows [rows, P] of the columns, in the order of `names`: a site computes them for its own."""
+        """[rows, K] of rows [rows, P] of the columns, in the order of `names`: a site computes them for its
+        own."""
         scores: np.ndarray = (rows - self.mean) / self.size @ self.components.T
         return scores
 
@@ -69,17 +71,27 @@ class Pca:
         return f"principal components of {len(self.names)} columns, {self.rows} rows\n\n{aligned(lines)}"
 
 
-def pca(source: Source, columns: Sequence[str], components: int | None = None, *, scale: bool = True, missing: Missing = "refuse") -> Pca:
-    """The principal components of columns of numbers over all clients or sites; all of them, or the first `components`.
+def pca(
+    source: Source,
+    columns: Sequence[str],
+    components: int | None = None,
+    *,
+    scale: bool = True,
+    missing: Missing = "refuse",
+) -> Pca:
+    """The principal components of columns of numbers over all clients or sites; all of them, or the first
+    `components`.
 
-    Raises ValueError where values are missing (see `missing`), and with `scale` for a column that is the same everywhere.
-    """
+    Raises ValueError where values are missing (see `missing`), and with `scale` for a column that is the same
+    everywhere."""
     found = moments(source, columns, missing)
     most = len(found.names)
     if components is not None and not 1 <= components <= most:
         raise ValueError(f"components={components} is not between 1 and the {most} columns")
     spread = np.sqrt(np.diag(found.covariance))
-    if scale and (flat := [n for n, s, m in zip(found.names, spread, found.mean, strict=True) if s <= 1e-12 * abs(m)]):
+    if scale and (
+        flat := [n for n, s, m in zip(found.names, spread, found.mean, strict=True) if s <= 1e-12 * abs(m)]
+    ):
         raise ValueError(f"{flat[0]!r} is the same in every row: leave it out, or give scale=False")
     size = spread if scale else np.ones(most)
     variances, vectors = np.linalg.eigh(found.covariance / np.outer(size, size))
@@ -87,4 +99,13 @@ def pca(source: Source, columns: Sequence[str], components: int | None = None, *
     vectors = vectors[:, order].T
     signs = np.sign(vectors[np.arange(len(order)), np.argmax(np.abs(vectors), axis=1)])
     whole = float(variances.sum())
-    return Pca(found.names, vectors * signs[:, None], np.maximum(variances[order], 0.0), found.mean, size, whole, found.rows, found.dropped)
+    return Pca(
+        found.names,
+        vectors * signs[:, None],
+        np.maximum(variances[order], 0.0),
+        found.mean,
+        size,
+        whole,
+        found.rows,
+        found.dropped,
+    )

@@ -1,13 +1,16 @@
-"""Quantiles over sites: the very quantiles of the pooled values, by counting below thresholds; or, between public edges, with their error.
+"""Quantiles over sites: the very quantiles of the pooled values, by counting below thresholds; or, between
+public edges, with their error.
 
     q-quantile    the value of rank (n - 1) q, between its neighbours in proportion            as numpy.quantile
     search        sites count values below 63 thresholds; the gap that holds the rank is cut again, until it holds one float
     interval      the values of ranks l and u with P(l <= Binomial(n, q) < u) >= 0.95, whatever the distribution
 
-An exact quantile is some person's value, and so is a rank's neighbour. Where a site's policy has a minimum for cells, give public `edges`:
-sites then tell one histogram, and the answer is a value with the bin in which the exact one lies.
+An exact quantile is some person's value, and so is a rank's neighbour. Where a site's policy has a minimum
+for cells, give public `edges`: sites then tell one histogram, and the answer is a value with the bin in which
+the exact one lies.
 
-Thompson, "On confidence ranges for the median and other expectation distributions", Annals of Mathematical Statistics 1936.
+Thompson, "On confidence ranges for the median and other expectation distributions", Annals of Mathematical
+Statistics 1936.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabbb"), "age": [31, 40, 52, 60, 71]}, by="site")
@@ -43,39 +46,63 @@ class Quantiles:
     intervals: dict[float, tuple[float, float]]
     """{q: (low, high)} of 95 % or a little more; infinite where there are too few values to say."""
     bounds: dict[float, tuple[float, float]]
-    """{q: (low, high)} between which the pooled quantile lies for certain: itself twice, or the edges around it."""
+    """{q: (low, high)} between which the pooled quantile lies for certain: itself twice, or the edges around
+    it."""
     count: int
     missing: int
 
     def __repr__(self) -> str:
         rows = [["", "quantile", "95 % interval", "for certain between"]]
         for q, value in self.values.items():
-            rows.append([f"{q:g}", f"{value:g}", *(f"{low:g} to {high:g}" for low, high in (self.intervals[q], self.bounds[q]))])
+            rows.append(
+                [
+                    f"{q:g}",
+                    f"{value:g}",
+                    *(f"{low:g} to {high:g}" for low, high in (self.intervals[q], self.bounds[q])),
+                ]
+            )
         return f"{aligned(rows)}\n{self.count} values, {self.missing} missing"
 
 
 def quantiles(
-    source: Source, column: str, q: Sequence[float] = (0.25, 0.5, 0.75), *, edges: Sequence[float] | None = None, by: str | None = None
+    source: Source,
+    column: str,
+    q: Sequence[float] = (0.25, 0.5, 0.75),
+    *,
+    edges: Sequence[float] | None = None,
+    by: str | None = None,
 ) -> Any:
-    """The `Quantiles` of a column over all clients or sites, or {group: quantiles} by the groups of the column `by`.
+    """The `Quantiles` of a column over all clients or sites, or {group: quantiles} by the groups of the
+    column `by`.
 
-    `q`: shares between 0 and 1. `edges`: public ones, between which values are counted in one message. Raises ValueError where a group has
-    no value, or where a quantile lies outside the edges.
+    `q`: shares between 0 and 1. `edges`: public ones, between which values are counted in one message. Raises
+    ValueError where a group has no value, or where a quantile lies outside the edges.
     """
     shares = tuple(map(float, q))
     if not shares or not all(0 <= one <= 1 for one in shares):
-        raise ValueError(f"q= needs shares between 0 and 1, such as (0.25, 0.5, 0.75); got {list(shares)[:5]}")
+        raise ValueError(
+            f"q= needs shares between 0 and 1, such as (0.25, 0.5, 0.75); got {list(shares)[:5]}"
+        )
     at = None if edges is None else check_edges(edges)
     grouped = () if by is None else (by,)
     groups = tuple(survey(source, grouped, grouped, "drop").levels[by]) if by is not None else ("",)
     first = total(ask(source, Bins(column, at or (0.0,), grouped, groups)))
     sizes = first["counts"].sum(axis=1)
     if empty := [group for group, n in zip(groups, sizes.tolist(), strict=True) if not n]:
-        raise ValueError(f"no value of {column!r} is there" + (f" in group {empty[0]!r}" if by is not None else ""))
+        raise ValueError(
+            f"no value of {column!r} is there" + (f" in group {empty[0]!r}" if by is not None else "")
+        )
     ranks = [_ranks(int(n), shares) for n in sizes]
     if at is None:
-        sought = [(g, rank) for g, its in enumerate(ranks) for rank in sorted({r for one in its for r in one[:4] if r is not None})]
-        known = {pair: (x, x) for pair, x in _search(source, Bins(column, (), grouped, groups), sought, sizes).items()}
+        sought = [
+            (g, rank)
+            for g, its in enumerate(ranks)
+            for rank in sorted({r for one in its for r in one[:4] if r is not None})
+        ]
+        known = {
+            pair: (x, x)
+            for pair, x in _search(source, Bins(column, (), grouped, groups), sought, sizes).items()
+        }
     else:
         known = {}
         for g, its in enumerate(ranks):
@@ -89,10 +116,19 @@ def quantiles(
         for share, (low, high, left, right, part) in zip(shares, ranks[g], strict=True):
             inner = [_between(a, b, part) for a, b in zip(known[g, low], known[g, high], strict=True)]
             if not np.isfinite(inner).all():
-                raise ValueError(f"the {share:g}-quantile of {column!r} lies outside the edges {at[0]:g} to {at[-1]:g}: give wider ones")  # type: ignore[index]
+                raise ValueError(
+                    f"the {share:g}-quantile of {column!r} lies outside the edges {at[0]:g} to {at[-1]:g}: give wider ones"
+                )  # type: ignore[index]
             bounds[share] = (inner[0], inner[1])
-            intervals[share] = (-np.inf if left is None else known[g, left][0], np.inf if right is None else known[g, right][1])
-            values[share] = inner[0] if at is None else _within(first["counts"][g], at, float(low - 1 + part), (inner[0], inner[1]))
+            intervals[share] = (
+                -np.inf if left is None else known[g, left][0],
+                np.inf if right is None else known[g, right][1],
+            )
+            values[share] = (
+                inner[0]
+                if at is None
+                else _within(first["counts"][g], at, float(low - 1 + part), (inner[0], inner[1]))
+            )
         found[group] = Quantiles(values, intervals, bounds, int(sizes[g]), int(first["missing"][g]))
     return found if by is not None else found[""]
 
@@ -108,13 +144,16 @@ _Rank = tuple[int, int, int | None, int | None, float]
 
 
 def _ranks(n: int, shares: Sequence[float]) -> list[_Rank]:
-    """Of each share: the two ranks [1..n] between which the quantile lies, those of its interval, and how far it is from the first."""
+    """Of each share: the two ranks [1..n] between which the quantile lies, those of its interval, and how far
+    it is from the first."""
     found: list[_Rank] = []
     for q in shares:
         at = (n - 1) * q
         low = int(np.floor(at))
         left, right = int(binom.ppf(0.025, n, q)), int(binom.ppf(0.975, n, q)) + 1
-        found.append((low + 1, min(low + 2, n), left if left > 0 else None, right if right <= n else None, at - low))
+        found.append(
+            (low + 1, min(low + 2, n), left if left > 0 else None, right if right <= n else None, at - low)
+        )
     return found
 
 
@@ -124,15 +163,20 @@ def _within(counts: np.ndarray, edges: Sequence[float], rank: float, bounds: tup
     return float(np.clip(np.interp(rank + 0.5, upto, edges), *bounds))
 
 
-def _search(source: Source, bins: Bins, sought: Sequence[tuple[int, int]], sizes: np.ndarray) -> dict[tuple[int, int], float]:
-    """{(group, rank): its value}. A value x of rank r is the largest for which fewer than r values lie below x."""
+def _search(
+    source: Source, bins: Bins, sought: Sequence[tuple[int, int]], sizes: np.ndarray
+) -> dict[tuple[int, int], float]:
+    """{(group, rank): its value}. A value x of rank r is the largest for which fewer than r values lie below
+    x."""
     low = {pair: -_LARGEST for pair in sought}  # fewer than r values lie below it
     high = {pair: _LARGEST + 1 for pair in sought}  # which is infinity, below which all n lie
     while open_ := [pair for pair in sought if high[pair] - low[pair] > 1]:
         cuts = {pair: _cuts(low[pair], high[pair]) for pair in open_}
         at = sorted({cut for its in cuts.values() for cut in its})
         asked = Bins(bins.column, tuple(_floats(at)), bins.by, bins.groups)
-        below = dict(zip(at, np.cumsum(total(ask(source, asked))["counts"], axis=1)[:, :-1].T.tolist(), strict=True))
+        below = dict(
+            zip(at, np.cumsum(total(ask(source, asked))["counts"], axis=1)[:, :-1].T.tolist(), strict=True)
+        )
         for pair in open_:
             g, rank = pair
             low[pair] = max([low[pair], *(cut for cut in cuts[pair] if below[cut][g] < rank)])
@@ -142,7 +186,9 @@ def _search(source: Source, bins: Bins, sought: Sequence[tuple[int, int]], sizes
 
 def _cuts(low: int, high: int) -> list[int]:
     """Whole numbers that cut the gap between two others into parts of about one size."""
-    return sorted({low + (high - low) * i // (_THRESHOLDS + 1) for i in range(1, _THRESHOLDS + 1)} - {low, high})
+    return sorted(
+        {low + (high - low) * i // (_THRESHOLDS + 1) for i in range(1, _THRESHOLDS + 1)} - {low, high}
+    )
 
 
 def _floats(order: Sequence[int]) -> list[float]:

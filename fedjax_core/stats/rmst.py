@@ -1,9 +1,10 @@
-"""Restricted mean survival time: how long people live within a time that is chosen beforehand, by groups, and how groups differ.
+"""Restricted mean survival time: how long people live within a time that is chosen beforehand, by groups, and
+how groups differ.
 
     mean = area under S up to `until`       difference a - b with sqrt(e_a^2 + e_b^2), ratio on the log scale with e / mean
 
-It needs no proportional hazards. Curves are those of `kaplan_meier`, and so are what sites tell. Royston and Parmar, BMC Medical Research
-Methodology 2013.
+It needs no proportional hazards. Curves are those of `kaplan_meier`, and so are what sites tell. Royston and
+Parmar, BMC Medical Research Methodology 2013.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "t": [1, 2, 3, 4], "d": [1, 1, 1, 1], "arm": list("xyxy")}, by="site")
@@ -26,7 +27,8 @@ from fedjax_core.stats.survival import counts_by_groups, curves_of
 
 @dataclass(frozen=True, repr=False)
 class Rmst:
-    """Mean times survived within `until`, in the unit of the times; differences and ratios are to the first group."""
+    """Mean times survived within `until`, in the unit of the times; differences and ratios are to the first
+    group."""
 
     until: float
     means: dict[str, float]
@@ -52,7 +54,10 @@ class Rmst:
     def p_values(self) -> dict[str, float]:
         """{group: two-sided p of its difference being 0}."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {group: float(2 * norm.sf(np.divide(abs(gap), self._error(group)))) for group, gap in self.differences.items()}
+            return {
+                group: float(2 * norm.sf(np.divide(abs(gap), self._error(group))))
+                for group, gap in self.differences.items()
+            }
 
     @property
     def ratios(self) -> dict[str, tuple[float, float, float]]:
@@ -80,11 +85,19 @@ class Rmst:
         return f"mean time survived within {self.until:g}\n\n{aligned(lines)}"
 
 
-def rmst(formula: str, source: Source, *, until: float, grid: Sequence[float] | None = None, missing: Missing = "refuse") -> Rmst:
-    """The restricted means of "time, event ~ arm", or of all rows in "time, event ~ 1". `grid` as in `kaplan_meier`.
+def rmst(
+    formula: str,
+    source: Source,
+    *,
+    until: float,
+    grid: Sequence[float] | None = None,
+    missing: Missing = "refuse",
+) -> Rmst:
+    """The restricted means of "time, event ~ arm", or of all rows in "time, event ~ 1". `grid` as in
+    `kaplan_meier`.
 
-    Raises ValueError where some of a group live and nobody of it is followed to `until`: the curve there is not known.
-    """
+    Raises ValueError where some of a group live and nobody of it is followed to `until`: the curve there is
+    not known."""
     if not (np.isfinite(until) and until > 0):
         raise ValueError(f"until= needs a time above 0, got {until}")
     counted, labels, times = counts_by_groups(formula, source, grid, missing, (float(until),))
@@ -92,9 +105,13 @@ def rmst(formula: str, source: Source, *, until: float, grid: Sequence[float] | 
     if at == len(times):
         raise ValueError(f"grid= ends at {times[-1]:g}, before until={until:g}: let it reach there")
     means, errors = {}, {}
-    for (group, curve), at_risk in zip(curves_of(counted, labels, times).items(), counted["at_risk"][:, at].tolist(), strict=True):
+    for (group, curve), at_risk in zip(
+        curves_of(counted, labels, times).items(), counted["at_risk"][:, at].tolist(), strict=True
+    ):
         if not at_risk and curve.at([until])[0] > 0:
             who = f"of group {group!r} " if group else ""
-            raise ValueError(f"nobody {who}is followed to {until:g}, so the curve there is not known: choose an earlier until=")
+            raise ValueError(
+                f"nobody {who}is followed to {until:g}, so the curve there is not known: choose an earlier until="
+            )
         means[group], errors[group] = curve.rmst(float(until))
     return Rmst(float(until), means, errors)

@@ -1,4 +1,5 @@
-"""What must be known of columns before a model of them can be made: which are text, their levels, and how many values are missing.
+"""What must be known of columns before a model of them can be made: which are text, their levels, and how
+many values are missing.
 
     each site:   kind, missing, and of the columns `levels` their labels with counts      over the rows that are complete
     centre:      kinds that agree  ─►  one sorted list of levels for all
@@ -26,7 +27,8 @@ Missing = Literal["refuse", "drop"]
 
 @dataclass(frozen=True)
 class Survey:
-    """The site half: kinds and missing values of `names`, levels with counts of those that are text or in `levels`."""
+    """The site half: kinds and missing values of `names`, levels with counts of those that are text or in
+    `levels`."""
 
     names: tuple[str, ...]
     levels: tuple[str, ...]
@@ -42,14 +44,25 @@ class Survey:
         limits.group(whole.who, "people")
         kinds = np.array([KINDS.index(table.kind(name)) for name in self.names], np.int64)
         missing = np.array([table.missing(name).sum() for name in self.names], np.int64)
-        found: dict[str, np.ndarray] = {"rows": count(table.rows), "complete": count(whole.rows), "kinds": kinds, "missing": missing}
+        found: dict[str, np.ndarray] = {
+            "rows": count(table.rows),
+            "complete": count(whole.rows),
+            "kinds": kinds,
+            "missing": missing,
+        }
         for i, name in enumerate(self.names):
             told = name in self.levels or table.kind(name) == "text"
-            labels, places = np.unique(whole.labels(name), return_inverse=True) if told else (np.zeros(0, str), np.zeros(0, np.int64))
+            labels, places = (
+                np.unique(whole.labels(name), return_inverse=True)
+                if told
+                else (np.zeros(0, str), np.zeros(0, np.int64))
+            )
             counts = limits.cells(f"levels of {name!r}", places, (len(labels),), whole.who, (name,))
             if (counts == HIDDEN).any() and not self.partial:
                 raise TooFew(f"column {name!r} has a level of too few people for a model")
-            found[f"labels.{i}"] = np.frombuffer(json.dumps(labels.tolist()).encode(), np.uint8)[: None if len(labels) else 0]
+            found[f"labels.{i}"] = np.frombuffer(json.dumps(labels.tolist()).encode(), np.uint8)[
+                : None if len(labels) else 0
+            ]
             found[f"counts.{i}"] = counts.astype(np.int64)
         return found
 
@@ -60,7 +73,8 @@ class Surveyed:
 
     kinds: dict[str, str]
     levels: dict[str, dict[str, int]]
-    """{column: {level: rows}}, of text and of what was asked for, in the order of their values; `HIDDEN` where a site hides its count."""
+    """{column: {level: rows}}, of text and of what was asked for, in the order of their values; `HIDDEN`
+    where a site hides its count."""
     rows: int
     """That are complete."""
     dropped: int
@@ -70,14 +84,21 @@ class Surveyed:
 
 
 def survey(
-    source: Source, names: Sequence[str], levels: Sequence[str] = (), missing: Missing = "refuse", *, partial: bool = False
+    source: Source,
+    names: Sequence[str],
+    levels: Sequence[str] = (),
+    missing: Missing = "refuse",
+    *,
+    partial: bool = False,
 ) -> Surveyed:
     """What is known of these columns at all sites; raises where values are missing and `missing` is "refuse".
 
     `partial`: counts of levels may be hidden, `HIDDEN`, by sites whose policies hide those of few people.
     """
     if missing not in ("refuse", "drop"):
-        raise ValueError(f'missing={missing!r} is not known: "refuse" raises, "drop" leaves out the rows that lack a value that is used')
+        raise ValueError(
+            f'missing={missing!r} is not known: "refuse" raises, "drop" leaves out the rows that lack a value that is used'
+        )
     names = tuple(dict.fromkeys(names))
     said = ask(source, Survey(names, tuple(levels), partial))
     gone = {name: int(sum(one["missing"][i] for one in said)) for i, name in enumerate(names)}
@@ -89,28 +110,40 @@ def survey(
             "that lack none of these columns"
         )
     if not complete:
-        raise ValueError(f"no row has a value in each of {', '.join(map(repr, names))}, so there is nothing to analyse")
-    kinds = {name: _kind(name, [KINDS[int(one["kinds"][i])] for one in said if one["rows"]]) for i, name in enumerate(names)}
+        raise ValueError(
+            f"no row has a value in each of {', '.join(map(repr, names))}, so there is nothing to analyse"
+        )
+    kinds = {
+        name: _kind(name, [KINDS[int(one["kinds"][i])] for one in said if one["rows"]])
+        for i, name in enumerate(names)
+    }
     found: dict[str, dict[str, int]] = {}
     for i, name in enumerate(names):
         if name in levels or kinds[name] == "text":
-            found[name] = _levels([one[f"labels.{i}"] for one in said], [one[f"counts.{i}"] for one in said], kinds[name])
+            found[name] = _levels(
+                [one[f"labels.{i}"] for one in said], [one[f"counts.{i}"] for one in said], kinds[name]
+            )
     by_site = {who: int(one["complete"]) for who, one in zip(names_of(source), said, strict=True)}
     return Surveyed(kinds, found, complete, rows - complete, by_site)
 
 
 def _kind(name: str, kinds: Sequence[str]) -> str:
     if len(set(kinds) - {"text"}) and "text" in kinds:
-        raise ValueError(f"column {name!r} is text at some sites and a number at others: have all sites write it in one way")
+        raise ValueError(
+            f"column {name!r} is text at some sites and a number at others: have all sites write it in one way"
+        )
     return "whole" if set(kinds) == {"whole"} else kinds[0] if "text" in kinds else "number"
 
 
 def _levels(labels: Sequence[np.ndarray], counts: Sequence[np.ndarray], kind: str) -> dict[str, int]:
-    """Levels in order: numbers by size, and text as it sorts. A whole number that is a float at one site is one at all, "1.0"."""
+    """Levels in order: numbers by size, and text as it sorts. A whole number that is a float at one site is
+    one at all, "1.0"."""
     merged: dict[str, int] = {}
     for its, how_many in zip(labels, counts, strict=True):
         for label, rows in zip(json.loads(bytes(its)) if len(its) else (), how_many.tolist(), strict=True):
             label = label if kind != "number" else str(float(label))
             before = merged.get(label, 0)
             merged[label] = HIDDEN if HIDDEN in (before, rows) else before + rows
-    return {label: merged[label] for label in (sorted(merged) if kind == "text" else sorted(merged, key=float))}
+    return {
+        label: merged[label] for label in (sorted(merged) if kind == "text" else sorted(merged, key=float))
+    }

@@ -1,11 +1,13 @@
-"""Survival curves and their comparison over sites: Kaplan-Meier, restricted means and the log-rank test of the pooled rows.
+"""Survival curves and their comparison over sites: Kaplan-Meier, restricted means and the log-rank test of
+the pooled rows.
 
     site:     at each time t of a list that all share: d events, n at risk                 by groups
-    centre:   S(t) = prod (1 - d / n)     var S = S^2 sum d / (n (n - d))  (Greenwood)     interval on log(-log S)
-              log-rank: sum over t of d_g - d n_g / n, with the hypergeometric covariance
+    centre:   S(t) = prod (1 - d / n)     var S = S^2 sum d / (n (n - d))  (Greenwood)     interval on
+              log(-log S) log-rank: sum over t of d_g - d n_g / n, with the hypergeometric covariance
 
-The list of times is that of all events, which sites tell first, or a public `grid`: each time then counts as the next one of the grid,
-and no time of a patient leaves a site. Kaplan and Meier, JASA 1958; Mantel, Cancer Chemotherapy Reports 1966.
+The list of times is that of all events, which sites tell first, or a public `grid`: each time then counts as
+the next one of the grid, and no time of a patient leaves a site. Kaplan and Meier, JASA 1958; Mantel, Cancer
+Chemotherapy Reports 1966.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "time": [1, 2, 3, 4], "event": [1, 0, 1, 0]}, by="site")
@@ -33,7 +35,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Times:
-    """How the rows say when they were observed: at which time, whether that was an event, and since when (None: since 0)."""
+    """How the rows say when they were observed: at which time, whether that was an event, and since when
+    (None: since 0)."""
 
     time: Expression
     event: Expression
@@ -48,7 +51,9 @@ class Times:
         time, event = evaluate(self.time, table), evaluate(self.event, table)
         entry = np.full(len(time), -np.inf) if self.entry is None else evaluate(self.entry, table)
         if ((event != 0) & (event != 1)).any():
-            raise ValueError(f"an event is 0 or 1, and is not in {int(((event != 0) & (event != 1)).sum())} rows")
+            raise ValueError(
+                f"an event is 0 or 1, and is not in {int(((event != 0) & (event != 1)).sum())} rows"
+            )
         if (time < 0).any() or (entry >= time).any():
             raise ValueError("a time is below 0, or not after the entry of its row")
         if len(grid):
@@ -78,11 +83,20 @@ class EventTimes:
         limits.group(table.who, "people", self.used)
         for stratum, at in pairs:
             here = (strata == stratum) & (time == at) & (event == 1)
-            limits.group(table.who[here], f"people have an event at time {at:g}: give a public grid=, or stratify by site", self.used)
+            limits.group(
+                table.who[here],
+                f"people have an event at time {at:g}: give a public grid=, or stratify by site",
+                self.used,
+            )
         names = sorted({stratum for stratum, _ in pairs})
         text = np.frombuffer(json.dumps(names).encode(), np.uint8)[: None if names else 0]
         where = np.array([names.index(stratum) for stratum, _ in pairs], np.int64)
-        return {"strata": text, "stratum": where, "times": np.array([at for _, at in pairs]), "events": count(event.sum())}
+        return {
+            "strata": text,
+            "stratum": where,
+            "times": np.array([at for _, at in pairs]),
+            "events": count(event.sum()),
+        }
 
 
 @dataclass(frozen=True)
@@ -112,11 +126,15 @@ class AtRisk:
             here = key == label
             limits.group(table.who[here], f"people are in group {label!r}", self.used)
             at_risk[g] = counts_from(time[here], grid) - counts_from(entry[here], grid)
-            events[g] = counts_from(time[here & (event == 1)], grid) - counts_from(time[here & (event == 1)], grid, after=True)
+            events[g] = counts_from(time[here & (event == 1)], grid) - counts_from(
+                time[here & (event == 1)], grid, after=True
+            )
             for at in grid:
                 risk = here & (time >= at) & (entry < at)
                 dead = risk & (event == 1) & (time == at)
-                limits.group(table.who[dead], "people have an event at one time: give a coarser grid=", self.used)
+                limits.group(
+                    table.who[dead], "people have an event at one time: give a coarser grid=", self.used
+                )
                 limits.group(table.who[risk], "people are at risk at a time: end the grid before", self.used)
         return {"events": events, "at_risk": at_risk}
 
@@ -134,13 +152,17 @@ def keys(table: Table, columns: Sequence[str]) -> np.ndarray:
     return np.array(found, dtype=str)
 
 
-def event_times(source: Source, times: Times, strata: Sequence[str], used: Sequence[str]) -> list[tuple[str, float]]:
+def event_times(
+    source: Source, times: Times, strata: Sequence[str], used: Sequence[str]
+) -> list[tuple[str, float]]:
     """(stratum, time) of all events at all sites, sorted; raises where there is none."""
     said = ask(source, EventTimes(times, tuple(strata), tuple(used)))
     found = set()
     for one in said:
         names = json.loads(bytes(one["strata"])) if len(one["strata"]) else []
-        found |= {(names[i], at) for i, at in zip(one["stratum"].tolist(), one["times"].tolist(), strict=True)}
+        found |= {
+            (names[i], at) for i, at in zip(one["stratum"].tolist(), one["times"].tolist(), strict=True)
+        }
     if not found:
         raise ValueError("there is no event at any site, so there is nothing to analyse")
     return sorted(found)
@@ -194,7 +216,9 @@ class KaplanMeier:
 
     def at(self, times: Any) -> np.ndarray:
         """Survival at these times."""
-        return np.append(1.0, self.survival)[np.searchsorted(self.times, np.asarray(times, np.float64), side="right")]
+        return np.append(1.0, self.survival)[
+            np.searchsorted(self.times, np.asarray(times, np.float64), side="right")
+        ]
 
     def rmst(self, until: float) -> tuple[float, float]:
         """(the mean time survived within `until`, its standard error)."""
@@ -209,7 +233,11 @@ class KaplanMeier:
     def __repr__(self) -> str:
         low, high = self.intervals
         rows = [["time", "at risk", "events", "survival", "95 % interval"]]
-        some = range(len(self.times)) if len(self.times) <= 12 else np.linspace(0, len(self.times) - 1, 12).astype(int)
+        some = (
+            range(len(self.times))
+            if len(self.times) <= 12
+            else np.linspace(0, len(self.times) - 1, 12).astype(int)
+        )
         for i in some:
             rows.append(
                 [
@@ -234,21 +262,28 @@ class LogRank:
     expected: dict[str, float]
 
 
-def kaplan_meier(formula: str, source: Source, *, grid: Sequence[float] | None = None, missing: Missing = "refuse") -> Any:
+def kaplan_meier(
+    formula: str, source: Source, *, grid: Sequence[float] | None = None, missing: Missing = "refuse"
+) -> Any:
     """The survival curve of "time, event ~ 1", or {group: curve} of "time, event ~ arm".
 
-    With a public `grid` of times each time counts as the next of the grid, and times after its last as not yet ended there. Without,
-    sites tell the times of events, which their policy may refuse.
+    With a public `grid` of times each time counts as the next of the grid, and times after its last as not
+    yet ended there. Without, sites tell the times of events, which their policy may refuse.
     """
     curves = curves_of(*counts_by_groups(formula, source, grid, missing))
     return curves[""] if list(curves) == [""] else curves
 
 
-def logrank(formula: str, source: Source, *, grid: Sequence[float] | None = None, missing: Missing = "refuse") -> LogRank:
-    """The log-rank test of "time, event ~ arm": whether the groups of the right side survive alike. `grid` as in `kaplan_meier`."""
+def logrank(
+    formula: str, source: Source, *, grid: Sequence[float] | None = None, missing: Missing = "refuse"
+) -> LogRank:
+    """The log-rank test of "time, event ~ arm": whether the groups of the right side survive alike. `grid` as
+    in `kaplan_meier`."""
     counted, labels, _ = counts_by_groups(formula, source, grid, missing)
     if len(labels) < 2:
-        raise ValueError(f"{formula!r} has one group alone: a log-rank test compares two or more, as in 'time, event ~ arm'")
+        raise ValueError(
+            f"{formula!r} has one group alone: a log-rank test compares two or more, as in 'time, event ~ arm'"
+        )
     d_g, n_g = counted["events"].astype(np.float64), counted["at_risk"].astype(np.float64)
     d, n = d_g.sum(0), n_g.sum(0)
     share = n_g / np.maximum(n, 1)
@@ -258,13 +293,20 @@ def logrank(formula: str, source: Source, *, grid: Sequence[float] | None = None
     gap = (d_g.sum(1) - expected)[:-1]
     statistic, df = float(gap @ np.linalg.pinv(covariance[:-1, :-1]) @ gap), len(labels) - 1
     observed = dict(zip(labels, d_g.sum(1).astype(int).tolist(), strict=True))
-    return LogRank(statistic, df, float(chi2.sf(statistic, df)), observed, dict(zip(labels, expected.tolist(), strict=True)))
+    return LogRank(
+        statistic,
+        df,
+        float(chi2.sf(statistic, df)),
+        observed,
+        dict(zip(labels, expected.tolist(), strict=True)),
+    )
 
 
 def counts_by_groups(
     formula: str, source: Source, grid: Sequence[float] | None, missing: Missing, also: Sequence[float] = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], np.ndarray]:
-    """(events and rows at risk [G, T], the labels of the groups, the times); where there is no grid, at the times of `also` too."""
+    """(events and rows at risk [G, T], the labels of the groups, the times); where there is no grid, at the
+    times of `also` too."""
     asked = read(formula)
     times, groups = outcome(asked), groups_of(asked)
     known = survey(source, asked.columns, groups, missing)
@@ -295,11 +337,16 @@ def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
 
 
 def groups_of(asked: Formula) -> tuple[str, ...]:
-    """The column of groups on the right side of a formula, or none; raises ValueError for several, and for other expressions."""
+    """The column of groups on the right side of a formula, or none; raises ValueError for several, and for
+    other expressions."""
     right = [factor.expression for term in asked.terms for factor in term]
     if any(one[0] != "column" for one in right):
-        raise ValueError(f"{asked.text!r}: groups are those of a column, and the right side has another expression")
+        raise ValueError(
+            f"{asked.text!r}: groups are those of a column, and the right side has another expression"
+        )
     groups = tuple(dict.fromkeys(one[1] for one in right))
     if len(groups) > 1:
-        raise ValueError(f"{asked.text!r} has several columns of groups: make one of them before, and name that")
+        raise ValueError(
+            f"{asked.text!r} has several columns of groups: make one of them before, and name that"
+        )
     return groups

@@ -1,6 +1,8 @@
-"""One site's rows, as a statistic reads them: a column as numbers, or as the labels of its levels, missing values kept apart.
+"""One site's rows, as a statistic reads them: a column as numbers, or as the labels of its levels, missing
+values kept apart.
 
-`site` (or `_site`) is a column of every table: the name of the site itself, or of the client where clients stand for sites.
+`site` (or `_site`) is a column of every table: the name of the site itself, or of the client where clients
+stand for sites.
 
 >>> table = Table({"age": np.array([61.0, np.nan]), "sex": np.array([1, 0])}, {"sex": ("F", "M")}, site="mayo")
 >>> table.labels("sex").tolist(), table.labels("site").tolist(), table.missing("age").tolist()
@@ -22,7 +24,8 @@ KINDS = ("text", "whole", "number")
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length, each [rows] of numbers, truth values, text, or codes of `categories`; code -1 and NaN are missing."""
+    """Columns of equal length, each [rows] of numbers, truth values, text, or codes of `categories`; code -1
+    and NaN are missing."""
 
     columns: Mapping[str, np.ndarray]
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -56,18 +59,25 @@ class Table:
         """[rows] float64, NaN where missing; raises ValueError for a column of text."""
         x = self._column(name)
         if self.kind(name) == "text" and x.dtype.kind != "b":
-            raise ValueError(f"column {name!r} is text, and a number is needed: compare it with one of its values, {name} == 'value'")
+            raise ValueError(
+                f"column {name!r} is text, and a number is needed: compare it with one of its values, {name} == 'value'"
+            )
         return x.astype(np.float64)
 
     def labels(self, name: str) -> np.ndarray:
-        """[rows] text, empty where missing: the level of each row, by the name that it has in a coefficient's."""
+        """[rows] text, empty where missing: the level of each row, by the name that it has in a
+        coefficient's."""
         x = self._column(name)
         if name in self.categories:
             return np.array([*self.categories[name], ""], dtype=str)[x]  # -1 is the last
         if x.dtype.kind == "U":
             return np.char.strip(x)
         values, places = np.unique(x, return_inverse=True)
-        return np.array(["" if value != value else str(value) for value in values.tolist()], dtype=str)[places] if len(x) else x.astype(str)
+        return (
+            np.array(["" if value != value else str(value) for value in values.tolist()], dtype=str)[places]
+            if len(x)
+            else x.astype(str)
+        )
 
     def missing(self, name: str) -> np.ndarray:
         """[rows] bool."""
@@ -80,7 +90,9 @@ class Table:
 
     def where(self, rows: np.ndarray) -> "Table":
         """The table with these rows alone; `rows`: positions or a mask."""
-        return Table({name: x[rows] for name, x in self.columns.items()}, self.categories, self.site, self.who[rows])
+        return Table(
+            {name: x[rows] for name, x in self.columns.items()}, self.categories, self.site, self.who[rows]
+        )
 
     def complete(self, names: Iterable[str]) -> "Table":
         """The rows where none of these columns is missing."""

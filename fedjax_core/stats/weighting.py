@@ -1,4 +1,5 @@
-"""The effect of a treatment by propensity weights over sites: the pooled answer, with errors that know that the weights were estimated.
+"""The effect of a treatment by propensity weights over sites: the pooled answer, with errors that know that
+the weights were estimated.
 
     e = P(treated | x), a logistic model of the pooled rows            w of the treated, of the others
     ate      1 / e,  1 / (1 - e)      of all people
@@ -8,7 +9,8 @@
     effect = mu1 - mu0,  mu_a = sum w y / sum w of group a      its error by the sandwich of the stacked equations of (beta, mu1, mu0):
              A^-1 B A^-1',  A = -sum of slopes, B = sum of psi psi'     (Lunceford and Davidian, Statistics in Medicine 2004)
 
-Weights balance what the model has, and nothing that was not measured. Overlap weights make the means of its columns equal.
+Weights balance what the model has, and nothing that was not measured. Overlap weights make the means of its
+columns equal.
 
 >>> from fedjax_core.data.clients import Clients
 >>> table = {"site": list("aaaabbbb"), "y": [5.0, 6, 3, 9, 2, 3, 6, 8], "t": [1, 1, 0, 1, 0, 0, 1, 0], "age": [1.0, 2, 1, 4, 1, 2, 3, 4]}
@@ -39,7 +41,8 @@ KINDS: Sequence[Weights] = ("ate", "att", "overlap")
 
 @dataclass(frozen=True)
 class Weighted:
-    """The site half at one propensity model: weighted sums of both groups, and the sandwich of the equations at these means."""
+    """The site half at one propensity model: weighted sums of both groups, and the sandwich of the equations
+    at these means."""
 
     model: GlmStep
     """Of the treatment."""
@@ -91,7 +94,11 @@ def _weights(kind: str, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights [rows, 2] of the treated and of the others, and their slopes by eta."""
     one, zero, v = np.ones_like(e), np.zeros_like(e), e * (1 - e)
     odds = e / (1 - e)
-    pairs = {"ate": (1 / e, 1 / (1 - e), -1 / odds, odds), "att": (one, odds, zero, odds), "overlap": (1 - e, e, -v, v)}
+    pairs = {
+        "ate": (1 / e, 1 / (1 - e), -1 / odds, odds),
+        "att": (one, odds, zero, odds),
+        "overlap": (1 - e, e, -v, v),
+    }
     a, b, slope_a, slope_b = pairs[kind]
     return np.stack([a, b], axis=1), np.stack([slope_a, slope_b], axis=1)
 
@@ -140,23 +147,30 @@ class TreatmentEffect:
         return f"{self.weights} weights: {some}\n{said}\n\n{aligned(lines)}"
 
 
-def treatment_effect(formula: str, source: Source, *, weights: Weights = "overlap", missing: Missing = "refuse") -> TreatmentEffect:
-    """The effect of "outcome, treatment ~ covariates" over the rows of all clients or sites; treatment is 0 or 1, or I(arm == 'new').
+def treatment_effect(
+    formula: str, source: Source, *, weights: Weights = "overlap", missing: Missing = "refuse"
+) -> TreatmentEffect:
+    """The effect of "outcome, treatment ~ covariates" over the rows of all clients or sites; treatment is 0
+    or 1, or I(arm == 'new').
 
-    Raises ValueError where values are missing (see `missing`), and `NoEstimate` where the covariates tell the treated from the others.
-    """
+    Raises ValueError where values are missing (see `missing`), and `NoEstimate` where the covariates tell the
+    treated from the others."""
     if weights not in KINDS:
         raise ValueError(f"weights={weights!r} is not known; there are {', '.join(KINDS)}")
     asked = read(formula)
     if len(asked.outcomes) != 2:
-        raise ValueError(f"{formula!r} needs 'outcome, treatment ~ covariates', got {len(asked.outcomes)} parts on its left")
+        raise ValueError(
+            f"{formula!r} needs 'outcome, treatment ~ covariates', got {len(asked.outcomes)} parts on its left"
+        )
     known = survey(source, asked.columns, asked.categories, missing)
     design = asked.design(known.kinds, known.levels)
     outcome, treatment = asked.outcomes
     moments = GlmMoments(design, treatment, ["number", 0.0], tuple(known.kinds), "binomial")
     step, sums = first_step(source, moments, 1.0, asked.outcome_names[1])
     if sums["y"] in (0, sums["rows"]):
-        raise ValueError(f"the treatment {asked.outcome_names[1]!r} is the same in every row, so there is nothing to compare")
+        raise ValueError(
+            f"the treatment {asked.outcome_names[1]!r} is the same in every row, so there is nothing to compare"
+        )
     found = fit_steps(source, step)
     asking = Weighted(replace(step, beta=tuple(found.beta.tolist())), outcome, weights, (0.0, 0.0))
     said = total(ask(source, asking))
@@ -167,7 +181,9 @@ def treatment_effect(formula: str, source: Source, *, weights: Weights = "overla
     towards = np.append(np.zeros(len(design.names)), [1.0, -1.0])
     rows = said["rows"]
     mean = said["x"] / rows[:, None]
-    spread = np.sqrt(((said["xx"] / rows[:, None] - mean**2) * (rows / np.maximum(rows - 1, 1))[:, None]).mean(0))
+    spread = np.sqrt(
+        ((said["xx"] / rows[:, None] - mean**2) * (rows / np.maximum(rows - 1, 1))[:, None]).mean(0)
+    )
     kept = [i for i, name in enumerate(design.names) if name != "Intercept"]
 
     def differences(of: np.ndarray) -> dict[str, float]:

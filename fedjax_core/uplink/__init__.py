@@ -1,6 +1,17 @@
-"""What happens to a report on its way up: stages with a client's half and a server's half, joined by `chain`."""
+"""What happens to a report on its way up: stages with a client's half and a server's half, joined by
+`chain`."""
 
-from fedjax_core.uplink.base import Info, Promises, Sender, Stage, bits, chain, message_shapes, roundtrip, stage
+from fedjax_core.uplink.base import (
+    Info,
+    Promises,
+    Sender,
+    Stage,
+    bits,
+    chain,
+    message_shapes,
+    roundtrip,
+    stage,
+)
 from fedjax_core.uplink.clip import clip
 from fedjax_core.uplink.count_sketch import count_sketch
 from fedjax_core.uplink.drive import drive

@@ -4,8 +4,8 @@
     server: update = expand(state, message, shapes)                 (one a client, before the aggregator; shapes are the update's)
             value, state = finish(state, value, info, key)          (once an exchange, after it)
 
-`chain` puts stages one after another: encode from first to last, expand and finish from last to first. What a stage may use besides the
-update is in `Sender`, and what its `finish` may know in `Info`.
+`chain` puts stages one after another: encode from first to last, expand and finish from last to first. What a
+stage may use besides the update is in `Sender`, and what its `finish` may know in `Info`.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,15 @@ from fedjax_core.types import Array, Key, Message, Own, Update
 
 
 class Sender(NamedTuple):
-    """Who sends, and among whom: what `encode` may use besides the update. A cohort has K places, some of which may be empty."""
+    """Who sends, and among whom: what `encode` may use besides the update. A cohort has K places, some of
+    which may be empty."""
 
     key: Key  # this client's draws, which the server could repeat: stochastic rounding
-    shared: Key  # the same for all clients of the exchange and for `finish`: rotations, sketches, random coordinates
-    secret: Key  # nobody else has it: noise. Of the run's key in a simulation, of the site's own secret at a site
+    # the same for all clients of the exchange and for `finish`: rotations, sketches, random coordinates
+    shared: Key
+    secret: (
+        Key  # nobody else has it: noise. Of the run's key in a simulation, of the site's own secret at a site
+    )
     pairs: Key  # [K], each shared with the client in that place alone: masks
     place: Array  # int32: the client's place in the cohort
     here: Array  # [K] bool: the places of those who take part
@@ -39,51 +43,65 @@ class Info(NamedTuple):
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in the value
     shared: Key  # as the senders have it
-    secret: Key  # the server's own: noise. Of the run's key in a simulation, of the coordinator's own secret in a federation
+    # the server's own: noise. Of the run's key in a simulation, of the coordinator's own secret in a
+    # federation
+    secret: Key
     here: Array  # [K] bool: the places of those who took part
     reported: Array  # [K] bool: of those whose report counts
-    recovered: Any = ()  # leaves [K, ...]: what those who reported revealed afterwards, zeros of others; () where `recover` is None
+    # leaves [K, ...]: what those who reported revealed afterwards, zeros of others; () where `recover` is
+    # None
+    recovered: Any = ()
     shapes: Any = ()  # of one update, as the stage was given it
 
 
 class Promises(NamedTuple):
-    """What a stage guarantees of what a client adds, whatever the client's data: for sites' policies and for accountants."""
+    """What a stage guarantees of what a client adds, whatever the client's data: for sites' policies and for
+    accountants."""
 
     bound: float | None = None  # the l2 norm of one report; None where none is known beforehand
-    noise: float | None = None  # the standard deviation of the noise that is added, in multiples of the bound; None: none is
+    noise: float | None = (
+        None  # the standard deviation of the noise that is added, in multiples of the bound; None: none is
+    )
     at: Literal["client", "server"] = "client"
-    """Where the noise is added: to each report before it leaves, or to the sum of all, which needs a server that is trusted."""
+    """Where the noise is added: to each report before it leaves, or to the sum of all, which needs a server
+    that is trusted."""
     account: Any = None
-    """Who counts what rounds of it tell: has `epsilon(rounds)`, `told(rounds)`, `rounds`, `delta` and `cohorts`, as of fc.privacy."""
+    """Who counts what rounds of it tell: has `epsilon(rounds)`, `told(rounds)`, `rounds`, `delta` and
+    `cohorts`, as of fc.privacy."""
     reports: int = 0
-    """How many reports a sum has at least for the noise in it to be what is promised; 0: any number will do."""
+    """How many reports a sum has at least for the noise in it to be what is promised; 0: any number will
+    do."""
     secret_state: bool = False
-    """Whether what the server keeps for the stage would tell the noise of rounds before: clients must not read it then."""
+    """Whether what the server keeps for the stage would tell the noise of rounds before: clients must not
+    read it then."""
 
 
 class Stage(NamedTuple):
     """One wrapper on the way up. Build it with `stage`, which fills in halves that do nothing."""
 
     name: str
-    init: Callable[[Update], Any]  # the update's shapes -> what the server keeps for this stage; clients may read it
+    init: Callable[
+        [Update], Any
+    ]  # the update's shapes -> what the server keeps for this stage; clients may read it
     init_client: Callable[[Update], Own]  # the update's shapes -> what each client keeps for it
     encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]]
     expand: Callable[[Any, Message, Update], Update]
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]]
     measurable: bool = False
-    """Whether a site may tell how much of an update's size the stage leaves (`uplink_norm`): not where it adds noise or masks, for the size
-    before would be known of it."""
+    """Whether a site may tell how much of an update's size the stage leaves (`uplink_norm`): not where it
+    adds noise or masks, for the size before would be known of it."""
     settings: Settings = Settings()
     """What it was made with, by the names of the arguments: `with_settings` fills it in."""
     additive: bool = False
     """Messages may be summed before anybody reads one: `expand` changes nothing, or only checks."""
     linear: bool = False
-    """`expand` reads a sum of messages as the sum of updates: their floats add up, and all else in them is of `Sender.shared` alone."""
+    """`expand` reads a sum of messages as the sum of updates: their floats add up, and all else in them is of
+    `Sender.shared` alone."""
     ring: Ring | None = None
     """In which whole numbers messages travel under masks; None: they do not. `hides` is whether they do."""
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None
-    """(state, own, sender, reported [K]) -> what a client whose report counts reveals, once it is known whose do: of masks that it shares
-    with those who dropped out."""
+    """(state, own, sender, reported [K]) -> what a client whose report counts reveals, once it is known whose
+    do: of masks that it shares with those who dropped out."""
     promises: Promises = Promises()
 
     @property
@@ -104,7 +122,10 @@ def stage(
     name: str,
     init: Callable[[Update], Any] = lambda shapes: (),
     init_client: Callable[[Update], Own] = lambda shapes: (),
-    encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]] = lambda state, own, update, sender: (update, own),
+    encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]] = lambda state, own, update, sender: (
+        update,
+        own,
+    ),
     expand: Callable[[Any, Message, Update], Update] = _as_it_is,
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]] = _unchanged,
     measurable: bool = False,
@@ -124,20 +145,29 @@ def stage(
 
 @with_settings
 def chain(*stages: Stage) -> Stage:
-    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty, it changes nothing.
+    """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty,
+    it changes nothing.
 
-    Each stage but the first must give back, by `expand`, what it was given: those before it work on that. One that decodes only in
-    `finish` (a ring of whole numbers) therefore comes first, and does by itself what was to be done before it; or it hides messages, so
-    that those before it cannot look at one, and must be additive, or linear: of these the server reads the sum of all messages in the
-    place of each. Nor may one after it change messages that only their sum can open.
+    Each stage but the first must give back, by `expand`, what it was given: those before it work on that. One
+    that decodes only in `finish` (a ring of whole numbers) therefore comes first, and does by itself what was
+    to be done before it; or it hides messages, so that those before it cannot look at one, and must be
+    additive, or linear: of these the server reads the sum of all messages in the place of each. Nor may one
+    after it change messages that only their sum can open.
     """
     for i, s in enumerate(stages):
         if not isinstance(s, Stage):
-            raise TypeError(f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like")
+            raise TypeError(
+                f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like"
+            )
     name = f"chain({', '.join(s.name for s in stages)})"
-    opened = max((i for i, s in enumerate(stages) if s.hides), default=0)  # no stage before this one gets to read a message
+    opened = max(
+        (i for i, s in enumerate(stages) if s.hides), default=0
+    )  # no stage before this one gets to read a message
     if opened:
-        stages = (*(_of_the_sum(s) if s.linear and not s.additive else s for s in stages[:opened]), *stages[opened:])
+        stages = (
+            *(_of_the_sum(s) if s.linear and not s.additive else s for s in stages[:opened]),
+            *stages[opened:],
+        )
     for s in stages:
         if stages[opened].hides and not s.additive:
             raise ValueError(
@@ -159,7 +189,11 @@ def chain(*stages: Stage) -> Stage:
         return tuple(s.init(u) for s, u in zip(stages, shapes_between(update), strict=True)) if stages else ()
 
     def init_client(update: Update) -> Own:
-        return tuple(s.init_client(u) for s, u in zip(stages, shapes_between(update), strict=True)) if stages else ()
+        return (
+            tuple(s.init_client(u) for s, u in zip(stages, shapes_between(update), strict=True))
+            if stages
+            else ()
+        )
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         kept = []
@@ -190,7 +224,8 @@ def chain(*stages: Stage) -> Stage:
 
     def recover(state: Any, own: Own, sender: Sender, reported: Array) -> Any:
         return tuple(
-            s.recover(state[i], own[i], _apart(sender, i), reported) if s.recover is not None else () for i, s in enumerate(stages)
+            s.recover(state[i], own[i], _apart(sender, i), reported) if s.recover is not None else ()
+            for i, s in enumerate(stages)
         )
 
     return Stage(
@@ -205,7 +240,8 @@ def chain(*stages: Stage) -> Stage:
 
 
 def _of_the_sum(inner: Stage) -> Stage:
-    """A linear stage of which the server reads the mean of all messages in the place of each; what is not summed of them it draws anew."""
+    """A linear stage of which the server reads the mean of all messages in the place of each; what is not
+    summed of them it draws anew."""
 
     def floating(x: Any) -> bool:
         return bool(jnp.issubdtype(x.dtype, jnp.floating))
@@ -217,7 +253,9 @@ def _of_the_sum(inner: Stage) -> Stage:
     def finish(state: Any, value: Message, info: Info, key: Key) -> tuple[Update, Any]:
         zeros, sender = tree.zeros_like(info.shapes), alone(info.shared)._replace(shared=info.shared)
         structure: Any
-        leaves, structure = jax.tree.flatten(inner.encode(state, inner.init_client(info.shapes), zeros, sender)[0])
+        leaves, structure = jax.tree.flatten(
+            inner.encode(state, inner.init_client(info.shapes), zeros, sender)[0]
+        )
         summed = iter(value)
         message = structure.unflatten([next(summed).astype(x.dtype) if floating(x) else x for x in leaves])
         return inner.finish(state, inner.expand(state, message, info.shapes), info, key)
@@ -226,10 +264,13 @@ def _of_the_sum(inner: Stage) -> Stage:
 
 
 def _promised(stages: tuple[Stage, ...], name: str) -> Promises:
-    """What stages promise together: the one that adds noise what it does, which holds whatever is done besides; else the last bound."""
+    """What stages promise together: the one that adds noise what it does, which holds whatever is done
+    besides; else the last bound."""
     noisy = [s for s in stages if s.promises.noise is not None]
     if len(noisy) > 1:
-        raise ValueError(f"in {name}, {noisy[0].name!r} and {noisy[1].name!r} add noise, and an account is kept of one: leave one out")
+        raise ValueError(
+            f"in {name}, {noisy[0].name!r} and {noisy[1].name!r} add noise, and an account is kept of one: leave one out"
+        )
     if noisy and noisy[0].promises.at == "server":
         for s in stages[stages.index(noisy[0]) + 1 :]:
             if s.finish is not _unchanged:
@@ -251,7 +292,9 @@ def _apart(sender: Sender, i: int) -> Sender:
 def alone(key: Key) -> Sender:
     """A client that is all of its cohort, whose keys all come of one."""
     shared, secret, pair = (jax.random.fold_in(key, i) for i in range(3))
-    return Sender(key, shared, secret, pair[None], place=jnp.int32(0), here=jnp.ones(1, bool), weight=jnp.float32(1))
+    return Sender(
+        key, shared, secret, pair[None], place=jnp.int32(0), here=jnp.ones(1, bool), weight=jnp.float32(1)
+    )
 
 
 def by_itself(sender: Sender) -> Sender:
@@ -260,14 +303,16 @@ def by_itself(sender: Sender) -> Sender:
 
 
 def roundtrip(stage: Stage, update: Update, key: Key) -> Update:
-    """What the server reads of one update that a client sends through `stage`, both with nothing kept from before."""
+    """What the server reads of one update that a client sends through `stage`, both with nothing kept from
+    before."""
     state, own = stage.init(tree.shapes(update)), stage.init_client(tree.shapes(update))
     sent, _ = stage.encode(state, own, update, alone(key))
     return stage.expand(state, sent, tree.shapes(update))
 
 
 def bits(stage: Stage, update: Update) -> int:
-    """How many bits `stage` puts on the wire for an update of these shapes: of the message's bytes, packed as they travel.
+    """How many bits `stage` puts on the wire for an update of these shapes: of the message's bytes, packed as
+    they travel.
 
     >>> bits(chain(), {"w": jnp.zeros(10)})
     320
@@ -276,7 +321,8 @@ def bits(stage: Stage, update: Update) -> int:
 
 
 def message_shapes(stage: Stage, update: Update) -> Message:
-    """The shapes of what `stage` puts on the wire for an update of these shapes; `tree.nbytes` of it is its cost a report."""
+    """The shapes of what `stage` puts on the wire for an update of these shapes; `tree.nbytes` of it is its
+    cost a report."""
     leaves, structure = jax.tree.flatten(tree.shapes(update))
     return _message_shapes(stage, structure, tuple(leaves))
 
@@ -294,7 +340,9 @@ def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeSt
 def uses(stage: Stage, update: Update) -> frozenset[str]:
     """Which fields of its `Sender` the message of `stage` depends on, for updates of these shapes."""
     one = jax.eval_shape(lambda: alone(jax.random.key(0)))
-    two = {name: jax.ShapeDtypeStruct((2,), getattr(one, name).dtype) for name in ("pairs", "here")}  # alone, nobody shares a mask
+    two = {
+        name: jax.ShapeDtypeStruct((2,), getattr(one, name).dtype) for name in ("pairs", "here")
+    }  # alone, nobody shares a mask
     sender = one._replace(**two)
 
     def send(sender: Sender, update: Update) -> Any:
@@ -305,7 +353,8 @@ def uses(stage: Stage, update: Update) -> frozenset[str]:
 
 
 def check_expands(stage: Stage, given: Update, where: str) -> None:
-    """Raises unless `stage` gives back by `expand` the structure, shapes and dtypes that it was given: what is around it works on that."""
+    """Raises unless `stage` gives back by `expand` the structure, shapes and dtypes that it was given: what
+    is around it works on that."""
     if (said := not_given_back(stage, given)) is not None:
         raise ValueError(
             f"in {where}, stage {stage.name!r} does not give back by expand() what it was given ({said}), so what stands before it "
@@ -315,7 +364,8 @@ def check_expands(stage: Stage, given: Update, where: str) -> None:
 
 
 def not_given_back(stage: Stage, given: Update) -> str | None:
-    """How what `stage` gives back by `expand` differs from what it was given, in structure, shapes or dtypes; None where it does not."""
+    """How what `stage` gives back by `expand` differs from what it was given, in structure, shapes or dtypes;
+    None where it does not."""
     sent = message_shapes(stage, given)
     back = jax.eval_shape(lambda sent: stage.expand(stage.init(given), sent, given), sent)
     before: Any = jax.tree.structure(given)

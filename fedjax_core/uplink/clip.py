@@ -1,7 +1,7 @@
 """Clips a report's l2 norm, over all its leaves together: u <- u min(1, bound / |u|).
 
-It bounds what any one client can add, and is the first half of every differentially private sum. A promise, so it is kept at both
-ends: a lossy stage nearer the wire may have grown the norm again.
+It bounds what any one client can add, and is the first half of every differentially private sum. A promise,
+so it is kept at both ends: a lossy stage nearer the wire may have grown the norm again.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import roundtrip
@@ -34,5 +34,10 @@ def clip(bound: float) -> Stage:
 
     promises = Promises(float(bound)) if known(bound) else Promises()
     return stage(
-        "clip", encode=encode, expand=lambda state, message, shapes: shorten(message), measurable=True, additive=True, promises=promises
+        "clip",
+        encode=encode,
+        expand=lambda state, message, shapes: shorten(message),
+        measurable=True,
+        additive=True,
+        promises=promises,
     )

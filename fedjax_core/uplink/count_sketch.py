@@ -2,9 +2,10 @@
 
     S[r, h_r(p)] += s_r(p) u[p]        estimate of u[p]: the median (or mean) over r of s_r(p) S[r, h_r(p)]
 
-A row's estimate is right on average, with variance at most |u|^2 / width: good for updates with few large numbers. It is linear, so
-the sketches of clients that share hashes add up to that of their sum; hashes are the same for all clients of a round.
-Charikar et al., "Finding Frequent Items in Data Streams", 2002; Rothchild et al., "FetchSGD", ICML 2020.
+A row's estimate is right on average, with variance at most |u|^2 / width: good for updates with few large
+numbers. It is linear, so the sketches of clients that share hashes add up to that of their sum; hashes are
+the same for all clients of a round. Charikar et al., "Finding Frequent Items in Data Streams", 2002;
+Rothchild et al., "FetchSGD", ICML 2020.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -35,7 +36,8 @@ class Sketch(NamedTuple):
 
 @with_settings
 def count_sketch(rows: int, width: int, estimate: Literal["median", "mean"] = "median") -> Stage:
-    """The update's numbers, all leaves together, in `rows` times `width` buckets. By "mean" unbiased, by "median" nearer."""
+    """The update's numbers, all leaves together, in `rows` times `width` buckets. By "mean" unbiased, by
+    "median" nearer."""
     if not rows >= 1 or not width >= 1:
         raise ValueError(f"count_sketch needs rows >= 1 and width >= 1, got {rows} and {width}")
     if estimate not in ("median", "mean"):
@@ -44,14 +46,18 @@ def count_sketch(rows: int, width: int, estimate: Literal["median", "mean"] = "m
     def hashes(seed: Array, size: int, dtype: Any) -> tuple[Array, Array]:
         """([rows, size] int32 buckets, [rows, size] signs)."""
         one, other = jax.random.split(jax.random.key(seed))
-        return jax.random.randint(one, (rows, size), 0, width, jnp.int32), jax.random.rademacher(other, (rows, size), dtype)
+        return jax.random.randint(one, (rows, size), 0, width, jnp.int32), jax.random.rademacher(
+            other, (rows, size), dtype
+        )
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         seed, flat = seed_of(sender.shared), ravel_pytree(tree.wide(update))[0]
 
         def table(x: Array) -> Array:
             buckets, signs = hashes(seed, x.size, x.dtype)
-            return jax.vmap(lambda at, signed: jnp.zeros(width, x.dtype).at[at].add(signed))(buckets, signs * x[None])
+            return jax.vmap(lambda at, signed: jnp.zeros(width, x.dtype).at[at].add(signed))(
+                buckets, signs * x[None]
+            )
 
         return Sketch(guarded(table, flat), seed), own
 

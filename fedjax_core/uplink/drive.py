@@ -32,7 +32,8 @@ class Signs(NamedTuple):
 
 @with_settings
 def drive(unbiased: bool = True, rotate: bool = True) -> Stage:
-    """One bit a number, 4 bytes for each 8192 of them, and 4 for the seed of the rotation, which every client draws for itself."""
+    """One bit a number, 4 bytes for each 8192 of them, and 4 for the seed of the rotation, which every client
+    draws for itself."""
 
     def encode(rows: Array) -> Signs:
         sizes, squares = jnp.sum(jnp.abs(rows), axis=1), jnp.sum(jnp.square(rows), axis=1)

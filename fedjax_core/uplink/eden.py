@@ -1,10 +1,12 @@
-"""EDEN: one to four bits a number: the rotated update's numbers to the nearest levels that are best for normal ones, and one scale a row.
+"""EDEN: one to four bits a number: the rotated update's numbers to the nearest levels that are best for
+normal ones, and one scale a row.
 
     z = sqrt(B) R u / |u|      q = nearest level of z      scale = |u|^2 / <R u, q>      value = R^-1 (scale q)
     error D / (1 - D) |u|^2,  D the distortion of the levels:  0.571, 0.133, 0.0358, 0.00959 for 1, 2, 3, 4 bits
 
-Unbiased, so that the mean over n clients divides the error by n. The levels are those of Max, "Quantizing for Minimum Distortion", 1960.
-Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed Mean Estimation for Federated Learning", ICML 2022.
+Unbiased, so that the mean over n clients divides the error by n. The levels are those of Max, "Quantizing for
+Minimum Distortion", 1960. Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed Mean
+Estimation for Federated Learning", ICML 2022.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits
@@ -41,7 +43,8 @@ class Levels(NamedTuple):
 
 @with_settings
 def eden(bits: int) -> Stage:
-    """So many `bits` a number, 1 to 4, 4 bytes for each 8192 numbers, and 4 for the seed of the rotation, which every client draws."""
+    """So many `bits` a number, 1 to 4, 4 bytes for each 8192 numbers, and 4 for the seed of the rotation,
+    which every client draws."""
     if bits not in LEVELS:
         raise ValueError(f"eden takes 1, 2, 3 or 4 bits, got {bits}: for more use k_level or quantize")
     levels = np.array([*(-x for x in reversed(LEVELS[bits])), *LEVELS[bits]])
@@ -51,7 +54,9 @@ def eden(bits: int) -> Stage:
         squares = jnp.sum(jnp.square(rows), axis=1)
         spread = jnp.sqrt(squares / rows.shape[1])
         normal = rows / jnp.where(spread > 0, spread, 1)[:, None]
-        at = jnp.searchsorted(jnp.asarray(between, rows.dtype), normal, method="compare_all").astype(jnp.uint32)
+        at = jnp.searchsorted(jnp.asarray(between, rows.dtype), normal, method="compare_all").astype(
+            jnp.uint32
+        )
         along = jnp.sum(rows * jnp.asarray(levels, rows.dtype)[at], axis=1)
         return Levels(pack(at.reshape(-1), len(levels)), squares / jnp.where(along > 0, along, 1))
 

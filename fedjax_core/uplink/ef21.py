@@ -1,11 +1,13 @@
-"""EF21: clients send, compressed, how their update differs from what the server believes of it, and the server adds that up.
+"""EF21: clients send, compressed, how their update differs from what the server believes of it, and the
+server adds that up.
 
     client: c_i = C(u_i - g_i),  g_i <- g_i + c_i        server: g <- g + (clients here / population) mean c_i;  the update is g
 
-What is sent shrinks as updates settle, so that the error vanishes where a biased C alone stalls; no residual is sent late, as with
-`feedback`. Reports count alike: use `weighting=uniform` where clients are of different sizes.
-Richtarik et al., "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback", NeurIPS 2021, algorithm 2;
-with some of the clients a round, Fatkhullin et al., "EF21 with Bells & Whistles", 2021, algorithm 2.
+What is sent shrinks as updates settle, so that the error vanishes where a biased C alone stalls; no residual
+is sent late, as with `feedback`. Reports count alike: use `weighting=uniform` where clients are of different
+sizes. Richtarik et al., "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback",
+NeurIPS 2021, algorithm 2; with some of the clients a round, Fatkhullin et al., "EF21 with Bells & Whistles",
+2021, algorithm 2.
 
 >>> from fedjax_core.uplink.topk import topk
 >>> ef21(topk(0.05), population=100).name
@@ -31,14 +33,19 @@ class Kept(NamedTuple):
 
 @with_settings
 def ef21(inner: Stage, population: int | None = None) -> Stage:
-    """`inner`, such as `topk(0.05)`, on what changed; each client and the server keep an update, in 32 bits at least.
+    """`inner`, such as `topk(0.05)`, on what changed; each client and the server keep an update, in 32 bits
+    at least.
 
     `population` is how many clients there are; without it all of them are to be in every round.
     """
     if not isinstance(inner, Stage):
-        raise TypeError(f"ef21() wraps a stage, got {type(inner).__name__}: write ef21(topk(0.05), population=100)")
+        raise TypeError(
+            f"ef21() wraps a stage, got {type(inner).__name__}: write ef21(topk(0.05), population=100)"
+        )
     if inner.hides:
-        raise ValueError(f"ef21() keeps what the server reads of a message, and {inner.name} lets it read none: leave it out")
+        raise ValueError(
+            f"ef21() keeps what the server reads of a message, and {inner.name} lets it read none: leave it out"
+        )
     if population is not None and known(population) and not population >= 1:
         raise ValueError(f"ef21 needs the population, 1 client or more, got {population}")
 
@@ -63,4 +70,6 @@ def ef21(inner: Stage, population: int | None = None) -> Stage:
         believed = tree.add(state.believed, tree.scale(share, tree.wide(change)))
         return believed, Kept(believed, kept)
 
-    return stage(f"ef21({inner.name})", init=init, init_client=init_client, encode=encode, expand=expand, finish=finish)
+    return stage(
+        f"ef21({inner.name})", init=init, init_client=init_client, encode=encode, expand=expand, finish=finish
+    )

@@ -2,8 +2,9 @@
 
     sent = encode(u + e),    e <- (u + e) - expand(sent)
 
-The residual e stays with the client between rounds, so that nothing is lost, only late; it makes biased stages (top-k, sign)
-converge. Seide et al., Interspeech 2014; Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019.
+The residual e stays with the client between rounds, so that nothing is lost, only late; it makes biased
+stages (top-k, sign) converge. Seide et al., Interspeech 2014; Karimireddy et al., "Error Feedback Fixes
+SignSGD", ICML 2019.
 
 >>> from fedjax_core.uplink.quantize import quantize
 >>> feedback(quantize(bits=4)).name
@@ -20,11 +21,16 @@ from fedjax_core.uplink.base import Sender, Stage, check_expands
 
 @with_settings
 def feedback(inner: Stage) -> Stage:
-    """`inner` with the client keeping what it loses, in 32 bits at least; one such copy of the update a client."""
+    """`inner` with the client keeping what it loses, in 32 bits at least; one such copy of the update a
+    client."""
     if not isinstance(inner, Stage):
-        raise TypeError(f"feedback() wraps a stage, got {type(inner).__name__}: write feedback(quantize(bits=4))")
+        raise TypeError(
+            f"feedback() wraps a stage, got {type(inner).__name__}: write feedback(quantize(bits=4))"
+        )
     if inner.hides:
-        raise ValueError(f"feedback() keeps what the server does not read of a message, and {inner.name} lets it read none: leave it out")
+        raise ValueError(
+            f"feedback() keeps what the server does not read of a message, and {inner.name} lets it read none: leave it out"
+        )
     if inner.promises.noise is not None and inner.promises.at == "client":
         raise ValueError(
             f"feedback() would take the noise of {inner.name} back in the next round: put what is lossy alone into it, as in "
@@ -47,4 +53,6 @@ def feedback(inner: Stage) -> Stage:
     def expand(state: Any, message: Message, shapes: Update) -> Update:
         return inner.expand(state, message, tree.wide(shapes))
 
-    return inner._replace(name=f"feedback({inner.name})", init=init, init_client=init_client, encode=encode, expand=expand)
+    return inner._replace(
+        name=f"feedback({inner.name})", init=init, init_client=init_client, encode=encode, expand=expand
+    )

@@ -2,7 +2,8 @@
 
     q = round to nearest of u        |q - u| <= 2^-9 |u|  (bfloat16),    2^-11 |u|  (float16, up to 65504, from 6e-5)
 
-Rounding is the same whatever is drawn, so small updates lose the same digits each round: inside `feedback` they come back later.
+Rounding is the same whatever is drawn, so small updates lose the same digits each round: inside `feedback`
+they come back later.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import message_shapes, roundtrip
@@ -23,9 +24,12 @@ from fedjax_core.uplink.base import Sender, Stage, stage
 
 @with_settings
 def half(dtype: str = "bfloat16") -> Stage:
-    """Sends every float32 as a bfloat16 (all of float32's range) or a float16 (more digits; the server refuses what overflows)."""
+    """Sends every float32 as a bfloat16 (all of float32's range) or a float16 (more digits; the server
+    refuses what overflows)."""
     if dtype not in ("bfloat16", "float16"):
-        raise ValueError(f"half needs dtype 'bfloat16' or 'float16', got {dtype!r}: for fewer bits use quantize")
+        raise ValueError(
+            f"half needs dtype 'bfloat16' or 'float16', got {dtype!r}: for fewer bits use quantize"
+        )
     small = jnp.dtype(dtype)
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:

@@ -1,4 +1,5 @@
-"""Stochastic k-level quantisation: each number as one of k levels between the smallest and the largest of its leaf, right on average.
+"""Stochastic k-level quantisation: each number as one of k levels between the smallest and the largest of its
+leaf, right on average.
 
     w = (max - min) / (k - 1)      q = floor((u - min) / w + r),  r ~ U[0, 1)      E[min + w q] = u
     error of a vector: w^2 sum_p p (1 - p), p the part of (u - min) / w after the point;  at most d |u|^2 / (2 (k - 1)^2)
@@ -34,14 +35,17 @@ class Levels(NamedTuple):
 
 @with_settings
 def k_level(levels: int) -> Stage:
-    """Each number as one of `levels` from 2 to 65536: log2(levels) bits, packed, and 8 bytes a leaf. Unbiased."""
+    """Each number as one of `levels` from 2 to 65536: log2(levels) bits, packed, and 8 bytes a leaf.
+    Unbiased."""
     if not 2 <= levels <= 65536:
         raise ValueError(f"k_level needs 2 <= levels <= 65536, got {levels}")
 
     def encode(x: Array, key: Key) -> Levels:
         low, high = jnp.min(x, initial=jnp.inf), jnp.max(x, initial=-jnp.inf)
         width = (high - low) / (levels - 1)
-        steps = jnp.floor((x - low) / jnp.where(width > 0, width, 1) + jax.random.uniform(key, x.shape, x.dtype))
+        steps = jnp.floor(
+            (x - low) / jnp.where(width > 0, width, 1) + jax.random.uniform(key, x.shape, x.dtype)
+        )
         return Levels(pack(jnp.clip(steps, 0, levels - 1).astype(jnp.uint32), levels), low, high)
 
     def decode(sent: Levels, shape: jax.ShapeDtypeStruct) -> Array:

@@ -1,11 +1,13 @@
-"""Low rank, leaf by leaf: each matrix is sent as the product of a tall and a wide one. PowerSGD, and the best product there is.
+"""Low rank, leaf by leaf: each matrix is sent as the product of a tall and a wide one. PowerSGD, and the best
+product there is.
 
     powersgd    P = orthonormal(M Q),  Q' = M^T P;  P and Q' are sent, M ~ P Q'^T, and Q' is where the client begins next time
     low_rank     M ~ U_r S_r V_r^T, the singular value decomposition cut at r
 
-Exact where the rank of M is at most r. A leaf of three or more axes is a matrix of its last axis by all others; vectors, and matrices
-that two factors would not make smaller, are sent as they are. Biased: inside `feedback` what is lost comes back later.
-Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization", NeurIPS 2019, algorithm 1.
+Exact where the rank of M is at most r. A leaf of three or more axes is a matrix of its last axis by all
+others; vectors, and matrices that two factors would not make smaller, are sent as they are. Biased: inside
+`feedback` what is lost comes back later. Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression
+for Distributed Optimization", NeurIPS 2019, algorithm 1.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -28,14 +30,17 @@ from fedjax_core.uplink.base import Sender, Stage, stage
 
 @with_settings
 def powersgd(rank: int) -> Stage:
-    """Matrices as products of this rank, by one step of the power method from where the client's last one ended."""
+    """Matrices as products of this rank, by one step of the power method from where the client's last one
+    ended."""
     _check("powersgd", rank)
 
     def init_client(shapes: Update) -> Own:
         """Of each matrix a wide factor to begin with, the same for all."""
         leaves = jax.tree.leaves(tree.wide(tree.shapes(shapes)))
         return tuple(
-            jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (form[1], rank), x.dtype) if (form := _form(x.shape, rank)) else ()
+            jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (form[1], rank), x.dtype)
+            if (form := _form(x.shape, rank))
+            else ()
             for i, x in enumerate(leaves)
         )
 
@@ -77,7 +82,10 @@ def low_rank(rank: int) -> Stage:
 def _expand(state: Any, message: Message, shapes: Update) -> Update:
     structure: Any
     leaves, structure = jax.tree.flatten(tree.wide(tree.shapes(shapes)))
-    whole = [(sent[0] @ sent[1].T).reshape(x.shape) if isinstance(sent, tuple) else sent for sent, x in zip(message, leaves, strict=True)]
+    whole = [
+        (sent[0] @ sent[1].T).reshape(x.shape) if isinstance(sent, tuple) else sent
+        for sent, x in zip(message, leaves, strict=True)
+    ]
     return structure.unflatten(whole)
 
 

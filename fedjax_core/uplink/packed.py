@@ -1,4 +1,5 @@
-"""What lossy stages are made of: small whole numbers packed into bytes, and a stage from what is done to one leaf.
+"""What lossy stages are made of: small whole numbers packed into bytes, and a stage from what is done to one
+leaf.
 
     2, 4 or 16 values           8, 4 or 2 a byte
     2^b values                  8 numbers in b bytes
@@ -24,7 +25,8 @@ from fedjax_core.uplink.base import Sender, Stage, stage
 
 
 def pack(levels: Array, values: int) -> Array:
-    """Flat uint32 numbers below `values` >= 2 as they travel: uint8 where `values` is a power of two, else uint32."""
+    """Flat uint32 numbers below `values` >= 2 as they travel: uint8 where `values` is a power of two, else
+    uint32."""
     bits, per, small = _form(values)
     digits = jnp.pad(levels, (0, -len(levels) % per)).reshape(-1, per)
     if bits is None or 8 % bits == 0:
@@ -61,24 +63,35 @@ def seed_of(key: Key) -> Array:
 
 
 def leafwise(
-    name: str, encode: Callable[[Array, Key], Any], decode: Callable[[Any, jax.ShapeDtypeStruct], Array], shared: bool = False
+    name: str,
+    encode: Callable[[Array, Key], Any],
+    decode: Callable[[Any, jax.ShapeDtypeStruct], Array],
+    shared: bool = False,
 ) -> Stage:
-    """A stage from (a leaf's numbers [d], key) -> what is sent, and (that, the leaf's shape) -> numbers [d] again.
+    """A stage from (a leaf's numbers [d], key) -> what is sent, and (that, the leaf's shape) -> numbers [d]
+    again.
 
     The key is the client's own, or where the stage is `shared` the same for all, and then it is to be linear.
 
-    Leaves of fewer than 32 bits are brought to that before. Of a leaf with a number that is not finite, every float that is sent is NaN.
-    """
+    Leaves of fewer than 32 bits are brought to that before. Of a leaf with a number that is not finite, every
+    float that is sent is NaN."""
 
     def send(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         leaves = jax.tree.leaves(tree.wide(update))
         keys = [jax.random.fold_in(sender.shared if shared else sender.key, i) for i in range(len(leaves))]
-        return tuple(guarded(partial(_with, encode, key), x.reshape(-1)) for key, x in zip(keys, leaves, strict=True)), own
+        return tuple(
+            guarded(partial(_with, encode, key), x.reshape(-1)) for key, x in zip(keys, leaves, strict=True)
+        ), own
 
     def expand(state: Any, message: Message, shapes: Update) -> Update:
         structure: Any
         leaves, structure = jax.tree.flatten(tree.wide(tree.shapes(shapes)))
-        return structure.unflatten([decode(sent, x).astype(x.dtype).reshape(x.shape) for sent, x in zip(message, leaves, strict=True)])
+        return structure.unflatten(
+            [
+                decode(sent, x).astype(x.dtype).reshape(x.shape)
+                for sent, x in zip(message, leaves, strict=True)
+            ]
+        )
 
     return stage(name, encode=send, expand=expand, measurable=True, linear=shared)
 
@@ -91,11 +104,14 @@ def guarded(encode: Callable[[Array], Any], x: Array) -> Any:
     """What `encode` makes of the numbers, its floats NaN where one of these is not finite."""
     fine = tree.finite(x)
     sent = encode(jnp.where(fine, x, 0))
-    return jax.tree.map(lambda s: jnp.where(fine, s, jnp.nan) if jnp.issubdtype(s.dtype, jnp.floating) else s, sent)
+    return jax.tree.map(
+        lambda s: jnp.where(fine, s, jnp.nan) if jnp.issubdtype(s.dtype, jnp.floating) else s, sent
+    )
 
 
 def share_of(name: str, fraction: float, size: int) -> int:
-    """How many of `size` numbers a fraction in (0, 1] is, one at least; raises where it is no such fraction."""
+    """How many of `size` numbers a fraction in (0, 1] is, one at least; raises where it is no such
+    fraction."""
     if not 0 < fraction <= 1:
         raise ValueError(f"{name} needs a fraction of the numbers, 0 < fraction <= 1, got {fraction}")
     return min(size, max(1, math.ceil(fraction * size - 1e-9)))

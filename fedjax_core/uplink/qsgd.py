@@ -1,10 +1,12 @@
-"""QSGD: each number by its sign and how many s-ths of the leaf's norm it is, rounded up or down by lot, right on average.
+"""QSGD: each number by its sign and how many s-ths of the leaf's norm it is, rounded up or down by lot, right
+on average.
 
     q = floor(s |u| / |u|_2 + r),  r ~ U[0, 1)        E[|u|_2 sign(u) q / s] = u
     error of a vector: |u|_2^2 / s^2 sum_p p (1 - p), p the part of s |u| / |u|_2 after the point;  at most min(d / s^2, sqrt(d) / s) |u|^2
 
-Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding", NeurIPS 2017, section 3.1. In the place of its
-Elias code, whose length depends on the numbers, each takes log2(2 s + 1) bits.
+Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding", NeurIPS 2017,
+section 3.1. In the place of its Elias code, whose length depends on the numbers, each takes log2(2 s + 1)
+bits.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -33,13 +35,16 @@ class Levels(NamedTuple):
 
 @with_settings
 def qsgd(levels: int) -> Stage:
-    """So many `levels` from 1 to 32767 between 0 and the leaf's norm, on both sides of 0; 4 bytes a leaf besides. Unbiased."""
+    """So many `levels` from 1 to 32767 between 0 and the leaf's norm, on both sides of 0; 4 bytes a leaf
+    besides. Unbiased."""
     if not 1 <= levels <= 32767:
         raise ValueError(f"qsgd needs 1 <= levels <= 32767, got {levels}")
 
     def encode(x: Array, key: Key) -> Levels:
         norm = jnp.linalg.norm(x)
-        steps = jnp.floor(jnp.abs(x) * (levels / jnp.where(norm > 0, norm, 1)) + jax.random.uniform(key, x.shape, x.dtype))
+        steps = jnp.floor(
+            jnp.abs(x) * (levels / jnp.where(norm > 0, norm, 1)) + jax.random.uniform(key, x.shape, x.dtype)
+        )
         signed = jnp.sign(x) * jnp.minimum(steps, levels) + levels
         return Levels(pack(signed.astype(jnp.uint32), 2 * levels + 1), norm)
 

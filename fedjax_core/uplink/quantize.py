@@ -2,8 +2,9 @@
 
     scale = max|u| / m,  m = 2^(bits-1) - 1        q = floor(u / scale + r),  r ~ U[0, 1)        E[scale q] = u
 
-The variance a coordinate gains is at most scale^2 / 4. After Alistarh et al., "QSGD", NeurIPS 2017 (with the maximum norm, levels on
-both sides of zero). One report takes `bits` rounded up to 8 or 16 a coordinate in memory and on the wire, and 4 bytes a leaf.
+The variance a coordinate gains is at most scale^2 / 4. After Alistarh et al., "QSGD", NeurIPS 2017 (with the
+maximum norm, levels on both sides of zero). One report takes `bits` rounded up to 8 or 16 a coordinate in
+memory and on the wire, and 4 bytes a leaf.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import message_shapes, roundtrip
@@ -32,15 +33,20 @@ class Quantized(NamedTuple):
 
 @with_settings
 def quantize(bits: int) -> Stage:
-    """Sends every coordinate as one of 2^bits - 1 levels between -max|u| and max|u| of its leaf, 2 <= bits <= 16. Unbiased."""
+    """Sends every coordinate as one of 2^bits - 1 levels between -max|u| and max|u| of its leaf, 2 <= bits <=
+    16. Unbiased."""
     if not 2 <= bits <= 16:
-        raise ValueError(f"quantize needs 2 <= bits <= 16, got {bits}: for fewer bits use a sign or ternary stage")
+        raise ValueError(
+            f"quantize needs 2 <= bits <= 16, got {bits}: for fewer bits use a sign or ternary stage"
+        )
     most = 2 ** (bits - 1) - 1
     small = jnp.int8 if bits <= 8 else jnp.int16
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         structure: Any
-        leaves, structure = jax.tree.flatten(tree.wide(update))  # 8 bits of levels and a draw do not fit a bfloat16
+        leaves, structure = jax.tree.flatten(
+            tree.wide(update)
+        )  # 8 bits of levels and a draw do not fit a bfloat16
         scales = [jnp.max(jnp.abs(x), initial=0) / most for x in leaves]
 
         def levels(i: int, x: Array, scale: Array) -> Array:

@@ -2,8 +2,9 @@
 
     value = d / k u in k random places, 0 elsewhere        error of a vector: exactly d / k - 1 times |u|^2, on average
 
-The places are drawn of a seed that travels in their stead. Konecny et al., "Federated Learning: Strategies for Improving Communication
-Efficiency", 2016 (random masks). `unbiased=False` leaves the numbers as they are, for `feedback` and `ef21`.
+The places are drawn of a seed that travels in their stead. Konecny et al., "Federated Learning: Strategies
+for Improving Communication Efficiency", 2016 (random masks). `unbiased=False` leaves the numbers as they are,
+for `feedback` and `ef21`.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -34,8 +35,8 @@ class Drawn(NamedTuple):
 def randk(fraction: float, unbiased: bool = True, shared: bool = False) -> Stage:
     """Sends that `fraction` of each leaf's numbers, one at least, and 4 bytes.
 
-    `shared`: all clients of a round send the same places, so that secure aggregation can add the numbers up. Without, each has its own,
-    and the mean over many clients is nearer.
+    `shared`: all clients of a round send the same places, so that secure aggregation can add the numbers up.
+    Without, each has its own, and the mean over many clients is nearer.
     """
     share_of("randk", fraction, 1)
 

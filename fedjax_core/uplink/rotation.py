@@ -1,11 +1,13 @@
-"""A random rotation that is quick: twice random signs and a Hadamard transform. It spreads what is large over all numbers.
+"""A random rotation that is quick: twice random signs and a Hadamard transform. It spreads what is large over
+all numbers.
 
     R u = H D' H D u / B        H the Hadamard matrix, D and D' random signs; H H = B, so that u = D H D' H (R u) / B
 
-The update's numbers, one leaf after another, are rows of B = 2^m <= 8192, the last of them filled up with zeros. A row of R u is
-much like independent normal numbers of the same norm, whatever u is; after one transform alone it is not, where u has few large numbers
-(EDEN's error is 10 % off on log-normal ones of spread 2). Both ends draw the signs of a seed that travels, 4 bytes.
-Ailon and Chazelle, "The Fast Johnson-Lindenstrauss Transform", SIAM J. Comput. 2009; for updates Suresh et al., ICML 2017.
+The update's numbers, one leaf after another, are rows of B = 2^m <= 8192, the last of them filled up with
+zeros. A row of R u is much like independent normal numbers of the same norm, whatever u is; after one
+transform alone it is not, where u has few large numbers (EDEN's error is 10 % off on log-normal ones of
+spread 2). Both ends draw the signs of a seed that travels, 4 bytes. Ailon and Chazelle, "The Fast
+Johnson-Lindenstrauss Transform", SIAM J. Comput. 2009; for updates Suresh et al., ICML 2017.
 
 >>> hadamard(jnp.array([[1.0, 0.0], [1.0, 1.0]])).round(3).tolist()
 [[0.7070000171661377, 0.7070000171661377], [1.4140000343322754, 0.0]]
@@ -59,7 +61,9 @@ def back(rows: Array, seed: Array) -> Array:
 
 
 def _signs(rows: Array, seed: Array) -> tuple[Array, Array]:
-    one, other = (jax.random.rademacher(key, rows.shape, rows.dtype) for key in jax.random.split(jax.random.key(seed)))
+    one, other = (
+        jax.random.rademacher(key, rows.shape, rows.dtype) for key in jax.random.split(jax.random.key(seed))
+    )
     return one, other
 
 
@@ -79,8 +83,11 @@ def from_rows(rows: Array, shapes: Update) -> Update:
     return unravel(rows.reshape(-1)[: tree.size(wide)])
 
 
-def rowwise(name: str, encode: Callable[[Array], Any], decode: Callable[[Any, tuple[int, int]], Array], rotate: bool) -> Stage:
-    """A stage from rows [n, B] -> what is sent, and (that, [n, B]) -> rows again; rotated by a draw of each client's own.
+def rowwise(
+    name: str, encode: Callable[[Array], Any], decode: Callable[[Any, tuple[int, int]], Array], rotate: bool
+) -> Stage:
+    """A stage from rows [n, B] -> what is sent, and (that, [n, B]) -> rows again; rotated by a draw of each
+    client's own.
 
     Clients whose updates are alike then lose different things, which the mean over them takes away.
     """
@@ -102,7 +109,8 @@ def rowwise(name: str, encode: Callable[[Array], Any], decode: Callable[[Any, tu
 
 @with_settings
 def rotated(inner: Stage) -> Stage:
-    """`inner`, such as `k_level(2)`, on the update rotated alike for all clients of a round, with all of its numbers as one leaf."""
+    """`inner`, such as `k_level(2)`, on the update rotated alike for all clients of a round, with all of its
+    numbers as one leaf."""
     if not isinstance(inner, Stage):
         raise TypeError(f"rotated() wraps a stage, got {type(inner).__name__}: write rotated(k_level(2))")
     if inner.hides:

@@ -1,15 +1,18 @@
-"""Secure aggregation by pairwise masks: the server reads the sum of the reports, and of a single report nothing.
+"""Secure aggregation by pairwise masks: the server reads the sum of the reports, and of a single report
+nothing.
 
     sent_i = w_i round(u_i / step) + sum_{j > i} m_ij - sum_{j < i} m_ij      in whole numbers modulo 2^32; m_ij drawn from key_ij
     sum_i sent_i = sum_i w_i round(u_i / step)                                each mask is there once with each sign
 
-How a report becomes whole numbers is said in `fedjax_core.secure_aggregation.ring`: rounded at random, so without bias, and never so that
-a sum wraps. The masks cancel to the last bit, so the value is the one that the protocol of `fedjax_core.secure_aggregation` gives. Here
-masks are drawn from keys of pairs, to simulate a drop-out: those who reported then reveal the keys that they share with who did not, and
-the server takes those masks off. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017.
+How a report becomes whole numbers is said in `fedjax_core.secure_aggregation.ring`: rounded at random, so
+without bias, and never so that a sum wraps. The masks cancel to the last bit, so the value is the one that
+the protocol of `fedjax_core.secure_aggregation` gives. Here masks are drawn from keys of pairs, to simulate a
+drop-out: those who reported then reveal the keys that they share with who did not, and the server takes those
+masks off. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017.
 
-Needs `aggregators.total()`, and that keys be shared between each two clients (`Sender.pairs`). In a simulation these come of the run's key.
-A real site is alone with this stage, so that no mask is drawn, and masks what it sends by the protocol, with secrets of its own.
+Needs `aggregators.total()`, and that keys be shared between each two clients (`Sender.pairs`). In a
+simulation these come of the run's key. A real site is alone with this stage, so that no mask is drawn, and
+masks what it sends by the protocol, with secrets of its own.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import message_shapes
@@ -34,10 +37,10 @@ from fedjax_core.uplink.base import Info, Sender, Stage, stage
 def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
     """Hides each report in the sum of all, in steps of `bound / (2^(bits - 1) - 1)`.
 
-    A report with a number beyond `bound`, or that is not finite, is refused; `fc.uplink.clip(bound)` before it keeps all within.
-    `weights` is the largest sum of all weights, which are whole: of K clients that take part none may weigh more than `weights / K`.
-    What could wrap (`bits + ceil(log2(weights))` above 32) is refused here. In a simulation every mask is drawn, K times the size of an
-    update for each client.
+    A report with a number beyond `bound`, or that is not finite, is refused; `fc.uplink.clip(bound)` before
+    it keeps all within. `weights` is the largest sum of all weights, which are whole: of K clients that take
+    part none may weigh more than `weights / K`. What could wrap (`bits + ceil(log2(weights))` above 32) is
+    refused here. In a simulation every mask is drawn, K times the size of an update for each client.
     """
     exact = ring(bound, bits, weights)
 
@@ -46,11 +49,15 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
         weight = sender.weight.astype(jnp.int32)
         may_weigh = (sender.weight == weight.astype(jnp.float32)) & (weight >= 0) & (weight <= most)
         leaves, structure = jax.tree.flatten(update)
-        fits = jnp.stack([may_weigh, *(jnp.all(jnp.abs(x.astype(jnp.float32)) <= exact.bound) for x in leaves)])  # NaN is not, either
+        fits = jnp.stack(
+            [may_weigh, *(jnp.all(jnp.abs(x.astype(jnp.float32)) <= exact.bound) for x in leaves)]
+        )  # NaN is not, either
         keys = [jax.random.fold_in(sender.key, i) for i in range(len(leaves))]
         whole = [quantize(exact, jnp.nan_to_num(x), weight, key) for x, key in zip(leaves, keys, strict=True)]
         plain = Weighted(jax.tree.unflatten(structure, whole), weight.astype(jnp.uint32))
-        alone = len(sender.here) == 1  # as at a site, which masks by the protocol: nothing is drawn, nor compiled
+        alone = (
+            len(sender.here) == 1
+        )  # as at a site, which masks by the protocol: nothing is drawn, nor compiled
         masked = plain if alone else _masked(plain, sender.pairs, _signs(sender.place, sender.here))
         return Masked(masked, jnp.where(jnp.all(fits), 0.0, jnp.nan).astype(jnp.float32)), own
 
@@ -71,7 +78,9 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
             found: Weighted = lax.fori_loop(0, len(dropped), unmask, value.ring)
             return found
 
-        protocol = isinstance(info.recovered, tuple) and not info.recovered  # of real sites, which took all masks off
+        protocol = (
+            isinstance(info.recovered, tuple) and not info.recovered
+        )  # of real sites, which took all masks off
         total = value.ring if protocol else lax.cond(jnp.any(dropped), unmasked, lambda: value.ring)
         return jax.tree.map(lambda x: dequantize(exact, x, total.weight), total.update), state
 
@@ -85,7 +94,9 @@ def _signs(place: Array, others: Array) -> Array:
 
 def _masked(ring: Weighted, pairs: Key, signs: Array) -> Weighted:
     """The ring with the mask of each of these keys [K] added as often as its sign says: 1, 0 or -1 times."""
-    flat, unravel = ravel_pytree(ring)  # as one vector: one generator to compile instead of one a leaf, each of which takes XLA a second
+    flat, unravel = ravel_pytree(
+        ring
+    )  # as one vector: one generator to compile instead of one a leaf, each of which takes XLA a second
 
     def add(j: Array, flat: Array) -> Array:
         times = signs[j].astype(jnp.uint32)  # -1 is 2^32 - 1

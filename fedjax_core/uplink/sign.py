@@ -2,8 +2,9 @@
 
     C(u) = |u|_1 / d sign(u)        |C(u) - u|^2 = (1 - |u|_1^2 / (d |u|_2^2)) |u|_2^2
 
-It points the right way, and is biased: inside `feedback` what is lost comes back later, without which it may not converge.
-Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML 2019, section 4.
+It points the right way, and is biased: inside `feedback` what is lost comes back later, without which it may
+not converge. Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML
+2019, section 4.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip

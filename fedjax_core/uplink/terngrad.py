@@ -3,7 +3,8 @@
     b = 1 with probability |u| / |u|_inf, else 0        E[|u|_inf sign(u) b] = u
     error of a vector: |u|_inf |u|_1 - |u|_2^2
 
-Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning", NeurIPS 2017, section 3.1.
+Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning", NeurIPS 2017,
+section 3.1.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip

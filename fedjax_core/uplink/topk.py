@@ -1,9 +1,11 @@
-"""Top-k: of each leaf the numbers that are largest by size are sent, with their places; all others count as zero.
+"""Top-k: of each leaf the numbers that are largest by size are sent, with their places; all others count as
+zero.
 
     error of a vector: at most (1 - k / d) |u|^2, and just that where all are of one size
 
 Biased: wrap it in `feedback` to make what is dropped come back later.
-Stich et al., "Sparsified SGD with Memory", NeurIPS 2018; Aji and Heafield, "Sparse Communication for Distributed Gradient Descent", 2017.
+Stich et al., "Sparsified SGD with Memory", NeurIPS 2018; Aji and Heafield, "Sparse Communication for
+Distributed Gradient Descent", 2017.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -33,7 +35,8 @@ class Largest(NamedTuple):
 
 @with_settings
 def topk(fraction: float) -> Stage:
-    """Sends the `fraction` of each leaf's numbers that are largest by size, one at least. Biased; never grows the norm."""
+    """Sends the `fraction` of each leaf's numbers that are largest by size, one at least. Biased; never grows
+    the norm."""
     share_of("topk", fraction, 1)
 
     def encode(x: Array, key: Key) -> Largest:

@@ -5,15 +5,17 @@
     whole       patches, what the kernel sees from each place, put side by side, times a matrix
     rows        a product for each row of the kernel, with patches of that row alone: a third of the memory, where it has three
 
-Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms (see `options` for what XLA is asked for):
+Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms (see `options` for what XLA is
+asked for):
 
     one lane                   plain    ordered    whole    rows
     forward                    1.1      1.1        2.4      1.4        (2.4 where XLA may take a library's convolution)
     gradient of the input      20       1.5        12       8.4
     gradient of the kernel     361      1.7        2.6      3.1
 
-Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take turns ("lane by lane"), or
-there is one product for all. Which is better depends: a network of two convolutions, 10 images of 28x28, ms a step and lane in 16 lanes:
+Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take
+turns ("lane by lane"), or there is one product for all. Which is better depends: a network of two
+convolutions, 10 images of 28x28, ms a step and lane in 16 lanes:
 
     channels                   ordered, lane by lane    whole    in one lane, ordered
     4, 8                       0.75                     0.6      0.9
@@ -38,7 +40,8 @@ _APART = ", lane by lane"
 
 
 class Convolution(NamedTuple):
-    """An equation `conv_general_dilated` as a value: `y[p] = sum_t x[(p * stride + t * kernel_dilation - low) / dilation] k[t]`."""
+    """An equation `conv_general_dilated` as a value: `y[p] = sum_t x[(p * stride + t * kernel_dilation - low)
+    / dilation] k[t]`."""
 
     x: tuple[int, ...]
     k: tuple[int, ...]
@@ -47,7 +50,9 @@ class Convolution(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     kernel_dilation: tuple[int, ...]
-    axes: Any  # where in x, k and y the axes are: (examples, channels, *space), (outputs, inputs, *space), (examples, outputs, *space)
+    # where in x, k and y the axes are: (examples, channels, *space), (outputs, inputs, *space), (examples,
+    # outputs, *space)
+    axes: Any
     groups: tuple[int, int]
     precision: Any
     preferred: Any
@@ -59,9 +64,23 @@ class Convolution(NamedTuple):
         k: Any
         (x, k), p = (v.aval for v in eqn.invars), eqn.params
         axes = tuple(tuple(axis) for axis in p["dimension_numbers"])
-        geometry = (tuple(p["window_strides"]), tuple(map(tuple, p["padding"])), tuple(p["lhs_dilation"]), tuple(p["rhs_dilation"]))
+        geometry = (
+            tuple(p["window_strides"]),
+            tuple(map(tuple, p["padding"])),
+            tuple(p["lhs_dilation"]),
+            tuple(p["rhs_dilation"]),
+        )
         groups = (p["feature_group_count"], p["batch_group_count"])
-        return cls(x.shape, k.shape, str(x.dtype), *geometry, axes, groups, p["precision"], p["preferred_element_type"])
+        return cls(
+            x.shape,
+            k.shape,
+            str(x.dtype),
+            *geometry,
+            axes,
+            groups,
+            p["precision"],
+            p["preferred_element_type"],
+        )
 
     @property
     def places(self) -> list[tuple[int, ...]]:
@@ -74,7 +93,13 @@ class Convolution(NamedTuple):
         return [
             (lo + hi + (self.x[a] - 1) * d - (self.k[b] - 1) * kd) // s + 1
             for a, b, s, (lo, hi), d, kd in zip(
-                self.axes[0][2:], self.axes[1][2:], self.stride, self.padding, self.dilation, self.kernel_dilation, strict=True
+                self.axes[0][2:],
+                self.axes[1][2:],
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.kernel_dilation,
+                strict=True,
             )
         ]
 
@@ -110,7 +135,9 @@ class Convolution(NamedTuple):
         if rule.endswith(_APART):
             return jax.custom_batching.sequential_vmap(partial(self.by, rule.removesuffix(_APART)))(x, k)
         if rule in ("rows", "whole"):
-            return (self._positions if self.to_kernel else self._patches)(x, k, 1 if rule == "rows" else len(self.stride))
+            return (self._positions if self.to_kernel else self._patches)(
+                x, k, 1 if rule == "rows" else len(self.stride)
+            )
         return {"plain": self._plain, "ordered": self._ordered}[rule](x, k)
 
     def _plain(self, x: Array, k: Array) -> Array:
@@ -142,17 +169,23 @@ class Convolution(NamedTuple):
         cut = len(space) - beside
         x = self._padded(lax.transpose(x, (n, *space, c)), [1 + a for a in range(len(space))])
         k = lax.transpose(k, (*places, i, o))
-        seen = jnp.concatenate([self._window(x, last, cut) for last in itertools.product(*map(range, k.shape[cut:-2]))], axis=-1)
+        seen = jnp.concatenate(
+            [self._window(x, last, cut) for last in itertools.product(*map(range, k.shape[cut:-2]))], axis=-1
+        )
         seen = lax.optimization_barrier(seen) if cut else seen  # made once, not for every row
         y: Any = 0
         for first in itertools.product(*map(range, k.shape[:cut])):
-            y = y + self._product(self._window(seen, first, 0), k[first].reshape(-1, k.shape[-1]), (x.ndim - 1,), (0,))
+            y = y + self._product(
+                self._window(seen, first, 0), k[first].reshape(-1, k.shape[-1]), (x.ndim - 1,), (0,)
+            )
         return self._output(y)
 
     def _positions(self, x: Array, k: Array, beside: int) -> Array:
         (n, c, *space), (_, i, *places), _ = self.axes
         x, cut = self._padded(x, space), len(space) - beside
-        seen = jnp.concatenate([self._seen(x, last, cut) for last in itertools.product(*map(range, self.extent[cut:]))], axis=n)
+        seen = jnp.concatenate(
+            [self._seen(x, last, cut) for last in itertools.product(*map(range, self.extent[cut:]))], axis=n
+        )
         seen = lax.optimization_barrier(seen) if cut else seen  # made once, not for every row
         firsts = itertools.product(*map(range, self.extent[:cut]))
         parts = [self._product(self._seen(seen, first, 0), k, (c, *space), (i, *places)) for first in firsts]
@@ -175,7 +208,8 @@ class Convolution(NamedTuple):
         return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(a, (0, 0, 0)) for a in range(x.ndim)])
 
     def _window(self, x: Array, place: tuple[int, ...], first: int) -> Array:
-        """What one place of the kernel, along the axes in space from `first` on, sees of x, [examples, *space, channels]."""
+        """What one place of the kernel, along the axes in space from `first` on, sees of x, [examples,
+        *space, channels]."""
         at = [slice(None)] * x.ndim
         for a, t in enumerate(place, first):
             begin, wide, s = t * self.kernel_dilation[a], self.extent[a], self.stride[a]
@@ -183,7 +217,8 @@ class Convolution(NamedTuple):
         return x[tuple(at)]
 
     def _seen(self, x: Array, corner: tuple[int, ...], first: int) -> Array:
-        """What the whole kernel, along the axes in space from `first` on, sees of x from one place of the output."""
+        """What the whole kernel, along the axes in space from `first` on, sees of x from one place of the
+        output."""
         at = [slice(None)] * x.ndim
         for a, p in enumerate(corner, first):
             begin, wide, kd = p * self.stride[a], self.k[self.axes[1][2 + a]], self.kernel_dilation[a]

@@ -2,9 +2,10 @@
 
     MFU = operations of a step x steps/s / (peak of one device x devices)
 
-Counted are the products that models are made of, matrix products and convolutions, as they stand in the traced step with its gradient:
-two operations for each multiplication, the usual count of "model FLOPs". What a backend computes anew, pads or rewrites does not count.
-Loops count as often as they run where the trace knows that, and once where it does not.
+Counted are the products that models are made of, matrix products and convolutions, as they stand in the
+traced step with its gradient: two operations for each multiplication, the usual count of "model FLOPs". What
+a backend computes anew, pads or rewrites does not count. Loops count as often as they run where the trace
+knows that, and once where it does not.
 
 >>> import optax
 >>> from fedjax_core import algorithms, compose, models
@@ -37,13 +38,17 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
     "TPU v5p": {"float32": 459e12, "bfloat16": 459e12},
     "TPU v6 lite": {"float32": 918e12, "bfloat16": 918e12},
 }
-"""Operations a second of dense products, from the makers' data sheets (SXM boards), by how a device's name begins and the dtype of what is
-multiplied. float32 is as JAX multiplies it by default: in TensorFloat-32 on GPUs, in bfloat16 on TPUs."""
+"""Operations a second of dense products, from the makers' data sheets (SXM boards), by how a device's name
+begins and the dtype of what is multiplied. float32 is as JAX multiplies it by default: in TensorFloat-32 on
+GPUs, in bfloat16 on TPUs."""
 
 
 def operations(composed: Round, examples: Columns) -> dict[str, float]:
-    """Operations of one local step of one client, by dtype, the mean over exchanges with steps; of examples [batch size, ...] shapes do."""
-    exchanges = [(e, exchange) for e, exchange in enumerate(composed.algorithm.exchanges) if not exchange.work.idle]
+    """Operations of one local step of one client, by dtype, the mean over exchanges with steps; of examples
+    [batch size, ...] shapes do."""
+    exchanges = [
+        (e, exchange) for e, exchange in enumerate(composed.algorithm.exchanges) if not exchange.work.idle
+    ]
 
     def steps(key: Any, batch: Any) -> Any:
         state = composed.init(key, 1)
@@ -76,13 +81,18 @@ def _products(jaxpr: Any, times: int) -> Iterator[tuple[str, int]]:
         if eqn.primitive.name == "dot_general":
             (over, _), _ = eqn.params["dimension_numbers"]
             x = eqn.invars[0].aval
-            yield str(x.dtype), 2 * times * math.prod(eqn.outvars[0].aval.shape) * math.prod(x.shape[a] for a in over)
+            yield (
+                str(x.dtype),
+                2 * times * math.prod(eqn.outvars[0].aval.shape) * math.prod(x.shape[a] for a in over),
+            )
         elif eqn.primitive.name == "conv_general_dilated":
             yield str(eqn.invars[0].aval.dtype), 2 * times * Convolution.of(eqn).multiplications
         else:
             branches = [_products(inner, times * eqn.params.get("length", 1)) for inner in _inner(eqn)]
             if eqn.primitive.name == "cond":  # one of them runs: the costliest
-                yield from max((list(branch) for branch in branches), key=lambda found: sum(count for _, count in found))
+                yield from max(
+                    (list(branch) for branch in branches), key=lambda found: sum(count for _, count in found)
+                )
             else:
                 for branch in branches:
                     yield from branch

@@ -1,7 +1,9 @@
-"""Compiler options of XLA for lanes on a CPU, where the defaults are not the fastest (jax 0.10.2, 2-core x86).
+"""Compiler options of XLA for lanes on a CPU, where the defaults are not the fastest (jax 0.10.2, 2-core
+x86).
 
-    one thread an operation    where each core is a device with lanes of its own: threads for single operations only stand in each other's
-                               way, and at times one device's program was held up until the other's was done (a round of 70 ms took 140)
+    one thread an operation    where each core is a device with lanes of its own: threads for single
+                               operations only stand in each other's way, and at times one device's program
+                               was held up until the other's was done (a round of 70 ms took 140)
     no library's convolution   XLA hands 3x3 convolutions to a library that needs 2.4 ms for what XLA's own does in 1.1
 
 An option that this version of XLA does not know is left out.

@@ -1,11 +1,13 @@
-"""Computes the gradient of a recurrent layer's weights in one product after the loop over time, instead of one product a step.
+"""Computes the gradient of a recurrent layer's weights in one product after the loop over time, instead of
+one product a step.
 
     JAX derives     for t:  dW <- dW + x_t' g_t          reads and writes all of dW in every step
     here            for t:  keep x_t and g_t             then  dW = [x_1; ...; x_T]' [g_1; ...; g_T]
 
-The sums are the same but for the order of adding. It is found in a step's jaxpr, whatever the model is written in: a scan of which a
-carry only ever gains a product of two of the body's values. For an LSTM of 256 with 4 sequences of 80 characters, dW is 1 MB and a
-step's x_t and g_t are 20 kB: on a CPU that traffic is most of the backward pass.
+The sums are the same but for the order of adding. It is found in a step's jaxpr, whatever the model is
+written in: a scan of which a carry only ever gains a product of two of the body's values. For an LSTM of 256
+with 4 sequences of 80 characters, dW is 1 MB and a step's x_t and g_t are 20 kB: on a CPU that traffic is
+most of the backward pass.
 
 >>> import jax, jax.numpy as jnp
 >>> def last(w, xs):
@@ -24,12 +26,14 @@ import jax
 from jax import lax
 from jax.extend import core
 
-_LEAST = 10_000  # numbers in a gradient from which it is worth it; below, the product in the loop stays in the cache
+# numbers in a gradient from which it is worth it; below, the product in the loop stays in the cache
+_LEAST = 10_000
 _MOST_KEPT = 8  # times the gradient's size that what is kept may take
 
 
 class Product(NamedTuple):
-    """What a carry gains in every step: the product of two of the body's values, perhaps transposed, reshaped, or a part of it."""
+    """What a carry gains in every step: the product of two of the body's values, perhaps transposed,
+    reshaped, or a part of it."""
 
     eqn: Any
     then: tuple[Any, ...]  # (equation, which of its results), from the product on
@@ -47,7 +51,12 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
     found = {}
     for c, (before, after) in enumerate(zip(body.invars[first:last], body.outvars, strict=False)):
         gains = made.get(after) if isinstance(after, core.Var) else None
-        if gains is None or gains.primitive.name not in ("add", "add_any") or used[before] != 1 or used[after] != 1:
+        if (
+            gains is None
+            or gains.primitive.name not in ("add", "add_any")
+            or used[before] != 1
+            or used[after] != 1
+        ):
             continue
         gained = [v for v in gains.invars if v is not before]
         product = _product(made, gained[0]) if len(gained) == 1 else None
@@ -57,7 +66,8 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
 
 
 def _places(params: Any) -> tuple[int, int]:
-    """Of a scan's operands, where the carries begin and end: the constants of the loop are before, what it goes over behind."""
+    """Of a scan's operands, where the carries begin and end: the constants of the loop are before, what it
+    goes over behind."""
     if "num_consts" in params:
         return params["num_consts"], params["num_consts"] + params["num_carry"]
     constants, carries, _ = params["ft_in"].unpack()  # from JAX 0.12 on
@@ -87,7 +97,8 @@ def _pays(eqn: Any, steps: int, constant: set[Any]) -> bool:
 
 
 def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """What the scan gives, its late products taken after it; `evaluate(jaxpr, consts, args, outvars)` works out the body."""
+    """What the scan gives, its late products taken after it; `evaluate(jaxpr, consts, args, outvars)` works
+    out the body."""
     params: Any = eqn.params
     late, body, (first, last) = late_products(eqn), params["jaxpr"], _places(params)
     consts, start, xs = args[:first], args[first:last], args[last:]
@@ -113,11 +124,14 @@ def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]
 
 
 def _sum_of_products(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The sum over time of the products of x [T, ...] and y [T, ...]: one product over time and what each was over."""
+    """The sum over time of the products of x [T, ...] and y [T, ...]: one product over time and what each was
+    over."""
     params = product.eqn.params
     left, right = ((0, *(axis + 1 for axis in axes)) for axes in params["dimension_numbers"][0])
     precision, dtype = params["precision"], params["preferred_element_type"]
-    found = lax.dot_general(x, y, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype)
+    found = lax.dot_general(
+        x, y, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype
+    )
     for eqn, result in product.then:
         out = eqn.primitive.bind(found, **eqn.params)
         found = out[result] if eqn.primitive.multiple_results else out

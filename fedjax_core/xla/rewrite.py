@@ -1,8 +1,10 @@
-"""Rewrites the convolutions, pools and recurrences of a step in faster forms, so that an ordinary Flax CNN is fast in a lane.
+"""Rewrites the convolutions, pools and recurrences of a step in faster forms, so that an ordinary Flax CNN is
+fast in a lane.
 
-A lane runs its step inside a compiled loop, under vmap. There XLA on CPU is slow at the gradients of convolutions and pooling that JAX
-derives, up to 80 times; and lanes, each with a kernel of its own, make a grouped convolution, slow on any device. `rewrite` traces the
-step, gradients included, and evaluates it with other rules for the same sums:
+A lane runs its step inside a compiled loop, under vmap. There XLA on CPU is slow at the gradients of
+convolutions and pooling that JAX derives, up to 80 times; and lanes, each with a kernel of its own, make a
+grouped convolution, slow on any device. `rewrite` traces the step, gradients included, and evaluates it with
+other rules for the same sums:
 
     convolution                                the fastest of several forms (`fedjax_core.xla.timing`)
     gradient of a pool of separate windows     the first of equals is found by comparing, not by scattering
@@ -38,30 +40,37 @@ from fedjax_core.xla.timing import choose
 Chosen = dict[Convolution, str]
 """The rule for each convolution."""
 
-# A product of at least so many numbers: 9216x128 as the gradient of a dense layer takes 0.9 ms with its SGD step, transposed 1.5 to 2.5 ms
-# (2-core x86, one lane); 784x200 gains a tenth of that, and in several lanes there is no difference.
+# A product of at least so many numbers: 9216x128 as the gradient of a dense layer takes 0.9 ms with its SGD
+# step, transposed 1.5 to 2.5 ms (2-core x86, one lane); 784x200 gains a tenth of that, and in several lanes
+# there is no difference.
 _LARGE_PRODUCT = 100_000
 _LARGE_WINDOW = 64  # places, each of which is written out
 
 
 def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Callable[..., Any]:
-    """`step` in the form that is fastest in a compiled loop under `jax.vmap` over so many lanes; the same function beyond rounding.
+    """`step` in the form that is fastest in a compiled loop under `jax.vmap` over so many lanes; the same
+    function beyond rounding.
 
-    Without `measure` it is the usual form, which is the same wherever and whenever it is traced; such a step is not written anew again.
-    Where there is nothing to write anew, it is `step` itself that is called. Not to be differentiated: take gradients inside `step`.
-    """
+    Without `measure` it is the usual form, which is the same wherever and whenever it is traced; such a step
+    is not written anew again. Where there is nothing to write anew, it is `step` itself that is called. Not
+    to be differentiated: take gradients inside `step`."""
     if getattr(step, "usual", False):
         return step
     swap = lanes == 1 and jax.default_backend() == "cpu"
 
     @wraps(step)
     def rewritten(*args: Any) -> Any:
-        # A function of its own: JAX keeps what it traced of a function, and this one may have read arguments of the program around it.
+        # A function of its own: JAX keeps what it traced of a function, and this one may have read arguments of the
+        # program around it.
         closed, shapes = jax.make_jaxpr(lambda *args: step(*args), return_shape=True)(*args)
         found = list(_slow(closed.jaxpr, swap))
         if not found:
             return step(*args)
-        chosen = choose((Convolution.of(eqn) for eqn in found if eqn.primitive.name == "conv_general_dilated"), lanes, measure)
+        chosen = choose(
+            (Convolution.of(eqn) for eqn in found if eqn.primitive.name == "conv_general_dilated"),
+            lanes,
+            measure,
+        )
         out = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), chosen, swap)
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
@@ -88,7 +97,9 @@ def jaxprs(value: Any) -> Iterator[core.Jaxpr]:
         yield value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
 
 
-def _evaluate(jaxpr: core.Jaxpr, consts: Any, args: Any, chosen: Chosen, swap: bool, wanted: Sequence[Any] | None = None) -> list[Any]:
+def _evaluate(
+    jaxpr: core.Jaxpr, consts: Any, args: Any, chosen: Chosen, swap: bool, wanted: Sequence[Any] | None = None
+) -> list[Any]:
     """What the jaxpr gives, or those of its values that are wanted, by the rules chosen."""
     values: dict[core.Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     swapped = _swapped(jaxpr) if swap else {}
@@ -114,7 +125,11 @@ def _apply(eqn: core.JaxprEqn, args: list[Any], chosen: Chosen, swap: bool) -> l
     if _separate_windows(eqn):
         return [_pool_gradient(args[0], args[1], params["window_dimensions"], params["padding"])]
     if late_products(eqn):
-        return scan(eqn, args, lambda jaxpr, consts, args, wanted: _evaluate(jaxpr, consts, args, chosen, swap, wanted))
+        return scan(
+            eqn,
+            args,
+            lambda jaxpr, consts, args, wanted: _evaluate(jaxpr, consts, args, chosen, swap, wanted),
+        )
     if any(True for inner in jaxprs(tuple(params.values())) for _ in _slow(inner, swap)):
         params = {name: _inside(value, chosen, swap) for name, value in params.items()}
     with eqn.ctx.manager:
@@ -130,14 +145,19 @@ def _inside(value: Any, chosen: Chosen, swap: bool) -> Any:
         return value
     closed = value if isinstance(value, core.ClosedJaxpr) else core.ClosedJaxpr(value, ())
     avals: list[Any] = [v.aval for v in closed.jaxpr.invars]
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False)) for aval in avals]
+    shapes = [
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+        for aval in avals
+    ]
     new = jax.make_jaxpr(lambda *args: _evaluate(closed.jaxpr, closed.consts, args, chosen, swap))(*shapes)
     return new if isinstance(value, core.ClosedJaxpr) else new.jaxpr
 
 
 def _swapped(jaxpr: core.Jaxpr) -> dict[core.Var, core.JaxprEqn]:
     """For each large product of matrices that is only made to be transposed: {the transpose: the product}."""
-    products: dict[Any, core.JaxprEqn] = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
+    products: dict[Any, core.JaxprEqn] = {
+        eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"
+    }
     used = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var))
     used.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
     found = {}
@@ -149,7 +169,11 @@ def _swapped(jaxpr: core.Jaxpr) -> dict[core.Var, core.JaxprEqn]:
         y: Any = product.outvars[0].aval
         contracted, batch = product.params["dimension_numbers"]
         rows, axes = x.ndim - len(contracted[0]), range(y.ndim)
-        if not batch[0] and y.size >= _LARGE_PRODUCT and tuple(eqn.params["permutation"]) == (*axes[rows:], *axes[:rows]):
+        if (
+            not batch[0]
+            and y.size >= _LARGE_PRODUCT
+            and tuple(eqn.params["permutation"]) == (*axes[rows:], *axes[:rows])
+        ):
             found[eqn.outvars[0]] = product
     return found
 
@@ -158,7 +182,9 @@ def _product_the_other_way(eqn: core.JaxprEqn, x: Any, y: Any) -> Array:
     """The transpose of a product of matrices without batch axes: (x y)' = y' x'."""
     (over, _), precision = eqn.params["dimension_numbers"], eqn.params["precision"]
     precision = precision[::-1] if isinstance(precision, tuple) else precision
-    return eqn.primitive.bind(y, x, **(eqn.params | {"dimension_numbers": (over[::-1], ((), ())), "precision": precision}))
+    return eqn.primitive.bind(
+        y, x, **(eqn.params | {"dimension_numbers": (over[::-1], ((), ())), "precision": precision})
+    )
 
 
 def _separate_windows(eqn: core.JaxprEqn) -> bool:
@@ -167,19 +193,29 @@ def _separate_windows(eqn: core.JaxprEqn) -> bool:
         return False
     p: Any = eqn.params
     x: Any = eqn.invars[1].aval
-    separate = tuple(p["window_dimensions"]) == tuple(p["window_strides"]) and math.prod(p["window_dimensions"]) <= _LARGE_WINDOW
+    separate = (
+        tuple(p["window_dimensions"]) == tuple(p["window_strides"])
+        and math.prod(p["window_dimensions"]) <= _LARGE_WINDOW
+    )
     return separate and p["select_prim"].name == "ge" and jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _pool_gradient(source: Array, x: Array, window: tuple[int, ...], padding: tuple[tuple[int, int], ...]) -> Array:
+def _pool_gradient(
+    source: Array, x: Array, window: tuple[int, ...], padding: tuple[tuple[int, int], ...]
+) -> Array:
     """For each window its number of `source`, at the first place where x is largest, and zeros elsewhere.
 
-    For x [20, 24, 24, 64] and windows of 2x2, in a loop on a 2-core x86: 0.23 ms, where XLA's own takes 5.4 ms.
-    """
-    pads = [(lo, n * w - lo - size, 0) for size, n, w, (lo, _) in zip(x.shape, source.shape, window, padding, strict=True)]
+    For x [20, 24, 24, 64] and windows of 2x2, in a loop on a 2-core x86: 0.23 ms, where XLA's own takes 5.4
+    ms."""
+    pads = [
+        (lo, n * w - lo - size, 0)
+        for size, n, w, (lo, _) in zip(x.shape, source.shape, window, padding, strict=True)
+    ]
     split = [size for pair in zip(source.shape, window, strict=True) for size in pair]
     wide = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads).reshape(split)
-    each = [wide[tuple(a for i in at for a in (slice(None), i))] for at in itertools.product(*map(range, window))]
+    each = [
+        wide[tuple(a for i in at for a in (slice(None), i))] for at in itertools.product(*map(range, window))
+    ]
     most = reduce(jnp.maximum, each)
     first = jnp.full(most.shape, len(each) - 1, jnp.int32)
     for place in reversed(range(len(each) - 1)):

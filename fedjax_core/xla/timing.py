@@ -1,7 +1,8 @@
-"""Chooses the fastest form of each convolution of a step, by timing the forms in a compiled loop on this machine.
+"""Chooses the fastest form of each convolution of a step, by timing the forms in a compiled loop on this
+machine.
 
-Only forms of convolutions that are worth it are timed, the largest first, until a budget is spent; the others take the usual form.
-"""
+Only forms of convolutions that are worth it are timed, the largest first, until a budget is spent; the others
+take the usual form."""
 
 import logging
 import time
@@ -28,15 +29,22 @@ _CLEARLY = 0.85  # of the usual rule's time, for a loop of one convolution is no
 
 
 def choose(wanted: Iterable[Convolution], lanes: int, measure: bool = True) -> dict[Convolution, str]:
-    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else the usual one.
+    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else
+    the usual one.
 
     Without `measure` the usual one at once.
     """
     chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
     if not measure or jax.process_count() > 1:  # processes must run the same program
         return chosen
-    cores = max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1  # that run this at once
-    worth = [c for c in chosen if len(c.rules(lanes)) > 1 and c.multiplications * lanes >= convolutions.WORTH_MEASURING]
+    cores = (
+        max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1
+    )  # that run this at once
+    worth = [
+        c
+        for c in chosen
+        if len(c.rules(lanes)) > 1 and c.multiplications * lanes >= convolutions.WORTH_MEASURING
+    ]
     chosen |= {c: rule for c in worth if (rule := _known(c, lanes, cores)) is not None}
     unknown = [c for c in worth if _known(c, lanes, cores) is None]
     if not unknown:
@@ -46,7 +54,9 @@ def choose(wanted: Iterable[Convolution], lanes: int, measure: bool = True) -> d
         return chosen | thread.submit(_measure, unknown, lanes, cores).result()
 
 
-_here: dict[str, str] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
+_here: dict[
+    str, str
+] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
 
 
 def _question(c: Convolution, lanes: int, cores: int) -> str:
@@ -72,20 +82,31 @@ def _measure(unknown: list[Convolution], lanes: int, cores: int) -> dict[Convolu
             try:
                 seconds = _times(c, lanes, cores)
             except Exception as error:  # what cannot be measured, for want of memory say, must not stop a run
-                log.info("a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error)
+                log.info(
+                    "a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error
+                )
         best = min(seconds, key=lambda rule: seconds[rule], default=usual)
         chosen[c] = best if not seconds or seconds[best] < _CLEARLY * seconds[usual] else usual
         _here[_question(c, lanes, cores)] = chosen[c]
         if seconds:
             tuning_cache.store(_question(c, lanes, cores), {"rule": chosen[c], "seconds": seconds})
             times = ", ".join(f"{rule} {1e3 * t:.2f} ms" for rule, t in seconds.items())
-            log.info("convolution of %s with %s, lanes %d, cores %d: %s (%s)", c.x, c.k, lanes, cores, chosen[c], times)
+            log.info(
+                "convolution of %s with %s, lanes %d, cores %d: %s (%s)",
+                c.x,
+                c.k,
+                lanes,
+                cores,
+                chosen[c],
+                times,
+            )
     log.info("the rules for %d convolutions took %.1f s to choose", len(unknown), time.perf_counter() - start)
     return chosen
 
 
 def _times(c: Convolution, lanes: int, cores: int) -> dict[str, float]:
-    """Seconds that the convolution takes by each rule in a compiled loop, which so many cores are in at once."""
+    """Seconds that the convolution takes by each rule in a compiled loop, which so many cores are in at
+    once."""
     rng = np.random.default_rng(0)
     x, k = (jnp.asarray(rng.standard_normal((lanes, *shape)), c.dtype) for shape in (c.x, c.k))
 
@@ -101,8 +122,14 @@ def _times(c: Convolution, lanes: int, cores: int) -> dict[str, float]:
 
         if cores > 1:
             mesh = Mesh(np.array(jax.local_devices()[:cores]), ("cores",))
-            loop = jax.shard_map(loop, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
-        return jax.jit(loop, compiler_options=compiler_options(cores=cores > 1)).lower(np.int32(1), x, k).compile()
+            loop = jax.shard_map(
+                loop, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
+            )
+        return (
+            jax.jit(loop, compiler_options=compiler_options(cores=cores > 1))
+            .lower(np.int32(1), x, k)
+            .compile()
+        )
 
     def run(loop: Any, count: int) -> float:
         start = time.perf_counter()

@@ -1,10 +1,12 @@
-"""Autotuning cache on disk: what was measured on this machine, such as the number of lanes or the form of a convolution.
+"""Autotuning cache on disk: what was measured on this machine, such as the number of lanes or the form of a
+convolution.
 
     $FEDJAX_CORE_CACHE/measured/<machine>/<digest of the question>.json         one small file an entry, written whole
 
-Entries affect speed only: one that is missing, damaged or outdated is measured again, and an unwritable disk is not an error. A question
-names all that its answer depends on besides the machine and the version of JAX. What was chosen may still decide a result's last bits,
-so a run saves the entries it used (`entries`) in its checkpoints, and a resumed run adopts them.
+Entries affect speed only: one that is missing, damaged or outdated is measured again, and an unwritable disk
+is not an error. A question names all that its answer depends on besides the machine and the version of JAX.
+What was chosen may still decide a result's last bits, so a run saves the entries it used (`entries`) in its
+checkpoints, and a resumed run adopts them.
 
 >>> import os, tempfile
 >>> os.environ["FEDJAX_CORE_CACHE"] = tempfile.mkdtemp()
@@ -92,21 +94,40 @@ def store(question: str, answer: Any) -> None:
 @cache
 def enable_compilation_cache() -> None:
     """Has JAX keep compiled programs beside what was measured, unless its own cache is configured already."""
-    if jax.config.values["jax_compilation_cache_dir"] is None and jax.config.values["jax_enable_compilation_cache"]:
+    if (
+        jax.config.values["jax_compilation_cache_dir"] is None
+        and jax.config.values["jax_enable_compilation_cache"]
+    ):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / machine()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @cache
 def machine() -> str:
-    """A name for this kind of device, processor and version of JAX, for which measurements and compiled programs hold."""
+    """A name for this kind of device, processor and version of JAX, for which measurements and compiled
+    programs hold."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    said = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or not cpuinfo.exists()})
+    said = sorted(
+        {
+            line
+            for line in lines
+            if line.startswith(("flags", "Features", "model name")) or not cpuinfo.exists()
+        }
+    )
     device = jax.devices()[0]
-    parts = [platform.machine(), *said, str(os.cpu_count()), device.platform, device.device_kind, jax.__version__]
+    parts = [
+        platform.machine(),
+        *said,
+        str(os.cpu_count()),
+        device.platform,
+        device.device_kind,
+        jax.__version__,
+    ]
     return f"{device.platform}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
 
 
 def _place(question: str) -> Path:
-    return cache_folder() / "measured" / machine() / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
+    return (
+        cache_folder() / "measured" / machine() / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
+    )

@@ -17,7 +17,9 @@ def fold(aggregator, reports, weights, parts=1):
         acc = aggregator.zero(jax.ShapeDtypeStruct(reports.shape[1:], jnp.float32), K)
         here = jnp.asarray(weights[places] > 0)
         rows = jnp.where(here[:, None], jnp.asarray(reports[places]), 0)
-        accs.append(aggregator.add(acc, rows, jnp.asarray(weights[places]), jnp.where(here, jnp.asarray(places), K)))
+        accs.append(
+            aggregator.add(acc, rows, jnp.asarray(weights[places]), jnp.where(here, jnp.asarray(places), K))
+        )
     merged = accs[0]
     for acc in accs[1:]:
         merged = aggregator.merge(merged, acc)
@@ -28,14 +30,20 @@ def fold(aggregator, reports, weights, parts=1):
 @pytest.mark.parametrize("parts", [1, 3, 10])
 def test_mean_is_the_weighted_mean(parts):
     weights = np.arange(10, dtype=np.float32)
-    assert np.allclose(fold(aggregators.mean(), REPORTS, weights, parts), np.average(REPORTS, axis=0, weights=weights), atol=1e-6)
+    assert np.allclose(
+        fold(aggregators.mean(), REPORTS, weights, parts),
+        np.average(REPORTS, axis=0, weights=weights),
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("parts", [1, 3, 10])
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.49])
 def test_trimmed_mean_is_scipys(fraction, parts):
     expected = scipy.stats.trim_mean(REPORTS, fraction, axis=0)
-    assert np.allclose(fold(aggregators.trimmed_mean(fraction), REPORTS, np.ones(10, np.float32), parts), expected, atol=1e-6)
+    assert np.allclose(
+        fold(aggregators.trimmed_mean(fraction), REPORTS, np.ones(10, np.float32), parts), expected, atol=1e-6
+    )
 
 
 def test_trimmed_mean_counts_only_those_who_reported():
@@ -64,7 +72,9 @@ def test_median_is_numpys(clients, parts):
 @pytest.mark.parametrize("parts", [1, 3])
 def test_total_adds_each_report_once_and_whole_numbers_in_their_ring(parts):
     weights = np.array([3, 0, 1, 1, 0, 7, 1, 0, 0, 1], np.float32)
-    np.testing.assert_allclose(fold(aggregators.total(), REPORTS, weights, parts), REPORTS[weights > 0].sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        fold(aggregators.total(), REPORTS, weights, parts), REPORTS[weights > 0].sum(axis=0), rtol=1e-5
+    )
     large = jnp.array([[2**32 - 1], [3]], jnp.uint32)
     assert aggregators.apply(aggregators.total(), large).tolist() == [2]
 
@@ -78,10 +88,20 @@ def test_a_rule_is_given_all_leaves_of_those_who_are_here():
 
     updates = {"a": jnp.arange(6.0).reshape(3, 2, 1), "b": jnp.array([7.0, 8.0, 9.0])}
     got = aggregators.apply(
-        aggregators.of_reports("first", rule), updates, [2.0, 3.0, 4.0], here=[True, False, True], key=jax.random.key(3)
+        aggregators.of_reports("first", rule),
+        updates,
+        [2.0, 3.0, 4.0],
+        here=[True, False, True],
+        key=jax.random.key(3),
     )
-    assert seen["rows"].tolist() == [[0, 1, 7], [0, 0, 0], [4, 5, 9]] and seen["here"].tolist() == [True, False, True]
-    assert seen["weights"].tolist() == [2, 0, 4] and float(seen["draw"]) == float(jax.random.uniform(jax.random.key(3)))
+    assert seen["rows"].tolist() == [[0, 1, 7], [0, 0, 0], [4, 5, 9]] and seen["here"].tolist() == [
+        True,
+        False,
+        True,
+    ]
+    assert seen["weights"].tolist() == [2, 0, 4] and float(seen["draw"]) == float(
+        jax.random.uniform(jax.random.key(3))
+    )
     assert got["a"].tolist() == [[0.0], [1.0]] and float(got["b"]) == 7.0
 
 

@@ -1,4 +1,5 @@
-"""Robust rules against plain loops in float64, with liars, with clients who are absent, and with numbers that are not finite."""
+"""Robust rules against plain loops in float64, with liars, with clients who are absent, and with numbers that
+are not finite."""
 
 from itertools import combinations
 
@@ -37,7 +38,10 @@ def trimmed(rows, f=F):
 
 def near_median(rows, keep):
     return np.array(
-        [np.mean(sorted(x, key=lambda one, middle=m: abs(one - middle))[:keep]) for x, m in zip(rows.T, np.median(rows, 0), strict=True)]
+        [
+            np.mean(sorted(x, key=lambda one, middle=m: abs(one - middle))[:keep])
+            for x, m in zip(rows.T, np.median(rows, 0), strict=True)
+        ]
     )
 
 
@@ -119,7 +123,10 @@ RULES = {
     "krum byzfl": (agg.krum(F, "byzfl"), lambda rows: krum(rows, fewer=1)),
     "multi-krum": (agg.multi_krum(F), multi_krum),
     "multi-krum byzfl": (agg.multi_krum(F, "byzfl"), lambda rows: multi_krum(rows, fewer=1)),
-    "geometric median": (agg.geometric_median(), lambda rows: weiszfeld(rows, np.median(rows, axis=0), 3000, 1e-12)),
+    "geometric median": (
+        agg.geometric_median(),
+        lambda rows: weiszfeld(rows, np.median(rows, axis=0), 3000, 1e-12),
+    ),
     "rfa": (agg.rfa(steps=4, floor=1e-3), lambda rows: weiszfeld(rows, rows.mean(0), 4, 1e-3)),
     "byzfl's geometric median": (agg.rfa(3, 0.1, "zero"), lambda rows: weiszfeld(rows, np.zeros(P), 3, 0.1)),
     "bulyan": (agg.bulyan(F), bulyan),
@@ -143,7 +150,10 @@ ABSENT = np.array([True] * 3 + [False] + [True] * 5 + [False] + [True] * 3)  # t
 @pytest.fixture(scope="module")
 def compiled():
     """{rule: compiled, of a matrix and who is here}."""
-    return {name: jax.jit(lambda rows, here, rule=rule: agg.apply(rule, rows, here=here)) for name, (rule, _) in RULES.items()}
+    return {
+        name: jax.jit(lambda rows, here, rule=rule: agg.apply(rule, rows, here=here))
+        for name, (rule, _) in RULES.items()
+    }
 
 
 @pytest.mark.proves(
@@ -189,7 +199,9 @@ def test_in_32_bits_with_absent_clients_it_is_that_of_those_who_are_here(name, c
     here = np.zeros(N + 2, bool)
     here[few] = True
     rows[:N] = ROWS
-    np.testing.assert_allclose(compiled[name](jnp.asarray(rows), jnp.asarray(here)), loops(ROWS[few]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        compiled[name](jnp.asarray(rows), jnp.asarray(here)), loops(ROWS[few]), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
@@ -197,7 +209,9 @@ def test_the_order_of_clients_changes_nothing_and_many_cohorts_at_once_neither(n
     rule, loops = RULES[name]
     orders = np.stack([np.random.default_rng(i).permutation(N) for i in range(3)])
     got = jax.jit(jax.vmap(lambda rows: agg.apply(rule, rows)))(jnp.asarray(ROWS[orders], jnp.float32))
-    expected = [loops(ROWS[order] if name in ("bulyan", "mda") else ROWS) for order in orders]  # two in which there are ties by rights
+    expected = [
+        loops(ROWS[order] if name in ("bulyan", "mda") else ROWS) for order in orders
+    ]  # two in which there are ties by rights
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -215,7 +229,9 @@ def test_numbers_that_are_not_finite_are_left_out(name, bad, compiled):
 
 def test_without_liars_trimmed_mean_and_multi_krum_are_the_mean():
     for rule in (agg.trimmed_mean(f=0), agg.multi_krum(0), agg.meamed(0), agg.nnm(0, agg.mean())):
-        np.testing.assert_allclose(agg.apply(rule, jnp.asarray(ROWS, jnp.float32)), ROWS.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            agg.apply(rule, jnp.asarray(ROWS, jnp.float32)), ROWS.mean(0), rtol=1e-5, atol=1e-6
+        )
 
 
 KAPPA = {  # of q = f / (n - 2f), Allouah et al. 2023
@@ -236,7 +252,12 @@ def worst(values, rows, f):
 
 
 @pytest.mark.proves(
-    "trimmed_mean", "krum", "geometric_median", "median", "nnm", by="closed form: the robustness coefficient of Allouah et al. 2023"
+    "trimmed_mean",
+    "krum",
+    "geometric_median",
+    "median",
+    "nnm",
+    by="closed form: the robustness coefficient of Allouah et al. 2023",
 )
 @pytest.mark.parametrize("name", [*KAPPA, "nnm, trimmed mean"])
 def test_robustness_stays_under_its_coefficient(name):
@@ -244,7 +265,10 @@ def test_robustness_stays_under_its_coefficient(name):
     rng, n, f = np.random.default_rng(8), 8, 2
     rows = rng.normal(size=(200, n, 3)) * rng.choice([0.1, 1, 30], (200, n, 1)) + rng.normal(size=(200, 1, 3))
     q = f / (n - 2 * f)
-    rule, bound = RULES[name][0], (KAPPA.get(name) or (lambda q: 8 * f / (n - f) * (KAPPA["trimmed mean"](q) + 1)))(q)
+    rule, bound = (
+        RULES[name][0],
+        (KAPPA.get(name) or (lambda q: 8 * f / (n - f) * (KAPPA["trimmed mean"](q) + 1)))(q),
+    )
     got = np.asarray(jax.jit(jax.vmap(lambda x: agg.apply(rule, x)))(jnp.asarray(rows, jnp.float32)))
     assert max(worst(value, x, f) for value, x in zip(got, rows, strict=True)) <= bound * (1 + 1e-4)
     if name == "trimmed mean":
@@ -253,18 +277,27 @@ def test_robustness_stays_under_its_coefficient(name):
 
 def test_a_weight_that_would_be_dropped_is_refused_and_one_that_counts_is_used():
     rows, weights = jnp.asarray(ROWS, jnp.float32), np.arange(1.0, N + 1)
-    with pytest.raises(ValueError, match=r"krum\(\) counts all clients alike.*weights from 1 to 11: leave weights= out.*weighted=True"):
+    with pytest.raises(
+        ValueError,
+        match=r"krum\(\) counts all clients alike.*weights from 1 to 11: leave weights= out.*weighted=True",
+    ):
         agg.apply(agg.krum(F), rows, weights)
     np.testing.assert_allclose(agg.apply(agg.krum(F), rows, np.full(N, 5.0)), krum(ROWS), rtol=1e-5)
     repeated = np.repeat(ROWS, np.arange(1, N + 1), axis=0)  # a client of weight w as w clients
-    np.testing.assert_allclose(agg.apply(agg.median(weighted=True), rows, weights), np.median(repeated, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        agg.apply(agg.median(weighted=True), rows, weights), np.median(repeated, axis=0), rtol=1e-5
+    )
     n = len(repeated)
     got = agg.apply(agg.trimmed_mean(f=2, weighted=True), rows, weights)
-    np.testing.assert_allclose(got, np.sort(repeated, axis=0)[12 : n - 12].mean(0), rtol=1e-4)  # 2 / 11 of 66 at each end
+    np.testing.assert_allclose(
+        got, np.sort(repeated, axis=0)[12 : n - 12].mean(0), rtol=1e-4
+    )  # 2 / 11 of 66 at each end
     same = agg.apply(agg.trimmed_mean(f=2, weighted=True), rows)
     np.testing.assert_allclose(same, trimmed(ROWS), rtol=1e-4, atol=1e-5)
     got = agg.apply(agg.rfa(steps=4, floor=1e-3), rows, weights)
-    np.testing.assert_allclose(got, weiszfeld(ROWS, weights @ ROWS / weights.sum(), 4, 1e-3, weights), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        got, weiszfeld(ROWS, weights @ ROWS / weights.sum(), 4, 1e-3, weights), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -283,7 +316,8 @@ def test_a_weight_that_would_be_dropped_is_refused_and_one_that_counts_is_used()
 )
 def test_more_liars_than_a_rule_bears_are_refused(rule, least):
     with pytest.raises(
-        ValueError, match=rf"{rule.name.split('(')[0]}.* needs a cohort of at least {least} clients, and this one has {least - 1}"
+        ValueError,
+        match=rf"{rule.name.split('(')[0]}.* needs a cohort of at least {least} clients, and this one has {least - 1}",
     ):
         agg.apply(rule, jnp.zeros((9, 2)), here=np.arange(9) < least - 1)
     assert np.isfinite(agg.apply(rule, jnp.ones((9, 2)), here=np.arange(9) < least)).all()
@@ -292,12 +326,16 @@ def test_more_liars_than_a_rule_bears_are_refused(rule, least):
 def kept(rule, rows, here=None):
     """Whose reports a rule keeps."""
     rows = jnp.asarray(rows, jnp.float32)
-    acc = rule.add(rule.zero(rows[0], len(rows)), rows, jnp.ones(len(rows)), jnp.arange(len(rows), dtype=jnp.int32))
+    acc = rule.add(
+        rule.zero(rows[0], len(rows)), rows, jnp.ones(len(rows)), jnp.arange(len(rows), dtype=jnp.int32)
+    )
     return np.asarray(rule.kept(acc, rule.init(rows[0]), jax.random.key(0)))
 
 
 @pytest.mark.parametrize(
-    "rule", [agg.multi_krum(F), agg.bulyan(F), agg.mda(F), agg.dnc(F), agg.nnm(F, agg.multi_krum(F))], ids=lambda r: r.name
+    "rule",
+    [agg.multi_krum(F), agg.bulyan(F), agg.mda(F), agg.dnc(F), agg.nnm(F, agg.multi_krum(F))],
+    ids=lambda r: r.name,
 )
 def test_a_rule_tells_whom_it_kept(rule):
     found = kept(rule, ROWS)
@@ -334,14 +372,24 @@ def test_bounds_follow_their_quantile():
     for _ in range(200):
         _, state = step(acc, state, jax.random.key(0))
     norms = np.sort(np.linalg.norm(ROWS, axis=1))
-    assert norms[N - F - 1] * 0.9 <= float(state[0]) <= norms[N - F] * 1.1  # at rest between those whose share is nearest to 0.8
+    assert (
+        norms[N - F - 1] * 0.9 <= float(state[0]) <= norms[N - F] * 1.1
+    )  # at rest between those whose share is nearest to 0.8
 
 
-@pytest.mark.proves("bucketing", by="identity: the mean of buckets is the mean, and who is absent changes no draw")
+@pytest.mark.proves(
+    "bucketing", by="identity: the mean of buckets is the mean, and who is absent changes no draw"
+)
 def test_bucketing_takes_each_report_once_and_draws_alike_whoever_is_absent():
     rows = np.arange(10.0)[:, None]
-    taken = agg.of_reports("buckets", lambda rows, here, weights, key: jnp.sort(jnp.where(here[:, None], rows, 99), axis=0)[:1].reshape(-1))
-    first = [float(agg.apply(agg.bucketing(2, taken), jnp.asarray(rows, jnp.float32), key=jax.random.key(i))[0]) for i in range(20)]
+    taken = agg.of_reports(
+        "buckets",
+        lambda rows, here, weights, key: jnp.sort(jnp.where(here[:, None], rows, 99), axis=0)[:1].reshape(-1),
+    )
+    first = [
+        float(agg.apply(agg.bucketing(2, taken), jnp.asarray(rows, jnp.float32), key=jax.random.key(i))[0])
+        for i in range(20)
+    ]
     assert min(first) >= 0.5 and len(set(first)) > 3
     mean = agg.apply(agg.bucketing(2, agg.mean()), jnp.asarray(rows, jnp.float32))
     assert float(mean[0]) == pytest.approx(4.5)
@@ -350,7 +398,9 @@ def test_bucketing_takes_each_report_once_and_draws_alike_whoever_is_absent():
     wide[here] = rows
     for i in range(5):
         got = agg.apply(agg.bucketing(3, agg.median()), jnp.asarray(wide), here=here, key=jax.random.key(i))
-        alone = agg.apply(agg.bucketing(3, agg.median()), jnp.asarray(rows, jnp.float32), key=jax.random.key(i))
+        alone = agg.apply(
+            agg.bucketing(3, agg.median()), jnp.asarray(rows, jnp.float32), key=jax.random.key(i)
+        )
         assert float(got[0]) == pytest.approx(float(alone[0]))
 
 

@@ -1,4 +1,5 @@
-"""Rounds of each paper worked by hand, in NumPy's float64, on clients whose gradients are A_i (w - b_i); cohorts are of two and three."""
+"""Rounds of each paper worked by hand, in NumPy's float64, on clients whose gradients are A_i (w - b_i);
+cohorts are of two and three."""
 
 import itertools
 
@@ -17,7 +18,8 @@ COHORTS = ([0, 1], [0, 1, 2], [1, 2])
 
 
 def steps(i, w, change=lambda w, g: g, count=T):
-    """Where gradient descent of client i ends: `change` makes of (w, its gradient there) what is gone down."""
+    """Where gradient descent of client i ends: `change` makes of (w, its gradient there) what is gone
+    down."""
     for _ in range(count):
         w = w - LR * change(w, grad(i, w))
     return w
@@ -67,7 +69,8 @@ def fedadmm(rho=0.7, rate=0.5):
 
 
 def fedpd(eta=1 / 0.7):
-    """Algorithm 1 of FedPD, of clients who meet in every round: each goes on from its own copy of x, and these are averaged."""
+    """Algorithm 1 of FedPD, of clients who meet in every round: each goes on from its own copy of x, and
+    these are averaged."""
     copies, w, duals = np.tile(START2, (N, 1)), np.tile(START2, (N, 1)), np.zeros((N, 2))
     for _ in COHORTS:
         for i in range(N):
@@ -81,7 +84,9 @@ def feddane(mu=0.0):
     x = START2
     for cohort in COHORTS:
         g = mean(grad(i, x) for i in cohort)
-        x = mean(steps(i, x, lambda w, here, i=i, x=x, g=g: here - grad(i, x) + g + mu * (w - x)) for i in cohort)
+        x = mean(
+            steps(i, x, lambda w, here, i=i, x=x, g=g: here - grad(i, x) + g + mu * (w - x)) for i in cohort
+        )
     return x
 
 
@@ -270,7 +275,9 @@ def test_rounds_are_those_of_the_paper(name):
 
 @pytest.mark.proves("fedpd", by="independent implementation: the paper's rounds in NumPy")
 def test_fedadmm_of_all_clients_is_fedpd():
-    assert on_unequal(of.fedadmm(UNEVEN, 0.7, SGD), [range(N)] * len(COHORTS))[0] == pytest.approx(fedpd(), abs=3e-6)
+    assert on_unequal(of.fedadmm(UNEVEN, 0.7, SGD), [range(N)] * len(COHORTS))[0] == pytest.approx(
+        fedpd(), abs=3e-6
+    )
 
 
 SAME = {
@@ -285,10 +292,22 @@ SAME = {
 }
 
 
-@pytest.mark.proves("fedcm", "fedsam", "fedlesam", "fednar", "mimelite", "diloco", "sparseloco", "reptile", by="identity: FedAvg")
+@pytest.mark.proves(
+    "fedcm",
+    "fedsam",
+    "fedlesam",
+    "fednar",
+    "mimelite",
+    "diloco",
+    "sparseloco",
+    "reptile",
+    by="identity: FedAvg",
+)
 @pytest.mark.parametrize("name", SAME)
 def test_without_what_it_adds_it_is_fedavg(name):
-    assert on_unequal(SAME[name](), COHORTS)[0] == pytest.approx(on_unequal(of.fedavg(UNEVEN, SGD), COHORTS)[0], abs=1e-6)
+    assert on_unequal(SAME[name](), COHORTS)[0] == pytest.approx(
+        on_unequal(of.fedavg(UNEVEN, SGD), COHORTS)[0], abs=1e-6
+    )
 
 
 @pytest.mark.proves("diloco", by="identity: with one step, data-parallel SGD")
@@ -296,7 +315,9 @@ def test_diloco_of_one_step_is_gradient_descent():
     x = START2
     for cohort in COHORTS:
         x = x - LR * mean(grad(i, x) for i in cohort)
-    assert on_unequal(of.diloco(UNEVEN, SGD, optax.sgd(1.0)), COHORTS, steps=1)[0] == pytest.approx(x, abs=1e-6)
+    assert on_unequal(of.diloco(UNEVEN, SGD, optax.sgd(1.0)), COHORTS, steps=1)[0] == pytest.approx(
+        x, abs=1e-6
+    )
 
 
 @pytest.mark.proves("fedvarp", by="closed form: the average over all cohorts is the full mean")
@@ -307,7 +328,10 @@ def test_the_average_over_all_cohorts_is_the_full_mean():
     for cohort in ([0], [0, 1], [2]):
         state, _ = loops.run(state, cohort)
     before = np.asarray(state.params["w"], np.float64)
-    moved = [np.asarray(loops.run(state, list(pair))[0].params["w"]) - before for pair in itertools.combinations(range(N), 2)]
+    moved = [
+        np.asarray(loops.run(state, list(pair))[0].params["w"]) - before
+        for pair in itertools.combinations(range(N), 2)
+    ]
     assert mean(moved) == pytest.approx(mean(steps(i, before) - before for i in range(N)), abs=1e-6)
 
 

@@ -31,17 +31,38 @@ def simulator(algorithm, **settings):
 
 
 def test_a_learning_rate_goes_by_rounds():
-    assert np.allclose(steps(simulator(fc.algorithms.fedavg(TASK, lambda round: optax.sgd(0.1 * 0.5**round)))), [0.1, 0.05, 0.025])
-    assert np.allclose(steps(simulator(fc.algorithms.fedprox(TASK, 0.0, lambda round: optax.sgd(DECAY(round))))), [0.1, 0.05, 0.025])
+    assert np.allclose(
+        steps(simulator(fc.algorithms.fedavg(TASK, lambda round: optax.sgd(0.1 * 0.5**round)))),
+        [0.1, 0.05, 0.025],
+    )
+    assert np.allclose(
+        steps(simulator(fc.algorithms.fedprox(TASK, 0.0, lambda round: optax.sgd(DECAY(round))))),
+        [0.1, 0.05, 0.025],
+    )
 
 
 SCHEDULES = {
-    "the server's step": (lambda: fc.algorithms.fedavg(TASK, optax.sgd(0.1), lambda round: optax.sgd(0.5**round)), [0.1, 0.05, 0.025]),
+    "the server's step": (
+        lambda: fc.algorithms.fedavg(TASK, optax.sgd(0.1), lambda round: optax.sgd(0.5**round)),
+        [0.1, 0.05, 0.025],
+    ),
     "an optax schedule": (lambda: fc.algorithms.scaffold(TASK, DECAY, 2), [0.1, 0.05, 0.025]),
-    "by its name": (lambda: fc.algorithms.scaffold(TASK, population=2, server_lr=DECAY, lr=1.0), [0.1, 0.05, 0.025]),
-    "two of them": (lambda: fc.algorithms.mime(TASK, lambda round: optax.sgd(DECAY(round)), lambda round: 1.0 + round), [0.1, 0.1, 0.075]),
-    "the task": (lambda: fc.algorithms.fedavg(lambda round: scaled(0.5**round), optax.sgd(0.1)), [0.1, 0.05, 0.025]),
-    "a choice of several": (lambda: fc.algorithms.ifca(TASK, 1, lambda round: optax.sgd(DECAY(round))), [0.1, 0.05, 0.025]),
+    "by its name": (
+        lambda: fc.algorithms.scaffold(TASK, population=2, server_lr=DECAY, lr=1.0),
+        [0.1, 0.05, 0.025],
+    ),
+    "two of them": (
+        lambda: fc.algorithms.mime(TASK, lambda round: optax.sgd(DECAY(round)), lambda round: 1.0 + round),
+        [0.1, 0.1, 0.075],
+    ),
+    "the task": (
+        lambda: fc.algorithms.fedavg(lambda round: scaled(0.5**round), optax.sgd(0.1)),
+        [0.1, 0.05, 0.025],
+    ),
+    "a choice of several": (
+        lambda: fc.algorithms.ifca(TASK, 1, lambda round: optax.sgd(DECAY(round))),
+        [0.1, 0.05, 0.025],
+    ),
 }
 
 
@@ -77,7 +98,10 @@ def test_any_number_of_any_algorithm_goes_by_rounds_and_at_sites():
 
 
 def test_an_empty_round_does_not_count():
-    found = steps(simulator(fc.algorithms.fedavg(TASK, lambda round: optax.sgd(DECAY(round)))), cohorts=((0,), (), (0, 1)))
+    found = steps(
+        simulator(fc.algorithms.fedavg(TASK, lambda round: optax.sgd(DECAY(round)))),
+        cohorts=((0,), (), (0, 1)),
+    )
     assert np.allclose(found, [0.1, 0.0, 0.05])
 
 
@@ -93,14 +117,18 @@ SCHEDULED = {
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_a_schedule_that_begins_anew_in_every_round_is_told(name, caplog):
     SCHEDULED[name]()
-    assert ["begins anew at every client and in every round" in record.message for record in caplog.records] == [True]
+    assert [
+        "begins anew at every client and in every round" in record.message for record in caplog.records
+    ] == [True]
 
 
 def test_nothing_is_told_where_there_is_none(caplog):
     fc.algorithms.fedavg(TASK, optax.adam(0.1), optax.sgd(DECAY))  # the server's counts rounds
     fc.algorithms.fedprox(TASK, 0.1, lambda round: optax.sgd(DECAY(round)))
     two = TASK._replace(init=lambda key: {"a": jnp.zeros(1), "b": jnp.zeros(1)})
-    fc.algorithms.fedavg(two, optax.multi_transform({1: optax.sgd(0.1), 2: optax.set_to_zero()}, {"a": 1, "b": 2}))
+    fc.algorithms.fedavg(
+        two, optax.multi_transform({1: optax.sgd(0.1), 2: optax.set_to_zero()}, {"a": 1, "b": 2})
+    )
     assert not caplog.records
 
 
@@ -116,11 +144,21 @@ def test_what_is_no_optimiser_is_refused():
 
 
 @pytest.mark.parametrize(
-    "local", [optax.sgd, optax.adam, functools.partial(optax.sgd, momentum=0.9), lambda learning_rate: optax.sgd(learning_rate)]
+    "local",
+    [
+        optax.sgd,
+        optax.adam,
+        functools.partial(optax.sgd, momentum=0.9),
+        lambda learning_rate: optax.sgd(learning_rate),
+    ],
 )
 def test_an_optimiser_that_was_not_made_does_not_take_rounds_for_learning_rates(local):
     for build in (fc.algorithms.fedavg, lambda task, local: fc.algorithms.fedprox(task, 0.1, local)):
-        with pytest.raises(TypeError, match=r"makes an optimiser of a learning rate: write local=optax.sgd\(0.1\)"):
+        with pytest.raises(
+            TypeError, match=r"makes an optimiser of a learning rate: write local=optax.sgd\(0.1\)"
+        ):
             build(TASK, local)
-    with pytest.raises(TypeError, match=r"server=\w+ makes an optimiser of a learning rate: write server=optax.sgd\(0.1\)"):
+    with pytest.raises(
+        TypeError, match=r"server=\w+ makes an optimiser of a learning rate: write server=optax.sgd\(0.1\)"
+    ):
         fc.algorithms.fedprox(TASK, 0.1, optax.sgd(0.1), server=optax.adam)

@@ -29,7 +29,11 @@ def by_hand():
         for g in range(len(groups)):
             d = LR * (TARGETS[groups[g]] - models[g])
             models[g] = models[g] + d.mean(axis=0)
-            if np.linalg.norm(d.mean(axis=0)) < STILL and np.linalg.norm(d, axis=1).max() > APART and len(groups) < 4:
+            if (
+                np.linalg.norm(d.mean(axis=0)) < STILL
+                and np.linalg.norm(d, axis=1).max() > APART
+                and len(groups) < 4
+            ):
                 part = halves(d)
                 groups.append(groups[g][part])
                 models.append(models[g])
@@ -41,7 +45,10 @@ def by_hand():
 
 @pytest.mark.proves("cfl", by="independent implementation: brute force over all bipartitions in NumPy")
 def test_clusters_split_as_the_best_of_all_bipartitions_says():
-    task = fc.Task(lambda key: jnp.zeros(2), lambda w, batch, key: 0.5 * jnp.sum(jnp.square(batch["b"] - w[None]), axis=1))
+    task = fc.Task(
+        lambda key: jnp.zeros(2),
+        lambda w, batch, key: 0.5 * jnp.sum(jnp.square(batch["b"] - w[None]), axis=1),
+    )
     clients = fc.Clients.from_list([{"b": b[None].astype(np.float32)} for b in TARGETS])
     algorithm = fc.algorithms.cfl(task, optax.sgd(LR), population=6, clusters=4, still=STILL, apart=APART)
     sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=1, lanes=1, mesh=None)

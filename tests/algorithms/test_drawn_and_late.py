@@ -1,4 +1,5 @@
-"""Clients who are drawn unequally often, or whose models come late: no bias over all cohorts, and FedAsync's mixing step by step."""
+"""Clients who are drawn unequally often, or whose models come late: no bias over all cohorts, and FedAsync's
+mixing step by step."""
 
 from itertools import product
 
@@ -42,7 +43,9 @@ def test_each_client_is_drawn_by_its_own_rate_and_the_best_rates_are_those_of_th
     norms = np.random.default_rng(0).lognormal(0, 2, 9)
     best = fc.cohorts.optimal_rates(norms, 4)
     assert best.sum() == pytest.approx(4) and best.max() <= 1
-    share = (best / norms)[best < 1]  # stationary: those below 1 in proportion to their norms, the others with larger ones
+    share = (best / norms)[
+        best < 1
+    ]  # stationary: those below 1 in proportion to their norms, the others with larger ones
     np.testing.assert_allclose(share, share[0], rtol=1e-12)
     assert (norms[best == 1] * share[0] >= 1).all() and (best == 1).any()
 
@@ -66,7 +69,9 @@ def test_models_that_arrive_are_mixed_in_by_their_age():
     delays, alpha = {0: 10, 1: 15, 2: 40}, 0.6
     buffer = fc.Buffer(size=1, damping=of.polynomial(0.5))
     composed = fc.compose(of.fedasync(UNEVEN, optax.sgd(LR), alpha))
-    sim = fc.AsynchronousSimulator(composed, UNEQUAL, buffer, delays=lambda client, version: delays[client], **PLAN)
+    sim = fc.AsynchronousSimulator(
+        composed, UNEQUAL, buffer, delays=lambda client, version: delays[client], **PLAN
+    )
     state, models, late = sim.init(jax.random.key(0)), [START2], []
     at_work = {client: (delays[client], 0) for client in delays}  # (due, version that it began from)
     for version in range(7):

@@ -70,7 +70,9 @@ BY_HAND = {
 }
 
 
-@pytest.mark.proves("qffl", "term", "afl", "fedmgda", by="independent implementation: the paper's rounds in NumPy")
+@pytest.mark.proves(
+    "qffl", "term", "afl", "fedmgda", by="independent implementation: the paper's rounds in NumPy"
+)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_rounds_are_those_of_the_paper(name):
     algorithm, by_hand = BY_HAND[name]
@@ -87,16 +89,23 @@ SAME = {
 @pytest.mark.proves("qffl", "term", "afl", by="identity: FedAvg")
 @pytest.mark.parametrize("name", SAME)
 def test_without_fairness_it_is_fedavg(name):
-    assert on_unequal(SAME[name](), COHORTS)[0] == pytest.approx(on_unequal(of.fedavg(UNEVEN, SGD), COHORTS)[0], abs=1e-6)
+    assert on_unequal(SAME[name](), COHORTS)[0] == pytest.approx(
+        on_unequal(of.fedavg(UNEVEN, SGD), COHORTS)[0], abs=1e-6
+    )
 
 
-@pytest.mark.proves("fedmgda", by="independent implementation: the shortest mixture by SciPy's SLSQP, and that it is no client's way up")
+@pytest.mark.proves(
+    "fedmgda",
+    by="independent implementation: the shortest mixture by SciPy's SLSQP, and that it is no client's way up",
+)
 @pytest.mark.parametrize("trust", [1.0, 0.15])
 def test_the_shortest_mixture_is_scipys(trust):
     vectors = np.random.default_rng(0).normal(size=(5, 6))
     vectors[3] = 0  # an empty place
     here = np.arange(5) != 3
-    shares = np.asarray(shortest(jnp.asarray(vectors @ vectors.T, jnp.float32), jnp.asarray(here), trust), np.float64)
+    shares = np.asarray(
+        shortest(jnp.asarray(vectors @ vectors.T, jnp.float32), jnp.asarray(here), trust), np.float64
+    )
     rows = vectors[here]
     bounds = [(max(0.25 - trust, 0), min(0.25 + trust, 1))] * 4
     found = minimize(lambda s: np.sum((s @ rows) ** 2), np.full(4, 0.25), bounds=bounds, method="SLSQP", tol=1e-12,

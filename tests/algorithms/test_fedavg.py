@@ -30,7 +30,10 @@ def test_the_server_optimiser_is_given_the_change_as_a_gradient():
     ("rule", "second"),
     [
         (fedopt.adam(0.3, b1=0.9, b2=0.99, tau=0.1), lambda v, d: 0.99 * v + 0.01 * d * d),
-        (fedopt.yogi(0.3, b1=0.9, b2=0.99, tau=0.1), lambda v, d: v - 0.01 * d * d * (1 if v > d * d else -1)),
+        (
+            fedopt.yogi(0.3, b1=0.9, b2=0.99, tau=0.1),
+            lambda v, d: v - 0.01 * d * d * (1 if v > d * d else -1),
+        ),
         (fedopt.adagrad(0.3, b1=0.9, tau=0.1), lambda v, d: v + d * d),
     ],
 )
@@ -54,7 +57,9 @@ def test_fedprox_ends_between_start_and_the_local_optimum():
 @pytest.mark.parametrize("name", ["local", "server"])
 def test_what_is_no_optimiser_is_refused(name):
     given = {"local": optax.sgd(0.1), name: 0.1}
-    with pytest.raises(TypeError, match=rf"{name}= must be an optax optimiser .* got float 0.1.*{name}=optax.sgd\(0.1\)"):
+    with pytest.raises(
+        TypeError, match=rf"{name}= must be an optax optimiser .* got float 0.1.*{name}=optax.sgd\(0.1\)"
+    ):
         algorithms.fedavg(TASK, **given)
 
 

@@ -1,4 +1,5 @@
-"""Clients that pull a matrix in opposite directions: Muon's directions cancel, though the gradients do not."""
+"""Clients that pull a matrix in opposite directions: Muon's directions cancel, though the gradients do
+not."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import pytest
 
 import fedjax_core as fc
 
-PULLS = (3.0, -1.0)  # gradients 3 I and -I, in three dimensions: their mean is I, and the mean of their directions is zero
+PULLS = (
+    3.0,
+    -1.0,
+)  # gradients 3 I and -I, in three dimensions: their mean is I, and the mean of their directions is zero
 TASK = fc.Task(lambda key: {"w": jnp.zeros((3, 3))}, lambda p, batch, key: batch["pull"] * jnp.trace(p["w"]))
 CLIENTS = fc.Clients.from_list([{"pull": np.full(1, pull, np.float32)} for pull in PULLS])
 
@@ -22,11 +26,15 @@ def moved(algorithm, rounds=2):
     return np.asarray(state.params["w"])
 
 
-@pytest.mark.proves("fedmuon", by="closed form: it moves where Local Muon stalls, at a point that is no optimum")
+@pytest.mark.proves(
+    "fedmuon", by="closed form: it moves where Local Muon stalls, at a point that is no optimum"
+)
 @jax.numpy_dtype_promotion("standard")  # optax counts steps in whole numbers
 def test_local_muon_stalls_and_the_corrected_rule_moves():
     muon = optax.contrib.muon(0.1, nesterov=False)
     assert np.abs(moved(fc.algorithms.fedavg(TASK, muon, weighting=fc.algorithms.uniform))).max() < 1e-6
     first, second = (moved(fc.algorithms.fedmuon(TASK, muon, 2), rounds) for rounds in (1, 2))
     assert np.abs(first).max() < 1e-6  # nothing is known of the others yet
-    assert second[0, 0] < -0.1 and second == pytest.approx(second[0, 0] * np.eye(3), abs=1e-5)  # along -I, down the mean loss
+    assert second[0, 0] < -0.1 and second == pytest.approx(
+        second[0, 0] * np.eye(3), abs=1e-5
+    )  # along -I, down the mean loss

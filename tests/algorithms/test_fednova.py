@@ -7,7 +7,9 @@ from tests.quadratic import START, TASK, descend
 
 MEANS, SIZES, LR = np.array([2.0, 5.0, 1.0]), np.array([2, 1, 3]), 0.1
 # Each client's examples are alike, so the order of its batches of one does not matter.
-CLIENTS = Clients.from_list([{"x": np.full(n, mean, np.float32)} for mean, n in zip(MEANS, SIZES, strict=True)])
+CLIENTS = Clients.from_list(
+    [{"x": np.full(n, mean, np.float32)} for mean, n in zip(MEANS, SIZES, strict=True)]
+)
 
 
 def simulated(rounds, **pieces):

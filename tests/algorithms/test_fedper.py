@@ -1,4 +1,5 @@
-"""FedPer against a plain loop: the shared layers are averaged, the personal ones stay, and nothing of them is sent."""
+"""FedPer against a plain loop: the shared layers are averaged, the personal ones stay, and nothing of them is
+sent."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,19 @@ import fedjax_core as fc
 SIZES, LR = (3, 5, 2), 0.1
 TASK = fc.Task(
     lambda key: {"body": jnp.ones(2), "head": {"w": jnp.float32(1), "b": jnp.float32(0)}},
-    lambda p, batch, key: jnp.square((batch["x"] @ p["body"]) * p["head"]["w"] + p["head"]["b"] - batch["y"]) / 2,
+    lambda p, batch, key: (
+        jnp.square((batch["x"] @ p["body"]) * p["head"]["w"] + p["head"]["b"] - batch["y"]) / 2
+    ),
 )
 
 
 def clients():
     rng = np.random.default_rng(3)
     return fc.Clients.from_list(
-        [{"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)} for n in SIZES]
+        [
+            {"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)}
+            for n in SIZES
+        ]
     )
 
 
@@ -32,7 +38,11 @@ def plain_loop(data, cohorts, epochs=2):
             v, (w, b) = body, heads[i]
             for _ in range(epochs):
                 error = x @ v * w + b - y
-                v, w, b = v - LR * (error * w) @ x / len(y), w - LR * (error * (x @ v)).mean(), b - LR * error.mean()
+                v, w, b = (
+                    v - LR * (error * w) @ x / len(y),
+                    w - LR * (error * (x @ v)).mean(),
+                    b - LR * error.mean(),
+                )
             heads[i] = w, b
             ends.append((SIZES[i], v))
         body = body + sum(n * (v - body) for n, v in ends) / sum(n for n, _ in ends)
@@ -42,7 +52,9 @@ def plain_loop(data, cohorts, epochs=2):
 @pytest.mark.proves("fedper", by="independent implementation: the paper's rounds in NumPy")
 def test_layers_are_shared_or_personal_as_in_a_plain_loop():
     data, cohorts = clients(), ([0, 1], [0, 1, 2])
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedper(TASK, optax.sgd(LR), ["head"])), data, batch_size=5, epochs=2, lanes=2)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.fedper(TASK, optax.sgd(LR), ["head"])), data, batch_size=5, epochs=2, lanes=2
+    )
     state = sim.init(jax.random.key(0))
     for cohort in cohorts:
         state, _ = sim.run(state, cohort)
@@ -59,5 +71,7 @@ def test_layers_are_shared_or_personal_as_in_a_plain_loop():
 
 
 def test_a_name_of_no_leaf_is_refused():
-    with pytest.raises(ValueError, match=r"there is no leaf under 'tail': the leaves are 'body', 'head/b', 'head/w'"):
+    with pytest.raises(
+        ValueError, match=r"there is no leaf under 'tail': the leaves are 'body', 'head/b', 'head/w'"
+    ):
         fc.compose(fc.algorithms.fedper(TASK, optax.sgd(LR), ["tail"]))

@@ -25,7 +25,9 @@ def code_lines(path):
         if docstring or isinstance(node, ast.Import | ast.ImportFrom):
             left_out |= set(range(node.lineno, node.end_lineno + 1))
     lines = enumerate(text.splitlines(), start=1)
-    return sum(1 for i, line in lines if i not in left_out and line.strip() and not line.strip().startswith("#"))
+    return sum(
+        1 for i, line in lines if i not in left_out and line.strip() and not line.strip().startswith("#")
+    )
 
 
 @pytest.mark.parametrize(("name", "most"), [("fedavg", 25), ("fedprox", 25), ("scaffold", 40)])
@@ -36,20 +38,26 @@ def test_an_algorithm_is_its_difference_from_the_shared_loop(name, most):
 def regression():
     """Clients of 3 and 5 examples, and half the squared error of w on them."""
     rng = np.random.default_rng(0)
-    data = [{"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)} for n in SIZES]
+    data = [
+        {"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)}
+        for n in SIZES
+    ]
     task = fc.Task(lambda key: jnp.ones(3), lambda w, batch, key: jnp.square(batch["x"] @ w - batch["y"]) / 2)
     return task, fc.Clients.from_list(data)
 
 
 def one_by_one(clients, gradient):
-    """FedAvg's model after a round, in float64 numpy: `gradient(w, x, y)` of each batch in the order of the engine."""
+    """FedAvg's model after a round, in float64 numpy: `gradient(w, x, y)` of each batch in the order of the
+    engine."""
     plan, ends = fc.data.batches.Plan(BATCH, epochs=2), []
     for i, size in enumerate(SIZES):
         w = np.ones(3)
         rows, _ = plan.batches(np.array([i]), clients.offsets, clients.addresses, 0)
         for places in rows:
             places = places[places >= 0]
-            w = w - LR * gradient(w, clients.columns["x"][places].astype(float), clients.columns["y"][places].astype(float))
+            w = w - LR * gradient(
+                w, clients.columns["x"][places].astype(float), clients.columns["y"][places].astype(float)
+            )
         ends.append(size * w)
     return sum(ends) / sum(SIZES)
 
@@ -69,7 +77,9 @@ def plain(w, x, y):
 
 def test_the_plain_gradient_is_the_one_of_the_loop():
     task, clients = regression()
-    assert np.allclose(trained(task, clients, fc.algorithms.gradient)[0], one_by_one(clients, plain), atol=1e-6)
+    assert np.allclose(
+        trained(task, clients, fc.algorithms.gradient)[0], one_by_one(clients, plain), atol=1e-6
+    )
 
 
 def test_fedsam_goes_down_the_gradient_of_the_worst_point_near_by():
@@ -115,7 +125,9 @@ def test_an_objective_is_of_the_message_and_of_what_the_client_keeps():
         task,
         optax.sgd(LR),
         start=lambda message, own: message["model"],
-        objective=lambda message, own: lambda w, batch, key: task.loss(w, batch, key) + own * w @ message["pull"],
+        objective=lambda message, own: (
+            lambda w, batch, key: task.loss(w, batch, key) + own * w @ message["pull"]
+        ),
     )
     message, own = {"model": jnp.ones(3), "pull": jnp.array([1.0, 2.0, 3.0])}, jnp.float32(2)
     after, seen = step(message, begin(message, own, jax.random.key(0)), batch, jax.random.key(1))

@@ -28,11 +28,16 @@ def task():
 
 
 def run(algorithm, rounds=1, data=None):
-    """(states, what clients reported in the last round) of a federation of three; a is the same for all, and b is no longer zero."""
+    """(states, what clients reported in the last round) of a federation of three; a is the same for all, and
+    b is no longer zero."""
     loops = fc.Loops(fc.compose(algorithm), clients() if data is None else data, batch_size=5, epochs=2)
     begun = algorithm.task.init(jax.random.key(1))
     if isinstance(begun, fc.lora.LowRank) and jax.tree.leaves(begun.b):
-        begun = begun._replace(b=jax.tree.map(lambda b: 0.3 * jnp.cos(jnp.arange(b.size, dtype=b.dtype)).reshape(b.shape), begun.b))
+        begun = begun._replace(
+            b=jax.tree.map(
+                lambda b: 0.3 * jnp.cos(jnp.arange(b.size, dtype=b.dtype)).reshape(b.shape), begun.b
+            )
+        )
     states, visits = [loops.init(jax.random.key(0), begun)], []
     for _ in range(rounds):
         visits.clear()
@@ -50,7 +55,9 @@ def expected(before, visits, layer):
     return *means, sum(s * x @ y for s, x, y in zip(p, a, b, strict=True)), a, b, p
 
 
-@pytest.mark.proves("fedex", by="identity: W + s mean(a_i b_i), to 1e-6; nothing is left over of clients alike")
+@pytest.mark.proves(
+    "fedex", by="identity: W + s mean(a_i b_i), to 1e-6; nothing is left over of clients alike"
+)
 def test_fedex_loses_nothing():
     (before, after), visits = run(fedex(task(), SGD))
     for layer in (0, 1):
@@ -74,10 +81,14 @@ def test_flora_stacks_products_and_begins_anew():
             np.testing.assert_allclose(stack, product, atol=1e-12)
             w = np.asarray(before.params.base[layer]["w"], np.float64) + SCALE * stack
             np.testing.assert_allclose(after.params.weights[layer]["w"], w, atol=1e-6)
-        assert not np.any(after.params.b[0]["w"]) and not np.allclose(after.params.a[0]["w"], before.params.a[0]["w"])
+        assert not np.any(after.params.b[0]["w"]) and not np.allclose(
+            after.params.a[0]["w"], before.params.a[0]["w"]
+        )
 
 
-@pytest.mark.proves("lora_fair", by="closed form: the ridge solution, never further from the mean product than without")
+@pytest.mark.proves(
+    "lora_fair", by="closed form: the ridge solution, never further from the mean product than without"
+)
 def test_fair_is_the_ridge_solution():
     (before, after), visits = run(lora_fair(task(), SGD, ridge=0.05))
     for layer in (0, 1):
@@ -92,7 +103,9 @@ def test_fair_is_the_ridge_solution():
 @pytest.mark.proves("fedit", by="identity: the mean of each factor, and not of the product, to 1e-6")
 def test_fedit_averages_each_factor():
     made = task()
-    (before, after), visits = run(fedavg(fc.models.train_only(made, made.init(jax.random.key(1)), "a", "b"), SGD), rounds=1)
+    (before, after), visits = run(
+        fedavg(fc.models.train_only(made, made.init(jax.random.key(1)), "a", "b"), SGD), rounds=1
+    )
     a, b, product, *_ = expected(before, visits, 0)
     np.testing.assert_allclose(after.params.a[0]["w"], a, atol=1e-6)
     np.testing.assert_allclose(after.params.b[0]["w"], b, atol=1e-6)
@@ -106,7 +119,9 @@ def test_ffa_is_exact_as_a_does_not_move():
     (before, after), visits = run(fedavg(fc.models.train_only(made, begun, "b"), SGD))
     a, p = np.asarray(begun.a[0]["w"], np.float64), np.array(SIZES) / sum(SIZES)
     b = [np.asarray(before.params.b[0]["w"] + v.update.b[0]["w"], np.float64) for v in visits]
-    np.testing.assert_allclose(a @ np.asarray(after.params.b[0]["w"]), sum(s * a @ x for s, x in zip(p, b, strict=True)), atol=1e-6)
+    np.testing.assert_allclose(
+        a @ np.asarray(after.params.b[0]["w"]), sum(s * a @ x for s, x in zip(p, b, strict=True)), atol=1e-6
+    )
     assert after.params.a[0]["w"] is None
 
 
@@ -115,7 +130,9 @@ def test_the_model_begins_as_the_pretrained_one_and_adapts_what_is_named():
     begun, batch = made.init(jax.random.key(3)), {"x": jnp.asarray(clients()[1]["x"])}
     np.testing.assert_array_equal(made.predict(begun, batch), INNER.predict(WHOLE, batch))
     assert fc.tree.names(begun.a) == ["0/w", "1/w"]
-    half = fc.models.lora(INNER, WHOLE, "1/w", rank=4, alpha=6.0, rank_stabilised=True).init(jax.random.key(3))
+    half = fc.models.lora(INNER, WHOLE, "1/w", rank=4, alpha=6.0, rank_stabilised=True).init(
+        jax.random.key(3)
+    )
     assert float(half.scale) == 3.0 and half.b[1]["w"].shape == (4, 3)
 
 
@@ -130,7 +147,9 @@ def test_kernels_of_flax_modules_with_more_axes_are_matrices_to_it():
     made = fc.models.lora(inner, inner.init(jax.random.key(0)), "Conv_0/kernel", rank=1)
     begun = made.init(jax.random.key(1))
     begun = begun._replace(b=jax.tree.map(jnp.ones_like, begun.b))
-    kernel = begun.base["Conv_0"]["kernel"] + (begun.a["Conv_0"]["kernel"] @ jnp.ones((1, 2))).reshape(3, 3, 1, 2)
+    kernel = begun.base["Conv_0"]["kernel"] + (begun.a["Conv_0"]["kernel"] @ jnp.ones((1, 2))).reshape(
+        3, 3, 1, 2
+    )
     np.testing.assert_allclose(begun.weights["Conv_0"]["kernel"], kernel, atol=1e-7)
 
 

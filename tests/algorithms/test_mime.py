@@ -6,7 +6,8 @@ from tests.quadratic import POOLED, SIZES, START, TASK, simulate
 
 
 def test_two_rounds_with_momentum_worked_by_hand():
-    """On quadratics of one steepness g(y) - g(x) + c = y - pooled mean for every client, so all take the same steps."""
+    """On quadratics of one steepness g(y) - g(x) + c = y - pooled mean for every client, so all take the same
+    steps."""
     w, trace, lr, decay = START, 0.0, 0.1, 0.9
     for _ in range(2):
         control, y = w - POOLED, w

@@ -28,10 +28,22 @@ MISTAKES = {
         changed(finish=lambda params, carry, seen: (params, 1.0, ())),
         r"finish of exchange 0 of fedavg must return a Report, got tuple",
     ),
-    "nothing": (changed(finish=lambda params, carry, seen: None), "must return a Report, got NoneType: write Report"),
-    "no weight": (changed(finish=finish(weight=None)), "weighs its report by None, which must be a number: seen.examples"),
-    "a number kept": (changed(finish=finish(own=0.0)), r"finish of exchange 0 .* keep 0.0, a float, .*: write jnp.asarray\(0.0\)"),
-    "a number kept first": (changed(init_client=lambda params: 0.0), r"init_client of fedavg .* write jnp.asarray\(0.0\)"),
+    "nothing": (
+        changed(finish=lambda params, carry, seen: None),
+        "must return a Report, got NoneType: write Report",
+    ),
+    "no weight": (
+        changed(finish=finish(weight=None)),
+        "weighs its report by None, which must be a number: seen.examples",
+    ),
+    "a number kept": (
+        changed(finish=finish(own=0.0)),
+        r"finish of exchange 0 .* keep 0.0, a float, .*: write jnp.asarray\(0.0\)",
+    ),
+    "a number kept first": (
+        changed(init_client=lambda params: 0.0),
+        r"init_client of fedavg .* write jnp.asarray\(0.0\)",
+    ),
 }
 
 

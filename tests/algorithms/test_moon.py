@@ -28,7 +28,10 @@ def start(key):
 def clients():
     rng = np.random.default_rng(0)
     return fc.Clients.from_list(
-        [{"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)} for n in SIZES]
+        [
+            {"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)}
+            for n in SIZES
+        ]
     )
 
 
@@ -40,7 +43,10 @@ def total(params, received, previous, x, y):
     def similar(a, b):
         return jnp.exp(jnp.sum(a * b, 1) / jnp.linalg.norm(a, axis=1) / jnp.linalg.norm(b, axis=1) / T)
 
-    return jnp.mean(loss(params, batch, None) - MU * jnp.log(similar(z, z_glob) / (similar(z, z_glob) + similar(z, z_prev))))
+    return jnp.mean(
+        loss(params, batch, None)
+        - MU * jnp.log(similar(z, z_glob) / (similar(z, z_glob) + similar(z, z_prev)))
+    )
 
 
 def plain_loop(data, cohorts):
@@ -66,14 +72,18 @@ def plain_loop(data, cohorts):
 def test_rounds_are_those_of_the_equation():
     task = fc.Task(start, loss, features=features)
     data, cohorts = clients(), ([0, 1], [1], [0, 1])
-    sim = fc.Simulator(fc.compose(fc.algorithms.moon(task, MU, optax.sgd(LR), T)), data, batch_size=2, epochs=2, lanes=2)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.moon(task, MU, optax.sgd(LR), T)), data, batch_size=2, epochs=2, lanes=2
+    )
     state = sim.init(jax.random.key(0))
     for cohort in cohorts:
         state, _ = sim.run(state, cohort)
     expected, previous = plain_loop(data, cohorts)
     for name in ("body", "head"):
         np.testing.assert_allclose(state.params[name], expected[name], atol=1e-5)
-        np.testing.assert_allclose(state.clients.own[name], np.stack([one[name] for one in previous]), atol=1e-5)
+        np.testing.assert_allclose(
+            state.clients.own[name], np.stack([one[name] for one in previous]), atol=1e-5
+        )
 
 
 def test_a_task_without_features_and_a_temperature_of_zero_are_refused():

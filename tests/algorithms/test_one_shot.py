@@ -1,4 +1,5 @@
-"""What one message of each client gives: the same as scikit-learn on the pooled data, or the optimum of the sum of losses."""
+"""What one message of each client gives: the same as scikit-learn on the pooled data, or the optimum of the
+sum of losses."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,10 @@ def once(algorithm, cohorts=(range(4),)):
     return state
 
 
-@pytest.mark.proves("analytic", by="independent implementation: pooled ridge regression of scikit-learn, to 1e-6, in one round or several")
+@pytest.mark.proves(
+    "analytic",
+    by="independent implementation: pooled ridge regression of scikit-learn, to 1e-6, in one round or several",
+)
 @pytest.mark.parametrize("cohorts", [([0, 1, 2, 3],), ([2, 0], [1, 3])])
 def test_the_head_is_pooled_ridge_regression(cohorts):
     pooled = Ridge(alpha=0.7, fit_intercept=False, solver="svd").fit(X.astype(np.float64), np.eye(CLASSES)[Y])
@@ -58,7 +62,9 @@ POOLED = {
 }
 
 
-@pytest.mark.proves("gaussian_heads", by="independent implementation: pooled LDA, QDA and naive Bayes of scikit-learn")
+@pytest.mark.proves(
+    "gaussian_heads", by="independent implementation: pooled LDA, QDA and naive Bayes of scikit-learn"
+)
 @pytest.mark.parametrize("kind", POOLED)
 def test_the_head_is_pooled_scikit_learn(kind):
     pooled = POOLED[kind].fit(X.astype(np.float64), Y)
@@ -78,7 +84,10 @@ def test_a_class_that_nobody_has_is_never_chosen():
 @pytest.mark.proves("fedfisher", by="closed form: the optimum of the sum of quadratics in one round")
 def test_one_round_of_fedfisher_is_the_optimum_of_quadratics():
     """Client i's loss is sum_j a_ij (w_j - b_ij)^2 / 2, and its Fisher information a_i."""
-    task = fc.Task(lambda key: jnp.zeros(3), lambda w, batch, key: 0.5 * jnp.sum(batch["a"] * jnp.square(w[None] - batch["b"]), axis=1))
+    task = fc.Task(
+        lambda key: jnp.zeros(3),
+        lambda w, batch, key: 0.5 * jnp.sum(batch["a"] * jnp.square(w[None] - batch["b"]), axis=1),
+    )
     a, b, sizes = rng.uniform(0.5, 2, (3, 3)), rng.normal(size=(3, 3)), (1, 2, 4)
     data = fc.Clients.from_list([{"a": np.tile(a[i], (n, 1)).astype(np.float32), "b": np.tile(b[i], (n, 1)).astype(np.float32)}
                                  for i, n in enumerate(sizes)])  # fmt: skip
@@ -126,11 +135,16 @@ def test_logits_are_calibrated_by_each_clients_counts(tau):
             w = jax.tree.map(lambda p, g: p - 0.1 * g, w, jax.jit(jax.grad(total))(w, x, y, counts))
         ends.append(w)
     for name in ("w", "b"):
-        expected = sum(n * np.asarray(w[name], np.float64) for n, w in zip(SIZES, ends, strict=True)) / sum(SIZES)
+        expected = sum(n * np.asarray(w[name], np.float64) for n, w in zip(SIZES, ends, strict=True)) / sum(
+            SIZES
+        )
         np.testing.assert_allclose(state.params[name], expected, atol=1e-6)
 
 
-@pytest.mark.proves("feddf", by="independent implementation: distillation written out in NumPy; identity: FedAvg without steps")
+@pytest.mark.proves(
+    "feddf",
+    by="independent implementation: distillation written out in NumPy; identity: FedAvg without steps",
+)
 @pytest.mark.parametrize("steps", [0, 3])
 def test_the_mean_is_taught_by_the_ensemble(steps):
     task = fc.models.logistic(features=WIDTH, classes=CLASSES)

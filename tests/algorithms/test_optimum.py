@@ -1,4 +1,5 @@
-"""Clients of unequal steepness who take several steps: FedAvg stalls at a point that a formula gives, others reach the optimum."""
+"""Clients of unequal steepness who take several steps: FedAvg stalls at a point that a formula gives, others
+reach the optimum."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,17 @@ import optax
 import pytest
 
 import fedjax_core as fc
-from fedjax_core.algorithms import fedadmm, fedavg, feddane, feddyn, fedlin, mime, scaffold, scaffold_one, uniform
+from fedjax_core.algorithms import (
+    fedadmm,
+    fedavg,
+    feddane,
+    feddyn,
+    fedlin,
+    mime,
+    scaffold,
+    scaffold_one,
+    uniform,
+)
 from tests.quadratic import OPTIMUM, STEEP, TARGETS, UNEVEN, long_run
 
 LR, STEPS = 0.1, 3
@@ -46,13 +57,22 @@ def test_proxskip_reaches_it_in_rounds_of_any_length():
     assert long_run(fc.algorithms.proxskip(UNEVEN, LR, 0.5), steps=12) == pytest.approx(OPTIMUM, abs=1e-5)
 
 
-@pytest.mark.proves("fedexp", by="closed form: on orthogonal clients the error halves in each round, for any number of clients")
+@pytest.mark.proves(
+    "fedexp",
+    by="closed form: on orthogonal clients the error halves in each round, for any number of clients",
+)
 @pytest.mark.parametrize("clients", [2, 5, 20])
 def test_fedexp_halves_the_error_on_orthogonal_clients(clients):
-    """Client i's loss is w_i^2 / 2, and one step of size 1 ends at its minimum: the server's step is M / 2."""
-    task = fc.Task(lambda key: jnp.linspace(1.0, 2.0, clients), lambda w, batch, key: 0.5 * jnp.square((batch["e"] * w[None]).sum(1)))
+    """Client i's loss is w_i^2 / 2, and one step of size 1 ends at its minimum: the server's step is M /
+    2."""
+    task = fc.Task(
+        lambda key: jnp.linspace(1.0, 2.0, clients),
+        lambda w, batch, key: 0.5 * jnp.square((batch["e"] * w[None]).sum(1)),
+    )
     data = fc.Clients.from_list([{"e": row[None]} for row in np.eye(clients, dtype=np.float32)])
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedexp(task, optax.sgd(1.0), eps=0.0)), data, batch_size=1, lanes=1)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.fedexp(task, optax.sgd(1.0), eps=0.0)), data, batch_size=1, lanes=1
+    )
     state = sim.init(jax.random.key(0))
     for _ in range(3):
         before, (state, _) = np.asarray(state.params), sim.run(state, range(clients))

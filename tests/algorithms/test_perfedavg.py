@@ -11,13 +11,22 @@ import fedjax_core as fc
 ALPHA, LR = 0.3, 0.1
 
 
-@pytest.mark.proves("perfedavg", by="closed form: the gradient through a step on quadratics, exactly, by differences, and without Hessian")
+@pytest.mark.proves(
+    "perfedavg",
+    by="closed form: the gradient through a step on quadratics, exactly, by differences, and without Hessian",
+)
 @pytest.mark.parametrize("hessian", ["exact", "difference", "none"])
 def test_a_step_goes_down_the_loss_after_a_step(hessian):
-    """f(w; rows) = mean (x w - y)^2 / 2, so grad F = (1 - alpha mean x_A^2) (mean x_B (x_B u - y_B)) at u = w - alpha grad f(w; A)."""
-    task = fc.Task(lambda key: jnp.ones(1), lambda w, batch, key: jnp.square(batch["x"] * w[0] - batch["y"]) / 2)
+    """f(w; rows) = mean (x w - y)^2 / 2, so grad F = (1 - alpha mean x_A^2) (mean x_B (x_B u - y_B)) at u = w
+    - alpha grad f(w; A)."""
+    task = fc.Task(
+        lambda key: jnp.ones(1), lambda w, batch, key: jnp.square(batch["x"] * w[0] - batch["y"]) / 2
+    )
     rng = np.random.default_rng(0)
-    data = [{"x": rng.normal(size=n).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)} for n in (4, 7)]
+    data = [
+        {"x": rng.normal(size=n).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)}
+        for n in (4, 7)
+    ]
     clients, ends = fc.Clients.from_list(data), []
     plan = fc.data.batches.Plan(4, epochs=2)
     for i in range(2):
@@ -39,7 +48,13 @@ def test_a_step_goes_down_the_loss_after_a_step(hessian):
 def test_a_client_with_one_example_moves_nothing():
     task = fc.Task(lambda key: jnp.ones(1), lambda w, batch, key: jnp.square(batch["x"] * w[0]))
     clients = fc.Clients.from_list([{"x": np.ones(1, np.float32)}])
-    sim = fc.Simulator(fc.compose(fc.algorithms.perfedavg(task, ALPHA, optax.sgd(LR))), clients, batch_size=4, epochs=1, lanes=1)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.perfedavg(task, ALPHA, optax.sgd(LR))),
+        clients,
+        batch_size=4,
+        epochs=1,
+        lanes=1,
+    )
     state, metrics = sim.run(sim.init(jax.random.key(0)), [0])
     assert float(state.params[0]) == 1.0 and float(metrics["loss"].weight) == 0
 

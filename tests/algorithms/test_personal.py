@@ -1,4 +1,5 @@
-"""Personal methods worked by hand in NumPy's float64: the global model, and what each client uses, who was away among them."""
+"""Personal methods worked by hand in NumPy's float64: the global model, and what each client uses, who was
+away among them."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,11 @@ def apfl(rate=0.05):
             y = x
             for _ in range(T):
                 g = grad(i, a[i] * v[i] + (1 - a[i]) * y)
-                y, v[i], a[i] = y - LR * grad(i, y), v[i] - LR * a[i] * g, np.clip(a[i] - rate * (v[i] - y) @ g, 0, 1)
+                y, v[i], a[i] = (
+                    y - LR * grad(i, y),
+                    v[i] - LR * a[i] * g,
+                    np.clip(a[i] - rate * (v[i] - y) @ g, 0, 1),
+                )
             ends.append(y)
         x = mean(ends)
     return x, a[:, None] * v + (1 - a[:, None]) * x
@@ -106,7 +111,13 @@ def flat(params):
 
 
 @pytest.mark.proves(
-    "ditto", "apfl", "pfedme", "fedrep", "lgfedavg", "fedala", by="independent implementation: the paper's rounds in NumPy, of both models"
+    "ditto",
+    "apfl",
+    "pfedme",
+    "fedrep",
+    "lgfedavg",
+    "fedala",
+    by="independent implementation: the paper's rounds in NumPy, of both models",
 )
 @pytest.mark.parametrize("name", BY_HAND)
 def test_both_models_are_those_of_the_paper(name):
@@ -120,7 +131,9 @@ def test_both_models_are_those_of_the_paper(name):
         assert flat(mine) == pytest.approx(personal[i], abs=3e-6)
 
 
-@pytest.mark.proves("ditto", by="property: personal and global metrics side by side, of clients never seen too")
+@pytest.mark.proves(
+    "ditto", by="property: personal and global metrics side by side, of clients never seen too"
+)
 def test_personal_and_global_models_are_evaluated_side_by_side():
     """The third client is in no cohort: until it takes part, its own model is the one that all began with."""
     loops = fc.Loops(fc.compose(of.ditto(UNEVEN, 0.1, SGD)), UNEQUAL, batch_size=1, epochs=T)
@@ -133,7 +146,10 @@ def test_personal_and_global_models_are_evaluated_side_by_side():
     begun = fc.evaluate(UNEVEN, loops.init(jax.random.key(0)).params, UNEQUAL)
     assert personal.clients["loss"][2] == pytest.approx(begun.clients["loss"][2])
     tuned = fc.personalise(UNEVEN, state.params, UNEQUAL, SGD, batch_size=1, epochs=T)
-    assert fc.evaluate(UNEVEN, state.params, UNEQUAL, personal=tuned).clients["loss"][2] < shared.clients["loss"][2]
+    assert (
+        fc.evaluate(UNEVEN, state.params, UNEQUAL, personal=tuned).clients["loss"][2]
+        < shared.clients["loss"][2]
+    )
 
 
 PROTO = fc.Task(
@@ -147,10 +163,14 @@ PROTO = fc.Task(
 def labelled():
     """Class 3 is nobody's, and class 2 the last client's alone."""
     rng, labels = np.random.default_rng(0), ([0, 1, 1], [0, 0], [2, 1, 2, 2])
-    return fc.Clients.from_list([{"x": rng.normal(size=(len(y), 2)).astype(np.float32), "y": np.array(y, np.int32)} for y in labels])
+    return fc.Clients.from_list(
+        [{"x": rng.normal(size=(len(y), 2)).astype(np.float32), "y": np.array(y, np.int32)} for y in labels]
+    )
 
 
-@pytest.mark.proves("fedproto", by="closed form: the pooled means of classes; independent implementation: rounds by jax.grad")
+@pytest.mark.proves(
+    "fedproto", by="closed form: the pooled means of classes; independent implementation: rounds by jax.grad"
+)
 @pytest.mark.parametrize("lam", [0.0, 0.8])
 def test_prototypes_are_pooled_means_and_pull_each_clients_model(lam):
     data = labelled()
@@ -166,7 +186,12 @@ def test_prototypes_are_pooled_means_and_pull_each_clients_model(lam):
         state, _ = loops.run(state, cohort)
         for i in cohort:
             for _ in range(2):
-                at = data[i]["x"], data[i]["y"], jnp.asarray(known, jnp.float32), jnp.asarray(prototypes, jnp.float32)
+                at = (
+                    data[i]["x"],
+                    data[i]["y"],
+                    jnp.asarray(known, jnp.float32),
+                    jnp.asarray(prototypes, jnp.float32),
+                )
                 own[i] = own[i] - LR * jax.grad(total)(own[i], *at)
         x, y = (np.concatenate([z if z is not None else data[i]["y"] for i, z in found]) for found in (
             [(i, np.asarray(data[i]["x"] @ own[i])) for i in cohort], [(i, None) for i in cohort]))  # fmt: skip

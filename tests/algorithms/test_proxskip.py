@@ -10,7 +10,12 @@ from fedjax_core import Clients, Simulator, Task, algorithms, compose, keys
 LR, P, STEPS = 0.1, 0.3, 12
 STEEP, TARGET = np.array([1.0, 5.0]), np.array([0.0, 1.0])
 TASK = Task(lambda key: jnp.zeros(1), lambda w, batch, key: 0.5 * batch["a"] * jnp.square(batch["x"] - w[0]))
-CLIENTS = Clients.from_list([{"a": np.full(1, a, np.float32), "x": np.full(1, t, np.float32)} for a, t in zip(STEEP, TARGET, strict=True)])
+CLIENTS = Clients.from_list(
+    [
+        {"a": np.full(1, a, np.float32), "x": np.full(1, t, np.float32)}
+        for a, t in zip(STEEP, TARGET, strict=True)
+    ]
+)
 
 
 def simulated(rounds):
@@ -41,7 +46,9 @@ def test_the_server_draws_by_the_address_of_its_round():
     for before, after in itertools.pairwise(states):
         key = keys.update(before.key, before.round, 0)
         assert int(after.server.steps) == int(jax.random.geometric(key, P))
-        assert not bool(jnp.all(jax.random.key_data(key) == jax.random.key_data(keys.server(before.key, before.round, 0))))
+        assert not bool(
+            jnp.all(jax.random.key_data(key) == jax.random.key_data(keys.server(before.key, before.round, 0)))
+        )
 
 
 def test_it_reaches_the_optimum_that_fedavg_misses():

@@ -39,16 +39,24 @@ def test_rounds_of_the_paper_worked_by_hand():
 
 
 def test_it_removes_the_drift_that_fedavg_keeps():
-    """Clients of unequal steepness: FedAvg's fixed point is not the optimum when clients take several steps, SCAFFOLD's is."""
+    """Clients of unequal steepness: FedAvg's fixed point is not the optimum when clients take several steps,
+    SCAFFOLD's is."""
     import jax
     import jax.numpy as jnp
     import optax
 
     from fedjax_core import Clients, Simulator, Task, compose
 
-    task = Task(lambda key: jnp.zeros(1), lambda w, batch, key: 0.5 * batch["a"] * jnp.square(batch["x"] - w[0]))
+    task = Task(
+        lambda key: jnp.zeros(1), lambda w, batch, key: 0.5 * batch["a"] * jnp.square(batch["x"] - w[0])
+    )
     steep, target = np.array([1.0, 5.0]), np.array([0.0, 1.0])
-    data = Clients.from_list([{"a": np.full(1, a, np.float32), "x": np.full(1, t, np.float32)} for a, t in zip(steep, target, strict=True)])
+    data = Clients.from_list(
+        [
+            {"a": np.full(1, a, np.float32), "x": np.full(1, t, np.float32)}
+            for a, t in zip(steep, target, strict=True)
+        ]
+    )
     optimum = (steep * target).sum() / steep.sum()
     ends = {}
     for name, algorithm in {
@@ -68,15 +76,26 @@ def test_arguments_are_checked():
 
 
 def test_a_round_is_exact_from_the_stored_controls():
-    """At the optimum of every client's corrected problem nothing moves: controls equal to the local gradients hold the model still."""
+    """At the optimum of every client's corrected problem nothing moves: controls equal to the local gradients
+    hold the model still."""
     state = simulate(algorithms.scaffold(TASK, lr=0.1, population=3), rounds=80, epochs=5)
     assert float(state.params[0]) == pytest.approx(MEANS.mean(), abs=1e-4)
 
 
 def test_another_number_of_clients_than_it_was_made_for_is_refused():
     for population in (2, 4):
-        with pytest.raises(ValueError, match=f"made with population={population}, and there are 3 clients.*Make it with population=3"):
-            fc.Simulator(fc.compose(algorithms.scaffold(TASK, lr=0.1, population=population)), CLIENTS, batch_size=3)
+        with pytest.raises(
+            ValueError,
+            match=f"made with population={population}, and there are 3 clients.*Make it with population=3",
+        ):
+            fc.Simulator(
+                fc.compose(algorithms.scaffold(TASK, lr=0.1, population=population)), CLIENTS, batch_size=3
+            )
     sites = [SiteFile(name=name, data=CLIENTS[i]) for i, name in enumerate("ab")]
     with pytest.raises(ValueError, match="made with population=3, and there are 2 sites"):
-        fc.Federation(fc.compose(algorithms.scaffold(TASK, lr=0.1, population=3)), sites, batch_size=3, transport="in-process")
+        fc.Federation(
+            fc.compose(algorithms.scaffold(TASK, lr=0.1, population=3)),
+            sites,
+            batch_size=3,
+            transport="in-process",
+        )

@@ -1,4 +1,5 @@
-"""Regions and graphs in the place of one server: identities with FedAvg, and the exact course on quadratics."""
+"""Regions and graphs in the place of one server: identities with FedAvg, and the exact course on
+quadratics."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,14 @@ def steps(i, w, count=3):
 
 def course(regions, every, rounds=ALL):
     """(the model after each round, the last state) of regions that meet every so many rounds."""
-    sim = fc.Simulator(fc.compose(of.hierarchical(UNEVEN, SGD, regions, every)), UNEQUAL, batch_size=1, epochs=3, lanes=1, mesh=None)
+    sim = fc.Simulator(
+        fc.compose(of.hierarchical(UNEVEN, SGD, regions, every)),
+        UNEQUAL,
+        batch_size=1,
+        epochs=3,
+        lanes=1,
+        mesh=None,
+    )
     state, found = sim.init(jax.random.key(0)), []
     for cohort in rounds:
         state, _ = sim.run(state, cohort)
@@ -68,8 +76,12 @@ TARGET = np.array([4.0, -1.0, 0.5, 2.0, -3.0, 1.0])
 
 @pytest.fixture(scope="module")
 def ring():
-    """(models [R, 6] of six clients in a ring, f_i = (w - b_i)^2 / 2, one full-batch step a round, 12 rounds; their mean at the end)."""
-    task = fc.Task(lambda key: np.zeros(1, np.float32) + jax.numpy.zeros(1), lambda w, batch, key: 0.5 * jnp.square(w[0] - batch["b"]))
+    """(models [R, 6] of six clients in a ring, f_i = (w - b_i)^2 / 2, one full-batch step a round, 12 rounds;
+    their mean at the end)."""
+    task = fc.Task(
+        lambda key: np.zeros(1, np.float32) + jax.numpy.zeros(1),
+        lambda w, batch, key: 0.5 * jnp.square(w[0] - batch["b"]),
+    )
     clients = fc.Clients.from_list([{"b": np.full(1 + i % 2, b, np.float32)} for i, b in enumerate(TARGET)])
     sim = fc.Simulator(fc.compose(of.gossip(task, SGD, RING)), clients, batch_size=2, lanes=1, mesh=None)
     state, models = sim.init(jax.random.key(0)), []
@@ -88,11 +100,15 @@ def test_models_in_a_ring_take_their_exact_course_and_differ_by_the_spectral_gap
         x = RING @ x - LR * (x - TARGET)
         np.testing.assert_allclose(found, x, atol=1e-5)
     assert mean == pytest.approx(models[-1].mean(), abs=1e-6)
-    np.testing.assert_allclose(models.mean(axis=1), TARGET.mean() * (1 - (1 - LR) ** np.arange(1, 13)), atol=1e-5)  # gradient descent
+    np.testing.assert_allclose(
+        models.mean(axis=1), TARGET.mean() * (1 - (1 - LR) ** np.arange(1, 13)), atol=1e-5
+    )  # gradient descent
     limit = np.linalg.solve((1 + LR) * np.eye(6) - RING, LR * TARGET)
     values, vectors = np.linalg.eigh(RING)
     assert values[-2] == pytest.approx((1 + 2 * np.cos(np.pi / 3)) / 3)  # and so the gap is 1/3
-    slow = np.linalg.norm((models - limit) @ vectors[:, [-3, -2]], axis=1)  # what differs longest between neighbours
+    slow = np.linalg.norm(
+        (models - limit) @ vectors[:, [-3, -2]], axis=1
+    )  # what differs longest between neighbours
     assert slow[6] / slow[5] == pytest.approx(values[-2] - LR, rel=1e-4)
 
 
@@ -110,7 +126,9 @@ def test_one_step_among_all_is_that_of_parallel_sgd_and_who_is_absent_mixes_only
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(ValueError, match=r"rows and columns of mixing must sum to 1.* one sums to 1.5: make it with"):
+    with pytest.raises(
+        ValueError, match=r"rows and columns of mixing must sum to 1.* one sums to 1.5: make it with"
+    ):
         of.gossip(UNEVEN, SGD, [[1.0, 0.5], [0.0, 0.5]])
     with pytest.raises(ValueError, match=r"got shape \(2, 1\)"):
         of.gossip(UNEVEN, SGD, [[1.0], [1.0]])

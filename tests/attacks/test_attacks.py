@@ -21,12 +21,20 @@ HONEST = ROWS[HERE & ~LIARS].astype(np.float64)
 
 def lie(attack):
     """What one of the liars reports."""
-    rows = jax.jit(attack.together)(jnp.asarray(ROWS), jnp.asarray(LIARS), jnp.asarray(HERE), jax.random.key(0))
+    rows = jax.jit(attack.together)(
+        jnp.asarray(ROWS), jnp.asarray(LIARS), jnp.asarray(HERE), jax.random.key(0)
+    )
     return np.asarray(rows[4], np.float64)
 
 
 def test_alie_moves_the_mean_by_what_the_numbers_allow():
-    for n, f, known in ((10, 2, 0.0), (20, 4, 0.15731), (50, 10, 0.25335), (50, 12, 0.33604), (100, 20, 0.28584)):
+    for n, f, known in (
+        (10, 2, 0.0),
+        (20, 4, 0.15731),
+        (50, 10, 0.25335),
+        (50, 12, 0.33604),
+        (100, 20, 0.28584),
+    ):
         assert float(deviations(n, f)) == pytest.approx(known, abs=2e-5)
     n, f = HERE.sum(), LIARS.sum()
     z = scipy.stats.norm.ppf((n - f - (n // 2 + 1 - f)) / (n - f))
@@ -54,10 +62,17 @@ def test_poisoned_data_are_those_of_the_chosen_alone():
     x, y = np.zeros((9, 6, 6, 1), np.float32), np.arange(9, dtype=np.int32) % 3
     clients = fc.Clients.from_arrays({"x": x, "y": y}, offsets=[0, 3, 5, 9])
     flipped = attacks.label_flip(clients, [1], classes=3).columns["y"]
-    assert flipped[3:5].tolist() == (2 - y[3:5]).tolist() and (np.delete(flipped, [3, 4]) == np.delete(y, [3, 4])).all()
+    assert (
+        flipped[3:5].tolist() == (2 - y[3:5]).tolist()
+        and (np.delete(flipped, [3, 4]) == np.delete(y, [3, 4])).all()
+    )
     made = attacks.backdoor(clients, [0, 2], target=2, share=1.0, size=2, value=0.7).columns
     assert (made["y"][[0, 1, 2, 5, 6, 7, 8]] == 2).all() and (made["y"][3:5] == y[3:5]).all()
-    assert made["x"][0, 4:, 4:].min() == np.float32(0.7) and made["x"][0].sum() == pytest.approx(4 * 0.7) and not made["x"][3:5].any()
+    assert (
+        made["x"][0, 4:, 4:].min() == np.float32(0.7)
+        and made["x"][0].sum() == pytest.approx(4 * 0.7)
+        and not made["x"][3:5].any()
+    )
     assert attacks.with_trigger(np.zeros((2, 5)), 2).tolist() == [[0, 0, 0, 1, 1]] * 2
     with pytest.raises(ValueError, match="0 < share <= 1, got 0"):
         attacks.backdoor(clients, [0], 1, share=0)
@@ -78,7 +93,9 @@ def separable(seed=0):
         x = x[np.abs(x @ plane) > 0.4]
         return {"x": x.astype(np.float32), "y": (x @ plane > 0).astype(np.int32)}
 
-    return fc.Clients.from_list([some(60, lean) for lean in rng.normal(size=CLIENTS) * 0.5]), fc.Clients.from_list([some(4000)])
+    return fc.Clients.from_list(
+        [some(60, lean) for lean in rng.normal(size=CLIENTS) * 0.5]
+    ), fc.Clients.from_list([some(4000)])
 
 
 def accuracy(aggregator=None, attack=None, rounds=15, data=None, uplink=None):
@@ -119,11 +136,16 @@ def reports(attack, uplink=None):
 def test_liars_lie_before_the_uplink_and_know_it_where_they_act_together():
     sent, change = reports(attacks.scaling(-10.0), uplink=fc.uplink.clip(0.1))
     assert [float(one.liar) for one in sent] == [1, 0, 0, 1]
-    assert all(float(fc.tree.norm(one.update)) <= 0.1001 for one in sent)  # a clip holds a liar who acts alone
+    assert all(
+        float(fc.tree.norm(one.update)) <= 0.1001 for one in sent
+    )  # a clip holds a liar who acts alone
     sent, change = reports(attacks.ipm(3.0))
     honest = jax.tree.map(lambda a, b: (a + b) / 2, sent[1].update, sent[2].update)
     expected = fc.tree.scale((2 - 2 * 3.0) / 4, honest)
-    assert all(np.allclose(x, y, atol=1e-6) for x, y in zip(jax.tree.leaves(change), jax.tree.leaves(expected), strict=True))
+    assert all(
+        np.allclose(x, y, atol=1e-6)
+        for x, y in zip(jax.tree.leaves(change), jax.tree.leaves(expected), strict=True)
+    )
 
 
 def test_where_reports_lie_close_krum_takes_a_liars_and_the_mean_is_nearer():

@@ -39,7 +39,9 @@ def test_a_state_that_was_left_behind_is_refused():
     sim = simulator(client_state="host")
     first, _ = sim.run(sim.init(jax.random.key(0)), [0, 1])
     sim.run(first, [1, 3])
-    with pytest.raises(ValueError, match=r"this state is of round 1, but what clients keep is of round 2.*goes forward only"):
+    with pytest.raises(
+        ValueError, match=r"this state is of round 1, but what clients keep is of round 2.*goes forward only"
+    ):
         sim.run(first, [1, 3])
 
 
@@ -49,7 +51,11 @@ def test_saved_and_resumed_is_uninterrupted(where, tmp_path):
     cohorts = [[0, 1, 3], [1, 5], [4, 0], [3]]
 
     def build():
-        return simulator(client_state=place if where == "host" else tmp_path / f"rows{np.random.default_rng().integers(1 << 30)}")
+        return simulator(
+            client_state=place
+            if where == "host"
+            else tmp_path / f"rows{np.random.default_rng().integers(1 << 30)}"
+        )
 
     def on(sim, state, rounds):
         for cohort in rounds:
@@ -62,7 +68,9 @@ def test_saved_and_resumed_is_uninterrupted(where, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, on(first, first.init(jax.random.key(0)), cohorts[:2]), {})
         saved = checkpoints.newest()
-    assert {leaf.shape[0] for leaf in saved.leaves if leaf.name.startswith("clients['rows']")} == {4}  # of six, those who took part
+    assert {leaf.shape[0] for leaf in saved.leaves if leaf.name.startswith("clients['rows']")} == {
+        4
+    }  # of six, those who took part
     second = build()
     resumed = on(second, saved.place(second.init(jax.random.key(0))), cohorts[2:])
     assert bits(whole(resumed, 6)) == bits(expected)
@@ -72,12 +80,16 @@ def test_fit_resumes_rows_on_the_host(tmp_path):
     draw = fc.cohorts.poisson(6, rate=0.5, seed=1)
     expected = fc.fit(simulator(client_state="host"), 6, draw, progress=False).state
     fc.fit(simulator(client_state="host"), 3, draw, tmp_path, checkpoint_every=2, progress=False)
-    resumed = fc.fit(simulator(client_state="host"), 6, draw, tmp_path, checkpoint_every=2, progress=False).state
+    resumed = fc.fit(
+        simulator(client_state="host"), 6, draw, tmp_path, checkpoint_every=2, progress=False
+    ).state
     assert bits(whole(resumed, 6)) == bits(whole(expected, 6))
 
 
 def test_only_those_who_took_part_take_room(tmp_path):
-    rows = HostRows({"c": np.zeros(1000, np.float32)}, population=1_000_000, folder=tmp_path)  # 4 GB, were it written
+    rows = HostRows(
+        {"c": np.zeros(1000, np.float32)}, population=1_000_000, folder=tmp_path
+    )  # 4 GB, were it written
     rows.write(np.array([5, 999_999]), {"c": np.ones((2, 1000), np.float32)}, round=1)
     assert rows.touched == 2 and float(rows.read(np.array([999_999]))["c"].sum()) == 1000
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6
@@ -89,7 +101,12 @@ def test_personal_models_are_evaluated_from_the_host():
     seen = []
     for where in ("device", "host"):
         sim = fc.Simulator(
-            fc.compose(fc.algorithms.ifca(task, 2, optax.sgd(0.1))), data, batch_size=4, epochs=1, lanes=2, client_state=where
+            fc.compose(fc.algorithms.ifca(task, 2, optax.sgd(0.1))),
+            data,
+            batch_size=4,
+            epochs=1,
+            lanes=2,
+            client_state=where,
         )
         state, _ = sim.run(sim.init(jax.random.key(0)), [0, 3, 5])
         seen.append(sim.evaluate(state).pooled["loss"])

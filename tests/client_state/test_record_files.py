@@ -1,4 +1,5 @@
-"""Rows in files that workers share are the rows of a store in memory; what was not written by this run is not taken for one."""
+"""Rows in files that workers share are the rows of a store in memory; what was not written by this run is not
+taken for one."""
 
 import copy
 import pickle
@@ -14,7 +15,10 @@ from fedjax_core.client_state.record_files import FILES, PLACE, _free, _record
 from fedjax_core.round import Kept
 
 N = 7
-FIRST = Kept({"c": np.arange(3, dtype=np.float32), "half": np.ones(2, jnp.bfloat16)}, (np.zeros((0,), np.float32), np.int32(5)))
+FIRST = Kept(
+    {"c": np.arange(3, dtype=np.float32), "half": np.ones(2, jnp.bfloat16)},
+    (np.zeros((0,), np.float32), np.int32(5)),
+)
 
 
 def drawn(rng, k, like=FIRST):
@@ -23,7 +27,9 @@ def drawn(rng, k, like=FIRST):
 
 
 def same(a, b):
-    return [(x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(a)] == [(x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(b)]
+    return [(x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(a)] == [
+        (x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(b)
+    ]
 
 
 class OnlyClients(NamedTuple):
@@ -64,9 +70,13 @@ def test_rounds_of_shares_are_a_store_in_memory(exchanges, tmp_path):
             exchange(lent, shares, found, reported)
             for places in shares:
                 told = reported[places]
-                for into, new in zip(jax.tree.leaves(expected), jax.tree.leaves(found[tuple(places)]), strict=True):
+                for into, new in zip(
+                    jax.tree.leaves(expected), jax.tree.leaves(found[tuple(places)]), strict=True
+                ):
                     into[places[told]] = new[told]
-        assert same(rows.read(np.arange(N)), plain.read(np.arange(N)))  # until the round is whole, what was before it
+        assert same(
+            rows.read(np.arange(N)), plain.read(np.arange(N))
+        )  # until the round is whole, what was before it
         assert take_back(rows, who, lent).clients is rows
         known = lent.here["record"] < N
         plain.write(who[known], jax.tree.map(lambda x, known=known: x[known], expected), round + 1)
@@ -75,7 +85,9 @@ def test_rounds_of_shares_are_a_store_in_memory(exchanges, tmp_path):
     assert same(rows.saved(), plain.saved())
     again = RecordFiles(FIRST, N, tmp_path / "again")
     again.write(np.array([6]), drawn(rng, 1), 3)
-    assert same(again.restored(rows.saved()).read(np.arange(N)), plain.read(np.arange(N))) and again.round == 12
+    assert (
+        same(again.restored(rows.saved()).read(np.arange(N)), plain.read(np.arange(N))) and again.round == 12
+    )
 
 
 def test_nothing_is_written_where_a_row_lies_that_a_round_may_need():
@@ -83,7 +95,11 @@ def test_nothing_is_written_where_a_row_lies_that_a_round_may_need():
     began["file"], here["file"] = (x.ravel() for x in np.meshgrid(np.arange(FILES), np.arange(FILES)))
     there = _free(np.arange(FILES**2), began, here, 7)
     assert not (there["file"] == began["file"]).any() and not (there["file"] == here["file"]).any()
-    assert set(there["file"]) <= set(range(FILES)) and there["record"].tolist() == list(range(9)) and set(there["writing"]) == {7}
+    assert (
+        set(there["file"]) <= set(range(FILES))
+        and there["record"].tolist() == list(range(9))
+        and set(there["writing"]) == {7}
+    )
 
 
 def test_a_share_may_be_left_halfway_and_done_again(tmp_path):
@@ -120,12 +136,17 @@ def test_what_was_not_written_is_not_taken_for_a_row(how, tmp_path):
         file.write_bytes(older)
     else:
         RecordFiles(FIRST, N, tmp_path).restored({"round": 1, "who": who, "rows": drawn(rng, N)})
-    with pytest.raises(RuntimeError, match=r"of 7 rows in .* are not what was written there.*go on from the newest checkpoint"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"of 7 rows in .* are not what was written there.*go on from the newest checkpoint",
+    ):
         rows.read(who)
 
 
 def test_only_those_who_took_part_take_room(tmp_path):
-    rows = RecordFiles({"c": np.zeros(1000, np.float32)}, 1_000_000, tmp_path)  # 4 GB a file, were they written
+    rows = RecordFiles(
+        {"c": np.zeros(1000, np.float32)}, 1_000_000, tmp_path
+    )  # 4 GB a file, were they written
     rows.write(np.array([5, 999_999]), {"c": np.ones((2, 1000), np.float32)}, round=1)
     assert rows.touched == 2 and float(rows.read(np.array([999_999]))["c"].sum()) == 1000
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6

@@ -1,4 +1,5 @@
-"""The promise of conformal thresholds from counts: the pooled rank, the coverage that it gives, and the trap of averaged quantiles."""
+"""The promise of conformal thresholds from counts: the pooled rank, the coverage that it gives, and the trap
+of averaged quantiles."""
 
 from math import ceil, inf
 
@@ -27,7 +28,10 @@ def test_a_new_person_is_covered_as_often_as_promised():
     rng = np.random.default_rng(1)
     runs, n = 4000, 37
     held, new = rng.random((runs, n)), rng.random(runs)
-    found = [conformal.threshold(visits([row[:20], row[20:]]), alpha=0.1, low=0.0, high=1.0, bins=10_000) for row in held]
+    found = [
+        conformal.threshold(visits([row[:20], row[20:]]), alpha=0.1, low=0.0, high=1.0, bins=10_000)
+        for row in held
+    ]
     assert found[0].promised == 35 / 38
     covered = np.mean([x <= one.value for x, one in zip(new, found, strict=True)])
     assert covered == pytest.approx(35 / 38, abs=4 * np.sqrt(0.921 * 0.079 / runs))  # 4 standard errors
@@ -63,11 +67,16 @@ def test_groups_have_the_promise_each_by_its_own_rank():
     for _ in range(100):
         held, new = everybody(), everybody()
         found = conformal.thresholds(
-            lambda edges, held=held: {group: visits(scores)(edges) for group, scores in held.items()}, alpha=0.2, low=0.0, high=2.0
+            lambda edges, held=held: {group: visits(scores)(edges) for group, scores in held.items()},
+            alpha=0.2,
+            low=0.0,
+            high=2.0,
         )
         for group, scores in new.items():
             covered[group].append((np.concatenate(scores) <= found[group].value).mean())
-    assert {group: np.mean(each) for group, each in covered.items()} == pytest.approx({"easy": 0.8, "hard": 0.8}, abs=0.02)
+    assert {group: np.mean(each) for group, each in covered.items()} == pytest.approx(
+        {"easy": 0.8, "hard": 0.8}, abs=0.02
+    )
 
 
 def test_too_few_people_for_the_rank_have_everything_in_the_set():

@@ -8,9 +8,15 @@ from tests.clinical.hospitals import NOBODY
 
 
 def test_figures_are_written(patients, tmp_path):
-    results = {"FedAvg": performance.by_hospital({"north": patients, "south": performance.Predictions(np.ones(3, int), np.full(3, 0.7))})}
+    results = {
+        "FedAvg": performance.by_hospital(
+            {"north": patients, "south": performance.Predictions(np.ones(3, int), np.full(3, 0.7))}
+        )
+    }
     made = [
-        figures.convergence({"FedAvg": [0.7, 0.5]}, tmp_path / "new" / "convergence.png", ylabel="loss", level={"pooled": 0.4}),
+        figures.convergence(
+            {"FedAvg": [0.7, 0.5]}, tmp_path / "new" / "convergence.png", ylabel="loss", level={"pooled": 0.4}
+        ),
         figures.hospitals(results, "auroc", tmp_path / "hospitals.png"),
         figures.calibration({"FedAvg": patients}, tmp_path / "calibration.png"),
     ]
@@ -20,10 +26,15 @@ def test_figures_are_written(patients, tmp_path):
 def test_figures_of_what_is_awkward(tmp_path):
     perfect = performance.assess(np.repeat([0, 1], 7), np.repeat([0.1, 0.9], 7), resamples=50)
     none = performance.assess(np.ones(8), np.full(8, 0.7), resamples=50)
-    figures.hospitals({"FedAvg": {"a": perfect, "b": none}, "local": {"a": none}}, "auroc", tmp_path / "a.png")
+    figures.hospitals(
+        {"FedAvg": {"a": perfect, "b": none}, "local": {"a": none}}, "auroc", tmp_path / "a.png"
+    )
     figures.hospitals({"FedAvg": {"b": none}}, "auroc", tmp_path / "b.png")
     figures.convergence({"FedAvg": [1.0, np.nan, np.inf, 0.5], "none": []}, tmp_path / "c.png", ylabel="loss")
-    figures.calibration({"FedAvg": performance.Predictions(np.ones(80, int), np.linspace(0, 1, 80)), "no": NOBODY}, tmp_path / "d.png")
+    figures.calibration(
+        {"FedAvg": performance.Predictions(np.ones(80, int), np.linspace(0, 1, 80)), "no": NOBODY},
+        tmp_path / "d.png",
+    )
     many = {f"h{i}": none for i in range(101)}
     for bad, message in (({"FedAvg": many}, "at most 100 hospitals, got 101"), ({}, "at least one method")):
         with pytest.raises(ValueError, match=message):

@@ -23,9 +23,13 @@ def test_intervals_are_the_middle_of_the_same_metrics_on_drawn_patients(patients
     for name, metric in {
         "auroc": roc_auc_score,
         "brier": brier_score_loss,
-        "calibration": lambda outcome, risk: performance.assess(outcome, risk, resamples=1)["calibration"].value,
+        "calibration": lambda outcome, risk: (
+            performance.assess(outcome, risk, resamples=1)["calibration"].value
+        ),
     }.items():
-        expected = np.percentile([metric(patients.outcome[rows], patients.risk[rows]) for rows in sets], [2.5, 97.5])
+        expected = np.percentile(
+            [metric(patients.outcome[rows], patients.risk[rows]) for rows in sets], [2.5, 97.5]
+        )
         found = performance.assess(*patients, resamples=300, seed=7)[name]
         np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-9)
 
@@ -33,7 +37,9 @@ def test_intervals_are_the_middle_of_the_same_metrics_on_drawn_patients(patients
 def test_calibration_error_by_hand():
     # Bin 0.2-0.3: two patients, mean risk 0.25, none ill. Bin 0.9-1.0: three, mean risk 0.95, two ill.
     outcome, risk = np.array([0, 0, 1, 1, 0]), np.array([0.22, 0.28, 0.95, 0.9, 1.0])
-    assert performance.assess(outcome, risk)["calibration"].value == pytest.approx(2 / 5 * 0.25 + 3 / 5 * abs(0.95 - 2 / 3))
+    assert performance.assess(outcome, risk)["calibration"].value == pytest.approx(
+        2 / 5 * 0.25 + 3 / 5 * abs(0.95 - 2 / 3)
+    )
 
 
 def test_one_outcome_has_no_auroc_and_a_reason():
@@ -44,7 +50,9 @@ def test_one_outcome_has_no_auroc_and_a_reason():
 
 def test_a_perfect_model_on_few_patients_is_not_certain():
     found = performance.assess(np.repeat([0, 1], 7), np.repeat([0.1, 0.9], 7))
-    assert found["accuracy"].low == pytest.approx(14 / (14 + 1.959964**2), abs=1e-6)  # Wilson's bound, in closed form at 1
+    assert found["accuracy"].low == pytest.approx(
+        14 / (14 + 1.959964**2), abs=1e-6
+    )  # Wilson's bound, in closed form at 1
     assert str(found["accuracy"]) == "1.000 (0.785-1.000)*" and "Wilson" in found["accuracy"].note
     low = found["auroc"].low  # Newcombe: 1 - low is 1.96 deviations, with the variance taken at low
     variance = low * (1 - low) * (1 + 6 * ((1 - low) / (2 - low) + low / (1 + low))) / 49
@@ -74,13 +82,19 @@ def test_bad_input_is_named(outcome, risk, message):
 
 
 def test_predictions_are_the_sigmoid_of_the_tasks_logits():
-    task = Task(init=lambda key: jnp.ones(2), loss=lambda w, batch, key: batch["x"] @ w, predict=lambda w, batch: batch["x"] @ w)
+    task = Task(
+        init=lambda key: jnp.ones(2),
+        loss=lambda w, batch, key: batch["x"] @ w,
+        predict=lambda w, batch: batch["x"] @ w,
+    )
     x = np.array([[0.5, 1.0], [-2.0, 1.0], [0.0, 0.0]], np.float32)
     y = np.array([1, 0, 1], np.int32)
     clients = Clients.from_arrays({"x": x, "y": y}, offsets=[0, 1, 3], ids=["a", "b"])
     found = performance.predictions(task, jnp.ones(2), clients)
     assert list(found) == ["a", "b"]
-    np.testing.assert_allclose(np.concatenate([each.risk for each in found.values()]), 1 / (1 + np.exp([-1.5, 1.0, 0.0])), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([each.risk for each in found.values()]), 1 / (1 + np.exp([-1.5, 1.0, 0.0])), rtol=1e-6
+    )
     assert [each.outcome.tolist() for each in found.values()] == [[1], [0, 1]]
     with pytest.raises(ValueError, match="one logit"):
         performance.predictions(task._replace(predict=lambda w, batch: batch["x"]), jnp.ones(2), clients)
@@ -95,7 +109,9 @@ def test_calibration_curve_by_hand():
 
 def test_wilson_in_closed_form():
     low, high = performance.wilson(np.array([0.0, 1.0]), np.array([10, 10]))
-    np.testing.assert_allclose((low, high), [(0, 10 / (10 + 1.959964**2)), (1.959964**2 / (10 + 1.959964**2), 1)], atol=1e-12)
+    np.testing.assert_allclose(
+        (low, high), [(0, 10 / (10 + 1.959964**2)), (1.959964**2 / (10 + 1.959964**2), 1)], atol=1e-12
+    )
 
 
 def test_a_hospital_without_patients_or_without_numbers_is_a_row_with_its_reason():
@@ -104,7 +120,9 @@ def test_a_hospital_without_patients_or_without_numbers_is_a_row_with_its_reason
     assert all(str(one) == "-" and one.note == "no patients" for one in found["tiny"].values())
     assert all(str(one) == "-" and "risks that are not numbers" in one.note for one in found["lost"].values())
     everybody, alone = found[performance.ALL], performance.assess(*hospital(50), resamples=50)
-    assert {name: one[:3] for name, one in everybody.items()} == {name: one[:3] for name, one in alone.items()}
+    assert {name: one[:3] for name, one in everybody.items()} == {
+        name: one[:3] for name, one in alone.items()
+    }
     assert all(one.note.startswith("without lost") and str(one).endswith("*") for one in everybody.values())
     with pytest.raises(ValueError, match="none has the name 'all hospitals'"):
         performance.by_hospital({performance.ALL: hospital(5), "x": hospital(5)})
@@ -125,17 +143,30 @@ def test_no_interval_is_a_point():
 
 
 def test_a_saturated_model_has_risks_of_0_and_1():
-    task = Task(init=lambda key: jnp.ones(1), loss=lambda w, batch, key: batch["x"] @ w, predict=lambda w, batch: batch["x"] @ w)
-    clients = Clients.from_list([{"x": np.array([[-3e3], [3e3]], np.float32), "y": np.array([True, False])}], ids=["a"])
+    task = Task(
+        init=lambda key: jnp.ones(1),
+        loss=lambda w, batch, key: batch["x"] @ w,
+        predict=lambda w, batch: batch["x"] @ w,
+    )
+    clients = Clients.from_list(
+        [{"x": np.array([[-3e3], [3e3]], np.float32), "y": np.array([True, False])}], ids=["a"]
+    )
     found = performance.predictions(task, jnp.ones(1), clients)["a"]
-    assert found.risk.tolist() == [0.0, 1.0] and performance.assess(*found, resamples=20)["accuracy"].value == 0.0
+    assert (
+        found.risk.tolist() == [0.0, 1.0]
+        and performance.assess(*found, resamples=20)["accuracy"].value == 0.0
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 3, 8])
 def test_the_calibration_curve_does_not_depend_on_the_order_of_patients(patients, groups):
     order = np.random.default_rng(0).permutation(60)
     again = performance.Predictions(patients.outcome[order], patients.risk[order])
-    for one, other in zip(performance.calibration_curve(patients, groups), performance.calibration_curve(again, groups), strict=True):
+    for one, other in zip(
+        performance.calibration_curve(patients, groups),
+        performance.calibration_curve(again, groups),
+        strict=True,
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     risk, _, count = performance.calibration_curve(patients, groups)
     assert count.sum() == 60 and (np.diff(risk) > 0).all()
@@ -150,4 +181,6 @@ def test_wilson_holds_its_share_and_is_scipys():
         low, high = performance.wilson(np.full(len(count), share), count)
         assert ((low >= 0) & (low <= share) & (share <= high) & (high <= 1)).all()
     expected = [stats.binomtest(k, 37).proportion_ci(method="wilson") for k in range(38)]
-    np.testing.assert_allclose(performance.wilson(np.arange(38) / 37, np.full(38, 37)), np.transpose(expected), atol=1e-7)
+    np.testing.assert_allclose(
+        performance.wilson(np.arange(38) / 37, np.full(38, 37)), np.transpose(expected), atol=1e-7
+    )

@@ -1,4 +1,5 @@
-"""Evaluation from what sites send is the evaluation of all people pooled, by scikit-learn, statsmodels or plain loops."""
+"""Evaluation from what sites send is the evaluation of all people pooled, by scikit-learn, statsmodels or
+plain loops."""
 
 import tracemalloc
 
@@ -30,7 +31,9 @@ def counted(sites, edges=EDGES):
 def test_ranks_on_a_level_for_each_risk_are_scikit_learns(sites, pooled):
     found = counted(sites, ranks.levels(each.risk for each in sites))
     assert ranks.auroc(found, exact=True).value == pytest.approx(roc_auc_score(*pooled), abs=1e-12)
-    assert ranks.average_precision(found, exact=True).value == pytest.approx(average_precision_score(*pooled), abs=1e-12)
+    assert ranks.average_precision(found, exact=True).value == pytest.approx(
+        average_precision_score(*pooled), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("bins", (1, 3, 10, 100))
@@ -60,7 +63,9 @@ def test_bounds_are_reached_by_people_in_one_bin_in_the_best_and_worst_order():
 def test_rates_at_an_edge_are_those_of_the_pooled_confusion_matrix(sites, pooled):
     (tn, fp), (fn, tp) = confusion_matrix(pooled[0], pooled[1] >= 0.3)
     found = ranks.at_threshold(counted(sites), EDGES, 0.3)
-    assert [each.value for each in found] == pytest.approx([tp / (tp + fn), tn / (tn + fp), tp / (tp + fp), tn / (tn + fn)])
+    assert [each.value for each in found] == pytest.approx(
+        [tp / (tp + fn), tn / (tn + fp), tp / (tp + fp), tn / (tn + fn)]
+    )
     with pytest.raises(ValueError, match="not an edge"):
         ranks.at_threshold(counted(sites), EDGES, 0.305)
 
@@ -88,9 +93,15 @@ def test_two_models_on_the_same_people_are_compared_as_over_all_pairs(sites, poo
     rng = np.random.default_rng(5)
     others = [np.clip(each.risk + rng.normal(0, 0.2, len(each.risk)), 0, 1) for each in sites]
     edges = ranks.levels([each.risk for each in sites] + others)
-    counts = [counted(sites, edges), added(ranks.counts(s.outcome, o, edges) for s, o in zip(sites, others, strict=True))]
+    counts = [
+        counted(sites, edges),
+        added(ranks.counts(s.outcome, o, edges) for s, o in zip(sites, others, strict=True)),
+    ]
     told = [intervals.placements(each) for each in counts]
-    sums = added(intervals.paired_sums(s.outcome, np.stack([s.risk, o]), edges, told) for s, o in zip(sites, others, strict=True))
+    sums = added(
+        intervals.paired_sums(s.outcome, np.stack([s.risk, o]), edges, told)
+        for s, o in zip(sites, others, strict=True)
+    )
     found = intervals.compare(sums)
     ill, well = (np.stack([pooled[1], np.concatenate(others)])[:, pooled[0] == y] for y in (1, 0))
     wins = np.sign(ill[:, :, None] - well[:, None, :]) / 2 + 0.5
@@ -102,7 +113,10 @@ def test_two_models_on_the_same_people_are_compared_as_over_all_pairs(sites, poo
 
 def test_the_bootstrap_of_counts_has_delongs_width(sites):
     found = counted(sites)
-    drawn, theory = intervals.bootstrap(found, lambda c: ranks.auroc(c).value, resamples=1000), intervals.delong(found)
+    drawn, theory = (
+        intervals.bootstrap(found, lambda c: ranks.auroc(c).value, resamples=1000),
+        intervals.delong(found),
+    )
     assert drawn.high - drawn.low == pytest.approx(theory.high - theory.low, rel=0.1)
 
 
@@ -120,7 +134,9 @@ def test_brier_is_scikit_learns_and_its_interval_that_of_a_mean(sites, pooled):
     found = calibration.brier(added(calibration.error_sums(*each) for each in sites))
     assert found.value == pytest.approx(brier_score_loss(*pooled), abs=1e-12)
     square = (pooled[1] - pooled[0]) ** 2
-    assert found.high - found.value == pytest.approx(1.959964 * square.std(ddof=1) / np.sqrt(len(square)), rel=1e-6)
+    assert found.high - found.value == pytest.approx(
+        1.959964 * square.std(ddof=1) / np.sqrt(len(square)), rel=1e-6
+    )
 
 
 def everywhere(sites, basis):
@@ -143,7 +159,9 @@ def test_recalibration_is_the_pooled_logistic_regression(sites, pooled, basis):
     assert found.coefficients == pytest.approx(expected.params, rel=1e-8)
     assert np.sqrt(np.diag(found.covariance)) == pytest.approx(expected.bse, rel=1e-6)
     assert calibration.recalibrated(risk, found) == pytest.approx(expected.fittedvalues, rel=1e-7)
-    distance = calibration.integrated_calibration_index(added(calibration.distance_sums(each.risk, found) for each in sites))
+    distance = calibration.integrated_calibration_index(
+        added(calibration.distance_sums(each.risk, found) for each in sites)
+    )
     assert distance == pytest.approx(np.abs(expected.fittedvalues - risk).mean(), rel=1e-7)
 
 
@@ -163,7 +181,9 @@ def test_the_calibration_curve_and_its_error_are_those_of_pooled_bins(sites, poo
     risk, share, people = calibration.curve(sums)
     assert risk == pytest.approx([pooled[1][where == b].mean() for b in bins])
     assert share == pytest.approx([pooled[0][where == b].mean() for b in bins])
-    assert calibration.expected_calibration_error(sums) == pytest.approx(people @ np.abs(risk - share) / people.sum())
+    assert calibration.expected_calibration_error(sums) == pytest.approx(
+        people @ np.abs(risk - share) / people.sum()
+    )
     assert (calibration.curve(sums, minimum=30)[2] >= 30).all()
 
 
@@ -171,7 +191,9 @@ def test_a_calibration_that_cannot_be_fitted_says_why():
     outcome, risk = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
     for odd in (outcome, np.zeros(4)):
         with pytest.raises(ValueError, match="does not settle"):
-            calibration.recalibrate(lambda told, odd=odd: calibration.recalibration_sums(odd, risk, told, "slope"))
+            calibration.recalibrate(
+                lambda told, odd=odd: calibration.recalibration_sums(odd, risk, told, "slope")
+            )
 
 
 def survivors(n, seed):
@@ -200,9 +222,13 @@ def test_the_c_index_of_sites_is_the_pooled_one_over_all_pairs():
 
 
 def test_lifelines_has_the_same_c_index_where_it_is_installed():
-    lifelines = pytest.importorskip("lifelines.utils", reason="lifelines needs pandas before 3: an environment of its own")
+    lifelines = pytest.importorskip(
+        "lifelines.utils", reason="lifelines needs pandas before 3: an environment of its own"
+    )
     time, event, risk = survivors(110, 0)
-    found = concordance.survival_counts(time, event, risk, np.arange(0.0, 400.0), np.append(ranks.grid(100), 1.01))
+    found = concordance.survival_counts(
+        time, event, risk, np.arange(0.0, 400.0), np.append(ranks.grid(100), 1.01)
+    )
     expected = lifelines.concordance_index(time, -risk, event)
     assert concordance.concordance(found, exact=True).value == pytest.approx(expected, abs=1e-12)
 
@@ -224,7 +250,11 @@ def test_subgroups_too_small_are_withheld_and_not_alone():
     shown = fairness.by_subgroup(groups, ranks.grid(2), 0.5, minimum=10)
     assert {name for name, found in shown.items() if isinstance(found, str)} == {"c", "d"}
     tiny = {"a": group(50, 50), "b": group(40, 40), "c": group(1, 1), "d": group(1, 1)}
-    assert set(fairness.releasable(tiny, 10).withheld) == {"b", "c", "d"}  # the total less a and b would tell of two people
+    assert set(fairness.releasable(tiny, 10).withheld) == {
+        "b",
+        "c",
+        "d",
+    }  # the total less a and b would tell of two people
     with pytest.raises(ValueError, match="two groups"):
         fairness.gaps(tiny, ranks.grid(2), 0.5, minimum=10)
 
@@ -239,7 +269,9 @@ def test_gaps_are_those_of_people_and_their_intervals_have_the_known_values():
     high, low = (pick(values, key=values.get) for pick in (max, min))
     assert found["auroc"][:2] == (high, low)
     half = found["auroc"].gap.high - found["auroc"].gap.value
-    assert half == pytest.approx(1.959964 * np.sqrt(intervals.variance(groups[high]) + intervals.variance(groups[low])), rel=1e-6)
+    assert half == pytest.approx(
+        1.959964 * np.sqrt(intervals.variance(groups[high]) + intervals.variance(groups[low])), rel=1e-6
+    )
     newcombe = fairness._newcombe(56 / 70, 70, 48 / 80, 80)  # Newcombe 1998, table II (a), method 10
     assert (round(newcombe.low, 4), round(newcombe.high, 4)) == (0.0524, 0.3339)
 

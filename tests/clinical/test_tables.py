@@ -9,7 +9,10 @@ from tests.clinical.hospitals import hospital
 
 def test_pooled_is_all_patients_and_tables_hold_every_cell(patients):
     rows = {"north": slice(30), "south": slice(30, None)}
-    halves = {name: performance.Predictions(patients.outcome[part], patients.risk[part]) for name, part in rows.items()}
+    halves = {
+        name: performance.Predictions(patients.outcome[part], patients.risk[part])
+        for name, part in rows.items()
+    }
     results = {"FedAvg": performance.by_hospital(halves), "local": performance.by_hospital(halves, seed=1)}
     assert results["FedAvg"][performance.ALL]["auroc"] == performance.assess(*patients)["auroc"]
     text = tables.markdown(results)
@@ -23,7 +26,9 @@ def test_pooled_is_all_patients_and_tables_hold_every_cell(patients):
 
 
 def test_names_and_methods_that_do_not_match_are_told_in_the_table():
-    both = performance.by_hospital({"St. Mary | North": hospital(20), "[red]x": hospital(20, 1)}, resamples=20)
+    both = performance.by_hospital(
+        {"St. Mary | North": hospital(20), "[red]x": hospital(20, 1)}, resamples=20
+    )
     few = performance.by_hospital({"[red]x": hospital(20, 1)}, resamples=20)
     for results in ({"fed": both, "local": few}, {"local": few, "fed": both}):
         text = tables.markdown(results)

@@ -18,7 +18,9 @@ def test_the_prediction_interval_holds_a_new_hospital_as_often_as_it_says(spread
         true = rng.normal(1.2, spread, 12)
         errors = rng.uniform(0.1, 0.25, 12)
         seen = rng.normal(true, errors)
-        found = validation.pooled({str(i): Judged(*each) for i, each in enumerate(zip(seen, errors, strict=True))}, method="dl")
+        found = validation.pooled(
+            {str(i): Judged(*each) for i, each in enumerate(zip(seen, errors, strict=True))}, method="dl"
+        )
         low, high = found.prediction_interval
         held.append(low <= rng.normal(1.2, spread) <= high)
     assert np.mean(held) == pytest.approx(0.95, abs=0.1)  # measured 0.892 and 0.935
@@ -54,7 +56,9 @@ def test_each_site_is_judged_by_a_model_that_never_saw_it():
     assert found.prediction_interval == pytest.approx(tuple(expit(expected.prediction_interval)))
     own = {name: fit([name]) for name in data}
     matrix = validation.cross_site(own, list(data), lambda model, site: judge(model, site).value)
-    assert matrix[1, 2] == pytest.approx(roc_auc_score(data["c"][1], own["b"].predict_proba(data["c"][0])[:, 1]))
+    assert matrix[1, 2] == pytest.approx(
+        roc_auc_score(data["c"][1], own["b"].predict_proba(data["c"][0])[:, 1])
+    )
     assert matrix.shape == (4, 4)
 
 

@@ -6,7 +6,8 @@ from fedjax_core.cluster.shard import Worker
 
 
 class InProcess:
-    """Stands for `pool.WorkerPool`: every share and every result goes through pickle, as between processes."""
+    """Stands for `pool.WorkerPool`: every share and every result goes through pickle, as between
+    processes."""
 
     deaths, nodes = 0, 1
 
@@ -21,7 +22,11 @@ class InProcess:
         done = []
         for s, share in enumerate(shares):
             worker = self.members[s % len(self.members)]
-            done.append(pickle.loads(pickle.dumps(worker.run(pickle.loads(broadcast), pickle.loads(pickle.dumps(share))))))
+            done.append(
+                pickle.loads(
+                    pickle.dumps(worker.run(pickle.loads(broadcast), pickle.loads(pickle.dumps(share))))
+                )
+            )
         return done
 
     def measure(self, broadcast, share):

@@ -1,4 +1,5 @@
-"""A run over workers of a Ray of its own that kills itself, or itself and all of that Ray, at points of its rounds.
+"""A run over workers of a Ray of its own that kills itself, or itself and all of that Ray, at points of its
+rounds.
 
 python -m tests.cluster.kill_script FOLDER WHO WHERE [POINT ROUND]
 
@@ -22,7 +23,12 @@ from tests.consortium import failpoints
 from tests.run import small
 
 ROUNDS = 8
-POINTS = (("shares are out", 1), ("1 of 2 shares is back", 3), ("in the middle of a checkpoint", 4), ("before its commit", 6))
+POINTS = (
+    ("shares are out", 1),
+    ("1 of 2 shares is back", 3),
+    ("in the middle of a checkpoint", 4),
+    ("before its commit", 6),
+)
 
 
 def strike(folder, who):
@@ -46,7 +52,8 @@ class Watched(fc.ClusterSimulator):
 
 
 def arm(point, number, come, folder):
-    """Has `come()` called at this point, which is of a checkpoint of that number, or of a round's work on the workers."""
+    """Has `come()` called at this point, which is of a checkpoint of that number, or of a round's work on the
+    workers."""
     if "share" not in point:
         failpoints.arm(point, number, come, folder / "struck" / point)
         return
@@ -68,9 +75,20 @@ def main(folder, who, where, point="", number="0"):
         arm(point, int(number), lambda: strike(folder, who), folder)
     composed = small.simulator().round
     settings = {"workers": 2, "shares": 2, "batch_size": 4, "epochs": 1, "lanes": 2, "cpus_per_worker": 0.5}
-    with Watched(composed, small.clients(), client_state=where if where == "device" else folder / "rows", **settings) as sim:
+    with Watched(
+        composed, small.clients(), client_state=where if where == "device" else folder / "rows", **settings
+    ) as sim:
         draw = fc.cohorts.uniform(len(small.SIZES), size=4, seed=1)
-        history = fc.fit(sim, ROUNDS, draw, folder / "run", key=jax.random.key(3), checkpoint_every=2, evaluate_every=3, progress=False)
+        history = fc.fit(
+            sim,
+            ROUNDS,
+            draw,
+            folder / "run",
+            key=jax.random.key(3),
+            checkpoint_every=2,
+            evaluate_every=3,
+            progress=False,
+        )
     state = history.state
     if where != "device":
         state = state._replace(clients=state.clients.read(np.arange(len(small.SIZES))))

@@ -1,4 +1,5 @@
-"""What tests launch: `ray RUN_DIR ROUNDS FILE` trains on a cluster, with PAUSE seconds before a round; `pod FOLDER` on a mesh of all."""
+"""What tests launch: `ray RUN_DIR ROUNDS FILE` trains on a cluster, with PAUSE seconds before a round; `pod
+FOLDER` on a mesh of all."""
 
 import os
 import sys
@@ -25,7 +26,9 @@ def on_workers(run_dir, rounds, file):
 
     slowed.max_size = draw.max_size
     composed = small.simulator().round
-    with fc.ClusterSimulator(composed, small.clients(), workers=2, shares=2, batch_size=4, lanes=2, cpus_per_worker=0.5) as sim:
+    with fc.ClusterSimulator(
+        composed, small.clients(), workers=2, shares=2, batch_size=4, lanes=2, cpus_per_worker=0.5
+    ) as sim:
         print("workers", *(worker["pid"] for worker in sim.workers), flush=True)
         print("nodes", len({worker["node"] for worker in sim.workers}), flush=True)
         history = fc.fit(sim, int(rounds), slowed, run_dir, checkpoint_every=2, progress=False)
@@ -34,7 +37,10 @@ def on_workers(run_dir, rounds, file):
 
 
 def save(state, file):
-    leaves = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)]
+    leaves = [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
+    ]
     np.savez(file, *leaves)
 
 

@@ -1,4 +1,5 @@
-"""A cluster of two nodes on this machine loses one between rounds, and gets another: run by test_node.py in a process of its own."""
+"""A cluster of two nodes on this machine loses one between rounds, and gets another: run by test_node.py in a
+process of its own."""
 
 import sys
 import warnings
@@ -22,7 +23,9 @@ def main(folder: str) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = nodes.add_node(num_cpus=1)
     composed, cohort = small.simulator().round, [0, 1, 3, 4, 5]
-    with fc.ClusterSimulator(composed, small.clients(), workers=2, batch_size=4, lanes=2, address=nodes.address) as sim:
+    with fc.ClusterSimulator(
+        composed, small.clients(), workers=2, batch_size=4, lanes=2, address=nodes.address
+    ) as sim:
         assert len({worker["node"] for worker in sim.workers}) == 2
         first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
         check_once_a_node(sim, first, cohort)
@@ -38,26 +41,39 @@ def main(folder: str) -> None:
         assert small.bits(sim.run_many(first, [cohort] * 3)[0]) == small.bits(expected)
 
     with fc.ClusterSimulator(
-        composed, small.clients(), workers=2, batch_size=4, lanes=2, address=nodes.address, client_state=Path(folder) / "rows"
+        composed,
+        small.clients(),
+        workers=2,
+        batch_size=4,
+        lanes=2,
+        address=nodes.address,
+        client_state=Path(folder) / "rows",
     ) as sim:
         assert len({worker["node"] for worker in sim.workers}) == 2
         first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
         nodes.remove_node(second, allow_graceful=False)
         found, _ = sim.run_many(first, [cohort] * 3)
         assert sim.deaths == 1
-        assert small.bits(found._replace(clients=found.clients.read(np.arange(len(small.SIZES))))) == small.bits(expected)
+        assert small.bits(
+            found._replace(clients=found.clients.read(np.arange(len(small.SIZES))))
+        ) == small.bits(expected)
 
     second = nodes.add_node(num_cpus=1)
-    with fc.ClusterSimulator(composed, small.clients(), workers=2, shares=4, batch_size=4, lanes=2, address=nodes.address) as sim:
+    with fc.ClusterSimulator(
+        composed, small.clients(), workers=2, shares=4, batch_size=4, lanes=2, address=nodes.address
+    ) as sim:
         first, _ = sim.run(sim.init(jax.random.key(0)), cohort)
         expected, _ = sim.run_many(first, [cohort] * 3)
-        check_merged_there(sim, first, cohort, expected, lambda: nodes.remove_node(second, allow_graceful=False))
+        check_merged_there(
+            sim, first, cohort, expected, lambda: nodes.remove_node(second, allow_graceful=False)
+        )
     nodes.shutdown()
     print("same")
 
 
 def check_merged_there(sim, first, cohort, expected, lose) -> None:
-    """Accumulators taken for large ones are merged by the workers; a node that is lost with some of them changes no bit."""
+    """Accumulators taken for large ones are merged by the workers; a node that is lost with some of them
+    changes no bit."""
     simulator.LARGE, merged, times, lost = 1, pool.WorkerPool._merged, [], []
     here = pool.ray.get_runtime_context().get_node_id()
 

@@ -26,10 +26,14 @@ FEW = ["fedavg", KEPT, "mime", "ifca", "trimmed mean"]
 
 def cluster(name: str, **settings) -> fc.ClusterSimulator:
     composed, data = built(name)
-    return fc.ClusterSimulator(composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, "cpus_per_worker": 0.5, **settings})
+    return fc.ClusterSimulator(
+        composed, data, **{"batch_size": BATCH, "epochs": 2, "lanes": 3, "cpus_per_worker": 0.5, **settings}
+    )
 
 
-@pytest.mark.parametrize("name", [KEPT, *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO if name != KEPT)])
+@pytest.mark.parametrize(
+    "name", [KEPT, *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO if name != KEPT)]
+)
 def test_two_workers_are_the_simulator(name):
     with cluster(name) as sim:
         state, seen = run(sim)
@@ -44,20 +48,35 @@ def test_the_model_is_in_the_store_once_and_no_share_has_a_copy(monkeypatch):
     refs, shares, put, do = [], [], pool.ray.put, pool.WorkerPool.run
     monkeypatch.setattr(pool.ray, "put", lambda value: refs.append(put(value)) or refs[-1])
     monkeypatch.setattr(
-        pool.WorkerPool, "run", lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads)
+        pool.WorkerPool,
+        "run",
+        lambda self, broadcast, some, loads: shares.extend(some) or do(self, broadcast, some, loads),
     )
-    task = fc.Task(init=lambda key: np.zeros(10**6, np.float32), loss=lambda params, batch, key: params[0] * batch["x"][:, 0])
+    task = fc.Task(
+        init=lambda key: np.zeros(10**6, np.float32),
+        loss=lambda params, batch, key: params[0] * batch["x"][:, 0],
+    )
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
     data = fc.Clients.from_list([{"x": np.ones((4, 1), np.float32)}] * 8)
-    with fc.ClusterSimulator(composed, data, workers=3, shares=4, batch_size=4, epochs=1, lanes=1, cpus_per_worker=0.5) as sim:
+    with fc.ClusterSimulator(
+        composed, data, workers=3, shares=4, batch_size=4, epochs=1, lanes=1, cpus_per_worker=0.5
+    ) as sim:
         state, _ = sim.run(sim.init(jax.random.key(0)), np.arange(8))
         sim.resize(3)
         refs.clear(), shares.clear()
         sim.run(state, np.arange(8))
         (ref,) = refs
         (found,) = get_object_locations(refs).values()
-        assert 4e6 < found["object_size"] < 5e6 and len(found["node_ids"]) == 1 and isinstance(ref, pool.ray.ObjectRef)
-        assert len(sim.workers) == 3 and len(shares) == 4 and sum(len(pickle.dumps(share)) for share in shares) < 1e5
+        assert (
+            4e6 < found["object_size"] < 5e6
+            and len(found["node_ids"]) == 1
+            and isinstance(ref, pool.ray.ObjectRef)
+        )
+        assert (
+            len(sim.workers) == 3
+            and len(shares) == 4
+            and sum(len(pickle.dumps(share)) for share in shares) < 1e5
+        )
 
 
 @pytest.mark.slow
@@ -69,7 +88,8 @@ def test_any_number_of_workers(name, workers):
 
 
 class Trap:
-    """Batches of three steps; where `file` says which round and client, their worker dies as it packs them, once for each line."""
+    """Batches of three steps; where `file` says which round and client, their worker dies as it packs them,
+    once for each line."""
 
     def __init__(self, file, sends=signal.SIGKILL):
         self.file, self.sends = file, sends
@@ -104,7 +124,15 @@ def trapped(trap, name=KEPT, **settings):
     return fc.ClusterSimulator(
         round_of(name),
         clients(ZOO[name].data, SAME_SIZES + (4,) * 6),
-        **{"batch_size": BATCH, "steps": 3, "order": trap, "lanes": 2, "cpus_per_worker": 0.5, "shares": 2, **settings},
+        **{
+            "batch_size": BATCH,
+            "steps": 3,
+            "order": trap,
+            "lanes": 2,
+            "cpus_per_worker": 0.5,
+            "shares": 2,
+            **settings,
+        },
     )
 
 
@@ -151,7 +179,11 @@ def test_workers_merge_what_they_have_and_who_dies_then_changes_no_bit(tmp_path,
         expected, seen = run(sim, [ALL] * 4)
 
         by_workers, merged = [], pool.WorkerPool._merged
-        monkeypatch.setattr(pool.WorkerPool, "_merged", lambda self, level: by_workers.append(len(level)) or merged(self, level))
+        monkeypatch.setattr(
+            pool.WorkerPool,
+            "_merged",
+            lambda self, level: by_workers.append(len(level)) or merged(self, level),
+        )
         monkeypatch.setattr(pool.WorkerPool, "nodes", 2)
         monkeypatch.setattr(simulator, "LARGE", 1)
         state, found = run(sim, [ALL] * 4)
@@ -194,7 +226,9 @@ def test_all_workers_die_and_others_go_on(tmp_path):
         assert_equal(run(sim, [ALL])[0], expected)
 
         trap.set(0, 2, times=9)
-        with pytest.raises(RuntimeError, match=r"(?s)was begun 2 times, and each time its worker died.*use fewer workers"):
+        with pytest.raises(
+            RuntimeError, match=r"(?s)was begun 2 times, and each time its worker died.*use fewer workers"
+        ):
             run(sim, [ALL])
         trap.set(0, 2, times=0)
         assert_equal(run(sim, [ALL])[0], expected)
@@ -220,7 +254,10 @@ def test_a_slow_worker_gets_fewer_shares_and_the_answer_is_the_same(tmp_path):
         slow.file.write_text(str(sim.workers[0]["pid"]))
         worked = {worker["pid"]: [] for worker in sim.workers}
         for member in sim._pool.members:
-            member.worked = lambda done, member=member, worked_as=member.worked: (worked_as(done), worked[member.about["pid"]].append(done))
+            member.worked = lambda done, member=member, worked_as=member.worked: (
+                worked_as(done),
+                worked[member.about["pid"]].append(done),
+            )
         found, _ = run(sim, [ALL] * 4)
         counts = [len(done) for done in worked.values()]
         assert sum(counts) == 4 * 6 and counts[0] < counts[1] / 2
@@ -233,10 +270,23 @@ def test_fit_resumed_by_other_workers_is_uninterrupted_bit_for_bit(tmp_path):
     def simulator(workers):
         composed = small.simulator().round
         return fc.ClusterSimulator(
-            composed, small.clients(), workers=workers, shares=2, batch_size=4, epochs=1, lanes=2, cpus_per_worker=0.5
+            composed,
+            small.clients(),
+            workers=workers,
+            shares=2,
+            batch_size=4,
+            epochs=1,
+            lanes=2,
+            cpus_per_worker=0.5,
         )
 
-    options = {"cohorts": small.cohorts(), "key": jax.random.key(3), "checkpoint_every": 2, "evaluate_every": 3, "progress": False}
+    options = {
+        "cohorts": small.cohorts(),
+        "key": jax.random.key(3),
+        "checkpoint_every": 2,
+        "evaluate_every": 3,
+        "progress": False,
+    }
     with simulator(2) as sim:
         whole = fc.fit(sim, 6, run_dir=tmp_path / "whole", **options)
         fc.fit(sim, 4, run_dir=tmp_path / "parts", **options)
@@ -253,7 +303,9 @@ def test_memory_mapped_clients_are_opened_by_the_worker(tmp_path):
     composed, data = built("fedavg")
     data.save(tmp_path / "data")
     opened = fc.Clients.open(tmp_path / "data")
-    with fc.ClusterSimulator(composed, opened, workers=1, batch_size=BATCH, epochs=2, lanes=3, cpus_per_worker=0.5) as sim:
+    with fc.ClusterSimulator(
+        composed, opened, workers=1, batch_size=BATCH, epochs=2, lanes=3, cpus_per_worker=0.5
+    ) as sim:
         assert_close(run(sim)[0], usual("fedavg")[1])
         assert sim.traces == 1
 
@@ -269,10 +321,14 @@ class Missing:
 
 
 def test_what_cannot_start_says_why():
-    with pytest.raises(RuntimeError, match=r"a worker could not start: ModuleNotFoundError.*a_module_that_is_not_there"):
+    with pytest.raises(
+        RuntimeError, match=r"a worker could not start: ModuleNotFoundError.*a_module_that_is_not_there"
+    ):
         cluster("fedavg", workers=1, epochs=None, steps=1, order=Missing())
     lock = threading.Lock()
-    with pytest.raises(TypeError, match=r"this round cannot be sent to workers: cannot pickle '_thread.lock'"):
+    with pytest.raises(
+        TypeError, match=r"this round cannot be sent to workers: cannot pickle '_thread.lock'"
+    ):
         cluster("fedavg", workers=1, epochs=None, steps=1, order=lambda round, client: lock)
     with pytest.raises(ValueError, match=r"9 workers of 1 CPU each need 9, but the cluster has 8"):
         cluster("fedavg", workers=9, cpus_per_worker=1)

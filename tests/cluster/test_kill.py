@@ -1,4 +1,5 @@
-"""The driver of a cluster simulation killed in the middle of `fit`, alone or with all of Ray: started again it ends bit for bit."""
+"""The driver of a cluster simulation killed in the middle of `fit`, alone or with all of Ray: started again
+it ends bit for bit."""
 
 import contextlib
 import json
@@ -42,16 +43,21 @@ def left(folder):
     return found
 
 
-@pytest.mark.parametrize(("who", "where"), [("driver", "device"), ("everything", "device"), ("everything", "files")])
+@pytest.mark.parametrize(
+    ("who", "where"), [("driver", "device"), ("everything", "device"), ("everything", "files")]
+)
 def test_killed_and_started_again_it_ends_bit_for_bit(who, where, uninterrupted, tmp_path):
-    """With shares at work, with one of two back, in the middle of a checkpoint, before its commit: four kills of one run."""
+    """With shares at work, with one of two back, in the middle of a checkpoint, before its commit: four kills
+    of one run."""
     for point in POINTS:
         killed = start(tmp_path, who, where, *point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         names = " ".join(name for _, _, name in json.loads((tmp_path / "tree").read_text()))
         assert "raylet" in names and "gcs_server" in names and names.count("ray::") >= 2
         others = [one for one, name in left(tmp_path) if name not in AGENTS]
-        assert psutil.wait_procs(others, timeout=30)[1] == []  # Ray, and its workers, end with the driver that started it
+        assert (
+            psutil.wait_procs(others, timeout=30)[1] == []
+        )  # Ray, and its workers, end with the driver that started it
         for one, _ in left(tmp_path):
             one.kill()
     assert not (tmp_path / "state.npz").exists()
@@ -61,4 +67,8 @@ def test_killed_and_started_again_it_ends_bit_for_bit(who, where, uninterrupted,
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == uninterrupted[1]
     assert rounds_logged(tmp_path / "run", "train") == list(range(1, ROUNDS + 1))
     assert not list((tmp_path / "run").rglob("writing-*")) and not list((tmp_path / "run").rglob("damaged-*"))
-    assert all(np.isfinite(np.frombuffer(raw, dtype)).all() for dtype, _, raw in uninterrupted[0] if dtype.kind == "f")
+    assert all(
+        np.isfinite(np.frombuffer(raw, dtype)).all()
+        for dtype, _, raw in uninterrupted[0]
+        if dtype.kind == "f"
+    )

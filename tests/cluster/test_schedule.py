@@ -29,7 +29,10 @@ def test_any_share_of_any_cohort_fits_the_room():
     steps = {TRAIN: Plan(4, epochs=2).steps_of(sizes), ONCE: -(-sizes // 4)}
     load = steps[TRAIN] + steps[ONCE]
     room = room_for(40, 3, 5, steps, load, sizes)
-    for cohort in [*(rng.choice(300, 40, replace=False) for _ in range(50)), *(rng.choice(300, 3, replace=False) for _ in range(20))]:
+    for cohort in [
+        *(rng.choice(300, 40, replace=False) for _ in range(50)),
+        *(rng.choice(300, 3, replace=False) for _ in range(20)),
+    ]:
         for at in split_cohort(load[cohort], 3):
             who = cohort[at]
             assert sizes[who].sum() <= room.examples[TRAIN]

@@ -1,4 +1,5 @@
-"""Shares of a cohort, worked through apart and merged, are the cohort: for every piece of the zoo, without Ray."""
+"""Shares of a cohort, worked through apart and merged, are the cohort: for every piece of the zoo, without
+Ray."""
 
 import jax
 import numpy as np
@@ -58,7 +59,9 @@ def test_streamed_examples_are_the_same(name):
 def test_a_message_is_put_once_for_all_shares(monkeypatch):
     put = []
     monkeypatch.setattr(
-        InProcess, "put", lambda self, broadcast, inner=InProcess.put: put.append(broadcast.exchange) or inner(self, broadcast)
+        InProcess,
+        "put",
+        lambda self, broadcast, inner=InProcess.put: put.append(broadcast.exchange) or inner(self, broadcast),
     )
     sim = cluster("mime, clip, feedback")
     state, _ = sim.run(sim.init(jax.random.key(0)), COHORTS[0])  # which measures, with a message of its own
@@ -83,7 +86,9 @@ def test_many_rounds_are_one_by_one_bit_for_bit():
 
 def whole(sim, state):
     """The state with all rows in it."""
-    return state._replace(clients=jax.tree.map(jax.numpy.asarray, state.clients.read(np.arange(len(sim.clients)))))
+    return state._replace(
+        clients=jax.tree.map(jax.numpy.asarray, state.clients.read(np.arange(len(sim.clients))))
+    )
 
 
 @entries_of(["scaffold, clip, feedback"], slow=["mime, clip, feedback", "ifca"])
@@ -121,7 +126,10 @@ def test_workers_who_see_another_folder_say_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cohort", [[2], [3], [0, 2]])
 def test_cohorts_with_less_work_than_shares(cohort):
-    sim, loop = cluster("scaffold", workers=3), fc.Simulator(*built("scaffold"), batch_size=BATCH, epochs=2, lanes=3)
+    sim, loop = (
+        cluster("scaffold", workers=3),
+        fc.Simulator(*built("scaffold"), batch_size=BATCH, epochs=2, lanes=3),
+    )
     (state, seen), (expected, metrics) = (s.run(s.init(jax.random.key(1)), cohort) for s in (sim, loop))
     assert_close(state, expected)
     assert fc.metrics.summary(seen) == pytest.approx(fc.metrics.summary(metrics), rel=1e-5, nan_ok=True)
@@ -136,7 +144,9 @@ def test_a_client_drawn_twice_counts_twice():
 def test_a_client_whose_numbers_overflow_is_refused_and_counted():
     composed, good = built("scaffold")
     columns = [dict(good[i]) for i in range(len(good))]
-    columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)  # from which training diverges
+    columns[5]["x"] = np.random.default_rng(0).choice(
+        np.float32([1e18, -1e18]), columns[5]["x"].shape
+    )  # from which training diverges
     sim = fc.ClusterSimulator(composed, fc.Clients.from_list(columns), batch_size=BATCH, epochs=2, lanes=3)
     state, seen = sim.run(sim.init(jax.random.key(1)), [3, 5, 7])
     assert float(seen["refused"]) == 1
@@ -159,8 +169,14 @@ def test_a_share_done_again_is_the_same_bit_for_bit():
     share = sim._deal(COHORTS[0], np.ones(9, np.int32))[1]
     share = share._replace(kept=Carried(jax.tree.map(lambda x: np.asarray(x[share.clients]), state.clients)))
     sent, _ = composed.broadcast(0, state)
-    told = to_host(Broadcast(0, sent, state.uplink[0], np.int32(0), state.key, sim._among(COHORTS[0], np.ones(9, bool)), {}))
-    one, two = (Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).run(told, share) for _ in range(2))
+    told = to_host(
+        Broadcast(
+            0, sent, state.uplink[0], np.int32(0), state.key, sim._among(COHORTS[0], np.ones(9, bool)), {}
+        )
+    )
+    one, two = (
+        Worker(composed, data, Plan(BATCH, epochs=2), streamed=False).run(told, share) for _ in range(2)
+    )
     for x, y in zip(jax.tree.leaves(one.collected), jax.tree.leaves(two.collected), strict=True):
         assert x.tobytes() == y.tobytes()
     assert one.work == two.work and one.work.clients == len(share.clients)

@@ -17,7 +17,13 @@ _FOLDER = "TEST_CSV_FOLDER"
 def study():
     """Logistic regression of two laboratory values."""
     algorithm = fc.algorithms.fedavg(fc.models.logistic(features=2, classes=2), local=optax.sgd(0.1))
-    return Study(fc.compose(algorithm), batch_size=10, epochs=1, prepare=[fc.preprocess.Standardise("x")], features={"x": ["age", "crea"]})
+    return Study(
+        fc.compose(algorithm),
+        batch_size=10,
+        epochs=1,
+        prepare=[fc.preprocess.Standardise("x")],
+        features={"x": ["age", "crea"]},
+    )
 
 
 def charite():
@@ -33,7 +39,8 @@ def oslo():
 
 
 def site_files(folder, monkeypatch, *, bad_label=None, absent=None, other_unit=None):
-    """The folder with a file for each site, and of the data of each in `data`, but for those of the one that is absent."""
+    """The folder with a file for each site, and of the data of each in `data`, but for those of the one that
+    is absent."""
     files = folder / "files"
     (files / "data").mkdir(parents=True)
     monkeypatch.setenv(_FOLDER, str(files / "data"))
@@ -51,11 +58,15 @@ def write(files, name, label=1, unit=1):
     died = (age / 60 + crea + rng.normal(size=40) > 2).astype(int)
     died[12] = label
     with open(files / "data" / f"{name}.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("age", "crea", "died"), *zip(age.round(), (unit * crea).round(2), died, strict=True)])
+        csv.writer(file).writerows(
+            [("age", "crea", "died"), *zip(age.round(), (unit * crea).round(2), died, strict=True)]
+        )
 
 
 def _read(name):
     with open(Path(os.environ[_FOLDER]) / f"{name}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     x = np.array([[float(row["age"]), float(row["crea"])] for row in rows])
-    return fc.Clients.from_list([{"x": x, "y": np.array([int(row["died"]) for row in rows])}], features={"x": ["age", "crea"]})
+    return fc.Clients.from_list(
+        [{"x": x, "y": np.array([int(row["died"]) for row in rows])}], features={"x": ["age", "crea"]}
+    )

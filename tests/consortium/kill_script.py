@@ -24,11 +24,27 @@ def run(folder):
     """The leaves of the state after all rounds, and of what sites keep."""
     composed = round_of("scaffold, clip, feedback", 4)
     with fc.Federation(
-        composed, site_files(folder=folder), batch_size=4, epochs=2, transport="in-process", folder=folder / "coordinator"
+        composed,
+        site_files(folder=folder),
+        batch_size=4,
+        epochs=2,
+        transport="in-process",
+        folder=folder / "coordinator",
     ) as fed:
-        state = fc.fit(fed, ROUNDS, lambda r: COHORTS[r], folder / "run", key=jax.random.key(1), checkpoint_every=2, progress=False).state
+        state = fc.fit(
+            fed,
+            ROUNDS,
+            lambda r: COHORTS[r],
+            folder / "run",
+            key=jax.random.key(1),
+            checkpoint_every=2,
+            progress=False,
+        ).state
     versions = zip(NAMES, np.asarray(state.clients.version), strict=True)
-    kept = [next((folder / name / "kept" / "run").glob(f"*{version:012d}")).read_bytes() for name, version in versions]
+    kept = [
+        next((folder / name / "kept" / "run").glob(f"*{version:012d}")).read_bytes()
+        for name, version in versions
+    ]
     leaves = jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))
     return [np.asarray(x) for x in leaves] + [np.frombuffer(raw, np.uint8) for raw in kept]
 

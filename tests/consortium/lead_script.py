@@ -1,4 +1,5 @@
-"""A coordinator's process in which things are killed: FAILPOINTS in the environment is a JSON list of [point, round, what]."""
+"""A coordinator's process in which things are killed: FAILPOINTS in the environment is a JSON list of [point,
+round, what]."""
 
 import json
 import os
@@ -15,7 +16,11 @@ from tests.consortium import failpoints
 def processes(site, name):
     """The processes of a site that are called so: each has its certificate in its environment."""
     supervisor = psutil.Process(os.getppid())
-    return [one for one in supervisor.children(recursive=True) if name in one.name() and f"/sites/{site}/" in certificate(one)]
+    return [
+        one
+        for one in supervisor.children(recursive=True)
+        if name in one.name() and f"/sites/{site}/" in certificate(one)
+    ]
 
 
 def certificate(process):

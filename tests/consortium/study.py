@@ -20,14 +20,24 @@ def columns():
 
 
 def scaffold():
-    """SCAFFOLD with clipping and quantisation with feedback: a site keeps a control variate and what was not sent."""
-    return Study(fc.compose(fc.algorithms.scaffold(task(), 0.1, len(NAMES)), uplink=lossy()), batch_size=BATCH, epochs=EPOCHS)
+    """SCAFFOLD with clipping and quantisation with feedback: a site keeps a control variate and what was not
+    sent."""
+    return Study(
+        fc.compose(fc.algorithms.scaffold(task(), 0.1, len(NAMES)), uplink=lossy()),
+        batch_size=BATCH,
+        epochs=EPOCHS,
+    )
 
 
 def prepared():
     """Columns of their own ranges and codes: a study that asks for sums of them before its first round."""
     steps = [fc.preprocess.Rescale("x"), fc.preprocess.OrdinalEncode("y", minimum=1)]
-    return Study(fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1))), batch_size=BATCH, epochs=EPOCHS, prepare=steps)
+    return Study(
+        fc.compose(fc.algorithms.fedavg(task(), local=optax.sgd(0.1))),
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        prepare=steps,
+    )
 
 
 def site_files(folder):

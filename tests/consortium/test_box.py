@@ -1,4 +1,5 @@
-"""The whole consortium on this machine: its numbers are the simulator's, whoever is killed, and it is closed to the outside."""
+"""The whole consortium on this machine: its numbers are the simulator's, whoever is killed, and it is closed
+to the outside."""
 
 import json
 import os
@@ -34,7 +35,9 @@ def run(folder, failpoints=(), **settings):
         folder, site_files=folder.parent / "files", quorum=len(study.NAMES), checkpoint_every=2,
         say=said.append, lead="tests.consortium.lead_script", **settings,
     )  # fmt: skip
-    assert not [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE
+    ]
     return found, "\n".join(said)
 
 
@@ -69,7 +72,10 @@ def assert_same_bits(one, other):
 
 def test_the_box_ends_where_the_simulator_ends(undisturbed):
     state = study.simulated()
-    expected = {"server" + jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.server)}
+    expected = {
+        "server" + jax.tree_util.keystr(path): x
+        for path, x in jax.tree_util.tree_leaves_with_path(state.server)
+    }
     found = {
         leaf.name: x
         for leaf, x in zip(undisturbed.leaves, undisturbed.arrays, strict=True)
@@ -113,12 +119,20 @@ def test_everything_is_killed_at_once(home, undisturbed):
 def test_a_study_that_prepares_its_columns_runs_with_the_policies_of_the_box(home):
     found, said = run(home / "prepared", study="tests.consortium.study:prepared", rounds=2)
     assert found.rounds == 2 and found.restarts == {}
-    assert "sums of columns: range for Rescale('x'); categories for OrdinalEncode('y') (a range is of single persons" in said
+    assert (
+        "sums of columns: range for Rescale('x'); categories for OrdinalEncode('y') (a range is of single persons"
+        in said
+    )
 
 
-def test_a_bad_label_an_absent_site_and_another_unit_are_said_by_name_before_the_first_round(tmp_path, monkeypatch, caplog):
+def test_a_bad_label_an_absent_site_and_another_unit_are_said_by_name_before_the_first_round(
+    tmp_path, monkeypatch, caplog
+):
     """Over data of one's own in CSV files; what is mended while the box waits is taken up."""
-    files, said = csv_study.site_files(tmp_path, monkeypatch, bad_label="charite", absent="oslo", other_unit="mayo"), []
+    files, said = (
+        csv_study.site_files(tmp_path, monkeypatch, bad_label="charite", absent="oslo", other_unit="mayo"),
+        [],
+    )
 
     def say(line):
         said.append(" ".join(line.split()))
@@ -129,9 +143,17 @@ def test_a_bad_label_an_absent_site_and_another_unit_are_said_by_name_before_the
     found = box.run(tmp_path / "box", site_files=files, study=csv_study.STUDY, rounds=1, say=say)
     assert found.rounds == 1 and found.took_part == dict.fromkeys(csv_study.NAMES, 1)
     unfit = [line for line in caplog.messages if "will take no part until that is mended" in line]
-    assert ["charite" in unfit[0] and "'y'" in unfit[0] and "its row 12" in unfit[0], "oslo.csv" in unfit[1], len(unfit)] == [True, True, 2]
+    assert [
+        "charite" in unfit[0] and "'y'" in unfit[0] and "its row 12" in unfit[0],
+        "oslo.csv" in unfit[1],
+        len(unfit),
+    ] == [True, True, 2]
     first = said.index(next(line for line in said if line.startswith("round 1 of 1")))
-    (waiting,) = [line for line in said[:first] if "waiting: a run cannot begin before 3 of its 3 sites" in line and "charite: " in line]
+    (waiting,) = [
+        line
+        for line in said[:first]
+        if "waiting: a run cannot begin before 3 of its 3 sites" in line and "charite: " in line
+    ]
     assert "oslo: site oslo could not start: FileNotFoundError" in waiting and "mayo: " not in waiting
     assert f"note errors.log of a site is in {tmp_path}/box/sites/NAME/state" in said[:first]
     (unit,) = [line for line in said[:first] if "another unit" in line]
@@ -139,8 +161,21 @@ def test_a_bad_label_an_absent_site_and_another_unit_are_said_by_name_before_the
 
 
 def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(home, tmp_path):
-    command = [sys.executable, "-m", "fedjax_core", "consortium", "run", str(tmp_path / "box"), "--sites", "2", "--rounds", "100000"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "fedjax_core",
+        "consortium",
+        "run",
+        str(tmp_path / "box"),
+        "--sites",
+        "2",
+        "--rounds",
+        "100000",
+    ]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if "round     1 of" in line:
             break
@@ -159,7 +194,8 @@ def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(home, tmp_path):
 
 
 def test_it_listens_on_loopback_alone_and_takes_nobody_without_certificate(home, tmp_path):
-    """Every port of every process, but that of a node's agent for runtime environments, which is plain HTTP and says so in the docs."""
+    """Every port of every process, but that of a node's agent for runtime environments, which is plain HTTP
+    and says so in the docs."""
     checked = []
 
     def look(line):

@@ -1,4 +1,5 @@
-"""The whole chain: four hospitals' CSV files of differing names, units and texts become one study, its statistics and its report."""
+"""The whole chain: four hospitals' CSV files of differing names, units and texts become one study, its
+statistics and its report."""
 
 import csv
 
@@ -45,7 +46,13 @@ categories = ["no", "yes"]
 NAMES = ("patient", "visit", "age", "crea", "sex", "y")
 SITES = {
     "charite": (("nr", "besuch", "alter_monate", "krea", "geschlecht", "tot"), 12, 1, "wm", "01"),
-    "kyoto": (("patient", "visit", "age", "cre_umol", "sex", "died"), 1, 88.42, ("female", "male"), ("no", "yes")),
+    "kyoto": (
+        ("patient", "visit", "age", "cre_umol", "sex", "died"),
+        1,
+        88.42,
+        ("female", "male"),
+        ("no", "yes"),
+    ),
     "mayo": (("mrn", "visit", "age", "crea", "gender", "dead"), 1, 1, "FM", "NY"),
     "oslo": (("id", "besok", "alder", "krea", "kjonn", "dod"), 1, 88.42, "KM", "01"),
 }
@@ -68,7 +75,11 @@ def patients(seed, n=160):
     """Two visits of each of n / 2 patients, as the study has them."""
     draw = np.random.default_rng(seed)
     person = np.repeat(np.arange(n // 2), 2)
-    age, crea, sex = draw.integers(30, 90, n // 2)[person], draw.gamma(4, 0.3, n).round(2) + 0.2, draw.integers(0, 2, n // 2)[person]
+    age, crea, sex = (
+        draw.integers(30, 90, n // 2)[person],
+        draw.gamma(4, 0.3, n).round(2) + 0.2,
+        draw.integers(0, 2, n // 2)[person],
+    )
     died = (draw.uniform(size=n) < 1 / (1 + np.exp(4 - 0.04 * age - crea))).astype(np.int32)
     return {
         "patient": 1000 * seed + person, "visit": np.tile([1, 2], n // 2), "age": age.astype(float), "crea": crea,
@@ -90,12 +101,17 @@ def write(folder, name, columns):
     origins += [f'[fields.{one}]\ncolumn = "{own}"' for one, own in zip(NAMES[:2], names[:2], strict=True)]
     origins.append(f'[fields.age]\ncolumn = "{names[2]}"\nunit = "{"month" if months == 12 else "year"}"')
     origins.append(f'[fields.crea]\ncolumn = "{names[3]}"\nfactor = {1 / umol!r}')
-    for one, own, texts, known in (("sex", names[4], sexes, ("female", "male")), ("y", names[5], deaths, ("no", "yes"))):
+    for one, own, texts, known in (
+        ("sex", names[4], sexes, ("female", "male")),
+        ("y", names[5], deaths, ("no", "yes")),
+    ):
         codes = ", ".join(f'"{text}" = "{category}"' for text, category in zip(texts, known, strict=True))
         origins.append(f'[fields.{one}]\ncolumn = "{own}"\ncodes = {{ {codes} }}')
     (home / "mapping.toml").write_text("\n".join(origins) + "\n")
     (home / "policy.toml").write_text(POLICY.format(name))
-    (home / "site.toml").write_text(f'name = "{name}"\ndata = "mapping.toml"\npolicy = "policy.toml"\nfolder = "state"\nlabels = "y"\n')
+    (home / "site.toml").write_text(
+        f'name = "{name}"\ndata = "mapping.toml"\npolicy = "policy.toml"\nfolder = "state"\nlabels = "y"\n'
+    )
     return home
 
 
@@ -104,7 +120,8 @@ def test_from_four_csv_files_to_a_report(tmp_path, capsys):
     agreed = {name: patients(i + 1) for i, name in enumerate(SITES)}
     homes = {name: write(tmp_path, name, columns) for name, columns in agreed.items()}
 
-    # Mapping and readiness: each table has become what the study agreed on, and the row of somebody aged 999 is left out, with its reason.
+    # Mapping and readiness: each table has become what the study agreed on, and the row of somebody aged 999 is
+    # left out, with its reason.
     ready = {name: readiness(read(home / "mapping.toml"), examples=10) for name, home in homes.items()}
     for name, found in ready.items():
         assert found.ready and (found.rows, found.used, found.people) == (161, 160, 80)
@@ -116,18 +133,32 @@ def test_from_four_csv_files_to_a_report(tmp_path, capsys):
     # Training by the sums of all sites, on people who are not held out; evaluation on those who are.
     task = fc.models.logistic(features=3, classes=2)
     composed = fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.2)))
-    settings = {"batch_size": 16, "epochs": 1, "seed": SEED, "features": {"x": ["age", "crea", "sex"]}, "held_out": SHARE}
+    settings = {
+        "batch_size": 16,
+        "epochs": 1,
+        "seed": SEED,
+        "features": {"x": ["age", "crea", "sex"]},
+        "held_out": SHARE,
+    }
     with Federation(
         composed, [SiteFile.read(home / "site.toml") for home in homes.values()], prepare=[fc.preprocess.Standardise("x")],
         transport="in-process", folder=tmp_path / "coordinator", **settings,
     ) as federation:  # fmt: skip
-        history = fc.fit(federation, 2, fc.cohorts.everyone(4), tmp_path / "coordinator" / "run", progress=False, evaluate_every=2)
+        history = fc.fit(
+            federation,
+            2,
+            fc.cohorts.everyone(4),
+            tmp_path / "coordinator" / "run",
+            progress=False,
+            evaluate_every=2,
+        )
         found = federation.evaluate(history.state)
         assert found.on == "held-out" and found.sizes.tolist() == [40, 40, 40, 40]
         _, losses = history.curve("loss")
         assert losses[-1] < losses[0]
 
-        # Statistics of the people trained on, as of the pooled table; nothing that is not listed, and nobody singled out.
+        # Statistics of the people trained on, as of the pooled table; nothing that is not listed, and nobody singled
+        # out.
         fit = stats.glm("I(y == 'yes') ~ age + crea + sex", federation, family="binomial")
         with pytest.raises(Paused, match="adds columns to one another"):
             stats.glm("crea ~ I(age + 1000 * (sex == 'male'))", federation)
@@ -136,15 +167,31 @@ def test_from_four_csv_files_to_a_report(tmp_path, capsys):
     pooled = stats.glm("I(y == 'yes') ~ age + crea + sex", training(agreed), family="binomial")
     assert fit.coefficients.keys() == pooled.coefficients.keys() and fit.rows == 480
     np.testing.assert_allclose(list(fit.coefficients.values()), list(pooled.coefficients.values()), rtol=1e-6)
-    np.testing.assert_allclose(list(fit.standard_errors.values()), list(pooled.standard_errors.values()), rtol=1e-6)
+    np.testing.assert_allclose(
+        list(fit.standard_errors.values()), list(pooled.standard_errors.values()), rtol=1e-6
+    )
 
     # The report, of the folder alone.
     flow = {
-        name: {"rows in": one.rows, "left out": one.reasons, "people": one.people, "trained on": 120, "held out": 40}
+        name: {
+            "rows in": one.rows,
+            "left out": one.reasons,
+            "people": one.people,
+            "trained on": 120,
+            "held out": 40,
+        }
         for name, one in ready.items()
     }
-    each = {name: {metric: values[i] for metric, values in found.clients.items()} for i, name in enumerate(SITES)}
-    note(tmp_path, question="Who dies?", flow=flow, performance={"all": found.pooled, **each}, statistics={"Logistic": fit.table()})
+    each = {
+        name: {metric: values[i] for metric, values in found.clients.items()} for i, name in enumerate(SITES)
+    }
+    note(
+        tmp_path,
+        question="Who dies?",
+        flow=flow,
+        performance={"all": found.pooled, **each},
+        statistics={"Logistic": fit.table()},
+    )
     capsys.readouterr()
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
@@ -163,7 +210,11 @@ def test_from_four_csv_files_to_a_report(tmp_path, capsys):
     ):
         assert said in text
     assert "patient_" not in text and "9999" not in text
-    left = [entry for entry in show(homes["mayo"] / "state" / "audit") if entry.what == "left" and entry.about["kind"] == "statistic"]
+    left = [
+        entry
+        for entry in show(homes["mayo"] / "state" / "audit")
+        if entry.what == "left" and entry.about["kind"] == "statistic"
+    ]
     assert left and all("released" in entry.about and "rule.people" in entry.about for entry in left)
 
 
@@ -174,4 +225,8 @@ def training(agreed):
 
 
 def _texts(columns):
-    return {**columns, "sex": np.array(["female", "male"])[columns["sex"]], "y": np.array(["no", "yes"])[columns["y"]]}
+    return {
+        **columns,
+        "sex": np.array(["female", "male"])[columns["sex"]],
+        "y": np.array(["no", "yes"])[columns["y"]],
+    }

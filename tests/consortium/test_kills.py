@@ -1,4 +1,5 @@
-"""A coordinator that is killed at any point of a round, its sites with it, ends bit for bit where an uninterrupted one ends."""
+"""A coordinator that is killed at any point of a round, its sites with it, ends bit for bit where an
+uninterrupted one ends."""
 
 import signal
 
@@ -26,7 +27,9 @@ def start(folder, *more):
     return run_script("tests.consortium.kill_script", folder, *more)
 
 
-@pytest.mark.parametrize("kill", [kill if kill == QUICK else pytest.param(kill, marks=pytest.mark.slow) for kill in KILLS], ids=str)
+@pytest.mark.parametrize(
+    "kill", [kill if kill == QUICK else pytest.param(kill, marks=pytest.mark.slow) for kill in KILLS], ids=str
+)
 def test_killed_and_started_again_it_ends_bit_for_bit(kill, undisturbed, tmp_path):
     killed = start(tmp_path, *kill)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -35,5 +38,7 @@ def test_killed_and_started_again_it_ends_bit_for_bit(kill, undisturbed, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
     with np.load(tmp_path / "state.npz") as found:
         leaves = [found[name] for name in found.files]
-    assert [(x.dtype, x.shape, x.tobytes()) for x in leaves] == [(x.dtype, x.shape, x.tobytes()) for x in undisturbed]
+    assert [(x.dtype, x.shape, x.tobytes()) for x in leaves] == [
+        (x.dtype, x.shape, x.tobytes()) for x in undisturbed
+    ]
     assert not list(tmp_path.rglob("writing-*"))

@@ -1,4 +1,5 @@
-"""What a consortium in a box says on screen of sites that are away, without starting any: lines, notes, and the table at its end."""
+"""What a consortium in a box says on screen of sites that are away, without starting any: lines, notes, and
+the table at its end."""
 
 import json
 import logging
@@ -60,7 +61,12 @@ def test_a_round_that_lacked_a_site_is_said_at_once_and_the_coordinator_is_heard
 def test_the_table_says_in_how_many_rounds_each_site_was(folder):
     for lacked in ([], ["mayo"], ["mayo", "oslo"]):
         finished(folder, lacked)
-    about = {"rounds": 3, "sizes": [3, 0, 5], "pooled": {"loss": 0.5}, "sites": {"loss": [0.4, float("nan"), 0.6]}}
+    about = {
+        "rounds": 3,
+        "sizes": [3, 0, 5],
+        "pooled": {"loss": 0.5},
+        "sites": {"loss": [0.4, float("nan"), 0.6]},
+    }
     (folder.coordinator / "result.json").write_text(json.dumps(about))
     result = box._result(folder, StudyPlan(SITES), {}, {})
     assert result.took_part == {"charite": 3, "mayo": 1, "oslo": 2}
@@ -71,7 +77,9 @@ def test_the_table_says_in_how_many_rounds_each_site_was(folder):
 
 
 @pytest.mark.parametrize(("quorum", "needed"), [(0, 3), (2, 2)])
-def test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom(quorum, needed, folder, monkeypatch, capsys):
+def test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom(
+    quorum, needed, folder, monkeypatch, capsys
+):
     """Also at its start, before there is a federation."""
     made = []
 
@@ -85,12 +93,18 @@ def test_the_box_waits_for_all_sites_unless_told_otherwise_and_says_for_whom(quo
 
         def __exit__(self, *error): ...
 
-    study = SimpleNamespace(seed=0, **dict.fromkeys(("round", "batch_size", "epochs", "steps", "epsilon", "prepare")))
+    study = SimpleNamespace(
+        seed=0, **dict.fromkeys(("round", "batch_size", "epochs", "steps", "epsilon", "prepare"))
+    )
     study.departments, study.features, study.held_out = False, {}, 0.0
     monkeypatch.setattr(lead, "Federation", Fed)
     monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.0)
     monkeypatch.setattr(lead, "build", lambda *about: study)
-    monkeypatch.setattr(lead, "fit", lambda *pieces, **how: SimpleNamespace(stopped="finished", state=SimpleNamespace(round=3)))
+    monkeypatch.setattr(
+        lead,
+        "fit",
+        lambda *pieces, **how: SimpleNamespace(stopped="finished", state=SimpleNamespace(round=3)),
+    )
     StudyPlan(SITES, quorum=quorum, rounds=3).write(folder.plan)
     (folder.coordinator / "roster.toml").write_text(f'[keys]\nmayo = "{SiteKey.make("mayo").public.text}"\n')
     SiteKey.make("coordinator").save(folder.coordinator)
@@ -114,7 +128,9 @@ def test_it_waits_as_long_as_rounds_are_done_and_then_gives_up(monkeypatch, caps
 
 
 @pytest.mark.parametrize(("done", "times"), [(lambda tries: 0, 1), (lambda tries: len(tries), 4)])
-def test_what_one_try_said_the_next_does_not_say_again_unless_rounds_were_done(monkeypatch, capsys, done, times):
+def test_what_one_try_said_the_next_does_not_say_again_unless_rounds_were_done(
+    monkeypatch, capsys, done, times
+):
     monkeypatch.setattr(lead, "_AWAY_SECONDS", 0.0)
     log, tries = logging.getLogger("fedjax_core"), []
 

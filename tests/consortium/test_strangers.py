@@ -1,4 +1,5 @@
-"""Who has another token, certificates of another authority or none is refused by a box that runs, and the box goes on."""
+"""Who has another token, certificates of another authority or none is refused by a box that runs, and the box
+goes on."""
 
 import os
 import subprocess
@@ -23,7 +24,9 @@ JOIN = (
 def met(tmp_path_factory):
     """What each client was told that came to a box of two sites while it ran, and what came of the box."""
     home, told = tmp_path_factory.mktemp("strangers"), {}
-    other = ray_security.environment(ray_security.equip(home / "tls", {"stranger": ["127.0.0.1"]})["stranger"].certificate.parent)
+    other = ray_security.environment(
+        ray_security.equip(home / "tls", {"stranger": ["127.0.0.1"]})["stranger"].certificate.parent
+    )
 
     def visit(line):
         if "Ray nodes" not in line:
@@ -32,10 +35,17 @@ def met(tmp_path_factory):
         address = head()
         told["a site"] = join(address, ours)
         told["another token"] = join(address, ours | {"RAY_AUTH_TOKEN_PATH": other["RAY_AUTH_TOKEN_PATH"]})
-        told["another authority"] = join(address, other | {"RAY_AUTH_TOKEN_PATH": ours["RAY_AUTH_TOKEN_PATH"]})
-        told["no TLS"] = join(address, {name: ours[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")})
-        # One that trusts our authority, which is no secret, and so finds nothing wrong with the Ray before it shows its own certificate.
-        told["a foreign certificate"] = ray_security.greeting(address, Files.named_by(other | {"RAY_TLS_CA_CERT": ours["RAY_TLS_CA_CERT"]}))
+        told["another authority"] = join(
+            address, other | {"RAY_AUTH_TOKEN_PATH": ours["RAY_AUTH_TOKEN_PATH"]}
+        )
+        told["no TLS"] = join(
+            address, {name: ours[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+        )
+        # One that trusts our authority, which is no secret, and so finds nothing wrong with the Ray before it shows its
+        # own certificate.
+        told["a foreign certificate"] = ray_security.greeting(
+            address, Files.named_by(other | {"RAY_TLS_CA_CERT": ours["RAY_TLS_CA_CERT"]})
+        )
         told["our certificate"] = ray_security.greeting(address, Files.named_by(ours))
 
     told["the box"] = box.run(home / "box", sites=2, rounds=2, say=visit)
@@ -51,8 +61,12 @@ def head():
 
 def join(address, variables):
     """The last line that a process with these variables says of its attempt to join."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
-    done = subprocess.run([sys.executable, "-c", JOIN, address], env=environment, capture_output=True, text=True, timeout=60)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    } | variables
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address], env=environment, capture_output=True, text=True, timeout=60
+    )
     return (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
 
 
@@ -64,7 +78,10 @@ def test_who_has_all_of_it_is_let_in(met):
     ("who", "said"),
     [
         ("another token", ("ConnectionError", "does not let this process in. Is the token the cluster's")),
-        ("another authority", ("InsecureRay", "shows a certificate that is not good for 127.0.0.1", "Nothing was sent to it")),
+        (
+            "another authority",
+            ("InsecureRay", "shows a certificate that is not good for 127.0.0.1", "Nothing was sent to it"),
+        ),
         ("a foreign certificate", ("does not take", "it trusts another authority")),
         ("no TLS", ("InsecureRay", "lacks TLS (RAY_USE_TLS=1")),
     ],

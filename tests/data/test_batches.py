@@ -49,7 +49,8 @@ def test_rounds_seeds_clients_and_epochs_shuffle_differently():
 
 
 def test_shuffles_are_uniform():
-    """Over 6,000 rounds every example of five is in every place about as often: chi-square with 16 degrees of freedom below 50."""
+    """Over 6,000 rounds every example of five is in every place about as often: chi-square with 16 degrees of
+    freedom below 50."""
     plan = Plan(5, epochs=1)
     places = np.stack([of(plan, [0], round)[0][0] for round in range(6000)])
     counts = np.stack([(places == value).sum(axis=0) for value in range(5)])
@@ -88,7 +89,10 @@ def test_the_room_for_steps_that_change_is_the_most_of_the_first_rounds():
 
 @pytest.mark.parametrize("given", [[1, 0], [1.5, 2.0], [1, 2, 3], "many"])
 def test_a_function_that_gives_no_number_for_each_is_refused(given):
-    with pytest.raises(ValueError, match=r"steps= gave .* for 2 clients in round 3: it needs a whole number of at least 1 for each"):
+    with pytest.raises(
+        ValueError,
+        match=r"steps= gave .* for 2 clients in round 3: it needs a whole number of at least 1 for each",
+    ):
         of(Plan(4, steps=lambda round, positions: np.array(given)), [0, 3], round=3)
     with pytest.raises(ValueError, match="steps= that is a function needs order= that is one"):
         Plan(4, steps=lambda round, positions: 1, order=np.zeros((4, 2, 4), int))
@@ -117,7 +121,10 @@ def test_order_is_taken_as_it_is():
 def test_an_exchange_may_have_its_own_amount():
     plan = Plan(4, epochs=3, seed=2)
     assert plan.of(TRAIN) is plan
-    for work, same in ((Work(epochs=1), Plan(4, epochs=1, seed=2)), (Work(steps=2), Plan(4, steps=2, seed=2))):
+    for work, same in (
+        (Work(epochs=1), Plan(4, epochs=1, seed=2)),
+        (Work(steps=2), Plan(4, steps=2, seed=2)),
+    ):
         for got, expected in zip(of(plan.of(work), [3, 0, 1], 5), of(same, [3, 0, 1], 5), strict=True):
             assert np.array_equal(got, expected)
     rows, steps = of(plan.of(Work(steps=0)), [3, 0, 1], 5)
@@ -131,7 +138,9 @@ def test_an_exchange_may_go_through_the_data_as_they_are_stored():
         assert steps.tolist() == [3 * epochs, 0, epochs]
         assert rows[rows >= 0].tolist() == [*range(6, 18)] * epochs + [*range(5)] * epochs
     assert of(Plan(5, epochs=2).of(Work(shuffled=False)), [0], 0)[0].tolist() == [[0, 1, 2, 3, 4]] * 2
-    walk = np.concatenate([of(given.of(Work(steps=2, shuffled=False)), [3], round)[0] for round in range(3)])  # on and on
+    walk = np.concatenate(
+        [of(given.of(Work(steps=2, shuffled=False)), [3], round)[0] for round in range(3)]
+    )  # on and on
     assert walk[walk >= 0].tolist() == [*range(6, 18)] * 2
 
 
@@ -148,7 +157,10 @@ def test_in_order_holds_everything_once():
         ({"batch_size": 4, "epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"batch_size": 4, "steps": 1.5}, "steps must be a whole number of at least 1, got 1.5"),
         ({"batch_size": 4, "steps": 1, "epochs": 1}, "give epochs or steps, not both"),
-        ({"batch_size": 4, "order": np.zeros((1, 2, 3), int)}, r"integer array \[clients, updates, batch_size=4\], got int64\[1, 2, 3\]"),
+        (
+            {"batch_size": 4, "order": np.zeros((1, 2, 3), int)},
+            r"integer array \[clients, updates, batch_size=4\], got int64\[1, 2, 3\]",
+        ),
     ],
 )
 def test_settings_are_checked(settings, message):

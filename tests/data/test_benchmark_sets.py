@@ -16,7 +16,9 @@ import pytest
 from fedjax_core.data import datasets
 from fedjax_core.data.datasets import base, pooled, text, tff
 
-leaf, tiny_shakespeare = (importlib.import_module(f"{datasets.__name__}.{name}") for name in ("leaf", "tiny_shakespeare"))
+leaf, tiny_shakespeare = (
+    importlib.import_module(f"{datasets.__name__}.{name}") for name in ("leaf", "tiny_shakespeare")
+)
 DRAW = np.random.default_rng(0)
 
 
@@ -30,7 +32,9 @@ def put(monkeypatch, tmp_path):
         known = getattr(module, name)
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / folder / known.name).write_bytes(content)
-        monkeypatch.setattr(module, name, known._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content)))
+        monkeypatch.setattr(
+            module, name, known._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        )
 
     return put
 
@@ -89,11 +93,17 @@ def test_emnist_has_writers_and_dark_ink_on_nothing(put, tmp_path):
     pixels = (DRAW.integers(0, 256, (5, 784)) / 255).astype(np.float32)
     rows = [
         (split, client, record(pixels=pixels[i], label=[10 * i]))
-        for i, (split, client) in enumerate([("train", "b"), ("train", "a"), ("train", "b"), ("test", "a"), ("digits_only_train", "a")])
+        for i, (split, client) in enumerate(
+            [("train", "b"), ("train", "a"), ("train", "b"), ("test", "a"), ("digits_only_train", "a")]
+        )
     ]
     put("emnist", tff, "EMNIST", database(tmp_path, rows))
     found = datasets.emnist()
-    assert found.train.sizes.tolist() == [1, 2] and found.test.sizes.tolist() == [1] and list(found.train.ids) == ["a", "b"]
+    assert (
+        found.train.sizes.tolist() == [1, 2]
+        and found.test.sizes.tolist() == [1]
+        and list(found.train.ids) == ["a", "b"]
+    )
     np.testing.assert_array_equal(found.train[1]["x"].reshape(2, 784), np.rint(255 - 255 * pixels[[0, 2]]))
     assert found.train[1]["y"].tolist() == [0, 20]
     with pytest.raises(base.DataError, match="no examples of the split 'digits_only_test'"):
@@ -110,7 +120,11 @@ def test_cifar100_by_pachinko(put, tmp_path):
 
 
 def test_shakespeare_is_the_lines_of_a_role_one_character_ahead(put, tmp_path):
-    rows = [(split, "THE_ROLE", record(snippets=line)) for split in ("train", "test") for line in (b"To be", b"Or not\xc3\xa9")]
+    rows = [
+        (split, "THE_ROLE", record(snippets=line))
+        for split in ("train", "test")
+        for line in (b"To be", b"Or not\xc3\xa9")
+    ]
     put("shakespeare", tff, "SHAKESPEARE", database(tmp_path, rows))
     found = datasets.shakespeare(length=6).train[0]
     assert "".join(map(text.text, found["x"])) == "<To be><Or not~~"
@@ -126,9 +140,14 @@ def test_leaf_files(tmp_path):
         (tmp_path / "femnist" / split / "all_data.json").write_text(json.dumps(content))
     found = datasets.leaf(tmp_path / "femnist", "femnist")
     assert list(found.train.ids) == ["f1", "f0"] and found.train.sizes.tolist() == [2, 2]
-    assert found.test[0]["x"].reshape(2, 784)[:, -2:].tolist() == [[0, 204]] * 2 and found.test[0]["y"].tolist() == [3, 61]
+    assert found.test[0]["x"].reshape(2, 784)[:, -2:].tolist() == [[0, 204]] * 2 and found.test[0][
+        "y"
+    ].tolist() == [3, 61]
     play = leaf._shakespeare({"x": ["to b", "o be"], "y": ["e", "!"]})
-    assert [text.text(x) for x in play["x"]] == ["to b", "o be"] and [text.text(y) for y in play["y"]] == ["o be", " be!"]
+    assert [text.text(x) for x in play["x"]] == ["to b", "o be"] and [text.text(y) for y in play["y"]] == [
+        "o be",
+        " be!",
+    ]
     file = tmp_path / "femnist" / "test" / "all_data.json"
     file.write_text(file.read_text().replace("[2]", "[3]"))
     with pytest.raises(base.DataError, match=r"says that user 'f0' has 3 examples: there are 2 of x, 2 of y"):
@@ -144,7 +163,9 @@ def test_fashion_mnist(put, monkeypatch):
     for i, (known, n) in enumerate(zip(pooled.FASHION, (4, 4, 2, 2), strict=True)):
         shape = (n, 28, 28) if i % 2 == 0 else (n,)
         values = DRAW.integers(0, 10, shape).astype(np.uint8)
-        content = gzip.compress(b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + values.tobytes())
+        content = gzip.compress(
+            b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + values.tobytes()
+        )
         monkeypatch.setattr(pooled, "ONE", known, raising=False)
         put("fashion_mnist", pooled, "ONE", content)
         files.append((pooled.ONE, values))
@@ -186,6 +207,9 @@ def test_tiny_shakespeare_has_the_roles_that_speak_enough(put):
     put("tiny_shakespeare", tiny_shakespeare, "INPUT", "\n\n".join(speeches).encode())
     found = datasets.tiny_shakespeare(length=10, least=50, train=0.7)
     assert list(found.train.ids) == ["A"]
-    assert text.text(found.train[0]["x"].ravel()) == f"<{'a' * 30}><{'b' * 30}" and text.text(found.test[0]["y"].ravel()) == "c" * 9 + ">"
+    assert (
+        text.text(found.train[0]["x"].ravel()) == f"<{'a' * 30}><{'b' * 30}"
+        and text.text(found.test[0]["y"].ravel()) == "c" * 9 + ">"
+    )
     with pytest.raises(ValueError, match=r"no role has 1,000 characters.*the largest has 69"):
         datasets.tiny_shakespeare(least=1000)

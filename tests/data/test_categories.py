@@ -16,7 +16,9 @@ def test_a_vocabulary_has_what_somebody_has_often_enough():
     raw = fc.Clients.from_arrays({"sex": sex}, np.cumsum([0, *SIZES]))
     fitted = preprocess.fit([OrdinalEncode("sex", minimum=2)], raw)
     each = [np.unique(raw[i]["sex"], return_counts=True) for i in range(len(raw))]
-    expected = sorted({int(v) for values, counts in each for v, n in zip(values, counts, strict=True) if n >= 2})
+    expected = sorted(
+        {int(v) for values, counts in each for v, n in zip(values, counts, strict=True) if n >= 2}
+    )
     assert fitted.parameters[0]["values"].tolist() == expected and 77 not in expected
     codes = fitted.apply(raw).columns["sex"]
     assert codes[5] == len(expected)
@@ -35,13 +37,17 @@ def test_text_of_clients_is_coded_by_one_list():
 
 
 def test_categories_that_are_given_have_their_order_and_ask_nobody():
-    raw = fc.Clients.from_list([{"y": np.array(["malignant"] * 3)}, {"y": np.array(["benign", "malignant", "?"])}])
+    raw = fc.Clients.from_list(
+        [{"y": np.array(["malignant"] * 3)}, {"y": np.array(["benign", "malignant", "?"])}]
+    )
     step = OrdinalEncode("y", categories=["malignant", "benign"])
     fitted = fc.preprocess.fit([step], raw)
     assert [c["y"].tolist() for c in fitted.apply(raw)] == [[0, 0, 0], [1, 0, 2]]
     assert step.releases == () and not any(len(x) for x in step.sums(raw.columns["y"], 0).values())
     whole = fc.Clients.from_list([{"y": np.array([2, 1, 9])}])
-    assert fc.preprocess.fit([OrdinalEncode("y", categories=(1, 2))], whole).apply(whole).columns["y"].tolist() == [1, 0, 2]
+    assert fc.preprocess.fit([OrdinalEncode("y", categories=(1, 2))], whole).apply(whole).columns[
+        "y"
+    ].tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match="lists str values, and the column is int64"):
         fc.preprocess.fit([step], whole)
     for wrong in ("ab", (), ("a", 1), ("a", "a")):

@@ -82,14 +82,18 @@ def test_select_keeps_ids_and_rows():
 
 def test_split_divides_each_client_once_whatever_the_order():
     sizes = [10, 0, 3, 101]
-    clients = Clients.from_list([{"x": 1000 * i + np.arange(n)} for i, n in enumerate(sizes)], ids=["a", "b", "c", "d"])
+    clients = Clients.from_list(
+        [{"x": 1000 * i + np.arange(n)} for i, n in enumerate(sizes)], ids=["a", "b", "c", "d"]
+    )
     first, rest = clients.split(0.7, seed=3)
     assert first.sizes.tolist() == [7, 0, 2, 71] and rest.sizes.tolist() == [3, 0, 1, 30]
     for whole, one, two in zip(clients, first, rest, strict=True):
         assert sorted([*one["x"], *two["x"]]) == whole["x"].tolist()
         assert (np.diff(one["x"]) > 0).all()
     alone, _ = clients.select([3, 0]).split(0.7, seed=3)
-    assert alone[0]["x"].tolist() == first[3]["x"].tolist() and alone[1]["x"].tolist() == first[0]["x"].tolist()
+    assert (
+        alone[0]["x"].tolist() == first[3]["x"].tolist() and alone[1]["x"].tolist() == first[0]["x"].tolist()
+    )
     assert clients.split(0.7, seed=4)[0][3]["x"].tolist() != first[3]["x"].tolist()
 
 
@@ -97,7 +101,10 @@ def scans(seed, patients, first=0):
     """Three scans a patient, in any order; of one patient in ten some show the disease."""
     rng = np.random.default_rng(seed)
     patient = rng.permutation(np.repeat(np.arange(patients) + first, 3))
-    return {"patient": patient, "y": ((patient % 10 == 0) & (rng.random(len(patient)) < 0.8)).astype(np.int32)}
+    return {
+        "patient": patient,
+        "y": ((patient % 10 == 0) & (rng.random(len(patient)) < 0.8)).astype(np.int32),
+    }
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -107,7 +114,9 @@ def test_split_by_person_keeps_each_on_one_side(text):
         each = [{**c, "patient": np.array([f"p{n}" for n in c["patient"]])} for c in each]
     clients = Clients.from_list([*each, {name: x[:0] for name, x in each[0].items()}])
     first, rest = clients.split(0.7, seed=2, by="patient")
-    assert [len(np.unique(c["patient"])) for c in first] == [7, 1, 18, 0] and [len(np.unique(c["patient"])) for c in rest] == [3, 0, 7, 0]
+    assert [len(np.unique(c["patient"])) for c in first] == [7, 1, 18, 0] and [
+        len(np.unique(c["patient"])) for c in rest
+    ] == [3, 0, 7, 0]
     assert not set(first.columns["patient"].tolist()) & set(rest.columns["patient"].tolist())
     assert first.examples + rest.examples == clients.examples
     alone, _ = clients.select([2, 0]).split(0.7, seed=2, by="patient")
@@ -122,7 +131,11 @@ def test_split_by_class_has_rare_cases_on_both_sides():
     both = Clients.from_list([scans(i, 30) for i in range(5)])
     first, rest = both.split(0.8, by="patient", stratify="y")
     for one, two in zip(first, rest, strict=True):
-        assert not set(one["patient"].tolist()) & set(two["patient"].tolist()) and one["y"].any() and two["y"].any()
+        assert (
+            not set(one["patient"].tolist()) & set(two["patient"].tolist())
+            and one["y"].any()
+            and two["y"].any()
+        )
 
 
 def test_split_is_fair_to_every_row():
@@ -133,7 +146,9 @@ def test_split_is_fair_to_every_row():
 
 
 def test_map_is_each_clients_own():
-    clients = Clients.from_list([{"x": np.array([1.0, 3.0])}, {"x": np.array([10.0, 10.0, 40.0])}], ids=[5, 6])
+    clients = Clients.from_list(
+        [{"x": np.array([1.0, 3.0])}, {"x": np.array([10.0, 10.0, 40.0])}], ids=[5, 6]
+    )
     centred = clients.map(lambda own: {"x": own["x"] - own["x"].mean()})
     assert centred[0]["x"].tolist() == [-1, 1] and centred[1]["x"].tolist() == [-10, -10, 20]
     assert centred.ids.tolist() == [5, 6]
@@ -143,7 +158,10 @@ def test_map_is_each_clients_own():
 def test_fingerprint_sees_every_part():
     x, y = np.arange(4.0), np.arange(4)
     base = Clients.from_arrays({"x": x, "y": y}, offsets=[0, 2, 4])
-    assert base.fingerprint() == Clients.from_arrays({"y": y.copy(), "x": x.copy()}, offsets=[0, 2, 4]).fingerprint()
+    assert (
+        base.fingerprint()
+        == Clients.from_arrays({"y": y.copy(), "x": x.copy()}, offsets=[0, 2, 4]).fingerprint()
+    )
     changed = [
         Clients.from_arrays({"x": x, "y": y}, offsets=[0, 3, 4]),
         Clients.from_arrays({"x": x, "y": y}, offsets=[0, 2, 4], ids=[1, 0]),
@@ -170,32 +188,79 @@ def test_fingerprint_of_large_data_reads_blocks(monkeypatch):
 
 
 def test_repr_says_what_is_there():
-    assert repr(three()) == "Clients(3 clients, 5 examples, sizes 0 to 3 (median 2), x: float64[2], y: int64[], 120 B)"
+    assert (
+        repr(three())
+        == "Clients(3 clients, 5 examples, sizes 0 to 3 (median 2), x: float64[2], y: int64[], 120 B)"
+    )
 
 
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (lambda: Clients.from_list([]), ValueError, "dataset is empty: the list holds no clients"),
-        (lambda: Clients.from_parts({"x": np.ones(2)}, []), ValueError, "dataset is empty: parts holds no clients"),
-        (lambda: Clients.from_arrays({"x": np.ones(0)}, [0]), ValueError, r"dataset is empty: offsets \[0\] hold no clients"),
+        (
+            lambda: Clients.from_parts({"x": np.ones(2)}, []),
+            ValueError,
+            "dataset is empty: parts holds no clients",
+        ),
+        (
+            lambda: Clients.from_arrays({"x": np.ones(0)}, [0]),
+            ValueError,
+            r"dataset is empty: offsets \[0\] hold no clients",
+        ),
         (lambda: Clients.from_list([{"x": np.ones(0)}] * 2), ValueError, "2 clients, but not one example"),
         (lambda: Clients.from_list([{}]), ValueError, "client 0 .*there are no columns"),
-        (lambda: Clients.from_arrays({"x": np.ones(3), "y": np.ones(2)}, [0, 3]), ValueError, "'x' has 3 rows, 'y' has 2"),
+        (
+            lambda: Clients.from_arrays({"x": np.ones(3), "y": np.ones(2)}, [0, 3]),
+            ValueError,
+            "'x' has 3 rows, 'y' has 2",
+        ),
         (lambda: Clients.from_arrays({"x": np.ones(3)}, [1, 3]), ValueError, "start at 0.* but start at 1"),
-        (lambda: Clients.from_arrays({"x": np.ones(3)}, [0, 2]), ValueError, "end at the number of rows, 3, but end at 2"),
-        (lambda: Clients.from_arrays({"x": np.ones(3)}, [0, 2, 1, 3]), ValueError, r"offsets\[1\] = 2 and offsets\[2\] = 1, so client 1"),
+        (
+            lambda: Clients.from_arrays({"x": np.ones(3)}, [0, 2]),
+            ValueError,
+            "end at the number of rows, 3, but end at 2",
+        ),
+        (
+            lambda: Clients.from_arrays({"x": np.ones(3)}, [0, 2, 1, 3]),
+            ValueError,
+            r"offsets\[1\] = 2 and offsets\[2\] = 1, so client 1",
+        ),
         (lambda: Clients.from_arrays({"x": np.ones(3)}, [0.0, 3.0]), ValueError, "integer array"),
         (lambda: Clients.from_arrays({"x": np.array([None, 1])}, [0, 2]), TypeError, "'x' has dtype object"),
         (lambda: Clients.from_arrays({"x": [1, 2]}, [0, 2]), ValueError, "'x.0' is a single value"),
-        (lambda: Clients.from_list([{"x": np.ones(2)}, {"z": np.ones(2)}], ["a", "b"]), ValueError, r"client 1 \(id 'b'\): has columns z"),
-        (lambda: Clients.from_list([{"x": np.ones(2)}, {"x": np.ones(2, int)}]), ValueError, "client 1 .*'x' is int64.*float64"),
-        (lambda: Clients.from_list([{"x": np.ones((2, 3))}, {"x": np.ones((2, 4))}]), ValueError, r"client 1 .*\[2, 4\].*\[2, 3\]"),
-        (lambda: Clients.from_list([{"x": np.ones(2), "y": np.ones(3)}]), ValueError, "client 0 .*'x' has 2 rows, 'y' has 3"),
+        (
+            lambda: Clients.from_list([{"x": np.ones(2)}, {"z": np.ones(2)}], ["a", "b"]),
+            ValueError,
+            r"client 1 \(id 'b'\): has columns z",
+        ),
+        (
+            lambda: Clients.from_list([{"x": np.ones(2)}, {"x": np.ones(2, int)}]),
+            ValueError,
+            "client 1 .*'x' is int64.*float64",
+        ),
+        (
+            lambda: Clients.from_list([{"x": np.ones((2, 3))}, {"x": np.ones((2, 4))}]),
+            ValueError,
+            r"client 1 .*\[2, 4\].*\[2, 3\]",
+        ),
+        (
+            lambda: Clients.from_list([{"x": np.ones(2), "y": np.ones(3)}]),
+            ValueError,
+            "client 0 .*'x' has 2 rows, 'y' has 3",
+        ),
         (lambda: Clients.from_parts({"x": np.ones(2)}, [[0], [2]]), ValueError, "part 1 names row 2"),
-        (lambda: Clients.from_parts({"x": np.ones(2)}, [np.array([True, False])]), TypeError, "np.flatnonzero"),
+        (
+            lambda: Clients.from_parts({"x": np.ones(2)}, [np.array([True, False])]),
+            TypeError,
+            "np.flatnonzero",
+        ),
         (lambda: three(ids=["a", "b"]), ValueError, "2 ids for 3 clients"),
-        (lambda: three(ids=["a", "b", "a"]), ValueError, "id 'a' is given to two clients, at positions 0 and 2"),
+        (
+            lambda: three(ids=["a", "b", "a"]),
+            ValueError,
+            "id 'a' is given to two clients, at positions 0 and 2",
+        ),
         (lambda: three(ids=[4, 4, 5]), ValueError, "id 4 is given to two clients"),
         (lambda: three(ids=[4, -1, 5]), ValueError, "id -1 does not fit"),
         (lambda: three(ids=np.array([4, -1, 5])), ValueError, "id -1 is negative"),
@@ -212,9 +277,21 @@ def test_repr_says_what_is_there():
         (lambda: three().split(1.0), ValueError, "between 0 and 1, got 1.0"),
         (lambda: three().split(0.1), ValueError, "without examples: the largest client has 3"),
         (lambda: three().split(0.5, by="who"), ValueError, "by='who' names no column; the columns are x, y"),
-        (lambda: three().split(0.5, by="x"), ValueError, r"by='x' must be a column of whole numbers, .* got float64\[2\]"),
-        (lambda: three(["a", "b", "c"]).split(0.5, stratify="y"), ValueError, r"class 0 of column 'y' has one .* at client 0 \(id 'a'\), "),
-        (lambda: three().split(0.5, seed=-1), ValueError, "seed must be a whole number of at least 0, got -1"),
+        (
+            lambda: three().split(0.5, by="x"),
+            ValueError,
+            r"by='x' must be a column of whole numbers, .* got float64\[2\]",
+        ),
+        (
+            lambda: three(["a", "b", "c"]).split(0.5, stratify="y"),
+            ValueError,
+            r"class 0 of column 'y' has one .* at client 0 \(id 'a'\), ",
+        ),
+        (
+            lambda: three().split(0.5, seed=-1),
+            ValueError,
+            "seed must be a whole number of at least 0, got -1",
+        ),
     ],
 )
 def test_refuses(build, error, message):
@@ -234,7 +311,9 @@ def test_nan_is_found_where_it_lies(value):
 def test_labels_are_found_where_they_lie():
     clients = three(ids=["a", "b", "c"])
     clients.check_labels("y", classes=5)
-    with pytest.raises(ValueError, match=r"the label in column 'y' at client 2 \(id 'c'\), its row 1, is not from 0 to 3"):
+    with pytest.raises(
+        ValueError, match=r"the label in column 'y' at client 2 \(id 'c'\), its row 1, is not from 0 to 3"
+    ):
         clients.check_labels("y", classes=4)
     negative = Clients.from_arrays({"y": np.array([[0, 1], [1, -1]])}, offsets=[0, 2])
     with pytest.raises(ValueError, match=r"its row 1, is not from 0"):
@@ -252,7 +331,10 @@ def test_labels_are_found_where_they_lie():
 def test_saved_and_opened_is_the_same(tmp_path):
     rng = np.random.default_rng(0)
     columns = {
-        "x": {"image": rng.integers(0, 255, (6, 4, 4)).astype(np.uint8), "age": rng.normal(size=6).astype(np.float32)},
+        "x": {
+            "image": rng.integers(0, 255, (6, 4, 4)).astype(np.uint8),
+            "age": rng.normal(size=6).astype(np.float32),
+        },
         "y": (np.arange(6), [rng.normal(size=(6, 2))[:, ::-1]]),
         "half": np.arange(6).astype(ml_dtypes.bfloat16),
     }
@@ -261,7 +343,10 @@ def test_saved_and_opened_is_the_same(tmp_path):
     opened = Clients.open(tmp_path / "new" / "data", check=True)
     assert opened.fingerprint() == clients.fingerprint() and opened.ids.tolist() == ["a", "b", "Zürich"]
     assert isinstance(opened[2]["x"]["image"].base.base, np.memmap)
-    assert opened[2]["x"]["image"].dtype == np.uint8 and (opened[2]["x"]["image"] == columns["x"]["image"][2:]).all()
+    assert (
+        opened[2]["x"]["image"].dtype == np.uint8
+        and (opened[2]["x"]["image"] == columns["x"]["image"][2:]).all()
+    )
     assert type(opened.columns["y"]) is tuple and type(opened.columns["y"][1]) is list
     assert (opened[0]["y"][1][0] == columns["y"][1][0][:2]).all()
     assert opened[2]["half"].dtype == ml_dtypes.bfloat16

@@ -26,7 +26,11 @@ def test_as_cohort_takes_lists_arrays_and_cohorts():
         (np.array([True, False]), TypeError, r"mask of bools; use np\.flatnonzero\(mask\)"),
         ([[0, 1]], ValueError, r"one-dimensional, \[K\], but got shape \[1, 2\]"),
         (3, ValueError, "one-dimensional"),
-        (Cohort(np.array([0, 1]), np.array([1])), ValueError, "counts must be an integer of at least 1 for each of the 2 clients"),
+        (
+            Cohort(np.array([0, 1]), np.array([1])),
+            ValueError,
+            "counts must be an integer of at least 1 for each of the 2 clients",
+        ),
         (Cohort(np.array([0, 1]), np.array([1, 0])), ValueError, "counts must be an integer of at least 1"),
         (Cohort(np.array([1, 1]), np.array([1, 1])), ValueError, "client 1 more than once"),
     ],

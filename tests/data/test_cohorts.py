@@ -25,7 +25,9 @@ def test_any_round_can_be_drawn_alone(name):
     sampler = EVERY[name]
     drawn = [sampler(r) for r in range(8)]
     again = dataclasses.replace(sampler)(7)
-    assert all(np.array_equal(a, b) for a, b in zip(np.atleast_2d(again), np.atleast_2d(drawn[7]), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(np.atleast_2d(again), np.atleast_2d(drawn[7]), strict=True)
+    )
     for r in range(8):
         cohort = cohorts.as_cohort(drawn[r], 50)  # distinct and in range
         assert cohort.clients.dtype == np.int32 and len(cohort.clients) <= sampler.max_size
@@ -127,7 +129,10 @@ def test_settings_compare_and_print():
         (lambda: cohorts.poisson(5, rate=1.5), "rate must be above 0 and at most 1, got 1.5"),
         (lambda: cohorts.weighted([1, -2, 3], size=1), "client 1 has -2.0"),
         (lambda: cohorts.weighted([1, 2, np.nan], size=1), "client 2 has nan"),
-        (lambda: cohorts.weighted([0, 2, 0], size=2), "cannot draw 2 different clients, for only 1 have a weight above 0"),
+        (
+            lambda: cohorts.weighted([0, 2, 0], size=2),
+            "cannot draw 2 different clients, for only 1 have a weight above 0",
+        ),
         (lambda: cohorts.weighted([[1, 2]], size=1), "one-dimensional"),
     ],
 )

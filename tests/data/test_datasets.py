@@ -65,7 +65,9 @@ def test_a_busy_server_is_asked_again(server, cache):
     assert server.asked == 3
 
 
-@pytest.mark.parametrize("other", [CONTENT.upper() + b"x", b"y" * len(CONTENT)], ids=["longer", "same length"])
+@pytest.mark.parametrize(
+    "other", [CONTENT.upper() + b"x", b"y" * len(CONTENT)], ids=["longer", "same length"]
+)
 def test_another_file_is_refused_and_not_kept(server, cache, other):
     server.answers = [(200, other)]
     with pytest.raises(base.DataError, match=r"another file than a\.data: sha256 .* expected .* not kept"):
@@ -138,7 +140,9 @@ def test_heart_pooled_patients_are_scaled_together(heart):
     x = heart.pooled_train[0]["x"].astype(np.float64)
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-6)
     np.testing.assert_allclose(x.std(axis=0, ddof=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(heart.pooled_test[0]["y"], np.concatenate([hospital["y"] for hospital in heart.test]))
+    np.testing.assert_array_equal(
+        heart.pooled_test[0]["y"], np.concatenate([hospital["y"] for hospital in heart.test])
+    )
 
 
 def test_breast_cancer_uses_every_patient_once_and_keeps_the_counts():
@@ -150,8 +154,14 @@ def test_breast_cancer_uses_every_patient_once_and_keeps_the_counts():
     assert rows.shape == (569, 30) and len(np.unique(rows, axis=0)) == 569
     pooled = found.pooled_train[0]["x"]
     np.testing.assert_array_equal(pooled, found.train.columns["x"])
-    np.testing.assert_allclose((pooled.mean(axis=0), pooled.std(axis=0)), (np.zeros(30), np.ones(30)), atol=1e-5)
+    np.testing.assert_allclose(
+        (pooled.mean(axis=0), pooled.std(axis=0)), (np.zeros(30), np.ones(30)), atol=1e-5
+    )
 
 
 def test_breast_cancer_is_dealt_by_the_seed_alone():
-    assert breast_cancer(3).train.fingerprint() == breast_cancer(3).train.fingerprint() != breast_cancer(4).train.fingerprint()
+    assert (
+        breast_cancer(3).train.fingerprint()
+        == breast_cancer(3).train.fingerprint()
+        != breast_cancer(4).train.fingerprint()
+    )

@@ -1,4 +1,5 @@
-"""The names of features go with their columns, and put them in order; the order of a dictionary is nothing."""
+"""The names of features go with their columns, and put them in order; the order of a dictionary is
+nothing."""
 
 import numpy as np
 import pytest
@@ -31,7 +32,10 @@ class Frame:
 
 def two(**rest):
     x = np.arange(12.0).reshape(4, 3)
-    return Clients.from_list([{"x": x[:3], "y": np.arange(3)}, {"x": x[3:], "y": np.arange(1)}], **{"features": {"x": NAMES}, **rest})
+    return Clients.from_list(
+        [{"x": x[:3], "y": np.arange(3)}, {"x": x[3:], "y": np.arange(1)}],
+        **{"features": {"x": NAMES}, **rest},
+    )
 
 
 def test_names_go_where_the_columns_go(tmp_path):
@@ -43,15 +47,25 @@ def test_names_go_where_the_columns_go(tmp_path):
         clients.with_columns({"y": clients.columns["y"], "x": clients.columns["x"] + 1}),
     )  # fmt: skip
     assert {tuple(other.features.items()) for other in others} == {(("x", NAMES),)}
-    assert clients.with_columns({"x": clients.columns["x"][:, :2]}).features == {} == clients.without("x").features
-    assert clients.fingerprint() not in (two(ids=["a", "b"], features=None).fingerprint(), two(features={"x": NAMES[::-1]}).fingerprint())
+    assert (
+        clients.with_columns({"x": clients.columns["x"][:, :2]}).features
+        == {}
+        == clients.without("x").features
+    )
+    assert clients.fingerprint() not in (
+        two(ids=["a", "b"], features=None).fingerprint(),
+        two(features={"x": NAMES[::-1]}).fingerprint(),
+    )
 
 
 def test_features_are_put_in_order_by_their_names():
     clients = two()
     swapped = clients.arranged({"x": ("height", "age", "weight")})
     np.testing.assert_array_equal(swapped.columns["x"], clients.columns["x"][:, [2, 0, 1]])
-    assert swapped.features == {"x": ("height", "age", "weight")} and swapped.arranged({"x": NAMES}).fingerprint() == clients.fingerprint()
+    assert (
+        swapped.features == {"x": ("height", "age", "weight")}
+        and swapped.arranged({"x": NAMES}).fingerprint() == clients.fingerprint()
+    )
     for wanted, said in (
         (("age", "weight", "sex"), r"column 'x' has no feature 'sex'; it has 'age', 'weight', 'height'"),
         (("age", "weight"), r"column 'x' has the feature 'height', which is not wanted"),
@@ -68,9 +82,14 @@ def test_columns_of_their_own_are_joined_in_the_order_that_is_asked():
     assert joined.columns["x"].tolist() == [[30.0, 1.0], [40.0, 2.0]] and sorted(joined.columns) == ["x", "y"]
     other = Clients.from_list([dict(reversed(one.items()))]).arranged({"x": ["age", "weight"]})
     assert other.fingerprint() == joined.fingerprint()
-    with pytest.raises(ValueError, match=r"no column 'x', and no column 'sex' to make it of; there are age, weight, y"):
+    with pytest.raises(
+        ValueError, match=r"no column 'x', and no column 'sex' to make it of; there are age, weight, y"
+    ):
         Clients.from_list([one]).arranged({"x": ["age", "sex"]})
-    with pytest.raises(ValueError, match=r"column 'ward', of which 'x' is to be made, must hold a number an example, got text\[\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"column 'ward', of which 'x' is to be made, must hold a number an example, got text\[\]",
+    ):
         Clients.from_list([{**one, "ward": np.array(["a", "b"])}]).arranged({"x": ["age", "ward"]})
 
 
@@ -78,13 +97,22 @@ def test_a_frame_says_its_names_and_clients_frames_are_put_in_one_order():
     first = Frame(age=np.array([1.0, 2.0]), weight=np.array([3.0, 4.0]))
     second = Frame(weight=np.array([7.0]), age=np.array([8.0]))
     clients = Clients.from_list([{"x": first}, {"x": second}])
-    assert clients.features == {"x": ("age", "weight")} and clients.columns["x"].tolist() == [[1, 3], [2, 4], [8, 7]]
-    with pytest.raises(ValueError, match=r"client 1 \(id 1\): column 'x' has no feature 'weight'; it has 'age'"):
+    assert clients.features == {"x": ("age", "weight")} and clients.columns["x"].tolist() == [
+        [1, 3],
+        [2, 4],
+        [8, 7],
+    ]
+    with pytest.raises(
+        ValueError, match=r"client 1 \(id 1\): column 'x' has no feature 'weight'; it has 'age'"
+    ):
         Clients.from_list([{"x": first}, {"x": Frame(age=np.array([8.0]))}])
 
 
 def test_a_frame_for_all_columns_is_these_by_their_names():
-    first, second = Frame(x=np.array([1.0, 2.0]), y=np.array([0, 1])), Frame(y=np.array([1]), x=np.array([3.0]))
+    first, second = (
+        Frame(x=np.array([1.0, 2.0]), y=np.array([0, 1])),
+        Frame(y=np.array([1]), x=np.array([3.0])),
+    )
     clients = Clients.from_list([first, second])
     assert clients.columns["x"].tolist() == [1, 2, 3] and clients.columns["y"].tolist() == [0, 1, 1]
     assert load_data(SiteFile(name="charite", data=second)).columns["x"].tolist() == [3]

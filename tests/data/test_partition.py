@@ -10,7 +10,9 @@ LABELS = np.random.default_rng(0).integers(0, 10, 1000)
 EVERY = {
     "iid": lambda seed: partition.iid(1000, 7, seed),
     "dirichlet": lambda seed: partition.dirichlet(LABELS, clients=7, alpha=0.1, seed=seed),
-    "dirichlet, min_size": lambda seed: partition.dirichlet(LABELS, clients=7, alpha=0.5, seed=seed, min_size=20),
+    "dirichlet, min_size": lambda seed: partition.dirichlet(
+        LABELS, clients=7, alpha=0.5, seed=seed, min_size=20
+    ),
     "shards": lambda seed: partition.shards(LABELS, 7, 3, seed=seed),
     "quantity": lambda seed: partition.quantity(LABELS, 7, alpha=0.5, seed=seed),
     "quantity, log-normal": lambda seed: partition.quantity(1000, 7, sigma=1.0, seed=seed, min_size=3),
@@ -81,7 +83,10 @@ def test_owners_are_sorted_and_named():
 
 
 def test_describe_counts_by_distinct_label():
-    assert partition.describe([np.array([0, 1, 2]), np.array([3])], np.array([5, 9, 5, 9])).tolist() == [[2, 1], [0, 1]]
+    assert partition.describe([np.array([0, 1, 2]), np.array([3])], np.array([5, 9, 5, 9])).tolist() == [
+        [2, 1],
+        [0, 1],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,19 +96,47 @@ def test_describe_counts_by_distinct_label():
         (lambda: partition.iid(10, 2.5), ValueError, "clients must be a whole number of at least 1, got 2.5"),
         (lambda: partition.iid(3, 4), ValueError, "cannot deal 3 examples to 4 clients"),
         (lambda: partition.iid(0, 1), ValueError, "no examples to deal out"),
-        (lambda: partition.iid(10, 2, seed=-1), ValueError, "seed must be a whole number of at least 0, got -1"),
+        (
+            lambda: partition.iid(10, 2, seed=-1),
+            ValueError,
+            "seed must be a whole number of at least 0, got -1",
+        ),
         (lambda: partition.dirichlet(LABELS, alpha=0), ValueError, "alpha must be a positive number, got 0"),
         (lambda: partition.dirichlet(LABELS, alpha=np.nan), ValueError, "alpha must be a positive number"),
-        (lambda: partition.dirichlet(LABELS, clients=100, min_size=11), ValueError, "needs 1100 examples, but there are 1000"),
-        (lambda: partition.dirichlet(LABELS, 100, 1e-3, min_size=5), ValueError, "use a larger alpha, fewer clients or a smaller min_size"),
+        (
+            lambda: partition.dirichlet(LABELS, clients=100, min_size=11),
+            ValueError,
+            "needs 1100 examples, but there are 1000",
+        ),
+        (
+            lambda: partition.dirichlet(LABELS, 100, 1e-3, min_size=5),
+            ValueError,
+            "use a larger alpha, fewer clients or a smaller min_size",
+        ),
         (lambda: partition.dirichlet(LABELS[:, None]), ValueError, r"one-dimensional .*shape \[1000, 1\]"),
-        (lambda: partition.dirichlet(LABELS.astype(float)), TypeError, "labels must be integers, bools or strings, got float64"),
-        (lambda: partition.shards(LABELS, 501, 2), ValueError, "need 1002 shards, but there are only 1000 examples; use at most 500"),
-        (lambda: partition.shards(LABELS, 5, 0), ValueError, "shards_per_client must be a whole number of at least 1"),
+        (
+            lambda: partition.dirichlet(LABELS.astype(float)),
+            TypeError,
+            "labels must be integers, bools or strings, got float64",
+        ),
+        (
+            lambda: partition.shards(LABELS, 501, 2),
+            ValueError,
+            "need 1002 shards, but there are only 1000 examples; use at most 500",
+        ),
+        (
+            lambda: partition.shards(LABELS, 5, 0),
+            ValueError,
+            "shards_per_client must be a whole number of at least 1",
+        ),
         (lambda: partition.quantity(10, 2, alpha=1.0, sigma=1.0), ValueError, "not both"),
         (lambda: partition.quantity(10, 2, sigma=-1.0), ValueError, "sigma must be a positive number"),
         (lambda: partition.by_owner([]), ValueError, "owners must be a one-dimensional array"),
-        (lambda: partition.by_owner(np.array(["a", None], object)), TypeError, "owners must be integers, bools or strings"),
+        (
+            lambda: partition.by_owner(np.array(["a", None], object)),
+            TypeError,
+            "owners must be integers, bools or strings",
+        ),
     ],
 )
 def test_refuses(build, error, message):
@@ -118,7 +151,9 @@ def test_realised_skew_is_that_of_the_draws():
     wanted = (0.3 + 1) / (20 * 0.3 + 1)
     assert abs(squares.mean() - wanted) < 3 * squares.std() / np.sqrt(400)  # the mean of Dir(0.3)
     found = partition.skew(parts, labels).alpha
-    assert (found + 1) / (20 * found + 1) == pytest.approx(squares.mean(), rel=1e-9) and abs(found - 0.3) < 0.05
+    assert (found + 1) / (20 * found + 1) == pytest.approx(squares.mean(), rel=1e-9) and abs(
+        found - 0.3
+    ) < 0.05
     half = partition.skew([np.array([0, 1]), np.array([2, 3, 4]), np.array([], int)], [0, 0, 1, 1, 0])
     assert half[:4] == (0, 3, pytest.approx((0.4 + 4 / 15) / 2), 1.5)
     even = partition.skew([np.array([0, 1]), np.array([2, 3])], [0, 1, 0, 1])

@@ -1,4 +1,5 @@
-"""Steps of preprocessing that do not fit their columns are refused by name; what each step does is in its own tests."""
+"""Steps of preprocessing that do not fit their columns are refused by name; what each step does is in its own
+tests."""
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from fedjax_core.data.preprocess import Impute, OrdinalEncode, Standardise
     [
         ([Standardise("z")], {"x": np.ones((2, 1))}, "Standardise is for the column 'z', and there are x"),
         ([Standardise("x"), Impute("x")], {"x": np.ones((2, 1))}, "column 'x' has two steps"),
-        ([Standardise("x")], {"x": np.array([[1.0], [np.inf]])}, "column 'x' holds an infinity, .* in row 1.* missing values are NaN"),
+        (
+            [Standardise("x")],
+            {"x": np.array([[1.0], [np.inf]])},
+            "column 'x' holds an infinity, .* in row 1.* missing values are NaN",
+        ),
         ([OrdinalEncode("x")], {"x": np.ones(2)}, "OrdinalEncode needs a column of text or of whole numbers"),
     ],
 )

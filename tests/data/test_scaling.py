@@ -14,7 +14,8 @@ SIZES = (23, 5, 1, 4)
 
 @pytest.fixture(scope="module")
 def raw():
-    """Four clients with columns far from 0, of tiny and huge spread, constant, with holes, and one that hardly anybody has."""
+    """Four clients with columns far from 0, of tiny and huge spread, constant, with holes, and one that
+    hardly anybody has."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(sum(SIZES), 7)) * [1, 1e-3, 1e6, 1, 0, 1, 1] + [0, 1e6, -1e9, 5, 0.1, 2, 3]
     x[rng.random(x.shape) < 0.2] = np.nan
@@ -42,11 +43,17 @@ def test_moments_are_those_of_the_pooled_examples(raw):
 def test_ranges_and_means_are_those_of_the_pooled_examples(raw):
     pooled = raw.columns["x"][:, :5]
     got = preprocess.fit([Rescale("x")], raw).apply(raw).columns["x"]
-    np.testing.assert_allclose(got[:, :5], np.nan_to_num(MinMaxScaler().fit_transform(pooled), nan=0.0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        got[:, :5], np.nan_to_num(MinMaxScaler().fit_transform(pooled), nan=0.0), rtol=1e-6, atol=1e-6
+    )
     assert not got[:, 6].any()
-    apart = raw.with_columns({"x": np.delete(raw.columns["x"], 1, axis=1)})  # but for 1e6 and its thousandths, which float32 would lose
+    apart = raw.with_columns(
+        {"x": np.delete(raw.columns["x"], 1, axis=1)}
+    )  # but for 1e6 and its thousandths, which float32 would lose
     got = preprocess.fit(Impute("x"), apart).apply(apart).columns["x"]
-    np.testing.assert_allclose(got[:, :4], SimpleImputer().fit_transform(np.delete(pooled, 1, axis=1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        got[:, :4], SimpleImputer().fit_transform(np.delete(pooled, 1, axis=1)), rtol=1e-6
+    )
 
 
 def test_a_hundred_thousand_columns_in_chunks_are_those_in_one_piece(monkeypatch):

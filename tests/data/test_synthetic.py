@@ -41,7 +41,10 @@ def test_iid_clients_share_one_model_and_have_mean_zero():
     x, y = clients.columns["x"], clients.columns["y"]
     assert np.abs(x.mean(axis=0)).max() < 5 / np.sqrt(12_000)
     cells = np.round(x * 2).astype(int) @ [1000, 1]
-    shares = [np.bincount(y[a:b], minlength=3) / 4000 for a, b in zip(clients.offsets[:-1], clients.offsets[1:], strict=True)]
+    shares = [
+        np.bincount(y[a:b], minlength=3) / 4000
+        for a, b in zip(clients.offsets[:-1], clients.offsets[1:], strict=True)
+    ]
     assert np.ptp(shares, axis=0).max() < 0.06
     pure = [np.bincount(y[cells == cell]).max() / (cells == cell).sum() for cell in np.unique(cells)]
     assert np.mean(pure) > 0.9

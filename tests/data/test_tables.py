@@ -1,4 +1,5 @@
-"""`Clients.from_table`: text has one coding for all clients, missing values stay missing, rows go to the client of their value."""
+"""`Clients.from_table`: text has one coding for all clients, missing values stay missing, rows go to the
+client of their value."""
 
 import gzip
 
@@ -13,7 +14,12 @@ CSV = "ward,age,sex,stay\nicu,61,F,3\near,NA,M ,2.5\nicu,40,,1\n"
 @pytest.fixture(params=["csv", "csv.gz", "parquet", "mapping"])
 def table(request, tmp_path):
     path = tmp_path / f"table.{request.param}"
-    columns = {"ward": ["icu", "ear", "icu"], "age": [61, None, 40], "sex": ["F", "M ", None], "stay": [3.0, 2.5, 1.0]}
+    columns = {
+        "ward": ["icu", "ear", "icu"],
+        "age": [61, None, 40],
+        "sex": ["F", "M ", None],
+        "stay": [3.0, 2.5, 1.0],
+    }
     if request.param == "csv":
         path.write_text(CSV)
     elif request.param == "csv.gz":
@@ -32,13 +38,22 @@ def test_a_table_is_the_same_clients_from_every_source(table, tmp_path):
     assert clients.columns["sex"].tolist() == [1, 0, -1] and clients[1]["stay"].tolist() == [3.0, 1.0]
     clients.save(tmp_path / "saved")
     again = Clients.open(tmp_path / "saved")
-    assert again.categories == clients.categories == clients.select([1, 0]).categories and again.fingerprint() == clients.fingerprint()
+    assert (
+        again.categories == clients.categories == clients.select([1, 0]).categories
+        and again.fingerprint() == clients.fingerprint()
+    )
 
 
 def test_whole_numbers_are_ids_and_stay_whole():
     clients = Clients.from_table({"site": [3, 1, 3], "y": np.array([1, 0, 1])}, by="site")
-    assert clients.ids.tolist() == [1, 3] and clients.columns["y"].dtype == np.int64 and clients.columns["y"].tolist() == [0, 1, 1]
-    assert Clients.from_table({"ok": [True, False], "site": [1.0, 2.0]}, by="site").categories == {"ok": ("False", "True")}
+    assert (
+        clients.ids.tolist() == [1, 3]
+        and clients.columns["y"].dtype == np.int64
+        and clients.columns["y"].tolist() == [0, 1, 1]
+    )
+    assert Clients.from_table({"ok": [True, False], "site": [1.0, 2.0]}, by="site").categories == {
+        "ok": ("False", "True")
+    }
 
 
 def test_masked_values_are_missing():

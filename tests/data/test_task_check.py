@@ -1,4 +1,5 @@
-"""One check of a task on data: shapes of every function, values of labels, and what the loss of a few examples says."""
+"""One check of a task on data: shapes of every function, values of labels, and what the loss of a few
+examples says."""
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,21 @@ def task(loss=squares, init=lambda key: jnp.zeros(3), **more):
 
 
 SHAPES = {
-    "the mean inside": (lambda w, b, k: squares(w, b).mean(), "must return one floating number an example.* shape \\(\\)"),
+    "the mean inside": (
+        lambda w, b, k: squares(w, b).mean(),
+        "must return one floating number an example.* shape \\(\\)",
+    ),
     "an axis more": (lambda w, b, k: squares(w, b)[:, None], r"returned shape \(2, 1\)"),
     "whole numbers": (lambda w, b, k: squares(w, b).astype(jnp.int32), "dtype int32"),
-    "all pairs": (lambda w, b, k: squares(w, b)[:, None] - squares(w, b)[None, :], r"Every example met every other"),
+    "all pairs": (
+        lambda w, b, k: squares(w, b)[:, None] - squares(w, b)[None, :],
+        r"Every example met every other",
+    ),
     "a dict": (lambda w, b, k: {"loss": squares(w, b)}, "returned a dict"),
-    "another column": (lambda w, b, k: squares(w, b) * b["z"], "looks up 'z', which is not there: the data have the columns 'x', 'y'"),
+    "another column": (
+        lambda w, b, k: squares(w, b) * b["z"],
+        "looks up 'z', which is not there: the data have the columns 'x', 'y'",
+    ),
 }
 
 
@@ -50,7 +60,12 @@ def test_a_mean_is_told_even_where_a_batch_has_one_example_or_as_many_as_feature
 
 
 @pytest.mark.parametrize(
-    "value", [lambda hits: hits.mean(), lambda hits: hits[:, None], lambda hits: jnp.tile(hits[:, None], (1, len(hits)))]
+    "value",
+    [
+        lambda hits: hits.mean(),
+        lambda hits: hits[:, None],
+        lambda hits: jnp.tile(hits[:, None], (1, len(hits))),
+    ],
 )
 def test_metrics_of_another_shape_are_refused_in_training_and_in_evaluation(value):
     wrong = task(metrics=lambda w, b: {"accuracy": value((squares(w, b) < 0.25).astype(jnp.float32))})
@@ -66,8 +81,12 @@ def test_predictions_without_a_row_an_example_and_parameters_that_are_none_are_r
         check_data(wrong, clients(), batch_size=2)
     with pytest.raises(ValueError, match=r"predict returns must have a row an example"):
         predict(wrong, jnp.zeros(3), clients())
-    with pytest.raises(ValueError, match=r"parameter \['n'\] of dtype int32, and a gradient trains only floating ones"):
-        check_data(task(init=lambda key: {"w": jnp.zeros(3), "n": jnp.zeros((), jnp.int32)}), clients(), batch_size=2)
+    with pytest.raises(
+        ValueError, match=r"parameter \['n'\] of dtype int32, and a gradient trains only floating ones"
+    ):
+        check_data(
+            task(init=lambda key: {"w": jnp.zeros(3), "n": jnp.zeros((), jnp.int32)}), clients(), batch_size=2
+        )
 
 
 MODELS = {
@@ -78,7 +97,9 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_column_target_is_refused_by_name_with_the_way_out(name):
-    with pytest.raises(ValueError, match=r"column 'y' has shape \[n, 1\], and the task needs \[n\].*Pass y\[:, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"column 'y' has shape \[n, 1\], and the task needs \[n\].*Pass y\[:, 0\]"
+    ):
         check_data(MODELS[name], clients(Y[:, None]), batch_size=2)
     with pytest.raises(ValueError, match=r"column 'y' has shape \[n, 1\]"):
         evaluate(MODELS[name], MODELS[name].init(jax.random.key(0)), clients(Y[:, None]))
@@ -86,13 +107,16 @@ def test_a_column_target_is_refused_by_name_with_the_way_out(name):
 
 def test_survival_columns_too_and_a_target_that_the_task_means_so_is_taken():
     survival = Clients.from_list([{"x": X, "time": np.arange(6.0)[:, None], "event": Y[:, None]}])
-    with pytest.raises(ValueError, match=r"column 'event' .*Pass event\[:, 0\]; column 'time' .*Pass time\[:, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"column 'event' .*Pass event\[:, 0\]; column 'time' .*Pass time\[:, 0\]"
+    ):
         check_data(models.cox(3), survival, batch_size=4)
     check_data(task(lambda w, b, k: (b["x"] @ w - b["y"][:, 0]) ** 2), clients(Y[:, None]), batch_size=2)
 
 
 def test_pairs_that_are_summed_away_are_found_by_numbers():
-    """The shape is right, and the loss is zero at the beginning for all: only other numbers in the place of padding tell."""
+    """The shape is right, and the loss is zero at the beginning for all: only other numbers in the place of
+    padding tell."""
     for loss in (
         lambda w, b, k: ((b["x"] @ w)[:, None] - b["y"][None, :]).mean(axis=1) ** 2,
         lambda w, b, k: squares(w, b) - squares(w, b).mean(),
@@ -114,7 +138,10 @@ def test_examples_may_meet_where_the_mask_is_heeded_and_batches_of_one_are_told(
     assert not caplog.records
     for met, data in ((task(centred), clients()), (models.cox(3), survival)):
         check_data(met, data, batch_size=1)
-    assert ["with batch_size=1 there are none to compare" in record.message for record in caplog.records] == [True, True]
+    assert ["with batch_size=1 there are none to compare" in record.message for record in caplog.records] == [
+        True,
+        True,
+    ]
 
 
 LABELS = {
@@ -127,13 +154,21 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize("classes", [1, 2])
 def test_labels_that_are_no_classes_are_refused_by_column_client_and_row(name, classes):
-    where = r"client 0 \(id 'a'\), its row [0-3]" if name in ("-1 and 1", "1 and 2") else r"client 1 \(id 'b'\), its row 0"
+    where = (
+        r"client 0 \(id 'a'\), its row [0-3]"
+        if name in ("-1 and 1", "1 and 2")
+        else r"client 1 \(id 'b'\), its row 0"
+    )
     for dtype in (np.float32, np.float64) if LABELS[name].dtype.kind == "f" else (np.int32, np.uint8):
         with pytest.raises(ValueError, match=rf"label in column 'y' at {where}") as refused:
             check_data(models.logistic(3, classes), clients(LABELS[name].astype(dtype)), batch_size=2)
         assert "1.5" not in str(refused.value) and "7" not in str(refused.value)  # somebody's own
     with pytest.raises(ValueError, match=rf"label in column 'y' at {where}"):
-        evaluate(models.logistic(3, classes), models.logistic(3, classes).init(jax.random.key(0)), clients(LABELS[name]))
+        evaluate(
+            models.logistic(3, classes),
+            models.logistic(3, classes).init(jax.random.key(0)),
+            clients(LABELS[name]),
+        )
 
 
 def test_whole_floats_and_truth_values_are_labels():
@@ -146,7 +181,10 @@ def test_a_loss_that_is_not_finite_at_the_beginning_is_refused_by_client_and_row
     """A task of one's own says nothing of its labels; its loss does."""
     own = task(lambda w, b, k: models.cross_entropy(b["x"] @ w, b["y"]), init=lambda key: jnp.zeros((3, 2)))
     check_data(own, clients(), batch_size=2)
-    with pytest.raises(ValueError, match=r"the loss of client [01] \(id '[ab]'\), its row [0-3], is NaN for the model as it begins"):
+    with pytest.raises(
+        ValueError,
+        match=r"the loss of client [01] \(id '[ab]'\), its row [0-3], is NaN for the model as it begins",
+    ):
         check_data(own, clients(y), batch_size=2)
 
 

@@ -36,7 +36,8 @@ def test_chains_of_releases_are_seen():
 
 
 def singled_out(sets, minimum):
-    """Whether any group of fewer people than the minimum carries a combination of the sets: all groups, by rank."""
+    """Whether any group of fewer people than the minimum carries a combination of the sets: all groups, by
+    rank."""
     people = sorted(set().union(*sets))
     matrix = np.array([[person in each for person in people] for each in sets], float)
     rank = np.linalg.matrix_rank(matrix)
@@ -52,7 +53,10 @@ def test_the_guard_admits_just_what_going_through_all_groups_of_people_admits():
         rng, guard, sets = np.random.default_rng(seed), Guard(3), []
         parts = rng.integers(0, 5, 11)  # people come in parts, so that some queries are safe
         for _ in range(4):
-            asked = {int(p) for p in np.flatnonzero(np.isin(parts, rng.choice(5, rng.integers(1, 5), replace=False)))}
+            asked = {
+                int(p)
+                for p in np.flatnonzero(np.isin(parts, rng.choice(5, rng.integers(1, 5), replace=False)))
+            }
             if not asked:
                 continue
             admitted = guard.admit([asked])
@@ -64,7 +68,9 @@ def test_the_guard_admits_just_what_going_through_all_groups_of_people_admits():
 
 def test_the_cells_of_one_table_are_judged_together_but_not_across_tables():
     cells = {"a": range(2), "b": range(2, 12), "c": range(12, 22), "d": range(22, 24)}
-    lines = [{*cells[i], *cells[j]} for i, j in ("ab", "cd", "ac", "bd")]  # two hidden cells of 2 people, whose gap can be told
+    lines = [
+        {*cells[i], *cells[j]} for i, j in ("ab", "cd", "ac", "bd")
+    ]  # two hidden cells of 2 people, whose gap can be told
     assert Guard(5).admit(lines, joint=True) and not Guard(5).admit(lines)
     guard = Guard(5)
     assert guard.admit(lines, joint=True)
@@ -82,7 +88,9 @@ def test_where_there_are_too_many_groups_to_try_it_declines():
 def test_people_are_hashed_under_the_key_and_numbers_of_numpy_are_numbers():
     guard = Guard(2, key=b"secret")
     guard.admit([np.arange(3)])
-    assert guard.released == [[guard._hashed([0, 1, 2])]] and guard.released != [[Guard(2)._hashed([0, 1, 2])]]
+    assert guard.released == [[guard._hashed([0, 1, 2])]] and guard.released != [
+        [Guard(2)._hashed([0, 1, 2])]
+    ]
     assert "1" not in guard.released[0][0]
 
 
@@ -92,12 +100,17 @@ def test_the_guard_of_two_large_tables_answers_at_once():
     cells = [[np.flatnonzero(codes == code) for code in range(codes.max() + 1)] for codes in (first, second)]
     assert guard.admit(cells[0], joint=True)
     began = time.process_time()
-    assert guard.admit(cells[1], joint=True)  # thousands of atoms of one person, and nothing that cancels all others
-    assert time.process_time() - began < 20  # seconds; whole singular vectors of thousands of atoms took minutes
+    assert guard.admit(
+        cells[1], joint=True
+    )  # thousands of atoms of one person, and nothing that cancels all others
+    assert (
+        time.process_time() - began < 20
+    )  # seconds; whole singular vectors of thousands of atoms took minutes
 
 
 def test_records_of_one_person_in_two_sets_are_subtracted_as_records():
-    """Rows of thirty people with two each; three of them have one on each side: the sides and the whole tell nothing of these three."""
+    """Rows of thirty people with two each; three of them have one on each side: the sides and the whole tell
+    nothing of these three."""
     whole = [i for i in range(30) for _ in range(2)]
     side = [*whole[:20], 10, 11, 12]
     other = [10, 11, 12, *whole[26:]]

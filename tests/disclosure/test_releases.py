@@ -27,7 +27,10 @@ def test_people_are_counted_and_not_rows(n):
 @pytest.mark.parametrize("way", ("suppress", "round", "refuse"))
 def test_no_table_is_followed_by_itself_with_one_person_more_or_less(way):
     rng = np.random.default_rng(1)
-    a, b = rng.integers(0, 3, 60), np.arange(60) % 2  # its smallest cell has fewer than 4, but where tables are refused
+    a, b = (
+        rng.integers(0, 3, 60),
+        np.arange(60) % 2,
+    )  # its smallest cell has fewer than 4, but where tables are refused
     a = a if way != "refuse" else np.arange(60) % 3
     for person in range(0, 60, 7):
         desk = Desk(OutputPolicy(minimum=4, tables=way))
@@ -100,7 +103,9 @@ def test_a_fit_leaves_degrees_of_freedom(n):
 def test_a_fit_has_no_rare_level_of_outcome_or_factor(rare):
     outcome = (np.arange(60) < rare).astype(float)
     columns = {"died": outcome, "age": np.linspace(20, 90, 60)}
-    assert released(Desk(OutputPolicy()).fit, "glm", 0.0, PEOPLE, parameters=2, columns=columns) == (rare >= 5)
+    assert released(Desk(OutputPolicy()).fit, "glm", 0.0, PEOPLE, parameters=2, columns=columns) == (
+        rare >= 5
+    )
 
 
 def by_loops(time, event, at):
@@ -115,7 +120,9 @@ def test_no_step_of_a_survival_curve_is_of_few_events_or_few_at_risk():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         time, event = rng.exponential(20, 60).round() + 1, rng.random(60) < 0.6
-        shown, levels = Desk(OutputPolicy(minimum=5)).survival("s", time, event, PEOPLE, np.arange(0, 100, 2.0))
+        shown, levels = Desk(OutputPolicy(minimum=5)).survival(
+            "s", time, event, PEOPLE, np.arange(0, 100, 2.0)
+        )
         edges = [-np.inf, *shown]
         assert len(shown) >= 2
         for before, at, level in zip(edges, shown, levels, strict=False):
@@ -135,7 +142,9 @@ def test_a_survival_curve_is_not_followed_by_one_without_somebody():
 
 def test_a_factor_with_too_many_levels_and_a_histogram_with_too_many_bins_are_declined():
     desk = Desk(OutputPolicy(minimum=2))
-    assert not released(desk.fit, "glm", 0.0, PEOPLE, parameters=2, columns={"ward": (np.arange(60) // 2).astype(str)})
+    assert not released(
+        desk.fit, "glm", 0.0, PEOPLE, parameters=2, columns={"ward": (np.arange(60) // 2).astype(str)}
+    )
     values = np.linspace(0, 1, 60)
     assert not released(desk.histogram, "h", values, np.linspace(0, 1, 31), PEOPLE)
     assert desk.histogram("h", values, np.linspace(0, 1, 11), PEOPLE).values.tolist()[-1] == 60
@@ -154,7 +163,10 @@ def test_every_decision_is_recorded_with_evidence_and_a_restart_remembers(tmp_pa
     desk.count("everybody", PEOPLE)
     assert not released(desk.count, "few", PEOPLE[:3])
     again = Desk(OutputPolicy(), folder=tmp_path / "desk", key=b"site")
-    assert [entry["decision"] for entry in again.record] == ["released", "declined"] and again.record == desk.record
+    assert [entry["decision"] for entry in again.record] == [
+        "released",
+        "declined",
+    ] and again.record == desk.record
     assert again.record[1]["findings"] == [{"rule": "people", "measured": 3.0, "limit": 5.0, "holds": False}]
     assert not released(again.count, "less one", PEOPLE[1:])
     text = "".join(path.read_text() for path in (tmp_path / "desk").iterdir())
@@ -179,7 +191,10 @@ def test_what_is_said_of_a_declined_result_has_no_number():
     assert str(found.value) == "declined: few (people)"
 
 
-@pytest.mark.parametrize("odd", ({"minimum": 1}, {"minimum": True}, {"top_share": 0.0}, {"tables": "hide"}, {"p_percent": float("nan")}))
+@pytest.mark.parametrize(
+    "odd",
+    ({"minimum": 1}, {"minimum": True}, {"top_share": 0.0}, {"tables": "hide"}, {"p_percent": float("nan")}),
+)
 def test_a_policy_out_of_range_is_refused(odd):
     with pytest.raises(ValueError, match=next(iter(odd))):
         OutputPolicy(**odd)

@@ -1,4 +1,5 @@
-"""What is hidden in a table cannot be calculated from what is shown: by linear programming, and by going through all tables there are."""
+"""What is hidden in a table cannot be calculated from what is shown: by linear programming, and by going
+through all tables there are."""
 
 import itertools
 
@@ -34,7 +35,10 @@ def reach(sums, found, i):
 def test_no_small_sum_can_be_told_to_less_than_the_minimum(shape, way):
     sums = crosstab_sums(shape)
     for seed in range(5):
-        for policy in (OutputPolicy(minimum=5, tables=way), OutputPolicy(minimum=10, tables=way, zeros=False)):
+        for policy in (
+            OutputPolicy(minimum=5, tables=way),
+            OutputPolicy(minimum=10, tables=way, zeros=False),
+        ):
             counts = table(shape, seed)
             found = protect(counts, sums, policy)
             shown = ~np.isnan(found.values)
@@ -70,7 +74,9 @@ def test_one_small_cell_takes_a_rectangle_and_no_margin():
 def test_hiding_the_small_cell_alone_would_give_it_away():
     counts, sums = np.array([20, 2, 30, 25, 40, 11]), crosstab_sums((2, 3))
     found = protect(counts, sums, OutputPolicy(minimum=5))
-    naive = found._replace(**{name: np.where(found.primary, np.nan, sums @ counts) for name in ("values", "low", "high")})
+    naive = found._replace(
+        **{name: np.where(found.primary, np.nan, sums @ counts) for name in ("values", "low", "high")}
+    )
     assert reach(sums, naive, 1) == pytest.approx((2, 2))
 
 
@@ -100,7 +106,9 @@ def test_the_sums_of_a_table_are_its_cells_and_margins():
         counts.sum((1, 2)),
         counts.sum(),
     ]
-    assert (crosstab_sums((2, 3, 4)) @ counts.ravel()).tolist() == np.concatenate([np.ravel(m) for m in margins]).tolist()
+    assert (crosstab_sums((2, 3, 4)) @ counts.ravel()).tolist() == np.concatenate(
+        [np.ravel(m) for m in margins]
+    ).tolist()
 
 
 def test_what_are_no_counts_is_refused():

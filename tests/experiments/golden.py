@@ -27,7 +27,9 @@ class Study(NamedTuple):
         sizes = np.array([len(y) for y in self.y], float)
         return sizes / sizes.sum()
 
-    def local_steps(self, i: int, w: np.ndarray, slots: np.ndarray, lr: float, extra=lambda w: 0.0) -> np.ndarray:
+    def local_steps(
+        self, i: int, w: np.ndarray, slots: np.ndarray, lr: float, extra=lambda w: 0.0
+    ) -> np.ndarray:
         """Site i's weights after the mini-batches of `slots` [T, B] (-1: unused), from w."""
         for batch in slots:
             rows = batch[batch >= 0]
@@ -61,8 +63,11 @@ def study_of(golden: dict[str, np.ndarray], sites: int, gradient) -> Study:
     return Study(golden["init"].astype(float), x, y, gradient)
 
 
-def averaging(study: Study, order: np.ndarray, rounds: int, lr: float, mu: float = 0.0, server=lambda d: d) -> list[np.ndarray]:
-    """The weights after each round of FedAvg, FedProx (`mu`) or an adaptive server; batches are `order` [sites, T, B]."""
+def averaging(
+    study: Study, order: np.ndarray, rounds: int, lr: float, mu: float = 0.0, server=lambda d: d
+) -> list[np.ndarray]:
+    """The weights after each round of FedAvg, FedProx (`mu`) or an adaptive server; batches are `order`
+    [sites, T, B]."""
     w, path = study.init, []
     for r in range(rounds):
         slots = order[:, r * STEPS : (r + 1) * STEPS]

@@ -1,4 +1,5 @@
-"""The main job: its table is the study report's, its federated fit the pooled one, and a second call ends where the first did."""
+"""The main job: its table is the study report's, its federated fit the pooled one, and a second call ends
+where the first did."""
 
 from pathlib import Path
 
@@ -54,4 +55,7 @@ def test_a_second_call_takes_up_what_the_first_left(study, tmp_path, capsys, mon
     assert study.main(settings) == 0
     again = capsys.readouterr().out
     assert "round 1 of 2" not in again  # nothing is trained anew
-    assert again.partition("who will have")[2].partition("written")[0] == first.partition("who will have")[2].partition("written")[0]
+    assert (
+        again.partition("who will have")[2].partition("written")[0]
+        == first.partition("who will have")[2].partition("written")[0]
+    )

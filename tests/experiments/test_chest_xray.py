@@ -1,4 +1,5 @@
-"""Chest X-rays: how images are dealt to hospitals and what scanners do to them; a round of every method, slowly."""
+"""Chest X-rays: how images are dealt to hospitals and what scanners do to them; a round of every method,
+slowly."""
 
 from pathlib import Path
 

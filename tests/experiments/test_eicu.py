@@ -1,4 +1,5 @@
-"""Intensive care: what is read of a file, that nobody who is judged was learned from, and the whole study where its data are."""
+"""Intensive care: what is read of a file, that nobody who is judged was learned from, and the whole study
+where its data are."""
 
 import csv
 import os
@@ -34,12 +35,21 @@ def study():
 @pytest.fixture
 def columns(study, tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
-    rows = [["1", "South", "1", "50", "ALIVE", "> 89", "40", "600", "", "Male", "-1"]]  # 600 cm, and no weight
-    rows += [["1", "South", "2", "50", "EXPIRED", "70", "40", "170", "70", "Male", "0.2"]]  # not the first stay
+    rows = [
+        ["1", "South", "1", "50", "ALIVE", "> 89", "40", "600", "", "Male", "-1"]
+    ]  # 600 cm, and no weight
+    rows += [
+        ["1", "South", "2", "50", "EXPIRED", "70", "40", "170", "70", "Male", "0.2"]
+    ]  # not the first stay
     rows += [["1", "South", "1", "", "EXPIRED", "70", "40", "170", "70", "Male", "0.2"]]  # no score
     for i in range(120):
         died = "EXPIRED" if draw.uniform() < 0.3 else "ALIVE"
-        some = [f"{draw.normal(60, 10):.0f}", f"{draw.normal(50, 15):.0f}", f"{draw.normal(170, 8):.0f}", f"{draw.normal(75, 9):.0f}"]
+        some = [
+            f"{draw.normal(60, 10):.0f}",
+            f"{draw.normal(50, 15):.0f}",
+            f"{draw.normal(170, 8):.0f}",
+            f"{draw.normal(75, 9):.0f}",
+        ]
         rows.append([str(i % 6 + 2), "West", "1", "50", died, *some, "Female" if i % 3 else "Male", "0.1"])
     (tmp_path / "eicu_demo").mkdir()
     with (tmp_path / "eicu_demo" / "patient.csv").open("w", newline="") as lines:

@@ -1,4 +1,5 @@
-"""FLamby's TCGA-BRCA strategies follow the stored weights for two rounds, as plain loops and through the engine.
+"""FLamby's TCGA-BRCA strategies follow the stored weights for two rounds, as plain loops and through the
+engine.
 
 Steps of 0.1 on ages in years make later rounds depend on the last digits of earlier ones.
 """
@@ -24,8 +25,8 @@ def golden(data_dir):
 def gradient(w, x, y):
     """Of the mean Cox loss; w is [40], the intercept last, and y [n, 2] event and time.
 
-    The benchmark sorts by time, latest first and the tied in their order: at risk with one are it and those before it.
-    """
+    The benchmark sorts by time, latest first and the tied in their order: at risk with one are it and those
+    before it."""
     latest = np.argsort(-y[:, 1], kind="stable")
     x, event = x[latest], y[latest, 0]
     scores, by_score = x @ w[:-1] + w[-1], np.zeros(len(x))
@@ -52,7 +53,9 @@ def strategies(task):
     return {
         "FedAvg": fedavg(task, local=sgd(0.1)),
         "FedProx": fc.algorithms.fedprox(task, mu=0.1, local=sgd(0.1)),
-        "Scaffold": fc.algorithms.scaffold(task, lr=0.01, population=SITES, weighting=fc.algorithms.by_examples),
+        "Scaffold": fc.algorithms.scaffold(
+            task, lr=0.01, population=SITES, weighting=fc.algorithms.by_examples
+        ),
         "FedAdam": fedavg(task, local=sgd(0.01), server=fedopt.adam(0.1)),
         "FedYogi": fedavg(task, local=sgd(0.01), server=fedopt.yogi(0.1)),
         "FedAdagrad": fedavg(task, local=sgd(0.01), server=fedopt.adagrad(1.0)),
@@ -77,11 +80,18 @@ def test_plain_loops_follow_the_stored_weights(golden, strategy):
 @pytest.mark.parametrize("strategy", LOOPS)
 def test_the_engine_follows_the_stored_weights(golden, strategy):
     columns = [
-        {"x": golden[f"x_train_{i}"], "event": golden[f"y_train_{i}"][:, 0], "time": golden[f"y_train_{i}"][:, 1]} for i in range(SITES)
+        {
+            "x": golden[f"x_train_{i}"],
+            "event": golden[f"y_train_{i}"][:, 0],
+            "time": golden[f"y_train_{i}"][:, 1],
+        }
+        for i in range(SITES)
     ]
     composed, order = fc.compose(strategies(fc.models.cox(FEATURES))[strategy]), golden[f"order_{strategy}"]
     sim = fc.Simulator(composed, fc.Clients.from_list(columns), batch_size=BATCH, steps=STEPS, order=order)
-    state = sim.init(jax.random.key(0), params={"w": golden["init"][:FEATURES], "b": golden["init"][FEATURES]})
+    state = sim.init(
+        jax.random.key(0), params={"w": golden["init"][:FEATURES], "b": golden["init"][FEATURES]}
+    )
     for expected in golden[f"traj_{strategy}"][1 : ROUNDS + 1]:
         state, _ = sim.run(state, np.arange(SITES))
         assert_close(state.params["w"], expected)
@@ -96,4 +106,11 @@ def test_the_orders_of_the_published_runs_come_of_their_seed(golden):
     orders = flamby_draws.survival_orders(42, sizes, rounds=5, steps=STEPS, batch_size=BATCH, epochs=30)
     for strategy in LOOPS:
         np.testing.assert_array_equal(orders[strategy][0], golden[f"order_{strategy}"])
-    assert orders["Cyclic"][1] == [0, 1, 1, 1, 1, 1]  # so that the model that is published is the first one, untrained
+    assert orders["Cyclic"][1] == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]  # so that the model that is published is the first one, untrained

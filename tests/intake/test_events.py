@@ -1,4 +1,5 @@
-"""Events over time become features by declared windows, as plain loops make them; FHIR resources become rows or events by paths."""
+"""Events over time become features by declared windows, as plain loops make them; FHIR resources become rows
+or events by paths."""
 
 import gzip
 import json
@@ -23,15 +24,26 @@ def events(seed, people=12, each=30):
     """Random events in random order; some people are never admitted, and some values are missing."""
     rng = np.random.default_rng(seed)
     rows = [(p, None, f"GENDER//{'FM'[p % 2]}", None) for p in range(people)]
-    rows += [(p, BEGIN + timedelta(hours=int(h)), "ADMIT//WARD", None) for p in range(0, people, 3) for h in rng.integers(0, 48, 2)]
+    rows += [
+        (p, BEGIN + timedelta(hours=int(h)), "ADMIT//WARD", None)
+        for p in range(0, people, 3)
+        for h in rng.integers(0, 48, 2)
+    ]
     for p in range(people):
         times = rng.choice(200, each, replace=False)
         rows += [
-            (p, BEGIN + timedelta(hours=int(h) - 60), f"LAB//{rng.choice(['A', 'B'])}", None if rng.random() < 0.2 else float(rng.normal()))
+            (
+                p,
+                BEGIN + timedelta(hours=int(h) - 60),
+                f"LAB//{rng.choice(['A', 'B'])}",
+                None if rng.random() < 0.2 else float(rng.normal()),
+            )
             for h in times
         ]
     rows = [rows[i] for i in rng.permutation(len(rows))]
-    return dict(zip(("subject_id", "time", "code", "numeric_value"), map(list, zip(*rows, strict=True)), strict=True))
+    return dict(
+        zip(("subject_id", "time", "code", "numeric_value"), map(list, zip(*rows, strict=True)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("every", (False, True))
@@ -39,7 +51,10 @@ def events(seed, people=12, each=30):
 def test_features_are_what_plain_loops_find(seed, every):
     table = events(seed)
     asked = {name: Feature(("LAB//A",), take=name, hours=(-24, 24)) for name in TAKES}
-    asked |= {"count": Feature(("LAB//*",), take="count", hours=(0, 6)), "any": Feature(("LAB//B",), take="any", hours=(0, 6))}
+    asked |= {
+        "count": Feature(("LAB//*",), take="count", hours=(0, 6)),
+        "any": Feature(("LAB//B",), take="any", hours=(0, 6)),
+    }
     asked |= {"sex": Feature(("GENDER//*",), take="code", static=True)}
     found = features(Raw(table), Events(asked, index="ADMIT*", every=every))
     rows = sorted(zip(*table.values(), strict=True), key=lambda row: (str(row[0]), row[1] or datetime.max))
@@ -48,16 +63,31 @@ def test_features_are_what_plain_loops_find(seed, every):
         own = [row[1:] for row in rows if str(row[0]) == person]
         starts = [time for time, code, _ in own if code.startswith("ADMIT")]
         for start in starts if every else starts[:1]:
-            near = [(code, x) for time, code, x in own if time and timedelta(hours=-24) <= time - start < timedelta(hours=24)]
+            near = [
+                (code, x)
+                for time, code, x in own
+                if time and timedelta(hours=-24) <= time - start < timedelta(hours=24)
+            ]
             values = [x for code, x in near if code == "LAB//A" and x is not None]
-            soon = [code for time, code, _ in own if time and timedelta(0) <= time - start < timedelta(hours=6) and "LAB" in code]
+            soon = [
+                code
+                for time, code, _ in own
+                if time and timedelta(0) <= time - start < timedelta(hours=6) and "LAB" in code
+            ]
             row = {name: take(values) if values else None for name, take in TAKES.items()}
-            row |= {"person": person, "time": start.isoformat(), "count": len(soon), "any": int("LAB//B" in soon)}
+            row |= {
+                "person": person,
+                "time": start.isoformat(),
+                "count": len(soon),
+                "any": int("LAB//B" in soon),
+            }
             expected.append(row | {"sex": next(code for _, code, _ in own if code.startswith("GENDER"))})
     assert len(expected) == found.rows > 0
     for name, column in found.columns.items():
         for here, row in zip(column, expected, strict=True):
-            assert here == (pytest.approx(row[name], rel=1e-12) if isinstance(row[name], float) else row[name]), name
+            assert here == (
+                pytest.approx(row[name], rel=1e-12) if isinstance(row[name], float) else row[name]
+            ), name
 
 
 SCHEMA = """
@@ -113,15 +143,24 @@ def meds(folder, rows):
     parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow")
     import pyarrow
 
-    kinds = {"subject_id": "int64", "time": pyarrow.timestamp("us"), "code": "string", "numeric_value": "float32"}
+    kinds = {
+        "subject_id": "int64",
+        "time": pyarrow.timestamp("us"),
+        "code": "string",
+        "numeric_value": "float32",
+    }
     columns = {
-        name: pyarrow.array([row[i] for row in rows], kind if not isinstance(kind, str) else getattr(pyarrow, kind)())
+        name: pyarrow.array(
+            [row[i] for row in rows], kind if not isinstance(kind, str) else getattr(pyarrow, kind)()
+        )
         for i, (name, kind) in enumerate(kinds.items())
     }
     (folder / "meds" / "data").mkdir(parents=True, exist_ok=True)
     (folder / "meds" / "metadata").mkdir(exist_ok=True)
     for k, part in enumerate((slice(0, 5), slice(5, None))):
-        parquet.write_table(pyarrow.table({n: x[part] for n, x in columns.items()}), folder / "meds" / "data" / f"{k}.parquet")
+        parquet.write_table(
+            pyarrow.table({n: x[part] for n, x in columns.items()}), folder / "meds" / "data" / f"{k}.parquet"
+        )
     parquet.write_table(pyarrow.table({"code": ["ICU//in"]}), folder / "meds" / "metadata" / "codes.parquet")
 
 
@@ -134,7 +173,10 @@ def site(tmp_path):
 
 def check(found):
     assert found.columns["patient"].tolist() == ["1", "2"] and found.columns["sex"].tolist() == [0, 1]
-    assert found.columns["died"].tolist() == [0, 1] and found.columns["admitted"].tolist() == ["2020-01-01T00:00:00"] * 2
+    assert (
+        found.columns["died"].tolist() == [0, 1]
+        and found.columns["admitted"].tolist() == ["2020-01-01T00:00:00"] * 2
+    )
     np.testing.assert_array_equal(found.columns["lactate"], [4.5, np.nan])
 
 
@@ -144,7 +186,10 @@ def test_a_meds_data_set_becomes_a_row_a_person_and_bad_events_are_counted(site,
     meds(site, [*ROWS, (None, BEGIN, "LAB//lactate", 1.0), (1, BEGIN, None, 1.0)])
     found = read(site / "mapping.toml")
     check(found)
-    assert dict(found.raw.left_out) == {"an event of no person": 1, "an event without a code": 1} and found.raw.records == 12
+    assert (
+        dict(found.raw.left_out) == {"an event of no person": 1, "an event without a code": 1}
+        and found.raw.records == 12
+    )
     assert readiness(found).people == 2 and found.clients.examples == 2
     assert main(["data", "check", str(site / "mapping.toml")]) == 1  # lactate is missing in half of the rows
     said = capsys.readouterr().out
@@ -159,7 +204,10 @@ def test_a_meds_data_set_becomes_a_row_a_person_and_bad_events_are_counted(site,
 
 def test_more_bad_events_than_the_schema_allows_are_an_error(site):
     meds(site, [*ROWS, *[(None, BEGIN, "LAB", 1.0)] * 4])
-    with pytest.raises(ValueError, match=r"4 of 14 records cannot be used, a share of 0.286, .* 0.2 \(max_bad\): an event of no person: 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"4 of 14 records cannot be used, a share of 0.286, .* 0.2 \(max_bad\): an event of no person: 4",
+    ):
         _ = read(site / "mapping.toml").clients
 
 
@@ -214,10 +262,22 @@ numeric_value = "value.ofType(Quantity).value"
 
 def export(folder, extra=()):
     """The same people as `ROWS`, as a bulk export has them."""
-    of = [{"resourceType": "Patient", "id": str(i), "gender": g} for i, g in ((1, "female"), (2, "male"), (3, "male"))]
+    of = [
+        {"resourceType": "Patient", "id": str(i), "gender": g}
+        for i, g in ((1, "female"), (2, "male"), (3, "male"))
+    ]
     of += [
-        {"resourceType": "Encounter", "class": {"code": code}, "subject": {"reference": f"Patient/{i}"}, "period": {"start": when}}
-        for i, code, when in ((1, "ICU", "2020-01-01T01:00:00+01:00"), (2, "ICU", "2020-01-01"), (3, "AMB", "2020-01-01"))
+        {
+            "resourceType": "Encounter",
+            "class": {"code": code},
+            "subject": {"reference": f"Patient/{i}"},
+            "period": {"start": when},
+        }
+        for i, code, when in (
+            (1, "ICU", "2020-01-01T01:00:00+01:00"),
+            (2, "ICU", "2020-01-01"),
+            (3, "AMB", "2020-01-01"),
+        )
     ]
     coding = [{"system": "urn:own", "code": "x"}, {"system": "http://loinc.org", "code": "2524-7"}]
     of += [
@@ -228,7 +288,9 @@ def export(folder, extra=()):
     (folder / "fhir").mkdir(exist_ok=True)
     (folder / "fhir" / "a.ndjson").write_text("".join(f"{json.dumps(one)}\n" for one in of[:5]))
     with gzip.open(folder / "fhir" / "b.ndjson.gz", "wt") as file:
-        file.write("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in [*of[5:], *extra]))
+        file.write(
+            "".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in [*of[5:], *extra])
+        )
 
 
 def test_resources_become_events_and_features_of_people(site):
@@ -261,7 +323,16 @@ def test_resources_become_rows_and_lines_that_cannot_be_used_are_counted_and_nam
         '[fields.died]\ncategories = ["no", "yes"]\n'
     )
     patient = {"resourceType": "Patient", "id": "4", "gender": "female", "deceasedBoolean": True}
-    export(site, extra=["{cut short", '"text"', {**patient, "gender": ["male", "female"]}, {**patient, "gender": {"code": "f"}}, patient])
+    export(
+        site,
+        extra=[
+            "{cut short",
+            '"text"',
+            {**patient, "gender": ["male", "female"]},
+            {**patient, "gender": {"code": "f"}},
+            patient,
+        ],
+    )
     (site / "mapping.toml").write_text(PATIENTS)
     found = read(site / "mapping.toml")
     assert found.columns["sex"].tolist() == [0, 1, 1, 0] and found.columns["died"].tolist() == [-1, -1, -1, 1]
@@ -319,7 +390,20 @@ def test_a_path_finds_what_the_language_says(path, expected):
 
 
 @pytest.mark.parametrize(
-    "path", ("", "a.", "a..b", "a[", "a[x]", "a.where()", "a.where(b = ", "a b", "a.resolve()", "a ~ b", "a.replace(b, c)")
+    "path",
+    (
+        "",
+        "a.",
+        "a..b",
+        "a[",
+        "a[x]",
+        "a.where()",
+        "a.where(b = ",
+        "a b",
+        "a.resolve()",
+        "a ~ b",
+        "a.replace(b, c)",
+    ),
 )
 def test_a_path_that_is_not_understood_is_refused(path):
     with pytest.raises(ValueError, match="no path that is understood"):

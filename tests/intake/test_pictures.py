@@ -1,4 +1,5 @@
-"""Pictures of a site become a field of the agreed shape; what cannot be used is counted by reason; of DICOM no other header is read."""
+"""Pictures of a site become a field of the agreed shape; what cannot be used is counted by reason; of DICOM
+no other header is read."""
 
 import sys
 
@@ -58,7 +59,9 @@ def site(tmp_path):
     grey = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     Image.fromarray(grey).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 6), 51, np.uint8)).save(tmp_path / "deep" / "b.jpg")
-    Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (4, 12))).save(tmp_path / "wide.png")  # twice the size each way
+    Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (4, 12))).save(
+        tmp_path / "wide.png"
+    )  # twice the size each way
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     Image.fromarray(np.full((4, 6), 13107, np.uint16)).save(tmp_path / "sixteen.png")
     return tmp_path
@@ -144,11 +147,23 @@ def scans(site):
     def scan(name, patient, values, **more):
         found = pydicom.Dataset()
         found.file_meta = FileMetaDataset()
-        found.file_meta.TransferSyntaxUID, found.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, "1.2.840.10008.5.1.4.1.1.2"
+        found.file_meta.TransferSyntaxUID, found.file_meta.MediaStorageSOPClassUID = (
+            ExplicitVRLittleEndian,
+            "1.2.840.10008.5.1.4.1.1.2",
+        )
         found.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        found.PatientID, found.PatientName, found.PatientBirthDate, found.Modality = patient, "CANARY^Name", "19010101", "CT"
+        found.PatientID, found.PatientName, found.PatientBirthDate, found.Modality = (
+            patient,
+            "CANARY^Name",
+            "19010101",
+            "CT",
+        )
         found.Rows, found.Columns = values.shape
-        found.SamplesPerPixel, found.PhotometricInterpretation, found.PixelRepresentation = 1, "MONOCHROME2", 0
+        found.SamplesPerPixel, found.PhotometricInterpretation, found.PixelRepresentation = (
+            1,
+            "MONOCHROME2",
+            0,
+        )
         found.BitsAllocated, found.BitsStored, found.HighBit = 16, 12, 11
         found.RescaleIntercept, found.RescaleSlope, found.PixelData = -1000, 2, values.astype("<u2").tobytes()
         for key, value in more.items():
@@ -162,7 +177,9 @@ def scans(site):
     scan("4.dcm", "p4", values, NumberOfFrames=1, Rows=6, Columns=4)
     (site / "scans" / "5.dcm").write_bytes(b"no DICOM at all")
     (site / "schema.toml").write_text(
-        SCHEMA.format(more="range = [-1000, 1000]").replace('outcome = "finding"', "").split("[fields.finding]")[0]
+        SCHEMA.format(more="range = [-1000, 1000]")
+        .replace('outcome = "finding"', "")
+        .split("[fields.finding]")[0]
         + '[fields.modality]\ncategories = ["CT", "MR"]\n'
     )
     (site / "mapping.toml").write_text(
@@ -172,7 +189,9 @@ def scans(site):
     return site
 
 
-def test_dicom_files_become_pictures_in_their_own_unit_and_only_the_headers_that_are_named_are_read(scans, capsys):
+def test_dicom_files_become_pictures_in_their_own_unit_and_only_the_headers_that_are_named_are_read(
+    scans, capsys
+):
     found = read(scans / "mapping.toml")
     hounsfield = np.arange(24).reshape(4, 6) * 100.0 - 1000
     np.testing.assert_allclose(found.columns["x"][0], np.clip((hounsfield + 1000) / 2000, 0, 1), rtol=1e-6)
@@ -180,10 +199,18 @@ def test_dicom_files_become_pictures_in_their_own_unit_and_only_the_headers_that
     assert list(found.raw.columns) == ["file", "folder", "PatientID", "Modality"]
     assert "CANARY" not in repr(found) and "1901" not in repr(found.raw)
     assert dict(found.reasons) == {"'x' has text burned into its pixels": 1, "'x' is not of 4 x 6 pixels": 1}
-    assert dict(found.raw.left_out) == {"a file that is no DICOM file that can be read": 1} and found.raw.records == 5
+    assert (
+        dict(found.raw.left_out) == {"a file that is no DICOM file that can be read": 1}
+        and found.raw.records == 5
+    )
     main(["data", "check", str(scans / "mapping.toml")])
     said = capsys.readouterr().out
-    assert "records   5" in said and "5.dcm: a file that is no DICOM file" in said and "'3.dcm' (1)" in said and "CANARY" not in said
+    assert (
+        "records   5" in said
+        and "5.dcm: a file that is no DICOM file" in said
+        and "'3.dcm' (1)" in said
+        and "CANARY" not in said
+    )
 
 
 def test_where_low_values_are_light_the_picture_is_turned(scans):
@@ -192,7 +219,9 @@ def test_where_low_values_are_light_the_picture_is_turned(scans):
     np.testing.assert_allclose(x[1], 1 - x[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("header", ("PatientName", "PatientAddress", "ReferringPhysicianName", "RequestAttributesSequence"))
+@pytest.mark.parametrize(
+    "header", ("PatientName", "PatientAddress", "ReferringPhysicianName", "RequestAttributesSequence")
+)
 def test_headers_that_say_who_somebody_is_are_refused(scans, header):
     text = (scans / "mapping.toml").read_text()
     (scans / "mapping.toml").write_text(text.replace('"Modality"]', f'"{header}"]'))
@@ -216,5 +245,8 @@ def test_dicom_needs_the_values_that_become_0_and_1_and_its_package_is_said_how_
 def test_more_files_that_cannot_be_read_than_the_schema_allows_are_an_error(scans):
     for i in range(20):
         (scans / "scans" / f"bad{i}.dcm").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"21 of 25 records cannot be used, a share of 0.84, .* 0.7 \(max_bad\): a file that is no DICOM"):
+    with pytest.raises(
+        ValueError,
+        match=r"21 of 25 records cannot be used, a share of 0.84, .* 0.7 \(max_bad\): a file that is no DICOM",
+    ):
         _ = read(scans / "mapping.toml").clients

@@ -34,7 +34,11 @@ def test_another_unit_and_a_column_that_is_mostly_missing_are_pointed_out(site, 
     (site / "mapping.toml").write_text(MAPPING.replace("factor = 0.01131", ""))
     assert main(["data", "check", str(site / "mapping.toml")]) == 1
     said = capsys.readouterr().out
-    assert "'crea' looks like another unit" in said and "factor = 0.0" in said and "'bmi' is missing in 40% of the rows" in said
+    assert (
+        "'crea' looks like another unit" in said
+        and "factor = 0.0" in said
+        and "'bmi' is missing in 40% of the rows" in said
+    )
 
 
 def test_the_minimums_of_the_policy_are_asked_where_the_site_s_file_is_given(site, capsys):
@@ -43,7 +47,10 @@ def test_the_minimums_of_the_policy_are_asked_where_the_site_s_file_is_given(sit
     (site / "policy.toml").write_text('site = "oslo"\n[minimum]\nexamples = 10\nper_class = 2\n')
     assert main(["data", "check", str(site / "site.toml")]) == 1
     said = capsys.readouterr().out
-    assert "1 rows have 'died' = 'yes', and at least 2 are needed" in said and "3 rows can be used, and at least 10 are needed" in said
+    assert (
+        "1 rows have 'died' = 'yes', and at least 2 are needed" in said
+        and "3 rows can be used, and at least 10 are needed" in said
+    )
 
 
 def test_a_site_opens_the_mapping_that_its_file_names_with_its_persons(site):
@@ -61,7 +68,9 @@ def test_a_site_opens_the_mapping_that_its_file_names_with_its_persons(site):
 def test_a_category_that_is_missing_is_no_number_in_a_matrix(site):
     from fedjax_core.data.clients import Clients
 
-    clients = Clients({"sex": np.array([1, -1], np.int32), "age": np.ones(2)}, [0, 2], ["a"], categories={"sex": ("f", "m")})
+    clients = Clients(
+        {"sex": np.array([1, -1], np.int32), "age": np.ones(2)}, [0, 2], ["a"], categories={"sex": ("f", "m")}
+    )
     np.testing.assert_array_equal(clients.arranged({"x": ["sex", "age"]}).columns["x"], [[1, 1], [np.nan, 1]])
 
 

@@ -1,4 +1,5 @@
-"""Hospitals' own tables become a study's fields: names, units, codes and expressions, and every row that is left out has a reason."""
+"""Hospitals' own tables become a study's fields: names, units, codes and expressions, and every row that is
+left out has a reason."""
 
 import sys
 import types
@@ -88,7 +89,10 @@ def test_a_table_of_other_names_units_and_codes_becomes_the_fields_and_each_row_
 
 
 def test_more_rows_that_cannot_be_used_than_the_schema_allows_are_an_error_with_their_reasons(site):
-    with pytest.raises(ValueError, match=r"5 of 8 rows cannot be used, a share of 0.625, .* 0.5 \(max_bad\): .*'crea' is no number: 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"5 of 8 rows cannot be used, a share of 0.625, .* 0.5 \(max_bad\): .*'crea' is no number: 1",
+    ):
         _ = read(site / "mapping.toml").clients
     (site / "schema.toml").write_text(SCHEMA.replace("max_bad = 0.5", "max_bad = 0.7"))
     clients = read(site / "mapping.toml").clients
@@ -102,10 +106,14 @@ def test_numbers_of_a_csv_file_parquet_and_npz_are_the_same_fields(site):
     rows = [line.split(",") for line in ROWS.strip().splitlines()[1:4]]
     columns = dict(zip(ROWS.splitlines()[0].split(","), zip(*rows, strict=True), strict=True))
     typed = {
-        name: [None if v == "NA" else float(v) for v in x] if name not in ("nr", "geschlecht") else list(x) for name, x in columns.items()
+        name: [None if v == "NA" else float(v) for v in x] if name not in ("nr", "geschlecht") else list(x)
+        for name, x in columns.items()
     }
     parquet.write_table(pyarrow.table(typed), site / "patients.parquet")
-    np.savez(site / "patients.npz", **{n: np.array(x if n in ("nr", "geschlecht") else np.array(x, float)) for n, x in typed.items()})
+    np.savez(
+        site / "patients.npz",
+        **{n: np.array(x if n in ("nr", "geschlecht") else np.array(x, float)) for n, x in typed.items()},
+    )
     expected = {name: x[:3] for name, x in read(site / "mapping.toml").columns.items()}
     for kind in ("parquet", "npz"):
         (site / "mapping.toml").write_text(MAPPING.replace("patients.csv", f"patients.{kind}"))
@@ -129,7 +137,10 @@ def test_duckdb_reads_a_csv_file_by_a_query(site, monkeypatch):
     found, expected = read(site / "mapping.toml"), None
     (site / "mapping.toml").write_text(MAPPING)
     expected = read(site / "mapping.toml")
-    assert found.reasons == expected.reasons and found.columns["patient"].tolist() == expected.columns["patient"].tolist()
+    assert (
+        found.reasons == expected.reasons
+        and found.columns["patient"].tolist() == expected.columns["patient"].tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,31 +153,45 @@ def test_duckdb_reads_a_csv_file_by_a_query(site, monkeypatch):
         ('[fields.crp]\nkind = "date"', "", "kind is 'date'"),
         ("[fields.crp]\nrange = [3, 1]", "", r"range is \[least, most\]"),
         ("[fields.crp]", '[fields.crp]\nexpression = "open(1)"', "is not understood"),
-        ("[fields.crp]", '[fields.crp]\ncolumn = "kg"\nunit = "kg"\nfactor = 2.0', "unit says how to convert"),
+        (
+            "[fields.crp]",
+            '[fields.crp]\ncolumn = "kg"\nunit = "kg"\nfactor = 2.0',
+            "unit says how to convert",
+        ),
         ('[fields.crp]\nunit = "mg/L"', '[fields.crp]\ncolumn = "kg"\nunit = "umol/L"', "give factor"),
     ],
 )
 def test_what_is_wrong_in_a_schema_or_a_mapping_is_named(site, schema, mapping, said):
     (site / "schema.toml").write_text(f"{SCHEMA}\n{schema}\n")
-    (site / "mapping.toml").write_text(f"{mapping}\n{MAPPING}" if mapping.startswith("x") else f"{MAPPING}\n{mapping}\n")
+    (site / "mapping.toml").write_text(
+        f"{mapping}\n{MAPPING}" if mapping.startswith("x") else f"{MAPPING}\n{mapping}\n"
+    )
     with pytest.raises(ValueError, match=said):
         read(site / "mapping.toml")
 
 
 def test_an_expression_reads_numbers_and_compares_text_and_a_truth_value_is_a_category():
-    schema = Schema.of({"name": "s", "max_bad": 0.0, "fields": {"old": {"categories": ["no", "yes"]}, "dose": {}}})
+    schema = Schema.of(
+        {"name": "s", "max_bad": 0.0, "fields": {"old": {"categories": ["no", "yes"]}, "dose": {}}}
+    )
     origins = {
         "old": {"expression": "age > 60", "codes": {"0": "no", "1": "yes"}},
         "dose": {"expression": "mg * (unit == 'mg') + 1000 * mg * (unit == 'g')"},
     }
     mapping = Mapping.of({"schema": "s", "source": "a", "fields": origins})
-    found = fields_of({"age": [61, None, 50], "mg": ["5", "2", "1"], "unit": ["mg", "g", ""]}, mapping, schema)
+    found = fields_of(
+        {"age": [61, None, 50], "mg": ["5", "2", "1"], "unit": ["mg", "g", ""]}, mapping, schema
+    )
     assert found.columns["old"].tolist() == [1, -1, 0]
     np.testing.assert_array_equal(found.columns["dose"], [5, 2000, np.nan])
 
 
 def test_units_of_one_dimension_are_converted_and_others_are_not():
-    for value, given, wanted, expected in ((1.0, "lb", "kg", 0.45359237), (100.0, "C", "F", 212.0), (2.0, "year", "day", 730.5)):
+    for value, given, wanted, expected in (
+        (1.0, "lb", "kg", 0.45359237),
+        (100.0, "C", "F", 212.0),
+        (2.0, "year", "day", 730.5),
+    ):
         assert convert(np.array([value]), given, wanted)[0] == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="'kg' is of mass, and 'cm' of length"):
         convert(np.ones(1), "kg", "cm")
@@ -174,9 +199,9 @@ def test_units_of_one_dimension_are_converted_and_others_are_not():
 
 def test_a_column_in_another_unit_is_suspected_and_one_with_a_few_odd_values_is_not():
     crea = np.random.default_rng(0).gamma(4, 0.3, 200)
-    assert [said for _, said in suspects(88.42 * crea, 0.1, 15.0)] and "umol/L" in suspects(88.42 * crea, 0.1, 15.0)[-1][1] + str(
-        suspects(88.42 * crea, 0.1, 15.0)
-    )
+    assert [said for _, said in suspects(88.42 * crea, 0.1, 15.0)] and "umol/L" in suspects(
+        88.42 * crea, 0.1, 15.0
+    )[-1][1] + str(suspects(88.42 * crea, 0.1, 15.0))
     assert suspects(np.append(crea, [500.0] * 20), 0.1, 15.0) == []
 
 

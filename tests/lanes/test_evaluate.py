@@ -21,10 +21,15 @@ def by_hand(task, params, data):
     return np.array(means)
 
 
-@pytest.mark.parametrize(("task", "kind"), [(models.logistic(features=3, classes=3), "classes"), (models.linear(features=3), "numbers")])
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [(models.logistic(features=3, classes=3), "classes"), (models.linear(features=3), "numbers")],
+)
 def test_pooled_and_per_client_metrics(task, kind):
     data = clients(kind)
-    params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), task.init(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(1), x.shape), task.init(jax.random.key(0))
+    )
     found, expected = evaluate(task, params, data), by_hand(task, params, data)
     assert found.clients["loss"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert np.isnan(found.clients["loss"][2]) and found.sizes.tolist() == list(SIZES)
@@ -33,7 +38,9 @@ def test_pooled_and_per_client_metrics(task, kind):
 
 def test_predictions_are_in_the_order_stored():
     task, data = models.logistic(features=3, classes=3), clients()
-    params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), task.init(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(1), x.shape), task.init(jax.random.key(0))
+    )
     expected = data.columns["x"] @ np.asarray(params["w"]) + np.asarray(params["b"])
     assert predict(task, params, data) == pytest.approx(expected, abs=1e-5)
 
@@ -58,10 +65,17 @@ def test_a_model_whose_batches_go_one_after_another(outputs, personal):
     sizes = (3, 0, 17, 8)
     data = Clients.from_list([{"x": rng.normal(size=(n, 1, 4, 4)).astype(np.float32)} for n in sizes])
     width = {pooled: 8, attended: 16}[outputs]
-    params = {"k": rng.normal(size=(4, 2, 1, 3, 3)).astype(np.float32), "w": rng.normal(size=(4, width)).astype(np.float32)}
+    params = {
+        "k": rng.normal(size=(4, 2, 1, 3, 3)).astype(np.float32),
+        "w": rng.normal(size=(4, width)).astype(np.float32),
+    }
     task = Task(lambda key: params, outputs)
     first = jax.tree.map(lambda x: x[0], params)
-    program = str(jax.make_jaxpr(batch_sums(task))(first, Batch({"x": np.zeros((5, 2, 1, 4, 4), np.float32)}, np.ones((5, 2), np.float32))))
+    program = str(
+        jax.make_jaxpr(batch_sums(task))(
+            first, Batch({"x": np.zeros((5, 2, 1, 4, 4), np.float32)}, np.ones((5, 2), np.float32))
+        )
+    )
     assert ("scan[" in program) == (jax.default_backend() == "cpu")
     found = evaluate(task, first, data, personal=params if personal else None)
     for i, n in enumerate(sizes):
@@ -82,7 +96,10 @@ def test_clients_with_a_model_of_their_own_are_evaluated_on_it():
     state = sim.init(jax.random.key(0))
     apart = jax.tree.map(lambda x: jax.random.normal(jax.random.key(2), x.shape), state.params)
     choice = np.arange(len(data), dtype=np.int32) % 2
-    state = state._replace(server=state.server._replace(params=apart), clients=state.clients._replace(own=jax.numpy.asarray(choice)))
+    state = state._replace(
+        server=state.server._replace(params=apart),
+        clients=state.clients._replace(own=jax.numpy.asarray(choice)),
+    )
     found = sim.evaluate(state)
     for i in range(len(data)):
         mine = by_hand(task, jax.tree.map(lambda x, i=i: x[choice[i]], apart), data)

@@ -30,7 +30,12 @@ def test_two_hosts_of_two_devices_are_one_device(tmp_path):
     }
     command = [sys.executable, SCRIPT]
     hosts = [
-        subprocess.Popen([*command, str(i), "2", str(port), tmp_path / "end.npz"], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(i), "2", str(port), tmp_path / "end.npz"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for i in range(2)
     ]
     try:

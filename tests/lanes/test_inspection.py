@@ -13,9 +13,13 @@ COHORT = [5, 2, 3, 0]  # client 2 has no examples
 
 def pieces(**settings):
     """(a simulator, plain loops) of SCAFFOLD, whose clients keep something."""
-    algorithm = fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=0.1, population=len(SIZES))
+    algorithm = fc.algorithms.scaffold(
+        fc.models.logistic(features=3, classes=2), lr=0.1, population=len(SIZES)
+    )
     composed = fc.compose(algorithm)
-    return fc.Simulator(composed, clients(), batch_size=4, lanes=2, **settings), fc.Loops(composed, clients(), batch_size=4)
+    return fc.Simulator(composed, clients(), batch_size=4, lanes=2, **settings), fc.Loops(
+        composed, clients(), batch_size=4
+    )
 
 
 @pytest.mark.parametrize("cores", [2, pytest.param(1, marks=pytest.mark.slow)])
@@ -29,7 +33,10 @@ def test_visits_are_those_of_plain_loops(cores):
     rows = shown.update, shown.weight, shown.kept, shown.stats, shown.metrics
     assert not any(np.any(x[1]) for x in jax.tree.leaves(rows))
     for k, visit in zip((0, 2, 3), visits, strict=True):
-        mine, other = jax.tree.map(lambda x, k=k: x[k], rows), (visit.update, visit.weight, visit.kept, {}, visit.metrics)
+        mine, other = (
+            jax.tree.map(lambda x, k=k: x[k], rows),
+            (visit.update, visit.weight, visit.kept, {}, visit.metrics),
+        )
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), mine, other)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), after.params, expected.params)
     assert float(metrics["loss"]) == pytest.approx(float(sums["loss"]), rel=1e-5)

@@ -1,4 +1,5 @@
-"""A model in 16 bits: sums of reports, their weights and what the server keeps are in 32: the mean of equal updates is that update."""
+"""A model in 16 bits: sums of reports, their weights and what the server keeps are in 32: the mean of equal
+updates is that update."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,9 @@ def task(dtype, gradient=1.0):
 
 def composed(dtype, aggregator=None, uplink=None, server=None, gradient=1.0):
     algorithm = fc.algorithms.fedavg(task(dtype, gradient), optax.sgd(LR), server)
-    algorithm = fc.algorithms.unweighted(algorithm) if aggregator is not None and aggregator.alike else algorithm
+    algorithm = (
+        fc.algorithms.unweighted(algorithm) if aggregator is not None and aggregator.alike else algorithm
+    )
     return fc.compose(algorithm, aggregator=aggregator, uplink=uplink)
 
 
@@ -72,16 +75,23 @@ def test_sites_and_asynchronous_runs_too():
 
 
 @pytest.mark.parametrize(
-    "stage", [fc.uplink.quantize(8), fc.uplink.half(), fc.uplink.feedback(fc.uplink.quantize(8))], ids=lambda s: s.name
+    "stage",
+    [fc.uplink.quantize(8), fc.uplink.half(), fc.uplink.feedback(fc.uplink.quantize(8))],
+    ids=lambda s: s.name,
 )
 def test_stages_take_models_in_16_bits(stage):
-    params = one_round(fc.Simulator(composed(jnp.bfloat16, uplink=stage), ALL, batch_size=SIZE, lanes=2)).params
+    params = one_round(
+        fc.Simulator(composed(jnp.bfloat16, uplink=stage), ALL, batch_size=SIZE, lanes=2)
+    ).params
     assert np.allclose(np.asarray(params, np.float32), LR, rtol=2**-8)
 
 
 def test_what_the_server_keeps_adds_up_in_32_bits_and_the_model_stays_in_its_own():
     simulator = fc.Simulator(
-        composed(jnp.bfloat16, server=optax.chain(optax.trace(0.999), optax.scale(0.0))), ALL.select([0, 1]), batch_size=SIZE, lanes=1
+        composed(jnp.bfloat16, server=optax.chain(optax.trace(0.999), optax.scale(0.0))),
+        ALL.select([0, 1]),
+        batch_size=SIZE,
+        lanes=1,
     )
     state = simulator.init(jax.random.key(0))
     dtypes = jax.tree.map(lambda x: x.dtype, state)
@@ -90,7 +100,9 @@ def test_what_the_server_keeps_adds_up_in_32_bits_and_the_model_stays_in_its_own
     assert jax.tree.map(lambda x: x.dtype, state) == dtypes and state.params.dtype == jnp.bfloat16
     (momentum,) = jax.tree.leaves(state.server.opt)
     assert momentum.dtype == jnp.float32
-    assert np.isclose(momentum[0], -np.float32(jnp.bfloat16(LR)) * sum(0.999**i for i in range(20)), rtol=1e-5)
+    assert np.isclose(
+        momentum[0], -np.float32(jnp.bfloat16(LR)) * sum(0.999**i for i in range(20)), rtol=1e-5
+    )
 
 
 def test_float32_models_keep_the_very_algorithm_they_were_given():

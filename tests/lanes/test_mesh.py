@@ -32,7 +32,10 @@ class Block(nn.Module):
 def transformer(mesh=None, lanes=2, **settings):
     rng = np.random.default_rng(0)
     data = fc.Clients.from_list(
-        [{"x": rng.integers(0, 16, (n, 8)).astype(np.int32), "y": rng.integers(0, 16, n).astype(np.int32)} for n in (5, 1, 9, 4)]
+        [
+            {"x": rng.integers(0, 16, (n, 8)).astype(np.int32), "y": rng.integers(0, 16, n).astype(np.int32)}
+            for n in (5, 1, 9, 4)
+        ]
     )
     example = {"x": np.zeros((2, 8), np.int32), "y": np.zeros(2, np.int32)}
     task = fc.models.from_flax(
@@ -42,7 +45,9 @@ def transformer(mesh=None, lanes=2, **settings):
         inputs=lambda batch: batch["x"],
     )
     algorithm = fc.algorithms.scaffold(task, 0.1, len(data))
-    return fc.Simulator(fc.compose(algorithm), data, batch_size=4, epochs=1, lanes=lanes, mesh=mesh, **settings)
+    return fc.Simulator(
+        fc.compose(algorithm), data, batch_size=4, epochs=1, lanes=lanes, mesh=mesh, **settings
+    )
 
 
 def after_two_rounds(sim):
@@ -56,7 +61,10 @@ def after_two_rounds(sim):
 @pytest.mark.parametrize("shape", [(1, 8), (4, 2)])
 def test_a_model_split_inside_its_lanes_learns_the_same(shape):
     mesh = jax.make_mesh(shape, ("lanes", "model"))
-    one, split_up = after_two_rounds(transformer()), after_two_rounds(transformer(mesh, lanes=max(2, shape[0])))
+    one, split_up = (
+        after_two_rounds(transformer()),
+        after_two_rounds(transformer(mesh, lanes=max(2, shape[0]))),
+    )
     assert_norm(split_up.params, one.params, 1e-6)
     wide = [x for x in jax.tree.leaves(split_up.params) if x.size > 10_000]
     assert wide and all(x.addressable_shards[0].data.size * shape[1] == x.size for x in wide)
@@ -68,7 +76,9 @@ def test_a_model_that_does_not_fit_one_device_fits_eight(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda: needed.total // 2)
     with pytest.raises(ValueError, match=r"needs at least .* MB on each device, which has .* MB"):
         transformer().plan(3)
-    monkeypatch.setattr(memory, "device_bytes", lambda: 8 * (needed.total // 2))  # which the eight, parts of one processor, share
+    monkeypatch.setattr(
+        memory, "device_bytes", lambda: 8 * (needed.total // 2)
+    )  # which the eight, parts of one processor, share
     mesh = jax.make_mesh((1, 8), ("lanes", "model"))
     sim = transformer(mesh)
     assert sim.plan(3).limit == needed.total // 2
@@ -85,7 +95,12 @@ def test_two_axes_for_any_algorithm(stream):
 
 def test_how_arrays_are_split():
     assert split((10, 64, 32), "model", 8) == jax.sharding.PartitionSpec(None, "model", None)
-    assert split((64,), "model", 8) == split((3, 5), "model", 8) == split((), "model", 8) == jax.sharding.PartitionSpec()
+    assert (
+        split((64,), "model", 8)
+        == split((3, 5), "model", 8)
+        == split((), "model", 8)
+        == jax.sharding.PartitionSpec()
+    )
 
 
 def test_cores_are_devices_on_one_copy_of_the_data():
@@ -99,7 +114,9 @@ def test_cores_are_devices_on_one_copy_of_the_data():
 
 
 def test_cores_that_came_too_late_or_make_no_sense_are_refused():
-    with pytest.raises(RuntimeError, match=r"JAX has begun with 8 CPU devices, and 9 are wanted: call fc.cores\(\) before"):
+    with pytest.raises(
+        RuntimeError, match=r"JAX has begun with 8 CPU devices, and 9 are wanted: call fc.cores\(\) before"
+    ):
         fc.cores(9)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         fc.cores(0)
@@ -113,8 +130,11 @@ def test_what_xla_does_not_know_is_not_asked_for(monkeypatch, caplog):
 
 
 def on_cores(script: str, *arguments: str, **environment: str) -> list[str]:
-    """The lines that a fresh Python prints for this script, of which nobody has said how many devices it has."""
-    alone = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    """The lines that a fresh Python prints for this script, of which nobody has said how many devices it
+    has."""
+    alone = {
+        name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    }
     done = subprocess.run(
         [sys.executable, "-c", MADE + script, *arguments],
         env=alone | environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
@@ -144,7 +164,9 @@ def trained(rounds, folder):
 
 
 def test_a_simulator_of_a_fresh_process_has_lanes_on_every_core():
-    said = on_cores('print(devices(), devices(lanes=3), devices(lanes=4), devices(client_state="host"), devices(mesh=None))')
+    said = on_cores(
+        'print(devices(), devices(lanes=3), devices(lanes=4), devices(client_state="host"), devices(mesh=None))'
+    )
     assert said == ["2 1 2 1 1"]
 
 
@@ -167,4 +189,6 @@ def test_a_run_goes_on_with_as_many_devices_as_it_began_with(tmp_path):
     first, _ = on_cores("jax.numpy.zeros(1); print(trained(1, sys.argv[1]))", str(tmp_path))
     again, *_ = on_cores("print(trained(2, sys.argv[1]))", str(tmp_path))
     assert (first, again) == ("1", "1")
-    assert on_cores("print(trained(1, sys.argv[1]), trained(1, sys.argv[2]))", str(tmp_path / "a"), str(tmp_path / "b")) == ["2 2"]
+    assert on_cores(
+        "print(trained(1, sys.argv[1]), trained(1, sys.argv[2]))", str(tmp_path / "a"), str(tmp_path / "b")
+    ) == ["2 2"]

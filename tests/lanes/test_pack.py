@@ -28,7 +28,13 @@ def test_longest_first_is_within_one_client_of_the_best():
 
 
 def test_each_device_counts_its_own_slots():
-    schedule = pack(lay_out(np.zeros((9, 1), np.int32), np.array([5, 1, 2, 1]), 4), cohort=4, lanes=4, devices=2, capacity=9)
+    schedule = pack(
+        lay_out(np.zeros((9, 1), np.int32), np.array([5, 1, 2, 1]), 4),
+        cohort=4,
+        lanes=4,
+        devices=2,
+        capacity=9,
+    )
     assert schedule.slots.tolist() == [5, 5, 1, 1]
 
 

@@ -33,12 +33,18 @@ def test_memory_mapped_data_is_streamed_and_not_kept(tmp_path):
     rng = np.random.default_rng(0)
     sizes = np.full(4000, 50)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    columns = {"x": rng.normal(size=(offsets[-1], 60)).astype(np.float32), "y": rng.integers(0, 10, offsets[-1]).astype(np.int64)}
+    columns = {
+        "x": rng.normal(size=(offsets[-1], 60)).astype(np.float32),
+        "y": rng.integers(0, 10, offsets[-1]).astype(np.int64),
+    }
     fc.Clients.from_arrays(columns, offsets).save(tmp_path / "data")  # 50 MB
     del columns
     data = fc.Clients.open(tmp_path / "data")
     sim = fc.Simulator(
-        fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=60, classes=10), optax.sgd(0.1))), data, batch_size=10, lanes=8
+        fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=60, classes=10), optax.sgd(0.1))),
+        data,
+        batch_size=10,
+        lanes=8,
     )
     assert sim.streams
     state = sim.init(jax.random.key(0))
@@ -58,17 +64,30 @@ def test_memory_mapped_data_is_streamed_and_not_kept(tmp_path):
 
 
 def test_whole_numbers_that_do_not_fit_are_refused_at_once_or_of_mapped_data_when_they_are_read(tmp_path):
-    at_hand = fc.Clients.from_list([{"x": np.array([1.0], np.float32), "n": np.array([i << 33])} for i in range(3)])
+    at_hand = fc.Clients.from_list(
+        [{"x": np.array([1.0], np.float32), "n": np.array([i << 33])} for i in range(3)]
+    )
     at_hand.save(tmp_path / "data")
     data = fc.Clients.open(tmp_path / "data")
     task = fc.Task(lambda key: np.zeros(1, np.float32), lambda w, batch, key: (batch["x"] - w[0]) ** 2)
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), data, batch_size=1, lanes=1, stream=True)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), data, batch_size=1, lanes=1, stream=True
+    )
     state = sim.init(jax.random.key(0))
     sim.run(state, [0])
     with pytest.raises(ValueError, match="column 'n' holds whole numbers that do not fit int32"):
         sim.run(state, [0, 1][1:])
-    with pytest.raises(ValueError, match=r"column 'n' holds a whole number that does not fit 32 bits at client 1 \(id 1\), its row 0"):
-        fc.Simulator(fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), at_hand, batch_size=1, lanes=1, stream=True)
+    with pytest.raises(
+        ValueError,
+        match=r"column 'n' holds a whole number that does not fit 32 bits at client 1 \(id 1\), its row 0",
+    ):
+        fc.Simulator(
+            fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))),
+            at_hand,
+            batch_size=1,
+            lanes=1,
+            stream=True,
+        )
 
 
 def test_what_is_streamed_by_default():

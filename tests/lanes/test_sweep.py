@@ -27,7 +27,9 @@ def build_scaffold(lr, seed):
 
 def build_lossy(lr, bound, tau):
     server = algorithms.fedopt.yogi(lr, tau=tau)
-    return compose(algorithms.fedavg(TASK, optax.sgd(lr), server), uplink=uplink.chain(uplink.clip(bound), lossy()))
+    return compose(
+        algorithms.fedavg(TASK, optax.sgd(lr), server), uplink=uplink.chain(uplink.clip(bound), lossy())
+    )
 
 
 BUILDS = {
@@ -35,7 +37,11 @@ BUILDS = {
     "scaffold": (build_scaffold, {"lr": [0.1, 0.1], "seed": range(2)}),
     "lossy": (build_lossy, {"lr": [0.1, 0.2], "bound": [0.05, 10.0], "tau": [1e-3, 1e-2]}),
 }
-KEYS = {"fedprox": jax.random.key(1), "scaffold": jax.random.split(jax.random.key(1), 2), "lossy": jax.random.key(1)}
+KEYS = {
+    "fedprox": jax.random.key(1),
+    "scaffold": jax.random.split(jax.random.key(1), 2),
+    "lossy": jax.random.key(1),
+}
 
 
 def new_sweep(name, **settings):
@@ -112,8 +118,14 @@ def test_a_result_goes_on_by_itself():
 
 
 def test_the_plan_counts_every_run():
-    one, two = (fc.Sweep(build_scaffold, {"lr": [0.1] * n, "seed": range(n)}, clients(), **SETTINGS).plan(7) for n in (1, 2))
-    assert (two.state - 4, two.carries) == (2 * (one.state - 4), 2 * one.carries)  # 4: the number of the round is that of all
+    one, two = (
+        fc.Sweep(build_scaffold, {"lr": [0.1] * n, "seed": range(n)}, clients(), **SETTINGS).plan(7)
+        for n in (1, 2)
+    )
+    assert (two.state - 4, two.carries) == (
+        2 * (one.state - 4),
+        2 * one.carries,
+    )  # 4: the number of the round is that of all
     assert two.data == one.data and two.schedule == one.schedule
 
 
@@ -140,11 +152,18 @@ def test_points_that_cannot_be_are_refused_with_their_number():
 
 def test_what_decides_the_program_cannot_be_swept():
     with pytest.raises(ValueError, match=r"build\(\) reads a number of \['bits'\] as it builds"):
-        sweep_of(lambda bits: compose(algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=uplink.quantize(bits=int(bits))), {"bits": [4, 8]})
+        sweep_of(
+            lambda bits: compose(
+                algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=uplink.quantize(bits=int(bits))
+            ),
+            {"bits": [4, 8]},
+        )
     with pytest.raises(TypeError, match="a sweep's build must return a Round, got Algorithm"):
         sweep_of(lambda lr: algorithms.fedavg(TASK, optax.sgd(lr)), {"lr": [0.1]})
 
 
 def test_as_many_keys_as_runs():
     with pytest.raises(ValueError, match=r"a sweep of 2 runs begins from one key, .* got keys of \(3,\)"):
-        sweep_of(build_scaffold, {"lr": [0.1, 0.1], "seed": [0, 1]}).init(jax.random.split(jax.random.key(0), 3))
+        sweep_of(build_scaffold, {"lr": [0.1, 0.1], "seed": [0, 1]}).init(
+            jax.random.split(jax.random.key(0), 3)
+        )

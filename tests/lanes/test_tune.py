@@ -77,17 +77,23 @@ def test_how_full_lanes_are():
     feed = build()._feed
     assert feed.fill(12, 1) == 1.0
     steps = feed.steps[TRAIN]
-    assert feed.fill(12, 12) == pytest.approx(steps.sum() / (12 * steps.max()))  # everyone is in every cohort of 12
+    assert feed.fill(12, 12) == pytest.approx(
+        steps.sum() / (12 * steps.max())
+    )  # everyone is in every cohort of 12
     feed.steps[TRAIN] = np.zeros_like(steps)
     assert feed.fill(12, 4) == 1.0  # nobody has anything to do
 
 
 def test_a_resumed_run_goes_by_what_was_measured_then(measured, monkeypatch, tmp_path):
     draw = fc.cohorts.uniform(12, size=5, seed=0)
-    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 4) + 1.0)
+    monkeypatch.setattr(
+        tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 4) + 1.0
+    )
     first = build()
     fc.fit(first, 2, draw, tmp_path / "run", progress=False)
-    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 1) + 1.0)
+    monkeypatch.setattr(
+        tune, "_time", lambda composed, examples, steps, lanes, rows, cores: abs(lanes - 1) + 1.0
+    )
     monkeypatch.setenv("FEDJAX_CORE_CACHE", str(tmp_path / "another machine's"))
     monkeypatch.setattr(tuning_cache, "_entries", {})
     sim = build()

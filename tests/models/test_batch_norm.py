@@ -1,4 +1,5 @@
-"""BatchNorm: its statistics are of the examples and not of padding, and are each client's own, averaged, or refused."""
+"""BatchNorm: its statistics are of the examples and not of padding, and are each client's own, averaged, or
+refused."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,12 @@ def losses(outputs, batch):
 def clients():
     rng, made = np.random.default_rng(0), []
     for i, n in enumerate(SIZES):
-        made.append({"x": rng.normal(i, 1 + i, size=(n, 2)).astype(np.float32), "y": rng.integers(0, 3, n).astype(np.int32)})
+        made.append(
+            {
+                "x": rng.normal(i, 1 + i, size=(n, 2)).astype(np.float32),
+                "y": rng.integers(0, 3, n).astype(np.int32),
+            }
+        )
     return fc.Clients.from_list(made)
 
 
@@ -45,11 +51,14 @@ def task(statistics="personal", **more):
 
 
 def plain_loop(data, variables, cohorts, personal):
-    """Rounds of Flax as its own guide writes them, on batches without padding: (what is shared, what each client keeps)."""
+    """Rounds of Flax as its own guide writes them, on batches without padding: (what is shared, what each
+    client keeps)."""
     plan, shared, own = fc.data.batches.Plan(2, epochs=2), variables, [variables] * len(data)
 
     def loss(params, stats, x, y):
-        outputs, after = Normalised().apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+        outputs, after = Normalised().apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )
         return losses(outputs, {"y": y}).mean(), after["batch_stats"]
 
     for r, cohort in enumerate(cohorts):
@@ -60,11 +69,16 @@ def plain_loop(data, variables, cohorts, personal):
                 at = places[places >= 0]
                 x, y = data.columns["x"][at], data.columns["y"][at]
                 grads, stats = jax.grad(loss, has_aux=True)(mine["params"], mine["batch_stats"], x, y)
-                mine = {"params": jax.tree.map(lambda p, g: p - LR * g, mine["params"], grads), "batch_stats": stats}
+                mine = {
+                    "params": jax.tree.map(lambda p, g: p - LR * g, mine["params"], grads),
+                    "batch_stats": stats,
+                }
             own[i] = mine
             ends.append(mine)
         weights = np.array([SIZES[i] for i in cohort]) / sum(SIZES[i] for i in cohort)
-        shared = jax.tree.map(lambda *leaves, w=weights: sum(a * x for a, x in zip(w, leaves, strict=True)), *ends)
+        shared = jax.tree.map(
+            lambda *leaves, w=weights: sum(a * x for a, x in zip(w, leaves, strict=True)), *ends
+        )
     return shared, own
 
 
@@ -86,12 +100,17 @@ def test_personal_statistics_are_those_of_plain_flax_without_padding():
     sim, state, begun = trained(fc.algorithms.fedper(task(), optax.sgd(LR), personal=()))
     shared, own = plain_loop(clients(), begun, COHORTS, personal=("batch_stats",))
     close(state.params["params"], shared["params"])
-    close(state.clients.own["batch_stats"], jax.tree.map(lambda *x: np.stack(x), *[one["batch_stats"] for one in own]))
+    close(
+        state.clients.own["batch_stats"],
+        jax.tree.map(lambda *x: np.stack(x), *[one["batch_stats"] for one in own]),
+    )
     assert jax.tree.leaves(state.params["batch_stats"]) == []
     for i, loss in enumerate(sim.evaluate(state).clients["loss"]):
         mine = {"params": shared["params"], "batch_stats": own[i]["batch_stats"]}
         x, y = clients()[i]["x"], clients()[i]["y"]
-        assert float(loss) == pytest.approx(float(losses(Normalised().apply(mine, x, train=False), {"y": y}).mean()), rel=1e-4)
+        assert float(loss) == pytest.approx(
+            float(losses(Normalised().apply(mine, x, train=False), {"y": y}).mean()), rel=1e-4
+        )
 
 
 @pytest.mark.proves("fedbn", by="independent implementation: rounds in plain Flax")
@@ -101,7 +120,9 @@ def test_fedbn_keeps_the_scale_and_bias_of_the_layer_too():
     for name in ("first", "last"):
         close(state.params["params"].get(name, {}), shared["params"].get(name, {}))
     for name in ("scale", "bias"):
-        close(state.clients.own["params"]["norm"][name], np.stack([one["params"]["norm"][name] for one in own]))
+        close(
+            state.clients.own["params"]["norm"][name], np.stack([one["params"]["norm"][name] for one in own])
+        )
     assert set(fc.tree.names(state.clients.own)) == {f"{kind}" for kind in (
         "batch_stats/norm/mean", "batch_stats/norm/var", "params/norm/bias", "params/norm/scale")}  # fmt: skip
     assert not np.allclose(*(state.clients.own["params"]["norm"]["scale"][i] for i in (0, 2)))
@@ -111,7 +132,12 @@ def test_shared_statistics_are_averaged_whatever_the_servers_optimiser():
     _, state, begun = trained(fc.algorithms.fedavg(task("shared"), optax.sgd(LR)))
     shared, _ = plain_loop(clients(), begun, COHORTS, personal=())
     close(state.params, shared)
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task("shared"), optax.sgd(LR), optax.sgd(0.5))), clients(), batch_size=2, epochs=2)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.fedavg(task("shared"), optax.sgd(LR), optax.sgd(0.5))),
+        clients(),
+        batch_size=2,
+        epochs=2,
+    )
     half, _ = sim.run(sim.init(jax.random.key(1)), COHORTS[0])
     whole, _ = plain_loop(clients(), begun, COHORTS[:1], personal=())
     close(half.params["batch_stats"], whole["batch_stats"])
@@ -127,9 +153,16 @@ def test_a_loss_and_its_statistics_do_not_see_padding():
     params, x = made.init(KEY), np.array([[1.0, 2.0], [3.0, -1.0], [0.0, 5.0]], np.float32)
     short = Batch({"x": jnp.asarray(x[:2]), "y": jnp.array([0, 1])}, jnp.ones(2))
     for filler in (x[:1], 100 * x[2:]):
-        padded = Batch({"x": jnp.concatenate([x[:2], filler]), "y": jnp.array([0, 1, 2])}, jnp.array([1.0, 1.0, 0.0]))
-        np.testing.assert_allclose(made.mean_loss(params, padded, KEY), made.mean_loss(params, short, KEY), rtol=1e-6)
-        close(made.statistics.update(params, padded, KEY)["batch_stats"], made.statistics.update(params, short, KEY)["batch_stats"])
+        padded = Batch(
+            {"x": jnp.concatenate([x[:2], filler]), "y": jnp.array([0, 1, 2])}, jnp.array([1.0, 1.0, 0.0])
+        )
+        np.testing.assert_allclose(
+            made.mean_loss(params, padded, KEY), made.mean_loss(params, short, KEY), rtol=1e-6
+        )
+        close(
+            made.statistics.update(params, padded, KEY)["batch_stats"],
+            made.statistics.update(params, short, KEY)["batch_stats"],
+        )
     nobody = Batch(short.columns, jnp.zeros(2))
     assert np.isfinite(made.mean_loss(params, nobody, KEY))
 
@@ -143,7 +176,10 @@ def test_features_are_those_of_the_method():
 
 def test_personal_statistics_are_sent_by_no_algorithm():
     for algorithm in (fc.algorithms.fedavg(task(), optax.sgd(LR)), fc.algorithms.scaffold(task(), LR, 3)):
-        with pytest.raises(ValueError, match=r"sends 'batch_stats/norm/mean', which is each client's own .* use fc.algorithms.fedper"):
+        with pytest.raises(
+            ValueError,
+            match=r"sends 'batch_stats/norm/mean', which is each client's own .* use fc.algorithms.fedper",
+        ):
             fc.compose(algorithm)
 
 
@@ -192,7 +228,9 @@ def test_what_cannot_be_is_refused_with_the_way_out(name):
 
 def test_statistics_of_a_task_of_ones_own_must_have_their_shapes():
     plain = models.linear(features=2)
-    wrong = plain._replace(statistics=fc.task.Statistics(("b",), lambda params, batch, key: {"w": None, "b": batch["x"]}))
+    wrong = plain._replace(
+        statistics=fc.task.Statistics(("b",), lambda params, batch, key: {"w": None, "b": batch["x"]})
+    )
     with pytest.raises(ValueError, match=r"statistics.update of the task must give the leaves 'b'"):
         fc.task.check_task(wrong, {"x": np.ones((3, 2), np.float32), "y": np.ones(3, np.float32)}, 2)
 
@@ -205,5 +243,7 @@ def test_a_method_that_is_not_there_or_gives_no_vectors_is_refused():
         def flat(self, x, train: bool):
             return self.encode(x, train)[:, None]
 
-    with pytest.raises(ValueError, match=r"features= must give a vector an example, \[B, d\], and gives \[2, 1, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"features= must give a vector an example, \[B, d\], and gives \[2, 1, 4\]"
+    ):
         models.from_flax(Images(), clients().columns, losses, statistics="shared", features="flat")

@@ -1,4 +1,5 @@
-"""The networks of the field's benchmarks have the numbers of parameters that their papers give, and learn from what counts."""
+"""The networks of the field's benchmarks have the numbers of parameters that their papers give, and learn
+from what counts."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""What is frozen is an argument of every backend's programs, and the model is the one that has it in its text."""
+"""What is frozen is an argument of every backend's programs, and the model is the one that has it in its
+text."""
 
 import gc
 import time
@@ -28,10 +29,16 @@ def params(size=SIZE, seed=0):
 
 
 def loss(params, batch, key):
-    return optax.softmax_cross_entropy_with_integer_labels(jnp.tanh(batch["x"] @ params["body"]) @ params["head"], batch["y"])
+    return optax.softmax_cross_entropy_with_integer_labels(
+        jnp.tanh(batch["x"] @ params["body"]) @ params["head"], batch["y"]
+    )
 
 
-PLAIN = fc.Task(lambda key: params(), loss, predict=lambda params, batch: jnp.tanh(batch["x"] @ params["body"]) @ params["head"])
+PLAIN = fc.Task(
+    lambda key: params(),
+    loss,
+    predict=lambda params, batch: jnp.tanh(batch["x"] @ params["body"]) @ params["head"],
+)
 
 
 def in_text(task, begun):
@@ -47,7 +54,13 @@ def in_text(task, begun):
 def clients(size=SIZE):
     draw = np.random.default_rng(1)
     return fc.Clients.from_list(
-        [{"x": draw.normal(size=(n, size)).astype(np.float32), "y": draw.integers(0, CLASSES, n).astype(np.int32)} for n in (7, 3, 9, 4)]
+        [
+            {
+                "x": draw.normal(size=(n, size)).astype(np.float32),
+                "y": draw.integers(0, CLASSES, n).astype(np.int32),
+            }
+            for n in (7, 3, 9, 4)
+        ]
     )
 
 
@@ -56,7 +69,9 @@ def composed(task):
 
 
 def simulated(task, mesh=None, **more):
-    sim = fc.Simulator(composed(task), clients(), batch_size=4, epochs=1, **{"lanes": 2, "mesh": mesh, **more})
+    sim = fc.Simulator(
+        composed(task), clients(), batch_size=4, epochs=1, **{"lanes": 2, "mesh": mesh, **more}
+    )
     state, found = sim.run_many(sim.init(jax.random.key(0)), [[0, 1, 2, 3], [2, 0]])
     return state.params, found, sim.evaluate(state).pooled
 
@@ -85,7 +100,9 @@ def test_lanes_on_several_devices_find_the_same_to_the_last_bit():
 
 def test_a_body_is_split_over_a_second_axis_as_the_model_is(expected):
     mesh = jax.make_mesh((2, 2), ("lanes", "model"), devices=jax.devices()[:4])
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), simulated(FROZEN, mesh)[0], expected[0])
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), simulated(FROZEN, mesh)[0], expected[0]
+    )
 
 
 @pytest.mark.parametrize("jit", (True, False))
@@ -137,7 +154,10 @@ def test_a_body_below_another_is_an_argument_too():
     pretrained = task.init(jax.random.key(3))
     adapted = fc.models.lora(task, pretrained, "0/w", rank=2)
     factors = fc.models.train_only(adapted, adapted.init(jax.random.key(1)), "a", "b")
-    assert [len(jax.tree.leaves(one.arrays)) for one in factors.constants] == [3, 2]  # the other leaves; the base and its scale
+    assert [len(jax.tree.leaves(one.arrays)) for one in factors.constants] == [
+        3,
+        2,
+    ]  # the other leaves; the base and its scale
     begun = adapted.init(jax.random.key(1))
 
     def loss(trained, batch, key):
@@ -162,7 +182,9 @@ def text_of(size):
 def test_the_text_of_a_program_does_not_grow_with_the_body_and_the_plan_counts_it():
     small, few = text_of(SIZE)
     large, many = text_of(40 * SIZE)
-    assert abs(many - few) < 2000 and few < many + 2000  # a body of 1,200 numbers has 9,600 hexadecimal digits
+    assert (
+        abs(many - few) < 2000 and few < many + 2000
+    )  # a body of 1,200 numbers has 9,600 hexadecimal digits
     assert [sim.plan(4).constants for sim in (small, large)] == [4 * SIZE * WIDTH, 4 * 40 * SIZE * WIDTH]
     assert large.plan(4).total >= 4 * 40 * SIZE * WIDTH and "constants" in str(large.plan(4))
 
@@ -170,7 +192,9 @@ def test_the_text_of_a_program_does_not_grow_with_the_body_and_the_plan_counts_i
 def test_a_body_is_part_of_what_a_study_is_and_goes_to_another_process_without_its_device():
     import cloudpickle
 
-    same, other = (describe.identity(fc.models.train_only(PLAIN, params(seed=seed), "head")) for seed in (0, 1))
+    same, other = (
+        describe.identity(fc.models.train_only(PLAIN, params(seed=seed), "head")) for seed in (0, 1)
+    )
     assert describe.identity(FROZEN) == same != other
     assert FROZEN.constants[0].now["head"] is None
     again = cloudpickle.loads(cloudpickle.dumps(FROZEN))
@@ -190,7 +214,11 @@ def test_what_was_traced_of_one_program_is_not_read_by_another():
 
 def test_around_remat_and_within_it():
     batch = fc.Batch(jax.tree.map(jnp.asarray, clients()[2]), jnp.ones(9))
-    tasks = (FROZEN, fc.models.remat(FROZEN, 2), fc.models.train_only(fc.models.remat(PLAIN, 2), params(), "head"))
+    tasks = (
+        FROZEN,
+        fc.models.remat(FROZEN, 2),
+        fc.models.train_only(fc.models.remat(PLAIN, 2), params(), "head"),
+    )
     for task in tasks:
         step = compiled(jax.grad(task.mean_loss), task.constants)
         for size in (9, 9, 4):
@@ -202,7 +230,8 @@ def test_around_remat_and_within_it():
 
 @pytest.mark.slow
 def test_compiling_takes_no_longer_with_a_large_body():
-    """Processor seconds of lowering and compiling a round; a body of 4 million numbers took twice the time within the text."""
+    """Processor seconds of lowering and compiling a round; a body of 4 million numbers took twice the time
+    within the text."""
 
     def seconds(task, size):
         sim = fc.Simulator(composed(task), clients(size), batch_size=4, epochs=1, lanes=2)
@@ -213,7 +242,11 @@ def test_compiling_takes_no_longer_with_a_large_body():
     sizes, took = (SIZE, 800_000), []
     for size in sizes:
         begun = params(size)
-        took.append(seconds(fc.models.train_only(PLAIN._replace(init=lambda key, begun=begun: begun), begun, "head"), size))
+        took.append(
+            seconds(
+                fc.models.train_only(PLAIN._replace(init=lambda key, begun=begun: begun), begun, "head"), size
+            )
+        )
     assert took[1] < 3 * took[0] + 1, took
 
 

@@ -46,14 +46,22 @@ def test_loss_is_the_double_loop_and_padding_is_in_no_risk_set():
 def test_events_are_0_and_1(event):
     task = models.cox(features=4)
     for dtype in (bool, np.int32, np.float32, np.float64):
-        check_data(task, Clients.from_list([{"x": X, "time": TIME, "event": EVENT.astype(dtype)}]), batch_size=4)
+        check_data(
+            task, Clients.from_list([{"x": X, "time": TIME, "event": EVENT.astype(dtype)}]), batch_size=4
+        )
     wrong = Clients.from_list([{"x": X, "time": TIME, "event": event}], ids=["icu"])
-    with pytest.raises(ValueError, match=r"column 'event' at client 0 \(id 'icu'\), its row [0-8], must be 1 where the event was seen"):
+    with pytest.raises(
+        ValueError,
+        match=r"column 'event' at client 0 \(id 'icu'\), its row [0-8], must be 1 where the event was seen",
+    ):
         check_data(task, wrong, batch_size=4)
 
 
 def test_patients_who_are_all_censored_teach_nothing_and_that_is_said(caplog):
-    columns = [{"x": X, "time": TIME, "event": event} for event in (np.zeros(9, np.float32), EVENT.astype(np.float32))]
+    columns = [
+        {"x": X, "time": TIME, "event": event}
+        for event in (np.zeros(9, np.float32), EVENT.astype(np.float32))
+    ]
     check_data(models.cox(features=4), Clients.from_list(columns), batch_size=4)
     assert not caplog.records
     check_data(models.cox(features=4), Clients.from_list(columns[:1]), batch_size=4)
@@ -64,6 +72,8 @@ def test_gradient_is_the_difference_quotient_of_the_double_loop():
     task = models.cox(features=4)
     grads = jax.grad(task.mean_loss)({"w": jnp.array(WEIGHT), "b": jnp.float32(0.0)}, padded(6), KEY)
     step = 1e-5 * np.eye(4)
-    up, down = ([mean_loss_by_loops(X[:6], TIME[:6], EVENT[:6], WEIGHT + sign * s) for s in step] for sign in (1, -1))
+    up, down = (
+        [mean_loss_by_loops(X[:6], TIME[:6], EVENT[:6], WEIGHT + sign * s) for s in step] for sign in (1, -1)
+    )
     np.testing.assert_allclose(grads["w"], (np.array(up) - np.array(down)) / 2e-5, atol=1e-5)
     np.testing.assert_allclose(grads["b"], 0, atol=1e-6)

@@ -1,4 +1,5 @@
-"""Flax modules as tasks: linen and nnx agree, dropout obeys the key and the mode, and what cannot be federated is refused."""
+"""Flax modules as tasks: linen and nnx agree, dropout obeys the key and the mode, and what cannot be
+federated is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from fedjax_core import models
 from fedjax_core.types import Batch
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
-BATCH = Batch({"x": jnp.array([[1.0, -2.0], [0.5, 3.0], [2.0, 2.0]]), "y": jnp.array([0, 1, 2], jnp.int32)}, jnp.ones(3))
+BATCH = Batch(
+    {"x": jnp.array([[1.0, -2.0], [0.5, 3.0], [2.0, 2.0]]), "y": jnp.array([0, 1, 2], jnp.int32)}, jnp.ones(3)
+)
 
 
 def losses(outputs, batch):
@@ -52,13 +55,20 @@ class DroppingNnx(Nnx):
 def test_linen_and_nnx_agree():
     linen, other = models.from_flax(Linen(), BATCH, losses), models.from_flax(Nnx, BATCH, losses)
     values = other.init(KEY)
-    params = {f"Dense_{i}": {name: values[f"layers.{i}.{name}"] for name in ("kernel", "bias")} for i in range(2)}
+    params = {
+        f"Dense_{i}": {name: values[f"layers.{i}.{name}"] for name in ("kernel", "bias")} for i in range(2)
+    }
     assert jax.tree.structure(params) == jax.tree.structure(linen.init(KEY))
     np.testing.assert_allclose(linen.loss(params, BATCH, KEY), other.loss(values, BATCH, KEY), rtol=1e-6)
     np.testing.assert_allclose(linen.predict(params, BATCH), other.predict(values, BATCH), rtol=1e-6)
 
 
-MODULES = {"linen": Linen(0.5), "deterministic": Deterministic(), "nnx": DroppingNnx, "made": DroppingNnx(nnx.Rngs(5))}
+MODULES = {
+    "linen": Linen(0.5),
+    "deterministic": Deterministic(),
+    "nnx": DroppingNnx,
+    "made": DroppingNnx(nnx.Rngs(5)),
+}
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES.keys())
@@ -77,7 +87,11 @@ def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(module):
 def test_two_dropouts_of_an_nnx_module_draw_apart():
     class Two(nnx.Module):
         def __init__(self, rngs):
-            self.one, self.two, self.bias = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Param(jnp.zeros(()))
+            self.one, self.two, self.bias = (
+                nnx.Dropout(0.5, rngs=rngs),
+                nnx.Dropout(0.5, rngs=rngs),
+                nnx.Param(jnp.zeros(())),
+            )
 
         def __call__(self, x):
             return jnp.stack([self.one(x), self.two(x)], 1) + self.bias
@@ -121,12 +135,19 @@ def test_bytes_are_scaled_unless_the_inputs_are_given():
     task = models.from_flax(nn.Dense(2), pixels, losses)
     params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "bias": jnp.zeros(2)}
     assert task.predict(params, Batch(pixels, jnp.ones(1))).tolist() == [[0.0, 1.0]]
-    tokens = models.from_flax(nn.Embed(256, 2), pixels, lambda o, b: o.sum((1, 2)), inputs=lambda batch: batch["x"])
+    tokens = models.from_flax(
+        nn.Embed(256, 2), pixels, lambda o, b: o.sum((1, 2)), inputs=lambda batch: batch["x"]
+    )
     assert tokens.init(KEY)["embedding"].shape == (256, 2)
 
 
 def test_metrics_come_from_one_evaluation():
-    task = models.from_flax(Linen(0.5), BATCH, losses, metrics=lambda outputs, batch: {"accuracy": models.accuracy(outputs, batch["y"])})
+    task = models.from_flax(
+        Linen(0.5),
+        BATCH,
+        losses,
+        metrics=lambda outputs, batch: {"accuracy": models.accuracy(outputs, batch["y"])},
+    )
     found = task.evaluation(task.init(KEY), BATCH)
     assert list(found) == ["loss", "accuracy"] and found["accuracy"].shape == (3,)
 
@@ -145,7 +166,9 @@ class NnxNorm(nnx.Module):
         return self.linear(self.norm(x))
 
 
-@pytest.mark.parametrize(("module", "named"), [(LinenNorm(), "batch_stats: BatchNorm_0/mean"), (NnxNorm, "BatchStat: norm/mean")])
+@pytest.mark.parametrize(
+    ("module", "named"), [(LinenNorm(), "batch_stats: BatchNorm_0/mean"), (NnxNorm, "BatchStat: norm/mean")]
+)
 def test_batch_norm_is_refused_with_the_way_out(module, named):
     with pytest.raises(ValueError, match=rf"{named}.*replace BatchNorm with GroupNorm or LayerNorm"):
         models.from_flax(module, BATCH, losses)
@@ -188,20 +211,28 @@ NEVER = {"another name": Named(), "always off": Always(), "attention": Attending
 
 @pytest.mark.parametrize("module", NEVER.values(), ids=NEVER.keys())
 def test_dropout_that_never_drops_is_refused(module):
-    with pytest.raises(ValueError, match=r"has dropout .*, and none of it drops in training.*from_flax\(\.\.\., training="):
+    with pytest.raises(
+        ValueError, match=r"has dropout .*, and none of it drops in training.*from_flax\(\.\.\., training="
+    ):
         models.from_flax(module, BATCH, losses)
 
 
 @pytest.mark.parametrize(
     ("module", "training", "evaluation"),
-    [(Named(), {"mode": "train"}, {"mode": "eval"}), (FlaggedNnx, {"keep": False}, {"keep": True}), (Linen(0.5), None, None)],
+    [
+        (Named(), {"mode": "train"}, {"mode": "eval"}),
+        (FlaggedNnx, {"keep": False}, {"keep": True}),
+        (Linen(0.5), None, None),
+    ],
     ids=["linen", "nnx", "usual"],
 )
 def test_the_argument_that_says_so_can_be_named(module, training, evaluation):
     task = models.from_flax(module, BATCH, losses, training=training, evaluation=evaluation)
     params = task.init(KEY)
     assert (task.loss(params, BATCH, KEY) != task.loss(params, BATCH, OTHER)).any()
-    np.testing.assert_allclose(task.evaluation(params, BATCH)["loss"], losses(task.predict(params, BATCH), BATCH), rtol=1e-6)
+    np.testing.assert_allclose(
+        task.evaluation(params, BATCH)["loss"], losses(task.predict(params, BATCH), BATCH), rtol=1e-6
+    )
 
 
 def test_arguments_that_are_lacking_or_unknown_are_named():
@@ -210,7 +241,9 @@ def test_arguments_that_are_lacking_or_unknown_are_named():
         def __call__(self, x, is_train):
             return nn.Dense(3)(nn.Dropout(0.5, deterministic=not is_train)(x))
 
-    with pytest.raises(ValueError, match=r"Required.__call__ needs 'is_train'.*training=\{'is_train': True\}"):
+    with pytest.raises(
+        ValueError, match=r"Required.__call__ needs 'is_train'.*training=\{'is_train': True\}"
+    ):
         models.from_flax(Required(), BATCH, losses)
     models.from_flax(Required(), BATCH, losses, training={"is_train": True}, evaluation={"is_train": False})
     with pytest.raises(ValueError, match="takes no argument 'modus': it has x, mode"):
@@ -227,7 +260,9 @@ class Frozen(nn.Module):
         return nn.Dense(3)(nn.BatchNorm(use_running_average=self.fixed or not train)(x))
 
 
-STATISTICS = {"BatchNorm_0": {"mean": np.array([1.0, 2.0], np.float32), "var": np.array([4.0, 0.25], np.float32)}}
+STATISTICS = {
+    "BatchNorm_0": {"mean": np.array([1.0, 2.0], np.float32), "var": np.array([4.0, 0.25], np.float32)}
+}
 
 
 def test_statistics_of_a_pretrained_network_are_constants():
@@ -244,21 +279,30 @@ def test_statistics_of_a_made_nnx_module_are_constants():
     module.norm.mean[...], module.norm.var[...] = jnp.array([1.0, 2.0]), jnp.array([4.0, 0.25])
     task = models.from_flax(module, BATCH, losses, constants=["BatchStat"])
     module.eval()
-    np.testing.assert_allclose(task.loss(task.init(KEY), BATCH, KEY), losses(module(BATCH["x"]), BATCH), rtol=1e-6)
+    np.testing.assert_allclose(
+        task.loss(task.init(KEY), BATCH, KEY), losses(module(BATCH["x"]), BATCH), rtol=1e-6
+    )
     with pytest.raises(TypeError, match="one already made"):
         models.from_flax(NnxNorm, BATCH, losses, constants=["BatchStat"])
 
 
 def test_constants_that_do_not_fit_or_would_change_are_refused():
     with pytest.raises(ValueError, match=r"constants=\{'batch_stats': ...\} do not fit Frozen"):
-        models.from_flax(Frozen(), BATCH, losses, constants={"batch_stats": {"BatchNorm_0": {"mean": np.zeros(3), "var": np.ones(3)}}})
+        models.from_flax(
+            Frozen(),
+            BATCH,
+            losses,
+            constants={"batch_stats": {"BatchNorm_0": {"mean": np.zeros(3), "var": np.ones(3)}}},
+        )
     with pytest.raises(ValueError, match=r"it keeps \['batch_stats'\]"):
         models.from_flax(Frozen(), BATCH, losses, constants={"cache": {}})
     with pytest.raises(ValueError, match="changes its constants in training"):
         models.from_flax(Frozen(fixed=False), BATCH, losses, constants={"batch_stats": STATISTICS})
 
 
-@pytest.mark.parametrize("loss", [lambda o, b: losses(o, b).mean(), lambda o, b: o, lambda o, b: losses(o, b)[:, None]])
+@pytest.mark.parametrize(
+    "loss", [lambda o, b: losses(o, b).mean(), lambda o, b: o, lambda o, b: losses(o, b)[:, None]]
+)
 def test_a_loss_that_is_not_one_number_an_example_is_refused(loss):
     with pytest.raises(ValueError, match="must return one floating number an example"):
         models.from_flax(nn.Dense(3), BATCH, loss)
@@ -266,7 +310,9 @@ def test_a_loss_that_is_not_one_number_an_example_is_refused(loss):
 
 def test_other_mistakes_are_named():
     with pytest.raises(ValueError, match="metric 'accuracy' must be one number an example"):
-        models.from_flax(nn.Dense(3), BATCH, losses, metrics=lambda o, b: {"accuracy": models.accuracy(o, b["y"]).mean()})
+        models.from_flax(
+            nn.Dense(3), BATCH, losses, metrics=lambda o, b: {"accuracy": models.accuracy(o, b["y"]).mean()}
+        )
     with pytest.raises(ValueError, match="draws random numbers in evaluation"):
         models.from_flax(nn.Sequential([nn.Dropout(0.5, deterministic=False), nn.Dense(3)]), BATCH, losses)
     with pytest.raises(TypeError, match="needs a linen or nnx module"):
@@ -281,7 +327,10 @@ def test_cnn_takes_images_of_any_shape_and_drops_only_in_training():
     task = models.cnn(shape=(8, 8, 1), classes=3, dropout=(0.25, 0.5))
     params = task.init(KEY)
     x = jax.random.randint(KEY, (2, 8, 8), 0, 256).astype(jnp.uint8)
-    batches = [Batch({"x": images, "y": jnp.array([0, 2], jnp.uint8)}, jnp.ones(2)) for images in (x, x.reshape(2, 64), x[..., None])]
+    batches = [
+        Batch({"x": images, "y": jnp.array([0, 2], jnp.uint8)}, jnp.ones(2))
+        for images in (x, x.reshape(2, 64), x[..., None])
+    ]
     logits = [task.predict(params, batch) for batch in batches]
     assert logits[0].shape == (2, 3) and (logits[0] == logits[1]).all() and (logits[0] == logits[2]).all()
     assert (task.loss(params, batches[0], KEY) != task.loss(params, batches[0], OTHER)).any()

@@ -1,4 +1,5 @@
-"""Training some leaves only is training all of them with the others' gradients set to zero, and nothing of the others travels."""
+"""Training some leaves only is training all of them with the others' gradients set to zero, and nothing of
+the others travels."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,10 @@ def after_three_rounds(task, local=SGD, kind="classes", params=None):
 @pytest.mark.parametrize("names", [("1",), ("0/w", "1/b")])
 def test_it_is_the_whole_model_with_the_gradients_of_the_others_set_to_zero(names):
     _, part = after_three_rounds(models.train_only(task(), PRETRAINED, *names))
-    labels = [{leaf: any(f"{i}/{leaf}".startswith(name) for name in names) for leaf in layer} for i, layer in enumerate(PRETRAINED)]
+    labels = [
+        {leaf: any(f"{i}/{leaf}".startswith(name) for name in names) for leaf in layer}
+        for i, layer in enumerate(PRETRAINED)
+    ]
     masked = optax.multi_transform({True: SGD, False: optax.set_to_zero()}, labels)
     _, expected = after_three_rounds(task(), masked, params=PRETRAINED)
     found = models.whole(PRETRAINED, part)
@@ -39,7 +43,10 @@ def test_the_head_of_a_flax_module_is_evaluated_and_predicts_as_the_whole_does()
     params = plain.init(jax.random.key(3))
     head = models.train_only(plain, params, "Dense_0")
     sim, trained = after_three_rounds(head, kind="images")
-    assert jax.tree.map(jnp.shape, trained["Dense_0"]) == jax.tree.map(jnp.shape, params["Dense_0"]) and len(jax.tree.leaves(trained)) == 2
+    assert (
+        jax.tree.map(jnp.shape, trained["Dense_0"]) == jax.tree.map(jnp.shape, params["Dense_0"])
+        and len(jax.tree.leaves(trained)) == 2
+    )
     both = ((head, trained), (plain, models.whole(params, trained)))
     got, expected = (fc.evaluate(task, model, sim.clients).pooled for task, model in both)
     assert got == pytest.approx(expected, rel=1e-6)
@@ -57,7 +64,10 @@ def test_nothing_of_the_others_travels():
 
 def test_another_frozen_weight_is_another_study():
     other = [{"w": PRETRAINED[0]["w"].at[0, 0].add(1e-3), "b": PRETRAINED[0]["b"]}, PRETRAINED[1]]
-    same, changed = (describe.identity(models.train_only(task(), params, "1")) for params in (jax.tree.map(np.array, PRETRAINED), other))
+    same, changed = (
+        describe.identity(models.train_only(task(), params, "1"))
+        for params in (jax.tree.map(np.array, PRETRAINED), other)
+    )
     assert describe.identity(models.train_only(task(), PRETRAINED, "1")) == same != changed
 
 
@@ -66,7 +76,9 @@ def test_around_what_makes_models_fit():
     batch = fc.Batch(jax.tree.map(jnp.asarray, data), jnp.ones(len(data["y"])))
     plain = models.train_only(task(), PRETRAINED, "1")
     for fits in (lambda task: models.remat(task, 2), lambda task: models.accumulate(task, 3)):
-        got = jax.grad(models.train_only(fits(task()), PRETRAINED, "1").mean_loss)(plain.init(key), batch, key)
+        got = jax.grad(models.train_only(fits(task()), PRETRAINED, "1").mean_loss)(
+            plain.init(key), batch, key
+        )
         expected = jax.grad(plain.mean_loss)(plain.init(key), batch, key)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), got, expected)
     narrow = models.train_only(models.bfloat16(task()), PRETRAINED, "1")
@@ -75,7 +87,9 @@ def test_around_what_makes_models_fit():
 
 
 def test_a_name_of_no_leaf_is_refused():
-    with pytest.raises(ValueError, match=r"there is no leaf under '2': the leaves are '0/b', '0/w', '1/b', '1/w'"):
+    with pytest.raises(
+        ValueError, match=r"there is no leaf under '2': the leaves are '0/b', '0/w', '1/b', '1/w'"
+    ):
         models.train_only(task(), PRETRAINED, "1", "2")
     with pytest.raises(ValueError, match=r"there is no leaf under '0/w0'"):
         models.train_only(task(), PRETRAINED, "0/w0")
@@ -86,6 +100,13 @@ def test_a_name_of_no_leaf_is_refused():
 def test_a_tree_is_taken_apart_and_is_whole_again():
     layers = [{"w": 1, "b": 2}, {"w": 3, "deep": (4, 5)}]
     some, others = fc.tree.partition(layers, ["0/w", "1/deep"])
-    assert some == [{"w": 1, "b": None}, {"w": None, "deep": (4, 5)}] and others == [{"w": None, "b": 2}, {"w": 3, "deep": (None, None)}]
+    assert some == [{"w": 1, "b": None}, {"w": None, "deep": (4, 5)}] and others == [
+        {"w": None, "b": 2},
+        {"w": 3, "deep": (None, None)},
+    ]
     assert fc.tree.combine(some, others) == fc.tree.combine(others, some) == layers
-    assert fc.tree.partition(layers, ())[1] == layers and fc.tree.names(some) == ["0/w", "1/deep/0", "1/deep/1"]
+    assert fc.tree.partition(layers, ())[1] == layers and fc.tree.names(some) == [
+        "0/w",
+        "1/deep/0",
+        "1/deep/1",
+    ]

@@ -22,7 +22,10 @@ def make_batch(classes: int, features: int = 3, padding: int = 2) -> Batch:
 
 def make_params(shape: tuple[int, ...], bias: tuple[int, ...]) -> dict[str, jax.Array]:
     rng = np.random.default_rng(7)
-    return {"w": jnp.array(rng.normal(size=shape), jnp.float32), "b": jnp.array(rng.normal(size=bias), jnp.float32)}
+    return {
+        "w": jnp.array(rng.normal(size=shape), jnp.float32),
+        "b": jnp.array(rng.normal(size=bias), jnp.float32),
+    }
 
 
 def numpy_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +49,9 @@ def test_one_logit_gradient_is_x_times_sigmoid_minus_label():
     value, grads = jax.value_and_grad(models.logistic(features=3, classes=1).mean_loss)(params, batch, KEY)
     x, y = numpy_of(batch)
     probability = 1 / (1 + np.exp(-(x @ np.asarray(params["w"], np.float64)[:, 0] + np.asarray(params["b"]))))
-    np.testing.assert_allclose(value, -np.log(np.where(y == 1, probability, 1 - probability)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        value, -np.log(np.where(y == 1, probability, 1 - probability)).mean(), rtol=1e-6
+    )
     np.testing.assert_allclose(grads["w"][:, 0], x.T @ (probability - y) / len(x), atol=1e-6)
     np.testing.assert_allclose(grads["b"], [(probability - y).mean()], atol=1e-6)
 
@@ -72,7 +77,9 @@ def test_mlp_is_the_flax_one():
     batch = make_batch(3)
     task = models.mlp(features=3, hidden=(5, 4), classes=3)
     params = task.init(KEY)
-    variables = {"params": {f"Dense_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(params)}}
+    variables = {
+        "params": {f"Dense_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(params)}
+    }
     np.testing.assert_allclose(task.predict(params, batch), MLP().apply(variables, batch["x"]), rtol=1e-6)
 
 
@@ -85,7 +92,10 @@ def test_parameters_counted():
         40: models.cox(features=39),
         4: models.linear(features=3),
     }
-    assert {sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, KEY))): task for task in counts.values()} == counts
+    assert {
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, KEY))): task
+        for task in counts.values()
+    } == counts
 
 
 def test_accuracy_is_one_an_example_where_the_largest_logit_is_right():
@@ -101,32 +111,59 @@ def test_labels_of_any_integer_dtype(dtype):
 
 
 def test_a_label_out_of_range_is_not_a_number():
-    assert np.isnan(models.cross_entropy(jnp.zeros((3, 2)), jnp.array([2, -1, 1]))).tolist() == [True, True, False]
-    assert np.isnan(models.binary_cross_entropy(jnp.zeros(3), jnp.array([2, -1, 1]))).tolist() == [True, True, False]
+    assert np.isnan(models.cross_entropy(jnp.zeros((3, 2)), jnp.array([2, -1, 1]))).tolist() == [
+        True,
+        True,
+        False,
+    ]
+    assert np.isnan(models.binary_cross_entropy(jnp.zeros(3), jnp.array([2, -1, 1]))).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_cross_entropy_of_huge_logits_is_finite():
-    value, grad = jax.value_and_grad(lambda z: models.cross_entropy(z, jnp.array([1])).sum())(jnp.array([[1e4, -1e4]]))
+    value, grad = jax.value_and_grad(lambda z: models.cross_entropy(z, jnp.array([1])).sum())(
+        jnp.array([[1e4, -1e4]])
+    )
     assert value == 2e4 and grad.tolist() == [[1.0, -1.0]]
 
 
 @pytest.mark.parametrize(
-    "task", [models.logistic(features=4, classes=3), models.mlp(features=4, classes=3), models.logistic(features=4, classes=1)]
+    "task",
+    [
+        models.logistic(features=4, classes=3),
+        models.mlp(features=4, classes=3),
+        models.logistic(features=4, classes=1),
+    ],
 )
 def test_bytes_are_scaled_and_images_flattened(task: Task):
-    params = jax.tree.map(lambda leaf: leaf + 0.5 * jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape), task.init(KEY))
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.5 * jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape), task.init(KEY)
+    )
     pixels = jnp.array([[[0, 51], [102, 255]]], jnp.uint8)
-    bytes_, floats = (Batch({"x": x, "y": jnp.zeros(1, jnp.uint8)}, jnp.ones(1)) for x in (pixels, jnp.array([[0.0, 0.2, 0.4, 1.0]])))
+    bytes_, floats = (
+        Batch({"x": x, "y": jnp.zeros(1, jnp.uint8)}, jnp.ones(1))
+        for x in (pixels, jnp.array([[0.0, 0.2, 0.4, 1.0]]))
+    )
     np.testing.assert_allclose(task.predict(params, bytes_), task.predict(params, floats), rtol=1e-6)
 
 
 def test_wrong_number_of_features_is_named():
-    with pytest.raises(ValueError, match=r"built for 4 features, but batch\[\"x\"\] has 3 an example .* features=3"):
+    with pytest.raises(
+        ValueError, match=r"built for 4 features, but batch\[\"x\"\] has 3 an example .* features=3"
+    ):
         check_task(models.logistic(features=4, classes=2), make_batch(2).columns, 6)
 
 
 @pytest.mark.parametrize(
-    "task", [models.logistic(features=3, classes=2), models.mlp(features=3, hidden=(4,), classes=2), models.linear(features=3)]
+    "task",
+    [
+        models.logistic(features=3, classes=2),
+        models.mlp(features=3, hidden=(4,), classes=2),
+        models.linear(features=3),
+    ],
 )
 def test_vmap_over_parameters_inside_a_compiled_loop_is_eager(task: Task):
     batch, params = make_batch(2), task.init(KEY)

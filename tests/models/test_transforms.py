@@ -15,8 +15,13 @@ DEEP = models.mlp(features=16, hidden=(64,) * 15, classes=3)
 
 def batch(size, features=16, real=None):
     rng = np.random.default_rng(size)
-    columns = {"x": rng.normal(size=(size, features)).astype(np.float32), "y": rng.integers(0, 3, size).astype(np.int32)}
-    return Batch(jax.tree.map(jnp.asarray, columns), jnp.asarray(np.arange(size) < (real or size), jnp.float32))
+    columns = {
+        "x": rng.normal(size=(size, features)).astype(np.float32),
+        "y": rng.integers(0, 3, size).astype(np.int32),
+    }
+    return Batch(
+        jax.tree.map(jnp.asarray, columns), jnp.asarray(np.arange(size) < (real or size), jnp.float32)
+    )
 
 
 def gradient(task, data, params=None):
@@ -78,11 +83,14 @@ def test_a_loss_in_which_examples_meet_is_not_split():
 
 def test_a_jitted_loss_that_is_only_handed_the_mask_is_split():
     task = DEEP._replace(loss=jax.jit(DEEP.loss))
-    assert_near(gradient(models.accumulate(models.accumulate(task, 2), 2), batch(8))[0], gradient(DEEP, batch(8))[0])
+    assert_near(
+        gradient(models.accumulate(models.accumulate(task, 2), 2), batch(8))[0], gradient(DEEP, batch(8))[0]
+    )
 
 
 def test_bfloat16_computes_in_sixteen_bits_and_answers_in_thirty_two():
-    """1 + 2^-9 is 1 in bfloat16, and a target of 256.5 is not rounded: the loss is (1 - 256.5)^2, its gradient 2 (1 - 256.5)."""
+    """1 + 2^-9 is 1 in bfloat16, and a target of 256.5 is not rounded: the loss is (1 - 256.5)^2, its
+    gradient 2 (1 - 256.5)."""
     task = models.bfloat16(models.linear(features=1))
     params, data = (
         {"w": jnp.array([1 + 2.0**-9]), "b": jnp.array(0.0)},
@@ -95,7 +103,11 @@ def test_bfloat16_computes_in_sixteen_bits_and_answers_in_thirty_two():
     assert float(task.predict(params, data)[0]) == 1 + 2.0**-9  # evaluation stays in 32 bits
 
 
-@pytest.mark.parametrize("task", [DEEP, models.logistic(features=16, classes=3), flax_task(nn.Dense(3))], ids=["mlp", "logistic", "flax"])
+@pytest.mark.parametrize(
+    "task",
+    [DEEP, models.logistic(features=16, classes=3), flax_task(nn.Dense(3))],
+    ids=["mlp", "logistic", "flax"],
+)
 def test_every_product_of_a_bfloat16_model_is_of_bfloat16(task):
     data = batch(4, features=3 if "kernel" in task.init(KEY) else 16)
     traced = jax.make_jaxpr(jax.grad(models.bfloat16(task).mean_loss))(task.init(KEY), data, KEY)
@@ -107,17 +119,26 @@ def test_every_product_of_a_bfloat16_model_is_of_bfloat16(task):
 
 def test_bytes_of_images_follow_into_bfloat16():
     module = nn.Sequential([nn.Conv(2, (3, 3)), lambda x: x.reshape(len(x), -1), nn.Dense(3)])
-    task = models.from_flax(module, {"x": np.zeros((2, 6, 6, 1), np.uint8), "y": np.zeros(2, np.int32)}, loss=cross_entropy)
+    task = models.from_flax(
+        module, {"x": np.zeros((2, 6, 6, 1), np.uint8), "y": np.zeros(2, np.int32)}, loss=cross_entropy
+    )
     data = Batch({"x": jnp.full((2, 6, 6, 1), 255, jnp.uint8), "y": jnp.zeros(2, jnp.int32)}, jnp.ones(2))
     traced = jax.make_jaxpr(models.bfloat16(task).loss)(task.init(KEY), data, KEY)
-    used = {v.aval.dtype.name for eqn in traced.eqns if eqn.primitive.name in ("dot_general", "conv_general_dilated") for v in eqn.invars}
+    used = {
+        v.aval.dtype.name
+        for eqn in traced.eqns
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        for v in eqn.invars
+    }
     assert used == {"bfloat16"}
 
 
 def test_gradients_of_parts_add_up_in_thirty_two_bits():
     data, params = batch(64), DEEP.init(KEY)
     narrow = models.bfloat16(DEEP)
-    parts = [Batch(jax.tree.map(lambda x, p=p: x[p : p + 8], data.columns), jnp.ones(8)) for p in range(0, 64, 8)]
+    parts = [
+        Batch(jax.tree.map(lambda x, p=p: x[p : p + 8], data.columns), jnp.ones(8)) for p in range(0, 64, 8)
+    ]
     each = [gradient(narrow, part, params)[0] for part in parts]
     expected = jax.tree.map(lambda *g: sum(x / 8 for x in g), *each)
     assert_near(gradient(models.accumulate(narrow, 8), data, params)[0], expected, rtol=1e-5)

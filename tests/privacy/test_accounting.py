@@ -1,4 +1,5 @@
-"""Every epsilon is that of dp-accounting 0.6, to the figures that it gave when they were written down, and noise is found back."""
+"""Every epsilon is that of dp-accounting 0.6, to the figures that it gave when they were written down, and
+noise is found back."""
 
 import math
 
@@ -11,7 +12,8 @@ from fedjax_core.sites.policy import privacy_ledger
 dp = pytest.importorskip("dp_accounting")
 
 TOLERANCE = 1e-3
-# (rate, noise, rounds, delta): epsilon by RDP and by PLD, with or without one client. The first is Abadi et al.'s, who published 1.26.
+# (rate, noise, rounds, delta): epsilon by RDP and by PLD, with or without one client. The first is Abadi et
+# al.'s, who published 1.26.
 POISSON = [
     (0.01, 4, 10000, 1e-5, 1.03549, 0.94700),
     (0.01, 1, 1000, 1e-5, 2.10137, 1.82824),
@@ -44,9 +46,13 @@ def test_poisson_rounds(rate, noise, rounds, delta, rdp, pld):
     ],
 )
 def test_fixed_cohorts_are_counted_as_such(population, cohort, noise, rounds, delta, expected):
-    found = privacy.epsilon(noise, rounds=rounds, delta=delta, sampling="fixed", population=population, cohort=cohort)
+    found = privacy.epsilon(
+        noise, rounds=rounds, delta=delta, sampling="fixed", population=population, cohort=cohort
+    )
     assert found == pytest.approx(expected, abs=TOLERANCE)
-    assert found > privacy.epsilon(noise, cohort / population, rounds, delta)  # what those pay who draw so and count as Poisson
+    assert found > privacy.epsilon(
+        noise, cohort / population, rounds, delta
+    )  # what those pay who draw so and count as Poisson
 
 
 @pytest.mark.parametrize(
@@ -59,12 +65,16 @@ def test_fixed_cohorts_are_counted_as_such(population, cohort, noise, rounds, de
     ],
 )
 def test_what_is_cut_off_is_paid_for(cap, expected):
-    found = privacy.epsilon(1.0, rounds=1000, delta=1e-5, sampling="truncated", population=10000, cohort=100, cap=cap)
+    found = privacy.epsilon(
+        1.0, rounds=1000, delta=1e-5, sampling="truncated", population=10000, cohort=100, cap=cap
+    )
     assert found == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_other_neighbours():
-    assert privacy.epsilon(1.0, 0.01, 1000, 1e-5, neighbours="replace-one") == pytest.approx(2.84345, abs=TOLERANCE)
+    assert privacy.epsilon(1.0, 0.01, 1000, 1e-5, neighbours="replace-one") == pytest.approx(
+        2.84345, abs=TOLERANCE
+    )
 
 
 @pytest.mark.slow
@@ -74,7 +84,9 @@ def test_people_with_several_rows():
 
 def test_any_event_of_the_library():
     of = privacy.epsilon_of
-    assert of(dp.ZCDpEvent(0.81), 1e-10, "rdp") == pytest.approx(8.9223, abs=TOLERANCE)  # DP-FTRL's published 8.9
+    assert of(dp.ZCDpEvent(0.81), 1e-10, "rdp") == pytest.approx(
+        8.9223, abs=TOLERANCE
+    )  # DP-FTRL's published 8.9
     assert of(dp.ZCDpEvent(0.1), 1e-6, "rdp") == pytest.approx(2.1430, abs=TOLERANCE)
     for noise, leaves, delta, expected in ((10, 1024, 1e-6, 1.54940), (7, 2000, 1e-10, 3.06554)):
         tree = dp.SingleEpochTreeAggregationDpEvent(noise, leaves)
@@ -94,7 +106,10 @@ CALIBRATED = [
 @pytest.mark.parametrize(
     ("epsilon", "rate", "rounds", "delta", "noise", "accountant"),
     [(*row[:4], row[4], "rdp") for row in CALIBRATED]
-    + [pytest.param(*row[:4], row[5], "pld", marks=() if i == 3 else pytest.mark.slow) for i, row in enumerate(CALIBRATED)],
+    + [
+        pytest.param(*row[:4], row[5], "pld", marks=() if i == 3 else pytest.mark.slow)
+        for i, row in enumerate(CALIBRATED)
+    ],
 )
 def test_the_noise_for_an_epsilon(epsilon, rate, rounds, delta, noise, accountant):
     found = privacy.noise_for(epsilon, rate, rounds, delta, accountant=accountant)
@@ -107,32 +122,44 @@ ANALYTIC = [(0.5, 1e-5, 7.03183), (1, 1e-5, 3.73063), (2, 1e-5, 1.99381), (3, 1e
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "noise"), [pytest.param(*row, marks=pytest.mark.slow if row[0] > 2 else ()) for row in ANALYTIC]
+    ("epsilon", "delta", "noise"),
+    [pytest.param(*row, marks=pytest.mark.slow if row[0] > 2 else ()) for row in ANALYTIC],
 )
 def test_one_round_of_everyone_is_the_analytic_gaussian(epsilon, delta, noise):
     assert privacy.noise_for(epsilon, delta=delta, sampling="everyone") == pytest.approx(noise, rel=1e-4)
 
 
-@pytest.mark.parametrize(("per", "rate", "expected"), [(1, 0.01, 2.14760), (4, 0.04, 4.87724), (16, 0.16, 10.40718)])
+@pytest.mark.parametrize(
+    ("per", "rate", "expected"), [(1, 0.01, 2.14760), (4, 0.04, 4.87724), (16, 0.16, 10.40718)]
+)
 def test_banded_noise_over_groups_that_take_turns(per, rate, expected):
-    """A client's group has its turn in 1024 / bands rounds, and in each of these the client is drawn with bands times the rate."""
+    """A client's group has its turn in 1024 / bands rounds, and in each of these the client is drawn with
+    bands times the rate."""
     assert privacy.epsilon(1.0, rate, 1024 // per, 1e-6) == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_the_ledger_of_a_site_is_the_closed_form_of_the_same():
-    """Why it stays: it is asked before each update leaves, of numbers that a site has at hand, and needs no library that sites lack."""
+    """Why it stays: it is asked before each update leaves, of numbers that a site has at hand, and needs no
+    library that sites lack."""
     for told, delta in ((1.0, 1e-5), (0.03, 1e-6), (4.0, 1e-9), (25.0, 1e-3)):
         exact = dp.pld.privacy_loss_mechanism.GaussianPrivacyLoss(1 / math.sqrt(told))
         found = privacy_ledger.epsilon(told, delta)
         assert exact.get_delta_for_epsilon(found) == pytest.approx(delta, rel=1e-6)
-        assert privacy.epsilon(1 / math.sqrt(told), rounds=1, delta=delta, sampling="everyone") == pytest.approx(found, abs=1e-4)
+        assert privacy.epsilon(
+            1 / math.sqrt(told), rounds=1, delta=delta, sampling="everyone"
+        ) == pytest.approx(found, abs=1e-4)
 
 
 def test_more_noise_fewer_rounds_and_fewer_clients_tell_less():
     def told(noise=1.0, rate=0.02, rounds=100, delta=1e-5):
         return privacy.epsilon(noise, rate, rounds, delta, accountant="rdp")
 
-    assert told(noise=2.0) < told() and told(rate=0.01) < told() and told(rounds=50) < told() and told(delta=1e-4) < told()
+    assert (
+        told(noise=2.0) < told()
+        and told(rate=0.01) < told()
+        and told(rounds=50) < told()
+        and told(delta=1e-4) < told()
+    )
     assert told(rounds=0) == 0 and told(noise=0.0) == math.inf
 
 
@@ -150,7 +177,10 @@ def test_more_noise_fewer_rounds_and_fewer_clients_tell_less():
         ({"noise": 1.0, "rate": 0.1, "sampling": "shuffled"}, "sampling must be"),
         ({"noise": 1.0, "population": 10, "cohort": 11}, "cohort must be from 1 to the population"),
         ({"noise": 1.0, "rate": 0.5, "population": 10, "cohort": 4}, "rate=0.5 is not cohort / population"),
-        ({"noise": 1.0, "sampling": "fixed", "population": 10, "cohort": 4, "accountant": "pld"}, "does not know this sampling"),
+        (
+            {"noise": 1.0, "sampling": "fixed", "population": 10, "cohort": 4, "accountant": "pld"},
+            "does not know this sampling",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, said):

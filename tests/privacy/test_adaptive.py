@@ -38,7 +38,9 @@ def test_counting_takes_a_little_of_the_noise_and_too_few_clients_cannot_count()
     with pytest.raises(ValueError, match="take a cohort of more than 10 clients"):
         privacy.adaptive(0.1).noise_of_updates(1.0, cohort=10)
     with pytest.raises(ValueError, match="too much for counting"):
-        made = privacy.client_level(population=100, cohort=10, rounds=1, clip=privacy.adaptive(0.1), noise=1.0, delta=1e-3)
+        made = privacy.client_level(
+            population=100, cohort=10, rounds=1, clip=privacy.adaptive(0.1), noise=1.0, delta=1e-3
+        )
         made.uplink  # noqa: B018
 
 

@@ -1,4 +1,5 @@
-"""Attacks that succeed on what leaves undefended, and fail under noise: an input from a gradient, and who was trained on from losses."""
+"""Attacks that succeed on what leaves undefended, and fail under noise: an input from a gradient, and who was
+trained on from losses."""
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,25 @@ TASK = fc.models.logistic(FEATURES, CLASSES)
 
 def person(seed):
     rng = np.random.default_rng(seed)
-    return {"x": rng.uniform(size=(1, FEATURES)).astype(np.float32), "y": rng.integers(0, CLASSES, 1).astype(np.int32)}
+    return {
+        "x": rng.uniform(size=(1, FEATURES)).astype(np.float32),
+        "y": rng.integers(0, CLASSES, 1).astype(np.int32),
+    }
 
 
 def gradient_of(columns):
     params = TASK.init(jax.random.key(0))
-    return gradient(TASK, params, fc.Batch(jax.tree.map(jnp.asarray, columns), jnp.ones(len(columns["y"]))), jax.random.key(0))[0]
+    return gradient(
+        TASK,
+        params,
+        fc.Batch(jax.tree.map(jnp.asarray, columns), jnp.ones(len(columns["y"]))),
+        jax.random.key(0),
+    )[0]
 
 
 def inverted(grads):
-    """The input of a linear layer with a bias: a row of the weights' gradient over that of the bias (Geiping et al., NeurIPS 2020)."""
+    """The input of a linear layer with a bias: a row of the weights' gradient over that of the bias (Geiping
+    et al., NeurIPS 2020)."""
     weights, bias = np.asarray(grads["w"], np.float64), np.asarray(grads["b"], np.float64)
     row = np.argmax(np.abs(bias))
     return weights[:, row] / bias[row]
@@ -40,7 +50,9 @@ def psnr(got, meant):
 def test_one_example_can_be_read_off_its_gradient():
     one = person(0)
     got = inverted(gradient_of(one))
-    assert np.linalg.norm(got - one["x"][0]) <= 1e-5 * np.linalg.norm(one["x"]) and psnr(got, one["x"][0]) > 80
+    assert (
+        np.linalg.norm(got - one["x"][0]) <= 1e-5 * np.linalg.norm(one["x"]) and psnr(got, one["x"][0]) > 80
+    )
 
 
 def test_it_cannot_under_noise():
@@ -54,7 +66,8 @@ def test_it_cannot_under_noise():
 
 
 def test_a_sum_of_three_does_not_hide_them_by_itself():
-    """Less exact than of one, but who alone has a class is mostly what its row of the weights is made of: sums promise little."""
+    """Less exact than of one, but who alone has a class is mostly what its row of the weights is made of:
+    sums promise little."""
     for seed in (0, 1, 2):
         people = [person(3 * seed + i) for i in range(3)]
         total = gradient_of(people[0])
@@ -65,11 +78,15 @@ def test_a_sum_of_three_does_not_hide_them_by_itself():
 
 
 def test_a_sum_of_three_batches_of_eight_tells_an_input_no_better_than_a_guess():
-    """By each row of the weights, the nearest one to an input. A guess of one half for every number has 11 to 12 dB."""
+    """By each row of the weights, the nearest one to an input. A guess of one half for every number has 11 to
+    12 dB."""
     found, guessed = [], []
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        x, y = rng.uniform(size=(3, 8, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, (3, 8)).astype(np.int32)
+        x, y = (
+            rng.uniform(size=(3, 8, FEATURES)).astype(np.float32),
+            rng.integers(0, CLASSES, (3, 8)).astype(np.int32),
+        )
         grads = [gradient_of({"x": x[k], "y": y[k]}) for k in range(3)]
         total = jax.tree.map(lambda *each: np.sum(np.stack(each), axis=0, dtype=np.float64), *grads)
         rows = (total["w"] / total["b"]).T
@@ -83,15 +100,21 @@ def test_a_sum_of_three_with_noise_of_the_size_of_the_clip_hides_all():
     for seed in range(10):
         people = [person(3 * seed + i) for i in range(3)]
         clipped = [privacy.clip_by_norm(gradient_of(one), 1.0) for one in people]
-        total = privacy.clipping.add_normal(jax.tree.map(lambda *x: sum(x), *clipped), 1.0, jax.random.key(seed))
+        total = privacy.clipping.add_normal(
+            jax.tree.map(lambda *x: sum(x), *clipped), 1.0, jax.random.key(seed)
+        )
         found += [psnr(inverted(total), one["x"][0]) for one in people]
     assert max(found) < 10
 
 
 def shadow(noise, members=16, seed=0):
-    """(losses of those trained on, of others) after many steps on random labels, which can only be learnt by heart."""
+    """(losses of those trained on, of others) after many steps on random labels, which can only be learnt by
+    heart."""
     rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(2, members, FEATURES)).astype(np.float32), rng.integers(0, 2, (2, members)).astype(np.int32)
+    x, y = (
+        rng.normal(size=(2, members, FEATURES)).astype(np.float32),
+        rng.integers(0, 2, (2, members)).astype(np.int32),
+    )
     task = fc.models.logistic(FEATURES, 2)
     made = privacy.noisy_gradient(1.0, noise, members) if noise else gradient
     composed = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.5), gradient=made))

@@ -1,4 +1,5 @@
-"""Audits are never above what is told, have the power that is known of them, and catch each fault that is planted."""
+"""Audits are never above what is told, have the power that is known of them, and catch each fault that is
+planted."""
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,13 @@ def scores(mean, seed, number=NUMBER):
 
 @pytest.mark.parametrize(("mean", "area", "rate"), [(1.0, 0.7602, 0.0924), (2.0, 0.9214, 0.3721)])
 def test_areas_and_rates_of_normal_scores(mean, area, rate):
-    assert norm.cdf(mean / np.sqrt(2)) == pytest.approx(area, abs=1e-4) and norm.cdf(mean - norm.ppf(0.99)) == pytest.approx(rate, abs=1e-4)
+    assert norm.cdf(mean / np.sqrt(2)) == pytest.approx(area, abs=1e-4) and norm.cdf(
+        mean - norm.ppf(0.99)
+    ) == pytest.approx(rate, abs=1e-4)
     found = scores(mean, 0, 100_000)
-    assert audit.auc(*found) == pytest.approx(area, abs=0.005) and audit.tpr_at(*found) == pytest.approx(rate, abs=0.015)
+    assert audit.auc(*found) == pytest.approx(area, abs=0.005) and audit.tpr_at(*found) == pytest.approx(
+        rate, abs=0.015
+    )
     best = max(np.mean(found[0] > t) + np.mean(found[1] <= t) for t in np.linspace(-1, 3, 41)) / 2
     assert best == pytest.approx(norm.cdf(mean / 2), abs=0.005)  # 0.6915 and 0.8413
 
@@ -65,7 +70,11 @@ def test_between_two_normals_it_is_the_gaussian_mechanism_and_its_quadrature():
 
 @pytest.mark.parametrize(
     ("noise", "fixed", "fitted"),
-    [(4.22468, (1.00, 0.14), (1.35, 0.31)), (1.54386, (3.01, 0.17), (3.39, 0.34)), (0.54109, (10.02, 0.21), (10.68, 0.63))],
+    [
+        (4.22468, (1.00, 0.14), (1.35, 0.31)),
+        (1.54386, (3.01, 0.17), (3.39, 0.34)),
+        (0.54109, (10.02, 0.21), (10.68, 0.63)),
+    ],
 )
 def test_one_shot_estimates_what_is_true(noise, fixed, fitted):
     """100 runs with 1000 canaries, whose cosines times sqrt(d) are N(1 / noise, 1) where d is far larger."""
@@ -73,20 +82,25 @@ def test_one_shot_estimates_what_is_true(noise, fixed, fitted):
     means, spreads = cosines.mean(axis=1), cosines.std(axis=1, ddof=1)
     for spread, (mean, deviation) in ((np.ones(100), fixed), (spreads, fitted)):
         found = [audit.epsilon_between(0, 1, max(m, 0), s, 1e-6) for m, s in zip(means, spread, strict=True)]
-        assert np.mean(found) == pytest.approx(mean, abs=4 * deviation / 10) and np.std(found) == pytest.approx(deviation, rel=0.3)
+        assert np.mean(found) == pytest.approx(mean, abs=4 * deviation / 10) and np.std(
+            found
+        ) == pytest.approx(deviation, rel=0.3)
 
 
 K, D, CLAIMED_NOISE = 500, 3000, 4.0
 
 
 def run(stage, rounds=2, size=1e6, weight=1.0, take=lambda round: slice(None)):
-    """(the canaries' directions, the way of the model in each round) of rounds in which these canaries report."""
+    """(the canaries' directions, the way of the model in each round) of rounds in which these canaries
+    report."""
     known = canaries.directions(K, np.zeros(D, np.float32))
     shape = jax.ShapeDtypeStruct((D,), jnp.float32)
     state, here, ways = stage.init(shape), jnp.ones(1, bool), []
 
     def send(update, key):
-        return stage.expand(state, stage.encode(state, (), update, alone(key)._replace(weight=jnp.float32(weight)))[0], shape)
+        return stage.expand(
+            state, stage.encode(state, (), update, alone(key)._replace(weight=jnp.float32(weight)))[0], shape
+        )
 
     sending = jax.jit(jax.vmap(send))
     for round in range(rounds):
@@ -106,12 +120,17 @@ def honest(**settings):
 CLAIMED = privacy.epsilon(CLAIMED_NOISE, rounds=2, delta=DELTA, sampling="everyone")
 FAULTS = {
     "noise forgotten": lambda: honest()._replace(finish=lambda state, value, info, key: (value, state)),
-    "noise divided by 10": lambda: honest()._replace(finish=privacy.gaussian(1.0, CLAIMED_NOISE / 10, 1).finish),
+    "noise divided by 10": lambda: honest()._replace(
+        finish=privacy.gaussian(1.0, CLAIMED_NOISE / 10, 1).finish
+    ),
     "clip skipped": lambda: honest()._replace(
         encode=lambda state, own, update, sender: (update, own), expand=lambda state, message, shapes: message
     ),
     "weight cap removed": lambda: honest()._replace(
-        encode=lambda state, own, update, sender: (update * (sender.weight / 10.0) / jnp.linalg.norm(update), own),
+        encode=lambda state, own, update, sender: (
+            update * (sender.weight / 10.0) / jnp.linalg.norm(update),
+            own,
+        ),
         expand=lambda state, message, shapes: message,
     ),
 }
@@ -134,7 +153,8 @@ def test_a_planted_fault_is_caught(fault):
 
 
 def test_noise_that_is_used_again_is_caught_between_rounds():
-    """Canaries of the first half are in even rounds: what two rounds differ by has noise in it only where that was drawn anew."""
+    """Canaries of the first half are in even rounds: what two rounds differ by has noise in it only where
+    that was drawn anew."""
 
     def half(round):
         return slice(0, K // 2) if round % 2 == 0 else slice(K // 2, K)
@@ -157,20 +177,34 @@ def test_a_sampler_that_draws_more_than_its_account_counts_is_caught():
 
 @pytest.mark.slow
 def test_canaries_beside_a_run():
-    """Ten ordinary clients and forty canaries in one round of all: the estimate is that of the mechanism, and clients are none."""
+    """Ten ordinary clients and forty canaries in one round of all: the estimate is that of the mechanism, and
+    clients are none."""
     features, many = 1000, 50
-    data = fc.Clients.from_list([{"x": np.zeros((1, features), np.float32), "y": np.zeros(1, np.float32)}] * many)
+    data = fc.Clients.from_list(
+        [{"x": np.zeros((1, features), np.float32), "y": np.zeros(1, np.float32)}] * many
+    )
     made = privacy.client_level(population=many, cohort=many, rounds=1, clip=1.0, noise=0.5, delta=DELTA)
     algorithm = canaries.planted(fc.algorithms.fedavg(fc.models.linear(features), optax.sgd(0.1)))
-    sim = fc.Simulator(fc.compose(algorithm, uplink=made.uplink, aggregator=made.aggregator), data, batch_size=1, lanes=2, mesh=None)
+    sim = fc.Simulator(
+        fc.compose(algorithm, uplink=made.uplink, aggregator=made.aggregator),
+        data,
+        batch_size=1,
+        lanes=2,
+        mesh=None,
+    )
     start = canaries.marked(sim.init(jax.random.key(0)), range(10, many))
     after, _ = sim.run(start, made.cohorts(0))
     way, before = (jax.flatten_util.ravel_pytree(x.params)[0] for x in (after, start))
     found = audit.one_shot(canaries.directions(many, start.params), np.asarray(way - before), DELTA)
     seen, unseen = found.cosines[:40].mean(), found.cosines[40:].mean()
     expected = 1 / np.sqrt(features * 0.25 + 40)  # 1 / (sqrt(d) sqrt(noise^2 + k / d))
-    assert seen == pytest.approx(expected, abs=4 / np.sqrt(40 * features)) and abs(unseen) < 5 / np.sqrt(10 * features)
+    assert seen == pytest.approx(expected, abs=4 / np.sqrt(40 * features)) and abs(unseen) < 5 / np.sqrt(
+        10 * features
+    )
     with pytest.raises(TypeError, match="compose planted"):
         canaries.marked(
-            sim.round.init(jax.random.key(0), 3)._replace(clients=sim.round.init(jax.random.key(0), 3).clients._replace(own=())), [0]
+            sim.round.init(jax.random.key(0), 3)._replace(
+                clients=sim.round.init(jax.random.key(0), 3).clients._replace(own=())
+            ),
+            [0],
         )

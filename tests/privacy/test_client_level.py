@@ -1,4 +1,5 @@
-"""One object says who takes part, what is clipped, the noise, and what that tells; and a round that breaks its promise is refused."""
+"""One object says who takes part, what is clipped, the noise, and what that tells; and a round that breaks
+its promise is refused."""
 
 import itertools
 
@@ -20,7 +21,9 @@ TASK = fc.models.linear(features=2)
 
 
 def private(**settings):
-    return privacy.client_level(**{"population": 12, "cohort": 4, "rounds": 10, "clip": 1.0, "noise": 0.5, "delta": 1e-3, **settings})
+    return privacy.client_level(
+        **{"population": 12, "cohort": 4, "rounds": 10, "clip": 1.0, "noise": 0.5, "delta": 1e-3, **settings}
+    )
 
 
 def composed(of, algorithm=None):
@@ -31,7 +34,13 @@ def composed(of, algorithm=None):
 def clients(n=12):
     rng = np.random.default_rng(0)
     return fc.Clients.from_list(
-        [{"x": rng.normal(size=(k % 3 + 1, 2)).astype(np.float32), "y": rng.normal(size=k % 3 + 1).astype(np.float32)} for k in range(n)]
+        [
+            {
+                "x": rng.normal(size=(k % 3 + 1, 2)).astype(np.float32),
+                "y": rng.normal(size=k % 3 + 1).astype(np.float32),
+            }
+            for k in range(n)
+        ]
     )
 
 
@@ -41,13 +50,17 @@ def simulator(of, **settings):
 
 def test_the_noise_is_that_of_the_epsilon_and_the_epsilon_that_of_the_sampler():
     made = privacy.client_level(population=1000, cohort=50, rounds=20, clip=1.0, epsilon=2.0, delta=1e-6)
-    assert 2 - 1e-3 <= made.epsilon() <= 2 and made.epsilon(rounds=5) < made.epsilon(rounds=20) < made.epsilon(rounds=21)
+    assert 2 - 1e-3 <= made.epsilon() <= 2 and made.epsilon(rounds=5) < made.epsilon(
+        rounds=20
+    ) < made.epsilon(rounds=21)
     assert made.noise == pytest.approx(privacy.noise_for(2.0, 0.05, 20, 1e-6), rel=1e-4)
     assert made.cohorts == capped(1000, 0.05, made.cap) and made.cap >= 50 + 5 * np.sqrt(50)
     assert made.uplink.promises.noise == made.noise and made.uplink.promises.bound == 1.0
     fixed = private(sampling="fixed")
     assert fixed.cohorts == fc.cohorts.uniform(12, 4)
-    assert fixed.epsilon() == privacy.epsilon(0.5, rounds=10, delta=1e-3, sampling="fixed", population=12, cohort=4)
+    assert fixed.epsilon() == privacy.epsilon(
+        0.5, rounds=10, delta=1e-3, sampling="fixed", population=12, cohort=4
+    )
 
 
 def test_what_is_told_of_every_round_is_never_too_little_and_at_the_end_right():
@@ -58,7 +71,10 @@ def test_what_is_told_of_every_round_is_never_too_little_and_at_the_end_right():
 
 
 def test_a_small_cap_has_its_price():
-    wide, narrow = (privacy.client_level(population=100, cohort=20, rounds=3, clip=1.0, noise=1.0, delta=1e-3, cap=cap) for cap in (50, 22))
+    wide, narrow = (
+        privacy.client_level(population=100, cohort=20, rounds=3, clip=1.0, noise=1.0, delta=1e-3, cap=cap)
+        for cap in (50, 22)
+    )
     assert narrow.epsilon() > 1.2 * wide.epsilon()
     assert narrow.epsilon() == privacy.epsilon(
         1.0, rounds=3, delta=1e-3, sampling="truncated", population=100, cohort=20, cap=22
@@ -95,7 +111,10 @@ def test_a_clipped_update_is_never_longer_whatever_is_in_it(dtype):
     clip = jax.jit(lambda update: clipping.clip_by_norm(update, 1.5))
     for first in [*NASTY, 1.0]:
         for second in (0.3, 1e38, first):
-            update = {"a": jnp.asarray(rng.normal(size=1000), dtype) * jnp.asarray(second, dtype), "b": jnp.asarray([first], dtype)}
+            update = {
+                "a": jnp.asarray(rng.normal(size=1000), dtype) * jnp.asarray(second, dtype),
+                "b": jnp.asarray([first], dtype),
+            }
             got = jax.tree.map(lambda x: np.asarray(x, np.float64), clip(update))
             assert np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(got))) <= 1.5 * (1 + 1e-6)
 
@@ -133,7 +152,9 @@ def sum_of(stage, updates, secret=0, weights=None):
     sent = [send(row(updates, i), weight) for i, weight in enumerate(weights or [1.0] * number)]
     total = fc.aggregators.apply(fc.aggregators.total(), jax.tree.map(lambda *x: jnp.stack(x), *sent))
     here = jnp.ones(1, bool)
-    info = fc.uplink.Info(jnp.float32(1), jnp.float32(1), jax.random.key(3), jax.random.key(secret), here, here)
+    info = fc.uplink.Info(
+        jnp.float32(1), jnp.float32(1), jax.random.key(3), jax.random.key(secret), here, here
+    )
     return stage.finish(stage.init(shapes), total, info, jax.random.key(4))
 
 
@@ -143,7 +164,10 @@ def test_one_client_moves_the_sum_by_no_more_than_the_clip_whatever_its_weight()
         jnp.asarray(np.random.default_rng(0).normal(size=(5, 40)) * 100, jnp.float32),
     )
     for weights in ([1.0] * 5, [1e6, 1.0, 1.0, 1.0, 1.0]):
-        whole, without = sum_of(stage, updates, weights=weights)[0], sum_of(stage, updates[1:], weights=weights[1:])[0]
+        whole, without = (
+            sum_of(stage, updates, weights=weights)[0],
+            sum_of(stage, updates[1:], weights=weights[1:])[0],
+        )
         assert float(tree.norm(whole - without)) <= 2 * (1 + 1e-6)
     counting = privacy.gaussian(2.0, noise=0.0, cohort=1, weight_cap=10.0)
     for weight, share in ((1e9, 1.0), (10.0, 1.0), (5.0, 0.5)):
@@ -173,7 +197,14 @@ def test_rounds_add_noise_of_their_own_and_the_same_on_any_number_of_lanes():
     moved = []
     for _ in range(3):  # rounds of nobody
         after, seen = one.run(empty, [])
-        moved.append(np.concatenate([np.ravel(x - y) for x, y in zip(*map(jax.tree.leaves, (after.params, empty.params)), strict=True)]))
+        moved.append(
+            np.concatenate(
+                [
+                    np.ravel(x - y)
+                    for x, y in zip(*map(jax.tree.leaves, (after.params, empty.params)), strict=True)
+                ]
+            )
+        )
         empty = after
     assert float(seen["clients"]) == 0
     assert all(np.abs(a - b).min() > 1e-4 for a, b in itertools.pairwise(moved))
@@ -183,7 +214,12 @@ def test_rounds_add_noise_of_their_own_and_the_same_on_any_number_of_lanes():
 def test_metrics_of_training_are_withheld():
     made = private()
     sim = simulator(made)
-    assert sorted(sim.run(sim.init(jax.random.key(1)), made.cohorts(0))[1]) == ["bits_up", "clients", "examples", "refused"]
+    assert sorted(sim.run(sim.init(jax.random.key(1)), made.cohorts(0))[1]) == [
+        "bits_up",
+        "clients",
+        "examples",
+        "refused",
+    ]
     seen = private(open_metrics=True)
     sim = simulator(seen)
     assert "loss" in sim.run(sim.init(jax.random.key(1)), seen.cohorts(0))[1]
@@ -252,5 +288,8 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
 
 
 def test_of_four_hospitals_it_is_refused():
-    with pytest.raises(ValueError, match='client level with 4 clients is meaningless: "with or without one of them" drowns all that 4'):
+    with pytest.raises(
+        ValueError,
+        match='client level with 4 clients is meaningless: "with or without one of them" drowns all that 4',
+    ):
         private(population=4, cohort=4)

@@ -1,4 +1,5 @@
-"""docs/privacy.md runs as it is printed, and has the table of what `compose` says. `python -m tests.privacy.test_docs` writes that."""
+"""docs/privacy.md runs as it is printed, and has the table of what `compose` says. `python -m
+tests.privacy.test_docs` writes that."""
 
 import re
 from functools import partial
@@ -40,7 +41,8 @@ def said(*pieces, **more):
 
 
 def algorithms(names=None):
-    """{name: one algorithm of that name} of the zoo; of those of these names, the ones whose entries begin with it."""
+    """{name: one algorithm of that name} of the zoo; of those of these names, the ones whose entries begin
+    with it."""
     found = {}
     for name, entry in ZOO.items():
         if name not in PRIVATE and (names is None or name.partition(",")[0] in names):
@@ -54,7 +56,11 @@ def rows(names=None):
     total = fc.aggregators.total()
     for name, algorithm in sorted(algorithms(names).items()):
         if names is None or name in names:
-            under = said(algorithm, LEVEL.uplink, LEVEL.aggregator), said(algorithm, LOCAL.uplink), said(algorithm, HIDDEN, total)
+            under = (
+                said(algorithm, LEVEL.uplink, LEVEL.aggregator),
+                said(algorithm, LOCAL.uplink),
+                said(algorithm, HIDDEN, total),
+            )
             yield "algorithm", name, *under
     plain = fc.algorithms.unweighted(fedavg().algorithm)  # as some of the rules ask for
     for name, make in AGGREGATORS.items():
@@ -64,8 +70,18 @@ def rows(names=None):
     for name, make in {**STAGES, **LINEAR}.items():
         if names is None or name in names:
             after = [lambda own=own, make=make: fc.uplink.chain(own.uplink, make()) for own in (LEVEL, LOCAL)]
-            hidden = chained(fc.algorithms.fedavg(task(), SGD, weighting=fc.algorithms.uniform), partial(before, make), total)
-            yield "stage", name, chained(plain, after[0], LEVEL.aggregator), chained(plain, after[1], None), hidden
+            hidden = chained(
+                fc.algorithms.fedavg(task(), SGD, weighting=fc.algorithms.uniform),
+                partial(before, make),
+                total,
+            )
+            yield (
+                "stage",
+                name,
+                chained(plain, after[0], LEVEL.aggregator),
+                chained(plain, after[1], None),
+                hidden,
+            )
 
 
 def before(make):
@@ -100,7 +116,20 @@ def test_the_examples_run(capsys):
         assert lines[: len(wanted)] == wanted
 
 
-FEW = ("fedavg", "scaffold", "mime", "fednova", "mean", "total", "median", "clip", "quantize", "ef21", "randk", "randk, shared")
+FEW = (
+    "fedavg",
+    "scaffold",
+    "mime",
+    "fednova",
+    "mean",
+    "total",
+    "median",
+    "clip",
+    "quantize",
+    "ef21",
+    "randk",
+    "randk, shared",
+)
 
 
 def test_the_table_is_what_compose_says_of_a_few():

@@ -1,4 +1,5 @@
-"""Attacks on membership are worth what closed forms say they are, and LiRA is the likelihood ratio that it stands for."""
+"""Attacks on membership are worth what closed forms say they are, and LiRA is the likelihood ratio that it
+stands for."""
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ def test_an_attack_on_normal_scores_is_worth_what_the_normal_distribution_says(m
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Of 300 small samples; the threshold of 20 others at 5 % is the second largest, above which a member is with Beta(2, 19) chance."""
+    """Of 300 small samples; the threshold of 20 others at 5 % is the second largest, above which a member is
+    with Beta(2, 19) chance."""
     rng, here, share = np.random.default_rng(1), 0, 0
     for _ in range(300):
         others = rng.normal(0, 1, 20)

@@ -14,7 +14,10 @@ from fedjax_core.report.live import Pace, sparkline, view
 
 
 def write(folder, rounds, **more):
-    lines = [{"round": i, "kind": "train", "loss": 1 / i, "lacked": "oslo" if i == 2 else "", **more} for i in range(1, rounds + 1)]
+    lines = [
+        {"round": i, "kind": "train", "loss": 1 / i, "lacked": "oslo" if i == 2 else "", **more}
+        for i in range(1, rounds + 1)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -60,13 +63,23 @@ def test_the_view_has_rounds_metrics_sites_refusals_and_privacy(tmp_path):
     pace.look(2, 0.0)
     pace.look(4, 6.0)
     text = shown(facts, pace)
-    for said in ("round 4 of 8", "3 s a round", "0:00:12 left", "loss", "0.25", "epsilon 1.25, delta 1e-05", "policy: a [rare] level"):
+    for said in (
+        "round 4 of 8",
+        "3 s a round",
+        "0:00:12 left",
+        "loss",
+        "0.25",
+        "epsilon 1.25, delta 1e-05",
+        "policy: a [rare] level",
+    ):
         assert said in text
     rows = [line.split() for line in text.split("rounds without it")[1].splitlines()]
     assert rows[1:3] == [["mayo", "1,500", "4", "1,280", "0"], ["oslo", "40", "0", "0", "1"]]
 
 
-def test_looking_goes_on_until_the_last_round_and_the_page_loads_itself_again_until_then(tmp_path, monkeypatch, capsys):
+def test_looking_goes_on_until_the_last_round_and_the_page_loads_itself_again_until_then(
+    tmp_path, monkeypatch, capsys
+):
     run, html = tmp_path / "run", tmp_path / "live.html"
     run.mkdir()
     pages = []
@@ -93,7 +106,9 @@ def test_one_look_prints_and_ends(tmp_path, capsys):
     assert "Who dies?" in out and "round 2" in out
 
 
-@pytest.mark.parametrize(("args", "said"), [([], "is no folder of a run"), (["--every", "0"], "every=0.0 must be above 0")])
+@pytest.mark.parametrize(
+    ("args", "said"), [([], "is no folder of a run"), (["--every", "0"], "every=0.0 must be above 0")]
+)
 def test_what_cannot_be_watched_is_refused(tmp_path, capsys, args, said):
     assert main(["watch", str(tmp_path if args else tmp_path / "none"), *args]) == 1
     assert said in capsys.readouterr().err

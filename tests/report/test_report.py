@@ -20,10 +20,28 @@ LOSSES = [0.7, 0.5, None, 0.4]
 
 @pytest.fixture
 def folder(tmp_path):
-    lines = [f'{{"round": {i}, "kind": "train", "loss": {"null" if x is None else x}, "examples": 40.0}}' for i, x in enumerate(LOSSES, 1)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"round": 4, "kind": "eval", "loss": 0.45}\n')
-    flow = {"oslo": {"rows in": 50, "left out": {"'age' is missing": 4}, "people": 44, "trained on": 36, "held out": 10}}
-    note(tmp_path, question="Who <b>dies</b>?", flow=flow, performance={"all": {"auroc": [0.8, 0.7, 0.9]}, "oslo": {"auroc": 0.75}})
+    lines = [
+        f'{{"round": {i}, "kind": "train", "loss": {"null" if x is None else x}, "examples": 40.0}}'
+        for i, x in enumerate(LOSSES, 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "\n".join(lines) + '\n{"round": 4, "kind": "eval", "loss": 0.45}\n'
+    )
+    flow = {
+        "oslo": {
+            "rows in": 50,
+            "left out": {"'age' is missing": 4},
+            "people": 44,
+            "trained on": 36,
+            "held out": 10,
+        }
+    }
+    note(
+        tmp_path,
+        question="Who <b>dies</b>?",
+        flow=flow,
+        performance={"all": {"auroc": [0.8, 0.7, 0.9]}, "oslo": {"auroc": 0.75}},
+    )
     note(tmp_path, calibration={"oslo": [[0.1, 0.2, 20], [0.6, 0.5, 16]]}, statistics={"Table 1": "age < 60"})
     return tmp_path
 
@@ -31,10 +49,19 @@ def folder(tmp_path):
 def test_the_page_has_what_the_folder_holds_and_loads_nothing(folder, capsys):
     assert main(["report", str(folder)]) == 0
     text = (folder / "report.html").read_text()
-    assert len(text.encode()) < 2_000_000 and str(len(text.encode())) in capsys.readouterr().out.replace(",", "")
+    assert len(text.encode()) < 2_000_000 and str(len(text.encode())) in capsys.readouterr().out.replace(
+        ",", ""
+    )
     assert re.findall(r"(?:src|href)=|@import|url\(|<script", text) == []
     assert "Who &lt;b&gt;dies&lt;/b&gt;?" in text and "<b>dies" not in text
-    for said in ("&#x27;age&#x27; is missing", "age &lt; 60", "0.75", "rows in", "loss (training", "loss (evaluation"):
+    for said in (
+        "&#x27;age&#x27; is missing",
+        "age &lt; 60",
+        "0.75",
+        "rows in",
+        "loss (training",
+        "loss (evaluation",
+    ):
         assert said in text
     assert text.count("<svg") == 5  # flow, two curves, intervals, calibration
 
@@ -46,9 +73,26 @@ def test_a_gap_in_a_curve_is_no_point_of_it(folder):
 
 def test_no_item_claims_what_the_folder_lacks(folder, tmp_path_factory):
     found = {number: said for number, _, said in items(gather(folder))}
-    assert len(found) == 27 and found["4"] == "Who <b>dies</b>?" and "4 of 50 rows" in found["7"] and "10 examples" in found["16"]
+    assert (
+        len(found) == 27
+        and found["4"] == "Who <b>dies</b>?"
+        and "4 of 50 rows" in found["7"]
+        and "10 examples" in found["16"]
+    )
     assert found["5"] == "tables of 1 sites: oslo"
-    assert {number for number, said in found.items() if said == FOR_AUTHOR} >= {"1", "2", "3", "6", "8", "9", "14", "17", "25", "26", "27"}
+    assert {number for number, said in found.items() if said == FOR_AUTHOR} >= {
+        "1",
+        "2",
+        "3",
+        "6",
+        "8",
+        "9",
+        "14",
+        "17",
+        "25",
+        "26",
+        "27",
+    }
     bare = tmp_path_factory.mktemp("bare")
     note(bare, outcome="death")
     assert [number for number, _, said in items(gather(bare)) if said != FOR_AUTHOR] == ["8", "18"]
@@ -59,13 +103,18 @@ def test_the_report_names_the_algorithm_as_the_checkpoint_or_the_log_has_it(fold
     config = describe({"round": compose(algorithms.scaffold(models.linear(features=2), 0.1, 3))})
     newest = folder / "checkpoints" / "00000004"
     newest.mkdir(parents=True)
-    (newest / "checkpoint.json").write_text(json.dumps({"digest": "ab", "body": {"about": {"config": config}}}))
-    facts = gather(folder)
-    assert facts.algorithm == "scaffold" and {number: said for number, _, said in items(facts)}["12"].startswith(
-        "4 federated rounds of scaffold;"
+    (newest / "checkpoint.json").write_text(
+        json.dumps({"digest": "ab", "body": {"about": {"config": config}}})
     )
+    facts = gather(folder)
+    assert facts.algorithm == "scaffold" and {number: said for number, _, said in items(facts)}[
+        "12"
+    ].startswith("4 federated rounds of scaffold;")
     text = page(facts)
-    assert text.count("4 federated rounds of scaffold") == 2 and ">scaffold</text>" in text.split("loss (training")[1].split("</svg>")[0]
+    assert (
+        text.count("4 federated rounds of scaffold") == 2
+        and ">scaffold</text>" in text.split("loss (training")[1].split("</svg>")[0]
+    )
     shutil.rmtree(newest)
     with Log(folder / "audit", SiteKey.make("coordinator")) as log:
         log.record("coordinator", "round", round=0, about={"algorithm": "fedavg", "sites": 3})
@@ -87,11 +136,23 @@ def test_a_report_that_would_be_too_large_is_refused(folder):
 
 @pytest.mark.slow
 def test_a_browser_draws_the_page(folder):
-    browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    browser = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
     if browser is None:
         pytest.skip("there is no Chromium on this machine")
     main(["report", str(folder)])
     picture = folder / "page.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={picture}", "--window-size=960,3000"]
-    subprocess.run([*command, (folder / "report.html").as_uri()], check=True, capture_output=True, timeout=120)
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--screenshot={picture}",
+        "--window-size=960,3000",
+    ]
+    subprocess.run(
+        [*command, (folder / "report.html").as_uri()], check=True, capture_output=True, timeout=120
+    )
     assert picture.stat().st_size > 20_000

@@ -1,4 +1,5 @@
-"""A small run with everything that a resume could forget: client state, a server optimiser, error feedback, draws, uneven cohorts."""
+"""A small run with everything that a resume could forget: client state, a server optimiser, error feedback,
+draws, uneven cohorts."""
 
 import json
 from functools import cache
@@ -16,14 +17,19 @@ def clients():
     """Six unequal clients with three features and two classes, one of them without examples."""
     rng = np.random.default_rng(0)
     return fc.Clients.from_list(
-        [{"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.integers(0, 2, n).astype(np.int32)} for n in SIZES]
+        [
+            {"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.integers(0, 2, n).astype(np.int32)}
+            for n in SIZES
+        ]
     )
 
 
 @cache
 def composed(lr):
     """SCAFFOLD under quantisation with feedback."""
-    algorithm = fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=lr, population=len(SIZES))
+    algorithm = fc.algorithms.scaffold(
+        fc.models.logistic(features=3, classes=2), lr=lr, population=len(SIZES)
+    )
     return fc.compose(algorithm, uplink=fc.uplink.feedback(fc.uplink.quantize(bits=8)))
 
 
@@ -45,7 +51,10 @@ def cohorts():
 
 def bits(state):
     """Every leaf as (dtype, shape, bytes)."""
-    leaves = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)]
+    leaves = [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
+    ]
     return [(str(x.dtype), x.shape, np.asarray(x).tobytes()) for x in leaves]
 
 

@@ -94,7 +94,10 @@ def test_a_state_that_does_not_fit_the_call_is_refused(rich, settings, kind, sai
 
 def test_a_state_of_another_algorithm_is_refused_by_leaf(rich):
     other = averaging()
-    with pytest.raises(ValueError, match=r"the given state of round 0 does not fit the state of this run: .* bring its parts together by"):
+    with pytest.raises(
+        ValueError,
+        match=r"the given state of round 0 does not fit the state of this run: .* bring its parts together by",
+    ):
         fit(rich, 3, cohorts(), state=other.init(jax.random.key(0)))
 
 
@@ -108,12 +111,21 @@ def test_a_state_that_was_used_up_is_refused(rich):
 
 def test_it_is_told_of_every_round_and_may_keep_states(rich, whole):
     seen = []
-    history = fit(rich, 7, cohorts(), key=jax.random.key(3), evaluate_every=2, each_round=lambda *round: seen.append(round))
+    history = fit(
+        rich,
+        7,
+        cohorts(),
+        key=jax.random.key(3),
+        evaluate_every=2,
+        each_round=lambda *round: seen.append(round),
+    )
     assert bits(history.state) == bits(whole.state)
     np.testing.assert_equal(history.records, whole.records)
     assert [round for round, _, _ in seen] == [1, 2, 3, 4, 5, 6, 7]
     records = [record for record in whole.records if record["kind"] == "train"]
-    np.testing.assert_equal([{"round": round, "kind": "train", **metrics} for round, _, metrics in seen], records)
+    np.testing.assert_equal(
+        [{"round": round, "kind": "train", **metrics} for round, _, metrics in seen], records
+    )
     assert bits(seen[2][1]) == bits(fit(rich, 3, cohorts(), key=jax.random.key(3)).state)
 
 
@@ -142,8 +154,16 @@ def test_true_ends_the_run_which_stays_ended(rich, tmp_path, interrupted):
     ("settings", "kind", "said"),
     [
         ({"each_round": "print"}, TypeError, r"each_round= is a function \(round, state, metrics\), got str"),
-        ({"each_round": print, "rounds_per_dispatch": 2}, ValueError, r"rounds_per_dispatch=2 has that of some alone"),
-        ({"each_round": lambda *round: round}, TypeError, r"each_round= must return None, or True to end the run, and returned a tuple"),
+        (
+            {"each_round": print, "rounds_per_dispatch": 2},
+            ValueError,
+            r"rounds_per_dispatch=2 has that of some alone",
+        ),
+        (
+            {"each_round": lambda *round: round},
+            TypeError,
+            r"each_round= must return None, or True to end the run, and returned a tuple",
+        ),
     ],
 )
 def test_a_function_that_is_none_is_refused(rich, settings, kind, said):
@@ -160,7 +180,11 @@ def test_a_list_of_cohorts_is_taken_as_it_stands(rich, tmp_path):
     with pytest.raises(ValueError, match=r"cohorts\.digest"):
         fit(rich, 3, [*table[:2], [5, 4]], tmp_path)
     rows = np.array([[0, 3], [5, 4]])
-    assert bits(fit(rich, 2, rows).state) == bits(fit(rich, 2, jnp.asarray(rows)).state) == bits(fit(rich, 2, lambda r: rows[r]).state)
+    assert (
+        bits(fit(rich, 2, rows).state)
+        == bits(fit(rich, 2, jnp.asarray(rows)).state)
+        == bits(fit(rich, 2, lambda r: rows[r]).state)
+    )
 
 
 def test_a_class_around_a_simulator_is_a_backend_too(tmp_path):
@@ -168,7 +192,13 @@ def test_a_class_around_a_simulator_is_a_backend_too(tmp_path):
 
     class Gossip:
         def __init__(self, sim):
-            self.round, self.clients, self.settings, self.evaluate, self.init = sim.round, sim.clients, sim.settings, sim.evaluate, sim.init
+            self.round, self.clients, self.settings, self.evaluate, self.init = (
+                sim.round,
+                sim.clients,
+                sim.settings,
+                sim.evaluate,
+                sim.init,
+            )
             self.sim = sim
 
         def run(self, state, cohort, *, donate=False):
@@ -176,7 +206,9 @@ def test_a_class_around_a_simulator_is_a_backend_too(tmp_path):
             own = jax.tree.map(lambda x: (x + jnp.roll(x, 1, axis=0)) / 2, state.clients.own)
             return state._replace(clients=state.clients._replace(own=own)), metrics
 
-    composed = fc.compose(fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=0.1, population=len(SIZES)))
+    composed = fc.compose(
+        fc.algorithms.scaffold(fc.models.logistic(features=3, classes=2), lr=0.1, population=len(SIZES))
+    )
     sim = Gossip(fc.Simulator(composed, clients(), batch_size=4, lanes=1))
     expected = fit(sim, 3, cohorts())
     fit(sim, 2, cohorts(), tmp_path)

@@ -19,11 +19,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_core.run.checkpoint import CheckpointError, Checkpoints, read
 from tests.run.small import bits
 
-DTYPES = ["float32", "float16", "bfloat16", "int32", "int8", "uint32", "bool", "float8_e4m3fn", "int4", "complex64"]
+DTYPES = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "int32",
+    "int8",
+    "uint32",
+    "bool",
+    "float8_e4m3fn",
+    "int4",
+    "complex64",
+]
 
 
 def state(value=1):
-    return {"w": jnp.full((2, 3), value, jnp.float32), "round": jnp.int32(value), "key": jax.random.key(value)}
+    return {
+        "w": jnp.full((2, 3), value, jnp.float32),
+        "round": jnp.int32(value),
+        "key": jax.random.key(value),
+    }
 
 
 def write(run_dir, rounds=(1, 2, 3), keep=3, best=None):
@@ -38,7 +53,10 @@ def home(run_dir, round):
 
 def array_file(folder):
     """The largest file of arrays."""
-    return max((path for path in (folder / "state").rglob("*") if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in (folder / "state").rglob("*") if path.parent.name == "d"),
+        key=lambda path: path.stat().st_size,
+    )
 
 
 def flip(path):
@@ -54,7 +72,11 @@ def truncate(path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_comes_back_bit_for_bit(tmp_path, dtype):
     numbers = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 7, (3, 2))
-    saved = {"a": jnp.asarray(numbers.astype(getattr(ml_dtypes, dtype, dtype))), "b": jnp.zeros((0, 4), dtype), "c": jnp.ones((), dtype)}
+    saved = {
+        "a": jnp.asarray(numbers.astype(getattr(ml_dtypes, dtype, dtype))),
+        "b": jnp.zeros((0, 4), dtype),
+        "c": jnp.ones((), dtype),
+    }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, saved, {})
         back = checkpoints.newest().place(jax.tree.map(jnp.zeros_like, saved))
@@ -112,19 +134,34 @@ DAMAGE = {
     "array file truncated": (lambda f: truncate(array_file(f)), r"state/.* is not as it was written"),
     "array byte flipped": (lambda f: flip(array_file(f)), r"state/.* is not as it was written"),
     "orbax metadata missing": (lambda f: (f / "state" / "_METADATA").unlink(), r"state/_METADATA is missing"),
-    "description missing": (lambda f: (f / "checkpoint.json").unlink(), r"checkpoint.json cannot be read: FileNotFoundError"),
-    "description truncated": (lambda f: truncate(f / "checkpoint.json"), r"checkpoint.json cannot be read: JSONDecodeError"),
-    "description empty": (lambda f: (f / "checkpoint.json").write_text(""), r"checkpoint.json cannot be read"),
+    "description missing": (
+        lambda f: (f / "checkpoint.json").unlink(),
+        r"checkpoint.json cannot be read: FileNotFoundError",
+    ),
+    "description truncated": (
+        lambda f: truncate(f / "checkpoint.json"),
+        r"checkpoint.json cannot be read: JSONDecodeError",
+    ),
+    "description empty": (
+        lambda f: (f / "checkpoint.json").write_text(""),
+        r"checkpoint.json cannot be read",
+    ),
     "an older one under its name": (
         lambda f: (shutil.rmtree(f), shutil.copytree(f.with_name("00000001"), f)),
         "it is the checkpoint of round 1, under another name",
     ),
-    "description byte flipped": (lambda f: flip(f / "checkpoint.json"), r"checkpoint.json (is not as it was written|cannot be read)"),
+    "description byte flipped": (
+        lambda f: flip(f / "checkpoint.json"),
+        r"checkpoint.json (is not as it was written|cannot be read)",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.meets("164.312(c)(1)", by="checkpoints whose digests are checked; of a damaged one the one before is taken, and that is told")
+@pytest.mark.meets(
+    "164.312(c)(1)",
+    by="checkpoints whose digests are checked; of a damaged one the one before is taken, and that is told",
+)
 @pytest.mark.meets("164.308(a)(7)", by="several checkpoints, each verified before it is used")
 def test_a_damaged_newest_falls_back_says_so_and_is_set_aside(tmp_path, kind, caplog):
     damage, reason = DAMAGE[kind]
@@ -148,7 +185,11 @@ def test_a_number_that_orbax_reads_differently_is_told_by_its_leaf(tmp_path, mon
     monkeypatch.setattr("fedjax_core.run.checkpoint._file_digest", lambda path, sync=False: "same")
     write(tmp_path, (2,))
     flip(array_file(home(tmp_path, 2)))
-    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda self, *a, **k: {f"{i:05d}": np.zeros((2, 3), np.float32) for i in range(3)})
+    monkeypatch.setattr(
+        ocp.Checkpointer,
+        "restore",
+        lambda self, *a, **k: {f"{i:05d}": np.zeros((2, 3), np.float32) for i in range(3)},
+    )
     with pytest.raises(CheckpointError, match=r"is damaged: \['key'\] is not as it was saved"):
         read(home(tmp_path, 2))
 
@@ -160,7 +201,10 @@ def test_none_readable_is_an_error_and_changes_nothing(tmp_path):
     for _ in range(2):
         with (
             Checkpoints(tmp_path) as checkpoints,
-            pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read \(round 2: .*; round 1: .*\)\. Bring one back"),
+            pytest.raises(
+                CheckpointError,
+                match=r"no checkpoint in .* can be read \(round 2: .*; round 1: .*\)\. Bring one back",
+            ),
         ):
             checkpoints.newest()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000002"]
@@ -175,15 +219,27 @@ def test_no_checkpoints_is_a_fresh_start(tmp_path):
     "other, said",
     [
         ({"w": jnp.zeros((3, 3))}, r"\['w'\] is float32\[2, 3\] in the checkpoint and float32\[3, 3\] now"),
-        ({"w": jnp.zeros((2, 3), jnp.bfloat16)}, r"float32\[2, 3\] in the checkpoint and bfloat16\[2, 3\] now"),
+        (
+            {"w": jnp.zeros((2, 3), jnp.bfloat16)},
+            r"float32\[2, 3\] in the checkpoint and bfloat16\[2, 3\] now",
+        ),
         ({"v": jnp.zeros(1)}, r"\['v'\] is absent in the checkpoint and float32\[1\] now"),
-        ({"round": jax.random.key(0)}, r"\['round'\] is int32\[\] in the checkpoint and key<.*> uint32\[2\] now"),
-        ({"key": jax.random.key(0, impl="rbg")}, r"key<threefry2x32> uint32\[2\] in the checkpoint and key<rbg> uint32\[4\] now"),
+        (
+            {"round": jax.random.key(0)},
+            r"\['round'\] is int32\[\] in the checkpoint and key<.*> uint32\[2\] now",
+        ),
+        (
+            {"key": jax.random.key(0, impl="rbg")},
+            r"key<threefry2x32> uint32\[2\] in the checkpoint and key<rbg> uint32\[4\] now",
+        ),
     ],
 )
 def test_another_structure_is_refused_by_the_name_of_the_leaf(tmp_path, other, said):
     write(tmp_path, (7,))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=f"round 7 does not fit .*{said}.*another run_dir"):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=f"round 7 does not fit .*{said}.*another run_dir"),
+    ):
         checkpoints.newest().place({**state(0), **other})
 
 
@@ -217,7 +273,11 @@ def test_a_failed_save_is_told_at_the_next_and_the_last_good_survives(tmp_path, 
 
 
 def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(ocp.Checkpointer, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        ocp.Checkpointer,
+        "save",
+        lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state(3), {})
         raise ZeroDivisionError
@@ -246,7 +306,12 @@ print(checkpoints.rounds())
 def test_a_file_that_cannot_be_written_in_full(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     out = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FULL_DISK, tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     error, rounds = out.stdout.strip().splitlines()[0], out.stdout.strip().splitlines()[-1]
     assert "could not write the checkpoint of round 2" in error and rounds == "[1]"

@@ -1,4 +1,5 @@
-"""Samplers that look at the model: power-of-choice chooses by the clients' losses, alike on every backend and when resumed."""
+"""Samplers that look at the model: power-of-choice chooses by the clients' losses, alike on every backend and
+when resumed."""
 
 import jax
 import numpy as np
@@ -39,7 +40,9 @@ def test_it_takes_those_candidates_whose_loss_is_largest(kind, monkeypatch):
     assert trained == [data.sizes[chosen] for _, (chosen,) in sampler.chosen]
 
 
-@pytest.mark.parametrize("build", [averaging, simulator, lambda: fc.Loops(simulator().round, clients(), batch_size=4)])
+@pytest.mark.parametrize(
+    "build", [averaging, simulator, lambda: fc.Loops(simulator().round, clients(), batch_size=4)]
+)
 def test_a_run_in_stages_chooses_as_one_in_one_go(build, tmp_path):
     sampler = fc.cohorts.power_of_choice(fc.cohorts.weighted([*SIZES], 4), size=2)
     expected = fit(build(), 4, sampler)
@@ -55,7 +58,9 @@ def test_scores_are_what_an_evaluation_finds_of_these_clients(settings):
     """Each on its own model where clients have one; NaN of a client without examples."""
     task = fc.models.logistic(features=3, classes=2)
     algorithm = fc.algorithms.scaffold(task, lr=0.1, population=len(SIZES))
-    mine = algorithm._replace(personal=lambda server, own: jax.tree.map(lambda x, c: x - 0.5 * c, server.params, own))
+    mine = algorithm._replace(
+        personal=lambda server, own: jax.tree.map(lambda x, c: x - 0.5 * c, server.params, own)
+    )
     sim = fc.Simulator(fc.compose(mine), clients(), batch_size=4, lanes=2, **settings)
     state, _ = sim.run(sim.init(jax.random.key(0)), [0, 3, 5])
     everyone, who = sim.evaluate(state).clients, [5, 2, 0]
@@ -73,7 +78,9 @@ def test_it_costs_no_program_but_that_of_an_evaluation(caplog):
         return len(found)
 
     task = fc.models.logistic(features=3, classes=2)  # that nobody has evaluated so far
-    sim = fc.Simulator(fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), clients(), batch_size=4, lanes=1)
+    sim = fc.Simulator(
+        fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), clients(), batch_size=4, lanes=1
+    )
     state = sim.init(jax.random.key(0))
     with jax.log_compiles():
         sim.evaluate(state)
@@ -86,7 +93,11 @@ def test_it_costs_no_program_but_that_of_an_evaluation(caplog):
 @pytest.mark.parametrize(
     ("settings", "kind", "said"),
     [
-        ({"rounds_per_dispatch": 2}, ValueError, r"power_of_choice looks at the state before each round, and rounds_per_dispatch=2"),
+        (
+            {"rounds_per_dispatch": 2},
+            ValueError,
+            r"power_of_choice looks at the state before each round, and rounds_per_dispatch=2",
+        ),
         (
             {"cohorts": fc.cohorts.power_of_choice(fc.cohorts.uniform(6, 2), 1, "auroc")},
             ValueError,
@@ -108,9 +119,17 @@ def test_what_cannot_be_chosen_by_is_refused(settings, kind, said):
 def test_a_backend_that_cannot_tell_is_refused():
     class Plain:
         def __init__(self, sim):
-            self.round, self.clients, self.settings, self.init, self.run = sim.round, sim.clients, sim.settings, sim.init, sim.run
+            self.round, self.clients, self.settings, self.init, self.run = (
+                sim.round,
+                sim.clients,
+                sim.settings,
+                sim.init,
+                sim.run,
+            )
 
-    with pytest.raises(TypeError, match=r"power_of_choice asks what clients' losses are, and a Plain has no score"):
+    with pytest.raises(
+        TypeError, match=r"power_of_choice asks what clients' losses are, and a Plain has no score"
+    ):
         fit(Plain(averaging()), 2, fc.cohorts.power_of_choice(fc.cohorts.uniform(6, 2), 1))
 
 
@@ -123,5 +142,8 @@ def test_nobody_drawn_is_nobody_chosen_and_unknown_losses_come_last():
     nobody = fc.cohorts.power_of_choice(fc.cohorts.poisson(6, 1e-9), 1)
     assert nobody.choose(0, None, None).tolist() == []
     told = {"loss": np.array([np.nan, 1.0, np.inf, 2.0, np.nan, 2.0])}
-    ordered = [fc.cohorts.power_of_choice(fc.cohorts.everyone(6), n).choose(0, None, lambda who: told).tolist() for n in range(1, 7)]
+    ordered = [
+        fc.cohorts.power_of_choice(fc.cohorts.everyone(6), n).choose(0, None, lambda who: told).tolist()
+        for n in range(1, 7)
+    ]
     assert ordered == [[2], [2, 3], [2, 3, 5], [1, 2, 3, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]]

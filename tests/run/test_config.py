@@ -76,14 +76,30 @@ def schedule(steps):
         ),
         (lambda: optax.sgd(1.0), lambda: optax.sgd(1.0, momentum=0.9), r"\(absent\) ->|->"),
         (lambda: applied(Net(8)), lambda: applied(Net(9)), r"closure\.module\.hidden: 8 -> 9"),
-        (lambda: applied(Net()), lambda: applied(Net(8, nn.tanh)), r"closure\.module\.activation: .*relu.*->.*tanh"),
-        (lambda: functools.partial(power, exponent=2), lambda: functools.partial(power, exponent=3), r"keywords\.exponent: 2 -> 3"),
+        (
+            lambda: applied(Net()),
+            lambda: applied(Net(8, nn.tanh)),
+            r"closure\.module\.activation: .*relu.*->.*tanh",
+        ),
+        (
+            lambda: functools.partial(power, exponent=2),
+            lambda: functools.partial(power, exponent=3),
+            r"keywords\.exponent: 2 -> 3",
+        ),
         (lambda: Scaled(1).__call__, lambda: Scaled(2).__call__, r"self\.factor: 1 -> 2"),
         (lambda: Scaled(1), lambda: Scaled(2), r"factor: 1 -> 2"),
-        (lambda: jax.jit(lambda x: 2.0 * x), lambda: jax.jit(lambda x: 3.0 * x), r"wrapped\.constants\[0\]: 2\.0 -> 3\.0"),
+        (
+            lambda: jax.jit(lambda x: 2.0 * x),
+            lambda: jax.jit(lambda x: 3.0 * x),
+            r"wrapped\.constants\[0\]: 2\.0 -> 3\.0",
+        ),
         (lambda: np.arange(3), lambda: np.arange(1, 4), r"int64\[3\] \w{16}' -> 'int64\[3\] \w{16}'"),
         (lambda: jnp.zeros(3), lambda: jnp.zeros((3, 1)), r"float32\[3\]"),
-        (lambda: jax.random.key(0), lambda: jax.random.key(1), r"key<threefry2x32> \[0, 0\]' -> 'key<threefry2x32> \[0, 1\]'"),
+        (
+            lambda: jax.random.key(0),
+            lambda: jax.random.key(1),
+            r"key<threefry2x32> \[0, 0\]' -> 'key<threefry2x32> \[0, 1\]'",
+        ),
         (lambda: fc.cohorts.uniform(10, 2), lambda: fc.cohorts.uniform(10, 3), r"size: 2 -> 3"),
         (lambda: {"a": [1, 2]}, lambda: {"a": [1, 2, 3]}, r"a\[2\]: \(absent\) -> 3"),
         (lambda: {"a": 1}, lambda: {"a": True}, r"a: 1 -> True"),
@@ -99,7 +115,9 @@ def test_a_setting_that_changed_is_named(one, other, said):
 
 
 def test_functions_with_another_constant_or_another_call_differ():
-    assert difference(describe(lambda x: x * 2.0), describe(lambda x: x * 3.0)) == ["constants[0]: 2.0 -> 3.0"]
+    assert difference(describe(lambda x: x * 2.0), describe(lambda x: x * 3.0)) == [
+        "constants[0]: 2.0 -> 3.0"
+    ]
     [line] = difference(describe(lambda x: jnp.sin(x)), describe(lambda x: jnp.cos(x)))
     assert line.startswith("code: ")
 
@@ -143,13 +161,22 @@ def test_cycles_end():
 def test_only_code_is_left_out_for_another_python():
     described = describe({"f": lambda x: power(x) * 2.0, "lr": 0.1})
     kept = without_code(described)
-    assert kept["lr"] == 0.1 and "f" in kept and not any("code" in name or "constants" in name for name in kept)
+    assert (
+        kept["lr"] == 0.1 and "f" in kept and not any("code" in name or "constants" in name for name in kept)
+    )
 
 
 def whole():
     """All that `fit` describes, of the small run."""
     sim = simulator()
-    return {"round": sim.round, "cohorts": cohorts(), "settings": sim.settings, "net": applied(Net()), "sgd": schedule(7), "f": power}
+    return {
+        "round": sim.round,
+        "cohorts": cohorts(),
+        "settings": sim.settings,
+        "net": applied(Net()),
+        "sgd": schedule(7),
+        "f": power,
+    }
 
 
 def test_two_processes_agree():
@@ -159,12 +186,25 @@ def test_two_processes_agree():
     )
     found = []
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONHASHSEED": seed}
-        out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            "PYTHONHASHSEED": seed,
+        }
+        out = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
         found.append(json.loads(out.splitlines()[-1]))
     assert difference(*found) == []
     assert len(found[0]) > 50 and "0x" not in json.dumps(found[0])
 
 
 def test_versions_name_what_last_bits_depend_on():
-    assert {"python", "jax", "jaxlib", "numpy", "fedjax-core", "fedjax-core source", "devices"} <= set(versions())
+    assert {"python", "jax", "jaxlib", "numpy", "fedjax-core", "fedjax-core source", "devices"} <= set(
+        versions()
+    )

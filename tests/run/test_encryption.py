@@ -1,4 +1,5 @@
-"""Encrypted checkpoints: they come back to the last bit with their key, and not at all without it or with one byte changed."""
+"""Encrypted checkpoints: they come back to the last bit with their key, and not at all without it or with one
+byte changed."""
 
 import base64
 import io
@@ -74,8 +75,17 @@ def test_every_flipped_bit_cut_exchange_and_addition_is_found(monkeypatch):
     assert len(chunks) == 3 and head + b"".join(chunks) == raw
     changed = [raw[:i] + bytes([raw[i] ^ 1 << i % 8]) + raw[i + 1 :] for i in range(len(raw))]
     changed += [raw[:n] for n in range(len(raw))]
-    changed += [head + chunks[1] + chunks[0] + chunks[2], head + chunks[0] + chunks[2], head + chunks[0] + chunks[0] + chunks[2]]
-    changed += [raw + b"\x00", raw + chunks[2], head + b"".join(chunks) * 2, sealed(plain)[: encryption._HEAD] + raw[encryption._HEAD :]]
+    changed += [
+        head + chunks[1] + chunks[0] + chunks[2],
+        head + chunks[0] + chunks[2],
+        head + chunks[0] + chunks[0] + chunks[2],
+    ]
+    changed += [
+        raw + b"\x00",
+        raw + chunks[2],
+        head + b"".join(chunks) * 2,
+        sealed(plain)[: encryption._HEAD] + raw[encryption._HEAD :],
+    ]
     for wrong in changed:
         with pytest.raises(Corrupt):
             unsealed(wrong, len(plain))
@@ -107,7 +117,9 @@ def test_keys_are_read_where_they_are_safe(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_KEY", KEY.hex())
     assert load_key(key_file(tmp_path), tmp_path / "run") == load_key("env:STUDY_KEY", tmp_path) == KEY
     for mode in (0o640, 0o604, 0o660):
-        with pytest.raises(UnusableKey, match=f"has mode {mode:04o} and owner .* others may have read the key"):
+        with pytest.raises(
+            UnusableKey, match=f"has mode {mode:04o} and owner .* others may have read the key"
+        ):
             load_key(key_file(tmp_path, mode=mode), tmp_path / "run")
     for text in ("", "00" * 31, "00" * 33, "no key", KEY.hex()[:-1]):
         with pytest.raises(UnusableKey, match="64 hexadecimal digits"):
@@ -147,7 +159,9 @@ DAMAGE = {
     "last byte": lambda file: change(file, -1),
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-3]),
     "missing": lambda file: file.unlink(),
-    "an older one in its place": lambda file: file.write_bytes((file.parents[1] / "00000001" / "sealed").read_bytes()),
+    "an older one in its place": lambda file: file.write_bytes(
+        (file.parents[1] / "00000001" / "sealed").read_bytes()
+    ),
 }
 
 
@@ -157,15 +171,24 @@ def test_a_damaged_newest_falls_back_as_a_plain_one_does(tmp_path, kind, caplog)
     DAMAGE[kind](tmp_path / "checkpoints" / "00000003" / "sealed")
     with Checkpoints(tmp_path, key=KEY) as checkpoints, caplog.at_level(logging.ERROR):
         saved = checkpoints.newest()
-    assert saved.round == saved.about["note"] == 2 and small.bits(saved.place(state(0))) == small.bits(state(2))
-    assert re.search(r"checkpoint of round 3 is damaged \(sealed: .*\), set aside as damaged-00000003; going on from round 2", caplog.text)
+    assert saved.round == saved.about["note"] == 2 and small.bits(saved.place(state(0))) == small.bits(
+        state(2)
+    )
+    assert re.search(
+        r"checkpoint of round 3 is damaged \(sealed: .*\), set aside as damaged-00000003; going on from round 2",
+        caplog.text,
+    )
     assert read((tmp_path / "best").resolve(), KEY).round == 1
 
 
 @pytest.mark.parametrize(
     ("written", "asked", "said"),
     [
-        (KEY, OTHER, r"cannot be opened: it was encrypted with another key\. Give encrypt= the key that it was written with"),
+        (
+            KEY,
+            OTHER,
+            r"cannot be opened: it was encrypted with another key\. Give encrypt= the key that it was written with",
+        ),
         (KEY, None, r"is encrypted: give encrypt= the key"),
         (None, KEY, r"is not encrypted, though a key was given"),
     ],
@@ -192,7 +215,13 @@ def test_a_run_resumes_bit_for_bit_and_leaves_no_plain_byte(tmp_path, monkeypatc
     rng = np.random.default_rng(7)
     start = small.averaging().init(jax.random.key(0)).params
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), start)
-    options = {"cohorts": small.cohorts(), "checkpoint_every": 2, "evaluate_every": 3, "progress": False, "params": params}
+    options = {
+        "cohorts": small.cohorts(),
+        "checkpoint_every": 2,
+        "evaluate_every": 3,
+        "progress": False,
+        "params": params,
+    }
     whole = fc.fit(small.averaging(), 6, run_dir=tmp_path / "whole", **options)
     monkeypatch.setattr(ocp.Checkpointer, "save", None)  # Orbax writes by itself, which nobody sees
     monkeypatch.setattr("builtins.open", spy)
@@ -210,7 +239,12 @@ def test_a_run_resumes_bit_for_bit_and_leaves_no_plain_byte(tmp_path, monkeypatc
     for tree in (params, parts.state.params):
         for x in map(np.asarray, jax.tree.leaves(tree)):
             for raw in filter(any, (x.tobytes()[:8], x.tobytes()[-8:])):
-                for spelled in (raw, raw.hex().encode(), base64.b64encode(raw)[:8], json.dumps(x.ravel().tolist()[:1])[1:-1].encode()):
+                for spelled in (
+                    raw,
+                    raw.hex().encode(),
+                    base64.b64encode(raw)[:8],
+                    json.dumps(x.ravel().tolist()[:1])[1:-1].encode(),
+                ):
                     assert not any(spelled in path.read_bytes() for path in files)
     for path in files:
         assert b"params" not in path.read_bytes() and b"config" not in path.read_bytes()

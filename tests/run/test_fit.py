@@ -29,7 +29,8 @@ def sim():
 
 
 class Altered:
-    """A simulator whose metrics are made up by `alter(round, metrics)`, and which notes what is asked of it."""
+    """A simulator whose metrics are made up by `alter(round, metrics)`, and which notes what is asked of
+    it."""
 
     def __init__(self, sim, alter=lambda round, metrics: metrics):
         self.sim, self.alter, self.calls = sim, alter, []
@@ -77,7 +78,9 @@ def test_groups_of_rounds_log_the_same(sim):
 def test_curves_are_read_off_the_records(sim):
     history = fit(sim, 5, fc.cohorts.everyone(6), evaluate_every=2)
     rounds, values = history.curve("accuracy")
-    assert rounds.tolist() == [0, 2, 4] and values.tolist() == [r["accuracy"] for r in history.records if r["kind"] == "eval"]
+    assert rounds.tolist() == [0, 2, 4] and values.tolist() == [
+        r["accuracy"] for r in history.records if r["kind"] == "eval"
+    ]
     assert history.curve("loss", "train")[0].tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(KeyError, match=r"no 'eval' record has 'auroc': there are accuracy, loss"):
         history.curve("auroc")
@@ -107,7 +110,17 @@ def test_metrics_are_read_while_the_next_round_is_at_work(sim, monkeypatch):
 
 def test_best_is_the_first_lowest_and_is_kept(sim, tmp_path):
     values = {0: 9.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0, 10: math.nan}
-    history = fit(sim, 10, cohorts(), tmp_path, checkpoint_every=5, keep=1, evaluate_every=2, evaluate=scripted(values), best="score")
+    history = fit(
+        sim,
+        10,
+        cohorts(),
+        tmp_path,
+        checkpoint_every=5,
+        keep=1,
+        evaluate_every=2,
+        evaluate=scripted(values),
+        best="score",
+    )
     assert history.best == Best(4, 3.0)
     assert [r["score"] for r in history.records if r["kind"] == "eval"][:-1] == list(values.values())[:-1]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000004", "00000010"]
@@ -132,7 +145,13 @@ def test_evaluation_on_other_clients(sim):
 @pytest.mark.parametrize("stop_after", [None, 1, 3, 4, 7])
 def test_patience_ends_the_run_at_the_same_round_however_often_it_is_interrupted(sim, tmp_path, stop_after):
     values = [9.0, 8.0, 7.0, 7.5, 6.0, 6.5, 6.4, 6.3, 5.0, 4.0, 3.0, 2.0]
-    settings = {"evaluate_every": 1, "evaluate": scripted(values), "best": "score", "patience": 3, "checkpoint_every": 5}
+    settings = {
+        "evaluate_every": 1,
+        "evaluate": scripted(values),
+        "best": "score",
+        "patience": 3,
+        "checkpoint_every": 5,
+    }
     if stop_after is not None:
         fit(sim, stop_after, cohorts(), tmp_path, **settings)
     history = fit(sim, 11, cohorts(), tmp_path, **settings)
@@ -170,7 +189,9 @@ def test_in_another_thread_signals_are_left_alone(sim):
     found = []
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(
-        target=lambda: found.append(fit(sim, 2, lambda round: [0] if signal.getsignal(signal.SIGINT) is before else 1 / 0))
+        target=lambda: found.append(
+            fit(sim, 2, lambda round: [0] if signal.getsignal(signal.SIGINT) is before else 1 / 0)
+        )
     )
     thread.start()
     thread.join()
@@ -197,16 +218,26 @@ def test_a_run_in_which_nobody_ever_counts_ends_with_the_example_that_is_to_blam
     """Both clients have an example that no model can use, and a few looked at beforehand do not show it."""
     x = np.ones((20, 2), np.float32)
     x[12, 1] = 0
-    task = fc.Task(lambda key: jnp.zeros(2), lambda w, batch, key: jnp.log(batch["x"][:, 1]) * (1 + w[0]) + batch["x"] @ w)
-    simulator = fc.Simulator(
-        fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), fc.Clients.from_list([{"x": x}, {"x": x}]), batch_size=20, lanes=1
+    task = fc.Task(
+        lambda key: jnp.zeros(2),
+        lambda w, batch, key: jnp.log(batch["x"][:, 1]) * (1 + w[0]) + batch["x"] @ w,
     )
-    with pytest.raises(ValueError, match=r"all clients' reports were refused.* the loss of client 0 \(id 0\), its row 12"):
+    simulator = fc.Simulator(
+        fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))),
+        fc.Clients.from_list([{"x": x}, {"x": x}]),
+        batch_size=20,
+        lanes=1,
+    )
+    with pytest.raises(
+        ValueError, match=r"all clients' reports were refused.* the loss of client 0 \(id 0\), its row 12"
+    ):
         fit(simulator, 3, fc.cohorts.everyone(2), progress=False)
 
 
 def test_refused_reports_are_told(sim, caplog):
-    history = fit(Altered(sim, lambda round, m: {**m, "refused": Sum(jnp.float32(2 * (round > 1)))}), 4, cohorts())
+    history = fit(
+        Altered(sim, lambda round, m: {**m, "refused": Sum(jnp.float32(2 * (round > 1)))}), 4, cohorts()
+    )
     assert [m.getMessage() for m in caplog.records] == [
         "round 2 refused 2 reports that were not finite, and went on without them",
         "reports were refused in 3 rounds: see `refused` in the records",
@@ -219,21 +250,61 @@ def test_refused_reports_are_told(sim, caplog):
     [
         ({"rounds": 0}, ValueError, r"rounds must be a whole number of at least 1, got 0"),
         ({"rounds": 2.5}, ValueError, r"rounds must be a whole number of at least 1, got 2\.5"),
-        ({"checkpoint_every": 0}, ValueError, r"checkpoint_every must be a whole number of at least 1, got 0"),
+        (
+            {"checkpoint_every": 0},
+            ValueError,
+            r"checkpoint_every must be a whole number of at least 1, got 0",
+        ),
         ({"keep": 0}, ValueError, r"keep must be .* at least 1, got 0"),
         ({"rounds_per_dispatch": True}, ValueError, r"rounds_per_dispatch must be .* at least 1, got True"),
         ({"evaluate_every": -1}, ValueError, r"evaluate_every must be .* at least 0, got -1"),
         ({"patience": 0, "evaluate_every": 1}, ValueError, r"patience must be .* at least 1, got 0"),
-        ({"patience": 2}, ValueError, r"patience= is given, but evaluate_every=0 never evaluates: set evaluate_every="),
-        ({"evaluate": scripted([1.0])}, ValueError, r"evaluate= is given, but evaluate_every=0 never evaluates"),
-        ({"evaluate": [1], "evaluate_every": 1}, TypeError, r"evaluate= must be fc\.Clients or a function .* got list; leave it out"),
-        ({"mode": "least"}, ValueError, r"mode= says whether .*'loss' is best: \"min\" or \"max\", got 'least'"),
-        ({"best": "auroc", "evaluate_every": 1}, ValueError, r"best='auroc' is not among .*: choose one of \['accuracy', 'loss'\]"),
-        ({"cohorts": 3}, TypeError, r"cohorts= must be a function of the round or a list with a cohort for each, got int: use"),
-        ({"cohorts": [0, 1]}, ValueError, r"a list of cohorts has one for each round, .* lambda round: \[0, 1\]"),
+        (
+            {"patience": 2},
+            ValueError,
+            r"patience= is given, but evaluate_every=0 never evaluates: set evaluate_every=",
+        ),
+        (
+            {"evaluate": scripted([1.0])},
+            ValueError,
+            r"evaluate= is given, but evaluate_every=0 never evaluates",
+        ),
+        (
+            {"evaluate": [1], "evaluate_every": 1},
+            TypeError,
+            r"evaluate= must be fc\.Clients or a function .* got list; leave it out",
+        ),
+        (
+            {"mode": "least"},
+            ValueError,
+            r"mode= says whether .*'loss' is best: \"min\" or \"max\", got 'least'",
+        ),
+        (
+            {"best": "auroc", "evaluate_every": 1},
+            ValueError,
+            r"best='auroc' is not among .*: choose one of \['accuracy', 'loss'\]",
+        ),
+        (
+            {"cohorts": 3},
+            TypeError,
+            r"cohorts= must be a function of the round or a list with a cohort for each, got int: use",
+        ),
+        (
+            {"cohorts": [0, 1]},
+            ValueError,
+            r"a list of cohorts has one for each round, .* lambda round: \[0, 1\]",
+        ),
         ({"cohorts": [[0, 9]]}, ValueError, r"names client 9, but the population is clients 0 to 5"),
-        ({"cohorts": [[0, 1]], "rounds": 2}, ValueError, r"cohorts= lists 1 rounds, and rounds=2: list a cohort for each"),
-        ({"cohorts": fc.cohorts.uniform(7, 2)}, ValueError, r"cohorts= draws from 7 clients, but the simulation has 6; build both"),
+        (
+            {"cohorts": [[0, 1]], "rounds": 2},
+            ValueError,
+            r"cohorts= lists 1 rounds, and rounds=2: list a cohort for each",
+        ),
+        (
+            {"cohorts": fc.cohorts.uniform(7, 2)},
+            ValueError,
+            r"cohorts= draws from 7 clients, but the simulation has 6; build both",
+        ),
         ({"key": 3}, TypeError, r"key= must be one typed key, such as jax\.random\.key\(0\), got 3"),
         ({"key": jax.random.split(jax.random.key(0))}, TypeError, r"key= must be one typed key"),
     ],
@@ -245,13 +316,20 @@ def test_what_cannot_be_right_is_refused_with_the_way_out(sim, settings, error, 
 
 def test_a_run_dir_that_cannot_be_had(sim, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match=r"run_dir .*file' cannot be a folder, for .*/file is a file\. Choose another run_dir"):
+    with pytest.raises(
+        NotADirectoryError,
+        match=r"run_dir .*file' cannot be a folder, for .*/file is a file\. Choose another run_dir",
+    ):
         fit(sim, 1, cohorts(), tmp_path / "file")
-    with pytest.raises(NotADirectoryError, match=r"below' cannot be a folder, for .*/file is a file\. Choose another"):
+    with pytest.raises(
+        NotADirectoryError, match=r"below' cannot be a folder, for .*/file is a file\. Choose another"
+    ):
         fit(sim, 1, cohorts(), tmp_path / "file" / "runs" / "below")
     with (
         claim(tmp_path / "x"),
-        pytest.raises(RuntimeError, match=rf"x' is in use by process {os.getpid()} on .*; .* choose another run_dir"),
+        pytest.raises(
+            RuntimeError, match=rf"x' is in use by process {os.getpid()} on .*; .* choose another run_dir"
+        ),
     ):
         fit(sim, 1, cohorts(), tmp_path / "x")
 
@@ -260,13 +338,19 @@ def test_a_run_dir_that_cannot_be_had(sim, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "mkdir", refuse)
-        with pytest.raises(PermissionError, match=r"run_dir .*y' cannot be written .*Read-only.* or run_dir=None to keep nothing"):
+        with pytest.raises(
+            PermissionError,
+            match=r"run_dir .*y' cannot be written .*Read-only.* or run_dir=None to keep nothing",
+        ):
             fit(sim, 1, cohorts(), tmp_path / "y")
 
 
 def test_one_of_several_processes_takes_no_run_dir(sim, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ValueError, match=r"x' is written by one process, and jax.distributed has 4: .* or train with fc.Cluster"):
+    with pytest.raises(
+        ValueError,
+        match=r"x' is written by one process, and jax.distributed has 4: .* or train with fc.Cluster",
+    ):
         fit(sim, 1, cohorts(), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -288,7 +372,10 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
 
 def test_load_best_needs_an_evaluation(sim, tmp_path):
     fit(sim, 1, cohorts(), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"best does not exist: fit\(\) keeps a best model where evaluate_every= is above 0"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"best does not exist: fit\(\) keeps a best model where evaluate_every= is above 0",
+    ):
         load_best(tmp_path, sim)
 
 
@@ -305,7 +392,11 @@ def test_whom_a_round_lacked_is_in_its_record_and_said_at_once(tmp_path, capsys)
     history = fit(sim, 33, cohorts(), tmp_path)
     found = [record.get("lacked") for record in history.records if record["kind"] == "train"]
     assert found == [None] * 29 + ["mayo oslo"] * 2 + [None] * 2
-    assert [record.get("lacked") for record in read_records(tmp_path / "metrics.jsonl") if record["kind"] == "train"] == found
+    assert [
+        record.get("lacked")
+        for record in read_records(tmp_path / "metrics.jsonl")
+        if record["kind"] == "train"
+    ] == found
     lines = [line for line in capsys.readouterr().err.splitlines() if "round 3" in line]
     assert any(line.startswith("round 30 of 33") and line.endswith(", without mayo, oslo") for line in lines)
     assert any(line.startswith("round 32 of 33") and "without" not in line for line in lines)

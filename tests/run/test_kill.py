@@ -22,7 +22,9 @@ def start(run_dir, output, pause=0.0, stderr=None):
     """The script as a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PAUSE": str(pause)}
     command = [sys.executable, SCRIPT, run_dir, str(ROUNDS), output]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=REPOSITORY)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=REPOSITORY
+    )
 
 
 def finish(run_dir, output, capsys):

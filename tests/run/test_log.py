@@ -17,7 +17,8 @@ def write(run_dir, first, last, done=0, **settings):
 
 
 def events(run_dir):
-    """(step, {tag: value}) of what TensorBoard shows: a later session's start forgets the steps from its own on."""
+    """(step, {tag: value}) of what TensorBoard shows: a later session's start forgets the steps from its own
+    on."""
     from tensorboardX.proto.event_pb2 import Event
 
     shown = []
@@ -39,7 +40,10 @@ def test_lines_are_flat_json_and_numbers_that_are_not_finite_are_null(tmp_path):
         log.write(1, "train", {"loss": math.nan, "examples": 2.0})
         log.write(1, "eval", {"loss": math.inf})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert lines == ['{"round": 1, "kind": "train", "loss": null, "examples": 2.0}', '{"round": 1, "kind": "eval", "loss": null}']
+    assert lines == [
+        '{"round": 1, "kind": "train", "loss": null, "examples": 2.0}',
+        '{"round": 1, "kind": "eval", "loss": null}',
+    ]
     assert math.isnan(read_records(tmp_path / "metrics.jsonl")[0]["loss"])
 
 
@@ -48,7 +52,9 @@ def test_on_resume_later_rounds_are_cut_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getpid", lambda: 1)  # another process, maybe in the same second
     records = write(tmp_path, 5, 9, done=4)
     assert [record["round"] for record in records] == list(range(1, 10))
-    assert [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == list(range(1, 10))
+    assert [
+        json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ] == list(range(1, 10))
     assert [step for step, _ in events(tmp_path)] == list(range(1, 10))
     assert events(tmp_path)[3][1] == {"train/loss": 0.25, "train/examples": 4.0}
 
@@ -68,7 +74,11 @@ def test_missing_rounds_are_told(tmp_path, caplog):
 
 def test_a_full_disk_is_told_with_the_way_out(tmp_path):
     said = r"could not write /dev/full .*The checkpoints are as they were: free some space and start again"
-    with pytest.raises(OSError, match=said), open("/dev/full", "w", buffering=1) as full, Log(tmp_path, rounds=1, progress=False) as log:
+    with (
+        pytest.raises(OSError, match=said),
+        open("/dev/full", "w", buffering=1) as full,
+        Log(tmp_path, rounds=1, progress=False) as log,
+    ):
         log._file.close()
         log._file = full
         log.write(1, "train", {"loss": 1.0})
@@ -78,7 +88,9 @@ def test_without_a_terminal_the_first_rounds_and_the_last_are_shown(tmp_path, ca
     """As in a notebook, a pipe, or under nohup."""
     write(tmp_path, 1, 9, progress=True)
     shown = capsys.readouterr()
-    assert [line.split(":")[0] for line in shown.err.splitlines()] == [f"round {n} of 9" for n in (1, 2, 3, 9)]
+    assert [line.split(":")[0] for line in shown.err.splitlines()] == [
+        f"round {n} of 9" for n in (1, 2, 3, 9)
+    ]
     assert "round 2 of 9: loss 0.5, " in shown.err and "examples/s" in shown.err and not shown.out
 
 

@@ -18,7 +18,12 @@ def equal(a, b):
 
 @pytest.mark.parametrize(
     "task",
-    [fc.models.mlp(features=3, hidden=(4,), classes=2), fc.models.linear(features=2), flax_task(Dropped()), flax_task(Twin)],
+    [
+        fc.models.mlp(features=3, hidden=(4,), classes=2),
+        fc.models.linear(features=2),
+        flax_task(Dropped()),
+        flax_task(Twin),
+    ],
     ids=["list", "dict", "linen", "nnx"],
 )
 def test_what_is_written_is_read(task, tmp_path):
@@ -68,11 +73,23 @@ def test_a_file_that_is_there_is_replaced_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("like", "said"),
     [
-        ({"w": jnp.zeros((2, 4)), "b": jnp.zeros(3)}, r"w is float32\[2, 3\] there and float32\[2, 4\] in like="),
-        ({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3, jnp.int32)}, r"b is float32\[3\] there and int32\[3\] in like="),
+        (
+            {"w": jnp.zeros((2, 4)), "b": jnp.zeros(3)},
+            r"w is float32\[2, 3\] there and float32\[2, 4\] in like=",
+        ),
+        (
+            {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3, jnp.int32)},
+            r"b is float32\[3\] there and int32\[3\] in like=",
+        ),
         ({"w": jnp.zeros((2, 3))}, r"b is float32\[3\] there and absent in like="),
-        ({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3), "c": jnp.zeros(1)}, r"c is absent there and float32\[1\] in like="),
-        ([jnp.zeros(1)] * 6, r"2 is absent there and float32\[1\] in like=; and 3 more\. Give like= of the task"),
+        (
+            {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3), "c": jnp.zeros(1)},
+            r"c is absent there and float32\[1\] in like=",
+        ),
+        (
+            [jnp.zeros(1)] * 6,
+            r"2 is absent there and float32\[1\] in like=; and 3 more\. Give like= of the task",
+        ),
     ],
 )
 def test_another_model_is_refused_by_leaf(like, said, tmp_path):

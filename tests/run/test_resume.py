@@ -75,7 +75,9 @@ def check_same(history, expected):
 def test_crashed_and_resumed_is_uninterrupted(rich, uninterrupted, tmp_path, at, group):
     for round in at:
         crash(rich, round, tmp_path, rounds_per_dispatch=group)
-    check_same(fit(rich, ROUNDS, cohorts(), tmp_path, rounds_per_dispatch=group, **SETTINGS), uninterrupted[group])
+    check_same(
+        fit(rich, ROUNDS, cohorts(), tmp_path, rounds_per_dispatch=group, **SETTINGS), uninterrupted[group]
+    )
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["round"] for r in logged if r["kind"] == "train"] == list(range(1, ROUNDS + 1))
     assert [r["round"] for r in logged if r["kind"] == "eval"] == [0, 4, 8]
@@ -93,7 +95,9 @@ def test_on_two_devices(tmp_path):
         return simulator(mesh=Mesh(np.array(jax.devices()[:2]), "lanes"))
 
     crash(build(), 5, tmp_path)
-    check_same(fit(build(), ROUNDS, cohorts(), tmp_path, **SETTINGS), fit(build(), ROUNDS, cohorts(), **SETTINGS))
+    check_same(
+        fit(build(), ROUNDS, cohorts(), tmp_path, **SETTINGS), fit(build(), ROUNDS, cohorts(), **SETTINGS)
+    )
 
 
 @pytest.mark.slow  # 22 s of compiling
@@ -102,7 +106,10 @@ def test_cohorts_that_grow_unannounced(tmp_path):
         return list(range(1 + min(round, 5)))
 
     crash(simulator(lanes=3), 5, tmp_path, growing)
-    check_same(fit(simulator(lanes=3), ROUNDS, growing, tmp_path, **SETTINGS), fit(simulator(lanes=3), ROUNDS, growing, **SETTINGS))
+    check_same(
+        fit(simulator(lanes=3), ROUNDS, growing, tmp_path, **SETTINGS),
+        fit(simulator(lanes=3), ROUNDS, growing, **SETTINGS),
+    )
 
 
 @pytest.mark.parametrize("all_of_them", [False, True])
@@ -122,7 +129,10 @@ def test_a_damaged_newest_costs_rounds_and_not_the_answer(rich, uninterrupted, t
 def test_lost_checkpoints_are_not_a_fresh_start(sim, tmp_path):
     fit(sim, 2, cohorts(), tmp_path)
     (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl knows of 2 rounds, but .*checkpoints has no checkpoint\. Bring the"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"metrics\.jsonl knows of 2 rounds, but .*checkpoints has no checkpoint\. Bring the",
+    ):
         fit(sim, 3, cohorts(), tmp_path)
 
 
@@ -137,14 +147,23 @@ def test_a_disk_that_fills_costs_rounds_and_not_the_answer(rich, uninterrupted, 
 
     with monkeypatch.context() as patched:
         patched.setattr(ocp.Checkpointer, "save", full_at_the_third)
-        with pytest.raises(CheckpointError, match=r"checkpoint of round 4 .*No space left on device.* last good one, of round 3, is kept"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"checkpoint of round 4 .*No space left on device.* last good one, of round 3, is kept",
+        ):
             fit(rich, ROUNDS, cohorts(), tmp_path, **SETTINGS)
     check_same(fit(rich, ROUNDS, cohorts(), tmp_path, **SETTINGS), uninterrupted[1])
 
 
 def test_a_disk_that_is_full_is_told_before_the_first_round(sim, tmp_path, monkeypatch):
-    monkeypatch.setattr(ocp.Checkpointer, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(CheckpointError, match=r"checkpoint of round 0 .*There is none before it: free some space"):
+    monkeypatch.setattr(
+        ocp.Checkpointer,
+        "save",
+        lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint of round 0 .*There is none before it: free some space"
+    ):
         fit(Crashing(sim, 0), 1, cohorts(), tmp_path)
 
 
@@ -155,7 +174,10 @@ CHANGES = {
     "key": ({"key": jax.random.key(1)}, r"key: 'key<threefry2x32> \[0, 0\]' -> 'key<threefry2x32> \[0, 1\]'"),
     "group": ({"rounds_per_dispatch": 2}, r"rounds_per_dispatch: 1 -> 2"),
     "patience": ({"evaluate_every": 1, "patience": 3}, r"evaluation\.patience: \(absent\) -> 3"),
-    "params": ({"params": {"b": np.zeros(2, np.float32), "w": np.zeros((3, 2), np.float32)}}, r"params: None -> \(absent\)"),
+    "params": (
+        {"params": {"b": np.zeros(2, np.float32), "w": np.zeros((3, 2), np.float32)}},
+        r"params: None -> \(absent\)",
+    ),
 }
 
 
@@ -165,11 +187,18 @@ def test_a_changed_configuration_is_refused_by_name(sim, tmp_path, change, caplo
     changed, said = CHANGES[change]
     changed = {"evaluate_every": 1, "cohorts": cohorts(), **changed}
     other = changed.pop("sim", lambda: sim)()
-    with pytest.raises(ValueError, match=rf"(?s)holds a run with another configuration:.*{said}.*another run_dir, or .*override=True"):
+    with pytest.raises(
+        ValueError,
+        match=rf"(?s)holds a run with another configuration:.*{said}.*another run_dir, or .*override=True",
+    ):
         fit(other, 3, run_dir=tmp_path, **changed)
     history = fit(other, 3, run_dir=tmp_path, override=True, **changed)
-    assert int(history.state.round) == 3 and "going on from round 2 with a changed configuration" in caplog.text
-    assert fit(other, 3, run_dir=tmp_path, **changed).stopped == "finished"  # from now on this is the configuration
+    assert (
+        int(history.state.round) == 3 and "going on from round 2 with a changed configuration" in caplog.text
+    )
+    assert (
+        fit(other, 3, run_dir=tmp_path, **changed).stopped == "finished"
+    )  # from now on this is the configuration
 
 
 def test_changed_data_and_settings_are_refused_by_name(tmp_path):
@@ -201,12 +230,18 @@ def test_evaluation_may_begin_later_and_by_another_metric(sim, tmp_path, caplog)
     fit(sim, 1, cohorts(), tmp_path)
     assert fit(sim, 2, cohorts(), tmp_path, evaluate_every=1).best.round == 2 and not caplog.records
     history = fit(sim, 3, cohorts(), tmp_path, evaluate_every=1, best="accuracy", mode="max")
-    assert history.best.round == 3 and "the best was by loss (min) and is now by accuracy (max): it begins anew" in caplog.text
+    assert (
+        history.best.round == 3
+        and "the best was by loss (min) and is now by accuracy (max): it begins anew" in caplog.text
+    )
 
 
 def test_fewer_rounds_than_done_are_refused(sim, tmp_path):
     fit(sim, 3, cohorts(), tmp_path)
-    with pytest.raises(ValueError, match=r"has 3 rounds done already, but rounds=2\. Ask for at least as many, or choose another run_dir"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 3 rounds done already, but rounds=2\. Ask for at least as many, or choose another run_dir",
+    ):
         fit(sim, 2, cohorts(), tmp_path)
 
 
@@ -215,6 +250,7 @@ def test_other_versions_are_told_and_not_refused(sim, tmp_path, monkeypatch, cap
     found = {**config.versions(), "jax": "9.9.9", "python": "3.99.0"}
     monkeypatch.setattr(config, "versions", lambda: found)
     with caplog.at_level(logging.WARNING):
-        # Compiled by another Python the same cohorts would have other code: here they do because they are another function.
+        # Compiled by another Python the same cohorts would have other code: here they do because they are another
+        # function.
         fit(sim, 2, lambda round: [1], tmp_path)
     assert "other versions, so last bits may differ" in caplog.text and "-> '9.9.9'" in caplog.text

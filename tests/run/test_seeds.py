@@ -1,4 +1,5 @@
-"""Who changes one seed of a run and means all is told so: five runs that differ in `key=` alone would be one curve."""
+"""Who changes one seed of a run and means all is told so: five runs that differ in `key=` alone would be one
+curve."""
 
 import logging
 
@@ -16,7 +17,9 @@ MLP = fc.models.mlp(features=3, hidden=(4,), classes=2)
 
 def simulator(task=None, **settings):
     algorithm = fc.algorithms.fedavg(task or fc.models.logistic(features=3, classes=2), optax.sgd(0.1))
-    return fc.Simulator(fc.compose(algorithm), small.clients(), **{"batch_size": 4, "epochs": 1, "lanes": 1, **settings})
+    return fc.Simulator(
+        fc.compose(algorithm), small.clients(), **{"batch_size": 4, "epochs": 1, "lanes": 1, **settings}
+    )
 
 
 def said(caplog, key, task=None, cohorts=None, params=None, **settings):
@@ -28,7 +31,10 @@ def said(caplog, key, task=None, cohorts=None, params=None, **settings):
 
 def test_a_key_that_draws_nothing_is_said_with_the_seeds_that_draw(caplog):
     text = said(caplog, 1)
-    assert "the order of examples goes by Simulator(seed=0), and cohorts go by uniform(seed=0)" in text and "change each seed=" in text
+    assert (
+        "the order of examples goes by Simulator(seed=0), and cohorts go by uniform(seed=0)" in text
+        and "change each seed=" in text
+    )
 
 
 def test_without_cohorts_that_are_drawn_the_shuffles_are_named(caplog):
@@ -56,7 +62,9 @@ def test_runs_whose_keys_alone_differ_are_told_or_differ(caplog):
     ends = []
     for key in range(2):
         with caplog.at_level(logging.WARNING, "fedjax_core"):
-            history = fc.fit(simulator(), 1, fc.cohorts.uniform(6, 3), key=jax.random.key(key), progress=False)
+            history = fc.fit(
+                simulator(), 1, fc.cohorts.uniform(6, 3), key=jax.random.key(key), progress=False
+            )
         ends.append(np.asarray(history.state.params["w"]))
     assert np.array_equal(*ends) and caplog.text.count("change each seed=") == 1
     other = fc.fit(simulator(seed=1), 1, fc.cohorts.uniform(6, 3, seed=1), progress=False)

@@ -1,4 +1,5 @@
-"""One run, for tests that end it from outside: python train_script.py RUN_DIR ROUNDS OUTPUT, with PAUSE seconds before each round."""
+"""One run, for tests that end it from outside: python train_script.py RUN_DIR ROUNDS OUTPUT, with PAUSE
+seconds before each round."""
 
 import importlib
 import os
@@ -15,7 +16,9 @@ from tests.run.small import cohorts, simulator
 def main(run_dir, rounds, output):
     sim, draw = simulator(), cohorts()
     sim.reserve(draw.max_size)
-    sim.run(sim.init(jax.random.key(9)), draw(0), donate=True)  # compiled beforehand, so that what interrupts comes between rounds
+    sim.run(
+        sim.init(jax.random.key(9)), draw(0), donate=True
+    )  # compiled beforehand, so that what interrupts comes between rounds
 
     def slowed(round):
         print(round, flush=True)
@@ -24,7 +27,10 @@ def main(run_dir, rounds, output):
 
     slowed.max_size = draw.max_size
     history = fit(sim, int(rounds), slowed, run_dir, checkpoint_every=2, evaluate_every=3, progress=False)
-    leaves = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(history.state)]
+    leaves = [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(history.state)
+    ]
     np.savez(output, *leaves)
     print(history.stopped, int(history.state.round), flush=True)
 

@@ -1,4 +1,5 @@
-"""The benchmarks on tiny sizes: the workloads are what they say, the engines do the same work, and the tables are printed."""
+"""The benchmarks on tiny sizes: the workloads are what they say, the engines do the same work, and the tables
+are printed."""
 
 import os
 import subprocess
@@ -35,7 +36,12 @@ def engine():
 def tiny(bench, monkeypatch):
     """Every workload on a perceptron of a few numbers and clients of a few examples."""
     small = replace(
-        bench.WORKLOADS["mlp"], batch_size=2, cohort=3, data=bench.noise((4,), 3, 5, 10), init=bench.layers(4, 5, 3), quick=None
+        bench.WORKLOADS["mlp"],
+        batch_size=2,
+        cohort=3,
+        data=bench.noise((4,), 3, 5, 10),
+        init=bench.layers(4, 5, 3),
+        quick=None,
     )
     monkeypatch.setattr(bench, "WORKLOADS", dict.fromkeys(("synth", "mlp"), small))
     return small
@@ -55,13 +61,17 @@ def test_a_workload_has_its_published_size_and_one_loss_an_example(bench, name):
 
 def test_the_loss_of_a_text_is_the_mean_over_its_characters(bench):
     logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]]))
-    np.testing.assert_allclose(bench.losses(logits, jnp.array([[0, 1]])), [-(np.log(0.5) + np.log(0.75)) / 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        bench.losses(logits, jnp.array([[0, 1]])), [-(np.log(0.5) + np.log(0.75)) / 2], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["char-lstm", "transformer"])
 def test_no_character_sees_a_later_one(bench, name):
     logits = jax.jit({"char-lstm": bench._lstm, "transformer": bench._transformer(2)}[name])
-    params = {"char-lstm": bench._lstm_init(3, 4, 2), "transformer": bench._transformer_init(4, 1, 6)}[name](jax.random.key(0))
+    params = {"char-lstm": bench._lstm_init(3, 4, 2), "transformer": bench._transformer_init(4, 1, 6)}[name](
+        jax.random.key(0)
+    )
     x = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
     changed = logits(params, x.at[:, 4].set(50)) != logits(params, x)
     assert not changed[:, :4].any() and changed[:, 4:].any(axis=-1).all()
@@ -72,7 +82,9 @@ def test_the_cnn_as_a_pure_function_and_as_a_flax_module_agree(bench, engine):
     params, x = workload.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
     batch = fc.Batch({"x": x, "y": jnp.zeros(2, jnp.int32)}, jnp.ones(2))
     task, renamed = engine.task("emnist", workload)
-    assert jax.tree.map(jnp.shape, renamed(params)) == jax.tree.map(jnp.shape, jax.eval_shape(task.init, jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, renamed(params)) == jax.tree.map(
+        jnp.shape, jax.eval_shape(task.init, jax.random.key(0))
+    )
     expected = jax.jit(task.predict)(renamed(params), batch)
     for logits in (workload.logits, workload.quick):
         np.testing.assert_allclose(jax.jit(logits)(params, x), expected, atol=1e-5)
@@ -116,7 +128,15 @@ def test_scales_tables(tiny, capsys):
     }
     bench_scale.main(bench_scale.Settings(turns=1, seconds=0.001, cores=1, **small))
     out = capsys.readouterr().out
-    for title in ("lanes chosen", "clients a round", "clients altogether", "resident MB", "hidden layers of", "devices", "started again"):
+    for title in (
+        "lanes chosen",
+        "clients a round",
+        "clients altogether",
+        "resident MB",
+        "hidden layers of",
+        "devices",
+        "started again",
+    ):
         assert title in out
 
 
@@ -139,7 +159,11 @@ def test_memory_is_measured_beside_the_plan(bench, tiny, monkeypatch):
     import bench_memory
 
     images = bench.noise((4,), 3, 1000, 3000)  # 60 MB: what the process takes beside them is lost in it
-    monkeypatch.setitem(bench_memory.CASES, "data", bench_memory.CASES["data"]._replace(workload="mlp", data=images, cohort=3, lanes=2))
+    monkeypatch.setitem(
+        bench_memory.CASES,
+        "data",
+        bench_memory.CASES["data"]._replace(workload="mlp", data=images, cohort=3, lanes=2),
+    )
     lanes, plan, found = bench_memory.grown("data", rounds=1)
     assert lanes == 2 and plan["total"] >= plan["data"] > 5e7 and found > 0.8 * plan["data"]
 
@@ -156,7 +180,9 @@ def test_a_profile_names_operations(tiny, tmp_path: Path, capsys):
 def test_a_federation_that_echoes_ends_where_it_began_and_its_table_is_printed(capsys):
     import bench_sites
 
-    settings = bench_sites.Settings(cases=("overhead",), sites=(2, 10**6), parameters=(3,), turns=1, seconds=0.001)
+    settings = bench_sites.Settings(
+        cases=("overhead",), sites=(2, 10**6), parameters=(3,), turns=1, seconds=0.001
+    )
     bench_sites.main(settings)
     out = capsys.readouterr().out
     assert "times bare Ray" in out and "left out: would need about" in out
@@ -176,7 +202,9 @@ def test_the_yardstick_is_the_published_network():
 def test_the_yardstick_is_run(capsys):
     import bench_cifar
 
-    bench_cifar.main(bench_cifar.Settings(rounds=6, every=2, clients=3, images=10, cohort=2, tested=20, cores=1, lanes=1))
+    bench_cifar.main(
+        bench_cifar.Settings(rounds=6, every=2, clients=3, images=10, cohort=2, tested=20, cores=1, lanes=1)
+    )
     assert "1500 rounds at that" in capsys.readouterr().out
 
 
@@ -210,7 +238,9 @@ def test_who_merges_changes_no_bit_and_is_timed():
     options = ["--nodes", "2", "--parameters", "100", "--shares", "3", "--turns", "1"]
     script = [sys.executable, "-W", "ignore", "scripts/bench_merge.py", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        script, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1].startswith("100 parameters, 3 shares: driver ")
 
@@ -220,4 +250,8 @@ def test_rounds_over_links_are_timed_by_what_is_sent(capsys):
     import bench_links
 
     bench_links.main(bench_links.Settings(parameters=100, sites=2, rounds=1))
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["float32", "half", "8 bits"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        "float32",
+        "half",
+        "8 bits",
+    ]

@@ -20,14 +20,19 @@ def commit(repository, when, **files):
         path.write_text(text)
     slow.git(repository, "add", "-A")
     about = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-    moment = {"GIT_COMMITTER_DATE": f"@{when} +0000", "GIT_AUTHOR_DATE": f"@{when} +0000", "PATH": "/usr/bin:/bin:/usr/local/bin"}
+    moment = {
+        "GIT_COMMITTER_DATE": f"@{when} +0000",
+        "GIT_AUTHOR_DATE": f"@{when} +0000",
+        "PATH": "/usr/bin:/bin:/usr/local/bin",
+    }
     subprocess.run(["git", *about, "commit", "-q", "-m", "x"], cwd=repository, env=moment, check=True)
     return slow.git(repository, "rev-parse", "HEAD")
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """Three commits: of long ago, of a day before the last, and of an hour before it; then a change that is in none."""
+    """Three commits: of long ago, of a day before the last, and of an hour before it; then a change that is
+    in none."""
     made = tmp_path / "made"
     made.mkdir()
     slow.git(made, "init", "-q")
@@ -64,7 +69,10 @@ def test_it_is_said_where_git_knows_nothing(tmp_path, monkeypatch):
     given = config(since="yesterday")
     conftest.pytest_configure(given)
     assert given.stash[conftest.FOLDERS] == {"lanes", "sites", slow.CONTRACTS}
-    assert "of all folders, as git does not know here what changed since yesterday" in conftest.pytest_report_header(given)
+    assert (
+        "of all folders, as git does not know here what changed since yesterday"
+        in conftest.pytest_report_header(given)
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,21 +98,37 @@ def test_whose_slow_tests_a_file_asks_for(path, expected):
 
 def test_of_the_repository_itself(request):
     """Every folder of tests has files whose change asks for it."""
-    tests = {path.name for path in (conftest.REPOSITORY / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
+    tests = {
+        path.name
+        for path in (conftest.REPOSITORY / "tests").iterdir()
+        if path.is_dir() and any(path.rglob("test_*.py"))
+    }
     files = slow.git(conftest.REPOSITORY, "ls-files")
     if files is None:
         pytest.skip("this is no git repository")
-    asked = slow.folders((path for path in files.splitlines() if path not in slow.EVERYTHING and not path.startswith("tests/")), tests)
+    asked = slow.folders(
+        (
+            path
+            for path in files.splitlines()
+            if path not in slow.EVERYTHING and not path.startswith("tests/")
+        ),
+        tests,
+    )
     assert asked == tests | {slow.CONTRACTS}
     assert slow.folder_of(Path(request.path), conftest.REPOSITORY) == "scripts"
-    assert slow.folder_of(conftest.REPOSITORY / "tests" / "test_docs.py", conftest.REPOSITORY) == slow.CONTRACTS
+    assert (
+        slow.folder_of(conftest.REPOSITORY / "tests" / "test_docs.py", conftest.REPOSITORY) == slow.CONTRACTS
+    )
 
 
 class Item:
     """What pytest collects, as far as it is looked at."""
 
     def __init__(self, name, *marks):
-        self.path, self.keywords = conftest.REPOSITORY / "tests" / name, {"slow"}  # as where the folder of all is called so
+        self.path, self.keywords = (
+            conftest.REPOSITORY / "tests" / name,
+            {"slow"},
+        )  # as where the folder of all is called so
         self.nodeid = f"tests/{name}::test"
         self.marks = [getattr(pytest.mark, mark).mark for mark in marks]
 
@@ -125,11 +149,18 @@ def config(folders=(), **options):
 
 
 def test_slow_tests_come_last_and_only_those_of_what_changed():
-    items = [Item("sites/test_a.py", "slow"), Item("lanes/test_b.py"), Item("lanes/test_b.py", "slow"), Item("sites/test_a.py")]
+    items = [
+        Item("sites/test_a.py", "slow"),
+        Item("lanes/test_b.py"),
+        Item("lanes/test_b.py", "slow"),
+        Item("sites/test_a.py"),
+    ]
     slow_site, quick_lane, slow_lane, quick_site = items
     conftest.pytest_collection_modifyitems(config({"lanes"}), items)
     assert items[:2] == [quick_lane, quick_site] and set(items[2:]) == {slow_site, slow_lane}
-    assert slow_site.says("skip") and not any(item.says("skip") for item in (slow_lane, quick_lane, quick_site))
+    assert slow_site.says("skip") and not any(
+        item.says("skip") for item in (slow_lane, quick_lane, quick_site)
+    )
     assert quick_lane.says("xdist_group") == [("tests/lanes/test_b",)]
     assert slow_lane.says("xdist_group") == [("tests/lanes/test_b",), ("slow",)]
     items = [Item("sites/test_a.py", "slow")]
@@ -139,7 +170,12 @@ def test_slow_tests_come_last_and_only_those_of_what_changed():
 
 def test_long_tests_run_when_asked_for_and_where_slow_ones_do(monkeypatch):
     monkeypatch.setattr(slow, "long_tests", lambda: frozenset({"tests/sites/test_a.py::test"}))
-    for given, left_out in ((config(), True), (config({"sites"}), False), (config(long=True), False), (config(slow=True), False)):
+    for given, left_out in (
+        (config(), True),
+        (config({"sites"}), False),
+        (config(long=True), False),
+        (config(slow=True), False),
+    ):
         items = [Item("sites/test_a.py"), Item("sites/test_b.py")]
         conftest.pytest_collection_modifyitems(given, items)
         assert [bool(item.says("skip")) for item in items] == [left_out, False]
@@ -149,13 +185,22 @@ def test_long_tests_are_tests():
     """A name that moved would run by default again."""
     functions = {long.function_and_case(test)[0].partition("::")[::2] for test in slow.long_tests()}
     texts = {path: (conftest.REPOSITORY / path).read_text() for path in {path for path, _ in functions}}
-    assert [(path, name) for path, name in functions if f"def {name.split('::')[-1]}(" not in texts[path]] == []
+    assert [
+        (path, name) for path, name in functions if f"def {name.split('::')[-1]}(" not in texts[path]
+    ] == []
 
 
 def test_of_a_zoo_entry_all_tests_are_long_or_none():
-    costs = {f"tests/test_contracts.py::{test}[{entry}]": 9.0 for test in ("test_a", "test_b") for entry in ("fedavg", "mime")}
+    costs = {
+        f"tests/test_contracts.py::{test}[{entry}]": 9.0
+        for test in ("test_a", "test_b")
+        for entry in ("fedavg", "mime")
+    }
     costs["tests/test_contracts.py::test_b[mime]"] = 0.1
-    assert long.chosen(costs) == {"tests/test_contracts.py::test_a[mime]", "tests/test_contracts.py::test_b[mime]"}
+    assert long.chosen(costs) == {
+        "tests/test_contracts.py::test_a[mime]",
+        "tests/test_contracts.py::test_b[mime]",
+    }
 
 
 def test_no_slow_test_begins_once_its_time_is_over():

@@ -15,7 +15,9 @@ def test_a_run_in_which_things_are_killed_is_told_to_end_with_the_same_bits(caps
     assert "yes" in found.out and "seed 3:" in found.err and "seed 3: 0 killed" not in found.err
 
 
-@pytest.mark.parametrize(("ends", "told"), [(True, "1 commands, NOT the same bits"), (False, "20 commands, NO END: kills")])
+@pytest.mark.parametrize(
+    ("ends", "told"), [(True, "1 commands, NOT the same bits"), (False, "20 commands, NO END: kills")]
+)
 def test_other_bits_and_no_end_are_told(ends, told, monkeypatch, tmp_path, capsys):
     import soak_box
 

@@ -1,4 +1,5 @@
-"""Sites and a coordinator of a round of secure aggregation in one process, of whom any may drop out at any stage."""
+"""Sites and a coordinator of a round of secure aggregation in one process, of whom any may drop out at any
+stage."""
 
 from collections.abc import Collection, Mapping
 
@@ -36,7 +37,8 @@ def vectors(names, length: int = 8, seed: int = 0):
 
 
 def aggregate(clients, server, given: Mapping[str, np.ndarray], last: Mapping[str, int] | None = None):
-    """(sum, who is in it) of a round; `last` is {name: the number of stages that it answers}, all five of whom it does not name."""
+    """(sum, who is in it) of a round; `last` is {name: the number of stages that it answers}, all five of
+    whom it does not name."""
 
     def there(stage: int, names: Collection[str]):
         return [n for n in names if (last or {}).get(n, 5) > stage]

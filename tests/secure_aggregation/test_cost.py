@@ -1,4 +1,5 @@
-"""What the protocol takes: masks of a million numbers at a site, and the sum of fifty sites at the coordinator."""
+"""What the protocol takes: masks of a million numbers at a site, and the sum of fifty sites at the
+coordinator."""
 
 import time
 

@@ -1,4 +1,5 @@
-"""Published vectors of what the protocol is made of, and Shamir's promise by enumeration over a small prime."""
+"""Published vectors of what the protocol is made of, and Shamir's promise by enumeration over a small
+prime."""
 
 import itertools
 from collections import Counter
@@ -32,11 +33,20 @@ def test_aes_256_in_counter_mode_of_nist():
 
 
 def test_chacha20_and_its_box_of_rfc_8439():
-    stream = Cipher(ChaCha20(bytes(range(32)), unhex("01000000000000090000004a00000000")), None).encryptor().update(bytes(64))
+    stream = (
+        Cipher(ChaCha20(bytes(range(32)), unhex("01000000000000090000004a00000000")), None)
+        .encryptor()
+        .update(bytes(64))
+    )
     assert stream[:16].hex() == "10f1e7e4d13b5915500fdd1fa32071c4"  # section 2.3.2
     text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
-    box = ChaCha20Poly1305(bytes(range(0x80, 0xA0))).encrypt(unhex("070000004041424344454647"), text, unhex("50515253c0c1c2c3c4c5c6c7"))
-    assert box[:16].hex() == "d31a8d34648e60db7b86afbc53ef7ec2" and box[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"  # 2.8.2
+    box = ChaCha20Poly1305(bytes(range(0x80, 0xA0))).encrypt(
+        unhex("070000004041424344454647"), text, unhex("50515253c0c1c2c3c4c5c6c7")
+    )
+    assert (
+        box[:16].hex() == "d31a8d34648e60db7b86afbc53ef7ec2"
+        and box[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
+    )  # 2.8.2
 
 
 def test_a_box_opens_by_its_key_alone_and_as_it_was_sealed():
@@ -53,9 +63,16 @@ def test_a_box_opens_by_its_key_alone_and_as_it_was_sealed():
 
 def test_x25519_of_rfc_7748():
     """Section 6.1."""
-    alice = X25519PrivateKey.from_private_bytes(unhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
-    bob = X25519PrivateKey.from_private_bytes(unhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
-    assert alice.public_key().public_bytes_raw().hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    alice = X25519PrivateKey.from_private_bytes(
+        unhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+    )
+    bob = X25519PrivateKey.from_private_bytes(
+        unhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+    )
+    assert (
+        alice.public_key().public_bytes_raw().hex()
+        == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    )
     shared = masks.agreed(alice, bob.public_key().public_bytes_raw())
     assert shared == masks.agreed(bob, alice.public_key().public_bytes_raw())
     assert shared.hex() == "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
@@ -65,8 +82,12 @@ def test_x25519_of_rfc_7748():
 
 def test_hkdf_of_rfc_5869_and_that_keys_of_other_purposes_differ():
     """Test case 1."""
-    found = HKDF(SHA256(), 42, salt=unhex("000102030405060708090a0b0c"), info=unhex("f0f1f2f3f4f5f6f7f8f9")).derive(bytes([0x0B] * 22))
-    assert found.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+    found = HKDF(
+        SHA256(), 42, salt=unhex("000102030405060708090a0b0c"), info=unhex("f0f1f2f3f4f5f6f7f8f9")
+    ).derive(bytes([0x0B] * 22))
+    assert (
+        found.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+    )
     said = [("box", "a", "b"), ("box", "b", "a"), ("mask", "a", "b"), ("box", "ab", ""), ("boxa", "b")]
     derived = {masks.derive(bytes(32), session, *purpose) for session in (b"1", b"2") for purpose in said}
     assert len(derived) == 2 * len(said)
@@ -110,13 +131,16 @@ def test_a_mask_is_one_stream_however_long_and_comes_off_again(length):
 def test_any_threshold_of_shares_gives_the_secret_back(n, t):
     for secret in (0, 1, 2**256 - 1, shamir.PRIME - 1):
         shares = shamir.share(secret, t, range(1, n + 1))
-        for points in itertools.chain.from_iterable(itertools.combinations(shares, k) for k in range(t, n + 1)):
+        for points in itertools.chain.from_iterable(
+            itertools.combinations(shares, k) for k in range(t, n + 1)
+        ):
             assert shamir.recover({z: shares[z] for z in points}) == secret
         assert all(len(s.to_bytes(shamir.SIZE)) == 66 for s in shares.values())
 
 
 def test_fewer_shares_fit_every_secret_equally_often(monkeypatch):
-    """Over the prime 7, of all 49 polynomials of degree 2 for each secret: any two shares are as likely under every secret."""
+    """Over the prime 7, of all 49 polynomials of degree 2 for each secret: any two shares are as likely under
+    every secret."""
     p, t, points = 7, 3, (1, 2, 3, 4)
     seen = {}
     for secret in range(p):
@@ -147,7 +171,10 @@ def test_peers():
     names = [f"s{i}" for i in range(120)]
     assert all(len(near) == 99 for near in graph.peers(names[:100], b"x").values())
     few = graph.peers(names, b"x")
-    assert all(len(near) == 50 and all(name in few[one] for one in near) and name not in near for name, near in few.items())
+    assert all(
+        len(near) == 50 and all(name in few[one] for one in near) and name not in near
+        for name, near in few.items()
+    )
     assert few != graph.peers(names, b"y") and few == graph.peers(names[::-1], b"x")
     assert graph.connected(few, names) and graph.connected({"a": ["b"], "b": ["a"], "c": []}, ["a", "b"])
     assert not graph.connected({"a": ["b"], "b": ["a", "c"], "c": ["b"]}, ["a", "c"])

@@ -1,4 +1,5 @@
-"""The masked sum is the plain one, to the last bit, whoever drops out; below the threshold nothing comes out; what a site refuses."""
+"""The masked sum is the plain one, to the last bit, whoever drops out; below the threshold nothing comes out;
+what a site refuses."""
 
 import itertools
 from collections import Counter
@@ -16,13 +17,24 @@ from fedjax_core.secure_aggregation.client import PURPOSE, Client
 from fedjax_core.secure_aggregation.messages import Refusal, Roster, Round, Survivors, Terms, TooFew, Wanted
 from fedjax_core.secure_aggregation.server import Server
 from fedjax_core.secure_aggregation.spent import Spent
-from tests.secure_aggregation.parties import KEYS, NAMES, STAGES, aggregate, fits, party, plain, terms, vectors
+from tests.secure_aggregation.parties import (
+    KEYS,
+    NAMES,
+    STAGES,
+    aggregate,
+    fits,
+    party,
+    plain,
+    terms,
+    vectors,
+)
 
 HALF, THIRDS = (1, 2), (2, 3)
 
 
 def ends(counts: Counter, n: int, said: Terms) -> str | None:
-    """The stage in which a round of n sites ends without a sum, where so many answer each number of stages; None: it does not."""
+    """The stage in which a round of n sites ends without a sum, where so many answer each number of stages;
+    None: it does not."""
     there = [sum(k for last, k in counts.items() if last > stage) for stage in range(5)]
     if there[0] < 2:
         return "advertise"
@@ -30,7 +42,9 @@ def ends(counts: Counter, n: int, said: Terms) -> str | None:
 
 
 @pytest.mark.parametrize("share", [HALF, THIRDS])
-@pytest.mark.parametrize("n", [2, 3, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n", [2, 3, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_every_pattern_of_drop_outs(n, share):
     every_pattern(n, share, itertools.product(range(6), repeat=n))
 
@@ -76,7 +90,8 @@ def test_ten_and_fifty_sites(n, gone):
 
 
 def test_above_a_hundred_sites_each_has_few_peers_and_the_sum_is_the_same(monkeypatch):
-    """With the limits at 10 and 8, as 101 sites of 50 peers take some seconds; these are in the slow test below."""
+    """With the limits at 10 and 8, as 101 sites of 50 peers take some seconds; these are in the slow test
+    below."""
     few = partial(graph.peers, full=10, degree=8)
     monkeypatch.setattr(client_module, "peers", few)
     monkeypatch.setattr(server_module, "peers", few)
@@ -99,7 +114,8 @@ def test_a_hundred_and_twenty_sites_with_fifty_peers_each():
 
 
 def up_to(stage: str, names=NAMES[:4], **changes):
-    """A round of some sites up to a stage: clients, server, and the request that comes next, for each site."""
+    """A round of some sites up to a stage: clients, server, and the request that comes next, for each
+    site."""
     said = terms(share=HALF)
     clients, server = party(names, said, **changes)
     given = vectors(names)
@@ -133,7 +149,9 @@ def test_both_shares_of_one_peer_are_refused_by_name():
     both = replace(wanted[B], keys=(A, C))
     assert C in refused("both-shares", clients[B].reveal, both)
     refused("both-shares", clients[B].reveal, replace(wanted[B], seeds=(A, B, C, D)))
-    refused("shares", clients[B].reveal, replace(wanted[B], seeds=(B, D), keys=(A, C)))  # of who is in the sum the other kind
+    refused(
+        "shares", clients[B].reveal, replace(wanted[B], seeds=(B, D), keys=(A, C))
+    )  # of who is in the sum the other kind
     answer = clients[B].reveal(wanted[B])  # the right question still gets its answer
     assert set(answer.seeds) == {B, C, D} and set(answer.keys) == {A}
     refused("two-wanted", clients[B].reveal, replace(wanted[B], seeds=(), keys=(B, C, D)))
@@ -151,7 +169,11 @@ def test_two_rosters_and_two_sets_of_survivors_are_refused():
 
 def test_sites_that_were_shown_other_sums_find_out_before_anything_is_revealed():
     clients, server, survivors = up_to("confirm")
-    said = [clients[B].confirm(survivors[B]), clients[C].confirm(survivors[C]), clients[D].confirm(Survivors((A, B, C, D)))]
+    said = [
+        clients[B].confirm(survivors[B]),
+        clients[C].confirm(survivors[C]),
+        clients[D].confirm(Survivors((A, B, C, D))),
+    ]
     with pytest.raises(TooFew, match="stage 'confirm': 2 sites"):
         server.wanted(said)  # an honest server does not even ask
     asked = Wanted(tuple(said), (B, C, D), (A,))
@@ -189,8 +211,12 @@ def test_a_round_is_opened_again_only_as_the_very_same_sum():
     first = attempt(0, last={D: 2})
     np.testing.assert_array_equal(first, plain(given, names[:3]))
     np.testing.assert_array_equal(attempt(1, last={D: 2}), first)
-    assert "differ by single reports" in refused("replayed", attempt, 2)  # with D in it, whose report would be the difference
-    refused("replayed", attempt, 3, given | {A: given[A] + np.uint32(1)}, {D: 2})  # or with another report of A
+    assert "differ by single reports" in refused(
+        "replayed", attempt, 2
+    )  # with D in it, whose report would be the difference
+    refused(
+        "replayed", attempt, 3, given | {A: given[A] + np.uint32(1)}, {D: 2}
+    )  # or with another report of A
 
 
 def test_what_was_opened_is_on_the_disk_and_a_torn_line_is_not(tmp_path):
@@ -219,7 +245,9 @@ def test_keys_of_another_round_or_of_nobody_are_refused():
         "of another round": another[B].advertise(),
         "of the server's making": replace(sites[1], mask_key=sites[1].box_key[::-1]),
         "of another site": replace(sites[2], name=B),
-        "that C signed for B": replace(sites[1], signature=KEYS[C].sign(PURPOSE, sites[1].signed(clients[A].terms))),
+        "that C signed for B": replace(
+            sites[1], signature=KEYS[C].sign(PURPOSE, sites[1].signed(clients[A].terms))
+        ),
     }
     for which, one in swapped.items():
         said = refused("swapped-key", clients[A].share, Roster((sites[0], one, *sites[2:])))
@@ -227,7 +255,10 @@ def test_keys_of_another_round_or_of_nobody_are_refused():
     assert "advertised" in refused("swapped-key", clients[A].share, Roster(sites[1:]))  # without its own
     refused("roster", clients[A].share, Roster(sites[::-1]))
     honest = Server(clients[A].terms, fits)
-    assert [s.name for s in honest.roster([sites[0], swapped["of another round"], sites[2]]).sites] == [A, C]  # left out
+    assert [s.name for s in honest.roster([sites[0], swapped["of another round"], sites[2]]).sites] == [
+        A,
+        C,
+    ]  # left out
 
 
 def test_fewer_sites_than_a_site_demands_are_refused_at_each_stage():
@@ -245,7 +276,9 @@ def test_fewer_sites_than_a_site_demands_are_refused_at_each_stage():
 
 def test_survivors_that_hang_together_by_nobody_are_refused(monkeypatch):
     """A square of which two opposite corners drop out: masks would cancel at each corner by itself."""
-    monkeypatch.setattr(client_module, "peers", lambda names, session: {A: {B, D}, B: {A, C}, C: {B, D}, D: {A, C}})
+    monkeypatch.setattr(
+        client_module, "peers", lambda names, session: {A: {B, D}, B: {A, C}, C: {B, D}, D: {A, C}}
+    )
     monkeypatch.setattr(server_module, "peers", client_module.peers)
     clients, _server, boxes = up_to("mask", minimum=2)
     monkeypatch.setattr(Terms, "needed", lambda self, number: 1)
@@ -256,7 +289,10 @@ def test_survivors_that_hang_together_by_nobody_are_refused(monkeypatch):
 def test_what_comes_out_of_order_is_refused():
     clients, server, boxes = up_to("mask")
     refused("out-of-order", clients[A].confirm, Survivors((A, B, C)))
-    refused("survivors", lambda: [clients[A].mask(boxes[A], vectors([A])[A]), clients[A].confirm(Survivors((B, C, D)))])
+    refused(
+        "survivors",
+        lambda: [clients[A].mask(boxes[A], vectors([A])[A]), clients[A].confirm(Survivors((B, C, D)))],
+    )
     with pytest.raises(ValueError, match=r"this round adds uint32\[8\], got int64\[8\]"):
         clients[B].mask(boxes[B], np.zeros(8, np.int64))
     tampered = replace(boxes[C], boxes={**boxes[C].boxes, A: bytes(148)})

@@ -1,4 +1,5 @@
-"""Whole numbers in place of reports: what wraps is refused, rounding has no bias, and its error is the one that is promised."""
+"""Whole numbers in place of reports: what wraps is refused, rounding has no bias, and its error is the one
+that is promised."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import pytest
 from fedjax_core.secure_aggregation.ring import dequantize, quantize, ring
 
 
-@pytest.mark.parametrize(("bits", "weights"), [(28, 10), (25, 100), (22, 1000), (18, 10_000), (31, 2), (32, 1), (2, 2**30)])
+@pytest.mark.parametrize(
+    ("bits", "weights"), [(28, 10), (25, 100), (22, 1000), (18, 10_000), (31, 2), (32, 1), (2, 2**30)]
+)
 def test_thirty_two_bits_pass_and_thirty_three_are_refused(bits, weights):
     exact = ring(1.0, bits, weights)
     for more_bits, more_weights in ((bits + 1, weights), (bits, 2 ** (weights - 1).bit_length() + 1)):
@@ -23,7 +26,10 @@ def test_thirty_two_bits_pass_and_thirty_three_are_refused(bits, weights):
             np.testing.assert_allclose(dequantize(exact, q, jnp.uint32(weights)), sign, rtol=3e-7)
 
 
-@pytest.mark.parametrize(("bound", "bits", "weights"), [(0, 8, 1), (np.nan, 8, 1), (np.inf, 8, 1), (1.0, 1, 1), (1.0, 8.0, 1), (1.0, 8, 0)])
+@pytest.mark.parametrize(
+    ("bound", "bits", "weights"),
+    [(0, 8, 1), (np.nan, 8, 1), (np.inf, 8, 1), (1.0, 1, 1), (1.0, 8.0, 1), (1.0, 8, 0)],
+)
 def test_bad_settings(bound, bits, weights):
     with pytest.raises(ValueError, match=r"the ring"):
         ring(bound, bits, weights)
@@ -39,7 +45,9 @@ def test_the_error_of_a_mean_is_at_most_half_a_step_by_the_root_of_n_and_without
         x = x.astype(np.float32)
         keys = jax.random.split(jax.random.key(n), n)
         q = jax.vmap(lambda x, key: quantize(exact, x, jnp.uint32(3), key))(x, keys)
-        error = np.asarray(dequantize(exact, q.sum(0, jnp.uint32), jnp.uint32(3 * n)), np.float64) - x.mean(0, dtype=np.float64)
+        error = np.asarray(dequantize(exact, q.sum(0, jnp.uint32), jnp.uint32(3 * n)), np.float64) - x.mean(
+            0, dtype=np.float64
+        )
         promised = exact.step / (2 * np.sqrt(n))
         assert least * promised < error.std() <= 1.05 * promised
         assert abs(error.mean()) < 4 * promised / np.sqrt(count)
@@ -51,7 +59,9 @@ def test_values_of_the_ring_stay_and_zero_is_one():
     x = (values * exact.step).astype(np.float32)
     q = np.asarray(quantize(exact, jnp.asarray(x), jnp.uint32(1), jax.random.key(0))).astype(np.int32)
     assert np.abs(q - values).max() <= 1 and np.mean(q == values) > 0.99 and q[2047] == 0
-    assert not np.asarray(quantize(exact, jnp.zeros(1000, jnp.float32), jnp.uint32(9), jax.random.key(1))).any()
+    assert not np.asarray(
+        quantize(exact, jnp.zeros(1000, jnp.float32), jnp.uint32(9), jax.random.key(1))
+    ).any()
 
 
 def test_nobody_with_a_weight_gives_zeros():

@@ -34,7 +34,11 @@ class Faulty:
 
     def _inner(self, site: str, request: bytes) -> "Future[bytes]":
         found = self.inner.send(site, request)
-        found.add_done_callback(lambda f: self.received.append(f.result()) if not f.cancelled() and f.exception() is None else None)
+        found.add_done_callback(
+            lambda f: (
+                self.received.append(f.result()) if not f.cancelled() and f.exception() is None else None
+            )
+        )
         return found
 
 

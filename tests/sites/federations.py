@@ -55,7 +55,8 @@ def simulator(composed, kind="classes", **plan):
 
 
 def lying(site, raw, lie):
-    """The site's reply with what `lie(name, envelope)` changes of it, (fields, tensors or None), signed with the site's own key."""
+    """The site's reply with what `lie(name, envelope)` changes of it, (fields, tensors or None), signed with
+    the site's own key."""
     said = decode(raw, Roster({site.name: site.context.key.public}), recipient=COORDINATOR.name)
     if (change := lie(site.name, said)) is None:
         return raw
@@ -66,7 +67,8 @@ def lying(site, raw, lie):
 
 @contextlib.contextmanager
 def federation(composed, kind="classes", *, fault=None, lie=None, files=None, folder=None, **settings):
-    """(the federation, its sites, its transport); with a `fault`, of every message between them, or a `lie` in every reply."""
+    """(the federation, its sites, its transport); with a `fault`, of every message between them, or a `lie`
+    in every reply."""
     files = site_files(kind, folder) if files is None else files
     said = {name: settings[name] for name in ("epsilon", "prepare", "departments") if name in settings}
     study = Study(composed, BATCH, EPOCHS, **said)
@@ -79,10 +81,20 @@ def federation(composed, kind="classes", *, fault=None, lie=None, files=None, fo
                 return changed(send(site, request), lambda raw: lying(by_name[site], raw, lie))
 
         transport = Faulty(InProcess(sites), fault or (lambda send, site, request, n: send(site, request)))
-        roster = Roster({site.name: site.context.key.public for site in sites}, examples=settings.pop("agreed", {}))
+        roster = Roster(
+            {site.name: site.context.key.public for site in sites}, examples=settings.pop("agreed", {})
+        )
         home = None if folder is None else folder / "coordinator"
         fed = Federation(
-            composed, files, batch_size=BATCH, epochs=EPOCHS, transport=transport, roster=roster, key=COORDINATOR, folder=home, **settings
+            composed,
+            files,
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            transport=transport,
+            roster=roster,
+            key=COORDINATOR,
+            folder=home,
+            **settings,
         )
         stack.enter_context(fed)
         yield fed, sites, transport
@@ -104,7 +116,10 @@ def whole(fed, sites, state):
     """The state with what sites keep in the place of its versions: what the simulator's state is."""
     versions = np.asarray(state.clients.version)
     first = fed._requests.first
-    rows = [site.context.kept(fed.run_name, int(v)) if v else first for site, v in zip(sites, versions, strict=True)]
+    rows = [
+        site.context.kept(fed.run_name, int(v)) if v else first
+        for site, v in zip(sites, versions, strict=True)
+    ]
     return state._replace(clients=Kept(*jax.tree.map(lambda *x: np.stack(x), *rows)))
 
 

@@ -22,4 +22,8 @@ def run(fed, rounds=2):
 
 def entries(folder, what, who=WHO):
     """What the coordinator's audit log says of this kind about a site."""
-    return [entry.about for entry in show(folder / "coordinator" / "audit") if entry.who == who and entry.what == what]
+    return [
+        entry.about
+        for entry in show(folder / "coordinator" / "audit")
+        if entry.who == who and entry.what == what
+    ]

@@ -1,4 +1,5 @@
-"""Faults drawn at random, many in one run, with sites and the coordinator killed between them: the bits are the same as without any."""
+"""Faults drawn at random, many in one run, with sites and the coordinator killed between them: the bits are
+the same as without any."""
 
 import contextlib
 import random
@@ -23,7 +24,17 @@ from fedjax_core.sites.transport.in_process import InProcess
 from fedjax_core.sites.wire.identity import Roster
 from tests.contracts import assert_equal
 from tests.sites.faulty import changed, delayed, failed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, anew, drawing, federation, site_files, whole
+from tests.sites.federations import (
+    BATCH,
+    COORDINATOR,
+    EPOCHS,
+    NAMES,
+    anew,
+    drawing,
+    federation,
+    site_files,
+    whole,
+)
 from tests.sites.in_parts import COMPOSED
 from tests.zoo import round_of, task
 
@@ -123,7 +134,8 @@ class Chaos:
         return Future()
 
     def restart(self, site, request, draw):
-        """The site is killed, perhaps with its work done and nothing said, and started again over its folder."""
+        """The site is killed, perhaps with its work done and nothing said, and started again over its
+        folder."""
 
         def again():
             if draw.random() < 0.5:
@@ -152,7 +164,10 @@ def chaotic(composed, share, draw, folder, **settings):
     """(a function that begins a federation over the same sites and folder, their transport)."""
     files = site_files(folder=folder)
     sites = [Site(one, Study(composed, BATCH, EPOCHS), COORDINATOR.public).__enter__() for one in files]
-    transport, roster = Chaos(sites, share, draw), Roster({site.name: site.context.key.public for site in sites})
+    transport, roster = (
+        Chaos(sites, share, draw),
+        Roster({site.name: site.context.key.public for site in sites}),
+    )
 
     def begun():
         fed = patiently(
@@ -167,7 +182,8 @@ def chaotic(composed, share, draw, folder, **settings):
 
 
 def run(begun, transport, cohorts, draw, done=lambda number: None):
-    """(the federation, all its states), with the coordinator killed now and then; `done` is told of each round that is done."""
+    """(the federation, all its states), with the coordinator killed now and then; `done` is told of each
+    round that is done."""
     fed, state = begun()
     states = [state]
     while (number := len(states) - 1) < len(cohorts):
@@ -186,7 +202,11 @@ def check_logs(fed, transport, folder):
     """All are as they were written, and lead to the heads that the other ends hold."""
     fed.close()
     home, keys = folder / "coordinator" / "audit", [COORDINATOR.public]
-    logs = {site.name: (site.context.folder / "audit", [site.context.key.public]) for site in transport.stop() if site.__exit__() is None}
+    logs = {
+        site.name: (site.context.folder / "audit", [site.context.key.public])
+        for site in transport.stop()
+        if site.__exit__() is None
+    }
     verify(home, keys, held={name: held_by(*one, "coordinator") for name, one in logs.items()})
     for name, (log, its) in logs.items():
         verify(log, its, held={"coordinator": held_by(home, keys, name)})
@@ -202,7 +222,9 @@ def undisturbed(composed, cohorts):
         return state, whole(fed, sites, state), fed.evaluate(state).pooled
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 2 else pytest.mark.slow) for seed in range(60)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[] if seed < 2 else pytest.mark.slow) for seed in range(60)]
+)
 def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     draw = random.Random(seed)
     composed = STUDIES[draw.choice(list(STUDIES)) if seed > 1 else "scaffold"]
@@ -210,9 +232,15 @@ def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     expected = undisturbed(composed, cohorts)
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", draw.choice([0, 1, 4]))
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
-    part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)])  # more parts, more messages to go wrong
+    part_bytes, share = draw.choice(
+        [(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)]
+    )  # more parts, more messages to go wrong
     rules = Rules(
-        quorum=4, attempts=draw.choice([1, 2, 4]), idle_seconds=0.4, deadline_seconds=draw.choice([2.0, 6.0]), part_bytes=part_bytes
+        quorum=4,
+        attempts=draw.choice([1, 2, 4]),
+        idle_seconds=0.4,
+        deadline_seconds=draw.choice([2.0, 6.0]),
+        part_bytes=part_bytes,
     )
     begun, transport = chaotic(composed, share, draw, tmp_path, rules=rules)
     fed, states = run(begun, transport, cohorts, draw)
@@ -223,7 +251,10 @@ def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     check_logs(fed, transport, tmp_path)
 
 
-BUFFERED = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1), server=optax.sgd(0.5, momentum=0.9)), uplink=fc.uplink.quantize(bits=4))
+BUFFERED = fc.compose(
+    fc.algorithms.fedavg(task(), optax.sgd(0.1), server=optax.sgd(0.5, momentum=0.9)),
+    uplink=fc.uplink.quantize(bits=4),
+)
 BUFFER = fc.Buffer(2, max_staleness=2)
 
 
@@ -242,15 +273,21 @@ def made_again(state, steps, sites):
             damping = np.float32(BUFFER.damping(len(models) - 1 - version))
             report = jax.tree.map(np.asarray, seen.sent), float(seen.weight)
             sums.add(SimpleNamespace(fields={}, sender=name), report, place, factor=damping)
-        state = sums.conclude(state, "", Rules(), lambda *about: None, np.zeros(2, np.uint32))._replace(round=state.round + 1)
+        state = sums.conclude(state, "", Rules(), lambda *about: None, np.zeros(2, np.uint32))._replace(
+            round=state.round + 1
+        )
     return state
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 1 else pytest.mark.slow) for seed in range(40)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[] if seed < 1 else pytest.mark.slow) for seed in range(40)]
+)
 def test_an_asynchronous_run_can_be_made_again_from_its_audit_log_whatever_happened(seed, tmp_path):
     draw, steps = random.Random(seed), []
     part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03)])
-    rules = Rules(attempts=draw.choice([1, 2, 4]), deadline_seconds=draw.choice([1.0, 2.0]), part_bytes=part_bytes)
+    rules = Rules(
+        attempts=draw.choice([1, 2, 4]), deadline_seconds=draw.choice([1.0, 2.0]), part_bytes=part_bytes
+    )
     begun, transport = chaotic(BUFFERED, share, draw, tmp_path, rules=rules, buffer=BUFFER)
     read = 0
 

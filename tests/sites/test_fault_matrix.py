@@ -1,7 +1,7 @@
 """What becomes of each fault and attack, and the tests that show it; those that have no other home are here.
 
-`ROWS` are the faults that other frameworks and hospitals met: those of a run, of a simulation on a cluster, of messages and numbers, and of
-those who mean harm. A row whose entry begins with "not built" says why.
+`ROWS` are the faults that other frameworks and hospitals met: those of a run, of a simulation on a cluster,
+of messages and numbers, and of those who mean harm. A row whose entry begins with "not built" says why.
 """
 
 import ast
@@ -252,7 +252,11 @@ ROWS = {
 
 
 def named_in(path: str) -> set[str]:
-    return {node.name for node in ast.parse((REPOSITORY / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.parse((REPOSITORY / path).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def test_every_row_names_tests_that_are_there():
@@ -269,18 +273,23 @@ ROLES = {
     "another site": lambda header: encode(structs.replace(header, sender="mayo"), {}, SiteKey.make("mayo")),
     "a stranger by the coordinator's name": lambda header: encode(header, {}, SiteKey.make("coordinator")),
     "the site itself": lambda header: encode(structs.replace(header, sender="charite"), {}, SITE),
-    "somebody who changes what the coordinator signed": lambda header: encode(header, {}, COORDINATOR).replace(
-        b'"run":"run"', b'"run":"nur"'
-    ),
+    "somebody who changes what the coordinator signed": lambda header: encode(
+        header, {}, COORDINATOR
+    ).replace(b'"run":"run"', b'"run":"nur"'),
 }
-CODES = {"another site": "unknown-sender", "a stranger by the coordinator's name": "wrong-key", "the site itself": "unknown-sender"}
+CODES = {
+    "another site": "unknown-sender",
+    "a stranger by the coordinator's name": "wrong-key",
+    "the site itself": "unknown-sender",
+}
 SITE = SiteKey.make("charite")
 ASKED = [*KINDS, *{kind.reply for kind in KINDS.values()}, "refusal", "shell"]
 
 
 @pytest.mark.parametrize("role", [*ROLES, "the coordinator"])
 def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
-    """Every role with every kind of message: the matrix is made of the table by which a site knows the kinds."""
+    """Every role with every kind of message: the matrix is made of the table by which a site knows the
+    kinds."""
     SITE.save(tmp_path)
     about = replace(site_files()[0], key=tmp_path / "charite.key")
     study = Study(round_of("fedavg"), BATCH, EPOCHS)
@@ -290,10 +299,14 @@ def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
                 kind=kind, run="run", round=0, exchange=0, sender="coordinator", recipient="sites", sequence=time.time_ns(),
                 created_unix_ms=int(time.time() * 1000), config=study.hash,
             )  # fmt: skip
-            said = header_of(site.handle(ROLES.get(role, lambda header: encode(header, {}, COORDINATOR))(header)))
+            said = header_of(
+                site.handle(ROLES.get(role, lambda header: encode(header, {}, COORDINATOR))(header))
+            )
             if role == "the coordinator":
                 assert (
-                    said.kind == KINDS[kind].reply if kind == "describe" else said.fields["code"] not in {*CODES.values(), "bad-signature"}
+                    said.kind == KINDS[kind].reply
+                    if kind == "describe"
+                    else said.fields["code"] not in {*CODES.values(), "bad-signature"}
                 )
                 assert (said.fields.get("code") == "wrong-kind") == (kind not in KINDS)
             else:
@@ -307,9 +320,17 @@ def poisoned(aggregator, factor):
     def fault(send, site, request, n):
         def poison(raw):
             header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-            return encode(header, {name: x * np.float32(factor) for name, x in tensors.items()}, box["sites"][1].context.key)
+            return encode(
+                header,
+                {name: x * np.float32(factor) for name, x in tensors.items()},
+                box["sites"][1].context.key,
+            )
 
-        return changed(send(site, request), poison) if (site, header_of(request).kind) == (NAMES[1], "train") else send(site, request)
+        return (
+            changed(send(site, request), poison)
+            if (site, header_of(request).kind) == (NAMES[1], "train")
+            else send(site, request)
+        )
 
     algorithm = fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform)
     with federation(fc.compose(algorithm, aggregator=aggregator), fault=fault) as (fed, sites, _):
@@ -324,7 +345,11 @@ def poisoned(aggregator, factor):
 def test_one_who_poisons_shifts_a_trimmed_mean_little():
     clean = poisoned(fc.aggregators.trimmed_mean(0.25), 1)
     for factor in (-10, 100):
-        assert poisoned(fc.aggregators.trimmed_mean(0.25), factor) < 1.1 * clean < poisoned(fc.aggregators.mean(), factor) / 2
+        assert (
+            poisoned(fc.aggregators.trimmed_mean(0.25), factor)
+            < 1.1 * clean
+            < poisoned(fc.aggregators.mean(), factor) / 2
+        )
 
 
 @pytest.mark.slow
@@ -343,12 +368,17 @@ def test_memory_is_flat_over_rounds():
 
 
 def test_what_the_documents_show_is_what_the_code_reads(tmp_path):
-    """The files in docs/sites-setup.md, and the policy in its module's docstring, which shows every setting that there is."""
-    site, shown = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "docs" / "sites-setup.md").read_text(), re.DOTALL)
+    """The files in docs/sites-setup.md, and the policy in its module's docstring, which shows every setting
+    that there is."""
+    site, shown = re.findall(
+        r"```toml\n(.*?)```", (REPOSITORY / "docs" / "sites-setup.md").read_text(), re.DOTALL
+    )
     whole = policy.__doc__.partition("\n\n")[2].partition("What is not set")[0]
     for name, text in (("site", site), ("shown", shown), ("whole", whole)):
         (tmp_path / f"{name}.toml").write_text(re.sub(r"(?m)^ {3,4}", "", text))
-    assert SiteFile.read(tmp_path / "site.toml").name == Policy.read(tmp_path / "shown.toml").site == "charite"
+    assert (
+        SiteFile.read(tmp_path / "site.toml").name == Policy.read(tmp_path / "shown.toml").site == "charite"
+    )
     found, tables = Policy.read(tmp_path / "whole.toml"), tomllib.loads((tmp_path / "whole.toml").read_text())
     for name in ("tasks", "minimum", "leaving", "evaluation", "hours", "caps"):
         assert set(tables[name]) == set(vars(getattr(found, name))), name

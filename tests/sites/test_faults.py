@@ -1,4 +1,5 @@
-"""What networks and sites do to a round: it ends as if nothing had been, or as if the site had not been asked, or not at all."""
+"""What networks and sites do to a round: it ends as if nothing had been, or as if the site had not been
+asked, or not at all."""
 
 import re
 import time
@@ -58,23 +59,33 @@ HARMLESS = {
         send(site, request), 0.1 * NAMES[::-1].index(site)
     ),
     "delivered twice": lambda send, site, request, n: twice(send, site, request),
-    "reply corrupted once": lambda send, site, request, n: changed(send(site, request), corrupt) if n == 2 else send(site, request),
-    "request corrupted once": lambda send, site, request, n: send(site, corrupt(request) if n == 2 else request),
-    "connection lost once, before the site had it": lambda send, site, request, n: failed() if n == 2 else send(site, request),
+    "reply corrupted once": lambda send, site, request, n: (
+        changed(send(site, request), corrupt) if n == 2 else send(site, request)
+    ),
+    "request corrupted once": lambda send, site, request, n: send(
+        site, corrupt(request) if n == 2 else request
+    ),
+    "connection lost once, before the site had it": lambda send, site, request, n: (
+        failed() if n == 2 else send(site, request)
+    ),
     "connection lost once, after the site did it": lambda send, site, request, n: (
         (send(site, request).result(), failed())[1] if n == 2 else send(site, request)
     ),
 }
 
 
-@pytest.mark.parametrize("name", [name if i % 2 == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(HARMLESS)])
+@pytest.mark.parametrize(
+    "name",
+    [name if i % 2 == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(HARMLESS)],
+)
 def test_as_if_nothing_had_been(name, undisturbed):
     with federation(COMPOSED, fault=HARMLESS[name], rules=RULES) as (fed, _, _):
         assert_equal(run(fed, [ALL] * 3), undisturbed[0])
 
 
 def test_reports_that_come_before_their_turn_wait_where_they_lie(undisturbed, monkeypatch, tmp_path):
-    """With one place to wait in, the last two of four reports are brought twice while the first is late; the bits are the same."""
+    """With one place to wait in, the last two of four reports are brought twice while the first is late; the
+    bits are the same."""
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", 1)
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
     brought, gone = [], set()
@@ -136,7 +147,10 @@ def last_round(box):
 LEFT_OUT = {
     "never answers": (lambda box: lambda send, site, request: Future(), "missing"),
     "answers too late": (lambda box: lambda send, site, request: delayed(send(site, request), 4.0), "late"),
-    "is always corrupted": (lambda box: lambda send, site, request: changed(send(site, request), corrupt), "tampered-body"),
+    "is always corrupted": (
+        lambda box: lambda send, site, request: changed(send(site, request), corrupt),
+        "tampered-body",
+    ),
     "is not there": (lambda box: lambda send, site, request: failed(), "ConnectionError"),
     "sends NaN": (lambda box: forged(box, tensor=not_finite), "not-finite"),
     "claims all patients there are": (lambda box: forged(box, weight=1e9), "bad-weight"),
@@ -147,14 +161,21 @@ LEFT_OUT = {
     "replays its last report": (last_round, "wrong-round"),
     "speaks for another": (lambda box: lambda send, site, request: send(NAMES[0], request), "wrong-sender"),
     "signs with another key": (lambda box: forged(box, key=SiteKey.make(NAMES[WHO])), "wrong-key"),
-    "sends a pickle": (lambda box: lambda send, site, request: changed(send(site, request), lambda raw: b"\x80\x04N."), "pickle-payload"),
+    "sends a pickle": (
+        lambda box: lambda send, site, request: changed(send(site, request), lambda raw: b"\x80\x04N."),
+        "pickle-payload",
+    ),
 }
 
 
 def forged_field(box, field, value):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-        return encode(structs.replace(header, fields={**header.fields, field: value}), tensors, box["sites"][WHO].context.key)
+        return encode(
+            structs.replace(header, fields={**header.fields, field: value}),
+            tensors,
+            box["sites"][WHO].context.key,
+        )
 
     return lambda send, site, request: changed(send(site, request), forge)
 
@@ -165,7 +186,9 @@ def test_as_if_the_site_had_not_been_asked(name, undisturbed, tmp_path):
     box = {}
 
     def fault(send, site, request, n):
-        return make(box)(send, site, request) if site == NAMES[WHO] and train(request) else send(site, request)
+        return (
+            make(box)(send, site, request) if site == NAMES[WHO] and train(request) else send(site, request)
+        )
 
     with federation(COMPOSED, fault=fault, folder=tmp_path, rules=RULES) as (fed, sites, transport):
         box |= {"fed": fed, "sites": sites, "transport": transport}
@@ -182,8 +205,14 @@ def test_as_if_the_site_had_not_been_asked(name, undisturbed, tmp_path):
     assert_equal(state, undisturbed[1])
     folder = tmp_path / "coordinator" / "audit"
     verify(folder, [COORDINATOR.public])
-    about = [{**entry.about, "what": entry.what} for entry in show(folder) if entry.who == NAMES[WHO] and entry.what != "left"]
-    assert code in [one.get("code") for one in about] + [one.get("reason") for one in about] + [one["what"] for one in about]
+    about = [
+        {**entry.about, "what": entry.what}
+        for entry in show(folder)
+        if entry.who == NAMES[WHO] and entry.what != "left"
+    ]
+    assert code in [one.get("code") for one in about] + [one.get("reason") for one in about] + [
+        one["what"] for one in about
+    ]
 
 
 def test_below_the_quorum_nothing_is_averaged_and_the_round_can_be_run_again(undisturbed):
@@ -195,7 +224,9 @@ def test_below_the_quorum_nothing_is_averaged_and_the_round_can_be_run_again(und
     with federation(COMPOSED, fault=fault, rules=replace(RULES, quorum=3)) as (fed, _, _):
         state = run(fed, [ALL])
         before = jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
-        with pytest.raises(Paused, match=re.escape(f"2 of 4 sites reported, and 3 must. Missing: {NAMES[0]}")):
+        with pytest.raises(
+            Paused, match=re.escape(f"2 of 4 sites reported, and 3 must. Missing: {NAMES[0]}")
+        ):
             fed.run(state, ALL)
         now = jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
         jax.tree.map(np.testing.assert_array_equal, now, before)

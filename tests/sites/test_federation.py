@@ -1,4 +1,5 @@
-"""A federation is the simulator with its clients elsewhere: the same numbers, for all that the zoo has, and after any interruption."""
+"""A federation is the simulator with its clients elsewhere: the same numbers, for all that the zoo has, and
+after any interruption."""
 
 import dataclasses
 
@@ -31,7 +32,9 @@ def test_sites_end_where_the_simulator_ends(name):
     composed, kind = round_of(name, 4), ZOO[name].data
     sim = simulator(composed, kind)
     expected = sim.init(jax.random.key(1))
-    rules = Rules(max_weight=10.0 if name == "addressed" else None)  # whose weights go by what the server says, and grow
+    rules = Rules(
+        max_weight=10.0 if name == "addressed" else None
+    )  # whose weights go by what the server says, and grow
     with federation(composed, kind, rules=rules) as (fed, sites, _):
         state = fed.init(jax.random.key(1))
         for cohort in [one for one in COHORTS if len(one) >= composed.aggregator.at_least]:
@@ -41,8 +44,13 @@ def test_sites_end_where_the_simulator_ends(name):
         numbers = {name: value for name, value in summary(got).items() if name not in LEFT}
         assert numbers == pytest.approx({**summary(seen), "missing": 0.0}, rel=1e-5)
         at_sites, at_hand = fed.evaluate(state), sim.evaluate(expected)
-    if kind == "survival":  # where examples meet in the loss: all of a site's do, and in the simulator as many as a client usually has
-        alone = [fc.evaluate(composed.algorithm.task, expected.params, fc.Clients.from_list([one])) for one in columns(kind)]
+    if (
+        kind == "survival"
+    ):  # where examples meet in the loss: all of a site's do, and in the simulator as many as a client usually has
+        alone = [
+            fc.evaluate(composed.algorithm.task, expected.params, fc.Clients.from_list([one]))
+            for one in columns(kind)
+        ]
         values = {name: np.array([found.pooled[name] for found in alone]) for name in at_hand.pooled}
         pooled = {name: np.average(each, weights=at_hand.sizes) for name, each in values.items()}
         at_hand = at_hand._replace(pooled=pooled, clients=values)
@@ -61,7 +69,9 @@ def fit(fed, rounds, run_dir, every=2):
     return fc.fit(fed, rounds, cohorts=lambda r: COHORTS[r], key=jax.random.key(1), **keeping)
 
 
-@pytest.mark.meets("164.308(a)(7)", by="a run that is killed at any point goes on and ends with the same bits")
+@pytest.mark.meets(
+    "164.308(a)(7)", by="a run that is killed at any point goes on and ends with the same bits"
+)
 def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_path):
     with federation(stateful, folder=tmp_path / "whole") as (fed, sites, _):
         expected = fit(fed, 5, tmp_path / "whole" / "run").state
@@ -81,7 +91,11 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_pat
 
         with pytest.raises(Killed), federation(stateful, folder=folder, fault=fault) as (fed, _, _):
             fit(fed, 5, folder / "run")
-        with federation(stateful, folder=folder) as (fed, sites, _):  # coordinator and sites anew, from what is on their disks
+        with federation(stateful, folder=folder) as (
+            fed,
+            sites,
+            _,
+        ):  # coordinator and sites anew, from what is on their disks
             state = fit(fed, 5, folder / "run").state
             assert_equal(state, expected)
             assert_equal(whole(fed, sites, state), rows)
@@ -101,7 +115,10 @@ def test_who_a_rule_leaves_out_is_in_the_audit_log_by_name_and_the_bits_in_the_m
     out = [one for one in show(tmp_path / "coordinator" / "audit") if one.what == "left out"]
     assert [(one.who, one.about["rule"]) for one in out] == [(NAMES[1], "multi_krum")]
     assert float(seen["left_out"]) == 1
-    assert float(seen["bits_down"]) == 4 * 16 * fc.tree.size(task().init(jax.random.key(0))) and "bits_up" not in seen
+    assert (
+        float(seen["bits_down"]) == 4 * 16 * fc.tree.size(task().init(jax.random.key(0)))
+        and "bits_up" not in seen
+    )
 
 
 def test_what_a_run_goes_on_from_is_in_the_audit_log(stateful, tmp_path):
@@ -111,27 +128,40 @@ def test_what_a_run_goes_on_from_is_in_the_audit_log(stateful, tmp_path):
     with federation(stateful, folder=tmp_path) as (fed, _, _):
         fit(fed, 5, tmp_path / "run")
     entries = list(show(tmp_path / "coordinator" / "audit"))
-    found = [(one.what, one.round, one.about) for one in entries if one.what in ("checkpoint damaged", "resumed")]
+    found = [
+        (one.what, one.round, one.about) for one in entries if one.what in ("checkpoint damaged", "resumed")
+    ]
     assert [(what, round) for what, round, _ in found] == [("checkpoint damaged", 4), ("resumed", 2)]
-    assert found[0][2]["set_aside"] == "damaged-00000004" and "checkpoint.json" in found[0][2]["reason"] and found[1][2] == {}
+    assert (
+        found[0][2]["set_aside"] == "damaged-00000004"
+        and "checkpoint.json" in found[0][2]["reason"]
+        and found[1][2] == {}
+    )
 
 
 def test_a_run_goes_on_with_another_configuration_where_it_is_told_to(tmp_path):
     faster, slower = (fc.compose(fc.algorithms.scaffold(task(), lr, 4), uplink=lossy()) for lr in (0.1, 0.05))
     with federation(faster, folder=tmp_path) as (fed, _, _):
         fit(fed, 2, tmp_path / "run")
-    cohorts, keeping = COHORTS.__getitem__, {"run_dir": tmp_path / "run", "checkpoint_every": 2, "evaluate_every": 2, "progress": False}
+    cohorts, keeping = (
+        COHORTS.__getitem__,
+        {"run_dir": tmp_path / "run", "checkpoint_every": 2, "evaluate_every": 2, "progress": False},
+    )
     with federation(slower, folder=tmp_path) as (fed, sites, _):
         with pytest.raises(ValueError, match="another configuration"):
             fit(fed, 4, tmp_path / "run")
-        with pytest.raises(Paused, match="0 of 4 sites reported"):  # which have another task pinned, and are not overridden
+        with pytest.raises(
+            Paused, match="0 of 4 sites reported"
+        ):  # which have another task pinned, and are not overridden
             fc.fit(fed, 4, cohorts=cohorts, key=jax.random.key(1), override=True, **keeping)
         for pinned in tmp_path.rglob("pinned"):
             pinned.unlink()
         state = fc.fit(fed, 4, cohorts=cohorts, key=jax.random.key(1), override=True, **keeping).state
         rows = whole(fed, sites, state)
     resumed = [one for one in show(tmp_path / "coordinator" / "audit") if one.what == "resumed"]
-    assert len(resumed) == 2 and all(one.round == 2 and any("0.1 -> 0.05" in str(line) for line in one.about.values()) for one in resumed)
+    assert len(resumed) == 2 and all(
+        one.round == 2 and any("0.1 -> 0.05" in str(line) for line in one.about.values()) for one in resumed
+    )
     at_hand = simulator(faster)
     expected = at_hand.init(jax.random.key(1))
     for r in range(4):
@@ -151,9 +181,13 @@ def test_a_coordinator_that_falls_back_takes_its_sites_back(stateful, tmp_path):
         assert_equal(whole(fed, sites, again), whole(fed, sites, after))
 
 
-@pytest.mark.parametrize(("stage", "dtypes"), [(fc.uplink.quantize(bits=8), {"int8", "float32"}), (fc.uplink.half(), {"bfloat16"})])
+@pytest.mark.parametrize(
+    ("stage", "dtypes"), [(fc.uplink.quantize(bits=8), {"int8", "float32"}), (fc.uplink.half(), {"bfloat16"})]
+)
 def test_what_the_uplink_makes_is_what_travels(stage, dtypes):
-    plain, small = (fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=one) for one in (None, stage))
+    plain, small = (
+        fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=one) for one in (None, stage)
+    )
     sent = []
     for composed in (plain, small):
         with federation(composed) as (fed, _, transport):
@@ -175,11 +209,17 @@ def test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused(stateful
 
 
 def test_the_audit_says_who_was_asked(tmp_path, capsys):
-    mime = fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1)))  # the second exchange asks those who reported in the first
+    mime = fc.compose(
+        fc.algorithms.mime(task(), optax.sgd(0.1))
+    )  # the second exchange asks those who reported in the first
 
     def fault(send, site, request, n):
         header = header_of(request)
-        return failed() if site == NAMES[3] and (header.kind, header.round, header.exchange) == ("train", 0, 0) else send(site, request)
+        return (
+            failed()
+            if site == NAMES[3] and (header.kind, header.round, header.exchange) == ("train", 0, 0)
+            else send(site, request)
+        )
 
     with federation(mime, folder=tmp_path, fault=fault, rules=Rules(attempts=1)) as (fed, _, _):
         state = fed.init(jax.random.key(1))
@@ -187,7 +227,10 @@ def test_the_audit_says_who_was_asked(tmp_path, capsys):
             state, _ = fed.run(state, cohort)
         fed.evaluate(state)
     log = tmp_path / "coordinator" / "audit"
-    asked = [(one.about["kind"], one.round, one.about["exchange"], one.about["names"]) for one in show(log, what="asked")]
+    asked = [
+        (one.about["kind"], one.round, one.about["exchange"], one.about["names"])
+        for one in show(log, what="asked")
+    ]
     assert asked == [
         ("describe", 0, 0, "charite mayo oslo kyoto"),
         ("train", 0, 0, "charite mayo kyoto"),
@@ -196,7 +239,12 @@ def test_the_audit_says_who_was_asked(tmp_path, capsys):
         ("train", 1, 1, "oslo charite"),
         ("evaluate", 2, 0, "charite mayo oslo kyoto"),
     ]
-    assert [(one.what, one.round) for one in show(log, site="oslo", round=1)] == [("asked", 1), ("update", 1), ("asked", 1), ("update", 1)]
+    assert [(one.what, one.round) for one in show(log, site="oslo", round=1)] == [
+        ("asked", 1),
+        ("update", 1),
+        ("asked", 1),
+        ("update", 1),
+    ]
     assert main(["audit", "show", str(log), "--site", "kyoto", "--what", "asked"]) == 0
     assert capsys.readouterr().out.count("\n") == 4  # with the title
 
@@ -204,7 +252,9 @@ def test_the_audit_says_who_was_asked(tmp_path, capsys):
 def test_who_was_asked_is_told_of_any_number_of_sites():
     names = [f"a-hospital-of-a-long-name-{i:03d}" for i in range(200)]
     about = in_lines("names", names)
-    assert of_lines("names", about | {"kind": "train"}) == names and of_lines("names", {"kind": "train"}) == []
+    assert (
+        of_lines("names", about | {"kind": "train"}) == names and of_lines("names", {"kind": "train"}) == []
+    )
     assert len(about) > 1 and all(is_scalar(line) and len(line) <= 1000 for line in about.values())
 
 
@@ -212,7 +262,9 @@ def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
     with federation(stateful, folder=tmp_path) as (fed, sites, transport):
         fed.init(jax.random.key(1))
         state = fed.init(jax.random.key(1))
-        raw = fed._requests.write("train", 0, to=NAMES, about=About(state, np.zeros(4, np.int32)), body={"message": 1}, draws=True)
+        raw = fed._requests.write(
+            "train", 0, to=NAMES, about=About(state, np.zeros(4, np.int32)), body={"message": 1}, draws=True
+        )
         cases = {
             "not-an-envelope": b"hello, site",
             "pickle-payload": b"\x80\x04N.",
@@ -225,7 +277,10 @@ def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
             assert (answer.kind, answer.fields["code"]) == ("refusal", code)
 
 
-@pytest.mark.meets("164.312(a)(1)", by="a policy at the site, which denies what it does not name and which no coordinator can change")
+@pytest.mark.meets(
+    "164.312(a)(1)",
+    by="a policy at the site, which denies what it does not name and which no coordinator can change",
+)
 def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_path):
     files = []
     for one in site_files(folder=tmp_path):
@@ -238,12 +293,26 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
             files[i].policy.write_text(f'site = "{NAMES[i]}"\n{change}\n[tasks]\nmode = "first-use"\n')
         state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
         assert state.clients.version.tolist() == [1, 0, 0, 0]
-        assert set(seen) == {"refused", "missing", "clients", "examples", "bits_up"}  # the loss is not among the fields that may leave
-        said = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
+        assert set(seen) == {
+            "refused",
+            "missing",
+            "clients",
+            "examples",
+            "bits_up",
+        }  # the loss is not among the fields that may leave
+        said = {
+            entry.who: entry.about.get("reason")
+            for entry in show(tmp_path / "coordinator" / "audit")
+            if entry.what == "declined"
+        }
     assert "(paused)" in said[NAMES[1]]
-    for name, setting in ((NAMES[2], "minimum.examples"), (NAMES[3], "leaving.max_norm")):  # which depend on the data
+    for name, setting in (
+        (NAMES[2], "minimum.examples"),
+        (NAMES[3], "leaving.max_norm"),
+    ):  # which depend on the data
         assert (
-            said[name] == f"{name} declined, for a reason that is for its staff: its errors.log has it, and its audit log (--what refused)"
+            said[name]
+            == f"{name} declined, for a reason that is for its staff: its errors.log has it, and its audit log (--what refused)"
         )
         assert setting in next(show(tmp_path / name / "audit", what="refused")).about["reason"]
         assert setting in (tmp_path / name / "errors.log").read_text()
@@ -253,7 +322,8 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
 
 
 def test_a_site_tells_the_server_of_itself_only_what_its_policy_names(tmp_path):
-    """FedNova's numbers of steps: with them the model is the simulator's; a site that does not name them is not in the round."""
+    """FedNova's numbers of steps: with them the model is the simulator's; a site that does not name them is
+    not in the round."""
     composed, files = fc.compose(fc.algorithms.fednova(task(), 0.1)), []
     for one in site_files(folder=tmp_path):
         path = tmp_path / f"{one.name}.toml"
@@ -265,20 +335,28 @@ def test_a_site_tells_the_server_of_itself_only_what_its_policy_names(tmp_path):
         files.append(dataclasses.replace(one, policy=path))
     with federation(composed, files=files, folder=tmp_path, rules=Rules(quorum=1)) as (fed, _, _):
         state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
-    refused = {entry.who: entry.about.get("reason") for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "declined"}
+    refused = {
+        entry.who: entry.about.get("reason")
+        for entry in show(tmp_path / "coordinator" / "audit")
+        if entry.what == "declined"
+    }
     assert float(seen["clients"]) == 2 and set(refused) == {NAMES[1], NAMES[2]}
     assert f"{NAMES[1]} does not let 'stats.steps' leave (leaving.fields) [field]" in refused[NAMES[1]]
     assert "minimum.cell" in next(show(tmp_path / NAMES[2] / "audit", what="refused")).about["reason"]
     sim = simulator(composed)
     expected, _ = sim.run(sim.init(jax.random.key(1)), [0, 3])
-    assert_close(state._replace(clients=expected.clients), expected)  # steps of 12 are no part of the norm that may leave
+    assert_close(
+        state._replace(clients=expected.clients), expected
+    )  # steps of 12 are no part of the norm that may leave
 
 
 def test_a_change_of_data_must_be_declared(stateful, tmp_path):
     with federation(stateful, folder=tmp_path) as (fed, _, _):
         state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
         was = fed.clients.data[NAMES[0]]
-    more = dataclasses.replace(site_files(folder=tmp_path)[0], data=jax.tree.map(lambda x: x[:-1], columns()[0]))
+    more = dataclasses.replace(
+        site_files(folder=tmp_path)[0], data=jax.tree.map(lambda x: x[:-1], columns()[0])
+    )
     for declared, count in ((None, 3), (was, 4)):
         files = [dataclasses.replace(more, data_was=declared), *site_files(folder=tmp_path)[1:]]
         with federation(stateful, files=files, folder=tmp_path) as (fed, _, _):

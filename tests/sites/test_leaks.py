@@ -64,23 +64,37 @@ def everything_logged(caplog):
 
 def test_the_canaries_are_found_where_they_are(tmp_path):
     fc.Clients.from_list([planted()]).save(tmp_path / PATIENT)
-    assert {canary for _, canary in found({"data": planted()["y"].tobytes() + planted()["patient"].tobytes()})} == {SPELT[1], SPELT[7]}
+    assert {
+        canary for _, canary in found({"data": planted()["y"].tobytes() + planted()["patient"].tobytes()})
+    } == {SPELT[1], SPELT[7]}
     (tmp_path / "note").write_text(f"{PATIENT} {VALUE} {NUMBER}")
     assert len(found(files(tmp_path))) >= 5
 
 
-@pytest.mark.meets("164.502(b)", by="values that were planted in the data are in no message, log, checkpoint or file of others")
-def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others(tmp_path, everything_logged, capfd):
+@pytest.mark.meets(
+    "164.502(b)",
+    by="values that were planted in the data are in no message, log, checkpoint or file of others",
+)
+def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_others(
+    tmp_path, everything_logged, capfd
+):
     data = planted()
     data["x"][0, 0] = VALUE  # which its site sums for preprocessing
     sites = [dataclasses.replace(one, data=data) for one in site_files(folder=tmp_path)]
-    with federation(COMPOSED, files=sites, folder=tmp_path, prepare=[fc.preprocess.Standardise("x")]) as (fed, at, transport):
+    with federation(COMPOSED, files=sites, folder=tmp_path, prepare=[fc.preprocess.Standardise("x")]) as (
+        fed,
+        at,
+        transport,
+    ):
         run = {"run_dir": tmp_path / "coordinator" / "run", "checkpoint_every": 1, "evaluate_every": 1}
         state = fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], key=jax.random.key(1), **run).state
         assert float(np.abs(state.params["w"]).max()) > 0  # the sites did learn of what is planted
         texts = [repr(fed.cross_evaluate({"trained": state.params}, round=2))]
         for broken in (fails, opens):
-            for what, ask in (("client_update", lambda: fed.run(state, [0, 1, 2, 3])), ("totals", lambda: fed.evaluate(state))):
+            for what, ask in (
+                ("client_update", lambda: fed.run(state, [0, 1, 2, 3])),
+                ("totals", lambda: fed.evaluate(state)),
+            ):
                 with pytest.MonkeyPatch.context() as patch, pytest.raises(Paused) as paused:
                     patch.setattr(f"fedjax_core.sites.site.client_update.{what}", broken)
                     ask()
@@ -90,13 +104,23 @@ def test_nothing_of_a_site_is_in_messages_logs_checkpoints_or_the_files_of_other
                 texts.append(repr(fed.cross_evaluate({"trained": state.params}, round=2)))
         asked = {header_of(raw).kind for raw in transport.sent}
         refusals = [at[0].handle(raw) for raw in unfit(fed)]
-    assert asked >= {"describe", "measure", "train", "evaluate", "score"} and {header_of(raw).kind for raw in refusals} == {"refusal"}
+    assert asked >= {"describe", "measure", "train", "evaluate", "score"} and {
+        header_of(raw).kind for raw in refusals
+    } == {"refusal"}
     for name in NAMES:  # where the site's own staff finds it
         errors = (tmp_path / name / "errors.log").read_text()
         assert errors.count(f"could not use {PATIENT}") == 3 and f"{PATIENT}.csv" in errors
     out = capfd.readouterr()
-    seen = {"sent": b"".join(transport.sent), "received": b"".join(transport.received), "refusals": b"".join(refusals)}
-    seen |= {"raised": "".join(texts).encode(), "logged": everything_logged.text.encode(), "printed": (out.out + out.err).encode()}
+    seen = {
+        "sent": b"".join(transport.sent),
+        "received": b"".join(transport.received),
+        "refusals": b"".join(refusals),
+    }
+    seen |= {
+        "raised": "".join(texts).encode(),
+        "logged": everything_logged.text.encode(),
+        "printed": (out.out + out.err).encode(),
+    }
     seen |= files(tmp_path / "coordinator")
     assert b"ValueError" not in seen["received"]  # nor of which kind the error was
     assert any("checkpoints" in where for where in seen) and any("audit" in where for where in seen)
@@ -119,22 +143,43 @@ def unfit(fed):
 def test_a_site_that_cannot_read_its_data_says_no_more_than_the_kind_of_error(tmp_path, everything_logged):
     for broken, kind in ((fails, "ValueError"), (opens, "FileNotFoundError")):
         one = dataclasses.replace(site_files(folder=tmp_path)[0], data=broken)
-        said = SiteActor(one.name, {}, Handed(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text)).key().decode()
-        assert said == f"{kind}; errors.log in its folder says more" and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
+        said = (
+            SiteActor(
+                one.name,
+                {},
+                Handed(one, federations.Study(COMPOSED, 4, 1), federations.COORDINATOR.public.text),
+            )
+            .key()
+            .decode()
+        )
+        assert (
+            said == f"{kind}; errors.log in its folder says more"
+            and PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
+        )
     assert found({"logged": everything_logged.text.encode()}) == []
 
 
 def test_nothing_of_a_site_is_in_rays_own_logs(tmp_path, capfd):
-    """Two site processes, with data that only they read; after a round the policy of one is broken, with a canary in it."""
+    """Two site processes, with data that only they read; after a round the policy of one is broken, with a
+    canary in it."""
     sites = []
     for name in NAMES[:2]:
         fc.Clients.from_list([planted()], ids=[name]).save(tmp_path / name / "data")
         (tmp_path / f"{name}.toml").write_text(
             f'site = "{name}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n'
         )
-        sites.append(SiteFile(name=name, data=tmp_path / name / "data", folder=tmp_path / name, policy=tmp_path / f"{name}.toml"))
+        sites.append(
+            SiteFile(
+                name=name,
+                data=tmp_path / name / "data",
+                folder=tmp_path / name,
+                policy=tmp_path / f"{name}.toml",
+            )
+        )
     algorithm = fc.algorithms.fedavg(fc.models.linear(features=3), local=optax.sgd(1e-12))
-    with fc.Federation(fc.compose(algorithm), sites, batch_size=4, epochs=1, folder=tmp_path / "coordinator") as fed:
+    with fc.Federation(
+        fc.compose(algorithm), sites, batch_size=4, epochs=1, folder=tmp_path / "coordinator"
+    ) as fed:
         session = Path(ray.worker._global_node.get_session_dir_path())
         state, _ = fed.run(fed.init(jax.random.key(0)), [0, 1])
         sites[0].policy.write_text(f'site = "{NAMES[0]}"\npaused = "{PATIENT} {VALUE} {NUMBER}"\n')
@@ -142,8 +187,15 @@ def test_nothing_of_a_site_is_in_rays_own_logs(tmp_path, capfd):
             fed.run(state, [0, 1])
     out = capfd.readouterr()
     assert PATIENT in (tmp_path / NAMES[0] / "errors.log").read_text()
-    seen = {"raised": str(paused.value).encode(), "printed": (out.out + out.err).encode(), **files(session / "logs")}
-    assert len(seen) > 5 and found({**seen, **files(tmp_path / "coordinator", tmp_path / NAMES[1] / "audit")}) == []
+    seen = {
+        "raised": str(paused.value).encode(),
+        "printed": (out.out + out.err).encode(),
+        **files(session / "logs"),
+    }
+    assert (
+        len(seen) > 5
+        and found({**seen, **files(tmp_path / "coordinator", tmp_path / NAMES[1] / "audit")}) == []
+    )
 
 
 @pytest.mark.meets("164.312(a)(1)", by="files for their owner alone, whatever the umask")
@@ -155,11 +207,20 @@ def test_nothing_that_a_site_or_a_coordinator_writes_can_be_read_by_other_users(
         where = [dataclasses.replace(one, data=planted()) for one in site_files(folder=tmp_path)]
         where[0] = dataclasses.replace(where[0], data=data)
         with federation(COMPOSED, "normal", folder=tmp_path, files=where) as (fed, sites, _):
-            fc.fit(fed, 1, fc.cohorts.everyone(4), tmp_path / "coordinator" / "run", checkpoint_every=1, progress=False)
+            fc.fit(
+                fed,
+                1,
+                fc.cohorts.everyone(4),
+                tmp_path / "coordinator" / "run",
+                checkpoint_every=1,
+                progress=False,
+            )
             sites[0].context.note(ValueError(PATIENT))
     finally:
         os.umask(before)
     made = [path for path in tmp_path.rglob("*") if not path.is_symlink()]
-    assert {"errors.log", "audit-000001.jsonl", "checkpoint.json", "metrics.jsonl", "kept-000000000001"} <= {path.name for path in made}
+    assert {"errors.log", "audit-000001.jsonl", "checkpoint.json", "metrics.jsonl", "kept-000000000001"} <= {
+        path.name for path in made
+    }
     assert not [path for top in tmp_path.iterdir() for path in open_to_others(top)]
     assert not [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077]

@@ -1,4 +1,5 @@
-"""What a site is stands in its own file, on its own machine: of what a coordinator says nothing counts, and what differs is refused."""
+"""What a site is stands in its own file, on its own machine: of what a coordinator says nothing counts, and
+what differs is refused."""
 
 import json
 import os
@@ -41,7 +42,14 @@ FULL = {
     "resources": {"charite": 1.0},
     "node": {"zone": "a"},
 }
-ABSENT = ("account", "roster", "data_was", "departments", "person", "held_out")  # of the file of the site that is started
+ABSENT = (
+    "account",
+    "roster",
+    "data_was",
+    "departments",
+    "person",
+    "held_out",
+)  # of the file of the site that is started
 MARKED = []
 
 
@@ -57,7 +65,11 @@ def study(lr):
 
 def write(path, settings):
     def said(value):
-        return "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }" if isinstance(value, dict) else json.dumps(value)
+        return (
+            "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }"
+            if isinstance(value, dict)
+            else json.dumps(value)
+        )
 
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f"{name} = {said(value)}\n" for name, value in settings.items()))
@@ -91,10 +103,14 @@ def test_a_site_starts_from_its_own_file_and_keeps_its_policy(home):
     assert actor.key().decode() == SiteKey.load(home / "charite.key").public.text
     requests = Requests("run", study(0.1).hash, addresses(["charite"]), COORDINATOR, lambda *about: None)
     roster = Roster({"charite": SiteKey.load(home / "charite.key").public})
-    fields = decode(actor.handle(requests.write("describe", 0, to=["charite"])), roster, recipient="coordinator").header.fields
+    fields = decode(
+        actor.handle(requests.write("describe", 0, to=["charite"])), roster, recipient="coordinator"
+    ).header.fields
     assert fields["code"] == "declined" and "paused" in str(fields["reason"])
     theirs = Requests("run", study(0.1).hash, addresses(["charite"]), OTHER, lambda *about: None)
-    answer = decode(actor.handle(theirs.write("describe", 0, to=["charite"])), roster, recipient="coordinator").header
+    answer = decode(
+        actor.handle(theirs.write("describe", 0, to=["charite"])), roster, recipient="coordinator"
+    ).header
     assert answer.kind == "refusal" and answer.fields["code"] == "wrong-key"
     actor._site.__exit__()
 
@@ -145,7 +161,12 @@ def test_a_copy_that_is_the_same_or_says_less_is_as_good_as_none(home):
     elsewhere = dict(own.said) | {"node": "0", "resources": "0"}
     with pytest.raises(NotOwn, match="'node', 'resources'"):
         check(own, elsewhere)
-    placed = SiteFile.read(write(home / "site.toml", {name: value for name, value in FULL.items() if name not in ("node", "resources")}))
+    placed = SiteFile.read(
+        write(
+            home / "site.toml",
+            {name: value for name, value in FULL.items() if name not in ("node", "resources")},
+        )
+    )
     check(placed, {"node": "0", "resources": "0"})  # which the site's file leaves to the coordinator
 
 
@@ -161,17 +182,30 @@ def test_a_file_that_its_machine_does_not_name_is_not_looked_for(home, monkeypat
         return SiteActor("charite", {}).key().decode()
 
     monkeypatch.setenv(VARIABLE, write(home / "mayo.toml", FULL | {"name": "mayo"}).as_posix())
-    assert f"{VARIABLE} on the machine where charite was to start names no files of a site of this name" in said()
+    assert (
+        f"{VARIABLE} on the machine where charite was to start names no files of a site of this name"
+        in said()
+    )
     monkeypatch.setenv(VARIABLE, str(home / "secret" / "absent.toml"))
     assert "one cannot be read (FileNotFoundError)" in said() and "secret" not in said()
     monkeypatch.delenv(VARIABLE)
-    assert f"{VARIABLE} is not set on the machine where charite was to start" in said() and "with `fedjax-core node site.toml`" in said()
+    assert (
+        f"{VARIABLE} is not set on the machine where charite was to start" in said()
+        and "with `fedjax-core node site.toml`" in said()
+    )
 
 
 def test_a_machine_may_have_several_sites_and_a_path_any_character(home):
     odd = write(home / "a:b" / "site.toml", FULL | {"name": "odd"})
     assert find("odd", {VARIABLE: str(odd)}).file == odd
-    two = os.pathsep.join([str(home / "site.toml"), str(home / "absent"), "", str(write(home / "mayo.toml", FULL | {"name": "mayo"}))])
+    two = os.pathsep.join(
+        [
+            str(home / "site.toml"),
+            str(home / "absent"),
+            "",
+            str(write(home / "mayo.toml", FULL | {"name": "mayo"})),
+        ]
+    )
     assert find("mayo", {VARIABLE: two}).name == "mayo" and find("charite", {VARIABLE: two}).name == "charite"
     with pytest.raises(NotOwn, match="names 2 files of a site of this name"):
         find("mayo", {VARIABLE: os.pathsep.join([two, str(home / "mayo.toml")])})
@@ -179,21 +213,35 @@ def test_a_machine_may_have_several_sites_and_a_path_any_character(home):
 
 def test_a_runtime_environment_of_the_coordinators_is_refused_and_recorded(home, monkeypatch):
     monkeypatch.setattr(ray_site, "_brought", lambda: ["env_vars", "working_dir"])
-    assert "in a runtime environment of the coordinator's ('env_vars', 'working_dir')" in SiteActor("charite", {}).key().decode()
+    assert (
+        "in a runtime environment of the coordinator's ('env_vars', 'working_dir')"
+        in SiteActor("charite", {}).key().decode()
+    )
     assert len(refusals(home)) == 1
 
 
 def test_what_is_handed_over_is_for_a_ray_of_ones_own(home, monkeypatch):
-    """A `SiteFile` made in Python, over a Ray that this process started; anywhere else it is refused before anything starts."""
+    """A `SiteFile` made in Python, over a Ray that this process started; anywhere else it is refused before
+    anything starts."""
     one = SiteFile(name="charite", data={"x": np.eye(2, dtype=np.float32), "y": np.array([0, 1])})
     actor = SiteActor("charite", {}, Handed(one, study(0.1), COORDINATOR.public.text))
     assert actor.key().startswith(b"ed25519:")
-    for more in ({}, {"policy": home / "policy.toml"}, {"study": "subprocess:getoutput"}, {"order": np.zeros((1, 1, 1), np.int32)}):
-        with pytest.raises(ValueError, match=r"the site charite is given here with 'data'.* has these from its own file alone"):
+    for more in (
+        {},
+        {"policy": home / "policy.toml"},
+        {"study": "subprocess:getoutput"},
+        {"order": np.zeros((1, 1, 1), np.int32)},
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"the site charite is given here with 'data'.* has these from its own file alone",
+        ):
             ray_start.start_ray([SiteFile(name="charite", data=one.data, **more)], "127.0.0.1:1", True)
     with pytest.raises(ValueError, match="is given here with 'policy'"):
         ray_start.start_ray([SiteFile(name="charite", policy=home / "policy.toml")], "127.0.0.1:1", True)
-    ray_start.check_nothing_is_carried([SiteFile(name="charite", resources={"charite": 1.0}), SiteFile.read(home / "site.toml")])
+    ray_start.check_nothing_is_carried(
+        [SiteFile(name="charite", resources={"charite": 1.0}), SiteFile.read(home / "site.toml")]
+    )
 
 
 class Started:
@@ -220,9 +268,15 @@ def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypa
     started = Started()
     monkeypatch.setattr(ray_actors, "start_ray", lambda files, address, insecure_local: True)
     monkeypatch.setattr(ray_actors.ray, "remote", lambda kind: started)
-    monkeypatch.setattr(ray_actors.ray, "put", lambda value: value)  # which would start a Ray of its own for the tests after this one
+    monkeypatch.setattr(
+        ray_actors.ray, "put", lambda value: value
+    )  # which would start a Ray of its own for the tests after this one
     monkeypatch.setattr(ray_actors.RayTransport, "_meet", lambda transport, files, alone: None)
-    one = SiteFile.read(home / "site.toml") if made == "path" else SiteFile(name="charite", resources={"charite": 1.0})
+    one = (
+        SiteFile.read(home / "site.toml")
+        if made == "path"
+        else SiteFile(name="charite", resources={"charite": 1.0})
+    )
     ray_actors.RayTransport([one], study(0.1), COORDINATOR.public, address=address, watched=False)
     name, said, handed = started.handed[0]
     assert name == "charite" and said == dict(one.said) and all(len(digest) == 64 for digest in said.values())
@@ -233,7 +287,9 @@ def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypa
 def test_over_a_ray_that_is_started_here_a_file_is_the_coordinators_copy(home, monkeypatch):
     def run():
         composed = study(0.1)
-        with fc.Federation(composed.round, [home / "copy.toml"], batch_size=2, key=COORDINATOR, folder=home / "c") as fed:
+        with fc.Federation(
+            composed.round, [home / "copy.toml"], batch_size=2, key=COORDINATOR, folder=home / "c"
+        ) as fed:
             return fed.run(fed.init(jax.random.key(0)), [0])[1]
 
     write(home / "copy.toml", {"name": "charite"})

@@ -7,7 +7,8 @@ import threading
 
 
 class server:
-    """Something that listens on loopback for one connection, by mutual TLS with a folder's files, or in plaintext."""
+    """Something that listens on loopback for one connection, by mutual TLS with a folder's files, or in
+    plaintext."""
 
     def __init__(self, folder, hangs_up=False, roughly=False):
         self.folder, self.socket = folder, socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,5 @@
-"""Statistics over four site processes are those over the same rows as clients, and a site tells none that its policy does not allow."""
+"""Statistics over four site processes are those over the same rows as clients, and a site tells none that its
+policy does not allow."""
 
 import contextlib
 import dataclasses
@@ -39,7 +40,9 @@ def columns():
 @pytest.fixture(scope="module")
 def composed():
     """A study that learns next to nothing: statistics ask for no model."""
-    task = fc.Task(init=lambda key: jnp.zeros(()), loss=lambda params, batch, key: (params - batch["age"]) ** 2)
+    task = fc.Task(
+        init=lambda key: jnp.zeros(()), loss=lambda params, batch, key: (params - batch["age"]) ** 2
+    )
     return fc.compose(fc.algorithms.fedavg(task, local=optax.sgd(0.1)))
 
 
@@ -50,7 +53,8 @@ def sites(columns, folder=None, fields='"statistics"', cell=0):
         found.append(SiteFile(name=name, data=data))
         if folder is not None:
             (folder / f"{name}.toml").write_text(
-                POLICY.format(name, f", {fields}" if fields else "", cell) + (LISTED.format(cell) if cell else "")
+                POLICY.format(name, f", {fields}" if fields else "", cell)
+                + (LISTED.format(cell) if cell else "")
             )
             found[-1] = dataclasses.replace(found[-1], folder=folder / name, policy=folder / f"{name}.toml")
     return found
@@ -58,8 +62,13 @@ def sites(columns, folder=None, fields='"statistics"', cell=0):
 
 @contextlib.contextmanager
 def federation(composed, files, filled=(), **more):
-    prepare = [fc.preprocess.OrdinalEncode("sex", categories=("F", "M")), *(fc.preprocess.Impute(name) for name in filled)]
-    with Federation(composed, files, batch_size=64, epochs=1, prepare=prepare, **{"transport": "in-process", **more}) as fed:
+    prepare = [
+        fc.preprocess.OrdinalEncode("sex", categories=("F", "M")),
+        *(fc.preprocess.Impute(name) for name in filled),
+    ]
+    with Federation(
+        composed, files, batch_size=64, epochs=1, prepare=prepare, **{"transport": "in-process", **more}
+    ) as fed:
         yield fed
 
 
@@ -74,7 +83,9 @@ def all_of_them(source):
         stats.lmm("lab ~ age + sex", source),
         stats.ordinal("grade ~ age + sex", source),
         stats.glmm("died ~ age", source),
-        stats.rubin([stats.glm("dose ~ age", one) for one in stats.impute(source, ["dose", "age"], times=2, rounds=1)]),
+        stats.rubin(
+            [stats.glm("dose ~ age", one) for one in stats.impute(source, ["dose", "age"], times=2, rounds=1)]
+        ),
         stats.glm("lab ~ days", stats.combat(source, ["lab", "days"], keep="age").source(source)),
     ]
     numbers = {
@@ -92,10 +103,15 @@ def all_of_them(source):
         "bins": stats.histogram(source, "age", [40, 60, 80]).counts.tolist(),
         "r": stats.correlation(source, ["age", "lab"])["age", "lab"],
     }
-    numbers |= {"t": stats.t_test("age ~ sex", source).t, "fisher": stats.fisher("died ~ sex", source).p_value}
+    numbers |= {
+        "t": stats.t_test("age ~ sex", source).t,
+        "fisher": stats.fisher("died ~ sex", source).p_value,
+    }
     numbers |= {"effect": stats.treatment_effect("lab, event ~ age", source).standard_error}
     numbers |= {"pca": stats.pca(source, ["age", "lab", "days"]).variances.tolist()}
-    return numbers | {"died of 2": stats.cumulative_incidence("days, grade ~ 1", source)["2"].at([20, 50]).tolist()}
+    return numbers | {
+        "died of 2": stats.cumulative_incidence("days, grade ~ 1", source)["2"].at([20, 50]).tolist()
+    }
 
 
 def test_sites_tell_what_clients_tell(composed, columns):
@@ -108,7 +124,11 @@ def test_sites_tell_what_clients_tell(composed, columns):
 def test_a_site_records_what_it_told(composed, columns, tmp_path):
     with federation(composed, sites(columns, tmp_path), folder=tmp_path / "coordinator") as fed:
         stats.lmm("lab ~ age", fed)
-    left = [entry.about for entry in show(tmp_path / "mayo" / "audit") if entry.what == "left" and entry.about["kind"] == "statistic"]
+    left = [
+        entry.about
+        for entry in show(tmp_path / "mayo" / "audit")
+        if entry.what == "left" and entry.about["kind"] == "statistic"
+    ]
     assert [entry["sent.statistics"] for entry in left] == ["survey: lab age", "products: lab age"]
     asked = [entry.about for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "asked"]
     assert [entry["kind"] for entry in asked] == ["describe", "measure", "statistics", "statistics"]
@@ -124,7 +144,10 @@ def test_processes_tell_what_clients_tell(composed, columns):
 
 
 def test_a_policy_that_does_not_name_statistics_lets_none_leave(composed, columns, tmp_path):
-    with federation(composed, sites(columns, tmp_path, fields="")) as fed, pytest.raises(Paused, match="does not let 'statistics' leave"):
+    with (
+        federation(composed, sites(columns, tmp_path, fields="")) as fed,
+        pytest.raises(Paused, match="does not let 'statistics' leave"),
+    ):
         stats.glm("died ~ age", fed, family="binomial")
 
 
@@ -144,16 +167,26 @@ def test_nothing_about_too_few_people_leaves_and_the_reason_stays(composed, colu
         with pytest.raises(Paused, match="declined, for a reason that is for its staff"):
             ask(fed)
         assert stats.glm("lab ~ age + sex", fed).rows == 200
-    refused = [entry.about["reason"] for name in NAMES for entry in show(tmp_path / name / "audit") if entry.what == "refused"]
+    refused = [
+        entry.about["reason"]
+        for name in NAMES
+        for entry in show(tmp_path / name / "audit")
+        if entry.what == "refused"
+    ]
     assert refused and any(why in reason for reason in refused)
 
 
 def test_a_public_grid_and_strata_by_site_pass_the_same_policy(composed, columns, tmp_path):
     clients = fc.Clients.from_table(columns, by="site")
     with federation(composed, sites(columns, tmp_path, cell=3)) as fed:
-        fit, curve = stats.cox("days, event ~ age", fed, strata="site"), stats.kaplan_meier("days, event ~ 1", fed, grid=[30, 60])
+        fit, curve = (
+            stats.cox("days, event ~ age", fed, strata="site"),
+            stats.kaplan_meier("days, event ~ 1", fed, grid=[30, 60]),
+        )
     assert fit.coefficients == stats.cox("days, event ~ age", clients, strata="site").coefficients
-    np.testing.assert_array_equal(curve.survival, stats.kaplan_meier("days, event ~ 1", clients, grid=[30, 60]).survival)
+    np.testing.assert_array_equal(
+        curve.survival, stats.kaplan_meier("days, event ~ 1", clients, grid=[30, 60]).survival
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,17 @@ def test_t_tests_are_scipys(columns, equal):
     found = stats.t_test("x ~ arm", Clients.from_table(columns, by="site"), equal_variances=equal)
     wanted = scipy_stats.ttest_ind(*(columns["x"][columns["arm"] == arm] for arm in "ct"), equal_var=equal)
     interval = wanted.confidence_interval(0.95)
-    assert (found.t, found.p_value, found.df) == pytest.approx((wanted.statistic, wanted.pvalue, wanted.df), rel=1e-9)
+    assert (found.t, found.p_value, found.df) == pytest.approx(
+        (wanted.statistic, wanted.pvalue, wanted.df), rel=1e-9
+    )
     assert found.interval == pytest.approx((interval.low, interval.high), rel=1e-9)
 
 
 def counts(columns, of, by):
     rows, groups = (sorted(set(columns[name].tolist())) for name in (of, by))
-    return np.array([[((columns[of] == row) & (columns[by] == group)).sum() for group in groups] for row in rows])
+    return np.array(
+        [[((columns[of] == row) & (columns[by] == group)).sum() for group in groups] for row in rows]
+    )
 
 
 def test_chi_square_is_scipys(columns):
@@ -38,7 +42,9 @@ def test_chi_square_is_scipys(columns):
     table = counts(columns, "ward", "arm")
     wanted = scipy_stats.chi2_contingency(table, correction=False)
     np.testing.assert_array_equal(found.counts, table)
-    assert (found.chi2, found.p_value, found.df) == pytest.approx((wanted.statistic, wanted.pvalue, wanted.dof), rel=1e-9)
+    assert (found.chi2, found.p_value, found.df) == pytest.approx(
+        (wanted.statistic, wanted.pvalue, wanted.dof), rel=1e-9
+    )
     assert found.cramers_v == pytest.approx(scipy_stats.contingency.association(table), rel=1e-9)
 
 
@@ -48,12 +54,16 @@ def test_fishers_exact_test_is_scipys(columns):
     odds = scipy_stats.contingency.odds_ratio(table)
     assert found.p_value == pytest.approx(scipy_stats.fisher_exact(table).pvalue, rel=1e-9)
     assert found.odds_ratio == pytest.approx(odds.statistic, rel=1e-9)
-    assert found.interval == pytest.approx(tuple(odds.confidence_interval(0.95)), rel=1e-9) and "odds ratio" in repr(found)
+    assert found.interval == pytest.approx(
+        tuple(odds.confidence_interval(0.95)), rel=1e-9
+    ) and "odds ratio" in repr(found)
 
 
 def test_the_tea_of_fishers_book_has_its_p():
     cups = {"site": [0, 1] * 4, "said": list("mmmmtttt"), "poured": list("mmmtmttt")}
-    assert stats.fisher("said ~ poured", Clients.from_table(cups, by="site")).p_value == pytest.approx(34 / 70)
+    assert stats.fisher("said ~ poured", Clients.from_table(cups, by="site")).p_value == pytest.approx(
+        34 / 70
+    )
 
 
 @pytest.mark.parametrize(

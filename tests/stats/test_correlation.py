@@ -1,4 +1,5 @@
-"""Correlations and principal components over clients are those of SciPy and scikit-learn of the pooled rows."""
+"""Correlations and principal components over clients are those of SciPy and scikit-learn of the pooled
+rows."""
 
 import numpy as np
 import pytest
@@ -32,12 +33,16 @@ def test_correlations_are_scipys(columns):
 def test_components_are_scikit_learns(columns, scale):
     found = stats.pca(Clients.from_table(columns, by="site"), NAMES, 3, scale=scale)
     rows = np.stack([columns[name] for name in NAMES], axis=1)
-    scaled = StandardScaler().fit_transform(rows) * np.sqrt(79 / 80) if scale else rows  # deviations of the sample, as ours
+    scaled = (
+        StandardScaler().fit_transform(rows) * np.sqrt(79 / 80) if scale else rows
+    )  # deviations of the sample, as ours
     wanted = PCA(3, svd_solver="full").fit(scaled)
     np.testing.assert_allclose(np.abs(found.components), np.abs(wanted.components_), rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(found.variances, wanted.explained_variance_, rtol=1e-9)
     np.testing.assert_allclose(found.shares, wanted.explained_variance_ratio_, rtol=1e-9)
-    np.testing.assert_allclose(np.abs(found.scores(rows)), np.abs(wanted.transform(scaled)), rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(
+        np.abs(found.scores(rows)), np.abs(wanted.transform(scaled)), rtol=1e-7, atol=1e-8
+    )
     assert (found.components.max(axis=1) == np.abs(found.components).max(axis=1)).all()
 
 

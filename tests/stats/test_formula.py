@@ -15,7 +15,8 @@ TABLE = Table(
 
 def design(text):
     return read(text).design(
-        {name: TABLE.kind(name) for name in TABLE.columns}, {name: sorted(set(TABLE.labels(name).tolist())) for name in "abc"}
+        {name: TABLE.kind(name) for name in TABLE.columns},
+        {name: sorted(set(TABLE.labels(name).tolist())) for name in "abc"},
     )
 
 
@@ -33,7 +34,15 @@ def test_the_matrix_is_that_of_patsy(right):
 
 
 def test_what_a_site_computes_is_data_of_a_small_language():
-    for bad in (["column"], ["exec", "x"], ["column", 3], "x", ["number", float("inf")], ["+", ["column", "x"]], []):
+    for bad in (
+        ["column"],
+        ["exec", "x"],
+        ["column", 3],
+        "x",
+        ["number", float("inf")],
+        ["+", ["column", "x"]],
+        [],
+    ):
         with pytest.raises(ValueError, match="expression"):
             Design(("x",), (bad,))
     deep = ["column", "x"]

@@ -1,4 +1,5 @@
-"""Generalised linear models over clients are the pooled fits: of answers.json, of statsmodels, and where an answer has a closed form."""
+"""Generalised linear models over clients are the pooled fits: of answers.json, of statsmodels, and where an
+answer has a closed form."""
 
 import numpy as np
 import pytest
@@ -10,11 +11,23 @@ from tests.stats.multisite import assert_named
 
 
 @pytest.mark.parametrize(
-    "name", ["medpar|logit", "medpar|poisson", "medpar|negbin1", "opt|logit", "pda_cola_covid|logit", "pda_cola_covid|poisson"]
+    "name",
+    [
+        "medpar|logit",
+        "medpar|poisson",
+        "medpar|negbin1",
+        "opt|logit",
+        "pda_cola_covid|logit",
+        "pda_cola_covid|poisson",
+    ],
 )
 def test_the_answers_of_pooled_tables_are_met(data_dir, name):
     wanted = multisite.answers(data_dir)[name]
-    fit = stats.glm(wanted["formula"], multisite.table(data_dir, name.split("|")[0]), family=multisite.FAMILIES[wanted["family"]])
+    fit = stats.glm(
+        wanted["formula"],
+        multisite.table(data_dir, name.split("|")[0]),
+        family=multisite.FAMILIES[wanted["family"]],
+    )
     assert_named(fit.coefficients, wanted["coefficients"], 1e-8, 1e-12)
     assert_named(fit.standard_errors, wanted["standard_errors"], 1e-8)
     assert_named(fit.cluster_standard_errors, wanted["cluster_standard_errors"], 1e-8)
@@ -47,16 +60,30 @@ def columns():
 )
 @pytest.mark.parametrize("errors", ["model", "robust", "cluster"])
 def test_it_is_the_fit_of_statsmodels(columns, formula, family, offset, errors):
-    smf = pytest.importorskip("statsmodels.formula.api", reason="statsmodels, with which this compares, is not installed")
+    smf = pytest.importorskip(
+        "statsmodels.formula.api", reason="statsmodels, with which this compares, is not installed"
+    )
     sm = pytest.importorskip("statsmodels.api")
     pandas = pytest.importorskip("pandas")
     names = {"binomial": sm.families.Binomial(), "gaussian": sm.families.Gaussian(), "poisson": sm.families.Poisson(),
              "negative binomial": sm.families.NegativeBinomial(alpha=0.7)}  # fmt: skip
     about = {"offset": np.log(columns["days"])} if offset else {}
-    how = {"model": {}, "robust": {"cov_type": "HC0"}, "cluster": {"cov_type": "cluster", "cov_kwds": {"groups": columns["block"]}}}[errors]
-    pooled = smf.glm(formula, pandas.DataFrame(columns), family=names[family], **about).fit(tol=1e-14, maxiter=200, **how)
+    how = {
+        "model": {},
+        "robust": {"cov_type": "HC0"},
+        "cluster": {"cov_type": "cluster", "cov_kwds": {"groups": columns["block"]}},
+    }[errors]
+    pooled = smf.glm(formula, pandas.DataFrame(columns), family=names[family], **about).fit(
+        tol=1e-14, maxiter=200, **how
+    )
     fit = stats.glm(
-        formula, Clients.from_table(columns, by="site"), family=family, offset=offset, alpha=0.7, errors=errors, cluster="block"
+        formula,
+        Clients.from_table(columns, by="site"),
+        family=family,
+        offset=offset,
+        alpha=0.7,
+        errors=errors,
+        cluster="block",
     )
     assert_named(fit.coefficients, pooled.params.to_dict(), 1e-8, 1e-10)
     assert_named(fit.standard_errors, pooled.bse.to_dict(), 1e-7)
@@ -71,16 +98,24 @@ def test_it_is_the_fit_of_statsmodels(columns, formula, family, offset, errors):
 def test_a_logit_of_two_groups_is_the_odds_ratio_of_the_trial():
     treated, control = [1] * 27 + [0] * 268, [1] * 52 + [0] * 255
     y, arm = np.array(treated + control), np.repeat([1, 0], [295, 307])
-    fit = stats.glm("y ~ arm", Clients.from_table({"y": y, "arm": arm, "site": np.arange(602) % 4}, by="site"), family="binomial")
+    fit = stats.glm(
+        "y ~ arm",
+        Clients.from_table({"y": y, "arm": arm, "site": np.arange(602) % 4}, by="site"),
+        family="binomial",
+    )
     low, high = np.exp(fit.intervals["arm"])
     odds, error = 27 / 268 / (52 / 255), np.sqrt(1 / 27 + 1 / 268 + 1 / 52 + 1 / 255)
     assert np.exp(fit.coefficients["arm"]) == pytest.approx(odds, rel=1e-12)
-    assert (low, high) == pytest.approx((odds * np.exp(-1.959963984540054 * error), odds * np.exp(1.959963984540054 * error)), rel=1e-12)
+    assert (low, high) == pytest.approx(
+        (odds * np.exp(-1.959963984540054 * error), odds * np.exp(1.959963984540054 * error)), rel=1e-12
+    )
     assert "0.494 (0.301 to 0.811)" in repr(fit)
 
 
 def test_sites_and_their_order_change_nothing(columns):
-    one = stats.glm("died ~ age", Clients.from_table(columns | {"all": np.zeros(240, int)}, by="all"), family="binomial")
+    one = stats.glm(
+        "died ~ age", Clients.from_table(columns | {"all": np.zeros(240, int)}, by="all"), family="binomial"
+    )
     many = stats.glm("died ~ age", Clients.from_table(columns, by="block"), family="binomial")
     np.testing.assert_allclose(one.estimates, many.estimates, rtol=1e-12)
     np.testing.assert_allclose(one.covariance, many.covariance, rtol=1e-10)
@@ -89,7 +124,10 @@ def test_sites_and_their_order_change_nothing(columns):
 def test_fixed_effects_of_sites_are_their_categories(columns):
     clients = Clients.from_table(columns, by="site")
     fixed = stats.glm("lab ~ age", clients, site_effects="fixed")
-    assert fixed.coefficients == stats.glm("lab ~ age + C(site)", clients).coefficients and "C(site)[T.d]" in fixed.coefficients
+    assert (
+        fixed.coefficients == stats.glm("lab ~ age + C(site)", clients).coefficients
+        and "C(site)[T.d]" in fixed.coefficients
+    )
 
 
 def test_far_from_zero_a_column_is_as_exact(columns):
@@ -129,8 +167,15 @@ def test_rows_with_missing_values_are_dropped_where_that_is_asked(columns):
     age = np.where(np.arange(240) % 7 == 0, np.nan, columns["age"])
     clients = Clients.from_table(columns | {"age": age}, by="site")
     kept = {name: x[np.isfinite(age)] for name, x in columns.items()}
-    fit, same = stats.glm("lab ~ age", clients, missing="drop"), stats.glm("lab ~ age", Clients.from_table(kept, by="site"))
-    assert fit.coefficients == same.coefficients and fit.dropped == 35 and "35 with missing values left out" in repr(fit)
+    fit, same = (
+        stats.glm("lab ~ age", clients, missing="drop"),
+        stats.glm("lab ~ age", Clients.from_table(kept, by="site")),
+    )
+    assert (
+        fit.coefficients == same.coefficients
+        and fit.dropped == 35
+        and "35 with missing values left out" in repr(fit)
+    )
 
 
 def test_a_site_with_one_patient_and_one_without_events_count(columns):
@@ -145,4 +190,7 @@ def test_a_site_with_one_patient_and_one_without_events_count(columns):
 def test_text_that_is_a_truth_value_may_be_the_outcome(columns):
     table = columns | {"dead": columns["died"] == 1}
     fit = stats.glm("dead ~ age", Clients.from_table(table, by="site"), family="binomial")
-    assert fit.coefficients == stats.glm("died ~ age", Clients.from_table(columns, by="site"), family="binomial").coefficients
+    assert (
+        fit.coefficients
+        == stats.glm("died ~ age", Clients.from_table(columns, by="site"), family="binomial").coefficients
+    )

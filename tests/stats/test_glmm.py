@@ -21,7 +21,10 @@ def log_likelihood(columns, outcome, intercept, slope, sd):
     """The pooled one: a plain loop over sites, and an adaptive integral of each."""
     found = 0.0
     for site in np.unique(columns["site"]):
-        y, eta = columns[outcome][columns["site"] == site], intercept + slope * columns["x"][columns["site"] == site]
+        y, eta = (
+            columns[outcome][columns["site"] == site],
+            intercept + slope * columns["x"][columns["site"] == site],
+        )
 
         def density(u, y=y, eta=eta):
             m = eta + sd * u
@@ -49,7 +52,10 @@ def test_it_is_the_maximum_of_the_pooled_likelihood_with_its_curvature(columns, 
     for i in range(3):
         for j in range(i + 1):
             a, b = steps[i] / 50, steps[j] / 50
-            corners = [log_likelihood(columns, outcome, *(at + p * a + q * b)) for p, q in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+            corners = [
+                log_likelihood(columns, outcome, *(at + p * a + q * b))
+                for p, q in ((1, 1), (1, -1), (-1, 1), (-1, -1))
+            ]
             bend[i, j] = bend[j, i] = -(corners[0] - corners[1] - corners[2] + corners[3]) / (4 * a[i] * b[j])
     np.testing.assert_allclose(errors, np.sqrt(np.diag(np.linalg.inv(bend))), rtol=2e-3)
 
@@ -69,12 +75,24 @@ def test_more_points_change_nothing(columns):
     many, usual = (stats.glmm("y ~ x", clients, points=points) for points in (60, 25))
     np.testing.assert_allclose(many.estimates, usual.estimates, rtol=1e-7)
     assert "sd between sites" in repr(usual) and usual.rows == len(columns["y"])
-    assert usual.random_intercept_sd == pytest.approx(many.random_intercept_sd, rel=1e-7) and len(usual.site_effects) == 8
+    assert (
+        usual.random_intercept_sd == pytest.approx(many.random_intercept_sd, rel=1e-7)
+        and len(usual.site_effects) == 8
+    )
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [({"family": "gaussian"}, "fc.stats.lmm"), ({"points": 0}, "between 10 and"), ({"family": "binomial"}, "two sites")]
+    ("more", "said"),
+    [
+        ({"family": "gaussian"}, "fc.stats.lmm"),
+        ({"points": 0}, "between 10 and"),
+        ({"family": "binomial"}, "two sites"),
+    ],
 )
 def test_what_is_no_mixed_model_is_refused(more, said):
     with pytest.raises(ValueError, match=said):
-        stats.glmm("y ~ x", Clients.from_table({"site": [0, 0, 0, 0], "y": [0, 1, 1, 0], "x": [1.0, 2, 3, 4]}, by="site"), **more)
+        stats.glmm(
+            "y ~ x",
+            Clients.from_table({"site": [0, 0, 0, 0], "y": [0, 1, 1, 0], "x": [1.0, 2, 3, 4]}, by="site"),
+            **more,
+        )

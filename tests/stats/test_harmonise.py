@@ -49,7 +49,11 @@ def pooled(columns, covariates):
 @pytest.mark.parametrize("keep", ["1", "age + sex"])
 def test_it_is_the_pooled_algorithm(columns, keep):
     clients = Clients.from_table(columns, by="site")
-    covariates = np.zeros((77, 0)) if keep == "1" else np.stack([columns["age"], (columns["sex"] == "M") * 1.0], axis=1)
+    covariates = (
+        np.zeros((77, 0))
+        if keep == "1"
+        else np.stack([columns["age"], (columns["sex"] == "M") * 1.0], axis=1)
+    )
     found = stats.combat(clients, FEATURES, keep=keep)
     even = np.stack([found.apply(clients).columns[name] for name in FEATURES], axis=1)
     np.testing.assert_allclose(even, pooled(columns, covariates), rtol=1e-9)
@@ -59,7 +63,9 @@ def test_it_is_the_pooled_algorithm(columns, keep):
 def test_statistics_see_the_harmonised_features(columns):
     clients = Clients.from_table(columns, by="site")
     found = stats.combat(clients, FEATURES, keep="age")
-    at_once, of_rows = (stats.glm("f3 ~ age + C(site)", one) for one in (found.source(clients), found.apply(clients)))
+    at_once, of_rows = (
+        stats.glm("f3 ~ age + C(site)", one) for one in (found.source(clients), found.apply(clients))
+    )
     assert at_once.coefficients == of_rows.coefficients
     raw = stats.glm("f3 ~ age + C(site)", clients)
     assert abs(at_once.coefficients["C(site)[T.1]"]) < 0.5 * abs(raw.coefficients["C(site)[T.1]"])

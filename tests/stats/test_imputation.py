@@ -31,7 +31,9 @@ def test_what_is_missing_by_what_is_seen_is_made_good(columns, imputed):
     assert abs(found.coefficients["Intercept"] - 1) < 0.2 < 0.5 < abs(seen - 1)
     assert 0.01 < found.missing_information["Intercept"] < 0.5
     share = stats.rubin([stats.glm("I(sex == 'M') ~ x", one, family="binomial") for one in imputed])
-    assert abs(share.coefficients["x"] - 2) < 3 * share.standard_errors["x"] and "missing information" in repr(share)
+    assert abs(share.coefficients["x"] - 2) < 3 * share.standard_errors[
+        "x"
+    ] and "missing information" in repr(share)
 
 
 def test_draws_are_around_the_pooled_regression(columns):
@@ -44,13 +46,17 @@ def test_draws_are_around_the_pooled_regression(columns):
     errors = np.sqrt(rss[0] / (len(x) - 2) * np.diag(np.linalg.inv(x.T @ x)))
     np.testing.assert_allclose(drawn.mean(0), b, atol=4 * errors.max() / np.sqrt(30))
     np.testing.assert_allclose(drawn.std(0), errors, rtol=0.4)
-    np.testing.assert_allclose(np.mean([one.fills[-1].sd for one in many]), np.sqrt(rss[0] / (len(x) - 2)), rtol=0.05)
+    np.testing.assert_allclose(
+        np.mean([one.fills[-1].sd for one in many]), np.sqrt(rss[0] / (len(x) - 2)), rtol=0.05
+    )
 
 
 def test_known_values_stay_and_the_same_are_drawn_again(imputed):
     twice = [stats.glm("y ~ x", imputed[0]).coefficients for _ in range(2)]
     assert twice[0] == twice[1] != stats.glm("y ~ x", imputed[1]).coefficients
-    assert stats.quantiles(imputed[0], "y").missing == 0 and stats.quantiles(imputed[0].source, "y").missing > 50
+    assert (
+        stats.quantiles(imputed[0], "y").missing == 0 and stats.quantiles(imputed[0].source, "y").missing > 50
+    )
 
 
 def test_rubins_rules_are_his():
@@ -63,7 +69,9 @@ def test_rubins_rules_are_his():
     found = stats.rubin([Fit(1.0), Fit(2.0), Fit(6.0)])
     between, total = 7.0, 4 + 4 / 3 * 7.0
     assert found.coefficients == {"a": 3.0} and found.standard_errors["a"] == pytest.approx(np.sqrt(total))
-    assert found.df["a"] == pytest.approx(2 * (1 + 4 / (4 / 3 * between)) ** 2)  # (M - 1) (1 + W / ((1 + 1/M) B))^2
+    assert found.df["a"] == pytest.approx(
+        2 * (1 + 4 / (4 / 3 * between)) ** 2
+    )  # (M - 1) (1 + W / ((1 + 1/M) B))^2
     assert stats.rubin([Fit(1.0), Fit(2.0), Fit(6.0)], df_complete=10).df["a"] < found.df["a"]
     with pytest.raises(ValueError, match="two or more fits"):
         stats.rubin([Fit(1.0)])

@@ -17,7 +17,9 @@ def columns():
 
 
 def test_it_is_the_fit_of_statsmodels(columns):
-    ordinal_model = pytest.importorskip("statsmodels.miscmodels.ordinal_model", reason="statsmodels is not installed")
+    ordinal_model = pytest.importorskip(
+        "statsmodels.miscmodels.ordinal_model", reason="statsmodels is not installed"
+    )
     x = np.stack([(columns["sex"] == "M") * 1.0, columns["age"] / 10], axis=1)
     model = ordinal_model.OrderedModel(columns["level"], x, distr="logit")
     with warnings.catch_warnings():
@@ -27,8 +29,13 @@ def test_it_is_the_fit_of_statsmodels(columns):
     wanted = np.concatenate([pooled.params[:2], model.transform_threshold_params(pooled.params)[1:-1]])
     np.testing.assert_allclose(fit.estimates, wanted, rtol=1e-5)
     np.testing.assert_allclose(list(fit.standard_errors.values())[:2], pooled.bse[:2], rtol=1e-4)
-    assert fit.log_likelihood == pytest.approx(pooled.llf, rel=1e-9) and fit.log_likelihood >= pooled.llf - 1e-9
-    assert fit.names == ("sex[T.M]", "I(age / 10)", "0/1", "1/2", "2/3") and fit.rows == sum(fit.levels.values()) == 300
+    assert (
+        fit.log_likelihood == pytest.approx(pooled.llf, rel=1e-9) and fit.log_likelihood >= pooled.llf - 1e-9
+    )
+    assert (
+        fit.names == ("sex[T.M]", "I(age / 10)", "0/1", "1/2", "2/3")
+        and fit.rows == sum(fit.levels.values()) == 300
+    )
 
 
 def test_levels_from_the_other_end_turn_every_sign(columns):
@@ -42,7 +49,11 @@ def test_levels_from_the_other_end_turn_every_sign(columns):
 
 
 def test_groups_that_are_alike_have_no_effect_and_the_thresholds_are_the_observed_odds():
-    table = {"site": [0, 1] * 8, "y": [0] * 3 + [1] * 2 + [2] * 3 + [0] * 3 + [1] * 2 + [2] * 3, "x": [0.0] * 8 + [1.0] * 8}
+    table = {
+        "site": [0, 1] * 8,
+        "y": [0] * 3 + [1] * 2 + [2] * 3 + [0] * 3 + [1] * 2 + [2] * 3,
+        "x": [0.0] * 8 + [1.0] * 8,
+    }
     fit = stats.ordinal("y ~ x", Clients.from_table(table, by="site"))
     assert fit.coefficients == pytest.approx({"x": 0.0, "0/1": np.log(3 / 5), "1/2": np.log(5 / 3)}, abs=1e-9)
 

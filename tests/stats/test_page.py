@@ -1,4 +1,5 @@
-"""docs/statistics.md runs as it is printed, and names every function and no other number of statistics than there are."""
+"""docs/statistics.md runs as it is printed, and names every function and no other number of statistics than
+there are."""
 
 import re
 

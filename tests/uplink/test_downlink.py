@@ -1,4 +1,5 @@
-"""What the server sends may be treated by a stage, too: it encodes, every client expands, and the server keeps what that loses."""
+"""What the server sends may be treated by a stage, too: it encodes, every client expands, and the server
+keeps what that loses."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ CLIENTS = [0, 1, 2]
 
 def halved():
     """Half of the message goes out, and clients do not double it."""
-    return fc.uplink.stage("halved", encode=lambda state, own, update, key: (jax.tree.map(lambda x: x / 2, update), own))
+    return fc.uplink.stage(
+        "halved", encode=lambda state, own, update, key: (jax.tree.map(lambda x: x / 2, update), own)
+    )
 
 
 def test_clients_begin_from_what_was_sent_and_the_server_moves_its_own_model():
@@ -28,7 +31,9 @@ def test_clients_begin_from_what_was_sent_and_the_server_moves_its_own_model():
 def test_what_the_downlink_loses_is_sent_later():
     """What was sent in all rounds adds up to all messages but what the server still keeps."""
     downlink = fc.uplink.feedback(fc.uplink.quantize(bits=2))
-    composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=5), optax.sgd(0.1)), downlink=downlink)
+    composed = fc.compose(
+        fc.algorithms.fedavg(fc.models.linear(features=5), optax.sgd(0.1)), downlink=downlink
+    )
     message = {"w": jnp.array([0.3, -0.7, 1.0, 0.2, 0.05]), "b": jnp.array(0.4)}
     state = composed.init(jax.random.key(0), 3, message)
     read = jax.tree.map(jnp.zeros_like, message)
@@ -43,7 +48,9 @@ def test_what_the_downlink_loses_is_sent_later():
 
 def test_a_message_in_16_bits_comes_back_in_16():
     task = fc.models.bfloat16(fc.models.linear(features=2))
-    narrow = fc.Task(init=lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), task.init(key)), loss=task.loss)
+    narrow = fc.Task(
+        init=lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), task.init(key)), loss=task.loss
+    )
     composed = fc.compose(fc.algorithms.fedavg(narrow, optax.sgd(0.1)), downlink=fc.uplink.quantize(bits=8))
     state = composed.init(jax.random.key(0), 1)
     sent, _ = composed.broadcast(0, state)
@@ -55,22 +62,35 @@ def test_both_ends_of_a_downlink_keep_nothing_together():
     with pytest.raises(ValueError, match="downlink= has 'shared', of which both ends keep state"):
         fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), downlink=shared)
     ring = fc.uplink.stage("ring", encode=lambda state, own, update, key: (update.astype(jnp.int32), own))
-    with pytest.raises(ValueError, match=r"downlink=ring does not give back by expand\(\) the message of exchange 0"):
+    with pytest.raises(
+        ValueError, match=r"downlink=ring does not give back by expand\(\) the message of exchange 0"
+    ):
         fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), downlink=ring)
     with pytest.raises(TypeError, match="needs downlink= to be of type Stage"):
         fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), downlink=[fc.uplink.half()])
 
 
-@pytest.mark.parametrize("downlink", [fc.uplink.quantize(bits=4), fc.uplink.feedback(fc.uplink.half())], ids=["quantize", "feedback"])
+@pytest.mark.parametrize(
+    "downlink",
+    [fc.uplink.quantize(bits=4), fc.uplink.feedback(fc.uplink.half())],
+    ids=["quantize", "feedback"],
+)
 def test_asynchronous_runs_send_as_rounds_do_or_say_why_not(downlink):
-    data = fc.Clients.from_list([{"x": np.full((n, 2), n, np.float32), "y": np.ones(n, np.float32)} for n in (2, 3, 1)])
-    composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=2), optax.sgd(0.01)), downlink=downlink)
+    data = fc.Clients.from_list(
+        [{"x": np.full((n, 2), n, np.float32), "y": np.ones(n, np.float32)} for n in (2, 3, 1)]
+    )
+    composed = fc.compose(
+        fc.algorithms.fedavg(fc.models.linear(features=2), optax.sgd(0.01)), downlink=downlink
+    )
     plan = {"batch_size": 2, "epochs": 1, "lanes": 2}
     if downlink.name.startswith("feedback"):
         with pytest.raises(ValueError, match="keeps state at the server from message to message"):
             fc.AsynchronousSimulator(composed, data, fc.Buffer(3), **plan)
         return
-    sync, late = fc.Simulator(composed, data, **plan), fc.AsynchronousSimulator(composed, data, fc.Buffer(3), **plan)
+    sync, late = (
+        fc.Simulator(composed, data, **plan),
+        fc.AsynchronousSimulator(composed, data, fc.Buffer(3), **plan),
+    )
     expected, state = sync.init(jax.random.key(1)), late.init(jax.random.key(1))
     for _ in range(3):
         expected, _ = sync.run(expected, CLIENTS)

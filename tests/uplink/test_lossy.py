@@ -1,4 +1,5 @@
-"""Lossy stages against what their papers say they lose, on average and at most; and the bytes that they put on the wire."""
+"""Lossy stages against what their papers say they lose, on average and at most; and the bytes that they put
+on the wire."""
 
 from itertools import pairwise
 
@@ -25,7 +26,9 @@ DRAWS = 4000
 def draws(stage, x, number, seed=0):
     """What the server reads of one vector sent so often: [number, d] float64."""
     sent = jax.jit(jax.vmap(lambda x, key: uplink.roundtrip(stage, x, key), in_axes=(None, 0)))
-    return np.asarray(sent(jnp.asarray(x, jnp.float32), jax.random.split(jax.random.key(seed), number)), np.float64)
+    return np.asarray(
+        sent(jnp.asarray(x, jnp.float32), jax.random.split(jax.random.key(seed), number)), np.float64
+    )
 
 
 def error(came, x):
@@ -40,7 +43,8 @@ def two_neighbours(x, width, low=0.0):
 
 
 NORM, RANGE = np.linalg.norm(X), X.max() - X.min()
-UNBIASED = {  # (stage, the exact variance of each of 1, 2, ..., 1024, their sum by |x|^2 as a published number)
+# (stage, the exact variance of each of 1, 2, ..., 1024, their sum by |x|^2 as a published number)
+UNBIASED = {
     "qsgd 1": (uplink.qsgd(1), two_neighbours(X, NORM), 26.7196),
     "qsgd 4": (uplink.qsgd(4), two_neighbours(X, NORM / 4), 5.92989),
     "qsgd 16": (uplink.qsgd(16), two_neighbours(X, NORM / 16), 0.732473),
@@ -63,7 +67,10 @@ def test_the_error_is_exactly_what_it_should_be_and_the_mean_is_right(name):
     assert error(came, X) == pytest.approx(exact, rel=0.02)
     off = (came.mean(0) - X) / np.maximum(np.sqrt(variance / DRAWS), 1e-6 * X.max())  # in standard errors
     assert abs(off.sum()) / np.sqrt(len(X)) < 4
-    if name not in ("qsgd 1", "qsgd 4"):  # whose smallest numbers come through once in many draws, and then far off
+    if name not in (
+        "qsgd 1",
+        "qsgd 4",
+    ):  # whose smallest numbers come through once in many draws, and then far off
         assert np.abs(off).max() < 5
 
 
@@ -74,7 +81,9 @@ def test_topk_keeps_the_largest_of_each_leaf():
     for share, known in ((0.01, 0.9155), (0.1, 0.5607), (0.25, 0.2764)):
         assert error(draws(uplink.topk(share), normal, 1), normal) == pytest.approx(known, rel=0.02)
     same = np.where(np.arange(50) % 2, 3.0, -3.0)
-    assert error(draws(uplink.topk(0.3), same, 1), same) == pytest.approx(1 - 15 / 50)  # the bound, where all are of one size
+    assert error(draws(uplink.topk(0.3), same, 1), same) == pytest.approx(
+        1 - 15 / 50
+    )  # the bound, where all are of one size
 
 
 @pytest.mark.proves("eden", by="closed form: D / (1 - D) of Lloyd and Max's levels")
@@ -87,10 +96,18 @@ def test_eden_loses_what_its_levels_do_of_normal_numbers(bits):
     for low, high, level in zip(edges[:-1], edges[1:], levels, strict=True):
         mass = scipy.stats.norm.cdf(high) - scipy.stats.norm.cdf(low)
         centre = (scipy.stats.norm.pdf(low) - scipy.stats.norm.pdf(high)) / mass
-        assert level == pytest.approx(centre, abs=2e-4)  # Lloyd and Max: each level is the mean of what is nearest to it
-        distortion += scipy.integrate.quad(lambda z, level=level: (z - level) ** 2 * scipy.stats.norm.pdf(z), low, high)[0]
+        assert level == pytest.approx(
+            centre, abs=2e-4
+        )  # Lloyd and Max: each level is the mean of what is nearest to it
+        distortion += scipy.integrate.quad(
+            lambda z, level=level: (z - level) ** 2 * scipy.stats.norm.pdf(z), low, high
+        )[0]
     assert distortion / (1 - distortion) == pytest.approx(known, rel=2e-3)
-    for x in (np.arange(1.0, 16385.0), np.exp(2 * np.random.default_rng(1).normal(size=16384)), np.eye(1, 16384)[0]):
+    for x in (
+        np.arange(1.0, 16385.0),
+        np.exp(2 * np.random.default_rng(1).normal(size=16384)),
+        np.eye(1, 16384)[0],
+    ):
         assert error(draws(uplink.eden(bits), x, 8), x) == pytest.approx(known, rel=0.02)
     assert uplink.bits(uplink.eden(bits), jnp.zeros(16384)) == 16384 * bits + 2 * 32 + 32
 
@@ -167,7 +184,10 @@ def test_packed_numbers_come_back_and_take_few_bytes(values):
         (uplink.k_level(16), 35 * 4 + 4 + 4 * 32),  # of 5 numbers of 4 bits, half a byte is empty
         (uplink.qsgd(1), (2 + 1) * 32 + 2 * 32),  # 30 and 5 numbers of three values, 20 in a word
         (uplink.sign(), 32 + 8 + 2 * 32),
-        (uplink.topk(0.1), 3 * 32 + 16 + 1 * 32 + 8),  # 3 of 30 with places of 5 bits in a multiple of 8 numbers, 1 of 5
+        (
+            uplink.topk(0.1),
+            3 * 32 + 16 + 1 * 32 + 8,
+        ),  # 3 of 30 with places of 5 bits in a multiple of 8 numbers, 1 of 5
         (uplink.randk(0.1), 3 * 32 + 1 * 32 + 2 * 32),
         (uplink.powersgd(1), 32 * (10 + 3) + 5 * 32),
         (uplink.count_sketch(2, 7), 14 * 32 + 32),
@@ -187,20 +207,27 @@ def test_bits_are_those_of_the_message(stage, expected):
 @pytest.mark.proves("powersgd", "low_rank", by="identity: exact up to the rank; the best of it by NumPy")
 def test_low_rank_is_exact_up_to_its_rank():
     rng = np.random.default_rng(0)
-    two = {"w": rng.normal(size=(12, 2)) @ rng.normal(size=(2, 20)), "c": rng.normal(size=(3, 3, 4, 1)) * rng.normal(size=(1, 1, 1, 40))}
+    two = {
+        "w": rng.normal(size=(12, 2)) @ rng.normal(size=(2, 20)),
+        "c": rng.normal(size=(3, 3, 4, 1)) * rng.normal(size=(1, 1, 1, 40)),
+    }
     two = {**two, "b": rng.normal(size=7)}
     two = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), two)
     for stage in (uplink.powersgd(2), uplink.low_rank(2)):
         came = uplink.roundtrip(stage, two, jax.random.key(0))
         for name in two:
-            np.testing.assert_allclose(came[name], two[name], atol=2e-5 * float(jnp.abs(two[name]).max()) + 1e-5)
+            np.testing.assert_allclose(
+                came[name], two[name], atol=2e-5 * float(jnp.abs(two[name]).max()) + 1e-5
+            )
     best = uplink.roundtrip(uplink.low_rank(1), two["w"], jax.random.key(0))
     sizes = np.linalg.svd(np.asarray(two["w"], np.float64))[1]
     assert float(tree.norm(tree.sub(two["w"], best))) == pytest.approx(sizes[1], rel=1e-4)
     stage, own = uplink.powersgd(1), uplink.powersgd(1).init_client(two["w"])
     for _ in range(30):  # the power method ends at the best of that rank
         sent, own = stage.encode((), own, two["w"], alone(jax.random.key(0)))
-    assert float(tree.norm(tree.sub(two["w"], stage.expand((), sent, two["w"])))) == pytest.approx(sizes[1], rel=1e-3)
+    assert float(tree.norm(tree.sub(two["w"], stage.expand((), sent, two["w"])))) == pytest.approx(
+        sizes[1], rel=1e-3
+    )
 
 
 @pytest.mark.proves("count_sketch", by="closed form: no bias, and the variance of a row")
@@ -216,10 +243,14 @@ def test_a_sketch_is_right_on_average_within_its_variance_and_adds_up():
 
 
 def optimise(stage, rounds=300, lr=0.3):
-    """How far from the optimum gradient descent ends on three clients' quadratics, their gradients sent through `stage`."""
+    """How far from the optimum gradient descent ends on three clients' quadratics, their gradients sent
+    through `stage`."""
     rng = np.random.default_rng(0)
     targets = jnp.asarray(rng.normal(size=(3, 20)) * 3, jnp.float32)
-    state, own = stage.init(targets[0]), jax.tree.map(lambda x: jnp.stack([x] * 3), stage.init_client(targets[0]))
+    state, own = (
+        stage.init(targets[0]),
+        jax.tree.map(lambda x: jnp.stack([x] * 3), stage.init_client(targets[0])),
+    )
     one = jnp.float32(3)
 
     @jax.jit
@@ -246,7 +277,10 @@ def test_ef21_reaches_the_optimum_where_top_k_alone_stalls():
 
 def test_what_ef21_believes_nears_the_truth_by_its_rate():
     """At a fixed point of a model |g - u|^2 shrinks by 1 - k / d a step at least."""
-    stage, u = uplink.ef21(uplink.topk(0.1)), jnp.asarray(np.random.default_rng(0).normal(size=50), jnp.float32)
+    stage, u = (
+        uplink.ef21(uplink.topk(0.1)),
+        jnp.asarray(np.random.default_rng(0).normal(size=50), jnp.float32),
+    )
     own, apart = stage.init_client(u), [float(jnp.sum(u**2))]
     for _ in range(8):
         _, own = stage.encode(stage.init(u), own, u, alone(jax.random.key(0)))

@@ -1,4 +1,5 @@
-"""Secure aggregation: a message tells nothing by itself, the sum is exact, and the masks of who dropped out are taken off."""
+"""Secure aggregation: a message tells nothing by itself, the sum is exact, and the masks of who dropped out
+are taken off."""
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +40,12 @@ def sent(place, round=3):
 
 
 def whole(place):
-    """The whole numbers that stand for the report of the client at this place: without masks, as nobody else is there."""
+    """The whole numbers that stand for the report of the client at this place: without masks, as nobody else
+    is there."""
     _, update, sender = sent(place)
-    message = encode_alone(update, sender._replace(here=jnp.arange(K) == place, weight=jnp.float32(place + 1)))
+    message = encode_alone(
+        update, sender._replace(here=jnp.arange(K) == place, weight=jnp.float32(place + 1))
+    )
     return {name: np.asarray(x).astype(np.int32).astype(np.int64) for name, x in message.ring.update.items()}
 
 
@@ -65,12 +69,15 @@ def test_masks_cancel_to_the_last_bit():
         np.testing.assert_array_equal(np.asarray(total.ring.update[name]), expected.astype(np.uint32))
     for k in there:  # each number to the step below or above, times the weight
         for name, x in sent(k)[1].items():
-            assert np.all(np.abs(meant[k][name] / (k + 1) - x / STEP) < 1.01) and not np.any(meant[k][name] % (k + 1))
+            assert np.all(np.abs(meant[k][name] / (k + 1) - x / STEP) < 1.01) and not np.any(
+                meant[k][name] % (k + 1)
+            )
     assert int(total.ring.weight) == sum(k + 1 for k in there) and float(total.fits) == 0
 
 
 def test_a_message_by_itself_is_uniform_whatever_it_says():
-    """Of the same report in many rounds every bit is set half of the time, and two messages are not near one another."""
+    """Of the same report in many rounds every bit is set half of the time, and two messages are not near one
+    another."""
     words = np.stack([np.asarray(sent(0, round=r)[0].ring.update["w"]) for r in range(400)])
     bits = np.unpackbits(words.view(np.uint8).reshape(400, -1), axis=1)
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(400)
@@ -105,11 +112,14 @@ def test_what_does_not_fit_the_ring_is_refused_and_not_wrapped(bad):
 
 
 @pytest.mark.parametrize(
-    ("weight", "fits"), [(0, True), (1024, True), (1025, False), (0.5, False), (-1, False), (np.nan, False), (3e9, False)]
+    ("weight", "fits"),
+    [(0, True), (1024, True), (1025, False), (0.5, False), (-1, False), (np.nan, False), (3e9, False)],
 )
 def test_a_weight_is_whole_and_no_more_than_its_part_of_all(weight, fits):
     """Four clients share 2^12."""
-    sender = alone(jax.random.key(0))._replace(here=jnp.ones(4, bool), pairs=jax.random.split(jax.random.key(1), 4))
+    sender = alone(jax.random.key(0))._replace(
+        here=jnp.ones(4, bool), pairs=jax.random.split(jax.random.key(1), 4)
+    )
     message = encode_alone({"w": jnp.ones(3, jnp.float32)}, sender._replace(weight=jnp.float32(weight)))
     assert bool(np.isnan(message.fits)) is not fits
 
@@ -119,7 +129,9 @@ def test_a_round_is_the_mean_by_weight_also_where_a_client_is_refused(lanes):
     """The model is that of plain averaging, to the steps of the ring."""
     data = clients("classes")
     columns = [dict(data[i]) for i in range(len(data))]
-    columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)  # from which training diverges
+    columns[5]["x"] = np.random.default_rng(0).choice(
+        np.float32([1e18, -1e18]), columns[5]["x"].shape
+    )  # from which training diverges
     data, settings = fc.Clients.from_list(columns), {"batch_size": 4, "epochs": 2, "lanes": lanes}
     hidden = fedavg(uplink=uplink.secure(bound=2.0, bits=24, weights=2**8), aggregator=fc.aggregators.total())
     found = []
@@ -133,23 +145,40 @@ def test_a_round_is_the_mean_by_weight_also_where_a_client_is_refused(lanes):
 
 def test_what_does_not_fit_a_hidden_report_is_named():
     algorithm = fc.algorithms.fedavg(task(), optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r"median\(\) needs every client's update, but 'secure' only reveals their sum"):
+    with pytest.raises(
+        ValueError, match=r"median\(\) needs every client's update, but 'secure' only reveals their sum"
+    ):
         fc.compose(algorithm, uplink=uplink.secure(1.0), aggregator=fc.aggregators.median())
-    with pytest.raises(ValueError, match=r"fednova reports the stats steps in exchange 0, .* but 'secure' only reveals sums"):
-        fc.compose(fc.algorithms.fednova(task(), 0.1), uplink=uplink.secure(1.0), aggregator=fc.aggregators.total())
-    with pytest.raises(TypeError, match=r"mean\(\) averages numbers with a point, and a client reports .* as uint32"):
+    with pytest.raises(
+        ValueError, match=r"fednova reports the stats steps in exchange 0, .* but 'secure' only reveals sums"
+    ):
+        fc.compose(
+            fc.algorithms.fednova(task(), 0.1), uplink=uplink.secure(1.0), aggregator=fc.aggregators.total()
+        )
+    with pytest.raises(
+        TypeError, match=r"mean\(\) averages numbers with a point, and a client reports .* as uint32"
+    ):
         fc.compose(algorithm, uplink=uplink.secure(1.0))
     for order in ((uplink.quantize(8), uplink.secure(1.0)), (uplink.secure(1.0), uplink.quantize(8))):
-        with pytest.raises(ValueError, match="stage 'quantize' reads each message by itself, and 'secure' lets the server"):
+        with pytest.raises(
+            ValueError, match="stage 'quantize' reads each message by itself, and 'secure' lets the server"
+        ):
             uplink.chain(*order)
-    with pytest.raises(ValueError, match=r"feedback\(\) keeps what the server does not read .* secure lets it read none"):
+    with pytest.raises(
+        ValueError, match=r"feedback\(\) keeps what the server does not read .* secure lets it read none"
+    ):
         uplink.feedback(uplink.secure(1.0))
     with pytest.raises(ValueError, match="the ring needs a bound > 0"):
         uplink.secure(bound=-1.0)
-    with pytest.raises(ValueError, match="numbers of 17 bits with weights of 65536 in sum need 33 bits, and the ring has 32: take bits=16"):
+    with pytest.raises(
+        ValueError,
+        match="numbers of 17 bits with weights of 65536 in sum need 33 bits, and the ring has 32: take bits=16",
+    ):
         uplink.secure(bound=1.0, bits=17)
     sim = fc.Simulator(COMPOSED, clients("classes"), batch_size=4, epochs=1, lanes=2)
-    with pytest.raises(ValueError, match="a client of this cohort was drawn 2 times, and secure hides its report"):
+    with pytest.raises(
+        ValueError, match="a client of this cohort was drawn 2 times, and secure hides its report"
+    ):
         sim.run(sim.init(jax.random.key(0)), fc.Cohort(np.array([3, 5]), np.array([2, 1])))
 
 

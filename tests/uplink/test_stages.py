@@ -38,11 +38,15 @@ def test_clip_holds_again_after_a_lossy_stage():
 def test_quantize_is_unbiased_within_its_step(bits):
     update = {"w": jnp.linspace(-1, 0.9, 20)}
     step = 1 / (2 ** (bits - 1) - 1)
-    got = jax.vmap(lambda k: uplink.roundtrip(uplink.quantize(bits), update, k)["w"])(jax.random.split(jax.random.key(0), 4000))
+    got = jax.vmap(lambda k: uplink.roundtrip(uplink.quantize(bits), update, k)["w"])(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     got, meant = np.asarray(got, np.float64), np.asarray(update["w"])
     assert np.abs(got - meant).max() <= step * 1.0001
     error = np.abs(got.mean(axis=0) - meant)
-    assert error.max() <= 5 * (step / 2) / np.sqrt(4000) + 1e-6  # five standard errors, each at most half a step
+    assert (
+        error.max() <= 5 * (step / 2) / np.sqrt(4000) + 1e-6
+    )  # five standard errors, each at most half a step
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 1), (8, 1), (9, 2), (16, 2)])
@@ -56,7 +60,11 @@ def test_half_rounds_to_nearest_in_two_bytes():
     assert uplink.message_shapes(uplink.half(), update)["w"].dtype == jnp.bfloat16
     got, _ = send(uplink.half(), update)
     assert got["w"].dtype == jnp.float32 and got["n"] == 7
-    assert got["w"][:2].tolist() == [1 + 2**-7, 1.0] and abs(float(got["w"][2]) / 1e30 - 1) <= 2**-9 and jnp.isinf(got["w"][3])
+    assert (
+        got["w"][:2].tolist() == [1 + 2**-7, 1.0]
+        and abs(float(got["w"][2]) / 1e30 - 1) <= 2**-9
+        and jnp.isinf(got["w"][3])
+    )
     assert jnp.isinf(send(uplink.half("float16"), update)[0]["w"][2])
 
 
@@ -78,7 +86,11 @@ def test_feedback_sends_everything_in_the_end():
 
 
 def test_a_chain_expands_in_reverse():
-    double = uplink.stage("double", encode=lambda s, o, u, k: (tree.scale(2.0, u), o), expand=lambda s, m, shapes: tree.scale(0.5, m))
+    double = uplink.stage(
+        "double",
+        encode=lambda s, o, u, k: (tree.scale(2.0, u), o),
+        expand=lambda s, m, shapes: tree.scale(0.5, m),
+    )
     add = uplink.stage(
         "add",
         encode=lambda s, o, u, k: (jax.tree.map(lambda x: x + 1, u), o),
@@ -91,7 +103,10 @@ def test_a_chain_expands_in_reverse():
 
 
 def test_clip_in_a_round_bounds_each_client():
-    state = simulate(algorithms.fedavg(TASK, optax.sgd(1.0), weighting=algorithms.uniform), pieces={"uplink": uplink.clip(1.0)})
+    state = simulate(
+        algorithms.fedavg(TASK, optax.sgd(1.0), weighting=algorithms.uniform),
+        pieces={"uplink": uplink.clip(1.0)},
+    )
     assert float(state.params[0]) == pytest.approx(START + np.clip(MEANS - START, -1, 1).mean(), abs=1e-6)
 
 
@@ -111,7 +126,9 @@ def test_settings_are_checked(make, message):
 
 def test_pieces_that_do_not_fit_are_named():
     algorithm = algorithms.fedavg(TASK, optax.sgd(0.1))
-    with pytest.raises(TypeError, match=r"uplink= to be of type Stage, got list: join several stages with fc.uplink.chain"):
+    with pytest.raises(
+        TypeError, match=r"uplink= to be of type Stage, got list: join several stages with fc.uplink.chain"
+    ):
         compose(algorithm, uplink=[uplink.clip(1.0)])
     with pytest.raises(TypeError, match=r"aggregator= to be of type Aggregator, got str"):
         compose(algorithm, aggregator="mean")
@@ -122,7 +139,10 @@ def test_pieces_that_do_not_fit_are_named():
     with pytest.raises(TypeError, match=r"feedback\(\) wraps a stage, got int"):
         uplink.feedback(8)
     half = uplink.stage("half", expand=lambda s, m, shapes: jax.tree.map(lambda x: x.astype(jnp.float16), m))
-    with pytest.raises(ValueError, match=r"the update of exchange 0 after half and mean changed .* from float32\[1\] to float16\[1\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"the update of exchange 0 after half and mean changed .* from float32\[1\] to float16\[1\]",
+    ):
         compose(algorithm, uplink=half)
 
 
@@ -132,13 +152,23 @@ def ring():
     def finish(state, value, info, key):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 64, value), state
 
-    return uplink.stage("ring", encode=lambda s, o, u, k: (jax.tree.map(lambda x: (64 * x).astype(jnp.int32), u), o), finish=finish)
+    return uplink.stage(
+        "ring",
+        encode=lambda s, o, u, k: (jax.tree.map(lambda x: (64 * x).astype(jnp.int32), u), o),
+        finish=finish,
+    )
 
 
-@pytest.mark.parametrize("make", [lambda: uplink.chain(uplink.clip(1.0), ring()), lambda: uplink.feedback(ring())])
+@pytest.mark.parametrize(
+    "make", [lambda: uplink.chain(uplink.clip(1.0), ring()), lambda: uplink.feedback(ring())]
+)
 def test_a_stage_that_decodes_only_in_the_end_is_not_put_around_others(make):
-    """What clips, or keeps what is lost, would do so to numbers that are not decoded, and the model would never move."""
-    with pytest.raises(ValueError, match=r"stage 'ring' does not give back by expand\(\).*float32\[1\] before and int32\[1\] after.*first"):
+    """What clips, or keeps what is lost, would do so to numbers that are not decoded, and the model would
+    never move."""
+    with pytest.raises(
+        ValueError,
+        match=r"stage 'ring' does not give back by expand\(\).*float32\[1\] before and int32\[1\] after.*first",
+    ):
         compose(algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=make())
 
 
@@ -149,6 +179,9 @@ def test_a_stage_of_another_structure_is_not_put_around_others():
 
 
 def test_what_a_stage_leaves_is_told_only_where_it_says_that_it_may_be():
-    own, noisy = uplink.chain(uplink.clip(1.0), uplink.feedback(uplink.quantize(8)), uplink.half()), uplink.stage("noise")
+    own, noisy = (
+        uplink.chain(uplink.clip(1.0), uplink.feedback(uplink.quantize(8)), uplink.half()),
+        uplink.stage("noise"),
+    )
     assert own.measurable and not noisy.measurable
     assert not uplink.chain(uplink.clip(1.0), noisy).measurable and not uplink.feedback(noisy).measurable

@@ -1,4 +1,5 @@
-"""Convolutions and pooling written anew are the same sums: every form against XLA's own, and whole networks' gradients in a loop."""
+"""Convolutions and pooling written anew are the same sums: every form against XLA's own, and whole networks'
+gradients in a loop."""
 
 import logging
 from functools import partial
@@ -50,7 +51,9 @@ def equations(closed):
 def names(function, *args):
     """The primitives that a function comes to, inner ones too."""
     text = str(jax.make_jaxpr(function)(*args))
-    return {name for name in ("conv_general_dilated", "select_and_scatter_add", "dot_general") if name in text}
+    return {
+        name for name in ("conv_general_dilated", "select_and_scatter_add", "dot_general") if name in text
+    }
 
 
 @pytest.mark.parametrize(("geometry", "layout"), [*((name, NHWC) for name in GEOMETRIES), ("stride", NCHW)])
@@ -78,12 +81,17 @@ def test_every_form_of_a_convolution_and_of_its_gradients(geometry, layout):
         expected, got = one(x, k, padded)
         many = jax.jit(jax.vmap(lambda x, k, forms=forms, c=c: {rule: c.by(rule, x, k) for rule in forms}))
         close(got, dict.fromkeys(forms, expected))
-        close(many(jnp.stack([x, 2 * x]), jnp.stack([k, k])), dict.fromkeys(forms, jnp.stack([expected, 2 * expected])))
+        close(
+            many(jnp.stack([x, 2 * x]), jnp.stack([k, k])),
+            dict.fromkeys(forms, jnp.stack([expected, 2 * expected])),
+        )
 
 
 def test_which_forms_apply(monkeypatch):
     def found(*shapes, **settings):
-        forward = partial(lax.conv_general_dilated, padding=((1, 1), (1, 1)), dimension_numbers=NHWC, **settings)
+        forward = partial(
+            lax.conv_general_dilated, padding=((1, 1), (1, 1)), dimension_numbers=NHWC, **settings
+        )
         (eqn,) = equations(jax.make_jaxpr(forward)(*(jnp.zeros(shape) for shape in shapes)))
         return Convolution.of(eqn)
 
@@ -93,7 +101,10 @@ def test_which_forms_apply(monkeypatch):
     assert one.rules(2) == ["whole", "ordered, lane by lane", "rows, lane by lane"]
     monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
     assert one.rules(64) == ["ordered, lane by lane", "rows, lane by lane", "whole"]
-    assert found((2, 8, 8, 3), (1, 1, 3, 4), window_strides=(1, 1), lhs_dilation=(2, 2)).rules(1) == ["ordered", "whole"]
+    assert found((2, 8, 8, 3), (1, 1, 3, 4), window_strides=(1, 1), lhs_dilation=(2, 2)).rules(1) == [
+        "ordered",
+        "whole",
+    ]
     by_channel = found((2, 8, 8, 4), (3, 3, 1, 4), window_strides=(1, 1), feature_group_count=4)
     assert by_channel.rules(1) == ["ordered"]
     assert by_channel.rules(64) == ["ordered, lane by lane"]
@@ -126,7 +137,9 @@ def test_the_gradient_of_a_pool_goes_to_the_first_of_equals(shape, window, paddi
     x = jnp.round(normal(0, *shape))  # many are equal
 
     def step(x):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(1 + lax.reduce_window(x, -jnp.inf, lax.max, window, window, padding))))(x)
+        return jax.grad(
+            lambda x: jnp.sum(jnp.sin(1 + lax.reduce_window(x, -jnp.inf, lax.max, window, window, padding)))
+        )(x)
 
     new = rewrite(step, lanes=1)
     assert names(step, x) == {"select_and_scatter_add"} and names(new, x) == set()
@@ -168,7 +181,8 @@ def test_a_large_product_is_made_the_way_it_is_wanted(lanes, monkeypatch):
 
 
 class Linen(nn.Module):
-    """Convolutions of every kind that networks have, with pooling, normalisation, dropout, a checkpoint and jit."""
+    """Convolutions of every kind that networks have, with pooling, normalisation, dropout, a checkpoint and
+    jit."""
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -185,8 +199,15 @@ class Twin(nnx.Module):
     """The like in nnx."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.first, self.second = nnx.Conv(1, 4, (3, 3), rngs=rngs), nnx.Conv(4, 4, (3, 3), strides=(2, 1), rngs=rngs)
-        self.norm, self.dropout, self.last = nnx.GroupNorm(4, 2, rngs=rngs), nnx.Dropout(0.3, rngs=rngs), nnx.Linear(32, 3, rngs=rngs)
+        self.first, self.second = (
+            nnx.Conv(1, 4, (3, 3), rngs=rngs),
+            nnx.Conv(4, 4, (3, 3), strides=(2, 1), rngs=rngs),
+        )
+        self.norm, self.dropout, self.last = (
+            nnx.GroupNorm(4, 2, rngs=rngs),
+            nnx.Dropout(0.3, rngs=rngs),
+            nnx.Linear(32, 3, rngs=rngs),
+        )
 
     def __call__(self, x):
         x = self.norm(nnx.tanh(self.second(nnx.max_pool(self.first(x), (2, 2), strides=(2, 2)))))
@@ -212,7 +233,11 @@ def network(request):
 
     def step(params, batch, key):
         def loss(params):
-            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits(params, batch["x"], key)), batch["y"][:, None], 1))
+            return -jnp.mean(
+                jnp.take_along_axis(
+                    jax.nn.log_softmax(logits(params, batch["x"], key)), batch["y"][:, None], 1
+                )
+            )
 
         value, grads = jax.value_and_grad(loss)(params)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), {"loss": value}
@@ -258,7 +283,10 @@ def test_a_derivative_of_ones_own_is_kept():
     def layer(k, x):
         return lax.conv(x, k, (1, 1), "SAME")
 
-    layer.defvjp(lambda k, x: (layer(k, x), (k, x)), lambda kept, g: (7 * kept[0], lax.conv(g, kept[0], (1, 1), "SAME")))
+    layer.defvjp(
+        lambda k, x: (layer(k, x), (k, x)),
+        lambda kept, g: (7 * kept[0], lax.conv(g, kept[0], (1, 1), "SAME")),
+    )
 
     def step(k, x):
         return layer(k, x), jax.grad(lambda k, x: jnp.sum(layer(k, jnp.tanh(layer(k, x)))), (0, 1))(k, x)
@@ -272,7 +300,10 @@ def test_one_is_measured_while_tracing_and_remembered(monkeypatch, tmp_path, cap
     monkeypatch.setattr(convolutions, "WORTH_MEASURING", 0)
     monkeypatch.setattr(timing, "_here", {})
     monkeypatch.setattr(tuning_cache, "_entries", {})
-    new, (k, x) = rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1), (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6))
+    new, (k, x) = (
+        rewrite(partial(lax.conv, window_strides=(1, 1), padding="SAME"), lanes=1),
+        (normal(0, 2, 1, 3, 3), normal(1, 1, 1, 6, 6)),
+    )
     with caplog.at_level(logging.INFO, "fedjax_core"):
         got = jax.jit(jax.vmap(new))(x[None], k[None])[0]
     close(got, lax.conv(x, k, (1, 1), "SAME"))
@@ -290,7 +321,11 @@ def test_where_nothing_can_be_measured_the_usual_form_is_taken(monkeypatch, tmp_
     monkeypatch.setattr(timing, "_here", {})
     monkeypatch.setattr(tuning_cache, "_entries", {})
     monkeypatch.setattr(timing, "_BUDGET_SECONDS", 0)
-    (eqn,) = equations(jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)))
+    (eqn,) = equations(
+        jax.make_jaxpr(lambda x, k: lax.conv(x, k, (1, 1), "SAME"))(
+            normal(0, 1, 1, 6, 6), normal(1, 2, 1, 3, 3)
+        )
+    )
     c = Convolution.of(eqn)
     assert timing.choose([c, c], 1) == {c: "ordered"}
     assert not list(tmp_path.rglob("*.json"))

@@ -32,17 +32,24 @@ def test_a_loop_counts_as_often_as_it_runs():
         return jnp.sum(x, axis=1)
 
     task = fc.Task(init=lambda key: jnp.eye(5), loss=loss)
-    assert counted(task, {"x": jax.ShapeDtypeStruct((20, 5), "float32")}) == {"float32": 2 * 3 * 7 * 20 * 5 * 5}
+    assert counted(task, {"x": jax.ShapeDtypeStruct((20, 5), "float32")}) == {
+        "float32": 2 * 3 * 7 * 20 * 5 * 5
+    }
 
 
 def test_convolutions_count_what_they_multiply():
     def loss(params, batch, key):
         return jnp.sum(
-            lax.conv_general_dilated(batch.columns["x"], params, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")), (1, 2, 3)
+            lax.conv_general_dilated(
+                batch.columns["x"], params, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            (1, 2, 3),
         )
 
     task = fc.Task(init=lambda key: jnp.ones((3, 3, 2, 4)), loss=loss)
-    assert counted(task, {"x": jax.ShapeDtypeStruct((20, 10, 10, 2), "float32")}) == {"float32": 2 * 2 * 20 * 8 * 8 * 9 * 2 * 4}
+    assert counted(task, {"x": jax.ShapeDtypeStruct((20, 10, 10, 2), "float32")}) == {
+        "float32": 2 * 2 * 20 * 8 * 8 * 9 * 2 * 4
+    }
 
 
 def test_the_share_of_peak_where_it_is_known(monkeypatch):

@@ -26,7 +26,10 @@ def late(step, *args):
     """How many gradients are taken after their loop."""
 
     def count(jaxpr):
-        return sum(len(recurrence.late_products(e)) + sum(map(count, core.jaxprs_in_params(e.params))) for e in jaxpr.eqns)
+        return sum(
+            len(recurrence.late_products(e)) + sum(map(count, core.jaxprs_in_params(e.params)))
+            for e in jaxpr.eqns
+        )
 
     return count(jax.make_jaxpr(step)(*args).jaxpr)
 
@@ -78,7 +81,11 @@ def test_an_nnx_layer():
 
     step = gradient_step(loss)
     assert late(step, params, x) > 0
-    for a, b in zip(jax.tree.leaves(jax.jit(rewrite(step, 1))(params, x)), jax.tree.leaves(jax.jit(step)(params, x)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(rewrite(step, 1))(params, x)),
+        jax.tree.leaves(jax.jit(step)(params, x)),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 

@@ -1,7 +1,8 @@
 """Data sets by name; each is a function that returns `Clients`, training and test apart.
 
-Clients by nature have `breast_cancer`, `heart_disease`, `emnist`, `shakespeare`, `cifar100_pachinko`, `tiny_shakespeare` and
-`leaf(folder, kind)`; one client, to be dealt out, `fashion_mnist`, `cifar10` and `cifar100`.
+Clients by nature have `breast_cancer`, `heart_disease`, `emnist`, `shakespeare`, `cifar100_pachinko`,
+`tiny_shakespeare` and `leaf(folder, kind)`; one client, to be dealt out, `fashion_mnist`, `cifar10` and
+`cifar100`.
 
 >>> from fedjax_core.data.datasets import breast_cancer
 >>> breast_cancer().train.sizes.tolist()

@@ -3,8 +3,9 @@
     $FEDJAX_CORE_DATA/<data set>/<file>       looked at first: copies made by hand, machines without a network
     $FEDJAX_CORE_CACHE/<data set>/<file>      else ~/.cache/fedjax_core; filled by download
 
-Whatever the way, a file counts only if its sha256 is the one written next to its address in the code: a study then always runs
-on the bytes it was written for. A download is written beside its place and moved there once it is complete and checked.
+Whatever the way, a file counts only if its sha256 is the one written next to its address in the code: a study
+then always runs on the bytes it was written for. A download is written beside its place and moved there once
+it is complete and checked.
 
 >>> find("none_needed", [])
 {}
@@ -43,7 +44,9 @@ class DataError(RuntimeError):
     """A file that is missing, unreachable, or not the one it should be; says which, and what to do."""
 
 
-def find(dataset: str, files: Sequence[Remote], *, attempts: int = 3, wait_seconds: float = 1.0) -> dict[str, Path]:
+def find(
+    dataset: str, files: Sequence[Remote], *, attempts: int = 3, wait_seconds: float = 1.0
+) -> dict[str, Path]:
     """The path of each file by name, each of the right sha256; downloads what neither folder holds."""
     return {file.name: _find(dataset, file, files, attempts, wait_seconds) for file in files}
 
@@ -73,7 +76,9 @@ def _find(dataset: str, file: Remote, files: Sequence[Remote], attempts: int, wa
 def _check(path: Path, file: Remote) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != file.sha256:
-        raise DataError(f"{path} is not the file it should be: its sha256 is {found}, expected {file.sha256}.")
+        raise DataError(
+            f"{path} is not the file it should be: its sha256 is {found}, expected {file.sha256}."
+        )
 
 
 def _unreachable(dataset: str, file: Remote, files: Sequence[Remote], error: OSError) -> str:
@@ -87,7 +92,8 @@ def _unreachable(dataset: str, file: Remote, files: Sequence[Remote], error: OSE
 
 
 def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> None:
-    """Fetches one file into its place; raises OSError where it cannot be had, DataError where it is another file."""
+    """Fetches one file into its place; raises OSError where it cannot be had, DataError where it is another
+    file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{file.name}.")
     os.close(handle)
@@ -97,7 +103,9 @@ def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> N
                 found = _fetch(file, Path(partial))
                 break
             except OSError as error:
-                final = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500  # asking again will not help
+                final = (
+                    isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+                )  # asking again will not help
                 if final or attempt == attempts:
                     raise
                 if isinstance(error, urllib.error.HTTPError):
@@ -105,7 +113,9 @@ def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> N
                 print(f"{file.name}: {error}; trying again ({attempt} of {attempts - 1})", file=sys.stderr)
                 time.sleep(wait_seconds * 2 ** (attempt - 1))
         if found != file.sha256:
-            raise DataError(f"{file.url} gave another file than {file.name}: sha256 {found}, expected {file.sha256}. It was not kept.")
+            raise DataError(
+                f"{file.url} gave another file than {file.name}: sha256 {found}, expected {file.sha256}. It was not kept."
+            )
         os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -121,7 +131,12 @@ def _fetch(file: Remote, partial: Path) -> str:
             out.write(chunk)
             done += len(chunk)
             if sys.stderr.isatty():
-                print(f"\rdownloading {file.name}: {done / 1024:,.0f} of {file.size / 1024:,.0f} KiB", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\rdownloading {file.name}: {done / 1024:,.0f} of {file.size / 1024:,.0f} KiB",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
             if done > file.size:
                 break
     if sys.stderr.isatty():

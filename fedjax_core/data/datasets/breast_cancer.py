@@ -1,12 +1,15 @@
-"""The Wisconsin breast-cancer records that come with scikit-learn: 569 real patients, dealt to five made-up hospitals.
+"""The Wisconsin breast-cancer records that come with scikit-learn: 569 real patients, dealt to five made-up
+hospitals.
 
-Thirty measurements of cell nuclei in a needle biopsy; outcome 1 is a malignant tumour. The records name no hospital, so they
-are dealt out by the table below: from 228 patients to 34, and from a quarter malignant (a screening unit) to nearly six in ten
-(a cancer centre). The counts are fixed; the seed says only which patient goes where.
+Thirty measurements of cell nuclei in a needle biopsy; outcome 1 is a malignant tumour. The records name no
+hospital, so they are dealt out by the table below: from 228 patients to 34, and from a quarter malignant (a
+screening unit) to nearly six in ten (a cancer centre). The counts are fixed; the seed says only which patient
+goes where.
 
-Scaling uses the mean and deviation of all training patients together, from each hospital's count, sum and sum of squares: three
-numbers a column that add up, which real hospitals could share as they share an update. Were each hospital scaled by itself, the
-same tumour would be another input in a hospital with more malignant cases, and one model could not be right in both.
+Scaling uses the mean and deviation of all training patients together, from each hospital's count, sum and sum
+of squares: three numbers a column that add up, which real hospitals could share as they share an update. Were
+each hospital scaled by itself, the same tumour would be another input in a hospital with more malignant
+cases, and one model could not be right in both.
 
 Street, Wolberg, Mangasarian, "Nuclear feature extraction for breast tumor diagnosis", SPIE 1993 (CC BY 4.0).
 """
@@ -36,8 +39,11 @@ class BreastCancer(NamedTuple):
 
 
 def breast_cancer(seed: int = 0) -> BreastCancer:
-    """Five hospitals of unequal size and case mix, training and test apart; the training patients also pooled."""
-    from sklearn.datasets import load_breast_cancer  # takes a second to import, and only those who ask need it
+    """Five hospitals of unequal size and case mix, training and test apart; the training patients also
+    pooled."""
+    from sklearn.datasets import (
+        load_breast_cancer,
+    )  # takes a second to import, and only those who ask need it
 
     x, y = load_breast_cancer(return_X_y=True)
     y = (y == 0).astype(np.int32)  # scikit-learn codes malignant as 0
@@ -48,11 +54,16 @@ def breast_cancer(seed: int = 0) -> BreastCancer:
     def clients(parts: list[np.ndarray], names: list[str]) -> Clients:
         return Clients.from_list([{"x": scaled[rows], "y": y[rows]} for rows in parts], ids=names)
 
-    return BreastCancer(clients(train, list(HOSPITALS)), clients(test, list(HOSPITALS)), clients([np.concatenate(train)], ["pooled"]))
+    return BreastCancer(
+        clients(train, list(HOSPITALS)),
+        clients(test, list(HOSPITALS)),
+        clients([np.concatenate(train)], ["pooled"]),
+    )
 
 
 def deal(y: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Row numbers of each hospital's (training, test) patients, by the counts of `HOSPITALS`; every record is used once."""
+    """Row numbers of each hospital's (training, test) patients, by the counts of `HOSPITALS`; every record is
+    used once."""
     rng = np.random.default_rng(seed)
     waiting = {outcome: rng.permutation(np.flatnonzero(y == outcome)) for outcome in (0, 1)}
     train, test = [], []

@@ -1,13 +1,14 @@
 """The UCI heart-disease records: 740 patients of four hospitals, split and scaled as in the benchmark FLamby.
 
-Thirteen inputs a patient (age, sex, blood pressure, ...; chest pain and ECG one-hot), outcome: any narrowing of a coronary
-artery. Columns that three hospitals hardly recorded (slope, ca, thal) are dropped, then patients with a missing value. Each
-hospital keeps 66 % for training and scales with the mean and deviation of its own training patients, so nothing but the
-model has to be shared. Switzerland's training patients are all ill: no AUROC exists for it alone.
+Thirteen inputs a patient (age, sex, blood pressure, ...; chest pain and ECG one-hot), outcome: any narrowing
+of a coronary artery. Columns that three hospitals hardly recorded (slope, ca, thal) are dropped, then
+patients with a missing value. Each hospital keeps 66 % for training and scales with the mean and deviation of
+its own training patients, so nothing but the model has to be shared. Switzerland's training patients are all
+ill: no AUROC exists for it alone.
 
-Janosi, Steinbrunn, Pfisterer, Detrano, "Heart Disease", UCI Machine Learning Repository, 1988 (CC BY 4.0).
-du Terrail et al., "FLamby: Datasets and Benchmarks for Cross-Silo Federated Learning in Realistic Healthcare Settings", NeurIPS 2022.
-"""
+Janosi, Steinbrunn, Pfisterer, Detrano, "Heart Disease", UCI Machine Learning Repository, 1988 (CC BY 4.0). du
+Terrail et al., "FLamby: Datasets and Benchmarks for Cross-Silo Federated Learning in Realistic Healthcare
+Settings", NeurIPS 2022."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,16 +42,19 @@ _OUTCOME = 13
 
 
 class HeartDisease(NamedTuple):
-    """Each population as `Clients` with columns x [n, 13] float32 and y [n] int32, in the order of the files."""
+    """Each population as `Clients` with columns x [n, 13] float32 and y [n] int32, in the order of the
+    files."""
 
     train: Clients  # four hospitals
     test: Clients  # four hospitals, scaled with the statistics of their own training patients
     pooled_train: Clients  # one client, "pooled": all training patients, scaled together
-    pooled_test: Clients  # one client, "pooled": all test patients, scaled with the statistics of all training patients
+    # one client, "pooled": all test patients, scaled with the statistics of all training patients
+    pooled_test: Clients
 
 
 def heart_disease() -> HeartDisease:
-    """The four hospitals, training and test apart, each scaled by itself; and the same patients pooled and scaled together."""
+    """The four hospitals, training and test apart, each scaled by itself; and the same patients pooled and
+    scaled together."""
     paths = find("heart_disease", _FILES)
     records = [read(paths[file.name]) for file in _FILES]
     parts = [split(y) for _, y in records]
@@ -59,7 +63,9 @@ def heart_disease() -> HeartDisease:
     all_train, all_test = _join(train), _join(test)
     return HeartDisease(
         train=_clients([(scale(x, by=x), y) for x, y in train], HOSPITALS),
-        test=_clients([(scale(x, by=own), y) for (x, y), (own, _) in zip(test, train, strict=True)], HOSPITALS),
+        test=_clients(
+            [(scale(x, by=own), y) for (x, y), (own, _) in zip(test, train, strict=True)], HOSPITALS
+        ),
         pooled_train=_clients([(scale(all_train[0], by=all_train[0]), all_train[1])], ["pooled"]),
         pooled_test=_clients([(scale(all_test[0], by=all_train[0]), all_test[1])], ["pooled"]),
     )
@@ -76,17 +82,28 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (train, test) of one hospital in increasing order; by outcome where each has more than two patients."""
-    from sklearn.model_selection import train_test_split  # takes a second to import, and only those who ask need it
+    """Row numbers (train, test) of one hospital in increasing order; by outcome where each has more than two
+    patients."""
+    from sklearn.model_selection import (
+        train_test_split,
+    )  # takes a second to import, and only those who ask need it
 
     counts = np.unique(y, return_counts=True)[1]
     stratify = y if len(counts) > 1 and counts.min() > 2 else None
-    train, test = train_test_split(np.arange(len(y)), train_size=0.66, test_size=1 - 0.66, random_state=43, shuffle=True, stratify=stratify)
+    train, test = train_test_split(
+        np.arange(len(y)),
+        train_size=0.66,
+        test_size=1 - 0.66,
+        random_state=43,
+        shuffle=True,
+        stratify=stratify,
+    )
     return np.sort(train), np.sort(test)
 
 
 def scale(x: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """`x` with the mean and deviation of `by`, in float32; a column that is constant there becomes 0 where it has that value."""
+    """`x` with the mean and deviation of `by`, in float32; a column that is constant there becomes 0 where it
+    has that value."""
     # Sums and quotients in float32, row after row: the benchmark's own inputs then come out bit for bit.
     mean = by.astype(np.float32).sum(axis=0) / np.float32(len(by))
     deviation = by.std(axis=0, ddof=1).astype(np.float32)

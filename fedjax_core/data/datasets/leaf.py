@@ -2,8 +2,9 @@
 
     {"users": ["f0", ...], "num_samples": [12, ...], "user_data": {"f0": {"x": [...], "y": [...]}, ...}}
 
-The scripts draw users and examples themselves, so no checksum is published for what they write: `fedjax_core.data.fingerprint` tells
-two such sets apart. Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
+The scripts draw users and examples themselves, so no checksum is published for what they write:
+`fedjax_core.data.fingerprint` tells two such sets apart. Caldas et al., "LEAF: A Benchmark for Federated
+Settings", 2018.
 """
 
 import json
@@ -21,8 +22,8 @@ from fedjax_core.data.datasets.tff import Federated
 def leaf(folder: str | Path, kind: Literal["femnist", "shakespeare"]) -> Federated:
     """The clients below `folder`, which has `train` and `test` in it.
 
-    femnist: x uint8 [n, 28, 28, 1], ink 255 on 0, and y int32 [n]. shakespeare: x and y int32 [n, 80], y one character ahead
-    (`datasets.text`). Raises DataError where files lack, or do not hold what they say.
+    femnist: x uint8 [n, 28, 28, 1], ink 255 on 0, and y int32 [n]. shakespeare: x and y int32 [n, 80], y one
+    character ahead (`datasets.text`). Raises DataError where files lack, or do not hold what they say.
     """
     if kind not in _COLUMNS:
         raise ValueError(f"kind must be one of {', '.join(_COLUMNS)}, got {kind!r}")

@@ -1,12 +1,13 @@
-"""Data sets that name no clients: Fashion-MNIST, CIFAR-10 and CIFAR-100, as one client, to be dealt out by `fc.partition`.
+"""Data sets that name no clients: Fashion-MNIST, CIFAR-10 and CIFAR-100, as one client, to be dealt out by
+`fc.partition`.
 
     data = fashion_mnist()
     parts = fc.partition.dirichlet(data.train.columns["y"], clients=100, alpha=0.1)
     clients = fc.Clients.from_parts(data.train.columns, parts)
 
-Images are uint8, which models bring to [0, 1]. Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
-Learning Algorithms", 2017 (MIT licence); Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
-"""
+Images are uint8, which models bring to [0, 1]. Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset
+for Benchmarking Machine Learning Algorithms", 2017 (MIT licence); Krizhevsky, "Learning Multiple Layers of
+Features from Tiny Images", 2009."""
 
 import gzip
 import tarfile
@@ -22,10 +23,26 @@ _ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FASHION = [
     Remote(name, _ZALANDO + name, sha256, size)
     for name, sha256, size in (
-        ("train-images-idx3-ubyte.gz", "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7", 26421856),
-        ("train-labels-idx1-ubyte.gz", "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056", 29491),
-        ("t10k-images-idx3-ubyte.gz", "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa", 4422079),
-        ("t10k-labels-idx1-ubyte.gz", "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05", 5125),
+        (
+            "train-images-idx3-ubyte.gz",
+            "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+            26421856,
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+            29491,
+        ),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+            4422079,
+        ),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+            5125,
+        ),
     )
 ]
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
@@ -44,7 +61,8 @@ CIFAR100 = Remote(
 
 
 class Pooled(NamedTuple):
-    """Training and test examples, one client each: columns x uint8 [n, height, width, channels] and y int32 [n]."""
+    """Training and test examples, one client each: columns x uint8 [n, height, width, channels] and y int32
+    [n]."""
 
     train: Clients
     test: Clients
@@ -53,7 +71,12 @@ class Pooled(NamedTuple):
 def fashion_mnist() -> Pooled:
     """60,000 training and 10,000 test images of clothes, 28x28x1, in ten classes."""
     paths = find("fashion_mnist", FASHION)
-    return Pooled(*(_one(read_idx(paths[x.name])[..., None], read_idx(paths[y.name])) for x, y in (FASHION[:2], FASHION[2:])))
+    return Pooled(
+        *(
+            _one(read_idx(paths[x.name])[..., None], read_idx(paths[y.name]))
+            for x, y in (FASHION[:2], FASHION[2:])
+        )
+    )
 
 
 def cifar10() -> Pooled:
@@ -78,9 +101,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _records(path: Path, part: str, labels: int) -> Clients:
-    """The records of those files of an archive whose name begins so: bytes of labels, of which the last counts, then planes of colours."""
+    """The records of those files of an archive whose name begins so: bytes of labels, of which the last
+    counts, then planes of colours."""
     with tarfile.open(path) as archive:
-        names = sorted(name for name in archive.getnames() if Path(name).name.startswith(part) and name.endswith(".bin"))
+        names = sorted(
+            name for name in archive.getnames() if Path(name).name.startswith(part) and name.endswith(".bin")
+        )
         contents = [file.read() for name in names if (file := archive.extractfile(name)) is not None]
     if not contents:
         raise DataError(f"{path} has no file {part}*.bin in it")

@@ -1,9 +1,10 @@
-"""Shakespeare's lines as tokens: the coding of characters, and how a client's lines become sequences and their next characters.
+"""Shakespeare's lines as tokens: the coding of characters, and how a client's lines become sequences and
+their next characters.
 
     lines "ab", "c" in sequences of 4:   x = [begin a b end], [begin c end pad]... with y one place further
 
-Token 0 is padding, then come where a line begins and ends, the 86 characters that TFF's tutorial lists, and one for all others: 90
-in all, as `fc.models.char_lstm` has by default.
+Token 0 is padding, then come where a line begins and ends, the 86 characters that TFF's tutorial lists, and
+one for all others: 90 in all, as `fc.models.char_lstm` has by default.
 
 >>> x, y = sequences(["ab", "c"], length=4)
 >>> x.shape, text(x[0]), text(y[0])
@@ -23,17 +24,20 @@ _TOKEN[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(3, OTHER)
 
 
 def tokens(line: str | bytes) -> np.ndarray:
-    """A line's characters as tokens, int32; a character beyond ASCII is as many unknown ones as it has bytes."""
+    """A line's characters as tokens, int32; a character beyond ASCII is as many unknown ones as it has
+    bytes."""
     return _TOKEN[np.frombuffer(line if isinstance(line, bytes) else line.encode(), np.uint8)]
 
 
 def text(of: np.ndarray) -> str:
-    """Tokens as characters, with < and > where a line begins and ends, nothing for padding, and ~ for others."""
+    """Tokens as characters, with < and > where a line begins and ends, nothing for padding, and ~ for
+    others."""
     return "".join(np.array(["", "<", ">", *LETTERS, "~"])[of])
 
 
 def sequences(lines: Sequence[str | bytes], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """All of a client's lines, one after another, as (x [n, length], y [n, length]) int32; y is one token ahead of x."""
+    """All of a client's lines, one after another, as (x [n, length], y [n, length]) int32; y is one token
+    ahead of x."""
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
     joined = [part for line in lines for part in ([BEGIN], tokens(line), [END])]

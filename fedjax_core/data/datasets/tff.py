@@ -1,10 +1,12 @@
-"""The federated data sets that TensorFlow Federated publishes: EMNIST by writer, Shakespeare by role, CIFAR-100 by Pachinko allocation.
+"""The federated data sets that TensorFlow Federated publishes: EMNIST by writer, Shakespeare by role,
+CIFAR-100 by Pachinko allocation.
 
-A file is a compressed SQLite database with a row an example: the split, the client, and a `tf.train.Example`. It is read here without
-TensorFlow. The unpacked database stays beside the download: EMNIST's takes 4.7 GB on the disk.
+A file is a compressed SQLite database with a row an example: the split, the client, and a `tf.train.Example`.
+It is read here without TensorFlow. The unpacked database stays beside the download: EMNIST's takes 4.7 GB on
+the disk.
 
-Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018 (EMNIST, Shakespeare); Reddi et al., "Adaptive Federated
-Optimization", ICLR 2021 (CIFAR-100).
+Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018 (EMNIST, Shakespeare); Reddi et al., "Adaptive
+Federated Optimization", ICLR 2021 (CIFAR-100).
 """
 
 import lzma
@@ -53,7 +55,8 @@ class Federated(NamedTuple):
 
 
 def emnist(only_digits: bool = False) -> Federated:
-    """Letters and digits of 3,400 writers (3,383 for digits): x uint8 [n, 28, 28, 1], ink 255 on 0, and y int32 [n] below 62 (10)."""
+    """Letters and digits of 3,400 writers (3,383 for digits): x uint8 [n, 28, 28, 1], ink 255 on 0, and y
+    int32 [n] below 62 (10)."""
 
     def columns(of: list[Example]) -> dict[str, np.ndarray]:
         pixels = np.stack([one["pixels"] for one in of]).reshape(-1, 28, 28, 1)
@@ -63,16 +66,21 @@ def emnist(only_digits: bool = False) -> Federated:
 
 
 def cifar100_pachinko() -> Federated:
-    """CIFAR-100 dealt to 500 training and 100 test clients by Pachinko allocation: x uint8 [n, 32, 32, 3] and y int32 [n] below 100."""
+    """CIFAR-100 dealt to 500 training and 100 test clients by Pachinko allocation: x uint8 [n, 32, 32, 3] and
+    y int32 [n] below 100."""
 
     def columns(of: list[Example]) -> dict[str, np.ndarray]:
-        return {"x": np.stack([one["image"] for one in of]).reshape(-1, 32, 32, 3).astype(np.uint8), "y": _labels(of)}
+        return {
+            "x": np.stack([one["image"] for one in of]).reshape(-1, 32, 32, 3).astype(np.uint8),
+            "y": _labels(of),
+        }
 
     return _federated("cifar100", CIFAR100, columns)
 
 
 def shakespeare(length: int = 80) -> Federated:
-    """Lines of 715 roles as sequences of characters: x and y int32 [n, length], y one character ahead (`datasets.text`)."""
+    """Lines of 715 roles as sequences of characters: x and y int32 [n, length], y one character ahead
+    (`datasets.text`)."""
 
     def columns(of: list[Example]) -> dict[str, np.ndarray]:
         x, y = text.sequences([one["snippets"][0] for one in of], length)
@@ -96,7 +104,9 @@ def _values(feature: memoryview) -> Any:
     for values in _fields(feature, 1):
         return [bytes(value) for value in _fields(values, 1)]
     for values in _fields(feature, 2):
-        return np.concatenate([np.frombuffer(part, "<f4") for part in _fields(values, 1)] or [np.zeros(0, np.float32)])
+        return np.concatenate(
+            [np.frombuffer(part, "<f4") for part in _fields(values, 1)] or [np.zeros(0, np.float32)]
+        )
     for values in _fields(feature, 3):
         return np.concatenate([_varints(part) for part in _fields(values, 1)] or [np.zeros(0, np.int64)])
     return []
@@ -151,19 +161,32 @@ def _labels(of: list[Example]) -> np.ndarray:
     return np.array([one["label"][0] for one in of], np.int32)
 
 
-def _federated(dataset: str, file: Remote, columns: Callable[[list[Example]], dict[str, np.ndarray]], prefix: str = "") -> Federated:
+def _federated(
+    dataset: str, file: Remote, columns: Callable[[list[Example]], dict[str, np.ndarray]], prefix: str = ""
+) -> Federated:
     """Both splits of a file's database."""
     path = _unpacked(find(dataset, [file])[file.name])
     with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as database:
         return Federated(*(_split(database, prefix + split, columns) for split in ("train", "test")))
 
 
-def _split(database: sqlite3.Connection, split: str, columns: Callable[[list[Example]], dict[str, np.ndarray]]) -> Clients:
-    names = [name for (name,) in database.execute("select distinct client_id from examples where split_name = ? order by 1", [split])]
+def _split(
+    database: sqlite3.Connection, split: str, columns: Callable[[list[Example]], dict[str, np.ndarray]]
+) -> Clients:
+    names = [
+        name
+        for (name,) in database.execute(
+            "select distinct client_id from examples where split_name = ? order by 1", [split]
+        )
+    ]
     if not names:
         raise DataError(f"the database has no examples of the split {split!r}")
-    query = "select serialized_example_proto from examples where split_name = ? and client_id = ? order by rowid"
-    parts = [columns([parse(record) for (record,) in database.execute(query, [split, name])]) for name in names]
+    query = (
+        "select serialized_example_proto from examples where split_name = ? and client_id = ? order by rowid"
+    )
+    parts = [
+        columns([parse(record) for (record,) in database.execute(query, [split, name])]) for name in names
+    ]
     return Clients.from_list(parts, ids=names)
 
 

@@ -1,8 +1,8 @@
 """An excerpt of Shakespeare's plays by speaking role: a megabyte, for language models on a laptop.
 
-Speeches are separated by a blank line, and begin with who speaks. A role's first speeches train, its last ones test. It is not
-LEAF's Shakespeare, which has all plays, so accuracies on that are no guide. Karpathy, "char-rnn", 2015; the text is public domain.
-"""
+Speeches are separated by a blank line, and begin with who speaks. A role's first speeches train, its last
+ones test. It is not LEAF's Shakespeare, which has all plays, so accuracies on that are no guide. Karpathy,
+"char-rnn", 2015; the text is public domain."""
 
 from collections import defaultdict
 
@@ -20,10 +20,11 @@ INPUT = Remote(
 
 
 def tiny_shakespeare(length: int = 80, *, least: int = 500, train: float = 0.8) -> Federated:
-    """Roles with `least` characters or more: x and y int32 [n, length], y one character ahead (`datasets.text`).
+    """Roles with `least` characters or more: x and y int32 [n, length], y one character ahead
+    (`datasets.text`).
 
-    `train` is the share of a role's speeches that it trains on, at least one of them; a role with one speech has none to test.
-    """
+    `train` is the share of a role's speeches that it trains on, at least one of them; a role with one speech
+    has none to test."""
     content = find("tiny_shakespeare", [INPUT])[INPUT.name].read_text()
     roles: dict[str, list[str]] = defaultdict(list)
     for speech in content.strip().split("\n\n"):
@@ -35,6 +36,9 @@ def tiny_shakespeare(length: int = 80, *, least: int = 500, train: float = 0.8) 
             f"no role has {least:,} characters: ask for fewer, the largest has {max(sum(map(len, s)) for s in roles.values()):,}"
         )
     cuts = {role: max(1, int(train * len(said))) for role, said in chosen.items()}
-    parts = [[said[: cuts[role]] for role, said in chosen.items()], [said[cuts[role] :] for role, said in chosen.items()]]
+    parts = [
+        [said[: cuts[role]] for role, said in chosen.items()],
+        [said[cuts[role] :] for role, said in chosen.items()],
+    ]
     made = [[dict(zip("xy", sequences(said, length), strict=True)) for said in part] for part in parts]
     return Federated(*(Clients.from_list(part, ids=list(chosen)) for part in made))

@@ -27,9 +27,19 @@ class CoordinatorLog:
     def record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
         """Writes an entry: who did what in which round."""
         if self.log is not None:
-            plain = {k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()} | self._heard_head(who, number)
-            # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a site.
-            self.log.record(who, what, run=self.run_name, round=number, about=plain, wait=who == COORDINATOR and what != "asked")
+            plain = {
+                k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()
+            } | self._heard_head(who, number)
+            # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a
+            # site.
+            self.log.record(
+                who,
+                what,
+                run=self.run_name,
+                round=number,
+                about=plain,
+                wait=who == COORDINATOR and what != "asked",
+            )
 
     def _heard_head(self, who: str, number: int) -> dict[str, Scalar]:
         """The head of this site's own log, where its last message had a new one."""

@@ -32,7 +32,8 @@ PURPOSE, PATTERN = "audit", "audit-[0-9]*.jsonl"
 CUT = "cut"
 """What an entry is of that says that entries are missing before it."""
 SENT, NUMBERS = "sent.", "numbers."
-"""What the names of an entry's values begin with that left: of a field, `sent.loss`, and of a tensor, `numbers.['w']`."""
+"""What the names of an entry's values begin with that left: of a field, `sent.loss`, and of a tensor,
+`numbers.['w']`."""
 
 
 class AuditError(RuntimeError):
@@ -89,7 +90,11 @@ def show(
 
     Checks no signature; for that there is `verify`.
     """
-    wanted = {name: value for name, value in (("who", who), ("what", what), ("run", run), ("round", round)) if value is not None}
+    wanted = {
+        name: value
+        for name, value in (("who", who), ("what", what), ("run", run), ("round", round))
+        if value is not None
+    }
     for where, line in lines(files(folder)):
         entry = parse(line, where)[0]
         concerns = site is None or site == entry.who or site in of_lines("names", entry.about)
@@ -98,7 +103,8 @@ def show(
 
 
 def heads(folder: str | os.PathLike[str]) -> Iterator[tuple[float, Head]]:
-    """(time, number and digest) of every entry, oldest first. Checks no signature; for that there is `verify`."""
+    """(time, number and digest) of every entry, oldest first. Checks no signature; for that there is
+    `verify`."""
     for where, line in lines(files(folder)):
         entry = parse(line, where)[0]
         yield entry.time, Head(entry.n, digest(line))
@@ -156,7 +162,9 @@ def read(line: bytes, where: str, known: set[PublicKey]) -> Entry:
 def parse(line: bytes, where: str) -> tuple[Entry, bytes, bytes]:
     """(entry, the bytes that are signed, signature)."""
     try:
-        entry, signature = msgspec.structs.astuple(read_json(_LINE, line, "the line", 3, lambda found, said: Refused("it is no entry")))
+        entry, signature = msgspec.structs.astuple(
+            read_json(_LINE, line, "the line", 3, lambda found, said: Refused("it is no entry"))
+        )
     except Refused as refusal:
         raise AuditError(f"{where} was edited or damaged: {refusal}") from None
     if not all(map(is_scalar, (*entry.about.values(), entry.who, entry.what, entry.run))):
@@ -173,15 +181,25 @@ _LINE, _ENTRY = msgspec.json.Decoder(_Line), msgspec.json.Decoder(Entry)
 
 
 def spelt(entry: Entry) -> bytes:
-    """The entry's one spelling, in which a number that is not finite is text; raises ValueError for what `parse` would not read."""
+    """The entry's one spelling, in which a number that is not finite is text; raises ValueError for what
+    `parse` would not read."""
     try:
         body = dumps(entry)
         if is_plain(body) and _ENTRY.decode(body) == entry:
             return body
     except (ValueError, TypeError, msgspec.MsgspecError):  # of a value, which is found below
         pass
-    about = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in entry.about.items()}
-    for name, value in (*about.items(), ("who", entry.who), ("what", entry.what), ("run", entry.run), ("round", entry.round)):
+    about = {
+        name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
+        for name, x in entry.about.items()
+    }
+    for name, value in (
+        *about.items(),
+        ("who", entry.who),
+        ("what", entry.what),
+        ("run", entry.run),
+        ("round", entry.round),
+    ):
         if not is_scalar(value):
             raise ValueError(
                 f"{name} of a {entry.what!r} entry is of type {type(value).__name__}, or no single line; record a digest of it instead"

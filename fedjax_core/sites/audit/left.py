@@ -2,8 +2,8 @@
 
     folder/left/<SHA-256>.safetensors        for whoever reads safetensors; of mode 0600, as all that a site writes
 
-The ledger itself has all fields, and tensors that are small together (log.py). Larger ones are kept where the site's file says how many
-GB there may be of them, `left_gb`; those written longest ago go.
+The ledger itself has all fields, and tensors that are small together (log.py). Larger ones are kept where the
+site's file says how many GB there may be of them, `left_gb`; those written longest ago go.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -37,7 +37,9 @@ class Left:
         if self._folder is None or size > self.most_bytes:
             return False
         write_whole(make_folder(self._folder) / f"{digest}.safetensors", b"".join(body))
-        every = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        every = sorted(
+            self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+        )
         total = 0
         for path in every:
             total += path.stat().st_size

@@ -1,14 +1,16 @@
-"""The audit log: who did what, in lines of which none can be changed, removed, moved or cut off without it showing.
+"""The audit log: who did what, in lines of which none can be changed, removed, moved or cut off without it
+showing.
 
     folder/audit-000001.jsonl    {"entry":{"n":0,"prev":"","time":...,"who":...,"what":...,...},"signature":"..."}
     folder/audit-000002.jsonl    {"entry":{"n":812,"prev":"<SHA-256 of the line before>",...},"signature":"..."}
 
     line_n = entry_n, sign(entry_n)        entry_n.prev = SHA-256(line_(n-1))        head = "n:SHA-256(line_n)"
 
-Every entry is signed and names the line before it, across files too. A chain cannot show what was cut from its end, nor that its
-owner, who has the key, wrote all of it anew: for that others hold its head (it is one short line), and `verify` compares. In a federation
-each end holds the other's, which comes with every message (held.py). Entries hold names, digests, sizes, norms and decisions, and no data.
-What left a site is recorded by `record_sent`, with the values of all fields and of small tensors: that is the ledger which its data owner
+Every entry is signed and names the line before it, across files too. A chain cannot show what was cut from
+its end, nor that its owner, who has the key, wrote all of it anew: for that others hold its head (it is one
+short line), and `verify` compares. In a federation each end holds the other's, which comes with every message
+(held.py). Entries hold names, digests, sizes, norms and decisions, and no data. What left a site is recorded
+by `record_sent`, with the values of all fields and of small tensors: that is the ledger which its data owner
 can read with `show`. Old entries may be removed where an `Anchor` says up to which (retention.py).
 
 >>> import tempfile
@@ -67,21 +69,29 @@ _LOCK = "lock"
 
 _OPEN: "WeakSet[Log]" = WeakSet()
 """Those that are open in this process."""
-_HEADS_SECONDS = 5.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
+_HEADS_SECONDS = (
+    5.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
+)
 _SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
 
 
 class Log:
     """A log that is open for writing, by one process at a time. Use it in a `with`.
 
-    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line is cut off, and
-    recorded. That entries are missing which were there when it was open before is recorded, too: `verify` then fails.
-    """
+    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line
+    is cut off, and recorded. That entries are missing which were there when it was open before is recorded,
+    too: `verify` then fails."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], key: SiteKey, *, former: Iterable[PublicKey] = (), file_bytes: int = 64 << 20
+        self,
+        folder: str | os.PathLike[str],
+        key: SiteKey,
+        *,
+        former: Iterable[PublicKey] = (),
+        file_bytes: int = 64 << 20,
     ) -> None:
-        """`former` are the keys that this log's owner had before; a file of more than `file_bytes` is followed by another."""
+        """`former` are the keys that this log's owner had before; a file of more than `file_bytes` is
+        followed by another."""
         self.folder, self.head = Path(folder), NOTHING
         self.durable = NOTHING
         """The last entry that is on the disk for certain: what others may be told of, whatever dies."""
@@ -120,7 +130,9 @@ class Log:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.rest()
         for file in (self._heads, self._lock):
             if file is not None:
@@ -138,16 +150,20 @@ class Log:
         about: Mapping[str, Scalar] | None = None,
         wait: bool = True,
     ) -> None:
-        """Adds one entry. `about` holds small values: digests, sizes, codes, norms; one that is not finite is kept as text.
+        """Adds one entry. `about` holds small values: digests, sizes, codes, norms; one that is not finite is
+        kept as text.
 
-        Without `wait` the entry may reach the disk with the next one that waits: for what nothing is yet concluded from.
-        """
+        Without `wait` the entry may reach the disk with the next one that waits: for what nothing is yet
+        concluded from."""
         entry = Entry(
             n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self.key.public.fingerprint,
             who=who, what=what, run=run, round=round, about=dict(about or {}),
         )  # fmt: skip
         body = spelt(entry)
-        line = b'{"entry":%b,"signature":"%b"}' % (body, self.key.sign(PURPOSE, body).hex().encode())  # as `dumps` would spell it
+        line = b'{"entry":%b,"signature":"%b"}' % (
+            body,
+            self.key.sign(PURPOSE, body).hex().encode(),
+        )  # as `dumps` would spell it
         file, start = self._writable(), self._end
         try:
             if file.write(line + b"\n") <= len(line):
@@ -157,17 +173,19 @@ class Log:
         except OSError as error:  # a full disk: what it took of the line must not stay before the next one
             file.truncate(start)
             raise OSError(
-                error.errno, f"could not write to the audit log {file.name}: {error}. Nothing may go on unrecorded: free some space."
+                error.errno,
+                f"could not write to the audit log {file.name}: {error}. Nothing may go on unrecorded: free some space.",
             ) from error
         self.head, self._end = Head(entry.n, digest(line)), start + len(line) + 1
         if wait:
             self._on_disk()
 
     def hold(self, name: str, run: str, message: int, head: str) -> str | None:
-        """Holds the head that another's message of a run, by its sequence number, had; an older message than the last changes nothing.
+        """Holds the head that another's message of a run, by its sequence number, had; an older message than
+        the last changes nothing.
 
-        Where that log has gone back since the last message of this run, it says so in words, once, and holds what it had before.
-        """
+        Where that log has gone back since the last message of this run, it says so in words, once, and holds
+        what it had before."""
         now, held = Head.parse(head), self.held.get(name)
         if held is not None and message < held.message:
             return None
@@ -182,10 +200,16 @@ class Log:
         return f"the log of {name} ends with {where}: entries were cut off, or it was written anew"
 
     def record_sent(
-        self, envelope: Envelope, size: int, decision: str = "sent", more: Mapping[str, Scalar] | None = None, norm: float | None = None
+        self,
+        envelope: Envelope,
+        size: int,
+        decision: str = "sent",
+        more: Mapping[str, Scalar] | None = None,
+        norm: float | None = None,
     ) -> None:
-        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, its norm, all values of its fields, those
-        of its tensors where they are small together (4 kB), and what is `more`.
+        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, its norm,
+        all values of its fields, those of its tensors where they are small together (4 kB), and what is
+        `more`.
 
         `norm`: where it was measured before.
         """
@@ -207,7 +231,8 @@ class Log:
         self.record(header.sender, "left", run=header.run, round=header.round, about=about)
 
     def rest(self) -> None:
-        """Lets go of the file that is being written, which the next entry opens again: for whoever changes the files."""
+        """Lets go of the file that is being written, which the next entry opens again: for whoever changes
+        the files."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -227,13 +252,16 @@ class Log:
             self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
             self._heads_bytes = os.fstat(self._heads.fileno()).st_size
         text = Heads(self.durable, self.held).signed(self.key)
-        os.pwrite(self._heads.fileno(), text, 0)  # in one go, so that a process that is killed leaves the old one or this
+        os.pwrite(
+            self._heads.fileno(), text, 0
+        )  # in one go, so that a process that is killed leaves the old one or this
         if len(text) < self._heads_bytes:
             os.ftruncate(self._heads.fileno(), len(text))
         self._heads_bytes = len(text)
 
     def _open(self) -> None:
-        """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have such a remainder."""
+        """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have
+        such a remainder."""
         found = files(self.folder)
         torn = _cut_torn(found[-1]) if found else None
         last = last_line(found)
@@ -247,16 +275,26 @@ class Log:
             what, about = wrong
             self.record(self.key.name, what, about=about)
             said = "; ".join(f"{name} {value}" for name, value in about.items())
-            log.warning("the audit log %s: %s (%s). Keep it as it is, and compare with whoever holds its head", self.folder, what, said)
+            log.warning(
+                "the audit log %s: %s (%s). Keep it as it is, and compare with whoever holds its head",
+                self.folder,
+                what,
+                said,
+            )
 
     def _missing(self) -> tuple[str, dict[str, Scalar]] | None:
-        """(kind, values) of the entry that says that the log does not lead to the head that it had when it was last open; None: it does."""
+        """(kind, values) of the entry that says that the log does not lead to the head that it had when it
+        was last open; None: it does."""
         try:
             before = Heads.read(self.folder, self.keys)
         except AuditError as error:
             return "no heads", {"reason": f"{error}, so entries may be missing"[:1000]}
         if before is None:
-            return None if self.head == NOTHING else ("no heads", {"reason": f"{HEADS} is not there, so entries may be missing"})
+            return (
+                None
+                if self.head == NOTHING
+                else ("no heads", {"reason": f"{HEADS} is not there, so entries may be missing"})
+            )
         self.held = dict(before.held)
         if before.own.n > self.head.n:
             return CUT, {"entries": before.own.n - self.head.n, "head": str(before.own)}
@@ -273,7 +311,11 @@ class Log:
         if self._file is None:
             found = files(self.folder)
             full = not found or found[-1].stat().st_size >= self._file_bytes
-            path = self.folder / f"audit-{number(found[-1]) + 1 if found else 1:06d}.jsonl" if full else found[-1]
+            path = (
+                self.folder / f"audit-{number(found[-1]) + 1 if found else 1:06d}.jsonl"
+                if full
+                else found[-1]
+            )
             self._file = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115  closed with the log
             self._end = os.fstat(self._file.fileno()).st_size
             if full:

@@ -1,9 +1,10 @@
-"""The proof that an audit log is as it was written, from its first entry, or from where its owner signed that older ones were removed.
+"""The proof that an audit log is as it was written, from its first entry, or from where its owner signed that
+older ones were removed.
 
     line_0 ◄─ prev ─ line_1 ◄─ prev ─ ... line_n        each signed; the heads that are held of it must be among them
 
-A chain cannot show what was cut from its end, nor that its owner, who has the key, wrote all of it anew: for that somebody else holds its
-head, and it is compared here.
+A chain cannot show what was cut from its end, nor that its owner, who has the key, wrote all of it anew: for
+that somebody else holds its head, and it is compared here.
 """
 
 import os
@@ -13,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_core.files import sync_folder, write_whole
-from fedjax_core.sites.audit.entries import CUT, NOTHING, PATTERN, PURPOSE, AuditError, Head, digest, files, lines, read, show
+from fedjax_core.sites.audit.entries import (
+    CUT,
+    NOTHING,
+    PATTERN,
+    PURPOSE,
+    AuditError,
+    Head,
+    digest,
+    files,
+    lines,
+    read,
+    show,
+)
 from fedjax_core.sites.audit.held import FILE as HEADS
 from fedjax_core.sites.audit.held import HELD, Heads, Held
 from fedjax_core.sites.refusal import Refused
@@ -24,14 +37,19 @@ _ANCHOR = "anchor.json"
 
 
 def verify(
-    folder: str | os.PathLike[str], keys: Iterable[PublicKey], head: Head | None = None, *, held: Mapping[str, Iterable[Head]] | None = None
+    folder: str | os.PathLike[str],
+    keys: Iterable[PublicKey],
+    head: Head | None = None,
+    *,
+    held: Mapping[str, Iterable[Head]] | None = None,
 ) -> Head:
-    """The log's head, once every line is known to be as it was written; raises `AuditError` with the first place where one is not.
+    """The log's head, once every line is known to be as it was written; raises `AuditError` with the first
+    place where one is not.
 
-    `keys` are those that may have signed, former ones included. The log must lead to the `head` that was exported before, to those that
-    others have `held`, by their names, and to the one in its file of heads. Without any of these, nobody can tell what was cut from its
-    end. Where entries were removed on purpose, the rest is proven from the signed `Anchor` on.
-    """
+    `keys` are those that may have signed, former ones included. The log must lead to the `head` that was
+    exported before, to those that others have `held`, by their names, and to the one in its file of heads.
+    Without any of these, nobody can tell what was cut from its end. Where entries were removed on purpose,
+    the rest is proven from the signed `Anchor` on."""
     known = set(keys)
     paths, anchor = files(folder), Anchor.read(folder, known)
     if not paths:
@@ -53,56 +71,88 @@ def verify(
     at: dict[int, list[tuple[str, Head]]] = {}
     for whose, one in wanted:
         if one.n == removed.n and one != removed:
-            raise AuditError(f"{folder} is anchored at entry {one.n}, but not the one that {whose} names: the log was written anew")
+            raise AuditError(
+                f"{folder} is anchored at entry {one.n}, but not the one that {whose} names: the log was written anew"
+            )
         at.setdefault(one.n, []).append((whose, one))
     last: Head | None = None
     for where, line in lines(paths):
         entry = read(line, where, known)
-        if last is None:  # a removal that was cut short left more than it should have, which must lead to the anchor
-            last = Head(entry.n - 1, entry.prev) if 0 < entry.n <= removed.n else NOTHING if entry.n == 0 else removed
+        if (
+            last is None
+        ):  # a removal that was cut short left more than it should have, which must lead to the anchor
+            last = (
+                Head(entry.n - 1, entry.prev)
+                if 0 < entry.n <= removed.n
+                else NOTHING
+                if entry.n == 0
+                else removed
+            )
         if entry.n != last.n + 1:
-            missing = f"entries {last.n + 1} to {entry.n - 1} are missing" if entry.n > last.n else "an entry was moved or repeated"
+            missing = (
+                f"entries {last.n + 1} to {entry.n - 1} are missing"
+                if entry.n > last.n
+                else "an entry was moved or repeated"
+            )
             raise AuditError(f"{where} is entry {entry.n}, and entry {last.n + 1} should be there: {missing}")
         if entry.prev != last.digest:
-            raise AuditError(f"{where} does not follow from the entry before it, number {last.n}, which was replaced by another")
+            raise AuditError(
+                f"{where} does not follow from the entry before it, number {last.n}, which was replaced by another"
+            )
         last = Head(entry.n, digest(line))
         if entry.n == removed.n and last != removed:
-            raise AuditError(f"{where} is entry {removed.n}, but not the one that the anchor names: the log was written anew")
+            raise AuditError(
+                f"{where} is entry {removed.n}, but not the one that the anchor names: the log was written anew"
+            )
         for whose, one in at.get(entry.n, ()):
             if last != one:
-                raise AuditError(f"{where} is entry {one.n}, but not the one that {whose} names: the log was written anew")
+                raise AuditError(
+                    f"{where} is entry {one.n}, but not the one that {whose} names: the log was written anew"
+                )
         if entry.what == CUT:
             raise AuditError(
                 f"{where} says that {entry.about.get('entries')} entries are missing before it, of those up to {entry.about.get('head')}"
             )
     last = removed if last is None else last
     if last.n < removed.n:
-        raise AuditError(f"{paths[-1]} ends with entry {last.n}, before entry {removed.n}, which the anchor names: entries were cut off")
+        raise AuditError(
+            f"{paths[-1]} ends with entry {last.n}, before entry {removed.n}, which the anchor names: entries were cut off"
+        )
     for whose, one in wanted:
         if one.n > last.n:
-            raise AuditError(f"{paths[-1]} ends with entry {last.n}, but {whose} is entry {one.n}: {one.n - last.n} entries were cut off")
+            raise AuditError(
+                f"{paths[-1]} ends with entry {last.n}, but {whose} is entry {one.n}: {one.n - last.n} entries were cut off"
+            )
     if unread is not None:
         raise unread
     return last
 
 
-def held_by(folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: str, runs: Collection[str] | None = None) -> list[Head]:
-    """All heads of the owner's log that the log in this folder, of another end, has had, the newest last; with `runs`, of these runs alone.
+def held_by(
+    folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: str, runs: Collection[str] | None = None
+) -> list[Head]:
+    """All heads of the owner's log that the log in this folder, of another end, has had, the newest last;
+    with `runs`, of these runs alone.
 
-    That log is proven first, with these keys. The heads are in its entries about the owner's messages, and the newest in its file of heads.
-    `runs`: those that the owner's log is of, where the owner has others.
+    That log is proven first, with these keys. The heads are in its entries about the owner's messages, and
+    the newest in its file of heads. `runs`: those that the owner's log is of, where the owner has others.
     """
     known = set(keys)
     verify(folder, known)
     found = Heads.read(folder, known)
     every = [] if found is None or owner not in found.held else [found.held[owner]]
-    every += [Held(one.run, 0, Head.parse(str(said))) for one in show(folder) if (said := one.about.get(f"{HELD}{owner}")) is not None]
+    every += [
+        Held(one.run, 0, Head.parse(str(said)))
+        for one in show(folder)
+        if (said := one.about.get(f"{HELD}{owner}")) is not None
+    ]
     return sorted({held.head for held in every if runs is None or held.run in runs})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """A signed word of the log's owner that entries up to `head` were removed on purpose; the log is proven from there."""
+    """A signed word of the log's owner that entries up to `head` were removed on purpose; the log is proven
+    from there."""
 
     head: Head
     time: float  # when, in seconds since 1970
@@ -111,23 +161,38 @@ class Anchor:
     def write(self, folder: str | os.PathLike[str], key: SiteKey) -> None:
         """Puts the anchor into a log's folder, whole or not at all."""
         body = {"n": self.head.n, "digest": self.head.digest, "time": self.time, "key": self.key}
-        write_whole(anchor_path(folder), dumps({"anchor": body, "signature": key.sign(f"{PURPOSE} anchor", dumps(body)).hex()}))
+        write_whole(
+            anchor_path(folder),
+            dumps({"anchor": body, "signature": key.sign(f"{PURPOSE} anchor", dumps(body)).hex()}),
+        )
         sync_folder(Path(folder))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], keys: Iterable[PublicKey]) -> "Anchor | None":
-        """The anchor of a log, None where nothing was removed; raises `AuditError` where none of the keys made it."""
+        """The anchor of a log, None where nothing was removed; raises `AuditError` where none of the keys
+        made it."""
         path = anchor_path(folder)
         if not path.exists():
             return None
         try:
             found: Any = loads(path.read_bytes(), "the anchor")
             body, signature = found["anchor"], bytes.fromhex(found["signature"])
-            anchor = cls(head=Head.parse(f"{body['n']}:{body['digest']}"), time=float(body["time"]), key=str(body["key"]))
+            anchor = cls(
+                head=Head.parse(f"{body['n']}:{body['digest']}"),
+                time=float(body["time"]),
+                key=str(body["key"]),
+            )
         except (ValueError, TypeError, KeyError) as error:
-            raise AuditError(f"{path} was edited or damaged: {error if isinstance(error, Refused) else 'it is no anchor'}") from None
-        if not any(key.fingerprint == anchor.key and key.fits(f"{PURPOSE} anchor", dumps(body), signature) for key in keys):
-            raise AuditError(f"{path} is not signed with a key of those given: entries were removed by somebody else, or it was edited")
+            raise AuditError(
+                f"{path} was edited or damaged: {error if isinstance(error, Refused) else 'it is no anchor'}"
+            ) from None
+        if not any(
+            key.fingerprint == anchor.key and key.fits(f"{PURPOSE} anchor", dumps(body), signature)
+            for key in keys
+        ):
+            raise AuditError(
+                f"{path} is not signed with a key of those given: entries were removed by somebody else, or it was edited"
+            )
         return anchor
 
 

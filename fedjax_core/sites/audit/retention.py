@@ -1,11 +1,13 @@
-"""Retention: removes entries that need not be kept any longer from an audit log, and the rest still proves itself.
+"""Retention: removes entries that need not be kept any longer from an audit log, and the rest still proves
+itself.
 
     anchor.json     {"anchor": {"n": 811, "digest": "<SHA-256 of line 811>", "time": ..., "key": ...}, "signature": "..."}
 
-The owner of a log signs an anchor that names the last entry to go, and records in the log itself that it did; only then are lines
-removed, into an archive or for good. `verify` begins at the anchor: entry 812 must name the line that the anchor names. Where
-a crash ends a removal half way, what is left must lead to the anchor, and the next removal does the rest. Moved files keep their
-names, so an archive that all removals went to is a log that verifies, up to the anchor as its head.
+The owner of a log signs an anchor that names the last entry to go, and records in the log itself that it did;
+only then are lines removed, into an archive or for good. `verify` begins at the anchor: entry 812 must name
+the line that the anchor names. Where a crash ends a removal half way, what is left must lead to the anchor,
+and the next removal does the rest. Moved files keep their names, so an archive that all removals went to is a
+log that verifies, up to the anchor as its head.
 
 >>> import tempfile
 >>> from fedjax_core.sites.audit import show, verify
@@ -33,11 +35,12 @@ from fedjax_core.sites.wire.canonical import Scalar, loads
 
 
 def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | None:
-    """Removes the entries from before a time (seconds since 1970): the new anchor, or None where there are none to remove.
+    """Removes the entries from before a time (seconds since 1970): the new anchor, or None where there are
+    none to remove.
 
-    The last entry always stays. With an `archive` (a folder for this log alone) lines are moved there; else they are gone.
-    Raises `AuditError`, and removes nothing, where the log does not verify or the archive is of another log.
-    """
+    The last entry always stays. With an `archive` (a folder for this log alone) lines are moved there; else
+    they are gone. Raises `AuditError`, and removes nothing, where the log does not verify or the archive is
+    of another log."""
     verify(log.folder, log.keys)
     found = list(heads(log.folder))
     gone = 0
@@ -50,16 +53,28 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
         _begin(archive, log.folder, {Head(first.n - 1, first.prev), *(head for _, head in found[:gone])})
     anchor = Anchor(head=found[gone - 1][1], time=time.time(), key=log.key.public.fingerprint)
     anchor.write(log.folder, log.key)
-    about: dict[str, Scalar] = {"upto": anchor.head.n, "digest": anchor.head.digest, "archived": archive is not None}
+    about: dict[str, Scalar] = {
+        "upto": anchor.head.n,
+        "digest": anchor.head.digest,
+        "archived": archive is not None,
+    }
     told = [x for entry in show(log.folder) if isinstance(x := entry.about.get("told"), int | float)]
-    log.record(log.key.name, "pruned", about=about | ({"told": max(told)} if told else {}))  # what has left stays told (privacy_ledger.py)
+    log.record(
+        log.key.name, "pruned", about=about | ({"told": max(told)} if told else {})
+    )  # what has left stays told (privacy_ledger.py)
     log.rest()
     for path in files(log.folder):
         lines = path.read_bytes().splitlines(keepends=True)
         old = [line for line in lines if loads(line[:-1])["entry"]["n"] <= anchor.head.n]
         if old and archive is not None:
-            there = (archive / path.name).read_bytes().splitlines(keepends=True) if (archive / path.name).exists() else []
-            write_whole(archive / path.name, b"".join([*there, *(line for line in old if line not in set(there))]))
+            there = (
+                (archive / path.name).read_bytes().splitlines(keepends=True)
+                if (archive / path.name).exists()
+                else []
+            )
+            write_whole(
+                archive / path.name, b"".join([*there, *(line for line in old if line not in set(there))])
+            )
         if old and len(old) < len(lines):
             write_whole(path, b"".join(lines[len(old) :]))
         elif old:
@@ -68,10 +83,13 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
 
 
 def _begin(archive: Path, folder: Path, ends: set[Head]) -> None:
-    """Makes the archive, or finds that it ends with one of these entries, so that what comes goes on from there."""
+    """Makes the archive, or finds that it ends with one of these entries, so that what comes goes on from
+    there."""
     make_folder(archive)
     if not files(archive):
         if anchor_path(folder).exists():
             write_whole(anchor_path(archive), anchor_path(folder).read_bytes())
     elif (there := head_of(archive)) not in ends:
-        raise AuditError(f"{archive} ends with entry {there.n} of another log, or entries after it are gone: give a folder of its own")
+        raise AuditError(
+            f"{archive} ends with entry {there.n} of another log, or entries after it are gone: give a folder of its own"
+        )

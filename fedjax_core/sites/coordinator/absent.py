@@ -1,4 +1,5 @@
-"""Names the sites that a round lacks, and why: once on screen when that changes, and not in every round that it lasts.
+"""Names the sites that a round lacks, and why: once on screen when that changes, and not in every round that
+it lasts.
 
 >>> absent = Absent(["charite", "mayo", "oslo"])
 >>> absent.tell("round 1", [0, 1, 2], [0, 2], {1: "no reply in 12 s"})
@@ -36,8 +37,11 @@ class Absent:
         self._names = names
         self._told: dict[int, str] = {}  # who was said to be absent, and why, whatever the numbers in that
 
-    def tell(self, what: str, asked: Iterable[int], here: Collection[int], reasons: Mapping[int, str]) -> dict[str, str]:
-        """{name: why} of those who were asked and are not here; `what` goes on without them. Says what is news of it."""
+    def tell(
+        self, what: str, asked: Iterable[int], here: Collection[int], reasons: Mapping[int, str]
+    ) -> dict[str, str]:
+        """{name: why} of those who were asked and are not here; `what` goes on without them. Says what is
+        news of it."""
         lacked = {at: reasons.get(at, "no reply") for at in asked if at not in here}
         self._say(what, {at: why for at, why in lacked.items() if why != ENOUGH}, here)
         return {self._names[at]: why for at, why in lacked.items()}

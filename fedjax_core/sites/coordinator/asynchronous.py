@@ -1,19 +1,23 @@
-"""A federation that does not wait for the slowest: FedBuff over real sites, by the rule and the names of the simulator's `Buffer`.
+"""A federation that does not wait for the slowest: FedBuff over real sites, by the rule and the names of the
+simulator's `Buffer`.
 
-    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the buffer
+    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the
+    buffer
                         ▲                                                              │ `buffer.size` of them
                         └───────────────────── a step of the server ◄──────────────────┘
 
-A 'round' is a step of the server; a request and its report name the version of the model, which is the round they are addressed by, so a
-site does the same work, to the last bit, as in the simulator. A version is counted once of each site: a site that is free before the
-next one waits for it. A report of a version that was not asked for, or that was heard before, is refused as in rounds.
+A 'round' is a step of the server; a request and its report name the version of the model, which is the round
+they are addressed by, so a site does the same work, to the last bit, as in the simulator. A version is
+counted once of each site: a site that is free before the next one waits for it. A report of a version that
+was not asked for, or that was heard before, is refused as in rounds.
 
-What must outlive the coordinator is in the `State`: who is at work from which version, and the models of those versions. Reports in the
-buffer are not: from a state that this process did not just make, whoever was at work at the end of that step is asked again, which gives
-the same numbers, so nothing is lost and nothing counts twice. In one process the buffer stays as it is where a step is `Paused`.
+What must outlive the coordinator is in the `State`: who is at work from which version, and the models of
+those versions. Reports in the buffer are not: from a state that this process did not just make, whoever was
+at work at the end of that step is asked again, which gives the same numbers, so nothing is lost and nothing
+counts twice. In one process the buffer stays as it is where a step is `Paused`.
 
-Time: each site has `Rules.deadline_seconds` from when it is asked. A step waits while anybody is at work, and pauses where nobody is and
-the buffer is not full; run again, it asks those who failed again.
+Time: each site has `Rules.deadline_seconds` from when it is asked. A step waits while anybody is at work, and
+pauses where nobody is and the buffer is not full; run again, it asks those who failed again.
 
 >>> import jax, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -43,7 +47,15 @@ from fedjax_core.sites.coordinator.absent import with_reasons
 from fedjax_core.sites.coordinator.calls import Calls, Completed
 from fedjax_core.sites.coordinator.collect import Collector, Paused
 from fedjax_core.sites.coordinator.outlying import LEAST
-from fedjax_core.sites.coordinator.reports import Aggregation, NothingLearned, Reports, Size, absurd, total_of, training
+from fedjax_core.sites.coordinator.reports import (
+    Aggregation,
+    NothingLearned,
+    Reports,
+    Size,
+    absurd,
+    total_of,
+    training,
+)
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import broadcast
 from fedjax_core.sites.protocol.report import said, told
@@ -60,13 +72,18 @@ class TooStale(Refused):
 
 
 def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
-    """Raises where steps of this buffer cannot be made of this round, or where the rules are those of rounds."""
+    """Raises where steps of this buffer cannot be made of this round, or where the rules are those of
+    rounds."""
     if not isinstance(buffer, Buffer):
-        raise TypeError(f"buffer= must be an fc.Buffer, got {buffer!r}: fc.Buffer(size=3) makes a step of 3 reports")
+        raise TypeError(
+            f"buffer= must be an fc.Buffer, got {buffer!r}: fc.Buffer(size=3) makes a step of 3 reports"
+        )
     if (reason := incompatibility(composed)) is not None:
         raise ValueError(f"a federation with a buffer cannot run this: {reason}; or leave buffer= out")
     if buffer.size > sites:
-        raise ValueError(f"a buffer of {buffer.size} reports never fills: there are {sites} sites, each once a version")
+        raise ValueError(
+            f"a buffer of {buffer.size} reports never fills: there are {sites} sites, each once a version"
+        )
     if rules.enough is not None or rules.share > 0 or (rules.quorum or 0) > buffer.size:
         raise ValueError(
             f"Rules(quorum={rules.quorum}, share={rules.share:g}, enough={rules.enough}) are of rounds, and with a buffer a step is "
@@ -92,7 +109,14 @@ class AsynchronousRounds:
     """Makes steps of the server, and has what lives between them in this process."""
 
     def __init__(
-        self, composed: Round, buffer: Buffer, *, requests: Requests, collector: Collector, data: Mapping[str, str], record: Record
+        self,
+        composed: Round,
+        buffer: Buffer,
+        *,
+        requests: Requests,
+        collector: Collector,
+        data: Mapping[str, str],
+        record: Record,
     ) -> None:
         """`data`: the fingerprint of each site's."""
         self._round, self._buffer = composed, buffer
@@ -107,11 +131,16 @@ class AsynchronousRounds:
 
     def init(self, state: State) -> State:
         """The state before the first step: nobody is at work."""
-        clients: Any = idle(len(self._collector.names), broadcast(self._round, 0, state, len(self._collector.names))[0], self._buffer)
+        clients: Any = idle(
+            len(self._collector.names),
+            broadcast(self._round, 0, state, len(self._collector.names))[0],
+            self._buffer,
+        )
         return state._replace(clients=clients)
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
-        """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish only."""
+        """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish
+        only."""
         free = free_clients(cohort, len(self._collector.names))
         free = free[~np.isin(free, list(self._collector.unknown))]
         self._collector.begin(int(state.round))
@@ -119,7 +148,9 @@ class AsynchronousRounds:
             self._take_up(state)
         elif self._version != int(state.round):
             self._open(state)
-        self._state = None  # whatever else ends this step in the middle: the next one begins with what is in its state
+        self._state = (
+            None  # whatever else ends this step in the middle: the next one begins with what is in its state
+        )
         try:
             self._fill(free)
             after, metrics = self._conclude(state)
@@ -134,7 +165,8 @@ class AsynchronousRounds:
         return np.zeros(len(self._collector.names), np.int32)
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for the run to go on from this state: whoever is at work is asked again from an older version."""
+        """What sites must still have for the run to go on from this state: whoever is at work is asked again
+        from an older version."""
         return {"oldest": max(0, int(state.round) - self._buffer.max_staleness), "versions": []}
 
     def _take_up(self, state: State) -> None:
@@ -142,11 +174,17 @@ class AsynchronousRounds:
         flight: InFlight = state.clients  # type: ignore[assignment]
         self._calls.clear()
         self._sizes.clear()
-        self._started, self._last, self._models = np.array(flight.started), np.array(flight.last), flight.models
+        self._started, self._last, self._models = (
+            np.array(flight.started),
+            np.array(flight.last),
+            flight.models,
+        )
         self._open(state)
         for at in np.flatnonzero(self._started >= 0).tolist():
             version = int(self._started[at])
-            if self._version - version > self._buffer.max_staleness:  # whatever came of it would be refused, and its model is gone
+            if (
+                self._version - version > self._buffer.max_staleness
+            ):  # whatever came of it would be refused, and its model is gone
                 self._started[at] = -1
             else:
                 self._calls.begin(at, version, self._request(version))
@@ -155,7 +193,9 @@ class AsynchronousRounds:
         """An empty buffer, for the step from this state."""
         self._version = self._calls.number = int(state.round)
         self._about = About(state, np.zeros(len(self._started), np.int32))
-        self._models = store_model(self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0])
+        self._models = store_model(
+            self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0]
+        )
         self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Aggregation(self._round, 0, state.uplink[0], self._buffer.size)
         self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
@@ -176,7 +216,12 @@ class AsynchronousRounds:
         failed: dict[int, int] = {}  # site -> version that it was given, in this call
 
         def begin(at: int) -> None:
-            if at in mine and failed.get(at) != self._version and self._started[at] < 0 and self._last[at] < self._version:
+            if (
+                at in mine
+                and failed.get(at) != self._version
+                and self._started[at] < 0
+                and self._last[at] < self._version
+            ):
                 self._started[at] = self._last[at] = self._version
                 self._calls.begin(at, self._version, self._request(self._version))
 
@@ -195,7 +240,9 @@ class AsynchronousRounds:
                 self._too_few(failed, len(mine))
             for at in nothing:
                 self._failed[at] = self._collector.replies.reasons.get(at, "no reply")
-            if completed is not None and len(self._counted) < self._buffer.size:  # else it gets the model that comes of this
+            if (
+                completed is not None and len(self._counted) < self._buffer.size
+            ):  # else it gets the model that comes of this
                 begin(completed.at)
 
     def _use(self, completed: Completed) -> bool:
@@ -210,8 +257,18 @@ class AsynchronousRounds:
                 f"the report is of version {completed.version}, {staleness} steps ago, and at most {self._buffer.max_staleness} are taken; "
                 "the site goes on from the newest model"
             )
-            about: dict[str, Scalar] = {"accepted": False, "code": refusal.code, "reason": str(refusal), "digest": heard.header.digest}
-            self._record(heard.header.sender, "update", self._version, {**about, "version": completed.version, "staleness": staleness})
+            about: dict[str, Scalar] = {
+                "accepted": False,
+                "code": refusal.code,
+                "reason": str(refusal),
+                "digest": heard.header.digest,
+            }
+            self._record(
+                heard.header.sender,
+                "update",
+                self._version,
+                {**about, "version": completed.version, "staleness": staleness},
+            )
             return True
         reports = Reports(
             completed.asked, self._round, self._about.state.uplink[0],
@@ -227,14 +284,17 @@ class AsynchronousRounds:
         return True
 
     def _count(self, whatever: bool = False) -> dict[int, int]:
-        """Counts the reports that wait, once there are enough to compare their sizes with, or the buffer is full, or `whatever` there is.
+        """Counts the reports that wait, once there are enough to compare their sizes with, or the buffer is
+        full, or `whatever` there is.
 
         Site -> version of those that are absurdly larger than the others, and are set aside.
         """
         waiting, known, here = self._waiting, list(self._sizes), len(self._counted)
         if not (whatever or len(known) + len(waiting) >= LEAST or here + len(waiting) >= self._buffer.size):
             return {}
-        found = absurd(self._collector.rules, [*known, *(one.size for one in waiting)], self._about.state.params)
+        found = absurd(
+            self._collector.rules, [*known, *(one.size for one in waiting)], self._about.state.params
+        )
         aside = {i - len(known): what for i, what in found.items() if i >= len(known)}
         self._waiting, failed = [], dict[int, int]()
         for i, one in enumerate(waiting):
@@ -245,7 +305,13 @@ class AsynchronousRounds:
                 failed[at] = one.completed.version
                 continue
             damping = np.float32(self._buffer.damping(staleness))
-            self._sums.add(one.header, one.report, len(self._counted), factor=damping, clients=self._collector.clients_of(at))
+            self._sums.add(
+                one.header,
+                one.report,
+                len(self._counted),
+                factor=damping,
+                clients=self._collector.clients_of(at),
+            )
             self._counted.append((at, staleness))
             self._sizes.append(one.size)
         return failed
@@ -259,7 +325,12 @@ class AsynchronousRounds:
             )
         reasons = {at: self._failed[at] for at in sorted(failed)} | self._collector.unknown
         missing = with_reasons({self._collector.names[at]: why for at, why in reasons.items()})
-        self._record(COORDINATOR, "paused", self._version, {"reports": here, "sites": cohort, "missing": missing[:1000]})
+        self._record(
+            COORDINATOR,
+            "paused",
+            self._version,
+            {"reports": here, "sites": cohort, "missing": missing[:1000]},
+        )
         raise Paused(
             f"step {self._version}: {here} reports are in the buffer of {size}, and nobody is at work. Without a report: {missing}. "
             "The state is unchanged: run the step again."
@@ -269,12 +340,20 @@ class AsynchronousRounds:
         def record(who: str, what: str, about: Mapping[str, Any]) -> None:
             self._record(who, what, self._version, about)
 
-        flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)  # copies: these go on
-        after = self._sums.conclude(state, f"step {self._version}", self._collector.rules, record, self._requests.noise(state, 0))
+        flight: Any = InFlight(
+            jnp.array(self._started), jnp.array(self._last), self._models
+        )  # copies: these go on
+        after = self._sums.conclude(
+            state, f"step {self._version}", self._collector.rules, record, self._requests.noise(state, 0)
+        )
         sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
         failed = self._collector.unknown | {at: why for at, why in self._failed.items() if at not in sites}
         self.lacked = self._collector.absent.tell(f"step {self._version + 1}", failed, sites, failed)
-        counts: dict[str, Scalar] = {"algorithm": self._round.algorithm.name, "sites": len(sites), "refused": float(self._refused)}
+        counts: dict[str, Scalar] = {
+            "algorithm": self._round.algorithm.name,
+            "sites": len(sites),
+            "refused": float(self._refused),
+        }
         counts |= {"stale": self._stale, "staleness": staleness}
         counts |= in_lines("lacked", self.lacked)
         record(COORDINATOR, "round", counts | said(self._sums.metrics) | told(self._round, self._version + 1))

@@ -1,12 +1,13 @@
-"""Outstanding calls: each site works on a request of its own, is asked again where that fails, and is given up at its deadline.
+"""Outstanding calls: each site works on a request of its own, is asked again where that fails, and is given
+up at its deadline.
 
     begin(site, version, request) ─► Call ─► next() ─► its reply
                                        │ └ damaged, lost: asked again         └ too large to come, or the request to go, at once: in parts
                                        └ no reply within `deadline_seconds` of being asked, nor a sign of life for `idle_seconds`: given up
 
-Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Of one that is asked again the first
-reply that comes counts, to whichever asking it is. Who is given up is free, and may be asked something new; what it sends after that is
-refused as late.
+Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Of one
+that is asked again the first reply that comes counts, to whichever asking it is. Who is given up is free, and
+may be asked something new; what it sends after that is refused as late.
 """
 
 import time
@@ -57,29 +58,39 @@ class Calls:
         self._contact, self._record = contact, record
         self._all: dict[int, Call] = {}
         self._fetch = contact.fetch(
-            range(len(contact.names)), lambda of, part: requests.part(self._large[of], of, part), lambda: self.number
+            range(len(contact.names)),
+            lambda of, part: requests.part(self._large[of], of, part),
+            lambda: self.number,
         )
         self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
 
     def begin(self, at: int, version: int, request: Bytes) -> None:
         """The site at this position is asked to work from this version."""
         asked, now, rules = header_of(request), time.monotonic(), self._contact.rules
-        self._record(self._contact.names[at], "began", self.number, {"version": version, "digest": asked.digest})
+        self._record(
+            self._contact.names[at], "began", self.number, {"version": version, "digest": asked.digest}
+        )
         until = now + rules.deadline_seconds
         outgoing = self._contact.outgoing(request)
         reply, moved = self._contact.ask(at, request, outgoing), self._fetch.moved(at)
-        self._all[at] = Call(version, request, asked, [reply], until, self._next_look(until), outgoing, parts=moved)
+        self._all[at] = Call(
+            version, request, asked, [reply], until, self._next_look(until), outgoing, parts=moved
+        )
 
     def next(self, oldest: int) -> Completed | None:
-        """The next site that is free again, None where nobody is at work; large reports from a version below the `oldest` are not brought.
+        """The next site that is free again, None where nobody is at work; large reports from a version below
+        the `oldest` are not brought.
 
-        Of several that are heard of at once it is the one with the oldest model, and of those the first by position.
-        """
+        Of several that are heard of at once it is the one with the oldest model, and of those the first by
+        position."""
         while self._all:
             waiting = {reply: at for at, call in self._all.items() for reply in call.replies}
             done = self._fetch.wait(waiting, min(call.look for call in self._all.values()), None)
             if done:
-                reply = min((r for r in waiting if r in done), key=lambda r: (self._all[waiting[r]].version, waiting[r]))
+                reply = min(
+                    (r for r in waiting if r in done),
+                    key=lambda r: (self._all[waiting[r]].version, waiting[r]),
+                )
                 completed = self._hear(waiting[reply], reply, oldest)
             else:
                 completed = self._look()
@@ -106,8 +117,16 @@ class Calls:
             self._large[said.of] = call.asked
             _await(call, self._fetch.begin(at, self._contact.names[at], said))
             return None
-        if heard is not None and heard.header.kind == LACKING and call.outgoing is not None and call.version >= oldest:
-            _await(call, self._fetch.send(at, self._contact.names[at], call.outgoing, call.outgoing.lacking(heard)))
+        if (
+            heard is not None
+            and heard.header.kind == LACKING
+            and call.outgoing is not None
+            and call.version >= oldest
+        ):
+            _await(
+                call,
+                self._fetch.send(at, self._contact.names[at], call.outgoing, call.outgoing.lacking(heard)),
+            )
             return None
         if heard is None and call.replies:
             return None
@@ -147,12 +166,17 @@ class Calls:
     def _leave(self, at: int) -> None:
         call = self._all.pop(at)
         self._fetch.drop(at)
-        self._large = {of: asked for of, asked in self._large.items() if any(asked is f.asked for f in self._all.values())}
+        self._large = {
+            of: asked
+            for of, asked in self._large.items()
+            if any(asked is f.asked for f in self._all.values())
+        }
         for reply in call.replies:
             self._contact.leave(reply, at)
 
 
 def _await(call: Call, moved: "Future[Reply]") -> None:
-    """Waits for what comes of parts; where they go on from where they were when the site was asked again, that is waited for already."""
+    """Waits for what comes of parts; where they go on from where they were when the site was asked again,
+    that is waited for already."""
     if moved not in call.replies:
         call.replies.append(moved)

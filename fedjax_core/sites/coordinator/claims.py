@@ -1,15 +1,17 @@
-"""How many examples a site may say that it has: the number agreed with it, or at most 100 times what smaller sites have together.
+"""How many examples a site may say that it has: the number agreed with it, or at most 100 times what smaller
+sites have together.
 
-The number decides how much a site's report weighs, and only the site can count. So the coordinator agrees on a largest number with each
-site and writes it into its roster:
+The number decides how much a site's report weighs, and only the site can count. So the coordinator agrees on
+a largest number with each site and writes it into its roster:
 
     [examples]
     charite = 50000
 
-Without such a line a site is compared with the others. Sites are looked at from the smallest to the largest. One that says more than
-`MOST` times what those before it have together is not believed, and neither is any larger one; so several liars cannot vouch for
-each other. Hospitals that differ as 1 to 100 are believed, and so are all where they are one's own: in the coordinator's process, on a Ray
-that it started for a try, and in a consortium on one machine.
+Without such a line a site is compared with the others. Sites are looked at from the smallest to the largest.
+One that says more than `MOST` times what those before it have together is not believed, and neither is any
+larger one; so several liars cannot vouch for each other. Hospitals that differ as 1 to 100 are believed, and
+so are all where they are one's own: in the coordinator's process, on a Ray that it started for a try, and in
+a consortium on one machine.
 
 >>> doubtful({"oslo": 50, "mayo": 5000, "mallory": 10**15}, {})
 {'mallory': 'mallory says that it has 1000000000000000 examples, more than 100 times what the smaller sites have together (5050)...'}
@@ -46,7 +48,8 @@ def doubtful(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> dict[str,
 
 
 def dominating(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> tuple[str, float] | None:
-    """(the site with more than half of all examples of three sites or more, its share), where its number was not agreed on."""
+    """(the site with more than half of all examples of three sites or more, its share), where its number was
+    not agreed on."""
     name = max(claimed, key=lambda one: claimed[one])
     share = claimed[name] / sum(claimed.values())
     return (name, share) if len(claimed) > 2 and share > 0.5 and name not in agreed else None

@@ -1,8 +1,9 @@
-"""Collects the replies of sites in a round: who is asked, whether those who replied are enough, and the round's one deadline.
+"""Collects the replies of sites in a round: who is asked, whether those who replied are enough, and the
+round's one deadline.
 
-How the replies to one request are waited for is in `waiting.py`; what may be heard in `replies.py`; how long it is waited, and how many are
-enough, in `rules.py`. Below the quorum `Paused` is raised, which says of each site that is missing why it is.
-"""
+How the replies to one request are waited for is in `waiting.py`; what may be heard in `replies.py`; how long
+it is waited, and how many are enough, in `rules.py`. Below the quorum `Paused` is raised, which says of each
+site that is missing why it is."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,14 +32,21 @@ _GRACE_SECONDS = 1.0
 
 
 class Paused(RuntimeError):
-    """Too few sites reported. Nothing was averaged: the state is what it was, and the round can be run again."""
+    """Too few sites reported. Nothing was averaged: the state is what it was, and the round can be run
+    again."""
 
 
 class Collector(Contact):
     """Asks sites, by their positions, and hears their replies, round by round."""
 
     def __init__(
-        self, requests: Requests, names: Sequence[str], transport: Transport, roster: Roster, rules: Rules, record: Record
+        self,
+        requests: Requests,
+        names: Sequence[str],
+        transport: Transport,
+        roster: Roster,
+        rules: Rules,
+        record: Record,
     ) -> None:
         super().__init__(requests, names, transport, roster, rules, record)
         self.sizes = np.ones(len(self.names), np.int64)
@@ -48,7 +56,8 @@ class Collector(Contact):
         self.clients: np.ndarray | None = None
         """[N] how many clients each site is, where departments are clients; None: each is one."""
         self.unknown: dict[int, str] = {}
-        """Sites that have not yet said what they are, so that nothing else is asked of them, each with the reason."""
+        """Sites that have not yet said what they are, so that nothing else is asked of them, each with the
+        reason."""
         self.absent = Absent(self.names)
         self._counted: dict[int, Future[Reply]] = {}
         self.begin(0)
@@ -56,8 +65,8 @@ class Collector(Contact):
     def begin(self, number: int, cohort: Iterable[int] = (), parts: int = 1) -> None:
         """It is now round `number`: what comes of another is refused, and so is what comes late.
 
-        The quorum is that of the `cohort`, or of whoever is asked, and the round's time has so many parts, one for an exchange.
-        """
+        The quorum is that of the `cohort`, or of whoever is asked, and the round's time has so many parts,
+        one for an exchange."""
         self.replies.begin(number)
         self.replies.reasons.clear()
         self.replies.reasons.update(self.unknown)
@@ -66,7 +75,8 @@ class Collector(Contact):
         self.record_late()
 
     def know(self, sizes: np.ndarray, clients: np.ndarray | None, plan: Plan) -> None:
-        """What sites said of themselves: their examples, how many clients each is (None: one), and the plan of their work."""
+        """What sites said of themselves: their examples, how many clients each is (None: one), and the plan
+        of their work."""
         self.sizes, self.clients, self.plan = sizes, clients, plan
 
     def collect(
@@ -82,13 +92,14 @@ class Collector(Contact):
         least: float | None = None,
         parts: int = 1,
     ) -> dict[int, Envelope]:
-        """The replies that count, by the sites' positions: all of them, or, without their tensors, reports that are of `use`.
+        """The replies that count, by the sites' positions: all of them, or, without their tensors, reports
+        that are of `use`.
 
-        The `request` is one for all, or one a site, none of which is then too large to go at once.
-        `skip` is told of a site that has answered, or failed for good, without such a reply. It waits for `seconds` at most, if that
-        is less than is left of the round. `brief` ones are waited for as those are that were silent: by `Rules.grace`, and `least`
-        seconds. `parts`: how many of the parts into which `begin` divides the round's time are for this.
-        """
+        The `request` is one for all, or one a site, none of which is then too large to go at once. `skip` is
+        told of a site that has answered, or failed for good, without such a reply. It waits for `seconds` at
+        most, if that is less than is left of the round. `brief` ones are waited for as those are that were
+        silent: by `Rules.grace`, and `least` seconds. `parts`: how many of the parts into which `begin`
+        divides the round's time are for this."""
         for at in positions:
             self.replies.reasons.pop(at, None)
         header = header_of(next(iter(request.values())) if isinstance(request, Mapping) else request)
@@ -111,10 +122,11 @@ class Collector(Contact):
         return Patience(began, until, ours, left > parts, _GRACE_SECONDS if least is None else least)
 
     def again(self, at: int) -> Envelope:
-        """The reply of the site at this position that was of use, brought and read once more; raises what comes of that.
+        """The reply of the site at this position that was of use, brought and read once more; raises what
+        comes of that.
 
-        In parts it may take `deadline_seconds` of its own, as whoever was waited for before may have used up the round's.
-        """
+        In parts it may take `deadline_seconds` of its own, as whoever was waited for before may have used up
+        the round's."""
         heard = decode(bring(self._counted[at]), self._roster, recipient=COORDINATOR)
         if heard.header.kind != PARTS:
             return heard
@@ -144,8 +156,15 @@ class Collector(Contact):
         if here and self.quorate(positions, here):
             return
         needed, reasons = self.rules.needed(len(positions)), self.replies.reasons
-        missing = with_reasons({self.names[p]: reasons.get(p, "no reply") for p in positions if p not in here})
-        self._record(COORDINATOR, "paused", number, {"reports": len(here), "sites": len(positions), "missing": missing[:1000]})
+        missing = with_reasons(
+            {self.names[p]: reasons.get(p, "no reply") for p in positions if p not in here}
+        )
+        self._record(
+            COORDINATOR,
+            "paused",
+            number,
+            {"reports": len(here), "sites": len(positions), "missing": missing[:1000]},
+        )
         share = f" with {self.rules.share:.0%} of the examples" if self.rules.share else ""
         raise Paused(
             f"round {number}, {what}: {len(here)} of {len(positions)} sites reported, and {needed}{share} must. Missing: {missing}. "

@@ -1,7 +1,8 @@
-"""The coordinator's line to its sites: sends a request, reads what is replied, in one piece or in parts, and stops waiting for it.
+"""The coordinator's line to its sites: sends a request, reads what is replied, in one piece or in parts, and
+stops waiting for it.
 
-How long a reply is waited for, and how many are enough, is for those who use it: `waiting.py` has one deadline for all sites, `calls.py`
-one for each.
+How long a reply is waited for, and how many are enough, is for those who use it: `waiting.py` has one
+deadline for all sites, `calls.py` one for each.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,13 @@ class Contact:
     """Asks sites, by their positions, and brings what they reply."""
 
     def __init__(
-        self, requests: Requests, names: Sequence[str], transport: Transport, roster: Roster, rules: Rules, record: Record
+        self,
+        requests: Requests,
+        names: Sequence[str],
+        transport: Transport,
+        roster: Roster,
+        rules: Rules,
+        record: Record,
     ) -> None:
         self.names, self.rules = list(names), rules
         self.away: dict[str, str] = dict(getattr(transport, "away", {}))
@@ -37,7 +44,8 @@ class Contact:
 
     @property
     def part_bytes(self) -> int | None:
-        """Messages that are longer move in parts; None where bytes do not travel, as in a store that all processes of a machine share."""
+        """Messages that are longer move in parts; None where bytes do not travel, as in a store that all
+        processes of a machine share."""
         return None if getattr(self._transport, "near", False) else self.rules.part_bytes
 
     def ask(self, at: int, request: Bytes, outgoing: OutgoingRequest | None) -> "Future[Reply]":
@@ -49,7 +57,8 @@ class Contact:
         return bool(first_of(self._transport, [future], 0.0))
 
     def outgoing(self, request: Bytes) -> OutgoingRequest | None:
-        """How a request goes that is too large to go at once; None for others. The last one is kept, for all whom it goes to."""
+        """How a request goes that is too large to go at once; None for others. The last one is kept, for all
+        whom it goes to."""
         part_bytes = self.part_bytes
         if part_bytes is None or len(request) <= part_bytes:
             return None
@@ -59,7 +68,8 @@ class Contact:
         return last
 
     def leave(self, future: "Future[Reply]", at: int) -> None:
-        """Nobody waits any more for this reply of the site at this position: it is not begun, or recorded when it comes."""
+        """Nobody waits any more for this reply of the site at this position: it is not begun, or recorded
+        when it comes."""
         self._late[future] = at
         take_back(self._transport, future)
 
@@ -81,11 +91,19 @@ class Contact:
         self._steps |= now
         return moved
 
-    def fetch(self, positions: Sequence[int], request: Callable[[str, int], Bytes], number: Callable[[], int]) -> Fetch:
-        """What brings replies in parts, those first that come first in these positions: `request` (the reply's digest, part) is what to
-        send, and `number` is the round that the audit log has it under.
+    def fetch(
+        self, positions: Sequence[int], request: Callable[[str, int], Bytes], number: Callable[[], int]
+    ) -> Fetch:
+        """What brings replies in parts, those first that come first in these positions: `request` (the
+        reply's digest, part) is what to send, and `number` is the round that the audit log has it under.
         """
-        return Fetch(self._transport, self._roster, positions, request, lambda who, what, about: self._record(who, what, number(), about))
+        return Fetch(
+            self._transport,
+            self._roster,
+            positions,
+            request,
+            lambda who, what, about: self._record(who, what, number(), about),
+        )
 
     def failure(self, positions: Iterable[int]) -> Exception | None:
         """What the user's own code raised at one of these sites, where they are in this process."""

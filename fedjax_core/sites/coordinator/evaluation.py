@@ -2,8 +2,9 @@
 
     for each model:   params  ─score─►  every site  ─►  {metric: sum}, examples       a site that does not answer is a hole with its reason
 
-The federation's model beside those that sites trained alone, each where it was made and elsewhere: what tells a hospital what it gains. One
-model is on its way at a time, so that no site or coordinator holds more than one.
+The federation's model beside those that sites trained alone, each where it was made and elsewhere: what tells
+a hospital what it gains. One model is on its way at a time, so that no site or coordinator holds more than
+one.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -27,8 +28,8 @@ def cross_evaluate(
 ) -> CrossEvaluation:  # fmt: skip
     """Every model at every site; raises before anything is sent where a model has not the shapes of `like`.
 
-    `sizes`: how many examples each site said to be judged by; `ranges`: of the task's metrics; `withheld`: which of them
-    sites said to keep.
+    `sizes`: how many examples each site said to be judged by; `ranges`: of the task's metrics; `withheld`:
+    which of them sites said to keep.
     """
     for name, params in models.items():
         if odd := sorted(leaf_specs(params).items() ^ leaf_specs(like).items()):
@@ -41,26 +42,42 @@ def cross_evaluate(
     collector.begin(number, parts=max(1, len(models)))
     here = [at for at in range(len(sizes)) if at not in collector.unknown]
     for m, params in enumerate(models.values()):
-        asked = requests.write("score", number, to=[collector.names[at] for at in here], body={"params": params})
+        asked = requests.write(
+            "score", number, to=[collector.names[at] for at in here], body={"params": params}
+        )
         replies = collector.collect(asked, number, here)
         believed = believe(replies, sizes, ranges, withheld)
         say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
         reasons = {**collector.replies.reasons, **believed.reasons}
         for at in range(len(sizes)):
             found[m, at] = believed.told[at] if at in believed.told else reasons.get(at, "no reply")
-        doubts |= {(m, at, name): why for (at, name), why in believed.doubts.items() if name in believed.told[at].totals}
+        doubts |= {
+            (m, at, name): why
+            for (at, name), why in believed.doubts.items()
+            if name in believed.told[at].totals
+        }
     return crossed(list(models), collector.names, found, doubts)
 
 
 def ask(
-    algorithm: Algorithm, about: About, who: list[int], requests: Requests, collector: Collector, sites: Population, *, record: Record
+    algorithm: Algorithm,
+    about: About,
+    who: list[int],
+    requests: Requests,
+    collector: Collector,
+    sites: Population,
+    *,
+    record: Record,
 ) -> tuple[Believed, dict[int, str]]:
-    """(what these sites tell of the state's model, each of its own where they keep one; why others of them do not)."""
+    """(what these sites tell of the state's model, each of its own where they keep one; why others of them do
+    not)."""
     state, number = about.state, int(about.state.round)
     collector.begin(number, who)
     asked = [at for at in who if at not in collector.unknown]
     body = {"params": state.params} if algorithm.personal is None else {"server": state.server}
-    request = requests.write("evaluate", number, to=[collector.names[at] for at in asked], about=about, body=body)
+    request = requests.write(
+        "evaluate", number, to=[collector.names[at] for at in asked], about=about, body=body
+    )
     replies = collector.collect(request, number, asked)
     believed = believe(replies, sites.judged, algorithm.task.ranges, sites.withheld)
     say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))

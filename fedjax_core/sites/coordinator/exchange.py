@@ -1,13 +1,15 @@
-"""One exchange of a round with real sites: broadcast, and the reports of those who count, added in the order of the cohort.
+"""One exchange of a round with real sites: broadcast, and the reports of those who count, added in the order
+of the cohort.
 
     request  ─collect─►  gate ─► finite ─►  expand and add, in the order of the cohort  ─►  conclude
 
-The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before it in the cohort are
-settled. One that comes before its turn is checked at once, and kept while there are few of them (`HELD`); others are dropped and
-brought again when their turn comes, from the site or the object store where they lie. What is kept is what was sent, where it lies if XLA
-can take it there; it is expanded as it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few
-reports, however many sites there are and whoever of them is late. (An aggregator that keeps reports, as the trimmed mean, is an
-accumulator of all reports.)
+The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before
+it in the cohort are settled. One that comes before its turn is checked at once, and kept while there are few
+of them (`HELD`); others are dropped and brought again when their turn comes, from the site or the object
+store where they lie. What is kept is what was sent, where it lies if XLA can take it there; it is expanded as
+it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few reports,
+however many sites there are and whoever of them is late. (An aggregator that keeps reports, as the trimmed
+mean, is an accumulator of all reports.)
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +29,8 @@ from fedjax_core.sites.protocol.request import About, Record, Requests
 from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
 
 HELD, HELD_BYTES = 4, 16 << 20
-"""Reports that may wait for their turn in the coordinator's memory: so many, or more while they are smaller than this together."""
+"""Reports that may wait for their turn in the coordinator's memory: so many, or more while they are smaller
+than this together."""
 
 
 class Result(NamedTuple):
@@ -50,27 +53,53 @@ def exchange(
     data: Mapping[str, str],
     record: Record,
 ) -> Result:
-    """Exchange `e` with the sites at these places of the cohort: who of them counted, and the state that comes of it.
+    """Exchange `e` with the sites at these places of the cohort: who of them counted, and the state that
+    comes of it.
 
-    `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is asked.
-    """
+    `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is
+    asked."""
     number = int(about.state.round)
     sent, state = broadcast(composed, e, about.state, len(about.version))
     noise = requests.noise(state, e)
     if not len(cohort.clients):
         nobody = np.full(1, len(collector.names))  # one place, and empty
         nothing = Aggregation(composed, e, state.uplink[e], 0, nobody)
-        return Result(nothing.conclude(state, f"round {number}, exchange {e}", collector.rules, lambda *told: None, noise), [], {})
+        return Result(
+            nothing.conclude(
+                state, f"round {number}, exchange {e}", collector.rules, lambda *told: None, noise
+            ),
+            [],
+            {},
+        )
     to = [collector.names[cohort.clients[p]] for p in places]
     request = training(composed, sent, number, e, to=to, about=about, requests=requests, collector=collector)
-    reports = Reports(header_of(request), composed, state.uplink[e], requests=requests, collector=collector, data=data, record=record)
-    fold = _Fold(cohort, places, reports, lambda: Aggregation(composed, e, state.uplink[e], len(cohort.clients), cohort.clients), collector)
+    reports = Reports(
+        header_of(request),
+        composed,
+        state.uplink[e],
+        requests=requests,
+        collector=collector,
+        data=data,
+        record=record,
+    )
+    fold = _Fold(
+        cohort,
+        places,
+        reports,
+        lambda: Aggregation(composed, e, state.uplink[e], len(cohort.clients), cohort.clients),
+        collector,
+    )
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
     declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
     fold.finish(state.params)
-    collector.check_quorum(number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}")
+    collector.check_quorum(
+        number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}"
+    )
     state = fold.sums.conclude(state, f"round {number}, exchange {e}", collector.rules, reports.record, noise)
-    metrics = fold.sums.metrics | {"refused": total_of(reports.refused + fold.lost), "missing": total_of(declined)}
+    metrics = fold.sums.metrics | {
+        "refused": total_of(reports.refused + fold.lost),
+        "missing": total_of(declined),
+    }
     return Result(state, fold.here, metrics | tallies.on_the_wire(composed, e, len(fold.here), len(to)))
 
 
@@ -78,17 +107,26 @@ class _Fold:
     """Adds reports in the order of the cohort, as they come."""
 
     def __init__(
-        self, cohort: Cohort, places: list[int], reports: Reports, nothing: Callable[[], Aggregation], collector: Collector
+        self,
+        cohort: Cohort,
+        places: list[int],
+        reports: Reports,
+        nothing: Callable[[], Aggregation],
+        collector: Collector,
     ) -> None:
         """`nothing`: the sums before the first report."""
-        self.turns = {int(cohort.clients[p]): p for p in places}  # position of the site -> place, in the order of the cohort
+        self.turns = {
+            int(cohort.clients[p]): p for p in places
+        }  # position of the site -> place, in the order of the cohort
         self.here: list[int] = []
         self.lost = 0  # that were of use, and could not be brought again
         self._cohort, self.reports, self.sums, self._collector = cohort, reports, nothing(), collector
         self._nothing = nothing
         self._left = list(self.turns)
         self._added: dict[int, Header] = {}
-        self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}  # what came: None where it is to be brought again
+        self._ready: dict[
+            int, tuple[Header, tuple[Any, float] | None]
+        ] = {}  # what came: None where it is to be brought again
         self._skipped: set[int] = set()
 
     def use(self, at: int, heard: Envelope) -> bool:
@@ -96,7 +134,9 @@ class _Fold:
         found = self.reports.read(at, heard)
         if found is None:
             return False
-        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < _room(found[0])
+        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < _room(
+            found[0]
+        )
         self._ready[at] = heard.header, found if kept else None
         del found  # nothing of it stays while others are added
         self._go_on()
@@ -108,7 +148,8 @@ class _Fold:
         self._go_on()
 
     def finish(self, params: Any) -> None:
-        """No more reports come. Of those who are here some may be absurdly larger than the others: all is then added again without them."""
+        """No more reports come. Of those who are here some may be absurdly larger than the others: all is
+        then added again without them."""
         self._skipped.update(at for at in self._left if at not in self._ready)
         self._go_on()
         here = list(self._added)
@@ -143,7 +184,9 @@ class _Fold:
             if heard.header != header:
                 raise WrongReply(f"{header.sender!r} has another report than the one that was checked")
         except Exception as error:
-            self._collector.replies.reasons[at] = f"its report could not be brought again ({type(error).__name__})"
+            self._collector.replies.reasons[at] = (
+                f"its report could not be brought again ({type(error).__name__})"
+            )
             self.reports.record(header.sender, "lost", {"reason": type(error).__name__})
             return None
         return self.reports.sent(heard)

@@ -1,4 +1,5 @@
-"""Which sites were in the sum of each round that was opened: sites open it again for the very same ones alone.
+"""Which sites were in the sum of each round that was opened: sites open it again for the very same ones
+alone.
 
     folder/run-opened.json     {"3/0": ["charite", "mayo", "oslo"]}        round/exchange, on the disk before a site is asked for a share
 
@@ -26,21 +27,29 @@ class Opened:
         self._all: dict[str, list[str]] = {}
         if path is not None and path.exists():
             try:
-                self._all = {str(where): [str(name) for name in names] for where, names in json.loads(path.read_text()).items()}
+                self._all = {
+                    str(where): [str(name) for name in names]
+                    for where, names in json.loads(path.read_text()).items()
+                }
             except (ValueError, TypeError, AttributeError):
-                raise ValueError(f"{path}, which has whose sums were opened, is damaged: restore its backup, or remove it") from None
+                raise ValueError(
+                    f"{path}, which has whose sums were opened, is damaged: restore its backup, or remove it"
+                ) from None
 
     def of(self, number: int, e: int) -> list[str] | None:
         """The sites in the sum of this exchange of a round; None where it was not opened."""
         return self._all.get(f"{number}/{e}")
 
     def add(self, number: int, e: int, names: Sequence[str], oldest: int | None = None) -> None:
-        """Notes that the sum of these is about to be opened. No round before the `oldest` is ever asked again."""
+        """Notes that the sum of these is about to be opened. No round before the `oldest` is ever asked
+        again."""
         if self.of(number, e) == list(names):
             return
         self._all[f"{number}/{e}"] = list(names)
         if oldest is not None:
-            self._all = {where: them for where, them in self._all.items() if int(where.partition("/")[0]) >= oldest}
+            self._all = {
+                where: them for where, them in self._all.items() if int(where.partition("/")[0]) >= oldest
+            }
         if self._path is not None:
             make_folder(self._path.parent)
             write_whole(self._path, json.dumps(self._all))

@@ -1,12 +1,14 @@
 """Finds the updates that are absurdly larger than the others of the same exchange, whoever came first.
 
-The norm of an update may be at most 100 times the median of the norms that are above zero. A site that has more steps to do
-than the median site may be larger in proportion, so one large hospital among clinics passes. An update that is small beside
-the model itself, at most a hundredth of its norm, always passes. With fewer than three norms there is nothing to compare with:
-then a norm may be a million times the model's, or a million where the model is smaller than 1.
+The norm of an update may be at most 100 times the median of the norms that are above zero. A site that has
+more steps to do than the median site may be larger in proportion, so one large hospital among clinics passes.
+An update that is small beside the model itself, at most a hundredth of its norm, always passes. With fewer
+than three norms there is nothing to compare with: then a norm may be a million times the model's, or a
+million where the model is smaller than 1.
 
-The lower median counts, so of four sites two that send far too much do not make the rule. Two of four that send next to
-nothing do: then the others are set aside, by name, unless their updates are small beside the model.
+The lower median counts, so of four sites two that send far too much do not make the rule. Two of four that
+send next to nothing do: then the others are set aside, by name, unless their updates are small beside the
+model.
 
 >>> outlying([1.0, 2.0, 1e20], [10, 10, 10], lambda: 5.0), outlying([1.0, 2.0, 150.0], [10, 10, 10], lambda: 5.0)
 ([2], [])
@@ -25,7 +27,8 @@ _ALONE = 1e6
 
 
 def outlying(norms: Sequence[float], work: Sequence[float], model: Callable[[], float]) -> list[int]:
-    """The positions of the norms that are too large; `work`: the steps that each had to do, `model`: gives the norm of the model."""
+    """The positions of the norms that are too large; `work`: the steps that each had to do, `model`: gives
+    the norm of the model."""
     here = list(range(len(norms)))
     while True:
         large, share = _large([norms[i] for i in here], [work[i] for i in here])
@@ -42,7 +45,8 @@ def median(values: Sequence[float]) -> float:
 
 
 def _large(norms: Sequence[float], work: Sequence[float]) -> tuple[list[int], float]:
-    """(the positions of the norms that are too large beside the others, which share of the model's norm they may have all the same)."""
+    """(the positions of the norms that are too large beside the others, which share of the model's norm they
+    may have all the same)."""
     some = [norm for norm in norms if norm > 0]
     if len(some) < LEAST:
         return [i for i, norm in enumerate(norms) if norm > _ALONE], _ALONE

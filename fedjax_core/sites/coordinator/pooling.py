@@ -1,11 +1,14 @@
-"""What sites tell of a model, and which of it is believed: every metric is pooled over those who tell it, and the others are named.
+"""What sites tell of a model, and which of it is believed: every metric is pooled over those who tell it, and
+the others are named.
 
-    a reply's fields ─read─► examples, sums ─doubts─► Evaluation or CrossEvaluation, each metric without those it is not believed of
+    a reply's fields ─read─► examples, sums ─doubts─► Evaluation or CrossEvaluation, each metric without those
+    it is not believed of
 
-A site counts by the examples in its reply, which are at most those that it said before the first round. A value counts that is finite,
-within the range that the task says of it (`Task.ranges`), and not absurd: where three sites or more tell a metric, a mean of more than 100
-in size, and of more than 100 times the median of their sizes, is left out. Where three sites or more answer, a metric that one of them
-alone tells, and that the study does not name, is nobody's.
+A site counts by the examples in its reply, which are at most those that it said before the first round. A
+value counts that is finite, within the range that the task says of it (`Task.ranges`), and not absurd: where
+three sites or more tell a metric, a mean of more than 100 in size, and of more than 100 times the median of
+their sizes, is left out. Where three sites or more answer, a metric that one of them alone tells, and that
+the study does not name, is nobody's.
 
 >>> told = {0: Told(10, {"loss": 5.0}), 1: Told(20, {"loss": 9.0}), 2: Told(10, {"loss": -1e30, "auroc": 10.0})}
 >>> for (at, name), why in doubts(told, ()).items():
@@ -48,12 +51,25 @@ def read(fields: Mapping[str, Any], most: int) -> Told | str:
         return "its reply lacks the number of examples"
     if examples > most:
         return f"its reply is of {examples} examples, and it said before the first round that it has {most}"
-    return Told(examples, {name: number_of(value) for name, value in fields.items() if name not in NO_METRICS and "." not in name})
+    return Told(
+        examples,
+        {
+            name: number_of(value)
+            for name, value in fields.items()
+            if name not in NO_METRICS and "." not in name
+        },
+    )
 
 
-def doubts(told: Mapping[int, Told], ranges: Iterable[Range], named: Collection[str] = ()) -> dict[tuple[int, str], str]:
-    """{(site's position, metric): why it is not believed}; `named`: further metrics that the study is known to have."""
-    values = {name: {at: one.totals[name] / one.examples for at, one in told.items() if name in one.totals} for name in names_of(told)}
+def doubts(
+    told: Mapping[int, Told], ranges: Iterable[Range], named: Collection[str] = ()
+) -> dict[tuple[int, str], str]:
+    """{(site's position, metric): why it is not believed}; `named`: further metrics that the study is known
+    to have."""
+    values = {
+        name: {at: one.totals[name] / one.examples for at, one in told.items() if name in one.totals}
+        for name in names_of(told)
+    }
     return doubtful_means(values, ranges, {"loss", *named}, len(told))
 
 
@@ -66,21 +82,35 @@ class Believed(NamedTuple):
 
 
 def believe(
-    replies: Mapping[int, Envelope], sizes: np.ndarray, ranges: Iterable[Range], withheld: Mapping[int, Collection[str]]
+    replies: Mapping[int, Envelope],
+    sizes: np.ndarray,
+    ranges: Iterable[Range],
+    withheld: Mapping[int, Collection[str]],
 ) -> Believed:
-    """What is in these replies, of sites that said to have so many examples at most (`sizes` [N]), and to keep the metrics `withheld`."""
+    """What is in these replies, of sites that said to have so many examples at most (`sizes` [N]), and to
+    keep the metrics `withheld`."""
     found = {at: read(reply.header.fields, int(sizes[at])) for at, reply in replies.items()}
     told = {at: one for at, one in found.items() if not isinstance(one, str)}
-    named = {name for at, names in withheld.items() for name in names if at not in told or name not in told[at].totals}
+    named = {
+        name
+        for at, names in withheld.items()
+        for name in names
+        if at not in told or name not in told[at].totals
+    }
     why = doubts(told, ranges, named)
     alone = {one for one, reason in why.items() if reason == ALONE}
     kept = {
-        at: one._replace(totals={name: total for name, total in one.totals.items() if (at, name) not in alone}) for at, one in told.items()
+        at: one._replace(
+            totals={name: total for name, total in one.totals.items() if (at, name) not in alone}
+        )
+        for at, one in told.items()
     }
     return Believed(kept, why, {at: one for at, one in found.items() if isinstance(one, str)})
 
 
-def say(believed: Believed, names: Sequence[str], record: Callable[[str, Mapping[str, Scalar]], None]) -> None:
+def say(
+    believed: Believed, names: Sequence[str], record: Callable[[str, Mapping[str, Scalar]], None]
+) -> None:
     """Says on screen and by `record` which sites' replies and metrics do not count, and why."""
     for at, why in believed.reasons.items():
         log.warning("what %s tells of a model does not count: %s", names[at], why)
@@ -98,7 +128,12 @@ def evaluation(names: Sequence[str], believed: Believed, reasons: Mapping[int, s
     for name in names_of(told):
         total = np.array([told[at].totals.get(name, math.nan) if at in told else math.nan for at in everyone])
         not_told = {at: NOT_TOLD for at, one in told.items() if name not in one.totals}
-        pooled[name], lacking = pool(names, sizes, total, not_told | {at: why for (at, of), why in believed.doubts.items() if of == name})
+        pooled[name], lacking = pool(
+            names,
+            sizes,
+            total,
+            not_told | {at: why for (at, of), why in believed.doubts.items() if of == name},
+        )
         clients[name] = np.divide(total, sizes, out=np.full(len(names), math.nan), where=sizes > 0)
         lacking |= {names[at]: reasons.get(at, "no reply") for at in everyone if at not in told}
         without |= {name: lacking} if lacking else {}
@@ -122,8 +157,14 @@ def doubtful_means(
             continue
         low, high = known.get(name, (-math.inf, math.inf))
         finite = {who: mean for who, mean in means.items() if math.isfinite(mean)}
-        within = {who: mean for who, mean in finite.items() if low - _margin(low) <= mean <= high + _margin(high)}
-        found |= {(who, name): f"its value is not within {low:g} and {high:g}" for who in finite if who not in within}
+        within = {
+            who: mean for who, mean in finite.items() if low - _margin(low) <= mean <= high + _margin(high)
+        }
+        found |= {
+            (who, name): f"its value is not within {low:g} and {high:g}"
+            for who in finite
+            if who not in within
+        }
         if len(within) >= LEAST:
             most = MOST * max(1.0, median([abs(mean) for mean in within.values()]))
             found |= {(who, name): _FAR for who, mean in within.items() if abs(mean) > most}

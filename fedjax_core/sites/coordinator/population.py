@@ -1,8 +1,9 @@
-"""The sites as a run sees them: how many, with how many examples, and what each says of itself before its first round.
+"""The sites as a run sees them: how many, with how many examples, and what each says of itself before its
+first round.
 
-A run begins with those that are there, or that have said it before (`RUN-sites.json`), where these are enough for a round. Whoever is away
-joins in the first round after it has said what it is (`Joining`); until then the rounds go on without it, and it is named.
-"""
+A run begins with those that are there, or that have said it before (`RUN-sites.json`), where these are enough
+for a round. Whoever is away joins in the first round after it has said what it is (`Joining`); until then the
+rounds go on without it, and it is named."""
 
 import hashlib
 import json
@@ -28,7 +29,8 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.sites.wire.transport import Transport
 
 _ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
-"""How long a site has to say what it is where the others are enough, where they are not, and when one that was away is asked anew."""
+"""How long a site has to say what it is where the others are enough, where they are not, and when one that
+was away is asked anew."""
 
 _JOINED = "joined"
 """Says, of a site in the file, that it was not there when the run began."""
@@ -39,7 +41,9 @@ log = logging.getLogger("fedjax_core")
 class Population:
     """The sites as a run sees them: how many, with how many examples."""
 
-    def __init__(self, ids: Sequence[str], about: Mapping[str, Mapping[str, Any]], departments: bool = False) -> None:
+    def __init__(
+        self, ids: Sequence[str], about: Mapping[str, Mapping[str, Any]], departments: bool = False
+    ) -> None:
         """`about`: what each says of itself, by its name; nothing of one that has not said it yet."""
         self.ids = np.array(list(ids))
         self.sizes = np.zeros(len(self.ids), np.int64)
@@ -74,7 +78,8 @@ class Population:
         return len(self.ids)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the names and fingerprints of all sites that were there when the run began."""
+        """16 hexadecimal digits of the names and fingerprints of all sites that were there when the run
+        began."""
         first = {name: data for name, data in self.data.items() if name not in self._late}
         return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
@@ -89,23 +94,28 @@ def describe(
     agreed: Mapping[str, int] | None = None,
     record: Record = lambda who, what, number, about: None,
 ) -> dict[str, dict[str, Any]]:
-    """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in the file at `path`.
+    """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in
+    the file at `path`.
 
-    Of a site that has never said it, or whose number of examples is not believed, there is nothing, and `collector.unknown` has the
-    reason. Raises `Paused` where the others would be too few for a round.
-    With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many these are.
-    `agreed`: the largest number of examples of each site with which one was agreed on.
+    Of a site that has never said it, or whose number of examples is not believed, there is nothing, and
+    `collector.unknown` has the reason. Raises `Paused` where the others would be too few for a round.
+    With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many
+    these are. `agreed`: the largest number of examples of each site with which one was agreed on.
     """
     names = collector.names
     known = _read(path) if path is not None and path.exists() else {}
     everyone = list(range(len(names)))
     request = requests.write("describe", 0, to=names)
-    heard = collector.collect(request, 0, everyone, seconds=_START_SECONDS, brief=everyone, least=_ANSWER_SECONDS)
+    heard = collector.collect(
+        request, 0, everyone, seconds=_START_SECONDS, brief=everyone, least=_ANSWER_SECONDS
+    )
     now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
     _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
     for name, about in now.items():
         _check(name, about, departments, held_out)
-    collector.replies.reasons |= {names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()}
+    collector.replies.reasons |= {
+        names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()
+    }
     for at, name in enumerate(names):
         if at not in heard and name in collector.away:
             collector.replies.reasons[at] = collector.away[name]
@@ -116,12 +126,18 @@ def describe(
             f"a run cannot begin before {collector.rules.needed(len(names))} of its {len(names)} sites have said how many examples they "
             f"have, and {len(here)} did. {with_reasons({names[at]: why for at, why in unknown.items()})}"
         ) from collector.failure(unknown)
-    collector.absent.tell("the run", everyone, [at for at in here if names[at] in now], collector.replies.reasons)
+    collector.absent.tell(
+        "the run", everyone, [at for at in here if names[at] in now], collector.replies.reasons
+    )
     collector.unknown |= unknown
     if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
-        raise ValueError(f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)")
+        raise ValueError(
+            f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)"
+        )
     began = bool(known)
-    found = {names[at]: known.get(names[at]) or now[names[at]] | ({_JOINED: True} if began else {}) for at in here}
+    found = {
+        names[at]: known.get(names[at]) or now[names[at]] | ({_JOINED: True} if began else {}) for at in here
+    }
     schemas, first = {**found, **now}, names[here[0]]
     if odd := [name for name in schemas if schemas[name]["schema"] != schemas[first]["schema"]]:
         raise ValueError(
@@ -136,24 +152,38 @@ def describe(
 def _other_columns(one: str, its: Mapping[str, Any], other: str, others: Mapping[str, Any]) -> str:
     """That two sites have other columns, with the first difference and the way out."""
     odd = str(difference(one, its, other, others))
-    way_out = "Have the study put them in order by their names (features=)" if odd.endswith(IN_ANOTHER_ORDER) else "Convert the data of one"
+    way_out = (
+        "Have the study put them in order by their names (features=)"
+        if odd.endswith(IN_ANOTHER_ORDER)
+        else "Convert the data of one"
+    )
     return f"all sites need the same columns in the same order, and {odd}. {way_out}."
 
 
 def _check(name: str, about: Mapping[str, Any], departments: bool, held_out: float) -> None:
     """Raises where the site's description lacks something."""
     examples: Any = about.get("examples")
-    if not (type(examples) is int and examples > 0 and all(type(about.get(field)) is str for field in ("data", "schema"))):
-        raise ValueError(f"the description of {name} lacks examples, data or schema; install one version at all sites")
+    if not (
+        type(examples) is int
+        and examples > 0
+        and all(type(about.get(field)) is str for field in ("data", "schema"))
+    ):
+        raise ValueError(
+            f"the description of {name} lacks examples, data or schema; install one version at all sites"
+        )
     clients: Any = about.get("clients")
     if departments and not (type(clients) is int and 0 < clients <= examples):
-        raise ValueError(f"{name} does not say how many departments it has, each with an example; install one version at all sites")
+        raise ValueError(
+            f"{name} does not say how many departments it has, each with an example; install one version at all sites"
+        )
     held: Any = about.get("held_out")
     if bool(held_out) != (held is not None):
         raise ValueError(
             f"{name} does not say how many examples it holds out, or does where nobody should; install one version at all sites"
         )
-    if held_out and not (type(held) is int and 0 < held <= max(1.0, 2 * held_out / (1 - held_out)) * examples):
+    if held_out and not (
+        type(held) is int and 0 < held <= max(1.0, 2 * held_out / (1 - held_out)) * examples
+    ):
         raise ValueError(
             f"{name} says that it holds out {held!r} examples, of {examples} that it trains on: too many (or none) for a share of "
             f"{held_out:g}; its column for that must leave more to train on"
@@ -168,9 +198,17 @@ class Joining:
         departments: bool, held_out: float, agreed: Mapping[str, int], record: Record,
     ) -> None:  # fmt: skip
         """`about`: what those say of themselves who have."""
-        self._collector, self._requests, self._sites, self._about, self._path = collector, requests, sites, about, path
+        self._collector, self._requests, self._sites, self._about, self._path = (
+            collector,
+            requests,
+            sites,
+            about,
+            path,
+        )
         self._departments, self._held_out, self._agreed, self._record = departments, held_out, agreed, record
-        self._asked: dict[int, tuple[Future[Any], Header, float]] = {}  # position -> the reply, to what, when asked
+        self._asked: dict[
+            int, tuple[Future[Any], Header, float]
+        ] = {}  # position -> the reply, to what, when asked
 
     def look(self, number: int) -> None:
         """Before round `number`: asks those who have not said what they are, and hears who has by now."""
@@ -232,9 +270,14 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def believe(known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int], record: Record) -> dict[str, str]:
-    """Takes out of what sites said, before and now, what is not believed: {name: why}. Says who has more than half of all examples."""
-    claimed = {name: known[name]["examples"] if name in known else now[name]["examples"] for name in {**known, **now}}
+def believe(
+    known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int], record: Record
+) -> dict[str, str]:
+    """Takes out of what sites said, before and now, what is not believed: {name: why}. Says who has more than
+    half of all examples."""
+    claimed = {
+        name: known[name]["examples"] if name in known else now[name]["examples"] for name in {**known, **now}
+    }
     refused = doubtful(claimed, agreed)
     for name, reason in refused.items():
         log.warning("%s. Its description is set aside", reason)
@@ -270,4 +313,6 @@ def check_keys(names: Sequence[str], roster: Roster, transport: Transport) -> No
                 "without a roster every site has to be there when the coordinator first meets them, as it then learns their keys; "
                 f"give roster=, or start again once they are. {with_reasons(away)}"
             )
-        raise ValueError(f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site")
+        raise ValueError(
+            f"the roster has no key of {missing}: add the line that `fedjax-core keys show` prints at the site"
+        )

@@ -2,9 +2,9 @@
 
     request  ─measure─►  every site  ─►  checked sums  ─►  merged in the order of the sites  ─►  numbers, in every request from then on
 
-They are in `RUN-prepared.json` in the coordinator's folder, exactly, so that a run that is started again has the same bits and no site is
-asked again. All sites must answer: a scaler of some is another scaler, and nobody would see it.
-"""
+They are in `RUN-prepared.json` in the coordinator's folder, exactly, so that a run that is started again has
+the same bits and no site is asked again. All sites must answer: a scaler of some is another scaler, and
+nobody would see it."""
 
 import json
 import logging
@@ -44,13 +44,18 @@ def fit_preprocessing(
     path: Path | None,
     features: Mapping[str, Sequence[str]],
 ) -> Fitted:
-    """The steps with the numbers of all sites: those in the file at `path`, or measured now, and written to it.
+    """The steps with the numbers of all sites: those in the file at `path`, or measured now, and written to
+    it.
 
-    Raises `Paused` where a site does not tell its sums, with its reason. Warns where a site's means lie far from the others' (units.py);
-    `features` has the names for that.
+    Raises `Paused` where a site does not tell its sums, with its reason. Warns where a site's means lie far
+    from the others' (units.py); `features` has the names for that.
     """
     known = path is not None and path.exists()
-    fitted = _read(path, steps) if path is not None and known else _measured(steps, collector, requests, record, features)
+    fitted = (
+        _read(path, steps)
+        if path is not None and known
+        else _measured(steps, collector, requests, record, features)
+    )
     if path is not None and not known:
         _write(path, fitted)
     about: dict[str, Scalar] = {"numbers": fitted.digest, "steps": len(steps), "measured": not known}
@@ -59,14 +64,24 @@ def fit_preprocessing(
 
 
 def _measured(
-    steps: tuple[Step, ...], collector: Collector, requests: Requests, record: Record, features: Mapping[str, Sequence[str]]
+    steps: tuple[Step, ...],
+    collector: Collector,
+    requests: Requests,
+    record: Record,
+    features: Mapping[str, Sequence[str]],
 ) -> Fitted:
     names = collector.names
     if away := collector.unknown.keys() | collector.silent:
         why = with_reasons({names[at]: collector.replies.reasons.get(at, "no reply") for at in sorted(away)})
-        raise Paused(f"preprocessing needs sums of every site's columns before the first round, and not all are there. {why}")
+        raise Paused(
+            f"preprocessing needs sums of every site's columns before the first round, and not all are there. {why}"
+        )
     replies = collector.collect(requests.write("measure", 0, to=names), 0, list(range(len(names))))
-    reasons = {names[at]: collector.replies.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
+    reasons = {
+        names[at]: collector.replies.reasons.get(at, "no reply")
+        for at in range(len(names))
+        if at not in replies
+    }
     said: list[tuple[Sums, ...]] = []
     who: list[str] = []
     for at, reply in sorted(replies.items()):
@@ -90,9 +105,14 @@ def _measured(
     return finalize(steps, said)
 
 
-def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: int, first: tuple[Sums, ...] | None) -> tuple[Sums, ...]:
-    """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of the `first` site's."""
-    empty = tuple(dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps)  # names and dtypes; a vocabulary is a vector of length 0
+def _sums(
+    steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: int, first: tuple[Sums, ...] | None
+) -> tuple[Sums, ...]:
+    """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of
+    the `first` site's."""
+    empty = tuple(
+        dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps
+    )  # names and dtypes; a vocabulary is a vector of length 0
 
     def like(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
         given = tensors.get(f"['sums']{jax.tree_util.keystr(path)}", leaf)
@@ -100,7 +120,11 @@ def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: 
 
     shapes = jax.tree_util.tree_map_with_path(like, empty)
     if first is not None:
-        shapes = jax.tree.map(lambda ours, one: ours if ours.shape == (0,) else jax.ShapeDtypeStruct(one.shape, ours.dtype), shapes, first)
+        shapes = jax.tree.map(
+            lambda ours, one: ours if ours.shape == (0,) else jax.ShapeDtypeStruct(one.shape, ours.dtype),
+            shapes,
+            first,
+        )
     found: tuple[Sums, ...] = from_tensors_open(tensors, {"sums": shapes})["sums"]
     for step, sums in zip(steps, found, strict=True):
         if (reason := step.validate(sums, examples)) is not None:
@@ -109,20 +133,33 @@ def _sums(steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: 
 
 
 def _write(path: Path, fitted: Fitted) -> None:
-    numbers = [{part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()} for one in fitted.parameters]
-    write_whole(path, json.dumps({"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, allow_nan=False))
+    numbers = [
+        {part: [x.dtype.name, list(x.shape), x.ravel().tolist()] for part, x in one.items()}
+        for one in fitted.parameters
+    ]
+    write_whole(
+        path,
+        json.dumps(
+            {"steps": describe(fitted.steps), "numbers": numbers, "digest": fitted.digest}, allow_nan=False
+        ),
+    )
 
 
 def _read(path: Path, steps: tuple[Step, ...]) -> Fitted:
     try:
         found: Any = json.loads(path.read_text())
-        numbers = tuple({part: np.array(x, dtype).reshape(shape) for part, (dtype, shape, x) in one.items()} for one in found["numbers"])
+        numbers = tuple(
+            {part: np.array(x, dtype).reshape(shape) for part, (dtype, shape, x) in one.items()}
+            for one in found["numbers"]
+        )
         fitted = Fitted(steps, numbers)
         whole = fitted.digest == found["digest"]
     except (ValueError, TypeError, KeyError, AttributeError):
         whole = False
     if not whole:
-        raise ValueError(f"{path}, the numbers of preprocessing, is damaged: restore it from its backup, or remove it to measure anew")
+        raise ValueError(
+            f"{path}, the numbers of preprocessing, is damaged: restore it from its backup, or remove it to measure anew"
+        )
     if found["steps"] != describe(steps):
         raise ValueError(
             f"{path} has the numbers of other steps than the study's: begin another run (run_name=), or go back to those steps"

@@ -1,6 +1,8 @@
-"""Authenticates replies: signature, sender, clock, replay, and the request that each answers. Everything else is refused and recorded.
+"""Authenticates replies: signature, sender, clock, replay, and the request that each answers. Everything else
+is refused and recorded.
 
-    a future ─► brought? ─► signature, sender ─► clock ─► run, round, heard before? ─► kind, and which request it answers ─► the reply
+    a future ─► brought? ─► signature, sender ─► clock ─► run, round, heard before? ─► kind, and which request
+    it answers ─► the reply
                    └ lost        └────────────────────────── refused: its code and reason in the audit log
 
 >>> from fedjax_core.sites.wire.identity import SiteKey
@@ -71,10 +73,11 @@ class Replies:
         self, future: "Future[Reply]", at: int, number: int, asked: Header, outgoing: OutgoingRequest | None = None,
         *, skew_seconds: float = SKEW_SECONDS,
     ) -> Envelope | None:  # fmt: skip
-        """The authentic reply of the site at this position to this request, None where there is none in what came.
+        """The authentic reply of the site at this position to this request, None where there is none in what
+        came.
 
-        The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of which a site may lack some.
-        """
+        The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of
+        which a site may lack some."""
         name = self._names[at]
         try:
             raw = bring(future)
@@ -90,12 +93,16 @@ class Replies:
             envelope = decode(raw, self._roster, recipient=COORDINATOR)
             header = envelope.header
             if header.sender != name:
-                raise WrongSender(f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place")
+                raise WrongSender(
+                    f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place"
+                )
             check_clock(
                 name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
                 skew_seconds=skew_seconds,
             )  # fmt: skip
-            heard = self._guard.at(asked.round).accept(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            heard = self._guard.at(asked.round).accept(
+                sender=header.sender, run=header.run, round=header.round, sequence=header.sequence
+            )
             kind = KINDS[asked.kind].reply
             if header.kind == PARTS and header.answers == asked.digest:
                 read_manifest(envelope, asked)
@@ -104,25 +111,35 @@ class Replies:
                 outgoing.lacking(envelope)
                 return envelope
             self._guard = heard.at(number)
-            if header.kind not in (kind, "refusal") or (header.kind != "refusal" and header.answers != asked.digest):
-                raise WrongReply(f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one")
+            if header.kind not in (kind, "refusal") or (
+                header.kind != "refusal" and header.answers != asked.digest
+            ):
+                raise WrongReply(
+                    f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one"
+                )
         except Refused as refusal:
             self.reasons[at] = str(refusal)
             self._refuse(at, number, refusal)
             return None
-        if header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]:  # replies may overtake one another
+        if (
+            header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]
+        ):  # replies may overtake one another
             self.heads[name] = header.sequence, header.head
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
             self.reasons[at] = str(about["reason"])
             self._record(name, "declined", number, about)
         elif asked.kind != "train":  # a report is recorded with the verdict on it
-            self._record(name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest})
+            self._record(
+                name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest}
+            )
         return envelope
 
     def _refuse(self, at: int, number: int, refusal: Refused) -> None:
         """Records why what came from the site at this position is no reply."""
-        self._record(self._names[at], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]})
+        self._record(
+            self._names[at], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]}
+        )
 
     def record_late(self, future: "Future[Reply]", at: int) -> bool:
         """Records what came when nobody waited for it; returns whether it is the site that sent it."""
@@ -134,7 +151,10 @@ class Replies:
         except Exception:  # nothing came, and nobody waits for it
             return False
         own = False
-        about: dict[str, Scalar] = {"code": "late", "reason": "came after its exchange was over, or for the second time"}
+        about: dict[str, Scalar] = {
+            "code": "late",
+            "reason": "came after its exchange was over, or for the second time",
+        }
         with contextlib.suppress(Refused):
             header = decode(raw, self._roster, recipient=COORDINATOR).header
             about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}

@@ -2,8 +2,8 @@
 
     message sent ─training─► request        its reports ─Reports.read─► (sent, weight) ─Aggregation.add─► ... ─Aggregation.conclude─► state
 
-Whose turn it is, and how many are enough, is for whoever asks: a round (`exchange.py`), or the server's buffer (`asynchronous.py`).
-"""
+Whose turn it is, and how many are enough, is for whoever asks: a round (`exchange.py`), or the server's
+buffer (`asynchronous.py`)."""
 
 import logging
 import math
@@ -39,11 +39,20 @@ log = logging.getLogger("fedjax_core")
 
 
 class NothingLearned(RuntimeError):
-    """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be a silent one."""
+    """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be
+    a silent one."""
 
 
 def training(
-    composed: Round, sent: Any, number: int, e: int, *, to: Iterable[str], about: About, requests: Requests, collector: Collector
+    composed: Round,
+    sent: Any,
+    number: int,
+    e: int,
+    *,
+    to: Iterable[str],
+    about: About,
+    requests: Requests,
+    collector: Collector,
 ) -> Bytes:
     """The request to train from the message that is sent so, in the draws of round `number`."""
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
@@ -65,7 +74,8 @@ class Size(NamedTuple):
 
 
 class Reports:
-    """Reads the reports to one request to train: validates them, then runs the server's half of the uplink."""
+    """Reads the reports to one request to train: validates them, then runs the server's half of the
+    uplink."""
 
     def __init__(
         self, asked: Header, composed: Round, uplink: Any, *, requests: Requests, collector: Collector, data: Mapping[str, str],
@@ -79,7 +89,12 @@ class Reports:
         self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, asked.round)
         """[N] that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
-        self._clients, self._form, self._sizes, self._names = collector.clients, self._server.form[e], sizes, collector.names
+        self._clients, self._form, self._sizes, self._names = (
+            collector.clients,
+            self._server.form[e],
+            sizes,
+            collector.names,
+        )
         self._reasons = collector.replies.reasons
         limited = TRAIN_SECONDS in asked.fields
         if rules.max_weight is not None:
@@ -88,7 +103,10 @@ class Reports:
             weigh = self._server.weigh[e] if collector.clients is None else None
             self._bounds = _weights(weigh, sizes.tobytes(), self.steps.tobytes(), limited)
         counters = self._server.counters[e] if collector.clients is None else {}
-        self._stats = {name: _between(one, sizes.tobytes(), self.steps.tobytes(), limited) for name, one in counters.items()}
+        self._stats = {
+            name: _between(one, sizes.tobytes(), self.steps.tobytes(), limited)
+            for name, one in counters.items()
+        }
         most = math.inf if rules.max_norm == "relative" else float(rules.max_norm)
         self._expected = validation.ExpectedUpdate(
             run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.leaves, data=data,
@@ -96,9 +114,14 @@ class Reports:
         )  # fmt: skip
 
     def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
-        """(what was sent, weight) of the report from the site at this position, None where it may not be used."""
+        """(what was sent, weight) of the report from the site at this position, None where it may not be
+        used."""
         clients = None if self._clients is None else int(self._clients[at])
-        its = {"max_weight": float(self._bounds[at]), "max_examples": int(self._sizes[at]), "max_steps": int(self.steps[at])}
+        its = {
+            "max_weight": float(self._bounds[at]),
+            "max_examples": int(self._sizes[at]),
+            "max_steps": int(self.steps[at]),
+        }
         stats = {name: (float(low[at]), float(high[at])) for name, (low, high) in self._stats.items()}
         verdict = validation.validate(heard, replace(self._expected, clients=clients, stats=stats, **its))
         about: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
@@ -110,25 +133,40 @@ class Reports:
             if expands is not None:
                 good, norm = (x.item() for x in expands(self._uplink, sent, np.float32(weight)))
             if np.isfinite(np.float32(weight)) and good:
-                others = {name: float(np.max(np.abs(x), initial=0)) for name, x in wire_of(sent).stats.items() if x.size}
+                others = {
+                    name: float(np.max(np.abs(x), initial=0))
+                    for name, x in wire_of(sent).stats.items()
+                    if x.size
+                }
                 found, self.sizes[at] = (sent, weight), Size(norm, int(self.steps[at]), others)
             else:
-                about |= {"accepted": False, "code": "not-finite", "reason": "what the report expands to is not finite"}
+                about |= {
+                    "accepted": False,
+                    "code": "not-finite",
+                    "reason": "what the report expands to is not finite",
+                }
         if found is None:
             self.refused += 1
             self._reasons[at] = f"its report was set aside ({about['code']}): {about['reason']}"
-        self.record(heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size})
+        self.record(
+            heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size}
+        )
         return found
 
     def set_aside(self, at: int, what: str) -> None:
-        """`what` is in the report of the site at this position, which was read, is absurdly larger than the others'."""
+        """`what` is in the report of the site at this position, which was read, is absurdly larger than the
+        others'."""
         times = MOST if what == UPDATE else MOST**2
         reason = (
             f"{what} is more than {times:g} times the median of those in this exchange, for as many steps, or beyond all reason where "
             "there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
         )
         self._reasons[at] = f"its report was set aside: {reason}"
-        self.record(self._names[at], "update", {"accepted": False, "code": validation.NormTooLarge.code, "reason": reason})
+        self.record(
+            self._names[at],
+            "update",
+            {"accepted": False, "code": validation.NormTooLarge.code, "reason": reason},
+        )
         self.refused += 1
 
     def sent(self, heard: Envelope) -> tuple[Any, float]:
@@ -144,7 +182,8 @@ class Reports:
 
 
 def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
-    """{which: what of it} of these reports is absurdly larger than of the others; of an update, also than `params` where these are few."""
+    """{which: what of it} of these reports is absurdly larger than of the others; of an update, also than
+    `params` where these are few."""
     if rules.max_norm != "relative":
         return {}
     steps, found = [one.steps for one in sizes], dict[int, str]()
@@ -152,11 +191,14 @@ def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
         # A stat may be the square of what an update is.
         bad = outlying([one.stats[name] ** 0.5 for one in sizes], steps, lambda: 0.0)
         found |= dict.fromkeys(bad, f"the size of its stats {name!r}")
-    return found | dict.fromkeys(outlying([one.norm for one in sizes], steps, lambda: measure(to_tensors(params))), UPDATE)
+    return found | dict.fromkeys(
+        outlying([one.norm for one in sizes], steps, lambda: measure(to_tensors(params))), UPDATE
+    )
 
 
 def largest_weights(composed: Round, e: int, collector: Collector, round: int) -> np.ndarray | None:
-    """[N]: what each site's report weighs by its examples and steps in exchange `e`; None where it depends on more than these."""
+    """[N]: what each site's report weighs by its examples and steps in exchange `e`; None where it depends on
+    more than these."""
     weigh = server_half(composed).weigh[e]
     if weigh is None:
         return None
@@ -168,7 +210,9 @@ def steps_of(collector: Collector, work: Work, round: int) -> np.ndarray:
     """[N]: how many steps each site does in an exchange of this work in a round; 1 where no plan is known."""
     if collector.plan is None:
         return np.ones(len(collector.sizes), np.int64)
-    return _steps(collector.plan, work, collector.sizes.tobytes(), round if collector.plan.of(work).changes else 0)
+    return _steps(
+        collector.plan, work, collector.sizes.tobytes(), round if collector.plan.of(work).changes else 0
+    )
 
 
 @lru_cache(maxsize=64)
@@ -180,7 +224,8 @@ def _steps(plan: Plan, work: Work, sizes: bytes, round: int) -> np.ndarray:
 
 
 def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np.ndarray, np.ndarray]:
-    """[N], [N]: the least and the most of such a number in each site's report, which where `limited` may be of fewer steps."""
+    """[N], [N]: the least and the most of such a number in each site's report, which where `limited` may be
+    of fewer steps."""
     examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
     ends = [most, np.minimum(most, 1)] if limited else [most]
     found = np.array([of(examples.astype(np.float32), one.astype(np.float32)) for one in ends])
@@ -190,7 +235,8 @@ def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np
 
 @lru_cache(maxsize=64)
 def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -> np.ndarray:
-    """[N]: the largest weight of each site's report, of so many examples and steps (int64); a `limited` one may be of fewer steps."""
+    """[N]: the largest weight of each site's report, of so many examples and steps (int64); a `limited` one
+    may be of fewer steps."""
     if weigh is None:
         return np.maximum(1.0, np.frombuffer(sizes, np.int64))
     return _between(weigh, sizes, steps, limited)[1]
@@ -199,11 +245,15 @@ def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -
 class Aggregation:
     """What the reports of one exchange add up to so far."""
 
-    def __init__(self, composed: Round, e: int, uplink: Any, cohort: int, positions: np.ndarray | None = None) -> None:
-        """`cohort`: for how many reports there are places; `positions`: of the sites there, for reports with stats."""
+    def __init__(
+        self, composed: Round, e: int, uplink: Any, cohort: int, positions: np.ndarray | None = None
+    ) -> None:
+        """`cohort`: for how many reports there are places; `positions`: of the sites there, for reports with
+        stats."""
         self.weight, self.count = np.float32(0), np.float32(0)
         self.metrics: dict[str, Any] = {}
-        """What the metrics in the reports add up to, as far as they are believed; known once they are concluded."""
+        """What the metrics in the reports add up to, as far as they are believed; known once they are
+        concluded."""
         self._told: list[tuple[str, int, dict[str, Any]]] = []  # (site, its examples, its metrics)
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
@@ -215,11 +265,21 @@ class Aggregation:
             assert positions is not None and len(positions) == max(1, cohort)
             here: Any = positions.astype(np.int32)
             self._each = jax.tree.map(np.array, self._each._replace(position=here))
-        self._small: list[tuple[Any, np.float32, np.int32, Any]] = []  # (sent, weight, place, factor) of those that are yet to be added
+        self._small: list[
+            tuple[Any, np.float32, np.int32, Any]
+        ] = []  # (sent, weight, place, factor) of those that are yet to be added
 
-    def add(self, header: Header, report: tuple[Any, float], place: int, times: Any = 1, factor: Any = None, clients: int = 1) -> None:
-        """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update is multiplied by `factor`,
-        None: taken as it is."""
+    def add(
+        self,
+        header: Header,
+        report: tuple[Any, float],
+        place: int,
+        times: Any = 1,
+        factor: Any = None,
+        clients: int = 1,
+    ) -> None:
+        """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update
+        is multiplied by `factor`, None: taken as it is."""
         sent, its, times = report[0], np.float32(report[1]), np.float32(times)
         self._reported[place] = True
         self._sent_by[place] = header.sender
@@ -227,17 +287,24 @@ class Aggregation:
             self._make_room(factor)
             self._small.append((sent, its * times, np.int32(place), factor))
         elif self._adds:
-            acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc  # which is used up
-            self._acc = self._server.add[self._e](acc, self._uplink, sent, its * times, np.int32(place), factor)
+            acc = (
+                self._server.zero[self._e](self._cohort) if self._acc is None else self._acc
+            )  # which is used up
+            self._acc = self._server.add[self._e](
+                acc, self._uplink, sent, its * times, np.int32(place), factor
+            )
         if self._each is not None:
             mine = (wire_of(sent).stats, its * times)
             for rows, one in zip(jax.tree.leaves(self._each[:2]), jax.tree.leaves(mine), strict=True):
                 rows[place] = one
         self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
-        self._told.append((header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields)))
+        self._told.append(
+            (header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields))
+        )
 
     def whole(self, sent: Any, weight: float, by: Mapping[int, str], clients: int) -> None:
-        """Adds, in one, the sum of what the sites `by` {place: name} sent, of so many clients, with the sum of their weights."""
+        """Adds, in one, the sum of what the sites `by` {place: name} sent, of so many clients, with the sum
+        of their weights."""
         for place, name in by.items():
             self._reported[place] = True
             self._sent_by[place] = name
@@ -246,14 +313,23 @@ class Aggregation:
         self.weight, self.count = np.float32(weight), np.float32(clients)
 
     def conclude(
-        self, state: State, where: str, rules: Rules, record: Callable[[str, str, Mapping[str, Scalar]], None], noise: np.ndarray
+        self,
+        state: State,
+        where: str,
+        rules: Rules,
+        record: Callable[[str, str, Mapping[str, Scalar]], None],
+        noise: np.ndarray,
     ) -> State:
         """The state that comes of them; `noise`: the words of a key that only the server knows.
 
-        Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports together are nothing.
-        """
+        Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports
+        together are nothing."""
         self.metrics = self._pooled(record)
-        left = {name: float(self.metrics[name].total / self.metrics[name].weight) for name in LEFT if name in self.metrics}
+        left = {
+            name: float(self.metrics[name].total / self.metrics[name].weight)
+            for name in LEFT
+            if name in self.metrics
+        }
         if any(share < rules.warn_below for share in left.values()):
             log.warning("%s: the uplink leaves little of the updates: %s", where, left)
             record(COORDINATOR, "warned", {"code": "little-left", **left})
@@ -274,7 +350,8 @@ class Aggregation:
         return concluded._replace(key=state.key)  # the very same, of which requests know what to say
 
     def _say_left_out(self, used: Any, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> None:
-        """Records by name whose reports the aggregator had no use for: who is left out in every round has a right to know."""
+        """Records by name whose reports the aggregator had no use for: who is left out in every round has a
+        right to know."""
         if used is None:
             return
         kept = np.asarray(used)
@@ -284,7 +361,8 @@ class Aggregation:
         self.metrics["left_out"] = total_of(len(out))
 
     def _pooled(self, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> dict[str, Any]:
-        """The sums of the metrics over the reports that tell them, without those that are not believed, which are said by name.
+        """The sums of the metrics over the reports that tell them, without those that are not believed, which
+        are said by name.
 
         Where nobody tells a finite one, the sum is not finite either.
         """
@@ -294,27 +372,43 @@ class Aggregation:
         finite = set[tuple[int, str]]()
         for i, (_, examples, metrics) in enumerate(self._told):
             for name, metric in metrics.items():
-                total, weight = float(metric.total), float(metric.weight) if isinstance(metric, Mean) else None
+                total, weight = (
+                    float(metric.total),
+                    float(metric.weight) if isinstance(metric, Mean) else None,
+                )
                 if math.isfinite(total) and (weight is None or math.isfinite(weight)):
                     finite.add((i, name))
                 if weight is None:
                     sums[name][i] = total / examples
                 else:
-                    means[name][i], weights[name][i] = total / weight if weight > 0 else math.nan, weight / examples
+                    means[name][i], weights[name][i] = (
+                        total / weight if weight > 0 else math.nan,
+                        weight / examples,
+                    )
         known, answered = ("loss", *LEFT, *PARTIAL), len(self._told)
         doubts = doubtful_means(means, (), known, answered) | doubtful_means(sums, (), known, answered)
-        doubts |= doubtful_means(weights, [(name, 0.0, math.inf) for name in weights], tuple(weights), answered)
+        doubts |= doubtful_means(
+            weights, [(name, 0.0, math.inf) for name in weights], tuple(weights), answered
+        )
         for name in means.keys() & sums.keys():  # a mean to some, and a sum to others
             fewer = sums if len(sums[name]) <= len(means[name]) else means
-            doubts |= {(i, name): "it is told as another kind of number than by the others" for i in fewer[name]}
+            doubts |= {
+                (i, name): "it is told as another kind of number than by the others" for i in fewer[name]
+            }
         for (i, name), why in doubts.items():
             log.warning("the metric %r in the report of %s does not count: %s", name, self._told[i][0], why)
             record(self._told[i][0], "set aside", {"metric": name, "reason": why})
         found = dict[str, Any]()
         for name in dict.fromkeys(name for _, _, metrics in self._told for name in metrics):
-            told = {i: metrics[name] for i, (_, _, metrics) in enumerate(self._told) if name in metrics and (i, name) not in doubts}
+            told = {
+                i: metrics[name]
+                for i, (_, _, metrics) in enumerate(self._told)
+                if name in metrics and (i, name) not in doubts
+            }
             if told:
-                found[name] = _added([one for i, one in told.items() if (i, name) in finite] or [*told.values()])
+                found[name] = _added(
+                    [one for i, one in told.items() if (i, name) in finite] or [*told.values()]
+                )
         return found
 
     def _make_room(self, factor: Any) -> None:
@@ -342,9 +436,14 @@ def _filled(rows: Sequence[Any]) -> np.ndarray:
 
 
 def _added(metrics: Sequence[Any]) -> Any:
-    """Their sum, of one kind, in this order, to the same bits as by `+`, which for so few numbers takes ten times as long."""
+    """Their sum, of one kind, in this order, to the same bits as by `+`, which for so few numbers takes ten
+    times as long."""
     total = reduce(operator.add, [one.total for one in metrics])
-    return Mean(total, reduce(operator.add, [one.weight for one in metrics])) if isinstance(metrics[0], Mean) else Sum(total)
+    return (
+        Mean(total, reduce(operator.add, [one.weight for one in metrics]))
+        if isinstance(metrics[0], Mean)
+        else Sum(total)
+    )
 
 
 def total_of(value: Any) -> Sum:

@@ -1,15 +1,19 @@
-"""One exchange of a round under secure aggregation: the coordinator reads the sum of the reports, and no report.
+"""One exchange of a round under secure aggregation: the coordinator reads the sum of the reports, and no
+report.
 
-    train ─► keys ─► share ─► boxes ─► mask ─► masked reports, added ─► confirm ─► signatures ─► reveal ─► shares ─► the sum ─► conclude
+    train ─► keys ─► share ─► boxes ─► mask ─► masked reports, added ─► confirm ─► signatures ─► reveal ─►
+    shares ─► the sum ─► conclude
 
-Sites train first, so who is slow or down drops out before there is a secret to recover. After that each of four short stages goes on with
-those who answered it: a site that drops out before its masked report is there is not in the sum, and one that does so after it is. Below
-the threshold of the protocol, or the quorum of the `Rules`, the round ends by `Paused`, with the stage and the reason of each site that is
-missing; nothing can be read, and the state is what it was. What the gate can check is the shape of a masked report, that it is whole
-numbers of 32 bits, who signed it, and of which data and study it is: neither its norm nor its weight, which each site checks itself.
+Sites train first, so who is slow or down drops out before there is a secret to recover. After that each of
+four short stages goes on with those who answered it: a site that drops out before its masked report is there
+is not in the sum, and one that does so after it is. Below the threshold of the protocol, or the quorum of the
+`Rules`, the round ends by `Paused`, with the stage and the reason of each site that is missing; nothing can
+be read, and the state is what it was. What the gate can check is the shape of a masked report, that it is
+whole numbers of 32 bits, who signed it, and of which data and study it is: neither its norm nor its weight,
+which each site checks itself.
 
-A round is opened once: run again, after a kill or from an earlier checkpoint, it asks the sites that were in its sum then (`Opened`).
-"""
+A round is opened once: run again, after a kill or from an earlier checkpoint, it asks the sites that were in
+its sum then (`Opened`)."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -21,7 +25,16 @@ from fedjax_core import tallies
 from fedjax_core.data.cohort import Cohort
 from fedjax_core.round import Round
 from fedjax_core.secure_aggregation.client import PURPOSE
-from fedjax_core.secure_aggregation.messages import MINIMUM, Advertised, Confirmed, Masked, Refusal, Revealed, Shared, TooFew
+from fedjax_core.secure_aggregation.messages import (
+    MINIMUM,
+    Advertised,
+    Confirmed,
+    Masked,
+    Refusal,
+    Revealed,
+    Shared,
+    TooFew,
+)
 from fedjax_core.secure_aggregation.ring import Masked as Sent
 from fedjax_core.secure_aggregation.server import Server
 from fedjax_core.sites.coordinator.absent import with_reasons
@@ -33,7 +46,18 @@ from fedjax_core.sites.coordinator.server import broadcast, server_half
 from fedjax_core.sites.coordinator.validation import WrongExchange, check_data
 from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE, WrongConfig
 from fedjax_core.sites.protocol.request import About, BadRequest, Record, Requests
-from fedjax_core.sites.protocol.secure import ATTEMPT, CANNOT_SEE, IDENTITIES, MESSAGE, VECTOR, length_of, read, ring_of, terms_of, written
+from fedjax_core.sites.protocol.secure import (
+    ATTEMPT,
+    CANNOT_SEE,
+    IDENTITIES,
+    MESSAGE,
+    VECTOR,
+    length_of,
+    read,
+    ring_of,
+    terms_of,
+    written,
+)
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Scalar, in_lines
 from fedjax_core.sites.wire.envelope import COORDINATOR, Envelope, Header, header_of
@@ -41,7 +65,8 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.sites.wire.trees import LeafSpec, check_specs
 
 PARTS, TRAINING = 8, 4
-"""Into so many parts the time of an exchange is divided, of which so many are for training and one for each stage after it."""
+"""Into so many parts the time of an exchange is divided, of which so many are for training and one for each
+stage after it."""
 
 
 def secure_exchange(
@@ -58,10 +83,11 @@ def secure_exchange(
     roster: Roster,
     opened: Opened,
 ) -> Result:
-    """Exchange `e` with the sites at these places of the cohort: who of them is in the sum, and the state that comes of it.
+    """Exchange `e` with the sites at these places of the cohort: who of them is in the sum, and the state
+    that comes of it.
 
-    `data`: the fingerprint of each site's; `roster`: their keys. Raises `Paused` where there is no sum, and ValueError
-    where there never could be one.
+    `data`: the fingerprint of each site's; `roster`: their keys. Raises `Paused` where there is no sum, and
+    ValueError where there never could be one.
     """
     number, where = int(about.state.round), f"round {int(about.state.round)}, exchange {e}"
     turns = {int(cohort.clients[p]): p for p in places}
@@ -78,7 +104,14 @@ def secure_exchange(
     sent, state = broadcast(composed, e, about.state, len(about.version))
     noise = requests.noise(state, e)
     request = training(
-        composed, sent, number, e, to=[collector.names[at] for at in turns], about=about, requests=requests, collector=collector
+        composed,
+        sent,
+        number,
+        e,
+        to=[collector.names[at] for at in turns],
+        about=about,
+        requests=requests,
+        collector=collector,
     )
     run = _Attempt(header_of(request), composed, cohort, requests, collector, data, record, roster)
     try:
@@ -93,9 +126,17 @@ def secure_exchange(
     fits: Any = np.float32(0)
     sums.whole(Sent(ring, fits), float(ring.weight), by, len(by))
     state = sums.conclude(state, where, collector.rules, partial(_at, record, number, e), noise)
-    record(COORDINATOR, "summed", number, {"exchange": e, "sites": len(by), "secure": CANNOT_SEE, **in_lines("names", by.values())})
+    record(
+        COORDINATOR,
+        "summed",
+        number,
+        {"exchange": e, "sites": len(by), "secure": CANNOT_SEE, **in_lines("names", by.values())},
+    )
     refused = len(run.refused - here)
-    metrics = sums.metrics | {"refused": total_of(refused), "missing": total_of(len(turns) - len(by) - refused)}
+    metrics = sums.metrics | {
+        "refused": total_of(refused),
+        "missing": total_of(len(turns) - len(by) - refused),
+    }
     return Result(state, list(by), metrics | tallies.on_the_wire(composed, e, len(by), len(turns)))
 
 
@@ -103,7 +144,9 @@ def _at(record: Record, number: int, e: int, who: str, what: str, about: Any) ->
     record(who, what, number, {**about, "exchange": e})
 
 
-def _check(composed: Round, e: int, cohort: Cohort, turns: Mapping[int, int], number: int, collector: Collector) -> None:
+def _check(
+    composed: Round, e: int, cohort: Cohort, turns: Mapping[int, int], number: int, collector: Collector
+) -> None:
     """Raises where no sum of these sites could be read, before any of them is asked."""
     if int(cohort.counts.max(initial=1)) > 1:
         raise ValueError(
@@ -145,7 +188,13 @@ class _Attempt:
         self.refused = set[int]()
         self._least = composed.uplink.promises.reports
         self._asked = asked
-        self._requests, self._collector, self._data, self._record, self._roster = requests, collector, data, record, roster
+        self._requests, self._collector, self._data, self._record, self._roster = (
+            requests,
+            collector,
+            data,
+            record,
+            roster,
+        )
         self._terms = terms_of(asked, length_of(self.like.ring))
         self._server = Server(self._terms, self._fits)
         self._at = {name: at for at, name in enumerate(collector.names)}
@@ -157,10 +206,16 @@ class _Attempt:
         self._heard(request, positions, lambda at, heard: keys.setdefault(at, self._keys(heard)), TRAINING)
         self._quorum(keys, "train")
         roster = server.roster(keys.values())
-        identities = np.stack([np.frombuffer(self._roster.keys[one.name].raw, np.uint8) for one in roster.sites])
+        identities = np.stack(
+            [np.frombuffer(self._roster.keys[one.name].raw, np.uint8) for one in roster.sites]
+        )
         share = {MESSAGE: written(roster)[MESSAGE], IDENTITIES: identities}
         shared: dict[int, Shared] = {}
-        self._stage(SHARE, {one.name: share for one in roster.sites}, lambda at, heard: shared.setdefault(at, self._of(heard, Shared)))
+        self._stage(
+            SHARE,
+            {one.name: share for one in roster.sites},
+            lambda at, heard: shared.setdefault(at, self._of(heard, Shared)),
+        )
         boxes = server.route(shared.values())
         specs = {f"['{VECTOR}']": LeafSpec("uint32", (self._terms.length,))}
 
@@ -173,13 +228,21 @@ class _Attempt:
         self._quorum(masked, "mask")
         signed: dict[int, Confirmed] = {}
         confirm = written(survivors)
-        self._stage(CONFIRM, dict.fromkeys(survivors.names, confirm), lambda at, heard: signed.setdefault(at, self._of(heard, Confirmed)))
+        self._stage(
+            CONFIRM,
+            dict.fromkeys(survivors.names, confirm),
+            lambda at, heard: signed.setdefault(at, self._of(heard, Confirmed)),
+        )
         wanted = server.wanted(signed.values())
         opened.add(number, self._e, survivors.names, self._requests.recovery.oldest)
-        self._record(COORDINATOR, "opens", number, {"exchange": self._e, **in_lines("names", survivors.names)})
+        self._record(
+            COORDINATOR, "opens", number, {"exchange": self._e, **in_lines("names", survivors.names)}
+        )
         shares: dict[int, Revealed] = {}
         self._stage(
-            REVEAL, {name: written(its) for name, its in wanted.items()}, lambda at, heard: shares.setdefault(at, self._of(heard, Revealed))
+            REVEAL,
+            {name: written(its) for name, its in wanted.items()},
+            lambda at, heard: shares.setdefault(at, self._of(heard, Revealed)),
         )
         return server.total(shares.values()), masked
 
@@ -187,10 +250,19 @@ class _Attempt:
         """What is raised where there is no sum: why, and what became of each site that is missing."""
         number, reasons = self._asked.round, self._collector.replies.reasons
         missing = with_reasons({self._collector.names[at]: reasons[at] for at in positions if at in reasons})
-        self._record(COORDINATOR, "paused", number, {"exchange": self._e, "reason": why[:1000], "missing": missing[:1000]})
-        return Paused(f"round {number}, exchange {self._e}: {why} Missing: {missing or 'nobody'}. The state is unchanged.")
+        self._record(
+            COORDINATOR,
+            "paused",
+            number,
+            {"exchange": self._e, "reason": why[:1000], "missing": missing[:1000]},
+        )
+        return Paused(
+            f"round {number}, exchange {self._e}: {why} Missing: {missing or 'nobody'}. The state is unchanged."
+        )
 
-    def _stage(self, kind: str, to: Mapping[str, dict[str, np.ndarray]], use: Callable[[int, Envelope], Any]) -> set[int]:
+    def _stage(
+        self, kind: str, to: Mapping[str, dict[str, np.ndarray]], use: Callable[[int, Envelope], Any]
+    ) -> set[int]:
         """Those of these sites whose answer to what each is sent is of use."""
         said = {ATTEMPT: self._asked.sequence, "part_bytes": self._asked.fields.get("part_bytes")}
         fields: dict[str, Scalar] = {name: value for name, value in said.items() if value is not None}
@@ -200,11 +272,17 @@ class _Attempt:
             if id(body) not in made:
                 made[id(body)] = self._requests.concerning(self._asked, kind, fields, body)
             requests[self._at[name]] = made[id(body)]
-        about: dict[str, Scalar] = {"kind": kind, "exchange": self._e, "bytes": sum(map(len, requests.values()))}
+        about: dict[str, Scalar] = {
+            "kind": kind,
+            "exchange": self._e,
+            "bytes": sum(map(len, requests.values())),
+        }
         self._record(COORDINATOR, "asked", self._asked.round, about | in_lines("names", to))
         return self._heard(requests, sorted(requests), use, 1)
 
-    def _heard(self, request: Any, positions: list[int], use: Callable[[int, Envelope], Any], parts: int) -> set[int]:
+    def _heard(
+        self, request: Any, positions: list[int], use: Callable[[int, Envelope], Any], parts: int
+    ) -> set[int]:
         def used(at: int, heard: Envelope) -> bool:
             try:
                 use(at, heard)
@@ -227,21 +305,32 @@ class _Attempt:
         """The keys in a reply to the request to train, once that is of this study, exchange and data."""
         header = heard.header
         if header.config != self._requests.config:
-            raise WrongConfig("the site has another study than the run: both ends need the same algorithm, settings, code and fedjax_core")
+            raise WrongConfig(
+                "the site has another study than the run: both ends need the same algorithm, settings, code and fedjax_core"
+            )
         if header.exchange != self._e:
-            raise WrongExchange(f"the keys are of exchange {header.exchange} of the round, and this is {self._e}")
+            raise WrongExchange(
+                f"the keys are of exchange {header.exchange} of the round, and this is {self._e}"
+            )
         code = check_data(header, self._data)
         found = self._of(heard, Advertised)
         if not self._fits(found.name, PURPOSE, found.signed(self._terms), found.signature):
             raise BadRequest(f"the keys of {found.name!r} are not signed by it for this round")
-        self._record(header.sender, "update", header.round, {"accepted": True, "code": code, "digest": header.digest, "exchange": self._e})
+        self._record(
+            header.sender,
+            "update",
+            header.round,
+            {"accepted": True, "code": code, "digest": header.digest, "exchange": self._e},
+        )
         return found
 
     def _of(self, heard: Envelope, kind: type[Any]) -> Any:
         """The message of this kind in a reply, which speaks for its sender."""
         found: Any = read(heard.tensors, kind)
         if found.name != heard.header.sender:
-            raise BadRequest(f"{heard.header.sender!r} sent a message {kind.__name__} in the name of another site")
+            raise BadRequest(
+                f"{heard.header.sender!r} sent a message {kind.__name__} in the name of another site"
+            )
         return found
 
     def _fits(self, name: str, purpose: str, data: bytes, signature: bytes) -> bool:
@@ -251,4 +340,6 @@ class _Attempt:
     def _quorum(self, here: Collection[int], stage: str) -> None:
         if len(here) < self._least:
             raise TooFew(stage, len(here), self._least)
-        self._collector.check_quorum(self._asked.round, self._cohort, list(here), f"exchange {self._e}, stage {stage!r}")
+        self._collector.check_quorum(
+            self._asked.round, self._cohort, list(here), f"exchange {self._e}, stage {stage!r}"
+        )

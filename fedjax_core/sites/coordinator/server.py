@@ -1,8 +1,9 @@
-"""The server's half of a round over real sites, compiled once: broadcast, what comes of one report, how they add, what they conclude to.
+"""The server's half of a round over real sites, compiled once: broadcast, what comes of one report, how they
+add, what they conclude to.
 
-A call of a compiled program takes some 0.1 ms, whatever it does. So small reports wait until there are `TOGETHER` of them, or no more come,
-and then one program adds them one after another, and makes the state of them where they are the last; of large ones each is added as
-it comes.
+A call of a compiled program takes some 0.1 ms, whatever it does. So small reports wait until there are
+`TOGETHER` of them, or no more come, and then one program adds them one after another, and makes the state of
+them where they are the last; of large ones each is added as it comes.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,10 +38,15 @@ class Server(NamedTuple):
     beside: list[frozenset[str]]  # the names of the tensors in it that are no part of the update
     small: list[bool]  # whether that has at most SMALL_BYTES
     broadcast: list[Any]
-    """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the downlink keeps now)."""
-    fine: list[Any]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
+    """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the
+    downlink keeps now)."""
+    fine: list[
+        Any
+    ]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
     weigh: list[Weigher | None]  # what a report weighs
-    counters: list[dict[str, Weigher]]  # what a report's stats are, by the names of their tensors, where examples and steps say it
+    counters: list[
+        dict[str, Weigher]
+    ]  # what a report's stats are, by the names of their tensors, where examples and steps say it
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
@@ -62,15 +68,22 @@ class Small(NamedTuple):
 
 @lru_cache(maxsize=32)
 def merged(composed: Round) -> Round:
-    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but for its `finish`."""
-    plain: Any = {"encode": lambda state, own, update, sender: (tree.wide(update), own), "expand": lambda state, update, shapes: update}
+    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but
+    for its `finish`."""
+    plain: Any = {
+        "encode": lambda state, own, update, sender: (tree.wide(update), own),
+        "expand": lambda state, update, shapes: update,
+    }
     return composed._replace(uplink=composed.uplink._replace(**plain))
 
 
 def broadcast(composed: Round, e: int, state: State, sites: int) -> tuple[Any, State]:
-    """What is sent to each of so many sites in exchange `e`, and the state with what the downlink keeps now."""
+    """What is sent to each of so many sites in exchange `e`, and the state with what the downlink keeps
+    now."""
     positions = np.arange(sites, dtype=np.int32)
-    sent, downlink = server_half(composed).broadcast[e](state.server, state.downlink, state.round, state.key, positions)
+    sent, downlink = server_half(composed).broadcast[e](
+        state.server, state.downlink, state.round, state.key, positions
+    )
     return sent, state._replace(downlink=downlink)
 
 
@@ -81,15 +94,27 @@ def server_half(composed: Round) -> Server:
     state = state_shapes(composed)
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
 
-    def broadcast(e: int, server: Any, downlink: Any, round: Array, key: Key, positions: Array) -> tuple[Any, Any]:
-        state = State(server=server, uplink=(), downlink=downlink, aggregator=(), clients=Kept((), ()), round=round, key=key)
+    def broadcast(
+        e: int, server: Any, downlink: Any, round: Array, key: Key, positions: Array
+    ) -> tuple[Any, Any]:
+        state = State(
+            server=server,
+            uplink=(),
+            downlink=downlink,
+            aggregator=(),
+            clients=Kept((), ()),
+            round=round,
+            key=key,
+        )
         sent, after = composed.broadcast(e, state, positions)
         return sent, after.downlink
 
     def sent(e: int, state: State, kept: Any, key: Key) -> Any:
         message = composed.told(e, state)
         carry = composed.algorithm.exchanges[e].client.begin(message, kept.own, key)
-        return composed.report(e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), alone(key)).wire
+        return composed.report(
+            e, message, state.uplink[e], kept, carry, Seen(jnp.float32(1), jnp.float32(1)), alone(key)
+        ).wire
 
     def fine(e: int, uplink: Any, sent: Any, weight: Array) -> tuple[Array, Array]:
         update, good = composed.receive(e, uplink, sent, weight)
@@ -100,17 +125,23 @@ def server_half(composed: Round) -> Server:
         if composed.slots > 1:  # whose number has to be looked at
             return False
         update = wire_of(shapes[e]).update
-        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(state.uplink[e], update).jaxpr
+        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(
+            state.uplink[e], update
+        ).jaxpr
         return found.outvars == found.invars[len(jax.tree.leaves(state.uplink[e])) :]
 
     def zero(e: int, cohort: int) -> Any:
         read = jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0]
         return composed.aggregator.zero(read, cohort)
 
-    def add(e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array, factor: Array | None) -> Any:
+    def add(
+        e: int, acc: Any, uplink: Any, sent: Any, weight: Array, place: Array, factor: Array | None
+    ) -> Any:
         update = composed.receive(e, uplink, sent, weight)[0]
         update = update if factor is None else jax.tree.map(lambda x: x * factor.astype(x.dtype), update)
-        return composed.aggregator.add(acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None])
+        return composed.aggregator.add(
+            acc, jax.tree.map(lambda x: x[None], update), weight[None], place[None]
+        )
 
     def add_all(e: int, cohort: int, acc: Any, uplink: Any, small: Small) -> Any:
         def one(i: Array, acc: Any) -> Any:
@@ -140,10 +171,15 @@ def server_half(composed: Round) -> Server:
         stats=[wire_of(one).stats for one in shapes],
         beside=[beside(one) for one in shapes],
         small=[tree.nbytes(one) <= SMALL_BYTES for one in shapes],
-        broadcast=[_compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key, one_site) for e in exchanges],
+        broadcast=[
+            _compiled(partial(broadcast, e), state.server, state.downlink, state.round, state.key, one_site)
+            for e in exchanges
+        ],
         fine=[None if as_sent(e) else jax.jit(partial(fine, e)) for e in exchanges],
         weigh=[weigher(composed, e) for e in exchanges],
-        counters=[_named(counters(composed, e, wire_of(shapes[e]).stats), stats_of(shapes[e])) for e in exchanges],
+        counters=[
+            _named(counters(composed, e, wire_of(shapes[e]).stats), stats_of(shapes[e])) for e in exchanges
+        ],
         zero=[jax.jit(partial(zero, e), static_argnums=0) for e in exchanges],
         add=[jax.jit(partial(add, e), donate_argnums=0) for e in exchanges],
         add_all=[jax.jit(partial(add_all, e), static_argnums=0, donate_argnums=1) for e in exchanges],
@@ -156,7 +192,8 @@ def _named(found: Mapping[str, Weigher], tensors: Mapping[str, str]) -> dict[str
 
 
 def _compiled(broadcast: Callable[..., Any], *shapes: Any) -> Callable[..., Any]:
-    """The function compiled for arguments of these shapes; one that only selects leaves, as most broadcasts do, needs no program."""
+    """The function compiled for arguments of these shapes; one that only selects leaves, as most broadcasts
+    do, needs no program."""
     traced, message = jax.make_jaxpr(broadcast, return_shape=True)(*shapes)
     place = {id(leaf): i for i, leaf in enumerate(traced.jaxpr.invars)}
     selected, structure = [place.get(id(leaf)) for leaf in traced.jaxpr.outvars], jax.tree.structure(message)

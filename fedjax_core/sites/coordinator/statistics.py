@@ -28,25 +28,44 @@ class BadSums(Refused):
     code = "bad-sums"
 
 
-def collect_sums(statistic: Statistic, collector: Collector, requests: Requests, record: Record) -> list[Sums]:
-    """The sums of every site, in their order. Raises `Paused` where a site does not tell them, with its reason."""
+def collect_sums(
+    statistic: Statistic, collector: Collector, requests: Requests, record: Record
+) -> list[Sums]:
+    """The sums of every site, in their order. Raises `Paused` where a site does not tell them, with its
+    reason."""
     names = collector.names
     collector.begin(0, parts=1)
     here = [at for at in range(len(names)) if at not in collector.unknown]
     text = np.frombuffer(encode(statistic), np.uint8)
-    request = requests.write("statistics", 0, to=[names[at] for at in here], body={STATISTIC: text}, fields={STATISTIC: name_of(statistic)})
+    request = requests.write(
+        "statistics",
+        0,
+        to=[names[at] for at in here],
+        body={STATISTIC: text},
+        fields={STATISTIC: name_of(statistic)},
+    )
     replies = collector.collect(request, 0, here)
-    reasons = {names[at]: collector.replies.reasons.get(at, "no reply") for at in range(len(names)) if at not in replies}
-    like = {name: np.asarray(x) for name, x in statistic.sums(Table.empty(statistic.columns), Limits()).items()}
+    reasons = {
+        names[at]: collector.replies.reasons.get(at, "no reply")
+        for at in range(len(names))
+        if at not in replies
+    }
+    like = {
+        name: np.asarray(x) for name, x in statistic.sums(Table.empty(statistic.columns), Limits()).items()
+    }
     found: list[Sums] = []
     for at, reply in sorted(replies.items()):
         try:
-            found.append(_checked(from_tensors_open(reply.tensors, {"sums": like})["sums"], int(collector.sizes[at])))
+            found.append(
+                _checked(from_tensors_open(reply.tensors, {"sums": like})["sums"], int(collector.sizes[at]))
+            )
         except Refused as refusal:
             reasons[names[at]] = str(refusal)
             record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
     if reasons:
-        raise Paused(f"a statistic is of all sites, and these told no sums that count. {with_reasons(reasons)}")
+        raise Paused(
+            f"a statistic is of all sites, and these told no sums that count. {with_reasons(reasons)}"
+        )
     return found
 
 
@@ -55,8 +74,12 @@ def _checked(sums: dict[str, Any], examples: int) -> Sums:
     for name, x in sums.items():
         if not np.isfinite(x).all():
             raise BadSums(f"its sums {name!r} hold NaN or an infinity")
-        if np.ndim(x) == 0 and np.asarray(x).dtype == np.int64 and not 0 <= int(x) <= examples:  # what `stats.base.count` makes
-            raise BadSums(f"its sums say {int(x)} {name}, and it has {examples} examples: a count is none below 0 and no more than these")
+        if (
+            np.ndim(x) == 0 and np.asarray(x).dtype == np.int64 and not 0 <= int(x) <= examples
+        ):  # what `stats.base.count` makes
+            raise BadSums(
+                f"its sums say {int(x)} {name}, and it has {examples} examples: a count is none below 0 and no more than these"
+            )
     if "rows" in sums and int(np.sum(sums["rows"])) > examples:
         raise BadSums("its sums are of more rows than it has examples")
     return sums

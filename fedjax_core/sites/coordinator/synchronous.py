@@ -1,10 +1,11 @@
-"""Rounds that wait for their cohort: one exchange after another, and which version of each site's own state counts from then on.
+"""Rounds that wait for their cohort: one exchange after another, and which version of each site's own state
+counts from then on.
 
     for each exchange:  requests ─► sites of the cohort ─► reports, by their own keys or under masks ─► the next state
     at the end:         versions, metrics that add, who lacked and why, the entry of the round in the audit log
 
-A round is whole or nothing: where too few report, `Paused` is raised, and the caller still has the state that it was.
-"""
+A round is whole or nothing: where too few report, `Paused` is raised, and the caller still has the state that
+it was."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,7 +31,9 @@ from fedjax_core.sites.wire.identity import Roster
 class Versions(NamedTuple):
     """What the coordinator has of the clients' own state: which version of it is valid."""
 
-    version: np.ndarray  # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that counted
+    # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that
+    # counted
+    version: np.ndarray
 
 
 class SynchronousRounds:
@@ -47,9 +50,15 @@ class SynchronousRounds:
         opened: Opened,
         record: Record,
     ) -> None:
-        """`data`: the fingerprint of each site's. `opened`: what was unmasked before, where reports travel under masks."""
+        """`data`: the fingerprint of each site's. `opened`: what was unmasked before, where reports travel
+        under masks."""
         self._round, self._collector, self._requests, self._record = composed, collector, requests, record
-        self._ends: dict[str, Any] = {"requests": requests, "collector": collector, "data": data, "record": record}
+        self._ends: dict[str, Any] = {
+            "requests": requests,
+            "collector": collector,
+            "data": data,
+            "record": record,
+        }
         self._under_masks: dict[str, Any] = {"roster": roster, "opened": opened}
         exchanges = composed.algorithm.exchanges
         self._masked = [composed.uplink.ring is not None and one.update is not None for one in exchanges]
@@ -75,7 +84,10 @@ class SynchronousRounds:
         chosen = as_cohort(cohort, len(collector.names))
         collector.begin(number, chosen.clients, sum(PARTS if masked else 1 for masked in self._masked))
         places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in collector.unknown]
-        found: dict[str, Any] = {"refused": total_of(0), "missing": total_of(len(chosen.clients) - len(places))}
+        found: dict[str, Any] = {
+            "refused": total_of(0),
+            "missing": total_of(len(chosen.clients) - len(places)),
+        }
         version = np.array(self.versions(state))
         needed = self._requests.recovery.needed(version) if jax.tree.leaves(self._requests.first) else None
         for e, masked in enumerate(self._masked):
@@ -86,9 +98,18 @@ class SynchronousRounds:
             version[chosen.clients[places]] = number * len(self._masked) + e + 1
             found = add(found, result.metrics)
         here = chosen.clients[places]
-        found |= {"clients": total_of(sum(map(collector.clients_of, here))), "examples": total_of(collector.sizes[here].sum())}
-        self.lacked = collector.absent.tell(f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), collector.replies.reasons)
-        counts: dict[str, Scalar] = {"algorithm": self._round.algorithm.name, "sites": len(here), "refused": float(found["refused"].total)}
+        found |= {
+            "clients": total_of(sum(map(collector.clients_of, here))),
+            "examples": total_of(collector.sizes[here].sum()),
+        }
+        self.lacked = collector.absent.tell(
+            f"round {number + 1}", chosen.clients.tolist(), set(here.tolist()), collector.replies.reasons
+        )
+        counts: dict[str, Scalar] = {
+            "algorithm": self._round.algorithm.name,
+            "sites": len(here),
+            "refused": float(found["refused"].total),
+        }
         counts |= in_lines("lacked", self.lacked)
         self._record(COORDINATOR, "round", number, counts | said(found) | told(self._round, number + 1))
         version.flags.writeable = False

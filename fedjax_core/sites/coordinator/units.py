@@ -1,11 +1,12 @@
-"""Finds the sites whose numbers lie far from all others, or whose categories nobody else has: another unit, spelling or column.
+"""Finds the sites whose numbers lie far from all others, or whose categories nobody else has: another unit,
+spelling or column.
 
     moments of each site's columns     ─►  a site's mean against those of all others         ─►  a warning that names site and feature
     categories of each site's columns  ─►  whether a site has one in common with the others  ─►  a warning that names site and column
 
-Hospitals differ, but not by several of their standard deviations: Fahrenheit for Celsius, micromol/l for mg/dl do. It is known where the
-study standardises, fills or codes its columns, as sites then tell their means and categories; training goes on, since who is right only
-the sites can tell.
+Hospitals differ, but not by several of their standard deviations: Fahrenheit for Celsius, micromol/l for
+mg/dl do. It is known where the study standardises, fills or codes its columns, as sites then tell their means
+and categories; training goes on, since who is right only the sites can tell.
 
 >>> from fedjax_core.data.preprocess import Standardise
 >>> means = (37.0, 0.6), (36.8, 0.7), (98.6, 1.0)
@@ -26,8 +27,14 @@ _LEAST = 5  # examples behind a mean that is compared
 _ABSURD = 1e6
 
 
-def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sums]], features: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the names of a row's numbers."""
+def far(
+    steps: Sequence[Step],
+    sites: Sequence[str],
+    said: Sequence[Sequence[Sums]],
+    features: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the
+    names of a row's numbers."""
     found = []
     for i, step in enumerate(steps):
         if not step.releases or len(sites) < 2:
@@ -43,19 +50,28 @@ def far(steps: Sequence[Step], sites: Sequence[str], said: Sequence[Sequence[Sum
                 continue
             odd = np.flatnonzero(_apart(own, others)).tolist()
             if odd:
-                which = _in_words(step.column, odd, features.get(step.column, ()), alone=np.ndim(own["mean"]) == 0)
-                found.append(f"{site} has a mean of {which} far from that of the other sites: is it in another unit, or another column?")
+                which = _in_words(
+                    step.column, odd, features.get(step.column, ()), alone=np.ndim(own["mean"]) == 0
+                )
+                found.append(
+                    f"{site} has a mean of {which} far from that of the other sites: is it in another unit, or another column?"
+                )
     return found
 
 
 def _foreign(own: Sums, others: Sums) -> bool:
     """Whether both have categories, and none in common."""
     mine, theirs = categories_in(own), categories_in(others)
-    return len(mine) > 0 and len(theirs) > 0 and (mine.dtype.kind != theirs.dtype.kind or not np.isin(mine, theirs).any())
+    return (
+        len(mine) > 0
+        and len(theirs) > 0
+        and (mine.dtype.kind != theirs.dtype.kind or not np.isin(mine, theirs).any())
+    )
 
 
 def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, str]:
-    """{place of a site: why its sums are refused}: of three sites or more, one tells numbers of a column a million times the others'.
+    """{place of a site: why its sums are refused}: of three sites or more, one tells numbers of a column a
+    million times the others'.
 
     By them alone the columns of all other sites would become nothing.
     """
@@ -64,9 +80,13 @@ def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, s
         told = [_largest(one[i]) for one in said]
         if len(told) < LEAST or any(one is None for one in told):
             continue
-        sizes = np.stack([np.ravel(one) for one in told if one is not None])  # [sites, numbers of a row]; NaN of what a site does not have
+        sizes = np.stack(
+            [np.ravel(one) for one in told if one is not None]
+        )  # [sites, numbers of a row]; NaN of what a site does not have
         here = (~np.isnan(sizes)).sum(axis=0) >= LEAST
-        middle = np.take_along_axis(np.sort(sizes, axis=0), ((~np.isnan(sizes)).sum(axis=0, keepdims=True) - 1) // 2, axis=0)[0]
+        middle = np.take_along_axis(
+            np.sort(sizes, axis=0), ((~np.isnan(sizes)).sum(axis=0, keepdims=True) - 1) // 2, axis=0
+        )[0]
         odd = here & (middle > 0) & (sizes > _ABSURD * middle)
         found |= {
             at: f"its sums for {type(step).__name__}({step.column!r}) are of numbers a million times the others', which would vanish"
@@ -101,4 +121,6 @@ def _apart(own: Sums, others: Sums) -> np.ndarray:
     distance = np.abs(own["mean"] - others["mean"])
     times = np.maximum(*means) >= 5 * np.minimum(*means)  # a factor, as between units
     enough = (own["count"] >= _LEAST) & (others["count"] >= _LEAST) & (broad > 0)
-    return np.asarray(enough & ((distance > 5 * broad) | (times & (distance > 2 * broad) & (distance > 5 * narrow))))
+    return np.asarray(
+        enough & ((distance > 5 * broad) | (times & (distance > 2 * broad) & (distance > 5 * narrow)))
+    )

@@ -1,8 +1,8 @@
 """Validates an update that is authentic: it is used, or set aside with a reason; never stops the round.
 
-A signature says who sent the numbers, not that they are any good: hospitals have sent NaN, another model's shapes, the last round's
-update, the weight of all patients there are. Cheap checks come first, and the first that fails is the reason. Reasons name what was
-expected and never what was found in the numbers.
+A signature says who sent the numbers, not that they are any good: hospitals have sent NaN, another model's
+shapes, the last round's update, the weight of all patients there are. Cheap checks come first, and the first
+that fails is the reason. Reasons name what was expected and never what was found in the numbers.
 
 >>> import numpy as np
 >>> from fedjax_core.sites.wire.trees import leaf_specs
@@ -100,7 +100,9 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     exchange: int
     config: str
     kinds: Mapping[str, LeafSpec]  # of the report's tensors: trees.leaf_specs(eval_shape of what is sent)
-    data: Mapping[str, str] = {}  # site -> fingerprint of its dataset; a site not here is heard for the first time
+    data: Mapping[
+        str, str
+    ] = {}  # site -> fingerprint of its dataset; a site not here is heard for the first time
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
     max_norm: float  # of what is sent; inf: it is compared with the others' later (outlying.py)
@@ -108,8 +110,12 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int | None = None  # that its plan has for so many
     beside: frozenset[str] = frozenset()  # the tensors that are no part of the update, and so not of its norm
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
-    stats: Mapping[str, tuple[float, float]] = {}  # the least and the most that a tensor of one number may hold
-    clients: int | None = None  # that the report is the mean of, where departments are clients; None: it is one client's
+    stats: Mapping[
+        str, tuple[float, float]
+    ] = {}  # the least and the most that a tensor of one number may hold
+    clients: int | None = (
+        None  # that the report is the mean of, where departments are clients; None: it is one client's
+    )
 
 
 class Verdict(NamedTuple):
@@ -139,27 +145,38 @@ def validate(envelope: Envelope, expected: ExpectedUpdate) -> Verdict:
 
 
 def _check_header(header: Header, expected: ExpectedUpdate) -> str:
-    """The code of acceptance; raises a `Refused` where the header alone tells that the update cannot be used."""
+    """The code of acceptance; raises a `Refused` where the header alone tells that the update cannot be
+    used."""
     if header.kind != "update":
-        raise WrongKind(f"the message is of kind {header.kind!r}, and an update is expected; send it to what handles that kind")
+        raise WrongKind(
+            f"the message is of kind {header.kind!r}, and an update is expected; send it to what handles that kind"
+        )
     if header.run != expected.run:
-        raise WrongRun(f"the update is of run {header.run!r}, and this is {expected.run!r}; the site should join the present run")
+        raise WrongRun(
+            f"the update is of run {header.run!r}, and this is {expected.run!r}; the site should join the present run"
+        )
     if header.round != expected.round:
         raise WrongRound(
             f"the update is of round {header.round}, and this is {expected.round}; the site joins again with the next broadcast"
         )
     if header.exchange != expected.exchange:
-        raise WrongExchange(f"the update is of exchange {header.exchange} of the round, and this is {expected.exchange}")
+        raise WrongExchange(
+            f"the update is of exchange {header.exchange} of the round, and this is {expected.exchange}"
+        )
     if header.config != expected.config:
         raise WrongConfig(
             f"the site runs configuration {shown(header.config)}, and the run has {shown(expected.config)}; "
             "both ends need the same study: algorithm, settings, code and fedjax_core, and Python too for code of a notebook"
         )
     if expected.answers is not None and header.answers != expected.answers:
-        raise WrongModel("the update was not computed from this round's broadcast; the site should train from the latest one")
+        raise WrongModel(
+            "the update was not computed from this round's broadcast; the site should train from the latest one"
+        )
     for name, kind in (("weight", float), ("examples", int), ("data", str)):
         if type(header.fields.get(name)) is not kind:
-            raise BadField(f"an update needs the field {name!r} of type {kind.__name__}; the site should send it with the tensors")
+            raise BadField(
+                f"an update needs the field {name!r} of type {kind.__name__}; the site should send it with the tensors"
+            )
     weight: Any = header.fields["weight"]
     if not 0 <= weight <= expected.max_weight:  # NaN is not
         raise BadWeight(
@@ -174,7 +191,11 @@ def _check_header(header: Header, expected: ExpectedUpdate) -> str:
     if expected.limited:
         for name, most in zip(PARTIAL, (expected.max_steps, expected.max_examples), strict=True):
             part, whole = header.fields.get(name), header.fields.get(f"{name}.weight")
-            if not (type(part) is type(whole) is float and (0 < part <= whole or part == whole == 0) and (most is None or whole <= most)):
+            if not (
+                type(part) is type(whole) is float
+                and (0 < part <= whole or part == whole == 0)
+                and (most is None or whole <= most)
+            ):
                 raise BadSteps(
                     f"time to train was limited, so the update needs {name!r} and {name + '.weight'!r}, the part done and the whole"
                 )
@@ -196,10 +217,13 @@ def _check_stats(tensors: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[f
 
 
 def check_data(header: Header, fingerprints: Mapping[str, str]) -> str:
-    """The code of acceptance of a reply from data of this fingerprint; raises `ChangedData` where it was another before."""
+    """The code of acceptance of a reply from data of this fingerprint; raises `ChangedData` where it was
+    another before."""
     data = header.fields.get("data")
     if not isinstance(data, str):
-        raise BadField("a report needs the field 'data' of type str; the site should send it with the tensors")
+        raise BadField(
+            "a report needs the field 'data' of type str; the site should send it with the tensors"
+        )
     known = fingerprints.get(header.sender, data)
     if data == known:
         return "accepted"

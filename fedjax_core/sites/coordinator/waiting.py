@@ -4,8 +4,8 @@
         │        └ damaged, lost: ask again        └ refused: recorded, settled
         └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `requests.py`
 
-Below the quorum those who are missing are asked again while there is time. What nobody waits for any more is taken back where a site has
-not begun with it: one that was away for long would do all of that first.
+Below the quorum those who are missing are asked again while there is time. What nobody waits for any more is
+taken back where a site has not begun with it: one that was away for long would do all of that first.
 """
 
 import time
@@ -25,13 +25,15 @@ from fedjax_core.sites.wire.transport import Reply
 
 
 class Patience(NamedTuple):
-    """How long the replies to one request are waited for, in seconds of `time.monotonic()` where it is a moment."""
+    """How long the replies to one request are waited for, in seconds of `time.monotonic()` where it is a
+    moment."""
 
     began: float
     until: float
     """When nobody is waited for any more."""
     ours: float
-    """When this exchange has had its part of the round's time: it goes on for as long as the quorum is not there."""
+    """When this exchange has had its part of the round's time: it goes on for as long as the quorum is not
+    there."""
     more: bool
     """Whether exchanges come after this one in the round."""
     least: float
@@ -62,17 +64,24 @@ class Waiting:
 
         It ends with `most` replies that count; whether those here are enough says `quorate`.
 
-        Sites that are `hasty` get no more time than `Patience.least` and `Rules.grace` give them, once the others are there.
-        """
+        Sites that are `hasty` get no more time than `Patience.least` and `Rules.grace` give them, once the
+        others are there."""
         self.good: dict[int, Envelope] = {}
         """The replies that count, by the sites' positions."""
         self.counted: dict[int, Future[Reply]] = {}
         """What they came in."""
         self._contact, self._number, self._positions, self._fetch = contact, number, positions, fetch
         if isinstance(request, Mapping):
-            self._requests, self._headers, self._outgoing = request, {at: header_of(request[at]) for at in positions}, None
+            self._requests, self._headers, self._outgoing = (
+                request,
+                {at: header_of(request[at]) for at in positions},
+                None,
+            )
         else:
-            self._requests, self._headers = dict.fromkeys(positions, request), dict.fromkeys(positions, header)
+            self._requests, self._headers = (
+                dict.fromkeys(positions, request),
+                dict.fromkeys(positions, header),
+            )
             self._outgoing = contact.outgoing(request)
         self._use, self._skip, self._quorate, self._record = use, skip, quorate, record
         self._patience, self._most, self._hasty = patience, most, set(hasty)
@@ -84,13 +93,16 @@ class Waiting:
         self._took = 0.0  # to the last reply so far
 
     def wait(self) -> None:
-        """Asks all, and hears them until that is over; who is missing then has a reason in `Replies.reasons`."""
+        """Asks all, and hears them until that is over; who is missing then has a reason in
+        `Replies.reasons`."""
         attempts = self._contact.rules.attempts
         for at in self._positions:
             self._ask(at)
         for turn in range(attempts):
             self._hear_all()
-            missing = [at for at in self._positions if at not in self._settled and at in self._waiting.values()]
+            missing = [
+                at for at in self._positions if at not in self._settled and at in self._waiting.values()
+            ]
             over = turn + 1 == attempts or time.monotonic() >= self._patience.until
             if not missing or over or self._quorate(list(self.good)):
                 break
@@ -136,7 +148,14 @@ class Waiting:
         if at in self._settled:  # asked twice, and answered twice
             contact.replies.record_late(future, at)
             return
-        heard = contact.replies.accept(future, at, self._number, self._headers[at], self._outgoing, skew_seconds=contact.rules.skew_seconds)
+        heard = contact.replies.accept(
+            future,
+            at,
+            self._number,
+            self._headers[at],
+            self._outgoing,
+            skew_seconds=contact.rules.skew_seconds,
+        )
         if heard is None:
             if self._asked[at] < contact.rules.attempts:
                 self._ask(at)
@@ -173,11 +192,17 @@ class Waiting:
     def _leave(self) -> None:
         """Waits for nobody any more, and says why those who are missing are."""
         contact = self._contact
-        awaited = set(self._waiting.values()) if len(self.good) >= self._most else set()  # who may still have answered
+        awaited = (
+            set(self._waiting.values()) if len(self.good) >= self._most else set()
+        )  # who may still have answered
         contact.silent |= self._asked.keys() - self._there - awaited
         for future, at in self._waiting.items():
             if at not in self._settled:
                 seconds = time.monotonic() - self._patience.began
-                contact.replies.reasons[at] = f"no reply in {seconds:.3g} s" if at in contact.silent else ENOUGH
-                self._record(contact.names[at], "missing", self._number, {"reason": contact.replies.reasons[at]})
+                contact.replies.reasons[at] = (
+                    f"no reply in {seconds:.3g} s" if at in contact.silent else ENOUGH
+                )
+                self._record(
+                    contact.names[at], "missing", self._number, {"reason": contact.replies.reasons[at]}
+                )
             contact.leave(future, at)

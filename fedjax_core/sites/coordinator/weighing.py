@@ -1,9 +1,11 @@
-"""Computes what a report must weigh, and say beside its update, from its numbers of examples and steps, so that no site has to be believed.
+"""Computes what a report must weigh, and say beside its update, from its numbers of examples and steps, so
+that no site has to be believed.
 
-FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each is a function of what a client had to work on (`Seen`),
-and the coordinator has that from the site's description and the study's plan. So no site can give itself more weight. The same
-holds of the numbers that a server reads client by client (`Report.stats`), such as FedNova's steps. Where one depends on anything else,
-such as the loss, nothing is known.
+FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each is a function of what a
+client had to work on (`Seen`), and the coordinator has that from the site's description and the study's plan.
+So no site can give itself more weight. The same holds of the numbers that a server reads client by client
+(`Report.stats`), such as FedNova's steps. Where one depends on anything else, such as the loss, nothing is
+known.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -36,13 +38,17 @@ Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def weigher(composed: Round, e: int) -> Weigher | None:
-    """How the reports of exchange `e` are weighed; None where that depends on more than examples and steps."""
+    """How the reports of exchange `e` are weighed; None where that depends on more than examples and
+    steps."""
     return _of_seen(composed, e, lambda report: report.weight)
 
 
 def counters(composed: Round, e: int, stats: Mapping[str, Any]) -> dict[str, Weigher]:
-    """Those of the `stats` (name -> shape) of exchange `e` that are one number and depend on examples and steps alone."""
-    found = {name: _of_seen(composed, e, partial(_stat, name)) for name, shape in stats.items() if not shape.shape}
+    """Those of the `stats` (name -> shape) of exchange `e` that are one number and depend on examples and
+    steps alone."""
+    found = {
+        name: _of_seen(composed, e, partial(_stat, name)) for name, shape in stats.items() if not shape.shape
+    }
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -70,7 +76,9 @@ def _of_seen(composed: Round, e: int, read: Callable[[Report], Array]) -> Weighe
             needed.update(v for v in eqn.invars if isinstance(v, core.Var))
     if needed.intersection(whole.invars[2:]):
         return None
-    part = whole.replace(invars=whole.invars[:2], eqns=eqns[::-1], debug_info=whole.debug_info.with_unknown_names())
+    part = whole.replace(
+        invars=whole.invars[:2], eqns=eqns[::-1], debug_info=whole.debug_info.with_unknown_names()
+    )
     one_report: Any = core.jaxpr_as_fun(core.ClosedJaxpr(part, closed.consts))
     all_reports: Any = jax.vmap(one_report)
     return lambda examples, steps: np.asarray(all_reports(examples, steps)[0], np.float64)

@@ -2,9 +2,10 @@
 
     examine(site.toml)  ─►  findings, each fine, not fine with what to do about it, or not looked at and why
 
-What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends with the study; what is looked
-at is in checks.py. Whether the run will limit the time to train, so that the policy has to let `steps_done` and `examples_seen` leave, is
-in none of them and not looked at: it is a rule that the coordinator may set for any round.
+What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends
+with the study; what is looked at is in checks.py. Whether the run will limit the time to train, so that the
+policy has to let `steps_done` and `examples_seen` leave, is in none of them and not looked at: it is a rule
+that the coordinator may set for any round.
 """
 
 import os
@@ -32,11 +33,14 @@ class Finding(NamedTuple):
     """What was found, and where it is not fine what to do."""
 
 
-def examine(path: str | Path, settings: Settings | None = None, *, only: Collection[str] = tuple(CHECKS)) -> list[Finding]:
-    """All that can be found out about the site in this file, or by the checks that are named; raises nothing over it.
+def examine(
+    path: str | Path, settings: Settings | None = None, *, only: Collection[str] = tuple(CHECKS)
+) -> list[Finding]:
+    """All that can be found out about the site in this file, or by the checks that are named; raises nothing
+    over it.
 
-    Where no settings are given, `expected.toml` and the `ray` folder beside the file are used where they are there.
-    """
+    Where no settings are given, `expected.toml` and the `ray` folder beside the file are used where they are
+    there."""
     try:
         settings = beside(Path(path)) if settings is None else settings
         about = SiteFile.read(path)
@@ -49,21 +53,25 @@ def examine(path: str | Path, settings: Settings | None = None, *, only: Collect
         except Skipped as why:
             found.append(Finding(what, None, str(why)))
         except Exception as error:
-            said = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+            said = (
+                str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+            )
             found.append(Finding(what, False, said))
     return found
 
 
 def beside(path: Path, settings: Settings | None = None) -> Settings:
-    """The settings with what is beside a site's file: `expected.toml`, and `ray` as `fedjax-core certificates make` wrote it, with the
-    variables in `ray/environment`, where Ray is started with these."""
+    """The settings with what is beside a site's file: `expected.toml`, and `ray` as `fedjax-core certificates
+    make` wrote it, with the variables in `ray/environment`, where Ray is started with these."""
     settings = Settings() if settings is None else settings
     if (expected := path.parent / "expected.toml").exists():
         settings = replace(settings, expected=Expected.read(expected))
     if (path.parent / "ray").is_dir():
         variables = ray_security.environment(path.parent / "ray")
         if (written := path.parent / "ray" / "environment").exists():
-            lines = dict(line.strip().split("=", 1) for line in written.read_text().splitlines() if "=" in line)
+            lines = dict(
+                line.strip().split("=", 1) for line in written.read_text().splitlines() if "=" in line
+            )
             variables |= {name: value for name, value in lines.items() if name == VARIABLE}
         settings = replace(settings, environment={**os.environ, **variables})
     return settings

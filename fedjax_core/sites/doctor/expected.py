@@ -1,4 +1,5 @@
-"""What a study was made with: `expected.toml`, which the coordinator sends with the study, and which lies beside a site's file.
+"""What a study was made with: `expected.toml`, which the coordinator sends with the study, and which lies
+beside a site's file.
 
 python = "3.11"
 study = "3f9a..."                       hash of the study
@@ -30,7 +31,19 @@ from fedjax_core.files import read_text, write_whole
 from fedjax_core.sites.study import Study
 from fedjax_core.sources import digest
 
-PACKAGES = ("fedjax-core", "jax", "jaxlib", "numpy", "optax", "flax", "safetensors", "msgspec", "cryptography", "PyNaCl", "ray")
+PACKAGES = (
+    "fedjax-core",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "optax",
+    "flax",
+    "safetensors",
+    "msgspec",
+    "cryptography",
+    "PyNaCl",
+    "ray",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,12 @@ class Expected:
     data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, study: Study | str, columns: Mapping[str, str], features: Mapping[str, Sequence[str]] | None = None) -> "Expected":
+    def here(
+        cls,
+        study: Study | str,
+        columns: Mapping[str, str],
+        features: Mapping[str, Sequence[str]] | None = None,
+    ) -> "Expected":
         """What this process has, for a study, or for one of which it has the hash alone, and not the code."""
         files = {} if isinstance(study, str) else code(study)
         hash = study if isinstance(study, str) else study.hash
@@ -65,8 +83,14 @@ class Expected:
         """Writes the expected.toml."""
         lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
         for name in ("packages", "columns", "features", "code", "data"):
-            said = {key: value if isinstance(value, str) else list(value) for key, value in getattr(self, name).items()}
-            lines += [f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in said.items())]
+            said = {
+                key: value if isinstance(value, str) else list(value)
+                for key, value in getattr(self, name).items()
+            }
+            lines += [
+                f"[{name}]",
+                *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in said.items()),
+            ]
         write_whole(Path(path), "\n".join(lines) + "\n")
 
 

@@ -31,10 +31,16 @@ def versions(about: SiteFile, settings: Settings) -> str:
         raise Skipped("the coordinator's expected.toml is not beside the site's file")
     wrong = [f"{name}=={version}" for name, version in expected.packages.items() if here.get(name) != version]
     if wrong:
-        have = ", ".join(f"{one.partition('==')[0]} {here.get(one.partition('==')[0], 'absent')}" for one in wrong)
-        raise Unfit(f"{have} here, and the study was made with others: pip install {' '.join(repr(one) for one in wrong)}")
+        have = ", ".join(
+            f"{one.partition('==')[0]} {here.get(one.partition('==')[0], 'absent')}" for one in wrong
+        )
+        raise Unfit(
+            f"{have} here, and the study was made with others: pip install {' '.join(repr(one) for one in wrong)}"
+        )
     if expected.python != python():
-        raise Unfit(f"Python {python()} here, and the study was made with {expected.python}: make the environment with that")
+        raise Unfit(
+            f"Python {python()} here, and the study was made with {expected.python}: make the environment with that"
+        )
     return f"Python {python()} and {len(expected.packages)} packages as the study was made with"
 
 
@@ -47,22 +53,30 @@ def own_key(about: SiteFile, settings: Settings) -> str:
     """The site's key is there, and is its own."""
     path = key_path(about)
     if path is None or not path.exists():
-        raise Unfit(f"there is no key {path or ''}: make one with `fedjax-core keys make {about.name}`, and name it in the site's file")
+        raise Unfit(
+            f"there is no key {path or ''}: make one with `fedjax-core keys make {about.name}`, and name it in the site's file"
+        )
     key = SiteKey.load(path)
     if key.name != about.name:
         raise Unfit(f"{path} is the key of {key.name!r}, and the site is {about.name!r}: name its own")
     if read_public(path.with_suffix(".pub")) != (key.name, key.public):
-        raise Unfit(f"{path.with_suffix('.pub')} is not the public half of {path}: write it anew from `fedjax-core keys show {path}`")
+        raise Unfit(
+            f"{path.with_suffix('.pub')} is not the public half of {path}: write it anew from `fedjax-core keys show {path}`"
+        )
     return f"{path}, fingerprint {key.public.fingerprint}"
 
 
 def coordinator(about: SiteFile, settings: Settings) -> str:
     """The coordinator's public key is there."""
     if about.coordinator is None:
-        raise Unfit("the site's file names no coordinator's key: ask for coordinator.pub, and compare the fingerprint by telephone")
+        raise Unfit(
+            "the site's file names no coordinator's key: ask for coordinator.pub, and compare the fingerprint by telephone"
+        )
     name, key = read_public(about.coordinator)
     if name != COORDINATOR:
-        raise Unfit(f"{about.coordinator} is the key of {name!r}, and a site listens to {COORDINATOR!r} alone")
+        raise Unfit(
+            f"{about.coordinator} is the key of {name!r}, and a site listens to {COORDINATOR!r} alone"
+        )
     return f"fingerprint {key.fingerprint}: compare it by telephone"
 
 
@@ -70,28 +84,45 @@ def clock(about: SiteFile, settings: Settings) -> str:
     """The clock is right."""
     here, made = time.time(), settings.expected.made
     if here < made - settings.offset_seconds:
-        raise Unfit(f"this clock is at least {made - here:.0f} s behind the coordinator's: set it, or have it set by NTP")
+        raise Unfit(
+            f"this clock is at least {made - here:.0f} s behind the coordinator's: set it, or have it set by NTP"
+        )
     if settings.now is None:
         raise Skipped("give the right time with --now, such as --now $(ssh coordinator date +%s)")
     offset = here - settings.now
     if abs(offset) > settings.offset_seconds:
-        raise Unfit(f"this clock is {offset:+.0f} s off, and {settings.offset_seconds:g} s are allowed: set it, or have it set by NTP")
+        raise Unfit(
+            f"this clock is {offset:+.0f} s off, and {settings.offset_seconds:g} s are allowed: set it, or have it set by NTP"
+        )
     return f"{offset:+.0f} s off"
 
 
 def modes(about: SiteFile, settings: Settings) -> str:
     """Nobody else on this machine can read or change what is private."""
     named = isinstance(about.data, (str, Path)) and ":" not in str(about.data)
-    private = [path for path in (Path(about.data) if named else None, about.folder) if path is not None and path.exists()]
+    private = [
+        path
+        for path in (Path(about.data) if named else None, about.folder)
+        if path is not None and path.exists()
+    ]
     found = {path: list(open_to_others(path)) for path in private}
     if readable := {path: inside for path, inside in found.items() if inside}:
-        said = "; ".join(f"{len(inside)} files and folders of {path}, such as {inside[-1]}" for path, inside in readable.items())
+        said = "; ".join(
+            f"{len(inside)} files and folders of {path}, such as {inside[-1]}"
+            for path, inside in readable.items()
+        )
         command = f"chmod -R go-rwx {shlex.join(map(str, readable))}"
-        raise Unfit(f"other users of this machine may read {said}, which may hold records of patients: {command}")
+        raise Unfit(
+            f"other users of this machine may read {said}, which may hold records of patients: {command}"
+        )
     keys = {path.parent for path in (about.key, about.coordinator, about.policy) if path is not None}
-    if writable := sorted(path for path in keys if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o022):
+    if writable := sorted(
+        path for path in keys if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o022
+    ):
         command = f"chmod go-w {shlex.join(map(str, writable))}"
-        raise Unfit(f"other users of this machine may put another key or policy into {', '.join(map(str, writable))}: {command}")
+        raise Unfit(
+            f"other users of this machine may put another key or policy into {', '.join(map(str, writable))}: {command}"
+        )
     return f"nobody but its owner can read {' and '.join(map(str, private)) or 'what is there'}"
 
 
@@ -101,9 +132,13 @@ def disk(about: SiteFile, settings: Settings) -> str:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free / 1e9
     if free < settings.free_gb:
-        raise Unfit(f"{free:.1f} GB free at {place}, and {settings.free_gb:g} are asked for: free some, or move `folder`")
+        raise Unfit(
+            f"{free:.1f} GB free at {place}, and {settings.free_gb:g} are asked for: free some, or move `folder`"
+        )
     if not os.access(place, os.W_OK):
-        raise Unfit(f"{place} cannot be written: give it to the user that runs the site, or name another `folder`")
+        raise Unfit(
+            f"{place} cannot be written: give it to the user that runs the site, or name another `folder`"
+        )
     return f"{free:.1f} GB free at {place}"
 
 
@@ -111,7 +146,9 @@ def memory(about: SiteFile, settings: Settings) -> str:
     """There is memory free."""
     free = memory_available() / 1e9
     if free < settings.memory_gb:
-        raise Unfit(f"{free:.1f} GB of memory free, and {settings.memory_gb:g} are asked for: stop something, or use another machine")
+        raise Unfit(
+            f"{free:.1f} GB of memory free, and {settings.memory_gb:g} are asked for: stop something, or use another machine"
+        )
     return f"{free:.1f} GB free"
 
 
@@ -123,7 +160,9 @@ def started(about: SiteFile, settings: Settings) -> str:
         raise Skipped(
             f"start Ray with `fedjax-core node {where}`, by which the site's process knows its file; for `ray start` set {VARIABLE}"
         )
-    if about.file is not None and not any(path.exists() and path.samefile(about.file) for path in paths(value)):
+    if about.file is not None and not any(
+        path.exists() and path.samefile(about.file) for path in paths(value)
+    ):
         raise Unfit(f"{VARIABLE} names {value}, and not this file: start Ray with {VARIABLE}={where}")
     return f"Ray starts the site by this file ({VARIABLE})"
 
@@ -139,7 +178,9 @@ def network(about: SiteFile, settings: Settings) -> str:
     except ConnectionRefusedError:
         raise Unfit(f"{settings.address} refuses: start Ray there first, or correct the address") from None
     except (OSError, ValueError) as error:
-        raise Unfit(f"{settings.address} is not reached ({error}): ask for the firewall to let this machine out to it") from None
+        raise Unfit(
+            f"{settings.address} is not reached ({error}): ask for the firewall to let this machine out to it"
+        ) from None
     return f"{settings.address} in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
@@ -152,7 +193,9 @@ def ray(about: SiteFile, settings: Settings) -> str:
         raise Unfit(wrong)
     days = (files.check() - datetime.now(UTC)).days
     if days < _SOON_DAYS:
-        raise CertificateError(f"the certificate ends in {days} days: make another with `fedjax-core certificates make`")
+        raise CertificateError(
+            f"the certificate ends in {days} days: make another with `fedjax-core certificates make`"
+        )
     return (
         f"a token and TLS, the certificate for {days} more days. Whoever is in this Ray can run programs here as the user that started it: "
         "it is for those who trust each other so far"

@@ -1,4 +1,5 @@
-"""Checks of the study at this site: its data, task, labels and code, and the policy that is asked for them."""
+"""Checks of the study at this site: its data, task, labels and code, and the policy that is asked for
+them."""
 
 import contextlib
 from dataclasses import replace
@@ -27,7 +28,8 @@ from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 
 def _opened(about: SiteFile) -> Clients:
-    """The site's data as the site opens them: NaN may be where the study's preprocessing fills it, and bad records may be left out."""
+    """The site's data as the site opens them: NaN may be where the study's preprocessing fills it, and bad
+    records may be left out."""
     if (built := _built(about)) is not None:
         return opened(_policy_read(about), built)[0]
     found = load_data(about)
@@ -63,11 +65,20 @@ def data(about: SiteFile, settings: Settings) -> str:
     here = columns(clients)
     if expected.columns and here != expected.columns:
         odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
-        said = "; ".join(f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}" for name in odd[:5])
-        raise Unfit(f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save")
-    if expected.features and dict(clients.features) != {name: tuple(of) for name, of in expected.features.items()}:
+        said = "; ".join(
+            f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}"
+            for name in odd[:5]
+        )
+        raise Unfit(
+            f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save"
+        )
+    if expected.features and dict(clients.features) != {
+        name: tuple(of) for name, of in expected.features.items()
+    }:
         here_, there = (items_of(expected.columns, of) for of in (clients.features, expected.features))
-        raise Unfit(f"the features are not those of the study: {difference('this site', said_of(here_), 'the study', said_of(there))}")
+        raise Unfit(
+            f"the features are not those of the study: {difference('this site', said_of(here_), 'the study', said_of(there))}"
+        )
     path, key, said = (
         key_path(about),
         None,
@@ -105,10 +116,16 @@ def task(about: SiteFile, settings: Settings) -> str:
     if bad is not None:
         said = f", {skipped} bad records left out"
     kept = (
-        [] if about.policy is None else [one for one in metrics_of(built, clients) if one not in Policy.read(about.policy).leaving.fields]
+        []
+        if about.policy is None
+        else [
+            one for one in metrics_of(built, clients) if one not in Policy.read(about.policy).leaving.fields
+        ]
     )
     said += f"; of what it measures {listed(kept)} would not leave (leaving.fields)" if kept else ""
-    return f"the study's task can be trained on the data{said}" + (", as far as is known before they are prepared" if built.prepare else "")
+    return f"the study's task can be trained on the data{said}" + (
+        ", as far as is known before they are prepared" if built.prepare else ""
+    )
 
 
 def labels(about: SiteFile, settings: Settings) -> str:
@@ -118,7 +135,9 @@ def labels(about: SiteFile, settings: Settings) -> str:
     minimum = minimum_of(about) if about.policy is None else Policy.read(about.policy).minimum
     clients, held = parted(_opened(about))
     if clients.examples < minimum.examples:
-        raise Unfit(f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)")
+        raise Unfit(
+            f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)"
+        )
     if held is not None and held.examples < minimum.examples:
         raise Unfit(
             f"{held.examples} examples are held out, and the policy asks for {minimum.examples} (minimum.examples): no model would "
@@ -129,7 +148,11 @@ def labels(about: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"a department has {least} examples, and the policy asks for {minimum.department}: put small ones together (minimum.department)"
         )
-    if built is not None and isinstance(built.steps, int) and built.steps * built.batch_size < minimum.examples:
+    if (
+        built is not None
+        and isinstance(built.steps, int)
+        and built.steps * built.batch_size < minimum.examples
+    ):
         raise Unfit(
             f"a report of the study is of {built.steps * built.batch_size} examples at most, and the policy asks for {minimum.examples} "
             "(minimum.examples): it would never leave. Decline the study, or have it take more steps"
@@ -139,15 +162,23 @@ def labels(about: SiteFile, settings: Settings) -> str:
     if not minimum.per_class:
         return f"{clients.examples} examples, {minimum.examples} asked for"
     if about.labels is None or about.labels not in clients.columns:
-        raise Unfit(f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})")
+        raise Unfit(
+            f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})"
+        )
     classes, counts = np.unique(clients.columns[about.labels], return_counts=True)
-    if len(classes) < minimum.classes or (built is not None and absent(len(classes), built.round.algorithm.task)):
+    if len(classes) < minimum.classes or (
+        built is not None and absent(len(classes), built.round.algorithm.task)
+    ):
         raise Unfit(
             f"the only classes with examples are {listed(classes.tolist())}, and the task has more: the policy asks for "
             f"{minimum.per_class} of each (minimum.per_class)"
         )
-    if few := [f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < minimum.per_class]:
-        raise Unfit(f"too few of some classes ({', '.join(few[:5])}), and the policy asks for {minimum.per_class} (minimum.per_class)")
+    if few := [
+        f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < minimum.per_class
+    ]:
+        raise Unfit(
+            f"too few of some classes ({', '.join(few[:5])}), and the policy asks for {minimum.per_class} (minimum.per_class)"
+        )
     return f"{len(classes)} classes, each with {counts.min()} examples or more, {minimum.per_class} asked for"
 
 
@@ -157,25 +188,43 @@ def policy(about: SiteFile, settings: Settings) -> str:
     steps = _steps(built)
     if about.policy is None:
         if "range" in preprocessing.leaving(steps):
-            raise Unfit("the study needs 'range', which is of single persons and leaves only where a policy of the site's own names it")
-        raise Skipped("the site has no policy of its own: the first study asked for is the only one, and its metrics may leave")
+            raise Unfit(
+                "the study needs 'range', which is of single persons and leaves only where a policy of the site's own names it"
+            )
+        raise Skipped(
+            "the site has no policy of its own: the first study asked for is the only one, and its metrics may leave"
+        )
     found, study = Policy.read(about.policy), settings.expected.study
     if found.site != about.name:
         raise Unfit(f"{about.policy} is the policy of {found.site!r}, and the site is {about.name!r}")
     if found.withdrawn or found.paused:
-        raise Unfit(f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything")
+        raise Unfit(
+            f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything"
+        )
     study = study if built is None else built.hash  # where these differ, that is another check's to tell
     if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
         raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
     pin = None if about.folder is None else pinned(about.folder / PINNED)
-    if found.tasks.mode == "first-use" and study and pin not in (None, study) and study not in found.tasks.allowed:
+    if (
+        found.tasks.mode == "first-use"
+        and study
+        and pin not in (None, study)
+        and study not in found.tasks.allowed
+    ):
         raise Unfit(
             f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
         )
     hides = built is not None and built.round.uplink.hides
-    always = leaving("train", departments=built is not None and built.departments, stats=() if built is None else built.stats, secure=hides)
+    always = leaving(
+        "train",
+        departments=built is not None and built.departments,
+        stats=() if built is None else built.stats,
+        secure=hides,
+    )
     if kept := [name for name in always if name not in found.leaving.fields]:
-        raise Unfit(f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields")
+        raise Unfit(
+            f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields"
+        )
     if sums := preprocessing.held_back(steps, found.leaving.fields):
         said = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())
         raise Unfit(
@@ -183,11 +232,21 @@ def policy(about: SiteFile, settings: Settings) -> str:
             "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
         )
     if built is not None:  # but for what the checks above and before have said of it
-        asked = Request(built.hash, examples=0, clip=built.clip, noise=built.noise, whole=built.whole, secure=hides)
-        decision = Policy(found.site, tasks=Tasks("first-use"), leaving=found.leaving).allows(asked, datetime.now(UTC))
+        asked = Request(
+            built.hash, examples=0, clip=built.clip, noise=built.noise, whole=built.whole, secure=hides
+        )
+        decision = Policy(found.site, tasks=Tasks("first-use"), leaving=found.leaving).allows(
+            asked, datetime.now(UTC)
+        )
         if not decision.allowed:
-            raise Unfit(f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed")
-    open_now = "open now" if found.hours.open(datetime.now(UTC)) else f"closed now, open at {', '.join(found.hours.windows)}"
+            raise Unfit(
+                f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed"
+            )
+    open_now = (
+        "open now"
+        if found.hours.open(datetime.now(UTC))
+        else f"closed now, open at {', '.join(found.hours.windows)}"
+    )
     if steps and not found.minimum.cell:
         open_now += f", sums of columns of however few examples leave: set minimum.cell, such as {SAFE.cell}"
     if found.leaving.delta is not None:
@@ -208,15 +267,23 @@ def study(about: SiteFile, settings: Settings) -> str:
     here, known = code(built), expected.code
     odd = [name for name in {**known, **here} if known.get(name) != here.get(name)] if known else []
     if expected.study and built.hash != expected.study:
-        why = f"the files of {listed(odd)} differ: install the same version" if odd else "install the same version, with the same arguments"
+        why = (
+            f"the files of {listed(odd)} differ: install the same version"
+            if odd
+            else "install the same version, with the same arguments"
+        )
         raise Unfit(f"{about.study} here is {built.hash}, and the run is of {expected.study}; {why}")
     if odd:
-        raise Unfit(f"the files of {listed(odd)} are others than those that the study was made with: install the same version")
+        raise Unfit(
+            f"the files of {listed(odd)} are others than those that the study was made with: install the same version"
+        )
     if about.folder is not None and (odd := reviewed.changed(about.folder, about.study, built.hash)):
         raise Unfit(
             f"the files of {listed(odd)} have changed since this site took part: review them, and remove {about.folder / reviewed.NAME}"
         )
-    if built.round.uplink.hides and (about.roster is None or about.name not in Roster.read(about.roster).keys):
+    if built.round.uplink.hides and (
+        about.roster is None or about.name not in Roster.read(about.roster).keys
+    ):
         raise Unfit(
             f"{about.study} has secure aggregation, and the site's file names no roster with the keys of all sites, its own among them: "
             'exchange the lines of `fedjax-core keys show` with the other sites, and set roster = "roster.toml"'

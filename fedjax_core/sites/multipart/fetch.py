@@ -1,15 +1,18 @@
-"""Moves large messages part by part: of what is lost or damaged only that is sent again, and what has come stays.
+"""Moves large messages part by part: of what is lost or damaged only that is sent again, and what has come
+stays.
 
     manifest ─► ask for IN_FLIGHT parts ─► digest? ─► in its place, and ask for the next ─► ... ─► the reply
                         └ lost: again, a little later     └ damaged: again
 
-    lacking ─► deliver IN_FLIGHT parts ─► the site has it? ─► deliver the next ─► ... ─► announce once more ─► what comes of that
+    lacking ─► deliver IN_FLIGHT parts ─► the site has it? ─► deliver the next ─► ... ─► announce once more ─►
+    what comes of that
 
-`AT_ONCE` replies are brought at a time, those first that come first in the cohort, so the coordinator has room for so many; a request
-goes to all sites at a time, as it is there once. The memory of a reply is taken as its parts come, whatever length a site says that it has.
-A message of which a part does not get through after `TRIES` is given up. Where the site is then asked once more, only the parts that are
-missing move: of a request those that it says it lacks, and of a reply those that differ, as in its head after a restart.
-Nothing runs beside the caller: all of this is done while it waits for replies, in `wait`.
+`AT_ONCE` replies are brought at a time, those first that come first in the cohort, so the coordinator has
+room for so many; a request goes to all sites at a time, as it is there once. The memory of a reply is taken
+as its parts come, whatever length a site says that it has. A message of which a part does not get through
+after `TRIES` is given up. Where the site is then asked once more, only the parts that are missing move: of a
+request those that it says it lacks, and of a reply those that differ, as in its head after a restart. Nothing
+runs beside the caller: all of this is done while it waits for replies, in `wait`.
 """
 
 import threading
@@ -51,18 +54,22 @@ class Fetch:
         request: Callable[[str, int], Bytes],
         record: Callable[[str, str, dict[str, Scalar]], None],
     ) -> None:
-        """`request` (the reply's digest, part) is what to send; `record` (site, what, about) is for the audit log."""
+        """`request` (the reply's digest, part) is what to send; `record` (site, what, about) is for the audit
+        log."""
         self._transport, self._roster, self._request, self._record = transport, roster, request, record
         self._rank = {at: rank for rank, at in enumerate(order)}
         self._all: dict[_Way, Transfer] = {}
         self._queue: list[int] = []
         self._active: set[int] = set()
-        self._flying: dict[Future[Any], tuple[_Way, int | None]] = {}  # of which message and part; None: what comes of all parts
+        self._flying: dict[
+            Future[Any], tuple[_Way, int | None]
+        ] = {}  # of which message and part; None: what comes of all parts
         self._pauses: set[Future[Any]] = set()
         self._moved: dict[int, int] = {}
 
     def begin(self, at: int, name: str, manifest: Manifest) -> Future[Reply]:
-        """The future of the reply from the site at this position, brought while somebody is in `wait`; read it once, it is not kept."""
+        """The future of the reply from the site at this position, brought while somebody is in `wait`; read
+        it once, it is not kept."""
         way = at, Coming
         self._stop(way)
         transfer = self._all[way] = Coming(name, manifest, self._all.get(way), self._request)
@@ -71,7 +78,8 @@ class Fetch:
         return transfer.done
 
     def send(self, at: int, name: str, outgoing: OutgoingRequest, lacking: Iterable[int]) -> Future[Reply]:
-        """The future of what the site at this position replies to a request, once it has got the parts that it lacks."""
+        """The future of what the site at this position replies to a request, once it has got the parts that
+        it lacks."""
         way = at, Going
         self._stop(way)
         transfer = self._all[way] = Going(name, outgoing, lacking, self._all.get(way), self._roster)
@@ -81,8 +89,11 @@ class Fetch:
             self._next(way)
         return transfer.done
 
-    def wait(self, replies: Collection[Future[Reply]], until: float, idle_seconds: float | None) -> set[Future[Reply]]:
-        """Those of the replies that are done; none where it is `until`, or where neither a reply nor a part moved for `idle_seconds`."""
+    def wait(
+        self, replies: Collection[Future[Reply]], until: float, idle_seconds: float | None
+    ) -> set[Future[Reply]]:
+        """Those of the replies that are done; none where it is `until`, or where neither a reply nor a part
+        moved for `idle_seconds`."""
         moved = time.monotonic()
         while True:
             last = until if idle_seconds is None else min(until, moved + idle_seconds)
@@ -93,7 +104,9 @@ class Fetch:
                     moved = time.monotonic()
             if not done and time.monotonic() < until:
                 self._make_room()
-            found = {future for future in replies if future.done()} if parts else done  # a part may have been the last one of a reply
+            found = (
+                {future for future in replies if future.done()} if parts else done
+            )  # a part may have been the last one of a reply
             if found or not done or time.monotonic() >= until:
                 return found
 
@@ -162,7 +175,11 @@ class Fetch:
     def _finish(self, way: _Way) -> None:
         self._stop(way)
         transfer = self._all[way]
-        about: dict[str, Scalar] = {"bytes": transfer.manifest.length, "parts": len(transfer.tries), "again": sum(transfer.tries)}
+        about: dict[str, Scalar] = {
+            "bytes": transfer.manifest.length,
+            "parts": len(transfer.tries),
+            "again": sum(transfer.tries),
+        }
         self._record(transfer.name, transfer.over, about)
         if isinstance(transfer, Going):
             self._flying[self._transport.send(transfer.name, transfer.outgoing.announcement)] = way, None
@@ -212,7 +229,9 @@ class Fetch:
     def _make_room(self) -> None:
         """Gives up what is being brought, and does not come, where other replies wait for that."""
         for at in list(self._active) if self._queue else []:
-            self._give_up((at, Coming), f"the reply of {self._all[at, Coming].name!r} does not go on, and others wait")
+            self._give_up(
+                (at, Coming), f"the reply of {self._all[at, Coming].name!r} does not go on, and others wait"
+            )
 
     def _give_up(self, way: _Way, why: str) -> None:
         """What came stays, for when the site is asked once more."""

@@ -1,9 +1,11 @@
-"""The manifest of a large message: its parts, and how they become the message again. Requests and replies share it.
+"""The manifest of a large message: its parts, and how they become the message again. Requests and replies
+share it.
 
     the message is longer than part_bytes  ─►  its length, and the SHA-256 of every part, in an envelope that is signed
 
-The digests are signed, so a part is known to be right when it comes, wherever it comes from; and what the parts are put together to
-is a message that is signed and digested by itself, and is read as if it had come whole. How parts move is in `fetch.py`.
+The digests are signed, so a part is known to be right when it comes, wherever it comes from; and what the
+parts are put together to is a message that is signed and digested by itself, and is read as if it had come
+whole. How parts move is in `fetch.py`.
 
 >>> digests_of(b"abcdefgh", 3).shape
 (3, 32)
@@ -72,7 +74,8 @@ class Manifest(NamedTuple):
 
 
 class Assembly:
-    """A message that is put together of its parts, in whatever order they come; memory is taken with the first of them.
+    """A message that is put together of its parts, in whatever order they come; memory is taken with the
+    first of them.
 
     Of one `before` that did not become whole, the parts that are the same in this one are here.
     """
@@ -83,7 +86,10 @@ class Assembly:
         self.here = np.zeros(len(manifest.digests), bool)
         # Of one that is whole others may have views: its memory is not written to any more.
         if before is not None and before.manifest[1:3] == manifest[1:3] and not before.here.all():
-            self._raw, self.here = before._raw, before.here & (before.manifest.digests == manifest.digests).all(axis=1)
+            self._raw, self.here = (
+                before._raw,
+                before.here & (before.manifest.digests == manifest.digests).all(axis=1),
+            )
 
     def take(self, i: int, raw: Bytes) -> bool:
         """Whether this is part `i`, which is then here."""
@@ -133,9 +139,13 @@ def read_manifest(said: Envelope, asked: Header, limits: Limits = LIMITS) -> Man
         raise BadParts("a message comes in parts, and nobody said of how many bytes")
     of, length = said.header.fields.get("of"), said.header.fields.get("length")
     if not isinstance(of, str) or type(length) is not int or length <= part_bytes:
-        raise BadParts(f"a message in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once")
+        raise BadParts(
+            f"a message in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once"
+        )
     if length > limits.message_bytes:
-        raise Oversize(f"the message has {length:,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+        raise Oversize(
+            f"the message has {length:,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes"
+        )
     parts = -(-length // part_bytes)
     found = from_tensors(said.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)})
     return Manifest(of, length, part_bytes, np.array(found["digests"]))  # and nothing else of the message

@@ -1,11 +1,12 @@
 """Splits a site's large reply into parts. `requests.py` does the same for a large request.
 
     request, with the field part_bytes  ─►  a reply that is no longer: itself
-                                            a longer one: `parts`, signed: its length, and the SHA-256 of every part
+                                            a longer one: `parts`, signed: its length, and the SHA-256 of
+                                            every part
     `part` i of that reply              ─►  its bytes, as they are
 
-A site has one large reply, its last one; a process that began anew has none, and is to be asked everything again.
-"""
+A site has one large reply, its last one; a process that began anew has none, and is to be asked everything
+again."""
 
 from fedjax_core.sites.multipart.manifest import Gone, Manifest, manifest_of, part_index
 from fedjax_core.sites.wire.canonical import Bytes
@@ -13,13 +14,15 @@ from fedjax_core.sites.wire.envelope import Header
 
 
 class Outbox:
-    """The last reply of a site that was too large to travel at once, which the site's ledger has had since it was made."""
+    """The last reply of a site that was too large to travel at once, which the site's ledger has had since it
+    was made."""
 
     def __init__(self) -> None:
         self._large: tuple[Manifest, Bytes] | None = None
 
     def split(self, request: Header, reply: Bytes) -> Manifest | None:
-        """What the parts of the reply are, where it is longer than the request wants it at once; it is then kept. None: it is not."""
+        """What the parts of the reply are, where it is longer than the request wants it at once; it is then
+        kept. None: it is not."""
         part_bytes = request.fields.get("part_bytes")
         if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
             return None

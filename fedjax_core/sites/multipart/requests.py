@@ -1,14 +1,16 @@
-"""A large request in parts, at both ends: announced to all sites alike, and delivered to each as far as it lacks it.
+"""A large request in parts, at both ends: announced to all sites alike, and delivered to each as far as it
+lacks it.
 
     a request longer than part_bytes    ─►  `announce`, signed, one for all: its length, and the SHA-256 of every part
     a site that lacks some of them      ─►  `lacking`: which
     `deliver` part i, one for all       ─►  `delivered`, once its digest fits and it is kept
     `announce` once more                ─►  a site that lacks none reads the request, and this is answered as if it had come whole
 
-So `announce` stands for the request wherever that is asked, or asked again, and what came before a transfer was cut is not sent twice.
-The policy is asked before a part comes. A length above `Limits.message_bytes`, or the policy's `caps.memory_gb`, is refused before
-memory is taken. The request is signed and digested by itself, and nothing of it is read before all of it is there. A site has one such
-request, its last one, in memory; a process that began anew lacks all. How parts are sent is in `fetch.py`.
+So `announce` stands for the request wherever that is asked, or asked again, and what came before a transfer
+was cut is not sent twice. The policy is asked before a part comes. A length above `Limits.message_bytes`, or
+the policy's `caps.memory_gb`, is refused before memory is taken. The request is signed and digested by
+itself, and nothing of it is read before all of it is there. A site has one such request, its last one, in
+memory; a process that began anew lacks all. How parts are sent is in `fetch.py`.
 
 >>> from fedjax_core.sites.wire.identity import SiteKey
 >>> requests = Requests("heart-1", "ab12", np.zeros((0, 2), np.uint32), SiteKey.make("coordinator"), lambda *about: None)
@@ -22,7 +24,15 @@ from functools import lru_cache, partial
 import jax
 import numpy as np
 
-from fedjax_core.sites.multipart.manifest import Assembly, BadParts, Gone, Manifest, TamperedPart, manifest_of, part_index
+from fedjax_core.sites.multipart.manifest import (
+    Assembly,
+    BadParts,
+    Gone,
+    Manifest,
+    TamperedPart,
+    manifest_of,
+    part_index,
+)
 from fedjax_core.sites.protocol.kinds import ANNOUNCE, DELIVER
 from fedjax_core.sites.protocol.request import Requests
 from fedjax_core.sites.wire.canonical import Bytes
@@ -40,7 +50,9 @@ class OutgoingRequest:
     def __init__(self, request: Bytes, part_bytes: int, requests: Requests) -> None:
         self.request, self.manifest = request, manifest_of(request, part_bytes)
         self._requests, self._asked = requests, header_of(request)
-        self.part = lru_cache(_KEPT)(partial(_part, request, self.manifest, self._asked, requests))  # knows no self: no cycle to collect
+        self.part = lru_cache(_KEPT)(
+            partial(_part, request, self.manifest, self._asked, requests)
+        )  # knows no self: no cycle to collect
         """Part `i` as it is sent, the same bytes to all sites that are nearly as far."""
         self._announcement: Bytes = b""
         self.digest = header_of(self.announcement).digest
@@ -48,7 +60,8 @@ class OutgoingRequest:
 
     @property
     def announcement(self) -> Bytes:
-        """What is sent in the place of the request: made anew where another was since, as sites hear of nothing older than the last."""
+        """What is sent in the place of the request: made anew where another was since, as sites hear of
+        nothing older than the last."""
         if not self._announcement or self._requests.announced != self.manifest.of:
             fields, tensors = self.manifest.fields(), {"digests": self.manifest.digests}
             self._announcement = self._requests.concerning(self._asked, ANNOUNCE, fields, tensors)
@@ -57,7 +70,9 @@ class OutgoingRequest:
 
     def lacking(self, said: Envelope) -> list[int]:
         """The parts that a site says it lacks; raises a `Refused` where that is not in order."""
-        found = from_tensors(said.tensors, {"lacking": jax.ShapeDtypeStruct((len(self.manifest.digests),), np.bool_)})["lacking"]
+        found = from_tensors(
+            said.tensors, {"lacking": jax.ShapeDtypeStruct((len(self.manifest.digests),), np.bool_)}
+        )["lacking"]
         if not found.any():
             raise BadParts("a site that lacks no part of a request answers the request")
         return np.flatnonzero(found).tolist()
@@ -92,7 +107,11 @@ class Inbox:
             raise Gone("the site does not wait for parts of that request; it is to be announced again")
         i = part_index(header, coming.manifest)
         where = coming.manifest.place(i)
-        raw = from_tensors(envelope.tensors, {"part": jax.ShapeDtypeStruct((where.stop - where.start,), np.uint8)})["part"]
+        raw = from_tensors(
+            envelope.tensors, {"part": jax.ShapeDtypeStruct((where.stop - where.start,), np.uint8)}
+        )["part"]
         if not coming.take(i, raw.data):
-            raise TamperedPart(f"what came is not part {i} of the request that was announced; announce it again")
+            raise TamperedPart(
+                f"what came is not part {i} of the request that was announced; announce it again"
+            )
         return i

@@ -30,7 +30,9 @@ class Transfer(ABC):
     what: ClassVar[str]
     """The message, before the site's name."""
 
-    def __init__(self, name: str, manifest: Manifest, wanted: Iterable[int], before: "Transfer | None") -> None:
+    def __init__(
+        self, name: str, manifest: Manifest, wanted: Iterable[int], before: "Transfer | None"
+    ) -> None:
         self.name, self.manifest = name, manifest
         self.done: Future[Reply] = Future() if before is None or before.done.done() else before.done
         """What comes of it in the end."""
@@ -55,7 +57,9 @@ class Coming(Transfer):
 
     over, wrong, what = "came in parts", "not the part that the site signed", "the reply of"
 
-    def __init__(self, name: str, manifest: Manifest, before: "Transfer | None", request: Callable[[str, int], Bytes]) -> None:
+    def __init__(
+        self, name: str, manifest: Manifest, before: "Transfer | None", request: Callable[[str, int], Bytes]
+    ) -> None:
         self.assembly: Assembly = Assembly(manifest, before.assembly if isinstance(before, Coming) else None)
         super().__init__(name, manifest, (~self.assembly.here).nonzero()[0].tolist(), before)
         self._request = request
@@ -72,12 +76,25 @@ class Coming(Transfer):
 class Going(Transfer):
     """A request on its way to a site, which lacks some parts of it."""
 
-    over, wrong, what = "went in parts", "damaged on its way there, or its answer on its way back", "the request to"
+    over, wrong, what = (
+        "went in parts",
+        "damaged on its way there, or its answer on its way back",
+        "the request to",
+    )
 
-    def __init__(self, name: str, outgoing: OutgoingRequest, lacking: Iterable[int], before: "Transfer | None", roster: Roster) -> None:
+    def __init__(
+        self,
+        name: str,
+        outgoing: OutgoingRequest,
+        lacking: Iterable[int],
+        before: "Transfer | None",
+        roster: Roster,
+    ) -> None:
         super().__init__(name, outgoing.manifest, lacking, before)
         self.outgoing, self._roster = outgoing, roster
-        self.times: int = 1 + (before.times if isinstance(before, Going) and before.outgoing is outgoing else 0)
+        self.times: int = 1 + (
+            before.times if isinstance(before, Going) and before.outgoing is outgoing else 0
+        )
         """How often the site has said that it lacks parts of it."""
 
     def message(self, i: int) -> Bytes:

@@ -1,4 +1,5 @@
-"""What a site allows: its policy, how that is enforced, and the accounts that it keeps of time, answers and privacy."""
+"""What a site allows: its policy, how that is enforced, and the accounts that it keeps of time, answers and
+privacy."""
 
 from fedjax_core.sites.policy.pinning import PINNED, pin, pinned
 from fedjax_core.sites.policy.policy import OF_DATA, Decision, Policy, Request

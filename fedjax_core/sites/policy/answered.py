@@ -1,18 +1,21 @@
-"""What a site has answered: each question once, over restarts, so that answers can be counted and a round has one model.
+"""What a site has answered: each question once, over restarts, so that answers can be counted and a round has
+one model.
 
     the same question again    the same answer, which tells nothing new: it is not counted
     a new one                  counted; refused where the policy gives no more of them a day, or does not let the model be asked about
 
-A policy with `evaluation.models = "sent"` lets a site work only on models that it was sent in training or helped to make:
+A policy with `evaluation.models = "sent"` lets a site work only on models that it was sent in training or
+helped to make:
 
     train       one model a round and exchange; the rounds of a run go on, or go back to one that was answered, with the very same bits
     evaluate    a model that it was sent in training; or one newer than all of those, one a round, and no more than `UNTRAINED` of
                 them before it trains again
     score       a model that it was sent before, to train or to evaluate
 
-A coordinator that begins anew says so by asking for the site's description: the rounds of its run may then begin again anywhere, and what
-is asked there for the first time is counted again. A site cannot tell a model that sites made together from one that its coordinator made
-up: what limits the second kind is how many answers there are.
+A coordinator that begins anew says so by asking for the site's description: the rounds of its run may then
+begin again anywhere, and what is asked there for the first time is counted again. A site cannot tell a model
+that sites made together from one that its coordinator made up: what limits the second kind is how many
+answers there are.
 
 >>> answered, policy = Answered(None), Policy("charite")
 >>> first, other = Question("train", "run", 0, 0, digest="aa", model="a"), Question("train", "run", 0, 0, digest="bb", model="b")
@@ -35,7 +38,8 @@ from fedjax_core.sites.policy.policy import Policy
 from fedjax_core.sites.wire.canonical import dumps
 
 UNTRAINED = 32
-"""So many models newer than the last one that it trained may be evaluated before the site trains again: rounds without it are no error."""
+"""So many models newer than the last one that it trained may be evaluated before the site trains again:
+rounds without it are no error."""
 
 ALL = -1
 """Of the steps of an answer: it went over all that there are, or is of none."""
@@ -55,7 +59,8 @@ class Question(NamedTuple):
     digest: str
     """Of all in the request that the answer depends on."""
     model: str = ""
-    """Digest of the model in it, with the numbers of preprocessing; empty where it cannot be told from the rest."""
+    """Digest of the model in it, with the numbers of preprocessing; empty where it cannot be told from the
+    rest."""
     data: str = ""
     """The fingerprint of the site's data."""
 
@@ -64,7 +69,9 @@ class Question(NamedTuple):
         """Where in a run it belongs; of questions that belong to none, the question itself."""
         if self.kind == "train":
             return f"train/{self.run}/{self.round}/{self.exchange}"
-        return f"evaluate/{self.run}/{self.round}" if self.kind == "evaluate" else f"{self.kind}/{self.digest}"
+        return (
+            f"evaluate/{self.run}/{self.round}" if self.kind == "evaluate" else f"{self.kind}/{self.digest}"
+        )
 
 
 class Answered:
@@ -78,7 +85,9 @@ class Answered:
         self._runs: dict[str, tuple[int, int, int]] = {}
         self._day, self._updates_today, self._others_today, self._updates, self._untrained = "", 0, 0, 0, 0
         self._lines = 0
-        self._descriptor: int | None = None  # of the file: opening it for every answer takes longer than writing it
+        self._descriptor: int | None = (
+            None  # of the file: opening it for every answer takes longer than writing it
+        )
         if self._path is not None and self._path.exists():
             self._read(self._path)
 
@@ -89,11 +98,13 @@ class Answered:
             self._descriptor = None
 
     def knows(self, question: Question) -> bool:
-        """Whether the very same was answered, of the same data, be it that the site declined after work on them."""
+        """Whether the very same was answered, of the same data, be it that the site declined after work on
+        them."""
         return self._known.get(question.place, ())[:2] == [question.digest, question.data]
 
     def steps(self, question: Question) -> int:
-        """How many steps the answer to it is of: `ALL`, or so many where the time was limited; 0 where there was none but a refusal."""
+        """How many steps the answer to it is of: `ALL`, or so many where the time was limited; 0 where there
+        was none but a refusal."""
         return int(self._known[question.place][2]) if self.knows(question) else 0
 
     def objection(self, question: Question, policy: Policy) -> tuple[str, str] | None:
@@ -105,16 +116,23 @@ class Answered:
         caps, today = policy.caps, self._day == _today()
         if question.kind != "train":
             if today and self._others_today >= policy.evaluation.per_day:
-                return "evaluations", f"has given the {policy.evaluation.per_day} evaluations of a day (evaluation.per_day)"
+                return (
+                    "evaluations",
+                    f"has given the {policy.evaluation.per_day} evaluations of a day (evaluation.per_day)",
+                )
             return None
         if caps.updates_per_day is not None and today and self._updates_today >= caps.updates_per_day:
-            return "updates", f"has given the {caps.updates_per_day} updates of a day, and goes on tomorrow (caps.updates_per_day)"
+            return (
+                "updates",
+                f"has given the {caps.updates_per_day} updates of a day, and goes on tomorrow (caps.updates_per_day)",
+            )
         if caps.updates is not None and self._updates >= caps.updates:
             return "updates", f"gives no more than {caps.updates} updates in all, which it has (caps.updates)"
         return None
 
     def add(self, question: Question, steps: int = ALL) -> bool:
-        """Counts an answer that is about to leave, of so many steps, or of 0 a refusal; whether it is a new one."""
+        """Counts an answer that is about to leave, of so many steps, or of 0 a refusal; whether it is a new
+        one."""
         return self._keep([*question, steps, _today()])
 
     def begins_anew(self, run: str) -> None:
@@ -131,9 +149,18 @@ class Answered:
             "the next round, or begin another run (run_name=)",
         )
         if question.kind == "train":
-            asked = self._known.get(question._replace(kind="evaluate").place, [""])[0] if evaluated >= question.round else ""
+            asked = (
+                self._known.get(question._replace(kind="evaluate").place, [""])[0]
+                if evaluated >= question.round
+                else ""
+            )
             odd = question.exchange == 0 and question.model and asked and asked != question.model
-            return another if odd or not ((question.round, question.exchange) > (round, exchange) or before == question.digest) else None
+            return (
+                another
+                if odd
+                or not ((question.round, question.exchange) > (round, exchange) or before == question.digest)
+                else None
+            )
         if question.kind == "evaluate":
             if before == question.digest or (question.model and question.model in self._models):
                 return None
@@ -157,14 +184,17 @@ class Answered:
             if self._lines >= 2 * _LAST:
                 self.close()
                 self._lines = 1
-                write_whole(self._path, json.dumps({name: getattr(self, f"_{name}") for name in _STATE}) + "\n")
+                write_whole(
+                    self._path, json.dumps({name: getattr(self, f"_{name}") for name in _STATE}) + "\n"
+                )
             else:
                 self._lines += 1
                 self._append(self._path, dumps(line) + b"\n")
         return new
 
     def _append(self, path: Path, line: bytes) -> None:
-        """Adds the line, whole or not at all. It outlives the process; that it outlives the machine is not waited for."""
+        """Adds the line, whole or not at all. It outlives the process; that it outlives the machine is not
+        waited for."""
         if self._descriptor is None:
             self._descriptor = opener(os.fspath(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         written = os.write(self._descriptor, line)

@@ -1,12 +1,14 @@
-"""Caps: what a site's process may use, kept by the site itself, so that clinical work on the same machine is not disturbed.
+"""Caps: what a site's process may use, kept by the site itself, so that clinical work on the same machine is
+not disturbed.
 
     cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
     memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
     memory_gb                              of a request that comes in parts, before the first one (requests.py)
 
-Seconds of a day are kept in the site's folder, over restarts: after each round where the day has a cap, else whenever a second has come
-together, as that is a wait for the disk. The day is that of UTC. In one's own process (`transport="in-process"`) cpus and gpu_share are
-not confined, as they would hold for all that is there.
+Seconds of a day are kept in the site's folder, over restarts: after each round where the day has a cap, else
+whenever a second has come together, as that is a wait for the disk. The day is that of UTC. In one's own
+process (`transport="in-process"`) cpus and gpu_share are not confined, as they would hold for all that is
+there.
 
 >>> now = iter([0.0, 8.0, 11.0, 11.0])
 >>> budget = Budget(None, clock=lambda: next(now))
@@ -41,7 +43,8 @@ class OverCap(Refused):
 
 
 def confine(caps: Caps) -> None:
-    """Holds this process to its CPUs and its share of a GPU. To be called before JAX begins to compute, which is then bound by it."""
+    """Holds this process to its CPUs and its share of a GPU. To be called before JAX begins to compute, which
+    is then bound by it."""
     if caps.cpus is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: caps.cpus])
     if caps.gpu_share is not None:
@@ -52,7 +55,9 @@ def check_size(caps: Caps, length: int) -> None:
     """Returns where a request of so many bytes may come; raises `OverCap` where the site's memory is less."""
     if caps.memory_gb is not None and length > caps.memory_gb * 1e9:
         gives = f"{caps.memory_gb:g} GB of memory"
-        raise OverCap(f"the request has {length:,} bytes, and the site gives {gives} to all of its work (caps.memory_gb)")
+        raise OverCap(
+            f"the request has {length:,} bytes, and the site gives {gives} to all of its work (caps.memory_gb)"
+        )
 
 
 class Budget:
@@ -76,7 +81,9 @@ class Budget:
 
     def _add(self, seconds: float, unwritten: float) -> None:
         self._spent = _today(), seconds
-        if self._path is not None and (self._spent[0] != self._written[0] or seconds - self._written[1] >= unwritten):
+        if self._path is not None and (
+            self._spent[0] != self._written[0] or seconds - self._written[1] >= unwritten
+        ):
             write_whole(self._path, json.dumps({"day": self._spent[0], "seconds": seconds}))
             self._written = self._spent
 

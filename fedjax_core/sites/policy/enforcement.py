@@ -1,11 +1,13 @@
-"""Enforces a site's policy: it is asked before any work and about all that would leave, and counts what leaves.
+"""Enforces a site's policy: it is asked before any work and about all that would leave, and counts what
+leaves.
 
     check: may the site work on this?  ─►  work  ─►  metric, protect, release: may this leave, and how?  ─►  count: is that too much?
       └ under tasks.mode = "first-use" pins the first task            declined: no update may leave  ─►  count, as one that leaves
 
-Its file is read anew for every request, so staff may pause the site, or withdraw it, between any two. A refusal names a setting, by
-its code. Where its reason has to do with the site's data (`Withheld`), only that the site declined travels; and where that came of
-work on the data, it is counted as an update is, because it tells as much.
+Its file is read anew for every request, so staff may pause the site, or withdraw it, between any two. A
+refusal names a setting, by its code. Where its reason has to do with the site's data (`Withheld`), only that
+the site declined travels; and where that came of work on the data, it is counted as an update is, because it
+tells as much.
 
 >>> from fedjax_core.sites.policy.tables import Leaving, Tasks
 >>> from fedjax_core.sites.wire.envelope import COORDINATOR
@@ -43,7 +45,14 @@ from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import Header
 from fedjax_core.sites.wire.tensors import measure_update
 
-_WITHOUT_NORM = ("measure", "statistics", SHARE, MASK, CONFIRM, REVEAL)  # sums of columns, secrets, and what is under masks
+_WITHOUT_NORM = (
+    "measure",
+    "statistics",
+    SHARE,
+    MASK,
+    CONFIRM,
+    REVEAL,
+)  # sums of columns, secrets, and what is under masks
 _REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
 
 
@@ -79,10 +88,12 @@ class Enforcement:
         account: Path | None = None,
         secret: bytes = b"",
     ) -> None:
-        """The policy is in the `file`, or the `usual` one where there is none; `folder` keeps the pin, the account and what was answered.
+        """The policy is in the `file`, or the `usual` one where there is none; `folder` keeps the pin, the
+        account and what was answered.
 
-        `asked` is what holds of every request: what the study does to updates, and the site's numbers of examples. `account`: the folder of
-        an account that several have together. `secret`: by which the site draws noise.
+        `asked` is what holds of every request: what the study does to updates, and the site's numbers of
+        examples. `account`: the folder of an account that several have together. `secret`: by which the site
+        draws noise.
         """
         self.policy = usual
         self._site, self._file, self._asked, self._secret = site, file, asked, secret
@@ -92,24 +103,37 @@ class Enforcement:
         self._pinned: str | None = None  # where there is no folder
         self._read()
 
-    def check(self, request: Header, fields: tuple[str, ...], seconds_today: float = 0.0, question: Question | None = None) -> None:
-        """Returns where the policy, as it is in its file now, lets the site work on this; the task is then pinned where it is the first.
+    def check(
+        self,
+        request: Header,
+        fields: tuple[str, ...],
+        seconds_today: float = 0.0,
+        question: Question | None = None,
+    ) -> None:
+        """Returns where the policy, as it is in its file now, lets the site work on this; the task is then
+        pinned where it is the first.
 
-        `fields`: those that the reply will have whatever comes of the work; `seconds_today`: for which the site has computed; `question`:
-        what is asked, where that is something of which answers are counted.
+        `fields`: those that the reply will have whatever comes of the work; `seconds_today`: for which the
+        site has computed; `question`: what is asked, where that is something of which answers are counted.
         """
         self._read()
         if self._accounted(request):
             self._told.check()
         told = self._epsilon(request)
-        asked = self._asked._replace(task=request.config, fields=fields, seconds_today=seconds_today, epsilon=told)
-        decision = self.policy.allows(asked, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins))
+        asked = self._asked._replace(
+            task=request.config, fields=fields, seconds_today=seconds_today, epsilon=told
+        )
+        decision = self.policy.allows(
+            asked, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins)
+        )
         if decision.code == "withdrawn":
             raise Withdrawn(decision.reason)
         if not decision.allowed:
             raise (Withheld if decision.code in OF_DATA else Declined)(f"{decision.reason} [{decision.code}]")
         if request.kind in ("evaluate", "score", "statistics") and self.policy.leaving.delta is not None:
-            raise Declined(f"{self._site} keeps an account of an epsilon (leaving.delta), which metrics are not in: it evaluates nothing")
+            raise Declined(
+                f"{self._site} keeps an account of an epsilon (leaving.delta), which metrics are not in: it evaluates nothing"
+            )
         if question is not None and (objection := self.answered.objection(question, self.policy)) is not None:
             raise Declined(f"{self._site} {objection[1]} [{objection[0]}]")
         if decision.pin is not None and self._pins is not None:
@@ -123,13 +147,16 @@ class Enforcement:
             raise Withheld(f"{self._site} would report on {lacking[1]} [{lacking[0]}]")
 
     def check_weight(self, request: Header, weight: float, counts: Collection[float] = ()) -> None:
-        """Returns where a report may have this weight: with an account of an epsilon, which does not count it, one that is of counts.
+        """Returns where a report may have this weight: with an account of an epsilon, which does not count
+        it, one that is of counts.
 
-        Where the site adds the noise itself, and so believes nothing that the study computes, it is 1 or one of these `counts`.
-        """
+        Where the site adds the noise itself, and so believes nothing that the study computes, it is 1 or one
+        of these `counts`."""
         own = self.policy.leaving.enforced
         if self._accounted(request) and not (weight in (1.0, *counts) if own else weight.is_integer()):
-            raise Withheld(f"{self._site} keeps an account of an epsilon (leaving.delta), and the report's weight is not a count [weight]")
+            raise Withheld(
+                f"{self._site} keeps an account of an epsilon (leaving.delta), and the report's weight is not a count [weight]"
+            )
 
     def check_cell(self, examples: int) -> None:
         """Returns where sums of metrics may be of so many examples."""
@@ -147,11 +174,14 @@ class Enforcement:
             return {}
         return written(name, sums)
 
-    def protect(self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()) -> Mapping[str, np.ndarray]:
-        """The tensors as they may leave: where the policy has the site clip updates and add noise, clipped and noisy but for `beside`.
+    def protect(
+        self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()
+    ) -> Mapping[str, np.ndarray]:
+        """The tensors as they may leave: where the policy has the site clip updates and add noise, clipped
+        and noisy but for `beside`.
 
-        The draws go by the request and the update: asked again, the site gives the same bits, and never two updates under one noise.
-        """
+        The draws go by the request and the update: asked again, the site gives the same bits, and never two
+        updates under one noise."""
         leaving = self.policy.leaving
         if request.kind != "train" or not leaving.enforced:
             return tensors
@@ -160,35 +190,52 @@ class Enforcement:
         place = f"{_where(request)}/{request.digest}"
         return {**tensors, **protected(update, leaving.clip, leaving.noise or 0.0, self._secret, place)}
 
-    def release(self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()) -> float | None:
-        """The norm of these tensors, but for those `beside` an update, once the policy lets it leave; None where nobody asks for it.
+    def release(
+        self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()
+    ) -> float | None:
+        """The norm of these tensors, but for those `beside` an update, once the policy lets it leave; None
+        where nobody asks for it.
 
         No update leaves that is not finite.
         """
-        if request.kind in _WITHOUT_NORM or (request.kind != "train" and self.policy.leaving.max_norm is None):
+        if request.kind in _WITHOUT_NORM or (
+            request.kind != "train" and self.policy.leaving.max_norm is None
+        ):
             return None
         norm = measure_update(tensors, beside)
         if not (leave := self.policy.may_leave([], norm)).allowed:
             raise Withheld(f"{leave.reason} [{leave.code}]")
         return norm
 
-    def count(self, request: Header, digest: str, question: Question | None = None, steps: int = ALL) -> dict[str, Scalar]:
-        """Counts what an update of this digest, and of so many steps, tells, before it leaves; raises where that is more than the policy
-        lets it.
+    def count(
+        self, request: Header, digest: str, question: Question | None = None, steps: int = ALL
+    ) -> dict[str, Scalar]:
+        """Counts what an update of this digest, and of so many steps, tells, before it leaves; raises where
+        that is more than the policy lets it.
 
         For the site's audit log: the epsilon of all updates so far; nothing where none is kept.
         """
         with self._told.alone():
-            if self._accounted(request) and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed:
+            if (
+                self._accounted(request)
+                and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed
+            ):
                 raise Withheld(f"{leave.reason} [{leave.code}]")
             return self._count(request, digest, question, steps)
 
     def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
         """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
         with self._told.alone():
-            return self._count(request, f"{_REFUSED} {question.digest if question is not None else request.digest}", question, 0)
+            return self._count(
+                request,
+                f"{_REFUSED} {question.digest if question is not None else request.digest}",
+                question,
+                0,
+            )
 
-    def _count(self, request: Header, digest: str, question: Question | None, steps: int) -> dict[str, Scalar]:
+    def _count(
+        self, request: Header, digest: str, question: Question | None, steps: int
+    ) -> dict[str, Scalar]:
         if question is not None:
             self.answered.add(question, steps)
         if not self._accounted(request):
@@ -196,12 +243,15 @@ class Enforcement:
         noise, delta = self._noise, self.policy.leaving.delta
         assert noise is not None and delta is not None
         told = self._told.add(_where(request), noise, digest, request)
-        own: dict[str, Scalar] = {"clip": self.policy.leaving.clip, "noise": noise} if self.policy.leaving.enforced else {}
+        own: dict[str, Scalar] = (
+            {"clip": self.policy.leaving.clip, "noise": noise} if self.policy.leaving.enforced else {}
+        )
         return own | {"epsilon": epsilon(told, delta), "delta": delta, "told": told}
 
     @property
     def _noise(self) -> float | None:
-        """In what leaves, in multiples of the clip: what the site adds, or what the study says that it does."""
+        """In what leaves, in multiples of the clip: what the site adds, or what the study says that it
+        does."""
         return self.policy.leaving.noise if self.policy.leaving.enforced else self._asked.noise
 
     def _accounted(self, request: Header) -> bool:

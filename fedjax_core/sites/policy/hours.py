@@ -30,7 +30,9 @@ class Hours:
         try:
             ZoneInfo(self.zone)
         except (OSError, ValueError):  # a missing zone is a KeyError of zoneinfo's own
-            raise ValueError(f"zone {self.zone!r} is not a time zone: use a name such as 'Europe/Berlin'") from None
+            raise ValueError(
+                f"zone {self.zone!r} is not a time zone: use a name such as 'Europe/Berlin'"
+            ) from None
         except KeyError:
             raise ValueError(
                 f"zone {self.zone!r} is not known here: use a name such as 'Europe/Berlin', or install the tzdata package"
@@ -44,14 +46,19 @@ class Hours:
             return True
         local = now.astimezone(ZoneInfo(self.zone))
         minute = local.weekday() * _DAY + local.hour * 60 + local.minute
-        return any((minute - start) % _WEEK < length for window in self.windows for start, length in _spans(window))
+        return any(
+            (minute - start) % _WEEK < length for window in self.windows for start, length in _spans(window)
+        )
 
 
 def _spans(window: str) -> Iterator[tuple[int, int]]:
-    """(first minute of the week, minutes) of a window on each of its days, which are those on which it begins."""
+    """(first minute of the week, minutes) of a window on each of its days, which are those on which it
+    begins."""
     found = _WINDOW.fullmatch(window)
     if not found:
-        raise ValueError(f"window {shown(window)} should read like 'Mon-Fri 19:00-06:00', 'Sat,Sun 00:00-24:00' or '19:00-06:00'")
+        raise ValueError(
+            f"window {shown(window)} should read like 'Mon-Fri 19:00-06:00', 'Sat,Sun 00:00-24:00' or '19:00-06:00'"
+        )
     days, hour, minute, until_hour, until_minute = found.groups()
     start = int(hour) * 60 + int(minute)
     end = _DAY if until_hour is None else int(until_hour) * 60 + int(until_minute)

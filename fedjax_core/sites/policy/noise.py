@@ -3,13 +3,14 @@
     x = u min(1, C / |u|)                                     the l2 norm over all tensors of the update
     sent = g (truncate(x / g) + round(N(0, (z C)^2) / g))     g: a power of two, about z C / 2^17
 
-Both terms are whole multiples of g, and truncating only shortens x. So the last bits of what leaves tell nothing of x, as those of a sum
-of floating-point numbers may: Mironov, "On Significance of the Least Significant Bits for Differential Privacy", CCS 2012. The noise is
-rounded from 53-bit draws, whose tails end at 8.2 standard deviations.
+Both terms are whole multiples of g, and truncating only shortens x. So the last bits of what leaves tell
+nothing of x, as those of a sum of floating-point numbers may: Mironov, "On Significance of the Least
+Significant Bits for Differential Privacy", CCS 2012. The noise is rounded from 53-bit draws, whose tails end
+at 8.2 standard deviations.
 
-The draws come of SHAKE-256 under a secret of the site, which the operating system gave when the site's key was made. They are addressed by
-the request and by the update itself: the same update in answer to the same request leaves with the same bits, also after a crash, and
-never do two updates leave under one noise.
+The draws come of SHAKE-256 under a secret of the site, which the operating system gave when the site's key
+was made. They are addressed by the request and by the update itself: the same update in answer to the same
+request leaves with the same bits, also after a crash, and never do two updates leave under one noise.
 
 >>> update = {"w": np.array([3.0, 4.0], np.float32)}
 >>> protected(update, clip=1.0)["w"].round(3).tolist()
@@ -34,13 +35,16 @@ _CHUNK = 1 << 18  # numbers at a time: 2 MB of draws
 def protected(
     update: Mapping[str, np.ndarray], clip: float, noise: float = 0.0, secret: bytes = b"", place: str = ""
 ) -> dict[str, np.ndarray]:
-    """The tensors with an l2 norm of at most `clip` together, plus N(0, (noise clip)^2) in each number; their dtypes stay.
+    """The tensors with an l2 norm of at most `clip` together, plus N(0, (noise clip)^2) in each number; their
+    dtypes stay.
 
-    `secret` and `place` address the draws. Raises `NotFinite` where a number is none, ValueError where a tensor is not of floating point.
-    """
+    `secret` and `place` address the draws. Raises `NotFinite` where a number is none, ValueError where a
+    tensor is not of floating point."""
     odd = [name for name, x in update.items() if not floating(x.dtype)]
     if odd:
-        raise ValueError(f"tensor {odd[0]!r} is of {update[odd[0]].dtype}, to which no noise can be added: only floating point leaves here")
+        raise ValueError(
+            f"tensor {odd[0]!r} is of {update[odd[0]].dtype}, to which no noise can be added: only floating point leaves here"
+        )
     norm = measure(update)
     shrink = clip / norm * (1 - 1e-12) if norm > clip else 1.0
     if not noise:
@@ -69,7 +73,9 @@ def _noisy(x: np.ndarray, shrink: float, deviation: float, seed: bytes) -> np.nd
     flat, sent = x.reshape(-1), np.empty(x.size, x.dtype)
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK].astype(np.float64)
-        whole = np.trunc(part * (shrink / step)) + np.rint(_normal(seed, start, part.size) * (deviation / step))
+        whole = np.trunc(part * (shrink / step)) + np.rint(
+            _normal(seed, start, part.size) * (deviation / step)
+        )
         sent[start : start + _CHUNK] = (whole * step).astype(x.dtype)
     return sent.reshape(x.shape)
 

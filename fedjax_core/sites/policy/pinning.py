@@ -1,4 +1,5 @@
-"""Pins the first task that a site is asked for, where tasks.mode is "first-use": in a file of its folder, once and for good.
+"""Pins the first task that a site is asked for, where tasks.mode is "first-use": in a file of its folder,
+once and for good.
 
 >>> import tempfile
 >>> path = f"{tempfile.mkdtemp()}/{PINNED}"

@@ -1,4 +1,5 @@
-"""A site's policy: what it takes part in and what may leave it, in one file at the site that nothing outside can override.
+"""A site's policy: what it takes part in and what may leave it, in one file at the site that nothing outside
+can override.
 
     site = "charite"
     paused = false                # for now; `withdrawn = true` is for good, and the site's ledger says of which run
@@ -52,8 +53,9 @@
     updates_per_day = 1000        # new updates that leave; one for each exchange of a round
     updates = 5000                # the same, in all
 
-What is not set is not demanded, but for tasks, of which none is allowed that is not named, and [evaluation], which is as shown. A refusal
-for a reason that has to do with the site's data is for its staff alone: to the coordinator goes that it declined.
+What is not set is not demanded, but for tasks, of which none is allowed that is not named, and [evaluation],
+which is as shown. A refusal for a reason that has to do with the site's data is for its staff alone: to the
+coordinator goes that it declined.
 
 >>> from datetime import UTC
 >>> policy = Policy(site="charite", tasks=Tasks(allowed=("3f9a",)), minimum=Minimum(examples=50))
@@ -83,7 +85,8 @@ _HASH = re.compile("[0-9a-f]{32}")
 
 
 class Request(NamedTuple):
-    """What the coordinator asks of a site, as far as the site's policy has a say in it; examples and seconds are counted at the site."""
+    """What the coordinator asks of a site, as far as the site's policy has a say in it; examples and seconds
+    are counted at the site."""
 
     task: str  # hash of the configuration
     examples: int
@@ -131,11 +134,14 @@ class Policy:
     def __post_init__(self) -> None:
         check_name(self.site, "site")
         if self.max_bad_share is not None and not self.max_bad_share < 1:
-            raise ValueError(f"max_bad_share is {self.max_bad_share:g}, and should be a share below 1, such as 0.01")
+            raise ValueError(
+                f"max_bad_share is {self.max_bad_share:g}, and should be a share below 1, such as 0.01"
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Policy":
-        """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have or of another type."""
+        """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have
+        or of another type."""
         try:
             return _parsed(read_text(path))
         except ValueError as error:  # what tomllib raises is one, too
@@ -143,7 +149,8 @@ class Policy:
 
     @property
     def outputs(self) -> Statistics | None:
-        """The limits of statistics: as `statistics` says them, or those of `minimum.cell` alone; None where neither is set."""
+        """The limits of statistics: as `statistics` says them, or those of `minimum.cell` alone; None where
+        neither is set."""
         if self.statistics is not None or self.minimum.cell < 1:
             return self.statistics
         return Statistics(minimum=max(2, self.minimum.cell))
@@ -152,20 +159,33 @@ class Policy:
         """Whether the site takes part; `pinned` is the task pinned before, under tasks.mode = "first-use"."""
         for code, reason in self._objections(request, now, pinned):
             return Decision(False, code, f"{self.site} {reason}")
-        return Decision(True, "allowed", pin=request.task if self.tasks.mode == "first-use" and pinned is None else None)
+        return Decision(
+            True, "allowed", pin=request.task if self.tasks.mode == "first-use" and pinned is None else None
+        )
 
     def may_leave(self, fields: Iterable[str], norm: float, epsilon: float = 0.0) -> Decision:
-        """Whether a message with these fields and this l2 norm may go out, with which all together have this epsilon.
+        """Whether a message with these fields and this l2 norm may go out, with which all together have this
+        epsilon.
 
         Asked of every message, when it is ready.
         """
         if extra := sorted({name for name in fields if name not in self.leaving.fields}):
-            return Decision(False, "field", f"{self.site} does not let {listed(extra)} leave (leaving.fields)")
+            return Decision(
+                False, "field", f"{self.site} does not let {listed(extra)} leave (leaving.fields)"
+            )
         if self.leaving.max_norm is not None and not norm <= self.leaving.max_norm:
-            return Decision(False, "norm", f"{self.site} lets nothing leave with a norm above {self.leaving.max_norm:g} (leaving.max_norm)")
+            return Decision(
+                False,
+                "norm",
+                f"{self.site} lets nothing leave with a norm above {self.leaving.max_norm:g} (leaving.max_norm)",
+            )
         if self.leaving.epsilon is not None and not epsilon <= self.leaving.epsilon:
             limit = f"an epsilon of {self.leaving.epsilon:g} at delta {self.leaving.delta:g}"
-            return Decision(False, "epsilon", f"{self.site} lets its updates tell no more than {limit}, which is spent (leaving.epsilon)")
+            return Decision(
+                False,
+                "epsilon",
+                f"{self.site} lets its updates tell no more than {limit}, which is spent (leaving.epsilon)",
+            )
         return Decision(True, "allowed")
 
     def _objections(self, request: Request, now: datetime, pinned: str | None) -> Iterator[tuple[str, str]]:
@@ -174,13 +194,29 @@ class Policy:
         if self.paused:
             yield "paused", "is paused by its staff (paused)"
         if not self.hours.open(now):
-            yield "hours", f"takes part only at {', '.join(self.hours.windows)} {self.hours.zone} (hours.windows)"
+            yield (
+                "hours",
+                f"takes part only at {', '.join(self.hours.windows)} {self.hours.zone} (hours.windows)",
+            )
         if self.max_bad_share is not None and request.bad > self.max_bad_share:
-            yield "bad-records", f"has more bad records than the share of {self.max_bad_share:g} that it skips (max_bad_share)"
+            yield (
+                "bad-records",
+                f"has more bad records than the share of {self.max_bad_share:g} that it skips (max_bad_share)",
+            )
         if self.tasks.mode == "list" and request.task not in self.tasks.allowed:
-            yield "task", f"has not allowed the task {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
-        if self.tasks.mode == "first-use" and pinned not in (None, request.task) and request.task not in self.tasks.allowed:
-            yield "task", f"has pinned another task than {shown(request.task)}: its staff adds the hash after review (tasks.allowed)"
+            yield (
+                "task",
+                f"has not allowed the task {shown(request.task)}: its staff adds the hash after review (tasks.allowed)",
+            )
+        if (
+            self.tasks.mode == "first-use"
+            and pinned not in (None, request.task)
+            and request.task not in self.tasks.allowed
+        ):
+            yield (
+                "task",
+                f"has pinned another task than {shown(request.task)}: its staff adds the hash after review (tasks.allowed)",
+            )
         if (lacking := self.minimum.lacking(request.examples, request.per_class)) is not None:
             yield lacking[0], f"has {lacking[1]}"
         if request.department is not None and request.department < self.minimum.department:
@@ -192,19 +228,30 @@ class Policy:
         if not (leave := self.may_leave(request.fields, 0.0, request.epsilon)).allowed:
             yield leave.code, leave.reason.removeprefix(f"{self.site} ")
         if self.leaving.secure and not request.secure:
-            yield "secure", "lets updates leave under masks alone: the study needs fc.uplink.secure (leaving.secure)"
+            yield (
+                "secure",
+                "lets updates leave under masks alone: the study needs fc.uplink.secure (leaving.secure)",
+            )
         if self.leaving.enforced and request.whole:
             yield (
                 "whole",
                 "clips what leaves by itself, and the study sends whole numbers, as of quantising: leave that stage out (leaving.clip)",
             )
         asks = self.leaving.by == "study"
-        if asks and self.leaving.clip is not None and not (request.clip is not None and 0 < request.clip <= self.leaving.clip):
+        if (
+            asks
+            and self.leaving.clip is not None
+            and not (request.clip is not None and 0 < request.clip <= self.leaving.clip)
+        ):
             yield (
                 "clip",
                 f"asks for updates clipped to {self.leaving.clip:g} or less: add fc.uplink.clip({self.leaving.clip:g}) (leaving.clip)",
             )
-        if asks and self.leaving.noise is not None and not (request.noise is not None and request.noise >= self.leaving.noise):
+        if (
+            asks
+            and self.leaving.noise is not None
+            and not (request.noise is not None and request.noise >= self.leaving.noise)
+        ):
             yield "noise", f"asks for noise of at least {self.leaving.noise:g} times the clip (leaving.noise)"
         if self.caps.seconds_per_day is not None and request.seconds_today >= self.caps.seconds_per_day:
             yield (

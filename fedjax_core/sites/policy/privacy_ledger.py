@@ -1,24 +1,27 @@
 """Counts what a site's updates have told so far as an epsilon, which the site's policy may limit.
 
     leaving: clip C, noise z, delta, epsilon      each update is clipped to C, and N(0, (z C)^2) or more is added
-    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of it, before it does
-    delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
+    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of
+    it, before it does delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
 
-Whatever changes in a site's data, its clipped updates before and after are at most 2 C apart: a patient more, less or other moves one by at
-most 2 / z standard deviations. Gaussian mechanisms one after another are one of which mu^2 is the sum (twice the rho of zCDP), and this
-epsilon is that mechanism's own, not a bound on it: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018,
-theorem 8; Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022. No site is drawn by chance, so nothing is gained by that.
-Where departments are clients, the clip and the noise are of each department's update, and the mean that leaves tells no more than all of
-them: it is as much for a patient who is in one department, and for one who is in k as if k updates had left.
+Whatever changes in a site's data, its clipped updates before and after are at most 2 C apart: a patient more,
+less or other moves one by at most 2 / z standard deviations. Gaussian mechanisms one after another are one of
+which mu^2 is the sum (twice the rho of zCDP), and this epsilon is that mechanism's own, not a bound on it:
+Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, theorem 8; Dong, Roth
+and Su, "Gaussian Differential Privacy", JRSS B 2022. No site is drawn by chance, so nothing is gained by
+that. Where departments are clients, the clip and the noise are of each department's update, and the mean that
+leaves tells no more than all of them: it is as much for a patient who is in one department, and for one who
+is in k as if k updates had left.
 
-The noise is the site's own (noise.py), and this holds whatever the study does. Where the policy says `by = "study"`, it is what the study
-says that it adds, and holds where the study's code, whose hash the policy allows, does so, from numbers that whoever looks on does not
-know. Noise made of a round's `key` hides nothing from the coordinator, which has the key; noise that the server adds is for those who see
-the model alone. Counts of examples are said openly. Where departments are clients and the site adds the noise, clip and noise are of their
-mean, and it is as much for a patient of several.
+The noise is the site's own (noise.py), and this holds whatever the study does. Where the policy says `by =
+"study"`, it is what the study says that it adds, and holds where the study's code, whose hash the policy
+allows, does so, from numbers that whoever looks on does not know. Noise made of a round's `key` hides nothing
+from the coordinator, which has the key; noise that the server adds is for those who see the model alone.
+Counts of examples are said openly. Where departments are clients and the site adds the noise, clip and noise
+are of their mean, and it is as much for a patient of several.
 
-An account is begun once, by the site's staff (`fedjax-core account begin site.toml`). One that is missing is refused, and not begun anew:
-that would forget what was told before.
+An account is begun once, by the site's staff (`fedjax-core account begin site.toml`). One that is missing is
+refused, and not begun anew: that would forget what was told before.
 
 >>> round(epsilon(1.0, delta=1e-5), 5)
 4.37718
@@ -49,7 +52,8 @@ class NoAccount(Refused):
 
 
 def epsilon(told: float, delta: float) -> float:
-    """The epsilon, at this delta, of Gaussian mechanisms whose mu^2 add up to `told`; rounded up in the ninth digit."""
+    """The epsilon, at this delta, of Gaussian mechanisms whose mu^2 add up to `told`; rounded up in the ninth
+    digit."""
     mu = math.sqrt(told)
 
     def above(guess: float) -> bool:
@@ -68,14 +72,17 @@ def epsilon(told: float, delta: float) -> float:
 
 
 class Ledger:
-    """What one site's updates have told, over all runs, studies and restarts: in `told.json` in its folder, or in memory.
+    """What one site's updates have told, over all runs, studies and restarts: in `told.json` in its folder,
+    or in memory.
 
-    The site's audit log has it, too, and pruning leaves it there: so it is the larger of both, whoever removes the file, or puts an
-    older one in its place. An account in a folder that several site files name (`account`) has no log of all of them: there the file alone
-    counts, one process at a time has it, and where it is missing nothing leaves.
+    The site's audit log has it, too, and pruning leaves it there: so it is the larger of both, whoever
+    removes the file, or puts an older one in its place. An account in a folder that several site files name
+    (`account`) has no log of all of them: there the file alone counts, one process at a time has it, and
+    where it is missing nothing leaves.
 
-    An update that leaves again with the same bits, as after a lost reply, tells nothing new. That none leaves is told, too: a refusal after
-    work on the data is counted as an update of the digest "declined" and what was asked.
+    An update that leaves again with the same bits, as after a lost reply, tells nothing new. That none leaves
+    is told, too: a refusal after work on the data is counted as an update of the digest "declined" and what
+    was asked.
     """
 
     def __init__(self, folder: Path | None, account: Path | None = None) -> None:
@@ -91,11 +98,13 @@ class Ledger:
 
     @staticmethod
     def begin(where: Path) -> Path:
-        """Begins an account of nothing told so far in this folder, and returns its file; raises FileExistsError where there is one."""
+        """Begins an account of nothing told so far in this folder, and returns its file; raises
+        FileExistsError where there is one."""
         return write_private(make_folder(where) / "told.json", json.dumps({"told": 0.0, "last": {}}).encode())
 
     def check(self) -> None:
-        """Raises `NoAccount` where the account is missing: neither its file is there, nor what the audit log has of it."""
+        """Raises `NoAccount` where the account is missing: neither its file is there, nor what the audit log
+        has of it."""
         if self._path is None or self._written or self._path.exists() or (not self._shared and self.told):
             return
         raise NoAccount(
@@ -107,20 +116,28 @@ class Ledger:
     def told(self) -> float:
         """Sum of mu^2."""
         self._refresh()
-        if self._told is None:  # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn end
-            logged = [] if self._audit is None else [entry.about.get("told") for entry in audit.show(self._audit)]
-            self._told = max((float(x) for x in logged if isinstance(x, int | float)), default=0.0)  # of updates, refusals, what was pruned
+        if (
+            self._told is None
+        ):  # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn end
+            logged = (
+                [] if self._audit is None else [entry.about.get("told") for entry in audit.show(self._audit)]
+            )
+            self._told = max(
+                (float(x) for x in logged if isinstance(x, int | float)), default=0.0
+            )  # of updates, refusals, what was pruned
         self._told = max(self._told, self._written)
         return self._told
 
     def after(self, where: str, noise: float, digest: str | None = None) -> float:
-        """`told` once an update of these bits has left in answer to this request; None: of those that left before, if any did."""
+        """`told` once an update of these bits has left in answer to this request; None: of those that left
+        before, if any did."""
         told = self.told
         again = where in self._last and digest in (None, self._last[where])
         return told if again else told + (2 / noise) ** 2
 
     def add(self, where: str, noise: float, digest: str, asked: Header) -> float:
-        """Counts an update that is about to leave as the answer to what was `asked`, on the disk before it does; returns `told`."""
+        """Counts an update that is about to leave as the answer to what was `asked`, on the disk before it
+        does; returns `told`."""
         self._told = told = self.after(where, noise, digest)
         self._last.pop(where, None)
         self._last[where] = digest
@@ -162,7 +179,10 @@ def _stat(path: Path) -> tuple[int, ...] | None:
 def _read(path: Path) -> tuple[float, dict[str, str]]:
     try:
         found: Any = json.loads(path.read_text())
-        told, last = float(found["told"]), {str(where): str(digest) for where, digest in found["last"].items()}
+        told, last = (
+            float(found["told"]),
+            {str(where): str(digest) for where, digest in found["last"].items()},
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
         told, last = math.nan, {}
     if not (math.isfinite(told) and told >= 0):

@@ -7,8 +7,8 @@
     statistics  digest   of the statistic
     measure, describe    are of the site's data alone
 
-The model in a request to train can be told where the parameters are sent as they are, beside whatever else: not where a downlink
-encodes them.
+The model in a request to train can be told where the parameters are sent as they are, beside whatever else:
+not where a downlink encodes them.
 
 >>> from fedjax_core import algorithms, compose, models
 >>> composed = compose(algorithms.scaffold(models.linear(features=2), 0.1, 4))
@@ -50,7 +50,9 @@ class Places(NamedTuple):
             return cls(None, evaluated, prepares)
         leaves, structure = jax.tree.flatten(state.server)
         params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves))).params)
-        traced, sends = jax.make_jaxpr(lambda state: composed.broadcast(0, state)[0], return_shape=True)(state)  # the server comes first
+        traced, sends = jax.make_jaxpr(lambda state: composed.broadcast(0, state)[0], return_shape=True)(
+            state
+        )  # the server comes first
         names = leaf_specs({"message": sends})
         sent = {id(out): name for name, out in zip(names, traced.jaxpr.outvars, strict=True)}
         found = tuple(sent[id(traced.jaxpr.invars[i])] for i in params if id(traced.jaxpr.invars[i]) in sent)
@@ -60,8 +62,8 @@ class Places(NamedTuple):
 def question(envelope: Envelope, places: Places, data: str, *, any_model: bool = False) -> Question | None:
     """What the request asks; None where it is of a kind whose answers are not counted.
 
-    `data`: the fingerprint of the site's; `any_model`: whether it is all one which model the site trains, so that this is not looked at.
-    """
+    `data`: the fingerprint of the site's; `any_model`: whether it is all one which model the site trains, so
+    that this is not looked at."""
     header, tensors = envelope
     place = (header.kind, header.run, header.round, header.exchange)
     if header.kind in _OF_THE_SITE:
@@ -70,12 +72,16 @@ def question(envelope: Envelope, places: Places, data: str, *, any_model: bool =
         return Question(*place, digest=_digest(tensors, sorted(tensors)), data=data)
     if header.kind not in ("train", "evaluate", "score"):
         return None
-    prepared = sorted(name for name in tensors if name.startswith(f"['{PREPARED}']")) if places.prepares else []
+    prepared = (
+        sorted(name for name in tensors if name.startswith(f"['{PREPARED}']")) if places.prepares else []
+    )
     if header.kind == "train":
         told = not (any_model or places.trained is None or header.exchange)
         drawn = f"{header.digest}/{header.fields.get('key')}/{header.fields.get('key_kind')}"
         model = _digest(tensors, (*places.trained, *prepared)) if told and places.trained is not None else ""
-        return Question(*place, digest=hashlib.sha256(drawn.encode()).hexdigest()[:32], model=model, data=data)
+        return Question(
+            *place, digest=hashlib.sha256(drawn.encode()).hexdigest()[:32], model=model, data=data
+        )
     model = _digest(tensors, (*places.evaluated, *prepared))
     return Question(*place, digest=model or header.digest[:32], model=model, data=data)
 

@@ -1,4 +1,5 @@
-"""The tables of a site's policy: what each may say, checked as it is read. policy.py shows them in their file.
+"""The tables of a site's policy: what each may say, checked as it is read. policy.py shows them in their
+file.
 
 >>> Minimum(examples=50).lacking(49, None)[0], Minimum(examples=50).lacking(50, None)
 ('examples', None)
@@ -36,17 +37,25 @@ class Minimum:
     sites: int = 0
 
     def lacking(self, examples: int, per_class: Mapping[Any, int] | None) -> tuple[str, str] | None:
-        """(code, reason) where so many examples, and of each class, are too few; None where they are enough."""
+        """(code, reason) where so many examples, and of each class, are too few; None where they are
+        enough."""
         if examples < self.examples:
-            return "examples", f"fewer than the {self.examples} examples that its policy asks for (minimum.examples)"
+            return (
+                "examples",
+                f"fewer than the {self.examples} examples that its policy asks for (minimum.examples)",
+            )
         absent = len(per_class or {}) < self.classes
         if self.per_class and (absent or min((per_class or {}).values(), default=0) < self.per_class):
-            return "per-class", f"fewer than the {self.per_class} examples of each class that its policy asks for (minimum.per_class)"
+            return (
+                "per-class",
+                f"fewer than the {self.per_class} examples of each class that its policy asks for (minimum.per_class)",
+            )
         return None
 
 
 SAFE = Minimum(examples=10, per_class=3, cell=10, department=10)
-"""What is written into policies that are made, and holds for a site with a study in its file and no policy."""
+"""What is written into policies that are made, and holds for a site with a study in its file and no
+policy."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +79,30 @@ class Leaving:
     def __post_init__(self) -> None:
         if self.by == "site" and (self.clip == 0 or (self.noise and self.clip is None)):
             clip = "not set" if self.clip is None else f"{self.clip:g}"
-            raise ValueError(f"leaving.clip is {clip}, and should be the l2 norm to which the site clips, above 0")
+            raise ValueError(
+                f"leaving.clip is {clip}, and should be the l2 norm to which the site clips, above 0"
+            )
         if self.by == "site" and self.noise and self.delta is None:
-            raise ValueError("leaving.noise is noise that the site adds, of which it keeps an account: set leaving.delta, such as 1e-6")
+            raise ValueError(
+                "leaving.noise is noise that the site adds, of which it keeps an account: set leaving.delta, such as 1e-6"
+            )
         if self.epsilon is not None and self.delta is None:
-            raise ValueError(f"leaving.epsilon is {self.epsilon:g}, and means nothing without leaving.delta: set one, such as 1e-6")
+            raise ValueError(
+                f"leaving.epsilon is {self.epsilon:g}, and means nothing without leaving.delta: set one, such as 1e-6"
+            )
         if self.delta is None:
             return
         if not 0 < self.delta < 1:
-            raise ValueError(f"leaving.delta is {self.delta:g}, and should be a probability: well below one over the number of patients")
+            raise ValueError(
+                f"leaving.delta is {self.delta:g}, and should be a probability: well below one over the number of patients"
+            )
         if not (self.clip and self.noise):
-            raise ValueError("leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise")
-        if bare := sorted(set(self.fields) - {"weight", "examples", "data", "clients", *PARTIAL}):  # which are counts
+            raise ValueError(
+                "leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise"
+            )
+        if bare := sorted(
+            set(self.fields) - {"weight", "examples", "data", "clients", *PARTIAL}
+        ):  # which are counts
             raise ValueError(
                 f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "
                 "kept: leave one of them out"
@@ -98,7 +119,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Statistics(OutputPolicy):
-    """What may be told of the site's data themselves: the output policy, and the columns of which it holds."""
+    """What may be told of the site's data themselves: the output policy, and the columns of which it
+    holds."""
 
     columns: tuple[str, ...] = ()
     """That a statistic may use; "site" is always there."""
@@ -106,7 +128,8 @@ class Statistics(OutputPolicy):
 
 @dataclass(frozen=True)
 class Caps:
-    """What the site's process may use at most, and how many updates it gives; nothing that a request says changes it."""
+    """What the site's process may use at most, and how many updates it gives; nothing that a request says
+    changes it."""
 
     cpus: int | None = None
     gpu_share: float | None = None
@@ -121,4 +144,6 @@ class Caps:
         if self.cpus == 0:
             raise ValueError("caps.cpus is 0, and work needs at least 1; to stop it, set paused = true")
         if self.gpu_share is not None and not 0 < self.gpu_share <= 1:
-            raise ValueError(f"caps.gpu_share is {self.gpu_share:g}, and should be a share of the GPU's memory, above 0 and at most 1")
+            raise ValueError(
+                f"caps.gpu_share is {self.gpu_share:g}, and should be a share of the GPU's memory, above 0 and at most 1"
+            )

@@ -27,7 +27,8 @@ SHARE, MASK, CONFIRM, REVEAL = "share", "mask", "confirm", "reveal"
 """The kinds of requests of secure aggregation, in their order."""
 
 PART, ANNOUNCE, LACKING, DELIVER, DELIVERED = "part", "announce", "lacking", "deliver", "delivered"
-"""The kinds of requests for parts of messages, and of their replies; `part` is answered by the part as it is."""
+"""The kinds of requests for parts of messages, and of their replies; `part` is answered by the part as it
+is."""
 
 
 class WrongKind(Refused):
@@ -52,7 +53,8 @@ class Kind(NamedTuple):
     prepared: bool = False
     """Whether it is of the columns as the study prepares them, and not as they lie there."""
     again: bool = False
-    """Whether it may be heard again, and is then answered anew: what it brings is known by digests, and changes nothing twice."""
+    """Whether it may be heard again, and is then answered anew: what it brings is known by digests, and
+    changes nothing twice."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -72,11 +74,13 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def leaving(kind: str, *, departments: bool, stats: tuple[str, ...] = (), secure: bool = False) -> tuple[str, ...]:
+def leaving(
+    kind: str, *, departments: bool, stats: tuple[str, ...] = (), secure: bool = False
+) -> tuple[str, ...]:
     """The fields of the reply to such a request that the site's policy is asked for, beside the metrics.
 
-    `stats`: what the server of the study reads of each site by itself (`Study.stats`); `secure`: whether weights leave under masks.
-    """
+    `stats`: what the server of the study reads of each site by itself (`Study.stats`); `secure`: whether
+    weights leave under masks."""
     if secure and kind == "train":
         return ("examples", "data")
     clients = ("clients",) if departments and kind in ("train", "describe") else ()

@@ -1,4 +1,5 @@
-"""The fields of a report: how metrics are written at a site and read at the coordinator, and which names have a meaning of their own.
+"""The fields of a report: how metrics are written at a site and read at the coordinator, and which names have
+a meaning of their own.
 
     metric "loss", a mean    loss = total,  loss.weight = weight
     metric "hits", a sum     hits = total
@@ -26,11 +27,12 @@ NO_METRICS = frozenset(("weight", "examples", "data", "data_was", "clients"))
 """Of the fields in a reply."""
 
 LEFT = ("uplink_kept", "uplink_norm")
-"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2 norm. Not of noise or masks,
-for these are to hide how large the update was (`Stage.measurable`)."""
+"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2
+norm. Not of noise or masks, for these are to hide how large the update was (`Stage.measurable`)."""
 
 PARTIAL = ("steps_done", "examples_seen")
-"""Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them leave."""
+"""Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them
+leave."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -44,12 +46,18 @@ def beside(sent: Any) -> frozenset[str]:
 def stats_of(sent: Any) -> dict[str, str]:
     """{name: name of its tensor} of the numbers in a report that the server reads of each site by itself."""
     wire = wire_of(sent)
-    return {name: next(iter(leaf_specs(wire._replace(update=(), stats={name: shape}, slot=())))) for name, shape in wire.stats.items()}
+    return {
+        name: next(iter(leaf_specs(wire._replace(update=(), stats={name: shape}, slot=()))))
+        for name, shape in wire.stats.items()
+    }
 
 
 def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
     """The fields of a metric of these sums; what is not finite goes as nothing."""
-    return {name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None for part, x in sums.items()}
+    return {
+        name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None
+        for part, x in sums.items()
+    }
 
 
 def number_of(value: Any) -> float:
@@ -58,7 +66,8 @@ def number_of(value: Any) -> float:
 
 
 def metrics_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics in the fields of a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is a sum."""
+    """The metrics in the fields of a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is
+    a sum."""
     numbers = {name: number_of(value) for name, value in fields.items() if name not in NO_METRICS}
     found: dict[str, Any] = {}
     for name, value in numbers.items():
@@ -69,21 +78,31 @@ def metrics_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _narrow(value: float) -> Any:
-    """As a float32; infinite where it is too large for one, and so not pooled. NumPy says no word of it, nor need it be told not to."""
+    """As a float32; infinite where it is too large for one, and so not pooled. NumPy says no word of it, nor
+    need it be told not to."""
     return np.float32(math.copysign(math.inf, value) if abs(value) > _LARGEST else value)
 
 
 def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
-    """The metrics `PARTIAL` of so many steps of these batches (rows [T, B] of the client's examples, negative: none)."""
+    """The metrics `PARTIAL` of so many steps of these batches (rows [T, B] of the client's examples,
+    negative: none)."""
     seen = rows[:done]
     parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
-    return {name: Mean(np.float32(part), np.float32(whole)) for name, (part, whole) in zip(PARTIAL, parts, strict=True)}  # type: ignore[arg-type]
+    return {
+        name: Mean(np.float32(part), np.float32(whole))
+        for name, (part, whole) in zip(PARTIAL, parts, strict=True)
+    }  # type: ignore[arg-type]
 
 
 def told(composed: Round, rounds: int) -> dict[str, Scalar]:
-    """For an audit entry: the epsilon that so many rounds tell, and its delta, where the uplink keeps an account; nothing else."""
+    """For an audit entry: the epsilon that so many rounds tell, and its delta, where the uplink keeps an
+    account; nothing else."""
     account = composed.uplink.promises.account
-    return {} if account is None else {**written("epsilon", {"total": account.told(rounds)}), "delta": float(account.delta)}
+    return (
+        {}
+        if account is None
+        else {**written("epsilon", {"total": account.told(rounds)}), "delta": float(account.delta)}
+    )
 
 
 def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:

@@ -1,11 +1,13 @@
-"""What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part of it.
+"""What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part
+of it.
 
     fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own:
-               such as train_seconds, how long a site may train; needed, recent and oldest, of what may be asked again
+               such as train_seconds, how long a site may train; needed, recent and oldest, of what may be
+               asked again
     tensors    sites (address and version of each, ), first, prepared (the numbers of preprocessing), and the kind's own
 
-A request lists every site by its address with the version of what it keeps, so one message serves all of them: each finds itself.
-"""
+A request lists every site by its address with the version of what it keeps, so one message serves all of
+them: each finds itself."""
 
 import hashlib
 import math
@@ -41,7 +43,8 @@ WITHHELD = "withheld"
 """Of a description's fields: the study's metrics that the site's policy does not let leave."""
 
 NEEDED, RECENT_FIELD = "needed", "recent"
-"""Of a request's fields: the versions that the states need from which the run may go on, and how many others are kept."""
+"""Of a request's fields: the versions that the states need from which the run may go on, and how many others
+are kept."""
 
 OLDEST = "oldest"
 """Of a request's fields: no round before this is ever asked again."""
@@ -50,7 +53,10 @@ RECENT = 64
 """So many versions of what a site keeps stay there where nobody says which may be asked for again."""
 
 _LINE, _LINES = 1000, 200  # letters in a field, and such fields
-_LAST, _MOST_KNOWN = 64, 10_000  # answers that are known again: where a request does not say which may come again, and where it does
+_LAST, _MOST_KNOWN = (
+    64,
+    10_000,
+)  # answers that are known again: where a request does not say which may come again, and where it does
 _MOST = 100_000  # of anything that a request counts
 
 
@@ -76,11 +82,14 @@ class About(NamedTuple):
 
     state: State
     version: np.ndarray  # [N] int
-    needed: np.ndarray | None = None  # [C, N] int: the versions that may be asked for again, from C states; None: it does not say
+    needed: np.ndarray | None = (
+        None  # [C, N] int: the versions that may be asked for again, from C states; None: it does not say
+    )
 
 
 class Recovery:
-    """Which states of a run may be gone on from: those of its checkpoints. So what sites must keep, and may forget."""
+    """Which states of a run may be gone on from: those of its checkpoints. So what sites must keep, and may
+    forget."""
 
     def __init__(self) -> None:
         self.versions: list[Sequence[int]] = []
@@ -91,7 +100,8 @@ class Recovery:
         """So many other versions are kept, too."""
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """From now on only states that have these needs may be gone on from, or the one at hand; None: others too."""
+        """From now on only states that have these needs may be gone on from, or the one at hand; None: others
+        too."""
         self.recent = RECENT if needs is None else 0
         if needs is None:
             self.oldest = None
@@ -104,12 +114,16 @@ class Recovery:
         return np.unique(np.array([*self.versions, begun], np.int32), axis=0)
 
     def said(self, needed: np.ndarray) -> dict[str, Scalar]:
-        """The fields of a request that say so: not among its tensors, as a request that is made again begins from the same ones."""
+        """The fields of a request that say so: not among its tensors, as a request that is made again begins
+        from the same ones."""
         text = needed.astype("<i4").tobytes().hex()
         lines = [text[i : i + _LINE] for i in range(0, len(text), _LINE)]
         if len(lines) > _LINES:
             return {}
-        return {RECENT_FIELD: self.recent, **{NEEDED if i == 0 else f"{NEEDED}.{i + 1}": line for i, line in enumerate(lines)}}
+        return {
+            RECENT_FIELD: self.recent,
+            **{NEEDED if i == 0 else f"{NEEDED}.{i + 1}": line for i, line in enumerate(lines)},
+        }
 
 
 class Requests:
@@ -120,11 +134,13 @@ class Requests:
         self.first: Any = None
         """What a site keeps before its first report; known once the run has a state."""
         self.prepared: Any = ()
-        """The numbers by which sites prepare their columns, an entry a step; known once all sites were measured."""
+        """The numbers by which sites prepare their columns, an entry a step; known once all sites were
+        measured."""
         self.announced = ""
         """Which large request was announced last (requests.py)."""
         self.head: Callable[[], str | None] = lambda: None
-        """The head of the coordinator's audit log, as text, which goes with every request; None: there is none yet."""
+        """The head of the coordinator's audit log, as text, which goes with every request; None: there is
+        none yet."""
         self.recovery = Recovery()
         self._key, self._record, self._said, self._secret = key, record, 0, key.secret("noise")
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
@@ -141,7 +157,8 @@ class Requests:
         fields: Mapping[str, Scalar] | None = None,
         draws: bool = False,
     ) -> Bytes:
-        """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws` it has the run's key."""
+        """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws`
+        it has the run's key."""
         said, sent = dict(fields or {}), dict(body or {})
         if about is not None:
             if self.first is None:
@@ -149,7 +166,11 @@ class Requests:
                     "this federation has not made a state yet: call init() with the run's key and params, also before resuming"
                 )
             new = bool((about.version == 0).any() and jax.tree.leaves(self.first))
-            said |= {"sites": len(about.version), "first": new, **(self._draws(about.state.key) if draws else {})}
+            said |= {
+                "sites": len(about.version),
+                "first": new,
+                **(self._draws(about.state.key) if draws else {}),
+            }
             sent |= {
                 "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
                 **({"first": self.first} if new else {}),
@@ -161,7 +182,12 @@ class Requests:
         if self.prepared:
             sent[PREPARED] = self.prepared
         header, request = self._signed(kind, number, e, said, sent)
-        asked: dict[str, Scalar] = {"kind": kind, "exchange": e, "bytes": len(request), "digest": header.digest}
+        asked: dict[str, Scalar] = {
+            "kind": kind,
+            "exchange": e,
+            "bytes": len(request),
+            "digest": header.digest,
+        }
         asked |= {name: said[name] for name in (TRAIN_SECONDS,) if name in said}
         self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
         return request
@@ -170,14 +196,19 @@ class Requests:
         """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
         return self.concerning(asked, "part", {"of": of, "part": part}, {})
 
-    def concerning(self, asked: Header, kind: str, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> Bytes:
+    def concerning(
+        self, asked: Header, kind: str, said: Mapping[str, Scalar], sent: Mapping[str, Any]
+    ) -> Bytes:
         """A signed request about another, that was `asked` or is to be; the audit log has that one."""
         return self._signed(kind, asked.round, asked.exchange, said, sent)[1]
 
     def noise(self, state: State, e: int) -> np.ndarray:
-        """The words of a key that nobody else knows, for noise that the server adds in exchange `e`: the same where that is done again."""
+        """The words of a key that nobody else knows, for noise that the server adds in exchange `e`: the same
+        where that is done again."""
         words = str(self._draws(state.key)["key"])
-        return secret_words(self._secret, f"{self.run}/{self.config}/{int(state.round)}/{e}/{words}", len(words) // 8)
+        return secret_words(
+            self._secret, f"{self.run}/{self.config}/{int(state.round)}/{e}/{words}", len(words) // 8
+        )
 
     def _draws(self, key: Key) -> dict[str, Scalar]:
         """What a request says of the run's key."""
@@ -186,7 +217,9 @@ class Requests:
             self._drawn = key, {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
         return self._drawn[1]
 
-    def _signed(self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]) -> tuple[Header, Bytes]:
+    def _signed(
+        self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]
+    ) -> tuple[Header, Bytes]:
         self._said = max(time.time_ns(), self._said + 1)
         header = Header(
             kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
@@ -216,11 +249,12 @@ class Draws(NamedTuple):
 
 
 def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
-    """The draws of the client at this address in this round; the run's key is public, as they are to be the same as in its simulation.
+    """The draws of the client at this address in this round; the run's key is public, as they are to be the
+    same as in its simulation.
 
-    What is drawn by `secret` is the site's own: the same where it is asked the same again, so that nobody sees one update under two noises.
-    It is of the request and of all else that the update depends on (`of`), so that nobody sees two updates under one noise, either.
-    """
+    What is drawn by `secret` is the site's own: the same where it is asked the same again, so that nobody
+    sees one update under two noises. It is of the request and of all else that the update depends on (`of`),
+    so that nobody sees two updates under one noise, either."""
     text, kind = header.fields.get("key"), header.fields.get("key_kind")
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
@@ -228,13 +262,16 @@ def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
         words = _words(text, kind)
         asked = f"{header.run}/{header.round}/{header.exchange}/{header.digest}/{text}/{of}"
         name = hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
-        return Draws(words, np.int32(header.round), address, secret_words(secret, asked, len(words)), kind, name)
+        return Draws(
+            words, np.int32(header.round), address, secret_words(secret, asked, len(words)), kind, name
+        )
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
 
 
 def secret_words(secret: bytes, what: str, count: int) -> np.ndarray:
-    """[count] uint32, at most 16, that only who has the secret can tell, the same for the same `what`: keyed BLAKE2b, of 1 us."""
+    """[count] uint32, at most 16, that only who has the secret can tell, the same for the same `what`: keyed
+    BLAKE2b, of 1 us."""
     return np.frombuffer(hashlib.blake2b(what.encode(), key=secret).digest(), "<u4")[:count]
 
 
@@ -271,7 +308,8 @@ def train_seconds(header: Header) -> float | None:
 
 
 def about_sites(sites: int, first: Any) -> dict[str, Any]:
-    """The shapes of what every request about a run has: the list of so many sites, and `first` (given by its shapes, None: not there)."""
+    """The shapes of what every request about a run has: the list of so many sites, and `first` (given by its
+    shapes, None: not there)."""
     listed = {"address": np.empty((sites, 2), np.uint32), "version": np.empty(sites, np.int32)}
     return {"sites": listed, **({} if first is None else {"first": first})}
 
@@ -289,7 +327,9 @@ def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tup
     while (more := f"{NEEDED}.{len(names) + 1}") in header.fields:
         names.append(more)
     try:
-        rows = np.frombuffer(bytes.fromhex("".join(str(header.fields[name]) for name in names)), "<i4").reshape(-1, count(header, "sites"))
+        rows = np.frombuffer(
+            bytes.fromhex("".join(str(header.fields[name]) for name in names)), "<i4"
+        ).reshape(-1, count(header, "sites"))
     except ValueError:
         raise BadRequest(f"the field {NEEDED!r} of the request does not list versions of all sites") from None
     if type(recent) is not int or not 0 <= recent <= RECENT:
@@ -298,7 +338,8 @@ def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tup
 
 
 def may_come_again(known: Mapping[str, T], asked: Header) -> dict[str, T]:
-    """Of what is known by its place, "run/round/...", what may be asked again, by what a request says; of the rest, the last 64."""
+    """Of what is known by its place, "run/round/...", what may be asked again, by what a request says; of the
+    rest, the last 64."""
     oldest = asked.fields.get(OLDEST)
 
     def again(where: str) -> bool:
@@ -324,7 +365,11 @@ def position(found: Mapping[str, Any], address: np.ndarray) -> int:
 @lru_cache(maxsize=4)
 def _position(addresses: bytes, mine: bytes) -> int:
     """Where the site is among these; a run has the same ones in every request."""
-    (found,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)).nonzero()  # the two words of one as one number
+    (found,) = (
+        np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)
+    ).nonzero()  # the two words of one as one number
     if len(found) != 1:
-        raise NotInCohort("the request does not list this site once; the names of sites must be those of their files")
+        raise NotInCohort(
+            "the request does not list this site once; the names of sites must be those of their files"
+        )
     return int(found[0])

@@ -1,7 +1,9 @@
-"""What the columns of a site are: their names, dtypes and shapes, and the names of their features, as sites say and compare it.
+"""What the columns of a site are: their names, dtypes and shapes, and the names of their features, as sites
+say and compare it.
 
-    a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a digest of all of it
-    the others have the same list, or the first entry that differs is named with both sites
+    a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a
+    digest of all of it the others have the same list, or the first entry that differs is named with both
+    sites
 
 >>> import numpy as np
 >>> columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}]))
@@ -30,12 +32,19 @@ _LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyo
 
 def columns(clients: Clients) -> dict[str, str]:
     """Of each column, dtype and shape of one example."""
-    return {name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()}
+    return {
+        name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()
+    }
 
 
 def items_of(columns: Mapping[str, str], features: Mapping[str, Sequence[str]]) -> list[str]:
-    """The schema as a list: each column, in the order of their names, and after it its features in their own."""
-    return [f"{name}: {what}" for column in sorted(columns) for name, what in _about(column, columns[column], features)]
+    """The schema as a list: each column, in the order of their names, and after it its features in their
+    own."""
+    return [
+        f"{name}: {what}"
+        for column in sorted(columns)
+        for name, what in _about(column, columns[column], features)
+    ]
 
 
 def said(items: Sequence[str]) -> dict[str, Scalar]:
@@ -69,7 +78,11 @@ def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[
     for a, b in zip(here, there, strict=False):
         if a != b:
             if _column(a) != _column(b) and (b not in here or a not in there):
-                return f"{other} has {b!r}, which {one} has not" if b not in here else f"{one} has {a!r}, which {other} has not"
+                return (
+                    f"{other} has {b!r}, which {one} has not"
+                    if b not in here
+                    else f"{one} has {a!r}, which {other} has not"
+                )
             again = f": {IN_ANOTHER_ORDER}" if sorted(here) == sorted(there) else ""
             return f"{one} has {a!r} where {other} has {b!r}{again}"
     if len(here) != len(there):
@@ -79,7 +92,8 @@ def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[
 
 
 def features_of(fields: Mapping[str, Scalar]) -> dict[str, list[str]]:
-    """The names of features that a site said, {column: names}, as far as they went into its message: for texts that people read."""
+    """The names of features that a site said, {column: names}, as far as they went into its message: for
+    texts that people read."""
     found: dict[str, list[str]] = {}
     column = ""
     for item in _read(fields) or []:
@@ -111,7 +125,9 @@ def _read(fields: Mapping[str, Scalar]) -> list[str] | None:
             part = json.loads(line) if isinstance(line, str) else None
         except (ValueError, RecursionError):
             part = None
-        if not (isinstance(part, list) and all(isinstance(item, str) and item.isprintable() for item in part)):
+        if not (
+            isinstance(part, list) and all(isinstance(item, str) and item.isprintable() for item in part)
+        ):
             return None
         found += part
     return found

@@ -1,4 +1,5 @@
-"""What both ends say in secure aggregation: the messages of `fedjax_core.secure_aggregation` in envelopes, and a report as one vector.
+"""What both ends say in secure aggregation: the messages of `fedjax_core.secure_aggregation` in envelopes,
+and a report as one vector.
 
     request    carries                                     the site's answer
     train      the model, as in any round                  the keys of this attempt, once it has trained; nothing of what it learned
@@ -7,8 +8,8 @@
     confirm    who is in the sum                           its signature over that
     reveal     all signatures, and whose shares            those shares
 
-An attempt is called by the number of its request to train, and the others name it (`ATTEMPT`). A message is bytes of MessagePack, which are
-read into the one type that is expected there.
+An attempt is called by the number of its request to train, and the others name it (`ATTEMPT`). A message is
+bytes of MessagePack, which are read into the one type that is expected there.
 
 >>> import jax
 >>> from fedjax_core.secure_aggregation.ring import Weighted
@@ -34,7 +35,8 @@ ATTEMPT = "attempt"
 """Of a request's fields: which attempt it is about, by the number of its request to train."""
 
 MESSAGE, IDENTITIES, VECTOR = "message", "identities", "vector"
-"""Of the tensors: a message; [n, 32] the identity keys of those in the roster, in its order; the masked report."""
+"""Of the tensors: a message; [n, 32] the identity keys of those in the roster, in its order; the masked
+report."""
 
 CANNOT_SEE = "the coordinator reads the sum of the reports, and cannot see any one report or its weight"
 """What both ends' logs say of a sum."""
@@ -78,4 +80,6 @@ def ring_of(vector: np.ndarray, like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])[:-1]
     parts = np.split(vector, ends)
-    return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return jax.tree.unflatten(
+        structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )

@@ -1,11 +1,13 @@
-"""What a site keeps between rounds, on its own disk: one version for each exchange in which its report counted.
+"""What a site keeps between rounds, on its own disk: one version for each exchange in which its report
+counted.
 
     folder/kept-000000000012        SHA-256 of its number and the rest, then safetensors: written beside its place and renamed into it
 
-A request names the version to begin from, and says by that which reports counted: one that came late left a version that is never
-named again. A round that is done again, as the reply was lost or the coordinator fell back to a checkpoint, begins where it began. So the
-request also names the versions that may be asked for again: those of the run's checkpoints, however rare they are, and that with which the
-round began. All others go: a site keeps a few versions, and not one of each round. Where nobody says what may be asked again (rounds
+A request names the version to begin from, and says by that which reports counted: one that came late left a
+version that is never named again. A round that is done again, as the reply was lost or the coordinator fell
+back to a checkpoint, begins where it began. So the request also names the versions that may be asked for
+again: those of the run's checkpoints, however rare they are, and that with which the round began. All others
+go: a site keeps a few versions, and not one of each round. Where nobody says what may be asked again (rounds
 without `fc.fit`), the last `RECENT` stay as well.
 
 >>> import numpy as np
@@ -54,7 +56,9 @@ class ClientStateStore:
         self._memory: dict[int, bytes] = {}
         if folder is not None:
             make_folder(folder)
-        self._sizes = {} if folder is None else _listed(folder)  # version -> bytes, those written longest ago first
+        self._sizes = (
+            {} if folder is None else _listed(folder)
+        )  # version -> bytes, those written longest ago first
 
     @property
     def nbytes(self) -> int:
@@ -92,11 +96,14 @@ class ClientStateStore:
         self._sizes.pop(version, None)
         self._sizes[version] = len(raw)
 
-    def make_room(self, like: Any, version: int, needed: Collection[int], recent: int, most_gb: float | None = None) -> None:
+    def make_room(
+        self, like: Any, version: int, needed: Collection[int], recent: int, most_gb: float | None = None
+    ) -> None:
         """Removes what nobody asks for again, before this version of such a structure is written.
 
-        The `needed` versions stay, and of the others those written last, so many. Nothing that is needed is ever removed: raises `NoRoom`
-        where that alone, with the versions of other runs, is more than `most_gb`.
+        The `needed` versions stay, and of the others those written last, so many. Nothing that is needed is
+        ever removed: raises `NoRoom` where that alone, with the versions of other runs, is more than
+        `most_gb`.
         """
         if not jax.tree.leaves(like):
             return
@@ -105,7 +112,11 @@ class ClientStateStore:
             size, elsewhere = tree.nbytes(like), 0 if self.folder is None else _elsewhere(self.folder)
             room = int((most_gb * 1e9 - elsewhere) // size)
             if room < len(must):
-                also = f" and {elsewhere / 1e9:.3g} GB are of other runs, whose folders in `kept` may be removed," if elsewhere else ""
+                also = (
+                    f" and {elsewhere / 1e9:.3g} GB are of other runs, whose folders in `kept` may be removed,"
+                    if elsewhere
+                    else ""
+                )
                 raise NoRoom(
                     f"the run needs {len(must)} versions of {size / 1e9:.3g} GB of what the site keeps between rounds,{also} and the site "
                     f"gives {most_gb:g} GB (caps.kept_gb): its staff raises that, or the run has fewer checkpoints (fc.fit(keep=))"
@@ -139,6 +150,7 @@ def _elsewhere(folder: Path) -> int:
 
 
 def _listed(folder: Path) -> dict[int, int]:
-    """{version: bytes} in a run's folder, those written longest ago first: a run that goes back writes lower numbers again."""
+    """{version: bytes} in a run's folder, those written longest ago first: a run that goes back writes lower
+    numbers again."""
     found = [(path.stat(), int(path.name[5:])) for path in folder.glob("kept-" + "[0-9]" * 12)]
     return {version: about.st_size for about, version in sorted(found, key=lambda one: one[0].st_mtime_ns)}

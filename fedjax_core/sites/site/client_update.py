@@ -1,12 +1,13 @@
 """One client's work in one exchange, alone: begin, as many steps as there are batches, finish and encode.
 
-The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on the host some at a time:
-memory does not grow with the data, and the compiled loop knows their number only as data. In it the step has the usual one of the forms
-that lanes choose from (`fedjax_core.xla.rewrite`), and nothing is measured: a site that starts again must do the same to the last bit.
-Where there are few batches, all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
-keys among what it is given or gives the most of it, and each array that comes of it 10 to 30 us until it is read. So what is told of the
-work comes as one array, and what is the same in every round is given to the device once. Where the time is limited it goes on step by
-step, so as to be able to stop.
+The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on
+the host some at a time: memory does not grow with the data, and the compiled loop knows their number only as
+data. In it the step has the usual one of the forms that lanes choose from (`fedjax_core.xla.rewrite`), and
+nothing is measured: a site that starts again must do the same to the last bit. Where there are few batches,
+all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
+keys among what it is given or gives the most of it, and each array that comes of it 10 to 30 us until it is
+read. So what is told of the work comes as one array, and what is the same in every round is given to the
+device once. Where the time is limited it goes on step by step, so as to be able to stop.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ from fedjax_core.xla.rewrite import rewrite
 _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
 EVALUATED = 512
-"""Examples in a batch of evaluation, where they may meet in a loss: as in the largest batches of the simulator's evaluation."""
+"""Examples in a batch of evaluation, where they may meet in a loss: as in the largest batches of the
+simulator's evaluation."""
 _STEPS = 64  # so many steps go before a first look at the clock
 
 
@@ -55,7 +57,8 @@ class ClientUpdate(NamedTuple):
     kept: Kept
     fine: Array  # whether what it keeps is finite
     left: dict[str, Mean]
-    """What the uplink's stages leave of the update; empty where there are none, or where they hide its size."""
+    """What the uplink's stages leave of the update; empty where there are none, or where they hide its
+    size."""
     metrics: dict[str, Any]
 
 
@@ -73,12 +76,13 @@ def client_update(
     limit: Callable[[int], int] | None = None,
     protecting: bool = False,
 ) -> ClientUpdate:
-    """Exchange `e` of a round at the only client of `clients`, which is `told` so; `draws` say what its key in this round is made of.
+    """Exchange `e` of a round at the only client of `clients`, which is `told` so; `draws` say what its key
+    in this round is made of.
 
-    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop. `limit` is asked the same, and
-    says how many more may follow before it is asked again; 0 ends the work there, and what is done so far is reported, with `PARTIAL`
-    among the metrics. Raises `NoStepDone` where that is nothing. `protecting`: the steps' draws come of the client's secret.
-    """
+    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop.
+    `limit` is asked the same, and says how many more may follow before it is asked again; 0 ends the work
+    there, and what is done so far is reported, with `PARTIAL` among the metrics. Raises `NoStepDone` where
+    that is nothing. `protecting`: the steps' draws come of the client's secret."""
     client = _client(composed, e, protecting)
     work = composed.algorithm.exchanges[e].work
     batches = _all_once(clients, plan.batch_size) if work == ONCE else _batches(clients, plan.of(work), round)
@@ -100,17 +104,23 @@ def client_update(
     more = limit or (StepClock(_STEPS) if watch is not None else lambda done: len(rows))
     for first, begin, end, some, mask in _spans(columns, rows, size, more):
         metrics = client.nothing(told, carry, some, mask, key) if metrics is None else metrics
-        carry, metrics = client.work(told, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end))
+        carry, metrics = client.work(
+            told, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end)
+        )
         done = first + end
         if watch is not None:
             jax.block_until_ready(carry)
             watch(done)
     if limit is not None:
         if len(rows) and not done:
-            raise NoStepDone("no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)")
+            raise NoStepDone(
+                "no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)"
+            )
         seen = seen._replace(steps=number(done))
         metrics = (metrics or {}) | part_of(rows, done, clients.examples)
-    sent, weight, kept, fine, left, more = client.finish(told, draws.kind, *draws[:4], uplink, kept, carry, seen)
+    sent, weight, kept, fine, left, more = client.finish(
+        told, draws.kind, *draws[:4], uplink, kept, carry, seen
+    )
     return ClientUpdate(sent, weight, kept, fine, left, add(metrics or {}, more))
 
 
@@ -151,7 +161,9 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
     def begin(message: Message, kept: Kept, key: Key) -> Carry:
         return client.begin(message, kept.own, keys.begin(key, e))
 
-    def step(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key, t: Array) -> tuple[Carry, Any]:
+    def step(
+        message: Message, carry: Carry, columns: Columns, mask: Array, key: Key, t: Array
+    ) -> tuple[Carry, Any]:
         return client_step(message, carry, Batch(columns, mask), keys.step(key, e, t))
 
     def nothing(message: Message, carry: Carry, columns: Columns, mask: Array, key: Key) -> Any:
@@ -159,7 +171,15 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         return tree.zeros_like(jax.eval_shape(step, message, carry, one, mask[0], key, jnp.int32(0))[1])
 
     def work(
-        message: Message, carry: Carry, metrics: Any, columns: Columns, mask: Array, key: Key, first: Array, begin: Array, end: Array
+        message: Message,
+        carry: Carry,
+        metrics: Any,
+        columns: Columns,
+        mask: Array,
+        key: Key,
+        first: Array,
+        begin: Array,
+        end: Array,
     ) -> Any:
         def one(i: Array, loop: tuple[Carry, Any]) -> tuple[Carry, Any]:
             carry, new = step(message, loop[0], tree.take(columns, i), mask[i], key, first + i)
@@ -171,7 +191,9 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         message: Message, kind: str, words: Array, round: Array, address: Array, secret: Array, uplink: Any, kept: Kept, carry: Carry,
         seen: Seen,
     ) -> Any:  # fmt: skip
-        among = Among(address[None], jnp.ones(1, bool))  # a study whose stages look at who else there is is refused
+        among = Among(
+            address[None], jnp.ones(1, bool)
+        )  # a study whose stages look at who else there is is refused
         sender = composed.sender(e, jax.random.wrap_key_data(words, impl=kind), round, among, jnp.int32(0))
         sender = sender._replace(secret=jax.random.wrap_key_data(secret, impl=kind))
         encoded = composed.report(e, message, uplink, kept, carry, seen, sender)
@@ -179,11 +201,16 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         leaves = left(message, uplink, carry, seen, encoded.wire, weight)
         return encoded.wire, weight, kept, tree.finite(kept), leaves, dict(encoded.metrics)
 
-    def left(message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array) -> dict[str, Mean]:
+    def left(
+        message: Message, uplink: Any, carry: Carry, seen: Seen, sent: Any, weight: Array
+    ) -> dict[str, Mean]:
         stages = composed.uplink.name != chain().name and composed.algorithm.exchanges[e].update is not None
         if not (stages and composed.uplink.measurable):
             return {}
-        before, after = client.finish(message, carry, seen).update, plain(composed.receive(e, uplink, sent, weight)[0])
+        before, after = (
+            client.finish(message, carry, seen).update,
+            plain(composed.receive(e, uplink, sent, weight)[0]),
+        )
         one = jnp.float32(1)
 
         def share(of: Callable[[Any], Array]) -> Mean:
@@ -198,11 +225,16 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         (words, secret), address = numbers[:-5].reshape(2, -1), numbers[-5:-3]
         round, count = numbers[-3:-1].astype(jnp.int32)
         seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
-        key, message = client_key(secret if protecting else words, round, address, kind), composed.listen(e, told)
+        key, message = (
+            client_key(secret if protecting else words, round, address, kind),
+            composed.listen(e, told),
+        )
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
-        sent, weight, kept, fine, left, told = finish(message, kind, words, round, address, secret, uplink, kept, carry, seen)
+        sent, weight, kept, fine, left, told = finish(
+            message, kind, words, round, address, secret, uplink, kept, carry, seen
+        )
         return sent, kept, _together((weight, fine, left, add(metrics, told)))
 
     def listening(do: Callable[..., Any]) -> Callable[..., Any]:
@@ -258,12 +290,17 @@ def _batches(clients: Clients, plan: Plan, round: int) -> _Batches:
 
 
 def _all_once(clients: Clients, batch_size: int) -> _Batches:
-    """All examples of the clients in their order, the same in every round: few are on the device, and kept there as long as the clients."""
+    """All examples of the clients in their order, the same in every round: few are on the device, and kept
+    there as long as the clients."""
     given = _given.get(clients)
     if given is None or given.rows.shape[1] != batch_size:
         rows = _once(*clients.offsets.tolist(), batch_size)
         size = _at_once(clients.columns, rows)
-        chunk = jax.device_put(_chunk(clients.columns, rows, size)) if 0 < len(rows) <= min(_STEPS, size) else None
+        chunk = (
+            jax.device_put(_chunk(clients.columns, rows, size))
+            if 0 < len(rows) <= min(_STEPS, size)
+            else None
+        )
         given = _given[clients] = _Batches(rows, size, chunk)
     return given
 
@@ -285,7 +322,8 @@ def _chunk(columns: Columns, rows: np.ndarray, size: int) -> tuple[Columns, np.n
 def _spans(
     columns: Columns, rows: np.ndarray, size: int, more: Callable[[int], int]
 ) -> Iterator[tuple[int, int, int, Columns, np.ndarray]]:
-    """(first step of a chunk, from which to which of its steps, its columns and mask), as many steps as there may be `more`."""
+    """(first step of a chunk, from which to which of its steps, its columns and mask), as many steps as there
+    may be `more`."""
     for first in range(0, len(rows), size):
         begin, count = 0, min(size, len(rows) - first)
         chunk = _chunk(columns, rows[first : first + size], size)
@@ -298,7 +336,8 @@ def _spans(
 
 
 def _at_once(columns: Columns, rows: np.ndarray) -> int:
-    """C, how many batches go to the device at a time: a power of two, so that few programs serve clients of all sizes."""
+    """C, how many batches go to the device at a time: a power of two, so that few programs serve clients of
+    all sizes."""
     row = sum(x.nbytes // max(1, len(x)) for x in jax.tree.leaves(columns)) * rows.shape[1]
     return 1 << max(0, min(max(4, (len(rows) - 1).bit_length()), (_BYTES // max(1, row)).bit_length() - 1))
 

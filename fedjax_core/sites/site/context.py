@@ -1,10 +1,11 @@
-"""What the handlers of a site's requests may touch: its data, policy, ledger, budget and what it keeps between rounds.
+"""What the handlers of a site's requests may touch: its data, policy, ledger, budget and what it keeps
+between rounds.
 
     handler(context, request) -> context.reply(...)        computed here, let out by the policy, recorded, signed
 
-A site computes from what is in its folder and in the request, and from nothing else: so the same request, asked anew, gets the same
-numbers. What a handler does for each kind of request is in `handlers.py`, and what stands in front of the handlers in `endpoint.py`.
-"""
+A site computes from what is in its folder and in the request, and from nothing else: so the same request,
+asked anew, gets the same numbers. What a handler does for each kind of request is in `handlers.py`, and what
+stands in front of the handlers in `endpoint.py`."""
 
 import time
 import traceback
@@ -53,17 +54,26 @@ class SiteContext:
         self.key = load_key(about)
         self.secret = self.key.secret("noise")
         """By which noise is drawn that nobody else can tell."""
-        handed = about.key is None and about.folder is None and not isinstance(about.data, (str, Path))  # over, for a try, by who asks
+        handed = (
+            about.key is None and about.folder is None and not isinstance(about.data, (str, Path))
+        )  # over, for a try, by who asks
         self.data = SiteData(about, study, None if handed else self.key)
         if (bad := self.data.bad) is not None and len(bad):
             self.note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
         self.metrics = metrics_of(study, self.data.raw)
         """The names of what is measured in training and in evaluation."""
         self.protecting = protecting(study, self.data.raw)
-        """Of each exchange, whether its steps draw noise that protects the site's examples: by the site's own secret."""
+        """Of each exchange, whether its steps draw noise that protects the site's examples: by the site's own
+        secret."""
         usual = usual_policy(about, study, self.data.raw)
         self.enforcement = Enforcement(
-            self.name, usual, asked=self.data.asked, file=about.policy, folder=self.folder, account=about.account, secret=self.secret
+            self.name,
+            usual,
+            asked=self.data.asked,
+            file=about.policy,
+            folder=self.folder,
+            account=about.account,
+            secret=self.secret,
         )
         """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
@@ -80,11 +90,14 @@ class SiteContext:
         composed = study.round
         shapes = state_shapes(composed)
         self.server, self.params = shapes.server, shapes.params
-        self.kept_shapes: Kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients)
+        self.kept_shapes: Kept = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients
+        )
         self.of_reports = [frozenset(report.metrics) for report in reports_of(composed)]
         """The metrics of each exchange that a client makes once, in its report."""
         self.form = lru_cache(maxsize=8)(partial(_form, composed, self.kept_shapes))
-        """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form of a request to train."""
+        """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form
+        of a request to train."""
 
     @cached_property
     def places(self) -> Places:
@@ -95,7 +108,9 @@ class SiteContext:
     def desk(self) -> Desk:
         """Where what statistics told is remembered, under a secret of the site's key."""
         folder = None if self.folder is None else self.folder / "released"
-        return Desk(self.enforcement.policy.outputs or OutputPolicy(), folder=folder, key=self.key.secret("people"))
+        return Desk(
+            self.enforcement.policy.outputs or OutputPolicy(), folder=folder, key=self.key.secret("people")
+        )
 
     def keep(self, run: str) -> ClientStateStore:
         """Where the site keeps what it has between the rounds of a run."""
@@ -126,16 +141,21 @@ class SiteContext:
         beside: Collection[str] = (),
         judged: Mapping[str, np.ndarray] | None = None,
     ) -> Bytes:
-        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say there.
+        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say
+        there.
 
-        `steps`: of how many the work was, where its time was limited; `beside`: the tensors that are no part of an update.
-        `judged`: the update that the policy judges and counts, where it is another one's turn to leave (under masks).
-        """
+        `steps`: of how many the work was, where its time was limited; `beside`: the tensors that are no part
+        of an update. `judged`: the update that the policy judges and counts, where it is another one's turn
+        to leave (under masks)."""
         tensors = self.enforcement.protect(request, tensors or {}, beside)
         header = self.header(KINDS[request.kind].reply, request, fields)
         norm = self.enforcement.release(request, tensors if judged is None else judged, beside)
         draft = Draft(header, tensors, self.key)
-        digest = draft.header.digest if judged is None else sha256(b"".join(x.tobytes() for x in judged.values())).hexdigest()
+        digest = (
+            draft.header.digest
+            if judged is None
+            else sha256(b"".join(x.tobytes() for x in judged.values())).hexdigest()
+        )
         counted = self.enforcement.count(request, digest, self.asked, steps)
         if self.log is None:
             return draft.signed()
@@ -144,7 +164,9 @@ class SiteContext:
             more["kept"] = self.left.keep(draft.header.digest, draft.body)
         if request.head is not UNSET:
             more[f"{HELD}{COORDINATOR}"] = request.head
-        self.log.record_sent(Envelope(draft.header, dict(tensors)), draft.size(self.log.head.n + 1), more=more, norm=norm)
+        self.log.record_sent(
+            Envelope(draft.header, dict(tensors)), draft.size(self.log.head.n + 1), more=more, norm=norm
+        )
         return draft.signed(str(self.log.durable))
 
     def note(self, error: Exception) -> None:
@@ -157,5 +179,9 @@ class SiteContext:
 def _form(composed: Round, kept: Any, e: int, sites: int, first: bool) -> TreeSpec:
     """Of a request to train in exchange `e`."""
     state = state_shapes(composed)
-    message = jax.eval_shape(partial(composed.broadcast, e), state, jax.ShapeDtypeStruct((sites,), np.int32))[0]
-    return TreeSpec.of({"message": message, "uplink": state.uplink[e], **about_sites(sites, kept if first else None)})
+    message = jax.eval_shape(partial(composed.broadcast, e), state, jax.ShapeDtypeStruct((sites,), np.int32))[
+        0
+    ]
+    return TreeSpec.of(
+        {"message": message, "uplink": state.uplink[e], **about_sites(sites, kept if first else None)}
+    )

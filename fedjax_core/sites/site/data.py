@@ -1,4 +1,5 @@
-"""The examples of a site: opened, without bad records where its policy has them skipped, checked, and as the study prepares them.
+"""The examples of a site: opened, without bad records where its policy has them skipped, checked, and as the
+study prepares them.
 
     raw      as they lie there, but for those held out           what sums for preprocessing are of
     clients  by the numbers that the last request brought        what is trained and counted on; `raw` where the study prepares nothing
@@ -43,7 +44,8 @@ class SiteData:
     """What a site has, for one study."""
 
     def __init__(self, about: SiteFile, study: Study, key: SiteKey | None = None) -> None:
-        """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is made."""
+        """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is
+        made."""
         self._study, self._labels = study, about.labels
         found, self.bad = opened(about, study)
         """Positions of the bad records, which are left out; None where the policy does not ask for it."""
@@ -55,27 +57,37 @@ class SiteData:
         self.clients = self.raw
         """The same as the study prepares them, once it is known how."""
         self.judged = self.raw if self._held is None else self._held
-        """The examples by which models are judged, as the study prepares them: those held out, or those trained on."""
+        """The examples by which models are judged, as the study prepares them: those held out, or those
+        trained on."""
         self.schema = schema.said(schema.items_of(schema.columns(self.raw), self.raw.features))
         """Fields that say what columns there are."""
         self.plan = study.plan(about.order)
         """Of which batches are made; where clients differ in it, that of this one once it is `placed`."""
         self._of_all = self.plan
-        skipped, every, least = self.skipped or 0, found.examples, int(self.raw.sizes[self.raw.sizes > 0].min())
+        skipped, every, least = (
+            self.skipped or 0,
+            found.examples,
+            int(self.raw.sizes[self.raw.sizes > 0].min()),
+        )
         self.asked = Request(
             study.hash, self.raw.examples, self._classes(self.raw), clip=study.clip,
             noise=study.noise, whole=study.whole, bad=skipped / (every + skipped), department=least if study.departments else None,
             secure=study.round.uplink.hides,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""
-        self._preparation = preprocessing.Preparation(study.prepare, self.raw, self._check, about.folder) if study.prepare else None
+        self._preparation = (
+            preprocessing.Preparation(study.prepare, self.raw, self._check, about.folder)
+            if study.prepare
+            else None
+        )
         self._departments: Departments | None = None
         if not too_many_bad(about, self.asked.bad):  # of which the policy refuses every request
             check_study(study, found)
 
     @cached_property
     def persons(self) -> np.ndarray:
-        """[examples of `raw`] whose each is, as codes: by the site's column of persons, or by the values of the row."""
+        """[examples of `raw`] whose each is, as codes: by the site's column of persons, or by the values of
+        the row."""
         return persons_by_values(self.raw) if self._persons is None else self._persons
 
     @property
@@ -122,7 +134,8 @@ class SiteData:
             self.plan = self._of_all.of_client(position)
 
     def used(self, round: int, work: Work, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
-        """(how many examples, of each class how many) so many steps of an exchange are computed of; None: all steps."""
+        """(how many examples, of each class how many) so many steps of an exchange are computed of; None: all
+        steps."""
         plan = self.plan.of(work)
         if steps is None and plan.epochs is not None and plan.order is None:
             return self.raw.examples, self.asked.per_class
@@ -130,7 +143,8 @@ class SiteData:
         return len(rows), self._classes(self.raw, rows)
 
     def stop(self, round: int, work: Work, done: int, least: int) -> int:
-        """After which step, these or a later one, training may stop: between two such are so many examples at least, and so are after it.
+        """After which step, these or a later one, training may stop: between two such are so many examples at
+        least, and so are after it.
 
         Where fewer were trained on by then, it may at once: nothing is told of them.
         """
@@ -147,37 +161,51 @@ class SiteData:
         return len(rows) if begun else done
 
     def visits(self, round: int, work: Work) -> int:
-        """How often an example is looked at in an exchange, at most: by so much a sum over the steps may count it."""
+        """How often an example is looked at in an exchange, at most: by so much a sum over the steps may
+        count it."""
         plan = self.plan.of(work)
         epochs = plan.epochs if plan.order is None else None
         return epochs if isinstance(epochs, int) else int(np.bincount(self._rows(round, work)).max(initial=1))
 
     def _rows(self, round: int, work: Work, steps: int | None = None) -> np.ndarray:
-        """The examples of so many steps of an exchange, None: of all; an example stands there as often as it is used."""
+        """The examples of so many steps of an exchange, None: of all; an example stands there as often as it
+        is used."""
         rows = self._batches(round, work)[:steps].ravel()
         return rows[rows >= 0]
 
     def _batches(self, round: int, work: Work) -> np.ndarray:
         """[T, B]: the batches of an exchange of the round, as `Plan` has them."""
-        return self.plan.of(work).batches(np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round)[0]
+        return self.plan.of(work).batches(
+            np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round
+        )[0]
 
     @property
     def judged_of(self) -> tuple[int, Mapping[str, int] | None]:
         """(how many examples, of each class how many) a model is judged by."""
-        return (self.raw.examples, self.asked.per_class) if self._held is None else (self._held.examples, self._classes(self._held))
+        return (
+            (self.raw.examples, self.asked.per_class)
+            if self._held is None
+            else (self._held.examples, self._classes(self._held))
+        )
 
     def _classes(self, clients: Clients, rows: slice | np.ndarray = slice(None)) -> dict[str, int] | None:
-        """How many of these examples each class has, a class that none of the site's examples has among them; None without labels."""
+        """How many of these examples each class has, a class that none of the site's examples has among them;
+        None without labels."""
         if self._labels is None:
             return None
         labels = clients.columns[self._labels]
-        names = np.unique(np.concatenate([part.columns[self._labels] for part in (self.raw, self._held) if part is not None]))
+        names = np.unique(
+            np.concatenate(
+                [part.columns[self._labels] for part in (self.raw, self._held) if part is not None]
+            )
+        )
         counts = np.bincount(np.searchsorted(names, labels[rows]), minlength=len(names))
         found = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
         return found | absent(len(names), self._study.round.algorithm.task)
 
     def _check(self, clients: Clients) -> None:
-        """Raises where the task cannot use these examples, once they are prepared, or a model's 32 bits do not hold them."""
+        """Raises where the task cannot use these examples, once they are prepared, or a model's 32 bits do
+        not hold them."""
         clients.check_numbers()
         check_data(self._study.round.algorithm.task, clients, self._study.batch_size)
 
@@ -185,8 +213,8 @@ class SiteData:
 def check_study(study: Study, clients: Clients) -> None:
     """Raises where the study's task cannot be trained on these examples, as a simulation of them would.
 
-    Where the study prepares its columns, shapes are looked at, and the values that no other site has a say in, such as labels: the rest
-    when all sites' numbers are there.
+    Where the study prepares its columns, shapes are looked at, and the values that no other site has a say
+    in, such as labels: the rest when all sites' numbers are there.
     """
     task = study.round.algorithm.task
     if study.prepare:
@@ -199,11 +227,12 @@ def check_study(study: Study, clients: Clients) -> None:
 
 
 def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> str:
-    """A short name for the site's data, and for the order of its batches where that is given: the same as long as these and the key are.
+    """A short name for the site's data, and for the order of its batches where that is given: the same as
+    long as these and the key are.
 
-    It leaves the site, so it is made with a secret that the site's `key` gives (HMAC-SHA256). Without one, whoever knows all records
-    but one would find that one by trying. None is for data that the coordinator's own process handed over.
-    """
+    It leaves the site, so it is made with a secret that the site's `key` gives (HMAC-SHA256). Without one,
+    whoever knows all records but one would find that one by trying. None is for data that the coordinator's
+    own process handed over."""
     found = clients.fingerprint().encode()
     if not (order is None or callable(order)):
         found += f"{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()
@@ -211,5 +240,6 @@ def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> s
 
 
 def absent(classes: int, task: Task) -> dict[str, int]:
-    """Of a site that has examples of so many classes: a class without any, where the task has more; of one class alone, there are two."""
+    """Of a site that has examples of so many classes: a class without any, where the task has more; of one
+    class alone, there are two."""
     return {"none of them": 0} if classes < max(2, task.classes or 0) else {}

@@ -1,18 +1,21 @@
-"""A site: one institution's end of a federation, and the only code that touches its data, key, policy, ledger and client state.
+"""A site: one institution's end of a federation, and the only code that touches its data, key, policy, ledger
+and client state.
 
     handle(request) -> reply        bytes in, bytes out, whatever comes in; the transport is somebody else's
 
-    decode ─► heard before? ─► clock ─► policy ─► parts: put together ─► handler ─► reply, in parts where it is large
+    decode ─► heard before? ─► clock ─► policy ─► parts: put together ─► handler ─► reply, in parts where it
+    is large
        └──────────── refused: a code and a reason, recorded ────────────────┘
 
-What a request may ask for is in `handlers.py`, and what it is answered from in `context.py`. The policy is asked before any work and
-before anything leaves (`enforcement.py`), also where a reply is ready. What leaves is recorded in the site's ledger first. Requests may
-come twice: the same bytes get the same bytes back, and the same request anew gets the same numbers, as all that a site computes from is
-in its folder and in the request. Replies are remembered by the process only, so that a site that died at work can be asked again.
+What a request may ask for is in `handlers.py`, and what it is answered from in `context.py`. The policy is
+asked before any work and before anything leaves (`enforcement.py`), also where a reply is ready. What leaves
+is recorded in the site's ledger first. Requests may come twice: the same bytes get the same bytes back, and
+the same request anew gets the same numbers, as all that a site computes from is in its folder and in the
+request. Replies are remembered by the process only, so that a site that died at work can be asked again.
 
-A refusal carries a code and names of settings. Where its reason may have to do with the site's data, it says `declined` and nothing else:
-which of several things went wrong would be an answer about them. The reason is in the site's ledger, and in full in its `errors.log`.
-"""
+A refusal carries a code and names of settings. Where its reason may have to do with the site's data, it says
+`declined` and nothing else: which of several things went wrong would be an answer about them. The reason is
+in the site's ledger, and in full in its `errors.log`."""
 
 import logging
 import time
@@ -28,7 +31,17 @@ from fedjax_core.sites.multipart.requests import Inbox
 from fedjax_core.sites.policy.budget import check_size
 from fedjax_core.sites.policy.enforcement import Declined, Withdrawn
 from fedjax_core.sites.policy.question import question
-from fedjax_core.sites.protocol.kinds import ANNOUNCE, DELIVERED, KINDS, LACKING, PART, PARTS, WrongConfig, WrongKind, leaving
+from fedjax_core.sites.protocol.kinds import (
+    ANNOUNCE,
+    DELIVERED,
+    KINDS,
+    LACKING,
+    PART,
+    PARTS,
+    WrongConfig,
+    WrongKind,
+    leaving,
+)
 from fedjax_core.sites.protocol.report import PARTIAL
 from fedjax_core.sites.protocol.request import TRAIN_SECONDS
 from fedjax_core.sites.refusal import Refused, printable
@@ -51,7 +64,9 @@ _OLDEST_MS = 24 * 3600 * 1000  # a request may be so long under way
 class Site:
     """The site of a `SiteFile`. Use it in a `with`: it holds its ledger open."""
 
-    def __init__(self, about: SiteFile, study: Study | None = None, coordinator: PublicKey | None = None) -> None:
+    def __init__(
+        self, about: SiteFile, study: Study | None = None, coordinator: PublicKey | None = None
+    ) -> None:
         """`study` and `coordinator` are for where the file names none."""
         if about.study is not None:
             study = build(about.study, about.arguments)
@@ -60,16 +75,21 @@ class Site:
         if about.coordinator is not None:
             name, coordinator = read_public(about.coordinator)
             if name != COORDINATOR:
-                raise ValueError(f"{about.coordinator} is the key of {name!r}; a site listens to {COORDINATOR!r} alone")
+                raise ValueError(
+                    f"{about.coordinator} is the key of {name!r}; a site listens to {COORDINATOR!r} alone"
+                )
         if study is None or coordinator is None:
-            raise ValueError(f"site {about.name} needs a study and the coordinator's public key: name them in its file")
+            raise ValueError(
+                f"site {about.name} needs a study and the coordinator's public key: name them in its file"
+            )
         self.name = about.name
         self.context = SiteContext(about, study)
         """What its handlers answer from."""
         self.inbox, self.outbox = Inbox(), Outbox()
         """The last request, and the last reply, that was too large to travel at once."""
         self.failed: Exception | None = None
-        """What the code of the study, or this package, raised over the last request: for whoever has the site in their own process."""
+        """What the code of the study, or this package, raised over the last request: for whoever has the site
+        in their own process."""
         self._roster = Roster({COORDINATOR: coordinator})
         self._guards: dict[str, ReplayGuard] = {}
         self._at_work = False  # whether what comes now may depend on the data
@@ -81,9 +101,18 @@ class Site:
         if site.log is not None:
             site.log.__enter__()
             data = site.data
-            about: dict[str, Scalar] = {"config": site.study.hash, "data": data.fingerprint, "examples": data.raw.examples, **data.counted}
+            about: dict[str, Scalar] = {
+                "config": site.study.hash,
+                "data": data.fingerprint,
+                "examples": data.raw.examples,
+                **data.counted,
+            }
             about |= data.held_out
-            site.log.record(self.name, "opened", about=about if data.skipped is None else about | {"skipped": data.skipped})
+            site.log.record(
+                self.name,
+                "opened",
+                about=about if data.skipped is None else about | {"skipped": data.skipped},
+            )
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -100,13 +129,19 @@ class Site:
             header = envelope.header
             which = (header.key, header.sequence, header.digest)
             known = self._last.get(header.kind)
-            if known is not None and known[0] == which:  # a transport that tries again, of which the guard must not speak
+            if (
+                known is not None and known[0] == which
+            ):  # a transport that tries again, of which the guard must not speak
                 self.context.enforcement.check(header, self._leaving(header))  # as the policy is now
                 return known[1]
             envelope = self._let_in(envelope)
             if KINDS[header.kind].again:
                 return self._announced(envelope) if header.kind == ANNOUNCE else self._delivered(envelope)
-            reply = self.outbox.part(header) if header.kind == PART else HANDLERS[header.kind](self.context, envelope)
+            reply = (
+                self.outbox.part(header)
+                if header.kind == PART
+                else HANDLERS[header.kind](self.context, envelope)
+            )
             if (parts := self.outbox.split(header, reply)) is not None:
                 reply = self._say(PARTS, header, parts.fields(), {"digests": parts.digests})
             self._last[header.kind] = which, reply
@@ -129,11 +164,14 @@ class Site:
         return decode(request, self._roster, recipient=SITES)
 
     def _let_in(self, envelope: Envelope) -> Envelope:
-        """The request as a handler gets it: of this study, heard for the first time, in time, allowed by the policy, and prepared."""
+        """The request as a handler gets it: of this study, heard for the first time, in time, allowed by the
+        policy, and prepared."""
         site, header = self.context, envelope.header
         kind = KINDS.get(header.kind)
         if kind is None:
-            raise WrongKind(f"requests of kind {header.kind!r} are not answered here; a site answers {', '.join(KINDS)}")
+            raise WrongKind(
+                f"requests of kind {header.kind!r} are not answered here; a site answers {', '.join(KINDS)}"
+            )
         if header.config != site.study.hash:
             raise WrongConfig(
                 "the site has another study than the run: both ends need the same algorithm, settings, code and fedjax_core. "
@@ -141,10 +179,18 @@ class Site:
             )
         if not kind.again:
             guard = self._guards.get(header.run, ReplayGuard(header.run, 0)).at(header.round)
-            self._guards[header.run] = guard.accept(sender=header.sender, run=header.run, round=header.round, sequence=header.sequence)
+            self._guards[header.run] = guard.accept(
+                sender=header.sender, run=header.run, round=header.round, sequence=header.sequence
+            )
             self._hold(header)
         now = int(time.time() * 1000)
-        check_clock(header.sender, header.created_unix_ms, earliest_unix_ms=now - _OLDEST_MS, latest_unix_ms=now, skew_seconds=SKEW_SECONDS)
+        check_clock(
+            header.sender,
+            header.created_unix_ms,
+            earliest_unix_ms=now - _OLDEST_MS,
+            latest_unix_ms=now,
+            skew_seconds=SKEW_SECONDS,
+        )
         any_model = site.enforcement.policy.evaluation.models == "any"
         asked = question(envelope, site.places, site.data.fingerprint, any_model=any_model)
         site.enforcement.check(header, self._leaving(header), site.budget.seconds_today, asked)
@@ -152,7 +198,13 @@ class Site:
         if kind.prepared:
             before, envelope = site.data.numbers, site.data.prepared(envelope)
             if site.data.numbers != before and site.log is not None:
-                site.log.record(self.name, "prepared", run=header.run, round=header.round, about={"numbers": site.data.numbers})
+                site.log.record(
+                    self.name,
+                    "prepared",
+                    run=header.run,
+                    round=header.round,
+                    about={"numbers": site.data.numbers},
+                )
         return envelope
 
     def _leaving(self, request: Header) -> tuple[str, ...]:
@@ -163,7 +215,8 @@ class Site:
         return fields + (PARTIAL if TRAIN_SECONDS in request.fields and not secure else ())
 
     def _announced(self, envelope: Envelope) -> Bytes:
-        """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the request."""
+        """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the
+        request."""
         header = envelope.header
         said = read_manifest(envelope, header)
         check_size(self.context.enforcement.policy.caps, said.length)
@@ -177,36 +230,70 @@ class Site:
         i = self.inbox.deliver(envelope)
         return self._say(DELIVERED, envelope.header, {"of": envelope.header.fields["of"], "part": i})
 
-    def _say(self, kind: str, request: Header, fields: Mapping[str, Scalar], tensors: Mapping[str, np.ndarray] | None = None) -> Bytes:
-        """A signed message that tells nothing of the site's data, so that neither its policy nor its ledger is asked."""
-        return encode(self.context.header(kind, request, fields), to_tensors(tensors) if tensors else {}, self.context.key)
+    def _say(
+        self,
+        kind: str,
+        request: Header,
+        fields: Mapping[str, Scalar],
+        tensors: Mapping[str, np.ndarray] | None = None,
+    ) -> Bytes:
+        """A signed message that tells nothing of the site's data, so that neither its policy nor its ledger
+        is asked."""
+        return encode(
+            self.context.header(kind, request, fields),
+            to_tensors(tensors) if tensors else {},
+            self.context.key,
+        )
 
     def _hold(self, request: Header) -> None:
-        """Holds the head of the coordinator's log that came with a request, and records where that log has gone back."""
+        """Holds the head of the coordinator's log that came with a request, and records where that log has
+        gone back."""
         log = self.context.log
         if log is None or request.head is UNSET:
             return
         if (wrong := log.hold(COORDINATOR, request.run, request.sequence, request.head)) is not None:
-            log.record(COORDINATOR, "head went back", run=request.run, round=request.round, about={"reason": wrong})
+            log.record(
+                COORDINATOR, "head went back", run=request.run, round=request.round, about={"reason": wrong}
+            )
 
     def _withdraw(self, request: Header) -> None:
         """The ledger's last word on a run."""
         site = self.context
         if site.log is not None and request.run not in self._withdrawn:
-            site.log.record(self.name, "withdrew", run=request.run, round=request.round, about={"key": site.key.public.fingerprint})
+            site.log.record(
+                self.name,
+                "withdrew",
+                run=request.run,
+                round=request.round,
+                about={"key": site.key.public.fingerprint},
+            )
         self._withdrawn.add(request.run)
 
     def _decline(self, request: Header, error: Exception, reason: str) -> Bytes:
-        """The refusal for a reason that is for the site's staff alone; after work on the data it costs what an update does."""
+        """The refusal for a reason that is for the site's staff alone; after work on the data it costs what
+        an update does."""
         site = self.context
         self.context.note(error)
         counted = site.enforcement.declined(request, site.asked) if self._at_work else {}
-        about: dict[str, Scalar] = {"code": error.code if isinstance(error, Refused) else "error", "reason": printable(reason)[:500]}
+        about: dict[str, Scalar] = {
+            "code": error.code if isinstance(error, Refused) else "error",
+            "reason": printable(reason)[:500],
+        }
         if site.log is not None:
-            site.log.record(self.name, "refused", run=request.run, round=request.round, about=about | {"said": Declined.code} | counted)
+            site.log.record(
+                self.name,
+                "refused",
+                run=request.run,
+                round=request.round,
+                about=about | {"said": Declined.code} | counted,
+            )
         if site.folder is None:  # a try in one's own process, where nothing is written down
             log.warning("site %s declined: %s", self.name, reason)
-        where = "the log of its process has it" if site.folder is None else "its errors.log has it, and its audit log (--what refused)"
+        where = (
+            "the log of its process has it"
+            if site.folder is None
+            else "its errors.log has it, and its audit log (--what refused)"
+        )
         said = f"{self.name} declined, for a reason that is for its staff: {where}"
         if TRAIN_SECONDS in request.fields:
             said += "; the time to train was limited, and more of it may be needed (Rules.train_seconds)"

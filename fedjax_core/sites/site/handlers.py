@@ -1,8 +1,8 @@
 """What a site does for each kind of request that is about its data: `HANDLERS`, by the kinds of `kinds.py`.
 
-Another kind is one more function, one more line here, and one in `kinds.KINDS`. A function gets the site's context and a request that is
-authentic, in time, of the site's own study and allowed by its policy; it returns `context.reply(...)`, or raises a `Refused`.
-"""
+Another kind is one more function, one more line here, and one in `kinds.KINDS`. A function gets the site's
+context and a request that is authentic, in time, of the site's own study and allowed by its policy; it
+returns `context.reply(...)`, or raises a `Refused`."""
 
 import dataclasses
 import math
@@ -48,15 +48,22 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     seconds = request.train_seconds(header)
     work = composed.algorithm.exchanges[e].work
     if seconds is not None and not work.trains:
-        raise BadRequest(f"exchange {e} goes over its examples in order, or over none, so its time cannot be limited")
+        raise BadRequest(
+            f"exchange {e} goes over its examples in order, or over none, so its time cannot be limited"
+        )
     if seconds is not None and site.study.departments:
-        raise BadRequest("departments train side by side and each to its end, so their time cannot be limited")
+        raise BadRequest(
+            "departments train side by side and each to its end, so their time cannot be limited"
+        )
     version, keep = request.version(found, site.address), site.keep(header.run)
     if version == 0 and jax.tree.leaves(site.kept_shapes):
         if "first" not in found:
             raise BadRequest("the request does not say what a site keeps before its first round")
         keep.write(0, found["first"])
-    kept, after = keep.read(version, site.kept_shapes), header.round * len(composed.algorithm.exchanges) + e + 1
+    kept, after = (
+        keep.read(version, site.kept_shapes),
+        header.round * len(composed.algorithm.exchanges) + e + 1,
+    )
     needed, recent = request.needed(header, found, site.address)
     keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.enforcement.policy.caps.kept_gb)
     draws = request.draws(header, site.address, site.secret, of=f"{site.data.fingerprint}/{seconds}")
@@ -78,8 +85,12 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     left = left if site.study.measurable else {}
     weight = float(its)
     if not (bool(fine) and math.isfinite(weight)):
-        raise NotFiniteHere("training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step")
-    site.enforcement.check_weight(header, weight, (site.data.raw.examples, int(np.count_nonzero(site.data.raw.sizes))))
+        raise NotFiniteHere(
+            "training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step"
+        )
+    site.enforcement.check_weight(
+        header, weight, (site.data.raw.examples, int(np.count_nonzero(site.data.raw.sizes)))
+    )
     steps = int(metrics[PARTIAL[0]].total) if limit is not None else None
     minimum, used = site.enforcement.policy.minimum, site.data.raw.examples
     if not work.idle and (minimum.examples or minimum.per_class or minimum.cell):
@@ -102,11 +113,16 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     visits = data.visits(header.round, work) if minimum.cell and not work.idle else 1
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
-        # Those are of steps, and of the update. A step's metric may count an example in each pass, and some have no weight.
+        # Those are of steps, and of the update. A step's metric may count an example in each pass, and some have no
+        # weight.
         times = 1 if name in site.of_reports[e] else visits
         of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / times)
         fields |= site.enforcement.metric(name, sums, of)
-    more: dict[str, Scalar] = {**data.counted, **{name: float(one.total) for name, one in left.items()}, **said(metrics)}
+    more: dict[str, Scalar] = {
+        **data.counted,
+        **{name: float(one.total) for name, one in left.items()},
+        **said(metrics),
+    }
     more |= {"algorithm": composed.algorithm.name, **_draw(site, draws, e)} | (
         {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
     )
@@ -116,37 +132,58 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def _draw(site: SiteContext, draws: request.Draws, e: int) -> dict[str, Scalar]:
-    """For the audit log: of which draw the noise is that protects examples, where there is any. The same one tells nothing new."""
+    """For the audit log: of which draw the noise is that protects examples, where there is any. The same one
+    tells nothing new."""
     return {"draw": draws.name} if site.protecting[e] else {}
 
 
-def _limit(site: SiteContext, header: Header, work: Work, seconds: float | None) -> Callable[[int], int] | None:
+def _limit(
+    site: SiteContext, header: Header, work: Work, seconds: float | None
+) -> Callable[[int], int] | None:
     """How many steps more may follow so many; None: all there are.
 
-    A model is trained to one step: where it was trained before, to the same one, whatever time there is now. The difference of two reports
-    of one model would be of the few examples that one of them has more. As a model that is nearly the same is another one, and so is one
-    of another run, there are also few places to stop at (`SiteData.stop`).
+    A model is trained to one step: where it was trained before, to the same one, whatever time there is now.
+    The difference of two reports of one model would be of the few examples that one of them has more. As a
+    model that is nearly the same is another one, and so is one of another run, there are also few places to
+    stop at (`SiteData.stop`).
     """
-    before = 0 if site.asked is None or site.enforcement.policy.evaluation.models == "any" else site.enforcement.answered.steps(site.asked)
+    before = (
+        0
+        if site.asked is None or site.enforcement.policy.evaluation.models == "any"
+        else site.enforcement.answered.steps(site.asked)
+    )
     if before == ALL:
         return None if seconds is None else lambda done: sys.maxsize
     if before:
         return lambda done: before - done
     if seconds is None:
         return None
-    limit, least = site.done.limit(_which(site, header, seconds), seconds, site.budget.clock), site.enforcement.policy.minimum.examples
-    return limit if least < 2 else lambda done: limit(done) or site.data.stop(header.round, work, done, least) - done
+    limit, least = (
+        site.done.limit(_which(site, header, seconds), seconds, site.budget.clock),
+        site.enforcement.policy.minimum.examples,
+    )
+    return (
+        limit
+        if least < 2
+        else lambda done: limit(done) or site.data.stop(header.round, work, done, least) - done
+    )
 
 
 def _which(site: SiteContext, header: Header, seconds: float | None) -> str:
-    """By what the steps that were done are known again: the question, and its time where a model may be trained to several steps."""
+    """By what the steps that were done are known again: the question, and its time where a model may be
+    trained to several steps."""
     digest = header.digest if site.asked is None else site.asked.digest
     where = f"{header.run}/{header.round}/{header.exchange}/{digest}"
-    return where if site.enforcement.policy.evaluation.models == "sent" or seconds is None else f"{where}/{seconds:g}"
+    return (
+        where
+        if site.enforcement.policy.evaluation.models == "sent" or seconds is None
+        else f"{where}/{seconds:g}"
+    )
 
 
 def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
-    """Sums of the metrics over the examples by which models are judged here; where clients keep a model of their own, of the site's."""
+    """Sums of the metrics over the examples by which models are judged here; where clients keep a model of
+    their own, of the site's."""
     header, algorithm = envelope.header, site.study.round.algorithm
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
     first = site.kept_shapes if request.has_first(header) else None
@@ -155,7 +192,11 @@ def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
         params = found["params"]
     else:
         version = request.version(found, site.address)
-        kept = found["first"] if version == 0 and "first" in found else site.keep(header.run).read(version, site.kept_shapes)
+        kept = (
+            found["first"]
+            if version == 0 and "first" in found
+            else site.keep(header.run).read(version, site.kept_shapes)
+        )
         params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
     return _sums(site, header, params)
 
@@ -166,12 +207,15 @@ def score(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
-    """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a loss, it would ask by them."""
+    """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a
+    loss, it would ask by them."""
     clients = site.data.judged
     site.enforcement.check_examples(*site.data.judged_of)
     site.enforcement.check_cell(clients.examples)
     fields: dict[str, Scalar] = {"examples": clients.examples}
-    for name, total in client_update.totals(site.study.round.algorithm.task, params, clients, client_update.EVALUATED).items():
+    for name, total in client_update.totals(
+        site.study.round.algorithm.task, params, clients, client_update.EVALUATED
+    ).items():
         fields |= site.enforcement.metric(name, {"total": total})
     return site.reply(header, fields)
 
@@ -179,7 +223,13 @@ def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
 def describe(site: SiteContext, envelope: Envelope) -> Bytes:
     """What the coordinator has to know before the first round; it begins, or begins anew."""
     data = site.data
-    fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.schema, **data.counted, **data.held_out}
+    fields: dict[str, Scalar] = {
+        "examples": data.raw.examples,
+        "data": data.fingerprint,
+        **data.schema,
+        **data.counted,
+        **data.held_out,
+    }
     if data.skipped is not None:
         fields["skipped"] = data.skipped
     kept = [name for name in site.metrics if not site.enforcement.policy.may_leave([name], 0.0).allowed]
@@ -197,7 +247,9 @@ def measure(site: SiteContext, envelope: Envelope) -> Bytes:
     if not (leave := site.enforcement.policy.may_leave(kinds, 0.0)).allowed:
         raise preprocessing.SumsStay(f"{leave.reason} [{leave.code}]")
     fields: dict[str, Scalar] = {"examples": site.data.raw.examples}
-    fields |= {name: " ".join(step.column for step in steps if name in step.releases)[:1000] for name in kinds}
+    fields |= {
+        name: " ".join(step.column for step in steps if name in step.releases)[:1000] for name in kinds
+    }
     sums = sums_of(steps, site.data.raw.columns, site.enforcement.policy.minimum.cell)
     return site.reply(envelope.header, fields, to_tensors({"sums": sums}))
 
@@ -208,7 +260,9 @@ def statistics(site: SiteContext, envelope: Envelope) -> Bytes:
     if asked is None or asked.dtype != np.uint8:
         raise BadRequest("the request says no statistic")
     statistic = own_statistics.asked_for(asked)
-    sums, released = own_statistics.sums(statistic, site.data, site.name, site.enforcement.policy.outputs, lambda: site.desk)
+    sums, released = own_statistics.sums(
+        statistic, site.data, site.name, site.enforcement.policy.outputs, lambda: site.desk
+    )
     fields: dict[str, Scalar] = {
         "examples": site.data.raw.examples,
         "statistics": f"{name_of(statistic)}: {' '.join(statistic.columns)}"[:1000],

@@ -4,8 +4,9 @@
     person = "patient_id"           in site.toml: a person is on one side; people are counted by it, and nothing trains on it
     held_out = "test"               in site.toml: the site's own column of truth values, instead of the draw
 
-The training part is the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients whose ids are the sites' names. A
-site that has departments draws before it is divided into them, so that no person is on both sides in two of them.
+The training part is the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients
+whose ids are the sites' names. A site that has departments draws before it is divided into them, so that no
+person is on both sides in two of them.
 
 >>> clients = Clients.from_list([{"x": np.arange(10), "who": np.repeat(np.arange(5), 2)}], ids=["charite"])
 >>> marked = mark(clients, SiteFile(name="charite", data=None, person="who"), share=0.2, seed=0)
@@ -25,17 +26,21 @@ HELD_OUT = "(held out)"
 """The column that says of each example whether it is, until the parts are made."""
 
 PERSON = "(person)"
-"""The column that says whose each example is, until the parts are made: what is told of few people is told by persons, and not by rows."""
+"""The column that says whose each example is, until the parts are made: what is told of few people is told by
+persons, and not by rows."""
 
 
 def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> Clients:
-    """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns that are for this alone.
+    """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns
+    that are for this alone.
 
     None: it is not known what the study does.
     """
     own = tuple(name for name in (about.person, about.held_out) if name is not None)
     if about.person is not None:
-        clients = clients.with_columns({**_named(clients, about), PERSON: _codes(clients.column_of(about.person, "person"))})
+        clients = clients.with_columns(
+            {**_named(clients, about), PERSON: _codes(clients.column_of(about.person, "person"))}
+        )
     if not share:
         if about.held_out is not None and share is not None:
             raise ValueError(
@@ -45,7 +50,11 @@ def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> C
         return clients.without(*own)
     whole = Clients(clients.columns, [0, clients.examples], [about.name])
     own_column = about.held_out
-    out = ~whole.drawn(1 - share, seed, by=about.person) if own_column is None else _said(whole, own_column, about.person)
+    out = (
+        ~whole.drawn(1 - share, seed, by=about.person)
+        if own_column is None
+        else _said(whole, own_column, about.person)
+    )
     if out.all() or not out.any():
         raise ValueError(
             f"{about.name} has too few examples (or persons) for a part of {share:g} of them that is not trained on: none would be "
@@ -64,8 +73,8 @@ def persons_of(clients: Clients) -> np.ndarray | None:
 def persons_by_values(clients: Clients) -> np.ndarray:
     """[examples] codes for data without a column of persons: each row is one, known again by its values.
 
-    Of rows with the same values each is a person. So a row that comes or goes does not make the others into new people.
-    """
+    Of rows with the same values each is a person. So a row that comes or goes does not make the others into
+    new people."""
     found = np.zeros(clients.examples, np.int64)
     seen: dict[bytes, int] = {}
     leaves = [np.ascontiguousarray(x) for _, x in sorted(clients.named_columns.items())]
@@ -79,13 +88,17 @@ def persons_by_values(clients: Clients) -> np.ndarray:
 def _codes(person: np.ndarray) -> np.ndarray:
     """[examples] int64 of each person's name: the same of the same name, whoever else there is."""
     names, places = np.unique(person, return_inverse=True)
-    codes = [int.from_bytes(sha256(repr(name).encode()).digest()[:4], "little") >> 1 for name in names.tolist()]
+    codes = [
+        int.from_bytes(sha256(repr(name).encode()).digest()[:4], "little") >> 1 for name in names.tolist()
+    ]
     return np.array(codes, np.int64)[places]
 
 
 def _named(clients: Clients, about: SiteFile) -> dict[str, np.ndarray]:
     if not isinstance(clients.columns, dict):
-        raise ValueError(f"the columns of {about.name} must have names, as in {{'x': x, 'y': y}}, to hold some examples out")
+        raise ValueError(
+            f"the columns of {about.name} must have names, as in {{'x': x, 'y': y}}, to hold some examples out"
+        )
     return clients.columns
 
 
@@ -101,12 +114,21 @@ def parted(clients: Clients, folder: Path | None = None) -> tuple[Clients, Clien
 def _said(clients: Clients, column: str, person: str | None) -> np.ndarray:
     """What the site's own column says."""
     found = clients.named_columns.get(column)
-    if found is None or found.ndim != 1 or not (found.dtype.kind == "b" or (found.dtype.kind in "iu" and np.isin(found, (0, 1)).all())):
+    if (
+        found is None
+        or found.ndim != 1
+        or not (found.dtype.kind == "b" or (found.dtype.kind in "iu" and np.isin(found, (0, 1)).all()))
+    ):
         raise ValueError(
             f"held_out = {column!r} must be a column of truth values, or of 0 and 1, one an example; the data have "
             f"{', '.join(clients.named_columns)}"
         )
     out = found.astype(bool)
-    if person is not None and np.isin(clients.column_of(person, "person")[out], clients.named_columns[person][~out]).any():
-        raise ValueError(f"held_out = {column!r} has a person of column {person!r} on both sides: let it go by persons")
+    if (
+        person is not None
+        and np.isin(clients.column_of(person, "person")[out], clients.named_columns[person][~out]).any()
+    ):
+        raise ValueError(
+            f"held_out = {column!r} has a person of column {person!r} on both sides: let it go by persons"
+        )
     return out

@@ -1,4 +1,5 @@
-"""A site's limits on what statistics tell: the rules of its output policy, asked of every group of people that sums tell apart.
+"""A site's limits on what statistics tell: the rules of its output policy, asked of every group of people
+that sums tell apart.
 
     group      the minimum of people, and, over all that was told of a column, of any difference of groups (differencing.py)
     model      parameters per person; the groups of every column with two values, and of every two of them: no cell of few people
@@ -30,7 +31,8 @@ from fedjax_core.stats.table import SITE, Table
 
 
 class SiteLimits(Limits):
-    """Of one answer: `found` is what the rules measured, at its tightest, and `sets` the groups of people of each column."""
+    """Of one answer: `found` is what the rules measured, at its tightest, and `sets` the groups of people of
+    each column."""
 
     def __init__(self, policy: OutputPolicy) -> None:
         self.policy = policy
@@ -43,7 +45,9 @@ class SiteLimits(Limits):
     @property
     def sets(self) -> dict[str, list[list[int]]]:
         """{column: groups of people of whom something is told of it}."""
-        return {column: [each.tolist() for each in groups.values()] for column, groups in self._groups.items()}
+        return {
+            column: [each.tolist() for each in groups.values()] for column, groups in self._groups.items()
+        }
 
     def group(self, who: np.ndarray, what: str, about: Iterable[str] = ()) -> None:
         people = np.unique(who)
@@ -63,7 +67,14 @@ class SiteLimits(Limits):
                 self._groups.setdefault(column, {})
                 self.tables.setdefault(column, []).append([each.tolist() for each in groups])
 
-    def model(self, table: Table, design: Design, x: np.ndarray, y: np.ndarray | None = None, about: Iterable[str] = ()) -> None:
+    def model(
+        self,
+        table: Table,
+        design: Design,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        about: Iterable[str] = (),
+    ) -> None:
         who, people = table.who, len(np.unique(table.who))
         if not people:
             return
@@ -100,9 +111,14 @@ class SiteLimits(Limits):
         few = float(parts[: self.policy.minimum - 1].sum())
         if len(people):
             limit = self.policy.top_share * float(parts.sum())
-            self._ask("weights by these coefficients", Finding("dominance of few", few, limit, bool(np.isfinite(few) and few <= limit)))
+            self._ask(
+                "weights by these coefficients",
+                Finding("dominance of few", few, limit, bool(np.isfinite(few) and few <= limit)),
+            )
 
-    def cells(self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()) -> np.ndarray:
+    def cells(
+        self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()
+    ) -> np.ndarray:
         told = super().cells(name, cell, shape, who)
         about, size = tuple(about), int(np.prod(shape))
         if not size or not len(who):
@@ -121,7 +137,10 @@ class SiteLimits(Limits):
             self._ask(name, Finding("margins to hide", float(margins.sum()), 0, not margins.any()))
         hides = np.isnan(shown.values[:size])
         self.hidden += int(hides.sum())
-        visible = [np.sort(who[(cell >= 0) & (margins_of[i, cell] > 0)]) for i in np.flatnonzero(~np.isnan(shown.values))]
+        visible = [
+            np.sort(who[(cell >= 0) & (margins_of[i, cell] > 0)])
+            for i in np.flatnonzero(~np.isnan(shown.values))
+        ]
         visible = [people for people in visible if len(people)]
         for people in visible:
             self.group(people, name)
@@ -135,7 +154,8 @@ class SiteLimits(Limits):
         return self.policy.tables != "refuse"
 
     def _pairs(self, truths: dict[str, np.ndarray], who: np.ndarray, about: tuple[str, ...]) -> None:
-        """The groups of these truth values [rows], and of every two: rows and people of each are told by a product of two columns."""
+        """The groups of these truth values [rows], and of every two: rows and people of each are told by a
+        product of two columns."""
         unlike = {mask.tobytes(): (name, mask) for name, mask in truths.items()}
         these = list(unlike.values())
         for i, (name, a) in enumerate(these):
@@ -150,7 +170,9 @@ class SiteLimits(Limits):
         rule = finding.rule
         before = self.found.get(rule)
         if before is None or not finding.holds or _room(finding) < _room(before):
-            self.found[rule] = finding._replace(measured=float(finding.measured), limit=float(finding.limit), holds=bool(finding.holds))
+            self.found[rule] = finding._replace(
+                measured=float(finding.measured), limit=float(finding.limit), holds=bool(finding.holds)
+            )
         if not finding.holds:
             raise TooFew(f"{what}: {finding.measured:g}, and the limit is {finding.limit:g}")
 

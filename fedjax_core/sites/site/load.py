@@ -31,8 +31,8 @@ from fedjax_core.sites.study import Study, is_function, named
 def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
     """The site's examples, as one client with the site's name, or one for each department.
 
-    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where that has one, and
-    examples that it holds out are marked (held_out.py).
+    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where
+    that has one, and examples that it holds out are marked (held_out.py).
     """
     found: Any = about.data
     if found is None:
@@ -46,14 +46,19 @@ def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -
     handed = isinstance(found, Clients)  # and looked at when it was made
     if isinstance(found, (str, Path)) and Path(found).suffix == ".toml":
         reading = intake.read(found)
-        found, about = reading.clients, about if about.person else replace(about, person=reading.schema.person or None)
+        found, about = (
+            reading.clients,
+            about if about.person else replace(about, person=reading.schema.person or None),
+        )
     elif isinstance(found, (str, Path)):
         found = Clients.open(found)
     found = columns_of(found)
     if isinstance(found, Mapping):
         found = Clients.from_list([found], [about.name], allow_nan=True)
     if not isinstance(found, Clients):
-        raise ValueError(f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}")
+        raise ValueError(
+            f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}"
+        )
     if about.departments is not None and not (len(found) == 1 and isinstance(found.columns, Mapping)):
         raise ValueError(
             f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
@@ -71,7 +76,8 @@ def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -
 
 
 def check_divided(site: str, study: Study, clients: Clients) -> None:
-    """Raises where these examples of a site are divided into departments, and the study's clients are whole sites."""
+    """Raises where these examples of a site are divided into departments, and the study's clients are whole
+    sites."""
     if not study.departments and clients.ids.tolist() != [site]:
         raise ValueError(
             f"the data of {site} are divided into departments, {len(clients)} of them, and the clients of this study are whole "
@@ -79,25 +85,39 @@ def check_divided(site: str, study: Study, clients: Clients) -> None:
         )
 
 
-def divided(site: str, columns: Mapping[str, Any], by: str, *, features: Features | None = None, allow_nan: bool = False) -> Clients:
-    """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then left out. Copies the rows."""
+def divided(
+    site: str,
+    columns: Mapping[str, Any],
+    by: str,
+    *,
+    features: Features | None = None,
+    allow_nan: bool = False,
+) -> Clients:
+    """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then
+    left out. Copies the rows."""
     if by not in columns:
-        raise ValueError(f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}")
+        raise ValueError(
+            f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}"
+        )
     owner = given(columns[by], by, f"{site}: ")
     if owner.ndim != 1 or owner.dtype.kind not in "iuU":
-        raise ValueError(f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}")
+        raise ValueError(
+            f"column {by!r}, by which {site} is divided, must hold whole numbers or text, got {owner.dtype}{[*owner.shape]}"
+        )
     rest = {name: x for name, x in columns.items() if name != by}
     ids = ids_of(site, partition.owner_names(owner))
     return Clients.from_parts(rest, partition.by_owner(owner), ids, features=features, allow_nan=allow_nan)
 
 
 def ids_of(site: str, departments: Any) -> list[str]:
-    """The names of departments in a federation, as a simulator has them for clients' ids. No site's own name has a "/" in it."""
+    """The names of departments in a federation, as a simulator has them for clients' ids. No site's own name
+    has a "/" in it."""
     return [f"{site}/{one}" for one in np.asarray(departments).tolist()]
 
 
 def opened(about: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
-    """(the site's examples, positions of the bad records, which are left out; None where the policy does not ask for it).
+    """(the site's examples, positions of the bad records, which are left out; None where the policy does not
+    ask for it).
 
     Raises where the study could not read them; what the task says of them is `check_study`'s.
     """

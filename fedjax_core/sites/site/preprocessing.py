@@ -1,11 +1,13 @@
-"""Preprocessing at a site: computes the sums of its columns, and applies the numbers that all sites' sums give.
+"""Preprocessing at a site: computes the sums of its columns, and applies the numbers that all sites' sums
+give.
 
     measure     sums of the columns as they lie there  ─►  coordinator: merged in the order of the sites (preprocessing.py)
     train, evaluate, score     bring the numbers: the site applies them when they come for the first time, and works on what comes of that
 
-The steps are of the study, so of its hash. Which kinds of sums a step needs is in its `leaving`: "moments", "range" or "categories". A
-site whose policy does not name them in `leaving.fields` tells none, and none does of what fewer than `minimum.cell` of its examples have.
-As every request brings the numbers, a site that was away, or begins anew, has those that count.
+The steps are of the study, so of its hash. Which kinds of sums a step needs is in its `leaving`: "moments",
+"range" or "categories". A site whose policy does not name them in `leaving.fields` tells none, and none does
+of what fewer than `minimum.cell` of its examples have. As every request brings the numbers, a site that was
+away, or begins anew, has those that count.
 
     steps = [fc.preprocess.Standardise("x"), fc.preprocess.OrdinalEncode("sex")]
     fed = fc.Federation(composed, sites, batch_size=4, epochs=1, prepare=steps)
@@ -53,9 +55,13 @@ def leaving(steps: Steps) -> tuple[str, ...]:
 
 
 def held_back(steps: Steps, fields: Iterable[str]) -> dict[str, str]:
-    """Of a policy that lets these fields leave: the kinds of sums that it keeps, each with the steps that need it, in words."""
+    """Of a policy that lets these fields leave: the kinds of sums that it keeps, each with the steps that
+    need it, in words."""
     kept = [name for name in leaving(steps) if name not in set(fields)]
-    return {name: ", ".join(f"{type(step).__name__}({step.column!r})" for step in steps if name in step.releases) for name in kept}
+    return {
+        name: ", ".join(f"{type(step).__name__}({step.column!r})" for step in steps if name in step.releases)
+        for name in kept
+    }
 
 
 def check_rest(steps: Steps, raw: Clients) -> None:
@@ -82,10 +88,14 @@ def alone(steps: Steps, raw: Clients) -> Clients | None:
 
 
 class Preparation:
-    """Reads the numbers of all sites that a request brings, and applies them where they are not those that were applied last."""
+    """Reads the numbers of all sites that a request brings, and applies them where they are not those that
+    were applied last."""
 
-    def __init__(self, steps: Steps, raw: Clients, check: Callable[[Clients], None], folder: Path | None = None) -> None:
-        """`check` raises for examples that the study's task cannot use. What is made of large mapped columns is on the folder's disk."""
+    def __init__(
+        self, steps: Steps, raw: Clients, check: Callable[[Clients], None], folder: Path | None = None
+    ) -> None:
+        """`check` raises for examples that the study's task cannot use. What is made of large mapped columns
+        is on the folder's disk."""
         self.steps, self.raw, self._check, self._folder = steps, raw, check, folder
         self.digest: str | None = None
         """Of the numbers that were applied last."""
@@ -103,13 +113,21 @@ class Preparation:
         for name, x in envelope.tensors.items():
             (found if name.startswith(f"['{PREPARED}']") else rest)[name] = x
         if not found:
-            raise NotPrepared("the study prepares its columns, and the request has no numbers for it; install one version at both ends")
+            raise NotPrepared(
+                "the study prepares its columns, and the request has no numbers for it; install one version at both ends"
+            )
         numbers = from_tensors_open(found, self._like)[PREPARED]
         if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
-            raise BadNumbers(f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns")
+            raise BadNumbers(
+                f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns"
+            )
         for step, its, own in zip(self.steps, numbers, self._like[PREPARED], strict=True):
-            if not step.releases and any(not np.array_equal(its[name], own[name]) for name in own):  # which nobody's sums decide
-                raise BadNumbers(f"{type(step).__name__}({step.column!r}) is settled by the study, and the request says otherwise")
+            if not step.releases and any(
+                not np.array_equal(its[name], own[name]) for name in own
+            ):  # which nobody's sums decide
+                raise BadNumbers(
+                    f"{type(step).__name__}({step.column!r}) is settled by the study, and the request says otherwise"
+                )
         fitted = Fitted(self.steps, numbers)
         if fitted.digest != self.digest:
             self.clients, self._fitted = self._apply(fitted, self.raw), fitted

@@ -1,8 +1,8 @@
 """Checks that the code of a site's study is what it was when the site first took part in it.
 
-A study's hash has the files of every package whose functions it uses. The package that the site's file names for its study may
-do more when it is imported, such as change a library. So a site notes the digest of all its files, once for each hash,
-in `code.json` in its folder, and starts only while they are the same.
+A study's hash has the files of every package whose functions it uses. The package that the site's file names
+for its study may do more when it is imported, such as change a library. So a site notes the digest of all its
+files, once for each hash, in `code.json` in its folder, and starts only while they are the same.
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +27,8 @@ def changed(folder: Path, study: str, hash: str) -> list[str]:
 
 
 def check_code(folder: Path, study: str, hash: str) -> None:
-    """Notes the files of the study's package where this hash is new here; raises ValueError where they are others than before."""
+    """Notes the files of the study's package where this hash is new here; raises ValueError where they are
+    others than before."""
     path = folder / NAME
     if odd := changed(folder, study, hash):
         raise ValueError(
@@ -49,6 +50,11 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         return {}
     try:
         found = json.loads(path.read_text())
-        return {str(hash): {str(name): str(digest) for name, digest in each.items()} for hash, each in found.items()}
+        return {
+            str(hash): {str(name): str(digest) for name, digest in each.items()}
+            for hash, each in found.items()
+        }
     except (ValueError, AttributeError):
-        raise ValueError(f"{path}, the digests of the study's code, is damaged: review that code, and remove the file") from None
+        raise ValueError(
+            f"{path}, the digests of the study's code, is damaged: review that code, and remove the file"
+        ) from None

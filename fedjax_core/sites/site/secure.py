@@ -1,7 +1,8 @@
-"""What a site does for the requests of secure aggregation: each answer is let out by its policy and recorded, as any other.
+"""What a site does for the requests of secure aggregation: each answer is let out by its policy and recorded,
+as any other.
 
-A request that the protocol does not allow (both shares of one peer, another roster, too few sites) is refused by the protocol's own code,
-which goes into the site's audit log with the reason, and to the coordinator.
+A request that the protocol does not allow (both shares of one peer, another roster, too few sites) is refused
+by the protocol's own code, which goes into the site's audit log with the reason, and to the coordinator.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +23,21 @@ from fedjax_core.sites.wire.trees import to_tensors
 
 
 def advertise(
-    site: SiteContext, header: Header, sent: Masked, fields: Mapping[str, Scalar], more: Mapping[str, Scalar], steps: int
+    site: SiteContext,
+    header: Header,
+    sent: Masked,
+    fields: Mapping[str, Scalar],
+    more: Mapping[str, Scalar],
+    steps: int,
 ) -> Bytes:
-    """The reply to a request to train: the keys of an attempt. The report stays here, and the policy has judged it."""
+    """The reply to a request to train: the keys of an attempt. The report stays here, and the policy has
+    judged it."""
     secure = _secure(site)
     vector = secure.vector(sent)
     with _agreed():
-        least = max(site.enforcement.policy.minimum.sites, site.study.round.uplink.promises.reports)  # for the noise of fewer is less
+        least = max(
+            site.enforcement.policy.minimum.sites, site.study.round.uplink.promises.reports
+        )  # for the noise of fewer is less
         attempt = secure.begin(header, vector, least)
         tensors = to_tensors(written(attempt.client.advertise()))
     said = {**more, "secure": "keys alone: the report stays here until it is under masks"}
@@ -39,7 +48,11 @@ def advertise(
 
 def share(site: SiteContext, envelope: Envelope) -> Bytes:
     """A box for each peer, with a share of this site's secrets."""
-    secure, attempt, roster = _secure(site), _secure(site).attempt(envelope.header), read(envelope.tensors, Roster)
+    secure, attempt, roster = (
+        _secure(site),
+        _secure(site).attempt(envelope.header),
+        read(envelope.tensors, Roster),
+    )
     secure.meet(roster, envelope.tensors.get(f"['{IDENTITIES}']"))
     most = secure.ring.weights // max(1, len(roster.sites))
     if int(attempt.vector[-1]) > most:
@@ -54,25 +67,34 @@ def mask(site: SiteContext, envelope: Envelope) -> Bytes:
     """The report under its masks."""
     attempt, boxes = _secure(site).attempt(envelope.header), read(envelope.tensors, Boxes)
     said: dict[str, Scalar] = {"secure": f"under masks with {len(boxes.senders)} sites: {CANNOT_SEE}"}
-    return _answer(site, envelope.header, lambda: {VECTOR: attempt.client.mask(boxes, attempt.vector).vector}, said)
+    return _answer(
+        site, envelope.header, lambda: {VECTOR: attempt.client.mask(boxes, attempt.vector).vector}, said
+    )
 
 
 def confirm(site: SiteContext, envelope: Envelope) -> Bytes:
     """This site's signature over who is in the sum."""
     attempt, survivors = _secure(site).attempt(envelope.header), read(envelope.tensors, Survivors)
-    said: dict[str, Scalar] = {"secure": f"agrees to the sum of {len(survivors.names)} sites: {listed(survivors.names)}"}
+    said: dict[str, Scalar] = {
+        "secure": f"agrees to the sum of {len(survivors.names)} sites: {listed(survivors.names)}"
+    }
     return _answer(site, envelope.header, lambda: written(attempt.client.confirm(survivors)), said)
 
 
 def reveal(site: SiteContext, envelope: Envelope) -> Bytes:
     """One share of each peer."""
     attempt, wanted = _secure(site).attempt(envelope.header), read(envelope.tensors, Wanted)
-    said: dict[str, Scalar] = {"secure": f"opens the sum of {len(wanted.confirmed)} sites or more: {CANNOT_SEE}"}
+    said: dict[str, Scalar] = {
+        "secure": f"opens the sum of {len(wanted.confirmed)} sites or more: {CANNOT_SEE}"
+    }
     return _answer(site, envelope.header, lambda: written(attempt.client.reveal(wanted)), said)
 
 
 def _answer(
-    site: SiteContext, header: Header, message: Callable[[], dict[str, np.ndarray]], more: Mapping[str, Scalar] | None = None
+    site: SiteContext,
+    header: Header,
+    message: Callable[[], dict[str, np.ndarray]],
+    more: Mapping[str, Scalar] | None = None,
 ) -> Bytes:
     with _agreed():
         tensors = to_tensors(message())

@@ -3,12 +3,13 @@
     train ─► keys      share ─► boxes      mask ─► the report under masks      confirm ─► signature      reveal ─► shares
       └ the report stays here, in whole numbers
 
-The state machine is `secure_aggregation.client`; here it meets the site's key, policy, disk and ledger. Its secrets live in memory: a site
-that was killed has dropped out of the attempt, and takes part in the next. What it opened is in `opened.jsonl` in its folder.
+The state machine is `secure_aggregation.client`; here it meets the site's key, policy, disk and ledger. Its
+secrets live in memory: a site that was killed has dropped out of the attempt, and takes part in the next.
+What it opened is in `opened.jsonl` in its folder.
 
-The other sites' keys are those of the roster that the site's file names, exchanged beforehand: the coordinator, which passes on all
-messages, could otherwise stand between each two of them. A try that was handed its `SiteFile` takes the keys that it is told first.
-"""
+The other sites' keys are those of the roster that the site's file names, exchanged beforehand: the
+coordinator, which passes on all messages, could otherwise stand between each two of them. A try that was
+handed its `SiteFile` takes the keys that it is told first."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,14 +98,18 @@ class Secure:
         return vector_of(sent.ring)
 
     def judged(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """The update as the vector has it, by which the policy judges what leaves: numbers times the step of the ring, [length - 1]."""
+        """The update as the vector has it, by which the policy judges what leaves: numbers times the step of
+        the ring, [length - 1]."""
         update, weight = vector[:-1].view(np.int32), max(1, int(vector[-1]))
         return {"update": update.astype(np.float32) * np.float32(self.ring.step / weight)}
 
     def begin(self, asked: Header, vector: np.ndarray, minimum: int) -> Attempt:
         """An attempt with this report, and new secrets."""
         terms = terms_of(asked, len(vector))
-        return Attempt(Client(self._key.name, terms, self._key.sign, self._fits, self._spent, max(MINIMUM, minimum)), vector)
+        return Attempt(
+            Client(self._key.name, terms, self._key.sign, self._fits, self._spent, max(MINIMUM, minimum)),
+            vector,
+        )
 
     def go_on(self, attempt: Attempt) -> None:
         """From now on this is the attempt: its keys are about to leave."""
@@ -114,11 +119,14 @@ class Secure:
         """The attempt that a request is about."""
         found = self._attempt
         if found is None or found.number != header.fields.get(ATTEMPT):
-            raise NoAttempt(f"{self._key.name} takes no part in this attempt: it has not begun it, or was started anew since")
+            raise NoAttempt(
+                f"{self._key.name} takes no part in this attempt: it has not begun it, or was started anew since"
+            )
         return found
 
     def meet(self, roster: Keys, identities: np.ndarray | None) -> None:
-        """Takes the identity keys that the coordinator says these sites have, where it has no roster: the first one of a name counts."""
+        """Takes the identity keys that the coordinator says these sites have, where it has no roster: the
+        first one of a name counts."""
         if self._roster is not None:
             return
         if identities is None or identities.shape != (len(roster.sites), 32) or identities.dtype != np.uint8:

@@ -3,10 +3,11 @@
     request   a statistic by name, with plain values (fedjax_core/stats/messages.py): never code
     reply     its sums, where `leaving.fields` has "statistics", and each is about enough people
 
-The limits are of the site's policy, `[statistics]` or `minimum.cell` (limits.py). Where it has any, statistics use the columns that
-`statistics.columns` lists, by a closed list of expressions (stats/closed.py), and each release is recorded with what the rules measured: at
-the desk of the site (disclosure/releases.py), which remembers of whom was told, and in its audit log. Of what the data do not allow the
-coordinator hears `declined`; a column or an expression that is not listed is named.
+The limits are of the site's policy, `[statistics]` or `minimum.cell` (limits.py). Where it has any,
+statistics use the columns that `statistics.columns` lists, by a closed list of expressions (stats/closed.py),
+and each release is recorded with what the rules measured: at the desk of the site (disclosure/releases.py),
+which remembers of whom was told, and in its audit log. Of what the data do not allow the coordinator hears
+`declined`; a column or an expression that is not listed is named.
 """
 
 import dataclasses
@@ -43,12 +44,15 @@ def asked_for(text: np.ndarray) -> Statistic:
 def sums(
     statistic: Statistic, data: SiteData, site: str, policy: Statistics | None, desk: Callable[[], Desk]
 ) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
-    """(its sums of the site's examples, what the audit log says of the release); raises a `Refused` where they may not be told."""
+    """(its sums of the site's examples, what the audit log says of the release); raises a `Refused` where
+    they may not be told."""
     columns, categories = _columns(data.raw), data.raw.categories
     if policy is None:
         return _arrays(statistic.sums(Table(columns, categories, site), Limits())), {}
     _check_listed(statistic, policy, site)
-    table = Table({name: x for name, x in columns.items() if name in policy.columns}, categories, site, data.persons)
+    table = Table(
+        {name: x for name, x in columns.items() if name in policy.columns}, categories, site, data.persons
+    )
     limits, what = SiteLimits(policy), f"{name_of(statistic)}: {' '.join(statistic.columns)}"
     few, found = None, {}
     try:
@@ -62,19 +66,26 @@ def sums(
         line = desk().under(policy).sums(what, findings, limits.sets, found, limits.tables, few)
     except NotReleased as error:
         raise Withheld(f"{site} would tell of too few people: {few or error} [statistics]") from None
-    about: dict[str, Scalar] = {f"rule.{each['rule']}": f"{each['measured']:g} ({each['limit']:g})" for each in line["findings"]}
+    about: dict[str, Scalar] = {
+        f"rule.{each['rule']}": f"{each['measured']:g} ({each['limit']:g})" for each in line["findings"]
+    }
     return found, about | {"released": line["digest"][:16], "hidden": limits.hidden}
 
 
 def _check_listed(statistic: Statistic, policy: Statistics, site: str) -> None:
-    """Raises, naming it, for a column that the policy does not list, and for an expression that is not on the closed list."""
+    """Raises, naming it, for a column that the policy does not list, and for an expression that is not on the
+    closed list."""
     allowed = {*policy.columns, *SITE}
     if odd := [name for name in statistic.columns if name not in allowed]:
         listed = ", ".join(policy.columns) or "none"
-        raise Declined(f"{site} lets nothing be told of the column {odd[0]!r}; listed are {listed} (statistics.columns) [statistics]")
+        raise Declined(
+            f"{site} lets nothing be told of the column {odd[0]!r}; listed are {listed} (statistics.columns) [statistics]"
+        )
     for expression in _expressions(statistic):
         if (why := closed.refused(expression, allowed)) is not None:
-            raise Declined(f"{site} computes expressions of a closed list alone, and {why} (docs/statistics.md) [statistics]")
+            raise Declined(
+                f"{site} computes expressions of a closed list alone, and {why} (docs/statistics.md) [statistics]"
+            )
 
 
 def _expressions(value: Any) -> Iterator[list[Any]]:
@@ -92,12 +103,15 @@ def _expressions(value: Any) -> Iterator[list[Any]]:
 
 
 def _columns(raw: Clients) -> dict[str, np.ndarray]:
-    """The columns by name; of a matrix whose features have names, each feature, with codes of categories as codes."""
+    """The columns by name; of a matrix whose features have names, each feature, with codes of categories as
+    codes."""
     found = dict(raw.named_columns)
     for matrix, names in raw.features.items():
         for i, name in enumerate(names):
             x = found[matrix][:, i]
-            found.setdefault(name, np.where(np.isnan(x), -1, x).astype(np.int32) if name in raw.categories else x)
+            found.setdefault(
+                name, np.where(np.isnan(x), -1, x).astype(np.int32) if name in raw.categories else x
+            )
     return found
 
 

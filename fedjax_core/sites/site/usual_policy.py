@@ -1,4 +1,5 @@
-"""The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave."""
+"""The policy of a site that has no file for it: the first study asked for is the only one, and its metrics
+may leave."""
 
 import dataclasses
 
@@ -21,15 +22,25 @@ _TRIES = 10_000  # evaluations a day
 
 
 def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
-    """The policy of a site that has no file for it: the first study asked for is the only one, and its metrics may leave.
+    """The policy of a site that has no file for it: the first study asked for is the only one, and its
+    metrics may leave.
 
-    A site whose file names its study is a real one: it has the minimums of policies that are made (`policy.SAFE`). One that is handed its
-    study is a try in one's own process or trust domain: it has none, and evaluates whatever model it is given.
-    """
-    sums = [name for name in preprocessing.leaving(study.prepare) if name != "range"]  # which tells of single persons
+    A site whose file names its study is a real one: it has the minimums of policies that are made
+    (`policy.SAFE`). One that is handed its study is a try in one's own process or trust domain: it has none,
+    and evaluates whatever model it is given."""
+    sums = [
+        name for name in preprocessing.leaving(study.prepare) if name != "range"
+    ]  # which tells of single persons
     clients_ = ("clients",) if study.departments else ()
     left = LEFT if study.measurable else ()
-    fields = ("weight", "examples", "data", *clients_, *study.stats, *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}))
+    fields = (
+        "weight",
+        "examples",
+        "data",
+        *clients_,
+        *study.stats,
+        *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}),
+    )
     usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
     if about.study is None:
         usual = dataclasses.replace(usual, leaving=policy.Leaving((*fields, "statistics")))
@@ -38,12 +49,14 @@ def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
 
 
 def minimum_of(about: SiteFile) -> policy.Minimum:
-    """The minimums of a policy that is made for a site: of each class where its file names the column of classes."""
+    """The minimums of a policy that is made for a site: of each class where its file names the column of
+    classes."""
     return policy.SAFE if about.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
 
 
 def metrics_of(study: Study, clients: Clients) -> list[str]:
-    """The names of all that is measured in training and in evaluation; raises where one of them could not be told."""
+    """The names of all that is measured in training and in evaluation; raises where one of them could not be
+    told."""
     task, columns = study.round.algorithm.task, narrow(preprocessing.one_row(study.prepare, clients))
     steps = check_metrics(study.round, columns, study.batch_size)
     params = jax.eval_shape(task.init, keys.shape())
@@ -52,8 +65,11 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
 
 
 def protecting(study: Study, clients: Clients) -> tuple[bool, ...]:
-    """Of each exchange, whether its steps draw noise that protects the site's examples; raises where departments would draw it openly."""
-    found = protecting_steps(study.round, narrow(preprocessing.one_row(study.prepare, clients)), study.batch_size)
+    """Of each exchange, whether its steps draw noise that protects the site's examples; raises where
+    departments would draw it openly."""
+    found = protecting_steps(
+        study.round, narrow(preprocessing.one_row(study.prepare, clients)), study.batch_size
+    )
     if study.departments and any(found):
         raise ValueError(
             "the steps of the study draw noise that protects examples (fc.privacy.example_level), and departments draw by the run's key, "

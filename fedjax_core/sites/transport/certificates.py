@@ -1,10 +1,12 @@
-"""TLS certificates for the machines of a consortium: one authority, and for every machine a key and a certificate with its names.
+"""TLS certificates for the machines of a consortium: one authority, and for every machine a key and a
+certificate with its names.
 
     authority/ca.crt     to every machine: whom it trusts          authority/ca.key    stays with whoever makes certificates
     charite/node.crt     what the machine shows                    charite/node.key    stays on the machine
 
-Ray's TLS is mutual: who connects shows a certificate of the authority, too. So the authority is the door of the consortium; it signs
-what the consortium agreed on, and its key is kept like one. A machine is known by the names and addresses in its certificate.
+Ray's TLS is mutual: who connects shows a certificate of the authority, too. So the authority is the door of
+the consortium; it signs what the consortium agreed on, and its key is kept like one. A machine is known by
+the names and addresses in its certificate.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -30,7 +32,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedjax_core.files import read_private, write_private, write_whole
@@ -63,21 +70,29 @@ class Files(NamedTuple):
     def named_by(cls, environment: Mapping[str, str]) -> "Files":
         """The files that Ray's variables name; raises where one is not set."""
         if missing := [name for name in VARIABLES if not environment.get(name)]:
-            raise CertificateError(f"{' and '.join(missing)} is not set: it names a file that `fedjax-core certificates make` wrote")
+            raise CertificateError(
+                f"{' and '.join(missing)} is not set: it names a file that `fedjax-core certificates make` wrote"
+            )
         return cls(*(Path(environment[name]) for name in VARIABLES))
 
     @property
     def environment(self) -> dict[str, str]:
         """Ray's variables that have it use these files."""
-        return {"RAY_USE_TLS": "1", **dict(zip(VARIABLES, (str(path.absolute()) for path in self), strict=True))}
+        return {
+            "RAY_USE_TLS": "1",
+            **dict(zip(VARIABLES, (str(path.absolute()) for path in self), strict=True)),
+        }
 
     def check(self, now: datetime | None = None) -> datetime:
-        """When the certificate ends; raises a `CertificateError` where the files do not fit each other, or are not valid now."""
+        """When the certificate ends; raises a `CertificateError` where the files do not fit each other, or
+        are not valid now."""
         now = now or datetime.now(UTC)
         certificate, authority = _certificate(self.certificate), _certificate(self.authority)
         key = _key(self.key)
         if key.public_key() != certificate.public_key():
-            raise CertificateError(f"{self.key} is not the key to {self.certificate}: copy both from where they were made")
+            raise CertificateError(
+                f"{self.key} is not the key to {self.certificate}: copy both from where they were made"
+            )
         try:
             certificate.verify_directly_issued_by(authority)
         except (ValueError, TypeError, InvalidSignature):
@@ -113,19 +128,34 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         _write_key(found.folder / "ca.key", key)
         usage = _usage(key_cert_sign=True, crl_sign=True)
-        builder = _builder(name, name, key, days).add_extension(x509.BasicConstraints(True, 0), True).add_extension(usage, True)
+        builder = (
+            _builder(name, name, key, days)
+            .add_extension(x509.BasicConstraints(True, 0), True)
+            .add_extension(usage, True)
+        )
         write_whole(found.certificate, builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
         return found
 
-    def issue(self, folder: str | os.PathLike[str], name: str, hosts: Sequence[str], days: int = 365) -> Files:
-        """A key and a certificate in `folder` for the machine of these host names and addresses, and the authority's beside them."""
+    def issue(
+        self, folder: str | os.PathLike[str], name: str, hosts: Sequence[str], days: int = 365
+    ) -> Files:
+        """A key and a certificate in `folder` for the machine of these host names and addresses, and the
+        authority's beside them."""
         if not hosts:
-            raise CertificateError(f"the certificate of {name} needs the names or addresses by which the others reach the machine")
-        authority, its_key, folder = _certificate(self.certificate), _key(self.folder / "ca.key"), Path(folder)
+            raise CertificateError(
+                f"the certificate of {name} needs the names or addresses by which the others reach the machine"
+            )
+        authority, its_key, folder = (
+            _certificate(self.certificate),
+            _key(self.folder / "ca.key"),
+            Path(folder),
+        )
         key = ec.generate_private_key(ec.SECP256R1())
         uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         builder = (
-            _builder(check_name(name, "the machine"), authority.subject, key, days, authority.not_valid_after_utc)
+            _builder(
+                check_name(name, "the machine"), authority.subject, key, days, authority.not_valid_after_utc
+            )
             .add_extension(x509.BasicConstraints(False, None), True)
             .add_extension(_usage(digital_signature=True), True)
             .add_extension(uses, False)
@@ -156,7 +186,9 @@ def describe(path: str | os.PathLike[str], now: datetime | None = None) -> str:
     return f"{one.subject.rfc4514_string()} ({hosts}) until {one.not_valid_after_utc:%Y-%m-%d}, {left} days"
 
 
-def _builder(subject: str, issuer: Any, key: Any, days: int, until: datetime | None = None) -> x509.CertificateBuilder:
+def _builder(
+    subject: str, issuer: Any, key: Any, days: int, until: datetime | None = None
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     end = now + timedelta(days=days)
     return (
@@ -183,15 +215,26 @@ def _host(text: str) -> x509.GeneralName:
 
 
 def _usage(**yes: bool) -> x509.KeyUsage:
-    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign")
-    return x509.KeyUsage(**{**dict.fromkeys((*names, "crl_sign", "encipher_only", "decipher_only"), False), **yes})
+    names = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+    )
+    return x509.KeyUsage(
+        **{**dict.fromkeys((*names, "crl_sign", "encipher_only", "decipher_only"), False), **yes}
+    )
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     try:
         write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     except FileExistsError:
-        raise FileExistsError(f"{path} is there already: choose another folder, or move it away where it has expired") from None
+        raise FileExistsError(
+            f"{path} is there already: choose another folder, or move it away where it has expired"
+        ) from None
 
 
 def _key(path: Path) -> Any:

@@ -20,7 +20,8 @@ class InProcess:
     def __init__(self, sites: Sequence[Site]) -> None:
         self.sites: Mapping[str, Site] = {site.name: site for site in sites}
         self.failures: dict[str, Exception] = {}
-        """What sites raised over their last request; it is not in their replies, but here it is the user's own code that did."""
+        """What sites raised over their last request; it is not in their replies, but here it is the user's
+        own code that did."""
         self._shown: set[str] = set()
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.sites}
 

@@ -1,15 +1,18 @@
-"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and carries bytes.
+"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and
+carries bytes.
 
-A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a consortium that agreed to be
-one domain; between others the transport is another. What crosses is signed envelopes and nothing else, but for the site's name when its
-actor is made: the actor reads the site's own file, which its own machine names (own_file.py), and imports what is installed there. Only
-to the sites of a Ray that this process starts itself, which is a try on one machine, is a `SiteFile` made in Python handed over as it is.
+A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a
+consortium that agreed to be one domain; between others the transport is another. What crosses is signed
+envelopes and nothing else, but for the site's name when its actor is made: the actor reads the site's own
+file, which its own machine names (own_file.py), and imports what is installed there. Only to the sites of a
+Ray that this process starts itself, which is a try on one machine, is a `SiteFile` made in Python handed over
+as it is.
 
     no address    Ray is started on this machine: loopback, no dashboard, a token of this process
     an address    a cluster that runs already: refused without token authentication and TLS, unless insecure_local=True
 
-A site is pinned to its node by its `resources` (`ray start --resources '{"charite": 1}'`) or by labels of the node (`node`).
-"""
+A site is pinned to its node by its `resources` (`ray start --resources '{"charite": 1}'`) or by labels of the
+node (`node`)."""
 
 import logging
 import time
@@ -36,12 +39,14 @@ log = logging.getLogger("fedjax_core")
 
 _START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
 _PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 30.0
-"""How long a site may have no node, how often that is looked at, how long a key that is there takes to come, and how often a site that
-could not start is started again."""
+"""How long a site may have no node, how often that is looked at, how long a key that is there takes to come,
+and how often a site that could not start is started again."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
-_SHORT = 64 << 10  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
+_SHORT = (
+    64 << 10
+)  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
 
 
 class RayTransport:
@@ -57,31 +62,50 @@ class RayTransport:
         insecure_local: bool = False,
         watched: bool = True,
     ) -> None:
-        """`watched`: whether sites can be asked for their progress while they work. A thread more at each then makes every call dearer."""
+        """`watched`: whether sites can be asked for their progress while they work. A thread more at each
+        then makes every call dearer."""
         self.watched = watched
         self._started = start_ray(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
         self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
-        self._handed: list[Any] = []  # what sites are made of: Ray drops arguments of 100 kB and more that nobody holds, and restarts none
+        self._handed: list[
+            Any
+        ] = []  # what sites are made of: Ray drops arguments of 100 kB and more that nobody holds, and restarts none
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
         self.away: dict[str, str] = {}
-        """The sites that did not start with the others, and why. What is sent to them waits in Ray until they have."""
-        self._tried: dict[str, float] = {}  # when a site whose process is there, and is no site, was last started
+        """The sites that did not start with the others, and why. What is sent to them waits in Ray until they
+        have."""
+        self._tried: dict[
+            str, float
+        ] = {}  # when a site whose process is there, and is no site, was last started
         try:
             for about in files:
                 # Ray would keep an event of every call: 3.6 kB each, of the last 100,000.
-                options: dict[str, Any] = {"name": f"site-{about.name}", "namespace": NAMESPACE, "num_cpus": 0, "enable_task_events": False}
+                options: dict[str, Any] = {
+                    "name": f"site-{about.name}",
+                    "namespace": NAMESPACE,
+                    "num_cpus": 0,
+                    "enable_task_events": False,
+                }
                 options |= {"resources": dict(about.resources)} if about.resources else {}
                 options |= {"label_selector": dict(about.node)} if about.node else {}
                 # A retry is the same bytes, which a site answers with the same bytes.
-                actor = ray.remote(concurrency_groups={"watch": 1})(WatchedSite) if watched else ray.remote(SiteActor)  # type: ignore[call-overload]
+                actor = (
+                    ray.remote(concurrency_groups={"watch": 1})(WatchedSite)
+                    if watched
+                    else ray.remote(SiteActor)
+                )  # type: ignore[call-overload]
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
                 made_here = self._started and address is None and about.file is None
-                handed = ray.put(Handed(about, study if about.study is None else None, coordinator.text)) if made_here else None
+                handed = (
+                    ray.put(Handed(about, study if about.study is None else None, coordinator.text))
+                    if made_here
+                    else None
+                )
                 self._handed.append(handed)
                 self._actors[about.name] = actor.remote(about.name, dict(about.said), handed)
                 self._handle[about.name] = self._actors[about.name].handle
@@ -99,17 +123,21 @@ class RayTransport:
             raise
 
     def send(self, site: str, request: Bytes) -> "Future[Reply]":
-        """A long request goes into the object store once, for all sites of a node; a long reply stays in the site's until it is brought.
+        """A long request goes into the object store once, for all sites of a node; a long reply stays in the
+        site's until it is brought.
 
         Only in `wait` does the future become done.
         """
         if site in self._tried and time.monotonic() - self._tried[site] > _AGAIN_SECONDS:
             self._tried[site] = time.monotonic()
             ray.kill(self._actors[site], no_restart=False)  # Ray makes it anew, which may go well now
-        return _Asked(self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request)))
+        return _Asked(
+            self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request))
+        )
 
     def wait(self, asked: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
-        """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100 us and a thread each."""
+        """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100
+        us and a thread each."""
         until, mine = time.monotonic() + seconds, [one.ref for one in asked if type(one) is _Asked]
         if not mine:
             return futures.wait(asked, seconds, futures.FIRST_COMPLETED).done
@@ -124,12 +152,14 @@ class RayTransport:
                 return done
 
     def take_back(self, asked: "Future[Any]") -> None:
-        """Has a site not begin with what nobody waits for any more, if it has not yet: one that was away would do all of it first."""
+        """Has a site not begin with what nobody waits for any more, if it has not yet: one that was away
+        would do all of it first."""
         if type(asked) is _Asked and not asked.done():
             ray.cancel(asked.ref)
 
     def _meet(self, files: dict[str, SiteFile], alone: bool) -> None:
-        """Waits until every site has started, or cannot; raises RuntimeError for one that cannot where Ray is this process's `alone`."""
+        """Waits until every site has started, or cannot; raises RuntimeError for one that cannot where Ray is
+        this process's `alone`."""
         waiting = {actor.key.remote(): name for name, actor in self._actors.items()}
         began, told = time.monotonic(), False
         while waiting:
@@ -154,10 +184,14 @@ class RayTransport:
                     del waiting[ref]
             if waiting and passed > _PLACE_SECONDS and not told:
                 told = True
-                log.warning("waiting for the processes of %s to start; they may be reading their data", ", ".join(waiting.values()))
+                log.warning(
+                    "waiting for the processes of %s to start; they may be reading their data",
+                    ", ".join(waiting.values()),
+                )
 
     def _put(self, request: Bytes) -> Any:
-        """Where the request lies in the object store; a few of the last ones stay there, as sites are sent the parts of one in turn."""
+        """Where the request lies in the object store; a few of the last ones stay there, as sites are sent
+        the parts of one in turn."""
         for sent, ref in reversed(self._stored):
             if sent is request:
                 return ref
@@ -167,7 +201,8 @@ class RayTransport:
         return self._stored[-1][1]
 
     def progress(self, site: str) -> int:
-        """Asked of the site in a thread beside that of its work; 0 where it does not say, or is not `watched`."""
+        """Asked of the site in a thread beside that of its work; 0 where it does not say, or is not
+        `watched`."""
         if not self.watched:
             return 0
         try:
@@ -189,7 +224,8 @@ class RayTransport:
 
 
 class _Asked(Future[Reply]):
-    """The reply of an actor, which is done once `RayTransport.wait` has seen that it is there, or that there is none."""
+    """The reply of an actor, which is done once `RayTransport.wait` has seen that it is there, or that there
+    is none."""
 
     def __init__(self, ref: Any) -> None:
         super().__init__()
@@ -204,7 +240,8 @@ class _Asked(Future[Reply]):
 
 
 def _key(name: str, ref: Any, seconds: float) -> PublicKey:
-    """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that could not start."""
+    """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that
+    could not start."""
     try:
         text = bytes(bytes_of(ref, seconds)[:_TEXT]).decode("ascii", "replace")
     except (ray.exceptions.GetTimeoutError, NoReply, NotBytes) as error:
@@ -218,7 +255,9 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
 def _no_place(about: SiteFile) -> str | None:
     """Why this Ray has no node for the site; None where it has one, or where that cannot be told."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    plain = {name: value for name, value in about.node.items() if not value.startswith(("!", "in("))}  # else a selector of Ray's own kind
+    plain = {
+        name: value for name, value in about.node.items() if not value.startswith(("!", "in("))
+    }  # else a selector of Ray's own kind
 
     def fits(node: dict[str, Any]) -> bool:
         enough = all(node["Resources"].get(name, 0.0) >= amount for name, amount in about.resources.items())
@@ -226,5 +265,7 @@ def _no_place(about: SiteFile) -> str | None:
 
     if any(map(fits, nodes)):
         return None
-    wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(f"{k}={v}" for k, v in plain.items())
+    wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(
+        f"{k}={v}" for k, v in plain.items()
+    )
     return f"no node of this Ray has what its file names ({wanted}): its machine is down, or Ray is not running there"

@@ -1,9 +1,10 @@
-"""Reads what an actor returned as bytes, and as nothing else: `ray.get` would unpickle it, which runs what its writer wants.
+"""Reads what an actor returned as bytes, and as nothing else: `ray.get` would unpickle it, which runs what
+its writer wants.
 
-Ray keeps `bytes` as they are, with metadata that say so (`RAW`), and everything else as a pickle. A site's worker is code on the site's
-machine, so what it returns is looked at by its metadata alone: `RAW` is read where it lies, and whatever else came is refused unread.
-Errors that a worker raised are pickles too, and Ray unpickles even those that nobody asked for, to print them: `leave_errors_unread`.
-"""
+Ray keeps `bytes` as they are, with metadata that say so (`RAW`), and everything else as a pickle. A site's
+worker is code on the site's machine, so what it returns is looked at by its metadata alone: `RAW` is read
+where it lies, and whatever else came is refused unread. Errors that a worker raised are pickles too, and Ray
+unpickles even those that nobody asked for, to print them: `leave_errors_unread`."""
 
 from typing import Any
 
@@ -30,17 +31,22 @@ class NoReply(Exception):
 def bytes_of(ref: Any, seconds: float | None = None) -> Bytes:
     """The bytes that an actor's method returned, where they lie.
 
-    Raises `NoReply` or `NotBytes` where it returned none, and Ray's `GetTimeoutError` after so many seconds (None: however long).
-    """
-    ((data, metadata, *_),) = _worker.core_worker.get_objects([ref], -1 if seconds is None else int(seconds * 1000))
+    Raises `NoReply` or `NotBytes` where it returned none, and Ray's `GetTimeoutError` after so many seconds
+    (None: however long)."""
+    ((data, metadata, *_),) = _worker.core_worker.get_objects(
+        [ref], -1 if seconds is None else int(seconds * 1000)
+    )
     if metadata == OBJECT_METADATA_TYPE_RAW:
         return b"" if data is None else memoryview(data).toreadonly()
     kind = bytes(metadata or b"").partition(b",")[0]
     if kind.isdigit() and int(kind) in ErrorType.values():
         raise NoReply(f"Ray says {ErrorType.Name(int(kind))}; logs of the site's node say more")
-    raise NotBytes("the site's process returned an object where bytes are due; it was not read: another program answers there")
+    raise NotBytes(
+        "the site's process returned an object where bytes are due; it was not read: another program answers there"
+    )
 
 
 def leave_errors_unread() -> None:
-    """Has Ray drop the errors of actors that nobody asks for: it would unpickle each one to print it, with whatever is in its text."""
+    """Has Ray drop the errors of actors that nobody asks for: it would unpickle each one to print it, with
+    whatever is in its text."""
     _worker.raise_errors = lambda *unread: None

@@ -1,4 +1,5 @@
-"""One Ray node as a process of its own, with less open than `ray start` leaves: on loopback, where several share a machine, or on its own.
+"""One Ray node as a process of its own, with less open than `ray start` leaves: on loopback, where several
+share a machine, or on its own.
 
     python -m fedjax_core.sites.transport.ray_node '{"head": true, "temp_dir": "/tmp/x"}'                     prints the head's address
     python -m fedjax_core.sites.transport.ray_node '{"address": "127.0.0.1:6379", "resources": {"charite": 1}, "temp_dir": "/tmp/y"}'
@@ -12,9 +13,10 @@
     sends statistics of use to Ray's makers                              does not
     given 127.0.0.1 on Linux, listens on all networks                    listens there alone
 
-Each node needs a `temp_dir` of its own and of few letters, for sockets are in it. Security is Ray's own, from the environment:
-ray_security.py. As a module it ends, and its node with it, when its standard input does: so a node ends with whoever started it, even if
-that was killed; and it ends when one of the node's own processes dies.
+Each node needs a `temp_dir` of its own and of few letters, for sockets are in it. Security is Ray's own, from
+the environment: ray_security.py. As a module it ends, and its node with it, when its standard input does: so
+a node ends with whoever started it, even if that was killed; and it ends when one of the node's own processes
+dies.
 """
 
 import contextlib
@@ -32,10 +34,11 @@ _OBJECT_STORE_BYTES = 256 << 20  # of memory that is taken as it is used
 
 
 def start(about: dict[str, Any]) -> Any:
-    """Starts the node that `about` describes: `head`, or the `address` of one; `resources`, `temp_dir`, `name`.
+    """Starts the node that `about` describes: `head`, or the `address` of one; `resources`, `temp_dir`,
+    `name`.
 
-    `ip`: by which other machines reach it, and `port`: of a head; without them it is on loopback, at a port that is free.
-    """
+    `ip`: by which other machines reach it, and `port`: of a head; without them it is on loopback, at a port
+    that is free."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
@@ -69,7 +72,8 @@ def _wait_for_the_end(let_go: threading.Event) -> None:
 
 
 def run(about: dict[str, Any], let_go: threading.Event) -> bool:
-    """Runs the node that `about` describes until it is let go, also by SIGTERM and SIGINT, or dies: whether it was let go.
+    """Runs the node that `about` describes until it is let go, also by SIGTERM and SIGINT, or dies: whether
+    it was let go.
 
     For a process that does nothing else.
     """

@@ -1,12 +1,13 @@
-"""What a Ray must have before a site joins it: a token that others cannot read, TLS with certificates that fit, and the right one at the
-other end.
+"""What a Ray must have before a site joins it: a token that others cannot read, TLS with certificates that
+fit, and the right one at the other end.
 
     RAY_AUTH_MODE=token           RAY_AUTH_TOKEN_PATH=charite/token          who has no token is not heard
     RAY_USE_TLS=1                 RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY, RAY_TLS_CA_CERT: see certificates.py
 
-The same variables on every machine, for whatever starts or joins Ray there. With Ray 2.60, TLS (1.3, both ends showing certificates) covers
-all that goes between machines: its heads, nodes and workers, and the objects that move. What stays plain HTTP is each node's agent for
-runtime environments, which only its own node calls, and which the federation does not use.
+The same variables on every machine, for whatever starts or joins Ray there. With Ray 2.60, TLS (1.3, both
+ends showing certificates) covers all that goes between machines: its heads, nodes and workers, and the
+objects that move. What stays plain HTTP is each node's agent for runtime environments, which only its own
+node calls, and which the federation does not use.
 
 >>> lacking({})[0]
 'token authentication (RAY_AUTH_MODE=token)'
@@ -36,7 +37,8 @@ class InsecureRay(RuntimeError):
 
 
 def preflight(insecure_local: bool = False, address: str | None = None) -> None:
-    """Raises `InsecureRay` where this process would talk to Ray without a token or TLS, or to another Ray than its own."""
+    """Raises `InsecureRay` where this process would talk to Ray without a token or TLS, or to another Ray
+    than its own."""
     if insecure_local:
         return
     found = lacking(os.environ)
@@ -67,7 +69,8 @@ def lacking(environment: Mapping[str, str]) -> list[str]:
 
 
 def greeting(address: str, files: Files) -> str | None:
-    """What is wrong with the Ray at `host:port`, as far as a TLS handshake with these files tells; None where nothing is."""
+    """What is wrong with the Ray at `host:port`, as far as a TLS handshake with these files tells; None where
+    nothing is."""
     host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(files.authority)
@@ -78,7 +81,8 @@ def greeting(address: str, files: Files) -> str | None:
             socket.create_connection((host, int(port)), _SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
-            # In TLS 1.3 a server says only now that it does not take our certificate: by an alert or, as Ray does, by hanging up.
+            # In TLS 1.3 a server says only now that it does not take our certificate: by an alert or, as Ray does, by
+            # hanging up.
             try:
                 taken = bool(secure.recv(1))
             except ConnectionResetError:
@@ -92,15 +96,24 @@ def greeting(address: str, files: Files) -> str | None:
     except ConnectionRefusedError:
         return f"nothing listens at {address}: start Ray there first, or correct the address"
     except (OSError, ValueError) as error:
-        return f"the Ray at {address} cannot be reached, or does not speak TLS ({type(error).__name__}: {error})"
-    return None if taken else f"the Ray at {address} does not take {files.certificate} (it hung up): it trusts another authority"
+        return (
+            f"the Ray at {address} cannot be reached, or does not speak TLS ({type(error).__name__}: {error})"
+        )
+    return (
+        None
+        if taken
+        else f"the Ray at {address} does not take {files.certificate} (it hung up): it trusts another authority"
+    )
 
 
-def equip(folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], days: int = 365) -> dict[str, Files]:
-    """What each node needs, in folder/NODE: node.crt for its hosts, node.key, ca.crt and token, to be copied to it and to nobody else.
+def equip(
+    folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], days: int = 365
+) -> dict[str, Files]:
+    """What each node needs, in folder/NODE: node.crt for its hosts, node.key, ca.crt and token, to be copied
+    to it and to nobody else.
 
-    The authority and the token are in folder/authority, and made where they are not there yet: nodes may come later.
-    """
+    The authority and the token are in folder/authority, and made where they are not there yet: nodes may come
+    later."""
     home = Path(folder) / "authority"
     authority = Authority(home) if (home / "ca.key").exists() else Authority.make(home)
     if not (home / "token").exists():
@@ -115,19 +128,26 @@ def equip(folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], da
     return found
 
 
-def withdraw(folder: str | os.PathLike[str], names: Collection[str] = (), days: int = 365) -> dict[str, Files]:
-    """What `equip` makes anew for every machine but those of these names: a new authority and a new token, which no old file fits.
+def withdraw(
+    folder: str | os.PathLike[str], names: Collection[str] = (), days: int = 365
+) -> dict[str, Files]:
+    """What `equip` makes anew for every machine but those of these names: a new authority and a new token,
+    which no old file fits.
 
-    The old ones move to folder/withdrawn-N. They count until the others have their new folders, and Ray was started again with these.
-    """
+    The old ones move to folder/withdrawn-N. They count until the others have their new folders, and Ray was
+    started again with these."""
     home = Path(folder)
     issued = {path.parent.name: path for path in sorted(home.glob("*/node.crt"))}
     issued |= {path.stem: path for path in sorted((home / "authority" / _ISSUED).glob("*.crt"))}
     if unknown := sorted(set(names) - set(issued)):
-        raise CertificateError(f"{home} has made no certificate for {listed(unknown)}: it has for {listed(issued) or 'nobody'}")
+        raise CertificateError(
+            f"{home} has made no certificate for {listed(unknown)}: it has for {listed(issued) or 'nobody'}"
+        )
     stay = {name: hosts_of(path) for name, path in issued.items() if name not in names}
     if not stay:
-        raise CertificateError(f"nobody is left of {listed(issued) or 'nobody'}: a consortium that ends removes its folder and stops Ray")
+        raise CertificateError(
+            f"nobody is left of {listed(issued) or 'nobody'}: a consortium that ends removes its folder and stops Ray"
+        )
     old = next(path for n in itertools.count(1) if not (path := home / f"withdrawn-{n}").exists())
     old.mkdir(mode=0o700)
     for name in ("authority", *issued):
@@ -159,13 +179,16 @@ def _token(environment: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's address and listens everywhere."""
+    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's
+    address and listens everywhere."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with warnings.catch_warnings():  # Ray forks to start its own programs at once, which is not what JAX warns of
+        with (
+            warnings.catch_warnings()
+        ):  # Ray forks to start its own programs at once, which is not what JAX warns of
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             yield
     finally:

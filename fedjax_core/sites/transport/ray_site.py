@@ -1,4 +1,5 @@
-"""A site as a Ray actor: a process of its own, which reads its own file and imports what its own machine has installed.
+"""A site as a Ray actor: a process of its own, which reads its own file and imports what its own machine has
+installed.
 
 All that it gives to the other end is `bytes`: signed envelopes, its public key, a count of steps.
 """
@@ -29,7 +30,8 @@ _NOTED = "errors.log in its folder says more"
 
 
 class Handed(NamedTuple):
-    """What the sites of a Ray that this process started are given, as they would be in this process: all of it is the user's own."""
+    """What the sites of a Ray that this process started are given, as they would be in this process: all of
+    it is the user's own."""
 
     about: SiteFile
     study: Study | None
@@ -37,13 +39,15 @@ class Handed(NamedTuple):
 
 
 class SiteActor:
-    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its text.
+    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its
+    text.
 
     Each method returns `bytes`, which is all that the other end reads.
     """
 
     def __init__(self, name: str, copy: Mapping[str, str], handed: Handed | None = None) -> None:
-        """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or the one `handed` over."""
+        """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or
+        the one `handed` over."""
         self._site: Site | None = None
         about = None
         try:
@@ -55,13 +59,21 @@ class SiteActor:
                 about = handed.about
             if about.policy is not None:
                 confine(Policy.read(about.policy).caps)
-            self._site = Site(about, *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))))
+            self._site = Site(
+                about,
+                *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))),
+            )
             self._site.__enter__()
             self._key = self._site.context.key.public.text
             gc.collect()
-            gc.freeze()  # what is here now stays: JAX and the data, looked through time and again, would take a twentieth of a short visit
+            # what is here now stays: JAX and the data, looked through time and again, would take a twentieth
+            # of a short visit
+            gc.freeze()
         except Exception as error:
-            self._site, self._key = None, str(error) if isinstance(error, NotOwn) else f"{type(error).__name__}; {_NOTED}"
+            self._site, self._key = (
+                None,
+                str(error) if isinstance(error, NotOwn) else f"{type(error).__name__}; {_NOTED}",
+            )
             _note(None if about is None else about.folder, error)
 
     def key(self) -> bytes:
@@ -83,7 +95,8 @@ class WatchedSite(SiteActor):
 
 
 def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
-    """Raises `NotOwn` where this process was to be another site than the one of its own file; that is in the site's audit log, then."""
+    """Raises `NotOwn` where this process was to be another site than the one of its own file; that is in the
+    site's audit log, then."""
     try:
         if brought := _brought():
             raise NotOwn(
@@ -94,18 +107,22 @@ def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
     except NotOwn as refusal:
         if own.folder is not None:
             with Log(own.folder / "audit", load_key(own)) as log:
-                log.record(own.name, "refused", about={"code": refusal.code, "reason": printable(str(refusal))[:500]})
+                log.record(
+                    own.name, "refused", about={"code": refusal.code, "reason": printable(str(refusal))[:500]}
+                )
         raise
 
 
 def _brought() -> list[str]:
-    """What a runtime environment brings to this process, by the names of its settings: variables, or code that would be imported here."""
+    """What a runtime environment brings to this process, by the names of its settings: variables, or code
+    that would be imported here."""
     found = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
     return sorted(str(name) for name in found)
 
 
 def _own_code_alone() -> None:
-    """Has this process import what is installed on its machine: Ray puts the folders of the coordinator's script before all others."""
+    """Has this process import what is installed on its machine: Ray puts the folders of the coordinator's
+    script before all others."""
     if ray.is_initialized():
         for folder in ray_worker.global_worker.core_worker.get_job_config().py_driver_sys_path:  # type: ignore[attr-defined]
             if folder in sys.path:
@@ -115,5 +132,8 @@ def _own_code_alone() -> None:
 def _note(folder: Path | None, error: Exception) -> None:
     """Why a site could not start, in full, where only its staff reads it."""
     if folder is not None:
-        with contextlib.suppress(OSError), open(make_folder(folder) / "errors.log", "a", opener=opener) as file:
+        with (
+            contextlib.suppress(OSError),
+            open(make_folder(folder) / "errors.log", "a", opener=opener) as file,
+        ):
             file.write("".join(traceback.format_exception(error)))

@@ -1,4 +1,5 @@
-"""Joins a Ray that runs already, once it is protected, or starts one on this machine: on loopback, with a token, no dashboard."""
+"""Joins a Ray that runs already, once it is protected, or starts one on this machine: on loopback, with a
+token, no dashboard."""
 
 import contextlib
 import logging
@@ -30,7 +31,10 @@ _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TO
 def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
     leave_errors_unread()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # what an actor prints might hold values of its data
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }  # what an actor prints might hold values of its data
     if ray.is_initialized() or address is not None:
         preflight(insecure_local, None if ray.is_initialized() else address)
         check_nothing_is_carried(files)
@@ -44,11 +48,14 @@ def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bo
             try:
                 ray.init(address=address, namespace=NAMESPACE, **quiet)
             except ConnectionError as error:  # Ray says the reason on standard error alone
-                raise ConnectionError(f"{error}: it answers, and does not let this process in. {_TOKEN}") from error
+                raise ConnectionError(
+                    f"{error}: it answers, and does not let this process in. {_TOKEN}"
+                ) from error
         return True
     if "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        AuthenticationTokenLoader.instance().reset_cache()  # a Ray that this process had before may have left it another token
+        # a Ray that this process had before may have left it another token
+        AuthenticationTokenLoader.instance().reset_cache()
     resources: dict[str, float] = {}
     for about in files:
         for name, amount in about.resources.items():
@@ -58,18 +65,27 @@ def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bo
             address="local", namespace=NAMESPACE, include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=len(files),
             resources=resources, _temp_dir=str(short_folder() / "ray"), **quiet,
         )  # fmt: skip
-    lacking = [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ["without token authentication: unset RAY_AUTH_MODE"]
+    lacking = (
+        []
+        if os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        else ["without token authentication: unset RAY_AUTH_MODE"]
+    )
     lacking += (
-        [] if ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1" else ["on all networks of this machine: use another version of Ray"]
+        []
+        if ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
+        else ["on all networks of this machine: use another version of Ray"]
     )
     if lacking and not insecure_local:
         ray.shutdown()
-        raise InsecureRay(f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so")
+        raise InsecureRay(
+            f"the Ray that was started listens {' and '.join(lacking)}, or give insecure_local=True to go on so"
+        )
     return True
 
 
 def check_nothing_is_carried(files: Sequence[SiteFile]) -> None:
-    """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it would not be the site's own."""
+    """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it
+    would not be the site's own."""
     for about in files:
         if about.file is None and (carried := about.carried):
             raise ValueError(

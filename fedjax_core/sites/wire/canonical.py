@@ -1,8 +1,8 @@
 """The one way in which a value is written as text, for what is signed.
 
-Signatures and chains are over bytes, so a value may have only one spelling: JSON as `msgspec` writes it with sorted keys, without spaces or
-NaN. `loads`, and for a value of a known type `read`, refuse every other spelling, a key that is there twice, and nesting that would exhaust
-the stack.
+Signatures and chains are over bytes, so a value may have only one spelling: JSON as `msgspec` writes it with
+sorted keys, without spaces or NaN. `loads`, and for a value of a known type `read`, refuse every other
+spelling, a key that is there twice, and nesting that would exhaust the stack.
 
 >>> dumps({"weight": 3.0, "round": 3})
 b'{"round":3,"weight":3.0}'
@@ -62,12 +62,14 @@ def dumps(value: Any) -> bytes:
 
 
 def is_plain(raw: bytes) -> bool:
-    """Whether this canonical JSON is printable ASCII without escapes, so that each of its texts is one line: a look at it all at once."""
+    """Whether this canonical JSON is printable ASCII without escapes, so that each of its texts is one line:
+    a look at it all at once."""
     return raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
 
 
 def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
-    """The value of canonical JSON; raises a `Refused` that calls it `what` for anything else, and for more levels of nesting."""
+    """The value of canonical JSON; raises a `Refused` that calls it `what` for anything else, and for more
+    levels of nesting."""
     value = loads_loosely(raw, what, levels)
     try:
         same = dumps(value) == raw
@@ -81,8 +83,11 @@ def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
     return value
 
 
-def read(reader: msgspec.json.Decoder[T], raw: bytes, what: str, levels: int, bad: Callable[[Any, str], Refused]) -> T:
-    """The value, of the reader's type, of canonical JSON; raises a `Refused` as `loads`, or `bad` (the value as it is, what is wrong)."""
+def read(
+    reader: msgspec.json.Decoder[T], raw: bytes, what: str, levels: int, bad: Callable[[Any, str], Refused]
+) -> T:
+    """The value, of the reader's type, of canonical JSON; raises a `Refused` as `loads`, or `bad` (the value
+    as it is, what is wrong)."""
     try:
         value = reader.decode(raw)
         said = "" if dumps(value) == raw else "an entry is missing, or of another type"
@@ -101,18 +106,29 @@ def loads_loosely(raw: bytes, what: str, levels: int) -> Any:
     except RecursionError:
         deeper = True
     except _Twice:
-        raise DuplicateKey(f"{what} has a key twice, and readers would differ on which counts; write it with fedjax_core.sites") from None
+        raise DuplicateKey(
+            f"{what} has a key twice, and readers would differ on which counts; write it with fedjax_core.sites"
+        ) from None
     except ValueError:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise NonCanonical(f"{what} is not JSON: it is damaged, or was not written by fedjax_core.sites") from None
+        raise NonCanonical(
+            f"{what} is not JSON: it is damaged, or was not written by fedjax_core.sites"
+        ) from None
     if deeper:
-        raise TooDeep(f"{what} is nested more deeply than the {levels} levels that it may have; it was not written by fedjax_core.sites")
+        raise TooDeep(
+            f"{what} is nested more deeply than the {levels} levels that it may have; it was not written by fedjax_core.sites"
+        )
     return value
 
 
 def _deeper(value: Any, levels: int) -> bool:
     inner = [value] if isinstance(value, (dict, list)) else []
     for _ in range(levels):
-        inner = [part for one in inner for part in (one.values() if isinstance(one, dict) else one) if isinstance(part, (dict, list))]
+        inner = [
+            part
+            for one in inner
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, (dict, list))
+        ]
     return bool(inner)
 
 
@@ -140,7 +156,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: `json.loads
 
 
 def is_scalar(value: object) -> bool:
-    """Whether the value may stand in a header or an audit entry: one short line of text, or a number of ordinary size."""
+    """Whether the value may stand in a header or an audit entry: one short line of text, or a number of
+    ordinary size."""
     if isinstance(value, str):
         return len(value) <= 1024 and value.isprintable()
     if type(value) is int:
@@ -149,7 +166,8 @@ def is_scalar(value: object) -> bool:
 
 
 def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:
-    """Names, however many, as fields that are short lines each: `field`, `field.2`, ...; `of_lines` reads them.
+    """Names, however many, as fields that are short lines each: `field`, `field.2`, ...; `of_lines` reads
+    them.
 
     >>> in_lines("names", ["charite", "mayo"])
     {'names': 'charite mayo'}

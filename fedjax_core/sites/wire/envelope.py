@@ -8,9 +8,9 @@
     ...     0-63     zeros, up to a multiple of 64, so that arrays can be used where they lie
     ...     size     body: tensors in the safetensors format
 
-Signing the header signs all, as the body's digest is in it. The order of checks is fixed: size, form, sender, signature, digest,
-and only then the tensors. Each failure is a `Refused` of its own class; nothing else is ever raised over bytes, whatever they hold.
-Nothing in a message is executed, and no pickle is opened.
+Signing the header signs all, as the body's digest is in it. The order of checks is fixed: size, form, sender,
+signature, digest, and only then the tensors. Each failure is a `Refused` of its own class; nothing else is
+ever raised over bytes, whatever they hold. Nothing in a message is executed, and no pickle is opened.
 
 >>> import numpy as np
 >>> key = SiteKey.make("charite")
@@ -39,7 +39,17 @@ from msgspec import UNSET, Meta, UnsetType
 from fedjax_core.sites.refusal import NAME, Refused, shown
 from fedjax_core.sites.wire.canonical import Bytes, Value, dumps, is_plain, is_scalar, read
 from fedjax_core.sites.wire.identity import Roster, SiteKey
-from fedjax_core.sites.wire.tensors import ALIGN, LIMITS, Limits, Oversize, TrailingBytes, check_no_pickle, joined, pieces, unpack
+from fedjax_core.sites.wire.tensors import (
+    ALIGN,
+    LIMITS,
+    Limits,
+    Oversize,
+    TrailingBytes,
+    check_no_pickle,
+    joined,
+    pieces,
+    unpack,
+)
 
 COORDINATOR, SITES = "coordinator", "sites"
 """The names of who asks and of whom is asked: a broadcast is one message for all sites."""
@@ -103,10 +113,15 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sequence: Count  # grows with each message of the sender; see replay.py
     created_unix_ms: Count
     config: str  # hash of the run's configuration: both ends must mean the same run
-    answers: str = ""  # digest of the tensors this answers: an update counts only for the model it was computed from
-    fields: Annotated[dict[str, Value], Meta(max_length=256)] = {}  # small typed values: weight, examples, losses
+    answers: str = (
+        ""  # digest of the tensors this answers: an update counts only for the model it was computed from
+    )
+    fields: Annotated[
+        dict[str, Value], Meta(max_length=256)
+    ] = {}  # small typed values: weight, examples, losses
     head: str | UnsetType = UNSET
-    """The head of the sender's audit log, which the other end holds (held.py); not there where it keeps none."""
+    """The head of the sender's audit log, which the other end holds (held.py); not there where it keeps
+    none."""
     schema: Literal[1] = SCHEMA
     key: str = ""  # fingerprint of the sender's key
     size: Count = 0  # bytes of the body
@@ -121,7 +136,8 @@ class Envelope(NamedTuple):
 
 
 def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> Bytes:
-    """The message, signed by its sender; raises where the header could not be read back, or names another sender than the key."""
+    """The message, signed by its sender; raises where the header could not be read back, or names another
+    sender than the key."""
     return encode_both(header, tensors, key)[1]
 
 
@@ -132,7 +148,8 @@ def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey)
 
 
 class Draft:
-    """A message that is ready but for the head of its sender's log: so that the log may have the message before it is signed."""
+    """A message that is ready but for the head of its sender's log: so that the log may have the message
+    before it is signed."""
 
     def __init__(self, header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> None:
         """Raises as `encode`."""
@@ -151,14 +168,20 @@ class Draft:
         return joined([*_opening(raw, self._key), *self.body])
 
 
-def _filled(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, bytes, list[Any]]:
+def _filled(
+    header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey
+) -> tuple[Header, bytes, list[Any]]:
     """(the header with all entries filled in, its bytes, those of the body in pieces)."""
     if key.name != header.sender:
-        raise ValueError(f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone")
+        raise ValueError(
+            f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone"
+        )
     body, digest = pieces(tensors), hashlib.sha256()
     for piece in body:
         digest.update(piece)
-    header = msgspec.structs.replace(header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest())
+    header = msgspec.structs.replace(
+        header, key=key.public.fingerprint, size=sum(map(len, body)), digest=digest.hexdigest()
+    )
     try:
         if _written(head := dumps(header)) != header:
             raise ValueError("an entry is of a type that does not travel")
@@ -179,28 +202,37 @@ def _opening(head: bytes, key: SiteKey) -> list[bytes]:
 
 
 def decode(message: Bytes, roster: Roster, *, recipient: str, limits: Limits = LIMITS) -> Envelope:
-    """The message, once it is known to be whole, meant for `recipient`, and its sender's; raises a `Refused` otherwise.
+    """The message, once it is known to be whole, meant for `recipient`, and its sender's; raises a `Refused`
+    otherwise.
 
-    Whether it comes at the right time is the `ReplayGuard`'s to say, and whether it may be used `validate`'s. No tensor is copied: the
-    message stays in memory as long as its tensors do.
+    Whether it comes at the right time is the `ReplayGuard`'s to say, and whether it may be used `validate`'s.
+    No tensor is copied: the message stays in memory as long as its tensors do.
     """
     view = memoryview(message).cast("B").toreadonly()
     if len(view) > limits.message_bytes:
-        raise Oversize(f"the message has {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+        raise Oversize(
+            f"the message has {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes"
+        )
     head, start = _read_head(view, limits)
     header = _parse(head)
     roster.verify(header.sender, header.key, _PURPOSE, head, bytes(view[start : start + _SIGNATURE]))
     whose = f"message {header.sequence} from {header.sender!r}"
     if header.recipient != recipient:
-        raise WrongRecipient(f"{whose} is for {header.recipient!r}, not for {recipient!r}; it was delivered to the wrong place")
+        raise WrongRecipient(
+            f"{whose} is for {header.recipient!r}, not for {recipient!r}; it was delivered to the wrong place"
+        )
     begin = start + _SIGNATURE + -(start + _SIGNATURE) % ALIGN
     body = view[begin:]
     if len(body) < header.size:
         raise Truncated(f"{whose} ends {header.size - len(body):,} bytes early; ask for it again")
     if len(body) > header.size:
-        raise TrailingBytes(f"{whose} has {len(body) - header.size:,} bytes after its end, which nobody signed; ask for it again")
+        raise TrailingBytes(
+            f"{whose} has {len(body) - header.size:,} bytes after its end, which nobody signed; ask for it again"
+        )
     if any(view[start + _SIGNATURE : begin]) or hashlib.sha256(body).hexdigest() != header.digest:
-        raise TamperedBody(f"the tensors of {whose} are not those that it signed: they were changed on their way; ask for it again")
+        raise TamperedBody(
+            f"the tensors of {whose} are not those that it signed: they were changed on their way; ask for it again"
+        )
     return Envelope(header, unpack(body, limits))
 
 
@@ -213,12 +245,18 @@ def _read_head(view: memoryview, limits: Limits) -> tuple[bytes, int]:
     """(the header's bytes, where the signature begins)."""
     if view[: len(MAGIC) - 1] != MAGIC[:-1]:
         check_no_pickle(view)
-        raise NotAnEnvelope("the bytes do not begin as a message of fedjax_core does; something else was sent, or sent to the wrong place")
+        raise NotAnEnvelope(
+            "the bytes do not begin as a message of fedjax_core does; something else was sent, or sent to the wrong place"
+        )
     if view[: len(MAGIC)] != MAGIC:
-        raise WrongSchema("the message is in another version of the envelope than is read here; install one version at all sites")
+        raise WrongSchema(
+            "the message is in another version of the envelope than is read here; install one version at all sites"
+        )
     size = int.from_bytes(view[len(MAGIC) : len(MAGIC) + 4], "little")
     if size > limits.header_bytes:
-        raise Oversize(f"the header has {size:,} bytes, and at most {limits.header_bytes:,} are read; raise Limits.header_bytes")
+        raise Oversize(
+            f"the header has {size:,} bytes, and at most {limits.header_bytes:,} are read; raise Limits.header_bytes"
+        )
     start = len(MAGIC) + 4 + size
     if len(view) < start + _SIGNATURE:
         raise Truncated("the message ends within its header or signature; ask for it again")
@@ -238,12 +276,17 @@ def _written(head: bytes) -> Header:
 
 
 def _checked(header: Header, head: bytes) -> Header:
-    """The header that these bytes are, once what its type does not say is in order, too; raises a `Refused` otherwise."""
+    """The header that these bytes are, once what its type does not say is in order, too; raises a `Refused`
+    otherwise."""
     _check_names(header.kind, header.run, header.sender, header.recipient)
     _check_digits(config=header.config, key=header.key)
-    if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):  # which no message has twice
+    if not (
+        _DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)
+    ):  # which no message has twice
         _check_digits(answers=header.answers, digest=header.digest)
-    if header.head is not UNSET and not _HEAD.fullmatch(header.head):  # here, as msgspec would take 9 us for it
+    if header.head is not UNSET and not _HEAD.fullmatch(
+        header.head
+    ):  # here, as msgspec would take 9 us for it
         raise BadHeader(
             f"the header is not in order: head is {shown(header.head)}; it should be the head of a log, n:<64 hexadecimal digits>"
         )
@@ -276,7 +319,9 @@ def _check_digits(**texts: str) -> None:
     """Raises where one of these is not of such digits; of the same ones again, nothing is done."""
     for name, text in texts.items():
         if not _DIGITS.fullmatch(text):
-            raise BadHeader(f"the header is not in order: {name} is {shown(text)}; it should be hexadecimal digits, at most 64")
+            raise BadHeader(
+                f"the header is not in order: {name} is {shown(text)}; it should be hexadecimal digits, at most 64"
+            )
 
 
 @lru_cache(maxsize=64)
@@ -294,7 +339,9 @@ def _bad(found: Any, said: str) -> Refused:
     if not isinstance(found, dict):
         return BadHeader("the header is no table; the message was not written by fedjax_core.sites")
     if (theirs := found.get("schema")) != SCHEMA or type(theirs) is not int:
-        return WrongSchema(f"the message is of schema {shown(theirs)}, and {SCHEMA} is read here; install one version at all sites")
+        return WrongSchema(
+            f"the message is of schema {shown(theirs)}, and {SCHEMA} is read here; install one version at all sites"
+        )
     fields = found.get("fields")
     odd = _odd_field(fields) if isinstance(fields, dict) else None
     return BadHeader(f"the header is not in order: {odd or said}")

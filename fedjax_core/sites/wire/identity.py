@@ -1,4 +1,5 @@
-"""Who a site is: an Ed25519 key made at the site, of which only the public half travels, and a roster of the keys that count.
+"""Who a site is: an Ed25519 key made at the site, of which only the public half travels, and a roster of the
+keys that count.
 
     charite.key     private, PKCS#8 PEM, readable by its owner alone; never leaves the site
     charite.pub     charite = "ed25519:<base64>"          one line, sent to the coordinator by any means that cannot be forged
@@ -6,9 +7,10 @@
                     [revoked]  "ed25519:<base64>" = "why"
                     [examples] charite = 50000                    the largest number of examples agreed with it; see claims.py
 
-Keys are made and kept by `cryptography`; libsodium, in PyNaCl, signs and verifies, in little more than half the time: the same signatures.
-A signature is over a purpose and the data, so that one made for a message is none for an audit entry. The roster decides: the
-right key for another name, a revoked key and an unknown one are told apart, because the ways out differ.
+Keys are made and kept by `cryptography`; libsodium, in PyNaCl, signs and verifies, in little more than half
+the time: the same signatures. A signature is over a purpose and the data, so that one made for a message is
+none for an audit entry. The roster decides: the right key for another name, a revoked key and an unknown one
+are told apart, because the ways out differ.
 
 >>> key = SiteKey.make("charite")
 >>> roster = Roster({"charite": key.public})
@@ -31,7 +33,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
 
@@ -92,7 +99,8 @@ class PublicKey:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of its SHA-256: what two people compare by telephone, and what messages name the key by."""
+        """32 hexadecimal digits of its SHA-256: what two people compare by telephone, and what messages name
+        the key by."""
         return hashlib.sha256(self.raw).hexdigest()[:32]
 
     def fits(self, purpose: str, data: bytes, signature: bytes) -> bool:
@@ -128,7 +136,9 @@ class SiteKey:
         except (ValueError, TypeError):  # no PEM, or one with a password
             private = None
         if not isinstance(private, Ed25519PrivateKey):
-            raise ValueError(f"{path} holds no unencrypted Ed25519 private key: make one with `fedjax-core keys make`")
+            raise ValueError(
+                f"{path} holds no unencrypted Ed25519 private key: make one with `fedjax-core keys make`"
+            )
         return cls(check_name(path.stem, "the site"), private)
 
     @cached_property
@@ -150,11 +160,15 @@ class SiteKey:
         return crypto_sign(_tagged(purpose, data), self._signer)[:_SIGNATURE]
 
     def secret(self, purpose: str) -> bytes:
-        """32 bytes that only this key's holder can know, the same each time for the same purpose: HKDF-SHA256 of the private key."""
-        return HKDF(SHA256(), 32, salt=None, info=_tagged(purpose, b"")).derive(self.private.private_bytes_raw())
+        """32 bytes that only this key's holder can know, the same each time for the same purpose: HKDF-SHA256
+        of the private key."""
+        return HKDF(SHA256(), 32, salt=None, info=_tagged(purpose, b"")).derive(
+            self.private.private_bytes_raw()
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes `<name>.key` (mode 0600) and `<name>.pub`, and returns the path of the first; never over a key that is there."""
+        """Writes `<name>.key` (mode 0600) and `<name>.pub`, and returns the path of the first; never over a
+        key that is there."""
         path = Path(folder) / f"{self.name}.key"
         try:
             write_private(path, self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -174,7 +188,8 @@ class Roster:
     revoked: Mapping[PublicKey, str] = field(default_factory=dict)
     """Each withdrawn key, with the reason. A key may be in both tables: being revoked is what counts."""
     examples: Mapping[str, int] = field(default_factory=dict)
-    """The largest number of examples that was agreed on with a site; a site that is not here is compared with the others (claims.py)."""
+    """The largest number of examples that was agreed on with a site; a site that is not here is compared with
+    the others (claims.py)."""
 
     def __post_init__(self) -> None:
         owners: dict[PublicKey, str] = {}
@@ -187,16 +202,23 @@ class Roster:
             owners[key] = name
         for name, most in self.examples.items():
             if type(most) is not int or most < 1:
-                raise ValueError(f"the roster's [examples] has {name} = {most!r}; it should be the largest number of examples agreed on")
+                raise ValueError(
+                    f"the roster's [examples] has {name} = {most!r}; it should be the largest number of examples agreed on"
+                )
             if name not in self.keys:
-                raise ValueError(f"the roster's [examples] names {name!r}, who has no key in it: add the key, or take the line out")
+                raise ValueError(
+                    f"the roster's [examples] names {name!r}, who has no key in it: add the key, or take the line out"
+                )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Roster":
-        """The roster in a TOML file with the tables `keys` and, where there are any, `revoked` and `examples`."""
+        """The roster in a TOML file with the tables `keys` and, where there are any, `revoked` and
+        `examples`."""
         found = _toml(path)
         if unknown := sorted(set(found) - {"keys", "revoked", "examples"}):
-            raise ValueError(f"{path} has {listed(unknown)}, which a roster does not: its tables are [keys], [revoked] and [examples]")
+            raise ValueError(
+                f"{path} has {listed(unknown)}, which a roster does not: its tables are [keys], [revoked] and [examples]"
+            )
         keys, revoked, examples = found.get("keys", {}), found.get("revoked", {}), found.get("examples", {})
         for table, name in ((keys, "keys"), (revoked, "revoked")):
             if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
@@ -210,17 +232,23 @@ class Roster:
             raise ValueError(f"{path}: {error}") from None
 
     def verify(self, name: str, fingerprint: str, purpose: str, data: bytes, signature: bytes) -> None:
-        """Returns where `name`, whose key has the fingerprint, made the signature; else raises a `Refused` that says what is wrong."""
+        """Returns where `name`, whose key has the fingerprint, made the signature; else raises a `Refused`
+        that says what is wrong."""
         for key, reason in self.revoked.items():
             if key.fingerprint == fingerprint:
                 raise RevokedKey(
                     f"the key {fingerprint} of {shown(name)} is revoked ({reason}); the site makes a new one and sends its public half"
                 )
         if name not in self.keys:
-            raise UnknownSender(f"{shown(name)} is not in the roster; add its line from `fedjax-core keys show`, or ask who sends this")
+            raise UnknownSender(
+                f"{shown(name)} is not in the roster; add its line from `fedjax-core keys show`, or ask who sends this"
+            )
         key = self.keys[name]
         if key.fingerprint != fingerprint:
-            owner = next((repr(other) for other, one in self.keys.items() if one.fingerprint == fingerprint), "nobody in the roster")
+            owner = next(
+                (repr(other) for other, one in self.keys.items() if one.fingerprint == fingerprint),
+                "nobody in the roster",
+            )
             raise WrongKey(
                 f"signed as {name!r} with the key {shown(fingerprint)}, which belongs to {owner}; {name!r} has {key.fingerprint}. "
                 "If the site made a new key, put it into the roster and revoke the old one."
@@ -235,7 +263,9 @@ def read_public(path: str | os.PathLike[str]) -> tuple[str, PublicKey]:
     """(name, key) of a `.pub` file."""
     found = _toml(path)
     if len(found) != 1 or not isinstance(text := next(iter(found.values())), str):
-        raise ValueError(f'{path} should hold one line like charite = "ed25519:...", as `fedjax-core keys show` prints it')
+        raise ValueError(
+            f'{path} should hold one line like charite = "ed25519:...", as `fedjax-core keys show` prints it'
+        )
     return check_name(next(iter(found)), "the site"), PublicKey.parse(text)
 
 

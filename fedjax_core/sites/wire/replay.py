@@ -1,11 +1,13 @@
 """Replay protection: `ReplayGuard` admits each message once, in its own run and round.
 
-An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders number their messages, and
-the receiver remembers what it heard. The guard is a value: accepting gives another one.
+An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders
+number their messages, and the receiver remembers what it heard. The guard is a value: accepting gives another
+one.
 
-Both ends hold theirs in memory, and begin with an empty one. A coordinator that was started again is safe from older
-replies all the same: a reply names the digest of what it answers, and was not written before that (`check_clock`). A
-site is asked again with the same bytes where it died at work, so it hears them again, and answers to the same bits.
+Both ends hold theirs in memory, and begin with an empty one. A coordinator that was started again is safe
+from older replies all the same: a reply names the digest of what it answers, and was not written before that
+(`check_clock`). A site is asked again with the same bytes where it died at work, so it hears them again, and
+answers to the same bits.
 
 >>> guard = ReplayGuard(run="heart-1", round=3).accept(sender="charite", run="heart-1", round=3, sequence=17)
 >>> guard.accept(sender="charite", run="heart-1", round=3, sequence=17)
@@ -49,11 +51,13 @@ class ClockSkew(Refused):
     code = "clock-skew"
 
 
-def check_clock(sender: str, created_unix_ms: int, *, earliest_unix_ms: int, latest_unix_ms: int, skew_seconds: float) -> None:
+def check_clock(
+    sender: str, created_unix_ms: int, *, earliest_unix_ms: int, latest_unix_ms: int, skew_seconds: float
+) -> None:
     """Returns where a message can have been written when it says; raises `ClockSkew` otherwise.
 
-    It was written after what it answers and before it came: between the two, give or take the skew. So a slow link or long work is no
-    skew, however slow or long.
+    It was written after what it answers and before it came: between the two, give or take the skew. So a slow
+    link or long work is no skew, however slow or long.
 
     >>> check_clock("oslo", 5_000, earliest_unix_ms=1_000, latest_unix_ms=9_000_000, skew_seconds=1.0)
     >>> check_clock("oslo", 5_000, earliest_unix_ms=65_000, latest_unix_ms=66_000, skew_seconds=1.0)
@@ -71,8 +75,8 @@ def check_clock(sender: str, created_unix_ms: int, *, earliest_unix_ms: int, lat
 class ReplayGuard(msgspec.Struct, frozen=True):
     """What has been heard in a run: admits every message once, and only in its round.
 
-    Sequence numbers of one sender grow, across its restarts too (a clock in nanoseconds will do). The last 256 of each are kept, so
-    messages may overtake one another by that many.
+    Sequence numbers of one sender grow, across its restarts too (a clock in nanoseconds will do). The last
+    256 of each are kept, so messages may overtake one another by that many.
     """
 
     run: str
@@ -82,7 +86,9 @@ class ReplayGuard(msgspec.Struct, frozen=True):
     def accept(self, *, sender: str, run: str, round: int, sequence: int) -> "ReplayGuard":
         """The guard that has heard this message too; raises a `Refused` where it must not be heard."""
         if run != self.run:
-            raise WrongRun(f"{sender!r} speaks of run {shown(run)}, but this is {self.run!r}; it should join the present run")
+            raise WrongRun(
+                f"{sender!r} speaks of run {shown(run)}, but this is {self.run!r}; it should join the present run"
+            )
         if round != self.round:
             when = "is over" if round < self.round else "has not begun"
             raise WrongRound(
@@ -91,7 +97,9 @@ class ReplayGuard(msgspec.Struct, frozen=True):
         seen = self.seen.get(sender, ())
         if seen and sequence <= seen[-1]:
             if sequence in seen:
-                raise Replayed(f"message {sequence} of {sender!r} was accepted before; a repeat changes nothing")
+                raise Replayed(
+                    f"message {sequence} of {sender!r} was accepted before; a repeat changes nothing"
+                )
             if len(seen) == _WINDOW and sequence < seen[0]:
                 raise Replayed(
                     f"message {sequence} of {sender!r} is older than the last {_WINDOW} accepted ones, so it may be a repeat; send it anew"
@@ -102,5 +110,6 @@ class ReplayGuard(msgspec.Struct, frozen=True):
         return ReplayGuard(self.run, self.round, {**self.seen, sender: seen[-_WINDOW:]})
 
     def at(self, round: int) -> "ReplayGuard":
-        """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run resumes from an earlier round."""
+        """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run
+        resumes from an earlier round."""
         return ReplayGuard(self.run, round, self.seen)

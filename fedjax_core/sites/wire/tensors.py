@@ -2,8 +2,9 @@
 
     {"['w']": array, ".bias[0]": array}  --pack-->  bytes  --unpack-->  {name: array}
 
-What is read is bytes with a dtype and a shape and nothing more: no code. `unpack` copies nothing: its arrays are read-only views of the
-bytes. It checks all that it reads, as whoever signed the bytes may still mean harm. What tree they are of is in `trees.py`.
+What is read is bytes with a dtype and a shape and nothing more: no code. `unpack` copies nothing: its arrays
+are read-only views of the bytes. It checks all that it reads, as whoever signed the bytes may still mean
+harm. What tree they are of is in `trees.py`.
 
 >>> import numpy as np
 >>> body = pack({"['w']": np.ones((2, 3), np.float32)})
@@ -30,7 +31,11 @@ from fedjax_core.sites.wire.canonical import Bytes, loads_loosely
 
 DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
-    **{f"{kind.upper()}{bits}": np.dtype(f"{name}{bits}") for kind, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
+    **{
+        f"{kind.upper()}{bits}": np.dtype(f"{name}{bits}")
+        for kind, name in (("i", "int"), ("u", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
     **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
@@ -41,12 +46,13 @@ DTYPES: Mapping[str, np.dtype] = {
 _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
 ALIGN = 64
-"""Where an array lies at a multiple of so many bytes, XLA takes it on a CPU as it is: another of 100 MB is copied, in 40 to 50 ms."""
+"""Where an array lies at a multiple of so many bytes, XLA takes it on a CPU as it is: another of 100 MB is
+copied, in 40 to 50 ms."""
 _LONG = 1 << 22  # bytes
 _SMALL_INDEX = 64 << 10  # bytes: of such indexes some are kept as they were read
 
-# Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts threads. 25 M float32 then take
-# 50 ms on a busy 2-core x86 machine, and 150 to 850 ms with 2^14 to 2^20.
+# Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts
+# threads. 25 M float32 then take 50 ms on a busy 2-core x86 machine, and 150 to 850 ms with 2^14 to 2^20.
 _CHUNK = 1 << 13
 
 
@@ -120,23 +126,29 @@ _INDEX = msgspec.json.Decoder(dict[str, _Place])
 
 
 def pack(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The tensors in the safetensors format: the same bytes for the same tensors. Raises TypeError for a dtype that does not travel."""
+    """The tensors in the safetensors format: the same bytes for the same tensors. Raises TypeError for a
+    dtype that does not travel."""
     return b"".join(pieces(tensors))
 
 
 def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
     """What `pack` puts together: the index, and then the numbers where they lie, of which nothing is copied.
 
-    Tensors whose length is a multiple of `ALIGN` come first and the index is filled up to one, so that most lie at a multiple of it.
-    """
+    Tensors whose length is a multiple of `ALIGN` come first and the index is filled up to one, so that most
+    lie at a multiple of it."""
     index, order = _layout(tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
-    numbers = [np.ascontiguousarray(tensors[name], dtype).reshape(-1).view(np.uint8).data for name, dtype in order]
+    numbers = [
+        np.ascontiguousarray(tensors[name], dtype).reshape(-1).view(np.uint8).data for name, dtype in order
+    ]
     return [memoryview(index), *numbers]
 
 
 @lru_cache(maxsize=32)
-def _layout(tensors: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]) -> tuple[bytes, list[tuple[str, np.dtype]]]:
-    """(the index of tensors of these names, dtypes and shapes, their order with the dtypes in which they are written)."""
+def _layout(
+    tensors: tuple[tuple[str, np.dtype, tuple[int, ...]], ...],
+) -> tuple[bytes, list[tuple[str, np.dtype]]]:
+    """(the index of tensors of these names, dtypes and shapes, their order with the dtypes in which they are
+    written)."""
     dtypes, shapes = {}, {}
     for name, dtype, shape in tensors:
         native = dtype if dtype.isnative else dtype.newbyteorder("=")
@@ -179,28 +191,41 @@ def room(length: int) -> np.ndarray:
 
 
 def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
-    """The tensors in these bytes, as read-only views; raises a `Refused` for anything that is not exactly the format within the limits."""
+    """The tensors in these bytes, as read-only views; raises a `Refused` for anything that is not exactly the
+    format within the limits."""
     view = memoryview(body).cast("B").toreadonly()
     check_no_pickle(view)
     if len(view) > limits.message_bytes:
-        raise Oversize(f"the tensors take {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes")
+        raise Oversize(
+            f"the tensors take {len(view):,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes"
+        )
     size = int.from_bytes(view[:8], "little")
     if len(view) < 8 or 8 + size > len(view):
-        raise BadTensors("the tensors are not in the safetensors format: their index does not fit into the bytes; they are damaged")
+        raise BadTensors(
+            "the tensors are not in the safetensors format: their index does not fit into the bytes; they are damaged"
+        )
     if size > limits.index_bytes:
         raise Oversize(
             f"the index of the tensors takes {size:,} bytes, and at most {limits.index_bytes:,} are read; raise Limits.index_bytes"
         )
     data = view[8 + size :]
     found, end = {}, 0
-    for name, dtype, shape, begin, end in (_places if size <= _SMALL_INDEX else _places.__wrapped__)(bytes(view[8 : 8 + size]), limits):
+    for name, dtype, shape, begin, end in (_places if size <= _SMALL_INDEX else _places.__wrapped__)(
+        bytes(view[8 : 8 + size]), limits
+    ):
         if end > len(data):
-            raise BadTensors(f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged")
+            raise BadTensors(
+                f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged"
+            )
         found[name] = np.ndarray(shape, dtype, data, begin)
         if dtype == np.bool_ and np.any(found[name].view(np.uint8) > 1):
-            raise BadTensors(f"tensor {shown(name)} is of truth values, but holds bytes that are neither; it is damaged")
+            raise BadTensors(
+                f"tensor {shown(name)} is of truth values, but holds bytes that are neither; it is damaged"
+            )
     if end != len(data):
-        raise TrailingBytes(f"there are {len(data) - end:,} bytes after the last tensor, which nobody would read; send the tensors alone")
+        raise TrailingBytes(
+            f"there are {len(data) - end:,} bytes after the last tensor, which nobody would read; send the tensors alone"
+        )
     return found
 
 
@@ -220,7 +245,8 @@ def _bad_name(name: str, limits: Limits) -> str | None:
 
 
 def _read_index(text: bytes) -> dict[str, _Place]:
-    """Where the tensors lie; spaces may follow, as the format allows, and other spellings are read unless a key is there twice."""
+    """Where the tensors lie; spaces may follow, as the format allows, and other spellings are read unless a
+    key is there twice."""
     try:
         index = _INDEX.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -235,16 +261,21 @@ def _read_index(text: bytes) -> dict[str, _Place]:
 
 @lru_cache(maxsize=64)
 def _places(text: bytes, limits: Limits) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
-    """(name, dtype, shape, begin, end) of each tensor that this index has, in the order in which they lie: of the same index the same."""
+    """(name, dtype, shape, begin, end) of each tensor that this index has, in the order in which they lie: of
+    the same index the same."""
     index = _read_index(text)
     if len(index) > limits.tensors:
-        raise TooManyTensors(f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors")
+        raise TooManyTensors(
+            f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors"
+        )
     found, end = [], 0
     for name, place in sorted(index.items(), key=_offsets):
         dtype, shape = _read_place(name, place, end, limits)
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         if place.data_offsets != (begin, end):
-            raise BadTensors(f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged")
+            raise BadTensors(
+                f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged"
+            )
         found.append((name, dtype, shape, begin, end))
     return found
 
@@ -257,17 +288,24 @@ def _read_place(name: str, place: _Place, begin: int, limits: Limits) -> tuple[n
     if problem := _bad_name(name, limits):
         raise BadTensors(problem)
     if (dtype := DTYPES.get(place.dtype)) is None:
-        raise UnknownDtype(f"tensor {shown(name)} is {shown(place.dtype)}, which does not travel; convert it to one of {', '.join(DTYPES)}")
+        raise UnknownDtype(
+            f"tensor {shown(name)} is {shown(place.dtype)}, which does not travel; convert it to one of {', '.join(DTYPES)}"
+        )
     shape = place.shape
     if len(shape) > limits.axes or max(shape, default=0) > limits.message_bytes:
-        raise BadTensors(f"tensor {shown(name)} has no shape of at most {limits.axes} axes of ordinary length; it is damaged or forged")
+        raise BadTensors(
+            f"tensor {shown(name)} has no shape of at most {limits.axes} axes of ordinary length; it is damaged or forged"
+        )
     if math.prod(shape) * dtype.itemsize > limits.message_bytes - begin:
-        raise Oversize(f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes")
+        raise Oversize(
+            f"tensor {shown(name)} would end past the {limits.message_bytes:,} bytes that are read; raise Limits.message_bytes"
+        )
     return dtype, tuple(shape)
 
 
 def measure_update(tensors: Mapping[str, np.ndarray], beside: Collection[str]) -> float:
-    """The l2 norm of the tensors but for those `beside` the update; raises `NotFinite` where a number of any is none."""
+    """The l2 norm of the tensors but for those `beside` the update; raises `NotFinite` where a number of any
+    is none."""
     if not beside:
         return measure(tensors)
     measure({name: tensors[name] for name in beside})
@@ -275,7 +313,8 @@ def measure_update(tensors: Mapping[str, np.ndarray], beside: Collection[str]) -
 
 
 def measure(tensors: Mapping[str, np.ndarray]) -> float:
-    """The l2 norm of all numbers together, summed in float64; raises `NotFinite`, with the tensor's name, where one is none."""
+    """The l2 norm of all numbers together, summed in float64; raises `NotFinite`, with the tensor's name,
+    where one is none."""
     total = 0.0
     for name, tensor in tensors.items():
         if tensor.dtype == np.bool_:
@@ -283,9 +322,15 @@ def measure(tensors: Mapping[str, np.ndarray]) -> float:
         flat = tensor.reshape(-1)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
-            wide = part.view(np.float32).astype(np.float64) if part.dtype.kind == "c" else part.astype(np.float64)
+            wide = (
+                part.view(np.float32).astype(np.float64)
+                if part.dtype.kind == "c"
+                else part.astype(np.float64)
+            )
             square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
-            if not math.isfinite(square) and not np.isfinite(wide).all():  # finite numbers may have an infinite square
+            if (
+                not math.isfinite(square) and not np.isfinite(wide).all()
+            ):  # finite numbers may have an infinite square
                 raise NotFinite(
                     f"tensor {name or 'array'} holds NaN or an infinity; look at the site's loss, and train with a smaller step"
                 )

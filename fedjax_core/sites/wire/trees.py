@@ -2,8 +2,8 @@
 
     pytree  --named-->  {"['w']": array, ".bias[0]": array}  --place-->  pytree
 
-A leaf is called by its path, as JAX writes it. The structure comes from the reader (`eval_shape` of the report), never from the
-message. As bytes they are of `tensors.py`.
+A leaf is called by its path, as JAX writes it. The structure comes from the reader (`eval_shape` of the
+report), never from the message. As bytes they are of `tensors.py`.
 
 >>> import numpy as np
 >>> from fedjax_core.sites.wire.tensors import pack, unpack
@@ -53,15 +53,20 @@ class LeafSpec(NamedTuple):
 
 
 def to_tensors(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves on the host, each called by its path; raises where a leaf cannot travel or two have one name."""
+    """The leaves on the host, each called by its path; raises where a leaf cannot travel or two have one
+    name."""
     leaves, structure = jax.tree.flatten(tree)
     names = _names(structure)
     for name, leaf in zip(names, leaves, strict=True):
         if isinstance(leaf, jax.Array) and not isinstance(leaf.dtype, np.dtype):
-            raise TypeError(f"{name} is a random key, which never travels: send jax.random.key_data of it, if it must")
+            raise TypeError(
+                f"{name} is a random key, which never travels: send jax.random.key_data of it, if it must"
+            )
     found = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
     if len(found) != len(leaves):
-        raise ValueError("two leaves of the tree have one path, so their names say nothing: use dictionary keys that print differently")
+        raise ValueError(
+            "two leaves of the tree have one path, so their names say nothing: use dictionary keys that print differently"
+        )
     return found
 
 
@@ -69,26 +74,35 @@ def leaf_specs(tree: Any) -> dict[str, LeafSpec]:
     """{name: (dtype, shape)} of the leaves, which may be `jax.ShapeDtypeStruct`s."""
     leaves, structure = jax.tree.flatten(tree)
     arrays = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves)
-    return {name: LeafSpec(_dtype_name(leaf.dtype), leaf.shape) for name, leaf in zip(_names(structure), arrays, strict=True)}
+    return {
+        name: LeafSpec(_dtype_name(leaf.dtype), leaf.shape)
+        for name, leaf in zip(_names(structure), arrays, strict=True)
+    }
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The tensors in the structure of `like`, whose leaves may be `jax.ShapeDtypeStruct`s; raises a `Refused` where they do not fit."""
+    """The tensors in the structure of `like`, whose leaves may be `jax.ShapeDtypeStruct`s; raises a `Refused`
+    where they do not fit."""
     return TreeSpec.of(like).filled(tensors)
 
 
 def from_tensors_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The tensors in the structure of `like`; where that has a vector of length 0, as many numbers may come as there are categories."""
+    """The tensors in the structure of `like`; where that has a vector of length 0, as many numbers may come
+    as there are categories."""
 
     def one(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
         given = tensors.get(jax.tree_util.keystr(path))
-        return jax.ShapeDtypeStruct(given.shape if leaf.shape == (0,) and given is not None and given.ndim == 1 else leaf.shape, leaf.dtype)
+        return jax.ShapeDtypeStruct(
+            given.shape if leaf.shape == (0,) and given is not None and given.ndim == 1 else leaf.shape,
+            leaf.dtype,
+        )
 
     return from_tensors(tensors, jax.tree_util.tree_map_with_path(one, like))
 
 
 class TreeSpec(NamedTuple):
-    """A structure that tensors are to be placed in, with what they must be: for whoever reads many of one kind."""
+    """A structure that tensors are to be placed in, with what they must be: for whoever reads many of one
+    kind."""
 
     structure: Any
     leaves: dict[str, LeafSpec]
@@ -105,23 +119,36 @@ class TreeSpec(NamedTuple):
 
 
 def check_specs(tensors: Mapping[str, np.ndarray], expected: Mapping[str, LeafSpec]) -> None:
-    """Returns where the tensors are those expected, in name, shape and dtype; else raises a `Refused` that names what is not."""
+    """Returns where the tensors are those expected, in name, shape and dtype; else raises a `Refused` that
+    names what is not."""
     if tensors.keys() != expected.keys():
-        missing, unexpected = [n for n in expected if n not in tensors], [n for n in tensors if n not in expected]
-        said = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        missing, unexpected = (
+            [n for n in expected if n not in tensors],
+            [n for n in tensors if n not in expected],
+        )
+        said = [
+            f"{word} {listed(names)}"
+            for word, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
         raise WrongStructure(
             f"the tensors are not those of this round: {'; '.join(said)}. Both ends need the same model, algorithm, uplink and version."
         )
     for name, (dtype, shape) in expected.items():
         if (has := tensors[name].shape) != shape:
-            raise WrongShape(f"tensor {name or 'array'} has shape {list(has)} instead of {list(shape)}; both ends need the same model")
+            raise WrongShape(
+                f"tensor {name or 'array'} has shape {list(has)} instead of {list(shape)}; both ends need the same model"
+            )
         if (given := _dtype_name(tensors[name].dtype)) != dtype:
-            raise WrongDtype(f"tensor {name or 'array'} is {given} instead of {dtype}; both ends need the same model and uplink")
+            raise WrongDtype(
+                f"tensor {name or 'array'} is {given} instead of {dtype}; both ends need the same model and uplink"
+            )
 
 
 @lru_cache(maxsize=256)
 def _names(structure: Any) -> list[str]:
-    """What the leaves of a tree of this structure are called, in their order: worked out anew it takes 5 to 10 us a leaf."""
+    """What the leaves of a tree of this structure are called, in their order: worked out anew it takes 5 to
+    10 us a leaf."""
     numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
 

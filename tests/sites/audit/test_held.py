@@ -1,4 +1,5 @@
-"""Each end of a federation holds the head of the other's log, which came with its messages: what is cut off at one end, the other knows."""
+"""Each end of a federation holds the head of the other's log, which came with its messages: what is cut off
+at one end, the other knows."""
 
 import jax
 import pytest
@@ -38,8 +39,14 @@ def test_what_is_cut_off_at_one_end_the_other_end_knows(tmp_path, caplog):
         cut(site, 1)
         begin_anew(sites, transport, 1)
         fed.run(state, range(4))  # which makes the log longer than it was
-        assert verify(site, keys["mayo"]).n > held("coordinator", "mayo")[-2].n and "mayo ends" not in caplog.text
-        with pytest.raises(AuditError, match="not the one that the head that coordinator holds names: the log was written anew"):
+        assert (
+            verify(site, keys["mayo"]).n > held("coordinator", "mayo")[-2].n
+            and "mayo ends" not in caplog.text
+        )
+        with pytest.raises(
+            AuditError,
+            match="not the one that the head that coordinator holds names: the log was written anew",
+        ):
             verify(site, keys["mayo"], held={"coordinator": held("coordinator", "mayo")})
         newest = held("coordinator", "mayo")[-1]
         sites[1].__exit__()
@@ -61,6 +68,8 @@ def test_a_head_tells_nothing_of_what_is_in_a_log(tmp_path):
     """The line that it is a digest of has a signature in it, which nobody but the log's owner can make."""
     with federation(COMPOSED, folder=tmp_path) as (_, sites, _):
         sites[0].context.log.record("charite", "left", about={"loss": 0.5})
-        (line,) = [line for path in files(sites[0].context.log.folder) for line in path.read_bytes().splitlines()][-1:]
+        (line,) = [
+            line for path in files(sites[0].context.log.folder) for line in path.read_bytes().splitlines()
+        ][-1:]
         signature = line.rpartition(b'"signature":"')[2].partition(b'"')[0]
         assert len(signature) == 128 and signature != COORDINATOR.sign("audit", line).hex().encode()

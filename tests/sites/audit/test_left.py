@@ -19,7 +19,10 @@ COMPOSED = round_of("fedavg")
 @pytest.mark.meets("164.308(a)(1)(ii)(D)", by="what left, as it was sent, to be read again")
 def test_what_left_is_in_the_ledger_by_value_and_in_the_folder_as_it_was_sent(tmp_path):
     room = (0.0, 6e-7, 1e-3, 1e-7)  # GB: for none, one of these updates, all of them, less than one
-    files = [dataclasses.replace(one, left_gb=gb) for one, gb in zip(site_files(folder=tmp_path), room, strict=True)]
+    files = [
+        dataclasses.replace(one, left_gb=gb)
+        for one, gb in zip(site_files(folder=tmp_path), room, strict=True)
+    ]
     with federation(COMPOSED, files=files, folder=tmp_path) as (fed, _, _):
         state = fed.init(jax.random.key(0))
         for _ in range(3):
@@ -35,13 +38,17 @@ def test_what_left_is_in_the_ledger_by_value_and_in_the_folder_as_it_was_sent(tm
         assert [one.get("kept") for one in updates] == [(None, True, True, False)[i]] * 3
         assert set(kept) == {one["digest"] for one in (updates[:0], updates[-1:], updates, updates[:0])[i]}
         for one in updates:
-            numbers = np.array(" ".join(one[name] for name in sorted(one) if name.startswith("numbers.")).split(), np.float32)
+            numbers = np.array(
+                " ".join(one[name] for name in sorted(one) if name.startswith("numbers.")).split(), np.float32
+            )
             assert len(numbers) == one["numbers"] == 31
             if one["digest"] in kept:
                 raw = kept[one["digest"]].read_bytes()
                 tensors = unpack(raw)
                 assert hashlib.sha256(raw).hexdigest() == one["digest"]
-                assert np.array_equal(np.concatenate([tensors[name].ravel() for name in sorted(tensors)]), numbers)
+                assert np.array_equal(
+                    np.concatenate([tensors[name].ravel() for name in sorted(tensors)]), numbers
+                )
     assert float(metrics["clients"]) == 4
     rounds = [entry.about["algorithm"] for entry in show(tmp_path / "coordinator" / "audit", what="round")]
     assert rounds == ["fedavg"] * 3

@@ -1,4 +1,5 @@
-"""No entry can be changed, removed, moved or cut off without `verify` saying where; a crash costs the entry that was being written."""
+"""No entry can be changed, removed, moved or cut off without `verify` saying where; a crash costs the entry
+that was being written."""
 
 import math
 import os
@@ -94,7 +95,10 @@ def test_an_entry_out_of_another_log_of_the_same_key_is_found(tmp_path):
     path = files(tmp_path / "log")[0]
     own, other = lines(path), lines(files(tmp_path / "other")[0])
     path.write_bytes(b"".join([*own[:2], other[2], *own[3:]]))  # signed, and of the right number
-    with pytest.raises(AuditError, match="line 3, does not follow from the entry before it, number 1, which was replaced by another"):
+    with pytest.raises(
+        AuditError,
+        match="line 3, does not follow from the entry before it, number 1, which was replaced by another",
+    ):
         verify(tmp_path / "log", KEYS)
 
 
@@ -102,14 +106,20 @@ def test_changed_files_are_found(folder):
     first, second, third, last = files(folder)
     kept = {path: path.read_bytes() for path in files(folder)}
     head = head_of(folder)
-    for path, said in ((first, "entries 0 to 2 are missing"), (second, "entries 3 to 5 are missing"), (last, "1 entries were cut off")):
+    for path, said in (
+        (first, "entries 0 to 2 are missing"),
+        (second, "entries 3 to 5 are missing"),
+        (last, "1 entries were cut off"),
+    ):
         path.unlink()
         with pytest.raises(AuditError, match=said):
             verify(folder, KEYS, head)
         path.write_bytes(kept[path])
     second.write_bytes(kept[third])
     third.write_bytes(kept[second])
-    with pytest.raises(AuditError, match=r"audit-000002.jsonl, line 1, is entry 6, and entry 3 should be there"):
+    with pytest.raises(
+        AuditError, match=r"audit-000002.jsonl, line 1, is entry 6, and entry 3 should be there"
+    ):
         verify(folder, KEYS, head)
 
 
@@ -118,7 +128,10 @@ def test_a_log_written_anew_with_the_right_key_is_found_by_an_exported_head(tmp_
     head = write(tmp_path / "old")
     write(tmp_path / "new", 12)
     assert verify(tmp_path / "new", KEYS).n == 11
-    with pytest.raises(AuditError, match="line 6, is entry 5, but not the one that the exported head names: the log was written anew"):
+    with pytest.raises(
+        AuditError,
+        match="line 6, is entry 5, but not the one that the exported head names: the log was written anew",
+    ):
         verify(tmp_path / "new", KEYS, head)
 
 
@@ -127,7 +140,9 @@ def test_an_entry_of_another_log_does_not_follow(tmp_path):
         write(tmp_path / name)
     one, two = (files(tmp_path / name)[0] for name in ("one", "two"))
     one.write_bytes(b"".join([*lines(one)[:3], *lines(two)[3:]]))
-    with pytest.raises(AuditError, match="line 4, does not follow from the entry before it, number 2, which was replaced"):
+    with pytest.raises(
+        AuditError, match="line 4, does not follow from the entry before it, number 2, which was replaced"
+    ):
         verify(tmp_path / "one", KEYS)
 
 
@@ -146,7 +161,8 @@ def test_a_log_goes_on_with_a_new_key(tmp_path):
 
 
 def crash(folder, entries, keep, **rest):
-    """Writes entries, of which a crash tears the last before it is known to be on the disk, so that so many bytes of it are there."""
+    """Writes entries, of which a crash tears the last before it is known to be on the disk, so that so many
+    bytes of it are there."""
     write(folder, entries - 1, **rest)
     heads = (folder / "heads.json").read_bytes()
     write(folder, 1, **rest)
@@ -162,7 +178,12 @@ def test_a_torn_last_line_is_cut_off_and_recorded(tmp_path, keep):
     path, size = crash(tmp_path, 3, keep)
     head = write(tmp_path, 1)
     found = list(show(tmp_path))
-    assert verify(tmp_path, KEYS) == head and [entry.what for entry in found] == ["trained", "trained", "recovered", "trained"]
+    assert verify(tmp_path, KEYS) == head and [entry.what for entry in found] == [
+        "trained",
+        "trained",
+        "recovered",
+        "trained",
+    ]
     assert found[2].about["file"] == path.name and found[2].about["bytes"] == size
 
 
@@ -170,7 +191,9 @@ def test_a_file_of_which_only_a_torn_line_was_written_is_recovered_too(tmp_path)
     crash(tmp_path, 10, 9, file_bytes=1000)
     assert files(tmp_path)[-1].read_bytes() == b'{"entry":'
     write(tmp_path, 1, file_bytes=1000)
-    assert [entry.what for entry in show(tmp_path)][-2:] == ["recovered", "trained"] and verify(tmp_path, KEYS).n == 10
+    assert [entry.what for entry in show(tmp_path)][-2:] == ["recovered", "trained"] and verify(
+        tmp_path, KEYS
+    ).n == 10
 
 
 def test_a_torn_line_in_an_older_file_is_no_crash_and_stays(folder):
@@ -200,7 +223,10 @@ def test_a_killed_writer_loses_nothing_that_was_recorded(tmp_path):
         "        log.record('charite', 'trained', round=i); print(i, flush=True)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, tmp_path / "log", CHARITE.save(tmp_path)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        [sys.executable, "-c", script, tmp_path / "log", CHARITE.save(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
     ) as writer:
         said = [writer.stdout.readline() for _ in range(20)]
         writer.kill()
@@ -214,13 +240,18 @@ def test_a_killed_writer_loses_nothing_that_was_recorded(tmp_path):
 
 def test_one_process_writes_at_a_time(tmp_path):
     with Log(tmp_path, CHARITE):
-        again = pytest.raises(RuntimeError, match=r"open in this process already: .* was not closed, .* close\(\) that one first")
+        again = pytest.raises(
+            RuntimeError,
+            match=r"open in this process already: .* was not closed, .* close\(\) that one first",
+        )
         with again, Log(tmp_path, CHARITE):
             pass
     with Log(tmp_path, CHARITE):
         pass
     hold = f"import fcntl, sys; f = open({str(tmp_path / 'lock')!r}); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline()
         with pytest.raises(RuntimeError, match="is being written by another process"), Log(tmp_path, CHARITE):
             pass
@@ -238,25 +269,43 @@ def test_a_full_disk_stops_the_work_and_leaves_the_log_whole(tmp_path, monkeypat
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", full)
-            with pytest.raises(OSError, match=r"could not write to the audit log .* Nothing may go on unrecorded"):
+            with pytest.raises(
+                OSError, match=r"could not write to the audit log .* Nothing may go on unrecorded"
+            ):
                 log.record("charite", "second")
         log.record("charite", "third")
     assert verify(tmp_path, KEYS).n == 1 and [entry.what for entry in show(tmp_path)] == ["first", "third"]
 
 
-@pytest.mark.parametrize("odd", [{"who": "x" * 2000}, {"what": "x" * 2000}, {"run": "a\nb"}, {"round": 2**63}])
+@pytest.mark.parametrize(
+    "odd", [{"who": "x" * 2000}, {"what": "x" * 2000}, {"run": "a\nb"}, {"round": 2**63}]
+)
 def test_nothing_is_written_that_could_not_be_read(tmp_path, odd):
     with Log(tmp_path, CHARITE) as log:
         with pytest.raises(ValueError, match=f"{next(iter(odd))} of a .* entry is of type"):
             log.record(**{"who": "charite", "what": "trained", **odd})
-        log.record("charite", "trained", about={"loss": np.float64(1e-5), "weight": math.nan, "said": "Zürich \\", "none": None})
+        log.record(
+            "charite",
+            "trained",
+            about={"loss": np.float64(1e-5), "weight": math.nan, "said": "Zürich \\", "none": None},
+        )
     (entry,) = show(tmp_path)
-    assert verify(tmp_path, KEYS).n == 0 and entry.about == {"loss": 1e-5, "weight": "nan", "said": "Zürich \\", "none": None}
+    assert verify(tmp_path, KEYS).n == 0 and entry.about == {
+        "loss": 1e-5,
+        "weight": "nan",
+        "said": "Zürich \\",
+        "none": None,
+    }
 
 
-@pytest.mark.parametrize("about", [{"rows": np.ones(3)}, {"rows": [1, 2]}, {"text": "a\nb"}, {"raw": b"x"}, {"long": "x" * 2000}])
+@pytest.mark.parametrize(
+    "about", [{"rows": np.ones(3)}, {"rows": [1, 2]}, {"text": "a\nb"}, {"raw": b"x"}, {"long": "x" * 2000}]
+)
 def test_entries_hold_small_values_only(tmp_path, about):
-    with Log(tmp_path, CHARITE) as log, pytest.raises(ValueError, match="or no single line; record a digest of it instead"):
+    with (
+        Log(tmp_path, CHARITE) as log,
+        pytest.raises(ValueError, match="or no single line; record a digest of it instead"),
+    ):
         log.record("charite", "trained", about=about)
     assert log.head == NOTHING
 
@@ -267,17 +316,26 @@ def test_numbers_that_are_not_finite_are_kept_as_text(tmp_path):
     assert next(show(tmp_path)).about == {"norm": "inf", "weight": "nan"}
 
 
-@pytest.mark.meets("164.308(a)(1)(ii)(D)", by="a ledger at each site of what left it, and a log of who asked: `fedjax-core audit show`")
+@pytest.mark.meets(
+    "164.308(a)(1)(ii)(D)",
+    by="a ledger at each site of what left it, and a log of who asked: `fedjax-core audit show`",
+)
 def test_the_ledger_tells_what_left(tmp_path):
     raw = message()
     with Log(tmp_path, CHARITE) as log:
         log.record_sent(envelope(), len(raw))
-        log.record_sent(envelope(TENSORS | {"['w']": np.full((2, 2), np.nan, np.float32)}), 10, decision="withheld")
+        log.record_sent(
+            envelope(TENSORS | {"['w']": np.full((2, 2), np.nan, np.float32)}), 10, decision="withheld"
+        )
     first, second = show(tmp_path, what="left")
     assert (first.who, first.run, first.round) == ("charite", "heart-1", 3)
     assert first.about["bytes"] == len(raw) and first.about["tensors"] == 2 and first.about["numbers"] == 6
     assert first.about["norm"] == pytest.approx(55.25**0.5) and first.about["recipient"] == "coordinator"
-    assert first.about["fields"] == "data examples weight" and second.about["norm"] == "nan" and second.about["decision"] == "withheld"
+    assert (
+        first.about["fields"] == "data examples weight"
+        and second.about["norm"] == "nan"
+        and second.about["decision"] == "withheld"
+    )
     sent = {name: value for name, value in first.about.items() if name.startswith(("sent.", "numbers."))}
     fields = {"sent.data": "f00d", "sent.examples": 303, "sent.weight": 303.0}
     assert sent == {**fields, "numbers.['b']": "4 5", "numbers.['w']": "1.0 -2.0 0.5 3.0"}
@@ -285,22 +343,47 @@ def test_the_ledger_tells_what_left(tmp_path):
 
 def test_the_ledger_has_every_value_that_left_exactly_or_its_digest(tmp_path):
     sums = np.float32([0.1, 1e-30, 3e38, 2**24 + 2])
-    small = {"sums": sums, "none": np.zeros((0, 3)), "scalar": np.array(np.float64(1) / 3), "many": np.arange(900, dtype=np.int16)}
+    small = {
+        "sums": sums,
+        "none": np.zeros((0, 3)),
+        "scalar": np.array(np.float64(1) / 3),
+        "many": np.arange(900, dtype=np.int16),
+    }
     large = {"w": np.ones(2000, np.float32)}
     with Log(tmp_path, CHARITE) as log:
         log.record_sent(envelope(small, fields={"loss": 0.1, "none": None, "code": "x" * 1000}), 10)
         log.record_sent(envelope(large), 10)
-        log.record_sent(envelope({f"t{i}": np.ones(1, np.int8) for i in range(100)}, fields={f"name-{i:060}": i for i in range(100)}), 10)
+        log.record_sent(
+            envelope(
+                {f"t{i}": np.ones(1, np.int8) for i in range(100)},
+                fields={f"name-{i:060}": i for i in range(100)},
+            ),
+            10,
+        )
     first, second, third = show(tmp_path)
 
     def numbers(name, dtype):
-        parts = [first.about[f"numbers.{name}{part}"] for part in ("", ".2", ".3", ".4") if f"numbers.{name}{part}" in first.about]
+        parts = [
+            first.about[f"numbers.{name}{part}"]
+            for part in ("", ".2", ".3", ".4")
+            if f"numbers.{name}{part}" in first.about
+        ]
         return np.array(" ".join(parts).split(), dtype)
 
-    assert numbers("sums", np.float32).tobytes() == sums.tobytes() and numbers("many", np.int16).tolist() == list(range(900))
-    assert numbers("scalar", np.float64) == 1 / 3 and first.about["sent.none"] is None and first.about["sent.loss"] == 0.1
+    assert numbers("sums", np.float32).tobytes() == sums.tobytes() and numbers(
+        "many", np.int16
+    ).tolist() == list(range(900))
+    assert (
+        numbers("scalar", np.float64) == 1 / 3
+        and first.about["sent.none"] is None
+        and first.about["sent.loss"] == 0.1
+    )
     assert first.about["sent.code"] == "x" * 1000
-    assert [name for name in second.about if name.startswith(("sent.", "numbers."))] == ["sent.data", "sent.examples", "sent.weight"]
+    assert [name for name in second.about if name.startswith(("sent.", "numbers."))] == [
+        "sent.data",
+        "sent.examples",
+        "sent.weight",
+    ]
     assert third.about[f"sent.name-{99:060}"] == 99 and verify(tmp_path, KEYS).n == 2
 
 
@@ -335,7 +418,9 @@ def test_the_file_of_heads_cannot_be_edited_and_is_missed(tmp_path, caplog):
     write(tmp_path, 1)
     found = [(entry.what, entry.about.get("reason", "")) for entry in show(tmp_path)]
     assert [what for what, _ in found] == ["trained", "trained", "no heads", "trained", "no heads", "trained"]
-    assert "is not signed" in found[2][1] and found[4][1] == "heads.json is not there, so entries may be missing"
+    assert (
+        "is not signed" in found[2][1] and found[4][1] == "heads.json is not there, so entries may be missing"
+    )
     assert verify(tmp_path, KEYS).n == 5 and caplog.text.count("entries may be missing") == 2
 
 
@@ -361,23 +446,42 @@ def test_each_end_holds_the_others_head_and_sees_it_go_back(tmp_path):
         log.record("charite", "trained")
     with Log(tmp_path / "charite", CHARITE) as log:
         assert log.held == {"mayo": Held("run", 4, last)}
-        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold("mayo", "run", 5, str(first))
-        assert log.hold("mayo", "run", 5, str(first)) is None and log.held == {"mayo": Held("run", 4, last)}  # said once
+        assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold(
+            "mayo", "run", 5, str(first)
+        )
+        assert log.hold("mayo", "run", 5, str(first)) is None and log.held == {
+            "mayo": Held("run", 4, last)
+        }  # said once
         log.record("mayo", "answered", run="run", about={"head.mayo": str(last)})
-        assert log.hold("mayo", "another run", 6, str(first)) is None  # which may be in another log of that end
-    assert held_by(tmp_path / "charite", KEYS, "mayo") == [first, last] and held_by(tmp_path / "charite", KEYS, "oslo") == []
+        assert (
+            log.hold("mayo", "another run", 6, str(first)) is None
+        )  # which may be in another log of that end
+    assert (
+        held_by(tmp_path / "charite", KEYS, "mayo") == [first, last]
+        and held_by(tmp_path / "charite", KEYS, "oslo") == []
+    )
     assert held_by(tmp_path / "charite", KEYS, "mayo", ["another run"]) == [first]
     (tmp_path / "charite" / "heads.json").unlink()
-    assert held_by(tmp_path / "charite", KEYS, "mayo") == [last] == held_by(tmp_path / "charite", KEYS, "mayo", ["run"])  # from its entries
+    assert (
+        held_by(tmp_path / "charite", KEYS, "mayo")
+        == [last]
+        == held_by(tmp_path / "charite", KEYS, "mayo", ["run"])
+    )  # from its entries
     assert verify(tmp_path / "mayo", [MAYO.public], held={"charite": [last]}) == last
     path = files(tmp_path / "mayo")[0]
     path.write_bytes(b"".join(lines(path)[:-2]))
     (tmp_path / "mayo" / "heads.json").unlink()
     assert verify(tmp_path / "mayo", [MAYO.public]).n == 3  # which nobody can tell by itself
-    with pytest.raises(AuditError, match="ends with entry 3, but the head that charite holds is entry 5: 2 entries were cut off"):
+    with pytest.raises(
+        AuditError,
+        match="ends with entry 3, but the head that charite holds is entry 5: 2 entries were cut off",
+    ):
         verify(tmp_path / "mayo", [MAYO.public], held={"charite": [last]})
     write(tmp_path / "anew", 9, key=MAYO)
-    with pytest.raises(AuditError, match="line 6, is entry 5, but not the one that the head that charite holds names: the log was written"):
+    with pytest.raises(
+        AuditError,
+        match="line 6, is entry 5, but not the one that the head that charite holds names: the log was written",
+    ):
         verify(tmp_path / "anew", [MAYO.public], held={"charite": [last]})
 
 

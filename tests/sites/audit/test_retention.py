@@ -1,4 +1,5 @@
-"""Old entries go where the log's owner says so, and what is left is proven as before; nobody else can take any away."""
+"""Old entries go where the log's owner says so, and what is left is proven as before; nobody else can take
+any away."""
 
 import os
 
@@ -29,15 +30,26 @@ def log(tmp_path, monkeypatch):
     assert len(os.listdir(tmp_path / "log")) >= 2
 
 
-@pytest.mark.meets("164.316(b)(2)(i)", by="old entries move to an archive, and the chain is proven across both")
+@pytest.mark.meets(
+    "164.316(b)(2)(i)", by="old entries move to an archive, and the chain is proven across both"
+)
 def test_what_is_left_is_proven_and_goes_on(log, tmp_path):
     head = log.head
     anchor = prune(log, before=5.0, archive=tmp_path / "old")
     assert anchor.head.n == 4 and anchor == Anchor.read(log.folder, KEYS)
     log.record("charite", "trained")
-    assert numbers(log.folder) == [5, 6, 7, 8, 9, 10, 11] and next(show(log.folder, what="pruned")).about["upto"] == 4
+    assert (
+        numbers(log.folder) == [5, 6, 7, 8, 9, 10, 11]
+        and next(show(log.folder, what="pruned")).about["upto"] == 4
+    )
     assert verify(log.folder, KEYS, head) == log.head
-    assert verify(tmp_path / "old", KEYS, anchor.head) == anchor.head and numbers(tmp_path / "old") == [0, 1, 2, 3, 4]
+    assert verify(tmp_path / "old", KEYS, anchor.head) == anchor.head and numbers(tmp_path / "old") == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     assert prune(log, before=5.0) is None
     again = prune(log, before=8.0, archive=tmp_path / "old")
     assert numbers(tmp_path / "old") == list(range(8)) and verify(tmp_path / "old", KEYS) == again.head
@@ -61,7 +73,9 @@ def test_more_cannot_be_taken_away_than_was_signed(log):
     path = files(log.folder)[0]
     kept = path.read_bytes()
     path.write_bytes(b"".join(kept.splitlines(keepends=True)[1:]))
-    with pytest.raises(AuditError, match=r"is entry 6, and entry 5 should be there: entries 5 to 5 are missing"):
+    with pytest.raises(
+        AuditError, match=r"is entry 6, and entry 5 should be there: entries 5 to 5 are missing"
+    ):
         verify(log.folder, KEYS)
     path.write_bytes(kept)
     assert verify(log.folder, KEYS, old)
@@ -103,10 +117,16 @@ def test_an_anchor_that_names_another_line_is_found(log):
 
 def test_a_head_from_before_the_removal_says_so(log):
     prune(log, before=5.0)
-    with pytest.raises(AuditError, match="the exported head is entry 3, and the entries up to 4 were removed"):
+    with pytest.raises(
+        AuditError, match="the exported head is entry 3, and the entries up to 4 were removed"
+    ):
         verify(log.folder, KEYS, Head(3, "0" * 64))
-    assert verify(log.folder, KEYS, held={"mayo": [Head(3, "0" * 64)]}) == log.head  # which cannot be told any more
-    with pytest.raises(AuditError, match="is anchored at entry 4, but not the one that the head that mayo holds names"):
+    assert (
+        verify(log.folder, KEYS, held={"mayo": [Head(3, "0" * 64)]}) == log.head
+    )  # which cannot be told any more
+    with pytest.raises(
+        AuditError, match="is anchored at entry 4, but not the one that the head that mayo holds names"
+    ):
         verify(log.folder, KEYS, held={"mayo": [Head(4, "0" * 64)]})
 
 
@@ -165,7 +185,10 @@ def test_the_command_prunes_and_verify_says_from_where(tmp_path, capsys, monkeyp
     assert "the entries up to 1:" in capsys.readouterr().out
     assert main(["audit", "verify", folder, "--keys", pub]) == 0
     said = capsys.readouterr().out
-    assert "2 entries, none of which was changed" in said and "proven from entry 2 on: those before it were removed 20" in said
+    assert (
+        "2 entries, none of which was changed" in said
+        and "proven from entry 2 on: those before it were removed 20" in said
+    )
     assert main(["audit", "prune", folder, "--key", key, "--before", "2002-06-01"]) == 0
     assert "no entry is older" in capsys.readouterr().out
     assert main(["audit", "prune", folder, "--key", key, "--before", "nonsense"]) == 1

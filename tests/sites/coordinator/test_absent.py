@@ -1,4 +1,5 @@
-"""Sites that are away, dead or slow: a round goes on without them soon, names them and why, and has them back when they are."""
+"""Sites that are away, dead or slow: a round goes on without them soon, names them and why, and has them back
+when they are."""
 
 import logging
 import threading
@@ -48,7 +49,11 @@ def quick(monkeypatch):
 def told(caplog):
     """What was said on screen."""
     caplog.set_level(logging.WARNING, "fedjax_core")
-    return lambda: [said for said in (record.getMessage() for record in caplog.records) if "goes on without" in said or "back" in said]
+    return lambda: [
+        said
+        for said in (record.getMessage() for record in caplog.records)
+        if "goes on without" in said or "back" in said
+    ]
 
 
 def joins(fed, switch):
@@ -77,14 +82,19 @@ def test_a_site_that_is_silent_costs_its_deadline_once_and_then_a_grace_until_it
             found.append(took)
             assert clients == 3 and list(fed.lacked(int(state.round))) == [AWAY]
         assert found[0] > 2.4 and max(found[1:]) < 2.2, "waited for once, and then for a grace"
-        fed.rules, switch.how = replace(fed.rules, deadline_seconds=60.0), lambda send, site, request: delayed(send(site, request), 1.8)
+        fed.rules, switch.how = (
+            replace(fed.rules, deadline_seconds=60.0),
+            lambda send, site, request: delayed(send(site, request), 1.8),
+        )
         began = time.monotonic()
         state, _, clients = seconds(fed, state)
         assert clients == 3
         time.sleep(max(0.0, 2.3 - (time.monotonic() - began)))  # its reply has come, late
         state, took, clients = seconds(fed, state)
         assert clients == 4 and took > 1.7, "which is a sign of life, so it is waited for again"
-    assert [line.partition(" goes")[0] for line in told() if "goes on" in line] == ["round 2"], "said once, not in every round"
+    assert [line.partition(" goes")[0] for line in told() if "goes on" in line] == ["round 2"], (
+        "said once, not in every round"
+    )
     assert told()[-1] == f"round 6: back again are {AWAY}"
 
 
@@ -129,9 +139,15 @@ def test_below_the_quorum_a_silent_site_is_waited_for():
     with federation(fedavg(), fault=switch, rules=Rules(quorum=4, deadline_seconds=60.0)) as (fed, _, _):
         state, _, _ = seconds(fed, fed.init(jax.random.key(1)))
         fed.rules, switch.off = replace(fed.rules, deadline_seconds=1.0), {AWAY}
-        with pytest.raises(Paused, match=rf"3 of 4 sites reported, and 4 .* Missing: {AWAY}: no reply in .* s\. The state is unchanged"):
+        with pytest.raises(
+            Paused,
+            match=rf"3 of 4 sites reported, and 4 .* Missing: {AWAY}: no reply in .* s\. The state is unchanged",
+        ):
             fed.run(state, ALL)
-        fed.rules, switch.how = replace(fed.rules, deadline_seconds=60.0), lambda send, site, request: delayed(send(site, request), 1.5)
+        fed.rules, switch.how = (
+            replace(fed.rules, deadline_seconds=60.0),
+            lambda send, site, request: delayed(send(site, request), 1.5),
+        )
         assert seconds(fed, state)[2] == 4
 
 
@@ -146,14 +162,22 @@ REASONS = {
 def test_a_pause_says_of_each_site_why(name, told):
     how, why = REASONS[name]
     switch = Switch()
-    with federation(fedavg(), fault=switch, rules=Rules(quorum=4, deadline_seconds=60.0, attempts=1)) as (fed, _, _):
+    with federation(fedavg(), fault=switch, rules=Rules(quorum=4, deadline_seconds=60.0, attempts=1)) as (
+        fed,
+        _,
+        _,
+    ):
         state = fed.init(jax.random.key(1))
         fed.rules = replace(fed.rules, deadline_seconds=2.0)
         switch.off, switch.how = {AWAY}, how
         with pytest.raises(Paused) as paused:
             fed.run(state, ALL)
     missing = str(paused.value).partition("Missing: ")[2]
-    assert missing.startswith(f"{AWAY}: ") and why in missing and not any(other in missing for other in NAMES if other != AWAY)
+    assert (
+        missing.startswith(f"{AWAY}: ")
+        and why in missing
+        and not any(other in missing for other in NAMES if other != AWAY)
+    )
 
 
 def test_a_pause_says_what_a_site_declined_and_what_the_gate_set_aside(tmp_path):
@@ -165,12 +189,15 @@ def test_a_pause_says_what_a_site_declined_and_what_the_gate_set_aside(tmp_path)
         with pytest.raises(Paused, match=r"Missing: mayo: .*paused"):
             fed.run(fed.init(jax.random.key(1)), ALL)
         fed.rules = Rules(quorum=4, max_norm=1e-9)
-        with pytest.raises(Paused, match=r"Missing: charite: its report was set aside \(.*\): .*norm.*; mayo: .*paused"):
+        with pytest.raises(
+            Paused, match=r"Missing: charite: its report was set aside \(.*\): .*norm.*; mayo: .*paused"
+        ):
             fed.run(fed.init(jax.random.key(1)), ALL)
 
 
 def test_of_several_exchanges_each_has_a_part_of_the_time():
-    """A site that falls silent in the first exchange leaves the second its own time, and the round its quorum."""
+    """A site that falls silent in the first exchange leaves the second its own time, and the round its
+    quorum."""
     switch = Switch()
     mime = fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1)))
     with federation(mime, fault=switch, rules=Rules(quorum=3, deadline_seconds=60.0)) as (fed, _, _):
@@ -190,14 +217,19 @@ def test_a_round_that_lacked_a_site_says_so_in_the_audit_log_too(tmp_path):
         with pytest.raises(Paused):
             fed.run(state, ALL)
         assert fed.lacked(1) == {} and fed.lacked(2) == {AWAY: "no reply came through (ConnectionError)"}
-    entries = [(one.what, of_lines("lacked", one.about)) for one in show(tmp_path / "coordinator" / "audit") if one.what == "round"]
+    entries = [
+        (one.what, of_lines("lacked", one.about))
+        for one in show(tmp_path / "coordinator" / "audit")
+        if one.what == "round"
+    ]
     assert entries == [("round", []), ("round", [AWAY])]
     (paused,) = show(tmp_path / "coordinator" / "audit", what="paused")
     assert paused.about["missing"].startswith("charite: no reply came through")
 
 
 def test_a_run_begins_with_those_who_are_there_and_the_other_joins(tmp_path, told):
-    """Its first rounds are those of a cohort without it, bit for bit, and a resume needs it no more than the first start."""
+    """Its first rounds are those of a cohort without it, bit for bit, and a resume needs it no more than the
+    first start."""
     composed = round_of("scaffold, clip, feedback", 4)
     with federation(composed, folder=tmp_path / "whole") as (fed, _, _):
         expected = fed.init(jax.random.key(1))
@@ -213,16 +245,24 @@ def test_a_run_begins_with_those_who_are_there_and_the_other_joins(tmp_path, tol
         assert (AWAY, "train") not in switch.asked and (AWAY, "evaluate") not in switch.asked
         joins(fed, switch)
         state, _, clients = seconds(fed, state)
-        assert clients == 4 and fed.clients.sizes.tolist() == [23, 5, 1, 4] and fed.clients.fingerprint() == began
+        assert (
+            clients == 4
+            and fed.clients.sizes.tolist() == [23, 5, 1, 4]
+            and fed.clients.fingerprint() == began
+        )
     assert_equal(state, expected)
     assert [entry.who for entry in show(tmp_path / "coordinator" / "audit", what="joined")] == [AWAY]
     with federation(composed, fault=Switch({NAMES[3]}), folder=tmp_path) as (fed, _, _):
-        assert fed.clients.sizes.tolist() == [23, 5, 1, 4] and fed.clients.fingerprint() == began, "all is known from before"
+        assert fed.clients.sizes.tolist() == [23, 5, 1, 4] and fed.clients.fingerprint() == began, (
+            "all is known from before"
+        )
 
 
 def test_too_few_to_begin_is_said_at_once_by_name():
     with (
-        pytest.raises(Paused, match=r"before 3 of its 4 sites have said .* and 2 did\. mayo: no reply came .*; oslo: "),
+        pytest.raises(
+            Paused, match=r"before 3 of its 4 sites have said .* and 2 did\. mayo: no reply came .*; oslo: "
+        ),
         federation(fedavg(), fault=Switch(NAMES[1:3], lambda send, site, request: failed())),
     ):
         pass
@@ -231,7 +271,10 @@ def test_too_few_to_begin_is_said_at_once_by_name():
 def test_a_study_that_prepares_columns_needs_all_sites_and_names_at_once_who_is_missing():
     steps, began = [fc.preprocess.Rescale("x")], time.monotonic()
     with (
-        pytest.raises(Paused, match=r"sums of every site's columns before the first round, and not all are there\. mayo: no reply in"),
+        pytest.raises(
+            Paused,
+            match=r"sums of every site's columns before the first round, and not all are there\. mayo: no reply in",
+        ),
         federation(fedavg(), fault=Switch({AWAY}), prepare=steps),
     ):
         pass
@@ -263,7 +306,9 @@ def test_who_is_absent_is_said_when_it_changes(caplog):
 
     def tell(here, **reasons):
         caplog.clear()
-        found = absent.tell("round 1", [0, 1, 2], here, {"abc".index(name): why for name, why in reasons.items()})
+        found = absent.tell(
+            "round 1", [0, 1, 2], here, {"abc".index(name): why for name, why in reasons.items()}
+        )
         said.append(caplog.text.count("WARNING"))
         return found
 

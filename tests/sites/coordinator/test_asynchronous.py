@@ -1,4 +1,5 @@
-"""An asynchronous federation is the asynchronous simulator with its clients elsewhere, and nothing counts twice, whatever happens."""
+"""An asynchronous federation is the asynchronous simulator with its clients elsewhere, and nothing counts
+twice, whatever happens."""
 
 import re
 from concurrent import futures
@@ -37,19 +38,23 @@ def composed():
 
 
 class Scripted:
-    """A transport's fault: reports come one at a time, each when the coordinator waits and there is nothing else to be had.
+    """A transport's fault: reports come one at a time, each when the coordinator waits and there is nothing
+    else to be had.
 
-    They come after `delays(site, version)` ticks; or in the `order` of (site, version) given, and never where that is at its end.
-    """
+    They come after `delays(site, version)` ticks; or in the `order` of (site, version) given, and never where
+    that is at its end."""
 
     def __init__(self, monkeypatch, delays=None, order=()):
         self.delays, self.order, self.now, self.came = delays, list(order), 0, []
         self.held = []  # (due, site, version, reply, its future)
-        self.faults = {}  # (site, version) -> what becomes of each time that it is asked; of more times nothing
+        # (site, version) -> what becomes of each time that it is asked; of more times nothing
+        self.faults = {}
         wait = futures.wait
 
         def waiting(waited, timeout=None, return_when=futures.ALL_COMPLETED):
-            while timeout != 0 and not any(future.done() for future in waited) and self.release():  # 0: a look, and no wait
+            while (
+                timeout != 0 and not any(future.done() for future in waited) and self.release()
+            ):  # 0: a look, and no wait
                 pass
             return wait(waited, timeout, return_when)
 
@@ -59,7 +64,10 @@ class Scripted:
         header, at = header_of(request), NAMES.index(site)
         faults = self.faults.get((at, header.round), []) if header.kind == "train" else []
         found = faults.pop(0)(send, site, request) if faults else send(site, request)
-        announced = header.kind == "announce" and header_of(found.result()).kind in ("update", "parts")  # of which nothing was lacking
+        announced = header.kind == "announce" and header_of(found.result()).kind in (
+            "update",
+            "parts",
+        )  # of which nothing was lacking
         if header.kind != "train" and not announced:
             found.exception()  # it is here before any report that is not
             return found
@@ -94,20 +102,34 @@ def run(fed, steps, state=None):
 
 def accepted(folder):
     """(site, version) of the reports that the coordinator's audit log has as accepted."""
-    entries = [entry for entry in show(folder / "coordinator" / "audit") if entry.what == "update" and entry.about["accepted"]]
+    entries = [
+        entry
+        for entry in show(folder / "coordinator" / "audit")
+        if entry.what == "update" and entry.about["accepted"]
+    ]
     return [(NAMES.index(entry.who), entry.about["version"]) for entry in entries]
 
 
 def refused(folder):
     """(site, code) of what did not count."""
-    entries = [entry for entry in show(folder / "coordinator" / "audit") if not entry.about.get("accepted", False)]
-    return [(NAMES.index(entry.who), entry.about["code"]) for entry in entries if entry.who in NAMES and "code" in entry.about]
+    entries = [
+        entry for entry in show(folder / "coordinator" / "audit") if not entry.about.get("accepted", False)
+    ]
+    return [
+        (NAMES.index(entry.who), entry.about["code"])
+        for entry in entries
+        if entry.who in NAMES and "code" in entry.about
+    ]
 
 
-@pytest.mark.parametrize("buffer", [BUFFER, pytest.param(fc.Buffer(3), marks=pytest.mark.slow)], ids=["2 reports", "3 reports"])
+@pytest.mark.parametrize(
+    "buffer", [BUFFER, pytest.param(fc.Buffer(3), marks=pytest.mark.slow)], ids=["2 reports", "3 reports"]
+)
 def test_sites_end_where_the_asynchronous_simulator_ends(composed, buffer, monkeypatch):
     everyone = fc.Clients.from_list(columns(), ids=list(NAMES))
-    sim = fc.AsynchronousSimulator(composed, everyone, buffer, delays=DELAYS, batch_size=BATCH, epochs=EPOCHS, lanes=2)
+    sim = fc.AsynchronousSimulator(
+        composed, everyone, buffer, delays=DELAYS, batch_size=BATCH, epochs=EPOCHS, lanes=2
+    )
     expected, total = sim.init(jax.random.key(1)), {"stale": 0.0, "staleness": 0.0}
     with federation(composed, fault=Scripted(monkeypatch, DELAYS), buffer=buffer) as (fed, _, _):
         state = fed.init(jax.random.key(1))
@@ -115,7 +137,10 @@ def test_sites_end_where_the_asynchronous_simulator_ends(composed, buffer, monke
             expected, seen = sim.run(expected, cohort)
             state, got = fed.run(state, cohort)
             assert_norm(state.server, expected.server, 1e-6)
-            found, numbers = summary(got), {name: value for name, value in summary(seen).items() if name != "ticks"}
+            found, numbers = (
+                summary(got),
+                {name: value for name, value in summary(seen).items() if name != "ticks"},
+            )
             assert {name: found[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
             assert state.clients.started.tolist() == expected.clients.flight.started.tolist()
             assert state.clients.last.tolist() == expected.clients.flight.last.tolist()
@@ -126,20 +151,37 @@ def test_sites_end_where_the_asynchronous_simulator_ends(composed, buffer, monke
 def test_with_a_buffer_for_all_it_is_the_synchronous_federation(composed, monkeypatch):
     with federation(composed) as (fed, _, _):
         expected = run(fed, 3)
-    with federation(composed, fault=Scripted(monkeypatch, lambda site, version: 1), buffer=fc.Buffer(4)) as (fed, _, _):
+    with federation(composed, fault=Scripted(monkeypatch, lambda site, version: 1), buffer=fc.Buffer(4)) as (
+        fed,
+        _,
+        _,
+    ):
         state = run(fed, 3)
         at_sites = fed.evaluate(state)
     assert_equal(state._replace(clients=()), expected._replace(clients=()))
     assert at_sites.sizes.tolist() == [23, 5, 1, 4] and np.isfinite(at_sites.pooled["loss"])
 
 
-ORDER = [(0, 0), (1, 0), (1, 1), (2, 0), (0, 1), (2, 2), (1, 2), (3, 0), (3, 3)]  # two a step; that of 3 is the only stale one
+ORDER = [
+    (0, 0),
+    (1, 0),
+    (1, 1),
+    (2, 0),
+    (0, 1),
+    (2, 2),
+    (1, 2),
+    (3, 0),
+    (3, 3),
+]  # two a step; that of 3 is the only stale one
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def undisturbed(composed):
-    with pytest.MonkeyPatch.context() as patch, federation(composed, fault=Scripted(patch, order=ORDER), buffer=BUFFER) as (fed, _, _):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        federation(composed, fault=Scripted(patch, order=ORDER), buffer=BUFFER) as (fed, _, _),
+    ):
         return run(fed, STEPS)
 
 
@@ -150,7 +192,9 @@ def forged(box, **changes):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
         tensors = {name: x + changes.get("plus", 0) for name, x in tensors.items()}
         key = next(site.context.key for site in box["sites"] if site.name == header.sender)
-        return encode(structs.replace(header, **{k: v for k, v in changes.items() if k != "plus"}), tensors, key)
+        return encode(
+            structs.replace(header, **{k: v for k, v in changes.items() if k != "plus"}), tensors, key
+        )
 
     return lambda send, site, request: changed(send(site, request), forge)
 
@@ -165,15 +209,24 @@ def test_what_is_lost_or_damaged_is_asked_for_again(composed, undisturbed, monke
         assert_equal(run(fed, STEPS), undisturbed)
     assert (1, "tampered-body") in refused(tmp_path) and (3, "too-stale") in refused(tmp_path)
     assert accepted(tmp_path) == [one for one in ORDER if one != (3, 0)]
-    too_old = next(entry for entry in show(tmp_path / "coordinator" / "audit") if entry.about.get("code") == "too-stale")
-    assert (too_old.round, too_old.about["version"], too_old.about["staleness"]) == (3, 0, 3) and "at most 1" in too_old.about["reason"]
+    too_old = next(
+        entry for entry in show(tmp_path / "coordinator" / "audit") if entry.about.get("code") == "too-stale"
+    )
+    assert (too_old.round, too_old.about["version"], too_old.about["staleness"]) == (
+        3,
+        0,
+        3,
+    ) and "at most 1" in too_old.about["reason"]
 
 
 BAD = {
     "sends NaN": (lambda box: forged(box, plus=np.float32(np.nan)), "not-finite"),
     "says that it is of the newest version": (lambda box: forged(box, round=1), "wrong-round"),
     "answers another model": (lambda box: forged(box, answers="ab12"), "wrong-reply"),
-    "declines": (lambda box: forged(box, kind="refusal", fields={"code": "declined", "reason": "away"}), "declined"),
+    "declines": (
+        lambda box: forged(box, kind="refusal", fields={"code": "declined", "reason": "away"}),
+        "declined",
+    ),
     "replays what it said before": (
         lambda box: lambda send, site, request: changed(send(site, request), box["old"]),
         "replayed",
@@ -182,15 +235,25 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_may_not_be_used_is_not_in_the_buffer_and_the_site_joins_again(composed, monkeypatch, tmp_path, name):
+def test_what_may_not_be_used_is_not_in_the_buffer_and_the_site_joins_again(
+    composed, monkeypatch, tmp_path, name
+):
     """Site 1's first report: the others fill the buffer, and nothing of it is in the model."""
     make, code = BAD[name]
-    with federation(composed, fault=Scripted(monkeypatch, order=[(0, 0), (2, 0)]), buffer=BUFFER) as (fed, _, _):
+    with federation(composed, fault=Scripted(monkeypatch, order=[(0, 0), (2, 0)]), buffer=BUFFER) as (
+        fed,
+        _,
+        _,
+    ):
         expected = run(fed, 1)
     times = 1 if code in ("not-finite", "declined") else 2  # what is not authentic is asked for once more
     script, box = Scripted(monkeypatch, order=[(0, 0), *[(1, 0)] * times, (2, 0), (1, 1), (3, 0)]), {}
     with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, sites, transport):
-        box |= {"fed": fed, "sites": sites, "old": lambda raw: next(r for r in transport.received if header_of(r).sender == NAMES[1])}
+        box |= {
+            "fed": fed,
+            "sites": sites,
+            "old": lambda raw: next(r for r in transport.received if header_of(r).sender == NAMES[1]),
+        }
         script.faults[1, 0] = [make(box)] * times
         state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert_equal(state._replace(clients=()), expected._replace(clients=()))
@@ -200,7 +263,9 @@ def test_what_may_not_be_used_is_not_in_the_buffer_and_the_site_joins_again(comp
     assert (1, code) in refused(tmp_path) and accepted(tmp_path) == [(0, 0), (2, 0), (1, 1), (3, 0)]
 
 
-def test_a_site_that_vanishes_is_given_up_and_what_it_sends_after_that_is_refused(composed, monkeypatch, tmp_path):
+def test_a_site_that_vanishes_is_given_up_and_what_it_sends_after_that_is_refused(
+    composed, monkeypatch, tmp_path
+):
     script = Scripted(monkeypatch, order=ORDER[:2])
     rules = Rules(deadline_seconds=0.2, attempts=1)
     with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path, rules=rules) as (fed, _, _):
@@ -214,7 +279,12 @@ def test_a_site_that_vanishes_is_given_up_and_what_it_sends_after_that_is_refuse
         state, seen = fed.run(state, ALL)
         assert float(seen["clients"]) == 2 and not script.order
         fed.evaluate(state)
-    assert sorted(refused(tmp_path)) == [(2, "late"), (2, "late"), (3, "late")] and accepted(tmp_path) == [(0, 0), (1, 0), (3, 1), (2, 1)]
+    assert sorted(refused(tmp_path)) == [(2, "late"), (2, "late"), (3, "late")] and accepted(tmp_path) == [
+        (0, 0),
+        (1, 0),
+        (3, 1),
+        (2, 1),
+    ]
 
 
 def test_a_step_that_pauses_keeps_its_buffer_and_goes_on(composed, undisturbed, monkeypatch, tmp_path):
@@ -223,7 +293,11 @@ def test_a_step_that_pauses_keeps_its_buffer_and_goes_on(composed, undisturbed, 
     def away(send, site, request):
         return failed()
 
-    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path, rules=Rules(attempts=1)) as (fed, _, _):
+    with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path, rules=Rules(attempts=1)) as (
+        fed,
+        _,
+        _,
+    ):
         state = run(fed, 1)
         script.order, script.faults = [(1, 1), (0, 1), (2, 1), (3, 1)], {(at, 1): [away] for at in (0, 2, 3)}
         for _, _, _, _, later in script.held:  # those of 2 and 3 never come
@@ -238,7 +312,9 @@ def test_a_step_that_pauses_keeps_its_buffer_and_goes_on(composed, undisturbed, 
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_killed_in_a_step_it_begins_that_step_again_and_ends_bit_for_bit(composed, undisturbed, monkeypatch, tmp_path, at):
+def test_killed_in_a_step_it_begins_that_step_again_and_ends_bit_for_bit(
+    composed, undisturbed, monkeypatch, tmp_path, at
+):
     """`at`: reports of the fourth step that were in the buffer."""
 
     class Killed(Exception):
@@ -254,9 +330,14 @@ def test_killed_in_a_step_it_begins_that_step_again_and_ends_bit_for_bit(compose
     done, rest = ORDER[:6], ORDER[6:]
     script = Scripted(monkeypatch, order=done + rest[:at])
     script.faults[[(2, 3), (1, 3), (3, 3)][at]] = [kill]  # who is asked then
-    with pytest.raises(Killed), federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
+    with (
+        pytest.raises(Killed),
+        federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _),
+    ):
         fit(fed, STEPS)
-    script = Scripted(monkeypatch, order=[one for one in rest if one != (3, 0)])  # which was given up: its model is gone
+    script = Scripted(
+        monkeypatch, order=[one for one in rest if one != (3, 0)]
+    )  # which was given up: its model is gone
     with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
         assert_equal(fit(fed, STEPS).state, undisturbed)
 
@@ -271,30 +352,45 @@ def test_a_state_that_falls_back_has_its_sites_asked_again(composed, undisturbed
 
 
 @pytest.mark.parametrize("requests", ["whole", "in parts"])
-def test_large_reports_come_in_parts_and_of_what_is_too_stale_none_does(composed, undisturbed, monkeypatch, requests):
+def test_large_reports_come_in_parts_and_of_what_is_too_stale_none_does(
+    composed, undisturbed, monkeypatch, requests
+):
     if requests == "whole":
         monkeypatch.setattr(Collector, "outgoing", lambda self, request: None)
     script, settings = Scripted(monkeypatch, order=ORDER), {"buffer": BUFFER, "rules": Rules(part_bytes=400)}
     with federation(composed, fault=script, **settings) as (fed, _, transport):
         transport.near = False
         assert_equal(run(fed, STEPS), undisturbed)
-        asked = [(header.round, header.fields["of"]) for header in map(header_of, transport.sent) if header.kind == "part"]
+        asked = [
+            (header.round, header.fields["of"])
+            for header in map(header_of, transport.sent)
+            if header.kind == "part"
+        ]
         assert any(header_of(raw).kind == "deliver" for raw in transport.sent) == (requests == "in parts")
     assert len(set(asked)) == len(ORDER) - 1 and sum(version == 0 for version, _ in set(asked)) == 3
 
 
 def test_a_large_request_that_another_one_displaces_is_announced_again(composed, tmp_path):
-    """A site gets an evaluation in the middle of the parts of a request to train, of which it then has none any more."""
+    """A site gets an evaluation in the middle of the parts of a request to train, of which it then has none
+    any more."""
     held, closed = [], True
 
     def fault(send, site, request, n):
         header = header_of(request)
-        if closed and (site, header.kind, header.round) == (NAMES[1], "deliver", 0) and header.fields["part"] > 2:
+        if (
+            closed
+            and (site, header.kind, header.round) == (NAMES[1], "deliver", 0)
+            and header.fields["part"] > 2
+        ):
             held.append((request, futures.Future()))
             return held[-1][1]
         return send(site, request)
 
-    with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (fed, sites, transport):
+    with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (
+        fed,
+        sites,
+        transport,
+    ):
         fed.rules = Rules(part_bytes=200)
         state, _ = fed.run(fed.init(jax.random.key(1)), ALL)
         assert state.clients.started.tolist()[1] == 0 and 0 < sites[1].inbox.assembly.here.sum() == 3
@@ -308,7 +404,9 @@ def test_a_large_request_that_another_one_displaces_is_announced_again(composed,
     assert (1, "gone") in refused(tmp_path) and (1, "replayed") not in refused(tmp_path)
 
 
-def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_is_not(composed, monkeypatch, tmp_path):
+def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_is_not(
+    composed, monkeypatch, tmp_path
+):
     asked = []
 
     def silent(site):
@@ -318,16 +416,30 @@ def test_a_site_that_gives_no_sign_of_life_is_asked_again_and_one_that_goes_on_i
         if header_of(request).kind != "train":
             return send(site, request)
         asked.append(site)
-        return futures.Future() if silent(site) else delayed(send(site, request), 0.5 if site == NAMES[3] else 0.0)
+        return (
+            futures.Future()
+            if silent(site)
+            else delayed(send(site, request), 0.5 if site == NAMES[3] else 0.0)
+        )
 
     rules = Rules(idle_seconds=0.2, attempts=2)
-    with federation(composed, fault=fault, buffer=fc.Buffer(3), folder=tmp_path, rules=rules) as (fed, _, transport):
+    with federation(composed, fault=fault, buffer=fc.Buffer(3), folder=tmp_path, rules=rules) as (
+        fed,
+        _,
+        transport,
+    ):
         steps = iter(range(1, 10**6))
         transport.progress = lambda site: 0 if silent(site) else next(steps)
         state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
-        assert (float(seen["clients"]), float(seen["missing"])) == (3, 1) and state.clients.started.tolist() == [-1] * 4
+        assert (float(seen["clients"]), float(seen["missing"])) == (
+            3,
+            1,
+        ) and state.clients.started.tolist() == [-1] * 4
     assert [asked.count(name) for name in NAMES] == [1, 2, 2, 1]
-    entries = [(entry.who, entry.what, entry.about.get("reason")) for entry in show(tmp_path / "coordinator" / "audit")]
+    entries = [
+        (entry.who, entry.what, entry.about.get("reason"))
+        for entry in show(tmp_path / "coordinator" / "audit")
+    ]
     assert (NAMES[1], "asked again", None) in entries and (NAMES[2], "missing", "no sign of life") in entries
 
 
@@ -351,7 +463,8 @@ def test_of_a_site_that_is_asked_twice_the_reply_that_comes_counts(composed, tmp
 
 @pytest.mark.parametrize("kind", ["deliver", "part"])
 def test_a_site_that_is_asked_again_while_parts_move_is_not_late(composed, tmp_path, kind):
-    """One part of a large request, or of a large report, is lost without a word; what comes of it once it is asked again counts, once."""
+    """One part of a large request, or of a large report, is lost without a word; what comes of it once it is
+    asked again counts, once."""
     lost = []
 
     def fault(send, site, request, n):
@@ -390,10 +503,17 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
         return found
 
     monkeypatch.setattr(Collector, "outgoing", lambda self, request: None)
-    with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (fed, _, transport):
+    with federation(composed, fault=fault, buffer=fc.Buffer(3, max_staleness=9), folder=tmp_path) as (
+        fed,
+        _,
+        transport,
+    ):
         state = fed.init(jax.random.key(1))
         steps = iter(range(1, 10**6))
-        fed.rules, transport.progress = Rules(idle_seconds=0.1), lambda site: next(steps) if site == NAMES[0] else 0
+        fed.rules, transport.progress = (
+            Rules(idle_seconds=0.1),
+            lambda site: next(steps) if site == NAMES[0] else 0,
+        )
         monkeypatch.setattr(Collector, "part_bytes", 400)
         state, _ = fed.run(state, ALL)
         assert state.clients.started.tolist()[1] == 0
@@ -406,10 +526,15 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
     [
         (lambda: round_of("scaffold", 4), {}, "clients of scaffold keep state between rounds"),
         (lambda: fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1))), {}, "has 2 exchanges"),
-        (lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()), {}, "keeps state at each client"),
+        (
+            lambda: fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=lossy()),
+            {},
+            "keeps state at each client",
+        ),
         (
             lambda: fc.compose(
-                fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform), aggregator=fc.aggregators.trimmed_mean(0.1)
+                fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform),
+                aggregator=fc.aggregators.trimmed_mean(0.1),
             ),
             {},
             "of parts does not",
@@ -420,7 +545,10 @@ def test_a_report_that_was_asked_for_twice_is_there_in_the_next_step(composed, m
     ],
 )
 def test_what_has_no_meaning_without_rounds_is_refused(composed, build, settings, said):
-    with pytest.raises(ValueError, match=said), federation(composed if build is None else build(), **{"buffer": BUFFER, **settings}):
+    with (
+        pytest.raises(ValueError, match=said),
+        federation(composed if build is None else build(), **{"buffer": BUFFER, **settings}),
+    ):
         pass
 
 
@@ -434,8 +562,16 @@ def test_a_cohort_that_never_fills_the_buffer_is_refused(composed):
 
 @pytest.mark.slow
 def test_site_processes_report_when_they_are_done_and_one_that_is_killed_joins_again(composed, tmp_path):
-    sites = [SiteFile(name=name, data=data, folder=tmp_path / name) for name, data in zip(NAMES, columns(), strict=True)]
-    settings = {"batch_size": BATCH, "epochs": EPOCHS, "buffer": fc.Buffer(2), "rules": Rules(part_bytes=400, deadline_seconds=120.0)}
+    sites = [
+        SiteFile(name=name, data=data, folder=tmp_path / name)
+        for name, data in zip(NAMES, columns(), strict=True)
+    ]
+    settings = {
+        "batch_size": BATCH,
+        "epochs": EPOCHS,
+        "buffer": fc.Buffer(2),
+        "rules": Rules(part_bytes=400, deadline_seconds=120.0),
+    }
 
     def cohorts(round):
         if round == 3:
@@ -445,8 +581,12 @@ def test_site_processes_report_when_they_are_done_and_one_that_is_killed_joins_a
     for rounds in (5, 10):  # a coordinator that ended, and the one after it
         with fc.Federation(composed, sites, folder=tmp_path / "coordinator", **settings) as fed:
             fed._transport.near = False
-            history = fc.fit(fed, rounds, cohorts=cohorts, run_dir=tmp_path / "run", evaluate_every=rounds, progress=False)
-    assert int(history.state.round) == 10 and all(row["clients"] == 2 for row in history.records if row["kind"] == "train")
+            history = fc.fit(
+                fed, rounds, cohorts=cohorts, run_dir=tmp_path / "run", evaluate_every=rounds, progress=False
+            )
+    assert int(history.state.round) == 10 and all(
+        row["clients"] == 2 for row in history.records if row["kind"] == "train"
+    )
     assert history.records[-1]["loss"] < history.records[0]["loss"]
     found = accepted(tmp_path)
     assert len(found) == len(set(found)) and {at for at, _ in found} == set(ALL)

@@ -1,4 +1,5 @@
-"""A number of examples that is only claimed gives no power over the model: it was agreed on, or is near what the others have."""
+"""A number of examples that is only claimed gives no power over the model: it was agreed on, or is near what
+the others have."""
 
 import logging
 
@@ -29,7 +30,11 @@ from tests.zoo import fedavg
         ({"a": 50, "b": 60, "m": 61}, {"m": 60}, ("m",)),
         ({"a": 50, "m": 10**9}, {"a": 50, "m": 500}, ("m",)),
         ({"big": 10**6, "a": 5, "b": 6}, {"big": 10**6}, ()),
-        ({"a": 5, "b": 600, "big": 10**6}, {"big": 10**6}, ()),  # an agreed one is among those who are compared with
+        (
+            {"a": 5, "b": 600, "big": 10**6},
+            {"big": 10**6},
+            (),
+        ),  # an agreed one is among those who are compared with
     ],
 )
 def test_who_is_not_believed(claimed, agreed, refused):
@@ -46,14 +51,24 @@ def test_who_dominates_is_told():
 
 
 def described_as(site, count):
-    return lambda name, said: ({"examples": count}, None) if name == site and said.header.kind == "description" else None
+    return lambda name, said: (
+        ({"examples": count}, None) if name == site and said.header.kind == "description" else None
+    )
 
 
 @pytest.mark.parametrize(
     ("count", "agreed", "said"),
     [
-        (6, {"mayo": 5}, r"mayo says that it has 6 examples, and the roster agrees to at most 5 (\[examples\])"),
-        (10**15, {}, "more than 100 times what the smaller sites have together (28); where that is true, agree on a largest number"),
+        (
+            6,
+            {"mayo": 5},
+            r"mayo says that it has 6 examples, and the roster agrees to at most 5 (\[examples\])",
+        ),
+        (
+            10**15,
+            {},
+            "more than 100 times what the smaller sites have together (28); where that is true, agree on a largest number",
+        ),
     ],
 )
 def test_a_run_goes_on_without_a_site_whose_number_is_not_believed(count, agreed, said, tmp_path, caplog):
@@ -67,7 +82,10 @@ def test_a_run_goes_on_without_a_site_whose_number_is_not_believed(count, agreed
 
 def test_a_run_that_would_have_too_few_without_it_does_not_begin():
     said = r"write `mayo = 1000000000000000` under \[examples\]"
-    with pytest.raises(Paused, match=said), federation(fedavg(), lie=described_as("mayo", 10**15), rules=Rules(quorum=4)):
+    with (
+        pytest.raises(Paused, match=said),
+        federation(fedavg(), lie=described_as("mayo", 10**15), rules=Rules(quorum=4)),
+    ):
         pass
 
 
@@ -81,7 +99,10 @@ def test_who_has_most_of_the_examples_is_said_at_the_start(caplog):
 
 
 def test_sites_of_this_process_are_counted_by_it_and_not_doubted():
-    data = {name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)} for name, n in (("charite", 3), ("oslo", 301))}
+    data = {
+        name: {"x": np.ones((n, 2), np.float32), "y": np.ones(n, np.float32)}
+        for name, n in (("charite", 3), ("oslo", 301))
+    }
     composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=2), local=optax.sgd(0.1)))
     sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
     with fc.Federation(composed, sites, batch_size=2, transport="in-process") as fed:

@@ -1,4 +1,5 @@
-"""Under secure aggregation: noise that sites add together (Skellam), each of a secret of its own, in sums of enough sites; compression."""
+"""Under secure aggregation: noise that sites add together (Skellam), each of a secret of its own, in sums of
+enough sites; compression."""
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ from tests.sites.faulty import failed
 from tests.sites.federations import NAMES, federation, simulator
 from tests.zoo import task
 
-PRIVATE = fc.privacy.distributed(clients=4, parameters=31, rounds=3, clip=0.5, noise=3.0, delta=1e-5, dropped=1)
+PRIVATE = fc.privacy.distributed(
+    clients=4, parameters=31, rounds=3, clip=0.5, noise=3.0, delta=1e-5, dropped=1
+)
 UNIFORM = fc.algorithms.fedavg(task(), optax.sgd(0.1), weighting=fc.algorithms.uniform)
 NOISY = fc.compose(UNIFORM, uplink=PRIVATE.uplink, aggregator=PRIVATE.aggregator)
 
@@ -36,7 +39,9 @@ def assert_same(got, expected):
 
 def losing(stage, *names):
     """A fault by which what is asked of these sites at this stage is lost."""
-    return lambda send, site, asked, n: failed() if header_of(asked).kind == stage and site in names else send(site, asked)
+    return lambda send, site, asked, n: (
+        failed() if header_of(asked).kind == stage and site in names else send(site, asked)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,8 @@ def as_in_lanes(monkeypatch):
 
 @pytest.fixture
 def reports(monkeypatch):
-    """What each site's report is before its masks, in the order in which they are made: a list of [length] uint32."""
+    """What each site's report is before its masks, in the order in which they are made: a list of [length]
+    uint32."""
     found, vector = [], Secure.vector
 
     def kept(self, sent):
@@ -71,7 +77,9 @@ def reports(monkeypatch):
 
 
 @pytest.mark.slow
-def test_with_the_same_secrets_sites_end_bit_for_bit_where_lanes_do_of_the_plain_sum_of_whole_numbers(lanes, as_in_lanes, reports):
+def test_with_the_same_secrets_sites_end_bit_for_bit_where_lanes_do_of_the_plain_sum_of_whole_numbers(
+    lanes, as_in_lanes, reports
+):
     with federation(NOISY) as (fed, _, _):
         state, got = fed.run(begun(fed), [0, 1, 2, 3])
         assert float(got["clients"].total) == 4 and "loss" not in got
@@ -80,30 +88,43 @@ def test_with_the_same_secrets_sites_end_bit_for_bit_where_lanes_do_of_the_plain
     total = np.sum(np.stack(reports), axis=0, dtype=np.uint32)
     assert total[-1] == 4, "all count alike"
     mean = total[:-1].view(np.int32) * PRIVATE.step / 4
-    moved = [np.ravel(np.subtract(a, b)) for a, b in zip(*map(jax.tree.leaves, (state.params, begun(lanes).params)), strict=True)]
+    moved = [
+        np.ravel(np.subtract(a, b))
+        for a, b in zip(*map(jax.tree.leaves, (state.params, begun(lanes).params)), strict=True)
+    ]
     np.testing.assert_allclose(np.concatenate(moved), mean, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_site_that_may_drop_out_takes_its_share_of_the_noise_with_it_and_is_accounted_for(lanes, as_in_lanes, tmp_path):
+def test_a_site_that_may_drop_out_takes_its_share_of_the_noise_with_it_and_is_accounted_for(
+    lanes, as_in_lanes, tmp_path
+):
     with federation(NOISY, fault=losing(MASK, NAMES[1]), folder=tmp_path) as (fed, _, _):
         state, got = fed.run(begun(fed), [0, 1, 2, 3])
         assert float(got["clients"].total) == 3
     expected, _ = lanes.run(begun(lanes), [0, 2, 3])
     assert_same(params(state), params(expected))
-    assert PRIVATE.local * np.sqrt(3) == pytest.approx(PRIVATE.noise * PRIVATE.clip), "three have all of the noise"
+    assert PRIVATE.local * np.sqrt(3) == pytest.approx(PRIVATE.noise * PRIVATE.clip), (
+        "three have all of the noise"
+    )
     told = [one.about for one in show(tmp_path / "coordinator" / "audit", what="round")]
-    assert [one["epsilon"] for one in told] == [pytest.approx(PRIVATE.epsilon(1))] and told[0]["delta"] == PRIVATE.delta
+    assert [one["epsilon"] for one in told] == [pytest.approx(PRIVATE.epsilon(1))] and told[0][
+        "delta"
+    ] == PRIVATE.delta
 
 
 def test_a_sum_with_less_noise_than_is_promised_is_never_opened(tmp_path):
-    """Of which `dropped=1` says that three of four must be in it: the coordinator ends the round, and each site refuses by itself."""
+    """Of which `dropped=1` says that three of four must be in it: the coordinator ends the round, and each
+    site refuses by itself."""
     whole = fc.privacy.distributed(clients=4, parameters=31, rounds=3, clip=0.5, noise=3.0, delta=1e-5)
     composed = fc.compose(UNIFORM, uplink=whole.uplink, aggregator=whole.aggregator)
     with federation(composed, fault=losing(MASK, NAMES[1])) as (fed, _, _):
         with pytest.raises(Paused, match="3 sites took part and 4 are needed"):
             fed.run(begun(fed), [0, 1, 2, 3])
-        with pytest.raises(Paused, match=r"3 sites can be asked, and the noise that chain.* promises is in a sum of at least 4"):
+        with pytest.raises(
+            Paused,
+            match=r"3 sites can be asked, and the noise that chain.* promises is in a sum of at least 4",
+        ):
             fed.run(begun(fed), [0, 2, 3])
     with federation(composed, fault=losing(MASK, NAMES[1]), folder=tmp_path) as (fed, _, _):
         careless = composed.uplink.promises._replace(reports=0)
@@ -113,7 +134,8 @@ def test_a_sum_with_less_noise_than_is_promised_is_never_opened(tmp_path):
 
 
 def test_the_secret_is_the_sites_own_and_a_request_that_is_asked_again_gets_the_same_report(reports):
-    """Two federations of one run's key: sites of other keys draw other noise. What is lost on its way is sent again as it was."""
+    """Two federations of one run's key: sites of other keys draw other noise. What is lost on its way is sent
+    again as it was."""
     lost = {"now": True}
 
     def once(send, site, asked, n):
@@ -129,7 +151,12 @@ def test_the_secret_is_the_sites_own_and_a_request_that_is_asked_again_gets_the_
     assert sorted(map(bytes, before)) == sorted(map(bytes, again))
     with federation(NOISY) as (fed, _, _):
         other, _ = fed.run(begun(fed), [0, 1, 2, 3])
-    moved = np.concatenate([np.ravel(np.subtract(a, b)) for a, b in zip(*map(jax.tree.leaves, (first.params, other.params)), strict=True)])
+    moved = np.concatenate(
+        [
+            np.ravel(np.subtract(a, b))
+            for a, b in zip(*map(jax.tree.leaves, (first.params, other.params)), strict=True)
+        ]
+    )
     assert (moved != 0).mean() > 0.9
 
 
@@ -138,13 +165,20 @@ def test_linear_compression_gives_at_sites_the_bits_of_lanes_which_are_those_of_
     """Rotated alike, of which all send the same coordinates: the sum of whole numbers is of these alone."""
     stages = fc.uplink.clip(0.5), fc.uplink.rotated(fc.uplink.chain()), fc.uplink.randk(0.3, shared=True)
     hidden = fc.uplink.chain(*stages, fc.uplink.secure(bound=2.0, bits=16, weights=2**8))
-    composed = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=hidden, aggregator=fc.aggregators.total())
+    composed = fc.compose(
+        fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=hidden, aggregator=fc.aggregators.total()
+    )
     with federation(composed) as (fed, _, _):
         state, _ = fed.run(begun(fed), [0, 1, 2, 3])
     sim = simulator(composed)
     assert_same(params(state), params(sim.run(begun(sim), [0, 1, 2, 3])[0]))
     total = np.sum(np.stack(reports), axis=0, dtype=np.uint32)
     assert len(total) == 10 + 1, "0.3 of 32 rotated numbers, and the weight"
-    moved = [np.ravel(np.subtract(a, b)) for a, b in zip(*map(jax.tree.leaves, (state.params, begun(sim).params)), strict=True)]
+    moved = [
+        np.ravel(np.subtract(a, b))
+        for a, b in zip(*map(jax.tree.leaves, (state.params, begun(sim).params)), strict=True)
+    ]
     sent = total[:-1].view(np.int32) * (2.0 / (2**15 - 1)) / total[-1]
-    assert np.linalg.norm(np.concatenate(moved)) <= np.linalg.norm(sent) * (1 + 1e-5), "a rotation keeps norms, and padding is cut off"
+    assert np.linalg.norm(np.concatenate(moved)) <= np.linalg.norm(sent) * (1 + 1e-5), (
+        "a rotation keeps norms, and padding is cut off"
+    )

@@ -1,4 +1,5 @@
-"""Every model at every site: the numbers of each model alone at each site's examples, and a reason where there are none."""
+"""Every model at every site: the numbers of each model alone at each site's examples, and a reason where
+there are none."""
 
 import dataclasses
 
@@ -11,7 +12,8 @@ from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import round_of
 
 POLICY = (
-    'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n[evaluation]\nmodels = "any"\n{}'
+    'site = "{}"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]\n'
+    '[evaluation]\nmodels = "any"\n{}'
 )
 
 
@@ -44,7 +46,9 @@ def test_sites_and_simulator_give_each_models_own_numbers(composed, models):
                 np.testing.assert_allclose(found.values(metric)[m], expected.clients[metric], rtol=1e-6)
                 assert found.pooled(metric)[m] == pytest.approx(pooled, rel=1e-6)
         assert np.isnan(found.values("loss")[2]).all() and np.isnan(found.pooled("loss")[2])
-        assert [(model, site) for metric, model, site in found.without if metric == "loss"] == [("nan", site) for site in NAMES]
+        assert [(model, site) for metric, model, site in found.without if metric == "loss"] == [
+            ("nan", site) for site in NAMES
+        ]
         assert f"loss of nan at {NAMES[0]}: it is not finite there" in found.table("loss")
 
 
@@ -58,14 +62,22 @@ def test_who_does_not_answer_is_a_hole_with_its_reason(composed, models, tmp_pat
         (tmp_path / "mayo.toml").write_text("paused = true\n" + POLICY.format("mayo", ""))
         found = fed.cross_evaluate({"global": models["global"]})
     population = fc.Clients.from_list([one for i, one in enumerate(columns()) if NAMES[i] != "mayo"])
-    assert found.pooled("loss")[0] == pytest.approx(fc.evaluate(composed.algorithm.task, models["global"], population).pooled["loss"])
+    assert found.pooled("loss")[0] == pytest.approx(
+        fc.evaluate(composed.algorithm.task, models["global"], population).pooled["loss"]
+    )
     assert found.counts[0].tolist() == [23, 0, 1, 4] and np.isnan(found.values("loss")[0, 1])
-    assert list(found.reasons) == [("global", "mayo")] and "is paused by its staff" in found.reasons["global", "mayo"]
+    assert (
+        list(found.reasons) == [("global", "mayo")]
+        and "is paused by its staff" in found.reasons["global", "mayo"]
+    )
     assert "global at mayo: mayo is paused" in str(found)
 
 
 def test_another_tasks_model_is_refused_before_it_is_sent(composed):
-    with federation(composed) as (fed, _, transport), pytest.raises(ValueError, match="model 'odd' is not one of this federation's task"):
+    with (
+        federation(composed) as (fed, _, transport),
+        pytest.raises(ValueError, match="model 'odd' is not one of this federation's task"),
+    ):
         sent = len(transport.sent)
         try:
             fed.cross_evaluate({"odd": {"w": np.zeros((7, 3), np.float32)}})

@@ -1,4 +1,5 @@
-"""What is measured at sites is what a simulator measures, by the same names; what a policy keeps is said before the first round."""
+"""What is measured at sites is what a simulator measures, by the same names; what a policy keeps is said
+before the first round."""
 
 import logging
 
@@ -26,11 +27,15 @@ def measuring(**metrics):
 
 
 def in_process(composed, **settings):
-    return fc.Federation(composed, site_files("numbers"), batch_size=BATCH, epochs=2, transport="in-process", **settings)
+    return fc.Federation(
+        composed, site_files("numbers"), batch_size=BATCH, epochs=2, transport="in-process", **settings
+    )
 
 
 def test_metrics_of_an_algorithm_come_to_the_coordinator_as_in_the_simulator():
-    composed = measuring(drift=lambda batch: mean(batch["y"], batch.mask), Hits=lambda batch: Sum(jnp.sum(batch.mask)))
+    composed = measuring(
+        drift=lambda batch: mean(batch["y"], batch.mask), Hits=lambda batch: Sum(jnp.sum(batch.mask))
+    )
     sim = simulator(composed, "numbers")
     expected = summary(sim.run(sim.init(jax.random.key(1)), range(4))[1])
     with in_process(composed) as fed:
@@ -39,7 +44,9 @@ def test_metrics_of_an_algorithm_come_to_the_coordinator_as_in_the_simulator():
     assert expected["Hits"] == 2 * 33 and "drift" in expected
 
 
-@pytest.mark.parametrize("name", ["weight", "examples", "data_was", "steps_done", "refused", "clients", "loss.weight"])
+@pytest.mark.parametrize(
+    "name", ["weight", "examples", "data_was", "steps_done", "refused", "clients", "loss.weight"]
+)
 def test_a_name_that_has_a_meaning_is_refused_by_simulator_and_site_alike(name):
     composed, said = measuring(**{name: lambda batch: mean(batch["y"], batch.mask)}), []
     for start in (lambda: simulator(composed, "numbers"), lambda: in_process(composed)):
@@ -66,10 +73,15 @@ def test_a_metric_of_evaluation_with_such_a_name_is_refused():
 
 def test_what_a_policy_keeps_is_said_at_the_start_by_metric_and_site(tmp_path, caplog):
     policy = tmp_path / "policy.toml"
-    policy.write_text('site = "mayo"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]')
+    policy.write_text(
+        'site = "mayo"\n[tasks]\nmode = "first-use"\n[leaving]\nfields = ["weight", "examples", "data", "loss"]'
+    )
     files = [f if f.name != "mayo" else with_policy(f, policy) for f in site_files("numbers")]
     composed = measuring(drift=lambda batch: mean(batch["y"], batch.mask))
-    with caplog.at_level(logging.WARNING, "fedjax_core"), federation(composed, "numbers", files=files) as (fed, _, _):
+    with (
+        caplog.at_level(logging.WARNING, "fedjax_core"),
+        federation(composed, "numbers", files=files) as (fed, _, _),
+    ):
         said = [record.getMessage() for record in caplog.records]
         _, found = fed.run(fed.init(jax.random.key(1)), range(4))
     assert [line for line in said if "'drift'" in line] == [

@@ -1,4 +1,5 @@
-"""A site's update may be larger than the others', and not absurdly so: it is set aside by name, and the round is that of the others."""
+"""A site's update may be larger than the others', and not absurdly so: it is set aside by name, and the round
+is that of the others."""
 
 import math
 
@@ -29,7 +30,12 @@ from tests.zoo import SGD, fedavg, round_of, task
         ([math.inf, 1, 1.1, 2], [1, 1, 1, 1], 1, [0]),
         ([1e20, 1e20, 1, 2], [1, 1, 1, 1], 1, [0, 1]),  # half of them lie
         ([1, 1, 1, 100 * 10_000], [1, 1, 1, 10_000], 0, []),  # one hospital with many more steps
-        ([1e-6, 1e-6, 1e-6, 1e-3], [1, 1, 1, 1], 1, []),  # all others have converged, and beside the model it is nothing
+        (
+            [1e-6, 1e-6, 1e-6, 1e-3],
+            [1, 1, 1, 1],
+            1,
+            [],
+        ),  # all others have converged, and beside the model it is nothing
         ([1e-6, 1e-6, 1e-6, 1.0], [1, 1, 1, 1], 1, [3]),
         ([0, 0, 0, 5.0], [1, 1, 1, 1], 0, []),  # of which the norms above zero are too few to go by
         ([0, 0, 0, 1e20], [1, 1, 1, 1], 0, [3]),
@@ -51,7 +57,11 @@ def test_which_norms_are_absurd(norms, work, model, found):
 def huge(site, factor=1e20):
     def lie(name, said):
         if name == site and said.header.kind == "update":
-            larger = {n: (x * factor).astype(x.dtype) for n, x in said.tensors.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+            larger = {
+                n: (x * factor).astype(x.dtype)
+                for n, x in said.tensors.items()
+                if jnp.issubdtype(x.dtype, jnp.floating)
+            }
             return {}, dict(said.tensors) | larger
         return None
 
@@ -78,7 +88,10 @@ def test_the_round_is_that_of_the_others_to_the_last_bit(site, tmp_path, caplog)
     without, _ = after(composed, fault=silent(site), folder=tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, lied.params, without.params)
     np.testing.assert_array_equal(lied.clients.version, without.clients.version)
-    assert float(metrics["refused"].total) == 1 and f"{site}: its report was set aside: the norm of the update" in caplog.text
+    assert (
+        float(metrics["refused"].total) == 1
+        and f"{site}: its report was set aside: the norm of the update" in caplog.text
+    )
 
 
 def test_reports_too_large_to_be_held_are_brought_again(monkeypatch):
@@ -94,7 +107,9 @@ def test_reports_too_large_to_be_held_are_brought_again(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, lied.params, without.params)
 
 
-@pytest.mark.parametrize("name", ["quantize", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scaffold", "mime"))])
+@pytest.mark.parametrize(
+    "name", ["quantize", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scaffold", "mime"))]
+)
 def test_a_scale_a_control_variate_and_a_gradient_are_measured_too(name):
     state, metrics = after(round_of(name, len(NAMES)), 1, lie=huge(NAMES[2], 1e9))
     assert float(metrics["refused"].total) >= 1
@@ -113,13 +128,19 @@ def other_stats(site, value):
 @pytest.mark.parametrize(
     ("algorithm", "value", "said"),
     [
-        (fc.algorithms.fednova, 1e20, "(bad-stats): the report says 1e+20 as .stats['steps'], and the site's examples and steps give 12"),
+        (
+            fc.algorithms.fednova,
+            1e20,
+            "(bad-stats): the report says 1e+20 as .stats['steps'], and the site's examples and steps give 12",
+        ),
         (fc.algorithms.fednova, 13, "the report says 13 as .stats['steps']"),
         (fc.algorithms.fednova, -12, "the report says -12 as .stats['steps']"),
         (fc.algorithms.fedexp, 1e20, "the size of its stats 'moved' is more than 10000 times the median"),
     ],
 )
-def test_numbers_beside_the_update_are_those_of_its_steps_or_not_absurd(algorithm, value, said, tmp_path, caplog):
+def test_numbers_beside_the_update_are_those_of_its_steps_or_not_absurd(
+    algorithm, value, said, tmp_path, caplog
+):
     composed = fc.compose(algorithm(task(), 0.1 if algorithm is fc.algorithms.fednova else SGD))
     lied, metrics = after(composed, 1, lie=other_stats(NAMES[0], value), folder=tmp_path / "a")
     without, _ = after(composed, 1, fault=silent(NAMES[0]), folder=tmp_path / "b")
@@ -129,10 +150,15 @@ def test_numbers_beside_the_update_are_those_of_its_steps_or_not_absurd(algorith
 
 def test_a_bound_that_was_set_is_the_only_one():
     large, metrics = after(fedavg(), 1, lie=huge(NAMES[0], 1e6), rules=Rules(max_norm=math.inf))
-    assert float(metrics["refused"].total) == 0 and max(float(jnp.abs(x).max()) for x in jax.tree.leaves(large.params)) > 1e3
+    assert (
+        float(metrics["refused"].total) == 0
+        and max(float(jnp.abs(x).max()) for x in jax.tree.leaves(large.params)) > 1e3
+    )
     _, metrics = after(fedavg(), 1, lie=huge(NAMES[0], 1e6), rules=Rules(max_norm=100.0))
     assert float(metrics["refused"].total) == 1
-    with pytest.raises(ValueError, match="max_norm is 'absolute'; it should be \"relative\", or the largest norm"):
+    with pytest.raises(
+        ValueError, match="max_norm is 'absolute'; it should be \"relative\", or the largest norm"
+    ):
         Rules(max_norm="absolute")
 
 
@@ -163,14 +189,19 @@ def weighed(weighting):
 def test_what_a_report_weighs_is_known(weighting, most):
     found = weigher(weighed(weighting), 0)
     assert found is not None
-    assert found(np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == pytest.approx(most, rel=1e-6)
+    assert found(np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == pytest.approx(
+        most, rel=1e-6
+    )
 
 
 def test_a_number_beside_the_update_is_known_where_it_follows_from_examples_and_steps():
     one = np.float32(0)
     assert counters(fc.compose(fc.algorithms.fedexp(task(), SGD)), 0, {"moved": one}) == {}
     found = counters(fc.compose(fc.algorithms.fednova(task(), 0.1)), 0, {"steps": one, "rows": np.zeros(3)})
-    assert found["steps"](np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == 12 and len(found) == 1
+    assert (
+        found["steps"](np.array([23.0], np.float32), np.array([12.0], np.float32)).item() == 12
+        and len(found) == 1
+    )
 
 
 def test_a_site_cannot_count_for_more_than_the_algorithm_gives_it():

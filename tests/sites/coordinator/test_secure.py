@@ -1,4 +1,5 @@
-"""Secure aggregation at real sites: the sum is that of lanes to the last bit, whoever drops out, and nothing else is sent."""
+"""Secure aggregation at real sites: the sum is that of lanes to the last bit, whoever drops out, and nothing
+else is sent."""
 
 import jax
 import numpy as np
@@ -17,7 +18,16 @@ from fedjax_core.sites.wire.envelope import decode, encode, header_of
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 from fedjax_core.sites.wire.trees import to_tensors
 from tests.sites.faulty import failed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, begin_anew, federation, simulator, site_files
+from tests.sites.federations import (
+    BATCH,
+    COORDINATOR,
+    EPOCHS,
+    NAMES,
+    begin_anew,
+    federation,
+    simulator,
+    site_files,
+)
 from tests.zoo import fedavg
 
 RING = fc.uplink.secure(bound=0.5, bits=12, weights=2**8)
@@ -57,7 +67,9 @@ def sum_of(stage):
 
 def losing(stage, *names):
     """A fault by which what is asked of these sites at this stage is lost."""
-    return lambda send, site, request, n: failed() if header_of(request).kind == stage and site in names else send(site, request)
+    return lambda send, site, request, n: (
+        failed() if header_of(request).kind == stage and site in names else send(site, request)
+    )
 
 
 def test_sites_end_bit_for_bit_where_lanes_end_and_send_what_looks_like_chance(lanes, tmp_path):
@@ -73,7 +85,9 @@ def test_sites_end_bit_for_bit_where_lanes_end_and_send_what_looks_like_chance(l
         said = [decode(raw, roster, recipient=COORDINATOR.name) for raw in transport.received]
     keys = [one for one in said if one.header.kind == "update"]
     assert {tuple(one.tensors) for one in keys} == {("['message']",)}
-    assert all(set(one.header.fields) == {"examples", "data"} for one in keys), "neither a weight nor a metric of one site"
+    assert all(set(one.header.fields) == {"examples", "data"} for one in keys), (
+        "neither a weight nor a metric of one site"
+    )
     masked = [one.tensors["['vector']"] for one in said if one.header.kind == "masked"]
     assert len(masked) == 11 and all(one.header.fields == {} for one in said if one.header.kind == "masked")
     counts = np.bincount(np.concatenate(masked).view(np.uint8), minlength=256)
@@ -81,7 +95,13 @@ def test_sites_end_bit_for_bit_where_lanes_end_and_send_what_looks_like_chance(l
     summed = [one.about for one in show(tmp_path / "coordinator" / "audit", what="summed")]
     assert [one["sites"] for one in summed] == [4, 3, 4] and {one["secure"] for one in summed} == {CANNOT_SEE}
     left = [one.about for one in show(tmp_path / NAMES[0] / "audit", what="left")]
-    assert [one["kind"] for one in left if one["kind"] != "description"] == ["update", "shared", "masked", "confirmed", "revealed"] * 3
+    assert [one["kind"] for one in left if one["kind"] != "description"] == [
+        "update",
+        "shared",
+        "masked",
+        "confirmed",
+        "revealed",
+    ] * 3
     assert all(CANNOT_SEE in one["secure"] for one in left if one["kind"] in ("masked", "revealed"))
 
 
@@ -92,7 +112,9 @@ def test_a_site_that_drops_out_at_any_stage_is_recovered(stage, after):
         assert_same(params(state), after[sum_of(stage)])
         assert float(got["clients"].total) == len(sum_of(stage))
         lacked = fed.lacked(1)
-    assert lacked == ({} if stage in (CONFIRM, REVEAL) else {NAMES[1]: "no reply came through (ConnectionError)"})
+    assert lacked == (
+        {} if stage in (CONFIRM, REVEAL) else {NAMES[1]: "no reply came through (ConnectionError)"}
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -101,11 +123,15 @@ def test_below_the_threshold_the_round_ends_by_name_and_nothing_comes_out(stage,
     lost = {"now": True}
 
     def fault(send, site, request, n):
-        return losing(stage, NAMES[1], NAMES[2])(send, site, request, n) if lost["now"] else send(site, request)
+        return (
+            losing(stage, NAMES[1], NAMES[2])(send, site, request, n) if lost["now"] else send(site, request)
+        )
 
     with federation(SECURE, folder=tmp_path, fault=fault) as (fed, _, _):
         state = begun(fed)
-        with pytest.raises(Paused, match=rf"{'2 of 4 sites reported' if stage == 'train' else stage}.*{NAMES[1]}.*unchanged") as caught:
+        with pytest.raises(
+            Paused, match=rf"{'2 of 4 sites reported' if stage == 'train' else stage}.*{NAMES[1]}.*unchanged"
+        ) as caught:
             fed.run(state, EVERYONE)
         assert NAMES[2] in str(caught.value)
         entries = list(show(tmp_path / "coordinator" / "audit"))
@@ -120,7 +146,8 @@ class Killed(Exception):
 
 
 def coordinator_killed(folder, stage, at):
-    """A round whose coordinator is killed at this stage, once `at` sites were asked; then all begin anew from their disks."""
+    """A round whose coordinator is killed at this stage, once `at` sites were asked; then all begin anew from
+    their disks."""
     asked = []
 
     def fault(send, site, request, n):
@@ -139,7 +166,8 @@ def coordinator_killed(folder, stage, at):
 
 
 def site_killed(folder, stage, answered):
-    """A round in which a site is killed at this stage, before or once it has `answered`, and is there again, from its disk, at once."""
+    """A round in which a site is killed at this stage, before or once it has `answered`, and is there again,
+    from its disk, at once."""
     killed = []
 
     def fault(send, site, request, n):
@@ -180,20 +208,34 @@ def test_a_coordinator_killed_at_any_stage_goes_on_from_its_disk(stage, at, afte
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_site_killed_at_any_stage_is_recovered_or_there_again(stage, answered, after, tmp_path):
     got, there = site_killed(tmp_path, stage, answered)
-    later = STAGES.index(stage) + answered  # the first stage at which it knows nothing of the attempt any more
+    later = (
+        STAGES.index(stage) + answered
+    )  # the first stage at which it knows nothing of the attempt any more
     assert there == (EVERYONE if later > STAGES.index(MASK) or later == 0 else WITHOUT)
     assert_same(got, after[there])
 
 
 def test_a_round_that_is_run_again_from_a_checkpoint_gives_the_same_sum_of_the_same_sites(after, tmp_path):
-    """The first time one site dropped out; it is there again, and still not in the sum, as the difference would be its report."""
+    """The first time one site dropped out; it is there again, and still not in the sum, as the difference
+    would be its report."""
     lost = {"stage": MASK}
-    with federation(SECURE, folder=tmp_path, fault=lambda *sent: losing(lost["stage"], NAMES[1])(*sent)) as (fed, _, _):
+    with federation(SECURE, folder=tmp_path, fault=lambda *sent: losing(lost["stage"], NAMES[1])(*sent)) as (
+        fed,
+        _,
+        _,
+    ):
         fed.run(begun(fed), EVERYONE)
-    with federation(SECURE, folder=tmp_path, rules=Rules(part_bytes=400)) as (fed, _, _):  # each masked report has several parts
+    with federation(SECURE, folder=tmp_path, rules=Rules(part_bytes=400)) as (
+        fed,
+        _,
+        _,
+    ):  # each masked report has several parts
         state = begun(fed)
         assert_same(params(fed.run(state, EVERYONE)[0]), after[WITHOUT])
-        with pytest.raises(Paused, match=f"was opened before, as the sum of charite, kyoto, oslo, .*: {NAMES[2]} must be in its cohort"):
+        with pytest.raises(
+            Paused,
+            match=f"was opened before, as the sum of charite, kyoto, oslo, .*: {NAMES[2]} must be in its cohort",
+        ):
             fed.run(state, [0, 1, 3])
         fed._rounds._under_masks["opened"]._all.clear()  # a coordinator that forgets, or lies
         with pytest.raises(Paused, match="opened before, as another sum"):
@@ -208,13 +250,20 @@ def test_a_site_that_is_asked_for_both_shares_of_one_peer_refuses_and_records_it
         if asked.header.kind != REVEAL or site != NAMES[0]:
             return send(site, request)
         wanted = replace(read(asked.tensors, Wanted), keys=(NAMES[2],))
-        return send(site, encode(replace(asked.header, key="", size=0, digest=""), to_tensors(written(wanted)), COORDINATOR))
+        return send(
+            site,
+            encode(
+                replace(asked.header, key="", size=0, digest=""), to_tensors(written(wanted)), COORDINATOR
+            ),
+        )
 
     with federation(SECURE, folder=tmp_path, fault=both) as (fed, _, _):
         assert_same(params(fed.run(begun(fed), EVERYONE)[0]), after[EVERYONE])  # by the shares of the others
     refused = [one.about for one in show(tmp_path / NAMES[0] / "audit", what="refused")]
     assert [one["code"] for one in refused] == ["both-shares"] and NAMES[2] in refused[0]["reason"]
-    said = [one.about["code"] for one in show(tmp_path / "coordinator" / "audit", what="declined", who=NAMES[0])]
+    said = [
+        one.about["code"] for one in show(tmp_path / "coordinator" / "audit", what="declined", who=NAMES[0])
+    ]
     assert said == ["both-shares"]
 
 
@@ -228,7 +277,9 @@ def test_a_policy_asks_for_so_many_sites_in_a_sum(tmp_path):
     files[0] = SiteFile(name=NAMES[0], data=files[0].data, folder=tmp_path / "site", policy=policy)
     with federation(SECURE, files=files) as (fed, _, _):
         state, _ = fed.run(begun(fed), EVERYONE)
-        with pytest.raises(Paused, match=rf"{NAMES[0]}: .*3 sites in stage 'roster', and '{NAMES[0]}' demands at least 4"):
+        with pytest.raises(
+            Paused, match=rf"{NAMES[0]}: .*3 sites in stage 'roster', and '{NAMES[0]}' demands at least 4"
+        ):
             fed.run(state, [0, 1, 2])
 
 
@@ -240,10 +291,15 @@ def test_a_real_site_knows_the_others_by_its_own_roster(tmp_path):
     stranger = SiteKey.make(NAMES[1])
     lines = [key.line for name, key in keys.items() if name != NAMES[1]] + [stranger.line]
     (tmp_path / "roster.toml").write_text("[keys]\n" + "\n".join(lines) + "\n")
-    files[0] = SiteFile(name=NAMES[0], data=files[0].data, folder=files[0].folder, roster=tmp_path / "roster.toml")
+    files[0] = SiteFile(
+        name=NAMES[0], data=files[0].data, folder=files[0].folder, roster=tmp_path / "roster.toml"
+    )
     with federation(SECURE, files=files) as (fed, _, _):
         fed.run(begun(fed), EVERYONE)
-        assert NAMES[0] in fed.lacked(1) and f"the keys of '{NAMES[1]}' in the roster are not signed" in fed.lacked(1)[NAMES[0]]
+        assert (
+            NAMES[0] in fed.lacked(1)
+            and f"the keys of '{NAMES[1]}' in the roster are not signed" in fed.lacked(1)[NAMES[0]]
+        )
     (tmp_path / "site.toml").write_text(f'name = "{NAMES[0]}"\ndata = "x:y"\n')
     bare = SiteFile(name=NAMES[0], data=files[0].data, file=tmp_path / "site.toml")
     with (
@@ -256,24 +312,46 @@ def test_a_real_site_knows_the_others_by_its_own_roster(tmp_path):
 def test_what_could_never_be_summed_is_refused_before_a_site_is_asked():
     with federation(SECURE) as (fed, _, transport):
         state, before = begun(fed), len(transport.sent)
-        with pytest.raises(Paused, match="2 sites can be asked, and no site takes part in a sum of fewer than 3"):
+        with pytest.raises(
+            Paused, match="2 sites can be asked, and no site takes part in a sum of fewer than 3"
+        ):
             fed.run(state, [0, 1])
-        with pytest.raises(ValueError, match=r"a site of this cohort was drawn 2 times, and chain\(clip, secure\) hides its report"):
+        with pytest.raises(
+            ValueError,
+            match=r"a site of this cohort was drawn 2 times, and chain\(clip, secure\) hides its report",
+        ):
             fed.run(state, fc.Cohort(np.array([0, 1, 2]), np.array([1, 2, 1])))
         fed._collector.sizes = np.array([65, 5, 1, 4])
-        with pytest.raises(ValueError, match=r"weights=256\) gives each of 4 sites a weight of at most 64, and .* charite up to 65: make"):
+        with pytest.raises(
+            ValueError,
+            match=r"weights=256\) gives each of 4 sites a weight of at most 64, and .* charite up to 65: make",
+        ):
             fed.run(state, EVERYONE)
         assert len(transport.sent) == before
     with pytest.raises(ValueError, match="of 2, each could be told from the others"):
         fc.Federation(SECURE, site_files()[:2], batch_size=BATCH, epochs=EPOCHS, transport="in-process")
-    with pytest.raises(ValueError, match=r"goes by who else is in the cohort .*: leave that stage out; or leave buffer= out"):
-        fc.Federation(SECURE, site_files(), batch_size=BATCH, epochs=EPOCHS, transport="in-process", buffer=fc.Buffer(size=3))
+    with pytest.raises(
+        ValueError, match=r"goes by who else is in the cohort .*: leave that stage out; or leave buffer= out"
+    ):
+        fc.Federation(
+            SECURE,
+            site_files(),
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            transport="in-process",
+            buffer=fc.Buffer(size=3),
+        )
 
 
 @pytest.mark.slow
 def test_a_report_beyond_the_ring_stays_and_the_reason_is_for_the_sites_staff(tmp_path):
-    tight = fedavg(uplink=fc.uplink.secure(bound=1e-3, bits=12, weights=2**8), aggregator=fc.aggregators.total())
-    with federation(tight, folder=tmp_path) as (fed, _, _), pytest.raises(Paused, match="declined, for a reason that is for its staff"):
+    tight = fedavg(
+        uplink=fc.uplink.secure(bound=1e-3, bits=12, weights=2**8), aggregator=fc.aggregators.total()
+    )
+    with (
+        federation(tight, folder=tmp_path) as (fed, _, _),
+        pytest.raises(Paused, match="declined, for a reason that is for its staff"),
+    ):
         fed.run(begun(fed), EVERYONE)
     (refused,) = [one.about for one in show(tmp_path / NAMES[0] / "audit", what="refused")]
     assert refused["code"] == "out-of-ring" and "add fc.uplink.clip(0.001)" in refused["reason"]

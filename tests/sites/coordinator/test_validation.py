@@ -36,13 +36,21 @@ def test_a_good_update_is_accepted_with_its_norm():
 
 def test_a_report_is_of_as_many_clients_as_its_site_said_to_be():
     expected = replace(EXPECTED, clients=3)
-    codes = [validate(envelope(fields=FIELDS | more), expected).code for more in ({"clients": 3}, {"clients": 300}, {})]
+    codes = [
+        validate(envelope(fields=FIELDS | more), expected).code
+        for more in ({"clients": 3}, {"clients": 300}, {})
+    ]
     assert codes == ["accepted", "wrong-clients", "wrong-clients"]
 
 
 def test_later_counts_are_bounded_by_what_the_site_said_first():
     expected = replace(EXPECTED, max_examples=303, max_steps=20, limited=True)
-    done = {"steps_done": 5.0, "steps_done.weight": 20.0, "examples_seen": 80.0, "examples_seen.weight": 303.0}
+    done = {
+        "steps_done": 5.0,
+        "steps_done.weight": 20.0,
+        "examples_seen": 80.0,
+        "examples_seen.weight": 303.0,
+    }
     more = (
         {}, {"examples": 304}, {"examples": -1}, {"steps_done.weight": 21.0}, {"examples_seen.weight": 1e15}, {"steps_done": 21.0},
         {"examples_seen": math.nan}, {"examples": 10, "examples_seen.weight": 303.0},
@@ -102,13 +110,18 @@ def test_an_update_of_another_broadcast_is_set_aside():
         assert validate(envelope(answers=answers), expected).code == "wrong-model"
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.int8, np.uint64, np.complex64])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.int8, np.uint64, np.complex64],
+)
 def test_the_norm_is_that_of_the_numbers_in_any_dtype(dtype):
     assert measure({"a": np.array([[3], [0]]).astype(dtype), "b": np.array([4, 0]).astype(dtype)}) == 5
 
 
 def test_the_norm_of_long_tensors_is_exact():
-    assert measure({"a": np.full(3 << 20, 3e-4, np.float32)}) == pytest.approx(float(np.float32(3e-4)) * math.sqrt(3 << 20), rel=1e-12)
+    assert measure({"a": np.full(3 << 20, 3e-4, np.float32)}) == pytest.approx(
+        float(np.float32(3e-4)) * math.sqrt(3 << 20), rel=1e-12
+    )
     assert measure({"a": np.ones((0, 3)), "b": np.array(True), "c": np.float32(2.0).reshape(())}) == 2
 
 
@@ -116,7 +129,9 @@ def test_finite_numbers_of_any_size_are_finite():
     assert measure({"a": np.array([1e200])}) == math.inf
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, np.complex64])
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, np.complex64]
+)
 def test_one_bad_number_among_many_is_found(dtype):
     numbers = np.zeros((1 << 20) + 3, dtype)
     numbers[-1] = np.nan

@@ -1,4 +1,5 @@
-"""Each check both ways: a site that is fit passes all of them, and one thing wrong at a time is found by its check and by no other."""
+"""Each check both ways: a site that is fit passes all of them, and one thing wrong at a time is found by its
+check and by no other."""
 
 import json
 import re
@@ -26,7 +27,8 @@ from tests.sites.tls_server import server
 
 @pytest.fixture(autouse=True)
 def no_token_of_another_test(monkeypatch):
-    """A Ray that this process started for another test leaves its token, by which a site's own would not be looked at."""
+    """A Ray that this process started for another test leaves its token, by which a site's own would not be
+    looked at."""
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
 
 
@@ -41,7 +43,11 @@ def made(tmp_path_factory):
 @pytest.fixture
 def site(made, tmp_path):
     shutil.copytree(made, tmp_path / "site")
-    edit(tmp_path / "site" / "ray" / "environment", "^FEDJAX_CORE_SITE=.*", f"FEDJAX_CORE_SITE={tmp_path / 'site' / 'site.toml'}")
+    edit(
+        tmp_path / "site" / "ray" / "environment",
+        "^FEDJAX_CORE_SITE=.*",
+        f"FEDJAX_CORE_SITE={tmp_path / 'site' / 'site.toml'}",
+    )
     return tmp_path / "site"
 
 
@@ -55,7 +61,9 @@ def edit(path, pattern, new):
 def resave(site, change):
     found = change(dict(Clients.open(site / "data").columns))
     shutil.rmtree(site / "data")
-    Clients.from_list([{name: np.asarray(x) for name, x in found.items()}], ids=["hospital-1"], allow_nan=True).save(site / "data")
+    Clients.from_list(
+        [{name: np.asarray(x) for name, x in found.items()}], ids=["hospital-1"], allow_nan=True
+    ).save(site / "data")
 
 
 def known(site, fingerprint):
@@ -170,7 +178,9 @@ def test_a_fit_site_passes_everything(made, capsys):
         asked = beside(made / "site.toml", Settings(now=time.time() - 5))
         assert machine.ray(None, replace(asked, address=f"127.0.0.1:{port}")).startswith("a token and TLS")
     found = {one.what: one for one in examine(made / "site.toml", asked)}
-    assert {what for what, one in found.items() if not one.fine} == {"network"} and found["network"].fine is None
+    assert {what for what, one in found.items() if not one.fine} == {"network"} and found[
+        "network"
+    ].fine is None
     assert found["clock"].said == "+5 s off"
     assert main(["doctor", str(made / "site.toml")]) == 0 and "ready to join" in capsys.readouterr().out
 
@@ -193,30 +203,49 @@ def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
         ({"memory_gb": 1e9}, "memory", "stop something"),
         ({"now": time.time() + 600}, "clock", r"-(600|5\d\d) s off"),
         ({"now": time.time() - 600}, "clock", r"\+6\d\d s off, and 60 s are allowed"),
-        ({"environment": {VARIABLE: str(site / "site.toml")}}, "ray", r"lacks token authentication .* and TLS"),
+        (
+            {"environment": {VARIABLE: str(site / "site.toml")}},
+            "ray",
+            r"lacks token authentication .* and TLS",
+        ),
     ):
         wrong = [one for one in examine(site / "site.toml", replace(settings, **change)) if one.fine is False]
         assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].said)
-    (started,) = [one for one in examine(site / "site.toml", replace(settings, environment={})) if one.what == "started"]
+    (started,) = [
+        one for one in examine(site / "site.toml", replace(settings, environment={})) if one.what == "started"
+    ]
     assert (
         started.fine is None
         and "start Ray with `fedjax-core node" in started.said
         and "for `ray start` set FEDJAX_CORE_SITE" in started.said
     )
-    wrong = {one.what: one.said for one in examine(site / "site.toml", replace(settings, address=address)) if one.fine is False}
-    assert list(wrong) == ["network", "ray"] and all("start Ray there first" in said for said in wrong.values())
+    wrong = {
+        one.what: one.said
+        for one in examine(site / "site.toml", replace(settings, address=address))
+        if one.fine is False
+    }
+    assert list(wrong) == ["network", "ray"] and all(
+        "start Ray there first" in said for said in wrong.values()
+    )
 
 
 def test_bad_records_that_the_policy_leaves_out_are_no_fault(site):
     """The site opens without them, so the doctor does."""
-    resave(site, lambda columns: bad_labels({**columns, "x": np.where(np.arange(len(columns["x"]))[:, None] == 5, np.nan, columns["x"])}))
+    resave(
+        site,
+        lambda columns: bad_labels(
+            {**columns, "x": np.where(np.arange(len(columns["x"]))[:, None] == 5, np.nan, columns["x"])}
+        ),
+    )
     edit(site / "policy.toml", "^paused", "max_bad_share = 0.5\npaused")
     found = {one.what: one for one in examine(site / "site.toml")}
     assert found["task"].fine and "4 bad records left out" in found["task"].said and found["data"].fine
 
 
 def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):
-    (site / "policy.toml").write_text((site / "policy.toml").read_text().replace("paused = false", "paused = true"))
+    (site / "policy.toml").write_text(
+        (site / "policy.toml").read_text().replace("paused = false", "paused = true")
+    )
     assert main(["doctor", str(site / "site.toml")]) == 1
     captured = capsys.readouterr()
     assert "NO policy" in captured.out and "not ready to join, for policy" in captured.err

@@ -9,4 +9,8 @@ def test_what_was_expected_is_read_as_it_was_written(tmp_path):
     said = Expected.here(example.study(), columns(example.hospitals(2)["hospital-1"]))
     said.write(tmp_path / "expected.toml")
     assert Expected.read(tmp_path / "expected.toml") == said
-    assert said.columns == {"x": "float32[30]", "y": "int32[]"} and "jax" in said.packages and "fedjax_core" in said.code
+    assert (
+        said.columns == {"x": "float32[30]", "y": "int32[]"}
+        and "jax" in said.packages
+        and "fedjax_core" in said.code
+    )

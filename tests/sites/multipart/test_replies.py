@@ -1,4 +1,5 @@
-"""Large reports in parts: the bits of reports that come whole, over links that are slow, cut, or change what they carry."""
+"""Large reports in parts: the bits of reports that come whole, over links that are slow, cut, or change what
+they carry."""
 
 import time
 import tracemalloc
@@ -45,7 +46,8 @@ def whole_requests(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The state after two rounds of reports that come whole, below the length that would be parted and where nothing is."""
+    """The state after two rounds of reports that come whole, below the length that would be parted and where
+    nothing is."""
     found = []
     for part_bytes in (None, 1 << 20):
         with federation(COMPOSED, rules=replace(RULES, part_bytes=part_bytes)) as (fed, _, transport):
@@ -55,8 +57,11 @@ def undisturbed():
     return found[0]
 
 
-def test_the_bits_are_those_of_reports_that_come_whole_also_where_some_are_brought_twice(undisturbed, monkeypatch, tmp_path):
-    """One report may wait for its turn; the first of the cohort is the last to come, so that two others are brought again."""
+def test_the_bits_are_those_of_reports_that_come_whole_also_where_some_are_brought_twice(
+    undisturbed, monkeypatch, tmp_path
+):
+    """One report may wait for its turn; the first of the cohort is the last to come, so that two others are
+    brought again."""
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", 1)
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
     asked = []
@@ -70,15 +75,25 @@ def test_the_bits_are_those_of_reports_that_come_whole_also_where_some_are_broug
 
     with federation(COMPOSED, fault=fault, rules=RULES, folder=tmp_path) as (fed, _, transport):
         assert_equal(run(fed)[0], undisturbed)
-        assert max(map(len, transport.received)) < 2500  # `parts` with its digests; and a report is never there whole
-        assert not any(raw.startswith(b"fjx-env") and header_of(raw).kind == "update" for raw in transport.received if len(raw) > PART)
+        assert (
+            max(map(len, transport.received)) < 2500
+        )  # `parts` with its digests; and a report is never there whole
+        assert not any(
+            raw.startswith(b"fjx-env") and header_of(raw).kind == "update"
+            for raw in transport.received
+            if len(raw) > PART
+        )
     (first, second) = entries(tmp_path, "came in parts")[:2]
-    assert first["parts"] == -(-first["bytes"] // PART) == second["parts"] > 10 and first["again"] == second["again"] == 0
+    assert (
+        first["parts"] == -(-first["bytes"] // PART) == second["parts"] > 10
+        and first["again"] == second["again"] == 0
+    )
     assert [asked.count(name) / asked.count(NAMES[0]) for name in NAMES].count(2.0) == 2
 
 
 def test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come(undisturbed):
-    """All of a report takes twice as long as there may be silence, a part a tenth of that; a link that stops is not waited for."""
+    """All of a report takes twice as long as there may be silence, a part a tenth of that; a link that stops
+    is not waited for."""
     idle, times, stops = 0.8, [], False
 
     def fault(send, site, request, n):
@@ -99,16 +114,21 @@ def test_a_link_slower_than_any_timeout_is_waited_for_while_parts_come(undisturb
         assert float(seen["clients"]) == 3 and float(seen["missing"]) == 1
 
 
-@pytest.mark.parametrize("cut", ["for a moment", "for longer than a part is asked for", "as the site begins anew"])
+@pytest.mark.parametrize(
+    "cut", ["for a moment", "for longer than a part is asked for", "as the site begins anew"]
+)
 def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tmp_path):
-    """The link is lost with two parts under way: the site is asked for those it did not bring, and for no other twice."""
+    """The link is lost with two parts under way: the site is asked for those it did not bring, and for no
+    other twice."""
     monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
     came, trained, lost = [], [], 0
 
     def down():
         if len(came) != 6 or cut == "as the site begins anew":
             return False
-        return lost < 3 if cut == "for a moment" else len(trained) < 2  # until the site is asked for the whole once more
+        return (
+            lost < 3 if cut == "for a moment" else len(trained) < 2
+        )  # until the site is asked for the whole once more
 
     def fault(send, site, request, n):
         nonlocal lost
@@ -140,7 +160,9 @@ def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tm
         assert len(came) == parted["parts"] and len(trained) == (1 if cut == "for a moment" else 2)
         told = len([one for one in entries(tmp_path, "lost") if "part" in one])
         # Given up with the first of two parts that was asked for often enough: what becomes of the other is not heard.
-        assert told == lost == 3 if cut == "for a moment" else fetch.TRIES <= told <= lost < 2 * fetch.TRIES + 1
+        assert (
+            told == lost == 3 if cut == "for a moment" else fetch.TRIES <= told <= lost < 2 * fetch.TRIES + 1
+        )
 
 
 def test_of_a_damaged_part_only_that_part_is_asked_for_again(undisturbed, tmp_path):
@@ -151,7 +173,9 @@ def test_of_a_damaged_part_only_that_part_is_asked_for_again(undisturbed, tmp_pa
         if site != WHO or i is None:
             return send(site, request)
         asked.append(i)
-        return changed(send(site, request), corrupt) if i == 5 and asked.count(5) == 1 else send(site, request)
+        return (
+            changed(send(site, request), corrupt) if i == 5 and asked.count(5) == 1 else send(site, request)
+        )
 
     with federation(COMPOSED, fault=fault, rules=RULES, folder=tmp_path) as (fed, _, _):
         assert_equal(run(fed)[0], undisturbed)
@@ -179,10 +203,18 @@ def test_a_site_that_lies_about_its_report_is_left_out(lie, tmp_path):
         header, found = decode(raw, fed._roster, recipient="coordinator")
         said = {name: fields.get(name, value) for name, value in header.fields.items()}
         header = structs.replace(header, fields=said, answers=fields.get("answers", header.answers))
-        return encode(header, {name: tensors[name](x) if name in tensors else x for name, x in found.items()}, sites[AT].context.key)
+        return encode(
+            header,
+            {name: tensors[name](x) if name in tensors else x for name, x in found.items()},
+            sites[AT].context.key,
+        )
 
     def fault(send, site, request, n):
-        return changed(send(site, request), forge) if site == WHO and header_of(request).kind == "train" else send(site, request)
+        return (
+            changed(send(site, request), forge)
+            if site == WHO and header_of(request).kind == "train"
+            else send(site, request)
+        )
 
     with federation(COMPOSED, fault=fault, rules=RULES, folder=tmp_path) as (fed, sites, _):
         _, seen = run(fed, 1)
@@ -214,7 +246,8 @@ class Held:
 
 
 def transfers(order):
-    """(the transport, the transfers, the future of each reply) of as many sites, whose reply is its position 1,050 times."""
+    """(the transport, the transfers, the future of each reply) of as many sites, whose reply is its position
+    1,050 times."""
     transport = Held()
     moving = Fetch(transport, Roster({}), order, lambda of, i: 50 if i == 10 else PART, lambda *about: None)
     replies = {}
@@ -230,7 +263,9 @@ def bring_all(transport, moving, replies):
     while len(found) < len(replies):
         transport.deliver({str(at) for at in replies})
         done = moving.wait(replies.values(), time.monotonic(), None)
-        found |= {at: bytes(bring(future)) for at, future in replies.items() if future in done and at not in found}
+        found |= {
+            at: bytes(bring(future)) for at, future in replies.items() if future in done and at not in found
+        }
     return found
 
 
@@ -238,7 +273,16 @@ def test_so_many_are_brought_at_a_time_and_those_first_that_are_wanted_first():
     transport, moving, replies = transfers(order=[7, 6, 5, 4, 3, 2, 1, 0])
     assert bring_all(transport, moving, replies) == {at: bytes([at]) * 1050 for at in range(8)}
     assert transport.most == fetch.AT_ONCE * fetch.IN_FLIGHT
-    assert list(dict.fromkeys(transport.asked)) == ["0", "1", "2", "3", "7", "6", "5", "4"]  # four were there before the others
+    assert list(dict.fromkeys(transport.asked)) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "7",
+        "6",
+        "5",
+        "4",
+    ]  # four were there before the others
     with pytest.raises(IndexError):  # the future keeps nothing of it
         bring(replies[0])
 
@@ -255,7 +299,9 @@ def test_a_length_that_is_only_said_takes_no_memory():
     transport = Held()
     tracemalloc.start()
     moving = Fetch(transport, Roster({}), [0], lambda of, i: PART, lambda *about: None)
-    future = moving.begin(0, "0", manifest.Manifest("0", LIMITS.message_bytes, 8 << 20, np.zeros((256, 32), np.uint8)))
+    future = moving.begin(
+        0, "0", manifest.Manifest("0", LIMITS.message_bytes, 8 << 20, np.zeros((256, 32), np.uint8))
+    )
     transport.deliver({"0"})
     assert moving.wait({future}, time.monotonic(), None) == set() and len(transport.asked) == 4
     assert tracemalloc.get_traced_memory()[1] < 1e6

@@ -1,4 +1,5 @@
-"""Large requests in parts: the bits of requests that go whole, over links that lose, repeat, reorder, change or cut what they carry."""
+"""Large requests in parts: the bits of requests that go whole, over links that lose, repeat, reorder, change
+or cut what they carry."""
 
 import gc
 import time
@@ -28,7 +29,10 @@ from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, begin_anew, federation
 from tests.sites.in_parts import AT, COMPOSED, WHO, entries, run
 
-PART, PARTS = 210, 9  # bytes of a part, and parts of the request in the second round, with the head of a log in it or without
+PART, PARTS = (
+    210,
+    9,
+)  # bytes of a part, and parts of the request in the second round, with the head of a log in it or without
 RULES = Rules(deadline_seconds=300.0, part_bytes=PART)
 SIMPLE = fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=4, classes=3), optax.sgd(0.1)))
 PLAIN = {"x": np.ones((3, 4), np.float32), "y": np.zeros(3, np.int32)}
@@ -54,18 +58,24 @@ def undisturbed():
         return found
 
 
-def test_the_bits_are_those_of_requests_that_go_whole_and_each_site_is_sent_each_part_once(undisturbed, tmp_path):
+def test_the_bits_are_those_of_requests_that_go_whole_and_each_site_is_sent_each_part_once(
+    undisturbed, tmp_path
+):
     with federation(COMPOSED, rules=RULES, folder=tmp_path) as (fed, _, transport):
         assert_equal(run(fed)[0], undisturbed)
         delivered = [raw for raw in transport.sent if part_of(raw) is not None]
         assert Counter(map(part_of, delivered)) == {i: 4 for i in range(PARTS)}
-        assert not any(header_of(raw).kind == "train" for raw in transport.sent) and max(map(len, transport.sent)) < 1500
+        assert (
+            not any(header_of(raw).kind == "train" for raw in transport.sent)
+            and max(map(len, transport.sent)) < 1500
+        )
     went = entries(tmp_path, "went in parts")[-1]
     assert went["parts"] == -(-went["bytes"] // PART) == PARTS and went["again"] == 0
 
 
 def test_reports_are_brought_again_though_the_request_went_in_parts(undisturbed, monkeypatch):
-    """One report may wait for its turn; the first of the cohort is the last to come, so that two others are brought again."""
+    """One report may wait for its turn; the first of the cohort is the last to come, so that two others are
+    brought again."""
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", 1)
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
     again = []
@@ -73,7 +83,11 @@ def test_reports_are_brought_again_though_the_request_went_in_parts(undisturbed,
     monkeypatch.setattr(Collector, "again", lambda self, at: again.append(at) or bring(self, at))
 
     def fault(send, site, request, n):
-        return delayed(send(site, request), 0.2) if announces(request) and site == NAMES[0] else send(site, request)
+        return (
+            delayed(send(site, request), 0.2)
+            if announces(request) and site == NAMES[0]
+            else send(site, request)
+        )
 
     with federation(COMPOSED, fault=fault, rules=RULES) as (fed, _, _):
         assert_equal(run(fed)[0], undisturbed)
@@ -128,15 +142,23 @@ def third(request):
 
 FAULTS = {
     "a part is lost": lambda: once(third, lambda send, site, request: failed()),
-    "a part comes, and the site's word of it is lost": lambda: once(third, lambda *a: (a[0](*a[1:]).result(), failed())[1]),
+    "a part comes, and the site's word of it is lost": lambda: once(
+        third, lambda *a: (a[0](*a[1:]).result(), failed())[1]
+    ),
     "a part is changed": lambda: once(third, lambda send, site, request: send(site, corrupt(request))),
-    "the site's word of a part is changed": lambda: once(third, lambda send, site, request: changed(send(site, request), corrupt)),
+    "the site's word of a part is changed": lambda: once(
+        third, lambda send, site, request: changed(send(site, request), corrupt)
+    ),
     "a part comes twice": lambda: once(third, twice),
     "every part comes twice": lambda: lambda *a: twice(*a) if part_of(a[2]) is not None else a[0](*a[1:]),
     "parts overtake one another": overtaken,
     "the announcement is lost": lambda: once(announces, lambda send, site, request: failed()),
-    "the announcement is changed": lambda: once(announces, lambda send, site, request: send(site, corrupt(request))),
-    "what the site says it lacks is changed": lambda: once(announces, lambda *a: changed(a[0](*a[1:]), corrupt)),
+    "the announcement is changed": lambda: once(
+        announces, lambda send, site, request: send(site, corrupt(request))
+    ),
+    "what the site says it lacks is changed": lambda: once(
+        announces, lambda *a: changed(a[0](*a[1:]), corrupt)
+    ),
     "the announcement comes twice": lambda: lambda *a: twice(*a) if announces(a[2]) else a[0](*a[1:]),
 }
 
@@ -145,7 +167,9 @@ FAULTS = {
 def test_as_if_nothing_had_been(name, undisturbed, monkeypatch):
     monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
     fault = FAULTS[name]()
-    with federation(COMPOSED, fault=lambda send, site, request, n: fault(send, site, request), rules=RULES) as (fed, _, _):
+    with federation(
+        COMPOSED, fault=lambda send, site, request, n: fault(send, site, request), rules=RULES
+    ) as (fed, _, _):
         state, seen = run(fed)
         assert float(seen["clients"]) == 4
         assert_equal(state, undisturbed)
@@ -156,7 +180,8 @@ CUTS = ["for a moment", "for longer than a part is sent", "as the site begins an
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tmp_path):
-    """The link is lost after four parts, with two under way: the site is sent those that it lacks, and no other twice."""
+    """The link is lost after four parts, with two under way: the site is sent those that it lacks, and no
+    other twice."""
     monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
     came, asked, lost = [], 0, 0
 
@@ -200,7 +225,10 @@ LONG = 1000  # numbers; such a request has about 22 parts
 
 def simple(fault=None, folder=None, rules=RULES, **about):
     """Two sites; `about` is of the second one's file."""
-    files = [SiteFile(name=name, data=PLAIN, folder=None if folder is None else folder / name) for name in NAMES[:2]]
+    files = [
+        SiteFile(name=name, data=PLAIN, folder=None if folder is None else folder / name)
+        for name in NAMES[:2]
+    ]
     files[AT] = replace(files[AT], **about)
     return federation(SIMPLE, files=files, fault=fault, folder=folder, rules=rules)
 
@@ -217,7 +245,8 @@ def ask(fed, request=None):
 
 
 def test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed():
-    """The request is the same but for its head: of what the site has, the parts with the head alone come again."""
+    """The request is the same but for its head: of what the site has, the parts with the head alone come
+    again."""
     with simple() as (fed, sites, _):
         first, second = (OutgoingRequest(asking(fed), PART, fed._requests) for _ in range(2))
         site, parts = sites[0], len(first.manifest.digests)
@@ -225,19 +254,30 @@ def test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed()
         assert first.part(1) is first.part(1), "made once for the sites that are as far"
         for i in range(parts // 2):
             assert header_of(site.handle(first.part(i))).kind == "delivered"
-        lacking = second.lacking(decode(site.handle(second.announcement), fed._roster, recipient="coordinator"))
+        lacking = second.lacking(
+            decode(site.handle(second.announcement), fed._roster, recipient="coordinator")
+        )
         same = [i for i in range(parts) if (first.manifest.digests[i] == second.manifest.digests[i]).all()]
-        assert parts > 20 and len(same) > parts - 6 and lacking == [i for i in range(parts) if i not in same or i >= parts // 2]
+        assert (
+            parts > 20
+            and len(same) > parts - 6
+            and lacking == [i for i in range(parts) if i not in same or i >= parts // 2]
+        )
         for i in lacking[::-1]:
             site.handle(second.part(i))
         said = header_of(site.handle(second.announcement))
         assert said.kind == "description" and said.answers == header_of(second.request).digest
-        assert site.handle(second.announcement) == site.handle(second.request), "it is the request, however it comes"
+        assert site.handle(second.announcement) == site.handle(second.request), (
+            "it is the request, however it comes"
+        )
         # What is whole is not written to: the first, announced anew, has none of its parts, as the second was not cut.
         whole = bytes(site.inbox.assembly.whole)
         third = OutgoingRequest(asking(fed), PART, fed._requests)
         kept = site.inbox.assembly
-        assert len(third.lacking(decode(site.handle(third.announcement), fed._roster, recipient="coordinator"))) == parts
+        assert (
+            len(third.lacking(decode(site.handle(third.announcement), fed._roster, recipient="coordinator")))
+            == parts
+        )
         site.handle(third.part(0))
         assert bytes(kept.whole) == whole == bytes(second.request)
 
@@ -248,36 +288,57 @@ BAD = {
         "tampered-part",
     ),
     "a part that is longer": (
-        lambda o, sign: sign(DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.zeros(PART + 1, np.uint8)}),
+        lambda o, sign: sign(
+            DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.zeros(PART + 1, np.uint8)}
+        ),
         "wrong-shape",
     ),
     "the place of another part": (
-        lambda o, sign: sign(DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.frombuffer(o.request, np.uint8)[:PART]}),
+        lambda o, sign: sign(
+            DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.frombuffer(o.request, np.uint8)[:PART]}
+        ),
         "tampered-part",
     ),
     "a part that there is not": (
-        lambda o, sign: sign(DELIVER, {"of": o.manifest.of, "part": 1000}, {"part": np.zeros(PART, np.uint8)}),
+        lambda o, sign: sign(
+            DELIVER, {"of": o.manifest.of, "part": 1000}, {"part": np.zeros(PART, np.uint8)}
+        ),
         "bad-request",
     ),
-    "a part of another request": (lambda o, sign: sign(DELIVER, {"of": "ab12", "part": 3}, {"part": np.zeros(PART, np.uint8)}), "gone"),
+    "a part of another request": (
+        lambda o, sign: sign(DELIVER, {"of": "ab12", "part": 3}, {"part": np.zeros(PART, np.uint8)}),
+        "gone",
+    ),
     "a request larger than is read": (
         lambda o, sign: sign(
-            ANNOUNCE, {"of": "ab12", "length": LIMITS.message_bytes + 1, "part_bytes": 1 << 30}, {"digests": np.zeros((3, 32), np.uint8)}
+            ANNOUNCE,
+            {"of": "ab12", "length": LIMITS.message_bytes + 1, "part_bytes": 1 << 30},
+            {"digests": np.zeros((3, 32), np.uint8)},
         ),
         "oversize",
     ),
     "more parts than digests": (
         lambda o, sign: sign(
-            ANNOUNCE, {"of": "ab12", "length": LIMITS.message_bytes, "part_bytes": 1}, {"digests": np.zeros((3, 32), np.uint8)}
+            ANNOUNCE,
+            {"of": "ab12", "length": LIMITS.message_bytes, "part_bytes": 1},
+            {"digests": np.zeros((3, 32), np.uint8)},
         ),
         "wrong-shape",
     ),
     "parts of no length": (
-        lambda o, sign: sign(ANNOUNCE, {"of": "ab12", "length": 1000, "part_bytes": 0}, {"digests": np.zeros((3, 32), np.uint8)}),
+        lambda o, sign: sign(
+            ANNOUNCE,
+            {"of": "ab12", "length": 1000, "part_bytes": 0},
+            {"digests": np.zeros((3, 32), np.uint8)},
+        ),
         "bad-parts",
     ),
     "a length that is no number": (
-        lambda o, sign: sign(ANNOUNCE, {"of": "ab12", "length": "1000", "part_bytes": 400}, {"digests": np.zeros((3, 32), np.uint8)}),
+        lambda o, sign: sign(
+            ANNOUNCE,
+            {"of": "ab12", "length": "1000", "part_bytes": 400},
+            {"digests": np.zeros((3, 32), np.uint8)},
+        ),
         "bad-parts",
     ),
 }
@@ -289,7 +350,10 @@ def test_a_site_refuses_it_with_its_own_message_takes_no_memory_and_goes_on(name
     with simple(folder=tmp_path) as (fed, sites, _):
         site, outgoing = sites[0], OutgoingRequest(asking(fed), PART, fed._requests)
         site.handle(outgoing.announcement)
-        bad = make(outgoing, lambda kind, said, sent: fed._requests.concerning(header_of(outgoing.request), kind, said, sent))
+        bad = make(
+            outgoing,
+            lambda kind, said, sent: fed._requests.concerning(header_of(outgoing.request), kind, said, sent),
+        )
         tracemalloc.start()
         said = header_of(site.handle(bad))
         assert tracemalloc.get_traced_memory()[1] < 1e6
@@ -298,12 +362,15 @@ def test_a_site_refuses_it_with_its_own_message_takes_no_memory_and_goes_on(name
         for i in range(len(outgoing.manifest.digests)):
             site.handle(outgoing.part(i))
         assert header_of(site.handle(outgoing.announcement)).kind == "description"
-    refused = [entry.about["code"] for entry in show(tmp_path / NAMES[0] / "audit") if entry.what == "refused"]
+    refused = [
+        entry.about["code"] for entry in show(tmp_path / NAMES[0] / "audit") if entry.what == "refused"
+    ]
     assert refused == [code]
 
 
 def test_a_request_that_is_not_what_was_signed_is_not_read_though_every_part_is():
-    """Whoever has the coordinator's key can announce anything; it is read as any message is, once it is there."""
+    """Whoever has the coordinator's key can announce anything; it is read as any message is, once it is
+    there."""
     with simple() as (fed, sites, _):
         for change, code in (
             (lambda raw: raw[:-1] + b"!", "tampered-body"),
@@ -342,7 +409,10 @@ def test_an_older_announcement_changes_nothing_unless_it_is_made_anew():
         assert header_of(sites[0].handle(first)).fields["code"] == "replayed"
         assert header_of(sites[0].handle(old.part(1))).fields["code"] == "gone"
         assert sites[0].inbox.assembly.here.sum() == 1
-        assert old.lacking(decode(sites[0].handle(old.announcement), fed._roster, recipient="coordinator"))[0] == 0
+        assert (
+            old.lacking(decode(sites[0].handle(old.announcement), fed._roster, recipient="coordinator"))[0]
+            == 0
+        )
         assert header_of(sites[0].handle(old.part(1))).kind == "delivered"
 
 
@@ -356,9 +426,17 @@ def test_a_site_takes_no_request_that_is_larger_than_its_memory_and_none_while_i
             (tmp_path / "policy.toml").write_text(("" if more else "paused = true\n") + policy + more)
             transport.sent.clear()
             before = sites[AT].inbox.assembly
-            assert ask(fed) == [0] and said in fed._collector.replies.reasons[AT] and sites[AT].inbox.assembly is before
+            assert (
+                ask(fed) == [0]
+                and said in fed._collector.replies.reasons[AT]
+                and sites[AT].inbox.assembly is before
+            )
             assert sum(header_of(raw).kind == DELIVER for raw in transport.sent) > 20
-    codes = [entry.about["code"] for entry in show(tmp_path / "coordinator" / "audit") if (entry.who, entry.what) == (WHO, "declined")]
+    codes = [
+        entry.about["code"]
+        for entry in show(tmp_path / "coordinator" / "audit")
+        if (entry.who, entry.what) == (WHO, "declined")
+    ]
     assert codes == ["over-cap", "declined"]
     assert [e.about["code"] for e in show(tmp_path / WHO / "audit") if e.what == "refused"] == codes
 
@@ -370,8 +448,14 @@ def lying(fed, sites, **changes):
         header, found = decode(raw, fed()._roster, recipient="coordinator")
         if header.kind != "lacking":
             return raw
-        header = structs.replace(header, **{name: value for name, value in changes.items() if name != "lacking"})
-        return encode(header, {name: changes.get("lacking", lambda x: x)(x) for name, x in found.items()}, sites()[AT].context.key)
+        header = structs.replace(
+            header, **{name: value for name, value in changes.items() if name != "lacking"}
+        )
+        return encode(
+            header,
+            {name: changes.get("lacking", lambda x: x)(x) for name, x in found.items()},
+            sites()[AT].context.key,
+        )
 
     return lie
 
@@ -391,7 +475,11 @@ def test_a_site_that_lies_about_what_it_lacks_is_left_out(lie, tmp_path):
     forge = lying(lambda: box["fed"], lambda: box["sites"], **changes)
 
     def fault(send, site, request, n):
-        return changed(send(site, request), forge) if site == WHO and header_of(request).kind == ANNOUNCE else send(site, request)
+        return (
+            changed(send(site, request), forge)
+            if site == WHO and header_of(request).kind == ANNOUNCE
+            else send(site, request)
+        )
 
     with simple(fault, tmp_path, replace(RULES, part_bytes=None)) as (fed, sites, _):
         box |= {"fed": fed, "sites": sites}

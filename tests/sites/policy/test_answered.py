@@ -1,4 +1,5 @@
-"""A site tells of a model once: what is asked again is not counted, other models of a round are refused, and there is an end to answers."""
+"""A site tells of a model once: what is asked again is not counted, other models of a round are refused, and
+there is an end to answers."""
 
 import dataclasses
 import json
@@ -37,7 +38,9 @@ SENT, ANY = Policy("charite"), Policy("charite", evaluation=Evaluation("any"))
 
 
 def train(round, model, exchange=0, run="run", **more):
-    return Question("train", run, round, exchange, digest=f"d{model}", model="" if exchange else model, **more)
+    return Question(
+        "train", run, round, exchange, digest=f"d{model}", model="" if exchange else model, **more
+    )
 
 
 def evaluate(round, model, run="run"):
@@ -67,7 +70,10 @@ def answered(request, tmp_path):
 def test_a_run_that_evaluates_each_round_goes_on_as_long_as_it_likes(answered):
     for round in range(200):
         assert asked(
-            answered, evaluate(round, f"{round}"), train(round, f"{round}"), policy=dataclasses.replace(SENT, evaluation=MANY)
+            answered,
+            evaluate(round, f"{round}"),
+            train(round, f"{round}"),
+            policy=dataclasses.replace(SENT, evaluation=MANY),
         ) == ["", ""]
 
 
@@ -75,14 +81,21 @@ MANY = Evaluation("sent", per_day=10_000)
 
 
 def test_a_round_has_one_model_and_so_has_each_of_its_exchanges(answered):
-    assert asked(answered, train(0, "a"), train(0, "b"), train(0, "a"), train(0, "c", 1), train(0, "e", 1)) == [
+    assert asked(
+        answered, train(0, "a"), train(0, "b"), train(0, "a"), train(0, "c", 1), train(0, "e", 1)
+    ) == [
         "",
         "another-model",
         "",
         "",
         "another-model",
     ]
-    assert asked(answered, evaluate(1, "b"), evaluate(1, "c"), train(1, "c"), train(1, "b")) == ["", "another-model", "another-model", ""]
+    assert asked(answered, evaluate(1, "b"), evaluate(1, "c"), train(1, "c"), train(1, "b")) == [
+        "",
+        "another-model",
+        "another-model",
+        "",
+    ]
     assert asked(answered, train(0, "a", run="other"), train(0, "b", run="other")) == ["", "another-model"]
     assert asked(answered, train(1, "c"), evaluate(1, "f"), policy=ANY) == ["", ""]
 
@@ -91,16 +104,32 @@ def test_a_coordinator_that_fell_back_asks_with_the_same_bits_and_goes_on_otherw
     first = [train(0, "a"), train(1, "b"), evaluate(2, "c"), train(2, "c"), train(3, "d"), evaluate(4, "e")]
     assert asked(answered, *first) == [""] * 6
     assert asked(answered, train(3, "other")) == ["another-model"]
-    again = [train(1, "b"), evaluate(2, "C"), train(2, "C"), train(3, "D"), evaluate(4, "E"), train(4, "E")]  # a site was absent in round 1
+    again = [
+        train(1, "b"),
+        evaluate(2, "C"),
+        train(2, "C"),
+        train(3, "D"),
+        evaluate(4, "E"),
+        train(4, "E"),
+    ]  # a site was absent in round 1
     assert asked(answered, *again) == [""] * 6
     assert asked(answered, train(2, "c")) == ["another-model"]  # the branch that was left
-    answered.begins_anew("run")  # a process that knows only its newest checkpoint, of a round in which this site was not
+    answered.begins_anew(
+        "run"
+    )  # a process that knows only its newest checkpoint, of a round in which this site was not
     assert asked(answered, train(3, "x"), evaluate(4, "y"), train(3, "z")) == ["", "", "another-model"]
 
 
 def test_evaluated_is_what_was_trained_or_is_newer_and_not_often_without_training(answered):
-    assert asked(answered, score("a"), train(0, "a"), score("a"), score("b")) == ["unsent-model", "", "", "unsent-model"]
-    assert asked(answered, train(5, "f"), evaluate(3, "odd"), evaluate(3, "a"), evaluate(9, "new"), score("new")) == [
+    assert asked(answered, score("a"), train(0, "a"), score("a"), score("b")) == [
+        "unsent-model",
+        "",
+        "",
+        "unsent-model",
+    ]
+    assert asked(
+        answered, train(5, "f"), evaluate(3, "odd"), evaluate(3, "a"), evaluate(9, "new"), score("new")
+    ) == [
         "",
         "another-model",
         "",
@@ -109,7 +138,9 @@ def test_evaluated_is_what_was_trained_or_is_newer_and_not_often_without_trainin
     ]
     later = [evaluate(10 + i, f"later {i}") for i in range(UNTRAINED)]
     assert asked(answered, *later)[-4:] == ["", "", "untrained", "untrained"]  # two were evaluated above
-    assert asked(answered, evaluate(0, "elsewhere", run="another"), later[0], train(60, "g"), evaluate(61, "h")) == [
+    assert asked(
+        answered, evaluate(0, "elsewhere", run="another"), later[0], train(60, "g"), evaluate(61, "h")
+    ) == [
         "untrained",
         "",
         "",
@@ -122,14 +153,20 @@ def test_a_model_that_it_declined_to_train_is_none_of_training(answered):
     for i in range(UNTRAINED):
         assert asked(answered, evaluate(i, f"{i}")) == [""]
     answered.add(train(UNTRAINED, "a"), steps=0)
-    assert asked(answered, score("a"), evaluate(UNTRAINED, "a"), evaluate(99, "b")) == ["unsent-model", "another-model", "untrained"]
+    assert asked(answered, score("a"), evaluate(UNTRAINED, "a"), evaluate(99, "b")) == [
+        "unsent-model",
+        "another-model",
+        "untrained",
+    ]
     assert asked(answered, train(UNTRAINED, "a"), score("a"), evaluate(99, "b")) == ["", "", ""]
 
 
 @pytest.mark.parametrize("policy", [SENT, ANY], ids=["sent", "any"])
 def test_there_is_an_end_to_answers_but_what_was_told_is_told_again(answered, policy, monkeypatch):
     policy = dataclasses.replace(
-        policy, evaluation=dataclasses.replace(policy.evaluation, per_day=2), caps=Caps(updates_per_day=3, updates=4)
+        policy,
+        evaluation=dataclasses.replace(policy.evaluation, per_day=2),
+        caps=Caps(updates_per_day=3, updates=4),
     )
     updates = [train(i, f"{i}") for i in range(5)]
     assert asked(answered, *updates, policy=policy) == ["", "", "", "updates", "updates"]
@@ -150,7 +187,10 @@ def test_there_is_an_end_to_answers_but_what_was_told_is_told_again(answered, po
 def test_other_data_are_another_answer(answered):
     assert asked(answered, train(0, "a", data="f00d"), train(0, "a", data="beef")) == ["", ""]
     limited = dataclasses.replace(SENT, caps=Caps(updates=2))
-    assert asked(answered, train(0, "a", data="beef"), train(0, "a", data="f00d"), policy=limited) == ["", "updates"]
+    assert asked(answered, train(0, "a", data="beef"), train(0, "a", data="f00d"), policy=limited) == [
+        "",
+        "updates",
+    ]
 
 
 def test_it_outlives_the_process_in_bounded_space(tmp_path, monkeypatch):
@@ -167,7 +207,11 @@ def test_it_outlives_the_process_in_bounded_space(tmp_path, monkeypatch):
     with open(path, "ab") as file:
         file.write(b'["train", "run')  # a crash
     again = Answered(tmp_path)
-    assert {name: getattr(again, f"_{name}") for name in module._STATE} == state and state["updates"] == 47 and len(state["known"]) == 10
+    assert (
+        {name: getattr(again, f"_{name}") for name in module._STATE} == state
+        and state["updates"] == 47
+        and len(state["known"]) == 10
+    )
     assert asked(again, train(46, "b", run="run-1"), train(47, "b", run="run-1")) == ["another-model", ""]
     assert asked(Answered(tmp_path), train(47, "c", run="run-1")) == ["another-model"]
     for text in ("{}\n", "[]\n", "[1]\n", "nothing\n", '["train", 3]\n'):
@@ -195,7 +239,9 @@ def records(count=40, positive=20):
 @cache
 def averaged(algorithm=fc.algorithms.fedavg, **pieces):
     """(the round of an algorithm with these pieces, the state that it begins with)."""
-    composed = fc.compose(algorithm(fc.models.logistic(features=2, classes=1), local=optax.sgd(0.1)), **pieces)
+    composed = fc.compose(
+        algorithm(fc.models.logistic(features=2, classes=1), local=optax.sgd(0.1)), **pieces
+    )
     return composed, jax.jit(partial(composed.init, population=1))(jax.random.key(0))
 
 
@@ -209,28 +255,46 @@ class Hospital:
             Ledger.begin(folder / "state")
         composed, self.state = averaged(algorithm, **study.pop("compose", {}))
         self.study = Study(composed, **{"batch_size": 4, "epochs": 1, **study})
-        about = SiteFile(name="charite", data=records() if data is None else data, folder=folder / "state", policy=self.policy, labels="y")
+        about = SiteFile(
+            name="charite",
+            data=records() if data is None else data,
+            folder=folder / "state",
+            policy=self.policy,
+            labels="y",
+        )
         self.site = Site(about, self.study, COORDINATOR.public).__enter__()
-        self.requests = Requests("run", self.study.hash, addresses(["charite"]), COORDINATOR, lambda *about: None)
+        self.requests = Requests(
+            "run", self.study.hash, addresses(["charite"]), COORDINATOR, lambda *about: None
+        )
         self.requests.first = jax.tree.map(lambda x: np.asarray(x[0]), self.state.clients)
 
     def ask(self, raw):
-        return decode(self.site.handle(raw), Roster({"charite": self.site.context.key.public}), recipient="coordinator")
+        return decode(
+            self.site.handle(raw), Roster({"charite": self.site.context.key.public}), recipient="coordinator"
+        )
 
     def training(self, params, number=0, uplink=None, **fields):
         about = About(self.state, np.zeros(1, np.int32))
         body = {"message": params, "uplink": self.state.uplink[0] if uplink is None else uplink}
-        return self.requests.write("train", number, to=["charite"], about=about, draws=True, body=body, fields=fields)
+        return self.requests.write(
+            "train", number, to=["charite"], about=about, draws=True, body=body, fields=fields
+        )
 
     def train(self, params, number=0, **fields):
         return self.ask(self.training(params, number, **fields)).header
 
     def evaluate(self, params, number=0, **fields):
         about = About(self.state, np.zeros(1, np.int32))
-        return self.ask(self.requests.write("evaluate", number, to=["charite"], about=about, body={"params": params}, fields=fields)).header
+        return self.ask(
+            self.requests.write(
+                "evaluate", number, to=["charite"], about=about, body={"params": params}, fields=fields
+            )
+        ).header
 
     def score(self, params, **fields):
-        return self.ask(self.requests.write("score", 0, to=["charite"], body={"params": params}, fields=fields)).header
+        return self.ask(
+            self.requests.write("score", 0, to=["charite"], body={"params": params}, fields=fields)
+        ).header
 
     def refused(self):
         return [one.about for one in show(self.site.context.folder / "audit", what="refused")]
@@ -266,7 +330,11 @@ def test_a_site_scores_no_model_that_it_was_not_sent_and_no_request_chooses_its_
     there = hospital(tmp_path)
     assert code(there.score(model(3.0))) == "unsent-model"
     assert [code(there.train(model(1.0))), code(there.train(model(2.0)))] == ["update", "another-model"]
-    assert [code(there.evaluate(model(2.0))), code(there.evaluate(model(1.0))), code(there.score(model(2.0)))] == [
+    assert [
+        code(there.evaluate(model(2.0))),
+        code(there.evaluate(model(1.0))),
+        code(there.score(model(2.0))),
+    ] == [
         "another-model",
         "metrics",
         "unsent-model",
@@ -283,7 +351,8 @@ def test_a_site_scores_no_model_that_it_was_not_sent_and_no_request_chooses_its_
 
 
 def test_what_else_a_request_has_is_of_the_model_too(hospital, tmp_path):
-    """The state of the uplink, and the key of the draws: another answer, from which the first can be subtracted."""
+    """The state of the uplink, and the key of the draws: another answer, from which the first can be
+    subtracted."""
     there = hospital(tmp_path)
     assert code(there.train(model())) == "update"
     there.state = there.state._replace(key=jax.random.key(9))
@@ -291,7 +360,8 @@ def test_what_else_a_request_has_is_of_the_model_too(hospital, tmp_path):
 
 
 def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_path):
-    """40 examples in batches of 4: after 8 steps, and after 9, which tell of four people by their difference."""
+    """40 examples in batches of 4: after 8 steps, and after 9, which tell of four people by their
+    difference."""
     there = hospital(tmp_path, POLICY.replace("examples = 20", "examples = 4"))
     budget = there.site.context.budget
     budget.clock = lambda: float(budget.steps)
@@ -313,8 +383,11 @@ def test_a_model_is_trained_to_one_step_whatever_time_it_is_given(hospital, tmp_
         (41, [None] * 10),
     ],
 )
-def test_between_two_steps_that_a_model_may_be_trained_to_there_are_as_many_examples_as_the_minimum(hospital, tmp_path, least, expected):
-    """By runs of other names, or models that are nearly the same, the same model is trained for as long as each of these times."""
+def test_between_two_steps_that_a_model_may_be_trained_to_there_are_as_many_examples_as_the_minimum(
+    hospital, tmp_path, least, expected
+):
+    """By runs of other names, or models that are nearly the same, the same model is trained for as long as
+    each of these times."""
     there = hospital(tmp_path, POLICY.replace("examples = 20", f"examples = {min(least, 40)}"))
     assert [there.site.context.data.stop(0, TRAIN, done, least) * 4 for done in range(1, 11)] == [
         4 * (i + 1) if one is None else one for i, one in enumerate(expected)
@@ -342,39 +415,56 @@ def test_minimums_are_of_what_a_report_is_of(hospital, tmp_path, positive, secon
     budget = there.site.context.budget
     budget.clock = lambda: float(budget.steps)
     header = there.train(model(), **({} if seconds is None else {"train_seconds": seconds}))
-    assert (header.kind, header.fields["code"]) == ("refusal", "declined") and "fewer" not in header.fields["reason"]
+    assert (header.kind, header.fields["code"]) == ("refusal", "declined") and "fewer" not in header.fields[
+        "reason"
+    ]
     assert said in there.refused()[0]["reason"] and said in (tmp_path / "state" / "errors.log").read_text()
-    assert not [one for one in show(tmp_path / "state" / "audit", what="left") if one.about["kind"] == "update"]
+    assert not [
+        one for one in show(tmp_path / "state" / "audit", what="left") if one.about["kind"] == "update"
+    ]
 
 
 def test_a_study_of_few_steps_is_of_few_examples(hospital, tmp_path):
     there = hospital(tmp_path, epochs=None, steps=3)  # of 4 each
-    assert code(there.train(model())) == "declined" and "fewer than the 20 examples" in there.refused()[0]["reason"]
+    assert (
+        code(there.train(model())) == "declined"
+        and "fewer than the 20 examples" in there.refused()[0]["reason"]
+    )
     (tmp_path / "five").mkdir()
     assert code(hospital(tmp_path / "five", epochs=None, steps=5).train(model())) == "update"
 
 
 def counting(task, local):
-    """FedAvg that tells a plain sum over its examples, which has no weight, and a mean over those of one class."""
+    """FedAvg that tells a plain sum over its examples, which has no weight, and a mean over those of one
+    class."""
     algorithm = fc.algorithms.fedavg(task, local)
     (exchange,) = algorithm.exchanges
 
     def step(message, carry, batch, key):
         carry, seen = exchange.client.step(message, carry, batch, key)
         positive = jnp.where(batch["y"] == 1, batch.mask, 0)
-        return carry, seen | {"positives": Sum(jnp.sum(positive)), "age": Mean(jnp.sum(batch["x"][:, 0] * positive), jnp.sum(positive))}
+        return carry, seen | {
+            "positives": Sum(jnp.sum(positive)),
+            "age": Mean(jnp.sum(batch["x"][:, 0] * positive), jnp.sum(positive)),
+        }
 
     return algorithm._replace(exchanges=(exchange._replace(client=exchange.client._replace(step=step)),))
 
 
-@pytest.mark.parametrize(("cell", "told"), [(20, {"loss", "positives", "age"}), (40, {"loss", "positives"}), (41, set())])
-def test_a_sum_in_a_report_is_of_its_examples_however_often_each_was_trained_on(hospital, tmp_path, cell, told):
+@pytest.mark.parametrize(
+    ("cell", "told"), [(20, {"loss", "positives", "age"}), (40, {"loss", "positives"}), (41, set())]
+)
+def test_a_sum_in_a_report_is_of_its_examples_however_often_each_was_trained_on(
+    hospital, tmp_path, cell, told
+):
     policy = POLICY.replace("examples = 20", f"cell = {cell}").replace('"loss"', '"loss", "positives", "age"')
     header = hospital(tmp_path, policy, algorithm=counting, epochs=2).train(model())
     assert header.kind == "update" and {"loss", "positives", "age"} & set(header.fields) == told
 
 
-@pytest.mark.parametrize("often", [{}, {"epochs": 2}, {"epochs": None, "steps": 13}])  # a sum over steps has some of them twice
+@pytest.mark.parametrize(
+    "often", [{}, {"epochs": 2}, {"epochs": None, "steps": 13}]
+)  # a sum over steps has some of them twice
 def test_sums_of_few_examples_do_not_leave(hospital, tmp_path, often):
     there = hospital(tmp_path, POLICY.replace("examples = 20", "cell = 41"), **often)
     header = there.train(model())
@@ -402,7 +492,10 @@ def test_that_nothing_left_says_no_more_and_costs_as_much_as_a_report(hospital, 
     found = [there.train(one, number) for number, one in enumerate([model(huge), model(1e6), model(0.0)])]
     assert [one.kind for one in found] == ["refusal", "refusal", "update"]
     assert found[0].fields == found[1].fields and found[0].fields["code"] == "declined"
-    assert [one["code"] for one in there.refused()] == ["not-finite", "declined"] and "max_norm" in there.refused()[1]["reason"]
+    assert [one["code"] for one in there.refused()] == [
+        "not-finite",
+        "declined",
+    ] and "max_norm" in there.refused()[1]["reason"]
     told = [one["told"] for one in there.refused()] if account else []
     assert told == ([0.25, 0.5] if account else [])
     if account:
@@ -410,9 +503,15 @@ def test_that_nothing_left_says_no_more_and_costs_as_much_as_a_report(hospital, 
         there.site = anew(there.site)
         again = there.train(model(huge), 0)  # the same again tells nothing new, in another process too
         assert again.fields == found[0].fields and there.refused()[-1]["told"] == 0.75
-        another = [there.train(model(-huge), 0) for _ in range(2)]  # declined as the other was, which tells of this one too
+        another = [
+            there.train(model(-huge), 0) for _ in range(2)
+        ]  # declined as the other was, which tells of this one too
         assert [one.fields for one in another] == [found[0].fields] * 2 and there.refused()[-1]["told"] == 1.0
-        assert there.evaluate(model(), 3).fields["reason"].startswith("charite keeps an account of an epsilon (leaving.delta)")
+        assert (
+            there.evaluate(model(), 3)
+            .fields["reason"]
+            .startswith("charite keeps an account of an epsilon (leaving.delta)")
+        )
 
 
 def scaled(factor, task, local):
@@ -432,10 +531,16 @@ def test_an_error_in_work_on_the_data_is_no_answer_either(hospital, tmp_path, mo
     said = []
     for error in (ValueError("of one patient"), FloatingPointError("of another")):
         with monkeypatch.context() as patch:
-            patch.setattr("fedjax_core.sites.site.client_update.client_update", lambda *a, error=error, **k: (_ for _ in ()).throw(error))
+            patch.setattr(
+                "fedjax_core.sites.site.client_update.client_update",
+                lambda *a, error=error, **k: (_ for _ in ()).throw(error),
+            )
             said.append(there.train(model()).fields)
     assert said[0] == said[1] and said[0]["code"] == "declined"
-    assert [one["reason"].split()[3].rstrip(";") for one in there.refused()] == ["ValueError", "FloatingPointError"]
+    assert [one["reason"].split()[3].rstrip(";") for one in there.refused()] == [
+        "ValueError",
+        "FloatingPointError",
+    ]
 
 
 def test_who_has_withdrawn_does_not_answer_once_more(hospital, tmp_path):
@@ -453,7 +558,11 @@ def test_who_has_withdrawn_does_not_answer_once_more(hospital, tmp_path):
             assert (header.kind, header.fields["code"]) == ("refusal", expected)
     there.policy.write_text(said)
     assert there.ask(whole).header.kind == "parts"
-    left = [one.about["digest"] for one in show(tmp_path / "state" / "audit", what="left") if one.about["kind"] == "update"]
+    left = [
+        one.about["digest"]
+        for one in show(tmp_path / "state" / "audit", what="left")
+        if one.about["kind"] == "update"
+    ]
     assert len(left) == 2
     there.policy.write_text("paused = true\n" + said)
     there.site = anew(there.site)
@@ -473,7 +582,8 @@ def test_a_site_that_had_too_little_time_may_be_given_more(hospital, tmp_path):
 
 
 def runs(algorithm, folder, **settings):
-    """A federation of sites whose own policies let the usual fields leave, and a report's group where there are groups, and no more."""
+    """A federation of sites whose own policies let the usual fields leave, and a report's group where there
+    are groups, and no more."""
     files = []
     for one in site_files(folder=folder):
         path = folder / f"{one.name}.toml"
@@ -495,9 +605,13 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["fedavg", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "fedavg")])
+@pytest.mark.parametrize(
+    "name",
+    ["fedavg", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "fedavg")],
+)
 def test_runs_that_evaluate_and_are_resumed_are_answered_all_the_way(name, tmp_path):
-    """Each round, some of the sites, and a model that is best; then from a checkpoint of two rounds before, with others of them."""
+    """Each round, some of the sites, and a model that is best; then from a checkpoint of two rounds before,
+    with others of them."""
     there = {
         "run_dir": tmp_path / "run",
         "progress": False,
@@ -519,7 +633,14 @@ def test_runs_that_evaluate_and_are_resumed_are_answered_all_the_way(name, tmp_p
 @pytest.mark.slow  # default: above
 def test_a_run_without_rounds_is_answered_all_the_way(tmp_path):
     with runs(ALGORITHMS["fedavg"](), tmp_path, buffer=fc.Buffer(size=2)) as (fed, _, _):
-        state = fc.fit(fed, 5, cohorts=lambda round: [0, 1, 2, 3], key=jax.random.key(1), evaluate_every=1, progress=False).state
+        state = fc.fit(
+            fed,
+            5,
+            cohorts=lambda round: [0, 1, 2, 3],
+            key=jax.random.key(1),
+            evaluate_every=1,
+            progress=False,
+        ).state
         fed.evaluate(state)
     assert declined(tmp_path) == []
 
@@ -530,9 +651,17 @@ def test_a_round_that_too_few_reported_in_is_run_again(tmp_path):
 
     def fault(send, site, request, n):
         asked = header_of(request)
-        return failed() if asked.kind == "train" and (site, asked.exchange) in (away["train"] or ()) else send(site, request)
+        return (
+            failed()
+            if asked.kind == "train" and (site, asked.exchange) in (away["train"] or ())
+            else send(site, request)
+        )
 
-    with runs(ALGORITHMS["mime, two exchanges"](), tmp_path, fault=fault, rules=Rules(quorum=3)) as (fed, _, _):
+    with runs(ALGORITHMS["mime, two exchanges"](), tmp_path, fault=fault, rules=Rules(quorum=3)) as (
+        fed,
+        _,
+        _,
+    ):
         state = fed.init(jax.random.key(1))
         away["train"] = {(NAMES[0], 1), (NAMES[1], 1)}
         with pytest.raises(Paused, match="exchange 1"):
@@ -547,7 +676,9 @@ def test_a_round_that_too_few_reported_in_is_run_again(tmp_path):
 def test_a_weight_that_is_no_count_does_not_leave_beside_an_account(hospital, tmp_path, factor, kind):
     """Of 40 examples: one made of losses, say, would tell of them without noise."""
     policy = POLICY.replace(', "loss", "accuracy"', "") + ACCOUNT
-    there = hospital(tmp_path, policy, compose={"uplink": saying(1.0, 4.0)}, algorithm=partial(weighted, factor))
+    there = hospital(
+        tmp_path, policy, compose={"uplink": saying(1.0, 4.0)}, algorithm=partial(weighted, factor)
+    )
     assert there.train(model()).kind == kind
     assert kind == "update" or "[weight]" in there.refused()[0]["reason"]
 

@@ -1,5 +1,5 @@
-"""What a site insists on holds whatever is asked of it: its caps, its clock, its share of bad records, its leaving. What becomes of
-each fault, and the test that shows it, is in test_fault_matrix.py.
+"""What a site insists on holds whatever is asked of it: its caps, its clock, its share of bad records, its
+leaving. What becomes of each fault, and the test that shows it, is in test_fault_matrix.py.
 """
 
 import dataclasses
@@ -55,10 +55,19 @@ def test_a_site_that_withdrew_says_so_and_contributes_no_more(tmp_path):
             state, seen = fed.run(state, ALL)
             assert float(seen["clients"]) == 3
         said = declined(tmp_path)[-1]
-        assert (said["code"], said["reason"]) == ("withdrawn", f"{NAMES[1]} has withdrawn from the federation (withdrawn)")
+        assert (said["code"], said["reason"]) == (
+            "withdrawn",
+            f"{NAMES[1]} has withdrawn from the federation (withdrawn)",
+        )
         withdrew = list(show(tmp_path / NAMES[1] / "audit", what="withdrew"))
-        assert [(one.run, one.round, one.about["key"]) for one in withdrew] == [("run", 1, sites[1].context.key.public.fingerprint)]
-        assert [one.round for one in show(tmp_path / NAMES[1] / "audit", what="left") if one.about["kind"] == "update"] == [0]
+        assert [(one.run, one.round, one.about["key"]) for one in withdrew] == [
+            ("run", 1, sites[1].context.key.public.fingerprint)
+        ]
+        assert [
+            one.round
+            for one in show(tmp_path / NAMES[1] / "audit", what="left")
+            if one.about["kind"] == "update"
+        ] == [0]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +106,10 @@ def test_the_cap_that_was_exceeded_is_named_where_two_are_the_same_number():
     with budget.round(Caps()):
         now[0] += 4.0
     said = r"gives a day are used up, so nothing is sent \(caps.seconds_per_day\)"
-    with pytest.raises(OverCap, match=said), budget.round(Caps(seconds_per_round=limit, seconds_per_day=limit)) as watch:
+    with (
+        pytest.raises(OverCap, match=said),
+        budget.round(Caps(seconds_per_round=limit, seconds_per_day=limit)) as watch,
+    ):
         now[0] += 2.0
         watch(1)
 
@@ -107,7 +119,9 @@ def test_a_process_is_confined():
         "import os; from fedjax_core.sites.policy.budget import confine; from fedjax_core.sites.policy import Caps\n"
         "confine(Caps(cpus=1, gpu_share=0.25)); print(len(os.sched_getaffinity(0)), os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION'])"
     )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ), check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ), check=True
+    )
     assert out.stdout.split() == ["1", "0.25"]
 
 
@@ -137,7 +151,9 @@ def test_with_more_bad_records_a_site_takes_no_part(tmp_path):
     with federation(COMPOSED, files=files, folder=tmp_path) as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert float(seen["clients"]) == 3 and "declined" in fed.lacked(1)[NAMES[0]]
-    reason = f"{NAMES[0]} has more bad records than the share of 0.05 that it skips (max_bad_share) [bad-records]"
+    reason = (
+        f"{NAMES[0]} has more bad records than the share of 0.05 that it skips (max_bad_share) [bad-records]"
+    )
     assert next(show(tmp_path / NAMES[0] / "audit", what="refused")).about["reason"] == reason
     assert declined(tmp_path)[0]["code"] == "declined" and "bad" not in declined(tmp_path)[0]["reason"]
     files[0] = dataclasses.replace(files[0], policy=None)  # which skips none
@@ -151,58 +167,89 @@ def test_a_wrong_clock_is_refused_by_how_much(tmp_path, monkeypatch, hours):
         state = fed.init(jax.random.key(1))
         real = sites[2].context.header
         monkeypatch.setattr(
-            sites[2].context, "header", lambda *a: structs.replace(h := real(*a), created_unix_ms=h.created_unix_ms + hours * 3_600_000)
+            sites[2].context,
+            "header",
+            lambda *a: structs.replace(h := real(*a), created_unix_ms=h.created_unix_ms + hours * 3_600_000),
         )
         _, seen = fed.run(state, ALL)
         assert float(seen["clients"]) == 3
         refused = [one.about for one in show(tmp_path / "coordinator" / "audit", what="refused")]
         way = "ahead of" if hours > 0 else "behind"
         assert [one["code"] for one in refused] == ["clock-skew"]
-        assert way in refused[0]["reason"] and "have both machines take their time from NTP" in refused[0]["reason"]
-        asked, tensors = decode(transport.sent[-1], Roster({"coordinator": COORDINATOR.public}), recipient="sites")
-        off = structs.replace(asked, created_unix_ms=asked.created_unix_ms + hours * 3_600_000, sequence=asked.sequence + 1)
+        assert (
+            way in refused[0]["reason"]
+            and "have both machines take their time from NTP" in refused[0]["reason"]
+        )
+        asked, tensors = decode(
+            transport.sent[-1], Roster({"coordinator": COORDINATOR.public}), recipient="sites"
+        )
+        off = structs.replace(
+            asked, created_unix_ms=asked.created_unix_ms + hours * 3_600_000, sequence=asked.sequence + 1
+        )
         answer = header_of(sites[0].handle(encode(off, tensors, COORDINATOR)))
-        assert answer.fields["code"] == "clock-skew" and "the clock of 'coordinator' is" in answer.fields["reason"]
+        assert (
+            answer.fields["code"] == "clock-skew"
+            and "the clock of 'coordinator' is" in answer.fields["reason"]
+        )
 
 
 def test_reports_that_add_up_to_nothing_stop_the_run(tmp_path):
     still = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.0)))
     with federation(still, folder=tmp_path) as (fed, _, _):
         state = fed.init(jax.random.key(1))
-        with pytest.raises(NothingLearned, match=r"round 0, exchange 0: 4 reports add up to exactly nothing.*allow_zero=True"):
+        with pytest.raises(
+            NothingLearned, match=r"round 0, exchange 0: 4 reports add up to exactly nothing.*allow_zero=True"
+        ):
             fed.run(state, ALL)
-        assert next(show(tmp_path / "coordinator" / "audit", what="warned")).about["code"] == "nothing-learned"
+        assert (
+            next(show(tmp_path / "coordinator" / "audit", what="warned")).about["code"] == "nothing-learned"
+        )
         fed.rules = Rules(allow_zero=True)
         assert int(fed.run(state, ALL)[0].round) == 1
 
 
 def test_what_the_uplink_leaves_is_told_and_little_is_warned_of(tmp_path, caplog):
     def first_only(state, own, update, key):
-        return jax.tree.map(lambda x: x.at[...].set(0).reshape(-1).at[0].set(x.reshape(-1)[0]).reshape(x.shape), update), own
+        return jax.tree.map(
+            lambda x: x.at[...].set(0).reshape(-1).at[0].set(x.reshape(-1)[0]).reshape(x.shape), update
+        ), own
 
     wiped = fc.compose(
-        fc.algorithms.fedavg(task(), optax.sgd(0.1)), uplink=fc.uplink.chain(stage("filter", encode=first_only, measurable=True))
+        fc.algorithms.fedavg(task(), optax.sgd(0.1)),
+        uplink=fc.uplink.chain(stage("filter", encode=first_only, measurable=True)),
     )
     with federation(wiped, folder=tmp_path) as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
     shapes = [x.size for x in jax.tree.leaves(jax.eval_shape(task().init, jax.random.key(0)))]
-    assert float(seen["uplink_kept"].total / seen["uplink_kept"].weight) == pytest.approx(len(shapes) / sum(shapes), rel=0.3)
+    assert float(seen["uplink_kept"].total / seen["uplink_kept"].weight) == pytest.approx(
+        len(shapes) / sum(shapes), rel=0.3
+    )
     assert 0 < float(seen["uplink_norm"].total / seen["uplink_norm"].weight) < 1
-    left = [one.about for one in show(tmp_path / NAMES[0] / "audit", what="left") if one.about["kind"] == "update"]
+    left = [
+        one.about for one in show(tmp_path / NAMES[0] / "audit", what="left") if one.about["kind"] == "update"
+    ]
     assert left[0]["uplink_kept"] <= 1 and left[0]["uplink_norm"] < 1
     hidden = wiped._replace(uplink=fc.uplink.chain(stage("masks", encode=first_only)))
     with federation(hidden, folder=tmp_path / "hidden") as (fed, _, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert not {"uplink_kept", "uplink_norm"} & {*seen}
-    noisy = fc.uplink.chain(wiped.uplink, fc.privacy.local(clip=1.0, noise=2.0, rounds=1, open_counts=True, open_metrics=True).uplink)
+    noisy = fc.uplink.chain(
+        wiped.uplink,
+        fc.privacy.local(clip=1.0, noise=2.0, rounds=1, open_counts=True, open_metrics=True).uplink,
+    )
     with federation(fc.compose(wiped.algorithm, uplink=noisy), folder=tmp_path / "noise") as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
-        assert not {"uplink_kept", "uplink_norm"} & {*seen, *sites[0].context.enforcement.policy.leaving.fields}
+        assert not {"uplink_kept", "uplink_norm"} & {
+            *seen,
+            *sites[0].context.enforcement.policy.leaving.fields,
+        }
     fed_rules = Rules(warn_below=0.9)
     with federation(wiped, folder=tmp_path / "again", rules=fed_rules) as (fed, _, _):
         fed.run(fed.init(jax.random.key(1)), ALL)
     assert "the uplink leaves little of the updates" in caplog.text
-    assert next(show(tmp_path / "again" / "coordinator" / "audit", what="warned")).about["code"] == "little-left"
+    assert (
+        next(show(tmp_path / "again" / "coordinator" / "audit", what="warned")).about["code"] == "little-left"
+    )
 
 
 def test_a_round_has_one_deadline():
@@ -230,13 +277,17 @@ def test_progress_is_no_idleness():
         if header_of(request).kind != "train" or site != NAMES[0]:
             return send(site, request)
         found: Future = Future()
-        send(site, request).add_done_callback(lambda f: threading.Timer(1.5, lambda: found.set_result(f.result())).start())
+        send(site, request).add_done_callback(
+            lambda f: threading.Timer(1.5, lambda: found.set_result(f.result())).start()
+        )
         return found
 
     for goes_on, count in ((True, 4), (False, 3)):
         with federation(COMPOSED, fault=slow, rules=Rules(deadline_seconds=300.0)) as (fed, _, transport):
             state, _ = fed.run(fed.init(jax.random.key(1)), ALL)
             began = time.monotonic()
-            transport.progress = lambda site, go=goes_on, began=began: int((time.monotonic() - began) * 1000) if go else 0
+            transport.progress = lambda site, go=goes_on, began=began: (
+                int((time.monotonic() - began) * 1000) if go else 0
+            )
             fed.rules = Rules(deadline_seconds=300.0, idle_seconds=0.4)
             assert float(fed.run(state, ALL)[1]["clients"]) == count

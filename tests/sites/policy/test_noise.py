@@ -1,4 +1,5 @@
-"""What a site itself clips and adds noise to is bounded, noisy and counted, whatever the study does, and the same when asked again."""
+"""What a site itself clips and adds noise to is bounded, noisy and counted, whatever the study does, and the
+same when asked again."""
 
 import contextlib
 import dataclasses
@@ -43,25 +44,38 @@ def test_noise_is_normal_of_the_size_that_is_said_about_the_clipped_update():
     update = {"a": np.full((400, 500), 2.0, np.float32), "b": np.zeros(100_000, np.float32)}
     found = protected(update, CLIP, NOISE, b"secret", "here")
     clipped = {name: x * (CLIP / measure(update)) for name, x in update.items()}
-    noise = np.concatenate([(found[name].astype(np.float64) - clipped[name]).ravel() for name in update]) / (CLIP * NOISE)
+    noise = np.concatenate([(found[name].astype(np.float64) - clipped[name]).ravel() for name in update]) / (
+        CLIP * NOISE
+    )
     assert abs(noise.mean()) < 4 / math.sqrt(noise.size) and abs(noise.std() - 1) < 0.005
     assert stats.kstest(noise, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(noise[:200_000:2], noise[1:200_000:2])[0, 1]) < 0.01
     grid = 2.0 ** (math.frexp(NOISE * CLIP)[1] - 17)
-    for x in found.values():  # whole multiples: the last bits are those of whole numbers, and tell nothing of the update
+    for x in (
+        found.values()
+    ):  # whole multiples: the last bits are those of whole numbers, and tell nothing of the update
         assert (np.abs(x) < 2**24 * grid).all() and (x / grid == np.rint(x / grid)).all()
 
 
 def test_draws_are_of_the_secret_the_request_the_update_and_the_policy():
-    """Two values under one noise would tell their difference; one value under several sizes of one draw would tell itself."""
+    """Two values under one noise would tell their difference; one value under several sizes of one draw would
+    tell itself."""
     update = {"w": np.linspace(0, 0.1, 2000, dtype=np.float32)}
 
     def noise(update=update, clip=1.0, noise=1.0, secret=b"a", place="run/0/0/aa"):
-        return (protected(update, clip, noise, secret, place)["w"].astype(np.float64) - update["w"]) / (clip * noise)
+        return (protected(update, clip, noise, secret, place)["w"].astype(np.float64) - update["w"]) / (
+            clip * noise
+        )
 
     first, other = noise(), {"w": np.nextafter(update["w"], np.float32(1))}
     assert (noise() == first).all()
-    for changed in (noise(secret=b"b"), noise(place="run/1/0/aa"), noise(noise=2.0), noise(clip=2.0), noise(update=other)):
+    for changed in (
+        noise(secret=b"b"),
+        noise(place="run/1/0/aa"),
+        noise(noise=2.0),
+        noise(clip=2.0),
+        noise(update=other),
+    ):
         assert abs(np.corrcoef(first, changed)[0, 1]) < 0.1
     two = protected({"v": update["w"], "w": update["w"]}, 1.0, 1.0, b"a", "run/0/0/aa")
     assert abs(np.corrcoef(two["v"] - update["w"], two["w"] - update["w"])[0, 1]) < 0.1
@@ -87,11 +101,14 @@ def files_of(folder, limit=None, more="", noise=NOISE):
 
 
 def updates(folder):
-    return [one.about for one in show(folder / NAMES[WHO] / "audit", what="left") if one.about["kind"] == "update"]
+    return [
+        one.about for one in show(folder / NAMES[WHO] / "audit", what="left") if one.about["kind"] == "update"
+    ]
 
 
 def test_a_study_without_noise_leaves_with_the_sites_own_and_is_counted_over_restarts(tmp_path):
-    """And a run that falls back to an earlier checkpoint gets the same bytes, or another answer, which is spent anew."""
+    """And a run that falls back to an earlier checkpoint gets the same bytes, or another answer, which is
+    spent anew."""
     mu = [(2 / NOISE) ** 2 * n for n in (1, 2, 3)]
     any_model = '[evaluation]\nmodels = "any"\n'
     with federation(COMPOSED, files=files_of(tmp_path, more=any_model), folder=tmp_path) as (fed, _, _):
@@ -99,13 +116,21 @@ def test_a_study_without_noise_leaves_with_the_sites_own_and_is_counted_over_res
         second, _ = fed.run(first, ALL)
         fed.run(second, ALL)
         said = updates(tmp_path)
-        assert [(one["clip"], one["noise"], one["delta"], one["told"]) for one in said] == [(CLIP, NOISE, DELTA, told) for told in mu[:2]]
+        assert [(one["clip"], one["noise"], one["delta"], one["told"]) for one in said] == [
+            (CLIP, NOISE, DELTA, told) for told in mu[:2]
+        ]
         assert [one["epsilon"] for one in said] == pytest.approx([epsilon(told, DELTA) for told in mu[:2]])
-    with federation(COMPOSED, files=files_of(tmp_path, more=any_model), folder=tmp_path) as (fed, _, _):  # others: all is on the disk
+    with federation(COMPOSED, files=files_of(tmp_path, more=any_model), folder=tmp_path) as (
+        fed,
+        _,
+        _,
+    ):  # others: all is on the disk
         fed.init(jax.random.key(1))
         fed.run(second, ALL)
         again = updates(tmp_path)[-1]
-        assert again["digest"] == said[1]["digest"] and again["told"] == mu[1]  # the same bytes, which tell nothing new
+        assert (
+            again["digest"] == said[1]["digest"] and again["told"] == mu[1]
+        )  # the same bytes, which tell nothing new
         other = second._replace(server=jax.tree.map(lambda x: x + 1, second.server))
         fed.run(other, ALL)
         assert updates(tmp_path)[-1]["told"] == mu[2] and updates(tmp_path)[-1]["digest"] != said[1]["digest"]
@@ -118,8 +143,18 @@ def test_the_noise_is_about_what_the_study_sends_and_of_the_size_that_the_policy
         start = fed.init(jax.random.key(1)).params
     with federation(COMPOSED) as (fed, _, _):
         plain = fed.run(fed.init(jax.random.key(1)), [WHO])[0].params
-    moved = np.concatenate([np.ravel(np.subtract(a, b)) for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(start), strict=True)])
-    found = np.concatenate([np.ravel(np.subtract(a, b)) for a, b in zip(jax.tree.leaves(noisy), jax.tree.leaves(start), strict=True)])
+    moved = np.concatenate(
+        [
+            np.ravel(np.subtract(a, b))
+            for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(start), strict=True)
+        ]
+    )
+    found = np.concatenate(
+        [
+            np.ravel(np.subtract(a, b))
+            for a, b in zip(jax.tree.leaves(noisy), jax.tree.leaves(start), strict=True)
+        ]
+    )
     short = moved * min(1, CLIP / np.linalg.norm(moved))
     assert 0 < np.abs(found - short).max() < 6e-3 * CLIP
 
@@ -142,7 +177,9 @@ def test_a_missing_account_is_refused_and_never_begun_anew(tmp_path):
         state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert float(seen["clients"]) == 3 and not updates(tmp_path)
         said = [one.about for one in show(tmp_path / "coordinator" / "audit", what="declined")]
-        assert [one["code"] for one in said] == ["no-account"] and "fedjax-core account begin site.toml" in said[0]["reason"]
+        assert [one["code"] for one in said] == [
+            "no-account"
+        ] and "fedjax-core account begin site.toml" in said[0]["reason"]
         Ledger.begin(tmp_path / NAMES[WHO])
         assert float(fed.run(state, ALL)[1]["clients"]) == 4
     with pytest.raises(FileExistsError):
@@ -150,7 +187,8 @@ def test_a_missing_account_is_refused_and_never_begun_anew(tmp_path):
 
 
 def test_one_account_of_two_studies_of_an_institution_counts_both(tmp_path):
-    """Each is a process of its own, and sees what the other has told; without the file nothing leaves, whatever its own log says."""
+    """Each is a process of its own, and sees what the other has told; without the file nothing leaves,
+    whatever its own log says."""
     Ledger.begin(tmp_path / "account")
     one, two = (Ledger(tmp_path / name, tmp_path / "account") for name in ("heart", "lung"))
     for ledger, round in ((one, 0), (two, 1), (one, 2)):
@@ -169,7 +207,9 @@ def test_a_study_that_sends_whole_numbers_is_refused_before_any_work(tmp_path, u
     with federation(composed, files=files_of(tmp_path), folder=tmp_path) as (fed, _, _):
         assert float(fed.run(fed.init(jax.random.key(1)), ALL)[1]["clients"]) == 3
     refused = [one.about["reason"] for one in show(tmp_path / NAMES[WHO] / "audit", what="refused")]
-    assert refused and all(reason.endswith("leave that stage out (leaving.clip) [whole]") for reason in refused)
+    assert refused and all(
+        reason.endswith("leave that stage out (leaving.clip) [whole]") for reason in refused
+    )
 
 
 def test_a_weight_that_is_no_count_is_not_believed(tmp_path):
@@ -185,4 +225,6 @@ def test_the_account_is_what_dp_accounting_says():
     """Rounds of a Gaussian mechanism whose two values are 2 clips apart."""
     for noise, rounds in ((2.0, 1), (8.0, 30), (40.0, 400)):
         mine = epsilon(rounds * (2 / noise) ** 2, DELTA)
-        assert privacy.epsilon(noise / 2, rounds=rounds, delta=DELTA, sampling="everyone") == pytest.approx(mine, abs=1e-3)
+        assert privacy.epsilon(noise / 2, rounds=rounds, delta=DELTA, sampling="everyone") == pytest.approx(
+            mine, abs=1e-3
+        )

@@ -48,7 +48,9 @@ POLICY = Policy(
 )
 NIGHT = datetime(2026, 1, 5, 22, tzinfo=UTC)  # a Monday, 23:00 in Berlin
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-GOOD = Request("3f9a" * 8, 303, {0: 100, 1: 203}, ("weight", "loss"), clip=0.5, noise=1.0, bad=0.01, seconds_today=59.0)
+GOOD = Request(
+    "3f9a" * 8, 303, {0: 100, 1: 203}, ("weight", "loss"), clip=0.5, noise=1.0, bad=0.01, seconds_today=59.0
+)
 
 
 def test_a_policy_comes_from_its_file(tmp_path):
@@ -146,13 +148,19 @@ def test_windows(window, open_, shut):
     hours = Hours("UTC", (window,))
     for times, expected in ((open_, True), (shut, False)):
         for time in times:
-            assert hours.open(datetime.strptime(f"2026-01-{time} +0000", "%Y-%m-%d %H:%M %z")) == expected, time
+            assert hours.open(datetime.strptime(f"2026-01-{time} +0000", "%Y-%m-%d %H:%M %z")) == expected, (
+                time
+            )
 
 
 def test_hours_are_those_of_the_site():
     hours = Hours("Europe/Berlin", ("12:00-13:00",))
-    assert hours.open(datetime(2026, 1, 5, 11, 30, tzinfo=UTC)) and hours.open(datetime(2026, 7, 6, 10, 30, tzinfo=UTC))  # summer time
-    assert hours.open(datetime(2026, 1, 5, 16, 30, tzinfo=timezone(timedelta(hours=5)))) and not hours.open(NOON)
+    assert hours.open(datetime(2026, 1, 5, 11, 30, tzinfo=UTC)) and hours.open(
+        datetime(2026, 7, 6, 10, 30, tzinfo=UTC)
+    )  # summer time
+    assert hours.open(datetime(2026, 1, 5, 16, 30, tzinfo=timezone(timedelta(hours=5)))) and not hours.open(
+        NOON
+    )
     assert Hours().open(NOON)
 
 

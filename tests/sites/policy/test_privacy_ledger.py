@@ -1,4 +1,5 @@
-"""The epsilon of what left a site is that of its Gaussian mechanisms together, and is never counted too low."""
+"""The epsilon of what left a site is that of its Gaussian mechanisms together, and is never counted too
+low."""
 
 import contextlib
 import dataclasses
@@ -23,13 +24,20 @@ from tests.zoo import round_of
 COMPOSED = round_of("fedavg")
 ALL, WHO = [0, 1, 2, 3], 1
 NOISE, DELTA = 4.0, 1e-5
-NOISY = compose(COMPOSED.algorithm, uplink=privacy.local(clip=1.0, noise=NOISE, rounds=9, delta=DELTA, open_counts=True).uplink)
+NOISY = compose(
+    COMPOSED.algorithm,
+    uplink=privacy.local(clip=1.0, noise=NOISE, rounds=9, delta=DELTA, open_counts=True).uplink,
+)
 
 
 @pytest.mark.parametrize(
     ("mu", "delta", "expected"),
     [
-        (1.0, 1e-5, 4.37718),  # noise of 10 times the sensitivity, 100 times over: by privacy loss distributions
+        (
+            1.0,
+            1e-5,
+            4.37718,
+        ),  # noise of 10 times the sensitivity, 100 times over: by privacy loss distributions
         (2.0, 1e-5, 9.99726),
         # The noise that an epsilon takes, by the analytic Gaussian mechanism.
         (1 / 7.03183, 1e-5, 0.5),
@@ -86,7 +94,9 @@ def test_each_update_counts_once_over_restarts(tmp_path):
     assert again.add("run/99/0", NOISE, "63", asked(99)) == before  # the same bits tell nothing new
     assert again.add("run/99/0", NOISE, "64", asked(99)) == before + (2 / NOISE) ** 2  # others do
     assert ledger.told == again.told  # which an account of several sites' files shares
-    assert Ledger(tmp_path).after("run/0/0", NOISE) > again.told  # long forgotten: counted again rather than not
+    assert (
+        Ledger(tmp_path).after("run/0/0", NOISE) > again.told
+    )  # long forgotten: counted again rather than not
 
 
 def test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused(tmp_path):
@@ -94,7 +104,13 @@ def test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused
         for told in (0.25, 0.5, None):
             log.record("charite", "left", about={"kind": "update"} | ({} if told is None else {"told": told}))
     assert Ledger(tmp_path).told == 0.5 and Ledger(None).told == 0
-    for text in ("", "{}", '{"told": -1, "last": {}}', '{"told": NaN, "last": {}}', '{"told": 1, "last": []}'):
+    for text in (
+        "",
+        "{}",
+        '{"told": -1, "last": {}}',
+        '{"told": NaN, "last": {}}',
+        '{"told": 1, "last": []}',
+    ):
         (tmp_path / "told.json").write_text(text)
         with pytest.raises(ValueError, match=r"told\.json.* is damaged: restore it from its backup"):
             Ledger(tmp_path)
@@ -114,7 +130,9 @@ def test_what_was_told_stays_told_whoever_puts_an_older_file_there_or_prunes_the
         path.unlink()
         assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
         log.record("charite", "opened")
-        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told  # the entry that said so is gone, too
+        assert (
+            prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
+        )  # the entry that said so is gone, too
 
 
 def sites(folder, limit, more=""):
@@ -143,11 +161,14 @@ def test_a_site_begins_anew_after_a_crash_that_tore_its_log(tmp_path, limit):
 
 
 def updates(folder):
-    return [one.about for one in show(folder / NAMES[WHO] / "audit", what="left") if one.about["kind"] == "update"]
+    return [
+        one.about for one in show(folder / NAMES[WHO] / "audit", what="left") if one.about["kind"] == "update"
+    ]
 
 
 def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
-    """Enough for three updates: of two rounds, and of one again with other bits, after the coordinator fell back to another model."""
+    """Enough for three updates: of two rounds, and of one again with other bits, after the coordinator fell
+    back to another model."""
     wanted = [epsilon(n * (2 / NOISE) ** 2, DELTA) for n in (1, 2, 3)]
     with federation(NOISY, files=sites(tmp_path, wanted[2] + 0.01), folder=tmp_path) as (fed, _, _):
         first = fed.init(jax.random.key(1))
@@ -155,31 +176,51 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
         fed.run(second, ALL)
     assert [one["epsilon"] for one in updates(tmp_path)] == pytest.approx(wanted[:2])
     account = NOISY.uplink.promises.account
-    said = [(one.about["epsilon"], one.about["delta"]) for one in show(tmp_path / "coordinator" / "audit", what="round")]
-    assert said == [(account.told(rounds), DELTA) for rounds in (1, 2)]  # the coordinator's log has what the study's own account says
+    said = [
+        (one.about["epsilon"], one.about["delta"])
+        for one in show(tmp_path / "coordinator" / "audit", what="round")
+    ]
+    assert said == [
+        (account.told(rounds), DELTA) for rounds in (1, 2)
+    ]  # the coordinator's log has what the study's own account says
     about = next(one for one in sites(tmp_path, wanted[2] + 0.01) if one.name == NAMES[WHO])
-    assert study.policy(about, base.Settings()).endswith(f"open now, an epsilon of {wanted[1]:.3g} told so far")
-    assert {one["delta"] for one in updates(tmp_path)} == {DELTA} and {one["fields"] for one in updates(tmp_path)} == {
-        "data examples weight"
-    }
+    assert study.policy(about, base.Settings()).endswith(
+        f"open now, an epsilon of {wanted[1]:.3g} told so far"
+    )
+    assert {one["delta"] for one in updates(tmp_path)} == {DELTA} and {
+        one["fields"] for one in updates(tmp_path)
+    } == {"data examples weight"}
     any_model = '[evaluation]\nmodels = "any"\n'
-    with federation(NOISY, files=sites(tmp_path, wanted[2] + 0.01, any_model), folder=tmp_path) as (fed, _, _):
+    with federation(NOISY, files=sites(tmp_path, wanted[2] + 0.01, any_model), folder=tmp_path) as (
+        fed,
+        _,
+        _,
+    ):
         fed.init(jax.random.key(1))
         third, seen = fed.run(second, ALL)  # as from a checkpoint: the same bits, which cost nothing
         assert float(seen["clients"]) == 4 and updates(tmp_path)[-1]["epsilon"] == pytest.approx(wanted[1])
         other = second._replace(server=jax.tree.map(lambda x: x + 1, second.server))
-        assert float(fed.run(other, ALL)[1]["clients"]) == 4 and updates(tmp_path)[-1]["epsilon"] == pytest.approx(wanted[2])
+        assert float(fed.run(other, ALL)[1]["clients"]) == 4 and updates(tmp_path)[-1][
+            "epsilon"
+        ] == pytest.approx(wanted[2])
         for _ in range(2):
             third, seen = fed.run(third, ALL)
             assert float(seen["clients"]) == 3
-        # And not once more with those bits, which are no longer the last of that round: known only after work, so it is counted.
+        # And not once more with those bits, which are no longer the last of that round: known only after work, so it is
+        # counted.
         assert float(fed.run(second, ALL)[1]["clients"]) == 3
     reasons = [one.about["reason"] for one in show(tmp_path / "coordinator" / "audit", what="declined")]
     limit = f"an epsilon of {wanted[2] + 0.01:g} at delta 1e-05, which is spent (leaving.epsilon) [epsilon]"
-    assert reasons[:2] == [f"{NAMES[WHO]} lets its updates tell no more than {limit}"] * 2 and "epsilon" not in reasons[2]
+    assert (
+        reasons[:2] == [f"{NAMES[WHO]} lets its updates tell no more than {limit}"] * 2
+        and "epsilon" not in reasons[2]
+    )
     refused = [one.about for one in show(tmp_path / NAMES[WHO] / "audit", what="refused")]
     assert [limit in one["reason"] for one in refused] == [True] * 3
-    assert len(updates(tmp_path)) == 4 and json.loads((tmp_path / NAMES[WHO] / "told.json").read_text())["told"] == 4 * (2 / NOISE) ** 2
+    assert (
+        len(updates(tmp_path)) == 4
+        and json.loads((tmp_path / NAMES[WHO] / "told.json").read_text())["told"] == 4 * (2 / NOISE) ** 2
+    )
 
 
 def test_a_study_that_says_its_own_epsilon_is_one_of_that_hash(tmp_path):

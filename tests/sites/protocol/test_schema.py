@@ -1,4 +1,5 @@
-"""Sites whose columns or features differ, be it in their order alone, do not train together; by names they are put in one order."""
+"""Sites whose columns or features differ, be it in their order alone, do not train together; by names they
+are put in one order."""
 
 import dataclasses
 
@@ -28,11 +29,15 @@ def composed():
 def data(seed, order=(0, 1, 2), **rest):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(8, 3)).astype(np.float32), rng.integers(0, 2, 8).astype(np.int32)
-    return fc.Clients.from_list([{"x": x[:, list(order)], "y": y}], features={"x": [NAMES[i] for i in order]}, **rest)
+    return fc.Clients.from_list(
+        [{"x": x[:, list(order)], "y": y}], features={"x": [NAMES[i] for i in order]}, **rest
+    )
 
 
 def sites(*each):
-    return [SiteFile(name=name, data=one) for name, one in zip(("charite", "mayo", "oslo"), each, strict=False)]
+    return [
+        SiteFile(name=name, data=one) for name, one in zip(("charite", "mayo", "oslo"), each, strict=False)
+    ]
 
 
 def run(composed, *each, **rest):
@@ -43,7 +48,10 @@ def run(composed, *each, **rest):
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        (data(1, (0, 2, 1)), "charite has 'x: weight' where mayo has 'x: sex': the same features in another order"),
+        (
+            data(1, (0, 2, 1)),
+            "charite has 'x: weight' where mayo has 'x: sex': the same features in another order",
+        ),
         (
             data(1).arranged({"x": NAMES}).with_columns({**data(1).columns, "z": np.ones(8)}),
             "mayo has 'z: float64[]', which charite has not",
@@ -63,7 +71,9 @@ def test_the_first_difference_is_named_with_both_sites(composed, other, what):
 
 def test_sites_are_put_in_the_studys_order_by_their_names(composed):
     expected = run(composed, data(0), data(1))
-    apart = {name: data(1).columns["x"][:, i] for i, name in reversed(list(enumerate(NAMES)))} | {"y": data(1).columns["y"]}
+    apart = {name: data(1).columns["x"][:, i] for i, name in reversed(list(enumerate(NAMES)))} | {
+        "y": data(1).columns["y"]
+    }
     for other in (data(1, (2, 0, 1)), fc.Clients.from_list([apart])):
         found = run(composed, data(0), other, features={"x": NAMES})
         jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -82,21 +92,40 @@ def test_the_order_of_a_dictionary_is_nothing(composed):
 
 def test_thousands_of_names_fit_a_message_and_the_rest_is_told_by_the_digest():
     names = [f"gene {i} of {'x' * 20}" for i in range(20_000)]
-    here, there = (said(items_of({"x": "float32[20000]"}, {"x": of})) for of in (names, [*names[:-2], names[-1], names[-2]]))
+    here, there = (
+        said(items_of({"x": "float32[20000]"}, {"x": of}))
+        for of in (names, [*names[:-2], names[-1], names[-2]])
+    )
     assert len(here) <= 40 and sum(len(str(line)) for line in here.values()) < 50_000
     assert difference("charite", here, "mayo", here) is None
     assert "beyond the first" in difference("charite", here, "mayo", there)
     early = said(items_of({"x": "float32[20000]"}, {"x": [names[1], names[0], *names[2:]]}))
     assert difference("charite", here, "mayo", early).startswith("charite has 'x: gene 0 of")
-    for broken in ({"schema": "1"}, {"schema": "1", "columns": "{}"}, {"schema": "1", "columns": "[[]]"}, {"schema": "1", "columns": 3}):
-        assert difference("charite", here, "mayo", broken) == "charite and mayo have other columns, shapes or dtypes"
+    for broken in (
+        {"schema": "1"},
+        {"schema": "1", "columns": "{}"},
+        {"schema": "1", "columns": "[[]]"},
+        {"schema": "1", "columns": 3},
+    ):
+        assert (
+            difference("charite", here, "mayo", broken)
+            == "charite and mayo have other columns, shapes or dtypes"
+        )
 
 
 @pytest.mark.parametrize(
     ("here", "there", "said"),
     [
-        ({"x": "float32[2]"}, {"age": "int32[]", "x": "float32[2]"}, "mayo has 'age: int32[]', which charite has not"),
-        ({"age": "int32[]", "x": "float32[2]"}, {"x": "float32[2]"}, "charite has 'age: int32[]', which mayo has not"),
+        (
+            {"x": "float32[2]"},
+            {"age": "int32[]", "x": "float32[2]"},
+            "mayo has 'age: int32[]', which charite has not",
+        ),
+        (
+            {"age": "int32[]", "x": "float32[2]"},
+            {"x": "float32[2]"},
+            "charite has 'age: int32[]', which mayo has not",
+        ),
         (
             {"x": "float32[2]", "y": "int64[]"},
             {"x": "float32[2]", "y": "float64[]"},
@@ -121,9 +150,13 @@ def test_another_unit_at_one_site_is_named_before_the_first_round(composed, capl
     steps = [fc.preprocess.Standardise("x")]
     run(composed, site(0, 1), site(1, 1), site(2, 1), prepare=steps)
     assert "another unit" not in caplog.text
-    run(composed, site(0, 1), site(1, 1), site(2, 1000), prepare=steps, folder=tmp_path)  # grams for kilograms
+    run(
+        composed, site(0, 1), site(1, 1), site(2, 1000), prepare=steps, folder=tmp_path
+    )  # grams for kilograms
     said = [r.getMessage() for r in caplog.records if "another unit" in r.getMessage()]
-    assert said == ["oslo has a mean of 'weight' in 'x' far from that of the other sites: is it in another unit, or another column?"]
+    assert said == [
+        "oslo has a mean of 'weight' in 'x' far from that of the other sites: is it in another unit, or another column?"
+    ]
     (entry,) = [entry for entry in show(tmp_path / "audit") if entry.what == "far apart"]
     assert entry.about["reason"] == said[0]
 
@@ -139,7 +172,10 @@ def test_another_unit_at_one_site_is_named_before_the_first_round(composed, capl
     ],
 )
 def test_hospitals_differ_by_less_than_units_do(own, others, apart):
-    said = [{"count": np.array(50), "mean": np.array(m), "m2": np.array(50 * s**2)} for m, s in (own, others, others)]
+    said = [
+        {"count": np.array(50), "mean": np.array(m), "m2": np.array(50 * s**2)}
+        for m, s in (own, others, others)
+    ]
     found = far([fc.preprocess.Standardise("x")], ["charite", "mayo", "oslo"], [[one] for one in said], {})
     assert [sentence.split()[0] for sentence in found] == (["charite"] if apart else [])
 
@@ -180,4 +216,7 @@ def test_the_doctor_compares_features_with_those_of_the_study(composed, tmp_path
         (finding,) = [f for f in examine(path, settings) if f.what == "data"]
         assert finding.fine is fine
         if not fine:
-            assert "this site has 'x: weight' where the study has 'x: age': the same features in another order" in finding.said
+            assert (
+                "this site has 'x: weight' where the study has 'x: age': the same features in another order"
+                in finding.said
+            )

@@ -1,4 +1,5 @@
-"""What a site keeps is there as long as a checkpoint may ask for it, and no longer; and never more than the site gives."""
+"""What a site keeps is there as long as a checkpoint may ask for it, and no longer; and never more than the
+site gives."""
 
 import jax
 import numpy as np
@@ -52,7 +53,9 @@ def test_a_version_is_whole_or_not_there(tmp_path):
 
 @pytest.mark.parametrize("where", ["folder", "memory", "another process"])
 def test_what_is_needed_stays_and_of_the_rest_the_last_written(where, tmp_path):
-    keep = filled(None if where == "memory" else tmp_path / "run", 1, 2, 9, 3, 4)  # 9 was written before a fall back
+    keep = filled(
+        None if where == "memory" else tmp_path / "run", 1, 2, 9, 3, 4
+    )  # 9 was written before a fall back
     keep = ClientStateStore(tmp_path / "run") if where == "another process" else keep
     keep.make_room(LIKE, 5, needed={1, 9, 17}, recent=1)
     assert there(keep) == [1, 4, 9]
@@ -63,16 +66,24 @@ def test_what_is_needed_stays_and_of_the_rest_the_last_written(where, tmp_path):
 def test_no_more_is_kept_than_the_site_gives_and_nothing_that_is_needed_goes(tmp_path):
     filled(tmp_path / "former", 1)
     keep = filled(tmp_path / "run", 1, 2, 3, 4)
-    keep.make_room(LIKE, 5, needed={1}, recent=64, most_gb=0.0041)  # one of another run, the one needed, the new one, and one more
+    keep.make_room(
+        LIKE, 5, needed={1}, recent=64, most_gb=0.0041
+    )  # one of another run, the one needed, the new one, and one more
     assert there(keep) == [1, 4]
-    with pytest.raises(NoRoom, match=r"needs 3 versions of 0.001 GB.*0.001 GB are of other runs.*gives 0.0031 GB \(caps.kept_gb\)"):
+    with pytest.raises(
+        NoRoom,
+        match=r"needs 3 versions of 0.001 GB.*0.001 GB are of other runs.*gives 0.0031 GB \(caps.kept_gb\)",
+    ):
         keep.make_room(LIKE, 5, needed={1, 4}, recent=0, most_gb=0.0031)
     assert there(keep) == [1, 4]
 
 
 @pytest.fixture(scope="module")
 def stateful():
-    return fc.compose(fc.algorithms.scaffold(fc.models.linear(features=3), 0.1, 4), uplink=fc.uplink.feedback(fc.uplink.quantize(4)))
+    return fc.compose(
+        fc.algorithms.scaffold(fc.models.linear(features=3), 0.1, 4),
+        uplink=fc.uplink.feedback(fc.uplink.quantize(4)),
+    )
 
 
 class Killed(Exception):
@@ -80,7 +91,8 @@ class Killed(Exception):
 
 
 def run(composed, folder, rounds, every, die=None, **settings):
-    """(the state after these rounds, how many versions each site had at most) of a run that is killed before round `die`."""
+    """(the state after these rounds, how many versions each site had at most) of a run that is killed before
+    round `die`."""
     most = 0
 
     class Federation(fc.Federation):
@@ -93,9 +105,18 @@ def run(composed, folder, rounds, every, die=None, **settings):
             return found
 
     files = site_files("numbers", folder)
-    with Federation(composed, files, batch_size=BATCH, steps=1, transport="in-process", folder=folder / "coordinator") as fed:
+    with Federation(
+        composed, files, batch_size=BATCH, steps=1, transport="in-process", folder=folder / "coordinator"
+    ) as fed:
         history = fc.fit(
-            fed, rounds, fc.cohorts.uniform(4, 3), run_dir=folder / "run", checkpoint_every=every, keep=2, progress=False, **settings
+            fed,
+            rounds,
+            fc.cohorts.uniform(4, 3),
+            run_dir=folder / "run",
+            checkpoint_every=every,
+            keep=2,
+            progress=False,
+            **settings,
         )
     return history.state, most
 
@@ -110,7 +131,9 @@ def run(composed, folder, rounds, every, die=None, **settings):
 )
 def test_a_run_resumes_however_rare_its_checkpoints_are(stateful, tmp_path, rounds, every, die, damage):
     whole, most = run(stateful, tmp_path / "whole", rounds, every)
-    assert most <= 2 + 3  # of two checkpoints and one that is being written, the round's first, and the new one
+    assert (
+        most <= 2 + 3
+    )  # of two checkpoints and one that is being written, the round's first, and the new one
     with pytest.raises(Killed):
         run(stateful, tmp_path / "killed", rounds, every, die)
     if damage:
@@ -127,9 +150,21 @@ def test_a_site_that_is_late_for_long_keeps_little_and_what_counted(stateful, tm
         found.result()  # it has done its work
         return found if site != "mayo" or n < 2 else failed()
 
-    settings = {"files": site_files("numbers", tmp_path), "folder": tmp_path, "rules": Rules(quorum=3, attempts=1)}
+    settings = {
+        "files": site_files("numbers", tmp_path),
+        "folder": tmp_path,
+        "rules": Rules(quorum=3, attempts=1),
+    }
     with federation(stateful, "numbers", fault=lose, **settings) as (fed, _, transport):
-        history = fc.fit(fed, 8, fc.cohorts.everyone(4), run_dir=tmp_path / "run", checkpoint_every=2, keep=2, progress=False)
+        history = fc.fit(
+            fed,
+            8,
+            fc.cohorts.everyone(4),
+            run_dir=tmp_path / "run",
+            checkpoint_every=2,
+            keep=2,
+            progress=False,
+        )
         assert np.asarray(history.state.clients.version).tolist() == [8, 1, 8, 8]
         assert len(list((tmp_path / "mayo" / "kept").rglob("kept-0*"))) <= 3
         transport.fault = lambda send, site, request, n: send(site, request)
@@ -141,8 +176,12 @@ def test_a_site_declines_rather_than_forget_what_the_run_needs(stateful, tmp_pat
     policy = tmp_path / "policy.toml"
     policy.write_text('site = "charite"\n[tasks]\nmode = "first-use"\n[caps]\nkept_gb = 5e-8')
     data = {one.name: one.data for one in site_files("numbers")}
-    files = [SiteFile(name=name, data=x, policy=policy if name == "charite" else None) for name, x in data.items()]
-    with fc.Federation(stateful, files, batch_size=BATCH, steps=1, transport="in-process", folder=tmp_path / "coordinator") as fed:
+    files = [
+        SiteFile(name=name, data=x, policy=policy if name == "charite" else None) for name, x in data.items()
+    ]
+    with fc.Federation(
+        stateful, files, batch_size=BATCH, steps=1, transport="in-process", folder=tmp_path / "coordinator"
+    ) as fed:
         _, seen = fed.run(fed.init(jax.random.key(0)), range(4))
         assert float(seen["missing"]) == 1
         assert "caps.kept_gb" in (tmp_path / "coordinator" / "audit" / "audit-000001.jsonl").read_text()
@@ -173,6 +212,8 @@ def asked(round, **fields):
 def test_answers_are_known_as_long_as_they_may_be_asked_again():
     known = {f"{run}/{round}/0": round for round in range(300) for run in ("run", "former")}
     found = may_come_again(known, asked(299, oldest=100))
-    assert [round for where, round in found.items() if where.startswith("run/")][-200:] == list(range(100, 300))
+    assert [round for where, round in found.items() if where.startswith("run/")][-200:] == list(
+        range(100, 300)
+    )
     assert len(found) == 200 + 64 and list(found) == [where for where in known if where in found]
     assert list(may_come_again(known, asked(299))) == list(known)[-64:]

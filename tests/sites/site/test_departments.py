@@ -1,4 +1,5 @@
-"""A site that trains its departments as clients of their own is the simulator in which all of them are clients."""
+"""A site that trains its departments as clients of their own is the simulator in which all of them are
+clients."""
 
 import dataclasses
 from functools import cache
@@ -28,9 +29,15 @@ from tests.sites.federations import COORDINATOR, drawing, federation
 
 TASK = fc.models.linear(features=2)
 # Divides by the number of clients, as noise for a sum does: which the coordinator must have right.
-BY_CLIENTS = stage("by_clients", finish=lambda state, value, info, key: (jax.tree.map(lambda x: 3 * x / info.clients, value), state))
+BY_CLIENTS = stage(
+    "by_clients",
+    finish=lambda state, value, info, key: (jax.tree.map(lambda x: 3 * x / info.clients, value), state),
+)
 UPLINK = fc.uplink.chain(fc.uplink.clip(0.2), fc.uplink.quantize(bits=8), BY_CLIENTS)
-WARDS = {"charite": ["icu", "ear", "icu", "icu", "eye", "ear", "icu", "eye", "icu", "gyn", "gyn"], "mayo": [7, 3, 3, 7, 7]}
+WARDS = {
+    "charite": ["icu", "ear", "icu", "icu", "eye", "ear", "icu", "eye", "icu", "gyn", "gyn"],
+    "mayo": [7, 3, 3, 7, 7],
+}
 
 
 @cache
@@ -42,7 +49,10 @@ def site_columns():
     rng, found = np.random.default_rng(0), {}
     for name, wards in {**WARDS, "oslo": None}.items():
         n = 4 if wards is None else len(wards)
-        found[name] = {"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)}
+        found[name] = {
+            "x": rng.normal(size=(n, 2)).astype(np.float32),
+            "y": rng.normal(size=n).astype(np.float32),
+        }
         found[name] |= {} if wards is None else {"ward": np.array(wards)}
     return found
 
@@ -50,7 +60,12 @@ def site_columns():
 def site_files(folder=None):
     """Two sites that are divided, and one that is not."""
     return [
-        SiteFile(name=name, data=data, departments="ward" if "ward" in data else None, folder=None if folder is None else folder / name)
+        SiteFile(
+            name=name,
+            data=data,
+            departments="ward" if "ward" in data else None,
+            folder=None if folder is None else folder / name,
+        )
         for name, data in site_columns().items()
     ]
 
@@ -101,9 +116,12 @@ def test_departments_of_sites_end_where_clients_of_a_simulator_end(ran):
 
 
 def test_under_secure_aggregation_the_sum_is_that_of_all_departments_to_the_last_bit():
-    """By whole numbers, which no order of adding changes; a site's weight is that of all of its departments."""
+    """By whole numbers, which no order of adding changes; a site's weight is that of all of its
+    departments."""
     hidden = fc.uplink.chain(fc.uplink.clip(0.2), fc.uplink.secure(bound=0.2, bits=16, weights=2**10))
-    composed = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=hidden, aggregator=fc.aggregators.total())
+    composed = fc.compose(
+        fc.algorithms.fedavg(TASK, optax.sgd(0.1)), uplink=hidden, aggregator=fc.aggregators.total()
+    )
     with federation(composed, files=site_files(), departments=True) as (fed, _, transport):
         state = fed.init(jax.random.key(1))
         for _ in range(2):
@@ -117,7 +135,9 @@ def test_logs_say_how_many_departments_a_report_is_of_and_nobody_else_which(ran)
     folder, _, _ = ran
     for name, count in {"charite": 4, "mayo": 2, "oslo": 1}.items():
         ledger = show(folder / name / "audit")
-        assert [one.about["clients"] for one in ledger if one.what == "left" and one.about["kind"] == "update"] == [count, count]
+        assert [
+            one.about["clients"] for one in ledger if one.what == "left" and one.about["kind"] == "update"
+        ] == [count, count]
         heard = show(folder / "coordinator" / "audit", site=name)
         assert [one.about["clients"] for one in heard if one.what == "update"] == [count, count]
     said = b"".join(path.read_bytes() for path in (folder / "coordinator" / "audit").iterdir())
@@ -142,7 +162,9 @@ def test_more_end_where_the_simulator_ends(name, monkeypatch, tmp_path):
     files = site_files()
     if settings.pop("saved", False):
         clients = load_data(files[0])
-        fc.Clients(clients.columns, clients.offsets, [one.partition("/")[2] for one in clients.ids]).save(tmp_path / "charite")
+        fc.Clients(clients.columns, clients.offsets, [one.partition("/")[2] for one in clients.ids]).save(
+            tmp_path / "charite"
+        )
         files[0] = SiteFile(name="charite", data=tmp_path / "charite")
     if lanes := settings.pop("lanes", None):
         monkeypatch.setattr(tune, "guess", lambda composed: lanes)
@@ -172,7 +194,11 @@ def test_columns_are_prepared_as_those_of_whole_sites():
 @pytest.mark.slow
 def test_sites_and_coordinator_that_start_again_end_bit_for_bit(ran, tmp_path):
     def fit(rounds):
-        with federation(fedavg(), files=site_files(tmp_path), folder=tmp_path, departments=True) as (fed, _, _):
+        with federation(fedavg(), files=site_files(tmp_path), folder=tmp_path, departments=True) as (
+            fed,
+            _,
+            _,
+        ):
             keeping = {"run_dir": tmp_path / "run", "checkpoint_every": 1, "progress": False}
             return fc.fit(fed, rounds, cohorts=lambda r: [0, 1, 2], key=jax.random.key(1), **keeping).state
 
@@ -207,7 +233,11 @@ def test_nothing_leaves_where_one_department_has_nothing_that_may_be_used():
     assert bool(visited(fedavg(), clients, Plan(4, epochs=2)).fine)
     x = clients.columns["x"].copy()
     x[0] = 1e18  # from which training diverges
-    assert not bool(visited(fedavg(), fc.Clients({**clients.columns, "x": x}, clients.offsets, clients.ids), Plan(4, epochs=2)).fine)
+    assert not bool(
+        visited(
+            fedavg(), fc.Clients({**clients.columns, "x": x}, clients.offsets, clients.ids), Plan(4, epochs=2)
+        ).fine
+    )
 
 
 @pytest.mark.slow
@@ -221,7 +251,9 @@ def test_convolutions_are_not_measured_at_a_site(monkeypatch):
     clients = fc.Clients.from_list(rows, ids=["charite/a", "charite/b"])
     composed = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1)))
     draws = drawing(jax.random.key(1), 0, clients.addresses[0])
-    assert bool(Departments(composed, clients, Plan(4, epochs=1)).visit(task.init(jax.random.key(0)), draws).fine)
+    assert bool(
+        Departments(composed, clients, Plan(4, epochs=1)).visit(task.init(jax.random.key(0)), draws).fine
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +264,8 @@ def test_convolutions_are_not_measured_at_a_site(monkeypatch):
         (lambda: fedavg(fc.uplink.feedback(fc.uplink.quantize(bits=8))), "keeps state at each client"),
         (
             lambda: fc.compose(
-                fc.algorithms.fedavg(TASK, optax.sgd(0.1), weighting=fc.algorithms.uniform), aggregator=fc.aggregators.trimmed_mean(0.1)
+                fc.algorithms.fedavg(TASK, optax.sgd(0.1), weighting=fc.algorithms.uniform),
+                aggregator=fc.aggregators.trimmed_mean(0.1),
             ),
             "aggregators.mean",
         ),
@@ -246,7 +279,9 @@ def test_what_cannot_be_one_mean_is_refused_where_the_study_is_made(composed, sa
 def test_both_ends_must_agree_that_departments_are_clients():
     whole, apart = Study(fedavg(), 4), Study(fedavg(), 4, departments=True)
     assert whole.hash != apart.hash
-    with pytest.raises(ValueError, match=r"divided into departments, 4 of them, .* agree on a study with departments=True"):
+    with pytest.raises(
+        ValueError, match=r"divided into departments, 4 of them, .* agree on a study with departments=True"
+    ):
         Site(site_files()[0], whole, COORDINATOR.public)
     assert Site(site_files()[2], apart, COORDINATOR.public).context.data.counted == {"clients": 1}
 
@@ -273,23 +308,35 @@ def test_bad_records_leave_their_own_department():
     columns = {"x": np.array([[1.0], [np.nan], [3.0], [np.nan]], np.float32), "ward": np.array([1, 1, 2, 3])}
     clients = divided("mayo", columns, "ward", allow_nan=True)
     good, bad = usable(clients, TASK._replace(check=None))
-    assert bad.tolist() == [1, 3] and good.sizes.tolist() == [1, 1, 0] and good.ids.tolist() == clients.ids.tolist()
+    assert (
+        bad.tolist() == [1, 3]
+        and good.sizes.tolist() == [1, 1, 0]
+        and good.ids.tolist() == clients.ids.tolist()
+    )
 
 
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
         ("", "does not let 'clients' leave"),
-        ('fields = ["weight", "examples", "data", "clients"]\n[minimum]\ndepartment = 3', "for a reason that is for its staff"),
+        (
+            'fields = ["weight", "examples", "data", "clients"]\n[minimum]\ndepartment = 3',
+            "for a reason that is for its staff",
+        ),
     ],
 )
 def test_the_policy_of_a_site_has_a_say(policy, said, tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text(f'site = "mayo"\n[tasks]\nmode = "first-use"\n[leaving]\n{policy}')
     files = [site_files()[0], dataclasses.replace(site_files(tmp_path)[1], policy=path)]
-    with pytest.raises(Paused, match="mayo"), federation(fedavg(), files=files, folder=tmp_path, departments=True):
+    with (
+        pytest.raises(Paused, match="mayo"),
+        federation(fedavg(), files=files, folder=tmp_path, departments=True),
+    ):
         pass
-    (reason,) = [one.about["reason"] for one in show(tmp_path / "coordinator" / "audit") if one.what == "declined"]
+    (reason,) = [
+        one.about["reason"] for one in show(tmp_path / "coordinator" / "audit") if one.what == "declined"
+    ]
     assert said in reason
     (true,) = [one.about["reason"] for one in show(tmp_path / "mayo" / "audit", what="refused")]
     assert true == reason or "minimum.department" in true
@@ -297,11 +344,22 @@ def test_the_policy_of_a_site_has_a_say(policy, said, tmp_path):
 
 def test_the_time_to_train_is_not_limited_within_departments():
     with pytest.raises(ValueError, match=r"train_seconds=5\) cannot be kept with departments=True"):
-        Federation(fedavg(), site_files(), batch_size=4, departments=True, rules=Rules(train_seconds=5.0), transport="in-process")
+        Federation(
+            fedavg(),
+            site_files(),
+            batch_size=4,
+            departments=True,
+            rules=Rules(train_seconds=5.0),
+            transport="in-process",
+        )
 
 
 def test_a_run_of_whole_sites_is_not_gone_on_with_by_departments(tmp_path):
-    whole = [dataclasses.replace(one, departments=None, data=everyone([one.name])) for one in site_files() if one.name == "oslo"]
+    whole = [
+        dataclasses.replace(one, departments=None, data=everyone([one.name]))
+        for one in site_files()
+        if one.name == "oslo"
+    ]
     with federation(fedavg(), files=whole, folder=tmp_path):
         pass
     anew = federation(fedavg(), files=whole, folder=tmp_path, departments=True)
@@ -321,7 +379,12 @@ def test_the_doctor_looks_at_departments(tmp_path):
     here, path = "tests.sites.site.test_departments", tmp_path / "policy.toml"
     path.write_text('site = "mayo"\n[tasks]\nmode = "first-use"\n[minimum]\ndepartment = 3')
     about = SiteFile(
-        name="mayo", data=f"{here}:mayo", study=f"{here}:study", arguments={"departments": True}, departments="ward", policy=path
+        name="mayo",
+        data=f"{here}:mayo",
+        study=f"{here}:study",
+        arguments={"departments": True},
+        departments="ward",
+        policy=path,
     )
     assert "5 examples" in CHECKS["data"](about, Settings())
     with pytest.raises(Unfit, match="a department has 2 examples, and the policy asks for 3"):

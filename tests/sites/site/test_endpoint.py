@@ -53,7 +53,9 @@ def test_a_federation_of_files(tmp_path):
     mine = study(0.1)
     allowed = f'[tasks]\nallowed = ["{mine.hash}"]\n[minimum]\nper_class = 1\n'
     (tmp_path / "policy.toml").write_text(f'site = "charite"\n{allowed}')
-    with Federation(mine.round, [tmp_path / "site.toml"], batch_size=2, transport="in-process", key=coordinator) as fed:
+    with Federation(
+        mine.round, [tmp_path / "site.toml"], batch_size=2, transport="in-process", key=coordinator
+    ) as fed:
         state, seen = fed.run(fed.init(jax.random.key(0)), [0])
     assert int(state.round) == 1 and float(seen["examples"]) == 2
 
@@ -74,14 +76,18 @@ def test_a_site_file_is_checked(tmp_path):
 
 
 def test_a_study_is_built_from_what_is_installed():
-    assert build("tests.sites.site.test_endpoint:study", {"lr": 0.1}).hash == study(0.1).hash != study(0.2).hash
+    assert (
+        build("tests.sites.site.test_endpoint:study", {"lr": 0.1}).hash == study(0.1).hash != study(0.2).hash
+    )
     with pytest.raises(ValueError, match="names no function"):
         build("tests.sites.site.test_endpoint", {})
     with pytest.raises(ValueError, match=r"must return a .*Study"):
         build("tests.sites.site.test_endpoint:note", {"text": "hello"})
     with pytest.raises(ValueError, match="no module 'nowhere' here"):
         build("nowhere:study", {})
-    with pytest.raises(ValueError, match=r"does not take the arguments \{'rate': 0.1\}: missing a required argument: 'lr'"):
+    with pytest.raises(
+        ValueError, match=r"does not take the arguments \{'rate': 0.1\}: missing a required argument: 'lr'"
+    ):
         build("tests.sites.site.test_endpoint:study", {"rate": 0.1})
 
 
@@ -97,8 +103,14 @@ def test_a_fingerprint_tells_nothing_without_the_sites_key(tmp_path):
     assert told(tmp_path / "one") == (first, plain) and told(tmp_path / "one", age=59.0)[0] != first
     assert told(tmp_path / "one", order=np.zeros((1, 2, 2), np.int32))[0] not in (first, second, plain)
     shutil.move(tmp_path / "one", tmp_path / "moved")  # a site that is moved with its key keeps it
-    assert told(tmp_path / "moved")[0] == first == told(tmp_path / "anew", key=tmp_path / "moved" / "charite.key")[0]
-    assert told(None) == told(None)  # in the process of who has the data: a run resumes there, and no key is kept
+    assert (
+        told(tmp_path / "moved")[0]
+        == first
+        == told(tmp_path / "anew", key=tmp_path / "moved" / "charite.key")[0]
+    )
+    assert told(None) == told(
+        None
+    )  # in the process of who has the data: a run resumes there, and no key is kept
 
 
 CALLED = []

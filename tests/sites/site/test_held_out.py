@@ -1,4 +1,5 @@
-"""People who are held out at sites are not trained on, and models are judged by them: the numbers of a simulator that splits alike."""
+"""People who are held out at sites are not trained on, and models are judged by them: the numbers of a
+simulator that splits alike."""
 
 import logging
 
@@ -35,7 +36,12 @@ def people(i):
     n = SIZES[i]
     person = rng.permutation(np.repeat(np.arange(-(-n // 2)), 2)[:n])
     x = rng.normal(5, 2, (person.max() + 1, 3))[person].astype(np.float32)
-    return {"x": x, "y": rng.integers(0, 2, n).astype(np.int32), "who": person + 2**40, "ward": WARDS[rng.integers(0, 2, n)]}
+    return {
+        "x": x,
+        "y": rng.integers(0, 2, n).astype(np.int32),
+        "who": person + 2**40,
+        "ward": WARDS[rng.integers(0, 2, n)],
+    }
 
 
 def plain(columns, *names):
@@ -47,7 +53,14 @@ def sites(data, **about):
 
 
 def federation(composed, files, **rest):
-    settings = {"batch_size": 4, "epochs": 1, "seed": SEED, "held_out": SHARE, "transport": "in-process", **rest}
+    settings = {
+        "batch_size": 4,
+        "epochs": 1,
+        "seed": SEED,
+        "held_out": SHARE,
+        "transport": "in-process",
+        **rest,
+    }
     return Federation(composed, files, **settings)
 
 
@@ -57,7 +70,8 @@ def same(state, expected):
 
 @pytest.mark.parametrize("by", [None, "who"])
 def test_sites_are_the_simulator_that_splits_alike(composed, by, tmp_path):
-    """Training, its sums for preprocessing, its sizes and weights by one part; evaluation, fit's best and cross-evaluation by the other."""
+    """Training, its sums for preprocessing, its sizes and weights by one part; evaluation, fit's best and
+    cross-evaluation by the other."""
     everyone = fc.Clients.from_list([plain(people(i), "who") for i in range(3)], ids=list(NAMES))
     train, test = (part.without("who") for part in everyone.split(1 - SHARE, seed=SEED, by=by))
     steps = [Standardise("x")]
@@ -70,12 +84,27 @@ def test_sites_are_the_simulator_that_splits_alike(composed, by, tmp_path):
         state, told = fed.run(fed.init(jax.random.key(1)), [0, 1, 2])
         found, crossed = fed.evaluate(state), fed.cross_evaluate({"last": state.params})
         assert fed.clients.sizes.tolist() == train.sizes.tolist() and fed.prepared.digest == fitted.digest
-        history = fc.fit(fed, 1, lambda r: [0, 1, 2], key=jax.random.key(1), evaluate_every=1, best="accuracy", mode="max", progress=False)
+        history = fc.fit(
+            fed,
+            1,
+            lambda r: [0, 1, 2],
+            key=jax.random.key(1),
+            evaluate_every=1,
+            best="accuracy",
+            mode="max",
+            progress=False,
+        )
     same(state, expected)
     assert float(told["examples"]) == float(seen["examples"]) == train.examples
-    assert found.on == "held-out" and found.sizes.tolist() == test.sizes.tolist() == crossed.counts[0].tolist()
+    assert (
+        found.on == "held-out" and found.sizes.tolist() == test.sizes.tolist() == crossed.counts[0].tolist()
+    )
     for metric in ("loss", "accuracy"):
-        assert found.pooled[metric] == pytest.approx(judged.pooled[metric], rel=1e-5) == crossed.pooled(metric)[0]
+        assert (
+            found.pooled[metric]
+            == pytest.approx(judged.pooled[metric], rel=1e-5)
+            == crossed.pooled(metric)[0]
+        )
         np.testing.assert_allclose(found.clients[metric], judged.clients[metric], rtol=1e-5)
     assert history.records[-1]["accuracy"] == pytest.approx(judged.pooled["accuracy"], rel=1e-5)
 
@@ -104,19 +133,31 @@ def test_the_sites_own_column_goes_before_the_draw(composed):
     data = SiteData(SiteFile(name="charite", data=own[0], held_out="test", labels="y"), study)
     np.testing.assert_array_equal(data.judged.columns["x"], own[0]["x"][::3])
     np.testing.assert_array_equal(data.raw.columns["x"], np.delete(own[0]["x"], np.s_[::3], axis=0))
-    assert list(data.raw.columns) == ["x", "y"] and sum(data.asked.per_class.values()) == 8 == data.asked.examples
+    assert (
+        list(data.raw.columns) == ["x", "y"]
+        and sum(data.asked.per_class.values()) == 8 == data.asked.examples
+    )
 
 
 def test_what_is_held_out_is_part_of_the_study_and_the_same_in_every_process(composed):
-    studies = [Study(composed, 4, 1, seed=seed, held_out=share) for seed, share in ((0, 0.0), (0, 0.2), (0, 0.3), (1, 0.2))]
+    studies = [
+        Study(composed, 4, 1, seed=seed, held_out=share)
+        for seed, share in ((0, 0.0), (0, 0.2), (0, 0.3), (1, 0.2))
+    ]
     assert len({study.hash for study in studies}) == 4
-    data = [SiteData(SiteFile(name="oslo", data=plain(people(2))), study) for study in (studies[1], studies[1], studies[2], studies[3])]
+    data = [
+        SiteData(SiteFile(name="oslo", data=plain(people(2))), study)
+        for study in (studies[1], studies[1], studies[2], studies[3])
+    ]
     one, again, more, other = (d.judged.columns["x"] for d in data)
     np.testing.assert_array_equal(one, again)
     assert len(one) == 8 and len(more) == 12 and not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize(("on", "said"), [("trained on", "on the examples that were trained on"), ("held-out", "on the sites' held-out")])
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [("trained on", "on the examples that were trained on"), ("held-out", "on the sites' held-out")],
+)
 def test_fit_says_on_whom_the_best_is_chosen(on, said, caplog):
     class Sim:
         judged_on = on
@@ -128,15 +169,26 @@ def test_fit_says_on_whom_the_best_is_chosen(on, said, caplog):
 
 @pytest.mark.slow
 def test_memorised_outcomes_are_not_mistaken_for_skill(caplog):
-    """Random outcomes, that a large model can learn by heart: without held-out people the best is 1, and that is said."""
+    """Random outcomes, that a large model can learn by heart: without held-out people the best is 1, and that
+    is said."""
     rng = np.random.default_rng(0)
-    data = [{"x": rng.normal(size=(40, 20)).astype(np.float32), "y": rng.integers(0, 2, 40).astype(np.int32)} for _ in range(2)]
-    composed = fc.compose(fc.algorithms.fedavg(fc.models.mlp(features=20, hidden=(64,), classes=2), optax.sgd(0.3)))
+    data = [
+        {"x": rng.normal(size=(40, 20)).astype(np.float32), "y": rng.integers(0, 2, 40).astype(np.int32)}
+        for _ in range(2)
+    ]
+    composed = fc.compose(
+        fc.algorithms.fedavg(fc.models.mlp(features=20, hidden=(64,), classes=2), optax.sgd(0.3))
+    )
     best = {}
     for share in (0.0, 0.3):
         caplog.clear()
-        with federation(composed, sites(data), held_out=share, epochs=8) as fed, caplog.at_level(logging.WARNING):
-            history = fc.fit(fed, 10, lambda r: [0, 1], evaluate_every=5, best="accuracy", mode="max", progress=False)
+        with (
+            federation(composed, sites(data), held_out=share, epochs=8) as fed,
+            caplog.at_level(logging.WARNING),
+        ):
+            history = fc.fit(
+                fed, 10, lambda r: [0, 1], evaluate_every=5, best="accuracy", mode="max", progress=False
+            )
         best[share] = history.best.value
         assert ("on the examples that were trained on" in caplog.text) == (share == 0.0)
     assert best[0.0] > 0.95 and best[0.3] < 0.8
@@ -157,7 +209,9 @@ def test_a_minimum_of_examples_is_also_of_those_held_out(composed, tmp_path):
     for least, fine in ((8, True), (9, False)):
         policy.write_text(text.format(least))
         (finding,) = [one for one in examine(tmp_path / "site.toml") if one.what == "labels"]
-        assert finding.fine is fine and (fine or "8 examples are held out, and the policy asks for 9" in finding.said)
+        assert finding.fine is fine and (
+            fine or "8 examples are held out, and the policy asks for 9" in finding.said
+        )
         with federation(composed, [SiteFile(name="oslo", data=plain(people(2)), policy=policy)]) as fed:
             crossed = fed.cross_evaluate({"first": fed.init(jax.random.key(0)).params})
             assert crossed.counts.tolist() == [[8 if fine else 0]] and bool(crossed.reasons) is not fine
@@ -190,7 +244,9 @@ def test_a_column_of_held_out_people_needs_a_study_that_holds_some_out(composed)
     data = plain(people(0)) | {"test": np.arange(12) < 3, "who": people(0)["who"]}
     with pytest.raises(ValueError, match="charite names held_out = 'test', and the study holds nobody out"):
         load_data(SiteFile(name="charite", data=data, held_out="test"), study=Study(composed, 4, 1))
-    found = load_data(SiteFile(name="charite", data=data | {"test": data["y"]}, person="who"), study=Study(composed, 4, 1))
+    found = load_data(
+        SiteFile(name="charite", data=data | {"test": data["y"]}, person="who"), study=Study(composed, 4, 1)
+    )
     assert HELD_OUT not in found.columns and "who" not in found.columns
     with pytest.raises(TypeError, match="held_out of charite must name a column of its data, got float"):
         SiteFile(name="charite", data=data, held_out=0.2)

@@ -1,4 +1,5 @@
-"""A federation that prepares its columns is a simulator of the prepared clients; what leaves for it is what the policies name."""
+"""A federation that prepares its columns is a simulator of the prepared clients; what leaves for it is what
+the policies name."""
 
 import dataclasses
 import json
@@ -32,14 +33,17 @@ SUMS = USUAL + ', "moments", "categories"'
 
 
 def raw(seed=0):
-    """Four institutions' columns as they lie there: far from 0, with holes, in 64 bits, with whole numbers for words."""
+    """Four institutions' columns as they lie there: far from 0, with holes, in 64 bits, with whole numbers
+    for words."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(sum(SIZES), 3)) * [1, 1e3, 1e-2] + [5, -1e4, 0]
     age = rng.normal(60, 10, len(x))
     for column in (x, age):
         column[rng.random(column.shape) < 0.2] = np.nan
     sex, y = rng.choice([-7, 3_000_000_000, 11], len(x)), rng.integers(0, 2, len(x)).astype(np.int32)
-    return fc.Clients.from_arrays({"x": x, "age": age, "sex": sex, "y": y}, np.cumsum([0, *SIZES]), list(NAMES), allow_nan=True)
+    return fc.Clients.from_arrays(
+        {"x": x, "age": age, "sex": sex, "y": y}, np.cumsum([0, *SIZES]), list(NAMES), allow_nan=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,9 @@ def composed():
     """Logistic regression of all columns, of which `sex` has three codes and one for others."""
 
     def features(batch):
-        return jax.numpy.concatenate([batch["x"], batch["age"][:, None] / 100, jax.nn.one_hot(batch["sex"], 4)], axis=1)
+        return jax.numpy.concatenate(
+            [batch["x"], batch["age"][:, None] / 100, jax.nn.one_hot(batch["sex"], 4)], axis=1
+        )
 
     def loss(params, batch, key):
         return optax.softmax_cross_entropy_with_integer_labels(features(batch) @ params, batch["y"])
@@ -59,10 +65,16 @@ def composed():
 def files(folder=None, policies=None):
     everyone, made = raw(), []
     for i, name in enumerate(NAMES):
-        one = SiteFile(name=name, data=fc.Clients.from_list([everyone[i]], allow_nan=True), folder=folder and folder / name)
+        one = SiteFile(
+            name=name,
+            data=fc.Clients.from_list([everyone[i]], allow_nan=True),
+            folder=folder and folder / name,
+        )
         if policies is not None:
             path = folder / f"{name}.toml"
-            path.write_text(POLICY.format(name, policies.get(name, policies[""])[0], policies.get(name, policies[""])[1]))
+            path.write_text(
+                POLICY.format(name, policies.get(name, policies[""])[0], policies.get(name, policies[""])[1])
+            )
             one = dataclasses.replace(one, policy=path)
         made.append(one)
     return made
@@ -80,29 +92,62 @@ def test_sites_end_where_the_simulator_of_the_prepared_clients_ends(composed, tm
     prepared = fitted.apply(raw())
     sim = fc.Simulator(composed, prepared, lanes=2, batch_size=BATCH, epochs=EPOCHS)
     expected = run(sim)
-    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, sites, transport):
+    with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (
+        fed,
+        sites,
+        transport,
+    ):
         state = run(fed)
         assert fed.prepared.digest == fitted.digest
         assert_close(whole(fed, sites, state), expected)
         np.testing.assert_allclose(state.params, expected.params, rtol=1e-6, atol=1e-6)
-        at_hand, at_sites, crossed = sim.evaluate(expected), fed.evaluate(state), fed.cross_evaluate({"last": state.params})
-    assert at_sites.pooled["loss"] == pytest.approx(at_hand.pooled["loss"], rel=1e-5) == crossed.pooled("loss")[0]
+        at_hand, at_sites, crossed = (
+            sim.evaluate(expected),
+            fed.evaluate(state),
+            fed.cross_evaluate({"last": state.params}),
+        )
+    assert (
+        at_sites.pooled["loss"]
+        == pytest.approx(at_hand.pooled["loss"], rel=1e-5)
+        == crossed.pooled("loss")[0]
+    )
     assert [header_of(raw).kind for raw in transport.sent].count("measure") == 4
     for site in sites:  # what left, and by which numbers the site went on
-        entries = [entry.about for entry in show(site.context.folder / "audit") if entry.what == "left" and entry.about["kind"] == "sums"]
+        entries = [
+            entry.about
+            for entry in show(site.context.folder / "audit")
+            if entry.what == "left" and entry.about["kind"] == "sums"
+        ]
         assert [entry["fields"] for entry in entries] == ["categories examples moments"]
-        used = [entry.about["numbers"] for entry in show(site.context.folder / "audit") if entry.what == "prepared"]
+        used = [
+            entry.about["numbers"]
+            for entry in show(site.context.folder / "audit")
+            if entry.what == "prepared"
+        ]
         assert used == [fitted.digest]
-    assert {entry.about["numbers"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == "prepared"} == {fitted.digest}
+    assert {
+        entry.about["numbers"]
+        for entry in show(tmp_path / "coordinator" / "audit")
+        if entry.what == "prepared"
+    } == {fitted.digest}
 
 
 def test_text_of_all_sites_has_one_coding_and_so_have_labels(composed, tmp_path):
-    """The second site has no case of one class, and the first no patient of one ward: what each would number by itself is not alike."""
+    """The second site has no case of one class, and the first no patient of one ward: what each would number
+    by itself is not alike."""
     rng = np.random.default_rng(0)
-    wards = [np.array(["icu", "ear"])[rng.integers(0, 2, 12)], np.array(["ear", "onc"])[rng.integers(0, 2, 9)]]
+    wards = [
+        np.array(["icu", "ear"])[rng.integers(0, 2, 12)],
+        np.array(["ear", "onc"])[rng.integers(0, 2, 9)],
+    ]
     labels = [np.array(["benign", "malignant"])[rng.integers(0, 2, 12)], np.full(9, "malignant")]
     data = [
-        {"x": rng.normal(size=(len(y), 3)).astype(np.float32), "age": np.ones(len(y), np.float32), "sex": w, "y": y}
+        {
+            "x": rng.normal(size=(len(y), 3)).astype(np.float32),
+            "age": np.ones(len(y), np.float32),
+            "sex": w,
+            "y": y,
+        }
         for w, y in zip(wards, labels, strict=True)
     ]
     steps = (OrdinalEncode("sex", minimum=2), OrdinalEncode("y", categories=("benign", "malignant")))
@@ -112,11 +157,25 @@ def test_text_of_all_sites_has_one_coding_and_so_have_labels(composed, tmp_path)
     sim = fc.Simulator(composed, prepared, batch_size=BATCH, epochs=EPOCHS)
     expected, _ = sim.run(sim.init(jax.random.key(1)), [0, 1])
     sites = [SiteFile(name=name, data=columns) for name, columns in zip("ab", data, strict=True)]
-    with Federation(composed, sites, batch_size=BATCH, epochs=EPOCHS, prepare=steps, transport="in-process", folder=tmp_path) as fed:
+    with Federation(
+        composed,
+        sites,
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        prepare=steps,
+        transport="in-process",
+        folder=tmp_path,
+    ) as fed:
         state, _ = fed.run(fed.init(jax.random.key(1)), [0, 1])
     np.testing.assert_allclose(state.params, expected.params, rtol=1e-6, atol=1e-6)
     with Federation(  # which measures nothing: the coordinator has the categories of before
-        composed, sites, batch_size=BATCH, epochs=EPOCHS, prepare=steps, transport="in-process", folder=tmp_path
+        composed,
+        sites,
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        prepare=steps,
+        transport="in-process",
+        folder=tmp_path,
     ) as fed:
         assert fed.prepared.apply(everyone).columns["sex"].tolist() == prepared.columns["sex"].tolist()
     with pytest.raises(ValueError, match=r"column 'sex' holds text, .* fc.preprocess.OrdinalEncode\('sex'\)"):
@@ -129,13 +188,22 @@ def test_categories_of_a_single_example_may_be_told(composed):
     with federation(composed, files=files(), prepare=steps) as (fed, sites, _):
         _, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
     assert float(seen["clients"]) == 4
-    assert fed.prepared.parameters[1]["values"].tolist() == [-7, 11, 3_000_000_000] and sites[2].context.data.clients.examples == 1
+    assert (
+        fed.prepared.parameters[1]["values"].tolist() == [-7, 11, 3_000_000_000]
+        and sites[2].context.data.clients.examples == 1
+    )
 
 
 def test_a_run_that_is_started_again_has_the_same_numbers_and_measures_nothing(composed, tmp_path):
     def fit(fed, rounds):
         return fc.fit(
-            fed, rounds, cohorts=lambda r: [0, 1, 2, 3], key=jax.random.key(1), run_dir=tmp_path / "run", checkpoint_every=1, progress=False
+            fed,
+            rounds,
+            cohorts=lambda r: [0, 1, 2, 3],
+            key=jax.random.key(1),
+            run_dir=tmp_path / "run",
+            checkpoint_every=1,
+            progress=False,
         )
 
     with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, _):
@@ -169,19 +237,33 @@ def test_other_numbers_are_another_run(composed, tmp_path):
     with federation(composed, files=files(tmp_path), folder=tmp_path, prepare=STEPS) as (fed, _, _):
         fc.fit(fed, 1, cohorts=lambda r: [0, 1, 2, 3], **run)
         fed.prepared = dataclasses.replace(
-            fed.prepared, parameters=tuple({k: x + 1 for k, x in one.items()} for one in fed.prepared.parameters)
+            fed.prepared,
+            parameters=tuple({k: x + 1 for k, x in one.items()} for one in fed.prepared.parameters),
         )
         with pytest.raises(ValueError, match=r"settings\.prepared\.parameters"):
             fc.fit(fed, 2, cohorts=lambda r: [0, 1, 2, 3], **run)
     plain, prepared = (Study(composed, BATCH, EPOCHS, prepare=steps) for steps in ((), STEPS))
-    assert plain.hash == Study(composed, BATCH, EPOCHS).hash != prepared.hash != Study(composed, BATCH, EPOCHS, prepare=STEPS[:2]).hash
+    assert (
+        plain.hash
+        == Study(composed, BATCH, EPOCHS).hash
+        != prepared.hash
+        != Study(composed, BATCH, EPOCHS, prepare=STEPS[:2]).hash
+    )
 
 
 @pytest.mark.parametrize(
     ("steps", "fields", "said"),
     [
-        (STEPS, USUAL, "charite: charite does not let 'categories', 'moments' leave (leaving.fields) [field]"),
-        ((STEPS[0], Rescale("age"), STEPS[1]), SUMS, "charite: charite does not let 'range' leave (leaving.fields) [field]"),
+        (
+            STEPS,
+            USUAL,
+            "charite: charite does not let 'categories', 'moments' leave (leaving.fields) [field]",
+        ),
+        (
+            (STEPS[0], Rescale("age"), STEPS[1]),
+            SUMS,
+            "charite: charite does not let 'range' leave (leaving.fields) [field]",
+        ),
     ],
 )
 def test_a_policy_that_does_not_name_the_sums_keeps_them(composed, tmp_path, steps, fields, said):
@@ -189,7 +271,9 @@ def test_a_policy_that_does_not_name_the_sums_keeps_them(composed, tmp_path, ste
     with pytest.raises(Paused) as paused, federation(composed, files=about, folder=tmp_path, prepare=steps):
         pass
     assert said in str(paused.value) and "mayo" not in str(paused.value)
-    assert not [e for e in show(tmp_path / "charite" / "audit") if e.what == "left" and e.about["kind"] == "sums"]
+    assert not [
+        e for e in show(tmp_path / "charite" / "audit") if e.what == "left" and e.about["kind"] == "sums"
+    ]
     assert not list((tmp_path / "coordinator").glob("*prepared*"))
 
 
@@ -223,17 +307,27 @@ def test_the_minimum_of_examples_and_of_a_cell_hold(composed, tmp_path):
         sums = ask(site, "measure").tensors
         assert (np.isnan(site.context.data.raw.columns["x"]).sum(axis=0) > 0).any()
         missing = np.isnan(site.context.data.raw.columns["x"]).any(axis=0)
-        assert sums["['sums'][0]['mean']"][missing].tolist() == [0.0] * missing.sum() and sums["['sums'][1]['values']"].size == 0
+        assert (
+            sums["['sums'][0]['mean']"][missing].tolist() == [0.0] * missing.sum()
+            and sums["['sums'][1]['values']"].size == 0
+        )
     with Site(about[2], study, COORDINATOR.public) as site:
         reply = ask(site, "measure")
-        assert reply.header.kind == "refusal" and reply.header.fields["code"] == "declined" and not reply.tensors
+        assert (
+            reply.header.kind == "refusal" and reply.header.fields["code"] == "declined" and not reply.tensors
+        )
         assert "9" not in reply.header.fields["reason"]
-        assert "fewer than the 9 examples" in next(show(tmp_path / "oslo" / "audit", what="refused")).about["reason"]
+        assert (
+            "fewer than the 9 examples"
+            in next(show(tmp_path / "oslo" / "audit", what="refused")).about["reason"]
+        )
 
 
 def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
     study = Study(composed, BATCH, EPOCHS, prepare=STEPS)
-    good = to_tensors({"prepared": fc.preprocess.fit(STEPS, raw()).parameters, "params": np.zeros((8, 2), np.float32)})
+    good = to_tensors(
+        {"prepared": fc.preprocess.fit(STEPS, raw()).parameters, "params": np.zeros((8, 2), np.float32)}
+    )
     with Site(files()[0], study, COORDINATOR.public) as site:
         for changed, code in (
             ({}, "scores"),
@@ -245,11 +339,15 @@ def test_a_site_takes_no_numbers_that_it_could_not_apply(composed):
             ({"['prepared'][1]['values']": np.zeros((2, 2), np.int64)}, "wrong-shape"),
             ({}, "scores"),
         ):
-            header = ask(site, "score", {k: np.asarray(x) for k, x in (good | changed).items() if x is not None}).header
+            header = ask(
+                site, "score", {k: np.asarray(x) for k, x in (good | changed).items() if x is not None}
+            ).header
             assert header.fields.get("code", header.kind) == code
     filled = {name: np.nan_to_num(x) % 100 for name, x in files()[0].data[0].items()}
     filled = {name: x.astype(np.int32) if name in ("sex", "y") else x for name, x in filled.items()}
-    with Site(SiteFile(name="charite", data=filled), Study(composed, BATCH, EPOCHS), COORDINATOR.public) as site:
+    with Site(
+        SiteFile(name="charite", data=filled), Study(composed, BATCH, EPOCHS), COORDINATOR.public
+    ) as site:
         assert ask(site, "measure").header.fields["code"] == "bad-request"
 
 
@@ -259,13 +357,22 @@ def test_a_request_cannot_say_which_category_is_which_where_the_study_lists_them
     steps = (STEPS[0], OrdinalEncode("sex", categories=categories), STEPS[2])
     columns = dict(raw()[0])
     columns["sex"] = np.array(categories)[np.arange(SIZES[0]) % 3]
-    numbers = to_tensors({"prepared": fc.preprocess.fit(steps, fc.Clients.from_list([columns], allow_nan=True)).parameters})
+    numbers = to_tensors(
+        {"prepared": fc.preprocess.fit(steps, fc.Clients.from_list([columns], allow_nan=True)).parameters}
+    )
     good = numbers | to_tensors({"params": np.zeros((8, 2), np.float32)})
     (name,) = (name for name in numbers if name.startswith("['prepared'][1]") and numbers[name].size)
-    with Site(SiteFile(name="charite", data=columns), Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
+    with Site(
+        SiteFile(name="charite", data=columns),
+        Study(composed, BATCH, EPOCHS, prepare=steps),
+        COORDINATOR.public,
+    ) as site:
         assert ask(site, "score", good).header.kind == "scores"
         refusal = ask(site, "score", good | {name: np.roll(good[name], 2)}).header.fields
-        assert refusal["code"] == "bad-numbers" and "OrdinalEncode('sex') is settled by the study" in refusal["reason"]
+        assert (
+            refusal["code"] == "bad-numbers"
+            and "OrdinalEncode('sex') is settled by the study" in refusal["reason"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +409,9 @@ def test_missing_values_are_for_columns_with_a_step_alone(composed, tmp_path):
     ages = about[0].data.columns["age"]
     for steps, skipped in ((STEPS, 0), (STEPS[:2], int(np.isnan(ages).sum()))):
         with Site(about[0], Study(composed, BATCH, EPOCHS, prepare=steps), COORDINATOR.public) as site:
-            assert site.context.data.skipped == skipped and site.context.data.raw.examples == len(ages) - skipped
+            assert (
+                site.context.data.skipped == skipped and site.context.data.raw.examples == len(ages) - skipped
+            )
 
 
 def test_a_label_that_the_study_has_no_place_for_is_told_before_any_sums_are_asked_for(tmp_path):
@@ -310,13 +419,27 @@ def test_a_label_that_the_study_has_no_place_for_is_told_before_any_sums_are_ask
     study = fc.compose(fc.algorithms.fedavg(fc.models.logistic(1, 2), local=optax.sgd(0.1)))
     x, y = np.arange(6.0)[:, None], np.array([0, 1, 7, 0, 1, 1])
     words = np.array(["well", "ill", "I11", "well", "ill", "ill"])
-    for prepare, labels in (([Standardise("x")], y), ([Standardise("x"), OrdinalEncode("y", categories=("well", "ill"))], words)):
+    for prepare, labels in (
+        ([Standardise("x")], y),
+        ([Standardise("x"), OrdinalEncode("y", categories=("well", "ill"))], words),
+    ):
         good = np.where(labels == labels[2], labels[0], labels)
-        sites = [SiteFile(name=name, data={"x": x, "y": of}) for name, of in (("charite", good), ("mayo", labels))]
-        with pytest.raises(ValueError, match=r"the label in column 'y' at client 0 \(id 'mayo'\), its row 2, is not from 0 to 1"):
+        sites = [
+            SiteFile(name=name, data={"x": x, "y": of}) for name, of in (("charite", good), ("mayo", labels))
+        ]
+        with pytest.raises(
+            ValueError,
+            match=r"the label in column 'y' at client 0 \(id 'mayo'\), its row 2, is not from 0 to 1",
+        ):
             Federation(study, sites, batch_size=2, epochs=1, prepare=prepare, transport="in-process")
-    own = study.algorithm.task._replace(check=lambda clients: clients.check_labels("y", 2))  # of a column that is made of all sites' sums
-    Site(sites[1], Study(fc.compose(fc.algorithms.fedavg(own, optax.sgd(0.1))), 2, 1, prepare=[OrdinalEncode("y")]), COORDINATOR.public)
+    own = study.algorithm.task._replace(
+        check=lambda clients: clients.check_labels("y", 2)
+    )  # of a column that is made of all sites' sums
+    Site(
+        sites[1],
+        Study(fc.compose(fc.algorithms.fedavg(own, optax.sgd(0.1))), 2, 1, prepare=[OrdinalEncode("y")]),
+        COORDINATOR.public,
+    )
 
 
 @pytest.mark.parametrize("part", ["mean", "m2"])
@@ -324,18 +447,30 @@ def test_sums_of_absurd_numbers_would_leave_nothing_of_the_others_and_are_refuse
     def lie(name, said):
         if name != "oslo" or said.header.kind != "sums":
             return None
-        return {}, {n: np.full_like(x, 1e30) if n.startswith("['sums'][0]") and part in n else x for n, x in said.tensors.items()}
+        return {}, {
+            n: np.full_like(x, 1e30) if n.startswith("['sums'][0]") and part in n else x
+            for n, x in said.tensors.items()
+        }
 
-    refused = pytest.raises(Paused, match=r"oslo: its sums for Standardise\('x'\) are of numbers a million times the others'")
+    refused = pytest.raises(
+        Paused, match=r"oslo: its sums for Standardise\('x'\) are of numbers a million times the others'"
+    )
     with refused, federation(composed, files=files(), prepare=STEPS, lie=lie):
         pass
 
 
 def test_sums_of_another_unit_or_of_a_column_that_few_have_are_no_absurd_ones():
     def said(*means, counts=(10, 10, 10)):
-        rows = [{"count": np.array([n]), "mean": np.array([mean]), "m2": np.array([1.0])} for n, mean in zip(counts, means, strict=False)]
+        rows = [
+            {"count": np.array([n]), "mean": np.array([mean]), "m2": np.array([1.0])}
+            for n, mean in zip(counts, means, strict=False)
+        ]
         return [(one,) for one in rows]
 
     steps = (fc.preprocess.Standardise("x"),)
-    assert not absurd(steps, said(5.5, 99.0, 5.0)) and not absurd(steps, said(1.0, 1e9)) and list(absurd(steps, said(5.5, 1e9, 5.0))) == [1]
+    assert (
+        not absurd(steps, said(5.5, 99.0, 5.0))
+        and not absurd(steps, said(1.0, 1e9))
+        and list(absurd(steps, said(5.5, 1e9, 5.0))) == [1]
+    )
     assert not absurd(steps, said(0.0, 1e9, 5.0, counts=(0, 10, 10)))  # of which two have any

@@ -1,4 +1,5 @@
-"""DP-SGD at real sites: its noise is of the site's own secret, the same for the same request, and each draw is in the audit log."""
+"""DP-SGD at real sites: its noise is of the site's own secret, the same for the same request, and each draw
+is in the audit log."""
 
 import jax
 import numpy as np
@@ -42,25 +43,37 @@ def test_with_the_same_secrets_sites_end_bit_for_bit_where_lanes_do(monkeypatch)
 
 
 def test_noise_is_of_the_sites_own_secret_and_every_draw_is_recorded(tmp_path):
-    """The same request gets the same bytes, of one draw; one of another model, as of a restored run, another draw."""
+    """The same request gets the same bytes, of one draw; one of another model, as of a restored run, another
+    draw."""
     with federation(NOISY, folder=tmp_path) as (fed, _, _):
         start = begun(fed)
         first, _ = fed.run(start, SITES)
         again, _ = fed.run(start, SITES)
         np.testing.assert_array_equal(flat(first), flat(again))
-        moved = start._replace(server=start.server._replace(params=jax.tree.map(lambda x: x + 1e-3, start.params)))
+        moved = start._replace(
+            server=start.server._replace(params=jax.tree.map(lambda x: x + 1e-3, start.params))
+        )
         fed.run(moved, SITES)
     with federation(NOISY) as (fed, _, _):
         others, _ = fed.run(begun(fed), SITES)
     assert (flat(first) != flat(others)).all(), "other sites' secrets, of the same run's key"
-    left = [one.about for one in show(tmp_path / NAMES[0] / "audit", what="left") if one.about.get("kind") == "update"]
+    left = [
+        one.about
+        for one in show(tmp_path / NAMES[0] / "audit", what="left")
+        if one.about.get("kind") == "update"
+    ]
     assert len(left) >= 2 and len({one["draw"] for one in left}) == 2
 
 
 def test_departments_which_draw_by_the_runs_key_are_refused():
     ward = np.arange(len(columns()[0]["y"])) % 2
-    files = [SiteFile(name=NAMES[0], data=columns()[0] | {"ward": ward}, departments="ward"), SiteFile(name=NAMES[1], data=columns()[1])]
-    with pytest.raises(ValueError, match="departments draw by the run's key, which everybody knows: leave departments out"):
+    files = [
+        SiteFile(name=NAMES[0], data=columns()[0] | {"ward": ward}, departments="ward"),
+        SiteFile(name=NAMES[1], data=columns()[1]),
+    ]
+    with pytest.raises(
+        ValueError, match="departments draw by the run's key, which everybody knows: leave departments out"
+    ):
         fc.Federation(NOISY, files, batch_size=BATCH, epochs=EPOCHS, transport="in-process", departments=True)
 
 
@@ -71,4 +84,8 @@ def test_only_steps_that_protect_examples_are_known_as_such():
     plain = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1)))
     micro = fc.privacy.example_level(clip=1.0, noise=2.0, batch_size=BATCH, rounds=4, microbatch=2)
     wrapped = fc.compose(fc.algorithms.fedprox(task(), mu=0.1, local=optax.sgd(0.1), gradient=micro.gradient))
-    assert [protecting_steps(one, rows, BATCH) for one in (plain, NOISY, wrapped)] == [(False,), (True,), (True,)]
+    assert [protecting_steps(one, rows, BATCH) for one in (plain, NOISY, wrapped)] == [
+        (False,),
+        (True,),
+        (True,),
+    ]

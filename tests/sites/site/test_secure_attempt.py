@@ -24,7 +24,9 @@ def report(fits=0.0):
 
 
 def test_a_report_that_does_not_fit_the_ring_stays():
-    with pytest.raises(OutOfRing, match=r"a number beyond 1, or that is not finite, .*: add fc.uplink.clip\(1\)"):
+    with pytest.raises(
+        OutOfRing, match=r"a number beyond 1, or that is not finite, .*: add fc.uplink.clip\(1\)"
+    ):
         secure().vector(report(np.nan))
 
 

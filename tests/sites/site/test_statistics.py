@@ -1,4 +1,5 @@
-"""What a site tells as a statistic: nothing of too few people, alone or by subtraction, by its columns and a closed list of expressions."""
+"""What a site tells as a statistic: nothing of too few people, alone or by subtraction, by its columns and a
+closed list of expressions."""
 
 import dataclasses
 import itertools
@@ -59,7 +60,9 @@ def products(formula, source):
     """The sums of a linear model that are told in one message."""
     asked = read(formula)
     known = stats.survey.survey(source, asked.columns, asked.categories)
-    return source.statistic(Products(asked.design(known.kinds, known.levels), asked.outcomes[0], tuple(known.kinds)))[0]
+    return source.statistic(
+        Products(asked.design(known.kinds, known.levels), asked.outcomes[0], tuple(known.kinds))
+    )[0]
 
 
 QUESTIONS = {
@@ -114,7 +117,15 @@ def test_no_count_below_the_minimum_leaves_and_none_can_be_calculated(tables):
                 assert not ((found > 0) & (found < MINIMUM)).any()
         cells = source.told[-1]["levels"]
         hidden += int((cells == HIDDEN).sum())
-        true = np.array([[((columns["arm"] == arm) & (columns["sex"] == sex)).sum() for sex in np.unique(columns["sex"])] for arm in "ct"])
+        true = np.array(
+            [
+                [
+                    ((columns["arm"] == arm) & (columns["sex"] == sex)).sum()
+                    for sex in np.unique(columns["sex"])
+                ]
+                for arm in "ct"
+            ]
+        )
         if tables == "refuse":
             np.testing.assert_array_equal(cells, true)
         else:
@@ -125,11 +136,14 @@ def test_no_count_below_the_minimum_leaves_and_none_can_be_calculated(tables):
 
 
 def widths(cells, true):
-    """How far apart the least and the most are that each hidden cell may have, given all margins, by trying all tables."""
+    """How far apart the least and the most are that each hidden cell may have, given all margins, by trying
+    all tables."""
     free = list(zip(*np.where(cells == HIDDEN), strict=True))
     rows, columns = true.sum(1), true.sum(0)
     possible = [[] for _ in free]
-    for values in itertools.product(range(int(true[tuple(np.transpose(free))].sum()) + 1), repeat=len(free) - 1):
+    for values in itertools.product(
+        range(int(true[tuple(np.transpose(free))].sum()) + 1), repeat=len(free) - 1
+    ):
         tried = np.where(cells == HIDDEN, 0, cells)
         for place, value in zip(free, values, strict=False):
             tried[place] = value
@@ -216,7 +230,12 @@ def test_what_was_told_is_remembered_over_restarts_and_recorded_with_its_evidenc
     QUESTIONS["products"](AtOneSite(columns, desk=Desk(POLICY, folder=tmp_path, key=b"of the site")))
     again = Desk(POLICY, folder=tmp_path, key=b"of the site")
     assert [line["decision"] for line in again.record] == ["released", "released"]
-    assert {each["rule"] for each in again.record[-1]["findings"]} >= {"people", "parameters per person", "dominance NK", "differencing"}
+    assert {each["rule"] for each in again.record[-1]["findings"]} >= {
+        "people",
+        "parameters per person",
+        "dominance NK",
+        "differencing",
+    }
     less = AtOneSite({k: x[rest] for k, x in columns.items()}, desk=again)
     assert not less.tells(QUESTIONS["products"])
     assert Desk(POLICY, folder=tmp_path, key=b"of the site").record[-1]["decision"] == "declined"
@@ -224,13 +243,14 @@ def test_what_was_told_is_remembered_over_restarts_and_recorded_with_its_evidenc
 
 
 def test_a_person_with_records_on_both_sides_of_an_outcome_is_nobody_who_is_singled_out():
-    """Two visits each of thirty people, of whom two died in one of theirs: yes and no together are all records, and tell nothing more."""
+    """Two visits each of thirty people, of whom two died in one of theirs: yes and no together are all
+    records, and tell nothing more."""
     people = np.repeat(np.arange(30), 2)
     died = np.where(people < 15, 1, 0)
     died[[0, 2]] = 0
     source = AtOneSite(table(died=died), people=people)
     assert source.tells(lambda source: products("died ~ age", source))
     rest = people != 7
-    assert not AtOneSite({k: x[rest] for k, x in table(died=died).items()}, people=people[rest], desk=source.desk).tells(
-        lambda source: products("died ~ age", source)
-    )
+    assert not AtOneSite(
+        {k: x[rest] for k, x in table(died=died).items()}, people=people[rest], desk=source.desk
+    ).tells(lambda source: products("died ~ age", source))

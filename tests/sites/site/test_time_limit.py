@@ -1,4 +1,5 @@
-"""Where the time to train is limited, a site sends what it has done by then: the numbers of plain loops over those batches, and says so."""
+"""Where the time to train is limited, a site sends what it has done by then: the numbers of plain loops over
+those batches, and says so."""
 
 import dataclasses
 from functools import partial
@@ -27,12 +28,27 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.work import TRAIN
 from tests.contracts import assert_close, assert_equal
 from tests.sites.faulty import changed, failed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, drawing, federation, site_files, whole
+from tests.sites.federations import (
+    BATCH,
+    COORDINATOR,
+    EPOCHS,
+    NAMES,
+    columns,
+    drawing,
+    federation,
+    site_files,
+    whole,
+)
 from tests.zoo import round_of
 
 ALL = [0, 1, 2, 3]
 LIMITED = Rules(train_seconds=10.0)
-SECONDS = (3.0, 6.0, 1.0, 1.0)  # that a step of each site takes: by the clock below the first two do 4 of 12 and 2 of 4
+SECONDS = (
+    3.0,
+    6.0,
+    1.0,
+    1.0,
+)  # that a step of each site takes: by the clock below the first two do 4 of 12 and 2 of 4
 DONE = (4, 2, 2, 2)
 LR = 0.1
 COMPOSED = fc.compose(fc.algorithms.scaffold(fc.models.linear(features=3), LR, 4))
@@ -46,8 +62,11 @@ def at_pace(sites, seconds=SECONDS):
 
 
 def loops(composed, done):
-    """Plain loops over the same clients, of whom client i trains on the first `done[i]` of its batches, and does all other work whole."""
-    found = Reference(composed, fc.Clients.from_list(columns(), ids=list(NAMES)), batch_size=BATCH, epochs=EPOCHS)
+    """Plain loops over the same clients, of whom client i trains on the first `done[i]` of its batches, and
+    does all other work whole."""
+    found = Reference(
+        composed, fc.Clients.from_list(columns(), ids=list(NAMES)), batch_size=BATCH, epochs=EPOCHS
+    )
     plan = found.plan
 
     def batches(who, offsets, addresses, number):
@@ -56,12 +75,15 @@ def loops(composed, done):
         return rows, np.array([len(rows)])
 
     limited = SimpleNamespace(batches=batches)
-    found.plan = SimpleNamespace(batch_size=BATCH, of=lambda work: limited if work == TRAIN else plan.of(work))
+    found.plan = SimpleNamespace(
+        batch_size=BATCH, of=lambda work: limited if work == TRAIN else plan.of(work)
+    )
     return found
 
 
 def sgd(data, batches, params, slope):
-    """Local steps on these batches of (x @ w + b - y)^2 from params [w, b], each gradient corrected by `slope`."""
+    """Local steps on these batches of (x @ w + b - y)^2 from params [w, b], each gradient corrected by
+    `slope`."""
     for batch in batches:
         x, y = (data[name][batch[batch >= 0]].astype(np.float64) for name in ("x", "y"))
         error = 2 * (x @ params[:-1] + params[-1] - y) / len(y)
@@ -70,7 +92,8 @@ def sgd(data, batches, params, slope):
 
 
 def scaffold(cohorts, done):
-    """The model [w, b] and the sites' control variates after these rounds, site i doing `done[i]` steps: SCAFFOLD as in its paper."""
+    """The model [w, b] and the sites' control variates after these rounds, site i doing `done[i]` steps:
+    SCAFFOLD as in its paper."""
     data, server, c, mine = columns("numbers"), np.zeros(4), np.zeros(4), np.zeros((4, 4))
     everyone = fc.Clients.from_list(data, ids=list(NAMES))
     for number, cohort in enumerate(cohorts):
@@ -96,14 +119,18 @@ def assert_near(got, expected):
 
 def limited(folder, **settings):
     """A federation whose time to train is limited."""
-    return federation(COMPOSED, **{"files": site_files("numbers", folder), "folder": folder, "rules": LIMITED, **settings})
+    return federation(
+        COMPOSED, **{"files": site_files("numbers", folder), "folder": folder, "rules": LIMITED, **settings}
+    )
 
 
 def entries(folder, who, what):
     return [entry.about for entry in show(folder / who / "audit", what=what)]
 
 
-@pytest.mark.parametrize("chunk", [16 << 20, pytest.param(1, marks=pytest.mark.slow)], ids=["at once", "batch by batch"])
+@pytest.mark.parametrize(
+    "chunk", [16 << 20, pytest.param(1, marks=pytest.mark.slow)], ids=["at once", "batch by batch"]
+)
 def test_so_many_steps_are_those_of_a_plain_loop(chunk, monkeypatch):
     monkeypatch.setattr(client_update, "_BYTES", chunk)
     data = columns("numbers")[0]
@@ -114,7 +141,9 @@ def test_so_many_steps_are_those_of_a_plain_loop(chunk, monkeypatch):
     rows, _ = plan.batches(np.zeros(1, np.int64), clients.offsets, clients.addresses, 3)
 
     def visit(limit):
-        return client_update.client_update(COMPOSED, 0, plan, clients, message, state.uplink[0], kept, draws, 3, lambda done: None, limit)
+        return client_update.client_update(
+            COMPOSED, 0, plan, clients, message, state.uplink[0], kept, draws, 3, lambda done: None, limit
+        )
 
     for steps in (1, 7, 12):
         found = visit(lambda done, steps=steps: min(3, steps - done))
@@ -122,9 +151,14 @@ def test_so_many_steps_are_those_of_a_plain_loop(chunk, monkeypatch):
         assert_near(flat(found.sent.params), moved)
         assert_near(flat(found.kept.own), -moved / (steps * LR))  # of the steps really made
         seen = np.unique(rows[:steps][rows[:steps] >= 0]).size
-        assert [(float(m.total), float(m.weight)) for m in (found.metrics[name] for name in PARTIAL)] == [(steps, 12), (seen, 23)]
+        assert [(float(m.total), float(m.weight)) for m in (found.metrics[name] for name in PARTIAL)] == [
+            (steps, 12),
+            (seen, 23),
+        ]
         assert float(found.metrics["loss"].weight) == (rows[:steps] >= 0).sum()
-    unlimited = client_update.client_update(COMPOSED, 0, plan, clients, message, state.uplink[0], kept, draws, 3)
+    unlimited = client_update.client_update(
+        COMPOSED, 0, plan, clients, message, state.uplink[0], kept, draws, 3
+    )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found[:4], unlimited[:4])
     with pytest.raises(NoStepDone, match=r"no step done in time, so nothing is sent.*Rules.train_seconds"):
         visit(lambda done: 0)
@@ -147,8 +181,15 @@ def test_a_round_of_partial_work_is_that_of_plain_loops_and_says_so(tmp_path):
         assert {(one["examples"], one["weight"]) for one in fields} == {(n, 1.0) for n in (23, 5, 1, 4)}
     told = [one.get("partial") for one in entries(tmp_path, "coordinator", "update")]
     assert sorted(told, key=str) == ["2 of 4 steps"] * 2 + ["4 of 12 steps"] * 2 + [None] * 3
-    assert [one["partial"] for one in entries(tmp_path, "coordinator", "round")] == ["10 of 20 steps", "8 of 18 steps"]
-    assert [one.get("partial") for one in entries(tmp_path, NAMES[0], "left")] == [None, "4 of 12 steps", "4 of 12 steps"]
+    assert [one["partial"] for one in entries(tmp_path, "coordinator", "round")] == [
+        "10 of 20 steps",
+        "8 of 18 steps",
+    ]
+    assert [one.get("partial") for one in entries(tmp_path, NAMES[0], "left")] == [
+        None,
+        "4 of 12 steps",
+        "4 of 12 steps",
+    ]
     assert [one.get("partial") for one in entries(tmp_path, NAMES[2], "left")] == [None, None]
 
 
@@ -166,7 +207,9 @@ def test_reports_count_by_all_examples_however_few_were_seen(name):
         assert_close(whole(fed, sites, state), expected)
         assert float(seen["steps_done"].total) == 8
         fields = [header.fields for header in map(header_of, transport.received) if header.kind == "update"]
-        assert all(one["weight"] in ((1.0,) if "scaffold" in name else (one["examples"], 0.0)) for one in fields)
+        assert all(
+            one["weight"] in ((1.0,) if "scaffold" in name else (one["examples"], 0.0)) for one in fields
+        )
 
 
 def test_a_site_with_no_step_done_sends_nothing(tmp_path):
@@ -181,13 +224,16 @@ def test_a_site_with_no_step_done_sends_nothing(tmp_path):
         with pytest.raises(Paused):
             fed.run(state, ALL)
     said, true = entries(tmp_path, "coordinator", "declined")[0], entries(tmp_path, NAMES[1], "refused")[0]
-    assert said["code"] == "declined" and said["reason"].endswith("more of it may be needed (Rules.train_seconds)")
+    assert said["code"] == "declined" and said["reason"].endswith(
+        "more of it may be needed (Rules.train_seconds)"
+    )
     reason = "no step done in time, so nothing is sent; give sites more time, or smaller batches (Rules.train_seconds)"
     assert true == {"code": "no-step", "reason": reason, "said": "declined"}
 
 
 def test_asked_the_same_again_a_site_does_as_many_steps_whatever_its_clock(tmp_path):
-    """All processes end after a round, and the coordinator falls back to the state before it; the sites then have all the time there is."""
+    """All processes end after a round, and the coordinator falls back to the state before it; the sites then
+    have all the time there is."""
     found = []
     for seconds in (SECONDS, (0.0,) * 4):
         with limited(tmp_path) as (fed, sites, _):
@@ -212,9 +258,17 @@ def test_a_run_goes_on_under_other_rules_and_the_log_has_the_time_of_each_reques
             keeping = {"run_dir": tmp_path / "run", "checkpoint_every": 1, "progress": False}
             history = fc.fit(fed, rounds, cohorts=lambda round: ALL, key=jax.random.key(1), **keeping)
         assert int(history.state.round) == rounds
-    asked = [one.get("train_seconds") for one in entries(tmp_path, "coordinator", "asked") if one["kind"] == "train"]
+    asked = [
+        one.get("train_seconds")
+        for one in entries(tmp_path, "coordinator", "asked")
+        if one["kind"] == "train"
+    ]
     assert asked == [10.0, 7.0, None]
-    assert [one.get("partial") for one in entries(tmp_path, "coordinator", "round")] == ["10 of 20 steps", "9 of 20 steps", None]
+    assert [one.get("partial") for one in entries(tmp_path, "coordinator", "round")] == [
+        "10 of 20 steps",
+        "9 of 20 steps",
+        None,
+    ]
 
 
 def test_a_site_that_died_before_it_answered_may_do_another_number_of_steps_which_is_recorded(tmp_path):
@@ -236,27 +290,48 @@ def test_a_site_that_died_before_it_answered_may_do_another_number_of_steps_whic
 
 def test_only_what_trains_is_limited(tmp_path):
     mime = fc.compose(fc.algorithms.mime(fc.models.linear(features=3), optax.sgd(0.01)))
-    with federation(mime, files=site_files("numbers", tmp_path), folder=tmp_path, rules=LIMITED) as (fed, sites, transport):
+    with federation(mime, files=site_files("numbers", tmp_path), folder=tmp_path, rules=LIMITED) as (
+        fed,
+        sites,
+        transport,
+    ):
         at_pace(sites)
         fed.run(fed.init(jax.random.key(1)), ALL)
-        asked = next(raw for raw in transport.sent if header_of(raw).kind == "train" and header_of(raw).exchange == 0)
+        asked = next(
+            raw for raw in transport.sent if header_of(raw).kind == "train" and header_of(raw).exchange == 0
+        )
         assert "train_seconds" not in header_of(asked).fields
-        for seconds, said in ((5.0, "exchange 0 goes over its examples in order, or over none, so its time"), (-1.0, "of seconds above 0")):
+        for seconds, said in (
+            (5.0, "exchange 0 goes over its examples in order, or over none, so its time"),
+            (-1.0, "of seconds above 0"),
+        ):
             header, tensors = decode(asked, Roster({"coordinator": COORDINATOR.public}), recipient="sites")
             fields = {**header.fields, "train_seconds": seconds}
-            header = structs.replace(header, fields=fields, sequence=header.sequence + int(10**12 - seconds), round=5)
+            header = structs.replace(
+                header, fields=fields, sequence=header.sequence + int(10**12 - seconds), round=5
+            )
             reply = header_of(sites[0].handle(encode(header, tensors, COORDINATOR)))
             assert reply.fields["code"] == "bad-request" and said in reply.fields["reason"]
-    assert [(one["exchange"], "partial" in one) for one in entries(tmp_path, NAMES[0], "left") if one["kind"] == "update"] == [
+    assert [
+        (one["exchange"], "partial" in one)
+        for one in entries(tmp_path, NAMES[0], "left")
+        if one["kind"] == "update"
+    ] == [
         (0, False),
         (1, True),
     ]
 
 
 def test_with_a_buffer_each_report_is_of_what_was_done(tmp_path):
-    averaging = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=3), optax.sgd(LR), weighting=uniform))
+    averaging = fc.compose(
+        fc.algorithms.fedavg(fc.models.linear(features=3), optax.sgd(LR), weighting=uniform)
+    )
     files = site_files("numbers", tmp_path)
-    with federation(averaging, files=files, folder=tmp_path, rules=LIMITED, buffer=fc.Buffer(4)) as (fed, sites, _):
+    with federation(averaging, files=files, folder=tmp_path, rules=LIMITED, buffer=fc.Buffer(4)) as (
+        fed,
+        sites,
+        _,
+    ):
         at_pace(sites)
         state, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert_near(flat(state.params), scaffold([ALL], DONE)[0])  # which is FedAvg in its first round
@@ -264,11 +339,16 @@ def test_with_a_buffer_each_report_is_of_what_was_done(tmp_path):
     assert entries(tmp_path, "coordinator", "round")[0]["partial"] == "10 of 20 steps"
 
 
-@pytest.mark.parametrize("change", [{"steps_done": 13.0}, {"steps_done": None}, {"examples_seen": 0.0}, {"steps_done.weight": "all"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"steps_done": 13.0}, {"steps_done": None}, {"examples_seen": 0.0}, {"steps_done.weight": "all"}],
+)
 def test_a_report_that_says_what_cannot_be_is_set_aside(change, tmp_path):
     def forge(raw):
         header, tensors = decode(raw, box["fed"]._roster, recipient="coordinator")
-        return encode(structs.replace(header, fields={**header.fields, **change}), tensors, box["sites"][0].context.key)
+        return encode(
+            structs.replace(header, fields={**header.fields, **change}), tensors, box["sites"][0].context.key
+        )
 
     def fault(send, site, request, n):
         found = send(site, request)
@@ -280,7 +360,9 @@ def test_a_report_that_says_what_cannot_be_is_set_aside(change, tmp_path):
         _, seen = fed.run(fed.init(jax.random.key(1)), ALL)
         assert float(seen["refused"]) == 1
     refused = [one for one in entries(tmp_path, "coordinator", "update") if not one["accepted"]]
-    assert [one["code"] for one in refused] == ["bad-steps"] and "the part done and the whole" in refused[0]["reason"]
+    assert [one["code"] for one in refused] == ["bad-steps"] and "the part done and the whole" in refused[0][
+        "reason"
+    ]
 
 
 def test_a_policy_lets_the_counts_leave_or_the_site_takes_no_part(tmp_path):
@@ -296,14 +378,21 @@ def test_a_policy_lets_the_counts_leave_or_the_site_takes_no_part(tmp_path):
         fed.rules = Rules()
         assert float(fed.run(state, ALL)[1]["clients"]) == 4
     reason = "charite does not let 'examples_seen', 'steps_done' leave (leaving.fields) [field]"
-    assert [(one["code"], one["reason"]) for one in entries(tmp_path, "coordinator", "declined")] == [("declined", reason)]
+    assert [(one["code"], one["reason"]) for one in entries(tmp_path, "coordinator", "declined")] == [
+        ("declined", reason)
+    ]
     fields = ("weight", "examples", "data", *PARTIAL)
-    assert Leaving(fields, clip=1.0, noise=1.0, delta=1e-6).fields == fields  # counts of steps and examples are no metrics to be counted
+    assert (
+        Leaving(fields, clip=1.0, noise=1.0, delta=1e-6).fields == fields
+    )  # counts of steps and examples are no metrics to be counted
 
 
 def test_what_is_out_of_bounds_is_refused_at_once(tmp_path):
     for seconds in (0.0, -1.0, float("nan"), 3600.0):
-        with pytest.raises(ValueError, match=r"train_seconds is .* should be above 0 and well below the deadline_seconds of 3600"):
+        with pytest.raises(
+            ValueError,
+            match=r"train_seconds is .* should be above 0 and well below the deadline_seconds of 3600",
+        ):
             Rules(train_seconds=seconds)
     (tmp_path / "steps.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"steps.json, which has how many steps .* is damaged: restore it"):

@@ -5,7 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fedjax_core.sites.transport.certificates import Authority, CertificateError, Expired, Files, WrongAuthority, describe
+from fedjax_core.sites.transport.certificates import (
+    Authority,
+    CertificateError,
+    Expired,
+    Files,
+    WrongAuthority,
+    describe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -13,11 +20,14 @@ def made(tmp_path_factory):
     """(an authority, the files of one machine)."""
     folder = tmp_path_factory.mktemp("tls")
     authority = Authority.make(folder / "authority")
-    return authority, authority.issue(folder / "charite", "charite", ["ray.charite.example", "127.0.0.1"], days=30)
+    return authority, authority.issue(
+        folder / "charite", "charite", ["ray.charite.example", "127.0.0.1"], days=30
+    )
 
 
 def test_openssl_takes_the_certificate_for_its_hosts_and_no_others(made):
-    """By the rules of Python's own ssl, the strict ones included, in memory: client and server shake hands."""
+    """By the rules of Python's own ssl, the strict ones included, in memory: client and server shake
+    hands."""
     _, files = made
     assert shake_hands(files, files, "127.0.0.1") and shake_hands(files, files, "ray.charite.example")
     with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
@@ -34,7 +44,10 @@ def shake_hands(client, server, host):
         context.load_cert_chain(files.certificate, files.key)
         contexts.append(context)
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [contexts[0].wrap_bio(down, up, server_hostname=host), contexts[1].wrap_bio(up, down, server_side=True)]
+    ends = [
+        contexts[0].wrap_bio(down, up, server_hostname=host),
+        contexts[1].wrap_bio(up, down, server_side=True),
+    ]
     done = set()
     for _ in range(10):
         for end in ends:
@@ -79,9 +92,14 @@ def test_the_key_of_another_is_refused(made, tmp_path):
 def test_a_private_key_that_others_can_read_is_refused(made, tmp_path):
     authority, _ = made
     files = authority.issue(tmp_path / "open", "open", ["127.0.0.1"])
-    assert files.key.stat().st_mode & 0o777 == 0o600 and (authority.folder / "ca.key").stat().st_mode & 0o777 == 0o600
+    assert (
+        files.key.stat().st_mode & 0o777 == 0o600
+        and (authority.folder / "ca.key").stat().st_mode & 0o777 == 0o600
+    )
     files.key.chmod(0o640)
-    with pytest.raises(PermissionError, match=r"node.key has mode 0640 .* others may have read this private key"):
+    with pytest.raises(
+        PermissionError, match=r"node.key has mode 0640 .* others may have read this private key"
+    ):
         files.check()
 
 

@@ -1,4 +1,5 @@
-"""Four hospitals as four processes under Ray follow the stored trajectory of the heart study; an open Ray is refused."""
+"""Four hospitals as four processes under Ray follow the stored trajectory of the heart study; an open Ray is
+refused."""
 
 import time
 from collections import deque
@@ -45,8 +46,13 @@ def test_four_site_processes_follow_the_stored_weights(golden, heart_disease, tm
         )
         for i, name in enumerate(HOSPITALS)
     ]
-    few, rules = 5, Rules(part_bytes=400)  # so many rounds as between machines: a report has three parts, and a request some more
-    with fc.Federation(composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator", rules=rules) as fed:
+    few, rules = (
+        5,
+        Rules(part_bytes=400),
+    )  # so many rounds as between machines: a report has three parts, and a request some more
+    with fc.Federation(
+        composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator", rules=rules
+    ) as fed:
         assert listening() == {"127.0.0.1"}
         state = fed.init(jax.random.key(0), params=heart_disease.unflat(golden["init"]))
         for r, expected in enumerate(golden["traj_Scaffold"][1:]):
@@ -61,20 +67,30 @@ def test_four_site_processes_follow_the_stored_weights(golden, heart_disease, tm
         assert fed.rules is rules and fed._transport.progress(HOSPITALS[0]) == 0
     assert not ray.is_initialized()
     for way in ("came in parts", "went in parts"):
-        moved = [entry.about["parts"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == way]
+        moved = [
+            entry.about["parts"] for entry in show(tmp_path / "coordinator" / "audit") if entry.what == way
+        ]
         assert len(moved) == 4 * few and min(moved) > 1
 
 
 def slow(x):
     """0, after 10 ms."""
-    return jax.pure_callback(lambda x: np.float32(time.sleep(0.01) or 0), jax.ShapeDtypeStruct((), np.float32), x)
+    return jax.pure_callback(
+        lambda x: np.float32(time.sleep(0.01) or 0), jax.ShapeDtypeStruct((), np.float32), x
+    )
 
 
 def test_a_site_that_is_watched_says_how_far_it_is_while_it_works():
-    task = fc.Task(lambda key: jax.numpy.ones(()), lambda w, batch, key: w * batch["x"] * (1 + slow(jax.lax.stop_gradient(w))))
+    task = fc.Task(
+        lambda key: jax.numpy.ones(()),
+        lambda w, batch, key: w * batch["x"] * (1 + slow(jax.lax.stop_gradient(w))),
+    )
     sites = [SiteFile(name="charite", data={"x": np.ones(1, np.float32)})]
     composed, steps = fc.compose(fc.algorithms.fedavg(task, optax.sgd(0.1))), 300
-    with fc.Federation(composed, sites, batch_size=1, steps=steps, rules=Rules(idle_seconds=60.0)) as fed, ThreadPoolExecutor(1) as thread:
+    with (
+        fc.Federation(composed, sites, batch_size=1, steps=steps, rules=Rules(idle_seconds=60.0)) as fed,
+        ThreadPoolExecutor(1) as thread,
+    ):
         state = fed.init(jax.random.key(0))
         running = thread.submit(fed.run, state, [0])
         while not (seen := fed._transport.progress("charite")) and not running.done():
@@ -87,7 +103,12 @@ def test_a_site_that_is_watched_says_how_far_it_is_while_it_works():
 def listening():
     """The addresses at which this process and those that it started wait for connections."""
     tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    found = [c.laddr.ip for process in tree for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    found = [
+        c.laddr.ip
+        for process in tree
+        for c in process.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN
+    ]
     return {ip.removeprefix("::ffff:") for ip in found}
 
 
@@ -112,7 +133,9 @@ def test_a_wait_is_for_all_of_rays_replies_and_for_what_else_is_under_way(monkey
     assert transport.wait([a, b], 9.0) == {b} and looks.pop() > 8.9, "it may be asked for twice"
     assert transport.wait([a], 0.0) == set() and looks == [0.0], "without time there is one look"
     looks.clear()
-    assert transport.wait([a, other], 0.05) == set() and max(looks) < 0.05, "what Ray does not know of is looked at now and then"
+    assert transport.wait([a, other], 0.05) == set() and max(looks) < 0.05, (
+        "what Ray does not know of is looked at now and then"
+    )
     other.set_result(None)
     assert transport.wait([a, other], 9.0) == {other}
     there.add("a")
@@ -137,18 +160,23 @@ def test_a_request_is_stored_once_and_so_are_parts_that_sites_are_sent_in_turn(m
 
 
 def test_who_cannot_start_is_known_by_name_and_nobody_waits_for_whom_there_is_no_place(monkeypatch):
-    """Without Ray: a node that lacks a site's resources, a process that is no site, and one that reads its data for long."""
+    """Without Ray: a node that lacks a site's resources, a process that is no site, and one that reads its
+    data for long."""
     nodes = [
         {"Alive": True, "Resources": {"charite": 1.0, "oslo": 1.0}, "Labels": {"at": "kyoto"}},
         {"Alive": False, "Resources": {"mayo": 1.0}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    files = {name: SiteFile(name=name, data={}, resources={name: 1.0}) for name in ("charite", "mayo", "oslo")}
+    files = {
+        name: SiteFile(name=name, data={}, resources={name: 1.0}) for name in ("charite", "mayo", "oslo")
+    }
     files["kyoto"] = SiteFile(name="kyoto", data={}, node={"at": "kyoto"})
     assert _no_place(files["charite"]) is None and _no_place(files["kyoto"]) is None
     assert "no node of this Ray has what its file names (mayo=1)" in _no_place(files["mayo"])
     assert "(at=lima)" in _no_place(SiteFile(name="lima", data={}, node={"at": "lima"}))
-    assert _no_place(SiteFile(name="any", data={}, node={"at": "!lima"})) is None, "a selector of another kind is Ray's to judge"
+    assert _no_place(SiteFile(name="any", data={}, node={"at": "!lima"})) is None, (
+        "a selector of another kind is Ray's to judge"
+    )
     key = SiteKey.make("charite").public
     said = {"charite": key.text.encode(), "oslo": b"FileNotFoundError"}
     monkeypatch.setattr(ray_actors, "bytes_of", lambda ref, seconds: said[ref])
@@ -158,7 +186,9 @@ def test_who_cannot_start_is_known_by_name_and_nobody_waits_for_whom_there_is_no
 
     def transport():
         found = object.__new__(RayTransport)
-        found._actors = {name: SimpleNamespace(key=SimpleNamespace(remote=lambda name=name: name)) for name in files}
+        found._actors = {
+            name: SimpleNamespace(key=SimpleNamespace(remote=lambda name=name: name)) for name in files
+        }
         found.keys, found.away, found._tried = {}, {}, {}
         return found
 

@@ -1,4 +1,5 @@
-"""Of what an actor returns the coordinator reads bytes; anything else is refused unread, whatever it would do when unpickled."""
+"""Of what an actor returns the coordinator reads bytes; anything else is refused unread, whatever it would do
+when unpickled."""
 
 import os
 import sys
@@ -57,14 +58,20 @@ def test_bytes_are_read_where_they_lie(returned):
     data = np.arange(5, dtype=np.uint8)
     core = returned(data, b"RAW")
     found = bytes_of("ref", 2.5)
-    assert bytes(found) == bytes(range(5)) and np.shares_memory(np.frombuffer(found, np.uint8), data) and found.readonly
+    assert (
+        bytes(found) == bytes(range(5))
+        and np.shares_memory(np.frombuffer(found, np.uint8), data)
+        and found.readonly
+    )
     bytes_of("ref")
     assert core.asked == [(["ref"], 2500), (["ref"], -1)]
     returned(None, b"RAW")
     assert bytes_of("ref") == b""
 
 
-@pytest.mark.parametrize("metadata", [b"PYTHON", b"XLANG", b"ACTOR_HANDLE", b"RAW,DEBUG:x", b"RAW ", b"", None, b"9999", b"-1"])
+@pytest.mark.parametrize(
+    "metadata", [b"PYTHON", b"XLANG", b"ACTOR_HANDLE", b"RAW,DEBUG:x", b"RAW ", b"", None, b"9999", b"-1"]
+)
 def test_what_says_that_it_is_no_bytes_is_refused_unread(returned, metadata, tmp_path):
     returned(cloudpickle.dumps(Bomb(tmp_path / "mark")), metadata)
     with pytest.raises(NotBytes, match="an object where bytes are due; it was not read"):
@@ -72,7 +79,10 @@ def test_what_says_that_it_is_no_bytes_is_refused_unread(returned, metadata, tmp
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize(("metadata", "said"), [(b"3", "TASK_EXECUTION_EXCEPTION"), (b"1,more", "ACTOR_DIED"), (b"0", "WORKER_DIED")])
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [(b"3", "TASK_EXECUTION_EXCEPTION"), (b"1,more", "ACTOR_DIED"), (b"0", "WORKER_DIED")],
+)
 def test_an_error_is_known_by_its_number_alone(returned, metadata, said, tmp_path):
     returned(cloudpickle.dumps(Bomb(tmp_path / "mark")), metadata)
     with pytest.raises(NoReply, match=f"Ray says {said}"):
@@ -83,15 +93,25 @@ def test_an_error_is_known_by_its_number_alone(returned, metadata, said, tmp_pat
 def test_an_object_in_the_place_of_a_reply_is_recorded_as_refused(returned):
     returned(cloudpickle.dumps("hello"), b"PYTHON")
     records = []
-    replies = Replies("run", ["charite"], ROSTER, lambda who, what, number, about: records.append((who, what, about["code"])))
+    replies = Replies(
+        "run",
+        ["charite"],
+        ROSTER,
+        lambda who, what, number, about: records.append((who, what, about["code"])),
+    )
     reply = Future()
     reply.set_result(lambda: bytes_of("ref"))
-    assert replies.accept(reply, 0, 3, header(kind="train")) is None and "object where bytes are due" in replies.reasons[0]
+    assert (
+        replies.accept(reply, 0, 3, header(kind="train")) is None
+        and "object where bytes are due" in replies.reasons[0]
+    )
     replies.record_late(reply, 0)
     assert records == [("charite", "refused", "not-bytes")] * 2
 
 
-@pytest.mark.parametrize(("data", "steps"), [(b"12", 12), (b"", 0), (b"-3", 0), (b"x", 0), (b"9" * 5000, int("9" * 18))])
+@pytest.mark.parametrize(
+    ("data", "steps"), [(b"12", 12), (b"", 0), (b"-3", 0), (b"x", 0), (b"9" * 5000, int("9" * 18))]
+)
 def test_progress_is_a_number_whatever_comes(returned, data, steps):
     returned(data or None, b"RAW")
     transport = object.__new__(ray_actors.RayTransport)
@@ -140,13 +160,17 @@ def by_value():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "raised"), [(Evil, NoReply), (Returning, NotBytes)])
-def test_nothing_that_a_worker_returns_or_raises_runs_at_the_coordinator(kind, raised, tmp_path, monkeypatch, capfd, by_value):
+def test_nothing_that_a_worker_returns_or_raises_runs_at_the_coordinator(
+    kind, raised, tmp_path, monkeypatch, capfd, by_value
+):
     mark = tmp_path / "mark"
     monkeypatch.setattr(kind, "mark", str(mark), raising=False)
     monkeypatch.setattr(ray_actors, "SiteActor", kind)
     composed = fc.compose(fc.algorithms.fedavg(fc.models.linear(features=1), local=optax.sgd(0.1)))
     site = SiteFile(name="charite", data={"x": np.ones((1, 1), np.float32), "y": np.ones(1, np.float32)})
-    transport = ray_actors.RayTransport([site], Study(composed, 1, 1), SiteKey.make("coordinator").public, watched=False)
+    transport = ray_actors.RayTransport(
+        [site], Study(composed, 1, 1), SiteKey.make("coordinator").public, watched=False
+    )
     reply = transport.send("charite", b"hello")
     assert transport.wait([reply], 60.0) == {reply}
     with pytest.raises(raised):

@@ -1,4 +1,5 @@
-"""Secure aggregation between four site processes under Ray gives the bits of lanes, also where one is killed within a round."""
+"""Secure aggregation between four site processes under Ray gives the bits of lanes, also where one is killed
+within a round."""
 
 import pytest
 
@@ -14,7 +15,9 @@ from tests.sites.federations import BATCH, EPOCHS, NAMES, simulator, site_files
 def test_four_site_processes_end_bit_for_bit_where_lanes_end(tmp_path, monkeypatch):
     sim = simulator(SECURE)
     expected = begun(sim)
-    with fc.Federation(SECURE, site_files(folder=tmp_path), batch_size=BATCH, epochs=EPOCHS, folder=tmp_path / "coordinator") as fed:
+    with fc.Federation(
+        SECURE, site_files(folder=tmp_path), batch_size=BATCH, epochs=EPOCHS, folder=tmp_path / "coordinator"
+    ) as fed:
         state = begun(fed)
         for cohort in (EVERYONE, WITHOUT):
             state, _ = fed.run(state, cohort)

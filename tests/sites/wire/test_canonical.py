@@ -6,14 +6,29 @@ from fedjax_core.sites.refusal import Refused, check_name, shown
 from fedjax_core.sites.wire.canonical import DuplicateKey, NonCanonical, TooDeep, dumps, is_scalar, loads
 
 
-@pytest.mark.parametrize("value", [{}, {"a": [1.5, None, True, "ü \x00"], "b": 1}, 0, -0.0, 5e-324, 1.7976931348623157e308, 2**62])
+@pytest.mark.parametrize(
+    "value", [{}, {"a": [1.5, None, True, "ü \x00"], "b": 1}, 0, -0.0, 5e-324, 1.7976931348623157e308, 2**62]
+)
 def test_what_is_written_is_read_with_its_types(value):
     back = loads(dumps(value))
     assert back == value and repr(back) == repr(value)
 
 
 @pytest.mark.parametrize(
-    "raw", [b'{"a": 1}', b'{"b":1,"a":2}', b'"\\u00fc"', b"1.50", b"1e0", b"1E400", b"NaN", b"-Infinity", b'"\\u0041"', b" 1", b"1\n"]
+    "raw",
+    [
+        b'{"a": 1}',
+        b'{"b":1,"a":2}',
+        b'"\\u00fc"',
+        b"1.50",
+        b"1e0",
+        b"1E400",
+        b"NaN",
+        b"-Infinity",
+        b'"\\u0041"',
+        b" 1",
+        b"1\n",
+    ],
 )
 def test_other_spellings_are_refused(raw):
     with pytest.raises(NonCanonical, match="the text is not in canonical form"):
@@ -31,7 +46,9 @@ def test_a_key_twice_is_refused():
         loads(b'{"a":1,"a":1}')
 
 
-@pytest.mark.parametrize("raw", [b"[" * 4 + b"]" * 4, b'{"a":' * 50 + b"1" + b"}" * 50, b"[" * 200_000, b'{"a":' * 200_000])
+@pytest.mark.parametrize(
+    "raw", [b"[" * 4 + b"]" * 4, b'{"a":' * 50 + b"1" + b"}" * 50, b"[" * 200_000, b'{"a":' * 200_000]
+)
 def test_deep_nesting_is_refused(raw):
     with pytest.raises(TooDeep, match="nested more deeply than the 3 levels"):
         loads(raw)

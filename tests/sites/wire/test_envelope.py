@@ -1,4 +1,5 @@
-"""The negative matrix of the envelope: everything that is not what a site signed is refused, each for its own reason."""
+"""The negative matrix of the envelope: everything that is not what a site signed is refused, each for its own
+reason."""
 
 import hashlib
 import json
@@ -29,7 +30,16 @@ from fedjax_core.sites.wire.envelope import (
     seal,
 )
 from fedjax_core.sites.wire.identity import BadSignature, RevokedKey, UnknownSender, WrongKey
-from fedjax_core.sites.wire.tensors import BadTensors, Limits, Oversize, PicklePayload, TooManyTensors, TrailingBytes, UnknownDtype, pack
+from fedjax_core.sites.wire.tensors import (
+    BadTensors,
+    Limits,
+    Oversize,
+    PicklePayload,
+    TooManyTensors,
+    TrailingBytes,
+    UnknownDtype,
+    pack,
+)
 from tests.sites.parties import CHARITE, MAYO, OLD, ROSTER, STRANGER, TENSORS, header, message
 
 
@@ -72,7 +82,10 @@ def test_what_is_sent_arrives_with_its_types():
     assert list(found.tensors) == list(read(raw).tensors) and set(found.tensors) == set(TENSORS)
     for name, tensor in TENSORS.items():
         assert np.array_equal(found.tensors[name], tensor) and found.tensors[name].dtype == tensor.dtype
-    assert read(message({}, kind="metrics")).tensors == {} and read(bytearray(raw)).header == read(memoryview(raw)).header
+    assert (
+        read(message({}, kind="metrics")).tensors == {}
+        and read(bytearray(raw)).header == read(memoryview(raw)).header
+    )
 
 
 def test_the_same_message_is_the_same_bytes():
@@ -138,7 +151,9 @@ def test_arrays_lie_where_they_can_be_used():
         (lambda: forged(pack(TENSORS) + b"\0"), TrailingBytes, "1 bytes after the last tensor"),
     ],
 )  # fmt: skip
-@pytest.mark.meets("164.312(c)(1)", by="a digest and a signature over every message, any changed byte of which is refused")
+@pytest.mark.meets(
+    "164.312(c)(1)", by="a digest and a signature over every message, any changed byte of which is refused"
+)
 def test_refused(raw, error, said):
     with pytest.raises(error, match=said) as refusal:
         read(raw())
@@ -150,8 +165,16 @@ def test_refused(raw, error, said):
 @pytest.mark.parametrize(
     ("limits", "error", "said"),
     [
-        (Limits(message_bytes=100), Oversize, "the message has .* bytes, and at most 100 are read; raise Limits.message_bytes"),
-        (Limits(header_bytes=100), Oversize, "the header has .* bytes, and at most 100 are read; raise Limits.header_bytes"),
+        (
+            Limits(message_bytes=100),
+            Oversize,
+            "the message has .* bytes, and at most 100 are read; raise Limits.message_bytes",
+        ),
+        (
+            Limits(header_bytes=100),
+            Oversize,
+            "the header has .* bytes, and at most 100 are read; raise Limits.header_bytes",
+        ),
         (Limits(tensors=1), TooManyTensors, "there are 2 tensors, and at most 1"),
     ],
 )
@@ -165,7 +188,10 @@ def test_limits_hold(limits, error, said):
     [
         ({"sender": "mayo"}, "names 'mayo' as sender, but the key is of 'charite'"),
         ({"fields": {"weight": float("nan")}}, "cannot be sent: field 'weight' is no finite number"),
-        ({"fields": {"none": None, "weight": math.inf}}, "cannot be sent: field 'weight' is no finite number"),
+        (
+            {"fields": {"none": None, "weight": math.inf}},
+            "cannot be sent: field 'weight' is no finite number",
+        ),
         ({"fields": {"weight": np.float32(1)}}, "cannot be sent: field 'weight' is no finite number"),
         ({"fields": {"weight": b"1"}}, "cannot be sent: field 'weight' is no finite number"),
         ({"run": b"abc"}, "cannot be sent: an entry is of a type that does not travel"),
@@ -196,10 +222,24 @@ def mutate(raw, chance):
                 raw = raw[:at]
             case 5:
                 raw[at:at] = chance.choice(
-                    [b"[" * 999, b'{"a":', b'"', b"\\ud800", b"1e999", b"9" * 5000, b"-", b"null", b"\xff", b"[]", b"0,"]
+                    [
+                        b"[" * 999,
+                        b'{"a":',
+                        b'"',
+                        b"\\ud800",
+                        b"1e999",
+                        b"9" * 5000,
+                        b"-",
+                        b"null",
+                        b"\xff",
+                        b"[]",
+                        b"0,",
+                    ]
                 )
             case _:
-                raw[at : at + 8] = chance.choice([b"\xff" * 8, bytes(8), struct.pack("<q", -1), struct.pack("<Q", 1 << 62)])
+                raw[at : at + 8] = chance.choice(
+                    [b"\xff" * 8, bytes(8), struct.pack("<q", -1), struct.pack("<Q", 1 << 62)]
+                )
     return bytes(raw)
 
 
@@ -219,7 +259,9 @@ def test_nothing_but_a_refusal_ever_comes_of_bytes():
             read(raw)
         except Refused:
             refused += 1
-    assert refused > 5000  # what passes has other numbers in its tensors, or other values in its header, duly signed
+    assert (
+        refused > 5000
+    )  # what passes has other numbers in its tensors, or other values in its header, duly signed
 
 
 def test_the_key_of_a_header_is_filled_in():
@@ -230,7 +272,10 @@ def test_the_key_of_a_header_is_filled_in():
 def test_the_head_of_the_senders_log_travels_and_need_not():
     head = f"17:{'9f' * 32}"
     without, with_head = message(), message(head=head)
-    assert b'"head"' not in bytes(without) and decode(without, ROSTER, recipient="coordinator").header.head is UNSET
+    assert (
+        b'"head"' not in bytes(without)
+        and decode(without, ROSTER, recipient="coordinator").header.head is UNSET
+    )
     assert decode(with_head, ROSTER, recipient="coordinator").header.head == head
     draft = Draft(header(), TENSORS, CHARITE)
     assert bytes(draft.signed(head)) == bytes(with_head) and bytes(draft.signed()) == bytes(without)
@@ -239,10 +284,17 @@ def test_the_head_of_the_senders_log_travels_and_need_not():
         assert draft.size(entry) == len(draft.signed(f"{entry}:{'0' * 64}"))
 
 
-@pytest.mark.parametrize("head", ["", "17", "17:" + "9" * 63, "-1:" + "9" * 64, "017:" + "9" * 64, "1:" + "G" * 64, f"17:{'9' * 64}\n", 7])
+@pytest.mark.parametrize(
+    "head",
+    ["", "17", "17:" + "9" * 63, "-1:" + "9" * 64, "017:" + "9" * 64, "1:" + "G" * 64, f"17:{'9' * 64}\n", 7],
+)
 def test_what_is_no_head_does_not_travel_and_is_refused(head):
     with pytest.raises(ValueError, match="cannot be sent"):
         message(head=head)
     good = json.loads(dumps(header_of(message())))
     with pytest.raises(BadHeader):
-        decode(seal(dumps(good | {"head": head}), bytes(message())[-good["size"] :], CHARITE), ROSTER, recipient="coordinator")
+        decode(
+            seal(dumps(good | {"head": head}), bytes(message())[-good["size"] :], CHARITE),
+            ROSTER,
+            recipient="coordinator",
+        )

@@ -5,7 +5,16 @@ import re
 
 import pytest
 
-from fedjax_core.sites.wire.identity import BadSignature, PublicKey, RevokedKey, Roster, SiteKey, UnknownSender, WrongKey, read_public
+from fedjax_core.sites.wire.identity import (
+    BadSignature,
+    PublicKey,
+    RevokedKey,
+    Roster,
+    SiteKey,
+    UnknownSender,
+    WrongKey,
+    read_public,
+)
 from tests.sites.parties import CHARITE, MAYO, OLD, ROSTER, STRANGER
 
 
@@ -31,7 +40,9 @@ def test_a_key_is_private_whatever_the_umask(tmp_path):
 def test_a_key_that_others_could_read_is_refused(tmp_path, mode):
     path = CHARITE.save(tmp_path)
     path.chmod(mode)
-    with pytest.raises(PermissionError, match=rf"has mode {mode:04o} .* others may have read this private key.*chmod 600"):
+    with pytest.raises(
+        PermissionError, match=rf"has mode {mode:04o} .* others may have read this private key.*chmod 600"
+    ):
         SiteKey.load(path)
 
 
@@ -42,7 +53,9 @@ def test_a_key_is_never_overwritten(tmp_path):
     assert (tmp_path / "charite.key").read_bytes() == before
 
 
-@pytest.mark.parametrize("text", [b"", b"hello", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+@pytest.mark.parametrize(
+    "text", [b"", b"hello", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+)
 def test_a_file_that_is_no_key_is_refused(tmp_path, text):
     path = tmp_path / "charite.key"
     path.write_bytes(text)
@@ -56,21 +69,35 @@ def test_a_key_of_another_scheme_is_refused(tmp_path):
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     path = tmp_path / "charite.key"
-    path.write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.write_bytes(
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )
+    )
     path.chmod(0o600)
     with pytest.raises(ValueError, match="holds no unencrypted Ed25519 private key"):
         SiteKey.load(path)
 
 
 @pytest.mark.parametrize(
-    "change", [str.upper, lambda t: t[:-1], lambda t: t + "=", lambda t: t[8:], lambda t: t.replace("=", "\n="), lambda t: ""]
+    "change",
+    [
+        str.upper,
+        lambda t: t[:-1],
+        lambda t: t + "=",
+        lambda t: t[8:],
+        lambda t: t.replace("=", "\n="),
+        lambda t: "",
+    ],
 )
 def test_text_that_is_no_public_key_is_refused(change):
     with pytest.raises(ValueError, match="is not a public key"):
         PublicKey.parse(change(CHARITE.public.text))
 
 
-@pytest.mark.meets("164.312(d)", by="Ed25519 signatures by keys of a roster; unknown and revoked ones are refused")
+@pytest.mark.meets(
+    "164.312(d)", by="Ed25519 signatures by keys of a roster; unknown and revoked ones are refused"
+)
 def test_who_signed_is_told_apart():
     signature = CHARITE.sign("message", b"data")
 
@@ -78,7 +105,13 @@ def test_who_signed_is_told_apart():
         ROSTER.verify(name, key.public.fingerprint, purpose, data, signature)
 
     verify()
-    for changes in ({"data": b"datb"}, {"purpose": "audit"}, {"signature": bytes(64)}, {"signature": b""}, {"name": "mayo", "key": MAYO}):
+    for changes in (
+        {"data": b"datb"},
+        {"purpose": "audit"},
+        {"signature": bytes(64)},
+        {"signature": b""},
+        {"name": "mayo", "key": MAYO},
+    ):
         with pytest.raises(BadSignature, match="does not fit what it should sign"):
             verify(**changes)
     with pytest.raises(UnknownSender, match="'stranger' is not in the roster"):
@@ -120,14 +153,25 @@ def test_a_roster_comes_from_its_file(tmp_path):
         ('[keys]\n"a b" = "{key}"\n', "the roster's site 'a b' is not a name"),
         ('[keys]\na = "{key}"\na = "{key}"\n', "is not TOML"),
         ('[keys]\na = "{key}"\nb = "{key}"\n', "the roster gives 'a' and 'b' one key"),
-        ("[sites]\n", r"has 'sites', which a roster does not: its tables are \[keys\], \[revoked\] and \[examples\]"),
+        (
+            "[sites]\n",
+            r"has 'sites', which a roster does not: its tables are \[keys\], \[revoked\] and \[examples\]",
+        ),
         ("examples = 1\n", r"\[examples\] must be a table of lines"),
-        ('[keys]\na = "{key}"\n[examples]\nb = 1\n', "names 'b', who has no key in it: add the key, or take the line out"),
-        ('[keys]\na = "{key}"\n[examples]\na = 0\n', "has a = 0; it should be the largest number of examples agreed on"),
+        (
+            '[keys]\na = "{key}"\n[examples]\nb = 1\n',
+            "names 'b', who has no key in it: add the key, or take the line out",
+        ),
+        (
+            '[keys]\na = "{key}"\n[examples]\na = 0\n',
+            "has a = 0; it should be the largest number of examples agreed on",
+        ),
         ('[keys]\na = "{key}"\n[examples]\na = true\n', "has a = True; it should be the largest number"),
     ],
 )
-@pytest.mark.meets("164.312(a)(2)(i)", by="one name and one key for each site; a roster with two of either is refused")
+@pytest.mark.meets(
+    "164.312(a)(2)(i)", by="one name and one key for each site; a roster with two of either is refused"
+)
 def test_a_roster_that_is_not_in_order_is_refused(tmp_path, text, said):
     path = tmp_path / "roster.toml"
     path.write_text(text.replace("{key}", CHARITE.public.text))

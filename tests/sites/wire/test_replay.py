@@ -35,7 +35,9 @@ def test_messages_may_overtake_one_another_by_a_window():
         guard.accept(**HELLO | {"sequence": 1299})
 
 
-@pytest.mark.parametrize(("round", "said"), [(2, "round 2, which is over: this is round 3"), (4, "round 4, which has not begun")])
+@pytest.mark.parametrize(
+    ("round", "said"), [(2, "round 2, which is over: this is round 3"), (4, "round 4, which has not begun")]
+)
 def test_other_rounds_are_refused(round, said):
     with pytest.raises(WrongRound, match=said):
         ReplayGuard("heart-1", 3).accept(**HELLO | {"round": round})
