@@ -17,11 +17,14 @@ themselves, so that a task is right anywhere.
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache, wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _bound: ContextVar[Mapping[int, Any] | None] = ContextVar("arguments", default=None)
 """Those of the program that is being traced."""
@@ -80,27 +83,27 @@ def compiled(
     return _Compiled(f, tuple(constants), place, static_argnums, donate_argnums, options)
 
 
-def remembered(maxsize: int) -> Callable[[Any], Any]:
+def remembered(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """`functools.lru_cache` for a function of a task or a round; what reads constants is kept with these, and
     gone once they are.
 
     Programs and shapes hold the task that they are of, and so its constants, for as long as the cache does.
     """
 
-    def decorate(f: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(f: Callable[P, T]) -> Callable[P, T]:
         usual = lru_cache(maxsize=maxsize)(f)
 
-        @wraps(f)
-        def asked(of: Any, *rest: Any) -> Any:
+        def cached(of: Any, *rest: Any) -> Any:
             constants = (of.algorithm.task if hasattr(of, "algorithm") else of).constants
             if not constants:
                 return usual(of, *rest)
             kept = constants[-1]._kept
-            if asked not in kept:
-                kept[asked] = lru_cache(maxsize=maxsize)(f)
-            return kept[asked](of, *rest)
+            if cached not in kept:
+                kept[cached] = lru_cache(maxsize=maxsize)(f)
+            return kept[cached](of, *rest)
 
-        return asked
+        cached.cache_clear = usual.cache_clear  # type: ignore[attr-defined]
+        return cast(Callable[P, T], wraps(f)(cached))
 
     return decorate
 

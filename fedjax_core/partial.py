@@ -16,7 +16,6 @@ departments. A part is a `Round` of its own, so it runs wherever rounds run. Wha
 (3, 0.0)
 """
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Aggregate, nothing
+from fedjax_core.constants import remembered
 from fedjax_core.round import Kept, Round, State, reports_of, state_shapes
 from fedjax_core.types import Array, Key, Message, Own, Params, Update
 from fedjax_core.uplink.base import Sender, by_itself, chain
@@ -80,7 +80,7 @@ def incompatibility(composed: Round, masked: bool = False) -> str | None:
     return None
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def partial_round(composed: Round, masked: bool = False) -> Round:
     """The round whose server is what was gathered; raises, with the reason, where that cannot be.
 
@@ -137,7 +137,7 @@ def combine(composed: Round, state: State, parts: list[tuple[Gathered, float]]) 
     return _combine(composed)(state._replace(clients=()), values)  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def _combine(composed: Round) -> Any:
     def conclude(state: State, parts: list[Any]) -> State:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts[0][0])

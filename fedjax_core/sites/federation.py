@@ -31,7 +31,7 @@ model and numbers.
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ import numpy as np
 from fedjax_core import keys
 from fedjax_core.buffer import Buffer
 from fedjax_core.composition import check_population
+from fedjax_core.constants import remembered
 from fedjax_core.data.batches import Amount
 from fedjax_core.data.cohort import as_cohort
 from fedjax_core.data.preprocess import Fitted
@@ -83,7 +84,7 @@ _ANY = 2**63 - 1
 """Examples, of a site whose number is not doubted."""
 
 
-@lru_cache(maxsize=16)
+@remembered(maxsize=16)
 def _begin(composed: Round) -> Callable[..., State]:
     """The state that a federation begins with, compiled once for each round."""
     return jax.jit(partial(composed.init, population=1))

@@ -16,6 +16,7 @@ import fedjax_core as fc
 from fedjax_core import describe
 from fedjax_core.constants import Constants, compiled
 from fedjax_core.loops import Loops
+from fedjax_core.partial import partial_round
 from fedjax_core.sites.federation import Federation
 from fedjax_core.sites.site_file import SiteFile
 
@@ -138,15 +139,16 @@ def test_a_share_of_a_cluster_s_worker_finds_the_same():
     equal(*found)
 
 
+def of_sites(task):
+    data = clients()
+    files = [SiteFile(name=f"site{i}", data=data[i]) for i in range(len(data))]
+    with Federation(composed(task), files, batch_size=4, epochs=1, transport="in-process") as fed:
+        state, _ = fed.run(fed.init(jax.random.key(0)), [0, 1, 2, 3])
+        return state.params, fed.evaluate(state).pooled
+
+
 def test_sites_find_the_same():
-    found = []
-    for task in (FROZEN, TEXT):
-        data = clients()
-        files = [SiteFile(name=f"site{i}", data=data[i]) for i in range(len(data))]
-        with Federation(composed(task), files, batch_size=4, epochs=1, transport="in-process") as fed:
-            state, _ = fed.run(fed.init(jax.random.key(0)), [0, 1, 2, 3])
-            found.append((state.params, fed.evaluate(state).pooled))
-    equal(*found)
+    equal(of_sites(FROZEN), of_sites(TEXT))
 
 
 def test_a_body_below_another_is_an_argument_too():
@@ -250,10 +252,11 @@ def test_compiling_takes_no_longer_with_a_large_body():
     assert took[1] < 3 * took[0] + 1, took
 
 
-def test_a_body_is_gone_once_its_task_is():
+@pytest.mark.parametrize("used", [simulated, of_sites, lambda task: partial_round(composed(task))])
+def test_a_body_is_gone_once_its_task_is(used):
     begun = params()
     task = fc.models.train_only(PLAIN._replace(init=lambda key: begun), begun, "head")
-    simulated(task)
+    used(task)
     body = weakref.ref(task.constants[0])
     del task
     gc.collect()

@@ -7,7 +7,7 @@ them where they are the last; of large ones each is added as it comes.
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jax import lax
 from fedjax_core import keys, tallies, tree
 from fedjax_core.aggregators.slotted import plain
 from fedjax_core.algorithms.base import Each, Seen
+from fedjax_core.constants import remembered
 from fedjax_core.round import Kept, Round, State, state_shapes, wire_of
 from fedjax_core.sites.coordinator.weighing import Weigher, counters, weigher
 from fedjax_core.sites.protocol.report import beside, stats_of
@@ -66,7 +67,7 @@ class Small(NamedTuple):
     filled: np.int32
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def merged(composed: Round) -> Round:
     """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but
     for its `finish`."""
@@ -87,7 +88,7 @@ def broadcast(composed: Round, e: int, state: State, sites: int) -> tuple[Any, S
     return sent, state._replace(downlink=downlink)
 
 
-@lru_cache(maxsize=16)
+@remembered(maxsize=16)
 def server_half(composed: Round) -> Server:
     """The server's part of `composed`; of the same `Round` the same, so that it is compiled once."""
     exchanges = range(len(composed.algorithm.exchanges))
