@@ -90,9 +90,8 @@ def with_risk_factors(patients: fc.Clients) -> fc.Clients:
     """With a column `x` [n, 8]: RISK, standardised with numbers from sums of the hospitals."""
     raw = patients.with_columns({name: np.asarray(patients.columns[name], np.float32) for name in RISK})
     columns = fc.preprocess.fit([fc.preprocess.Standardise(name) for name in RISK], raw).apply(raw).columns
-    x = np.nan_to_num(
-        np.stack([np.asarray(columns[name], np.float32) for name in RISK], axis=1)
-    )  # what is missing is the mean
+    # what is missing is the mean
+    x = np.nan_to_num(np.stack([np.asarray(columns[name], np.float32) for name in RISK], axis=1))
     return patients.with_columns(dict(patients.columns) | {"x": x})
 
 

@@ -96,9 +96,8 @@ def study(data: Mapping[str, fc.Clients], seeds: Sequence[int]) -> dict[str, np.
         order = np.concatenate(
             [flamby_draws.epochs_order(seed, one.examples, EPOCHS, BATCH) for seed in seeds]
         )
-        training = fc.compose(
-            fc.algorithms.fedavg(task, local=optax.adam(0.1))
-        )  # whose moments last for a round, so this is one round
+        # whose moments last for a round, so this is one round
+        training = fc.compose(fc.algorithms.fedavg(task, local=optax.adam(0.1)))
         found[name] = runs(
             fc.Simulator(training, copies(one, seeds), batch_size=BATCH, order=order), seeds, 1, data
         )

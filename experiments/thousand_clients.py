@@ -26,9 +26,8 @@ class Settings:
 
 def simulate(cohort: int, seed: int, cores: jax.sharding.Mesh) -> str:
     """Trains on synthetic(1, 1) clients, `cohort` of them a round; one line on how fast that went."""
-    sizes = np.maximum(
-        10, np.random.default_rng(seed).lognormal(np.log(60) - 0.5, 1, 2 * cohort).astype(int)
-    )  # mean 60, a heavy tail
+    # mean 60, a heavy tail
+    sizes = np.maximum(10, np.random.default_rng(seed).lognormal(np.log(60) - 0.5, 1, 2 * cohort).astype(int))
     clients = fc.synthetic.synthetic(1, 1, clients=2 * cohort, seed=seed, sizes=sizes)
     algorithm = fc.algorithms.fedavg(fc.models.logistic(features=60, classes=10), local=optax.sgd(0.01))
     sim = fc.Simulator(fc.compose(algorithm), clients, batch_size=10, epochs=1, mesh=cores)

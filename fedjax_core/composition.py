@@ -277,9 +277,8 @@ def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
     expanded = composed.uplink.expand(uplink, sent, shapes)
     of_16_bits = tree.shapes(update) != tree.shapes(tree.wide(update))
     if of_16_bits and tree.shapes(expanded) != tree.shapes(tree.wide(expanded)):
-        expanded = tree.wide(
-            expanded
-        )  # as `receive` does; of a model in 32 bits it gets what is no longer its update
+        # as `receive` does; of a model in 32 bits it gets what is no longer its update
+        expanded = tree.wide(expanded)
     expanded = Slotted(expanded, jnp.int32(0)) if composed.slots > 1 else expanded
     rows = jax.tree.map(lambda x: x[None], expanded)
     aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)

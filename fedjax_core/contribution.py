@@ -128,12 +128,10 @@ def _sampled(value: Value, clients: int, permutations: int, rng: np.random.Gener
     """The mean over random orders of what each client adds to those before it."""
     if permutations < 2:
         raise ValueError(f"permutations must be at least 2, for a standard error, got {permutations}")
-    place = rng.permuted(
-        np.tile(np.arange(clients), (permutations, 1)), axis=1
-    )  # [m, K]: where each client stands
-    inside = (
-        place[:, None] < np.arange(clients + 1)[None, :, None]
-    )  # [m, K + 1, K]: the first s of each order
+    # [m, K]: where each client stands
+    place = rng.permuted(np.tile(np.arange(clients), (permutations, 1)), axis=1)
+    # [m, K + 1, K]: the first s of each order
+    inside = place[:, None] < np.arange(clients + 1)[None, :, None]
     different, which = np.unique(inside.reshape(-1, clients), axis=0, return_inverse=True)
     worth = _worth(value, different)[which.reshape(permutations, clients + 1)]
     added = np.take_along_axis(np.diff(worth, axis=1), place, axis=1)  # [m, K]

@@ -36,6 +36,7 @@ from fedjax_core import places, sources
 Scalar = bool | int | float | str | None
 
 _DEPTH = 40
+# of these a function's name says enough
 _NAMED = {
     "jax",
     "jaxlib",
@@ -44,13 +45,14 @@ _NAMED = {
     "ml_dtypes",
     "functools",
     "typing",
-}  # of these a function's name says enough
+}
 _LINKS = {"parent", "name", "scope"}  # of a Flax module, to where it is used
+# of these what is closed over counts, and `versions` tells of changed code
 _VERSIONED = {
     "fedjax_core",
     "optax",
     "flax",
-}  # of these what is closed over counts, and `versions` tells of changed code
+}
 
 
 def describe(value: Any) -> dict[str, Scalar]:
@@ -179,9 +181,8 @@ class _Walk:
             return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
         if isinstance(value, types.MethodType):
             return [("func", value.__func__), ("self", value.__self__)]
-        if isinstance(
-            value, (types.BuiltinFunctionType, types.MethodWrapperType)
-        ):  # of an object, as {1: 2}.get
+        # of an object, as {1: 2}.get
+        if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
             return [("func", value.__name__), ("self", value.__self__)]
         if (
             _root(value) in _NAMED
@@ -273,9 +274,8 @@ def _plain(value: Any) -> Scalar:
     if isinstance(value, (int, np.integer)):
         return int(value)
     if isinstance(value, (float, np.floating)):
-        return (
-            float(value) if math.isfinite(value) else str(float(value))
-        )  # nan differs from itself, and JSON has no inf
+        # nan differs from itself, and JSON has no inf
+        return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
         return value
     if isinstance(value, (complex, bytes, types.EllipsisType, range, slice, np.dtype)):
@@ -352,14 +352,12 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
     for name in sorted(mentioned):
         other = f.__globals__.get(name)
         near = _is_function(other) and other.__module__ == f.__module__
-        far = by_files and isinstance(
-            other, (types.ModuleType, types.FunctionType, type)
-        )  # of whose package the files count
+        # of whose package the files count
+        far = by_files and isinstance(other, (types.ModuleType, types.FunctionType, type))
         if near or far or isinstance(other, (bool, int, float, str, np.ndarray)):
             parts.append((f"globals.{name}", other))
-    if by_files and sources.in_files(
-        f
-    ):  # of which the files tell all, but for which of the functions in them it is
+    # of which the files tell all, but for which of the functions in them it is
+    if by_files and sources.in_files(f):
         return [*parts, ("at", places.beginning(f.__code__))]
     parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]
     return [*parts, ("code", hashlib.sha256(listing.encode()).hexdigest()[:16])]

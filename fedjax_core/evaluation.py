@@ -24,9 +24,8 @@ class Evaluation(NamedTuple):
     on: str = (
         ""  # "held-out" or "trained on", where a federation's sites evaluated: on which of their examples
     )
-    without: Mapping[str, Mapping[str, str]] = MappingProxyType(
-        {}
-    )  # {metric: {client that is not in its pooled value: why}}
+    # {metric: {client that is not in its pooled value: why}}
+    without: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

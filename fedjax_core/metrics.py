@@ -112,12 +112,12 @@ def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
                 f"metric {name!r} has {list(value.shape)} numbers, as run_many and sweeps give them, and a summary has one: take one of "
                 f"them, such as the last, by jax.tree.map(lambda x: x[-1], metrics), or read metrics[{name!r}].value"
             )
-    return {
-        name: float(found[name].item()) for name in metrics
-    }  # device_get gives them in alphabetical order
+    # device_get gives them in alphabetical order
+    return {name: float(found[name].item()) for name in metrics}
 
 
 TAKEN = frozenset(
+    # a reply's own fields
     (
         "weight",
         "examples",
@@ -129,7 +129,7 @@ TAKEN = frozenset(
         "held_out",
         "code",
         "reason",
-    )  # a reply's own fields
+    )
     + ("moments", "range", "categories")  # sums of columns, as a site's policy names them
     + ("steps_done", "examples_seen", "uplink_kept", "uplink_norm")  # metrics of the sites' own
     + ("bits_up", "bits_down", "left_out")  # tallies of an exchange

@@ -23,12 +23,13 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
+# some Pythons make functions of these, others do not
 _COMPREHENSIONS = (
     "<listcomp>",
     "<setcomp>",
     "<dictcomp>",
     "<genexpr>",
-)  # some Pythons make functions of these, others do not
+)
 
 
 def standing(function: types.FunctionType) -> str:

@@ -263,9 +263,8 @@ class Round(NamedTuple):
         if not self._slotted(e):
             return stage.finish(uplink, met, info._replace(shapes=_update_shapes(self, e)), key)
 
-        def one(
-            slot: Array, met: Any
-        ) -> Update:  # of stages that keep nothing at the server, as `compose` sees to
+        # of stages that keep nothing at the server, as `compose` sees to
+        def one(slot: Array, met: Any) -> Update:
             secret = jax.random.fold_in(info.secret, slot)
             return stage.finish(uplink, met, info._replace(secret=secret), jax.random.fold_in(key, slot))[0]
 

@@ -34,11 +34,12 @@ TRUSTED = {"jax", "jaxlib", "numpy", "ml_dtypes", "optax", "flax", "fedjax_core"
 """Packages of which a name and a version say enough, beside Python's own."""
 
 _OWN = {"", "builtins", "fedjax_core"}  # wherever they lie: this is their code
+# which Python and JAX import wherever they are found
 _UNASKED = {
     "sitecustomize",
     "usercustomize",
     "jax_plugins",
-}  # which Python and JAX import wherever they are found
+}
 _CODE = (".py", ".pyc", ".so", ".pyd")
 
 ABSENT = "absent"

@@ -40,9 +40,8 @@ class State(NamedTuple):
 
     server: Server
     uplink: tuple[Any, ...]  # the server's half of the stages, one entry an exchange
-    downlink: tuple[
-        Any, ...
-    ]  # what the server keeps for the stages that encode its messages, one entry an exchange
+    # what the server keeps for the stages that encode its messages, one entry an exchange
+    downlink: tuple[Any, ...]
     aggregator: tuple[Any, ...]  # what the server keeps for the aggregator, one entry an exchange
     clients: Kept
     round: Array  # int32 scalar: rounds done

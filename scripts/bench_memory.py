@@ -145,9 +145,8 @@ def main(settings: Settings) -> None:
         timing.say(f"{name}: {CASES[name].title}")
         with tempfile.TemporaryDirectory() as cache:
             kept = -1
-            while kept != (
-                kept := len(list(Path(cache).rglob("*")))
-            ):  # until nothing is compiled or measured any more
+            # until nothing is compiled or measured any more
+            while kept != (kept := len(list(Path(cache).rglob("*")))):
                 allocator = {
                     "MALLOC_ARENA_MAX": "1",
                     "MALLOC_MMAP_THRESHOLD_": "65536",

@@ -41,9 +41,8 @@ def started(folder: str, parameters: int, rounds: int) -> tuple[Any, dict[str, f
     process.start()
     theirs.close()  # so that an end of the process is heard
     times: dict[str, float] = {}
-    for asked in range(
-        -2, rounds + 1
-    ):  # "imported", "sites answer", then a cohort for each round, when the one before is done
+    # "imported", "sites answer", then a cohort for each round, when the one before is done
+    for asked in range(-2, rounds + 1):
         at, what = mine.recv()
         times["first round done" if asked == 1 else what] = at
     return process, times

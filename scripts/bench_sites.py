@@ -33,14 +33,16 @@ from fedjax_core.sites.transport.certificates import Authority
 from fedjax_core.sites.wire import envelope, tensors
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 
+# an empty round over bare Ray; by how much the coordinator's peak may grow from the fewest sites to the most
 RATIO, FLAT = (
     1.5,
     0.1,
-)  # an empty round over bare Ray; by how much the coordinator's peak may grow from the fewest sites to the most
+)
+# bytes of a site's process, and how often it and the store hold the model; seen with 25 M parameters
 SITE, COPIES = (
     0.35e9,
     6,
-)  # bytes of a site's process, and how often it and the store hold the model; seen with 25 M parameters
+)
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,8 @@ class Plan:
         work = [_start(step.line(ssh)) for step in self.work]
         lost: set[int] = set()
         try:
-            while (
-                any(process.poll() is None for process in work) and not asked and 0 not in lost
-            ):  # without the first, none can work
+            # without the first, none can work
+            while any(process.poll() is None for process in work) and not asked and 0 not in lost:
                 if any(process.poll() for process in work):
                     break  # the others would wait for it for ever
                 for i, process in enumerate(beside):
@@ -114,11 +113,12 @@ class Plan:
                         )
                 time.sleep(0.1)
         finally:
+            # the work needs the others to save, and they the first to leave it
             for processes in (
                 work,
                 beside[1:],
                 beside[:1],
-            ):  # the work needs the others to save, and they the first to leave it
+            ):
                 for process in processes:
                     assert process.stdin is not None
                     process.stdin.close()

@@ -136,9 +136,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 pytest.mark.xdist_group(item.path.relative_to(REPOSITORY).with_suffix("").as_posix())
             )
         if is_slow(item):
-            item.add_marker(
-                pytest.mark.xdist_group("slow")
-            )  # apart from the others of its group, which come first
+            # apart from the others of its group, which come first
+            item.add_marker(pytest.mark.xdist_group("slow"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -244,9 +244,8 @@ def test_a_client_refused_in_one_exchange_is_out_of_the_round(name, kind, monkey
     assert {name: float(seen[name]) for name in without if name != "refused"} == pytest.approx(
         {name: float(without[name]) for name in without if name != "refused"}, rel=1e-5
     )
-    assert (
-        float(seen["missing" if kind == "sites" else "refused"]) == 1
-    )  # a site sees by itself that its numbers are no good
+    # a site sees by itself that its numbers are no good
+    assert float(seen["missing" if kind == "sites" else "refused"]) == 1
     assert (float(seen["clients"]), float(seen["examples"])) == (2, SIZES[0] + SIZES[2])
 
 
@@ -327,9 +326,8 @@ def test_reports_meet_in_the_slot_that_each_names(kind, monkeypatch):
         alone, _ = sim.run(start, [1])
     for name, x in after.params.items():
         np.testing.assert_allclose(x, [end[name] for end in ends], atol=1e-6)
-        np.testing.assert_array_equal(
-            alone.params[name][1], start.params[name][1]
-        )  # of a slot that nobody names
+        # of a slot that nobody names
+        np.testing.assert_array_equal(alone.params[name][1], start.params[name][1])
 
 
 class Rows(NamedTuple):

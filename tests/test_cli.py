@@ -204,9 +204,8 @@ def test_the_account_of_a_site_is_begun_once_and_shown_and_a_missing_one_is_not_
     told.write_text('{"told": 0.25, "last": {}}')
     assert main(["account", "show", str(path)]) == 0
     epsilon, mu, normal = float(capsys.readouterr().out.split()[3]), 0.5, NormalDist().cdf
-    delta = normal(mu / 2 - epsilon / mu) - math.exp(epsilon) * normal(
-        -mu / 2 - epsilon / mu
-    )  # of the Gaussian mechanism
+    # of the Gaussian mechanism
+    delta = normal(mu / 2 - epsilon / mu) - math.exp(epsilon) * normal(-mu / 2 - epsilon / mu)
     assert delta == pytest.approx(1e-6, rel=0.02)
     told.unlink()
     assert main(["account", "show", str(path)]) == 1

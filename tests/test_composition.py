@@ -309,7 +309,6 @@ def test_an_algorithm_of_ones_own_is_called_like_the_function_that_made_it():
         compose(made._replace(name="mine")).algorithm.name == "mine"
         and compose(FEDAVG).algorithm.name == "fedavg"
     )
-    bare = FEDAVG._replace(
-        name=algorithms.Algorithm._field_defaults["name"]
-    )  # of functions of the package alone
+    # of functions of the package alone
+    bare = FEDAVG._replace(name=algorithms.Algorithm._field_defaults["name"])
     assert compose(bare).algorithm.name == "this algorithm"

@@ -77,9 +77,8 @@ def test_metrics_are_the_sums_of_plain_loops(name):
         assert metrics.summary(now) == pytest.approx(metrics.summary(sums), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "lanes", [1, pytest.param(8, marks=pytest.mark.slow)]
-)  # default: 3, 64, and 8 on as many devices
+# default: 3, 64, and 8 on as many devices
+@pytest.mark.parametrize("lanes", [1, pytest.param(8, marks=pytest.mark.slow)])
 @entries_of(["fedavg"], slow=ZOO)
 def test_any_number_of_lanes(name, lanes):
     state, _ = run(simulator(name, lanes=lanes))
@@ -136,10 +135,11 @@ def test_restored_in_the_middle_is_bit_for_bit_uninterrupted(name, tmp_path):
 
 @entries_of([name for name in KINDS if name != "secure"], slow=ZOO)
 def test_jit_is_eager(name):
+    # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
     few = [
         1,
         4,
-    ]  # a client of one example and one of a single batch: an eager step takes a hundred times a compiled one
+    ]
     assert SIZES[1] == 1 and SIZES[4] == BATCH
     compiled, _ = run(Reference(*built(name), batch_size=BATCH, epochs=1), [few])
     with jax.disable_jit():
@@ -189,9 +189,8 @@ def test_a_client_drawn_twice_counts_twice():
 def test_a_client_whose_numbers_overflow_is_refused_and_counted(name):
     composed, good = built(name)
     columns = [dict(good[i]) for i in range(len(good))]
-    columns[5]["x"] = np.random.default_rng(0).choice(
-        np.float32([1e18, -1e18]), columns[5]["x"].shape
-    )  # from which training diverges
+    # from which training diverges
+    columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)
     bad = Clients.from_list(columns)
     sim = Simulator(composed, bad, batch_size=BATCH, epochs=2, lanes=3)
     state, seen = sim.run(sim.init(jax.random.key(1)), [3, 5, 7])

@@ -162,9 +162,8 @@ def test_every_setting_by_which_a_site_declines_is_in_the_page_of_what_to_do():
 
 def test_the_files_can_be_read(tmp_path):
     site, shown = re.findall(r"```toml\n(.*?)```", PAGES["sites-setup.md"], re.DOTALL)
-    whole = re.sub(
-        r"(?m)^( *)# (\w+ = )", r"\1\2", site
-    )  # with the settings that are shown behind a comment sign
+    # with the settings that are shown behind a comment sign
+    whole = re.sub(r"(?m)^( *)# (\w+ = )", r"\1\2", site)
     for name, text in (("site.toml", site), ("whole.toml", whole), ("policy.toml", shown)):
         (tmp_path / name).write_text(text)
     assert (

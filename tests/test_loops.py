@@ -57,10 +57,11 @@ def test_each_client_is_shown_and_what_they_bring_is_what_the_round_makes_of_it(
     before = loops.init(jax.random.key(0))
     after, metrics = loops.run(before, [5, 2, 3], each=visits.append)  # client 2 has no examples
     assert all(isinstance(visit, Visit) for visit in visits)
+    # SCAFFOLD weighs all alike
     assert [(visit.exchange, visit.client, float(visit.weight)) for visit in visits] == [
         (0, 5, 1.0),
         (0, 3, 1.0),
-    ]  # SCAFFOLD weighs all alike
+    ]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(visit.update[0] for visit in visits))
     np.testing.assert_allclose(after.params["w"] - before.params["w"], mean["w"], atol=1e-7)
     for visit in visits:

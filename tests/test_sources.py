@@ -386,9 +386,8 @@ def test_a_site_starts_only_while_its_study_is_the_code_that_it_reviewed(heart, 
         match=r"files of heart, .* changed under the same hash 3f9a: review them, and remove .*code\.json",
     ):
         check_code(tmp_path / "state", "heart.study:own", "3f9a")
-    check_code(
-        tmp_path / "state", "heart.study:own", "91d2"
-    )  # another hash was allowed by the policy after a review of its own
+    # another hash was allowed by the policy after a review of its own
+    check_code(tmp_path / "state", "heart.study:own", "91d2")
 
 
 RENAMED = {

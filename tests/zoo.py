@@ -337,9 +337,8 @@ AGGREGATORS: dict[str, Callable[[], aggregators.Aggregator]] = {
     "nnm, centered clipping": lambda: aggregators.nnm(1, aggregators.centered_clipping(tau=0.5)),
     "multi-krum": lambda: aggregators.multi_krum(1),
 }
-ROBUST: dict[
-    str, Callable[[], aggregators.Aggregator]
-] = {  # by themselves alone: of one make with those above
+# by themselves alone: of one make with those above
+ROBUST: dict[str, Callable[[], aggregators.Aggregator]] = {
     "krum": lambda: aggregators.krum(1),
     "geometric median": lambda: aggregators.geometric_median(),
     "rfa": lambda: aggregators.rfa(),
@@ -519,9 +518,8 @@ ZOO: dict[str, Entry] = {
         )
     ),
     # aggregators
-    **{
-        name: aggregated(make) for name, make in AGGREGATORS.items() if name not in ("mean", "total")
-    },  # the first all others have
+    # the first all others have
+    **{name: aggregated(make) for name, make in AGGREGATORS.items() if name not in ("mean", "total")},
     "total": Entry(
         lambda: fedavg(uplink=uplink.stage("tenth", finish=tenth), aggregator=aggregators.total())
     ),

@@ -32,9 +32,8 @@ def bucketing(size: int, then: Aggregator) -> Aggregator:
 
     def step(rows: Array, here: Array, weights: Array, key: Key, memory: Any) -> tuple[Array, Array, Any]:
         K, buckets = len(rows), -(-len(rows) // size)
-        number = (
-            jnp.cumsum(here.astype(jnp.int32)) - 1
-        )  # whoever else is in the cohort but not here changes no lot
+        # whoever else is in the cohort but not here changes no lot
+        number = jnp.cumsum(here.astype(jnp.int32)) - 1
         lots = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.maximum(number, 0))
         order = jnp.argsort(jnp.where(here, lots, jnp.inf), stable=True)
         room = buckets * size - K

@@ -40,9 +40,8 @@ def dnc(f: int, samples: int = 1, coordinates: int = 10_000, filter: float = 1.0
             if rows.shape[1] > coordinates:
                 some = rows[:, jax.random.choice(key, rows.shape[1], (coordinates,), replace=False)]
             centred = jnp.where(here[:, None], some - average(some, here)[None], 0)
-            _, vectors = jnp.linalg.eigh(
-                centred @ centred.T
-            )  # [K, K]: its last eigenvector times the singular value is <u_i - mean, v>
+            # [K, K]: its last eigenvector times the singular value is <u_i - mean, v>
+            _, vectors = jnp.linalg.eigh(centred @ centred.T)
             return smallest(jnp.where(here, jnp.square(vectors[:, -1]), jnp.inf), n - out) & here
 
         each = jax.vmap(kept_by)(jax.random.split(key, samples))

@@ -45,9 +45,8 @@ def arc(f: int, then: Aggregator) -> Aggregator:
     def step(rows: Array, here: Array, weights: Array, key: Key, memory: Any) -> tuple[Array, Array, Any]:
         n, suspected = counts(here, weights, f)
         longest = 2 * suspected * (n - suspected) // jnp.maximum(n, 1)
-        norms = jnp.sort(
-            jnp.where(here, jnp.linalg.norm(rows, axis=1), jnp.inf)
-        )  # those who are not here last
+        # those who are not here last
+        norms = jnp.sort(jnp.where(here, jnp.linalg.norm(rows, axis=1), jnp.inf))
         return (
             shortened(rows, norms[jnp.clip(n - longest - 1, 0, len(rows) - 1)]),
             jnp.where(here, weights, 0),

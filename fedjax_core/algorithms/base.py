@@ -39,12 +39,10 @@ class Report(NamedTuple):
     update: Update
     weight: Array  # float32 scalar >= 0
     own: Own
-    stats: Mapping[
-        str, Array
-    ] = {}  # small numbers that the server sees client by client, past the stages: steps taken, a loss
-    metrics: Mapping[
-        str, Mean | Sum
-    ] = {}  # what only `finish` knows; logged and summed like a step's, under other names
+    # small numbers that the server sees client by client, past the stages: steps taken, a loss
+    stats: Mapping[str, Array] = {}
+    # what only `finish` knows; logged and summed like a step's, under other names
+    metrics: Mapping[str, Mean | Sum] = {}
     slot: Array | int = 0  # which of the exchange's `slots` the update is for
 
 

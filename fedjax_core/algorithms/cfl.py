@@ -132,9 +132,8 @@ def bipartition(alike: Array, here: Array) -> Array:
     def through(k: int, linked: Array) -> Array:
         return jnp.maximum(linked, jnp.minimum(linked[:, k, None], linked[None, k]))
 
-    linked = jax.lax.fori_loop(
-        0, len(here), through, jnp.where(both, alike, -jnp.inf)
-    )  # the weakest of the best way between two
+    # the weakest of the best way between two
+    linked = jax.lax.fori_loop(0, len(here), through, jnp.where(both, alike, -jnp.inf))
     weakest = jnp.where(both & ~jnp.eye(len(here), dtype=bool), linked, jnp.inf)
     one = jnp.argmin(jnp.min(weakest, axis=1))
     return here & (linked[one] <= jnp.min(weakest)) & (jnp.arange(len(here)) != one)

@@ -66,9 +66,8 @@ def fedmuon(
     )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
-        moved: Any = tree.sub(
-            tree.scale(1 / seen.steps, carry.opt[0]), message.control
-        )  # the mean of g - c_i
+        # the mean of g - c_i
+        moved: Any = tree.sub(tree.scale(1 / seen.steps, carry.opt[0]), message.control)
         return Report(
             Change(tree.sub(carry.params, message.params), moved),
             uniform(seen),

@@ -76,9 +76,8 @@ def importance(
         return Report(tree.scale(told.mine, tree.sub(carry.params, told.message)), uniform(seen), own=())
 
     def update(state: Global, reports: Aggregate) -> Global:
-        return Global(
-            *move(state.params, state.opt, tree.scale(reports.weight, reports.value))
-        )  # the sum, of a mean
+        # the sum, of a mean
+        return Global(*move(state.params, state.opt, tree.scale(reports.weight, reports.value)))
 
     exchange = Exchange(
         lambda state: state.params,

@@ -59,9 +59,8 @@ def moon(
 
         return loss
 
-    averaging = fedavg(
-        task, optax.identity(), server, weighting=weighting
-    )  # of which the local steps are others
+    # of which the local steps are others
+    averaging = fedavg(task, optax.identity(), server, weighting=weighting)
     (exchange,) = averaging.exchanges
     begin, step = local_training(task, local, objective=objective)
 

@@ -42,9 +42,8 @@ def pfedme(
         raise ValueError(
             f"pfedme needs lam > 0, got {lam}: without a pull clients would have nothing to do with one another"
         )
-    averaging = fedavg(
-        task, optax.identity(), server=optax.sgd(beta), weighting=uniform
-    )  # of which the local steps are others
+    # of which the local steps are others
+    averaging = fedavg(task, optax.identity(), server=optax.sgd(beta), weighting=uniform)
     (exchange,) = averaging.exchanges
 
     def begin(params: Params, own: Own, key: Key) -> Local:

@@ -110,9 +110,8 @@ def show(
             continue
         to, epsilon = about.pop("recipient", ""), about.pop("epsilon", "")
         numbers, hidden = (_numbers(about), _UNSHOWN) if entry.what == "left" else ("", set[str]())
-        values = sorted(
-            about.items(), key=lambda one: one[0].startswith(NUMBERS)
-        )  # those of tensors last, which may be many
+        # those of tensors last, which may be many
+        values = sorted(about.items(), key=lambda one: one[0].startswith(NUMBERS))
         more = " ".join(
             f"{name.removeprefix(SENT)}={value}"
             for name, value in values

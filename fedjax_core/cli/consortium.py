@@ -48,9 +48,8 @@ def run(
             f"--arguments should be a JSON object, such as '{{\"lr\": 0.05}}'; got {arguments!r} ({error})"
         ) from None
     if os.getcwd() not in sys.path:
-        sys.path.insert(
-            0, os.getcwd()
-        )  # where a study of one's own is, as it is for the processes that are started
+        # where a study of one's own is, as it is for the processes that are started
+        sys.path.insert(0, os.getcwd())
     try:
         result = box.run(
             folder, sites=sites, site_files=site_files, study=study, arguments=given, rounds=rounds, quorum=quorum,

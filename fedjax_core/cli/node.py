@@ -14,9 +14,8 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.transport import ray_node, ray_security
 from fedjax_core.sites.transport.certificates import Files
 
-_LONGEST = 107 - len(
-    "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-)  # of a socket's path on Linux
+# of a socket's path on Linux
+_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 def node(

@@ -46,10 +46,11 @@ def watch(
             while not pace.done:
                 try:
                     facts = gather(run_dir)
+                # nothing is there yet, or a line is just being written
                 except (
                     ValueError,
                     AuditError,
-                ) as error:  # nothing is there yet, or a line is just being written
+                ) as error:
                     live.update(f"waiting: {error}", refresh=True)
                 else:
                     pace.look(facts.rounds, time.monotonic())

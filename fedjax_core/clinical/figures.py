@@ -53,9 +53,8 @@ def look(method: str) -> Look:
     """How this method is drawn, in every figure of this process alike."""
     if method not in _looks:
         i = len(_looks)
-        styles = _STYLES[
-            (i + i // len(_COLOURS)) % len(_STYLES)
-        ]  # so that methods of one colour differ in their lines
+        # so that methods of one colour differ in their lines
+        styles = _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)]
         _looks[method] = Look(
             _COLOURS[i % len(_COLOURS)], styles, _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
         )
@@ -75,9 +74,8 @@ def convergence(
     A value that is not finite is a gap in its line.
     """
     figure, axes = _figure(6.4, 4.0)
-    widths = np.linspace(
-        3.2, 1.4, len(curves)
-    )  # later lines lie above and are thinner, so that equal ones are all seen
+    # later lines lie above and are thinner, so that equal ones are all seen
+    widths = np.linspace(3.2, 1.4, len(curves))
     for (name, curve), width in zip(curves.items(), widths, strict=True):
         given = isinstance(curve, tuple) and len(curve) == 2 and np.ndim(curve[0]) == 1
         rounds, values = np.asarray(curve) if given else (np.arange(1, len(curve) + 1), np.asarray(curve))

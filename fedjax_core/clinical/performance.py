@@ -43,9 +43,8 @@ METRICS = {
 }
 ALL = "all hospitals"
 _Z = 1.959964  # of the normal distribution, for 95 %
-_DRAWN_BYTES = (
-    32 << 20
-)  # of drawn sets that are looked at together: 16 million patients' counts take 4 such arrays
+# of drawn sets that are looked at together: 16 million patients' counts take 4 such arrays
+_DRAWN_BYTES = 32 << 20
 
 
 class Predictions(NamedTuple):
@@ -165,10 +164,11 @@ def assess(
             drawn[name][first : first + len(counts)] = metric(counts)
     once = np.ones((1, len(risk)), int)
     found = {name: _estimate(float(metric(once)[0]), drawn[name]) for name, metric in rows.items()}
+    # both variances are the same at 1 - share
     ill, well = (
         int(outcome.sum()),
         int(len(outcome) - outcome.sum()),
-    )  # both variances are the same at 1 - share
+    )
     found["accuracy"] = _or_score(
         found["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome)
     )
@@ -203,9 +203,8 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Wilson's 95 % interval (low, high) for shares found in `count` patients each."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return np.clip(middle - half, 0, share), np.clip(
-        middle + half, share, 1
-    )  # of which the last digit may be beyond
+    # of which the last digit may be beyond
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
 
 
 def names_of(results: Mapping[str, Assessment]) -> list[str]:
@@ -258,9 +257,8 @@ def _estimate(value: float, drawn: np.ndarray) -> Estimate:
         return Estimate(
             value, np.nan, np.nan, "no interval, for every drawn set of patients gives the same value"
         )
-    return Estimate(
-        value, min(low, value), max(high, value)
-    )  # all drawn calibration errors may lie above the value
+    # all drawn calibration errors may lie above the value
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def _or_score(found: Estimate, name: str, outside: Callable[[float], float]) -> Estimate:

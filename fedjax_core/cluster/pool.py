@@ -234,10 +234,11 @@ class WorkerPool:
                 at_work.add(member)
             except failures.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            # the worker is gone or hangs, or its node, or the result is gone
             except (
                 failures.RayError,
                 TimeoutError,
-            ) as error:  # the worker is gone or hangs, or its node, or the result is gone
+            ) as error:
                 todo = [s, *(other for other, who in waiting.values() if who is member)]
                 waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
                 self._drop(member, error, tries[s])
@@ -347,9 +348,8 @@ class WorkerPool:
             flags.append("--xla_cpu_multi_thread_eigen=false")
         threads = str(max(1, int(self.cpus)))
         found = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
-        found["JAX_PLATFORMS"] = (
-            "" if self.gpus else "cpu"
-        )  # empty: whatever is there, even if this process keeps to the CPU
+        # empty: whatever is there, even if this process keeps to the CPU
+        found["JAX_PLATFORMS"] = "" if self.gpus else "cpu"
         if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
             found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = (
                 f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone

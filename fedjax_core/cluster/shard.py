@@ -46,9 +46,9 @@ class Broadcast(NamedTuple):
     round: np.ndarray  # int32
     key: Any
     among: Among  # the whole cohort, with as many empty places as there is room
-    measured: dict[
-        str, Any
-    ]  # what is known of how to compute fast (`tuning_cache.entries`): all workers go by the same, as it decides last bits
+    # what is known of how to compute fast (`tuning_cache.entries`): all workers go by the same, as it decides
+    # last bits
+    measured: dict[str, Any]
 
 
 class Shard(NamedTuple):
@@ -59,9 +59,8 @@ class Shard(NamedTuple):
     counts: np.ndarray  # [k] how often each was drawn
     kept: Lent  # what they keep, or where that lies
     room: Room
-    here: (
-        np.ndarray
-    )  # [k] bool: who takes part, not having been refused in an exchange before of the same round
+    # [k] bool: who takes part, not having been refused in an exchange before of the same round
+    here: np.ndarray
 
 
 class ShardResult(NamedTuple):

@@ -369,9 +369,8 @@ class ClusterSimulator:
     def _conclude(
         self, e: int, half: State, collected: Collected, among: Among, reported: Array
     ) -> tuple[State, dict[str, Sum]]:
-        nothing = jax.eval_shape(
-            lambda: self.round.init(jax.random.key(0), 1)
-        ).clients  # which `check_recovers` has seen
+        # which `check_recovers` has seen
+        nothing = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1)).clients
         said = tallies.of_exchange(self.round, e, half, collected.acc, among.here, reported)
         return program.conclude(
             self.round, e, half, collected._replace(touched=reported), nothing, among

@@ -46,9 +46,8 @@ def lead(folder: Layout, address: str | None) -> int:
     """Runs what is left of the plan over the Ray at this address; returns the exit code."""
     plan, home = StudyPlan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
-    files = [
-        SiteFile(name=name, resources={name: 1.0}) for name in plan.sites
-    ]  # all else each site reads from its own file
+    # all else each site reads from its own file
+    files = [SiteFile(name=name, resources={name: 1.0}) for name in plan.sites]
     rules = Rules(
         quorum=plan.quorum or len(plan.sites),
         deadline_seconds=DEADLINE_SECONDS,

@@ -85,9 +85,8 @@ class Processes:
         logs = self.folder.root / "logs"
         make_folder(logs)
         self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short_folder())), logs / "sockets"
-        if note.exists() and (left := Path(note.read_text())).name.startswith(
-            _PREFIX
-        ):  # by a run that was killed
+        # by a run that was killed
+        if note.exists() and (left := Path(note.read_text())).name.startswith(_PREFIX):
             shutil.rmtree(left, ignore_errors=True)
         write_whole(note, str(self._sockets))
         return self
@@ -134,9 +133,8 @@ class Processes:
 
     def _start(self, name: str, whose: str, command: Sequence[str]) -> Process:
         log = self.folder.root / "logs" / f"{name}.log"
-        path = os.pathsep.join(
-            filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))
-        )  # where a study of one's own is
+        # where a study of one's own is
+        path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != VARIABLE
         }

@@ -302,10 +302,11 @@ def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> Non
 
 
 def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: StudyPlan) -> None:
+    # here all of one machine; elsewhere each site gets the others' keys by another way
     for file in (
         "coordinator.pub",
         "roster.toml",
-    ):  # here all of one machine; elsewhere each site gets the others' keys by another way
+    ):
         write_whole(home / file, (home.parents[1] / "coordinator" / file).read_bytes())
     said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
     said |= {"key": f"{name}.key", "coordinator": "coordinator.pub", "roster": "roster.toml"}

@@ -211,9 +211,8 @@ class Plan:
                     f"order for client {int(client)} in round {round} must name examples 0 to {size - 1}, at least one a batch "
                     f"(-1 for an unused place); got values from {local.min()} to {local.max()}"
                 )
-            own = np.where(empty, 0, local.max(axis=1))[
-                :, None
-            ]  # padding reads an example of the same batch, where there is one
+            # padding reads an example of the same batch, where there is one
+            own = np.where(empty, 0, local.max(axis=1))[:, None]
             found.append(np.where(local >= 0, start + local, ~(start + own)).astype(np.int32))
         return np.concatenate(found) if found else np.zeros((0, self.batch_size), np.int32)
 

@@ -266,9 +266,8 @@ def text_needs_codes(name: str) -> str:
 def _lost(leaf: np.ndarray) -> str:
     """Where in a row float32 loses what tells examples apart, in words; empty where it does not."""
     wide = leaf.dtype.kind == "f" and leaf.dtype.itemsize == 8
-    if not wide and not (
-        leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1
-    ):  # one whole number a row may be a name
+    # one whole number a row may be a name
+    if not wide and not (leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1):
         return ""
     width = max(1, int(np.prod(leaf.shape[1:])))
     sample = np.asarray(_some(leaf, max(_BLOCKS, _SAMPLE // width)), np.float64).reshape(-1, width)
@@ -278,9 +277,8 @@ def _lost(leaf: np.ndarray) -> str:
         np.where(known, sample, -np.inf).max(axis=0, initial=-np.inf),
     )
     with np.errstate(invalid="ignore"):  # where nobody has a value
-        suspect = (high > low) & (
-            np.maximum(np.abs(low), np.abs(high)) * _STEP > 3e-7 * (high - low)
-        )  # else far finer than they differ
+        # else far finer than they differ
+        suspect = (high > low) & (np.maximum(np.abs(low), np.abs(high)) * _STEP > 3e-7 * (high - low))
     for i in np.flatnonzero(suspect)[:_SUSPECTS]:
         x = sample[known[:, i], i]
         narrow = x.astype(np.float32)

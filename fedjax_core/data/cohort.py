@@ -66,9 +66,8 @@ def _check_clients(clients: np.ndarray, population: int) -> None:
         )
     if not clients.size:
         return
-    if (
-        int(clients[0]) >= 0 and int(clients[-1]) < population and (clients[1:] > clients[:-1]).all()
-    ):  # sorted, as most cohorts are
+    # sorted, as most cohorts are
+    if int(clients[0]) >= 0 and int(clients[-1]) < population and (clients[1:] > clients[:-1]).all():
         return
     if clients.min() < 0 or clients.max() >= population:
         outside = clients[(clients < 0) | (clients >= population)][0]

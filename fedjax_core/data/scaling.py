@@ -62,9 +62,8 @@ class _Moments:
             np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()
         ):
             return "a mean or a sum of squares is not finite or below 0"
-        if (
-            (sums["count"] == 0) & ((sums["mean"] != 0) | (sums["m2"] != 0))
-        ).any():  # which would be added all the same
+        # which would be added all the same
+        if ((sums["count"] == 0) & ((sums["mean"] != 0) | (sums["m2"] != 0))).any():
             return "there is a mean or a sum of squares of no values"
         return None
 
@@ -81,9 +80,8 @@ class Standardise(_Moments):
     def finalize(self, sums: Sums) -> Sums:
         count, mean, eps = np.maximum(sums["count"], 1), sums["mean"], np.finfo(np.float64).eps
         variance = sums["m2"] / count
-        constant = (
-            variance <= count * eps * variance + (count * mean * eps) ** 2
-        )  # no more than the rounding of the sums
+        # no more than the rounding of the sums
+        constant = variance <= count * eps * variance + (count * mean * eps) ** 2
         return {"mean": mean, "scale": np.where(constant, 1.0, np.sqrt(variance))}
 
     def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:

@@ -23,14 +23,11 @@ class Step(Protocol):
     def column(self) -> str: ...
     @property
     def releases(self) -> tuple[str, ...]: ...  # names under which a site's policy lets the sums leave
-    def sums(
-        self, x: np.ndarray, min_cell: int
-    ) -> Sums: ...  # what is known of fewer than `min_cell` examples is left out
+    # what is known of fewer than `min_cell` examples is left out
+    def sums(self, x: np.ndarray, min_cell: int) -> Sums: ...
     def merge(self, a: Sums, b: Sums) -> Sums: ...
-    def validate(
-        self, sums: Sums, examples: int
-    ) -> str | None: ...  # what is wrong with sums that were sent; None: nothing
+    # what is wrong with sums that were sent; None: nothing
+    def validate(self, sums: Sums, examples: int) -> str | None: ...
     def finalize(self, sums: Sums) -> Sums: ...
-    def apply(
-        self, x: np.ndarray, parameters: Sums, folder: Folder = None
-    ) -> np.ndarray: ...  # what is large and mapped goes to the folder
+    # what is large and mapped goes to the folder
+    def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray: ...

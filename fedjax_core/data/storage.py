@@ -95,9 +95,8 @@ def read(
     leaves = []
     for i, dtype in enumerate(about["dtypes"]):
         leaf = _load(folder / f"column_{i}.npy", mapped=True)
-        leaves.append(
-            leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype))
-        )  # a .npy does not know bfloat16
+        # a .npy does not know bfloat16
+        leaves.append(leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype)))
     offsets, ids = _load(folder / "offsets.npy"), _load(folder / "ids.npy")
     return (
         _rebuild(about["structure"], leaves),

@@ -55,9 +55,8 @@ def synthetic(
         )
     if sizes is not None:
         sizes = _sizes(sizes, clients)
-    shared = _model(
-        host_random.generator(host_random.SYNTHETIC, seed, 2**64 - 1), 0.0, features, classes
-    )  # an address that no client has
+    # an address that no client has
+    shared = _model(host_random.generator(host_random.SYNTHETIC, seed, 2**64 - 1), 0.0, features, classes)
     found = []
     for k in range(clients):
         rng = host_random.generator(host_random.SYNTHETIC, seed, k)

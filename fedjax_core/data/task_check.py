@@ -187,9 +187,8 @@ def _telling(clients: Clients) -> np.ndarray:
     return np.resize(np.array([*found, *dict.fromkeys(spread)][:_ROWS]), _ROWS)
 
 
-_PATTERN = np.modf(np.arange(1, 4097) * 0.6180339887498949)[
-    0
-]  # numbers from 0 to 1, none like its neighbours
+# numbers from 0 to 1, none like its neighbours
+_PATTERN = np.modf(np.arange(1, 4097) * 0.6180339887498949)[0]
 
 
 def _plausible(params: Any) -> Params:

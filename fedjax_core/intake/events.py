@@ -121,9 +121,8 @@ def features(raw: Raw, asked: Events) -> Raw:
     left = LeftOut(raw.left_out.copy(), list(raw.where))
     person, time, code, value = _usable(raw, left)
     names, whose = np.unique(person, return_inverse=True)
-    order = np.lexsort(
-        (np.arange(len(time)), time, whose)
-    )  # NaT, of static events, is the last of each person
+    # NaT, of static events, is the last of each person
+    order = np.lexsort((np.arange(len(time)), time, whose))
     whose, time, code, value = whose[order], time[order], code[order], value[order]
     kinds, kind = np.unique(code, return_inverse=True)
     row_of, start, without = _rows(asked, whose, time, _named((asked.index,), kinds)[kind], len(names))
@@ -135,9 +134,8 @@ def features(raw: Raw, asked: Events) -> Raw:
         del columns["time"]
     begin = np.searchsorted(whose, np.arange(len(names)), side="left")
     length = np.bincount(whose, minlength=len(names))
-    pair = np.repeat(
-        np.arange(len(row_of)), length[row_of]
-    )  # a pair for each row and each event of its person
+    # a pair for each row and each event of its person
+    pair = np.repeat(np.arange(len(row_of)), length[row_of])
     event = (
         np.arange(len(pair))
         - np.repeat(np.cumsum(length[row_of]) - length[row_of], length[row_of])
@@ -205,10 +203,11 @@ def _taken(
     if take in ("count", "any"):
         return (np.minimum(count, 1) if take == "any" else count).tolist()
     first, last = np.full(rows, -1), np.full(rows, -1)
+    # of those that fall on one place the last that is written stays
     first[row[::-1]], last[row] = (
         event[::-1],
         event,
-    )  # of those that fall on one place the last that is written stays
+    )
     if take == "code":
         return [str(code[one]) if one >= 0 else None for one in last]
     x = value[event]

@@ -56,9 +56,8 @@ class DispatchBuilder:
 
     def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[Work], *, streamed: bool) -> None:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
-        self.steps = {
-            k: slots_of(plan, clients.sizes, k).astype(np.int32) for k in self.kinds
-        }  # of all, the most foreseen
+        # of all, the most foreseen
+        self.steps = {k: slots_of(plan, clients.sizes, k).astype(np.int32) for k in self.kinds}
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
         self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()
         self.capacity: dict[Work, int] = {}  # slots

@@ -156,9 +156,8 @@ def _sums(
         for name, sums in jax.device_get(batch_sums(task, personal is not None)(mine, batches)).items():
             into = found.setdefault(name, np.zeros(count))
             np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
-    return found or {
-        name: np.zeros(count) for name in _names(task, params, clients)
-    }  # where none of them has an example
+    # where none of them has an example
+    return found or {name: np.zeros(count) for name in _names(task, params, clients)}
 
 
 def _names(task: Task, params: Params, clients: Clients) -> list[str]:

@@ -43,9 +43,8 @@ class Collected(NamedTuple):
     refused: Array
     metrics: dict[str, Any]
     each: Each | None  # where reports have stats
-    shown: Mapping[str, Any] = MappingProxyType(
-        {}
-    )  # the pieces that were asked for, leaves [K, ...]; zeros where nobody reported
+    # the pieces that were asked for, leaves [K, ...]; zeros where nobody reported
+    shown: Mapping[str, Any] = MappingProxyType({})
 
 
 class Lanes(NamedTuple):
@@ -266,9 +265,8 @@ def _step_lanes(step: Any, schedule: Schedule, first: Array, last: Array, lanes:
 
 def _for_each(chosen: Array, do: Any, carry: Any) -> Any:
     """`do(lane, carry)` for each chosen lane, one after another."""
-    if (
-        chosen.shape[0] == 1
-    ):  # a loop over the only lane would be loop-invariant, and XLA would do its work in every slot
+    # a loop over the only lane would be loop-invariant, and XLA would do its work in every slot
+    if chosen.shape[0] == 1:
         return lax.cond(chosen[0], lambda: do(0, carry), lambda: carry)
     order = jnp.argsort(~chosen)
     return lax.fori_loop(0, jnp.sum(chosen, dtype=jnp.int32), lambda i, carry: do(order[i], carry), carry)

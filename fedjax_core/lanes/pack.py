@@ -44,9 +44,8 @@ class Packed(NamedTuple):
 
     places: Places
     schedules: dict[Work, Schedule]  # one a kind of work
-    streamed: dict[
-        Work, Columns
-    ]  # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
+    # one a kind of work, leaves [R, devices, E, ...]; empty where the data is resident
+    streamed: dict[Work, Columns]
 
 
 def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:

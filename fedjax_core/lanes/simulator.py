@@ -353,9 +353,8 @@ class Simulator:
         self.traces += 1
         rounds = partial(program.run_rounds, self._runs, axis=self._placing.axis, show=show)
         state, found = self._placing.spread(rounds, packed)(data, count, state, packed)
-        alone = (
-            packed.places.position.shape[0] == 1
-        )  # indexing here, and not after the call, which it would wait for
+        # indexing here, and not after the call, which it would wait for
+        alone = packed.places.position.shape[0] == 1
         return state, jax.tree.map(lambda x: x[0], found) if alone else found
 
     def _kept_on_device(self, cohort_size: int) -> int:

@@ -43,9 +43,8 @@ _RUN_SECONDS = (
 )
 _VISITS = 4  # made-up clients a lane; 2 of a large model, of which one run takes seconds
 _MOST_STEPS = 16  # of one of them
-_EXAMPLES_BYTES = (
-    32 << 20
-)  # of made-up examples: with all of them in the cache, few lanes look faster than they are
+# of made-up examples: with all of them in the cache, few lanes look faster than they are
+_EXAMPLES_BYTES = 32 << 20
 
 _CLOSE = 1.01  # fewer lanes are taken where more are no faster than this
 

@@ -147,9 +147,8 @@ def _linen(
             'constants= of a linen module are its collections by name, such as {"batch_stats": pretrained["batch_stats"]}'
         )
     collections = constants if isinstance(constants, Mapping) else {}
-    fixed = {
-        name: jax.tree.map(np.asarray, tree) for name, tree in collections.items()
-    }  # on no device until they are needed
+    # on no device until they are needed
+    fixed = {name: jax.tree.map(np.asarray, tree) for name, tree in collections.items()}
 
     def variables(key: Key) -> dict[str, Any]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
@@ -211,9 +210,8 @@ def _linen(
         def train(params: Params, batch: Batch) -> Any:
             whole = {**(params if statistics else {"params": params}), **fixed}
             mutable = [STATISTICS] if statistics else False
-            return module.apply(
-                whole, inputs(batch), mutable=mutable, **modes.of(module, train=True)
-            )  # without any random numbers
+            # without any random numbers
+            return module.apply(whole, inputs(batch), mutable=mutable, **modes.of(module, train=True))
 
         with linen.intercept_methods(look):
             try:
@@ -261,9 +259,8 @@ def _nnx(
         params = nnx.from_flat_state(
             [(path, leaf.replace(values[_name(path)])) for path, leaf in nnx.to_flat_state(shapes)]
         )
-        fresh = jax.tree.map(
-            lambda leaf: leaf, rngs
-        )  # reseeding changes streams in place: not those of another trace
+        # reseeding changes streams in place: not those of another trace
+        fresh = jax.tree.map(lambda leaf: leaf, rngs)
         model = nnx.merge(graph, params, fresh, rest)
         tell(model, train=key is not None)
         if key is not None:
@@ -300,11 +297,12 @@ def _nnx(
     if not made:
         return jax.jit(init), apply, draws
     begin = _values(params)
+    # copies, for a simulator may donate what it is given
     return (
         (lambda key: jax.tree.map(jnp.copy, begin)),
         apply,
         draws,
-    )  # copies, for a simulator may donate what it is given
+    )
 
 
 def _counts(model: nnx.Module) -> list[Any]:

@@ -50,9 +50,8 @@ def remat(task: Task, segments: int) -> Task:
     at_least(1, segments=segments)
 
     def loss(params: Params, batch: Batch, key: Key) -> Array:
-        traced = jax.make_jaxpr(lambda *given: task.loss(*given))(
-            params, batch, key
-        )  # not kept: it may read a program's arguments
+        # not kept: it may read a program's arguments
+        traced = jax.make_jaxpr(lambda *given: task.loss(*given))(params, batch, key)
         whole: Any = traced.jaxpr
         values = dict(
             zip(
@@ -98,9 +97,8 @@ def accumulate(task: Task, parts: int) -> Task:
         size = -(-B // parts)
         number = -(-B // size)
         rows = jnp.arange(number * size, dtype=jnp.int32).reshape(number, size)
-        split = jax.tree.map(
-            lambda x: x.at[rows].get(mode="clip"), batch.columns
-        )  # the last part is filled up with the last example
+        # the last part is filled up with the last example
+        split = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), batch.columns)
 
         def one(part: tuple[Array, Columns]) -> Array:
             return task.loss(params, Batch(part[1], jnp.ones(size)), jax.random.fold_in(key, part[0]))

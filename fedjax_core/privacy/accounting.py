@@ -306,9 +306,8 @@ def _noise_for(
         and drawn.sampling != "truncated"
         and drawn.examples == 1
     ):
-        start = _noise_for(
-            wanted, drawn, rounds, delta, "rdp", neighbours
-        )  # a formula, and a little too much
+        # a formula, and a little too much
+        start = _noise_for(wanted, drawn, rounds, delta, "rdp", neighbours)
     return least(over, start)
 
 

@@ -204,9 +204,8 @@ def skellam(clip: float, deviation: float, step: float, parameters: int, bound: 
             raise ValueError(
                 "numbers of 16 bits hold no sums of whole numbers: leave fc.uplink.half() out before secure aggregation"
             )
-        flat, unravel = ravel_pytree(
-            clipping.clip_by_norm(update, clip)
-        )  # one vector: of each draw one generator, not one a leaf
+        # one vector: of each draw one generator, not one a leaf
+        flat, unravel = ravel_pytree(clipping.clip_by_norm(update, clip))
         whole = _rounded(flat / step, most / step, sender.key)
         noisy = whole + _draw(table, sender.secret, flat.shape).astype(flat.dtype)
         return unravel(jnp.clip(noisy, -bound / step, bound / step) * step), own
@@ -264,9 +263,8 @@ def _rounded(x: Array, most: float, key: Key) -> Array:
 def _thresholds(variance: float) -> tuple[np.ndarray, np.ndarray, int]:
     """(high, low words of 2^64 P[Skellam(variance) <= k] for k = -m, ..., m - 1; m)."""
     most = math.ceil(_TAIL * math.sqrt(variance)) + 4
-    mass = ive(
-        np.abs(np.arange(-most, most)), variance
-    )  # exp(-mu) I_k(mu): of two Poisson variables' difference
+    # exp(-mu) I_k(mu): of two Poisson variables' difference
+    mass = ive(np.abs(np.arange(-most, most)), variance)
     words = (np.cumsum(mass) * 2.0**64).clip(0, 2.0**64 - 2048).astype(np.uint64)
     return (words >> np.uint64(32)).astype(np.uint32), words.astype(np.uint32), most
 

@@ -76,9 +76,8 @@ class Checkpoints:
             keep,
         )
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._writer = ThreadPoolExecutor(
-            1, thread_name_prefix="checkpoint"
-        )  # orbax runs an event loop: never in the caller's thread
+        # orbax runs an event loop: never in the caller's thread
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
         self.set_aside: list[tuple[int, str, str]] = []
         """(round, its name now, what is wrong with it) of each damaged checkpoint that `newest` found."""
@@ -187,9 +186,8 @@ class Checkpoints:
                     writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays
                 )
             if self._private:
-                close_to_others(
-                    writing
-                )  # which only now has all that Orbax made; the folder around it was closed before
+                # which only now has all that Orbax made; the folder around it was closed before
+                close_to_others(writing)
             os.rename(writing, home)
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
@@ -245,9 +243,8 @@ class Checkpoints:
                 fresh.unlink(missing_ok=True)
                 fresh.symlink_to(home)
                 os.replace(fresh, link)
-            except (
-                OSError
-            ):  # a file system without links, as exFAT or a Windows share: a file with the name does
+            # a file system without links, as exFAT or a Windows share: a file with the name does
+            except OSError:
                 write_whole(link, home.as_posix(), private=self._private)
 
 
@@ -284,9 +281,8 @@ def _read(path: Path, key: bytes | None) -> Saved:
             f"the checkpoint in {path} is encrypted: give encrypt= the key that it was written with"
         )
     body = _read_about(path, None)
-    for name, expected in body[
-        "files"
-    ].items():  # before Orbax reads any: its errors leave callbacks behind, and some damage is none to it
+    # before Orbax reads any: its errors leave callbacks behind, and some damage is none to it
+    for name, expected in body["files"].items():
         if not (path / name).is_file():
             raise Damaged(f"{name} is missing")
         if _file_digest(path / name) != expected:

@@ -113,9 +113,8 @@ class Encryptor:
     def write(self, data: bytes | memoryview) -> None:
         """Adds these bytes."""
         view = memoryview(data)
-        while (
-            len(self._buffer) + len(view) > CHUNK
-        ):  # what fills a chunk may be the last one: it waits for more
+        # what fills a chunk may be the last one: it waits for more
+        while len(self._buffer) + len(view) > CHUNK:
             missing = CHUNK - len(self._buffer)
             self._put(self._buffer + view[:missing] if self._buffer else view[:missing], last=False)
             view, self._buffer = view[missing:], bytearray()

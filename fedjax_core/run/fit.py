@@ -161,9 +161,8 @@ def fit(
             Log(folder, rounds=rounds, done=run.done, began=run.began, progress=progress, private=private)
         )
         if hasattr(sim, "retain"):
-            stack.callback(
-                sim.retain, None
-            )  # whoever runs rounds by hand may go on from states that nobody knows of
+            # whoever runs rounds by hand may go on from states that nobody knows of
+            stack.callback(sim.retain, None)
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
         speed = dict(sim.meter.report()) if hasattr(sim, "meter") else {}
         if speed and progress:

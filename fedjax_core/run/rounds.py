@@ -58,9 +58,8 @@ class Rounds:
         self.finite = True
         self.newest: Any = None  # the last state, of which nothing was used up
         self.saved: int | None = None
-        self.needs: dict[
-            int, Any
-        ] = {}  # of each checkpoint: what the backend must still have to go on from it
+        # of each checkpoint: what the backend must still have to go on from it
+        self.needs: dict[int, Any] = {}
 
     def resume(self, saved: Saved) -> None:
         """Takes up the bookkeeping of a checkpoint."""
@@ -68,9 +67,8 @@ class Rounds:
         self.spending.resume(progress.get("privacy"), saved.round)
         self.done = self.saved = saved.round
         self.cohort_size, self.began = progress["cohort_size"], progress.get("began", 0)
-        self.ended = (
-            progress.get("ended", False) and self.each_round is not None
-        )  # without it the run goes on
+        # without it the run goes on
+        self.ended = progress.get("ended", False) and self.each_round is not None
         if progress["judged_by"] == [self.judge.metric, self.judge.mode]:
             self.best, self.misses = Best(*progress["best"]) if progress["best"] else None, progress["misses"]
         elif progress["best"]:
@@ -180,9 +178,8 @@ class Rounds:
                 row["loss"],
                 round,
             )
-        if row.get("refused", 0.0) > 0 and not hasattr(
-            self.sim, "lacked"
-        ):  # which says itself whose, and why
+        # which says itself whose, and why
+        if row.get("refused", 0.0) > 0 and not hasattr(self.sim, "lacked"):
             if not self.refused:
                 self._explain(row)
                 log.warning(

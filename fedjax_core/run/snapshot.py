@@ -117,9 +117,8 @@ def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
         jax.tree.map(lambda x: x.saved() if isinstance(x, Savable) else x, state)
     )
     data = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for _, x in leaves])
-    arrays = [
-        np.array(x) for x in data
-    ]  # a copy, for on CPU this may be the buffer itself, which the next round reuses
+    # a copy, for on CPU this may be the buffer itself, which the next round reuses
+    arrays = [np.array(x) for x in data]
     keys = [str(jax.random.key_impl(x)) if _is_key(x) else None for _, x in leaves]
     return [
         Leaf(_name(path), str(x.dtype), x.shape, key)

@@ -15,6 +15,7 @@ from typing import Any
 
 log = logging.getLogger("fedjax_core")
 
+# of a round's cohort, which are told without noise
 _COUNTS = (
     "clients",
     "examples",
@@ -22,7 +23,7 @@ _COUNTS = (
     "bits_up",
     "bits_down",
     "left_out",
-)  # of a round's cohort, which are told without noise
+)
 
 
 class Spending:

@@ -91,7 +91,6 @@ def add_masks(vector: np.ndarray, seeds: Iterable[tuple[bytes, bool]], counter: 
         part = flat[start : start + len(words)]
         mask, zeros = words[: len(part)], memoryview(_ZEROS)[: 4 * len(part)]
         for stream, apply in streams:
-            stream.update_into(
-                zeros, buffer
-            )  # into a buffer: `update` makes one anew, and takes 6 times as long
+            # into a buffer: `update` makes one anew, and takes 6 times as long
+            stream.update_into(zeros, buffer)
             apply(part, mask, out=part)

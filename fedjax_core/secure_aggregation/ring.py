@@ -86,9 +86,8 @@ def quantize(ring: Ring, x: Array, weight: Array, key: Key) -> Array:
     of x."""
     steps = x.astype(jnp.float32) / ring.step
     whole = jnp.floor(steps)
-    up = (
-        jax.random.uniform(key, x.shape, jnp.float32) < steps - whole
-    )  # an exact difference, also of large numbers
+    # an exact difference, also of large numbers
+    up = jax.random.uniform(key, x.shape, jnp.float32) < steps - whole
     return (whole.astype(jnp.int32) + up.astype(jnp.int32)).astype(jnp.uint32) * weight.astype(jnp.uint32)
 
 

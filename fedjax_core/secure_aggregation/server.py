@@ -116,10 +116,11 @@ class Server:
         good = {r.name: r for r in revealed if r.name in self._asked and self._as_asked(r)}
         self._enough("reveal", len(good), self._needed)
         point = {name: i + 1 for i, name in enumerate(self._sites)}
+        # (seed, whether its mask is taken off, or was and is added)
         total, off = (
             self._sum.copy(),
             list[tuple[bytes, bool]](),
-        )  # (seed, whether its mask is taken off, or was and is added)
+        )
         for name in self._survivors.names:
             shares = {point[r.name]: r.seeds[name] for r in good.values() if name in r.seeds}
             off.append((self._recovered(name, "seed", shares, self._is_seed_of(name)), True))

@@ -192,9 +192,8 @@ class Federation:
             )
             written.heard = lambda who: self._collector.replies.heads.get(who, (0, None))
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            try_on_ray = (
-                transport == "ray" and address is None and roster is None
-            )  # which this process started, with what it handed over
+            # which this process started, with what it handed over
+            try_on_ray = transport == "ray" and address is None and roster is None
             agreed = (
                 counted(self._transport)
                 if transport == "in-process"

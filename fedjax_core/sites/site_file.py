@@ -160,9 +160,8 @@ class SiteFile:
 def _beside(file: str | Path, name: str) -> Path:
     """The path that a site's file means: relative to the file, or, with ~, to the home of the user who runs
     the site."""
-    name = os.fsdecode(
-        name.encode()
-    )  # the bytes of the file's UTF-8, whatever the locale says that paths are
+    # the bytes of the file's UTF-8, whatever the locale says that paths are
+    name = os.fsdecode(name.encode())
     return Path(file).parent / Path(name).expanduser()
 
 

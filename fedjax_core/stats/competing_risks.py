@@ -52,9 +52,8 @@ class Incidence:
         """[T]."""
         f, before, k = self.incidence, self._before, self.events.astype(np.float64)
         n, d = np.maximum(self.at_risk, 1).astype(np.float64), self.any_events.astype(np.float64)
-        a = np.divide(
-            d, n * (n - d), out=np.zeros_like(d), where=n > d
-        )  # of those of whom none is left, F does not change any more
+        # of those of whom none is left, F does not change any more
+        a = np.divide(d, n * (n - d), out=np.zeros_like(d), where=n > d)
         b, c = before**2 * k * (n - k) / n**3, before * k / n**2
         one = f**2 * np.cumsum(a) - 2 * f * np.cumsum(a * f) + np.cumsum(a * f**2)
         return np.sqrt(np.maximum(one + np.cumsum(b) - 2 * (f * np.cumsum(c) - np.cumsum(c * f)), 0.0))

@@ -115,9 +115,8 @@ def lmm(
     mean = np.stack([one["mean"] for one in said if one["rows"]])
     centred = np.sum([one["products"] for one in said if one["rows"]], axis=0)
     shift = np.zeros(len(design.names) + 1)
-    if (
-        "Intercept" in design.names
-    ):  # which takes up what all columns are moved by, so that large means cost no digits
+    # which takes up what all columns are moved by, so that large means cost no digits
+    if "Intercept" in design.names:
         shift = np.where([name == "Intercept" for name in (*design.names, "")], 0.0, n @ mean / n.sum())
     fit = _Profile(n, mean - shift, centred, method == "reml")
     check_independent(fit.products(0.0)[:-1, :-1], design.names)

@@ -83,9 +83,8 @@ class OrdinalStep:
         eta, a = x @ np.array(self.beta[:p]), np.array([-np.inf, *self.beta[p:], np.inf])
         ordered = bool((np.diff(a) > 0).all())
         thresholds = np.eye(len(self.levels) - 1)
-        upper = np.concatenate(
-            [-x, np.vstack([thresholds, 0 * thresholds[:1]])[level]], axis=1
-        )  # the slopes of a_j - eta
+        # the slopes of a_j - eta
+        upper = np.concatenate([-x, np.vstack([thresholds, 0 * thresholds[:1]])[level]], axis=1)
         lower = np.concatenate([-x, np.vstack([0 * thresholds[:1], thresholds])[level]], axis=1)
         with np.errstate(all="ignore"):  # a step that is too long is halved
             each, (su, sl), (huu, hul, hll) = _row(a[level + 1] - eta, a[level] - eta)

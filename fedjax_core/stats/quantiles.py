@@ -116,9 +116,10 @@ def quantiles(
         for share, (low, high, left, right, part) in zip(shares, ranks[g], strict=True):
             inner = [_between(a, b, part) for a, b in zip(known[g, low], known[g, high], strict=True)]
             if not np.isfinite(inner).all():
+                lowest, highest = at[0], at[-1]  # type: ignore[index]
                 raise ValueError(
-                    f"the {share:g}-quantile of {column!r} lies outside the edges {at[0]:g} to {at[-1]:g}: give wider ones"
-                )  # type: ignore[index]
+                    f"the {share:g}-quantile of {column!r} lies outside the edges {lowest:g} to {highest:g}: give wider ones"
+                )
             bounds[share] = (inner[0], inner[1])
             intervals[share] = (
                 -np.inf if left is None else known[g, left][0],

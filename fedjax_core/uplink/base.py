@@ -80,9 +80,8 @@ class Stage(NamedTuple):
     """One wrapper on the way up. Build it with `stage`, which fills in halves that do nothing."""
 
     name: str
-    init: Callable[
-        [Update], Any
-    ]  # the update's shapes -> what the server keeps for this stage; clients may read it
+    # the update's shapes -> what the server keeps for this stage; clients may read it
+    init: Callable[[Update], Any]
     init_client: Callable[[Update], Own]  # the update's shapes -> what each client keeps for it
     encode: Callable[[Any, Own, Update, Sender], tuple[Message, Own]]
     expand: Callable[[Any, Message, Update], Update]
@@ -160,9 +159,8 @@ def chain(*stages: Stage) -> Stage:
                 f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like"
             )
     name = f"chain({', '.join(s.name for s in stages)})"
-    opened = max(
-        (i for i, s in enumerate(stages) if s.hides), default=0
-    )  # no stage before this one gets to read a message
+    # no stage before this one gets to read a message
+    opened = max((i for i, s in enumerate(stages) if s.hides), default=0)
     if opened:
         stages = (
             *(_of_the_sum(s) if s.linear and not s.additive else s for s in stages[:opened]),
@@ -340,9 +338,8 @@ def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeSt
 def uses(stage: Stage, update: Update) -> frozenset[str]:
     """Which fields of its `Sender` the message of `stage` depends on, for updates of these shapes."""
     one = jax.eval_shape(lambda: alone(jax.random.key(0)))
-    two = {
-        name: jax.ShapeDtypeStruct((2,), getattr(one, name).dtype) for name in ("pairs", "here")
-    }  # alone, nobody shares a mask
+    # alone, nobody shares a mask
+    two = {name: jax.ShapeDtypeStruct((2,), getattr(one, name).dtype) for name in ("pairs", "here")}
     sender = one._replace(**two)
 
     def send(sender: Sender, update: Update) -> Any:

@@ -44,9 +44,8 @@ def quantize(bits: int) -> Stage:
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         structure: Any
-        leaves, structure = jax.tree.flatten(
-            tree.wide(update)
-        )  # 8 bits of levels and a draw do not fit a bfloat16
+        # 8 bits of levels and a draw do not fit a bfloat16
+        leaves, structure = jax.tree.flatten(tree.wide(update))
         scales = [jnp.max(jnp.abs(x), initial=0) / most for x in leaves]
 
         def levels(i: int, x: Array, scale: Array) -> Array:

@@ -49,15 +49,15 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
         weight = sender.weight.astype(jnp.int32)
         may_weigh = (sender.weight == weight.astype(jnp.float32)) & (weight >= 0) & (weight <= most)
         leaves, structure = jax.tree.flatten(update)
+        # NaN is not, either
         fits = jnp.stack(
             [may_weigh, *(jnp.all(jnp.abs(x.astype(jnp.float32)) <= exact.bound) for x in leaves)]
-        )  # NaN is not, either
+        )
         keys = [jax.random.fold_in(sender.key, i) for i in range(len(leaves))]
         whole = [quantize(exact, jnp.nan_to_num(x), weight, key) for x, key in zip(leaves, keys, strict=True)]
         plain = Weighted(jax.tree.unflatten(structure, whole), weight.astype(jnp.uint32))
-        alone = (
-            len(sender.here) == 1
-        )  # as at a site, which masks by the protocol: nothing is drawn, nor compiled
+        # as at a site, which masks by the protocol: nothing is drawn, nor compiled
+        alone = len(sender.here) == 1
         masked = plain if alone else _masked(plain, sender.pairs, _signs(sender.place, sender.here))
         return Masked(masked, jnp.where(jnp.all(fits), 0.0, jnp.nan).astype(jnp.float32)), own
 
@@ -78,9 +78,8 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
             found: Weighted = lax.fori_loop(0, len(dropped), unmask, value.ring)
             return found
 
-        protocol = (
-            isinstance(info.recovered, tuple) and not info.recovered
-        )  # of real sites, which took all masks off
+        # of real sites, which took all masks off
+        protocol = isinstance(info.recovered, tuple) and not info.recovered
         total = value.ring if protocol else lax.cond(jnp.any(dropped), unmasked, lambda: value.ring)
         return jax.tree.map(lambda x: dequantize(exact, x, total.weight), total.update), state
 
@@ -94,9 +93,8 @@ def _signs(place: Array, others: Array) -> Array:
 
 def _masked(ring: Weighted, pairs: Key, signs: Array) -> Weighted:
     """The ring with the mask of each of these keys [K] added as often as its sign says: 1, 0 or -1 times."""
-    flat, unravel = ravel_pytree(
-        ring
-    )  # as one vector: one generator to compile instead of one a leaf, each of which takes XLA a second
+    # as one vector: one generator to compile instead of one a leaf, each of which takes XLA a second
+    flat, unravel = ravel_pytree(ring)
 
     def add(j: Array, flat: Array) -> Array:
         times = signs[j].astype(jnp.uint32)  # -1 is 2^32 - 1

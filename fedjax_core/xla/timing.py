@@ -37,9 +37,8 @@ def choose(wanted: Iterable[Convolution], lanes: int, measure: bool = True) -> d
     chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
     if not measure or jax.process_count() > 1:  # processes must run the same program
         return chosen
-    cores = (
-        max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1
-    )  # that run this at once
+    # that run this at once
+    cores = max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1
     worth = [
         c
         for c in chosen
@@ -54,9 +53,8 @@ def choose(wanted: Iterable[Convolution], lanes: int, measure: bool = True) -> d
         return chosen | thread.submit(_measure, unknown, lanes, cores).result()
 
 
-_here: dict[
-    str, str
-] = {}  # what this process uses: one answer for as long as it lives, even where the disk keeps none
+# what this process uses: one answer for as long as it lives, even where the disk keeps none
+_here: dict[str, str] = {}
 
 
 def _question(c: Convolution, lanes: int, cores: int) -> str:

@@ -209,9 +209,8 @@ def test_the_order_of_clients_changes_nothing_and_many_cohorts_at_once_neither(n
     rule, loops = RULES[name]
     orders = np.stack([np.random.default_rng(i).permutation(N) for i in range(3)])
     got = jax.jit(jax.vmap(lambda rows: agg.apply(rule, rows)))(jnp.asarray(ROWS[orders], jnp.float32))
-    expected = [
-        loops(ROWS[order] if name in ("bulyan", "mda") else ROWS) for order in orders
-    ]  # two in which there are ties by rights
+    # two in which there are ties by rights
+    expected = [loops(ROWS[order] if name in ("bulyan", "mda") else ROWS) for order in orders]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -289,9 +288,8 @@ def test_a_weight_that_would_be_dropped_is_refused_and_one_that_counts_is_used()
     )
     n = len(repeated)
     got = agg.apply(agg.trimmed_mean(f=2, weighted=True), rows, weights)
-    np.testing.assert_allclose(
-        got, np.sort(repeated, axis=0)[12 : n - 12].mean(0), rtol=1e-4
-    )  # 2 / 11 of 66 at each end
+    # 2 / 11 of 66 at each end
+    np.testing.assert_allclose(got, np.sort(repeated, axis=0)[12 : n - 12].mean(0), rtol=1e-4)
     same = agg.apply(agg.trimmed_mean(f=2, weighted=True), rows)
     np.testing.assert_allclose(same, trimmed(ROWS), rtol=1e-4, atol=1e-5)
     got = agg.apply(agg.rfa(steps=4, floor=1e-3), rows, weights)
@@ -372,9 +370,8 @@ def test_bounds_follow_their_quantile():
     for _ in range(200):
         _, state = step(acc, state, jax.random.key(0))
     norms = np.sort(np.linalg.norm(ROWS, axis=1))
-    assert (
-        norms[N - F - 1] * 0.9 <= float(state[0]) <= norms[N - F] * 1.1
-    )  # at rest between those whose share is nearest to 0.8
+    # at rest between those whose share is nearest to 0.8
+    assert norms[N - F - 1] * 0.9 <= float(state[0]) <= norms[N - F] * 1.1
 
 
 @pytest.mark.proves(

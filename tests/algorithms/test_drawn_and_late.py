@@ -43,9 +43,8 @@ def test_each_client_is_drawn_by_its_own_rate_and_the_best_rates_are_those_of_th
     norms = np.random.default_rng(0).lognormal(0, 2, 9)
     best = fc.cohorts.optimal_rates(norms, 4)
     assert best.sum() == pytest.approx(4) and best.max() <= 1
-    share = (best / norms)[
-        best < 1
-    ]  # stationary: those below 1 in proportion to their norms, the others with larger ones
+    # stationary: those below 1 in proportion to their norms, the others with larger ones
+    share = (best / norms)[best < 1]
     np.testing.assert_allclose(share, share[0], rtol=1e-12)
     assert (norms[best == 1] * share[0] >= 1).all() and (best == 1).any()
 

@@ -10,10 +10,11 @@ import pytest
 
 import fedjax_core as fc
 
+# gradients 3 I and -I, in three dimensions: their mean is I, and the mean of their directions is zero
 PULLS = (
     3.0,
     -1.0,
-)  # gradients 3 I and -I, in three dimensions: their mean is I, and the mean of their directions is zero
+)
 TASK = fc.Task(lambda key: {"w": jnp.zeros((3, 3))}, lambda p, batch, key: batch["pull"] * jnp.trace(p["w"]))
 CLIENTS = fc.Clients.from_list([{"pull": np.full(1, pull, np.float32)} for pull in PULLS])
 
@@ -35,6 +36,5 @@ def test_local_muon_stalls_and_the_corrected_rule_moves():
     assert np.abs(moved(fc.algorithms.fedavg(TASK, muon, weighting=fc.algorithms.uniform))).max() < 1e-6
     first, second = (moved(fc.algorithms.fedmuon(TASK, muon, 2), rounds) for rounds in (1, 2))
     assert np.abs(first).max() < 1e-6  # nothing is known of the others yet
-    assert second[0, 0] < -0.1 and second == pytest.approx(
-        second[0, 0] * np.eye(3), abs=1e-5
-    )  # along -I, down the mean loss
+    # along -I, down the mean loss
+    assert second[0, 0] < -0.1 and second == pytest.approx(second[0, 0] * np.eye(3), abs=1e-5)

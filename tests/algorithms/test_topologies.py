@@ -100,15 +100,15 @@ def test_models_in_a_ring_take_their_exact_course_and_differ_by_the_spectral_gap
         x = RING @ x - LR * (x - TARGET)
         np.testing.assert_allclose(found, x, atol=1e-5)
     assert mean == pytest.approx(models[-1].mean(), abs=1e-6)
+    # gradient descent
     np.testing.assert_allclose(
         models.mean(axis=1), TARGET.mean() * (1 - (1 - LR) ** np.arange(1, 13)), atol=1e-5
-    )  # gradient descent
+    )
     limit = np.linalg.solve((1 + LR) * np.eye(6) - RING, LR * TARGET)
     values, vectors = np.linalg.eigh(RING)
     assert values[-2] == pytest.approx((1 + 2 * np.cos(np.pi / 3)) / 3)  # and so the gap is 1/3
-    slow = np.linalg.norm(
-        (models - limit) @ vectors[:, [-3, -2]], axis=1
-    )  # what differs longest between neighbours
+    # what differs longest between neighbours
+    slow = np.linalg.norm((models - limit) @ vectors[:, [-3, -2]], axis=1)
     assert slow[6] / slow[5] == pytest.approx(values[-2] - LR, rel=1e-4)
 
 

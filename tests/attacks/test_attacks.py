@@ -136,9 +136,8 @@ def reports(attack, uplink=None):
 def test_liars_lie_before_the_uplink_and_know_it_where_they_act_together():
     sent, change = reports(attacks.scaling(-10.0), uplink=fc.uplink.clip(0.1))
     assert [float(one.liar) for one in sent] == [1, 0, 0, 1]
-    assert all(
-        float(fc.tree.norm(one.update)) <= 0.1001 for one in sent
-    )  # a clip holds a liar who acts alone
+    # a clip holds a liar who acts alone
+    assert all(float(fc.tree.norm(one.update)) <= 0.1001 for one in sent)
     sent, change = reports(attacks.ipm(3.0))
     honest = jax.tree.map(lambda a, b: (a + b) / 2, sent[1].update, sent[2].update)
     expected = fc.tree.scale((2 - 2 * 3.0) / 4, honest)

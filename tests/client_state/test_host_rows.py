@@ -68,9 +68,8 @@ def test_saved_and_resumed_is_uninterrupted(where, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, on(first, first.init(jax.random.key(0)), cohorts[:2]), {})
         saved = checkpoints.newest()
-    assert {leaf.shape[0] for leaf in saved.leaves if leaf.name.startswith("clients['rows']")} == {
-        4
-    }  # of six, those who took part
+    # of six, those who took part
+    assert {leaf.shape[0] for leaf in saved.leaves if leaf.name.startswith("clients['rows']")} == {4}
     second = build()
     resumed = on(second, saved.place(second.init(jax.random.key(0))), cohorts[2:])
     assert bits(whole(resumed, 6)) == bits(expected)
@@ -87,9 +86,8 @@ def test_fit_resumes_rows_on_the_host(tmp_path):
 
 
 def test_only_those_who_took_part_take_room(tmp_path):
-    rows = HostRows(
-        {"c": np.zeros(1000, np.float32)}, population=1_000_000, folder=tmp_path
-    )  # 4 GB, were it written
+    # 4 GB, were it written
+    rows = HostRows({"c": np.zeros(1000, np.float32)}, population=1_000_000, folder=tmp_path)
     rows.write(np.array([5, 999_999]), {"c": np.ones((2, 1000), np.float32)}, round=1)
     assert rows.touched == 2 and float(rows.read(np.array([999_999]))["c"].sum()) == 1000
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6

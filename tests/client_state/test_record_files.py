@@ -74,9 +74,8 @@ def test_rounds_of_shares_are_a_store_in_memory(exchanges, tmp_path):
                     jax.tree.leaves(expected), jax.tree.leaves(found[tuple(places)]), strict=True
                 ):
                     into[places[told]] = new[told]
-        assert same(
-            rows.read(np.arange(N)), plain.read(np.arange(N))
-        )  # until the round is whole, what was before it
+        # until the round is whole, what was before it
+        assert same(rows.read(np.arange(N)), plain.read(np.arange(N)))
         assert take_back(rows, who, lent).clients is rows
         known = lent.here["record"] < N
         plain.write(who[known], jax.tree.map(lambda x, known=known: x[known], expected), round + 1)
@@ -144,9 +143,8 @@ def test_what_was_not_written_is_not_taken_for_a_row(how, tmp_path):
 
 
 def test_only_those_who_took_part_take_room(tmp_path):
-    rows = RecordFiles(
-        {"c": np.zeros(1000, np.float32)}, 1_000_000, tmp_path
-    )  # 4 GB a file, were they written
+    # 4 GB a file, were they written
+    rows = RecordFiles({"c": np.zeros(1000, np.float32)}, 1_000_000, tmp_path)
     rows.write(np.array([5, 999_999]), {"c": np.ones((2, 1000), np.float32)}, round=1)
     assert rows.touched == 2 and float(rows.read(np.array([999_999]))["c"].sum()) == 1000
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6

@@ -33,9 +33,8 @@ def test_run_lengths_are_those_of_the_walk(truth):
 
 def test_the_limit_has_the_run_length_that_was_asked_for():
     found = monitoring.limit_for(exact(4, 1 / 3) - 10, RISK, ratio=RATIO, runs=1000)
-    assert found.limit == pytest.approx(
-        3 * np.log(2), abs=2e-3
-    )  # just above 3 steps, so that it takes 4: 3 take too few periods
+    # just above 3 steps, so that it takes 4: 3 take too few periods
+    assert found.limit == pytest.approx(3 * np.log(2), abs=2e-3)
     assert found.run_length.mean == pytest.approx(exact(4, 1 / 3), abs=4 * found.run_length.standard_error)
 
 

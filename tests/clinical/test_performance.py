@@ -50,9 +50,8 @@ def test_one_outcome_has_no_auroc_and_a_reason():
 
 def test_a_perfect_model_on_few_patients_is_not_certain():
     found = performance.assess(np.repeat([0, 1], 7), np.repeat([0.1, 0.9], 7))
-    assert found["accuracy"].low == pytest.approx(
-        14 / (14 + 1.959964**2), abs=1e-6
-    )  # Wilson's bound, in closed form at 1
+    # Wilson's bound, in closed form at 1
+    assert found["accuracy"].low == pytest.approx(14 / (14 + 1.959964**2), abs=1e-6)
     assert str(found["accuracy"]) == "1.000 (0.785-1.000)*" and "Wilson" in found["accuracy"].note
     low = found["auroc"].low  # Newcombe: 1 - low is 1.96 deviations, with the variance taken at low
     variance = low * (1 - low) * (1 + 6 * ((1 - low) / (2 - low) + low / (1 + low))) / 49

@@ -250,11 +250,12 @@ def test_subgroups_too_small_are_withheld_and_not_alone():
     shown = fairness.by_subgroup(groups, ranks.grid(2), 0.5, minimum=10)
     assert {name for name, found in shown.items() if isinstance(found, str)} == {"c", "d"}
     tiny = {"a": group(50, 50), "b": group(40, 40), "c": group(1, 1), "d": group(1, 1)}
+    # the total less a and b would tell of two people
     assert set(fairness.releasable(tiny, 10).withheld) == {
         "b",
         "c",
         "d",
-    }  # the total less a and b would tell of two people
+    }
     with pytest.raises(ValueError, match="two groups"):
         fairness.gaps(tiny, ranks.grid(2), 0.5, minimum=10)
 

@@ -55,9 +55,8 @@ def test_killed_and_started_again_it_ends_bit_for_bit(who, where, uninterrupted,
         names = " ".join(name for _, _, name in json.loads((tmp_path / "tree").read_text()))
         assert "raylet" in names and "gcs_server" in names and names.count("ray::") >= 2
         others = [one for one, name in left(tmp_path) if name not in AGENTS]
-        assert (
-            psutil.wait_procs(others, timeout=30)[1] == []
-        )  # Ray, and its workers, end with the driver that started it
+        # Ray, and its workers, end with the driver that started it
+        assert psutil.wait_procs(others, timeout=30)[1] == []
         for one, _ in left(tmp_path):
             one.kill()
     assert not (tmp_path / "state.npz").exists()

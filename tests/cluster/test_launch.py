@@ -164,9 +164,8 @@ def test_a_batch_job_runs_ends_and_is_put_back_when_its_time_is_up(tmp_path, kin
         return subprocess.Popen(["bash", job], env=environment)
 
     assert start("fine").wait(20) == 0 and start("failed", ENDS="3").wait(20) == 3
-    until = (
-        time.monotonic() + 20
-    )  # the nodes of this Ray, which does nothing, may write after the job has ended
+    # the nodes of this Ray, which does nothing, may write after the job has ended
+    until = time.monotonic() + 20
     while (
         kind == "ray"
         and (tmp_path / "fine").read_text().count("\nray start") < 2
@@ -174,9 +173,8 @@ def test_a_batch_job_runs_ends_and_is_put_back_when_its_time_is_up(tmp_path, kin
     ):
         time.sleep(0.05)
     fine = (tmp_path / "fine").read_text()
-    assert "requeue" not in fine and fine.count("train me.py --rounds 3") == (
-        1 if kind == "ray" else 2
-    )  # srun says it too
+    # srun says it too
+    assert "requeue" not in fine and fine.count("train me.py --rounds 3") == (1 if kind == "ray" else 2)
     if kind == "ray":
         assert (
             "ray start --head --port=6379" in fine and "--node-ip-address=n1" in fine and "on n1:6379" in fine

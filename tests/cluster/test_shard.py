@@ -144,9 +144,8 @@ def test_a_client_drawn_twice_counts_twice():
 def test_a_client_whose_numbers_overflow_is_refused_and_counted():
     composed, good = built("scaffold")
     columns = [dict(good[i]) for i in range(len(good))]
-    columns[5]["x"] = np.random.default_rng(0).choice(
-        np.float32([1e18, -1e18]), columns[5]["x"].shape
-    )  # from which training diverges
+    # from which training diverges
+    columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)
     sim = fc.ClusterSimulator(composed, fc.Clients.from_list(columns), batch_size=BATCH, epochs=2, lanes=3)
     state, seen = sim.run(sim.init(jax.random.key(1)), [3, 5, 7])
     assert float(seen["refused"]) == 1

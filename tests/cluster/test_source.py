@@ -13,9 +13,8 @@ def test_clients_of_a_folder_are_opened_there_and_others_are_sent(tmp_path):
     assert source == Folder(str(tmp_path / "data"), opened.fingerprint())
     assert source.open().fingerprint() == opened.fingerprint()
     assert isinstance(source_of(clients()), Sent)
-    assert isinstance(
-        source_of(opened.select([1, 2])), Sent
-    )  # some of the folder's clients are not the folder
+    # some of the folder's clients are not the folder
+    assert isinstance(source_of(opened.select([1, 2])), Sent)
     assert source_of(opened.select([1, 2])).open().sizes.tolist() == opened.sizes[[1, 2]].tolist()
 
 

@@ -218,10 +218,11 @@ def test_policies_that_are_made_have_minimums_and_a_site_below_them_is_named(tmp
         SiteFile.read(folder.site("mayo") / "site.toml"),
         SiteKey.load(folder.coordinator / "coordinator.key"),
     )
+    # nor without a policy, where the site has its study
     for one in (
         about,
         replace(about, policy=None, folder=tmp_path / "none"),
-    ):  # nor without a policy, where the site has its study
+    ):
         with Site(one) as site:
             requests = Requests("run", site.context.study.hash, addresses(["mayo"]), key, lambda *said: None)
             for kind in ("describe", "measure"):

@@ -138,9 +138,8 @@ def test_an_exchange_may_go_through_the_data_as_they_are_stored():
         assert steps.tolist() == [3 * epochs, 0, epochs]
         assert rows[rows >= 0].tolist() == [*range(6, 18)] * epochs + [*range(5)] * epochs
     assert of(Plan(5, epochs=2).of(Work(shuffled=False)), [0], 0)[0].tolist() == [[0, 1, 2, 3, 4]] * 2
-    walk = np.concatenate(
-        [of(given.of(Work(steps=2, shuffled=False)), [3], round)[0] for round in range(3)]
-    )  # on and on
+    # on and on
+    walk = np.concatenate([of(given.of(Work(steps=2, shuffled=False)), [3], round)[0] for round in range(3)])
     assert walk[walk >= 0].tolist() == [*range(6, 18)] * 2
 
 

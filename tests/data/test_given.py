@@ -95,10 +95,11 @@ def test_what_is_no_number_and_no_text_is_refused_by_name(x, said):
             r"holds text, and a model needs numbers: fc.preprocess.OrdinalEncode\('x'\)",
         ),
         (1.7e9 + np.arange(50.0) * 3.3, "holds numbers so far from 0"),  # seconds since 1970, of one morning
+        # of one year
         (
             1.7e9 + np.random.default_rng(0).integers(0, 3e7, 300).astype(float),
             "holds numbers so far from 0",
-        ),  # of one year
+        ),
         (
             1_700_000_000 + np.random.default_rng(0).integers(0, 10**6, (300, 2)),
             r"\(number 0 of each row\) holds numbers so far",
@@ -122,9 +123,8 @@ def test_what_32_bits_do_not_hold_is_refused_with_its_place_and_without_its_valu
         np.random.default_rng(0).integers(100, 400, 300)
         * 1e9,  # platelets a litre, of which float32 holds every difference
         np.random.default_rng(0).normal(2020, 1, 300),
-        np.random.default_rng(0).normal(
-            1013, 5, 300_000
-        ),  # hectopascals, of which many meet in float32, each near where it was
+        # hectopascals, of which many meet in float32, each near where it was
+        np.random.default_rng(0).normal(1013, 5, 300_000),
         np.array([2**31 - 1, -(2**31)]),
         np.array([np.nan, np.inf, 1.0]),
         np.arange(16_777_000, 16_778_000),  # one whole number a row may be a name: of a code, or a patient
@@ -181,9 +181,8 @@ def test_rows_with_numbers_that_32_bits_do_not_hold_are_bad_records():
     task = fc.Task(init=lambda key: 0.0, loss=lambda params, batch, key: batch["x"])
     good, bad = usable(clients, task)
     assert bad.tolist() == [1, 2, 3] and good.columns["n"].tolist() == [1, 5]
-    assert usable(clients, task, (Standardise("x"), OrdinalEncode("n")))[1].tolist() == [
-        1
-    ]  # NaN is filled, any whole number may be coded
+    # NaN is filled, any whole number may be coded
+    assert usable(clients, task, (Standardise("x"), OrdinalEncode("n")))[1].tolist() == [1]
 
 
 def test_a_task_does_not_judge_raw_what_preprocessing_makes():
@@ -199,9 +198,8 @@ def test_a_task_does_not_judge_raw_what_preprocessing_makes():
         (OrdinalEncode("y", categories=("well", "ill")),),
         (Standardise("x"), OrdinalEncode("y", categories=("well", "ill"))),
     ):
-        assert usable(clients, task, steps)[1].tolist() == [
-            2
-        ]  # which is known before any site has told anything
+        # which is known before any site has told anything
+        assert usable(clients, task, steps)[1].tolist() == [2]
     whole = clients.with_columns({"x": clients.columns["x"], "y": np.array([2, 1, 2])})
     assert usable(whole, task)[1].tolist() == [0, 2]  # where nothing codes them
 
@@ -238,9 +236,8 @@ def test_what_is_made_of_large_mapped_columns_lies_in_files_without_names(tmp_pa
     assert spill.map_of(there.columns["x"]) is not None and spill.map_of(here.columns["x"]) is None
     np.testing.assert_array_equal(here.columns["x"], there.columns["x"])
     first, rest = mapped.split(0.7)
-    assert (
-        spill.map_of(first.columns["x"]) is not None and spill.map_of(rest.columns["x"]) is None
-    )  # 600 bytes
+    # 600 bytes
+    assert spill.map_of(first.columns["x"]) is not None and spill.map_of(rest.columns["x"]) is None
     expected = mapped.with_columns({"x": x}).split(0.7)
     np.testing.assert_array_equal(first.columns["x"], expected[0].columns["x"])
     np.testing.assert_array_equal(rest.columns["x"], expected[1].columns["x"])

@@ -47,9 +47,8 @@ def test_ranges_and_means_are_those_of_the_pooled_examples(raw):
         got[:, :5], np.nan_to_num(MinMaxScaler().fit_transform(pooled), nan=0.0), rtol=1e-6, atol=1e-6
     )
     assert not got[:, 6].any()
-    apart = raw.with_columns(
-        {"x": np.delete(raw.columns["x"], 1, axis=1)}
-    )  # but for 1e6 and its thousandths, which float32 would lose
+    # but for 1e6 and its thousandths, which float32 would lose
+    apart = raw.with_columns({"x": np.delete(raw.columns["x"], 1, axis=1)})
     got = preprocess.fit(Impute("x"), apart).apply(apart).columns["x"]
     np.testing.assert_allclose(
         got[:, :4], SimpleImputer().fit_transform(np.delete(pooled, 1, axis=1)), rtol=1e-6

@@ -68,9 +68,8 @@ def test_the_guard_admits_just_what_going_through_all_groups_of_people_admits():
 
 def test_the_cells_of_one_table_are_judged_together_but_not_across_tables():
     cells = {"a": range(2), "b": range(2, 12), "c": range(12, 22), "d": range(22, 24)}
-    lines = [
-        {*cells[i], *cells[j]} for i, j in ("ab", "cd", "ac", "bd")
-    ]  # two hidden cells of 2 people, whose gap can be told
+    # two hidden cells of 2 people, whose gap can be told
+    lines = [{*cells[i], *cells[j]} for i, j in ("ab", "cd", "ac", "bd")]
     assert Guard(5).admit(lines, joint=True) and not Guard(5).admit(lines)
     guard = Guard(5)
     assert guard.admit(lines, joint=True)
@@ -100,12 +99,10 @@ def test_the_guard_of_two_large_tables_answers_at_once():
     cells = [[np.flatnonzero(codes == code) for code in range(codes.max() + 1)] for codes in (first, second)]
     assert guard.admit(cells[0], joint=True)
     began = time.process_time()
-    assert guard.admit(
-        cells[1], joint=True
-    )  # thousands of atoms of one person, and nothing that cancels all others
-    assert (
-        time.process_time() - began < 20
-    )  # seconds; whole singular vectors of thousands of atoms took minutes
+    # thousands of atoms of one person, and nothing that cancels all others
+    assert guard.admit(cells[1], joint=True)
+    # seconds; whole singular vectors of thousands of atoms took minutes
+    assert time.process_time() - began < 20
 
 
 def test_records_of_one_person_in_two_sets_are_subtracted_as_records():

@@ -27,10 +27,11 @@ def test_people_are_counted_and_not_rows(n):
 @pytest.mark.parametrize("way", ("suppress", "round", "refuse"))
 def test_no_table_is_followed_by_itself_with_one_person_more_or_less(way):
     rng = np.random.default_rng(1)
+    # its smallest cell has fewer than 4, but where tables are refused
     a, b = (
         rng.integers(0, 3, 60),
         np.arange(60) % 2,
-    )  # its smallest cell has fewer than 4, but where tables are refused
+    )
     a = a if way != "refuse" else np.arange(60) % 3
     for person in range(0, 60, 7):
         desk = Desk(OutputPolicy(minimum=4, tables=way))

@@ -35,12 +35,10 @@ def study():
 @pytest.fixture
 def columns(study, tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
-    rows = [
-        ["1", "South", "1", "50", "ALIVE", "> 89", "40", "600", "", "Male", "-1"]
-    ]  # 600 cm, and no weight
-    rows += [
-        ["1", "South", "2", "50", "EXPIRED", "70", "40", "170", "70", "Male", "0.2"]
-    ]  # not the first stay
+    # 600 cm, and no weight
+    rows = [["1", "South", "1", "50", "ALIVE", "> 89", "40", "600", "", "Male", "-1"]]
+    # not the first stay
+    rows += [["1", "South", "2", "50", "EXPIRED", "70", "40", "170", "70", "Male", "0.2"]]
     rows += [["1", "South", "1", "", "EXPIRED", "70", "40", "170", "70", "Male", "0.2"]]  # no score
     for i in range(120):
         died = "EXPIRED" if draw.uniform() < 0.3 else "ALIVE"

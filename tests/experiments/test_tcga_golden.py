@@ -106,6 +106,7 @@ def test_the_orders_of_the_published_runs_come_of_their_seed(golden):
     orders = flamby_draws.survival_orders(42, sizes, rounds=5, steps=STEPS, batch_size=BATCH, epochs=30)
     for strategy in LOOPS:
         np.testing.assert_array_equal(orders[strategy][0], golden[f"order_{strategy}"])
+    # so that the model that is published is the first one, untrained
     assert orders["Cyclic"][1] == [
         0,
         1,
@@ -113,4 +114,4 @@ def test_the_orders_of_the_published_runs_come_of_their_seed(golden):
         1,
         1,
         1,
-    ]  # so that the model that is published is the first one, untrained
+    ]

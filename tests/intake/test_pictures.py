@@ -59,9 +59,8 @@ def site(tmp_path):
     grey = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     Image.fromarray(grey).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 6), 51, np.uint8)).save(tmp_path / "deep" / "b.jpg")
-    Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (4, 12))).save(
-        tmp_path / "wide.png"
-    )  # twice the size each way
+    # twice the size each way
+    Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (4, 12))).save(tmp_path / "wide.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     Image.fromarray(np.full((4, 6), 13107, np.uint16)).save(tmp_path / "sixteen.png")
     return tmp_path

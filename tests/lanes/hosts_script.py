@@ -30,9 +30,8 @@ def train(mesh=None, lanes=4):
 def main(process, processes, port, file):
     jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
     assert jax.process_count() == int(processes) and len(jax.devices()) == 2 * len(jax.local_devices())
-    model, rest = train(
-        jax.make_mesh((jax.device_count(),), ("lanes",)), lanes="auto"
-    )  # each measures, all take what the first found
+    # each measures, all take what the first found
+    model, rest = train(jax.make_mesh((jax.device_count(),), ("lanes",)), lanes="auto")
     if int(process) == 0:
         np.savez(file, model=model, rest=rest)
 

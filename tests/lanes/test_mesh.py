@@ -76,9 +76,8 @@ def test_a_model_that_does_not_fit_one_device_fits_eight(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda: needed.total // 2)
     with pytest.raises(ValueError, match=r"needs at least .* MB on each device, which has .* MB"):
         transformer().plan(3)
-    monkeypatch.setattr(
-        memory, "device_bytes", lambda: 8 * (needed.total // 2)
-    )  # which the eight, parts of one processor, share
+    # which the eight, parts of one processor, share
+    monkeypatch.setattr(memory, "device_bytes", lambda: 8 * (needed.total // 2))
     mesh = jax.make_mesh((1, 8), ("lanes", "model"))
     sim = transformer(mesh)
     assert sim.plan(3).limit == needed.total // 2

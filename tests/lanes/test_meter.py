@@ -40,9 +40,8 @@ def test_waiting_is_what_the_device_idled_while_the_host_packed(monkeypatch):
         meter.dispatched(work, packing, done)
         meter.report()
 
-    dispatch(
-        packing=0.0, start=1.0, done=3.0
-    )  # two seconds of work; what was before the first does not count
+    # two seconds of work; what was before the first does not count
+    dispatch(packing=0.0, start=1.0, done=3.0)
     dispatch(packing=2.0, start=4.0, done=5.0)  # idle from 3 to 4, and the host was packing
     dispatch(packing=9.0, start=9.5, done=10.5)  # idle from 5 to 9.5, of which the host packed half a second
     found = meter.report()

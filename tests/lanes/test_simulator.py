@@ -227,9 +227,8 @@ def test_the_plan_counts_what_is_there():
     held = jax.tree.leaves(state._replace(key=()))
     assert plan.state == sum(x.nbytes for x in held)
     assert plan.data == sum(x.nbytes for x in jax.tree.leaves(clients().columns)) and plan.lanes == 3
-    assert plan.carries == 3 * 2 * sum(
-        x.nbytes for x in jax.tree.leaves(state.params)
-    )  # the model and the control variate
+    # the model and the control variate
+    assert plan.carries == 3 * 2 * sum(x.nbytes for x in jax.tree.leaves(state.params))
     assert 0.3 < plan.fill <= 1 and "lanes of" in str(plan)
     with pytest.raises(ValueError, match="cohort_size must be from 1 to 12"):
         sim.plan(13)

@@ -122,10 +122,11 @@ def test_the_plan_counts_every_run():
         fc.Sweep(build_scaffold, {"lr": [0.1] * n, "seed": range(n)}, clients(), **SETTINGS).plan(7)
         for n in (1, 2)
     )
+    # 4: the number of the round is that of all
     assert (two.state - 4, two.carries) == (
         2 * (one.state - 4),
         2 * one.carries,
-    )  # 4: the number of the round is that of all
+    )
     assert two.data == one.data and two.schedule == one.schedule
 
 

@@ -64,9 +64,8 @@ def test_lanes_are_measured_said_and_remembered(measured, monkeypatch, caplog, t
 
 
 def test_lanes_that_a_cohort_leaves_empty_count_as_slower(measured, monkeypatch):
-    monkeypatch.setattr(
-        tune, "_time", lambda composed, examples, steps, lanes, rows, cores: 1 / lanes
-    )  # the more, the faster, were they full
+    # the more, the faster, were they full
+    monkeypatch.setattr(tune, "_time", lambda composed, examples, steps, lanes, rows, cores: 1 / lanes)
     examples, steps = {"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, np.full(100, 5)
     composed = build().round
     assert tune.choose(composed, examples, steps, 100, fill=lambda lanes: min(1.0, (8 / lanes) ** 2)) == 8
@@ -77,9 +76,8 @@ def test_how_full_lanes_are():
     feed = build()._feed
     assert feed.fill(12, 1) == 1.0
     steps = feed.steps[TRAIN]
-    assert feed.fill(12, 12) == pytest.approx(
-        steps.sum() / (12 * steps.max())
-    )  # everyone is in every cohort of 12
+    # everyone is in every cohort of 12
+    assert feed.fill(12, 12) == pytest.approx(steps.sum() / (12 * steps.max()))
     feed.steps[TRAIN] = np.zeros_like(steps)
     assert feed.fill(12, 4) == 1.0  # nobody has anything to do
 

@@ -156,10 +156,11 @@ def test_a_body_below_another_is_an_argument_too():
     pretrained = task.init(jax.random.key(3))
     adapted = fc.models.lora(task, pretrained, "0/w", rank=2)
     factors = fc.models.train_only(adapted, adapted.init(jax.random.key(1)), "a", "b")
+    # the other leaves; the base and its scale
     assert [len(jax.tree.leaves(one.arrays)) for one in factors.constants] == [
         3,
         2,
-    ]  # the other leaves; the base and its scale
+    ]
     begun = adapted.init(jax.random.key(1))
 
     def loss(trained, batch, key):
@@ -184,9 +185,8 @@ def text_of(size):
 def test_the_text_of_a_program_does_not_grow_with_the_body_and_the_plan_counts_it():
     small, few = text_of(SIZE)
     large, many = text_of(40 * SIZE)
-    assert (
-        abs(many - few) < 2000 and few < many + 2000
-    )  # a body of 1,200 numbers has 9,600 hexadecimal digits
+    # a body of 1,200 numbers has 9,600 hexadecimal digits
+    assert abs(many - few) < 2000 and few < many + 2000
     assert [sim.plan(4).constants for sim in (small, large)] == [4 * SIZE * WIDTH, 4 * 40 * SIZE * WIDTH]
     assert large.plan(4).total >= 4 * 40 * SIZE * WIDTH and "constants" in str(large.plan(4))
 

@@ -50,9 +50,8 @@ def test_fixed_cohorts_are_counted_as_such(population, cohort, noise, rounds, de
         noise, rounds=rounds, delta=delta, sampling="fixed", population=population, cohort=cohort
     )
     assert found == pytest.approx(expected, abs=TOLERANCE)
-    assert found > privacy.epsilon(
-        noise, cohort / population, rounds, delta
-    )  # what those pay who draw so and count as Poisson
+    # what those pay who draw so and count as Poisson
+    assert found > privacy.epsilon(noise, cohort / population, rounds, delta)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +83,8 @@ def test_people_with_several_rows():
 
 def test_any_event_of_the_library():
     of = privacy.epsilon_of
-    assert of(dp.ZCDpEvent(0.81), 1e-10, "rdp") == pytest.approx(
-        8.9223, abs=TOLERANCE
-    )  # DP-FTRL's published 8.9
+    # DP-FTRL's published 8.9
+    assert of(dp.ZCDpEvent(0.81), 1e-10, "rdp") == pytest.approx(8.9223, abs=TOLERANCE)
     assert of(dp.ZCDpEvent(0.1), 1e-6, "rdp") == pytest.approx(2.1430, abs=TOLERANCE)
     for noise, leaves, delta, expected in ((10, 1024, 1e-6, 1.54940), (7, 2000, 1e-10, 3.06554)):
         tree = dp.SingleEpochTreeAggregationDpEvent(noise, leaves)

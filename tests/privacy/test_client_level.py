@@ -76,9 +76,10 @@ def test_a_small_cap_has_its_price():
         for cap in (50, 22)
     )
     assert narrow.epsilon() > 1.2 * wide.epsilon()
+    # not Poisson's
     assert narrow.epsilon() == privacy.epsilon(
         1.0, rounds=3, delta=1e-3, sampling="truncated", population=100, cohort=20, cap=22
-    )  # not Poisson's
+    )
 
 
 @pytest.mark.parametrize(("population", "rate", "cap"), [(200, 0.1, 22), (200, 0.1, 200)])

@@ -19,9 +19,8 @@ from tests.privacy.test_client_level import clients, composed, private
 def test_the_square_root_of_prefix_sums(rounds, expected):
     c = correlated.square_root(rounds)
     assert c @ c == pytest.approx(expected, abs=1e-6) == correlated.sensitivity(c, rounds) ** 2
-    assert correlated.errors(c, rounds)[-1] * (c @ c) == pytest.approx(
-        expected**2, rel=1e-6
-    )  # 10.70961 of 1024 rounds
+    # 10.70961 of 1024 rounds
+    assert correlated.errors(c, rounds)[-1] * (c @ c) == pytest.approx(expected**2, rel=1e-6)
     matrix = np.tril(c[np.subtract.outer(np.arange(rounds), np.arange(rounds)).clip(0)])[:40, :40]
     assert np.allclose(matrix @ matrix, np.tril(np.ones((40, 40))))
 

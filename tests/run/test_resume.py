@@ -196,9 +196,8 @@ def test_a_changed_configuration_is_refused_by_name(sim, tmp_path, change, caplo
     assert (
         int(history.state.round) == 3 and "going on from round 2 with a changed configuration" in caplog.text
     )
-    assert (
-        fit(other, 3, run_dir=tmp_path, **changed).stopped == "finished"
-    )  # from now on this is the configuration
+    # from now on this is the configuration
+    assert fit(other, 3, run_dir=tmp_path, **changed).stopped == "finished"
 
 
 def test_changed_data_and_settings_are_refused_by_name(tmp_path):

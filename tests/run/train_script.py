@@ -16,9 +16,8 @@ from tests.run.small import cohorts, simulator
 def main(run_dir, rounds, output):
     sim, draw = simulator(), cohorts()
     sim.reserve(draw.max_size)
-    sim.run(
-        sim.init(jax.random.key(9)), draw(0), donate=True
-    )  # compiled beforehand, so that what interrupts comes between rounds
+    # compiled beforehand, so that what interrupts comes between rounds
+    sim.run(sim.init(jax.random.key(9)), draw(0), donate=True)
 
     def slowed(round):
         print(round, flush=True)

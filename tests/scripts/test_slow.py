@@ -125,10 +125,11 @@ class Item:
     """What pytest collects, as far as it is looked at."""
 
     def __init__(self, name, *marks):
+        # as where the folder of all is called so
         self.path, self.keywords = (
             conftest.REPOSITORY / "tests" / name,
             {"slow"},
-        )  # as where the folder of all is called so
+        )
         self.nodeid = f"tests/{name}::test"
         self.marks = [getattr(pytest.mark, mark).mark for mark in marks]
 

@@ -41,9 +41,8 @@ def test_lanes_and_the_protocol_give_the_same_bits():
     in_lanes, _ = jax.jit(STAGE.finish)((), total, info, key)
 
     plain = [encoded(jnp.int32(k), jnp.arange(K) == k, updates[k]).ring for k in range(K)]
-    flat = [
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(report)]) for report in plain
-    ]  # the weight is one coordinate
+    # the weight is one coordinate
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(report)]) for report in plain]
     names = NAMES[:K]
     clients, server = party(names, terms(length=len(flat[0])))
     summed, _ = aggregate(clients, server, dict(zip(names, flat, strict=True)), {names[2]: 3})

@@ -43,10 +43,11 @@ def test_chacha20_and_its_box_of_rfc_8439():
     box = ChaCha20Poly1305(bytes(range(0x80, 0xA0))).encrypt(
         unhex("070000004041424344454647"), text, unhex("50515253c0c1c2c3c4c5c6c7")
     )
+    # 2.8.2
     assert (
         box[:16].hex() == "d31a8d34648e60db7b86afbc53ef7ec2"
         and box[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
-    )  # 2.8.2
+    )
 
 
 def test_a_box_opens_by_its_key_alone_and_as_it_was_sealed():

@@ -149,9 +149,8 @@ def test_both_shares_of_one_peer_are_refused_by_name():
     both = replace(wanted[B], keys=(A, C))
     assert C in refused("both-shares", clients[B].reveal, both)
     refused("both-shares", clients[B].reveal, replace(wanted[B], seeds=(A, B, C, D)))
-    refused(
-        "shares", clients[B].reveal, replace(wanted[B], seeds=(B, D), keys=(A, C))
-    )  # of who is in the sum the other kind
+    # of who is in the sum the other kind
+    refused("shares", clients[B].reveal, replace(wanted[B], seeds=(B, D), keys=(A, C)))
     answer = clients[B].reveal(wanted[B])  # the right question still gets its answer
     assert set(answer.seeds) == {B, C, D} and set(answer.keys) == {A}
     refused("two-wanted", clients[B].reveal, replace(wanted[B], seeds=(), keys=(B, C, D)))
@@ -211,12 +210,10 @@ def test_a_round_is_opened_again_only_as_the_very_same_sum():
     first = attempt(0, last={D: 2})
     np.testing.assert_array_equal(first, plain(given, names[:3]))
     np.testing.assert_array_equal(attempt(1, last={D: 2}), first)
-    assert "differ by single reports" in refused(
-        "replayed", attempt, 2
-    )  # with D in it, whose report would be the difference
-    refused(
-        "replayed", attempt, 3, given | {A: given[A] + np.uint32(1)}, {D: 2}
-    )  # or with another report of A
+    # with D in it, whose report would be the difference
+    assert "differ by single reports" in refused("replayed", attempt, 2)
+    # or with another report of A
+    refused("replayed", attempt, 3, given | {A: given[A] + np.uint32(1)}, {D: 2})
 
 
 def test_what_was_opened_is_on_the_disk_and_a_torn_line_is_not(tmp_path):
@@ -255,10 +252,11 @@ def test_keys_of_another_round_or_of_nobody_are_refused():
     assert "advertised" in refused("swapped-key", clients[A].share, Roster(sites[1:]))  # without its own
     refused("roster", clients[A].share, Roster(sites[::-1]))
     honest = Server(clients[A].terms, fits)
+    # left out
     assert [s.name for s in honest.roster([sites[0], swapped["of another round"], sites[2]]).sites] == [
         A,
         C,
-    ]  # left out
+    ]
 
 
 def test_fewer_sites_than_a_site_demands_are_refused_at_each_stage():

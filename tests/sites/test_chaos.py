@@ -232,9 +232,8 @@ def test_whatever_happens_the_bits_are_the_same(seed, tmp_path, monkeypatch):
     expected = undisturbed(composed, cohorts)
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD", draw.choice([0, 1, 4]))
     monkeypatch.setattr("fedjax_core.sites.coordinator.exchange.HELD_BYTES", 0)
-    part_bytes, share = draw.choice(
-        [(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)]
-    )  # more parts, more messages to go wrong
+    # more parts, more messages to go wrong
+    part_bytes, share = draw.choice([(None, 0.3), (1 << 20, 0.3), (333, 0.03), (100, 0.02)])
     rules = Rules(
         quorum=4,
         attempts=draw.choice([1, 2, 4]),

@@ -32,9 +32,8 @@ def test_sites_end_where_the_simulator_ends(name):
     composed, kind = round_of(name, 4), ZOO[name].data
     sim = simulator(composed, kind)
     expected = sim.init(jax.random.key(1))
-    rules = Rules(
-        max_weight=10.0 if name == "addressed" else None
-    )  # whose weights go by what the server says, and grow
+    # whose weights go by what the server says, and grow
+    rules = Rules(max_weight=10.0 if name == "addressed" else None)
     with federation(composed, kind, rules=rules) as (fed, sites, _):
         state = fed.init(jax.random.key(1))
         for cohort in [one for one in COHORTS if len(one) >= composed.aggregator.at_least]:
@@ -44,9 +43,9 @@ def test_sites_end_where_the_simulator_ends(name):
         numbers = {name: value for name, value in summary(got).items() if name not in LEFT}
         assert numbers == pytest.approx({**summary(seen), "missing": 0.0}, rel=1e-5)
         at_sites, at_hand = fed.evaluate(state), sim.evaluate(expected)
-    if (
-        kind == "survival"
-    ):  # where examples meet in the loss: all of a site's do, and in the simulator as many as a client usually has
+    # where examples meet in the loss: all of a site's do, and in the simulator as many as a client usually
+    # has
+    if kind == "survival":
         alone = [
             fc.evaluate(composed.algorithm.task, expected.params, fc.Clients.from_list([one]))
             for one in columns(kind)
@@ -91,11 +90,12 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit(stateful, tmp_pat
 
         with pytest.raises(Killed), federation(stateful, folder=folder, fault=fault) as (fed, _, _):
             fit(fed, 5, folder / "run")
+        # coordinator and sites anew, from what is on their disks
         with federation(stateful, folder=folder) as (
             fed,
             sites,
             _,
-        ):  # coordinator and sites anew, from what is on their disks
+        ):
             state = fit(fed, 5, folder / "run").state
             assert_equal(state, expected)
             assert_equal(whole(fed, sites, state), rows)
@@ -150,9 +150,8 @@ def test_a_run_goes_on_with_another_configuration_where_it_is_told_to(tmp_path):
     with federation(slower, folder=tmp_path) as (fed, sites, _):
         with pytest.raises(ValueError, match="another configuration"):
             fit(fed, 4, tmp_path / "run")
-        with pytest.raises(
-            Paused, match="0 of 4 sites reported"
-        ):  # which have another task pinned, and are not overridden
+        # which have another task pinned, and are not overridden
+        with pytest.raises(Paused, match="0 of 4 sites reported"):
             fc.fit(fed, 4, cohorts=cohorts, key=jax.random.key(1), override=True, **keeping)
         for pinned in tmp_path.rglob("pinned"):
             pinned.unlink()
@@ -209,9 +208,8 @@ def test_the_same_request_gets_the_same_bytes_and_an_old_one_is_refused(stateful
 
 
 def test_the_audit_says_who_was_asked(tmp_path, capsys):
-    mime = fc.compose(
-        fc.algorithms.mime(task(), optax.sgd(0.1))
-    )  # the second exchange asks those who reported in the first
+    # the second exchange asks those who reported in the first
+    mime = fc.compose(fc.algorithms.mime(task(), optax.sgd(0.1)))
 
     def fault(send, site, request, n):
         header = header_of(request)
@@ -293,23 +291,25 @@ def test_a_policy_is_asked_before_work_and_before_anything_leaves(stateful, tmp_
             files[i].policy.write_text(f'site = "{NAMES[i]}"\n{change}\n[tasks]\nmode = "first-use"\n')
         state, seen = fed.run(fed.init(jax.random.key(1)), [0, 1, 2, 3])
         assert state.clients.version.tolist() == [1, 0, 0, 0]
+        # the loss is not among the fields that may leave
         assert set(seen) == {
             "refused",
             "missing",
             "clients",
             "examples",
             "bits_up",
-        }  # the loss is not among the fields that may leave
+        }
         said = {
             entry.who: entry.about.get("reason")
             for entry in show(tmp_path / "coordinator" / "audit")
             if entry.what == "declined"
         }
     assert "(paused)" in said[NAMES[1]]
+    # which depend on the data
     for name, setting in (
         (NAMES[2], "minimum.examples"),
         (NAMES[3], "leaving.max_norm"),
-    ):  # which depend on the data
+    ):
         assert (
             said[name]
             == f"{name} declined, for a reason that is for its staff: its errors.log has it, and its audit log (--what refused)"
@@ -345,9 +345,8 @@ def test_a_site_tells_the_server_of_itself_only_what_its_policy_names(tmp_path):
     assert "minimum.cell" in next(show(tmp_path / NAMES[2] / "audit", what="refused")).about["reason"]
     sim = simulator(composed)
     expected, _ = sim.run(sim.init(jax.random.key(1)), [0, 3])
-    assert_close(
-        state._replace(clients=expected.clients), expected
-    )  # steps of 12 are no part of the norm that may leave
+    # steps of 12 are no part of the norm that may leave
+    assert_close(state._replace(clients=expected.clients), expected)
 
 
 def test_a_change_of_data_must_be_declared(stateful, tmp_path):

@@ -42,6 +42,7 @@ FULL = {
     "resources": {"charite": 1.0},
     "node": {"zone": "a"},
 }
+# of the file of the site that is started
 ABSENT = (
     "account",
     "roster",
@@ -49,7 +50,7 @@ ABSENT = (
     "departments",
     "person",
     "held_out",
-)  # of the file of the site that is started
+)
 MARKED = []
 
 
@@ -268,9 +269,8 @@ def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypa
     started = Started()
     monkeypatch.setattr(ray_actors, "start_ray", lambda files, address, insecure_local: True)
     monkeypatch.setattr(ray_actors.ray, "remote", lambda kind: started)
-    monkeypatch.setattr(
-        ray_actors.ray, "put", lambda value: value
-    )  # which would start a Ray of its own for the tests after this one
+    # which would start a Ray of its own for the tests after this one
+    monkeypatch.setattr(ray_actors.ray, "put", lambda value: value)
     monkeypatch.setattr(ray_actors.RayTransport, "_meet", lambda transport, files, alone: None)
     one = (
         SiteFile.read(home / "site.toml")

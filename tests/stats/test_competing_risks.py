@@ -31,9 +31,8 @@ def test_they_are_those_of_statsmodels(columns):
         one = found[str(k)]
         np.testing.assert_allclose(one.at(at), wanted.cinc[k - 1], rtol=1e-9, atol=1e-12)
         errors = np.append(0, one.standard_errors)[np.searchsorted(one.times, at, side="right")]
-        np.testing.assert_allclose(
-            errors[:-3], wanted.cinc_se[k - 1][:-3], rtol=0.02
-        )  # of which it leaves out the ties
+        # of which it leaves out the ties
+        np.testing.assert_allclose(errors[:-3], wanted.cinc_se[k - 1][:-3], rtol=0.02)
 
 
 def test_they_sum_to_what_kaplan_meier_says_of_any_cause(columns):

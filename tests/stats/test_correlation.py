@@ -33,9 +33,8 @@ def test_correlations_are_scipys(columns):
 def test_components_are_scikit_learns(columns, scale):
     found = stats.pca(Clients.from_table(columns, by="site"), NAMES, 3, scale=scale)
     rows = np.stack([columns[name] for name in NAMES], axis=1)
-    scaled = (
-        StandardScaler().fit_transform(rows) * np.sqrt(79 / 80) if scale else rows
-    )  # deviations of the sample, as ours
+    # deviations of the sample, as ours
+    scaled = StandardScaler().fit_transform(rows) * np.sqrt(79 / 80) if scale else rows
     wanted = PCA(3, svd_solver="full").fit(scaled)
     np.testing.assert_allclose(np.abs(found.components), np.abs(wanted.components_), rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(found.variances, wanted.explained_variance_, rtol=1e-9)

@@ -69,9 +69,8 @@ def test_rubins_rules_are_his():
     found = stats.rubin([Fit(1.0), Fit(2.0), Fit(6.0)])
     between, total = 7.0, 4 + 4 / 3 * 7.0
     assert found.coefficients == {"a": 3.0} and found.standard_errors["a"] == pytest.approx(np.sqrt(total))
-    assert found.df["a"] == pytest.approx(
-        2 * (1 + 4 / (4 / 3 * between)) ** 2
-    )  # (M - 1) (1 + W / ((1 + 1/M) B))^2
+    # (M - 1) (1 + W / ((1 + 1/M) B))^2
+    assert found.df["a"] == pytest.approx(2 * (1 + 4 / (4 / 3 * between)) ** 2)
     assert stats.rubin([Fit(1.0), Fit(2.0), Fit(6.0)], df_complete=10).df["a"] < found.df["a"]
     with pytest.raises(ValueError, match="two or more fits"):
         stats.rubin([Fit(1.0)])

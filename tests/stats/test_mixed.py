@@ -165,9 +165,8 @@ def test_the_meta_analysis_of_three_effects_has_its_known_digits():
         0.639706,
     )
     low, high = found.prediction_interval
-    reach = 12.706204736432095 * np.sqrt(
-        found.tau2 + found.standard_error**2
-    )  # Student's t of 1 degree of freedom
+    # Student's t of 1 degree of freedom
+    reach = 12.706204736432095 * np.sqrt(found.tau2 + found.standard_error**2)
     assert (low, high) == pytest.approx((found.estimate - reach, found.estimate + reach), rel=1e-9)
     fixed = stats.meta([0.1, 0.5, 0.9], [0.04, 0.01, 0.09], method="fixed")
     assert (

@@ -116,9 +116,8 @@ def test_a_curve_without_censoring_is_the_share_that_lives_and_its_mean():
         Clients.from_table({"site": [0, 0, 1, 1], "time": [1, 2, 3, 4], "event": [1] * 4}, by="site"),
     )
     assert curve.survival.tolist() == [0.75, 0.5, 0.25, 0.0] and curve.median == 2
-    np.testing.assert_allclose(
-        curve.standard_errors[:3] ** 2, [0.75 * 0.25 / 4, 0.25 / 4, 0.75 * 0.25 / 4]
-    )  # binomial
+    # binomial
+    np.testing.assert_allclose(curve.standard_errors[:3] ** 2, [0.75 * 0.25 / 4, 0.25 / 4, 0.75 * 0.25 / 4])
     mean, error = curve.rmst(3.5)
     capped = np.minimum([1, 2, 3, 4], 3.5)
     assert mean == pytest.approx(capped.mean()) and error == pytest.approx(capped.std() / 2)
@@ -240,9 +239,8 @@ def test_sites_as_strata_test_proportional_hazards_without_telling_times(columns
 def test_hazards_that_cross_are_found():
     draw = np.random.default_rng(0)
     arm = np.arange(300) % 2
-    time = np.where(
-        arm == 1, draw.uniform(4, 6, 300), draw.exponential(6, 300)
-    )  # first none of one arm, then all of them
+    # first none of one arm, then all of them
+    time = np.where(arm == 1, draw.uniform(4, 6, 300), draw.exponential(6, 300))
     table = {"site": draw.integers(0, 3, 300), "time": time, "event": np.ones(300, int), "arm": arm}
     fit = stats.cox(
         "time, event ~ arm", Clients.from_table(table, by="site"), strata="site", schoenfeld="log"
@@ -263,6 +261,5 @@ def test_the_baseline_hazard_is_that_of_statsmodels(columns):
     times, hazard = fit.baseline[""]
     at, wanted, _ = pooled.baseline_cumulative_hazard[0]
     np.testing.assert_array_equal(at, times)
-    np.testing.assert_allclose(
-        hazard[:-1], wanted[1:], rtol=1e-6
-    )  # it tells the hazard just before each time
+    # it tells the hazard just before each time
+    np.testing.assert_allclose(hazard[:-1], wanted[1:], rtol=1e-6)

@@ -67,10 +67,11 @@ def test_the_error_is_exactly_what_it_should_be_and_the_mean_is_right(name):
     assert error(came, X) == pytest.approx(exact, rel=0.02)
     off = (came.mean(0) - X) / np.maximum(np.sqrt(variance / DRAWS), 1e-6 * X.max())  # in standard errors
     assert abs(off.sum()) / np.sqrt(len(X)) < 4
+    # whose smallest numbers come through once in many draws, and then far off
     if name not in (
         "qsgd 1",
         "qsgd 4",
-    ):  # whose smallest numbers come through once in many draws, and then far off
+    ):
         assert np.abs(off).max() < 5
 
 
@@ -81,9 +82,8 @@ def test_topk_keeps_the_largest_of_each_leaf():
     for share, known in ((0.01, 0.9155), (0.1, 0.5607), (0.25, 0.2764)):
         assert error(draws(uplink.topk(share), normal, 1), normal) == pytest.approx(known, rel=0.02)
     same = np.where(np.arange(50) % 2, 3.0, -3.0)
-    assert error(draws(uplink.topk(0.3), same, 1), same) == pytest.approx(
-        1 - 15 / 50
-    )  # the bound, where all are of one size
+    # the bound, where all are of one size
+    assert error(draws(uplink.topk(0.3), same, 1), same) == pytest.approx(1 - 15 / 50)
 
 
 @pytest.mark.proves("eden", by="closed form: D / (1 - D) of Lloyd and Max's levels")
@@ -96,9 +96,8 @@ def test_eden_loses_what_its_levels_do_of_normal_numbers(bits):
     for low, high, level in zip(edges[:-1], edges[1:], levels, strict=True):
         mass = scipy.stats.norm.cdf(high) - scipy.stats.norm.cdf(low)
         centre = (scipy.stats.norm.pdf(low) - scipy.stats.norm.pdf(high)) / mass
-        assert level == pytest.approx(
-            centre, abs=2e-4
-        )  # Lloyd and Max: each level is the mean of what is nearest to it
+        # Lloyd and Max: each level is the mean of what is nearest to it
+        assert level == pytest.approx(centre, abs=2e-4)
         distortion += scipy.integrate.quad(
             lambda z, level=level: (z - level) ** 2 * scipy.stats.norm.pdf(z), low, high
         )[0]
@@ -184,10 +183,11 @@ def test_packed_numbers_come_back_and_take_few_bytes(values):
         (uplink.k_level(16), 35 * 4 + 4 + 4 * 32),  # of 5 numbers of 4 bits, half a byte is empty
         (uplink.qsgd(1), (2 + 1) * 32 + 2 * 32),  # 30 and 5 numbers of three values, 20 in a word
         (uplink.sign(), 32 + 8 + 2 * 32),
+        # 3 of 30 with places of 5 bits in a multiple of 8 numbers, 1 of 5
         (
             uplink.topk(0.1),
             3 * 32 + 16 + 1 * 32 + 8,
-        ),  # 3 of 30 with places of 5 bits in a multiple of 8 numbers, 1 of 5
+        ),
         (uplink.randk(0.1), 3 * 32 + 1 * 32 + 2 * 32),
         (uplink.powersgd(1), 32 * (10 + 3) + 5 * 32),
         (uplink.count_sketch(2, 7), 14 * 32 + 32),

@@ -129,9 +129,8 @@ def test_a_round_is_the_mean_by_weight_also_where_a_client_is_refused(lanes):
     """The model is that of plain averaging, to the steps of the ring."""
     data = clients("classes")
     columns = [dict(data[i]) for i in range(len(data))]
-    columns[5]["x"] = np.random.default_rng(0).choice(
-        np.float32([1e18, -1e18]), columns[5]["x"].shape
-    )  # from which training diverges
+    # from which training diverges
+    columns[5]["x"] = np.random.default_rng(0).choice(np.float32([1e18, -1e18]), columns[5]["x"].shape)
     data, settings = fc.Clients.from_list(columns), {"batch_size": 4, "epochs": 2, "lanes": lanes}
     hidden = fedavg(uplink=uplink.secure(bound=2.0, bits=24, weights=2**8), aggregator=fc.aggregators.total())
     found = []

@@ -44,9 +44,8 @@ def test_quantize_is_unbiased_within_its_step(bits):
     got, meant = np.asarray(got, np.float64), np.asarray(update["w"])
     assert np.abs(got - meant).max() <= step * 1.0001
     error = np.abs(got.mean(axis=0) - meant)
-    assert (
-        error.max() <= 5 * (step / 2) / np.sqrt(4000) + 1e-6
-    )  # five standard errors, each at most half a step
+    # five standard errors, each at most half a step
+    assert error.max() <= 5 * (step / 2) / np.sqrt(4000) + 1e-6
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 1), (8, 1), (9, 2), (16, 2)])

@@ -103,9 +103,8 @@ def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> N
                 found = _fetch(file, Path(partial))
                 break
             except OSError as error:
-                final = (
-                    isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
-                )  # asking again will not help
+                # asking again will not help
+                final = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
                 if final or attempt == attempts:
                     raise
                 if isinstance(error, urllib.error.HTTPError):

@@ -41,9 +41,10 @@ class BreastCancer(NamedTuple):
 def breast_cancer(seed: int = 0) -> BreastCancer:
     """Five hospitals of unequal size and case mix, training and test apart; the training patients also
     pooled."""
+    # takes a second to import, and only those who ask need it
     from sklearn.datasets import (
         load_breast_cancer,
-    )  # takes a second to import, and only those who ask need it
+    )
 
     x, y = load_breast_cancer(return_X_y=True)
     y = (y == 0).astype(np.int32)  # scikit-learn codes malignant as 0

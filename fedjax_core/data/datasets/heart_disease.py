@@ -84,9 +84,10 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def split(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (train, test) of one hospital in increasing order; by outcome where each has more than two
     patients."""
+    # takes a second to import, and only those who ask need it
     from sklearn.model_selection import (
         train_test_split,
-    )  # takes a second to import, and only those who ask need it
+    )
 
     counts = np.unique(y, return_counts=True)[1]
     stratify = y if len(counts) > 1 and counts.min() > 2 else None

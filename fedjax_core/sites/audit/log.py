@@ -160,10 +160,11 @@ class Log:
             who=who, what=what, run=run, round=round, about=dict(about or {}),
         )  # fmt: skip
         body = spelt(entry)
+        # as `dumps` would spell it
         line = b'{"entry":%b,"signature":"%b"}' % (
             body,
             self.key.sign(PURPOSE, body).hex().encode(),
-        )  # as `dumps` would spell it
+        )
         file, start = self._writable(), self._end
         try:
             if file.write(line + b"\n") <= len(line):
@@ -252,9 +253,8 @@ class Log:
             self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
             self._heads_bytes = os.fstat(self._heads.fileno()).st_size
         text = Heads(self.durable, self.held).signed(self.key)
-        os.pwrite(
-            self._heads.fileno(), text, 0
-        )  # in one go, so that a process that is killed leaves the old one or this
+        # in one go, so that a process that is killed leaves the old one or this
+        os.pwrite(self._heads.fileno(), text, 0)
         if len(text) < self._heads_bytes:
             os.ftruncate(self._heads.fileno(), len(text))
         self._heads_bytes = len(text)

@@ -78,9 +78,8 @@ def verify(
     last: Head | None = None
     for where, line in lines(paths):
         entry = read(line, where, known)
-        if (
-            last is None
-        ):  # a removal that was cut short left more than it should have, which must lead to the anchor
+        # a removal that was cut short left more than it should have, which must lead to the anchor
+        if last is None:
             last = (
                 Head(entry.n - 1, entry.prev)
                 if 0 < entry.n <= removed.n

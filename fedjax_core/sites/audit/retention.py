@@ -59,9 +59,8 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
         "archived": archive is not None,
     }
     told = [x for entry in show(log.folder) if isinstance(x := entry.about.get("told"), int | float)]
-    log.record(
-        log.key.name, "pruned", about=about | ({"told": max(told)} if told else {})
-    )  # what has left stays told (privacy_ledger.py)
+    # what has left stays told (privacy_ledger.py)
+    log.record(log.key.name, "pruned", about=about | ({"told": max(told)} if told else {}))
     log.rest()
     for path in files(log.folder):
         lines = path.read_bytes().splitlines(keepends=True)

@@ -182,9 +182,8 @@ class AsynchronousRounds:
         self._open(state)
         for at in np.flatnonzero(self._started >= 0).tolist():
             version = int(self._started[at])
-            if (
-                self._version - version > self._buffer.max_staleness
-            ):  # whatever came of it would be refused, and its model is gone
+            # whatever came of it would be refused, and its model is gone
+            if self._version - version > self._buffer.max_staleness:
                 self._started[at] = -1
             else:
                 self._calls.begin(at, version, self._request(version))
@@ -240,9 +239,8 @@ class AsynchronousRounds:
                 self._too_few(failed, len(mine))
             for at in nothing:
                 self._failed[at] = self._collector.replies.reasons.get(at, "no reply")
-            if (
-                completed is not None and len(self._counted) < self._buffer.size
-            ):  # else it gets the model that comes of this
+            # else it gets the model that comes of this
+            if completed is not None and len(self._counted) < self._buffer.size:
                 begin(completed.at)
 
     def _use(self, completed: Completed) -> bool:
@@ -340,9 +338,8 @@ class AsynchronousRounds:
         def record(who: str, what: str, about: Mapping[str, Any]) -> None:
             self._record(who, what, self._version, about)
 
-        flight: Any = InFlight(
-            jnp.array(self._started), jnp.array(self._last), self._models
-        )  # copies: these go on
+        # copies: these go on
+        flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)
         after = self._sums.conclude(
             state, f"step {self._version}", self._collector.rules, record, self._requests.noise(state, 0)
         )

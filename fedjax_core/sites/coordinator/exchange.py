@@ -115,18 +115,16 @@ class _Fold:
         collector: Collector,
     ) -> None:
         """`nothing`: the sums before the first report."""
-        self.turns = {
-            int(cohort.clients[p]): p for p in places
-        }  # position of the site -> place, in the order of the cohort
+        # position of the site -> place, in the order of the cohort
+        self.turns = {int(cohort.clients[p]): p for p in places}
         self.here: list[int] = []
         self.lost = 0  # that were of use, and could not be brought again
         self._cohort, self.reports, self.sums, self._collector = cohort, reports, nothing(), collector
         self._nothing = nothing
         self._left = list(self.turns)
         self._added: dict[int, Header] = {}
-        self._ready: dict[
-            int, tuple[Header, tuple[Any, float] | None]
-        ] = {}  # what came: None where it is to be brought again
+        # what came: None where it is to be brought again
+        self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}
         self._skipped: set[int] = set()
 
     def use(self, at: int, heard: Envelope) -> bool:

@@ -206,9 +206,8 @@ class Joining:
             path,
         )
         self._departments, self._held_out, self._agreed, self._record = departments, held_out, agreed, record
-        self._asked: dict[
-            int, tuple[Future[Any], Header, float]
-        ] = {}  # position -> the reply, to what, when asked
+        # position -> the reply, to what, when asked
+        self._asked: dict[int, tuple[Future[Any], Header, float]] = {}
 
     def look(self, number: int) -> None:
         """Before round `number`: asks those who have not said what they are, and hears who has by now."""

@@ -110,9 +110,8 @@ def _sums(
 ) -> tuple[Sums, ...]:
     """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of
     the `first` site's."""
-    empty = tuple(
-        dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps
-    )  # names and dtypes; a vocabulary is a vector of length 0
+    # names and dtypes; a vocabulary is a vector of length 0
+    empty = tuple(dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps)
 
     def like(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
         given = tensors.get(f"['sums']{jax.tree_util.keystr(path)}", leaf)

@@ -121,9 +121,8 @@ class Replies:
             self.reasons[at] = str(refusal)
             self._refuse(at, number, refusal)
             return None
-        if (
-            header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]
-        ):  # replies may overtake one another
+        # replies may overtake one another
+        if header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]:
             self.heads[name] = header.sequence, header.head
         if header.kind == "refusal":
             about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}

@@ -265,9 +265,8 @@ class Aggregation:
             assert positions is not None and len(positions) == max(1, cohort)
             here: Any = positions.astype(np.int32)
             self._each = jax.tree.map(np.array, self._each._replace(position=here))
-        self._small: list[
-            tuple[Any, np.float32, np.int32, Any]
-        ] = []  # (sent, weight, place, factor) of those that are yet to be added
+        # (sent, weight, place, factor) of those that are yet to be added
+        self._small: list[tuple[Any, np.float32, np.int32, Any]] = []
 
     def add(
         self,
@@ -287,9 +286,8 @@ class Aggregation:
             self._make_room(factor)
             self._small.append((sent, its * times, np.int32(place), factor))
         elif self._adds:
-            acc = (
-                self._server.zero[self._e](self._cohort) if self._acc is None else self._acc
-            )  # which is used up
+            # which is used up
+            acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc
             self._acc = self._server.add[self._e](
                 acc, self._uplink, sent, its * times, np.int32(place), factor
             )

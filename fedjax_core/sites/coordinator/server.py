@@ -41,13 +41,12 @@ class Server(NamedTuple):
     broadcast: list[Any]
     """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the
     downlink keeps now)."""
-    fine: list[
-        Any
-    ]  # (whether what a report expands to may be used, its norm); None where that is what was sent, as was validated
+    # (whether what a report expands to may be used, its norm); None where that is what was sent, as was
+    # validated
+    fine: list[Any]
     weigh: list[Weigher | None]  # what a report weighs
-    counters: list[
-        dict[str, Weigher]
-    ]  # what a report's stats are, by the names of their tensors, where examples and steps say it
+    # what a report's stats are, by the names of their tensors, where examples and steps say it
+    counters: list[dict[str, Weigher]]
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None

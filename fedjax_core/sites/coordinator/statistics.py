@@ -74,9 +74,8 @@ def _checked(sums: dict[str, Any], examples: int) -> Sums:
     for name, x in sums.items():
         if not np.isfinite(x).all():
             raise BadSums(f"its sums {name!r} hold NaN or an infinity")
-        if (
-            np.ndim(x) == 0 and np.asarray(x).dtype == np.int64 and not 0 <= int(x) <= examples
-        ):  # what `stats.base.count` makes
+        # what `stats.base.count` makes
+        if np.ndim(x) == 0 and np.asarray(x).dtype == np.int64 and not 0 <= int(x) <= examples:
             raise BadSums(
                 f"its sums say {int(x)} {name}, and it has {examples} examples: a count is none below 0 and no more than these"
             )

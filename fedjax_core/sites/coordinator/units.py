@@ -80,9 +80,8 @@ def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, s
         told = [_largest(one[i]) for one in said]
         if len(told) < LEAST or any(one is None for one in told):
             continue
-        sizes = np.stack(
-            [np.ravel(one) for one in told if one is not None]
-        )  # [sites, numbers of a row]; NaN of what a site does not have
+        # [sites, numbers of a row]; NaN of what a site does not have
+        sizes = np.stack([np.ravel(one) for one in told if one is not None])
         here = (~np.isnan(sizes)).sum(axis=0) >= LEAST
         middle = np.take_along_axis(
             np.sort(sizes, axis=0), ((~np.isnan(sizes)).sum(axis=0, keepdims=True) - 1) // 2, axis=0

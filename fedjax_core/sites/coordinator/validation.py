@@ -100,9 +100,8 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     exchange: int
     config: str
     kinds: Mapping[str, LeafSpec]  # of the report's tensors: trees.leaf_specs(eval_shape of what is sent)
-    data: Mapping[
-        str, str
-    ] = {}  # site -> fingerprint of its dataset; a site not here is heard for the first time
+    # site -> fingerprint of its dataset; a site not here is heard for the first time
+    data: Mapping[str, str] = {}
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
     max_norm: float  # of what is sent; inf: it is compared with the others' later (outlying.py)
@@ -110,9 +109,8 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int | None = None  # that its plan has for so many
     beside: frozenset[str] = frozenset()  # the tensors that are no part of the update, and so not of its norm
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
-    stats: Mapping[
-        str, tuple[float, float]
-    ] = {}  # the least and the most that a tensor of one number may hold
+    # the least and the most that a tensor of one number may hold
+    stats: Mapping[str, tuple[float, float]] = {}
     clients: int | None = (
         None  # that the report is the mean of, where departments are clients; None: it is one client's
     )

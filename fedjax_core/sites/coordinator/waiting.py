@@ -192,9 +192,8 @@ class Waiting:
     def _leave(self) -> None:
         """Waits for nobody any more, and says why those who are missing are."""
         contact = self._contact
-        awaited = (
-            set(self._waiting.values()) if len(self.good) >= self._most else set()
-        )  # who may still have answered
+        # who may still have answered
+        awaited = set(self._waiting.values()) if len(self.good) >= self._most else set()
         contact.silent |= self._asked.keys() - self._there - awaited
         for future, at in self._waiting.items():
             if at not in self._settled:

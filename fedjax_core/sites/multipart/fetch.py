@@ -61,9 +61,8 @@ class Fetch:
         self._all: dict[_Way, Transfer] = {}
         self._queue: list[int] = []
         self._active: set[int] = set()
-        self._flying: dict[
-            Future[Any], tuple[_Way, int | None]
-        ] = {}  # of which message and part; None: what comes of all parts
+        # of which message and part; None: what comes of all parts
+        self._flying: dict[Future[Any], tuple[_Way, int | None]] = {}
         self._pauses: set[Future[Any]] = set()
         self._moved: dict[int, int] = {}
 
@@ -104,9 +103,8 @@ class Fetch:
                     moved = time.monotonic()
             if not done and time.monotonic() < until:
                 self._make_room()
-            found = (
-                {future for future in replies if future.done()} if parts else done
-            )  # a part may have been the last one of a reply
+            # a part may have been the last one of a reply
+            found = {future for future in replies if future.done()} if parts else done
             if found or not done or time.monotonic() >= until:
                 return found
 

@@ -50,9 +50,8 @@ class OutgoingRequest:
     def __init__(self, request: Bytes, part_bytes: int, requests: Requests) -> None:
         self.request, self.manifest = request, manifest_of(request, part_bytes)
         self._requests, self._asked = requests, header_of(request)
-        self.part = lru_cache(_KEPT)(
-            partial(_part, request, self.manifest, self._asked, requests)
-        )  # knows no self: no cycle to collect
+        # knows no self: no cycle to collect
+        self.part = lru_cache(_KEPT)(partial(_part, request, self.manifest, self._asked, requests))
         """Part `i` as it is sent, the same bytes to all sites that are nearly as far."""
         self._announcement: Bytes = b""
         self.digest = header_of(self.announcement).digest

@@ -45,6 +45,7 @@ from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import Header
 from fedjax_core.sites.wire.tensors import measure_update
 
+# sums of columns, secrets, and what is under masks
 _WITHOUT_NORM = (
     "measure",
     "statistics",
@@ -52,7 +53,7 @@ _WITHOUT_NORM = (
     MASK,
     CONFIRM,
     REVEAL,
-)  # sums of columns, secrets, and what is under masks
+)
 _REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
 
 

@@ -116,15 +116,14 @@ class Ledger:
     def told(self) -> float:
         """Sum of mu^2."""
         self._refresh()
-        if (
-            self._told is None
-        ):  # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn end
+        # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn
+        # end
+        if self._told is None:
             logged = (
                 [] if self._audit is None else [entry.about.get("told") for entry in audit.show(self._audit)]
             )
-            self._told = max(
-                (float(x) for x in logged if isinstance(x, int | float)), default=0.0
-            )  # of updates, refusals, what was pruned
+            # of updates, refusals, what was pruned
+            self._told = max((float(x) for x in logged if isinstance(x, int | float)), default=0.0)
         self._told = max(self._told, self._written)
         return self._told
 

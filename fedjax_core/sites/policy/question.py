@@ -50,9 +50,10 @@ class Places(NamedTuple):
             return cls(None, evaluated, prepares)
         leaves, structure = jax.tree.flatten(state.server)
         params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves))).params)
+        # the server comes first
         traced, sends = jax.make_jaxpr(lambda state: composed.broadcast(0, state)[0], return_shape=True)(
             state
-        )  # the server comes first
+        )
         names = leaf_specs({"message": sends})
         sent = {id(out): name for name, out in zip(names, traced.jaxpr.outvars, strict=True)}
         found = tuple(sent[id(traced.jaxpr.invars[i])] for i in params if id(traced.jaxpr.invars[i]) in sent)

@@ -89,9 +89,9 @@ def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
     seen = rows[:done]
     parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
     return {
-        name: Mean(np.float32(part), np.float32(whole))
+        name: Mean(np.float32(part), np.float32(whole))  # type: ignore[arg-type]
         for name, (part, whole) in zip(PARTIAL, parts, strict=True)
-    }  # type: ignore[arg-type]
+    }
 
 
 def told(composed: Round, rounds: int) -> dict[str, Scalar]:

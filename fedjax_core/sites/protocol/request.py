@@ -53,10 +53,11 @@ RECENT = 64
 """So many versions of what a site keeps stay there where nobody says which may be asked for again."""
 
 _LINE, _LINES = 1000, 200  # letters in a field, and such fields
+# answers that are known again: where a request does not say which may come again, and where it does
 _LAST, _MOST_KNOWN = (
     64,
     10_000,
-)  # answers that are known again: where a request does not say which may come again, and where it does
+)
 _MOST = 100_000  # of anything that a request counts
 
 
@@ -365,9 +366,8 @@ def position(found: Mapping[str, Any], address: np.ndarray) -> int:
 @lru_cache(maxsize=4)
 def _position(addresses: bytes, mine: bytes) -> int:
     """Where the site is among these; a run has the same ones in every request."""
-    (found,) = (
-        np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)
-    ).nonzero()  # the two words of one as one number
+    # the two words of one as one number
+    (found,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)).nonzero()
     if len(found) != 1:
         raise NotInCohort(
             "the request does not list this site once; the names of sites must be those of their files"

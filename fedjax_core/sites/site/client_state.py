@@ -56,9 +56,8 @@ class ClientStateStore:
         self._memory: dict[int, bytes] = {}
         if folder is not None:
             make_folder(folder)
-        self._sizes = (
-            {} if folder is None else _listed(folder)
-        )  # version -> bytes, those written longest ago first
+        # version -> bytes, those written longest ago first
+        self._sizes = {} if folder is None else _listed(folder)
 
     @property
     def nbytes(self) -> int:

@@ -191,9 +191,8 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         message: Message, kind: str, words: Array, round: Array, address: Array, secret: Array, uplink: Any, kept: Kept, carry: Carry,
         seen: Seen,
     ) -> Any:  # fmt: skip
-        among = Among(
-            address[None], jnp.ones(1, bool)
-        )  # a study whose stages look at who else there is is refused
+        # a study whose stages look at who else there is is refused
+        among = Among(address[None], jnp.ones(1, bool))
         sender = composed.sender(e, jax.random.wrap_key_data(words, impl=kind), round, among, jnp.int32(0))
         sender = sender._replace(secret=jax.random.wrap_key_data(secret, impl=kind))
         encoded = composed.report(e, message, uplink, kept, carry, seen, sender)

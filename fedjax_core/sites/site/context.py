@@ -54,9 +54,8 @@ class SiteContext:
         self.key = load_key(about)
         self.secret = self.key.secret("noise")
         """By which noise is drawn that nobody else can tell."""
-        handed = (
-            about.key is None and about.folder is None and not isinstance(about.data, (str, Path))
-        )  # over, for a try, by who asks
+        # over, for a try, by who asks
+        handed = about.key is None and about.folder is None and not isinstance(about.data, (str, Path))
         self.data = SiteData(about, study, None if handed else self.key)
         if (bad := self.data.bad) is not None and len(bad):
             self.note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))

@@ -129,9 +129,8 @@ class Site:
             header = envelope.header
             which = (header.key, header.sequence, header.digest)
             known = self._last.get(header.kind)
-            if (
-                known is not None and known[0] == which
-            ):  # a transport that tries again, of which the guard must not speak
+            # a transport that tries again, of which the guard must not speak
+            if known is not None and known[0] == which:
                 self.context.enforcement.check(header, self._leaving(header))  # as the policy is now
                 return known[1]
             envelope = self._let_in(envelope)

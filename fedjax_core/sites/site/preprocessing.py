@@ -122,9 +122,8 @@ class Preparation:
                 f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns"
             )
         for step, its, own in zip(self.steps, numbers, self._like[PREPARED], strict=True):
-            if not step.releases and any(
-                not np.array_equal(its[name], own[name]) for name in own
-            ):  # which nobody's sums decide
+            # which nobody's sums decide
+            if not step.releases and any(not np.array_equal(its[name], own[name]) for name in own):
                 raise BadNumbers(
                     f"{type(step).__name__}({step.column!r}) is settled by the study, and the request says otherwise"
                 )

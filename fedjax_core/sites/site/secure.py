@@ -35,9 +35,8 @@ def advertise(
     secure = _secure(site)
     vector = secure.vector(sent)
     with _agreed():
-        least = max(
-            site.enforcement.policy.minimum.sites, site.study.round.uplink.promises.reports
-        )  # for the noise of fewer is less
+        # for the noise of fewer is less
+        least = max(site.enforcement.policy.minimum.sites, site.study.round.uplink.promises.reports)
         attempt = secure.begin(header, vector, least)
         tensors = to_tensors(written(attempt.client.advertise()))
     said = {**more, "secure": "keys alone: the report stays here until it is under masks"}

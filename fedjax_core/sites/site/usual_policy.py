@@ -28,9 +28,8 @@ def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
     A site whose file names its study is a real one: it has the minimums of policies that are made
     (`policy.SAFE`). One that is handed its study is a try in one's own process or trust domain: it has none,
     and evaluates whatever model it is given."""
-    sums = [
-        name for name in preprocessing.leaving(study.prepare) if name != "range"
-    ]  # which tells of single persons
+    # which tells of single persons
+    sums = [name for name in preprocessing.leaving(study.prepare) if name != "range"]
     clients_ = ("clients",) if study.departments else ()
     left = LEFT if study.measurable else ()
     fields = (

@@ -44,9 +44,9 @@ and how often a site that could not start is started again."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
-_SHORT = (
-    64 << 10
-)  # bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms, not 8
+# bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms,
+# not 8
+_SHORT = 64 << 10
 
 
 class RayTransport:
@@ -70,17 +70,15 @@ class RayTransport:
         self._actors: dict[str, Any] = {}
         self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
-        self._handed: list[
-            Any
-        ] = []  # what sites are made of: Ray drops arguments of 100 kB and more that nobody holds, and restarts none
+        # what sites are made of: Ray drops arguments of 100 kB and more that nobody holds, and restarts none
+        self._handed: list[Any] = []
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
         self.away: dict[str, str] = {}
         """The sites that did not start with the others, and why. What is sent to them waits in Ray until they
         have."""
-        self._tried: dict[
-            str, float
-        ] = {}  # when a site whose process is there, and is no site, was last started
+        # when a site whose process is there, and is no site, was last started
+        self._tried: dict[str, float] = {}
         try:
             for about in files:
                 # Ray would keep an event of every call: 3.6 kB each, of the last 100,000.
@@ -93,11 +91,8 @@ class RayTransport:
                 options |= {"resources": dict(about.resources)} if about.resources else {}
                 options |= {"label_selector": dict(about.node)} if about.node else {}
                 # A retry is the same bytes, which a site answers with the same bytes.
-                actor = (
-                    ray.remote(concurrency_groups={"watch": 1})(WatchedSite)
-                    if watched
-                    else ray.remote(SiteActor)
-                )  # type: ignore[call-overload]
+                apart: Any = {"concurrency_groups": {"watch": 1}}
+                actor = ray.remote(**apart)(WatchedSite) if watched else ray.remote(SiteActor)
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
                 made_here = self._started and address is None and about.file is None
@@ -255,9 +250,8 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
 def _no_place(about: SiteFile) -> str | None:
     """Why this Ray has no node for the site; None where it has one, or where that cannot be told."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    plain = {
-        name: value for name, value in about.node.items() if not value.startswith(("!", "in("))
-    }  # else a selector of Ray's own kind
+    # else a selector of Ray's own kind
+    plain = {name: value for name, value in about.node.items() if not value.startswith(("!", "in("))}
 
     def fits(node: dict[str, Any]) -> bool:
         enough = all(node["Resources"].get(name, 0.0) >= amount for name, amount in about.resources.items())

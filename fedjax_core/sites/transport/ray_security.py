@@ -186,9 +186,8 @@ def on_loopback() -> Iterator[None]:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # Ray forks to start its own programs at once, which is not what JAX warns of
+        # Ray forks to start its own programs at once, which is not what JAX warns of
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             yield
     finally:

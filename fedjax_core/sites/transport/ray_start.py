@@ -31,10 +31,11 @@ _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TO
 def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
     leave_errors_unread()
+    # what an actor prints might hold values of its data
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-    }  # what an actor prints might hold values of its data
+    }
     if ray.is_initialized() or address is not None:
         preflight(insecure_local, None if ray.is_initialized() else address)
         check_nothing_is_carried(files)

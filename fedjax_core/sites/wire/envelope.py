@@ -116,9 +116,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     answers: str = (
         ""  # digest of the tensors this answers: an update counts only for the model it was computed from
     )
-    fields: Annotated[
-        dict[str, Value], Meta(max_length=256)
-    ] = {}  # small typed values: weight, examples, losses
+    # small typed values: weight, examples, losses
+    fields: Annotated[dict[str, Value], Meta(max_length=256)] = {}
     head: str | UnsetType = UNSET
     """The head of the sender's audit log, which the other end holds (held.py); not there where it keeps
     none."""
@@ -280,13 +279,11 @@ def _checked(header: Header, head: bytes) -> Header:
     otherwise."""
     _check_names(header.kind, header.run, header.sender, header.recipient)
     _check_digits(config=header.config, key=header.key)
-    if not (
-        _DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)
-    ):  # which no message has twice
+    # which no message has twice
+    if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):
         _check_digits(answers=header.answers, digest=header.digest)
-    if header.head is not UNSET and not _HEAD.fullmatch(
-        header.head
-    ):  # here, as msgspec would take 9 us for it
+    # here, as msgspec would take 9 us for it
+    if header.head is not UNSET and not _HEAD.fullmatch(header.head):
         raise BadHeader(
             f"the header is not in order: head is {shown(header.head)}; it should be the head of a log, n:<64 hexadecimal digits>"
         )

@@ -328,9 +328,8 @@ def measure(tensors: Mapping[str, np.ndarray]) -> float:
                 else part.astype(np.float64)
             )
             square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
-            if (
-                not math.isfinite(square) and not np.isfinite(wide).all()
-            ):  # finite numbers may have an infinite square
+            # finite numbers may have an infinite square
+            if not math.isfinite(square) and not np.isfinite(wide).all():
                 raise NotFinite(
                     f"tensor {name or 'array'} holds NaN or an infinity; look at the site's loss, and train with a smaller step"
                 )

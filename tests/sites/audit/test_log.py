@@ -449,24 +449,23 @@ def test_each_end_holds_the_others_head_and_sees_it_go_back(tmp_path):
         assert "the log of mayo ends with entry 2, and ended with entry 5: entries were cut off" in log.hold(
             "mayo", "run", 5, str(first)
         )
-        assert log.hold("mayo", "run", 5, str(first)) is None and log.held == {
-            "mayo": Held("run", 4, last)
-        }  # said once
+        # said once
+        assert log.hold("mayo", "run", 5, str(first)) is None and log.held == {"mayo": Held("run", 4, last)}
         log.record("mayo", "answered", run="run", about={"head.mayo": str(last)})
-        assert (
-            log.hold("mayo", "another run", 6, str(first)) is None
-        )  # which may be in another log of that end
+        # which may be in another log of that end
+        assert log.hold("mayo", "another run", 6, str(first)) is None
     assert (
         held_by(tmp_path / "charite", KEYS, "mayo") == [first, last]
         and held_by(tmp_path / "charite", KEYS, "oslo") == []
     )
     assert held_by(tmp_path / "charite", KEYS, "mayo", ["another run"]) == [first]
     (tmp_path / "charite" / "heads.json").unlink()
+    # from its entries
     assert (
         held_by(tmp_path / "charite", KEYS, "mayo")
         == [last]
         == held_by(tmp_path / "charite", KEYS, "mayo", ["run"])
-    )  # from its entries
+    )
     assert verify(tmp_path / "mayo", [MAYO.public], held={"charite": [last]}) == last
     path = files(tmp_path / "mayo")[0]
     path.write_bytes(b"".join(lines(path)[:-2]))

@@ -121,9 +121,8 @@ def test_a_head_from_before_the_removal_says_so(log):
         AuditError, match="the exported head is entry 3, and the entries up to 4 were removed"
     ):
         verify(log.folder, KEYS, Head(3, "0" * 64))
-    assert (
-        verify(log.folder, KEYS, held={"mayo": [Head(3, "0" * 64)]}) == log.head
-    )  # which cannot be told any more
+    # which cannot be told any more
+    assert verify(log.folder, KEYS, held={"mayo": [Head(3, "0" * 64)]}) == log.head
     with pytest.raises(
         AuditError, match="is anchored at entry 4, but not the one that the head that mayo holds names"
     ):

@@ -52,9 +52,8 @@ class Scripted:
         wait = futures.wait
 
         def waiting(waited, timeout=None, return_when=futures.ALL_COMPLETED):
-            while (
-                timeout != 0 and not any(future.done() for future in waited) and self.release()
-            ):  # 0: a look, and no wait
+            # 0: a look, and no wait
+            while timeout != 0 and not any(future.done() for future in waited) and self.release():
                 pass
             return wait(waited, timeout, return_when)
 
@@ -64,10 +63,11 @@ class Scripted:
         header, at = header_of(request), NAMES.index(site)
         faults = self.faults.get((at, header.round), []) if header.kind == "train" else []
         found = faults.pop(0)(send, site, request) if faults else send(site, request)
+        # of which nothing was lacking
         announced = header.kind == "announce" and header_of(found.result()).kind in (
             "update",
             "parts",
-        )  # of which nothing was lacking
+        )
         if header.kind != "train" and not announced:
             found.exception()  # it is here before any report that is not
             return found
@@ -162,6 +162,7 @@ def test_with_a_buffer_for_all_it_is_the_synchronous_federation(composed, monkey
     assert at_sites.sizes.tolist() == [23, 5, 1, 4] and np.isfinite(at_sites.pooled["loss"])
 
 
+# two a step; that of 3 is the only stale one
 ORDER = [
     (0, 0),
     (1, 0),
@@ -172,7 +173,7 @@ ORDER = [
     (1, 2),
     (3, 0),
     (3, 3),
-]  # two a step; that of 3 is the only stale one
+]
 STEPS = 4
 
 
@@ -335,9 +336,8 @@ def test_killed_in_a_step_it_begins_that_step_again_and_ends_bit_for_bit(
         federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _),
     ):
         fit(fed, STEPS)
-    script = Scripted(
-        monkeypatch, order=[one for one in rest if one != (3, 0)]
-    )  # which was given up: its model is gone
+    # which was given up: its model is gone
+    script = Scripted(monkeypatch, order=[one for one in rest if one != (3, 0)])
     with federation(composed, fault=script, buffer=BUFFER, folder=tmp_path) as (fed, _, _):
         assert_equal(fit(fed, STEPS).state, undisturbed)
 

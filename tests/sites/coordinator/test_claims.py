@@ -30,11 +30,12 @@ from tests.zoo import fedavg
         ({"a": 50, "b": 60, "m": 61}, {"m": 60}, ("m",)),
         ({"a": 50, "m": 10**9}, {"a": 50, "m": 500}, ("m",)),
         ({"big": 10**6, "a": 5, "b": 6}, {"big": 10**6}, ()),
+        # an agreed one is among those who are compared with
         (
             {"a": 5, "b": 600, "big": 10**6},
             {"big": 10**6},
             (),
-        ),  # an agreed one is among those who are compared with
+        ),
     ],
 )
 def test_who_is_not_believed(claimed, agreed, refused):

@@ -30,12 +30,13 @@ from tests.zoo import SGD, fedavg, round_of, task
         ([math.inf, 1, 1.1, 2], [1, 1, 1, 1], 1, [0]),
         ([1e20, 1e20, 1, 2], [1, 1, 1, 1], 1, [0, 1]),  # half of them lie
         ([1, 1, 1, 100 * 10_000], [1, 1, 1, 10_000], 0, []),  # one hospital with many more steps
+        # all others have converged, and beside the model it is nothing
         (
             [1e-6, 1e-6, 1e-6, 1e-3],
             [1, 1, 1, 1],
             1,
             [],
-        ),  # all others have converged, and beside the model it is nothing
+        ),
         ([1e-6, 1e-6, 1e-6, 1.0], [1, 1, 1, 1], 1, [3]),
         ([0, 0, 0, 5.0], [1, 1, 1, 1], 0, []),  # of which the norms above zero are too few to go by
         ([0, 0, 0, 1e20], [1, 1, 1, 1], 0, [3]),

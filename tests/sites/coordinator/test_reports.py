@@ -33,9 +33,8 @@ def added(composed, reports, factors):
             factor=factor,
         )
     concluded = sums.conclude(state, "round 0", Rules(), lambda *about: None, np.zeros(2, np.uint32))
-    again = sums.conclude(
-        state, "round 0", Rules(), lambda *about: None, np.zeros(2, np.uint32)
-    )  # as where a step is run again
+    # as where a step is run again
+    again = sums.conclude(state, "round 0", Rules(), lambda *about: None, np.zeros(2, np.uint32))
     jax.tree.map(np.testing.assert_array_equal, again.params, concluded.params)
     return state.params, concluded.params
 
@@ -66,9 +65,8 @@ def counted(reports):
 def test_the_mean_is_that_of_a_plain_loop(count, how):
     composed, reports = fc.compose(fc.algorithms.fedavg(TASK, optax.sgd(0.1))), reports_of(count)
     assert server.server_half(composed).small == [how == "together"]
-    factors = [
-        [None, np.float32(0.5), np.float32(0.25)][i % 3] for i in range(count)
-    ]  # so that they cannot all wait together
+    # so that they cannot all wait together
+    factors = [[None, np.float32(0.5), np.float32(0.25)][i % 3] for i in range(count)]
     before, found = added(composed, reports, factors)
 
     def expected(was, *updates):

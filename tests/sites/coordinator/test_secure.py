@@ -208,9 +208,8 @@ def test_a_coordinator_killed_at_any_stage_goes_on_from_its_disk(stage, at, afte
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_site_killed_at_any_stage_is_recovered_or_there_again(stage, answered, after, tmp_path):
     got, there = site_killed(tmp_path, stage, answered)
-    later = (
-        STAGES.index(stage) + answered
-    )  # the first stage at which it knows nothing of the attempt any more
+    # the first stage at which it knows nothing of the attempt any more
+    later = STAGES.index(stage) + answered
     assert there == (EVERYONE if later > STAGES.index(MASK) or later == 0 else WITHOUT)
     assert_same(got, after[there])
 
@@ -225,11 +224,12 @@ def test_a_round_that_is_run_again_from_a_checkpoint_gives_the_same_sum_of_the_s
         _,
     ):
         fed.run(begun(fed), EVERYONE)
+    # each masked report has several parts
     with federation(SECURE, folder=tmp_path, rules=Rules(part_bytes=400)) as (
         fed,
         _,
         _,
-    ):  # each masked report has several parts
+    ):
         state = begun(fed)
         assert_same(params(fed.run(state, EVERYONE)[0]), after[WITHOUT])
         with pytest.raises(

@@ -18,10 +18,11 @@ def test_sums_that_can_be_are_taken_as_they_are():
     ("odd", "said"),
     [
         ({"rows": count(21)}, "its sums say 21 rows, and it has 20 examples"),
+        # with the rows of the others there would be next to none to divide by
         (
             {"rows": count(-20)},
             "its sums say -20 rows",
-        ),  # with the rows of the others there would be next to none to divide by
+        ),
         ({"events": count(10**15)}, "its sums say 1000000000000000 events"),
         ({"rows": np.array([15, 6])}, "of more rows than it has examples"),
         ({"x": np.array([np.nan, 0])}, "'x' hold NaN"),

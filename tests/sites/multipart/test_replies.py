@@ -75,9 +75,8 @@ def test_the_bits_are_those_of_reports_that_come_whole_also_where_some_are_broug
 
     with federation(COMPOSED, fault=fault, rules=RULES, folder=tmp_path) as (fed, _, transport):
         assert_equal(run(fed)[0], undisturbed)
-        assert (
-            max(map(len, transport.received)) < 2500
-        )  # `parts` with its digests; and a report is never there whole
+        # `parts` with its digests; and a report is never there whole
+        assert max(map(len, transport.received)) < 2500
         assert not any(
             raw.startswith(b"fjx-env") and header_of(raw).kind == "update"
             for raw in transport.received
@@ -126,9 +125,8 @@ def test_what_was_cut_is_taken_up_where_it_was(cut, undisturbed, monkeypatch, tm
     def down():
         if len(came) != 6 or cut == "as the site begins anew":
             return False
-        return (
-            lost < 3 if cut == "for a moment" else len(trained) < 2
-        )  # until the site is asked for the whole once more
+        # until the site is asked for the whole once more
+        return lost < 3 if cut == "for a moment" else len(trained) < 2
 
     def fault(send, site, request, n):
         nonlocal lost
@@ -273,6 +271,7 @@ def test_so_many_are_brought_at_a_time_and_those_first_that_are_wanted_first():
     transport, moving, replies = transfers(order=[7, 6, 5, 4, 3, 2, 1, 0])
     assert bring_all(transport, moving, replies) == {at: bytes([at]) * 1050 for at in range(8)}
     assert transport.most == fetch.AT_ONCE * fetch.IN_FLIGHT
+    # four were there before the others
     assert list(dict.fromkeys(transport.asked)) == [
         "0",
         "1",
@@ -282,7 +281,7 @@ def test_so_many_are_brought_at_a_time_and_those_first_that_are_wanted_first():
         "6",
         "5",
         "4",
-    ]  # four were there before the others
+    ]
     with pytest.raises(IndexError):  # the future keeps nothing of it
         bring(replies[0])
 

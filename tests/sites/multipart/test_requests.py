@@ -29,10 +29,11 @@ from tests.sites.faulty import changed, corrupt, delayed, failed
 from tests.sites.federations import NAMES, begin_anew, federation
 from tests.sites.in_parts import AT, COMPOSED, WHO, entries, run
 
+# bytes of a part, and parts of the request in the second round, with the head of a log in it or without
 PART, PARTS = (
     210,
     9,
-)  # bytes of a part, and parts of the request in the second round, with the head of a log in it or without
+)
 RULES = Rules(deadline_seconds=300.0, part_bytes=PART)
 SIMPLE = fc.compose(fc.algorithms.fedavg(fc.models.logistic(features=4, classes=3), optax.sgd(0.1)))
 PLAIN = {"x": np.ones((3, 4), np.float32), "y": np.zeros(3, np.int32)}

@@ -104,6 +104,7 @@ def test_a_coordinator_that_fell_back_asks_with_the_same_bits_and_goes_on_otherw
     first = [train(0, "a"), train(1, "b"), evaluate(2, "c"), train(2, "c"), train(3, "d"), evaluate(4, "e")]
     assert asked(answered, *first) == [""] * 6
     assert asked(answered, train(3, "other")) == ["another-model"]
+    # a site was absent in round 1
     again = [
         train(1, "b"),
         evaluate(2, "C"),
@@ -111,12 +112,11 @@ def test_a_coordinator_that_fell_back_asks_with_the_same_bits_and_goes_on_otherw
         train(3, "D"),
         evaluate(4, "E"),
         train(4, "E"),
-    ]  # a site was absent in round 1
+    ]
     assert asked(answered, *again) == [""] * 6
     assert asked(answered, train(2, "c")) == ["another-model"]  # the branch that was left
-    answered.begins_anew(
-        "run"
-    )  # a process that knows only its newest checkpoint, of a round in which this site was not
+    # a process that knows only its newest checkpoint, of a round in which this site was not
+    answered.begins_anew("run")
     assert asked(answered, train(3, "x"), evaluate(4, "y"), train(3, "z")) == ["", "", "another-model"]
 
 
@@ -462,9 +462,8 @@ def test_a_sum_in_a_report_is_of_its_examples_however_often_each_was_trained_on(
     assert header.kind == "update" and {"loss", "positives", "age"} & set(header.fields) == told
 
 
-@pytest.mark.parametrize(
-    "often", [{}, {"epochs": 2}, {"epochs": None, "steps": 13}]
-)  # a sum over steps has some of them twice
+# a sum over steps has some of them twice
+@pytest.mark.parametrize("often", [{}, {"epochs": 2}, {"epochs": None, "steps": 13}])
 def test_sums_of_few_examples_do_not_leave(hospital, tmp_path, often):
     there = hospital(tmp_path, POLICY.replace("examples = 20", "cell = 41"), **often)
     header = there.train(model())
@@ -503,9 +502,8 @@ def test_that_nothing_left_says_no_more_and_costs_as_much_as_a_report(hospital, 
         there.site = anew(there.site)
         again = there.train(model(huge), 0)  # the same again tells nothing new, in another process too
         assert again.fields == found[0].fields and there.refused()[-1]["told"] == 0.75
-        another = [
-            there.train(model(-huge), 0) for _ in range(2)
-        ]  # declined as the other was, which tells of this one too
+        # declined as the other was, which tells of this one too
+        another = [there.train(model(-huge), 0) for _ in range(2)]
         assert [one.fields for one in another] == [found[0].fields] * 2 and there.refused()[-1]["told"] == 1.0
         assert (
             there.evaluate(model(), 3)

@@ -51,9 +51,8 @@ def test_noise_is_normal_of_the_size_that_is_said_about_the_clipped_update():
     assert stats.kstest(noise, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(noise[:200_000:2], noise[1:200_000:2])[0, 1]) < 0.01
     grid = 2.0 ** (math.frexp(NOISE * CLIP)[1] - 17)
-    for x in (
-        found.values()
-    ):  # whole multiples: the last bits are those of whole numbers, and tell nothing of the update
+    # whole multiples: the last bits are those of whole numbers, and tell nothing of the update
+    for x in found.values():
         assert (np.abs(x) < 2**24 * grid).all() and (x / grid == np.rint(x / grid)).all()
 
 
@@ -120,17 +119,17 @@ def test_a_study_without_noise_leaves_with_the_sites_own_and_is_counted_over_res
             (CLIP, NOISE, DELTA, told) for told in mu[:2]
         ]
         assert [one["epsilon"] for one in said] == pytest.approx([epsilon(told, DELTA) for told in mu[:2]])
+    # others: all is on the disk
     with federation(COMPOSED, files=files_of(tmp_path, more=any_model), folder=tmp_path) as (
         fed,
         _,
         _,
-    ):  # others: all is on the disk
+    ):
         fed.init(jax.random.key(1))
         fed.run(second, ALL)
         again = updates(tmp_path)[-1]
-        assert (
-            again["digest"] == said[1]["digest"] and again["told"] == mu[1]
-        )  # the same bytes, which tell nothing new
+        # the same bytes, which tell nothing new
+        assert again["digest"] == said[1]["digest"] and again["told"] == mu[1]
         other = second._replace(server=jax.tree.map(lambda x: x + 1, second.server))
         fed.run(other, ALL)
         assert updates(tmp_path)[-1]["told"] == mu[2] and updates(tmp_path)[-1]["digest"] != said[1]["digest"]

@@ -155,9 +155,10 @@ def test_windows(window, open_, shut):
 
 def test_hours_are_those_of_the_site():
     hours = Hours("Europe/Berlin", ("12:00-13:00",))
+    # summer time
     assert hours.open(datetime(2026, 1, 5, 11, 30, tzinfo=UTC)) and hours.open(
         datetime(2026, 7, 6, 10, 30, tzinfo=UTC)
-    )  # summer time
+    )
     assert hours.open(datetime(2026, 1, 5, 16, 30, tzinfo=timezone(timedelta(hours=5)))) and not hours.open(
         NOON
     )

@@ -33,11 +33,12 @@ NOISY = compose(
 @pytest.mark.parametrize(
     ("mu", "delta", "expected"),
     [
+        # noise of 10 times the sensitivity, 100 times over: by privacy loss distributions
         (
             1.0,
             1e-5,
             4.37718,
-        ),  # noise of 10 times the sensitivity, 100 times over: by privacy loss distributions
+        ),
         (2.0, 1e-5, 9.99726),
         # The noise that an epsilon takes, by the analytic Gaussian mechanism.
         (1 / 7.03183, 1e-5, 0.5),
@@ -94,9 +95,8 @@ def test_each_update_counts_once_over_restarts(tmp_path):
     assert again.add("run/99/0", NOISE, "63", asked(99)) == before  # the same bits tell nothing new
     assert again.add("run/99/0", NOISE, "64", asked(99)) == before + (2 / NOISE) ** 2  # others do
     assert ledger.told == again.told  # which an account of several sites' files shares
-    assert (
-        Ledger(tmp_path).after("run/0/0", NOISE) > again.told
-    )  # long forgotten: counted again rather than not
+    # long forgotten: counted again rather than not
+    assert Ledger(tmp_path).after("run/0/0", NOISE) > again.told
 
 
 def test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused(tmp_path):
@@ -130,9 +130,8 @@ def test_what_was_told_stays_told_whoever_puts_an_older_file_there_or_prunes_the
         path.unlink()
         assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
         log.record("charite", "opened")
-        assert (
-            prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
-        )  # the entry that said so is gone, too
+        # the entry that said so is gone, too
+        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
 
 
 def sites(folder, limit, more=""):
@@ -180,9 +179,8 @@ def test_a_site_tells_no_more_than_its_policy_lets_it(tmp_path):
         (one.about["epsilon"], one.about["delta"])
         for one in show(tmp_path / "coordinator" / "audit", what="round")
     ]
-    assert said == [
-        (account.told(rounds), DELTA) for rounds in (1, 2)
-    ]  # the coordinator's log has what the study's own account says
+    # the coordinator's log has what the study's own account says
+    assert said == [(account.told(rounds), DELTA) for rounds in (1, 2)]
     about = next(one for one in sites(tmp_path, wanted[2] + 0.01) if one.name == NAMES[WHO])
     assert study.policy(about, base.Settings()).endswith(
         f"open now, an epsilon of {wanted[1]:.3g} told so far"

@@ -150,9 +150,8 @@ def test_another_unit_at_one_site_is_named_before_the_first_round(composed, capl
     steps = [fc.preprocess.Standardise("x")]
     run(composed, site(0, 1), site(1, 1), site(2, 1), prepare=steps)
     assert "another unit" not in caplog.text
-    run(
-        composed, site(0, 1), site(1, 1), site(2, 1000), prepare=steps, folder=tmp_path
-    )  # grams for kilograms
+    # grams for kilograms
+    run(composed, site(0, 1), site(1, 1), site(2, 1000), prepare=steps, folder=tmp_path)
     said = [r.getMessage() for r in caplog.records if "another unit" in r.getMessage()]
     assert said == [
         "oslo has a mean of 'weight' in 'x' far from that of the other sites: is it in another unit, or another column?"

@@ -53,9 +53,8 @@ def test_a_version_is_whole_or_not_there(tmp_path):
 
 @pytest.mark.parametrize("where", ["folder", "memory", "another process"])
 def test_what_is_needed_stays_and_of_the_rest_the_last_written(where, tmp_path):
-    keep = filled(
-        None if where == "memory" else tmp_path / "run", 1, 2, 9, 3, 4
-    )  # 9 was written before a fall back
+    # 9 was written before a fall back
+    keep = filled(None if where == "memory" else tmp_path / "run", 1, 2, 9, 3, 4)
     keep = ClientStateStore(tmp_path / "run") if where == "another process" else keep
     keep.make_room(LIKE, 5, needed={1, 9, 17}, recent=1)
     assert there(keep) == [1, 4, 9]
@@ -66,9 +65,8 @@ def test_what_is_needed_stays_and_of_the_rest_the_last_written(where, tmp_path):
 def test_no_more_is_kept_than_the_site_gives_and_nothing_that_is_needed_goes(tmp_path):
     filled(tmp_path / "former", 1)
     keep = filled(tmp_path / "run", 1, 2, 3, 4)
-    keep.make_room(
-        LIKE, 5, needed={1}, recent=64, most_gb=0.0041
-    )  # one of another run, the one needed, the new one, and one more
+    # one of another run, the one needed, the new one, and one more
+    keep.make_room(LIKE, 5, needed={1}, recent=64, most_gb=0.0041)
     assert there(keep) == [1, 4]
     with pytest.raises(
         NoRoom,
@@ -131,9 +129,8 @@ def run(composed, folder, rounds, every, die=None, **settings):
 )
 def test_a_run_resumes_however_rare_its_checkpoints_are(stateful, tmp_path, rounds, every, die, damage):
     whole, most = run(stateful, tmp_path / "whole", rounds, every)
-    assert (
-        most <= 2 + 3
-    )  # of two checkpoints and one that is being written, the round's first, and the new one
+    # of two checkpoints and one that is being written, the round's first, and the new one
+    assert most <= 2 + 3
     with pytest.raises(Killed):
         run(stateful, tmp_path / "killed", rounds, every, die)
     if damage:

@@ -91,9 +91,8 @@ def test_numbers_that_a_float32_cannot_hold_come_as_they_are():
     )
     composed = fc.compose(algorithm._replace(exchanges=(exchange._replace(client=counting),)))
     found, _ = visiting_of(composed, {"x": np.ones((3, 1), np.float32), "y": np.ones(3, np.float32)})()
-    assert (
-        int(found.metrics["seen"].total) == 2 * odd and float(found.weight) == 3
-    )  # two passes, each a batch
+    # two passes, each a batch
+    assert int(found.metrics["seen"].total) == 2 * odd and float(found.weight) == 3
 
 
 def test_convolutions_have_the_form_that_is_fast_in_a_loop_and_nothing_is_measured(monkeypatch):

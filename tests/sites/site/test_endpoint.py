@@ -108,9 +108,8 @@ def test_a_fingerprint_tells_nothing_without_the_sites_key(tmp_path):
         == first
         == told(tmp_path / "anew", key=tmp_path / "moved" / "charite.key")[0]
     )
-    assert told(None) == told(
-        None
-    )  # in the process of who has the data: a run resumes there, and no key is kept
+    # in the process of who has the data: a run resumes there, and no key is kept
+    assert told(None) == told(None)
 
 
 CALLED = []

@@ -432,9 +432,8 @@ def test_a_label_that_the_study_has_no_place_for_is_told_before_any_sums_are_ask
             match=r"the label in column 'y' at client 0 \(id 'mayo'\), its row 2, is not from 0 to 1",
         ):
             Federation(study, sites, batch_size=2, epochs=1, prepare=prepare, transport="in-process")
-    own = study.algorithm.task._replace(
-        check=lambda clients: clients.check_labels("y", 2)
-    )  # of a column that is made of all sites' sums
+    # of a column that is made of all sites' sums
+    own = study.algorithm.task._replace(check=lambda clients: clients.check_labels("y", 2))
     Site(
         sites[1],
         Study(fc.compose(fc.algorithms.fedavg(own, optax.sgd(0.1))), 2, 1, prepare=[OrdinalEncode("y")]),

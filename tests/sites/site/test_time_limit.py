@@ -43,12 +43,13 @@ from tests.zoo import round_of
 
 ALL = [0, 1, 2, 3]
 LIMITED = Rules(train_seconds=10.0)
+# that a step of each site takes: by the clock below the first two do 4 of 12 and 2 of 4
 SECONDS = (
     3.0,
     6.0,
     1.0,
     1.0,
-)  # that a step of each site takes: by the clock below the first two do 4 of 12 and 2 of 4
+)
 DONE = (4, 2, 2, 2)
 LR = 0.1
 COMPOSED = fc.compose(fc.algorithms.scaffold(fc.models.linear(features=3), LR, 4))
@@ -382,9 +383,8 @@ def test_a_policy_lets_the_counts_leave_or_the_site_takes_no_part(tmp_path):
         ("declined", reason)
     ]
     fields = ("weight", "examples", "data", *PARTIAL)
-    assert (
-        Leaving(fields, clip=1.0, noise=1.0, delta=1e-6).fields == fields
-    )  # counts of steps and examples are no metrics to be counted
+    # counts of steps and examples are no metrics to be counted
+    assert Leaving(fields, clip=1.0, noise=1.0, delta=1e-6).fields == fields
 
 
 def test_what_is_out_of_bounds_is_refused_at_once(tmp_path):

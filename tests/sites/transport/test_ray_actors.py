@@ -46,10 +46,11 @@ def test_four_site_processes_follow_the_stored_weights(golden, heart_disease, tm
         )
         for i, name in enumerate(HOSPITALS)
     ]
+    # so many rounds as between machines: a report has three parts, and a request some more
     few, rules = (
         5,
         Rules(part_bytes=400),
-    )  # so many rounds as between machines: a report has three parts, and a request some more
+    )
     with fc.Federation(
         composed, sites, batch_size=4, steps=STEPS, folder=tmp_path / "coordinator", rules=rules
     ) as fed:

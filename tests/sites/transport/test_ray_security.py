@@ -172,9 +172,8 @@ def withdrawn(tmp_path):
         name: made(tmp_path / f"old-{name}", getattr(old, name).read_bytes())
         for name in ("certificate", "key", "authority")
     }
-    (
-        tmp_path / "oslo" / "node.crt"
-    ).unlink()  # as where a folder was moved to its machine: whose it was is known all the same
+    # as where a folder was moved to its machine: whose it was is known all the same
+    (tmp_path / "oslo" / "node.crt").unlink()
     return tmp_path, old._replace(**copied), withdraw(tmp_path, ["charite"])
 
 

@@ -259,9 +259,8 @@ def test_nothing_but_a_refusal_ever_comes_of_bytes():
             read(raw)
         except Refused:
             refused += 1
-    assert (
-        refused > 5000
-    )  # what passes has other numbers in its tensors, or other values in its header, duly signed
+    # what passes has other numbers in its tensors, or other values in its header, duly signed
+    assert refused > 5000
 
 
 def test_the_key_of_a_header_is_filled_in():
