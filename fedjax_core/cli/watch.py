@@ -25,8 +25,9 @@ def watch(
 
     Args:
         run_dir: The folder that `fit` was given as run_dir, or that of a consortium.
-        rounds: How many the run is to have: then it tells the time left, and ends with the run. Else it ends
-        with Ctrl-C. every: Seconds between looks.
+        rounds: How many the run is to have, where its folder does not say that (plan.json, which `fit`
+        writes). By it the time left is told, and looking ends with the run. Ctrl-C ends it at any time.
+        every: Seconds between looks.
         page_file: Writes the report's page there at each look, too; a browser that has it open loads it again
         by itself. once: Looks once, prints that, and ends.
     """
@@ -37,13 +38,15 @@ def watch(
     console, pace = Console(), Pace(rounds)
     if once:
         facts = gather(run_dir)
+        pace.planned(facts.plan.rounds)
         pace.look(facts.rounds, time.monotonic())
         console.print(view(facts, pace))
         _write(page_file, page(facts))
         return
     try:
         with Live("waiting for the first round", console=console, auto_refresh=False) as live:
-            while not pace.done:
+            over = False
+            while not over:
                 try:
                     facts = gather(run_dir)
                 # nothing is there yet, or a line is just being written
@@ -53,10 +56,12 @@ def watch(
                 ) as error:
                     live.update(f"waiting: {error}", refresh=True)
                 else:
+                    pace.planned(facts.plan.rounds)
                     pace.look(facts.rounds, time.monotonic())
+                    over = pace.done or (rounds is None and facts.plan.over)
                     live.update(view(facts, pace), refresh=True)
-                    _write(page_file, page(facts) if pace.done else _again(page(facts), every))
-                if not pace.done:
+                    _write(page_file, page(facts) if over else _again(page(facts), every))
+                if not over:
                     time.sleep(every)
     except KeyboardInterrupt:
         pass

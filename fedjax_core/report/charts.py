@@ -5,12 +5,15 @@ the flow of rows.
 True
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
+STEPS = ("rows in", "left out", "people", "trained on", "held out")
+"""What is drawn of the flow of rows, where it is known."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which people with any kind of colour vision can tell apart."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 260, 60, 36, 12
@@ -42,16 +45,26 @@ def lines(
 
 
 def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str) -> str:
-    """A point with its interval for each name; ends that are not finite are not drawn."""
+    """A point with its interval for each name; ends that are not finite are not drawn.
+
+    Numbers above 0 of which some are 20 times as large as others, as hazard ratios of small hospitals, have a
+    logarithmic axis.
+    """
     known = {name: row for name, row in rows.items() if np.isfinite(row[0])}
     if not known:
         return ""
     ends = np.array([x for row in known.values() for x in row if np.isfinite(x)])
-    place, height = _Axes(float(ends.min()), float(ends.max()), 0, 1), 40 + 22 * len(known)
+    scale = np.log if ends.min() > 0 and ends.max() > 20 * ends.min() else np.asarray
+    least, most = float(ends.min()), float(ends.max())
+    place, height = _Axes(float(scale(least)), float(scale(most)), 0, 1), 60 + 22 * len(known)
     body = [_text(_WIDTH / 2 + 60, height - 6, xlabel, anchor="middle")]
+    for tick in ticks(least, most, log=scale is np.log):
+        x = place.x(float(scale(tick)), left=180)
+        body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 36}" stroke="#ddd"/>')
+        body.append(_text(x, height - 22, f"{tick:g}", anchor="middle", size=10))
     for i, (name, (value, low, high)) in enumerate(known.items()):
         y = 18 + 22 * i
-        at = [place.x(v, left=180) for v in (value, low, high)]
+        at = [place.x(float(scale(v)), left=180) for v in (value, low, high)]
         body.append(_text(172, y + 4, name[:28], anchor="end"))
         if np.isfinite([low, high]).all():
             body.append(
@@ -83,11 +96,10 @@ def calibration(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
 def flow(sites: Mapping[str, Mapping[str, Any]]) -> str:
     """From rows in a site's table to those trained on and held out: a line of boxes for each site."""
     body, width = [], 880
-    steps = ("rows in", "left out", "people", "trained on", "held out")
     for i, (name, said) in enumerate(sites.items()):
         y = 10 + 74 * i
         body.append(_text(4, y + 28, name[:18], weight="bold"))
-        shown = [(step, said[step]) for step in steps if step in said]
+        shown = [(step, said[step]) for step in STEPS if step in said]
         for j, (step, value) in enumerate(shown):
             x = 140 + 148 * j
             out = step == "left out"
@@ -101,6 +113,23 @@ def flow(sites: Mapping[str, Mapping[str, Any]]) -> str:
             if j:
                 body.append(f'<path d="M{x - 22} {y + 24} h16 m-5 -4 l5 4 l-5 4" fill="none" stroke="#555"/>')
     return _svg(body, "flow of rows and people", 12 + 74 * len(sites), width) if sites else ""
+
+
+def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
+    """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten, and on a logarithmic axis 1, 2
+    and 5 of each decade, or its powers of ten alone.
+
+    >>> ticks(0, 60), ticks(1.2, 1.36), ticks(0.15, 380, log=True)
+    ([0.0, 20.0, 40.0, 60.0], [1.2, 1.25, 1.3, 1.35], [1.0, 10.0, 100.0])
+    """
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        marks = (1, 2, 5) if len(decades) <= 3 else (1,)
+        return [mark * 10.0**d for d in decades for mark in marks if low <= mark * 10.0**d <= high]
+    step = 10.0 ** math.floor(math.log10((high - low) / 3)) if high > low else 1.0
+    step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 3 or factor == 1)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 class _Axes:
@@ -118,14 +147,12 @@ class _Axes:
         return _HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (_HEIGHT - _BOTTOM - _TOP)
 
     def frame(self, xlabel: str, ylabel: str) -> str:
-        """Axes with four ticks each."""
+        """Axes with a few round ticks each."""
         body = [f'<path d="M{_LEFT} {_TOP} V{_HEIGHT - _BOTTOM} H{_WIDTH - 20}" fill="none" stroke="#555"/>']
-        for value in np.linspace(self.x0, self.x1, 5):
-            body.append(
-                _text(self.x(value), _HEIGHT - _BOTTOM + 14, f"{value:.3g}", anchor="middle", size=10)
-            )
-        for value in np.linspace(self.y0, self.y1, 5):
-            body.append(_text(_LEFT - 6, self.y(value) + 4, f"{value:.3g}", anchor="end", size=10))
+        for value in ticks(self.x0, self.x1):
+            body.append(_text(self.x(value), _HEIGHT - _BOTTOM + 14, f"{value:g}", anchor="middle", size=10))
+        for value in ticks(self.y0, self.y1):
+            body.append(_text(_LEFT - 6, self.y(value) + 4, f"{value:g}", anchor="end", size=10))
         middle = (_HEIGHT - _BOTTOM) / 2
         body.append(_text(_WIDTH / 2, _HEIGHT - 4, xlabel, anchor="middle"))
         body.append(

@@ -29,7 +29,7 @@ def items(facts: Facts) -> list[tuple[str, str, str]]:
         "4": notes.get("question", ""),
         "5": f"tables of {len(sites)} sites: {', '.join(sites)}" if sites else "",
         "6": notes.get("population", ""),
-        "7": f"{left_out} of {rows} rows left out, by reasons given under 'Sites and people'" if flow else "",
+        "7": f"{left_out} of {rows} rows left out, by reasons given under 'Sites and people'" if rows else "",
         "8": notes.get("outcome", ""),
         "10": f"{sum(facts.examples.values())} examples at {len(facts.examples)} sites"
         if facts.examples
@@ -38,7 +38,7 @@ def items(facts: Facts) -> list[tuple[str, str, str]]:
         "14": "results by subgroup are given" if notes.get("subgroups") else "",
         "16": f"{held} examples were held out and not trained on" if held else "",
         "18": "configuration, versions and digests are given; data do not leave sites",
-        "20": "numbers by site, with a flow diagram" if flow else "",
+        "20": "numbers by site" if flow else "",
         "21": f"convergence over {facts.rounds} rounds" if facts.records else "",
         "23": f"{', '.join(sorted(_metrics(performance)))}, by site" if performance else "",
         "26": notes.get("limitations", ""),

@@ -2,6 +2,7 @@
 
 RUN_DIR          what `fit` was given as run_dir, or the folder of a consortium in a box
   metrics.jsonl  each round
+  plan.json      how many rounds there are to be, and why the run stopped
   checkpoints/   configuration, versions, digests, privacy spent
   report.json    what the study noted (`note`)
 audit/           of the coordinator, in RUN_DIR or beside it; `sites/NAME/` with a site's own where they are
@@ -17,6 +18,7 @@ from typing import Any
 
 from fedjax_core.files import write_whole
 from fedjax_core.run.log import METRICS, Record, read_records
+from fedjax_core.run.plan import Plan, read_plan
 from fedjax_core.sites.audit import Entry, files, show
 from fedjax_core.sites.wire.canonical import of_lines
 
@@ -63,6 +65,8 @@ class Facts:
     notes: Mapping[str, Any] = field(default_factory=dict)
     algorithm: str = ""
     """The name of what was run, as the configuration or the coordinator's log has it."""
+    plan: Plan = field(default_factory=Plan)
+    """How many rounds there are to be, and why the run stopped."""
 
     @property
     def rounds(self) -> int:
@@ -71,13 +75,13 @@ class Facts:
 
     @property
     def sites(self) -> list[str]:
-        """The names of all sites that anything is known of."""
-        named = [
-            *self.notes.get("flow", {}),
-            *self.notes.get("performance", {}),
-            *self.examples,
-            *(site for site, _ in self.left),
-        ]
+        """The names of all sites that took part.
+
+        The rows of `performance` may be methods, or hospitals that were never trained at: they count only
+        where nothing else names a site.
+        """
+        named = [*self.notes.get("flow", {}), *self.examples, *(site for site, _ in self.left)]
+        named = named or list(self.notes.get("performance", {}))
         return list(dict.fromkeys(name for name in named if name not in ("coordinator", ALL)))
 
 
@@ -144,7 +148,7 @@ def gather(folder: str | Path) -> Facts:
         root, records, about.get("config", {}), about.get("versions", {}), digests, about.get("privacy") or _spent(records),
         _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
         {name: int(about["examples"]) for name, about in told.items() if "examples" in about}, notes,
-        str(about.get("config", {}).get("round.algorithm.name") or _algorithm(entries)),
+        str(about.get("config", {}).get("round.algorithm.name") or _algorithm(entries)), read_plan(run),
     )  # fmt: skip
 
 

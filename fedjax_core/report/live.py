@@ -25,15 +25,22 @@ _WIDTH, _LOOKS = 40, 30
 
 
 class Pace:
-    """How fast rounds go, by looks at the folder. `rounds`: how many there are to be, where that is known."""
+    """How fast rounds go, by looks at the folder.
+
+    `rounds`: how many there are to be, where that is known; a run's plan says it, too (`planned`).
+    """
 
     def __init__(self, rounds: int | None = None) -> None:
         if rounds is not None and rounds < 1:
             raise ValueError(
                 f"rounds={rounds} must be at least 1: how many the run is to have; leave it out where you do not know"
             )
-        self.rounds = rounds
+        self.rounds = self._given = rounds
         self._looks: deque[tuple[int, float]] = deque(maxlen=_LOOKS)
+
+    def planned(self, rounds: int | None) -> None:
+        """Takes over how many rounds the run itself is to have, unless that was given."""
+        self.rounds = self._given or rounds
 
     def look(self, round: int, now: float) -> None:
         """Notes that so many rounds are done, at this second. A run that began again is looked at anew."""
@@ -96,6 +103,7 @@ def _rounds(facts: Facts, pace: Pace) -> RenderableType:
     said = [f"round {facts.rounds}" + (f" of {pace.rounds}" if pace.rounds else "")]
     said += [f"{a_round:.3g} s a round"] if math.isfinite(a_round) else []
     said += [f"{timedelta(seconds=round(max(left, 0.0)))} left"] if math.isfinite(left) else []
+    said += [facts.plan.stopped] if facts.plan.stopped else []
     bar = [ProgressBar(total=pace.rounds, completed=facts.rounds, width=_WIDTH)] if pace.rounds else []
     found.add_row(*bar, *said)
     return found

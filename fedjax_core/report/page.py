@@ -14,6 +14,7 @@ from fedjax_core.report.facts import Facts
 
 MOST_BYTES = 2_000_000
 _MOST_ROWS = 200
+_MOST_DRAWN = 8  # sites whose flow of rows is drawn one by one
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 920px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
@@ -90,14 +91,33 @@ def _question(facts: Facts) -> str:
 
 
 def _people(facts: Facts) -> str:
+    """The flow of rows, drawn of all sites and, where they are few, of each; the numbers of each as a table."""
     flow = facts.notes.get("flow", {})
+    steps = [step for step in charts.STEPS if any(step in said for said in flow.values())]
+    every = {step: sum(_count(said.get(step, 0)) for said in flow.values()) for step in steps}
+    drawn = {"all sites": every, **(flow if len(flow) <= _MOST_DRAWN else {})} if len(steps) > 1 else {}
+    sites = dict.fromkeys((*flow, *facts.examples))
+    rows = [
+        (
+            site,
+            *(_count(flow[site][step]) if step in flow.get(site, {}) else "" for step in steps),
+            *([facts.examples.get(site, "")] if facts.examples else []),
+        )
+        for site in sites
+    ]
+    if len(rows) > 1:
+        rows.append(("all", *every.values(), *([sum(facts.examples.values())] if facts.examples else [])))
     reasons = [
         (site, reason, count)
         for site, said in flow.items()
         for reason, count in said.get("left out", {}).items()
     ]
-    counts = table(("site", "examples that it told"), [*facts.examples.items()])
-    return charts.flow(flow) + counts + table(("site", "rows left out for", "rows"), reasons)
+    heads = ("site", *steps, *(["examples, by the site's description"] if facts.examples else []))
+    return charts.flow(drawn) + table(heads, rows) + table(("site", "rows left out for", "rows"), reasons)
+
+
+def _count(value: Any) -> Any:
+    return sum(value.values()) if isinstance(value, Mapping) else value
 
 
 def _convergence(facts: Facts) -> str:
@@ -147,9 +167,20 @@ def _statistics(said: Mapping[str, str]) -> str:
 
 
 def _left(facts: Facts) -> str:
+    of: dict[str, dict[str, tuple[int, int]]] = {}
+    for (site, kind), value in facts.left.items():
+        of.setdefault(site, {})[kind] = value
     sent = table(
-        ("site", "kind of message", "messages", "bytes of tensors"),
-        [(*key, *value) for key, value in facts.left.items()],
+        ("site", "messages", "bytes of tensors", "of these"),
+        [
+            (
+                site,
+                sum(messages for messages, _ in kinds.values()),
+                sum(size for _, size in kinds.values()),
+                ", ".join(f"{messages:,} {kind}" for kind, (messages, _) in kinds.items()),
+            )
+            for site, kinds in of.items()
+        ],
     )
     names = table(
         ("site", "fields that left it, by its own log"),
@@ -175,6 +206,8 @@ def _cost(facts: Facts) -> str:
         if any(name in r for r in train)
     }
     rows: list[tuple[str, Any]] = [("rounds", facts.rounds)] if facts.records else []
+    rows += [("rounds that were planned", facts.plan.rounds)] if facts.plan.rounds else []
+    rows += [("stopped", facts.plan.stopped)] if facts.plan.stopped else []
     rows += [("seconds, by the coordinator's log", facts.seconds)] if math.isfinite(facts.seconds) else []
     rows += [("bytes of tensors that sites sent, by the coordinator's log", total)] if total else []
     rows += [(f"bytes {'up' if name == 'bits_up' else 'down'}, as packed", bits[name] / 8) for name in bits]
@@ -198,7 +231,7 @@ def _checklist(facts: Facts) -> str:
     filled = sum(said != FOR_AUTHOR for _, _, said in found)
     return (
         f"<p>{filled} of {len(found)} items have something of the run; the others are for the author.</p>"
-        + table(("", "item", "said"), found)
+        + table(("", "item", "from the run"), found)
     )
 
 

@@ -42,6 +42,7 @@ from fedjax_core.run.checkpoint import best, read
 from fedjax_core.run.history import History
 from fedjax_core.run.log import Log
 from fedjax_core.run.monitor import Evaluate, Monitor
+from fedjax_core.run.plan import Plan, write_plan
 from fedjax_core.run.rounds import EachRound, Rounds
 from fedjax_core.run.seeds import warn_of_other_seeds
 from fedjax_core.run.signals import Interruption
@@ -160,10 +161,14 @@ def fit(
         run.log = stack.enter_context(
             Log(folder, rounds=rounds, done=run.done, began=run.began, progress=progress, private=private)
         )
+        if folder is not None:
+            write_plan(folder, Plan(rounds), private=private)
         if hasattr(sim, "retain"):
             # whoever runs rounds by hand may go on from states that nobody knows of
             stack.callback(sim.retain, None)
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
+        if folder is not None:
+            write_plan(folder, Plan(rounds, stopped), private=private)
         speed = dict(sim.meter.report()) if hasattr(sim, "meter") else {}
         if speed and progress:
             log.info("%s", ", ".join(f"{name} {value:,.3g}" for name, value in speed.items()))

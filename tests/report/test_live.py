@@ -11,6 +11,7 @@ from fedjax_core.cli import main, watch
 from fedjax_core.report import gather, note
 from fedjax_core.report.facts import Facts
 from fedjax_core.report.live import Pace, sparkline, view
+from fedjax_core.run.plan import Plan, write_plan
 
 
 def write(folder, rounds, **more):
@@ -96,6 +97,23 @@ def test_looking_goes_on_until_the_last_round_and_the_page_loads_itself_again_un
     assert "refresh" not in html.read_text()
     assert sorted(path.name for path in run.iterdir()) == ["metrics.jsonl"]
     assert "round 3 of 3" in capsys.readouterr().out
+
+
+def test_looking_goes_by_the_plan_in_the_folder_and_ends_where_the_run_stopped(tmp_path, monkeypatch, capsys):
+    write(tmp_path, 2)
+    write_plan(tmp_path, Plan(6, "interrupted"))
+    looks = []
+
+    def goes_on(seconds):
+        looks.append(seconds)
+        write(tmp_path, 2 + len(looks))
+        write_plan(tmp_path, Plan(6, "early stop" if len(looks) == 2 else ""))
+
+    monkeypatch.setattr(watch.time, "sleep", goes_on)
+    assert main(["watch", str(tmp_path), "--page-file", str(tmp_path / "live.html")]) == 0
+    assert len(looks) == 2 and "round 4 of 6" in (out := capsys.readouterr().out) and "early stop" in out
+    html = (tmp_path / "live.html").read_text()
+    assert "early stop" in html and "rounds that were planned" in html and "refresh" not in html
 
 
 def test_one_look_prints_and_ends(tmp_path, capsys):

@@ -1,16 +1,16 @@
 """The report of a run's folder: one page, nothing loaded, nothing claimed that is not there."""
 
 import json
+import math
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from fedjax_core import algorithms, compose, models
 from fedjax_core.cli import main
 from fedjax_core.describe import describe
-from fedjax_core.report import gather, note, page
+from fedjax_core.report import charts, gather, note, page
 from fedjax_core.report.checklist import FOR_AUTHOR, items
 from fedjax_core.sites.audit import Log
 from fedjax_core.sites.wire.identity import SiteKey
@@ -134,25 +134,37 @@ def test_a_report_that_would_be_too_large_is_refused(folder):
         page(gather(folder))
 
 
-@pytest.mark.slow
-def test_a_browser_draws_the_page(folder):
-    browser = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
-        None,
+def test_sites_are_those_that_took_part_and_not_the_rows_of_a_table_of_results(folder):
+    note(
+        folder,
+        performance={"oslo": {"hazard ratio": [2.0, 0.2, 20.0]}, "pooled": {"hazard ratio": [1.5, 1.0, 2.2]}},
     )
-    if browser is None:
-        pytest.skip("there is no Chromium on this machine")
-    main(["report", str(folder)])
-    picture = folder / "page.png"
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--screenshot={picture}",
-        "--window-size=960,3000",
-    ]
-    subprocess.run(
-        [*command, (folder / "report.html").as_uri()], check=True, capture_output=True, timeout=120
+    found = {number: said for number, _, said in items(gather(folder))}
+    assert gather(folder).sites == ["oslo"] and found["5"] == "tables of 1 sites: oslo"
+    note(folder, flow={"oslo": {"people": 44}})
+    found = {number: said for number, _, said in items(gather(folder))}
+    assert found["7"] == FOR_AUTHOR  # rows in are not known, so neither is how many were left out
+    text = page(gather(folder))
+    assert text.count("<svg") == 4  # two curves, intervals and calibration; one step is no flow
+
+
+def test_the_flow_of_many_sites_is_drawn_of_all_together(folder):
+    note(
+        folder,
+        flow={f"site-{i}": {"rows in": 20, "left out": {"a duplicate": i}, "people": 9} for i in range(9)},
     )
-    assert picture.stat().st_size > 20_000
+    drawn = page(gather(folder)).split("Sites and people")[1].split("</svg>")[0]
+    assert drawn.count("<rect") == 3 and ">180<" in drawn and ">36<" in drawn and "site-3" not in drawn
+
+
+def test_ratios_of_small_hospitals_have_a_logarithmic_axis():
+    rows = {"a": (48.7, 6.3, 376.0), "b": (1.1, 0.15, 7.9), "c": (3.2, math.nan, math.nan)}
+    places = dict(
+        re.findall(
+            r'<circle cx="([\d.]+)"[^>]*/><text[^>]*>([\d.]+)<', charts.intervals(rows, "hazard ratio")
+        )
+    )
+    x = {value: float(at) for at, value in places.items()}
+    assert (x["48.7"] - x["3.2"]) / (x["3.2"] - x["1.1"]) == pytest.approx(
+        math.log(48.7 / 3.2) / math.log(3.2 / 1.1), rel=2e-3
+    )

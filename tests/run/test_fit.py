@@ -18,6 +18,7 @@ from fedjax_core.metrics import Mean, Sum
 from fedjax_core.run import Best, fit, load_best
 from fedjax_core.run.lock import claim
 from fedjax_core.run.log import read_records
+from fedjax_core.run.plan import Plan, read_plan
 from tests.run.small import averaging, bits, clients, cohorts
 
 
@@ -67,6 +68,16 @@ def test_it_is_the_rounds_one_after_another(sim, tmp_path, monkeypatch):
     np.testing.assert_array_equal([record["loss"] for record in history.records], losses)
     assert trained(history) == [1, 2, 3, 4, 5] and (history.stopped, history.best) == ("finished", None)
     assert list(tmp_path.iterdir()) == []  # nothing is written without a run_dir
+
+
+def test_the_folder_says_how_many_rounds_are_to_be_and_why_they_stopped(sim, tmp_path):
+    plans = []
+    fit(sim, 3, cohorts(), tmp_path, progress=False, each_round=lambda *_: plans.append(read_plan(tmp_path)))
+    assert plans == [Plan(3)] * 3 and read_plan(tmp_path) == Plan(3, "finished") and read_plan(tmp_path).over
+    fit(sim, 5, cohorts(), tmp_path, progress=False, each_round=lambda *_: True)  # which ends it early
+    assert read_plan(tmp_path) == Plan(5, "early stop") and not Plan(5, "interrupted").over
+    (tmp_path / "plan.json").write_text('{"rounds": "many"')
+    assert read_plan(tmp_path) == Plan()
 
 
 def test_groups_of_rounds_log_the_same(sim):
