@@ -37,7 +37,7 @@ class Limits:
     `who` [rows] are the people of a group's rows, `about` the columns of which something is told of them.
     """
 
-    def group(self, who: np.ndarray, what: str, about: Iterable[str] = ()) -> None:
+    def group(self, people: np.ndarray, what: str, columns: Iterable[str] = ()) -> None:
         """Asked of each group of rows that a sum tells apart."""
 
     def model(
@@ -46,21 +46,26 @@ class Limits:
         design: "Design",
         x: np.ndarray,
         y: np.ndarray | None = None,
-        about: Iterable[str] = (),
+        columns: Iterable[str] = (),
     ) -> None:
         """Asked of a model's columns x [rows, P], that `design` made of the table, and of its outcome y."""
 
-    def weights(self, w: np.ndarray, who: np.ndarray) -> None:
+    def weights(self, w: np.ndarray, people: np.ndarray) -> None:
         """Asked of the weights [rows] with which rows are in a sum, where whoever asks has a say in them."""
 
     def cells(
-        self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()
+        self,
+        name: str,
+        cell: np.ndarray,
+        shape: tuple[int, ...],
+        people: np.ndarray,
+        columns: Iterable[str] = (),
     ) -> np.ndarray:
         """How many rows are in each cell of a table, flat; `HIDDEN` where that may not be told. `cell`
         [rows]: which, -1 for none."""
         return np.bincount(cell[cell >= 0], minlength=int(np.prod(shape))).astype(np.int64)
 
-    def sum(self, x: np.ndarray, who: np.ndarray, name: str) -> bool:
+    def sum(self, x: np.ndarray, people: np.ndarray, name: str) -> bool:
         """Whether a sum of values x [rows] of the column may be told, of which nobody's part may be too
         large."""
         return True
@@ -97,7 +102,8 @@ def tables(clients: Clients) -> list[Table]:
     columns, offsets = clients.named_columns, clients.offsets.tolist()
     cuts = zip(clients.ids.tolist(), offsets, offsets[1:], strict=False)
     return [
-        Table({name: x[a:b] for name, x in columns.items()}, clients.categories, who) for who, a, b in cuts
+        Table({name: x[a:b] for name, x in columns.items()}, clients.categories, client)
+        for client, a, b in cuts
     ]
 
 
@@ -122,6 +128,6 @@ def count(number: Any) -> np.ndarray:
     return np.array(number, np.int64)
 
 
-def total(said: Sequence[Sums]) -> dict[str, np.ndarray]:
+def total(site_sums: Sequence[Sums]) -> dict[str, np.ndarray]:
     """The sums of all sites, added in their order."""
-    return {name: reduce(np.add, [one[name] for one in said]) for name in said[0]}
+    return {name: reduce(np.add, [one[name] for one in site_sums]) for name in site_sums[0]}

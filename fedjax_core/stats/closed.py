@@ -85,8 +85,8 @@ def written(expression: Expression) -> str:
         return f"({rest[0]} {'==' if kind == 'is' else '!='} {rest[1]!r})"
     if len(rest) == 1:
         return f"{kind}({written(rest[0])})"
-    said = f"{written(rest[0])} {kind} {written(rest[1])}"
-    return f"({said})" if kind in _ORDER else said
+    text = f"{written(rest[0])} {kind} {written(rest[1])}"
+    return f"({text})" if kind in _ORDER else text
 
 
 def _scaled(expression: Expression) -> bool:

@@ -68,12 +68,12 @@ class TableTest:
     def __repr__(self) -> str:
         lines = [
             ["", *self.columns],
-            *([name, *map(str, its.tolist())] for name, its in zip(self.rows, self.counts, strict=True)),
+            *([name, *map(str, row.tolist())] for name, row in zip(self.rows, self.counts, strict=True)),
         ]
-        said = f"chi-square {self.chi2:.4f} on {self.df}, " if self.chi2 is not None else ""
+        summary = f"chi-square {self.chi2:.4f} on {self.df}, " if self.chi2 is not None else ""
         if self.odds_ratio is not None and self.interval is not None:
-            said = f"odds ratio {self.odds_ratio:.4f} ({self.interval[0]:.4f} to {self.interval[1]:.4f}), "
-        return f"{aligned(lines)}\n\n{said}p {self.p_value:.4f}"
+            summary = f"odds ratio {self.odds_ratio:.4f} ({self.interval[0]:.4f} to {self.interval[1]:.4f}), "
+        return f"{aligned(lines)}\n\n{summary}p {self.p_value:.4f}"
 
 
 def t_test(
@@ -84,7 +84,7 @@ def t_test(
 
     Raises ValueError for other than two groups, and where a group has fewer than two rows.
     """
-    number, by, known = _asked(formula, source, missing, categories=1)
+    number, by, known = _two_columns(formula, source, missing, categories=1)
     groups = tuple(known.levels[by])
     if len(groups) != 2:
         raise ValueError(
@@ -95,7 +95,7 @@ def t_test(
             f"{formula!r}: {number!r} is text, and means are of numbers: use fc.stats.chi_square"
         )
     n, mean, m2 = (x[:, 0] for x in merged(ask(source, Describe((number,), (), (by,), groups))))
-    _check_told(n, number)
+    _check_shown(n, number)
     if (n < 2).any():
         raise ValueError(
             f"group {groups[int(np.argmin(n))]!r} has {int(n.min())} rows, and a t-test needs two or more in each"
@@ -147,15 +147,15 @@ def fisher(formula: str, source: Source, *, missing: Missing = "refuse") -> Tabl
         raise ValueError(
             f"{formula!r}: Fisher's test is of two levels each, and there are {len(rows)} and {len(columns)}: use chi_square"
         )
-    found = odds_ratio(counts)
-    interval = found.confidence_interval(0.95)
+    ratio = odds_ratio(counts)
+    interval = ratio.confidence_interval(0.95)
     p = float(stats.fisher_exact(counts).pvalue)
     return TableTest(
         rows,
         columns,
         counts,
         p,
-        odds_ratio=float(found.statistic),
+        odds_ratio=float(ratio.statistic),
         interval=(float(interval.low), float(interval.high)),
     )
 
@@ -163,20 +163,20 @@ def fisher(formula: str, source: Source, *, missing: Missing = "refuse") -> Tabl
 def _table(
     formula: str, source: Source, missing: Missing
 ) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
-    of, by, known = _asked(formula, source, missing, categories=2)
+    of, by, known = _two_columns(formula, source, missing, categories=2)
     levels, groups = tuple(known.levels[of]), tuple(known.levels[by])
     if min(len(levels), len(groups)) < 2:
         one = of if len(levels) < 2 else by
         raise ValueError(
             f"{formula!r}: {one!r} has one level alone, {', '.join(known.levels[one])!r}, so there is nothing to compare"
         )
-    said = ask(source, Describe((), tuple((of, level) for level in levels), (by,), groups))
-    counts = hiding(said, "levels")
-    _check_told(counts, of)
+    site_sums = ask(source, Describe((), tuple((of, level) for level in levels), (by,), groups))
+    counts = hiding(site_sums, "levels")
+    _check_shown(counts, of)
     return levels, groups, counts.T
 
 
-def _check_told(counts: np.ndarray, column: str) -> None:
+def _check_shown(counts: np.ndarray, column: str) -> None:
     """Raises where a site hides a count, as its policy may."""
     if (counts == HIDDEN).any():
         raise ValueError(
@@ -184,13 +184,13 @@ def _check_told(counts: np.ndarray, column: str) -> None:
         )
 
 
-def _asked(formula: str, source: Source, missing: Missing, categories: int) -> tuple[str, str, Any]:
+def _two_columns(formula: str, source: Source, missing: Missing, categories: int) -> tuple[str, str, Any]:
     """(the column on the left, that on the right, what is known of both); the last `categories` of them by
     their levels."""
-    asked = read(formula)
-    right = [factor.expression for term in asked.terms for factor in term]
-    sides: Sequence[Any] = [*asked.outcomes, *right]
-    if len(asked.outcomes) != 1 or len(right) != 1 or any(one[0] != "column" for one in sides):
+    parsed = read(formula)
+    right = [factor.expression for term in parsed.terms for factor in term]
+    sides: Sequence[Any] = [*parsed.outcomes, *right]
+    if len(parsed.outcomes) != 1 or len(right) != 1 or any(one[0] != "column" for one in sides):
         raise ValueError(f"{formula!r} needs one column on each side of the ~, as in 'bmi ~ arm'")
     names = [one[1] for one in sides]
     return names[0], names[1], survey(source, names, names[2 - categories :], missing)

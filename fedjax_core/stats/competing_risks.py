@@ -52,7 +52,7 @@ class Incidence:
         """[T]."""
         f, before, k = self.incidence, self._before, self.events.astype(np.float64)
         n, d = np.maximum(self.at_risk, 1).astype(np.float64), self.any_events.astype(np.float64)
-        # of those of whom none is left, F does not change any more
+        # Where nobody is left, F does not change any more.
         a = np.divide(d, n * (n - d), out=np.zeros_like(d), where=n > d)
         b, c = before**2 * k * (n - k) / n**3, before * k / n**2
         one = f**2 * np.cumsum(a) - 2 * f * np.cumsum(a * f) + np.cumsum(a * f**2)
@@ -88,13 +88,13 @@ class Incidence:
             else np.linspace(0, len(self.times) - 1, 12).astype(int)
         )
         for i in some:
-            its = (
+            cells = (
                 f"{self.times[i]:g}",
                 f"{self.at_risk[i]}",
                 f"{self.events[i]}",
                 f"{self.incidence[i]:.4f}",
             )
-            rows.append([*its, f"{low[i]:.4f} to {high[i]:.4f}"])
+            rows.append([*cells, f"{low[i]:.4f} to {high[i]:.4f}"])
         return f"cumulative incidence: {int(self.events.sum())} events\n\n{aligned(rows)}"
 
 
@@ -111,14 +111,14 @@ def cumulative_incidence(
     `censored`: the value of the column of causes that is no event. `grid` as in `kaplan_meier`. Where people
     come late, the left side is "entry, time, cause".
     """
-    asked = read(formula)
-    *entry, time, cause = asked.outcomes if len(asked.outcomes) in (2, 3) else (None, None)
+    parsed = read(formula)
+    *entry, time, cause = parsed.outcomes if len(parsed.outcomes) in (2, 3) else (None, None)
     if cause is None or time is None or cause[0] != "column":
         raise ValueError(
             f"{formula!r} needs 'time, cause ~ ...' on its left, where cause is a column, {censored!r} where there is no event"
         )
-    name, groups = cause[1], groups_of(asked)
-    known = survey(source, asked.columns, (name, *groups), missing)
+    name, groups = cause[1], groups_of(parsed)
+    known = survey(source, parsed.columns, (name, *groups), missing)
     number = known.kinds[name] != "text"
     none = str(float(censored)) if known.kinds[name] == "number" else str(censored)
     causes = [level for level in known.levels[name] if level != none]
@@ -140,23 +140,25 @@ def cumulative_incidence(
         return ["==", ["column", name], ["number", float(level)]] if number else ["is", name, level]
 
     anyone = when(["-", ["number", 1.0], cause_is(none)])
-    at = (
+    times = (
         check_grid(grid)
         if grid is not None
         else tuple(sorted({x for _, x in event_times(source, anyone, (), used)}))
     )
     of = {
-        level: total(ask(source, AtRisk(when(cause_is(level)), groups, labels, at, grid is not None, used)))
+        level: total(
+            ask(source, AtRisk(when(cause_is(level)), groups, labels, times, grid is not None, used))
+        )
         for level in causes
     }
     whole = np.sum([one["events"] for one in of.values()], axis=0)
-    found = {}
+    curves = {}
     for g, label in enumerate(labels):
         there = whole[g] > 0
-        found[label] = {
+        curves[label] = {
             level: Incidence(
-                np.array(at)[there], one["at_risk"][g][there], one["events"][g][there], whole[g][there]
+                np.array(times)[there], one["at_risk"][g][there], one["events"][g][there], whole[g][there]
             )
             for level, one in of.items()
         }
-    return found if groups else found[""]
+    return curves if groups else curves[""]

@@ -82,13 +82,13 @@ def correlation(source: Source, columns: Sequence[str], *, missing: Missing = "r
 
     Raises ValueError where values are missing (see `missing`), and for a column that is the same everywhere.
     """
-    found = moments(source, columns, missing)
-    size = np.sqrt(np.diag(found.products))
+    pooled = moments(source, columns, missing)
+    size = np.sqrt(np.diag(pooled.products))
     if flat := [
         name
-        for name, s, m in zip(found.names, size, found.mean, strict=True)
-        if s <= 1e-12 * np.sqrt(found.rows) * abs(m)
+        for name, s, m in zip(pooled.names, size, pooled.mean, strict=True)
+        if s <= 1e-12 * np.sqrt(pooled.rows) * abs(m)
     ]:
         raise ValueError(f"{flat[0]!r} is the same in every row, so it goes with nothing: leave it out")
-    matrix = np.clip(found.products / np.outer(size, size), -1, 1)
-    return Correlation(found.names, matrix, found.rows, found.dropped)
+    matrix = np.clip(pooled.products / np.outer(size, size), -1, 1)
+    return Correlation(pooled.names, matrix, pooled.rows, pooled.dropped)

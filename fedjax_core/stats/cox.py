@@ -94,34 +94,40 @@ class CoxStep:
         x, time, event, entry, table = _rows(self, self.grid, table, limits)
         x = (x - np.array(self.shift)) / np.array(self.scale)
         key = keys(table, self.strata)
-        at = self.at
+        stratum_times = self.at
         if self.within:
-            at = tuple(sorted(set(zip(key[event == 1].tolist(), time[event == 1].tolist(), strict=True))))
+            stratum_times = tuple(
+                sorted(set(zip(key[event == 1].tolist(), time[event == 1].tolist(), strict=True)))
+            )
         eta = x @ np.array(self.beta)
         with np.errstate(over="ignore"):
-            limits.weights(np.exp(eta - eta.max(initial=-np.inf)), table.who)
-        sums = _risk_sums(x, eta, time, event, entry, key, at)
+            limits.weights(np.exp(eta - eta.max(initial=-np.inf)), table.person_ids)
+        sums = _risk_sums(x, eta, time, event, entry, key, stratum_times)
         if self.within:
             of_time = (
-                transformed(self.transform, np.array([time_ for _, time_ in at])) if self.transform else None
+                transformed(self.transform, np.array([time_ for _, time_ in stratum_times]))
+                if self.transform
+                else None
             )
             return partial_likelihood(sums, self.ties, of_time)
-        for stratum, moment in at:
+        for stratum, moment in stratum_times:
             risk = (key == stratum) & (time >= moment) & (entry < moment)
-            limits.group(table.who[risk & (event == 1) & (time == moment)], AT_ONE_TIME, self.used)
-            limits.group(table.who[risk], "people are at risk at a time: end the grid before", self.used)
+            limits.group(table.person_ids[risk & (event == 1) & (time == moment)], AT_ONE_TIME, self.used)
+            limits.group(
+                table.person_ids[risk], "people are at risk at a time: end the grid before", self.used
+            )
         return sums
 
 
 def _rows(
-    asked: CoxMoments | CoxStep, grid: Sequence[float], table: Table, limits: Limits
+    statistic: CoxMoments | CoxStep, grid: Sequence[float], table: Table, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Table]:
     """(X, time, event, entry, table) of the complete rows, once they are enough."""
-    table = table.complete(asked.used)
-    x = asked.design.matrix(table)
-    time, event, entry = asked.times.of(table, grid)
-    limits.group(table.who, "people", asked.used)
-    limits.model(table, asked.design, x, event, asked.used)
+    table = table.complete(statistic.used)
+    x = statistic.design.matrix(table)
+    time, event, entry = statistic.times.of(table, grid)
+    limits.group(table.person_ids, "people", statistic.used)
+    limits.model(table, statistic.design, x, event, statistic.used)
     return x, time, event, entry, table
 
 
@@ -132,52 +138,60 @@ def _risk_sums(
     event: np.ndarray,
     entry: np.ndarray,
     key: np.ndarray,
-    at: Sequence[tuple[str, float]],
+    stratum_times: Sequence[tuple[str, float]],
 ) -> dict[str, np.ndarray]:
     """At each (stratum, time): of rows at risk R0 [T], R1 [T, P], R2 [T, P, P]; of events D0, D1, D2, their
     number, sums of x and eta."""
     p = x.shape[1]
-    found = {
-        name: np.zeros((len(at), *shape))
+    sums = {
+        name: np.zeros((len(stratum_times), *shape))
         for name, shape in (("0", ()), ("1", (p,)), ("2", (p, p)))
         for name in (f"r{name}", f"d{name}")
     }
-    found |= {"events": np.zeros(len(at)), "x": np.zeros((len(at), p)), "eta": np.zeros(len(at))}
-    strata = np.array([stratum for stratum, _ in at], dtype=str)
-    moments = np.array([time_ for _, time_ in at])
+    sums |= {
+        "events": np.zeros(len(stratum_times)),
+        "x": np.zeros((len(stratum_times), p)),
+        "eta": np.zeros(len(stratum_times)),
+    }
+    strata = np.array([stratum for stratum, _ in stratum_times], dtype=str)
+    moments = np.array([time_ for _, time_ in stratum_times])
     with np.errstate(over="ignore"):
         w = np.exp(eta)
     for stratum in dict.fromkeys(strata.tolist()):
         rows, places = np.flatnonzero(key == stratum), np.flatnonzero(strata == stratum)
-        its, grid, dead = w[rows], moments[places], event[rows] == 1
-        terms = (its, its[:, None] * x[rows], its[:, None, None] * x[rows, :, None] * x[rows, None, :])
+        weight, grid, dead = w[rows], moments[places], event[rows] == 1
+        terms = (
+            weight,
+            weight[:, None] * x[rows],
+            weight[:, None, None] * x[rows, :, None] * x[rows, None, :],
+        )
         for j, each in enumerate(terms):
-            found[f"r{j}"][places] = _sums_from(each, time[rows], grid) - _sums_from(each, entry[rows], grid)
-            found[f"d{j}"][places] = _sums_at(each[dead], time[rows][dead], grid)
+            sums[f"r{j}"][places] = _sums_from(each, time[rows], grid) - _sums_from(each, entry[rows], grid)
+            sums[f"d{j}"][places] = _sums_at(each[dead], time[rows][dead], grid)
         for name, values in (("events", np.ones(len(rows))), ("x", x[rows]), ("eta", eta[rows])):
-            found[name][places] = _sums_at(values[dead], time[rows][dead], grid)
-    return found
+            sums[name][places] = _sums_at(values[dead], time[rows][dead], grid)
+    return sums
 
 
 def _sums_from(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """[T, ...] sums of those whose time is that of the grid or later."""
     order = np.argsort(-time, kind="stable")
     sums = np.concatenate([np.zeros((1, *each.shape[1:])), np.cumsum(each[order], axis=0)])
-    found: np.ndarray = sums[np.searchsorted(-time[order], -grid, side="right")]
-    return found
+    result: np.ndarray = sums[np.searchsorted(-time[order], -grid, side="right")]
+    return result
 
 
 def _sums_at(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """[T, ...] sums of those whose time is that of the grid."""
-    found = np.zeros((len(grid), *each.shape[1:]))
+    sums = np.zeros((len(grid), *each.shape[1:]))
     places = np.searchsorted(grid, time)
     here = (
         (places < len(grid)) & (grid[np.minimum(places, len(grid) - 1)] == time)
         if len(grid)
         else np.zeros(len(time), bool)
     )
-    np.add.at(found, places[here], each[here])
-    return found
+    np.add.at(sums, places[here], each[here])
+    return sums
 
 
 def partial_likelihood(sums: Sums, ties: str, of_time: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -197,17 +211,17 @@ def partial_likelihood(sums: Sums, ties: str, of_time: np.ndarray | None = None)
         s0 = sums["r0"][t] - f * sums["d0"][t]
         mean = (sums["r1"][t] - f[:, None] * sums["d1"][t]) / s0[:, None]
         square = (sums["r2"][t] - f[:, None, None] * sums["d2"][t]) / s0[:, None, None]
-        found = {
+        result = {
             "log_likelihood": np.asarray(sums["eta"].sum() - np.log(s0).sum()),
             "gradient": sums["x"].sum(0) - mean.sum(0),
             "information": square.sum(0) - mean.T @ mean,
         }
         if of_time is not None:
             g = of_time[t]
-            found["time_gradient"] = of_time @ sums["x"] - g @ mean
+            result["time_gradient"] = of_time @ sums["x"] - g @ mean
             for word, w in (("time_information", g), ("time_time_information", g**2)):
-                found[word] = np.einsum("e,eij->ij", w, square) - (mean * w[:, None]).T @ mean
-        return found
+                result[word] = np.einsum("e,eij->ij", w, square) - (mean * w[:, None]).T @ mean
+        return result
 
 
 def transformed(transform: str, times: np.ndarray, events: np.ndarray | None = None) -> np.ndarray:
@@ -295,10 +309,10 @@ def cox(
         raise ValueError(f'ties={ties!r} is not known: "efron" or "breslow"')
     if schoenfeld not in (None, "identity", "log", "rank"):
         raise ValueError(f'schoenfeld={schoenfeld!r} is not known: "identity", "log" or "rank"')
-    asked = read(formula)
-    times, by = outcome(asked), (strata,) if isinstance(strata, str) else tuple(strata)
-    known = survey(source, (*asked.columns, *by), (*asked.categories, *by), missing)
-    whole = asked.design(known.kinds, known.levels)
+    parsed = read(formula)
+    times, by = outcome(parsed), (strata,) if isinstance(strata, str) else tuple(strata)
+    known = survey(source, (*parsed.columns, *by), (*parsed.categories, *by), missing)
+    whole = parsed.design(known.kinds, known.levels)
     pairs = [
         (name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"
     ]
@@ -318,10 +332,10 @@ def cox(
         )
     rest = tuple(name for name in by if name not in SITE)
     at_grid = check_grid(grid) if grid is not None else ()
-    at: list[tuple[str, float]] = []
+    stratum_times: list[tuple[str, float]] = []
     if not within:
         labels = [" / ".join(one) for one in product(*(known.levels[name] for name in rest))]
-        at = (
+        stratum_times = (
             [(key, one) for key in labels for one in at_grid]
             if at_grid
             else event_times(source, times, rest, used)
@@ -335,37 +349,39 @@ def cox(
     scale = np.sqrt(spread)
     zero = np.zeros(len(pairs))
     at_mean, size, begin = (tuple(x.tolist()) for x in (mean, scale, zero))
-    step = CoxStep(design, times, rest, within, tuple(at), at_grid, ties, at_mean, size, begin, used)
+    step = CoxStep(
+        design, times, rest, within, tuple(stratum_times), at_grid, ties, at_mean, size, begin, used
+    )
 
     def ask_step(beta: np.ndarray) -> list[Sums]:
-        said = ask(source, replace(step, beta=tuple(beta.tolist())))
-        return said if within else [partial_likelihood(total(said), ties)]
+        site_sums = ask(source, replace(step, beta=tuple(beta.tolist())))
+        return site_sums if within else [partial_likelihood(total(site_sums), ties)]
 
     null = total(ask_step(zero))
-    found = maximise(ask_step, zero, design.names, "fate")
-    covariance = inverse(found.sums["information"]) / np.outer(scale, scale)
-    beta = found.beta / scale
+    fit = maximise(ask_step, zero, design.names, "fate")
+    covariance = inverse(fit.sums["information"]) / np.outer(scale, scale)
+    beta = fit.beta / scale
     baseline = tested = None
     if not within or schoenfeld:
         last = total(
             ask(
                 source,
-                replace(step, beta=tuple(found.beta.tolist()), transform=schoenfeld or "" if within else ""),
+                replace(step, beta=tuple(fit.beta.tolist()), transform=schoenfeld or "" if within else ""),
             )
         )
     if schoenfeld:
         at_times = transformed(
-            schoenfeld, np.array([time for _, time in at]), None if within else last["events"]
+            schoenfeld, np.array([time for _, time in stratum_times]), None if within else last["events"]
         )
         tested = _tested(
             last if within else partial_likelihood(last, ties, at_times), design.names, schoenfeld
         )
     if not within:
         risk = last
-        baseline = _baseline(risk, at, ties, float(mean @ beta))
+        baseline = _baseline(risk, stratum_times, ties, float(mean @ beta))
     return Cox(
-        design.names, beta, covariance, float(found.sums["log_likelihood"]), float(null["log_likelihood"]), int(sums["events"]),
-        int(sums["rows"]), known.dropped, ties, found.rounds, baseline, tested,
+        design.names, beta, covariance, float(fit.sums["log_likelihood"]), float(null["log_likelihood"]), int(sums["events"]),
+        int(sums["rows"]), known.dropped, ties, fit.rounds, baseline, tested,
         title=f"proportional hazards: {formula}" + (f", strata {', '.join(by)}" if by else ""), ratio="hazard ratio",
     )  # fmt: skip
 
@@ -384,15 +400,15 @@ def _tested(sums: Sums, names: Sequence[str], transform: str) -> Schoenfeld:
 
 
 def _baseline(
-    sums: Sums, at: Sequence[tuple[str, float]], ties: str, at_mean: float
+    sums: Sums, stratum_times: Sequence[tuple[str, float]], ties: str, at_mean: float
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Cumulative hazards by strata, of a row of zeros: sums are of columns that have mean 0."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for i, (stratum, time) in enumerate(at):
+    by_stratum: dict[str, tuple[list[float], list[float]]] = {}
+    for i, (stratum, time) in enumerate(stratum_times):
         d = int(sums["events"][i])
         f = np.arange(d) / max(d, 1) if ties == "efron" else np.zeros(d)
         rise = float(np.sum(1 / (sums["r0"][i] - f * sums["d0"][i]))) * float(np.exp(-at_mean)) if d else 0.0
-        times, hazard = found.setdefault(stratum, ([], []))
+        times, hazard = by_stratum.setdefault(stratum, ([], []))
         times.append(time)
         hazard.append((hazard[-1] if hazard else 0.0) + rise)
-    return {stratum: (np.array(times), np.array(hazard)) for stratum, (times, hazard) in found.items()}
+    return {stratum: (np.array(times), np.array(hazard)) for stratum, (times, hazard) in by_stratum.items()}

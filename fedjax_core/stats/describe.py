@@ -49,40 +49,44 @@ class Describe:
         count = np.zeros((len(self.groups), len(self.numbers)), np.int64)
         mean, m2 = np.zeros(count.shape), np.zeros(count.shape)
         levels = np.zeros((len(self.groups), len(self.levels)), np.int64)
-        rows = limits.cells("groups", group_of, (len(self.groups),), table.who, self.by)
+        rows = limits.cells("groups", group_of, (len(self.groups),), table.person_ids, self.by)
         for i, name in enumerate(self.numbers):
             there = ~table.missing(name)
             known = limits.cells(
                 f"values of {name!r}",
                 np.where(there, group_of, -1),
                 (len(self.groups),),
-                table.who,
+                table.person_ids,
                 (name, *self.by),
             )
             x = table.numbers(name)
             for g in np.flatnonzero(known != 0):
-                its = x[there & (group_of == g)]
-                told = known[g] != HIDDEN and limits.sum(its, table.who[there & (group_of == g)], name)
+                values = x[there & (group_of == g)]
+                shown = known[g] != HIDDEN and limits.sum(
+                    values, table.person_ids[there & (group_of == g)], name
+                )
                 count[g, i], mean[g, i], m2[g, i] = (
-                    (len(its), its.mean(), ((its - its.mean()) ** 2).sum()) if told else (HIDDEN, 0, 0)
+                    (len(values), values.mean(), ((values - values.mean()) ** 2).sum())
+                    if shown
+                    else (HIDDEN, 0, 0)
                 )
         for name in dict.fromkeys(name for name, _ in self.levels):
-            at = [i for i, (of, _) in enumerate(self.levels) if of == name]
-            level_of = _places(table.labels(name), [self.levels[i][1] for i in at])
-            cell = np.where((level_of < 0) | (group_of < 0), -1, group_of * len(at) + level_of)
-            shape = (len(self.groups), len(at))
-            levels[:, at] = limits.cells(
-                f"{name!r} by group", cell, shape, table.who, (name, *self.by)
+            positions = [i for i, (of, _) in enumerate(self.levels) if of == name]
+            level_of = _places(table.labels(name), [self.levels[i][1] for i in positions])
+            cell = np.where((level_of < 0) | (group_of < 0), -1, group_of * len(positions) + level_of)
+            shape = (len(self.groups), len(positions))
+            levels[:, positions] = limits.cells(
+                f"{name!r} by group", cell, shape, table.person_ids, (name, *self.by)
             ).reshape(shape)
         return {"groups": rows, "count": count, "mean": mean, "m2": m2, "levels": levels}
 
 
 def _places(labels: np.ndarray, known: Sequence[str]) -> np.ndarray:
     """[rows] which of the known labels each is; -1 for none of them."""
-    found = np.full(len(labels), -1)
+    places = np.full(len(labels), -1)
     for i, label in enumerate(known):
-        found[labels == label] = i
-    return found
+        places[labels == label] = i
+    return places
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,12 +154,12 @@ def table_one(
     groups = tuple(levels[by]) if by is not None else ("",)
     numbers = tuple(name for name in columns if name not in levels)
     pairs = tuple((name, level) for name in columns if name in levels for level in levels[name])
-    said = ask(source, Describe(numbers, pairs, grouped, groups))
-    rows, counted = (hiding(said, word) for word in ("groups", "levels"))
-    count, mean, m2 = merged(said)
+    site_sums = ask(source, Describe(numbers, pairs, grouped, groups))
+    rows, counted = (hiding(site_sums, word) for word in ("groups", "levels"))
+    count, mean, m2 = merged(site_sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where(count > 1, m2 / (count - 1), np.nan)
-    found: dict[str, np.ndarray] = {
+    level_counts: dict[str, np.ndarray] = {
         name: np.array([[counted[g, pairs.index((name, level))] for level in levels[name]] for g in range(len(groups))])
         for name in columns if name in levels
     }  # fmt: skip
@@ -166,7 +170,7 @@ def table_one(
                 _smd(mean[[a, b], i], variance[[a, b], i]) for a, b in combinations(range(len(groups)), 2)
             )
             p[name] = _p_of_means(count[:, i], mean[:, i], variance[:, i])
-        for name, table in found.items():
+        for name, table in level_counts.items():
             whole = not (table == HIDDEN).any()
             pairs_ = combinations(range(len(groups)), 2)
             smd[name] = max(_smd_of_levels(table[a], table[b]) for a, b in pairs_) if whole else float("nan")
@@ -182,7 +186,7 @@ def table_one(
             level: dict(zip(groups, table[:, i].tolist(), strict=True))
             for i, level in enumerate(levels[name])
         }
-        for name, table in found.items()
+        for name, table in level_counts.items()
     }
     counts = {name: dict(zip(groups, count[:, i].tolist(), strict=True)) for i, name in enumerate(numbers)}
     return TableOne(
@@ -201,11 +205,11 @@ def chi_square_of(table: np.ndarray) -> tuple[float, float, int]:
     return value, float(stats.chi2.sf(value, df)), df
 
 
-def merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def merged(site_sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts, means and M2 of all sites together, by Chan's rule; hidden where one hides them."""
-    hidden = hiding(said, "count") == HIDDEN
-    count, mean, m2 = (np.array(said[0][word], np.float64) for word in ("count", "mean", "m2"))
-    for one in said[1:]:
+    hidden = hiding(site_sums, "count") == HIDDEN
+    count, mean, m2 = (np.array(site_sums[0][word], np.float64) for word in ("count", "mean", "m2"))
+    for one in site_sums[1:]:
         n = count + one["count"]
         share, d = one["count"] / np.maximum(n, 1), np.where(one["count"] > 0, one["mean"] - mean, 0)
         mean, m2 = mean + d * share, m2 + one["m2"] + d**2 * count * share
@@ -217,9 +221,9 @@ def merged(said: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def hiding(said: Sequence[Sums], word: str) -> np.ndarray:
+def hiding(site_sums: Sequence[Sums], word: str) -> np.ndarray:
     """Counts of all sites together, hidden where one of them hides its own."""
-    each = np.stack([one[word] for one in said])
+    each = np.stack([one[word] for one in site_sums])
     return np.where((each == HIDDEN).any(axis=0), HIDDEN, each.sum(axis=0))
 
 

@@ -116,19 +116,21 @@ class Formula:
             groups.setdefault(
                 frozenset(factor.text for factor in term if factor.category is None), []
             ).append(term)
-        found: dict[str, Expression] = {}
+        expressions: dict[str, Expression] = {}
         for group in groups.values():
             used: set[frozenset[str]] = set()
             for term in sorted(group, key=len):
                 for full in _contrasts(term, used):
-                    found |= _columns([f for f in term if f.category is None or f.text in full], full, levels)
+                    expressions |= _columns(
+                        [f for f in term if f.category is None or f.text in full], full, levels
+                    )
         if rare := next(
             (name for name, these in levels.items() if len(these) < 2 and name in _used(terms)), None
         ):
             raise ValueError(
                 f"{rare!r} has one level alone, {', '.join(levels[rare])!r}, at all sites together: take it out of the formula"
             )
-        return Design(tuple(found), tuple(found.values()))
+        return Design(tuple(expressions), tuple(expressions.values()))
 
 
 def read(text: str) -> Formula:
@@ -245,8 +247,8 @@ def _columns(
     factors: Sequence[Factor], full: Mapping[str, bool], levels: Mapping[str, Collection[str]]
 ) -> dict[str, Expression]:
     """{name: expression} of the products of the factors' columns; the intercept where there are none."""
-    found: list[tuple[str, Expression]] = [("Intercept", ["number", 1.0])]
+    products: list[tuple[str, Expression]] = [("Intercept", ["number", 1.0])]
     for i, factor in enumerate(factors):
         coded = factor.coded(full.get(factor.text, False), levels)
-        found = coded if i == 0 else [(f"{a}:{b}", ["*", x, y]) for b, y in coded for a, x in found]
-    return dict(found)
+        products = coded if i == 0 else [(f"{a}:{b}", ["*", x, y]) for b, y in coded for a, x in products]
+    return dict(products)

@@ -26,7 +26,7 @@ from fedjax_core.stats.expressions import Expression, check, columns, evaluate, 
 from fedjax_core.stats.families import FAMILIES
 from fedjax_core.stats.formula import Design, Formula, read
 from fedjax_core.stats.inference import Estimates
-from fedjax_core.stats.newton import Found, NoEstimate, inverse, maximise
+from fedjax_core.stats.newton import Maximum, NoEstimate, inverse, maximise
 from fedjax_core.stats.survey import Missing, Surveyed, survey
 from fedjax_core.stats.table import Table
 
@@ -97,26 +97,30 @@ class GlmStep:
         x, y, offset = rows_of(self, table, limits)
         x = (x - np.array(self.shift)) / np.array(self.scale)
         each = families.rows(self.family, y, x @ np.array(self.beta) + offset, self.alpha)
-        limits.weights(each.expected, table.complete(self.used).who)
-        found: dict[str, np.ndarray] = {"gradient": x.T @ each.score, "rows": count(len(y))}
+        limits.weights(each.expected, table.complete(self.used).person_ids)
+        sums: dict[str, np.ndarray] = {"gradient": x.T @ each.score, "rows": count(len(y))}
         for name, weights in (("information", each.slope), ("expected", each.expected)):
-            found[name] = (x * weights[:, None]).T @ x
-        found |= {name: getattr(each, name).sum() for name in ("log_likelihood", "deviance", "pearson")}
+            sums[name] = (x * weights[:, None]).T @ x
+        sums |= {name: getattr(each, name).sum() for name in ("log_likelihood", "deviance", "pearson")}
         if self.family == "gaussian":
-            found["log_likelihood"] = -0.5 * each.deviance.sum()
+            sums["log_likelihood"] = -0.5 * each.deviance.sum()
         if self.scores:
-            found |= _squares(x * each.score[:, None], self.scores, table.complete(self.used), limits)
-        return found
+            sums |= _squares(x * each.score[:, None], self.scores, table.complete(self.used), limits)
+        return sums
 
 
 def rows_of(
-    asked: GlmMoments | GlmStep, table: Table, limits: Limits
+    statistic: GlmMoments | GlmStep, table: Table, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(X, y, offset) of the complete rows, once they are enough."""
-    table = table.complete(asked.used)
-    x, y, offset = asked.design.matrix(table), evaluate(asked.outcome, table), evaluate(asked.offset, table)
-    limits.group(table.who, "people", asked.used)
-    limits.model(table, asked.design, x, y, asked.used)
+    table = table.complete(statistic.used)
+    x, y, offset = (
+        statistic.design.matrix(table),
+        evaluate(statistic.outcome, table),
+        evaluate(statistic.offset, table),
+    )
+    limits.group(table.person_ids, "people", statistic.used)
+    limits.model(table, statistic.design, x, y, statistic.used)
     return x, y, offset
 
 
@@ -127,7 +131,7 @@ def _squares(scores: np.ndarray, of: str, table: Table, limits: Limits) -> dict[
     sums = np.zeros((len(labels), scores.shape[1]))
     np.add.at(sums, places, scores)
     for i, label in enumerate(labels.tolist()):
-        limits.group(table.who[places == i], f"people are of cluster {label!r}", (of,))
+        limits.group(table.person_ids[places == i], f"people are of cluster {label!r}", (of,))
     return {"squares": sums.T @ sums, "clusters": count(len(labels))}
 
 
@@ -204,20 +208,20 @@ def glm(
         )
     if not (isinstance(alpha, int | float) and alpha > 0):
         raise ValueError(f"alpha={alpha!r} must be above 0; with 0 the negative binomial is family='poisson'")
-    asked = read(formula if site_effects == "none" else f"{formula} + C(site)")
+    parsed = read(formula if site_effects == "none" else f"{formula} + C(site)")
     grouped = (cluster,) if errors == "cluster" and cluster not in ("site", "_site") else ()
-    moments, known = prepared(asked, source, family, offset, missing, grouped)
-    step = first_step(source, moments, float(alpha), asked.outcome_names[0])[0]
+    moments, known = prepared(parsed, source, family, offset, missing, grouped)
+    step = first_step(source, moments, float(alpha), parsed.outcome_names[0])[0]
     scores = {"model": "", "robust": "rows", "cluster": "".join(grouped)}[errors]
-    found = fit_steps(source, step)
+    fit = fit_steps(source, step)
     squares = (
-        total(ask(source, replace(step, beta=tuple(found.beta.tolist()), scores=scores))) if scores else None
+        total(ask(source, replace(step, beta=tuple(fit.beta.tolist()), scores=scores))) if scores else None
     )
-    return _fitted(formula, step, found.said, found.sums, found.beta, found.rounds, known, errors, squares)
+    return _fitted(formula, step, fit.site_sums, fit.sums, fit.beta, fit.rounds, known, errors, squares)
 
 
 def prepared(
-    asked: Formula,
+    formula: Formula,
     source: Source,
     family: str,
     offset: str | None,
@@ -226,16 +230,22 @@ def prepared(
 ) -> tuple[GlmMoments, Surveyed]:
     """What to ask of the columns of a model first, once it is known what they hold; `more`: columns that are
     used beside them."""
-    if len(asked.outcomes) != 1:
-        raise ValueError(f"{asked.text!r} needs one outcome before the ~, got {len(asked.outcomes)}")
-    about: Expression = parse(offset) if offset else ["number", 0.0]
-    known = survey(source, (*asked.columns, *columns(about), *more), asked.categories, missing)
+    if len(formula.outcomes) != 1:
+        raise ValueError(f"{formula.text!r} needs one outcome before the ~, got {len(formula.outcomes)}")
+    offset_expression: Expression = parse(offset) if offset else ["number", 0.0]
+    known = survey(
+        source, (*formula.columns, *columns(offset_expression), *more), formula.categories, missing
+    )
     return GlmMoments(
-        asked.design(known.kinds, known.levels), _outcome(asked, known), about, tuple(known.kinds), family
+        formula.design(known.kinds, known.levels),
+        _outcome(formula, known),
+        offset_expression,
+        tuple(known.kinds),
+        family,
     ), known
 
 
-def fit_steps(source: Source, step: GlmStep) -> Found:
+def fit_steps(source: Source, step: GlmStep) -> Maximum:
     """Where the likelihood is largest, of columns (x - shift) / scale."""
     return maximise(
         lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))),
@@ -244,9 +254,9 @@ def fit_steps(source: Source, step: GlmStep) -> Found:
     )
 
 
-def _outcome(asked: Formula, known: Surveyed) -> Expression:
+def _outcome(formula: Formula, known: Surveyed) -> Expression:
     """The outcome as a number; raises where it is text other than truth values."""
-    outcome = asked.outcomes[0]
+    outcome = formula.outcomes[0]
     if outcome[0] == "column" and known.kinds[outcome[1]] == "text":
         levels = list(known.levels[outcome[1]])
         if set(levels) <= {"False", "True"}:
@@ -267,18 +277,24 @@ def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) 
         raise ValueError(f"the outcome {outcome!r} must be {what}, and is not in {int(sums['wrong'])} rows")
     rows, names = max(1, int(sums["rows"])), moments.design.names
     mean, square = sums["x"] / rows, sums["xx"] / rows
-    at = names.index("Intercept") if "Intercept" in names else None
-    shift = np.zeros(len(names)) if at is None else np.where(np.arange(len(names)) == at, 0.0, mean)
+    intercept = names.index("Intercept") if "Intercept" in names else None
+    shift = (
+        np.zeros(len(names)) if intercept is None else np.where(np.arange(len(names)) == intercept, 0.0, mean)
+    )
     variance = square - shift**2
     flat = variance <= 1e-12 * square
-    if at is not None and (constant := [name for i, name in enumerate(names) if flat[i] and i != at]):
+    if intercept is not None and (
+        constant := [name for i, name in enumerate(names) if flat[i] and i != intercept]
+    ):
         raise NoEstimate(
             f"{constant[0]!r} is the same in every row, so nothing can be said of it: take it out of the formula"
         )
     scale = np.sqrt(np.where(variance > 0, variance, 1.0))
     beta = np.zeros(len(names))
-    if at is not None:
-        beta[at] = families.start(moments.family, float(sums["y"]) / rows) - float(sums["offset"]) / rows
+    if intercept is not None:
+        beta[intercept] = (
+            families.start(moments.family, float(sums["y"]) / rows) - float(sums["offset"]) / rows
+        )
     at_mean, size, begin = (tuple(x.tolist()) for x in (shift, scale, beta))
     step = GlmStep(
         moments.design,
@@ -305,7 +321,7 @@ def unscaled(step: GlmStep) -> np.ndarray:
 def _fitted(
     formula: str,
     step: GlmStep,
-    said: Sequence[Sums],
+    site_sums: Sequence[Sums],
     sums: Sums,
     beta: np.ndarray,
     rounds: int,
@@ -317,7 +333,7 @@ def _fitted(
     back = unscaled(step)
     bread = inverse(sums["information"])
     dispersion = float(sums["pearson"]) / max(1, rows - len(names)) if step.family == "gaussian" else 1.0
-    with_rows = np.stack([one["gradient"] for one in said if one["rows"]])
+    with_rows = np.stack([one["gradient"] for one in site_sums if one["rows"]])
     by_site = _sandwich(bread, np.einsum("si,sj->ij", with_rows, with_rows), len(with_rows), rows)
     if errors == "model":
         covariance = inverse(sums["expected"]) * dispersion

@@ -64,11 +64,11 @@ class GlmmStep:
         x = (x - np.array(self.model.shift)) / np.array(self.model.scale)
         eta = x @ np.array(self.model.beta) + offset
 
-        def at(u: float) -> families.Rows:
+        def rows_at(u: float) -> families.Rows:
             return families.rows(self.model.family, y, eta + self.sd * u, self.model.alpha)
 
-        limits.weights(at(0.0).expected, table.complete(self.model.used).who)
-        mode, curvature = _mode(at, self.sd)
+        limits.weights(rows_at(0.0).expected, table.complete(self.model.used).person_ids)
+        mode, curvature = _mode(rows_at, self.sd)
         z, w = hermgauss(self.points)
         p = x.shape[1]
         each, gradients, bends = (
@@ -78,11 +78,11 @@ class GlmmStep:
         )
         nodes = mode + np.sqrt(2 / curvature) * z
         for k, u in enumerate(nodes.tolist()):
-            its = at(u)
-            each[k] = its.log_likelihood.sum() - u**2 / 2 + z[k] ** 2 + np.log(w[k])
+            terms = rows_at(u)
+            each[k] = terms.log_likelihood.sum() - u**2 / 2 + z[k] ** 2 + np.log(w[k])
             with_u = np.concatenate([x, np.full((len(y), 1), u)], axis=1)
-            gradients[k] = with_u.T @ its.score
-            bends[k] = (with_u * its.slope[:, None]).T @ with_u
+            gradients[k] = with_u.T @ terms.score
+            bends[k] = (with_u * terms.slope[:, None]).T @ with_u
         with np.errstate(all="ignore"):  # a step that is too long is halved
             whole = logsumexp(each)
             share = np.exp(each - whole)
@@ -98,15 +98,15 @@ class GlmmStep:
         }
 
 
-def _mode(at: Callable[[float], families.Rows], sd: float) -> tuple[float, float]:
+def _mode(rows_at: Callable[[float], families.Rows], sd: float) -> tuple[float, float]:
     """(the u where log f - u^2 / 2 is largest, minus its second slope there)."""
     u = 0.0
-    now = at(u)
+    now = rows_at(u)
     for _ in range(_MOST):
         curvature = 1 + sd**2 * float(now.expected.sum())  # expected: above 0 for every family
         step = (sd * float(now.score.sum()) - u) / curvature
         for _ in range(_MOST):
-            after = at(u + step)
+            after = rows_at(u + step)
             if (
                 float(after.log_likelihood.sum()) - (u + step) ** 2 / 2
                 >= float(now.log_likelihood.sum()) - u**2 / 2 - 1e-12
@@ -185,9 +185,9 @@ def glmm(
         )
     if not _LEAST <= points <= _POINTS:
         raise ValueError(f"points={points} is not between {_LEAST} and {_POINTS}")
-    asked_for = read(formula)
-    moments, known = prepared(asked_for, source, family, offset, missing)
-    step, _ = first_step(source, moments, float(alpha), asked_for.outcome_names[0])
+    parsed = read(formula)
+    moments, known = prepared(parsed, source, family, offset, missing)
+    step, _ = first_step(source, moments, float(alpha), parsed.outcome_names[0])
     fixed = fit_steps(source, step)
     names = [name for name, rows in known.by_site.items() if rows]
     if len(names) < 2:
@@ -195,40 +195,42 @@ def glmm(
             f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm"
         )
 
-    def asked(theta: np.ndarray) -> list[Sums]:
+    def site_sums_at(theta: np.ndarray) -> list[Sums]:
         return ask(source, GlmmStep(replace(step, beta=tuple(theta[:-1].tolist())), float(theta[-1]), points))
 
-    null = total(asked(np.append(fixed.beta, 0.0)))
-    theta, said, rounds = _climb(asked, np.append(fixed.beta, 0.5))
-    found = total(said)
+    null = total(site_sums_at(np.append(fixed.beta, 0.0)))
+    theta, site_sums, rounds = _climb(site_sums_at, np.append(fixed.beta, 0.5))
+    sums = total(site_sums)
     p = len(theta) - 1
-    if found["log_likelihood"] <= null["log_likelihood"] or abs(theta[-1]) < 1e-6:
+    if sums["log_likelihood"] <= null["log_likelihood"] or abs(theta[-1]) < 1e-6:
         theta = np.append(fixed.beta, 0.0)
-        said = asked(theta)
-        found = total(said)
+        site_sums = site_sums_at(theta)
+        sums = total(site_sums)
     covariance = np.full((p + 1, p + 1), np.nan)
-    told = p + (theta[-1] != 0)
-    covariance[:told, :told] = inverse(found["information"][:told, :told])
+    free = p + (theta[-1] != 0)
+    covariance[:free, :free] = inverse(sums["information"][:free, :free])
     back = unscaled(step)
     effects = {
-        who: float(one["effect"]) for who, one in zip(names_of(source), said, strict=True) if one["rows"]
+        site: float(one["effect"])
+        for site, one in zip(names_of(source), site_sums, strict=True)
+        if one["rows"]
     }
     ratio = "odds ratio" if family == "binomial" else "rate ratio"
     return Glmm(
         step.design.names, back @ theta[:p], back @ covariance[:p, :p] @ back.T, float(abs(theta[-1])), float(np.sqrt(covariance[-1, -1])),
-        float(found["log_likelihood"]), float(null["log_likelihood"]), effects,
-        int(found["rows"]), known.dropped, len(names), fixed.rounds + rounds, family,
+        float(sums["log_likelihood"]), float(null["log_likelihood"]), effects,
+        int(sums["rows"]), known.dropped, len(names), fixed.rounds + rounds, family,
         title=f"{family} mixed model, random intercept by site: {formula}", ratio=ratio,
     )  # fmt: skip
 
 
 def _climb(
-    asked: Callable[[np.ndarray], list[Sums]], theta: np.ndarray
+    site_sums_at: Callable[[np.ndarray], list[Sums]], theta: np.ndarray
 ) -> tuple[np.ndarray, list[Sums], int]:
     """(where the log-likelihood is largest, the sites' sums there, rounds): Newton's method, uphill also
     where it is not concave."""
-    said = asked(theta)
-    sums, rounds, before = total(said), 1, np.inf
+    site_sums = site_sums_at(theta)
+    sums, rounds, before = total(site_sums), 1, np.inf
     while rounds < _MOST:
         size = np.sqrt(np.maximum(np.abs(np.diag(sums["information"])), 1e-12))
         values, vectors = np.linalg.eigh(sums["information"] / np.outer(size, size))
@@ -237,10 +239,10 @@ def _climb(
         step *= min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
         moved = float(np.abs(step).max() / (1 + np.abs(theta).max()))
         if moved < 1e-10 or (moved < 1e-8 and moved > before / 10):
-            return theta, said, rounds
+            return theta, site_sums, rounds
         before = moved
         for _ in range(40):
-            tried = asked(theta + step)
+            tried = site_sums_at(theta + step)
             after, rounds = total(tried), rounds + 1
             gain = float(after["log_likelihood"] - sums["log_likelihood"])
             if (
@@ -251,8 +253,8 @@ def _climb(
                 break
             step = step / 2
         else:
-            return theta, said, rounds
-        theta, said, sums = theta + step, tried, after
+            return theta, site_sums, rounds
+        theta, site_sums, sums = theta + step, tried, after
     raise NoEstimate(
         f"no estimate after {_MOST} rounds: the sites' intercepts may have no finite spread; use glm with site_effects='fixed'"
     )

@@ -53,10 +53,10 @@ class FeatureProducts:
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
         x, y = self.design.matrix(table), np.stack([table.numbers(name) for name in self.features], axis=1)
-        limits.group(table.who, "people", self.used)
+        limits.group(table.person_ids, "people", self.used)
         limits.model(table, self.design, x, None, self.used)
         for name, feature in zip(self.features, y.T, strict=True):
-            if not limits.sum(feature, table.who, name):
+            if not limits.sum(feature, table.person_ids, name):
                 raise TooFew(f"few people have most of the sum of {name!r}")
         at_x, at_y = (one.mean(axis=0) if len(one) else np.zeros(one.shape[1]) for one in (x, y))
         x, y = x - at_x, y - at_y
@@ -104,7 +104,7 @@ class Harmonised:
             )
         if not table.rows:
             return table
-        at = self.sites.index(str(table.site))
+        site_index = self.sites.index(str(table.site))
         whole = (
             ~np.any([table.missing(name) for name in self.design.columns], axis=0)
             if self.design.columns
@@ -115,7 +115,9 @@ class Harmonised:
             self.beta
         ).reshape(-1, len(self.features))
         y, sigma = np.stack([table.numbers(name) for name in self.features], axis=1), np.array(self.sigma)
-        even = (y - explained - sigma * self.location[at]) / np.array(self.scale[at]) + explained
+        even = (y - explained - sigma * self.location[site_index]) / np.array(
+            self.scale[site_index]
+        ) + explained
         return Table(
             {**table.columns, **dict(zip(self.features, even.T, strict=True))},
             table.categories,
@@ -186,17 +188,17 @@ def combat(
         raise ValueError(
             f"ComBat draws features towards each other, so it needs two or more; got {len(names)}"
         )
-    asked = read(f"~ {keep}")
-    known = survey(source, (*asked.columns, *names), asked.categories, missing)
+    parsed = read(f"~ {keep}")
+    known = survey(source, (*parsed.columns, *names), parsed.categories, missing)
     if text := [name for name in names if known.kinds[name] == "text"]:
         raise ValueError(f"feature {text[0]!r} is text, and ComBat is of numbers")
-    whole = asked.design(known.kinds, known.levels)
+    whole = parsed.design(known.kinds, known.levels)
     kept = [i for i, name in enumerate(whole.names) if name != "Intercept"]
     design = Design(tuple(whole.names[i] for i in kept), tuple(whole.expressions[i] for i in kept))
-    said = ask(source, FeatureProducts(design, names, tuple(known.kinds)))
-    sites = [who for who, one in zip(names_of(source), said, strict=True) if one["rows"]]
-    said = [one for one in said if one["rows"]]
-    n = np.array([float(one["rows"]) for one in said])
+    site_sums = ask(source, FeatureProducts(design, names, tuple(known.kinds)))
+    sites = [site for site, one in zip(names_of(source), site_sums, strict=True) if one["rows"]]
+    site_sums = [one for one in site_sums if one["rows"]]
+    n = np.array([float(one["rows"]) for one in site_sums])
     if len(sites) < 2 or n.min() < 2:
         lacks = (
             f"{sites[int(n.argmin())]!r} has one row"
@@ -206,7 +208,7 @@ def combat(
         raise ValueError(
             f"ComBat compares sites by their means and variances, and {lacks}: two sites, of two rows each, are needed"
         )
-    x, y, xx, xy, yy = (np.stack([one[word] for one in said]) for word in ("x", "y", "xx", "xy", "yy"))
+    x, y, xx, xy, yy = (np.stack([one[word] for one in site_sums]) for word in ("x", "y", "xx", "xy", "yy"))
     if design.names:
         check_independent(xx.sum(0), design.names)
     beta = np.linalg.solve(xx.sum(0), xy.sum(0)) if design.names else np.zeros((0, len(names)))
@@ -221,21 +223,21 @@ def combat(
         )
     sigma = np.sqrt(variance)
     mean, spread = (own - alpha) / sigma, np.maximum(left, 0.0) / variance / (n - 1)[:, None]
-    drawn = [_drawn(float(rows), m, v) for rows, m, v in zip(n, mean, spread, strict=True)]
+    shrunk = [_shrunk(float(rows), m, v) for rows, m, v in zip(n, mean, spread, strict=True)]
 
     def plain(matrix: Any) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(map(float, row)) for row in matrix)
 
-    location, scale = np.stack([one for one, _ in drawn]), np.sqrt(np.stack([one for _, one in drawn]))
+    location, scale = np.stack([one for one, _ in shrunk]), np.sqrt(np.stack([one for _, one in shrunk]))
     half = Harmonised(
         names, design, plain(beta), tuple(alpha.tolist()), tuple(sigma.tolist()), tuple(map(str, sites)), plain(location), plain(scale),
         FeatureProducts(design, names, tuple(known.kinds)),
     )  # fmt: skip
-    at, by = dict(zip(sites, location, strict=True)), dict(zip(sites, scale, strict=True))
-    return Combat(half, at, by, int(n.sum()), known.dropped)
+    location_of, scale_of = dict(zip(sites, location, strict=True)), dict(zip(sites, scale, strict=True))
+    return Combat(half, location_of, scale_of, int(n.sum()), known.dropped)
 
 
-def _drawn(n: float, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shrunk(n: float, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A site's means and variances [G] drawn towards those of all its features."""
     centre, between = float(mean.mean()), float(mean.var(ddof=1))
     m, s2 = float(variance.mean()), float(variance.var(ddof=1))

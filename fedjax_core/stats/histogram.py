@@ -49,13 +49,13 @@ class Bins:
         missing = np.zeros(len(self.groups), np.int64)
         for g, group in enumerate(self.groups):
             of_group = there & (key == group)
-            here, who = x[of_group], table.who[of_group]
+            here, people = x[of_group], table.person_ids[of_group]
             missing[g] = (~there & (key == group)).sum()
             bins = np.searchsorted(edges, here, side="right")
             counts[g] = np.bincount(bins, minlength=len(edges) + 1)
             for b in np.unique(bins):
                 limits.group(
-                    who[bins == b],
+                    people[bins == b],
                     f"people have {self.column!r} between two edges: give wider ones",
                     self.columns,
                 )
@@ -91,23 +91,24 @@ class Histogram:
 def histogram(source: Source, column: str, edges: Sequence[float], *, by: str | None = None) -> Any:
     """The `Histogram` of a column over all clients or sites, or {group: histogram} by the groups of the
     column `by`."""
-    at = check_edges(edges)
+    cut_points = check_edges(edges)
     grouped = () if by is None else (by,)
     groups = tuple(survey(source, grouped, grouped, "drop").levels[by]) if by is not None else ("",)
-    inner = (*at[:-1], float(np.nextafter(at[-1], np.inf)))  # so that the last edge is in its bin
-    said = total(ask(source, Bins(column, inner, grouped, groups)))
-    found = {
-        group: Histogram(np.array(at), c[1:-1], int(c[0]), int(c[-1]), int(gone))
-        for group, c, gone in zip(groups, said["counts"], said["missing"], strict=True)
+    # The next larger float, so that the last bin has its upper edge.
+    inner = (*cut_points[:-1], float(np.nextafter(cut_points[-1], np.inf)))
+    sums = total(ask(source, Bins(column, inner, grouped, groups)))
+    histograms = {
+        group: Histogram(np.array(cut_points), c[1:-1], int(c[0]), int(c[-1]), int(gone))
+        for group, c, gone in zip(groups, sums["counts"], sums["missing"], strict=True)
     }
-    return found if by is not None else found[""]
+    return histograms if by is not None else histograms[""]
 
 
 def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
     """The edges as numbers; raises ValueError where they are fewer than two, or do not ascend."""
-    at = tuple(map(float, edges))
-    if len(at) < 2 or not np.isfinite(at).all() or any(b <= a for a, b in pairwise(at)):
+    values = tuple(map(float, edges))
+    if len(values) < 2 or not np.isfinite(values).all() or any(b <= a for a, b in pairwise(values)):
         raise ValueError(
-            f"edges= needs two or more finite numbers that ascend, such as range(0, 101, 10); got {list(at)[:5]}"
+            f"edges= needs two or more finite numbers that ascend, such as range(0, 101, 10); got {list(values)[:5]}"
         )
-    return at
+    return values

@@ -206,19 +206,19 @@ def _drawn(
     """A fill by the regression of a column on others, with coefficients drawn from what is known of them."""
     draw = np.random.default_rng(address)
     left = f"Q({name!r})" if not levels else f"I(Q({name!r}) == {levels[1] if number else repr(levels[1])})"
-    asked = read(f"{left} ~ " + (" + ".join(f"Q({other!r})" for other in others) or "1"))
-    moments, _ = prepared(asked, source, "binomial" if levels else "gaussian", None, "drop")
+    parsed = read(f"{left} ~ " + (" + ".join(f"Q({other!r})" for other in others) or "1"))
+    moments, _ = prepared(parsed, source, "binomial" if levels else "gaussian", None, "drop")
     step, _ = first_step(source, moments, 1.0, name)
-    found = fit_steps(source, step)
-    back, rows, p = unscaled(step), int(found.sums["rows"]), len(step.design.names)
-    covariance, sd = back @ inverse(found.sums["information"]) @ back.T, 0.0
+    fit = fit_steps(source, step)
+    back, rows, p = unscaled(step), int(fit.sums["rows"]), len(step.design.names)
+    covariance, sd = back @ inverse(fit.sums["information"]) @ back.T, 0.0
     if not levels:
         if rows <= p:
             raise ValueError(f"{name!r} is known in {rows} rows, too few for a model of {p} coefficients")
-        variance = float(found.sums["deviance"]) / draw.chisquare(rows - p)
+        variance = float(fit.sums["deviance"]) / draw.chisquare(rows - p)
         covariance, sd = covariance * variance, float(np.sqrt(variance))
     values, vectors = np.linalg.eigh(covariance)
-    beta = back @ found.beta + vectors @ (np.sqrt(np.maximum(values, 0.0)) * draw.normal(size=p))
+    beta = back @ fit.beta + vectors @ (np.sqrt(np.maximum(values, 0.0)) * draw.normal(size=p))
     return Fill(name, levels, step.design, tuple(beta.tolist()), sd, address)
 
 

@@ -54,7 +54,7 @@ class Products:
         table = table.complete(self.used)
         x = self.design.matrix(table)
         y = evaluate(self.outcome, table)
-        limits.group(table.who, "people", self.used)
+        limits.group(table.person_ids, "people", self.used)
         limits.model(table, self.design, x, y, self.used)
         z = np.concatenate([x, y[:, None]], axis=1)
         mean = z.mean(axis=0) if len(z) else np.zeros(z.shape[1])
@@ -100,22 +100,22 @@ def lmm(
     """
     if method not in ("reml", "ml"):
         raise ValueError(f'method={method!r} is not known: "reml" or "ml"')
-    asked = read(formula)
-    if len(asked.outcomes) != 1:
-        raise ValueError(f"{formula!r} needs one outcome before the ~, got {len(asked.outcomes)}")
-    known = survey(source, asked.columns, asked.categories, missing)
-    design = asked.design(known.kinds, known.levels)
-    said = ask(source, Products(design, asked.outcomes[0], tuple(known.kinds)))
-    names = [name for name, one in zip(names_of(source), said, strict=True) if one["rows"]]
+    parsed = read(formula)
+    if len(parsed.outcomes) != 1:
+        raise ValueError(f"{formula!r} needs one outcome before the ~, got {len(parsed.outcomes)}")
+    known = survey(source, parsed.columns, parsed.categories, missing)
+    design = parsed.design(known.kinds, known.levels)
+    site_sums = ask(source, Products(design, parsed.outcomes[0], tuple(known.kinds)))
+    names = [name for name, one in zip(names_of(source), site_sums, strict=True) if one["rows"]]
     if len(names) < 2:
         raise ValueError(
             f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm"
         )
-    n = np.array([int(one["rows"]) for one in said if one["rows"]], np.float64)
-    mean = np.stack([one["mean"] for one in said if one["rows"]])
-    centred = np.sum([one["products"] for one in said if one["rows"]], axis=0)
+    n = np.array([int(one["rows"]) for one in site_sums if one["rows"]], np.float64)
+    mean = np.stack([one["mean"] for one in site_sums if one["rows"]])
+    centred = np.sum([one["products"] for one in site_sums if one["rows"]], axis=0)
     shift = np.zeros(len(design.names) + 1)
-    # which takes up what all columns are moved by, so that large means cost no digits
+    # The intercept absorbs a shift of all columns, so that large means cost no digits.
     if "Intercept" in design.names:
         shift = np.where([name == "Intercept" for name in (*design.names, "")], 0.0, n @ mean / n.sum())
     fit = _Profile(n, mean - shift, centred, method == "reml")
@@ -126,11 +126,11 @@ def lmm(
     residual = (mean - shift)[:, -1] - (mean - shift)[:, :-1] @ beta
     effects = dict(zip(names, (n * theta / (1 + n * theta) * residual).tolist(), strict=True))
     if "Intercept" in design.names:
-        at = design.names.index("Intercept")
+        intercept = design.names.index("Intercept")
         back = np.eye(len(beta))
-        back[at] -= shift[:-1]
+        back[intercept] -= shift[:-1]
         beta, covariance = back @ beta, back @ covariance @ back.T
-        beta[at] += shift[-1]
+        beta[intercept] += shift[-1]
     return Lmm(
         design.names, beta, covariance, theta * s2, s2, log_likelihood, effects, int(n.sum()), known.dropped, method.upper(),
         title=f"linear mixed model, random intercept by site: {formula}",
@@ -197,10 +197,10 @@ class _Profile:
             np.log(steps[i - 1]) if i > 1 else np.log(1e-10),
             np.log(steps[min(i + 1, len(steps) - 1)]),
         )
-        found = minimize_scalar(
+        optimum = minimize_scalar(
             lambda x: -self.at(float(np.exp(x)))[3],
             bounds=(low, high),
             method="bounded",
             options={"xatol": 1e-10},
         )
-        return float(np.exp(found.x))
+        return float(np.exp(optimum.x))

@@ -75,56 +75,56 @@ def encode(statistic: Statistic) -> bytes:
 
 
 def _plain(statistic: Statistic) -> dict[str, Any]:
-    found: dict[str, Any] = dataclasses.asdict(statistic)  # type: ignore[call-overload]
-    if "then" in found:  # the statistic of rows that are changed first
-        found["then"] = _plain(statistic.then)  # type: ignore[attr-defined]
-    return {"statistic": name_of(statistic).partition(" ")[0]} | found
+    fields: dict[str, Any] = dataclasses.asdict(statistic)  # type: ignore[call-overload]
+    if "then" in fields:  # the statistic of rows that are changed first
+        fields["then"] = _plain(statistic.then)  # type: ignore[attr-defined]
+    return {"statistic": name_of(statistic).partition(" ")[0]} | fields
 
 
 def decode(text: bytes) -> Statistic:
     """The statistic that the JSON says; raises ValueError where it is none, or has other fields, or values of
     other types."""
     try:
-        said = json.loads(text)
+        message = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("the message says no statistic") from None
-    return _read(said, "")
+    return _read(message, "")
 
 
-def _read(said: Any, where: str) -> Statistic:
-    if not isinstance(said, dict) or "statistic" not in said or where.count(".") > _DEEP:
+def _read(message: Any, where: str) -> Statistic:
+    if not isinstance(message, dict) or "statistic" not in message or where.count(".") > _DEEP:
         raise ValueError("the message says no statistic")
-    name = said.pop("statistic")
+    name = message.pop("statistic")
     if not isinstance(name, str) or name not in STATISTICS:
         raise ValueError(f"there is no statistic {str(name)[:40]!r}; there are {', '.join(STATISTICS)}")
-    found: Statistic = _built(STATISTICS[name], said, f"{where}.{name}" if where else name)
-    return found
+    statistic: Statistic = _built(STATISTICS[name], message, f"{where}.{name}" if where else name)
+    return statistic
 
 
-def _built(kind: Any, said: Any, where: str) -> Any:
+def _built(kind: Any, message: Any, where: str) -> Any:
     fields = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(said, dict) or said.keys() != fields:
+    if not isinstance(message, dict) or message.keys() != fields:
         raise ValueError(f"{where} has fields {', '.join(sorted(fields))}, and the message has others")
     kinds = typing.get_type_hints(kind)
-    return kind(**{name: _value(kinds[name], value, f"{where}.{name}") for name, value in said.items()})
+    return kind(**{name: _value(kinds[name], value, f"{where}.{name}") for name, value in message.items()})
 
 
-def _value(kind: Any, said: Any, where: str) -> Any:
+def _value(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Statistic:
-        return _read(said, where)
+        return _read(value, where)
     if dataclasses.is_dataclass(kind):
-        return _built(kind, said, where)
+        return _built(kind, value, where)
     if origin is types.UnionType:
-        return None if said is None else _value(arguments[0], said, where)
+        return None if value is None else _value(arguments[0], value, where)
     if origin is list:
-        return check(said)
-    if origin is tuple and isinstance(said, list):
-        each = [arguments[0]] * len(said) if arguments[-1] is Ellipsis else list(arguments)
-        if len(each) == len(said):
-            return tuple(_value(one, x, where) for one, x in zip(each, said, strict=True))
-    if kind is float and type(said) in (int, float) and math.isfinite(said):
-        return float(said)
-    if kind in (str, bool, int) and type(said) is kind:
-        return said
+        return check(value)
+    if origin is tuple and isinstance(value, list):
+        each = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(each) == len(value):
+            return tuple(_value(one, x, where) for one, x in zip(each, value, strict=True))
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (str, bool, int) and type(value) is kind:
+        return value
     raise ValueError(f"{where} is not of the type that it should be")

@@ -48,15 +48,15 @@ def moments(source: Source, columns: Sequence[str], missing: Missing = "refuse")
     if text := [name for name in names if known.kinds[name] == "text"]:
         raise ValueError(f"column {text[0]!r} is text, and numbers are needed: leave it out")
     design = Design(names[:-1], tuple(["column", name] for name in names[:-1]))
-    said = [one for one in ask(source, Products(design, ["column", names[-1]], names)) if one["rows"]]
-    n = np.array([float(one["rows"]) for one in said])
+    site_sums = [one for one in ask(source, Products(design, ["column", names[-1]], names)) if one["rows"]]
+    n = np.array([float(one["rows"]) for one in site_sums])
     if n.sum() < 2:
         raise ValueError(
             f"{int(n.sum())} row has values in all of {', '.join(map(repr, names))}, and two are needed"
         )
-    each = np.stack([one["mean"] for one in said])
+    each = np.stack([one["mean"] for one in site_sums])
     mean = each[0] + n @ (each - each[0]) / n.sum()  # large means cost no digits
-    products = np.sum([one["products"] for one in said], axis=0) + np.einsum(
+    products = np.sum([one["products"] for one in site_sums], axis=0) + np.einsum(
         "s,si,sj->ij", n, each - mean, each - mean
     )
     return Moments(names, int(n.sum()), known.dropped, mean, products)

@@ -19,11 +19,11 @@ class NoEstimate(ValueError):
     out."""
 
 
-class Found(NamedTuple):
+class Maximum(NamedTuple):
     """Where Newton's method ended: the estimates, and each site's sums there."""
 
     beta: np.ndarray  # [P]
-    said: list[Sums]
+    site_sums: list[Sums]
     sums: dict[str, np.ndarray]
     rounds: int
 
@@ -33,21 +33,21 @@ _MOST, _HALVINGS = 100, 30
 
 def maximise(
     ask: Callable[[np.ndarray], list[Sums]], beta: np.ndarray, names: Sequence[str], what: str = "outcome"
-) -> Found:
+) -> Maximum:
     """Where the likelihood is largest. `ask(beta)`: each site's sums, "log_likelihood", "gradient" [P] and
     "information" [P, P], of columns that are of a size near 1.
 
     Raises `NoEstimate` where there is no such place.
     """
-    said = ask(beta)
-    sums, rounds = total(said), 1
+    site_sums = ask(beta)
+    sums, rounds = total(site_sums), 1
     check_independent(sums["information"], names)
     before = np.inf
     while rounds < _MOST:
         step = solve(sums["information"], sums["gradient"])
         size = float(np.abs(step).max(initial=0.0) / (1 + np.abs(beta).max(initial=0.0)))
         if size < 1e-11 or (size < 1e-8 and size > before / 10):  # which is the rounding of the sums
-            return Found(beta + step, said, sums, rounds)
+            return Maximum(beta + step, site_sums, sums, rounds)
         before = size
         for _ in range(_HALVINGS):
             tried = ask(beta + step)
@@ -64,7 +64,7 @@ def maximise(
         grows = np.abs(step)
         if abs(gain) < 1e-6 and grows.max() > 0.1:
             _endless([name for name, by in zip(names, grows, strict=True) if by > 0.1 * grows.max()], what)
-        beta, said, sums = beta + step, tried, after
+        beta, site_sums, sums = beta + step, tried, after
     raise NoEstimate(
         f"no estimate after {_MOST} rounds; look for columns of very different sizes, or levels with few rows"
     )
@@ -84,8 +84,8 @@ def solve(information: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 def inverse(information: np.ndarray) -> np.ndarray:
     """The inverse, symmetric, with each column brought to one size before."""
     size = np.sqrt(np.diag(information))
-    found = np.linalg.inv(information / np.outer(size, size)) / np.outer(size, size)
-    return (found + found.T) / 2
+    inverted = np.linalg.inv(information / np.outer(size, size)) / np.outer(size, size)
+    return (inverted + inverted.T) / 2
 
 
 def check_independent(information: np.ndarray, names: Sequence[str]) -> None:

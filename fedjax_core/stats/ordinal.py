@@ -63,7 +63,7 @@ class OrdinalStep:
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
         x = self.design.matrix(table)
-        limits.group(table.who, "people", self.used)
+        limits.group(table.person_ids, "people", self.used)
         limits.model(table, self.design, x, None, self.used)
         level = np.full(len(x), -1)
         for j, name in enumerate(self.levels):
@@ -72,7 +72,7 @@ class OrdinalStep:
                 if self.number
                 else table.labels(self.outcome) == name
             )
-            limits.group(table.who[here], f"people have {self.outcome!r} = {name!r}", self.used)
+            limits.group(table.person_ids[here], f"people have {self.outcome!r} = {name!r}", self.used)
             level[here] = j
         if (level < 0).any():
             raise ValueError(
@@ -83,7 +83,7 @@ class OrdinalStep:
         eta, a = x @ np.array(self.beta[:p]), np.array([-np.inf, *self.beta[p:], np.inf])
         ordered = bool((np.diff(a) > 0).all())
         thresholds = np.eye(len(self.levels) - 1)
-        # the slopes of a_j - eta
+        # The slopes of a_j - eta, and of a_{j-1} - eta.
         upper = np.concatenate([-x, np.vstack([thresholds, 0 * thresholds[:1]])[level]], axis=1)
         lower = np.concatenate([-x, np.vstack([0 * thresholds[:1], thresholds])[level]], axis=1)
         with np.errstate(all="ignore"):  # a step that is too long is halved
@@ -154,13 +154,13 @@ def ordinal(
     `levels`: those of an outcome that is text, from the lowest; numbers are ordered by size. Raises
     ValueError where values are missing (see `missing`) or levels are not those of the rows, and `NoEstimate`
     where there is none."""
-    asked = read(formula)
-    if len(asked.outcomes) != 1 or asked.outcomes[0][0] != "column":
+    parsed = read(formula)
+    if len(parsed.outcomes) != 1 or parsed.outcomes[0][0] != "column":
         raise ValueError(f"{formula!r} needs one column before the ~, whose levels are ordered")
-    outcome = asked.outcomes[0][1]
-    known = survey(source, asked.columns, (*asked.categories, outcome), missing)
+    outcome = parsed.outcomes[0][1]
+    known = survey(source, parsed.columns, (*parsed.categories, outcome), missing)
     order = _ordered(outcome, known.levels[outcome], known.kinds[outcome], levels)
-    whole = asked.design(known.kinds, known.levels)
+    whole = parsed.design(known.kinds, known.levels)
     pairs = [
         (name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"
     ]
@@ -183,15 +183,15 @@ def ordinal(
     at_mean, size = (tuple(one.tolist()) for one in (mean, scale))
     step = OrdinalStep(design, outcome, tuple(order), number, used, at_mean, size, tuple(begin.tolist()))
     names = (*design.names, *(f"{low}/{high}" for low, high in pairwise(order)))
-    found = maximise(lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))), begin, names)
+    fit = maximise(lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))), begin, names)
     p = len(pairs)
     back = np.diag(np.concatenate([1 / scale, np.ones(len(order) - 1)]))
     back[p:, :p] = mean / scale  # a - (x - mean)'b / scale = (a + mean'b / scale) - x'(b / scale)
-    covariance = back @ inverse(found.sums["information"]) @ back.T
-    counts = dict(zip(order, found.sums["levels"].tolist(), strict=True))
+    covariance = back @ inverse(fit.sums["information"]) @ back.T
+    counts = dict(zip(order, fit.sums["levels"].tolist(), strict=True))
     return Ordinal(
-        names, back @ found.beta, covariance, counts, float(found.sums["log_likelihood"]), int(found.sums["rows"]), known.dropped,
-        found.rounds, title=f"proportional odds model: {formula}", ratio="odds ratio",
+        names, back @ fit.beta, covariance, counts, float(fit.sums["log_likelihood"]), int(fit.sums["rows"]), known.dropped,
+        fit.rounds, title=f"proportional odds model: {formula}", ratio="odds ratio",
     )  # fmt: skip
 
 

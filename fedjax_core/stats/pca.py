@@ -84,28 +84,28 @@ def pca(
 
     Raises ValueError where values are missing (see `missing`), and with `scale` for a column that is the same
     everywhere."""
-    found = moments(source, columns, missing)
-    most = len(found.names)
+    pooled = moments(source, columns, missing)
+    most = len(pooled.names)
     if components is not None and not 1 <= components <= most:
         raise ValueError(f"components={components} is not between 1 and the {most} columns")
-    spread = np.sqrt(np.diag(found.covariance))
+    spread = np.sqrt(np.diag(pooled.covariance))
     if scale and (
-        flat := [n for n, s, m in zip(found.names, spread, found.mean, strict=True) if s <= 1e-12 * abs(m)]
+        flat := [n for n, s, m in zip(pooled.names, spread, pooled.mean, strict=True) if s <= 1e-12 * abs(m)]
     ):
         raise ValueError(f"{flat[0]!r} is the same in every row: leave it out, or give scale=False")
     size = spread if scale else np.ones(most)
-    variances, vectors = np.linalg.eigh(found.covariance / np.outer(size, size))
+    variances, vectors = np.linalg.eigh(pooled.covariance / np.outer(size, size))
     order = np.argsort(-variances, kind="stable")[:components]
     vectors = vectors[:, order].T
     signs = np.sign(vectors[np.arange(len(order)), np.argmax(np.abs(vectors), axis=1)])
     whole = float(variances.sum())
     return Pca(
-        found.names,
+        pooled.names,
         vectors * signs[:, None],
         np.maximum(variances[order], 0.0),
-        found.mean,
+        pooled.mean,
         size,
         whole,
-        found.rows,
-        found.dropped,
+        pooled.rows,
+        pooled.dropped,
     )

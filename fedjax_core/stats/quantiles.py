@@ -83,21 +83,21 @@ def quantiles(
         raise ValueError(
             f"q= needs shares between 0 and 1, such as (0.25, 0.5, 0.75); got {list(shares)[:5]}"
         )
-    at = None if edges is None else check_edges(edges)
+    cut_points = None if edges is None else check_edges(edges)
     grouped = () if by is None else (by,)
     groups = tuple(survey(source, grouped, grouped, "drop").levels[by]) if by is not None else ("",)
-    first = total(ask(source, Bins(column, at or (0.0,), grouped, groups)))
+    first = total(ask(source, Bins(column, cut_points or (0.0,), grouped, groups)))
     sizes = first["counts"].sum(axis=1)
     if empty := [group for group, n in zip(groups, sizes.tolist(), strict=True) if not n]:
         raise ValueError(
             f"no value of {column!r} is there" + (f" in group {empty[0]!r}" if by is not None else "")
         )
     ranks = [_ranks(int(n), shares) for n in sizes]
-    if at is None:
+    if cut_points is None:
         sought = [
             (g, rank)
-            for g, its in enumerate(ranks)
-            for rank in sorted({r for one in its for r in one[:4] if r is not None})
+            for g, group_ranks in enumerate(ranks)
+            for rank in sorted({r for one in group_ranks for r in one[:4] if r is not None})
         ]
         known = {
             pair: (x, x)
@@ -105,20 +105,22 @@ def quantiles(
         }
     else:
         known = {}
-        for g, its in enumerate(ranks):
+        for g, group_ranks in enumerate(ranks):
             upto = np.cumsum(first["counts"][g])
-            for rank in sorted({r for one in its for r in one[:4] if r is not None}):
+            for rank in sorted({r for one in group_ranks for r in one[:4] if r is not None}):
                 b = int(np.searchsorted(upto, rank))
-                known[g, rank] = (-np.inf if b == 0 else at[b - 1], np.inf if b == len(at) else at[b])
-    found = {}
+                known[g, rank] = (
+                    -np.inf if b == 0 else cut_points[b - 1],
+                    np.inf if b == len(cut_points) else cut_points[b],
+                )
+    results = {}
     for g, group in enumerate(groups):
         values, intervals, bounds = {}, {}, {}
         for share, (low, high, left, right, part) in zip(shares, ranks[g], strict=True):
             inner = [_between(a, b, part) for a, b in zip(known[g, low], known[g, high], strict=True)]
-            if not np.isfinite(inner).all():
-                lowest, highest = at[0], at[-1]  # type: ignore[index]
+            if cut_points is not None and not np.isfinite(inner).all():
                 raise ValueError(
-                    f"the {share:g}-quantile of {column!r} lies outside the edges {lowest:g} to {highest:g}: give wider ones"
+                    f"the {share:g}-quantile of {column!r} lies outside the edges {cut_points[0]:g} to {cut_points[-1]:g}: give wider ones"
                 )
             bounds[share] = (inner[0], inner[1])
             intervals[share] = (
@@ -127,11 +129,11 @@ def quantiles(
             )
             values[share] = (
                 inner[0]
-                if at is None
-                else _within(first["counts"][g], at, float(low - 1 + part), (inner[0], inner[1]))
+                if cut_points is None
+                else _within(first["counts"][g], cut_points, float(low - 1 + part), (inner[0], inner[1]))
             )
-        found[group] = Quantiles(values, intervals, bounds, int(sizes[g]), int(first["missing"][g]))
-    return found if by is not None else found[""]
+        results[group] = Quantiles(values, intervals, bounds, int(sizes[g]), int(first["missing"][g]))
+    return results if by is not None else results[""]
 
 
 def _between(a: float, b: float, part: float) -> float:
@@ -147,15 +149,21 @@ _Rank = tuple[int, int, int | None, int | None, float]
 def _ranks(n: int, shares: Sequence[float]) -> list[_Rank]:
     """Of each share: the two ranks [1..n] between which the quantile lies, those of its interval, and how far
     it is from the first."""
-    found: list[_Rank] = []
+    ranks: list[_Rank] = []
     for q in shares:
-        at = (n - 1) * q
-        low = int(np.floor(at))
+        position = (n - 1) * q
+        low = int(np.floor(position))
         left, right = int(binom.ppf(0.025, n, q)), int(binom.ppf(0.975, n, q)) + 1
-        found.append(
-            (low + 1, min(low + 2, n), left if left > 0 else None, right if right <= n else None, at - low)
+        ranks.append(
+            (
+                low + 1,
+                min(low + 2, n),
+                left if left > 0 else None,
+                right if right <= n else None,
+                position - low,
+            )
         )
-    return found
+    return ranks
 
 
 def _within(counts: np.ndarray, edges: Sequence[float], rank: float, bounds: tuple[float, float]) -> float:
@@ -173,10 +181,14 @@ def _search(
     high = {pair: _LARGEST + 1 for pair in sought}  # which is infinity, below which all n lie
     while open_ := [pair for pair in sought if high[pair] - low[pair] > 1]:
         cuts = {pair: _cuts(low[pair], high[pair]) for pair in open_}
-        at = sorted({cut for its in cuts.values() for cut in its})
-        asked = Bins(bins.column, tuple(_floats(at)), bins.by, bins.groups)
+        thresholds = sorted({cut for pair_cuts in cuts.values() for cut in pair_cuts})
+        statistic = Bins(bins.column, tuple(_floats(thresholds)), bins.by, bins.groups)
         below = dict(
-            zip(at, np.cumsum(total(ask(source, asked))["counts"], axis=1)[:, :-1].T.tolist(), strict=True)
+            zip(
+                thresholds,
+                np.cumsum(total(ask(source, statistic))["counts"], axis=1)[:, :-1].T.tolist(),
+                strict=True,
+            )
         )
         for pair in open_:
             g, rank = pair
@@ -196,5 +208,5 @@ def _floats(order: Sequence[int]) -> list[float]:
     """The floats of these places in the order of all floats, of which 0.0 has place 0."""
     places = np.array(order, np.int64)
     size = np.abs(places).view(np.float64)
-    found: list[float] = np.where(places < 0, -size, size).tolist()
-    return found
+    floats: list[float] = np.where(places < 0, -size, size).tolist()
+    return floats

@@ -63,12 +63,12 @@ class Rmst:
     def ratios(self) -> dict[str, tuple[float, float, float]]:
         """{group: (its mean over the first group's, low, high)}, of 95 %."""
         first = next(iter(self.means))
-        found, errors = {}, {one: error / self.means[one] for one, error in self.standard_errors.items()}
+        ratios, errors = {}, {one: error / self.means[one] for one, error in self.standard_errors.items()}
         for group in self.differences:
             ratio = self.means[group] / self.means[first]
             reach = norm.ppf(0.975) * np.hypot(errors[first], errors[group])
-            found[group] = (ratio, float(ratio * np.exp(-reach)), float(ratio * np.exp(reach)))
-        return found
+            ratios[group] = (ratio, float(ratio * np.exp(-reach)), float(ratio * np.exp(reach)))
+        return ratios
 
     def _error(self, group: str) -> float:
         return float(np.hypot(self.standard_errors[next(iter(self.means))], self.standard_errors[group]))
@@ -101,17 +101,17 @@ def rmst(
     if not (np.isfinite(until) and until > 0):
         raise ValueError(f"until= needs a time above 0, got {until}")
     counted, labels, times = counts_by_groups(formula, source, grid, missing, (float(until),))
-    at = int(np.searchsorted(times, until))
-    if at == len(times):
+    position = int(np.searchsorted(times, until))
+    if position == len(times):
         raise ValueError(f"grid= ends at {times[-1]:g}, before until={until:g}: let it reach there")
     means, errors = {}, {}
     for (group, curve), at_risk in zip(
-        curves_of(counted, labels, times).items(), counted["at_risk"][:, at].tolist(), strict=True
+        curves_of(counted, labels, times).items(), counted["at_risk"][:, position].tolist(), strict=True
     ):
         if not at_risk and curve.at([until])[0] > 0:
-            who = f"of group {group!r} " if group else ""
+            of_group = f"of group {group!r} " if group else ""
             raise ValueError(
-                f"nobody {who}is followed to {until:g}, so the curve there is not known: choose an earlier until="
+                f"nobody {of_group}is followed to {until:g}, so the curve there is not known: choose an earlier until="
             )
         means[group], errors[group] = curve.rmst(float(until))
     return Rmst(float(until), means, errors)

@@ -41,30 +41,30 @@ class Survey:
 
     def sums(self, table: Table, limits: Limits) -> Sums:
         whole = table.complete(self.names)
-        limits.group(whole.who, "people")
+        limits.group(whole.person_ids, "people")
         kinds = np.array([KINDS.index(table.kind(name)) for name in self.names], np.int64)
         missing = np.array([table.missing(name).sum() for name in self.names], np.int64)
-        found: dict[str, np.ndarray] = {
+        sums: dict[str, np.ndarray] = {
             "rows": count(table.rows),
             "complete": count(whole.rows),
             "kinds": kinds,
             "missing": missing,
         }
         for i, name in enumerate(self.names):
-            told = name in self.levels or table.kind(name) == "text"
+            listed = name in self.levels or table.kind(name) == "text"
             labels, places = (
                 np.unique(whole.labels(name), return_inverse=True)
-                if told
+                if listed
                 else (np.zeros(0, str), np.zeros(0, np.int64))
             )
-            counts = limits.cells(f"levels of {name!r}", places, (len(labels),), whole.who, (name,))
+            counts = limits.cells(f"levels of {name!r}", places, (len(labels),), whole.person_ids, (name,))
             if (counts == HIDDEN).any() and not self.partial:
                 raise TooFew(f"column {name!r} has a level of too few people for a model")
-            found[f"labels.{i}"] = np.frombuffer(json.dumps(labels.tolist()).encode(), np.uint8)[
+            sums[f"labels.{i}"] = np.frombuffer(json.dumps(labels.tolist()).encode(), np.uint8)[
                 : None if len(labels) else 0
             ]
-            found[f"counts.{i}"] = counts.astype(np.int64)
-        return found
+            sums[f"counts.{i}"] = counts.astype(np.int64)
+        return sums
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def survey(
             f'missing={missing!r} is not known: "refuse" raises, "drop" leaves out the rows that lack a value that is used'
         )
     names = tuple(dict.fromkeys(names))
-    said = ask(source, Survey(names, tuple(levels), partial))
-    gone = {name: int(sum(one["missing"][i] for one in said)) for i, name in enumerate(names)}
-    rows, complete = (int(sum(one[word] for one in said)) for word in ("rows", "complete"))
+    site_sums = ask(source, Survey(names, tuple(levels), partial))
+    gone = {name: int(sum(one["missing"][i] for one in site_sums)) for i, name in enumerate(names)}
+    rows, complete = (int(sum(one[word] for one in site_sums)) for word in ("rows", "complete"))
     if missing == "refuse" and rows > complete:
-        said_of = ", ".join(f"{name!r} in {lacks} rows" for name, lacks in gone.items() if lacks)
+        lacking = ", ".join(f"{name!r} in {lacks} rows" for name, lacks in gone.items() if lacks)
         raise ValueError(
-            f"values are missing: {said_of}, of {rows} rows. Fill them in before, or give missing='drop' to analyse the {complete} rows "
+            f"values are missing: {lacking}, of {rows} rows. Fill them in before, or give missing='drop' to analyse the {complete} rows "
             "that lack none of these columns"
         )
     if not complete:
@@ -114,17 +114,19 @@ def survey(
             f"no row has a value in each of {', '.join(map(repr, names))}, so there is nothing to analyse"
         )
     kinds = {
-        name: _kind(name, [KINDS[int(one["kinds"][i])] for one in said if one["rows"]])
+        name: _kind(name, [KINDS[int(one["kinds"][i])] for one in site_sums if one["rows"]])
         for i, name in enumerate(names)
     }
-    found: dict[str, dict[str, int]] = {}
+    level_counts: dict[str, dict[str, int]] = {}
     for i, name in enumerate(names):
         if name in levels or kinds[name] == "text":
-            found[name] = _levels(
-                [one[f"labels.{i}"] for one in said], [one[f"counts.{i}"] for one in said], kinds[name]
+            level_counts[name] = _levels(
+                [one[f"labels.{i}"] for one in site_sums],
+                [one[f"counts.{i}"] for one in site_sums],
+                kinds[name],
             )
-    by_site = {who: int(one["complete"]) for who, one in zip(names_of(source), said, strict=True)}
-    return Surveyed(kinds, found, complete, rows - complete, by_site)
+    by_site = {site: int(one["complete"]) for site, one in zip(names_of(source), site_sums, strict=True)}
+    return Surveyed(kinds, level_counts, complete, rows - complete, by_site)
 
 
 def _kind(name: str, kinds: Sequence[str]) -> str:
@@ -139,8 +141,10 @@ def _levels(labels: Sequence[np.ndarray], counts: Sequence[np.ndarray], kind: st
     """Levels in order: numbers by size, and text as it sorts. A whole number that is a float at one site is
     one at all, "1.0"."""
     merged: dict[str, int] = {}
-    for its, how_many in zip(labels, counts, strict=True):
-        for label, rows in zip(json.loads(bytes(its)) if len(its) else (), how_many.tolist(), strict=True):
+    for site_labels, how_many in zip(labels, counts, strict=True):
+        for label, rows in zip(
+            json.loads(bytes(site_labels)) if len(site_labels) else (), how_many.tolist(), strict=True
+        ):
             label = label if kind != "number" else str(float(label))
             before = merged.get(label, 0)
             merged[label] = HIDDEN if HIDDEN in (before, rows) else before + rows

@@ -80,12 +80,12 @@ class EventTimes:
         pairs: dict[tuple[str, float], int] = {}
         for pair in zip(strata[event == 1].tolist(), time[event == 1].tolist(), strict=True):
             pairs[pair] = pairs.get(pair, 0) + 1
-        limits.group(table.who, "people", self.used)
-        for stratum, at in pairs:
-            here = (strata == stratum) & (time == at) & (event == 1)
+        limits.group(table.person_ids, "people", self.used)
+        for stratum, event_time in pairs:
+            here = (strata == stratum) & (time == event_time) & (event == 1)
             limits.group(
-                table.who[here],
-                f"people have an event at time {at:g}: give a public grid=, or stratify by site",
+                table.person_ids[here],
+                f"people have an event at time {event_time:g}: give a public grid=, or stratify by site",
                 self.used,
             )
         names = sorted({stratum for stratum, _ in pairs})
@@ -94,7 +94,7 @@ class EventTimes:
         return {
             "strata": text,
             "stratum": where,
-            "times": np.array([at for _, at in pairs]),
+            "times": np.array([event_time for _, event_time in pairs]),
             "events": count(event.sum()),
         }
 
@@ -118,24 +118,28 @@ class AtRisk:
 
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
-        limits.group(table.who, "people", self.used)
+        limits.group(table.person_ids, "people", self.used)
         time, event, entry = self.times.of(table, self.grid if self.rounded else ())
         key, grid = keys(table, self.groups), np.array(self.grid)
         events, at_risk = (np.zeros((len(self.labels), len(grid)), np.int64) for _ in range(2))
         for g, label in enumerate(self.labels):
             here = key == label
-            limits.group(table.who[here], f"people are in group {label!r}", self.used)
+            limits.group(table.person_ids[here], f"people are in group {label!r}", self.used)
             at_risk[g] = counts_from(time[here], grid) - counts_from(entry[here], grid)
             events[g] = counts_from(time[here & (event == 1)], grid) - counts_from(
                 time[here & (event == 1)], grid, after=True
             )
-            for at in grid:
-                risk = here & (time >= at) & (entry < at)
-                dead = risk & (event == 1) & (time == at)
+            for grid_time in grid:
+                risk = here & (time >= grid_time) & (entry < grid_time)
+                dead = risk & (event == 1) & (time == grid_time)
                 limits.group(
-                    table.who[dead], "people have an event at one time: give a coarser grid=", self.used
+                    table.person_ids[dead],
+                    "people have an event at one time: give a coarser grid=",
+                    self.used,
                 )
-                limits.group(table.who[risk], "people are at risk at a time: end the grid before", self.used)
+                limits.group(
+                    table.person_ids[risk], "people are at risk at a time: end the grid before", self.used
+                )
         return {"events": events, "at_risk": at_risk}
 
 
@@ -146,35 +150,35 @@ def counts_from(x: np.ndarray, grid: np.ndarray, after: bool = False) -> np.ndar
 
 def keys(table: Table, columns: Sequence[str]) -> np.ndarray:
     """[rows] text: the labels of these columns, joined."""
-    found = np.full(table.rows, "", dtype=object)
+    joined = np.full(table.rows, "", dtype=object)
     for i, name in enumerate(columns):
-        found = found + (" / " if i else "") + table.labels(name).astype(object)
-    return np.array(found, dtype=str)
+        joined = joined + (" / " if i else "") + table.labels(name).astype(object)
+    return np.array(joined, dtype=str)
 
 
 def event_times(
     source: Source, times: Times, strata: Sequence[str], used: Sequence[str]
 ) -> list[tuple[str, float]]:
     """(stratum, time) of all events at all sites, sorted; raises where there is none."""
-    said = ask(source, EventTimes(times, tuple(strata), tuple(used)))
-    found = set()
-    for one in said:
+    site_sums = ask(source, EventTimes(times, tuple(strata), tuple(used)))
+    pairs = set()
+    for one in site_sums:
         names = json.loads(bytes(one["strata"])) if len(one["strata"]) else []
-        found |= {
-            (names[i], at) for i, at in zip(one["stratum"].tolist(), one["times"].tolist(), strict=True)
+        pairs |= {
+            (names[i], time) for i, time in zip(one["stratum"].tolist(), one["times"].tolist(), strict=True)
         }
-    if not found:
+    if not pairs:
         raise ValueError("there is no event at any site, so there is nothing to analyse")
-    return sorted(found)
+    return sorted(pairs)
 
 
-def outcome(asked: Formula) -> Times:
+def outcome(formula: Formula) -> Times:
     """What the left side of a formula says: "time, event", or "entry, time, event"."""
-    if len(asked.outcomes) not in (2, 3):
+    if len(formula.outcomes) not in (2, 3):
         raise ValueError(
-            f"{asked.text!r} needs 'time, event ~ ...', or 'entry, time, event ~ ...' on its left, got {len(asked.outcomes)} parts"
+            f"{formula.text!r} needs 'time, event ~ ...', or 'entry, time, event ~ ...' on its left, got {len(formula.outcomes)} parts"
         )
-    *entry, time, event = asked.outcomes
+    *entry, time, event = formula.outcomes
     return Times(time, event, entry[0] if entry else None)
 
 
@@ -307,16 +311,18 @@ def counts_by_groups(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], np.ndarray]:
     """(events and rows at risk [G, T], the labels of the groups, the times); where there is no grid, at the
     times of `also` too."""
-    asked = read(formula)
-    times, groups = outcome(asked), groups_of(asked)
-    known = survey(source, asked.columns, groups, missing)
+    parsed = read(formula)
+    times, groups = outcome(parsed), groups_of(parsed)
+    known = survey(source, parsed.columns, groups, missing)
     labels = tuple(known.levels[groups[0]]) if groups else ("",)
     if grid is not None:
-        at = check_grid(grid)
+        grid_times = check_grid(grid)
     else:
-        at = tuple(sorted({*also, *(time for _, time in event_times(source, times, (), tuple(known.kinds)))}))
-    asking = AtRisk(times, groups, labels, at, grid is not None, tuple(known.kinds))
-    return total(ask(source, asking)), labels, np.array(at)
+        grid_times = tuple(
+            sorted({*also, *(time for _, time in event_times(source, times, (), tuple(known.kinds)))})
+        )
+    statistic = AtRisk(times, groups, labels, grid_times, grid is not None, tuple(known.kinds))
+    return total(ask(source, statistic)), labels, np.array(grid_times)
 
 
 def curves_of(counted: Sums, labels: Sequence[str], times: np.ndarray) -> dict[str, KaplanMeier]:
@@ -330,23 +336,23 @@ def curves_of(counted: Sums, labels: Sequence[str], times: np.ndarray) -> dict[s
 
 def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
     """The times of a public grid; raises where they do not ascend."""
-    found = tuple(map(float, grid))
-    if not found or any(b <= a for a, b in pairwise(found)) or not np.isfinite(found).all():
+    times = tuple(map(float, grid))
+    if not times or any(b <= a for a, b in pairwise(times)) or not np.isfinite(times).all():
         raise ValueError("grid= needs times that ascend, such as range(30, 720, 30)")
-    return found
+    return times
 
 
-def groups_of(asked: Formula) -> tuple[str, ...]:
+def groups_of(formula: Formula) -> tuple[str, ...]:
     """The column of groups on the right side of a formula, or none; raises ValueError for several, and for
     other expressions."""
-    right = [factor.expression for term in asked.terms for factor in term]
+    right = [factor.expression for term in formula.terms for factor in term]
     if any(one[0] != "column" for one in right):
         raise ValueError(
-            f"{asked.text!r}: groups are those of a column, and the right side has another expression"
+            f"{formula.text!r}: groups are those of a column, and the right side has another expression"
         )
     groups = tuple(dict.fromkeys(one[1] for one in right))
     if len(groups) > 1:
         raise ValueError(
-            f"{asked.text!r} has several columns of groups: make one of them before, and name that"
+            f"{formula.text!r} has several columns of groups: make one of them before, and name that"
         )
     return groups

@@ -44,7 +44,7 @@ class Table:
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
     @property
-    def who(self) -> np.ndarray:
+    def person_ids(self) -> np.ndarray:
         """[rows] whose each row is."""
         return np.arange(self.rows) if self.people is None else self.people
 
@@ -91,7 +91,10 @@ class Table:
     def where(self, rows: np.ndarray) -> "Table":
         """The table with these rows alone; `rows`: positions or a mask."""
         return Table(
-            {name: x[rows] for name, x in self.columns.items()}, self.categories, self.site, self.who[rows]
+            {name: x[rows] for name, x in self.columns.items()},
+            self.categories,
+            self.site,
+            self.person_ids[rows],
         )
 
     def complete(self, names: Iterable[str]) -> "Table":

@@ -72,9 +72,9 @@ class Weighted:
         whole = table.complete(self.model.used)
         for g in range(2):
             here = group[:, g] == 1
-            limits.group(whole.who[here], "people are of one treatment", self.model.used)
-            limits.weights(w[here, g], whole.who[here])
-        if not limits.sum(y, whole.who, "outcome"):
+            limits.group(whole.person_ids[here], "people are of one treatment", self.model.used)
+            limits.weights(w[here, g], whole.person_ids[here])
+        if not limits.sum(y, whole.person_ids, "outcome"):
             raise TooFew("few people have most of the sum of the outcome")
         w, slope = w * group, slope * group
         gap = y[:, None] - np.array(self.means)
@@ -143,8 +143,8 @@ class TreatmentEffect:
             *([name, f"{x:.3f}", f"{self.smd_after[name]:.3f}"] for name, x in self.smd_before.items()),
         ]
         some = f"{self.rows[0]} treated (worth {self.effective_rows[0]:.1f}), {self.rows[1]} others (worth {self.effective_rows[1]:.1f})"
-        said = f"effect {self.effect:.4f} ({low:.4f} to {high:.4f}), p {self.p_value:.4f}; without weights {self.crude:.4f}"
-        return f"{self.weights} weights: {some}\n{said}\n\n{aligned(lines)}"
+        summary = f"effect {self.effect:.4f} ({low:.4f} to {high:.4f}), p {self.p_value:.4f}; without weights {self.crude:.4f}"
+        return f"{self.weights} weights: {some}\n{summary}\n\n{aligned(lines)}"
 
 
 def treatment_effect(
@@ -157,41 +157,45 @@ def treatment_effect(
     treated from the others."""
     if weights not in KINDS:
         raise ValueError(f"weights={weights!r} is not known; there are {', '.join(KINDS)}")
-    asked = read(formula)
-    if len(asked.outcomes) != 2:
+    parsed = read(formula)
+    if len(parsed.outcomes) != 2:
         raise ValueError(
-            f"{formula!r} needs 'outcome, treatment ~ covariates', got {len(asked.outcomes)} parts on its left"
+            f"{formula!r} needs 'outcome, treatment ~ covariates', got {len(parsed.outcomes)} parts on its left"
         )
-    known = survey(source, asked.columns, asked.categories, missing)
-    design = asked.design(known.kinds, known.levels)
-    outcome, treatment = asked.outcomes
+    known = survey(source, parsed.columns, parsed.categories, missing)
+    design = parsed.design(known.kinds, known.levels)
+    outcome, treatment = parsed.outcomes
     moments = GlmMoments(design, treatment, ["number", 0.0], tuple(known.kinds), "binomial")
-    step, sums = first_step(source, moments, 1.0, asked.outcome_names[1])
+    step, sums = first_step(source, moments, 1.0, parsed.outcome_names[1])
     if sums["y"] in (0, sums["rows"]):
         raise ValueError(
-            f"the treatment {asked.outcome_names[1]!r} is the same in every row, so there is nothing to compare"
+            f"the treatment {parsed.outcome_names[1]!r} is the same in every row, so there is nothing to compare"
         )
-    found = fit_steps(source, step)
-    asking = Weighted(replace(step, beta=tuple(found.beta.tolist())), outcome, weights, (0.0, 0.0))
-    said = total(ask(source, asking))
-    means = said["wy"] / said["w"]
-    at_means = total(ask(source, replace(asking, means=tuple(means.tolist()))))
+    fit = fit_steps(source, step)
+    statistic = Weighted(replace(step, beta=tuple(fit.beta.tolist())), outcome, weights, (0.0, 0.0))
+    weighted = total(ask(source, statistic))
+    means = weighted["wy"] / weighted["w"]
+    at_means = total(ask(source, replace(statistic, means=tuple(means.tolist()))))
     bread = np.linalg.inv(at_means["bread"])
     covariance = bread @ at_means["meat"] @ bread.T
     towards = np.append(np.zeros(len(design.names)), [1.0, -1.0])
-    rows = said["rows"]
-    mean = said["x"] / rows[:, None]
+    rows = weighted["rows"]
+    mean = weighted["x"] / rows[:, None]
     spread = np.sqrt(
-        ((said["xx"] / rows[:, None] - mean**2) * (rows / np.maximum(rows - 1, 1))[:, None]).mean(0)
+        ((weighted["xx"] / rows[:, None] - mean**2) * (rows / np.maximum(rows - 1, 1))[:, None]).mean(0)
     )
     kept = [i for i, name in enumerate(design.names) if name != "Intercept"]
 
     def differences(of: np.ndarray) -> dict[str, float]:
         return {design.names[i]: float((of[0, i] - of[1, i]) / spread[i]) if spread[i] else 0.0 for i in kept}
 
-    raw, worth, even = said["y"] / rows, said["w"] ** 2 / said["ww"], said["wx"] / said["w"][:, None]
+    raw, worth, even = (
+        weighted["y"] / rows,
+        weighted["w"] ** 2 / weighted["ww"],
+        weighted["wx"] / weighted["w"][:, None],
+    )
     return TreatmentEffect(
         float(means[0] - means[1]), float(np.sqrt(towards @ covariance @ towards)), (float(means[0]), float(means[1])),
         float(raw[0] - raw[1]), (int(rows[0]), int(rows[1])), (float(worth[0]), float(worth[1])), differences(mean), differences(even),
-        dict(zip(design.names, (unscaled(step) @ found.beta).tolist(), strict=True)), weights, known.dropped,
+        dict(zip(design.names, (unscaled(step) @ fit.beta).tolist(), strict=True)), weights, known.dropped,
     )  # fmt: skip

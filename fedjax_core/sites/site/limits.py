@@ -75,7 +75,7 @@ class SiteLimits(Limits):
         y: np.ndarray | None = None,
         about: Iterable[str] = (),
     ) -> None:
-        who, people = table.who, len(np.unique(table.who))
+        who, people = table.person_ids, len(np.unique(table.person_ids))
         if not people:
             return
         for finding in rules.parameters(x.shape[1], people, self.policy):
