@@ -85,12 +85,12 @@ def error_sums(outcome: np.ndarray, risk: np.ndarray) -> ErrorSums:
     return ErrorSums(len(square), float(square.sum()), float((square**2).sum()))
 
 
-def brier(found: ErrorSums, level: float = 0.95) -> Estimate:
+def brier(sums: ErrorSums, level: float = 0.95) -> Estimate:
     """The mean squared error of risks, with the normal interval of a mean."""
-    value = found.squares / found.people if found.people else np.nan
-    if found.people < 2:
+    value = sums.squares / sums.people if sums.people else np.nan
+    if sums.people < 2:
         return Estimate(value, np.nan, np.nan, "no interval of fewer than two people")
-    spread = max(0.0, found.fourth / found.people - value**2) / (found.people - 1)
+    spread = max(0.0, sums.fourth / sums.people - value**2) / (sums.people - 1)
     reach = norm.ppf(0.5 + level / 2) * float(np.sqrt(spread))
     return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
 
@@ -105,27 +105,27 @@ def bin_sums(outcome: np.ndarray, risk: np.ndarray, edges: np.ndarray) -> BinSum
     )
 
 
-def curve(found: BinSums, minimum: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curve(sums: BinSums, minimum: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean risk, share with the outcome, people) of each bin with at least `minimum` people."""
-    here = found.people >= max(1, minimum)
-    people = found.people[here]
-    return found.risk[here] / people, found.outcome[here] / people, people
+    here = sums.people >= max(1, minimum)
+    people = sums.people[here]
+    return sums.risk[here] / people, sums.outcome[here] / people, people
 
 
-def expected_calibration_error(found: BinSums) -> float:
+def expected_calibration_error(sums: BinSums) -> float:
     """The mean over people of |mean risk - share with the outcome| in their bin."""
-    return float(np.abs(found.risk - found.outcome).sum() / found.people.sum())
+    return float(np.abs(sums.risk - sums.outcome).sum() / sums.people.sum())
 
 
 def recalibration_sums(
-    outcome: np.ndarray, risk: np.ndarray, told: np.ndarray, basis: Basis
+    outcome: np.ndarray, risk: np.ndarray, coefficients: np.ndarray, basis: Basis
 ) -> RecalibrationSums:
     """The site half of one visit: gradient and information of the log likelihood at the coefficients that are
     told."""
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
     columns, offset = _columns(risk, basis)
-    mean = expit(columns @ told + offset)
+    mean = expit(columns @ coefficients + offset)
     return RecalibrationSums(
         columns.T @ (outcome - mean), (columns * (mean * (1 - mean))[:, None]).T @ columns
     )
@@ -138,48 +138,48 @@ def recalibrate(
 
     Raises ValueError where the fit does not settle: one outcome only, all risks alike, or risks that separate
     the outcomes."""
-    told = _begin(basis)
+    coefficients = _begin(basis)
     for _ in range(visits):
-        gradient, information = visit(told)
+        gradient, information = visit(coefficients)
         try:
             step = np.linalg.solve(information, gradient)
             condition = float(np.linalg.cond(information))
         except np.linalg.LinAlgError:
-            condition, step = np.inf, told
+            condition, step = np.inf, coefficients
         if not condition < 1e14 or not np.isfinite(step).all():
             break
-        told = told + step * min(1.0, 5.0 / max(1e-300, float(np.abs(step).max())))
+        coefficients = coefficients + step * min(1.0, 5.0 / max(1e-300, float(np.abs(step).max())))
         if np.abs(step).max() < 1e-10:
-            return Recalibration(told, np.linalg.inv(visit(told).information), basis)
+            return Recalibration(coefficients, np.linalg.inv(visit(coefficients).information), basis)
     raise ValueError(
         f"the calibration fit ({basis}) does not settle: outcomes are all the same, risks are all alike, or risks separate the "
         "outcomes perfectly. Take more people, or the calibration curve."
     )
 
 
-def recalibrated(risk: np.ndarray, found: Recalibration) -> np.ndarray:
+def recalibrated(risk: np.ndarray, fit: Recalibration) -> np.ndarray:
     """The risks [n] that the fit gives in the place of these."""
-    columns, offset = _columns(np.asarray(risk, float), found.basis)
-    return expit(columns @ found.coefficients + offset)
+    columns, offset = _columns(np.asarray(risk, float), fit.basis)
+    return expit(columns @ fit.coefficients + offset)
 
 
-def distance_sums(risk: np.ndarray, found: Recalibration) -> DistanceSums:
+def distance_sums(risk: np.ndarray, fit: Recalibration) -> DistanceSums:
     """The site half of the integrated calibration index: how far risks are from the smooth curve that was
     fitted."""
-    return DistanceSums(len(risk), float(np.abs(recalibrated(risk, found) - risk).sum()))
+    return DistanceSums(len(risk), float(np.abs(recalibrated(risk, fit) - risk).sum()))
 
 
-def integrated_calibration_index(found: DistanceSums) -> float:
+def integrated_calibration_index(sums: DistanceSums) -> float:
     """The mean distance of people's risks from the smooth calibration curve."""
-    return found.distance / found.people if found.people else float("nan")
+    return sums.distance / sums.people if sums.people else float("nan")
 
 
 def _begin(basis: Basis) -> np.ndarray:
     if basis == INTERCEPT:
         return np.zeros(1)
-    told = np.zeros(2 if basis == SLOPE else len(basis))
-    told[1] = 1.0  # risks as they are
-    return told
+    coefficients = np.zeros(2 if basis == SLOPE else len(basis))
+    coefficients[1] = 1.0  # risks as they are
+    return coefficients
 
 
 def _columns(risk: np.ndarray, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
@@ -202,8 +202,8 @@ def _natural_spline(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
     Modeling Strategies)."""
     last, before = knots[-1], knots[-2]
 
-    def cube(at: float) -> np.ndarray:
-        return np.maximum(x - at, 0) ** 3
+    def cube(knot: float) -> np.ndarray:
+        return np.maximum(x - knot, 0) ** 3
 
     terms = [
         (cube(t) - cube(before) * (last - t) / (last - before) + cube(last) * (before - t) / (last - before))

@@ -53,12 +53,12 @@ def survival_counts(
     )
 
 
-def concordance(found: SurvivalCounts, *, exact: bool = False) -> Bounded:
+def concordance(counts: SurvivalCounts, *, exact: bool = False) -> Bounded:
     """The C-index; NaN where no two people can be compared."""
-    died, left = (np.asarray(each, float) for each in found)
+    died, left = (np.asarray(each, float) for each in counts)
     # [T, G] people whose time is in a later bin
     later = np.cumsum((died + left)[::-1], axis=0)[::-1] - (died + left)
-    sure = later + left if exact else later  # who left on the day of a death lived longer
+    sure = later + left if exact else later  # people who left on the day of a death lived longer
     lower = np.cumsum(sure, axis=1) - sure
     right, tied, pairs = (
         float((died * each).sum()) for each in (lower, sure, sure.sum(axis=1, keepdims=True))

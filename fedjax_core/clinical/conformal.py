@@ -97,12 +97,12 @@ def thresholds(
     """A threshold for each group, with the promise for each: `visit` brings the summed counts of each
     group."""
     edges = np.linspace(low, high, bins + 1)
-    found = visit(edges)
+    counts = visit(edges)
 
     def one(group: Hashable) -> Threshold:
-        return threshold(lambda _: found[group], alpha=alpha, low=low, high=high, bins=bins)
+        return threshold(lambda _: counts[group], alpha=alpha, low=low, high=high, bins=bins)
 
-    return {group: one(group) for group in found}
+    return {group: one(group) for group in counts}
 
 
 def class_scores(probabilities: ArrayLike, outcome: ArrayLike) -> np.ndarray:
@@ -111,17 +111,19 @@ def class_scores(probabilities: ArrayLike, outcome: ArrayLike) -> np.ndarray:
     return 1 - probabilities[np.arange(len(outcome)), outcome]
 
 
-def sets(probabilities: ArrayLike, found: Threshold) -> np.ndarray:
+def sets(probabilities: ArrayLike, threshold: Threshold) -> np.ndarray:
     """Which classes [n, classes] each person's set has."""
-    return 1 - np.asarray(probabilities, float) <= found.value
+    return 1 - np.asarray(probabilities, float) <= threshold.value
 
 
-def intervals(predictions: ArrayLike, found: Threshold) -> tuple[np.ndarray, np.ndarray]:
+def intervals(predictions: ArrayLike, threshold: Threshold) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) [n] for scores that are |outcome - prediction|."""
     predictions = np.asarray(predictions, float)
-    return predictions - found.value, predictions + found.value
+    return predictions - threshold.value, predictions + threshold.value
 
 
-def coverage(scores: Iterable[np.ndarray], found: Threshold) -> list[float]:
+def coverage(scores: Iterable[np.ndarray], threshold: Threshold) -> list[float]:
     """The share of people of each site whose truth is in their set; NaN of nobody."""
-    return [float((np.asarray(each) <= found.value).mean()) if len(each) else float("nan") for each in scores]
+    return [
+        float((np.asarray(each) <= threshold.value).mean()) if len(each) else float("nan") for each in scores
+    ]

@@ -69,8 +69,8 @@ def by_subgroup(
     """AUROC with DeLong's interval and the rates at a threshold, for each group; of one that is withheld, the
     reason."""
     shown, withheld = releasable(groups, minimum)
-    found: dict[str, tuple[Estimate, AtThreshold] | str] = dict(withheld)
-    return found | {
+    results: dict[str, tuple[Estimate, AtThreshold] | str] = dict(withheld)
+    return results | {
         name: (delong(each), at_threshold(each, edges, threshold)) for name, each in shown.items()
     }
 
@@ -87,18 +87,18 @@ def gaps(
         )
     place = int(np.argmin(np.abs(edges - threshold)))
     at_threshold(next(iter(shown.values())), edges, threshold)  # that it is an edge
-    found: dict[str, Gap] = {}
+    largest: dict[str, Gap] = {}
     for name, which in (("sensitivity", (0,)), ("false positive rate", (1,)), ("positive", (0, 1))):
         part = {group: sum(int(each[i][place:].sum()) for i in which) for group, each in shown.items()}
         whole = {group: sum(int(each[i].sum()) for i in which) for group, each in shown.items()}
         share = {group: part[group] / whole[group] for group in shown}
         high, low = _ends(share)
-        found[name] = Gap(high, low, _newcombe(share[high], whole[high], share[low], whole[low]))
+        largest[name] = Gap(high, low, _newcombe(share[high], whole[high], share[low], whole[low]))
     value = {group: delong(each).value for group, each in shown.items()}
     high, low = _ends(value)
     gap = value[high] - value[low]
     reach = norm.ppf(0.975) * np.sqrt(variance(shown[high]) + variance(shown[low]))
-    return found | {"auroc": Gap(high, low, Estimate(gap, float(gap - reach), float(gap + reach)))}
+    return largest | {"auroc": Gap(high, low, Estimate(gap, float(gap - reach), float(gap + reach)))}
 
 
 def _ends(values: Mapping[str, float]) -> tuple[str, str]:

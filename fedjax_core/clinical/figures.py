@@ -53,10 +53,9 @@ def look(method: str) -> Look:
     """How this method is drawn, in every figure of this process alike."""
     if method not in _looks:
         i = len(_looks)
-        # so that methods of one colour differ in their lines
-        styles = _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)]
+        j = i + i // len(_COLOURS)  # methods of one colour differ in their lines
         _looks[method] = Look(
-            _COLOURS[i % len(_COLOURS)], styles, _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+            _COLOURS[i % len(_COLOURS)], _STYLES[j % len(_STYLES)], _MARKERS[j % len(_MARKERS)]
         )
     return _looks[method]
 
@@ -74,7 +73,7 @@ def convergence(
     A value that is not finite is a gap in its line.
     """
     figure, axes = _figure(6.4, 4.0)
-    # later lines lie above and are thinner, so that equal ones are all seen
+    # Later lines lie above and are thinner, so that equal ones are all seen.
     widths = np.linspace(3.2, 1.4, len(curves))
     for (name, curve), width in zip(curves.items(), widths, strict=True):
         given = isinstance(curve, tuple) and len(curve) == 2 and np.ndim(curve[0]) == 1
@@ -104,8 +103,8 @@ def hospitals(
         )
     figure, axes = _figure(min(_MOST_INCHES, 1.6 + 1.25 * len(groups)), 4.2)
     step = 0.78 / len(results)
-    for j, (method, found) in enumerate(results.items()):
-        estimates = [estimate(method, found, group, metric) for group in groups]
+    for j, (method, assessment) in enumerate(results.items()):
+        estimates = [estimate(method, assessment, group, metric) for group in groups]
         value, low, high = (
             np.array([getattr(each, field) for each in estimates]) for field in ("value", "low", "high")
         )
@@ -128,8 +127,8 @@ def hospitals(
             )
             bars[0].set_linestyle("--")
     if not any(
-        np.isfinite(estimate(method, found, group, metric).value)
-        for method, found in results.items()
+        np.isfinite(estimate(method, assessment, group, metric).value)
+        for method, assessment in results.items()
         for group in groups
     ):
         axes.text(
@@ -147,7 +146,11 @@ def hospitals(
     axes.set_xticks(range(len(groups)), names)
     kinds = (
         " (hollow: score)"
-        if any(estimate(m, found, group, metric).is_score for m, found in results.items() for group in groups)
+        if any(
+            estimate(m, assessment, group, metric).is_score
+            for m, assessment in results.items()
+            for group in groups
+        )
         else ""
     )
     axes.set(ylabel=f"{METRICS[metric]}, 95 % interval{kinds}", xlim=(-0.5, len(groups) - 0.5))
@@ -155,21 +158,21 @@ def hospitals(
     return _save(figure, path)
 
 
-def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int = 8) -> Path:
+def calibration(predictions: Mapping[str, Predictions], path: str | Path, groups: int = 8) -> Path:
     """Share of patients with the outcome against the risk they were given, a panel a method, written to
     `path`.
 
     A point is one of `groups` equal parts of the patients, ordered by risk; its bar is Wilson's 95 % interval
     for the share."""
-    if not found:
+    if not predictions:
         raise ValueError("a calibration figure needs at least one method: {method: Predictions}")
-    columns = min(len(found), 3)
-    rows = -(-len(found) // columns)
+    columns = min(len(predictions), 3)
+    rows = -(-len(predictions) // columns)
     figure = Figure(figsize=(0.5 + 2.5 * columns, 0.6 + 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    sizes = {len(each.risk) for each in found.values()}
-    for axes, (name, each) in zip(panels, found.items(), strict=False):
+    sizes = {len(each.risk) for each in predictions.values()}
+    for axes, (name, each) in zip(panels, predictions.items(), strict=False):
         (colour, _, marker), (risk, share, count) = look(name), calibration_curve(each, groups)
         low, high = wilson(share, count)
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=(0, (4, 3)))
@@ -188,9 +191,10 @@ def calibration(found: Mapping[str, Predictions], path: str | Path, groups: int 
         axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
         axes.set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
         _plain(axes)
-    for axes in panels[len(found) :]:
+    for axes in panels[len(predictions) :]:
         axes.set_visible(False)
-    for axes in panels[max(0, len(found) - columns) : len(found)]:  # also where the row below is not full
+    # Also where the row below is not full.
+    for axes in panels[max(0, len(predictions) - columns) : len(predictions)]:
         axes.tick_params(labelbottom=True)
     number = f", n = {min(sizes)}" if len(sizes) == 1 else ""
     figure.supxlabel(

@@ -61,38 +61,38 @@ class Comparison(NamedTuple):
         return Estimate(value, value - reach, value + reach, f"p = {p:.3g}")
 
 
-def placements(found: Counts) -> Placements:
+def placements(counts: Counts) -> Placements:
     """The placement of a person in each bin, ties counted half; raises ValueError where all people have the
     same outcome."""
-    ill, well = (np.asarray(each, float) for each in found)
+    ill, well = (np.asarray(each, float) for each in counts)
     if not ill.sum() or not well.sum():
         raise ValueError("an AUROC needs people with the outcome and people without it")
     below, above = np.cumsum(well) - well / 2, ill.sum() - np.cumsum(ill) + ill / 2
     return Placements(below / well.sum(), above / ill.sum())
 
 
-def variance(found: Counts) -> float:
+def variance(counts: Counts) -> float:
     """DeLong's variance of the AUROC; NaN of fewer than two people of an outcome."""
     return float(
         sum(
             _variance(place, np.asarray(count, float))
-            for place, count in zip(placements(found), found, strict=True)
+            for place, count in zip(placements(counts), counts, strict=True)
         )
     )
 
 
-def delong(found: Counts, level: float = 0.95) -> Estimate:
+def delong(counts: Counts, level: float = 0.95) -> Estimate:
     """The AUROC of the grid with DeLong's interval, cut at 0 and 1."""
-    place = placements(found)
-    value = float(found.ill @ place.ill / found.ill.sum())
-    reach = norm.ppf(0.5 + level / 2) * np.sqrt(variance(found))
+    place = placements(counts)
+    value = float(counts.ill @ place.ill / counts.ill.sum())
+    reach = norm.ppf(0.5 + level / 2) * np.sqrt(variance(counts))
     if not np.isfinite(reach):
         return Estimate(value, np.nan, np.nan, "no interval: fewer than two people with one of the outcomes")
     return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
 def paired_sums(
-    outcome: np.ndarray, risks: np.ndarray, edges: np.ndarray, told: list[Placements]
+    outcome: np.ndarray, risks: np.ndarray, edges: np.ndarray, placements: list[Placements]
 ) -> PairedSums:
     """The site half of a comparison: risks [M, n] of M models, and the placements that all sites' counts gave
     for each."""
@@ -102,25 +102,25 @@ def paired_sums(
     bins = [bins_of(risk, edges) for risk in risks]
     people, sums, products = [], [], []
     for i, these in enumerate((outcome == 1, outcome == 0)):
-        values = np.stack([place[i][where[these]] for place, where in zip(told, bins, strict=True)])
+        values = np.stack([place[i][where[these]] for place, where in zip(placements, bins, strict=True)])
         people.append(these.sum())
         sums.append(values.sum(axis=1))
         products.append(values @ values.T)
     return PairedSums(np.array(people), np.stack(sums), np.stack(products))
 
 
-def compare(found: PairedSums) -> Comparison:
+def compare(sums: PairedSums) -> Comparison:
     """The centre half: the AUROC of each model, and DeLong's covariance of all."""
-    if (found.people < 2).any():
-        raise ValueError(f"a comparison needs two people of each outcome, got {found.people.tolist()}")
-    n = found.people[:, None, None].astype(float)
-    mean = found.sums / found.people[:, None]
-    covariance = (found.products / n - mean[:, :, None] * mean[:, None, :]) / (n - 1)
+    if (sums.people < 2).any():
+        raise ValueError(f"a comparison needs two people of each outcome, got {sums.people.tolist()}")
+    n = sums.people[:, None, None].astype(float)
+    mean = sums.sums / sums.people[:, None]
+    covariance = (sums.products / n - mean[:, :, None] * mean[:, None, :]) / (n - 1)
     return Comparison(mean[0], covariance.sum(axis=0))
 
 
 def bootstrap(
-    found: Counts,
+    counts: Counts,
     statistic: Callable[[Counts], float],
     *,
     resamples: int = 2000,
@@ -132,9 +132,9 @@ def bootstrap(
     Drawn counts for which it is NaN (one outcome only) are left out.
     """
     at_least(1, resamples=resamples)
-    cells = np.concatenate([found.ill, found.well])
-    people, bins = int(cells.sum()), len(found.ill)
-    value = float(statistic(found))
+    cells = np.concatenate([counts.ill, counts.well])
+    people, bins = int(cells.sum()), len(counts.ill)
+    value = float(statistic(counts))
     if people == 0 or np.isnan(value):
         return Estimate(value, np.nan, np.nan, "not defined for these people")
     rng = np.random.default_rng(seed)

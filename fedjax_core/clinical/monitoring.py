@@ -155,9 +155,9 @@ def _first_alarm(
     down = -np.log1p((ratio - 1) * risks)
     while (alarm == 0).any():
         period += 1
-        who = rng.integers(0, len(risks), (runs, people))
-        ill = rng.random((runs, people)) < chance[who]
-        value = np.maximum(0, value + (down[who] + ill * np.log(ratio)).sum(axis=1))
+        drawn = rng.integers(0, len(risks), (runs, people))
+        ill = rng.random((runs, people)) < chance[drawn]
+        value = np.maximum(0, value + (down[drawn] + ill * np.log(ratio)).sum(axis=1))
         alarm[(alarm == 0) & (value >= limit)] = period
         if period > _LONGEST:
             raise ValueError(

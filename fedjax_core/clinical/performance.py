@@ -43,7 +43,7 @@ METRICS = {
 }
 ALL = "all hospitals"
 _Z = 1.959964  # of the normal distribution, for 95 %
-# of drawn sets that are looked at together: 16 million patients' counts take 4 such arrays
+# Of drawn sets that are evaluated together: 16 million patients' counts take 4 such arrays.
 _DRAWN_BYTES = 32 << 20
 
 
@@ -98,24 +98,24 @@ def predictions(task: Task, params: Params, clients: Clients) -> dict[str, Predi
 
 
 def by_hospital(
-    found: Mapping[str, Predictions], *, resamples: int = 2000, seed: int = 0
+    predictions: Mapping[str, Predictions], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, Estimate]]:
     """`assess` for each hospital, then for all their patients together under `ALL`.
 
     A hospital for whose patients the model gives no number has - in its row, and is not in `ALL`, which names
     it."""
-    if not found or ALL in found:
+    if not predictions or ALL in predictions:
         raise ValueError(
-            f"a report needs hospitals, of which none has the name {ALL!r}: that row is of all of them; got {list(found)[:5]}"
+            f"a report needs hospitals, of which none has the name {ALL!r}: that row is of all of them; got {list(predictions)[:5]}"
         )
-    odd = [name for name, each in found.items() if not np.isfinite(each.risk).all()]
+    odd = [name for name, each in predictions.items() if not np.isfinite(each.risk).all()]
     rows = {
         name: _missing("the model gives risks that are not numbers")
         if name in odd
         else assess(*each, resamples=resamples, seed=seed)
-        for name, each in found.items()
+        for name, each in predictions.items()
     }
-    whole = [each for name, each in found.items() if name not in odd]
+    whole = [each for name, each in predictions.items() if name not in odd]
     everybody = (
         assess(*joined(dict(enumerate(whole))), resamples=resamples, seed=seed)
         if whole
@@ -127,9 +127,9 @@ def by_hospital(
     }
 
 
-def joined(found: Mapping[Any, Predictions]) -> Predictions:
+def joined(predictions: Mapping[Any, Predictions]) -> Predictions:
     """The patients of all hospitals together."""
-    return Predictions(*(np.concatenate(parts) for parts in zip(*found.values(), strict=True)))
+    return Predictions(*(np.concatenate(parts) for parts in zip(*predictions.values(), strict=True)))
 
 
 def assess(
@@ -163,38 +163,37 @@ def assess(
         for name, metric in rows.items():
             drawn[name][first : first + len(counts)] = metric(counts)
     once = np.ones((1, len(risk)), int)
-    found = {name: _estimate(float(metric(once)[0]), drawn[name]) for name, metric in rows.items()}
-    # both variances are the same at 1 - share
-    ill, well = (
-        int(outcome.sum()),
-        int(len(outcome) - outcome.sum()),
+    estimates = {name: _estimate(float(metric(once)[0]), drawn[name]) for name, metric in rows.items()}
+    ill, well = int(outcome.sum()), int(len(outcome) - outcome.sum())
+    # Both variances are the same at 1 - share.
+    estimates["accuracy"] = _or_score(
+        estimates["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome)
     )
-    found["accuracy"] = _or_score(
-        found["accuracy"], "Wilson", lambda off: off**2 - _Z**2 * off * (1 - off) / len(outcome)
+    estimates["auroc"] = _or_score(
+        estimates["auroc"], "Newcombe", lambda off: off**2 - _Z**2 * _auroc_variance(off, ill, well)
     )
-    found["auroc"] = _or_score(
-        found["auroc"], "Newcombe", lambda off: off**2 - _Z**2 * _auroc_variance(off, ill, well)
-    )
-    return found
+    return estimates
 
 
-def calibration_curve(found: Predictions, groups: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def calibration_curve(
+    predictions: Predictions, groups: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean risk, share with the outcome, patients) [at most groups], patients sorted by risk and cut into
     groups of nearly equal size.
 
     Patients of the same risk are in one group, so that the order in which patients are stored does not
     matter. Those for whom the model gives no number are left out.
     """
-    known = np.isfinite(found.risk)
-    found = Predictions(np.asarray(found.outcome)[known], np.asarray(found.risk)[known])
-    _, tied, size = np.unique(found.risk, return_inverse=True, return_counts=True)
+    known = np.isfinite(predictions.risk)
+    predictions = Predictions(np.asarray(predictions.outcome)[known], np.asarray(predictions.risk)[known])
+    _, tied, size = np.unique(predictions.risk, return_inverse=True, return_counts=True)
     middle = np.cumsum(size) - size / 2  # of the places that patients of the same risk have among all
-    group = np.minimum((middle * groups / max(1, len(found.risk))).astype(int), groups - 1)[tied]
+    group = np.minimum((middle * groups / max(1, len(predictions.risk))).astype(int), groups - 1)[tied]
     count = np.bincount(group, minlength=groups)
     here = count > 0
     risk, share = (
         np.bincount(group, np.asarray(values, float), groups)[here] / count[here]
-        for values in (found.risk, found.outcome)
+        for values in (predictions.risk, predictions.outcome)
     )
     return risk, share, count[here]
 
@@ -203,7 +202,7 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Wilson's 95 % interval (low, high) for shares found in `count` patients each."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    # of which the last digit may be beyond
+    # Rounding may put the last digit beyond the share.
     return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
 
 
@@ -213,18 +212,18 @@ def names_of(results: Mapping[str, Assessment]) -> list[str]:
         raise ValueError(
             "a table or figure needs at least one method: {method: performance.by_hospital(...)}"
         )
-    names = list(dict.fromkeys(name for found in results.values() for name in found))
+    names = list(dict.fromkeys(name for assessment in results.values() for name in assessment))
     return [name for name in names if name != ALL] + [ALL] * (ALL in names)
 
 
-def estimate(method: str, found: Assessment, hospital: str, metric: str) -> Estimate:
+def estimate(method: str, assessment: Assessment, hospital: str, metric: str) -> Estimate:
     """A method's estimate for a hospital: - with the reason where it was not assessed there; raises
     ValueError for an unknown metric."""
     if metric not in METRICS:
         raise ValueError(f"there is no metric {metric!r}: a report has {', '.join(METRICS)}")
-    if hospital not in found:
+    if hospital not in assessment:
         return _missing(f"{method} was not assessed there")[metric]
-    return found[hospital][metric]
+    return assessment[hospital][metric]
 
 
 def _missing(why: str) -> dict[str, Estimate]:
@@ -257,24 +256,24 @@ def _estimate(value: float, drawn: np.ndarray) -> Estimate:
         return Estimate(
             value, np.nan, np.nan, "no interval, for every drawn set of patients gives the same value"
         )
-    # all drawn calibration errors may lie above the value
+    # All drawn calibration errors may lie above the value.
     return Estimate(value, min(low, value), max(high, value))
 
 
-def _or_score(found: Estimate, name: str, outside: Callable[[float], float]) -> Estimate:
+def _or_score(estimate: Estimate, name: str, outside: Callable[[float], float]) -> Estimate:
     """Where the bootstrap failed at 0 or 1: the interval from there to the nearest share that the value is
     1.96 deviations from.
 
     `outside` gives, for the distance of a share from the value, that distance squared less 1.96^2 times the
     variance at the share."""
-    if not np.isnan(found.low) or found.value not in (0.0, 1.0):
-        return found
+    if not np.isnan(estimate.low) or estimate.value not in (0.0, 1.0):
+        return estimate
     low, high = 0.0, 1.0  # of the distance, halved until float64 has no more to give
     for _ in range(53):
         middle = (low + high) / 2
         low, high = (low, middle) if outside(middle) > 0 else (middle, high)
     note = f"{name}'s score interval (a wider kind), for every drawn set of patients gives the same value"
-    return Estimate(found.value, max(0.0, found.value - high), min(1.0, found.value + high), note)
+    return Estimate(estimate.value, max(0.0, estimate.value - high), min(1.0, estimate.value + high), note)
 
 
 def _auroc_variance(share: float, ill: int, well: int) -> float:

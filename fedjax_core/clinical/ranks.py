@@ -73,8 +73,8 @@ def grid(bins: int = 1000) -> np.ndarray:
 def levels(risks: Iterable[np.ndarray]) -> np.ndarray:
     """Edges with one bin for each distinct risk of all sites: exact, and for sites that may send each
     person's risk."""
-    found = np.unique(np.concatenate([np.asarray(risk, float) for risk in risks]))
-    return np.append(found, max(1.0, np.nextafter(found[-1], 2.0)))
+    distinct = np.unique(np.concatenate([np.asarray(risk, float) for risk in risks]))
+    return np.append(distinct, max(1.0, np.nextafter(distinct[-1], 2.0)))
 
 
 def bins_of(risk: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -91,13 +91,13 @@ def counts(outcome: np.ndarray, risk: np.ndarray, edges: np.ndarray) -> Counts:
     return Counts(*(np.bincount(where[these], minlength=len(edges) - 1) for these in (ill, ~ill)))
 
 
-def auroc(found: Counts, *, exact: bool = False) -> Bounded:
+def auroc(counts: Counts, *, exact: bool = False) -> Bounded:
     """The AUROC [Bounded]; `exact` says that all people in a bin have the same risk, so that ties count half
     and nothing is unknown.
 
     NaN where all people have the same outcome.
     """
-    ill, well = (np.asarray(each, float) for each in found)
+    ill, well = (np.asarray(each, float) for each in counts)
     pairs = ill.sum() * well.sum()
     if pairs == 0:
         return Bounded(np.nan, np.nan, np.nan)
@@ -106,14 +106,14 @@ def auroc(found: Counts, *, exact: bool = False) -> Bounded:
     return Bounded(value, value - error, value + error)
 
 
-def average_precision(found: Counts, *, exact: bool = False) -> Bounded:
+def average_precision(counts: Counts, *, exact: bool = False) -> Bounded:
     """The area under precision and recall as scikit-learn has it (`average_precision_score`); NaN where
     nobody has the outcome.
 
     A bin with a people with and c without, below A and C of them with higher risk, adds least if those
     without come first, and most if those with are tied and come first: sum_{j <= a} (A + j) / (A + j + C + c)
     and a (A + a) / (A + a + C)."""
-    ill, well = (np.asarray(each, float)[::-1] for each in found)  # from the highest risk
+    ill, well = (np.asarray(each, float)[::-1] for each in counts)  # from the highest risk
     people = ill.sum()
     if people == 0:
         return Bounded(np.nan, np.nan, np.nan)
@@ -127,7 +127,7 @@ def average_precision(found: Counts, *, exact: bool = False) -> Bounded:
     return Bounded(value, float(least.sum() / people), float(most.sum() / people))
 
 
-def at_threshold(found: Counts, edges: np.ndarray, threshold: float) -> AtThreshold:
+def at_threshold(counts: Counts, edges: np.ndarray, threshold: float) -> AtThreshold:
     """Sensitivity, specificity and predictive values of "positive where risk >= threshold", exact; it must be
     an edge of the grid."""
     place = int(np.searchsorted(edges, threshold - 1e-12))
@@ -135,8 +135,8 @@ def at_threshold(found: Counts, edges: np.ndarray, threshold: float) -> AtThresh
         raise ValueError(
             f"threshold {threshold} is not an edge of the grid, where counts are exact: take one of {len(edges)} edges"
         )
-    true_positive, false_positive = (int(each[place:].sum()) for each in found)
-    false_negative, true_negative = (int(each[:place].sum()) for each in found)
+    true_positive, false_positive = (int(each[place:].sum()) for each in counts)
+    false_negative, true_negative = (int(each[:place].sum()) for each in counts)
     return AtThreshold(
         _proportion(true_positive, true_positive + false_negative),
         _proportion(true_negative, true_negative + false_positive),
@@ -145,16 +145,16 @@ def at_threshold(found: Counts, edges: np.ndarray, threshold: float) -> AtThresh
     )
 
 
-def decision_curve(found: Counts, edges: np.ndarray) -> DecisionCurve:
+def decision_curve(counts: Counts, edges: np.ndarray) -> DecisionCurve:
     """Net benefit at every inner edge of the grid: TP / n - FP / n * t / (1 - t)."""
     threshold = np.asarray(edges[1:-1], float)
-    people = found.ill.sum() + found.well.sum()
+    people = counts.ill.sum() + counts.well.sum()
     if people == 0:
         raise ValueError("a decision curve needs people, got none")
-    positive = [np.cumsum(each[::-1])[::-1][1:] for each in found]
+    positive = [np.cumsum(each[::-1])[::-1][1:] for each in counts]
     odds = threshold / (1 - threshold)
     model = (positive[0] - positive[1] * odds) / people
-    return DecisionCurve(threshold, model, (found.ill.sum() - found.well.sum() * odds) / people)
+    return DecisionCurve(threshold, model, (counts.ill.sum() - counts.well.sum() * odds) / people)
 
 
 def _proportion(part: int, whole: int) -> Estimate:

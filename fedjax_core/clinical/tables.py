@@ -53,10 +53,10 @@ def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METR
     """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it
     concerns."""
     where: dict[tuple[str, str, str], dict[str, None]] = {}
-    for method, found in results.items():
+    for method, assessment in results.items():
         for hospital in names_of(results):
             for metric in metrics:
-                one = estimate(method, found, hospital, metric)
+                one = estimate(method, assessment, hospital, metric)
                 if one.note:
                     where.setdefault(("-" if np.isnan(one.value) else "*", metric, one.note), {})[
                         hospital
@@ -74,8 +74,8 @@ def _rows(
     for group in names_of(results):
         name = f"{group} (n = {sizes[group]})" if sizes and group in sizes else group
         cells = {
-            method: [str(estimate(method, found, group, metric)) for metric in metrics]
-            for method, found in results.items()
+            method: [str(estimate(method, assessment, group, metric)) for metric in metrics]
+            for method, assessment in results.items()
         }
         yield name, list(cells.items())
 

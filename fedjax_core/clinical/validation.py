@@ -76,7 +76,7 @@ def leave_one_out(
 
 
 def pooled(
-    found: Mapping[str, Judged], *, scale: Scale = "identity", method: Method = "reml", hksj: bool = True
+    judged: Mapping[str, Judged], *, scale: Scale = "identity", method: Method = "reml", hksj: bool = True
 ) -> LeftOut:
     """The mean of what sites say, with a random effect of the site; `scale="logit"` is for numbers between 0
     and 1."""
@@ -85,7 +85,7 @@ def pooled(
     back: Callable[[float], float] = (lambda x: float(expit(x))) if scale == "logit" else float
     effects: dict[str, tuple[float, float]] = {}
     shown, without = {}, {}
-    for site, each in found.items():
+    for site, each in judged.items():
         why = _missing(each, scale)
         if why:
             without[site] = why
