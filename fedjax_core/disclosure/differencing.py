@@ -52,10 +52,10 @@ class Guard:
 
         `joint` says that they are one table, which is safe by itself.
         """
-        asked = [each for each in dict.fromkeys(self._hashed(each) for each in sets) if each]
-        if any(len(each) < self.minimum for each in asked):
+        hashed = [each for each in dict.fromkeys(self._hashed(each) for each in sets) if each]
+        if any(len(each) < self.minimum for each in hashed):
             return False
-        new = [asked] if joint else [[each] for each in asked]
+        new = [hashed] if joint else [[each] for each in hashed]
         new = [each for each in new if each and each not in self.released]
         if new and not self._safe(self.released + new):
             return False
@@ -68,9 +68,9 @@ class Guard:
         return frozenset(name if k == 1 else f"{name} {k}" for name, k in times.items())
 
     def _name(self, person: Hashable) -> str:
-        found = hmac.digest(self._key, repr(_plain(person)).encode(), hashlib.sha256).hex()[:32]
-        self._names[person] = found
-        return found
+        name = hmac.digest(self._key, repr(_plain(person)).encode(), hashlib.sha256).hex()[:32]
+        self._names[person] = name
+        return name
 
     def saved(self) -> dict[str, Any]:
         """What it remembers, as JSON has it: of each release its sets by number, and of each person the sets
@@ -125,9 +125,9 @@ class Guard:
             alike = inside > 1 - _TOLERANCE
             if not alike.any():
                 continue
-            told = np.zeros((int(alike.sum()), len(sizes)))
-            told[:, small] = turns[:, alike].T @ basis
-            if not any(_rank(np.concatenate([own, told])) == _rank(own) for own in alone):
+            derived = np.zeros((int(alike.sum()), len(sizes)))
+            derived[:, small] = turns[:, alike].T @ basis
+            if not any(_rank(np.concatenate([own, derived])) == _rank(own) for own in alone):
                 return False
         return True
 

@@ -72,19 +72,21 @@ class Desk:
 
     def count(self, name: str, people: People) -> int:
         """How many people there are."""
-        who = _distinct(people)
-        return self._decide(name, "count", [rules.enough("people", len(who), self.policy)], [who], len(who))
+        persons = _distinct(people)
+        return self._decide(
+            name, "count", [rules.enough("people", len(persons), self.policy)], [persons], len(persons)
+        )
 
     def mean(self, name: str, values: np.ndarray, people: People) -> float:
         """The mean of values [n] that are known, of which nobody's part is too large; missing ones are
         NaN."""
         values, people = np.asarray(values, float), _array(people)
         known = np.isfinite(values)
-        who, place = np.unique(people[known], return_inverse=True)
-        parts = np.bincount(place, values[known], len(who))
-        findings = [rules.enough("people", len(who), self.policy), *rules.dominance(parts, self.policy)]
+        persons, place = np.unique(people[known], return_inverse=True)
+        parts = np.bincount(place, values[known], len(persons))
+        findings = [rules.enough("people", len(persons), self.policy), *rules.dominance(parts, self.policy)]
         return self._decide(
-            name, "mean", findings, [who], float(values[known].mean()) if known.any() else np.nan
+            name, "mean", findings, [persons], float(values[known].mean()) if known.any() else np.nan
         )
 
     def extremes(self, name: str, values: np.ndarray, people: People) -> tuple[float, float]:
@@ -94,16 +96,16 @@ class Desk:
             self._decide(name, "extremes", [Finding("extremes", 1, 0, False)], [], None)
         values, people = np.asarray(values, float), _array(people)
         known = np.isfinite(values)
-        who, place = np.unique(people[known], return_inverse=True)
+        persons, place = np.unique(people[known], return_inverse=True)
         ends, sets, k = [], [], self.policy.minimum
         for sign in (1, -1):
-            least = np.full(len(who), np.inf)
+            least = np.full(len(persons), np.inf)
             np.minimum.at(least, place, sign * values[known])
             first = np.argsort(least, kind="stable")[:k]
-            ends.append(sign * float(least[first].mean()) if len(who) else np.nan)
-            sets.append(who[first])
-        findings = [rules.enough("people", len(who), self.policy)]
-        return self._decide(name, "extremes", findings, [who, *sets], (ends[0], ends[1]))
+            ends.append(sign * float(least[first].mean()) if len(persons) else np.nan)
+            sets.append(persons[first])
+        findings = [rules.enough("people", len(persons), self.policy)]
+        return self._decide(name, "extremes", findings, [persons, *sets], (ends[0], ends[1]))
 
     def table(
         self,
@@ -134,29 +136,29 @@ class Desk:
             for col, known in zip(arrays, named, strict=True)
         ]
         cell = np.ravel_multi_index(codes, shape) if len(people) else np.zeros(0, int)
-        who, first = np.unique(people, return_index=True)
-        if (cell != cell[first][np.searchsorted(who, people)]).any():
+        persons, first = np.unique(people, return_index=True)
+        if (cell != cell[first][np.searchsorted(persons, people)]).any():
             raise ValueError(f"table {name!r}: a person is in two cells: choose one record of each person")
         cell = cell[first]
         counts, sums = np.bincount(cell, minlength=int(np.prod(shape))), crosstab_sums(shape)
         findings = [
-            rules.enough("people", len(who), self.policy),
+            rules.enough("people", len(persons), self.policy),
             *(Finding("levels", len(k), self.policy.levels, len(k) <= self.policy.levels) for k in named),
         ]
-        found = protect(counts, sums, self.policy)
+        protected = protect(counts, sums, self.policy)
         findings.append(
             Finding(
                 "small cells",
-                int(found.primary.sum()),
+                int(protected.primary.sum()),
                 0,
-                self.policy.tables != "refuse" or not found.primary.any(),
+                self.policy.tables != "refuse" or not protected.primary.any(),
             )
         )
-        shown = ~np.isnan(found.values)
-        sets = [who[sums[j, cell] > 0] for j in np.flatnonzero(shown)]
-        hidden = {"primary": int(found.primary.sum()), "secondary": int(found.secondary.sum())}
+        shown = ~np.isnan(protected.values)
+        sets = [persons[sums[j, cell] > 0] for j in np.flatnonzero(shown)]
+        hidden = {"primary": int(protected.primary.sum()), "secondary": int(protected.secondary.sum())}
         return self._decide(
-            name, "table", findings, sets, Table(_laid_out(found.values, shape), tuple(named)), hidden
+            name, "table", findings, sets, Table(_laid_out(protected.values, shape), tuple(named)), hidden
         )
 
     def histogram(self, name: str, values: np.ndarray, edges: np.ndarray, people: People) -> Table:
@@ -182,8 +184,8 @@ class Desk:
         A time is shown where at least the minimum of people are at risk still, and as many had the event
         since the last time that was shown. Where there were fewer, they are part of the next step; after the
         last step the curve ends."""
-        time, event, who = np.asarray(time, float), np.asarray(event, bool), _array(people)
-        if len(np.unique(who)) < len(who) or not np.isfinite(time).all():
+        time, event, persons = np.asarray(time, float), np.asarray(event, bool), _array(people)
+        if len(np.unique(persons)) < len(persons) or not np.isfinite(time).all():
             raise ValueError(
                 f"survival {name!r} takes one record of each person, with a time: choose the first event of each"
             )
@@ -191,18 +193,20 @@ class Desk:
         at_risk = (time[:, None] >= when).sum(axis=0)
         died = (time[event][:, None] == when).sum(axis=0)
         shown, levels, steps, last = [], [], [], -np.inf
-        for at in np.sort(np.asarray(times, float)):
-            step = event & (time > last) & (time <= at)
-            if step.sum() >= self.policy.minimum and (time > at).sum() >= self.policy.minimum:
-                shown.append(at)
-                levels.append(float(np.prod(1 - died[when <= at] / at_risk[when <= at])))
-                steps.append(who[step])
-                last = at
+        for end in np.sort(np.asarray(times, float)):
+            step = event & (time > last) & (time <= end)
+            if step.sum() >= self.policy.minimum and (time > end).sum() >= self.policy.minimum:
+                shown.append(end)
+                levels.append(float(np.prod(1 - died[when <= end] / at_risk[when <= end])))
+                steps.append(persons[step])
+                last = end
         findings = [
-            rules.enough("people", len(who), self.policy),
+            rules.enough("people", len(persons), self.policy),
             Finding("steps", len(steps), 1, len(steps) >= 1),
         ]
-        return self._decide(name, "survival", findings, [who, *steps], (np.array(shown), np.array(levels)))
+        return self._decide(
+            name, "survival", findings, [persons, *steps], (np.array(shown), np.array(levels))
+        )
 
     def fit(
         self,
@@ -220,10 +224,10 @@ class Desk:
         more numbers is to be given as text.
         """
         array = _array(people)
-        who, first = np.unique(array, return_index=True)
+        persons, first = np.unique(array, return_index=True)
         findings = [
-            rules.enough("people", len(who), self.policy),
-            *rules.parameters(parameters, len(who), self.policy),
+            rules.enough("people", len(persons), self.policy),
+            *rules.parameters(parameters, len(persons), self.policy),
         ]
         for column, values in (columns or {}).items():
             values = np.asarray(values)
@@ -251,7 +255,7 @@ class Desk:
         margins of tables of it, each of which is safe by itself. All columns' guards must admit them, or none
         does.
         """
-        found, kept, broken = list(findings), {}, [each.rule for each in findings if not each.holds]
+        checked, kept, broken = list(findings), {}, [each.rule for each in findings if not each.holds]
         for column, groups in {} if broken else sets.items():
             guard = self.columns.setdefault(
                 column, Guard(self.policy.minimum, combinations=self.policy.combinations, key=self._key)
@@ -261,15 +265,15 @@ class Desk:
                 guard.admit(table, joint=True) for table in (tables or {}).get(column, ())
             ):
                 broken.append(f"differencing: {column}")
-                found.append(Finding(broken[-1], 1, 0, False))
+                checked.append(Finding(broken[-1], 1, 0, False))
                 break
         if broken:
             for column, before in kept.items():
                 self.columns[column].released = before
         else:
-            found.append(Finding("differencing", 0, 0, True))
+            checked.append(Finding("differencing", 0, 0, True))
         return self._recorded(
-            name, "sums", found, broken, value, {} if evidence is None else {"evidence": evidence}
+            name, "sums", checked, broken, value, {} if evidence is None else {"evidence": evidence}
         )
 
     def _decide(
@@ -362,33 +366,33 @@ class Desk:
             os.fsync(file.fileno())
 
 
-def _plain(found: Finding) -> dict[str, Any]:
+def _plain(finding: Finding) -> dict[str, Any]:
     """As JSON has it, of Python's own numbers."""
     return {
-        "rule": found.rule,
-        "measured": float(found.measured),
-        "limit": float(found.limit),
-        "holds": bool(found.holds),
+        "rule": finding.rule,
+        "measured": float(finding.measured),
+        "limit": float(finding.limit),
+        "holds": bool(finding.holds),
     }
 
 
 def _laid_out(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sums in the order of `crosstab_sums` as one array [levels + 1, ...], margins last."""
     out = np.full([n + 1 for n in shape], np.nan)
-    at = 0
+    start = 0
     for summed in sorted(range(2 ** len(shape)), key=lambda bits: (bits.bit_count(), bits)):
         place = tuple(-1 if summed >> axis & 1 else slice(0, n) for axis, n in enumerate(shape))
         size = int(np.prod([n for axis, n in enumerate(shape) if not summed >> axis & 1]))
-        out[place] = values[at : at + size].reshape(out[place].shape)
-        at += size
+        out[place] = values[start : start + size].reshape(out[place].shape)
+        start += size
     return out
 
 
 def _array(people: People) -> np.ndarray:
-    found = np.asarray(people)
-    if found.ndim != 1:
-        raise ValueError(f"people are one identifier for each row, got an array of shape {found.shape}")
-    return found
+    array = np.asarray(people)
+    if array.ndim != 1:
+        raise ValueError(f"people are one identifier for each row, got an array of shape {array.shape}")
+    return array
 
 
 def _distinct(people: People) -> np.ndarray:

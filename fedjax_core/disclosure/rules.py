@@ -34,8 +34,8 @@ def each_enough(rule: str, counts: np.ndarray, policy: OutputPolicy) -> Finding:
     """At least the minimum of people in each; an empty one counts as too few unless the policy shows
     zeros."""
     counts = np.asarray(counts)
-    asked = counts[counts > 0] if policy.zeros else counts
-    least = int(asked.min()) if len(asked) else 0
+    checked = counts[counts > 0] if policy.zeros else counts
+    least = int(checked.min()) if len(checked) else 0
     return Finding(rule, least, policy.minimum, least >= policy.minimum)
 
 

@@ -110,7 +110,7 @@ def _needed(
     size = a.sum(axis=1)
     cost = (1 + a @ counts) * np.where(size > 1, 1000.0 * size, 1.0)
     eye = np.eye(p)
-    found = linprog(
+    solution = linprog(
         np.concatenate([np.zeros(n), cost]),
         A_ub=np.block([[a, -eye], [-a, -eye]]),
         b_ub=np.concatenate([high[shown], -low[shown]]),
@@ -119,8 +119,8 @@ def _needed(
         bounds=[(-x, None) for x in counts] + [(0, None)] * p,
         method="highs",
     )
-    if not found.success:
-        raise RuntimeError(f"linear programming found no way to protect a table: {found.message}")
+    if not solution.success:
+        raise RuntimeError(f"linear programming found no way to protect a table: {solution.message}")
     needed = np.zeros(len(sums), bool)
-    needed[shown] = found.x[n:] > 1e-7
+    needed[shown] = solution.x[n:] > 1e-7
     return needed
