@@ -45,6 +45,7 @@ def test_the_pages_are_there():
         "coming-from.md",
         "compliance.md",
         "evaluation.md",
+        "pieces.md",
         "privacy.md",
         "round.md",
         "sites.md",
@@ -135,14 +136,30 @@ def test_every_code_of_a_refusal_is_in_the_page_of_what_to_do():
     assert len(ours) > 50 and ours - there == {"declined"}  # of which there are two tables
 
 
+def codes_of(path):
+    """The codes of refusals in a module: of a `Decision(False, code, ...)`, the first of a tuple that is
+    yielded, returned or named, or in brackets at the end of a raised message."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Yield(ast.Tuple([ast.Constant(str(code)), *_])) | ast.Return(
+                ast.Tuple([ast.Constant(str(code)), *_])
+            ):
+                yield code
+            case ast.Assign(_, ast.Tuple([ast.Constant(str(code)), _])) if re.fullmatch("[a-z-]+", code):
+                yield code
+            case ast.Call(ast.Name("Decision"), [ast.Constant(False), ast.Constant(str(code)), *_]):
+                yield code
+            case ast.Raise(ast.Call(_, [message, *_])):
+                yield from re.findall(r"\[([a-z]+)\]['\"]$", ast.unparse(message))
+
+
 def test_every_setting_by_which_a_site_declines_is_in_the_page_of_what_to_do():
     folder = REPOSITORY / "fedjax_core" / "sites" / "policy"
-    source = "".join(
-        (folder / name).read_text() for name in ("policy.py", "tables.py", "answered.py", "enforcement.py")
-    )
-    codes = set(
-        re.findall(r'(?:yield \(?|return |Decision\(False, |^ +)"([a-z-]+)",', source, re.MULTILINE)
-    ) | set(re.findall(r"\[([a-z]+)\]\"\)", source))
+    codes = {
+        code
+        for name in ("policy.py", "tables.py", "answered.py", "enforcement.py")
+        for code in codes_of(folder / name)
+    }
     page = PAGES["sites-runbook.md"].partition("### What a site's policy says")[2].partition("###")[0]
     assert {
         "paused",
