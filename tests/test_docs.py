@@ -198,14 +198,21 @@ def test_the_files_can_be_read(tmp_path):
 
 
 def test_the_example_calls_what_there_is():
-    (example,) = re.findall(r"```python\n(.*?)```", PAGES["sites-setup.md"], re.DOTALL)
-    calls = [node for node in ast.walk(ast.parse(inspect.cleandoc(example))) if isinstance(node, ast.Call)]
+    examples = re.findall(r"```python\n(.*?)```", PAGES["sites-setup.md"], re.DOTALL)
+    trees = [ast.parse(inspect.cleandoc(example)) for example in examples]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     ours = {
         ast.unparse(call.func): [word.arg for word in call.keywords]
         for call in calls
         if ast.unparse(call.func).startswith("fc.")
     }
-    assert set(ours) == {"fc.Federation", "fc.fit", "fc.cohorts.everyone"}
+    assert set(ours) == {
+        "fc.Federation",
+        "fc.fit",
+        "fc.cohorts.everyone",
+        "fc.stats.table_one",
+        "fc.stats.histogram",
+    }
     for name, given in ours.items():
         assert set(given) <= set(inspect.signature(attrgetter(name.partition(".")[2])(fc)).parameters), name
 

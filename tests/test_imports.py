@@ -88,11 +88,11 @@ ALLOWED = {
     # The contracts compare lanes with plain loops.
     "contracts": NOUNS | {"round", "data", "lanes", "loops", "algorithms.base"},
     "run": NOUNS | {"round", "data", "xla", "privacy"},
-    "clinical": NOUNS | {"data", "lanes", "stats.meta"},
+    "clinical": NOUNS | {"data", "lanes", "stats.meta", "stats.histogram"},
     # Exact statistics: their site halves run where the data are, in one process or at sites.
     "stats": NOUNS | {"data"},
-    # A field may be an expression over the site's columns, in the language of formulas.
-    "intake": NOUNS | {"data", "stats.expressions", "stats.table"},
+    # A field may be an expression over the site's columns, in the language of formulas; drift is from sums of all sites.
+    "intake": NOUNS | {"data", "stats.expressions", "stats.table", "stats.describe", "stats.histogram"},
     "disclosure": NOUNS,
     # The gate attacks by runs of lanes, and the scores are those of audits.
     "release": NOUNS | {"data", "lanes", "privacy"},

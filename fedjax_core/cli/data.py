@@ -5,6 +5,7 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from fedjax_core.intake.drift import Reference
 from fedjax_core.intake.mapping import Mapping
 from fedjax_core.intake.readiness import readiness
 from fedjax_core.intake.reading import read
@@ -18,7 +19,7 @@ app = SubcommandApp()
 
 
 @app.command(name="check")
-def check(path: Positional[Path]) -> None:
+def check(path: Positional[Path], federation: Path | None = None) -> None:
     """Says what a study can use of a site's table: rows by reason, people, missing values, ranges, units; and
     what is to be done.
 
@@ -27,6 +28,8 @@ def check(path: Positional[Path]) -> None:
     Args:
         path: The mapping, or the site's file that names it as its data; its policy's minimums are then asked,
         too.
+        federation: What is known of all sites together, from the coordinator (`fedjax_core.intake.Reference`): the
+        report then says which columns are unlike theirs.
     """
     minimum, mapping = Minimum(), path
     if "schema" not in table_of(path):
@@ -39,7 +42,10 @@ def check(path: Positional[Path]) -> None:
         minimum = Minimum() if about.policy is None else Policy.read(about.policy).minimum
     schema = Schema.read(Mapping.read(mapping).schema)
     print(f"{mapping}: study {schema.name} (schema {schema.digest})\n")
-    found = readiness(read(mapping), examples=minimum.examples, per_class=minimum.per_class)
+    reference = None if federation is None else Reference.read(federation)
+    found = readiness(
+        read(mapping), examples=minimum.examples, per_class=minimum.per_class, reference=reference
+    )
     print(found.text())
     if not found.ready:
         raise RuntimeError(

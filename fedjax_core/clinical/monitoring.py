@@ -28,6 +28,18 @@ import numpy as np
 
 from fedjax_core.checks import at_least
 from fedjax_core.clinical.performance import check
+from fedjax_core.stats.histogram import population_stability_index
+
+__all__ = [
+    "Cusum",
+    "Limit",
+    "RunLength",
+    "limit_for",
+    "population_stability_index",
+    "run_length",
+    "weight_sum",
+    "weights",
+]
 
 _LONGEST = 1_000_000  # periods of a simulated run
 
@@ -66,24 +78,6 @@ class Cusum:
         self.alarms.append(self.periods)
         self.value = 0.0
         return True
-
-
-def population_stability_index(then: np.ndarray, now: np.ndarray) -> float:
-    """PSI of people's counts in the same bins, [G] each.
-
-    Where a bin is empty, half a person is added to every one, so that PSI is finite.
-    """
-    then, now = np.asarray(then, float), np.asarray(now, float)
-    if then.shape != now.shape or then.ndim != 1 or not then.sum() or not now.sum():
-        raise ValueError(
-            f"PSI compares counts of people in the same bins, some in each; got shapes {then.shape} and {now.shape}"
-        )
-    if (then < 0).any() or (now < 0).any():
-        raise ValueError("counts of people are at least 0")
-    if (then == 0).any() or (now == 0).any():
-        then, now = then + 0.5, now + 0.5
-    p, q = then / then.sum(), now / now.sum()
-    return float(((q - p) * np.log(q / p)).sum())
 
 
 def weights(outcome: np.ndarray, risk: np.ndarray, ratio: float = 2.0) -> np.ndarray:

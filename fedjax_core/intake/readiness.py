@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedjax_core.intake.drift import Drift, Reference, of_category, of_number
 from fedjax_core.intake.reading import Reading, missing
 from fedjax_core.intake.schema import Field
 from fedjax_core.intake.units import suspects
@@ -45,6 +46,10 @@ class Readiness:
     where: tuple[str, ...] = ()
     """The first of them, by file and line."""
     notes: tuple[str, ...] = ()
+    drift: Mapping[str, Drift] = field(default_factory=dict)
+    """{field: how far it is from all sites together}, of fields whose sums were given."""
+    look: tuple[str, ...] = ()
+    """What differs from the other sites, and may do so: it keeps nobody from taking part."""
 
     @property
     def ready(self) -> bool:
@@ -69,12 +74,19 @@ class Readiness:
                 "",
                 "outcome   " + ", ".join(f"{name}: {count}" for name, count in self.classes.items()),
             ]
+        lines += ["", *(f"LOOK   {one}" for one in self.look)] if self.look else []
         lines += ["", *([f"TO DO  {one}" for one in self.to_do] or ["ready: nothing is to be done"])]
         return "\n".join(lines)
 
 
-def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readiness:
-    """What a reading has; `examples` and `per_class` are the minimums of the site's policy."""
+def readiness(
+    found: Reading, *, examples: int = 0, per_class: int = 0, reference: Reference | None = None
+) -> Readiness:
+    """What a reading has.
+
+    `examples` and `per_class` are the minimums of the site's policy, `reference` what is known of all sites
+    together.
+    """
     schema, to_do = found.schema, []
     used = int((~found.bad).sum())
     if found.share > schema.max_bad:
@@ -99,6 +111,19 @@ def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readi
                 )
     if used < max(1, examples):
         to_do.append(f"{used} rows can be used, and at least {max(1, examples)} are needed")
+    drift = {} if reference is None else _drift(found, reference)
+    for name, moved in drift.items():
+        fields[name]["drift"] = moved.text()
+        if moved.other:
+            to_do.append(
+                f"{name!r} is {moved.difference:+.1f} standard deviations from all sites together: is it the same "
+                f"quantity, in {schema.fields[name].unit or 'the same unit'}?"
+            )
+    look = tuple(
+        f"{name!r} is unlike all sites together ({moved.text()}): other patients, or another way to measure or code it?"
+        for name, moved in drift.items()
+        if moved.large and not moved.other
+    )
     people = len(np.unique(found.columns[schema.person])) if schema.person else None
     raw = found.raw
     return Readiness(
@@ -113,7 +138,31 @@ def readiness(found: Reading, *, examples: int = 0, per_class: int = 0) -> Readi
         left_out=dict(raw.left_out.most_common()),
         where=raw.where,
         notes=raw.notes,
+        drift=drift,
+        look=look,
     )
+
+
+def _drift(found: Reading, reference: Reference) -> dict[str, Drift]:
+    """{field: its drift}, of the rows that are used; raises ValueError for sums of another schema."""
+    if reference.schema != found.schema.digest:
+        raise ValueError(
+            f"the sums of all sites are of another schema ({reference.schema}) than this mapping's ({found.schema.digest}): "
+            "ask for those of this study's schema"
+        )
+    drift = {}
+    if odd := [name for name in reference.fields if name not in found.schema.fields]:
+        raise ValueError(
+            f"the sums of all sites have a field {odd[0]!r}, and the schema has none of that name"
+        )
+    for name, there in reference.fields.items():
+        field, x = found.schema.fields[name], found.columns[name]
+        if field.kind == "category":
+            counts = np.bincount(x[x >= 0], minlength=len(field.categories)).tolist()
+            drift[name] = of_category(dict(zip(field.categories, counts, strict=True)), there)
+        elif field.kind in ("number", "whole"):
+            drift[name] = of_number(x.astype(float), there)
+    return {name: one for name, one in drift.items() if one.text()}
 
 
 def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], list[str]]:

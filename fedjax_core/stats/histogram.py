@@ -112,3 +112,21 @@ def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
             f"edges= needs two or more finite numbers that ascend, such as range(0, 101, 10); got {list(values)[:5]}"
         )
     return values
+
+
+def population_stability_index(then: np.ndarray, now: np.ndarray) -> float:
+    """PSI of people's counts in the same bins, [G] each.
+
+    Where a bin is empty, half a person is added to every one, so that PSI is finite.
+    """
+    then, now = np.asarray(then, float), np.asarray(now, float)
+    if then.shape != now.shape or then.ndim != 1 or not then.sum() or not now.sum():
+        raise ValueError(
+            f"PSI compares counts of people in the same bins, some in each; got shapes {then.shape} and {now.shape}"
+        )
+    if (then < 0).any() or (now < 0).any():
+        raise ValueError("counts of people are at least 0")
+    if (then == 0).any() or (now == 0).any():
+        then, now = then + 0.5, now + 0.5
+    p, q = then / then.sum(), now / now.sum()
+    return float(((q - p) * np.log(q / p)).sum())
