@@ -1,5 +1,5 @@
-"""Exact statistics over clients or sites: each equals what the pooled rows give, from sums that every site
-computes of its own.
+"""Exact statistics over clients or sites: sums that each site computes of its own rows give the results of
+the pooled rows.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "y": [1.0, 2.0, 3.0, 5.0], "dose": [0, 1, 0, 1]}, by="site")

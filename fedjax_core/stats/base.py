@@ -1,15 +1,14 @@
-"""A statistic is two halves: a site's columns -> sums, and at the centre, all sites' sums -> the next step or
-the answer.
+"""The two halves of a statistic: a site turns its columns into sums, and the centre turns all sites' sums
+into the next step or the result.
 
     ask(source, statistic)  ─►  at each site: statistic.sums(table, limits)  ─►  [sums, sums, ...] in the order of the sites
 
-The site half is a frozen dataclass of plain values, `Statistic`, that travels as JSON. Clients in one process
-and sites of a `Federation` run the same site half, and the same centre half adds what comes back, so that
-their answers are equal by construction.
+The site half, `Statistic`, is a frozen dataclass of plain values that travels as JSON. Clients in one process
+and sites of a `Federation` run the same two halves, so their results are equal by construction.
 
-`Limits` are a site's own (fedjax_core/sites/site/limits.py). A statistic asks them of every group of people
-that its sums tell apart; one that would tell of too few raises `TooFew` before anything is told. Data at hand
-have no limits: those of this file demand nothing."""
+Each site has `Limits` of its own (fedjax_core/sites/site/limits.py). A statistic checks every group of people
+that its sums distinguish, and raises `TooFew` before anything leaves where a group is too small. Data in this
+process have no limits: the `Limits` of this file demand nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -24,21 +23,21 @@ if TYPE_CHECKING:
     from fedjax_core.stats.formula import Design
 
 Sums = Mapping[str, np.ndarray]
-"""What one site tells: named arrays, which add up over sites where the statistic says so."""
+"""What one site sends: named arrays, which add up over sites where the statistic says so."""
 
 
 class TooFew(ValueError):
-    """A site has too few people for what is asked of it; the reason is for its own staff."""
+    """Raised where a site has too few people for a request; the reason is for its own staff."""
 
 
 class Limits:
-    """What must hold of a site's answer. These demand nothing; a site's own raise `TooFew`.
+    """The conditions on a site's sums. These demand nothing; a site's own raise `TooFew`.
 
-    `who` [rows] are the people of a group's rows, `about` the columns of which something is told of them.
+    `people` [rows] are the people of a group's rows, `columns` the columns that the sums describe.
     """
 
     def group(self, people: np.ndarray, what: str, columns: Iterable[str] = ()) -> None:
-        """Asked of each group of rows that a sum tells apart."""
+        """Checks a group of rows that a sum distinguishes."""
 
     def model(
         self,
@@ -48,10 +47,10 @@ class Limits:
         y: np.ndarray | None = None,
         columns: Iterable[str] = (),
     ) -> None:
-        """Asked of a model's columns x [rows, P], that `design` made of the table, and of its outcome y."""
+        """Checks a model's columns x [rows, P], which `design` made of the table, and its outcome y."""
 
     def weights(self, w: np.ndarray, people: np.ndarray) -> None:
-        """Asked of the weights [rows] with which rows are in a sum, where whoever asks has a say in them."""
+        """Checks the weights [rows] of rows in a sum, where the request influences them."""
 
     def cells(
         self,
@@ -61,24 +60,24 @@ class Limits:
         people: np.ndarray,
         columns: Iterable[str] = (),
     ) -> np.ndarray:
-        """How many rows are in each cell of a table, flat; `HIDDEN` where that may not be told. `cell`
-        [rows]: which, -1 for none."""
+        """The number of rows in each cell of a table, flat; `HIDDEN` where the policy hides it. `cell`
+        [rows]: each row's cell, -1 for none."""
         return np.bincount(cell[cell >= 0], minlength=int(np.prod(shape))).astype(np.int64)
 
     def sum(self, x: np.ndarray, people: np.ndarray, name: str) -> bool:
-        """Whether a sum of values x [rows] of the column may be told, of which nobody's part may be too
+        """Whether the sum of a column's values x [rows] may be reported: no person's part of it may be too
         large."""
         return True
 
 
 HIDDEN = -1
-"""In the place of a count that a site does not tell."""
+"""Stands for a count that a site does not report."""
 
 
 @runtime_checkable
 class Statistic(Protocol):
-    """The site half: frozen, of plain values. `sums` is pure, and of a table without rows has the same names,
-    dtypes and shapes."""
+    """The site half: frozen, of plain values. `sums` is pure, with the same names, dtypes and shapes for a
+    table without rows."""
 
     @property
     def columns(self) -> tuple[str, ...]: ...  # that it reads
@@ -87,7 +86,7 @@ class Statistic(Protocol):
 
 @runtime_checkable
 class Asks(Protocol):
-    """What can be asked for a statistic, as a `Federation` is: the sums of every site, in their order."""
+    """A source that returns every site's sums, in the order of the sites, as a `Federation` does."""
 
     def statistic(self, statistic: Any) -> list[Sums]: ...
     @property
@@ -108,7 +107,7 @@ def tables(clients: Clients) -> list[Table]:
 
 
 def ask(source: Source, statistic: Statistic) -> list[Sums]:
-    """The sums of each client or site, in their order; raises where one does not tell them."""
+    """The sums of each client or site, in their order; raises where one does not report them."""
     if isinstance(source, Clients):
         return [statistic.sums(table, Limits()) for table in tables(source)]
     if isinstance(source, Asks):
@@ -124,7 +123,7 @@ def names_of(source: Source) -> list[Any]:
 
 
 def count(number: Any) -> np.ndarray:
-    """A whole number, as what a site tells."""
+    """A whole number as an array, as sites send it."""
     return np.array(number, np.int64)
 
 

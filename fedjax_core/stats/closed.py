@@ -1,15 +1,15 @@
-"""The closed list of expressions that a site computes under its policy: each is of columns that the policy
-lists, and singles nobody out.
+"""The closed list of expressions that a site computes under its policy: they use only columns that the policy
+lists, and single nobody out.
 
     column, number                      a column that is listed
     log(column), exp, sqrt, ...         of the column itself, or of it times a number: days / 365
     column ** 2, 3, 4                   also of column + number
-    column > 5, column == 'M'           a truth value, whose two groups are then to be of enough people
-    a * b, a + 5, 1 - a, a / 10         of what is on this list; a sum or quotient of two columns is not on it
+    column > 5, column == 'M'           a truth value; both of its groups need enough people
+    a * b, a + 5, 1 - a, a / 10         whose parts are on this list; a sum or quotient of two columns is not
 
 A number that is added within a function, as in `abs(age - 43)`, could put a peak where one person is; a sum
-such as `age + 1000 * (id == 7)` could hide one person in a column of many values. What a study needs beyond
-the list is made a column of its data, where the site's staff can read how (a mapping).
+such as `age + 1000 * (id == 7)` could hide one person in a column of many values. A study that needs more
+makes it a column of its data by a mapping, which the site's staff can read.
 
 >>> from fedjax_core.stats.expressions import parse
 >>> refused(parse("np.log(days / 365) * (sex == 'M')"), {"days", "sex"}) is None
@@ -66,7 +66,7 @@ def refused(expression: Expression, columns: Collection[str]) -> str | None:
 
 
 def comparisons(expression: Expression) -> Iterator[Expression]:
-    """The truth values within the expression."""
+    """The comparisons within the expression, which are truth values."""
     if expression[0] in COMPARISONS:
         yield expression
     elif expression[0] not in ("number", "column"):

@@ -1,11 +1,11 @@
-"""Tests of whether two columns go together, over sites: Student's and Welch's t, chi-square, Fisher's exact
-test, of the pooled rows.
+"""Tests of association between two columns of the pooled rows, over sites: Student's and Welch's t,
+chi-square, Fisher's exact test.
 
-    t            d = m_a - m_b,  by Welch of variances v_a / n_a + v_b / n_b, by Student of their pooled one
+    t            d = m_a - m_b,  its variance v_a / n_a + v_b / n_b (Welch), or with the pooled v (Student)
     chi-square   sum (o - e)^2 / e of a table of counts; Cramer's V = sqrt(chi2 / (n min(R - 1, C - 1)))
     Fisher       p by the hypergeometric distribution given the margins; the odds ratio is the conditional one, with its exact interval
 
-Sites tell counts, means and centred squares by groups. Welch, Biometrika 1947; Fisher, JRSS 1935.
+Sites send counts, means and centred squares by groups. Welch, Biometrika 1947; Fisher, JRSS 1935.
 
 >>> from fedjax_core.data.clients import Clients
 >>> table = {"site": list("aabbbb"), "arm": list("ctctct"), "bmi": [20.0, 23, 22, 27, 24, 25], "sick": list("nynyyy")}
@@ -61,9 +61,9 @@ class TableTest:
     df: int | None = None
     cramers_v: float | None = None
     odds_ratio: float | None = None
-    """Of two rows and two columns: the conditional maximum-likelihood estimate."""
+    """The conditional maximum-likelihood estimate, for two rows and two columns."""
     interval: tuple[float, float] | None = None
-    """95 % of the odds ratio."""
+    """95 %, for the odds ratio."""
 
     def __repr__(self) -> str:
         lines = [
@@ -185,8 +185,8 @@ def _check_shown(counts: np.ndarray, column: str) -> None:
 
 
 def _two_columns(formula: str, source: Source, missing: Missing, categories: int) -> tuple[str, str, Any]:
-    """(the column on the left, that on the right, what is known of both); the last `categories` of them by
-    their levels."""
+    """(the left column, the right column, their survey); the last `categories` of the two are surveyed by
+    level."""
     parsed = read(formula)
     right = [factor.expression for term in parsed.terms for factor in term]
     sides: Sequence[Any] = [*parsed.outcomes, *right]

@@ -3,11 +3,11 @@
     site:     at each time of a list that all share: events of each cause, rows at risk            by groups
     centre:   F_k(t) = sum over s <= t of S(s-) d_k(s) / n(s)        S: Kaplan-Meier's curve of any cause
               var F_k by the delta method, as in Marubini and Valsecchi, 1995:
-              sum (F_k(t) - F_k(s))^2 d / (n (n - d)) + S(s-)^2 d_k (n - d_k) / n^3 - 2 (F_k(t) - F_k(s))
-              S(s-) d_k / n^2
+              sum (F_k(t) - F_k(s))^2 d / (n (n - d)) + S(s-)^2 d_k (n - d_k) / n^3
+                  - 2 (F_k(t) - F_k(s)) S(s-) d_k / n^2
 
-One minus Kaplan-Meier's curve of one cause, with others as censored, says too much: it treats people as if
-the other causes did not exist. Aalen and Johansen, Scandinavian Journal of Statistics 1978.
+One minus the Kaplan-Meier curve of one cause, with the other causes as censored, is too high: it treats
+people as if these did not exist. Aalen and Johansen, Scandinavian Journal of Statistics 1978.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "time": [1, 2, 3, 4], "cause": [1, 2, 1, 0]}, by="site")
@@ -44,12 +44,12 @@ class Incidence:
 
     @property
     def incidence(self) -> np.ndarray:
-        """[T]."""
+        """[T] cumulative incidence."""
         return np.cumsum(self._before * self.events / np.maximum(self.at_risk, 1))
 
     @property
     def standard_errors(self) -> np.ndarray:
-        """[T]."""
+        """[T] standard errors of the incidence."""
         f, before, k = self.incidence, self._before, self.events.astype(np.float64)
         n, d = np.maximum(self.at_risk, 1).astype(np.float64), self.any_events.astype(np.float64)
         # Where nobody is left, F does not change any more.
@@ -76,7 +76,7 @@ class Incidence:
 
     @property
     def _before(self) -> np.ndarray:
-        """[T] the share without any event just before each time."""
+        """[T] share of people without any event just before each time."""
         return np.append(1.0, np.cumprod(1 - self.any_events / np.maximum(self.at_risk, 1))[:-1])
 
     def __repr__(self) -> str:
@@ -108,8 +108,8 @@ def cumulative_incidence(
 ) -> Any:
     """{cause: `Incidence`} of "time, cause ~ 1", or {group: {cause: incidence}} of "time, cause ~ arm".
 
-    `censored`: the value of the column of causes that is no event. `grid` as in `kaplan_meier`. Where people
-    come late, the left side is "entry, time, cause".
+    `censored`: the cause's value for no event. `grid` as in `kaplan_meier`. Where people enter late, the left
+    side is "entry, time, cause".
     """
     parsed = read(formula)
     *entry, time, cause = parsed.outcomes if len(parsed.outcomes) in (2, 3) else (None, None)

@@ -1,5 +1,4 @@
-"""Pearson's correlation of every pair of columns over sites, with intervals and tests: that of the pooled
-rows.
+"""Pearson's correlation of every pair of columns of the pooled rows, over sites, with intervals and tests.
 
     r = C_xy / sqrt(C_xx C_yy)     t = r sqrt((n - 2) / (1 - r^2)) of n - 2     interval tanh(atanh r -+ 1.96 / sqrt(n - 3))  (Fisher 1921)
 
@@ -27,7 +26,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, repr=False)
 class Correlation:
-    """Correlations of the pairs of columns; `found["x", "y"]` is one of them."""
+    """Correlations of pairs of columns: `result["x", "y"]` is one."""
 
     names: tuple[str, ...]
     matrix: np.ndarray  # [P, P]
@@ -39,7 +38,7 @@ class Correlation:
 
     @property
     def standard_errors(self) -> dict[Pair, float]:
-        """{(x, y): sqrt((1 - r^2) / (n - 2))}, under which r is tested."""
+        """{(x, y): sqrt((1 - r^2) / (n - 2))}, by which r is tested."""
         return {
             pair: float(np.sqrt((1 - self[pair] ** 2) / max(self.rows - 2, 0))) if self.rows > 2 else np.nan
             for pair in self._pairs
@@ -47,7 +46,7 @@ class Correlation:
 
     @property
     def p_values(self) -> dict[Pair, float]:
-        """{(x, y): two-sided p of no correlation}, by Student's t; NaN of two rows."""
+        """{(x, y): two-sided p of no correlation}, by Student's t; NaN for two rows."""
         with np.errstate(divide="ignore"):
             return {
                 pair: float(2 * t.sf(np.divide(abs(self[pair]), e), self.rows - 2))
@@ -56,7 +55,7 @@ class Correlation:
 
     @property
     def intervals(self) -> dict[Pair, tuple[float, float]]:
-        """{(x, y): (low, high)} of 95 %, by Fisher's transformation; -1 to 1 of three rows or fewer."""
+        """{(x, y): (low, high)} of 95 %, by Fisher's transformation; -1 to 1 for three rows or fewer."""
         if self.rows <= 3:
             return dict.fromkeys(self._pairs, (-1.0, 1.0))
         reach = norm.ppf(0.975) / np.sqrt(self.rows - 3)
@@ -78,7 +77,7 @@ class Correlation:
 
 
 def correlation(source: Source, columns: Sequence[str], *, missing: Missing = "refuse") -> Correlation:
-    """The correlations of columns of numbers over all clients or sites, of the rows that lack none of them.
+    """Correlations of columns of numbers over all clients or sites, from the rows that lack none of them.
 
     Raises ValueError where values are missing (see `missing`), and for a column that is the same everywhere.
     """

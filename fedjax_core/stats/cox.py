@@ -3,9 +3,10 @@
     l(beta) = sum over times t of  sum_events x'beta - sum_{k < d} log(R0 - f D0),    f = k / d (Efron) or 0 (Breslow)
     R_j = sum over rows at risk at t of e^{x'beta} x^j,  D_j of the events at t alone;  j = 0, 1, 2
 
-    strata = "site"    each site computes its own l, gradient and information: P + P^2 + 1 numbers leave it, and no time of any patient
-    otherwise          sites tell R_j and D_j at each time of an event, which the centre adds before it takes the logarithm; with a public
-                       `grid` each time counts as the next of the grid
+    strata = "site"    each site computes its own l, gradient and information: P + P^2 + 1 numbers leave it,
+                       and no time of any patient
+    otherwise          sites send R_j and D_j at each event time, and the centre adds them before it takes the
+                       logarithm; with a public `grid`, times are rounded up to the grid
 
 Proportional hazards are tested by Schoenfeld's residuals, x - R_1 / R_0 at each event, against a function of
 time: the score test of Grambsch and Therneau, Biometrika 1994. Cox, JRSS B 1972; Efron, JASA 1977; Breslow,
@@ -40,7 +41,7 @@ AT_ONE_TIME = "people have an event at one time: give a coarser grid=, or strati
 
 @dataclass(frozen=True)
 class CoxMoments:
-    """The site half: sums of the columns, by which these are brought to one size, and counts of events."""
+    """The site half of scaling: sums of the columns and of their squares, and counts of rows and events."""
 
     design: Design
     times: Times
@@ -57,14 +58,14 @@ class CoxMoments:
 
 @dataclass(frozen=True)
 class CoxStep:
-    """The site half at one beta, of columns (x - shift) / scale: sums of risk sets, or the likelihood of a
-    site that is a stratum."""
+    """The site half of a Newton step at beta, for columns (x - shift) / scale: sums over risk sets, or the
+    likelihood of a site that is a stratum."""
 
     design: Design
     times: Times
     strata: tuple[str, ...]
     within: bool
-    """Whether each site is by itself: then `at` is not used."""
+    """Whether each site is a stratum of its own; `at` is not used then."""
     at: tuple[tuple[str, float], ...]
     """(stratum, time) of the events at all sites."""
     grid: tuple[float, ...]
@@ -74,8 +75,7 @@ class CoxStep:
     beta: tuple[float, ...]
     used: tuple[str, ...]
     transform: str = ""
-    """Of time, under which hazards are tested to be proportional, by sites that are by themselves; "" for no
-    test."""
+    """The function of time in the test of proportional hazards, for sites that are strata; "" for no test."""
 
     def __post_init__(self) -> None:
         if self.transform not in ("", "identity", "log"):
@@ -122,7 +122,7 @@ class CoxStep:
 def _rows(
     statistic: CoxMoments | CoxStep, grid: Sequence[float], table: Table, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Table]:
-    """(X, time, event, entry, table) of the complete rows, once they are enough."""
+    """(X, time, event, entry, table) of the complete rows, after the site's limits are checked."""
     table = table.complete(statistic.used)
     x = statistic.design.matrix(table)
     time, event, entry = statistic.times.of(table, grid)
@@ -140,8 +140,8 @@ def _risk_sums(
     key: np.ndarray,
     stratum_times: Sequence[tuple[str, float]],
 ) -> dict[str, np.ndarray]:
-    """At each (stratum, time): of rows at risk R0 [T], R1 [T, P], R2 [T, P, P]; of events D0, D1, D2, their
-    number, sums of x and eta."""
+    """Sums at each (stratum, time): R0 [T], R1 [T, P], R2 [T, P, P] of rows at risk; D0, D1, D2, count, and
+    sums of x and eta of events."""
     p = x.shape[1]
     sums = {
         name: np.zeros((len(stratum_times), *shape))
@@ -174,7 +174,7 @@ def _risk_sums(
 
 
 def _sums_from(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """[T, ...] sums of those whose time is that of the grid or later."""
+    """[T, ...] sums over the rows at each grid time or later."""
     order = np.argsort(-time, kind="stable")
     sums = np.concatenate([np.zeros((1, *each.shape[1:])), np.cumsum(each[order], axis=0)])
     result: np.ndarray = sums[np.searchsorted(-time[order], -grid, side="right")]
@@ -182,7 +182,7 @@ def _sums_from(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarr
 
 
 def _sums_at(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """[T, ...] sums of those whose time is that of the grid."""
+    """[T, ...] sums over the rows at each grid time."""
     sums = np.zeros((len(grid), *each.shape[1:]))
     places = np.searchsorted(grid, time)
     here = (
@@ -195,11 +195,11 @@ def _sums_at(each: np.ndarray, time: np.ndarray, grid: np.ndarray) -> np.ndarray
 
 
 def partial_likelihood(sums: Sums, ties: str, of_time: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The log partial likelihood, its gradient [P] and information [P, P], of sums of risk sets at all times
-    of events.
+    """The log partial likelihood, its gradient [P] and information [P, P], from sums over risk sets at all
+    event times.
 
-    With a function of these times [T] also what a test of it needs: the gradient by it, and the information
-    with it once and twice."""
+    `of_time` [T], a function of these times, adds what its test needs: its gradient, and the information with
+    it once and twice."""
     d = sums["events"].astype(np.int64)
     t = np.repeat(np.arange(len(d)), d)
     f = (
@@ -225,7 +225,7 @@ def partial_likelihood(sums: Sums, ties: str, of_time: np.ndarray | None = None)
 
 
 def transformed(transform: str, times: np.ndarray, events: np.ndarray | None = None) -> np.ndarray:
-    """[T] the function of time: itself, its logarithm, or the mean rank of its events among all."""
+    """[T] a function of time: the time itself, its logarithm, or the mean rank of its events among all."""
     if transform == "rank" and events is not None:
         order = np.argsort(times, kind="stable")
         same, places = np.unique(times[order], return_inverse=True)
@@ -269,9 +269,9 @@ class Cox(Estimates):
     rounds: int
     baseline: dict[str, tuple[np.ndarray, np.ndarray]] | None
     """{stratum: (times, cumulative hazard there of a row whose columns are all 0)}; None where sites are
-    strata, who keep their times."""
+    strata, which keep their times."""
     schoenfeld: Schoenfeld | None
-    """The test of proportional hazards, where it was asked for."""
+    """The test of proportional hazards, if requested."""
 
     @property
     def likelihood_ratio(self) -> float:
@@ -279,7 +279,7 @@ class Cox(Estimates):
         return 2 * (self.log_likelihood - self.null_log_likelihood)
 
     def facts(self) -> list[str]:
-        """What else is known of the fit."""
+        """Further facts about the fit, a line each."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
         return [
             f"{self.events} events in {self.rows} rows{left}; ties by {self.ties.capitalize()}; {self.rounds} rounds",
@@ -300,11 +300,11 @@ def cox(
     """The fit of "time, event ~ covariates" (or "entry, time, event ~ ...") over the rows of all clients or
     sites, as if pooled.
 
-    `strata`: one or more columns, each of whose levels has a baseline of its own; "site" makes each site a
-    stratum, and no time leaves it. `grid`: public times to which others are rounded up. `schoenfeld`: tests
-    proportional hazards against coefficients that change with time, its logarithm or, where times are told,
-    the rank of its event; one message more. Raises ValueError where values are missing (see `missing`), or
-    are no times and events, and `NoEstimate` where the likelihood grows without end."""
+    `strata`: one or more columns; each of their levels has its own baseline. "site" makes each site a
+    stratum, and then no time leaves it. `grid`: public times, to which others are rounded up. `schoenfeld`:
+    tests proportional hazards against coefficients that change with time, its logarithm or, where sites send
+    times, the rank of its event; this takes one more message. Raises ValueError where values are missing (see
+    `missing`) or are not times and events, and `NoEstimate` where the likelihood grows without end."""
     if ties not in ("efron", "breslow"):
         raise ValueError(f'ties={ties!r} is not known: "efron" or "breslow"')
     if schoenfeld not in (None, "identity", "log", "rank"):
@@ -390,7 +390,7 @@ def _tested(sums: Sums, names: Sequence[str], transform: str) -> Schoenfeld:
     """The score test of coefficients beta + theta g(t) at theta = 0, as in R's cox.zph since survival 3.0."""
     v, once, twice = (sums[word] for word in ("information", "time_information", "time_time_information"))
     g = sums["time_gradient"]
-    left = twice - once @ inverse(v) @ once  # of g itself, without what beta takes up
+    left = twice - once @ inverse(v) @ once  # the information of g, less what beta takes up
     alone = np.array([twice[j, j] - once[j] @ inverse(v) @ once[:, j] for j in range(len(g))])
     each, whole = g**2 / alone, float(g @ inverse(left) @ g)
     p = dict(zip(names, map(float, chi2.sf(each, 1)), strict=True))
@@ -402,7 +402,7 @@ def _tested(sums: Sums, names: Sequence[str], transform: str) -> Schoenfeld:
 def _baseline(
     sums: Sums, stratum_times: Sequence[tuple[str, float]], ties: str, at_mean: float
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Cumulative hazards by strata, of a row of zeros: sums are of columns that have mean 0."""
+    """Cumulative hazards by strata for a row of zeros; `sums` are of columns with mean 0."""
     by_stratum: dict[str, tuple[list[float], list[float]]] = {}
     for i, (stratum, time) in enumerate(stratum_times):
         d = int(sums["events"][i])

@@ -1,10 +1,10 @@
-"""Table 1: what the patients of each group are like, and how far the groups differ, of all sites together.
+"""Table 1 over all sites: what the patients of each group are like, and how far the groups differ.
 
     number     count, mean, standard deviation, missing        each site: count, mean, M2 (as in data/preprocess.py, without cancellation)
     category   count and share of each level, missing
-    SMD        |m1 - m2| / sqrt((v1 + v2) / 2);  of a category  sqrt(d' S^-1 d),  d and S of its levels but the first
+    SMD        |m1 - m2| / sqrt((v1 + v2) / 2);  of a category  sqrt(d' S^-1 d),  d and S of all levels but the first
                (Yang and Dalton, SAS Global Forum 2012); the largest of all pairs of groups
-    p          Welch's t of two groups; chi-square of a category, without a correction for continuity
+    p          Welch's t for two groups; chi-square for a category, without a correction for continuity
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "arm": list("ctct"), "age": [1.0, 2.0, 3.0, 4.0]}, by="site")
@@ -29,8 +29,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Describe:
-    """The site half: moments of numbers [G, N] and counts of levels [G, L], by groups, over the values that
-    are there."""
+    """The site half: moments of numbers [G, N] and counts of levels [G, L] by groups, over values that are
+    not missing."""
 
     numbers: tuple[str, ...]
     levels: tuple[tuple[str, str], ...]
@@ -82,7 +82,7 @@ class Describe:
 
 
 def _places(labels: np.ndarray, known: Sequence[str]) -> np.ndarray:
-    """[rows] which of the known labels each is; -1 for none of them."""
+    """[rows] the position of each label among the known ones; -1 for others."""
     places = np.full(len(labels), -1)
     for i, label in enumerate(known):
         places[labels == label] = i
@@ -91,24 +91,24 @@ def _places(labels: np.ndarray, known: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True, repr=False)
 class TableOne:
-    """The table: for each number and category what each group has."""
+    """Table 1: the numbers and categories of each group."""
 
     groups: dict[str, int]
     """{group: rows}."""
     counts: dict[str, dict[str, int]]
-    """{number: {group: values that are there}}."""
+    """{number: {group: values that are not missing}}."""
     means: dict[str, dict[str, float]]
     deviations: dict[str, dict[str, float]]
     """Standard deviations, of the sample."""
     levels: dict[str, dict[str, dict[str, int]]]
-    """{category: {level: {group: rows}}}; `HIDDEN` (-1) where a site hides its count, as of all counts
+    """{category: {level: {group: rows}}}; `HIDDEN` (-1) where a site hides its count, as in all counts
     here."""
     smd: dict[str, float]
-    """Standardised differences, the largest of all pairs of groups; nothing where there is one group."""
+    """Standardised differences, the largest of all pairs of groups; empty for one group."""
     p_values: dict[str, float]
 
     def table(self) -> str:
-        """As text: mean (SD) of numbers, count (%) of levels."""
+        """The table as text: mean (SD) of numbers, count (%) of levels."""
         lines = [["", *(f"{group or 'all'} (n = {rows})" for group, rows in self.groups.items()), "SMD", "p"]]
         for name, means in self.means.items():
             hidden = self.counts[name]
@@ -138,10 +138,10 @@ class TableOne:
 def table_one(
     source: Source, columns: Sequence[str], by: str | None = None, *, categories: Sequence[str] = ()
 ) -> TableOne:
-    """Table 1 of these columns over all clients or sites, by the groups of the column `by`; text, and
-    `categories`, by their levels.
+    """Table 1 of these columns over all clients or sites, by the groups of the column `by`. Text columns and
+    `categories` are counted by level.
 
-    Missing values are left out of each column by itself; rows without a group are left out.
+    Each column leaves out its own missing values; rows without a group are left out.
     """
     grouped = () if by is None else (by,)
     known = {
@@ -206,7 +206,7 @@ def chi_square_of(table: np.ndarray) -> tuple[float, float, int]:
 
 
 def merged(site_sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts, means and M2 of all sites together, by Chan's rule; hidden where one hides them."""
+    """Counts, means and M2 of all sites together, by Chan's rule; hidden where one site hides its own."""
     hidden = hiding(site_sums, "count") == HIDDEN
     count, mean, m2 = (np.array(site_sums[0][word], np.float64) for word in ("count", "mean", "m2"))
     for one in site_sums[1:]:
@@ -222,7 +222,7 @@ def merged(site_sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def hiding(site_sums: Sequence[Sums], word: str) -> np.ndarray:
-    """Counts of all sites together, hidden where one of them hides its own."""
+    """Counts of all sites together; hidden where one site hides its own."""
     each = np.stack([one[word] for one in site_sums])
     return np.where((each == HIDDEN).any(axis=0), HIDDEN, each.sum(axis=0))
 
@@ -250,12 +250,12 @@ def _smd_of_levels(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _p_of_means(count: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> float:
-    """Welch's t-test of two groups, and his analysis of variance of more; NaN where a group's spread is not
-    known, or of more is 0."""
+    """p of Welch's t-test for two groups, or of his analysis of variance for more; NaN where a group's spread
+    is unknown, or 0 among more than two."""
     k, spread = len(count), variance / count
     if not np.isfinite(spread).all() or (k > 2 and not (spread > 0).all()):
         return float("nan")
-    if k == 2:  # of whom one may have no spread
+    if k == 2:  # one of them may have no spread
         if not spread.sum():
             return float(mean[0] == mean[1])
         df = spread.sum() ** 2 / (spread**2 / (count - 1)).sum()

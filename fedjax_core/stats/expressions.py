@@ -2,7 +2,8 @@
 
     ["column", name]    ["number", 2.0]    ["is", name, level]    ["+", a, b] and - * / ** < <= > >= == !=    ["log", a] and others
 
-`parse` reads them from the text of one factor of a formula; `evaluate` computes one, a number for each row. To a site they go as JSON.
+`parse` reads them from the text of one factor of a formula; `evaluate` computes one, a number for each row.
+They travel to sites as JSON.
 
 >>> from fedjax_core.stats.table import Table
 >>> parse("np.log(age) + 1")
@@ -39,12 +40,12 @@ _OF_AST: dict[type, str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
 }  # fmt: skip
 COMPARISONS = frozenset(("<", "<=", ">", ">=", "==", "!=", "is", "is not"))
-"""What gives truth values, 0 or 1."""
+"""Operators that give truth values, 0 or 1."""
 _DEEP = 30
 
 
 def parse(text: str) -> Expression:
-    """The expression that this text is; raises ValueError for all that is not of the language."""
+    """Parses an expression from text; raises ValueError for anything outside the language."""
     try:
         return _parsed(ast.parse(text, mode="eval").body, text, 0)
     except SyntaxError:
@@ -54,7 +55,7 @@ def parse(text: str) -> Expression:
 
 
 def check(expression: Any, depth: int = 0) -> Expression:
-    """The expression, once it is known to be one; raises ValueError. For what came from elsewhere."""
+    """Validates an expression that came from elsewhere, and returns it; raises ValueError."""
     if not isinstance(expression, list | tuple) or not expression or depth > _DEEP:
         raise ValueError("an expression is a list that begins with its kind, not too deep")
     kind, *rest = expression
@@ -87,7 +88,7 @@ def evaluate(expression: Expression, table: Table) -> np.ndarray:
 
 
 def columns(expression: Expression) -> Iterator[str]:
-    """The names of the columns that it uses, some perhaps twice."""
+    """The names of the columns that an expression uses, perhaps repeated."""
     kind, *rest = expression
     if kind in ("column", "is", "is not"):
         yield rest[0]

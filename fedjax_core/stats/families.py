@@ -21,21 +21,21 @@ FAMILIES = ("binomial", "gaussian", "poisson", "negative binomial")
 
 
 class Rows(NamedTuple):
-    """Of each row [rows]: terms of the log-likelihood, the deviance and Pearson's chi-square; d l / d eta,
-    and minus its slope."""
+    """Terms of each row [rows]: log-likelihood, deviance, Pearson's chi-square, the score d l / d eta, and
+    minus the score's slope."""
 
     log_likelihood: np.ndarray
     deviance: np.ndarray
     pearson: np.ndarray
     score: np.ndarray
     slope: np.ndarray
-    """As it is observed."""
+    """The observed slope."""
     expected: np.ndarray
-    """As it is expected: the same where the link is the canonical one."""
+    """The expected slope, which is the same for the canonical link."""
 
 
 def rows(family: str, y: np.ndarray, eta: np.ndarray, alpha: float = 1.0) -> Rows:
-    """What each row adds. The gaussian log-likelihood is left 0: it is of the sum of squares over all
+    """The terms of each row. The gaussian log-likelihood stays 0, as it needs the sum of squares over all
     rows."""
     with np.errstate(over="ignore", invalid="ignore"):  # a step that is too long is halved
         if family == "gaussian":
@@ -44,7 +44,7 @@ def rows(family: str, y: np.ndarray, eta: np.ndarray, alpha: float = 1.0) -> Row
         if family == "binomial":
             m = expit(eta)
             log_likelihood, v = y * eta - np.logaddexp(0, eta), expit(eta) * expit(-eta)
-            odds = np.exp(np.where(y > 0.5, -eta, eta))  # of what did not happen: (y - m)^2 / v
+            odds = np.exp(np.where(y > 0.5, -eta, eta))  # odds of what did not happen: (y - m)^2 / v
             return Rows(log_likelihood, -2 * log_likelihood, odds, np.where(y > 0.5, expit(-eta), -m), v, v)
         m = np.exp(eta)
         if family == "poisson":

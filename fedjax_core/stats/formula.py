@@ -1,12 +1,12 @@
-"""Formulas as in R: their text, the levels of all sites' categories, and so the columns of one design matrix
-for all sites.
+"""Formulas as in R: a formula's text and the levels of all sites' categories give the columns of one design
+matrix for all sites.
 
     "died ~ age + C(sex)"  ─formulaic─►  terms  ─levels of all sites─►  names and expressions  ─►  X [rows, P] at each site
 
-Names and order of the columns are those of statsmodels: `Intercept`, `C(sex)[T.M]`, `age:np.log(bmi)`. Text
-is a category by itself, any other column by `C(...)`, and `C(sex, Treatment('M'))` chooses the level that
-others are compared with. A category is coded with one level less where the columns before span it already
-(the rule of Nathaniel Smith's patsy).
+Names and order of the columns are those of statsmodels: `Intercept`, `C(sex)[T.M]`, `age:np.log(bmi)`. A text
+column is a category, any other becomes one by `C(...)`, and `C(sex, Treatment('M'))` sets the reference
+level. A category is coded without its reference where the columns before already span it (the rule of
+Nathaniel Smith's patsy).
 """
 
 import ast
@@ -23,7 +23,7 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Design:
-    """The columns of a design matrix: what each is called, and the expression that computes it."""
+    """The columns of a design matrix: their names, and the expressions that compute them."""
 
     names: tuple[str, ...]
     expressions: tuple[Expression, ...]
@@ -36,7 +36,7 @@ class Design:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table that it reads."""
+        """The table columns that the design reads."""
         return tuple(dict.fromkeys(name for one in self.expressions for name in columns(one)))
 
     def matrix(self, table: Table) -> np.ndarray:
@@ -61,11 +61,11 @@ class Factor:
     text: str
     expression: Expression
     category: str | None = None
-    """The column of the category; "" of a truth value."""
+    """The column of the category; "" for a truth value."""
     reference: str | None = None
 
     def coded(self, full: bool, levels: Mapping[str, Collection[str]]) -> list[tuple[str, Expression]]:
-        """(name, expression) of each of its columns."""
+        """(name, expression) of each column of the factor."""
         if self.category is None:
             return [(self.text, self.expression)]
         if self.category == "":
@@ -86,8 +86,8 @@ class Factor:
 
 @dataclass(frozen=True)
 class Formula:
-    """A formula that was read: what is on its left, by commas, and the terms on its right, each a tuple of
-    factors."""
+    """A parsed formula: the outcomes on its left, separated by commas, and the terms on its right, each a
+    tuple of factors."""
 
     text: str
     outcomes: tuple[Expression, ...]
@@ -96,20 +96,19 @@ class Formula:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table that it uses."""
+        """The table columns that the formula uses."""
         right = (factor.expression for term in self.terms for factor in term)
         return tuple(dict.fromkeys(name for one in (*self.outcomes, *right) for name in columns(one)))
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The columns whose levels it needs, whatever they hold."""
+        """The columns whose levels are needed, whatever their kind."""
         return tuple(
             dict.fromkeys(factor.category for term in self.terms for factor in term if factor.category)
         )
 
     def design(self, kinds: Mapping[str, str], levels: Mapping[str, Collection[str]]) -> Design:
-        """The columns of its right side, once it is known which columns are text, and which levels all sites
-        have together."""
+        """The design of the right side, given each column's kind and the levels of all sites together."""
         terms = [tuple(_of_kind(factor, kinds) for factor in term) for term in self.terms]
         groups: dict[frozenset[str], list[tuple[Factor, ...]]] = {frozenset(): []}
         for term in terms:
@@ -134,7 +133,7 @@ class Formula:
 
 
 def read(text: str) -> Formula:
-    """The formula; raises ValueError where it is none, naming the part."""
+    """Parses a formula; raises ValueError, naming the part, where it is none."""
     left, tilde, right = text.partition("~")
     if not tilde or not right.strip():
         raise ValueError(f"{text!r} is no formula: write 'outcome ~ covariate + covariate', or 'outcome ~ 1'")
@@ -200,7 +199,7 @@ def _reference(node: ast.expr, text: str) -> str:
 
 
 def _of_kind(factor: Factor, kinds: Mapping[str, str]) -> Factor:
-    """The factor, which is a category where its column is text."""
+    """The factor, made a category where its column is text."""
     name = factor.expression[1] if factor.expression[0] == "column" else None
     if factor.category is None and name is not None and kinds[name] == "text":
         return Factor(factor.text, factor.expression, name)
@@ -212,8 +211,8 @@ def _used(terms: Sequence[Sequence[Factor]]) -> set[str]:
 
 
 def _contrasts(term: Sequence[Factor], used: set[frozenset[str]]) -> list[dict[str, bool]]:
-    """Of a term, {category: whether all its levels are coded} for each block of columns that it adds to those
-    `used` before."""
+    """{category: whether all its levels are coded} for each block of columns that a term adds to the `used`
+    ones."""
     categories = [factor.text for factor in term if factor.category is not None]
     subsets = [
         frozenset(one)
@@ -229,8 +228,8 @@ def _contrasts(term: Sequence[Factor], used: set[frozenset[str]]) -> list[dict[s
 
 
 def _absorbed(blocks: Sequence[dict[str, bool]]) -> tuple[dict[str, bool], dict[str, bool], str] | None:
-    """Two blocks that are one with all levels of a category: the second is the first times that category with
-    one level less."""
+    """(short, long, category) of two blocks that become one with all levels of the category: long is short
+    times the category without its reference."""
     for short in blocks:
         for long in blocks:
             extra = long.keys() - short.keys()

@@ -35,7 +35,7 @@ Family = Literal["binomial", "gaussian", "poisson", "negative binomial"]
 
 @dataclass(frozen=True)
 class GlmMoments:
-    """A site's sums of the columns of a model, by which these are brought to one size: no answer depends on
+    """The site half of scaling: sums of a model's columns. They scale the steps, and no result depends on
     them."""
 
     design: Design
@@ -68,7 +68,7 @@ class GlmMoments:
 
 @dataclass(frozen=True)
 class GlmStep:
-    """A site's sums at one beta, of columns (x - shift) / scale."""
+    """The site half of a Newton step: sums at beta, for columns (x - shift) / scale."""
 
     design: Design
     outcome: Expression
@@ -80,7 +80,7 @@ class GlmStep:
     scale: tuple[float, ...]
     beta: tuple[float, ...]
     scores: str = ""
-    """Whether, and of what, squares of scores are summed: "", "rows", or the column of clusters."""
+    """The units whose squared scores are summed: "rows", the column of clusters, or "" for none."""
 
     def __post_init__(self) -> None:
         check(self.outcome), check(self.offset)
@@ -112,7 +112,7 @@ class GlmStep:
 def rows_of(
     statistic: GlmMoments | GlmStep, table: Table, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(X, y, offset) of the complete rows, once they are enough."""
+    """(X, y, offset) of the complete rows, after the site's limits are checked."""
     table = table.complete(statistic.used)
     x, y, offset = (
         statistic.design.matrix(table),
@@ -137,12 +137,12 @@ def _squares(scores: np.ndarray, of: str, table: Table, limits: Limits) -> dict[
 
 @dataclass(frozen=True, repr=False)
 class Glm(Estimates):
-    """A fitted model. `standard_errors` are those that were asked for; those by clusters of sites are there
-    too."""
+    """A fitted generalised linear model, with the requested `standard_errors` and those with sites as
+    clusters."""
 
     cluster_covariance: np.ndarray
-    """[P, P]: robust, with each site a cluster, and the small-sample factor of statsmodels; NaN of a single
-    site."""
+    """[P, P] robust covariance with each site a cluster, and the small-sample factor of statsmodels; NaN for
+    a single site."""
     deviance: float
     dispersion: float
     """Pearson's chi-square over its degrees of freedom where the family has a dispersion, else 1."""
@@ -161,7 +161,7 @@ class Glm(Estimates):
 
     @property
     def df_residual(self) -> int:
-        """Rows that are not used up by coefficients."""
+        """Residual degrees of freedom: rows less coefficients."""
         return self.rows - len(self.names)
 
     @property
@@ -170,7 +170,7 @@ class Glm(Estimates):
         return 2 * len(self.names) - 2 * self.log_likelihood
 
     def facts(self) -> list[str]:
-        """What else is known of the fit."""
+        """Further facts about the fit, a line each."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
         return [
             f"{self.rows} rows of {self.sites} sites{left}; {self.rounds} rounds",
@@ -193,11 +193,11 @@ def glm(
     """The maximum-likelihood fit over the rows of all clients, or of all sites of a federation, as if they
     were pooled.
 
-    `offset`: a column, or an expression such as "log(days)", added to eta. `alpha`: of the negative binomial,
-    var y = m + alpha m^2. `errors`: by the model; "robust" to its variance (HC0); or "cluster", by the column
-    `cluster`, whose clusters lie within a site each ("site": a site each), times G/(G-1) (n-1)/(n-P).
-    `site_effects="fixed"` adds C(site) to the formula. Raises ValueError where values are missing (see
-    `missing`) or are none of the family, and `NoEstimate` where there is none."""
+    `offset`: a column, or an expression such as "log(days)", added to eta. `alpha`: the negative binomial's,
+    var y = m + alpha m^2. `errors`: by the model; "robust" to a wrong variance (HC0); or "cluster", by the
+    column `cluster`, each of whose clusters lies within one site ("site": each site is one), times G/(G-1)
+    (n-1)/(n-P). `site_effects="fixed"` adds C(site) to the formula. Raises ValueError where values are
+    missing (see `missing`) or do not fit the family, and `NoEstimate` where there is no finite estimate."""
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} is not known; there are {', '.join(FAMILIES)}")
     if errors not in ("model", "robust", "cluster"):
@@ -228,8 +228,7 @@ def prepared(
     missing: Missing,
     more: Sequence[str] = (),
 ) -> tuple[GlmMoments, Surveyed]:
-    """What to ask of the columns of a model first, once it is known what they hold; `more`: columns that are
-    used beside them."""
+    """A model's first request, and the survey of its columns; `more`: further columns that are used."""
     if len(formula.outcomes) != 1:
         raise ValueError(f"{formula.text!r} needs one outcome before the ~, got {len(formula.outcomes)}")
     offset_expression: Expression = parse(offset) if offset else ["number", 0.0]
@@ -246,7 +245,7 @@ def prepared(
 
 
 def fit_steps(source: Source, step: GlmStep) -> Maximum:
-    """Where the likelihood is largest, of columns (x - shift) / scale."""
+    """Maximises the likelihood from a first step, for columns (x - shift) / scale."""
     return maximise(
         lambda beta: ask(source, replace(step, beta=tuple(beta.tolist()))),
         np.array(step.beta),
@@ -269,8 +268,8 @@ def _outcome(formula: Formula, known: Surveyed) -> Expression:
 
 
 def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) -> tuple[GlmStep, Sums]:
-    """The first step, and the sums of which it is made: no effects, columns of size 1 and, where there is an
-    intercept, mean 0."""
+    """The first step, and the sums that set it: no effects, columns of size 1 and, with an intercept, mean
+    0."""
     sums = total(ask(source, moments))
     if sums["wrong"]:
         what = "0 or 1" if moments.family == "binomial" else "0 or more"
@@ -311,7 +310,7 @@ def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) 
 
 
 def unscaled(step: GlmStep) -> np.ndarray:
-    """[P, P]: coefficients of the columns as they are, from those of (x - shift) / scale."""
+    """[P, P] matrix from coefficients of (x - shift) / scale to those of the columns themselves."""
     back = np.diag(1 / np.array(step.scale))
     if "Intercept" in step.design.names:
         back[step.design.names.index("Intercept")] -= np.array(step.shift) / np.array(step.scale)
@@ -360,7 +359,7 @@ def _fitted(
 
 
 def _sandwich(bread: np.ndarray, squares: np.ndarray, clusters: int | None, rows: int) -> np.ndarray:
-    """bread squares bread, times the factor for few clusters where there are clusters."""
+    """bread @ squares @ bread, times the small-sample factor where there are clusters."""
     if clusters is None:
         return bread @ squares @ bread
     if clusters < 2 or rows <= len(bread):

@@ -6,10 +6,10 @@ each site, of the pooled rows.
               the integral by adaptive Gauss-Hermite quadrature around the u that fits the site best
     centre:   (beta, s) <- (beta, s) + H^-1 g of the sums, by the size of H's eigenvalues, as L need not be concave in s
 
-The integral of a site is of that site's rows alone, so the sums are the pooled log-likelihood, exact but for
-the quadrature: with 25 points the error is that of rounding. `beta` is of a site whose u is given; averaged
-over sites, odds ratios are nearer to 1. Pinheiro and Bates, "Approximations to the log-likelihood function in
-the nonlinear mixed-effects model", JCGS 1995.
+A site's integral uses that site's rows alone, so the sums give the pooled log-likelihood, exact but for the
+quadrature: with 25 points the error is that of rounding. `beta` is conditional on a site's u; averaged over
+sites, odds ratios are nearer to 1. Pinheiro and Bates, "Approximations to the log-likelihood function in the
+nonlinear mixed-effects model", JCGS 1995.
 
 >>> from fedjax_core.data.clients import Clients
 >>> table = {"site": list("aaaabbbbcccc"), "sick": [0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 1, 0], "x": [1.0, 2, 3, 4] * 3}
@@ -128,9 +128,9 @@ class Glmm(Estimates):
     """Its standard error; NaN where the sd is 0."""
     log_likelihood: float
     null_log_likelihood: float
-    """With no differences between sites, all else at its best."""
+    """The largest without differences between sites."""
     site_effects: dict[Any, float]
-    """{site: the most likely intercept, beside the common one}."""
+    """{site: its most likely intercept, less the common one}."""
     rows: int
     dropped: int
     sites: int
@@ -155,7 +155,7 @@ class Glmm(Estimates):
         return 2 * (len(self.names) + 1) - 2 * self.log_likelihood
 
     def facts(self) -> list[str]:
-        """What else is known of the fit."""
+        """Further facts about the fit, a line each."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
         return [
             f"{self.rows} rows of {self.sites} sites{left}; {self.rounds} rounds",
@@ -176,8 +176,8 @@ def glmm(
 ) -> Glmm:
     """The maximum-likelihood fit with a random intercept by site over the rows of all clients or sites.
 
-    `points` of the quadrature. Otherwise as `glm`. Raises ValueError where fewer than two sites have rows,
-    and `NoEstimate` where there is none.
+    `points`: of the quadrature; the rest as in `glm`. Raises ValueError where fewer than two sites have rows,
+    and `NoEstimate` where there is no finite estimate.
     """
     if family not in ("binomial", "poisson", "negative binomial"):
         raise ValueError(
@@ -227,8 +227,8 @@ def glmm(
 def _climb(
     site_sums_at: Callable[[np.ndarray], list[Sums]], theta: np.ndarray
 ) -> tuple[np.ndarray, list[Sums], int]:
-    """(where the log-likelihood is largest, the sites' sums there, rounds): Newton's method, uphill also
-    where it is not concave."""
+    """(theta of the largest log-likelihood, the sites' sums there, rounds), by Newton's method made to climb
+    where the log-likelihood is not concave."""
     site_sums = site_sums_at(theta)
     sums, rounds, before = total(site_sums), 1, np.inf
     while rounds < _MOST:

@@ -1,10 +1,10 @@
-"""ComBat over sites: takes out of many features what is of the scanner or laboratory, and keeps what
-covariates explain; as pooled.
+"""ComBat over sites: removes the effect of the scanner or laboratory from many features, and keeps what
+covariates explain, as on the pooled rows.
 
     y_ij = alpha + x_ij beta + gamma_i + delta_i e_ij        of each feature; i a site, j its row
     site:     n, means and centred products of x with the features y, sums of squares of y                one message
-    centre:   beta, alpha, sigma by least squares with an intercept for each site; then of each site the mean
-              and variance of what is left, drawn towards those of its other features by empirical Bayes
+    centre:   beta, alpha, sigma by least squares with an intercept for each site; then each site's mean and
+              variance of the residuals, shrunk towards those of its other features by empirical Bayes
               (normal and inverse gamma), until they no longer change
     then      y* = sigma (z - gamma*) / delta* + alpha + x beta,   z = (y - alpha - x beta) / sigma
 
@@ -72,7 +72,7 @@ class FeatureProducts:
 
 @dataclass(frozen=True)
 class Harmonised:
-    """The site half of any statistic of features that were harmonised first."""
+    """The site half of any statistic, computed on harmonised features."""
 
     features: tuple[str, ...]
     design: Design
@@ -128,8 +128,8 @@ class Harmonised:
 
 @dataclass(frozen=True, repr=False)
 class Combat:
-    """What ComBat found. `apply(clients)` harmonises rows at hand; `source` is for statistics of harmonised
-    features, at real sites too."""
+    """A fitted ComBat: `apply(clients)` harmonises rows in this process; `source` gives statistics of
+    harmonised features, at real sites too."""
 
     site_half: Harmonised
     location: dict[Any, np.ndarray]
@@ -140,7 +140,7 @@ class Combat:
     dropped: int
 
     def apply(self, clients: Clients) -> Clients:
-        """The clients with their features harmonised: for learning from them."""
+        """The clients with their features harmonised, for training."""
         even = [self.site_half.table(one).columns for one in tables(clients)]
         return clients.with_columns(
             dict(clients.columns)
@@ -148,7 +148,7 @@ class Combat:
         )
 
     def source(self, source: Source) -> "HarmonisedSource":
-        """The source of which statistics see the harmonised features."""
+        """A source whose statistics see the harmonised features."""
         return HarmonisedSource(self.site_half, source)
 
     def __repr__(self) -> str:
@@ -178,7 +178,7 @@ class HarmonisedSource:
 def combat(
     source: Source, features: Sequence[str], *, keep: str = "1", missing: Missing = "refuse"
 ) -> Combat:
-    """ComBat of numbers `features` over all clients or sites, each of which is a batch.
+    """Fits ComBat to the numbers `features` over all clients or sites; each of them is a batch.
 
     `keep`: covariates whose effects stay, as on the right of a formula.
     Raises ValueError for fewer than two features or sites, for a site with one row, and for a feature that is
@@ -238,7 +238,7 @@ def combat(
 
 
 def _shrunk(n: float, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A site's means and variances [G] drawn towards those of all its features."""
+    """A site's means and variances [G], shrunk towards those of all its features."""
     centre, between = float(mean.mean()), float(mean.var(ddof=1))
     m, s2 = float(variance.mean()), float(variance.var(ddof=1))
     g, d = mean, variance

@@ -1,4 +1,4 @@
-"""Histograms over sites: how many values lie in each bin, of all sites together, by groups.
+"""Histograms over sites: the number of values in each bin, over all sites together, by groups.
 
     bin b holds edges[b] <= x < edges[b + 1], and the last one its upper edge too        as numpy.histogram
 
@@ -27,9 +27,9 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Bins:
-    """The site half: values of a column that are there, counted between edges [E], by groups: [G, E + 1].
+    """The site half: counts [G, E + 1] of a column's values between edges [E], by groups.
 
-    Bin 0 has those below the first edge, and bin b those from edge b - 1 on and below edge b.
+    Bin 0 has the values below the first edge, and bin b those from edge b - 1 on and below edge b.
     """
 
     column: str

@@ -1,15 +1,15 @@
 """Multiple imputation over sites: missing values drawn from models of the pooled rows, several times, and the
-analyses put together.
+analyses combined.
 
-    each column in turn is regressed on all others, by the rows of all sites where it is known (chained
-    equations); of the fit
+    each column in turn is regressed on all others, over the rows of all sites where it is known (chained
+    equations); from the fit
         number     sd^2 ~ RSS / chi2(n - P),  beta ~ N(b, sd^2 (X'X)^-1),  value = x beta + sd N(0, 1)
         two levels beta ~ N(b, V) of a logistic model,  value = 1 with probability 1 / (1 + e^-x beta)
     Rubin      estimate = mean of q_m,  T = mean of v_m + (1 + 1/M) B,  B the variance of q_m;  Student's t of his degrees of freedom
 
 A fit is by sums, as everywhere. Sites draw the values themselves, anew for each statistic, by an address
-(seed, imputation, step, site), and so get the same ones. No value that was drawn leaves a site, and nothing
-is kept there. It is right where what is missing depends on what is seen.
+(seed, imputation, step, site), and so get the same ones. No drawn value leaves a site, and none is kept
+there. The method is valid where missingness depends on observed values only (missing at random).
 Rubin, "Multiple Imputation for Nonresponse in Surveys", 1987; van Buuren and Groothuis-Oudshoorn, J.
 Statistical Software 2011.
 
@@ -41,12 +41,12 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Fill:
-    """How the missing values of one column are drawn: around a design's columns times beta, each site by its
-    own stream of draws."""
+    """How the missing values of one column are drawn: around a design's columns times beta, by each site's
+    own random stream."""
 
     column: str
     levels: tuple[str, ...]
-    """Of a column of two levels, as labels; of numbers none."""
+    """The two labels of a category; empty for numbers."""
     design: Design
     beta: tuple[float, ...]
     sd: float
@@ -64,7 +64,7 @@ class Fill:
             )
 
     def fill(self, table: Table, missing: np.ndarray) -> Table:
-        """The table with these rows [rows, bool] of the column drawn."""
+        """The table with the column's `missing` values [rows, bool] drawn."""
         name = int.from_bytes(hashlib.sha256(str(table.site).encode()).digest()[:8])
         draw = np.random.default_rng([*self.address, name])
         eta = self.design.matrix(table) @ np.array(self.beta)
@@ -77,7 +77,7 @@ class Fill:
         return Table({**table.columns, self.column: filled}, table.categories, table.site, table.people)
 
     def _coded(self, table: Table, which: np.ndarray) -> np.ndarray:
-        """[rows] the drawn levels, as the column has them."""
+        """[rows] the drawn levels, in the column's own coding."""
         x = table.columns[self.column]
         if self.column in table.categories:
             codes = [table.categories[self.column].index(level) for level in self.levels]
@@ -89,12 +89,11 @@ class Fill:
 
 @dataclass(frozen=True)
 class Filled:
-    """The site half of any statistic of rows whose missing values were drawn first, in the order of
-    `fills`."""
+    """The site half of any statistic, computed after the missing values are drawn in the order of `fills`."""
 
     fills: tuple[Fill, ...]
     kept: str
-    """A column whose missing values stay so; "" for none."""
+    """A column whose missing values stay missing; "" for none."""
     then: Statistic
 
     @property
@@ -145,13 +144,13 @@ def impute(
     rounds: int = 5,
     seed: int = 0,
 ) -> list[Imputed]:
-    """Imputations of the missing values of `columns` over all clients or sites: sources, to be analysed one
-    by one, for `rubin`.
+    """Imputes missing values of `columns` over all clients or sites: a list of sources to analyse one by one,
+    for `rubin`.
 
-    Name all columns of the analysis, its outcome too, and what says why a value is missing. Text, and numbers
-    in `categories`, are drawn by their two levels. `rounds` of the chain, each over every column that lacks
-    values. Raises ValueError where none is missing, where a column has none at all, and for text of more than
-    two levels.
+    Name all columns of the analysis, its outcome too, and columns that explain why values are missing. Text,
+    and numbers in `categories`, are drawn by their two levels. `rounds`: passes of the chain over every
+    column that lacks values. Raises ValueError where no value is missing, where a column has no value at all,
+    and for text of more than two levels.
     """
     if times < 2 or rounds < 1:
         raise ValueError(f"times={times} imputations should be 2 or more, and rounds={rounds} 1 or more")
@@ -185,8 +184,7 @@ def _chain(
     rounds: int,
     address: tuple[int, ...],
 ) -> tuple[Fill, ...]:
-    """The fills of one imputation: first by what is known of each column alone, then by all others, `rounds`
-    times."""
+    """The fills of one imputation: first from each column alone, then from all others, `rounds` times."""
     fills: list[Fill] = []
     for step, name in enumerate([*lacks, *(name for _ in range(rounds) for name in lacks)]):
         others = [other for other in names if other != name] if step >= len(lacks) else []
@@ -203,7 +201,7 @@ def _drawn(
     number: bool,
     address: tuple[int, ...],
 ) -> Fill:
-    """A fill by the regression of a column on others, with coefficients drawn from what is known of them."""
+    """A fill by the regression of a column on others, with coefficients drawn from their distribution."""
     draw = np.random.default_rng(address)
     left = f"Q({name!r})" if not levels else f"I(Q({name!r}) == {levels[1] if number else repr(levels[1])})"
     parsed = read(f"{left} ~ " + (" + ".join(f"Q({other!r})" for other in others) or "1"))
@@ -224,7 +222,7 @@ def _drawn(
 
 @dataclass(frozen=True, repr=False)
 class Rubin:
-    """Estimates of several imputations, put together."""
+    """Estimates of several imputations, combined by Rubin's rules."""
 
     names: tuple[str, ...]
     estimates: np.ndarray  # [P]
@@ -232,11 +230,11 @@ class Rubin:
     between: np.ndarray  # [P] variance of the estimates
     imputations: int
     df_complete: float
-    """Degrees of freedom that there would be with nothing missing; infinite where that is not said."""
+    """Degrees of freedom if nothing were missing; infinite where not given."""
 
     @property
     def variances(self) -> np.ndarray:
-        """[P] T."""
+        """[P] the total variance T."""
         total: np.ndarray = self.within + (1 + 1 / self.imputations) * self.between
         return total
 
@@ -252,7 +250,7 @@ class Rubin:
 
     @property
     def missing_information(self) -> dict[str, float]:
-        """{name: the share of the variance that comes of missing values}."""
+        """{name: the share of the variance that comes from missing values}."""
         return self._named(self._share)
 
     @property
@@ -312,7 +310,7 @@ class Rubin:
 
 
 def rubin(fits: Sequence[Estimates], *, df_complete: float | None = None) -> Rubin:
-    """Fits of one model to several imputations, as one: any of `glm`, `cox`, `lmm`, `glmm`, `ordinal`.
+    """Combines fits of one model to several imputations: any of `glm`, `cox`, `lmm`, `glmm`, `ordinal`.
 
     `df_complete`: rows less coefficients, where rows are few. Raises ValueError for fewer than two fits, and
     where their names differ."""

@@ -1,5 +1,4 @@
-"""What a fitted model says of its coefficients: estimates, standard errors, intervals, p-values, and the
-table that a reader looks for.
+"""The coefficients of a fitted model: estimates, standard errors, intervals, p-values, and their table.
 
 z = estimate / standard error      p = 2 P(N > |z|)      interval = estimate -+ 1.96 standard error
 """
@@ -13,7 +12,7 @@ from scipy.stats import norm
 
 @dataclass(frozen=True, repr=False)
 class Estimates:
-    """Named coefficients with their covariance [P, P]. `repr` and `table()` are for people, the rest by
+    """Named coefficients with their covariance [P, P]. `repr` and `table()` are text for people, the rest
     {name: number}."""
 
     names: tuple[str, ...]
@@ -21,7 +20,7 @@ class Estimates:
     covariance: np.ndarray  # [P, P] float64
     title: str = field(kw_only=True)
     ratio: str | None = field(default=None, kw_only=True)
-    """What e to the power of a coefficient is called, such as "odds ratio"; None where it means nothing."""
+    """The name of e to the power of a coefficient, such as "odds ratio"; None where it has no meaning."""
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -82,7 +81,7 @@ class Estimates:
         return aligned(lines)
 
     def facts(self) -> list[str]:
-        """What else is known of the fit, a line each."""
+        """Further facts about the fit, a line each."""
         return []
 
     def __repr__(self) -> str:

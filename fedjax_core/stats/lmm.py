@@ -36,8 +36,7 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Products:
-    """The site half: rows, means and centred products of the columns of a design and of the outcome, which is
-    the last."""
+    """The site half: rows, means and centred products of a design's columns and, last, of the outcome."""
 
     design: Design
     outcome: Expression
@@ -63,7 +62,7 @@ class Products:
 
 @dataclass(frozen=True, repr=False)
 class Lmm(Estimates):
-    """A fitted mixed model."""
+    """A fitted linear mixed model."""
 
     random_intercept_variance: float
     residual_variance: float
@@ -81,7 +80,7 @@ class Lmm(Estimates):
         return self.random_intercept_variance / (self.random_intercept_variance + self.residual_variance)
 
     def facts(self) -> list[str]:
-        """What else is known of the fit."""
+        """Further facts about the fit, a line each."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
         return [
             f"{self.rows} rows of {len(self.site_effects)} sites{left}; {self.method}, log-likelihood {self.log_likelihood:.4f}",
@@ -139,7 +138,7 @@ def lmm(
 
 @dataclass(frozen=True)
 class _Profile:
-    """The likelihood as a function of theta, all else at its best."""
+    """The likelihood as a function of theta, maximised over all else."""
 
     n: np.ndarray  # [N]
     mean: np.ndarray  # [N, P + 1]
@@ -166,8 +165,8 @@ class _Profile:
         )
 
     def joint(self, theta: float, beta: np.ndarray, covariance: np.ndarray, s2: float) -> np.ndarray:
-        """The covariance of beta from the information of (beta, theta), s2 at its best; where theta is 0,
-        `covariance` as it is."""
+        """The covariance of beta from the information of (beta, theta), maximised over s2; `covariance`
+        itself where theta is 0."""
         if not theta:
             return covariance
         gain, x = self.n / (1 + self.n * theta), self.mean[:, :-1]

@@ -1,4 +1,5 @@
-"""How a statistic travels to a site: as JSON of plain values, read strictly, so that a site computes what it knows and nothing else.
+"""Statistics as JSON messages to sites: plain values, read strictly, so that a site computes only
+statistics that it knows.
 
     GlmStep(design=..., beta=(0.1, -2.0))  ─►  {"statistic": "glm", "design": {...}, "beta": [0.1, -2.0]}  ─►  the same, at the site
 
@@ -52,14 +53,14 @@ STATISTICS: Mapping[str, type] = {
     "survey": Survey,
     "weighted": Weighted,
 }
-"""All that a site can be asked for."""
+"""All statistics that a site computes on request."""
 
-_DEEP = 6  # dots in the place of a statistic that another one holds: rows are changed three times at most
+_DEEP = 6  # dots in the path of a nested statistic: rows are changed three times at most
 
 
 def name_of(statistic: Statistic) -> str:
-    """What it is called in messages and audit logs, as in "filled glm"; raises TypeError for one that sites
-    do not know."""
+    """The name of a statistic in messages and audit logs, such as "filled glm"; raises TypeError for one that
+    sites do not know."""
     for name, kind in STATISTICS.items():
         if type(statistic) is kind:
             then = getattr(statistic, "then", None)
@@ -82,8 +83,8 @@ def _plain(statistic: Statistic) -> dict[str, Any]:
 
 
 def decode(text: bytes) -> Statistic:
-    """The statistic that the JSON says; raises ValueError where it is none, or has other fields, or values of
-    other types."""
+    """The statistic in a JSON message; raises ValueError for an unknown one, for other fields, and for values
+    of other types."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,5 +1,5 @@
-"""Meta-analysis: one effect from those of several studies or sites, each with its variance, and how far a new
-site may lie from it.
+"""Meta-analysis: combines the effects of several studies or sites, each with its variance, and predicts the
+effect at a new site.
 
     fixed   mu = sum w y / sum w,  w = 1 / v
     random  the same with w = 1 / (v + tau2);  tau2 by moments ("dl", DerSimonian and Laird 1986) or restricted likelihood ("reml")
@@ -27,7 +27,7 @@ Method = Literal["fixed", "dl", "reml"]
 
 @dataclass(frozen=True, repr=False)
 class Meta:
-    """What the effects together say."""
+    """The mean effect, its uncertainty, and the heterogeneity between sites."""
 
     estimate: float
     standard_error: float
@@ -51,13 +51,13 @@ class Meta:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of a mean effect of 0."""
+        """Two-sided p of a mean effect of 0."""
         z = abs(self.estimate) / self.standard_error
         return float(2 * (t.sf(z, len(self.effects) - 1) if self.hksj else norm.sf(z)))
 
     @property
     def prediction_interval(self) -> tuple[float, float]:
-        """95 % for the effect at a site that is not among these; NaN of fewer than three."""
+        """95 % for the effect at a new site; NaN for fewer than three effects."""
         if len(self.effects) < 3:
             return float("nan"), float("nan")
         reach = float(self._reach(len(self.effects) - 2)) * float(np.sqrt(self.tau2 + self.standard_error**2))
@@ -65,7 +65,7 @@ class Meta:
 
     @property
     def heterogeneity_p(self) -> float:
-        """Of Q, if all sites had one effect."""
+        """p of Q, if all sites had one effect."""
         return float(chi2.sf(self.q, len(self.effects) - 1))
 
     def table(self) -> str:

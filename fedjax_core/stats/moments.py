@@ -23,7 +23,7 @@ from fedjax_core.stats.survey import Missing, survey
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the complete rows of all sites: their number, the means [P], and the centred products [P, P]."""
+    """The complete rows of all sites: their number, means [P], and centred products [P, P]."""
 
     names: tuple[str, ...]
     rows: int
@@ -33,14 +33,14 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """[P, P], of the sample."""
+        """[P, P] sample covariance."""
         covariance: np.ndarray = self.products / (self.rows - 1)
         return covariance
 
 
 def moments(source: Source, columns: Sequence[str], missing: Missing = "refuse") -> Moments:
-    """The moments of numbers over all clients or sites; raises ValueError for fewer than two columns or rows,
-    and for text."""
+    """The moments of columns of numbers over all clients or sites; raises ValueError for fewer than two
+    columns or rows, and for text."""
     names = tuple(dict.fromkeys(columns))
     if len(names) < 2:
         raise ValueError(f"two columns or more are needed, got {', '.join(map(repr, names)) or 'none'}")

@@ -1,10 +1,10 @@
-"""Newton's method on sums that sites compute, for a log-likelihood that is concave: exact, in a few rounds,
-one message a site in each.
+"""Newton's method on sums from sites, for a concave log-likelihood: exact, in a few rounds of one message a
+site.
 
     beta <- beta + H^-1 g        g = sum of sites' gradients, H = sum of their information; a step that loses likelihood is halved
 
-It also says in words why a model has no answer: columns that are made of one another, or a likelihood that
-grows for ever."""
+It also says why a model has no estimate: columns that depend on one another, or a likelihood that grows
+without end."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,12 +15,11 @@ from fedjax_core.stats.base import Sums, total
 
 
 class NoEstimate(ValueError):
-    """The model has no finite estimate on these data; the message says of which coefficient, and the way
-    out."""
+    """The model has no finite estimate on these data; the message names the coefficient and the way out."""
 
 
 class Maximum(NamedTuple):
-    """Where Newton's method ended: the estimates, and each site's sums there."""
+    """The result of Newton's method: the estimates, and each site's sums there."""
 
     beta: np.ndarray  # [P]
     site_sums: list[Sums]
@@ -34,10 +33,10 @@ _MOST, _HALVINGS = 100, 30
 def maximise(
     ask: Callable[[np.ndarray], list[Sums]], beta: np.ndarray, names: Sequence[str], what: str = "outcome"
 ) -> Maximum:
-    """Where the likelihood is largest. `ask(beta)`: each site's sums, "log_likelihood", "gradient" [P] and
-    "information" [P, P], of columns that are of a size near 1.
+    """Maximises the log-likelihood. `ask(beta)` returns each site's sums "log_likelihood", "gradient" [P] and
+    "information" [P, P], for columns of a size near 1.
 
-    Raises `NoEstimate` where there is no such place.
+    Raises `NoEstimate` where there is no maximum.
     """
     site_sums = ask(beta)
     sums, rounds = total(site_sums), 1
@@ -46,7 +45,7 @@ def maximise(
     while rounds < _MOST:
         step = solve(sums["information"], sums["gradient"])
         size = float(np.abs(step).max(initial=0.0) / (1 + np.abs(beta).max(initial=0.0)))
-        if size < 1e-11 or (size < 1e-8 and size > before / 10):  # which is the rounding of the sums
+        if size < 1e-11 or (size < 1e-8 and size > before / 10):  # smaller steps are rounding of the sums
             return Maximum(beta + step, site_sums, sums, rounds)
         before = size
         for _ in range(_HALVINGS):
@@ -71,7 +70,7 @@ def maximise(
 
 
 def solve(information: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """information^-1 gradient, with each column brought to one size before."""
+    """information^-1 gradient, with columns scaled to one size before."""
     size = np.sqrt(np.maximum(np.diag(information), 1e-300))
     try:
         return np.linalg.solve(information / np.outer(size, size), gradient / size) / size
@@ -82,14 +81,14 @@ def solve(information: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 
 
 def inverse(information: np.ndarray) -> np.ndarray:
-    """The inverse, symmetric, with each column brought to one size before."""
+    """The symmetric inverse, with columns scaled to one size before."""
     size = np.sqrt(np.diag(information))
     inverted = np.linalg.inv(information / np.outer(size, size)) / np.outer(size, size)
     return (inverted + inverted.T) / 2
 
 
 def check_independent(information: np.ndarray, names: Sequence[str]) -> None:
-    """Raises `NoEstimate`, naming them, for columns of which one is a sum of others, or is 0 everywhere."""
+    """Raises `NoEstimate`, naming the columns, where one is a sum of others, or is 0 everywhere."""
     size = np.sqrt(np.diag(information))
     if not len(size):
         return

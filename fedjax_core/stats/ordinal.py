@@ -31,13 +31,13 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class OrdinalStep:
-    """The site half at one (beta, thresholds), of columns (x - shift) / scale: the log-likelihood, its
-    gradient and information."""
+    """The site half of a Newton step at (beta, thresholds), for columns (x - shift) / scale: the
+    log-likelihood, its gradient and information."""
 
     design: Design
     outcome: str
     levels: tuple[str, ...]
-    """Of the outcome, from the lowest; a number's as text."""
+    """The outcome's levels from the lowest; numbers as text."""
     number: bool
     used: tuple[str, ...]
     shift: tuple[float, ...]
@@ -100,10 +100,9 @@ class OrdinalStep:
 
 
 def _row(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Of log(F(u) - F(v)) in each row: itself, its slopes by u and v, and minus its second slopes by uu, uv,
-    vv.
+    """log(F(u) - F(v)) of each row, its slopes by u and v, and minus its second slopes by uu, uv, vv.
 
-    F(u) - F(v) = F(u) F(-v) (1 - e^(v - u)), so that none of them is a difference of two numbers near 1.
+    F(u) - F(v) = F(u) F(-v) (1 - e^(v - u)) avoids a difference of two numbers near 1.
     """
     gap = np.where(np.isfinite(u) & np.isfinite(v), u - v, np.inf)
     log = (
@@ -136,7 +135,7 @@ class Ordinal(Estimates):
         return 2 * len(self.names) - 2 * self.log_likelihood
 
     def facts(self) -> list[str]:
-        """What else is known of the fit."""
+        """Further facts about the fit, a line each."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
         levels = ", ".join(f"{name} {rows}" for name, rows in self.levels.items())
         return [
@@ -151,9 +150,9 @@ def ordinal(
     """The maximum-likelihood fit of "level ~ covariates" over the rows of all clients or sites, as if they
     were pooled.
 
-    `levels`: those of an outcome that is text, from the lowest; numbers are ordered by size. Raises
-    ValueError where values are missing (see `missing`) or levels are not those of the rows, and `NoEstimate`
-    where there is none."""
+    `levels`: the levels of a text outcome, from the lowest; numbers are ordered by size. Raises ValueError
+    where values are missing (see `missing`) or levels are not those of the rows, and `NoEstimate` where there
+    is no finite estimate."""
     parsed = read(formula)
     if len(parsed.outcomes) != 1 or parsed.outcomes[0][0] != "column":
         raise ValueError(f"{formula!r} needs one column before the ~, whose levels are ordered")

@@ -1,10 +1,10 @@
-"""Principal components over sites: those of the pooled rows, from one message of means and products a site.
+"""Principal components of the pooled rows over sites, from one message of means and products a site.
 
     C = V diag(l) V'     scores (x - mean) V     l_k: the variance along component k; its error, of normal rows, l_k sqrt(2 / n)
 
-Columns are brought to one size first (`scale=True`), as where their units differ. Signs: the largest part of
-a component is positive. Anderson, "Asymptotic theory for principal component analysis", Annals of
-Mathematical Statistics 1963.
+`scale=True` first scales all columns to one size, for columns of different units. The largest part of each
+component is positive. Anderson, "Asymptotic theory for principal component analysis", Annals of Mathematical
+Statistics 1963.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "x": [1.0, 2, 3, 4], "y": [2.0, 4, 6, 8]}, by="site")
@@ -27,7 +27,7 @@ from fedjax_core.stats.survey import Missing
 
 @dataclass(frozen=True, repr=False)
 class Pca:
-    """Components [K, P] of the columns `names`, those of most variance first."""
+    """Principal components [K, P] of the columns `names`, those of most variance first."""
 
     names: tuple[str, ...]
     components: np.ndarray  # [K, P], rows of length 1
@@ -40,13 +40,13 @@ class Pca:
 
     @property
     def shares(self) -> np.ndarray:
-        """[K] of the variance of all columns."""
+        """[K] shares of the variance of all columns."""
         shares: np.ndarray = self.variances / self.total_variance
         return shares
 
     @property
     def standard_errors(self) -> np.ndarray:
-        """[K] of the variances, where the rows are normal and no two variances are equal."""
+        """[K] standard errors of the variances, for normal rows with no two variances equal."""
         errors: np.ndarray = self.variances * np.sqrt(2 / self.rows)
         return errors
 
@@ -57,8 +57,8 @@ class Pca:
         return self.variances / reach, self.variances * reach
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
-        """[rows, K] of rows [rows, P] of the columns, in the order of `names`: a site computes them for its
-        own."""
+        """[rows, K] scores of rows [rows, P], with columns in the order of `names`; a site computes those of
+        its own rows."""
         scores: np.ndarray = (rows - self.mean) / self.size @ self.components.T
         return scores
 

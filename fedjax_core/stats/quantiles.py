@@ -1,13 +1,13 @@
-"""Quantiles over sites: the very quantiles of the pooled values, by counting below thresholds; or, between
-public edges, with their error.
+"""Quantiles of the pooled values over sites: exact, by counts below thresholds, or from counts between public
+edges, with bounds.
 
     q-quantile    the value of rank (n - 1) q, between its neighbours in proportion            as numpy.quantile
     search        sites count values below 63 thresholds; the gap that holds the rank is cut again, until it holds one float
     interval      the values of ranks l and u with P(l <= Binomial(n, q) < u) >= 0.95, whatever the distribution
 
 An exact quantile is some person's value, and so is a rank's neighbour. Where a site's policy has a minimum
-for cells, give public `edges`: sites then tell one histogram, and the answer is a value with the bin in which
-the exact one lies.
+for cells, give public `edges`: sites then send one histogram, and the result is a value with the bin that
+holds the exact one.
 
 Thompson, "On confidence ranges for the median and other expectation distributions", Annals of Mathematical
 Statistics 1936.
@@ -33,21 +33,20 @@ from fedjax_core.stats.histogram import Bins, check_edges
 from fedjax_core.stats.inference import aligned
 from fedjax_core.stats.survey import survey
 
-_THRESHOLDS = 63  # of each rank that is sought, in each round
+_THRESHOLDS = 63  # for each sought rank, in each round
 _LARGEST = int(np.array(np.finfo(np.float64).max).view(np.int64))
 
 
 @dataclass(frozen=True, repr=False)
 class Quantiles:
-    """Quantiles of one column's values that are there."""
+    """Quantiles of one column, without its missing values."""
 
     values: dict[float, float]
     """{q: the quantile}."""
     intervals: dict[float, tuple[float, float]]
     """{q: (low, high)} of 95 % or a little more; infinite where there are too few values to say."""
     bounds: dict[float, tuple[float, float]]
-    """{q: (low, high)} between which the pooled quantile lies for certain: itself twice, or the edges around
-    it."""
+    """{q: (low, high)} that certainly hold the pooled quantile: itself twice, or the edges around it."""
     count: int
     missing: int
 
@@ -75,7 +74,7 @@ def quantiles(
     """The `Quantiles` of a column over all clients or sites, or {group: quantiles} by the groups of the
     column `by`.
 
-    `q`: shares between 0 and 1. `edges`: public ones, between which values are counted in one message. Raises
+    `q`: shares between 0 and 1. `edges`: public; values between them are counted in one message. Raises
     ValueError where a group has no value, or where a quantile lies outside the edges.
     """
     shares = tuple(map(float, q))
@@ -137,7 +136,7 @@ def quantiles(
 
 
 def _between(a: float, b: float, part: float) -> float:
-    """The value that lies so far from a to b, rounded as NumPy rounds it."""
+    """The value at the share `part` of the way from a to b, rounded as NumPy rounds it."""
     if a == b:
         return a
     return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part
@@ -147,8 +146,8 @@ _Rank = tuple[int, int, int | None, int | None, float]
 
 
 def _ranks(n: int, shares: Sequence[float]) -> list[_Rank]:
-    """Of each share: the two ranks [1..n] between which the quantile lies, those of its interval, and how far
-    it is from the first."""
+    """For each share: the two ranks [1..n] around the quantile, the ranks of its interval, and its place
+    between the first two."""
     ranks: list[_Rank] = []
     for q in shares:
         position = (n - 1) * q
@@ -167,7 +166,7 @@ def _ranks(n: int, shares: Sequence[float]) -> list[_Rank]:
 
 
 def _within(counts: np.ndarray, edges: Sequence[float], rank: float, bounds: tuple[float, float]) -> float:
-    """The value of a rank, from 0, where the values of a bin are spread evenly in it."""
+    """The value of a rank, from 0, if the values of a bin are spread evenly in it."""
     upto = np.concatenate([[0], np.cumsum(counts[1:-1])]) + counts[0]
     return float(np.clip(np.interp(rank + 0.5, upto, edges), *bounds))
 
@@ -178,7 +177,7 @@ def _search(
     """{(group, rank): its value}. A value x of rank r is the largest for which fewer than r values lie below
     x."""
     low = {pair: -_LARGEST for pair in sought}  # fewer than r values lie below it
-    high = {pair: _LARGEST + 1 for pair in sought}  # which is infinity, below which all n lie
+    high = {pair: _LARGEST + 1 for pair in sought}  # infinity, as all n lie below it
     while open_ := [pair for pair in sought if high[pair] - low[pair] > 1]:
         cuts = {pair: _cuts(low[pair], high[pair]) for pair in open_}
         thresholds = sorted({cut for pair_cuts in cuts.values() for cut in pair_cuts})
@@ -205,7 +204,7 @@ def _cuts(low: int, high: int) -> list[int]:
 
 
 def _floats(order: Sequence[int]) -> list[float]:
-    """The floats of these places in the order of all floats, of which 0.0 has place 0."""
+    """The floats at these places in the order of all floats, where 0.0 has place 0."""
     places = np.array(order, np.int64)
     size = np.abs(places).view(np.float64)
     floats: list[float] = np.where(places < 0, -size, size).tolist()

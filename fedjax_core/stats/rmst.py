@@ -3,7 +3,7 @@ how groups differ.
 
     mean = area under S up to `until`       difference a - b with sqrt(e_a^2 + e_b^2), ratio on the log scale with e / mean
 
-It needs no proportional hazards. Curves are those of `kaplan_meier`, and so are what sites tell. Royston and
+It needs no proportional hazards. Curves, and what sites send, are those of `kaplan_meier`. Royston and
 Parmar, BMC Medical Research Methodology 2013.
 
 >>> from fedjax_core.data.clients import Clients
@@ -41,7 +41,7 @@ class Rmst:
 
     @property
     def differences(self) -> dict[str, float]:
-        """{group: its mean less the first group's}, of all groups but the first."""
+        """{group: its mean less the first group's}, for all groups but the first."""
         first, *others = self.means
         return {group: self.means[group] - self.means[first] for group in others}
 
@@ -96,8 +96,8 @@ def rmst(
     """The restricted means of "time, event ~ arm", or of all rows in "time, event ~ 1". `grid` as in
     `kaplan_meier`.
 
-    Raises ValueError where some of a group live and nobody of it is followed to `until`: the curve there is
-    not known."""
+    Raises ValueError where a group has survivors and none of them is followed to `until`: the curve there is
+    unknown."""
     if not (np.isfinite(until) and until > 0):
         raise ValueError(f"until= needs a time above 0, got {until}")
     counted, labels, times = counts_by_groups(formula, source, grid, missing, (float(until),))

@@ -1,7 +1,7 @@
-"""What must be known of columns before a model of them can be made: which are text, their levels, and how
-many values are missing.
+"""A survey of columns before they enter a model: which are text, their levels, and how many values are
+missing.
 
-    each site:   kind, missing, and of the columns `levels` their labels with counts      over the rows that are complete
+    each site:   kinds, missing values, and labels with counts for the columns `levels`   over the complete rows
     centre:      kinds that agree  ─►  one sorted list of levels for all
 
 >>> from fedjax_core.data.clients import Clients
@@ -22,7 +22,7 @@ from fedjax_core.stats.base import HIDDEN, Limits, Source, Sums, TooFew, ask, co
 from fedjax_core.stats.table import KINDS, Table
 
 Missing = Literal["refuse", "drop"]
-"""What becomes of rows in which a value is missing that is used."""
+"""What happens to rows that lack a used value."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,16 @@ class Survey:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What is known of the columns."""
+    """The columns as all sites together have them."""
 
     kinds: dict[str, str]
     levels: dict[str, dict[str, int]]
-    """{column: {level: rows}}, of text and of what was asked for, in the order of their values; `HIDDEN`
+    """{column: {level: rows}} of text and of the requested columns, in the order of their values; `HIDDEN`
     where a site hides its count."""
     rows: int
-    """That are complete."""
+    """The complete ones."""
     dropped: int
-    """Rows that are not."""
+    """Incomplete rows."""
     by_site: dict[Any, int]
     """{site: its complete rows}."""
 
@@ -91,9 +91,10 @@ def survey(
     *,
     partial: bool = False,
 ) -> Surveyed:
-    """What is known of these columns at all sites; raises where values are missing and `missing` is "refuse".
+    """Surveys these columns at all sites; raises ValueError where values are missing and `missing` is
+    "refuse".
 
-    `partial`: counts of levels may be hidden, `HIDDEN`, by sites whose policies hide those of few people.
+    `partial`: sites whose policies hide counts of few people may give `HIDDEN` for a level.
     """
     if missing not in ("refuse", "drop"):
         raise ValueError(

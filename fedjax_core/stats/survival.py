@@ -2,12 +2,12 @@
 the pooled rows.
 
     site:     at each time t of a list that all share: d events, n at risk                 by groups
-    centre:   S(t) = prod (1 - d / n)     var S = S^2 sum d / (n (n - d))  (Greenwood)     interval on
-              log(-log S) log-rank: sum over t of d_g - d n_g / n, with the hypergeometric covariance
+    centre:   S(t) = prod (1 - d / n)   var S = S^2 sum d / (n (n - d))  (Greenwood)   interval on log(-log S)
+              log-rank: sum over t of d_g - d n_g / n, with the hypergeometric covariance
 
-The list of times is that of all events, which sites tell first, or a public `grid`: each time then counts as
-the next one of the grid, and no time of a patient leaves a site. Kaplan and Meier, JASA 1958; Mantel, Cancer
-Chemotherapy Reports 1966.
+The list has the times of all events, which sites send first, or is a public `grid`: times are then rounded up
+to the grid, and no patient's time leaves a site. Kaplan and Meier, JASA 1958; Mantel, Cancer Chemotherapy
+Reports 1966.
 
 >>> from fedjax_core.data.clients import Clients
 >>> clients = Clients.from_table({"site": list("aabb"), "time": [1, 2, 3, 4], "event": [1, 0, 1, 0]}, by="site")
@@ -35,8 +35,8 @@ from fedjax_core.stats.table import Table
 
 @dataclass(frozen=True)
 class Times:
-    """How the rows say when they were observed: at which time, whether that was an event, and since when
-    (None: since 0)."""
+    """The expressions of a row's observation: its time, whether that was an event, and since when (None:
+    since 0)."""
 
     time: Expression
     event: Expression
@@ -47,7 +47,7 @@ class Times:
             check(one)
 
     def of(self, table: Table, grid: Sequence[float] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(time, event, entry) [rows]; of a grid, the next of its times, and infinity after the last."""
+        """(time, event, entry) [rows]; a grid rounds times up, and those after its last to infinity."""
         time, event = evaluate(self.time, table), evaluate(self.event, table)
         entry = np.full(len(time), -np.inf) if self.entry is None else evaluate(self.entry, table)
         if ((event != 0) & (event != 1)).any():
@@ -109,7 +109,7 @@ class AtRisk:
     labels: tuple[str, ...]
     grid: tuple[float, ...]
     rounded: bool
-    """Whether times count as the next of the grid."""
+    """Whether times are rounded up to the grid."""
     used: tuple[str, ...]
 
     @property
@@ -144,7 +144,7 @@ class AtRisk:
 
 
 def counts_from(x: np.ndarray, grid: np.ndarray, after: bool = False) -> np.ndarray:
-    """[T] how many of x are at each time of the grid or later; strictly `after` it."""
+    """[T] the number of x at each grid time or later; strictly `after` it."""
     return len(x) - np.searchsorted(np.sort(x), grid, side="right" if after else "left")
 
 
@@ -173,7 +173,7 @@ def event_times(
 
 
 def outcome(formula: Formula) -> Times:
-    """What the left side of a formula says: "time, event", or "entry, time, event"."""
+    """The `Times` of a formula's left side, "time, event" or "entry, time, event"."""
     if len(formula.outcomes) not in (2, 3):
         raise ValueError(
             f"{formula.text!r} needs 'time, event ~ ...', or 'entry, time, event ~ ...' on its left, got {len(formula.outcomes)} parts"
@@ -192,12 +192,12 @@ class KaplanMeier:
 
     @property
     def survival(self) -> np.ndarray:
-        """[T] S at each time, after its events."""
+        """[T] survival at each time, after its events."""
         return np.cumprod(1 - self.events / np.maximum(self.at_risk, 1))
 
     @property
     def standard_errors(self) -> np.ndarray:
-        """[T] by Greenwood's formula."""
+        """[T] standard errors by Greenwood's formula."""
         left = self.at_risk - self.events
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = np.where(left > 0, self.events / (self.at_risk * left), np.inf)
@@ -271,8 +271,8 @@ def kaplan_meier(
 ) -> Any:
     """The survival curve of "time, event ~ 1", or {group: curve} of "time, event ~ arm".
 
-    With a public `grid` of times each time counts as the next of the grid, and times after its last as not
-    yet ended there. Without, sites tell the times of events, which their policy may refuse.
+    With a public `grid`, times are rounded up to the grid, and times after its last are censored there.
+    Without, sites send the times of events, which their policy may refuse.
     """
     curves = curves_of(*counts_by_groups(formula, source, grid, missing))
     return curves[""] if list(curves) == [""] else curves
@@ -309,8 +309,8 @@ def logrank(
 def counts_by_groups(
     formula: str, source: Source, grid: Sequence[float] | None, missing: Missing, also: Sequence[float] = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], np.ndarray]:
-    """(events and rows at risk [G, T], the labels of the groups, the times); where there is no grid, at the
-    times of `also` too."""
+    """(events and rows at risk [G, T], the labels of the groups, the times); without a grid, the times
+    include `also`."""
     parsed = read(formula)
     times, groups = outcome(parsed), groups_of(parsed)
     known = survey(source, parsed.columns, groups, missing)
@@ -326,7 +326,7 @@ def counts_by_groups(
 
 
 def curves_of(counted: Sums, labels: Sequence[str], times: np.ndarray) -> dict[str, KaplanMeier]:
-    """{group: its curve}, of events and rows at risk [G, T]."""
+    """{group: its curve}, from events and rows at risk [G, T]."""
     curves = {}
     for g, label in enumerate(labels):
         events, at_risk = counted["events"][g], counted["at_risk"][g]

@@ -1,5 +1,5 @@
-"""One site's rows, as a statistic reads them: a column as numbers, or as the labels of its levels, missing
-values kept apart.
+"""One site's rows as a statistic reads them: columns as numbers or as labels of levels, with missing values
+marked.
 
 `site` (or `_site`) is a column of every table: the name of the site itself, or of the client where clients
 stand for sites.
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 SITE = ("site", "_site")
-"""Names of the column that tells sites apart, where the table has no column so called."""
+"""Names of the column of site names, where the table has no column of that name."""
 
 KINDS = ("text", "whole", "number")
-"""What a column holds; a column of whole numbers has none missing."""
+"""The kinds of columns; a "whole" one has no missing values."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,21 @@ class Table:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     site: Any = ""
     people: np.ndarray | None = None
-    """[rows] whose each row is; None: of as many people as there are rows."""
+    """[rows] the person of each row; None: each row is a person."""
 
     @classmethod
     def empty(cls, names: Iterable[str]) -> "Table":
-        """A table without a row, that has these columns."""
+        """A table with these columns and no rows."""
         return cls({name: np.zeros(0) for name in names})
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
     @property
     def person_ids(self) -> np.ndarray:
-        """[rows] whose each row is."""
+        """[rows] the person of each row, numbered where `people` is None."""
         return np.arange(self.rows) if self.people is None else self.people
 
     def kind(self, name: str) -> str:
@@ -65,8 +65,7 @@ class Table:
         return x.astype(np.float64)
 
     def labels(self, name: str) -> np.ndarray:
-        """[rows] text, empty where missing: the level of each row, by the name that it has in a
-        coefficient's."""
+        """[rows] text, empty where missing: the level of each row, as coefficients' names have it."""
         x = self._column(name)
         if name in self.categories:
             return np.array([*self.categories[name], ""], dtype=str)[x]  # -1 is the last
@@ -80,7 +79,7 @@ class Table:
         )
 
     def missing(self, name: str) -> np.ndarray:
-        """[rows] bool."""
+        """[rows] bool: whether the column's value is missing."""
         x = self._column(name)
         if name in self.categories:
             return x < 0

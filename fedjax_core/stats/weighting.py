@@ -1,16 +1,17 @@
-"""The effect of a treatment by propensity weights over sites: the pooled answer, with errors that know that
-the weights were estimated.
+"""The effect of a treatment in the pooled rows by propensity weights, over sites; its errors account for the
+estimated weights.
 
     e = P(treated | x), a logistic model of the pooled rows            w of the treated, of the others
     ate      1 / e,  1 / (1 - e)      of all people
     att      1,      e / (1 - e)      of those who are treated
-    overlap  1 - e,  e                of those whom either might have been given (Li, Morgan and Zaslavsky, JASA 2018): bounded weights
+    overlap  1 - e,  e                of those who might have had either: bounded weights (Li, Morgan and
+                                      Zaslavsky, JASA 2018)
 
     effect = mu1 - mu0,  mu_a = sum w y / sum w of group a      its error by the sandwich of the stacked equations of (beta, mu1, mu0):
              A^-1 B A^-1',  A = -sum of slopes, B = sum of psi psi'     (Lunceford and Davidian, Statistics in Medicine 2004)
 
-Weights balance what the model has, and nothing that was not measured. Overlap weights make the means of its
-columns equal.
+Weights balance the columns of the model, and nothing that was not measured. Overlap weights make these
+columns' means equal.
 
 >>> from fedjax_core.data.clients import Clients
 >>> table = {"site": list("aaaabbbb"), "y": [5.0, 6, 3, 9, 2, 3, 6, 8], "t": [1, 1, 0, 1, 0, 0, 1, 0], "age": [1.0, 2, 1, 4, 1, 2, 3, 4]}
@@ -45,7 +46,7 @@ class Weighted:
     at these means."""
 
     model: GlmStep
-    """Of the treatment."""
+    """The propensity model of the treatment."""
     outcome: Expression
     weights: str
     means: tuple[float, ...]
@@ -133,7 +134,7 @@ class TreatmentEffect:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of no effect."""
+        """Two-sided p of no effect."""
         return float(2 * norm.sf(abs(self.effect) / self.standard_error))
 
     def __repr__(self) -> str:
@@ -153,8 +154,8 @@ def treatment_effect(
     """The effect of "outcome, treatment ~ covariates" over the rows of all clients or sites; treatment is 0
     or 1, or I(arm == 'new').
 
-    Raises ValueError where values are missing (see `missing`), and `NoEstimate` where the covariates tell the
-    treated from the others."""
+    Raises ValueError where values are missing (see `missing`), and `NoEstimate` where the covariates separate
+    the treated from the others."""
     if weights not in KINDS:
         raise ValueError(f"weights={weights!r} is not known; there are {', '.join(KINDS)}")
     parsed = read(formula)
